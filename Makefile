@@ -1,0 +1,69 @@
+# The one front door: people and CI call these, and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+# pip must not fall back to anything that the lock does not name.
+PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test fast lint types docs-check golden bench soak cover locks clean help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
+
+run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787, set up first if need be
+	@exec $(PY) -m relay serve $(ARGS)
+
+test: $(VENV)/test.stamp lint types  ## all checks and tests
+	$(PY) -m pytest $(ARGS)
+
+fast: $(VENV)/test.stamp  ## the tests that start no other program
+	$(PY) -m pytest --ignore=tests/e2e $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(PY) -m ruff check .
+
+types: $(VENV)/test.stamp
+	$(PY) -m mypy
+
+docs-check: $(VENV)/test.stamp  ## docs against code
+	$(PY) -m pytest tests/test_docs.py
+
+golden: $(VENV)/test.stamp  ## rewrite the golden files; read the diff
+	GOLDEN=write $(PY) -m pytest tests/test_golden.py
+
+bench: $(VENV)/test.stamp  ## speed beside nginx and a bare relay (needs gcc, wrk, nginx)
+	scripts/bench/run $(ARGS)
+
+soak: $(VENV)/test.stamp  ## the waits of minutes, in full
+	$(PY) -m pytest -m soak -o addopts= tests $(ARGS)
+
+cover: $(VENV)/test.stamp  ## coverage of relay/
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report --skip-covered
+
+locks:  ## resolve the locks anew (needs uv)
+	scripts/lock
+
+clean:  ## remove what was made here; .env and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage* scripts/bench/bin
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.env:
+	@cp .env.example .env && chmod 600 .env && echo "made .env from .env.example: put your keys in it"
+
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relay needs Python 3.11 or newer; set PYTHON=…")'
+	@test -f requirements/$(MINOR).txt || { echo "no lock for this Python ($(MINOR)); there is one for: $$(ls requirements | grep -v test | sed 's/\.txt//' | tr '\n' ' '). Set PYTHON=…, or run scripts/lock"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/made.stamp requirements/$(MINOR).txt
+	$(PIP) --require-hashes -r requirements/$(MINOR).txt
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/made.stamp requirements/$(MINOR)-test.txt
+	$(PIP) --require-hashes -r requirements/$(MINOR)-test.txt
+	@touch $@ $(VENV)/run.stamp
