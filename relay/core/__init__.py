@@ -1,0 +1,1 @@
+"""Pure parts: no socket, no file, no clock of their own. Imports nothing of the relay."""

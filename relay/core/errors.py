@@ -1,0 +1,377 @@
+"""Every way a call can fail, as classes with data. Text for people is made in `surfaces/errors.py`.
+
+    RelayError                       code                       side      status  close  retry
+      BadPath                        bad_path                   client     400    1002   never
+      BadRequest                     bad_request                client     400    1002   never
+      UnknownRoute                   unknown_route              client     404    1002   never
+      UnknownProvider                unknown_provider           client     404    1008   never
+      HostNotAllowed                 host_not_allowed           client     403    1008   never
+      OriginNotAllowed               origin_not_allowed         client     403    1008   never
+      WebSocketNotSupported          websocket_not_supported    client     400    1008   never
+      UpgradeRequired                upgrade_required           client     426    1002   never
+      BodyTimeout                    body_timeout               client     408    1008   never
+      TooManySessions                too_many_sessions          client     429    1013   later
+      ConfigInvalid                  config_invalid             client     422    1008   never
+      ClientGone                     client_gone                client     499    1011   never
+      ClientStalled                  client_stalled             client     499    1013   never
+      ProviderNotConfigured          provider_not_configured    relay      503    1011   never
+      Draining                       draining                   relay      503    1012   later
+      InternalError                  internal_error             relay      500    1011   never
+      UpstreamUnreachable            upstream_unreachable       upstream   502    1014   yes,
+      nothing was sent UpstreamTlsFailed              upstream_tls_failed        upstream   502
+      1014   yes, nothing was sent UpstreamTimeout                upstream_timeout
+      upstream   504 1014   only if nothing was sent UpstreamDisconnected
+      upstream_disconnected upstream   502 1014   never UpstreamProtocolError
+      upstream_protocol_error    upstream
+        502    1014
+       never HandshakeRefused               (the provider's own)       upstream   as is  1014
+       never
+
+`status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
+An error that an SDK must not retry says so by `retryable = False`; it is answered with
+`x-should-retry: false`. Longer than a module should be because it is a catalogue: one paragraph an
+error, read by looking one up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Side = Literal["client", "relay", "upstream"]
+
+
+class RelayError(Exception):
+    """A failure with a stable code. Base class only: raise one of its children."""
+
+    code: ClassVar[str]
+    side: ClassVar[Side] = "client"
+    status: ClassVar[int] = 400
+    close_code: ClassVar[int] = 1008
+    retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **facts: Any) -> None:
+        """`class X(RelayError, code=…, side=…, status=…, close_code=…, retryable=…)`."""
+        super().__init_subclass__()
+        for name, value in facts.items():
+            setattr(cls, name, value)
+
+    @property
+    def message(self) -> str:
+        """One sentence for the caller: no path of ours, no URL with a query, no key."""
+        raise TypeError(f"{type(self).__name__} has no message")
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+@dataclass(eq=False)
+class BadPath(RelayError, code="bad_path", close_code=1002):
+    """The request target is not one that may be relayed (RFC 9112 3.2; escapes are refused, never
+    repaired).
+    """
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"The path cannot be relayed: {self.reason}."
+
+
+@dataclass(eq=False)
+class BadRequest(RelayError, code="bad_request", close_code=1002):
+    """The request is not well-formed HTTP, or carries a header that cannot be passed on."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"The request is malformed: {self.reason}."
+
+
+@dataclass(eq=False)
+class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002):
+    """No surface of the relay answers at this path or method."""
+
+    method: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"Nothing answers {self.method} here. Providers live at"
+            " /api/v1/ai-gateway/providers/{provider}/{endpoint}."
+        )
+
+
+@dataclass(eq=False)
+class UnknownProvider(RelayError, code="unknown_provider", status=404):
+    """gateway.yaml has no provider of this name; `nearest` is the closest one it has, or empty."""
+
+    name: str
+    nearest: str = ""
+
+    @property
+    def message(self) -> str:
+        hint = f" Did you mean '{self.nearest}'?" if self.nearest else ""
+        return f"There is no provider named '{self.name[:80]}' in gateway.yaml.{hint}"
+
+
+@dataclass(eq=False)
+class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
+    """While access is open, Host must be loopback or listed: this stops DNS rebinding."""
+
+    host: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"Access is open, so the host name '{self.host[:80]}' must be listed in gateway.yaml"
+            " under server.hosts."
+        )
+
+
+@dataclass(eq=False)
+class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
+    """While access is open, a web page of another origin may not spend the relay's keys."""
+
+    origin: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"Pages of the origin '{self.origin[:80]}' may not use this relay."
+            " List it in gateway.yaml under cors.origins to allow it."
+        )
+
+
+@dataclass(eq=False)
+class WebSocketNotSupported(RelayError, code="websocket_not_supported"):
+    """The provider has no WebSocket endpoint in the registry."""
+
+    provider: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The provider '{self.provider}' takes no WebSockets: it has no 'websocket' section"
+            " in gateway.yaml."
+        )
+
+
+@dataclass(eq=False)
+class UpgradeRequired(RelayError, code="upgrade_required", status=426, close_code=1002):
+    """A WebSocket path was asked for by plain HTTP."""
+
+    @property
+    def message(self) -> str:
+        return (
+            "This path speaks WebSocket only: send Upgrade: websocket, Sec-WebSocket-Version: 13."
+        )
+
+
+@dataclass(eq=False)
+class BodyTimeout(RelayError, code="body_timeout", status=408):
+    """The caller stopped sending its request body."""
+
+    after_s: float
+
+    @property
+    def message(self) -> str:
+        return f"No byte of the request body came for {self.after_s:g} s."
+
+
+@dataclass(eq=False)
+class TooManySessions(
+    RelayError, code="too_many_sessions", status=429, close_code=1013, retryable=True
+):
+    """This client already holds as many WebSocket sessions as it may."""
+
+    limit: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"This client holds {self.limit} WebSocket sessions, which is the limit."
+            " Close one first."
+        )
+
+
+@dataclass(eq=False)
+class ConfigInvalid(RelayError, code="config_invalid", status=422):
+    """A reload was refused; the registry in force stays. `problems` are file:line:column
+    messages.
+    """
+
+    problems: Sequence[str]
+
+    @property
+    def message(self) -> str:
+        return "The new configuration was refused and the old one stays:\n" + "\n".join(
+            self.problems
+        )
+
+
+@dataclass(eq=False)
+class ClientGone(RelayError, code="client_gone", status=499, close_code=1011):
+    """The caller left before the end: not our failure, not the provider's."""
+
+    @property
+    def message(self) -> str:
+        return "The client closed the connection."
+
+
+@dataclass(eq=False)
+class ClientStalled(RelayError, code="client_stalled", status=499, close_code=1013):
+    """The caller took nothing of its answer for too long."""
+
+    after_s: float
+
+    @property
+    def message(self) -> str:
+        return f"The client read nothing for {self.after_s:g} s."
+
+
+@dataclass(eq=False)
+class ProviderNotConfigured(
+    RelayError, code="provider_not_configured", side="relay", status=503, close_code=1011
+):
+    """The provider's `auth` names variables that are not set."""
+
+    provider: str
+    missing: Sequence[str]
+
+    @property
+    def message(self) -> str:
+        names = ", ".join(self.missing)
+        return (
+            f"The provider '{self.provider}' is not configured:"
+            f" set {names} (in .env) and restart or reload."
+        )
+
+
+@dataclass(eq=False)
+class Draining(
+    RelayError, code="draining", side="relay", status=503, close_code=1012, retryable=True
+):
+    """The relay is shutting down."""
+
+    @property
+    def message(self) -> str:
+        return "The relay is restarting. Connect again."
+
+
+@dataclass(eq=False)
+class InternalError(RelayError, code="internal_error", side="relay", status=500, close_code=1011):
+    """A bug of the relay's; the log has it under the same request id."""
+
+    @property
+    def message(self) -> str:
+        return "The relay failed. Its log has the cause under this request id."
+
+
+@dataclass(eq=False)
+class UpstreamUnreachable(
+    RelayError,
+    code="upstream_unreachable",
+    side="upstream",
+    status=502,
+    close_code=1014,
+    retryable=True,
+):
+    """No connection to the provider came up: DNS, refused, no route, connect time-out. Nothing was
+    sent.
+    """
+
+    host: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"No connection to {self.host}: {self.reason}."
+
+
+@dataclass(eq=False)
+class UpstreamTlsFailed(
+    RelayError, code="upstream_tls_failed", side="upstream", status=502, close_code=1014
+):
+    """The TLS handshake with the provider failed. Nothing was sent."""
+
+    host: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"TLS with {self.host} failed: {self.reason}."
+
+
+@dataclass(eq=False)
+class UpstreamTimeout(
+    RelayError, code="upstream_timeout", side="upstream", status=504, close_code=1014
+):
+    """The provider was silent for too long; `phase` says when: handshake, first byte, stream,
+    upload.
+    """
+
+    phase: str
+    after_s: float
+
+    @property
+    def message(self) -> str:
+        return f"The provider was silent for {self.after_s:g} s ({self.phase})."
+
+
+@dataclass(eq=False)
+class UpstreamDisconnected(
+    RelayError, code="upstream_disconnected", side="upstream", status=502, close_code=1014
+):
+    """The provider closed the connection before its answer was whole."""
+
+    phase: str
+
+    @property
+    def message(self) -> str:
+        return f"The provider closed the connection ({self.phase})."
+
+
+@dataclass(eq=False)
+class UpstreamProtocolError(
+    RelayError, code="upstream_protocol_error", side="upstream", status=502, close_code=1014
+):
+    """What the provider sent is not valid HTTP or WebSocket, or cannot be passed on."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"The provider's answer cannot be relayed: {self.reason}."
+
+
+@dataclass(eq=False)
+class HandshakeRefused(
+    RelayError, code="handshake_refused", side="upstream", status=502, close_code=1014
+):
+    """The provider answered a WebSocket handshake with something else than 101: passed on as it
+    came.
+
+    `headers` are the raw pairs, `body` at most 64 KiB.
+    """
+
+    upstream_status: int
+    reason: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+    @property
+    def message(self) -> str:
+        return f"The provider refused the WebSocket handshake with {self.upstream_status}."
+
+
+CATALOGUE: tuple[type[RelayError], ...] = (
+    BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
+    WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions, ConfigInvalid, ClientGone,
+    ClientStalled, ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable,
+    UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError,
+    HandshakeRefused,
+)  # fmt: skip
+"""Every error there is: docs/errors.md and its test are held against this table."""

@@ -1,0 +1,107 @@
+"""One call, from its first byte in to its last byte out. The only mutable noun of the relay.
+
+Owns: what is known of a call while it runs, and the verdict on it (`fail`, `finish`).
+Reads no clock: times are given, in seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
+from relay.core.provider import Route
+
+Surface = Literal["rest", "websocket"]
+Outcome = Literal["running", "relayed", "refused", "failed", "client_gone"]
+WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
+
+
+def uuid7(unix_ms: int, random_80: int) -> str:
+    """A UUIDv7 (RFC 9562 5.7) of a time in ms and 80 random bits, as lower-case text."""
+    value = (unix_ms & (1 << 48) - 1) << 80 | random_80
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Exchange:
+    """See the module. `started_s` and the other `_s` stamps are of the loop's clock."""
+
+    id: str
+    surface: Surface
+    method: str
+    client: str
+    started_s: float
+    task: asyncio.Task[object] | None = None
+    request_id: str = ""
+    provider: str = ""
+    endpoint: str = ""
+    kind: str = "other"
+    model: str | None = None
+    stream: bool | None = None
+    route: Route | None = None
+    credential_label: str = ""
+
+    waiting_for: WaitingFor = "nothing"
+    waiting_since_s: float = 0.0
+    expired: RelayError | None = None
+    """What the janitor ended the call for."""
+    client_left: Callable[[], bool] | None = None
+    """Where a server does not cancel its handlers: tells whether the client is gone."""
+
+    sent_s: float = 0.0
+    first_byte_s: float = 0.0
+    status: int = 0
+    upstream_status: int = 0
+    committed: bool = False
+    held_bytes: int = 0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    messages_up: int = 0
+    messages_down: int = 0
+    close_code: int | None = None
+    outcome: Outcome = "running"
+    error: RelayError | None = None
+    cause: BaseException | None = field(default=None)
+
+    def wait(self, for_: WaitingFor, now_s: float) -> None:
+        """Say what is awaited from now on; the janitor ends an Exchange that waits for too long."""
+        self.waiting_for = for_
+        self.waiting_since_s = now_s
+
+    def fail(self, error: BaseException) -> RelayError:
+        """Record why the call ends, and return it as the error that the caller is to see.
+
+        A cancellation is what made it one: a wait that the janitor ended, or a client that left.
+        """
+        failure = self._failure(error)
+        self.error = failure
+        if failure is not error and not isinstance(error, asyncio.CancelledError):
+            self.cause = error
+        if isinstance(failure, ClientGone | ClientStalled):
+            self.outcome = "client_gone"
+        else:
+            self.outcome = "refused" if failure.side == "client" else "failed"
+        return failure
+
+    def _failure(self, error: BaseException) -> RelayError:
+        if isinstance(error, RelayError):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            return self.expired or ClientGone()
+        return ClientGone() if isinstance(error, ConnectionError) else InternalError()
+
+    def finish(self) -> None:
+        """The call came to a clean end."""
+        if self.outcome == "running":
+            self.outcome = "relayed"
+
+    def __repr__(self) -> str:
+        where = f"{self.provider}/{self.endpoint}".rstrip("/")
+        state = f"{self.outcome} {self.status}" if self.status else self.outcome
+        return f"<Exchange {self.id[:8]} {self.method} {where} {state}>"

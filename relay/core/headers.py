@@ -1,0 +1,131 @@
+"""Which headers cross the relay, and which do not (RFC 9110 7.6.1, and what the relay promises
+besides).
+
+Owns: the two filters, upstream and downstream. Does not own: credentials put in (upstream package)
+or CORS. Names are compared lower-case with `_` read as `-`, so that no twin of a header slips
+through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization",
+        "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+
+CREDENTIAL_HEADERS = frozenset(
+    {
+        "authorization", "x-api-key", "api-key", "xi-api-key", "x-goog-api-key",
+        "cf-aig-authorization",
+    }
+)  # fmt: skip
+"""Wherever an SDK puts a key. Removed from every request; the provider's own is put in
+afterwards.
+"""
+
+# Host and length are made anew; the rest tells a provider about the caller's browser or network,
+# or, like x-fal-target-url, would let a caller choose where a call goes.
+_UPSTREAM_DROP = frozenset(
+    {
+        "host", "content-length", "cookie", "origin", "referer", "forwarded", "expect", "x-real-ip",
+        "x-fal-target-url",
+    }
+) | HOP_BY_HOP | CREDENTIAL_HEADERS  # fmt: skip
+_UPSTREAM_DROP_PREFIXES = ("x-forwarded-", "sec-websocket-")
+
+# A provider's cookies, CORS answers and security policy are about its own origin, not ours;
+# X-Accel-* would command the nginx in front of us.
+_DOWNSTREAM_DROP = frozenset(
+    {
+        "set-cookie", "set-cookie2", "strict-transport-security", "alt-svc", "clear-site-data",
+    }
+) | HOP_BY_HOP  # fmt: skip
+_DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-")
+
+_PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
+_NAMES_KEPT = 1024
+
+# Header names repeat from call to call: the verdict on a name is worked out once. Bounded, because
+# names come from outside.
+_to_cloudflare: dict[str, str | None] = {}
+_to_provider: dict[str, str | None] = {}
+_downstream_verdicts: dict[str, str | None] = {}
+
+
+def headers_for_cloudflare(
+    pairs: Iterable[tuple[str, str]], connection: str | None
+) -> list[tuple[str, str]]:
+    """The end-to-end headers of a request, order and duplicates kept, with the `cf-aig-*` controls.
+
+    `connection` is the request's Connection value: headers it names are hop-by-hop too.
+    """
+    kept = [pair for pair in pairs if _verdict(_to_cloudflare, pair[0], _passes_to_cloudflare)]
+    return kept if connection is None else _without_named(kept, connection)
+
+
+def headers_for_provider(
+    pairs: Iterable[tuple[str, str]], connection: str | None
+) -> list[tuple[str, str]]:
+    """The same for a provider called directly: the `cf-aig-*` controls are not for it."""
+    kept = [pair for pair in pairs if _verdict(_to_provider, pair[0], _passes_to_provider)]
+    return kept if connection is None else _without_named(kept, connection)
+
+
+def downstream_headers(
+    pairs: Iterable[tuple[str, str]], connection: str | None
+) -> list[tuple[str, str]]:
+    """The end-to-end headers of a response. Cloudflare's `cf-aig-*` come back as
+    `x-cloudflare-aig-*`.
+    """
+    kept = [
+        (out, value)
+        for name, value in pairs
+        if (out := _verdict(_downstream_verdicts, name, _name_downstream))
+    ]
+    return kept if connection is None else _without_named(kept, connection)
+
+
+def normal(name: str) -> str:
+    """The form in which header names are compared."""
+    return name.lower().replace("_", "-")
+
+
+def _verdict(
+    known: dict[str, str | None], name: str, judge: Callable[[str], str | None]
+) -> str | None:
+    try:
+        return known[name]
+    except KeyError:
+        if len(known) >= _NAMES_KEPT:
+            known.clear()
+        known[name] = verdict = judge(name)
+        return verdict
+
+
+def _passes_to_cloudflare(name: str) -> str | None:
+    lower = normal(name)
+    return None if lower in _UPSTREAM_DROP or lower.startswith(_UPSTREAM_DROP_PREFIXES) else name
+
+
+def _passes_to_provider(name: str) -> str | None:
+    return None if normal(name).startswith("cf-aig-") else _passes_to_cloudflare(name)
+
+
+def _name_downstream(name: str) -> str | None:
+    lower = normal(name)
+    if lower in _DOWNSTREAM_DROP or lower.startswith(_DOWNSTREAM_DROP_PREFIXES):
+        return None
+    if lower.startswith("cf-aig-"):
+        return "x-cloudflare-aig-" + lower.removeprefix("cf-aig-")
+    return name
+
+
+def _without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
+    if connection.lower() in _PLAIN_CONNECTION:
+        return pairs
+    named = {normal(item.strip()) for item in connection.split(",")}
+    return [pair for pair in pairs if normal(pair[0]) not in named]

@@ -1,0 +1,131 @@
+"""What of a request target may reach a provider, and how it is joined to the provider's base.
+
+Owns: the refusal of paths that could climb out of a provider's prefix, and the raw, byte-for-byte
+join. Does not own: which provider it is (registry), and opening anything.
+Everything here works on the *raw* target, still percent-encoded: what is checked is what is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+from relay.core.errors import BadPath
+
+# Controls, space, DEL, backslash and '#' never stand in a target; '%' only before two hex digits.
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\#]|%(?![0-9A-Fa-f]{2})")
+# Escapes that need a second look: a dot, slash, backslash, percent sign or control in any encoding.
+_SUSPECT_ESCAPE = re.compile(r"%(?:2[eEfF5]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+_DOT_SEGMENT = re.compile(rb"(?:^|[/\\;])\.{1,2}(?:[/\\;]|$)")
+_FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f\\]")
+_VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*$")
+_MAX_DECODINGS = 4
+
+
+def check_target(raw_target: str) -> None:
+    """Raise BadPath unless `raw_target` (path and query as received) is a plain origin-form target.
+
+    Refused: absolute-form, authority-form, `*`, more or less than one leading slash, dot segments
+    in any encoding however often repeated, backslashes, control characters, `#`, broken percent
+    escapes, non-ASCII. The query may hold anything but controls, space, backslash and `#`.
+    """
+    if not raw_target.startswith("/") or raw_target.startswith("//"):
+        raise BadPath("it must begin with exactly one slash")
+    path, _, query = raw_target.partition("?")
+    if not raw_target.isascii() or _FORBIDDEN.search(path):
+        raise BadPath("it holds a character that must be percent-encoded")
+    if query and _FORBIDDEN_IN_QUERY.search(query):
+        raise BadPath("its query holds a character that must be percent-encoded")
+    if "/." in path or ";" in path or _SUSPECT_ESCAPE.search(path):
+        _check_decoded(path)
+
+
+_FORBIDDEN_IN_QUERY = re.compile(r"[\x00-\x20\x7f\\#]")
+
+
+def _check_decoded(path: str) -> None:
+    """Undo the encoding as often as a careless server might, and look at each stage."""
+    stage = path.encode("ascii")
+    for _ in range(_MAX_DECODINGS):
+        if _DOT_SEGMENT.search(stage):
+            raise BadPath("it holds a dot segment")
+        if _FORBIDDEN_BYTES.search(stage):
+            raise BadPath("it holds an encoded control character or backslash")
+        decoded = unquote_to_bytes(stage)
+        if decoded == stage:
+            return
+        stage = decoded
+    raise BadPath("it is percent-encoded too many times")
+
+
+def collapse_slashes(raw_path: str) -> str:
+    """`a//b///c` -> `a/b/c`: SDKs with a trailing slash in their base URL send these."""
+    while "//" in raw_path:
+        raw_path = raw_path.replace("//", "/")
+    return raw_path
+
+
+def split_endpoint(raw_tail: str) -> tuple[str, str, str]:
+    """`openai//v1/models?x=1` -> (`openai`, `v1/models`, `x=1`): provider, raw endpoint, raw
+    query.
+    """
+    path, _, query = raw_tail.partition("?")
+    if "//" in path:
+        path = collapse_slashes(path)
+    provider, _, endpoint = path.partition("/")
+    return provider, endpoint, query
+
+
+@lru_cache(maxsize=256)
+def version_prefixes(base_path: str) -> tuple[str, ...]:
+    """The endpoint prefixes that repeat the version a base path ends in, longest first.
+
+    `/openai/v1` -> (`openai/v1/`, `v1/`): an SDK configured with or without it in its base URL
+    works alike. A base path that does not end in a version has none.
+    """
+    segments = [segment for segment in base_path.split("/") if segment]
+    if not segments or not _VERSION_SEGMENT.match(segments[-1]):
+        return ()
+    return tuple("/".join(segments[start:]) + "/" for start in range(len(segments)))
+
+
+def drop_version(endpoint: str, base_path: str) -> str:
+    """`v1/chat/completions` under `/v1` -> `chat/completions`. One prefix is dropped, once."""
+    for prefix in version_prefixes(base_path):
+        if endpoint.startswith(prefix):
+            return endpoint[len(prefix) :]
+    return endpoint
+
+
+def cut_query(raw_query: str, names: frozenset[str]) -> str:
+    """`raw_query` without the raw `&` segments whose decoded, case-folded name is in `names`.
+
+    What stays is untouched, byte for byte, in order.
+    """
+    if not raw_query or not names:
+        return raw_query
+    kept = [part for part in raw_query.split("&") if query_name(part) not in names]
+    return "&".join(kept)
+
+
+def query_name(segment: str) -> str:
+    """The decoded, lower-case name of one raw `name=value` segment."""
+    name = segment.partition("=")[0]
+    if "%" in name or "+" in name:
+        name = unquote_to_bytes(name.replace("+", " ")).decode("utf-8", "replace")
+    return name.lower().strip()
+
+
+def query_value(raw_query: str, name: str) -> str | None:
+    """The decoded value of the first segment named `name`, or None."""
+    for segment in raw_query.split("&"):
+        if query_name(segment) == name:
+            value = segment.partition("=")[2].replace("+", " ")
+            return unquote_to_bytes(value).decode("utf-8", "replace")
+    return None
+
+
+def join_query(*parts: str) -> str:
+    """Join raw query parts, leaving out the empty ones."""
+    return "&".join(part for part in parts if part)

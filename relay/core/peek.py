@@ -1,0 +1,103 @@
+"""Look into a request body for the few fields the relay wants, without changing or keeping it.
+
+Owns: model and stream flag of a JSON or form body, the model and kind that a path tells.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+_GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
+_FORM_MODEL = re.compile(rb'name="model(?:_id)?"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
+_FORM_PEEK_BYTES = 64 * 1024
+
+# The end of an endpoint, and what kind of call it is. Longer ends first where one is part of
+# another.
+_KINDS: tuple[tuple[str, str], ...] = (
+    ("chat/completions", "chat"),
+    ("completions", "completion"),
+    ("responses", "responses"),
+    ("messages", "messages"),
+    ("messages/count_tokens", "count_tokens"),
+    ("embeddings", "embeddings"),
+    ("audio/speech", "speech"),
+    ("audio/transcriptions", "transcription"),
+    ("audio/translations", "transcription"),
+    ("images/generations", "image"),
+    ("images/edits", "image"),
+    ("models", "models"),
+    (":generateContent", "generate"),
+    (":streamGenerateContent", "generate"),
+    (":embedContent", "embeddings"),
+    (":batchEmbedContents", "embeddings"),
+    (":countTokens", "count_tokens"),
+    ("tts/bytes", "speech"),
+    ("tts/sse", "speech"),
+    ("listen", "transcription"),
+    ("speak", "speech"),
+    ("realtime", "realtime"),
+    ("BidiGenerateContent", "realtime"),
+)
+
+
+class _Wanted(msgspec.Struct):
+    """The fields looked for; everything else in the body is skipped without being built."""
+
+    model: Any = None
+    model_id: Any = None
+    stream: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Wanted)
+
+
+class Peek(msgspec.Struct, frozen=True):
+    """What a body said of itself; None where it said nothing that could be read."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+NOTHING = Peek()
+
+
+def peek_body(body: bytes, content_type: str) -> Peek:
+    """Model and stream flag of a whole request body. Anything unreadable gives NOTHING, never an
+    error.
+    """
+    if content_type.startswith("multipart/form-data"):
+        found = _FORM_MODEL.search(body, 0, _FORM_PEEK_BYTES)
+        return Peek(found.group(1).decode("utf-8", "replace")) if found else NOTHING
+    if body[:1] != b"{" and body.lstrip()[:1] != b"{":
+        return NOTHING
+    try:
+        wanted = _decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return NOTHING
+    model = wanted.model if isinstance(wanted.model, str) else wanted.model_id
+    return Peek(
+        model if isinstance(model, str) else None,
+        wanted.stream if isinstance(wanted.stream, bool) else None,
+    )
+
+
+@lru_cache(maxsize=4096)
+def kind_of(endpoint: str) -> str:
+    """`v1/chat/completions` -> `chat`; `other` for an endpoint that no kind is known for."""
+    for end, kind in _KINDS:
+        if endpoint.endswith(end):
+            return kind
+    if "text-to-speech/" in endpoint:
+        return "speech"
+    return "transcription" if endpoint.endswith("speech-to-text") else "other"
+
+
+@lru_cache(maxsize=4096)
+def model_in_path(endpoint: str) -> str | None:
+    """Gemini names the model in the path: `v1beta/models/gemini-2.5-flash:generateContent`."""
+    found = _GEMINI_MODEL.search(endpoint)
+    return found.group(1) if found else None

@@ -1,0 +1,159 @@
+"""The nouns of routing: Provider, Target, Credential, Route. Frozen records; the registry builds
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from relay.core import paths
+from relay.core.subprotocols import Verdict
+
+Via = Literal["direct", "cloudflare"]
+Place = Literal["header", "query", "subprotocol"]
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret and where it goes. `label` names the variable it came from; its value is never
+    shown.
+    """
+
+    place: Place
+    name: str
+    value: str = field(repr=False)
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthRule:
+    """Where a provider takes its credential. `scheme` is the text before the secret: `Bearer `,
+    `Key `, or none.
+    """
+
+    place: Place
+    name: str
+    scheme: str = ""
+
+    def credential(self, secret: str, label: str) -> Credential:
+        """The credential that `secret` becomes under this rule."""
+        return Credential(self.place, self.name, self.scheme + secret, label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One way to reach a provider. `origin` has no path; `prefix` has no slash at its end."""
+
+    via: Via
+    origin: str
+    host: str
+    port: int
+    prefix: str
+    auth: AuthRule | None
+    credentials: tuple[Credential, ...] = ()
+    """A pool: one of them goes with each call. Empty where `auth` is None or the key lies at
+    Cloudflare.
+    """
+    gateway_credential: Credential | None = None
+    """Cloudflare's own, beside the provider's."""
+    missing: tuple[str, ...] = ()
+    """Variables that must be set before this target can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketRules:
+    """How a provider's WebSockets are opened. Times in seconds; None means no limit."""
+
+    default_path: str
+    default_query: Mapping[str, str]
+    subprotocols: Mapping[str, Verdict]
+    max_message_bytes: int
+    idle_timeout_s: float | None
+    max_session_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """Endpoints that begin with `prefix` go to `target` instead of the base."""
+
+    prefix: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """An AI provider as the registry knows it."""
+
+    name: str
+    meter: str
+    """Whose wire format it speaks: how usage is read, and the shape of the relay's own errors."""
+    base_path: str
+    """The path of the direct base URL, such as `/v1`."""
+    rest: Target
+    websocket: Target
+    websocket_rules: WebSocketRules | None
+    websocket_root_path: str | None
+    """Through Cloudflare: what the default path becomes there. None: it is sent as it is."""
+    paths: tuple[PathRule, ...]
+    headers: tuple[tuple[str, str], ...]
+    """Sent when the client sends none of that name."""
+    query_credentials: frozenset[str]
+    """Lower-case query names that carry a credential of this provider's."""
+    clients_may_bring_keys: bool
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Variables that are not set, for REST or for WebSockets."""
+        return tuple(dict.fromkeys((*self.rest.missing, *self.websocket.missing)))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one call goes: a provider, one of its targets, and the raw path under the target's
+    prefix.
+    """
+
+    provider: Provider
+    target: Target
+    endpoint: str
+    """As the client named it, version prefix dropped: what logs and `relay explain` show."""
+    path: str
+    """Raw, with its leading slash, or empty: appended to the target's prefix."""
+
+    def url(self, raw_query: str) -> str:
+        """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""
+        target = self.target
+        query = f"?{raw_query}" if raw_query else ""
+        return f"{target.origin}{target.prefix}{self.path}{query}"
+
+
+def rest_route(provider: Provider, endpoint: str) -> Route:
+    """The route of a REST call to the raw `endpoint` (no leading slash)."""
+    return _route(provider, provider.rest, endpoint)
+
+
+def websocket_route(provider: Provider, endpoint: str) -> Route:
+    """The route of a WebSocket; without an endpoint it is the provider's default path."""
+    rules = provider.websocket_rules
+    endpoint = endpoint or (rules.default_path if rules else "")
+    route = _route(provider, provider.websocket, endpoint)
+    root = provider.websocket_root_path
+    if root is not None and rules and route.endpoint == rules.default_path:
+        return Route(provider, route.target, route.endpoint, f"/{root}" if root else "")
+    return route
+
+
+def _route(provider: Provider, base: Target, endpoint: str) -> Route:
+    for rule in provider.paths:
+        if endpoint.startswith(rule.prefix):
+            rest = endpoint[len(rule.prefix) :].removeprefix("/")
+            return Route(provider, rule.target, endpoint, f"/{rest}" if rest else "")
+    # Both ways drop by the direct base: Cloudflare's paths are the provider's own, less that
+    # version.
+    short = paths.drop_version(endpoint, provider.base_path)
+    return Route(provider, base, short, f"/{short}" if short else "")

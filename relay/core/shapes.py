@@ -1,0 +1,93 @@
+"""The relay's own errors in the shape that each provider's SDK parses.
+
+Owns: JSON bodies, SSE error events, and the headers that go with them. A provider's own error is
+never touched. OpenAI's shape is everybody's default: most SDKs read `error.message` and
+`error.code`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from relay.core.errors import RelayError
+
+_Shape = Callable[[RelayError, str], dict[str, Any]]
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+    404: "not_found_error", 429: "rate_limit_error",
+}  # fmt: skip
+_GOOGLE_STATUSES = {
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 502: "UNAVAILABLE", 503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}  # fmt: skip
+
+
+def body(error: RelayError, meter: str, request_id: str) -> bytes:
+    """The JSON body of `error` for clients of a provider that speaks `meter`."""
+    return msgspec.json.encode(_SHAPES.get(meter, _openai)(error, request_id))
+
+
+def event(error: RelayError, meter: str, kind: str, request_id: str) -> bytes:
+    """The same as an SSE event, complete with its blank line, for a stream at an event boundary."""
+    data: dict[str, Any]
+    if meter == "openai" and kind == "responses":
+        data = {"type": "error", "code": error.code, "message": error.message, "param": None}
+        return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
+    name = b"event: error\n" if meter == "anthropic" else b""
+    return name + b"data: " + body(error, meter, request_id) + b"\n\n"
+
+
+def headers(error: RelayError) -> dict[str, str]:
+    """What says whose an error is, and whether an SDK should try again by itself."""
+    told = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
+    if not error.retryable:
+        told["x-should-retry"] = "false"
+    return told
+
+
+def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(
+        error.status, "invalid_request_error" if error.side == "client" else "server_error"
+    )
+    return {
+        "error": {
+            "message": error.message, "type": kind, "param": None, "code": error.code,
+            "request_id": request_id,
+        }
+    }  # fmt: skip
+
+
+def _anthropic(error: RelayError, request_id: str) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(
+        error.status, "invalid_request_error" if error.side == "client" else "api_error"
+    )
+    inner = {"type": kind, "message": error.message, "code": error.code}
+    return {"type": "error", "error": inner, "request_id": request_id}
+
+
+def _google(error: RelayError, request_id: str) -> dict[str, Any]:
+    detail = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": error.code,
+        "metadata": {"request_id": request_id},
+    }  # fmt: skip
+    status = _GOOGLE_STATUSES.get(error.status, "UNKNOWN")
+    return {
+        "error": {
+            "code": error.status,
+            "message": error.message,
+            "status": status,
+            "details": [detail],
+        }
+    }
+
+
+def _elevenlabs(error: RelayError, request_id: str) -> dict[str, Any]:
+    return {"detail": {"status": error.code, "message": error.message, "request_id": request_id}}
+
+
+_SHAPES: dict[str, _Shape] = {"anthropic": _anthropic, "google": _google, "elevenlabs": _elevenlabs}

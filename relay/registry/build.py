@@ -1,0 +1,304 @@
+"""Turn what gateway.yaml says of a provider into the frozen nouns that calls are routed by.
+
+Owns: the meaning of `via`, `auth`, `paths`, `cloudflare` and their checks against each other.
+Complains into the Document an entry came from, so that a message has its file and line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from yarl import URL
+
+from relay.core.headers import normal
+from relay.core.provider import (
+    AuthRule,
+    Credential,
+    PathRule,
+    Provider,
+    Target,
+    Via,
+    WebSocketRules,
+)
+from relay.registry import schema
+from relay.registry.credentials import Expanded
+from relay.registry.registry import Registry
+from relay.registry.yamlfile import Document, Where
+
+Entry = tuple[schema.ProviderEntry, Document, Mapping[Where, Expanded]]
+
+Auth = tuple[AuthRule | None, tuple[Credential, ...], tuple[str, ...]]
+"""Where a credential goes, the credentials that are set, the variables that are not."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_CREDENTIAL_QUERIES = frozenset({"cf-aig-authorization"})
+
+
+def build_registry(
+    settings: schema.GatewayFile, entries: Mapping[str, Entry], demo_url: str
+) -> Registry:
+    """The registry of all `entries`, and of `demo` if it runs. Problems go into the entries'
+    Documents.
+    """
+    providers: dict[str, Provider] = {}
+    for name, (entry, document, templates) in entries.items():
+        builder = _Builder(settings, name, entry, document, templates)
+        if (provider := builder.provider()) is not None:
+            providers[name] = provider
+    if demo_url and "demo" not in providers:
+        providers["demo"] = _demo(settings, demo_url)
+    return Registry(providers)
+
+
+def _demo(settings: schema.GatewayFile, url: str) -> Provider:
+    entry = schema.ProviderEntry(
+        base_url=url,
+        websocket=schema.ProviderWebSocket(
+            default_path="realtime",
+            default_query={"model": "demo-realtime"},
+            subprotocols={"realtime": "pass", "openai-beta.": "drop"},
+        ),
+    )
+    provider = _Builder(settings, "demo", entry, Document("(built in)"), {}).provider()
+    assert provider is not None
+    return provider
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds one provider; `None` where that was impossible and a problem was noted."""
+
+    settings: schema.GatewayFile
+    name: str
+    entry: schema.ProviderEntry
+    document: Document
+    templates: Mapping[Where, Expanded]
+
+    def provider(self) -> Provider | None:
+        entry, upstream = self.entry, self.settings.upstream
+        if not _NAME.match(self.name):
+            self._complain((), "a provider's name is lower-case letters, digits, dots and dashes")
+        base = self._base(entry.base_url, ("base_url",))
+        auth = self._auth(entry.auth, ("auth",))
+        if base is None:
+            return None
+        direct = _target("direct", base, auth)
+        rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
+        socket = entry.websocket
+        return Provider(
+            name=self.name,
+            meter=entry.meter,
+            base_path=base.raw_path.rstrip("/"),
+            rest=rest,
+            websocket=self._websocket_target(base, direct),
+            websocket_rules=self._rules(socket) if socket else None,
+            websocket_root_path=self._websocket_root(),
+            paths=self._paths(base, direct, rest),
+            headers=tuple(entry.headers.items()),
+            query_credentials=self._query_credentials(),
+            clients_may_bring_keys=entry.client_credentials == "allow",
+            connect_timeout_s=entry.connect_timeout_s or upstream.connect_timeout_s,
+            first_byte_timeout_s=entry.first_byte_timeout_s or upstream.first_byte_timeout_s,
+            idle_timeout_s=entry.idle_timeout_s or upstream.idle_timeout_s,
+        )
+
+    def _complain(self, where: Where, message: str) -> None:
+        self.document.complain(("providers", self.name, *where), message)
+
+    def _via(self, surface: str) -> Via:
+        """As the entry says; where it says nothing, Cloudflare if account and slug are there."""
+        entry = self.entry
+        chosen: Via | None = getattr(entry.via, surface)
+        slug = entry.cloudflare
+        has_slug = slug is not None and (surface == "rest" or slug.websocket is not None)
+        if chosen == "cloudflare" and not has_slug:
+            self._complain(("via",), f"needs a cloudflare slug for {surface}")
+            return "direct"
+        usable = has_slug and bool(self.settings.cloudflare.account_id)
+        if chosen == "cloudflare" and not usable:
+            self._complain(("via",), "needs cloudflare.account_id (CLOUDFLARE_ACCOUNT_ID)")
+        return "cloudflare" if usable and chosen != "direct" else "direct"
+
+    def _base(self, text: str, where: Where) -> URL | None:
+        try:
+            url = URL(text, encoded=True)
+            port = url.port
+        except ValueError:
+            self._complain(where, "is not a URL")
+            return None
+        if url.scheme not in _DEFAULT_PORTS or not url.raw_host or port is None:
+            self._complain(where, "should be an http:// or https:// URL")
+            return None
+        if url.raw_user or url.raw_password or url.raw_query_string or url.raw_fragment:
+            self._complain(where, "may have no user, query or fragment")
+            return None
+        secret = self.entry.auth is not None or self.entry.client_credentials == "allow"
+        if (
+            url.scheme == "http"
+            and secret
+            and not self.entry.allow_http
+            and not _is_loopback(url.raw_host)
+        ):
+            self._complain(
+                where,
+                "would send a credential over plain http://; use https:// or allow_http: true",
+            )
+        return url
+
+    def _auth(self, auth: schema.Auth | None, where: Where) -> Auth:
+        if auth is None:
+            return None, (), ()
+        places = [
+            (place, name)
+            for place in ("header", "query", "subprotocol")
+            if (name := getattr(auth, place))
+        ]
+        if len(places) != 1:
+            self._complain(where, "should name exactly one of header, query, subprotocol")
+            return None, (), ()
+        place, name = places[0]
+        templates = self._auth_templates(where)
+        if not templates:
+            return AuthRule(place, name), (), ()  # type: ignore[arg-type]
+        rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
+        for template in templates:
+            if not template.missing and not _is_header_value(template.text):
+                self._complain((*where, "value"), "holds a character that no header may hold")
+        ready = tuple(
+            Credential(rule.place, rule.name, template.text, ", ".join(template.names))
+            for template in templates
+            if not template.missing
+        )
+        missing = tuple(dict.fromkeys(name for template in templates for name in template.missing))
+        return rule, ready, () if ready else missing
+
+    def _auth_templates(self, where: Where) -> list[Expanded]:
+        place = ("providers", self.name, *where, "value")
+        return [expanded for at, expanded in self.templates.items() if at[: len(place)] == place]
+
+    def _through_cloudflare(self) -> Target:
+        slug = self.entry.cloudflare
+        assert slug is not None
+        tail = "/".join(filter(None, (slug.slug, slug.path)))
+        return self._cloudflare_target(tail, self._auth(self.entry.auth, ("auth",)))
+
+    def _cloudflare_target(self, tail: str, auth: Auth) -> Target:
+        account = self.settings.cloudflare
+        where = f"{account.account_id}/{account.gateway_id}/{tail}"
+        base = URL(f"{account.base_url.rstrip('/')}/{where}", encoded=True)
+        own = None
+        if account.api_key:
+            token = f"Bearer {account.api_key}"
+            own = Credential("header", "cf-aig-authorization", token, "CLOUDFLARE_API_KEY")
+        if self.entry.stored_at_cloudflare:
+            auth = (None, (), () if own else ("CLOUDFLARE_API_KEY",))
+        return _target("cloudflare", base, auth, own)
+
+    def _websocket_target(self, base: URL, direct: Target) -> Target:
+        socket = self.entry.websocket
+        slug = self.entry.cloudflare
+        where: Where = ("websocket", "auth")
+        if socket is None:
+            return direct
+        if self._via("websocket") == "cloudflare":
+            assert slug is not None and slug.websocket is not None
+            own = slug.websocket.auth
+            place: Where = ("cloudflare", "websocket", "auth")
+            auth = self._merged_auth(own, place) if own else self._merged_auth(socket.auth, where)
+            return self._cloudflare_target(slug.websocket.slug, auth)
+        other = self._base(socket.base_url, ("websocket", "base_url")) if socket.base_url else base
+        return _target("direct", other or base, self._merged_auth(socket.auth, where))
+
+    def _merged_auth(self, auth: schema.Auth | None, where: Where) -> Auth:
+        """A section's own auth; where it only names another place, with the provider's own
+        secrets, bare.
+        """
+        rule, ready, missing = self._auth(self.entry.auth, ("auth",))
+        if auth is None:
+            return rule, ready, missing
+        own_rule, own_ready, own_missing = self._auth(auth, where)
+        if auth.value or own_rule is None:
+            return own_rule, own_ready, own_missing
+        scheme = rule.scheme if rule else ""
+        moved = tuple(own_rule.credential(c.value.removeprefix(scheme), c.label) for c in ready)
+        return own_rule, moved, missing
+
+    def _websocket_root(self) -> str | None:
+        slug = self.entry.cloudflare
+        if slug is None or slug.websocket is None or self._via("websocket") != "cloudflare":
+            return None
+        return slug.websocket.path
+
+    def _rules(self, socket: schema.ProviderWebSocket) -> WebSocketRules:
+        common = self.settings.websocket
+        return WebSocketRules(
+            default_path=socket.default_path,
+            default_query=socket.default_query,
+            subprotocols=socket.subprotocols,
+            max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
+            idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
+            max_session_s=socket.max_session_s or common.max_session_s,
+        )
+
+    def _paths(self, base: URL, direct: Target, rest: Target) -> tuple[PathRule, ...]:
+        rules = []
+        for prefix, to in self.entry.paths.items():
+            if to.startswith("/"):
+                target = rest if rest.via == "cloudflare" else direct
+                moved = URL(f"{target.origin}{to}", encoded=True)
+                if target.via == "cloudflare":
+                    moved = URL(f"{target.origin}{target.prefix}{to}", encoded=True)
+            else:
+                # Another host of the provider's is always called directly: Cloudflare has one per
+                # slug.
+                other = self._base(to, ("paths", prefix))
+                if other is None:
+                    continue
+                target, moved = direct, other
+            auth = (target.auth, target.credentials, target.missing)
+            made = _target(target.via, moved, auth, target.gateway_credential)
+            rules.append(PathRule(prefix, made))
+        return tuple(sorted(rules, key=lambda rule: -len(rule.prefix)))
+
+    def _query_credentials(self) -> frozenset[str]:
+        socket, slug = self.entry.websocket, self.entry.cloudflare
+        auths = [self.entry.auth, socket.auth if socket else None]
+        auths.append(slug.websocket.auth if slug and slug.websocket else None)
+        own = {auth.query.lower() for auth in auths if auth and auth.query}
+        return (
+            frozenset(own | {name.lower() for name in self.entry.query_credentials})
+            | _CREDENTIAL_QUERIES
+        )
+
+
+def _target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -> Target:
+    assert base.raw_host is not None and base.port is not None
+    rule, ready, missing = auth
+    return Target(
+        via=via,
+        origin=f"{base.scheme}://{base.raw_authority}",
+        host=base.raw_host,
+        port=base.port,
+        prefix=base.raw_path.rstrip("/"),
+        auth=rule,
+        credentials=ready,
+        gateway_credential=gateway,
+        missing=missing,
+    )
+
+
+def _is_header_value(text: str) -> bool:
+    return text.isprintable() and text.isascii()
+
+
+def _is_loopback(host: str) -> bool:
+    if normal(host) == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
