@@ -1,0 +1,111 @@
+"""Composition root: a Config becomes an aiohttp Application. What starts and stops, in which order,
+stands here.
+
+`create(config)` is for mounting in your own aiohttp application:
+
+    app.add_subapp("/api/v1/ai-gateway", relay.app.create("gateway.yaml"))
+
+`standalone(config, sources)` is what `relay serve` runs: the same surfaces under
+/api/v1/ai-gateway, and health at the root. Mounted, the relay lives with the host's server options,
+aiohttp's defaults included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from relay.core.errors import ConfigInvalid
+from relay.demo import Demo
+from relay.gateway import GATEWAY, Gateway
+from relay.janitor import janitor
+from relay.ledger import log
+from relay.registry.load import Config, ConfigError, Sources, load
+from relay.surfaces import admin, health, native
+from relay.surfaces.cors import CORS, Cors
+from relay.surfaces.middleware import middleware
+
+API = "/api/v1/ai-gateway"
+
+RUNNER_OPTIONS: dict[str, Any] = {
+    "handler_cancellation": True,
+    "auto_decompress": False,
+    "access_log": None,
+    "max_line_size": 16 * 1024,
+    "max_field_size": 16 * 1024,
+    "max_headers": 128,
+    "shutdown_timeout": 0.5,
+}
+"""The relay's own server: a client that leaves cancels its call, bodies pass as they came."""
+
+
+def create(config: str | Path | Config) -> web.Application:
+    """An Application to mount with `add_subapp`. A path is loaded with the `.env` beside it. Raises
+    ConfigError.
+
+    The built-in provider `demo` runs with it if the file enables it.
+    """
+    demo: Demo | None = None
+    if isinstance(config, Config):
+        sources = Sources(config.path, config.path.parent / ".env")
+        loaded = config
+    else:
+        path = Path(config)
+        sources = Sources(path, path.parent / ".env")
+        loaded = load(sources)
+        if loaded.settings.demo.enabled:
+            demo = Demo.bind()
+            sources = Sources(path, sources.env_file, demo.url)
+            loaded = load(sources)
+    gateway = Gateway(loaded)
+    gateway.mounted = True
+    app = _build(gateway, "", sources)
+    if demo is not None:
+        app.cleanup_ctx.append(demo.running)
+    return app
+
+
+def standalone(config: Config, sources: Sources) -> web.Application:
+    """The Application that `relay serve` runs. The demo provider is started by whoever runs it."""
+    return _build(Gateway(config), API, sources)
+
+
+def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
+    app = web.Application(middlewares=[middleware])
+    app[GATEWAY] = gateway
+    app[CORS] = Cors(app, gateway)
+    gateway.reload = lambda: reload(gateway, sources)
+    log.protect(gateway.config)
+    # Reserved names first: a provider called `reload` cannot exist, one called anything else is not
+    # shadowed.
+    admin.add_routes(app, prefix)
+    native.add_routes(app, prefix)
+    health.add_routes(app, "")
+    app.cleanup_ctx.append(_outbound)
+    app.cleanup_ctx.append(janitor)
+    return app
+
+
+async def _outbound(app: web.Application) -> AsyncIterator[None]:
+    await app[GATEWAY].start()
+    yield
+    await app[GATEWAY].stop()
+
+
+async def reload(gateway: Gateway, sources: Sources) -> None:
+    """Read the same places again and put the result in force. Raises ConfigInvalid, the old one
+    kept.
+
+    Running exchanges go on with what they began with. Address, port and workers need a restart.
+    """
+    try:
+        config = await asyncio.to_thread(load, sources)
+    except ConfigError as error:
+        log.warn("reload.refused", problems=[str(problem) for problem in error.problems])
+        raise ConfigInvalid([str(problem) for problem in error.problems]) from error
+    gateway.replace(config)
+    log.event("reload.done", providers=len(config.registry.providers))

@@ -1,0 +1,129 @@
+"""A request body on its way up: held whole where it is small enough, streamed where it is not.
+
+Owns: reading it from the client, the memory that whole bodies take, and the 100 Continue that
+invites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp.web_protocol import RequestPayloadError
+
+from relay.core.errors import BadRequest, ClientGone, RelayError
+from relay.core.exchange import Exchange
+from relay.gateway import Gateway
+
+
+@dataclass(slots=True)
+class Body:
+    """Either `whole`, which may be empty, or a `stream` that can be sent once."""
+
+    whole: bytes = b""
+    stream: AsyncIterator[bytes] | None = None
+    length: int | None = None
+    """Bytes of the stream, if the client said so."""
+    error: RelayError | None = None
+    """Why the stream ended early: the client's doing, not the provider's."""
+    head: list[bytes] = field(default_factory=list)
+
+
+async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
+    """Read the request's body until it ends or passes its limit. Raises BadRequest, BodyTimeout.
+
+    The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for the rest, and what
+    is left of `server.buffer_total_bytes` for both.
+    """
+    _check_framing(request)
+    if not request.body_exists:
+        return Body()
+    await _invite(request)
+    content = request.content
+    if content.is_eof() and content.total_bytes <= gateway.settings.server.buffer_bytes:
+        # Small and here already, as most are: no await, no bookkeeping.
+        whole = content.read_nowait()
+        exchange.request_bytes = len(whole)
+        return Body(whole)
+    return await _read(request, exchange, gateway)
+
+
+def _check_framing(request: web.Request) -> None:
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is not None and (
+        coding.strip().lower() != "chunked" or request.version < HttpVersion11
+    ):
+        raise BadRequest("its transfer coding is not plain chunked")
+
+
+async def _invite(request: web.Request) -> None:
+    """Answer `Expect: 100-continue` now that the call is admitted (RFC 9110 10.1.1)."""
+    expectation = request.headers.get("Expect")
+    if expectation is None or request.version < HttpVersion11:
+        return
+    if expectation.strip().lower() != "100-continue":
+        raise BadRequest("its expectation is not 100-continue")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0
+
+
+async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
+    server = gateway.settings.server
+    is_json = request.content_type.endswith("json")
+    limit = server.json_buffer_bytes if is_json else server.buffer_bytes
+    body = Body(length=request.content_length)
+    if body.length is None or body.length <= limit:
+        size = 0
+        while size <= limit and gateway.held_bytes + size <= server.buffer_total_bytes:
+            chunk = await _next_chunk(request, exchange, gateway)
+            if not chunk:
+                body.whole = b"".join(body.head)
+                body.head.clear()
+                exchange.held_bytes = size
+                gateway.held_bytes += size
+                return body
+            body.head.append(chunk)
+            size += len(chunk)
+    body.stream = _streamed(request, exchange, gateway, body)
+    return body
+
+
+async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway) -> bytes:
+    if not exchange.committed:
+        exchange.wait("request_body", gateway.clock())
+    try:
+        chunk = await request.content.readany()
+    except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
+        raise BadRequest("its body is not framed right") from error
+    exchange.request_bytes += len(chunk)
+    return chunk
+
+
+async def _streamed(
+    request: web.Request, exchange: Exchange, gateway: Gateway, body: Body
+) -> AsyncIterator[bytes]:
+    """What was read already, then the rest as it comes. Stamps the wait while the provider takes
+    each piece.
+
+    Once the provider has answered, what is awaited is its answer: an upload that goes on is not
+    watched.
+    """
+    try:
+        while body.head:
+            exchange.wait("upload", gateway.clock())
+            yield body.head.pop(0)
+        while chunk := await _next_chunk(request, exchange, gateway):
+            if not exchange.committed:
+                exchange.wait("upload", gateway.clock())
+            yield chunk
+    except RelayError as error:
+        body.error = error
+        raise
+    except ConnectionError:
+        body.error = ClientGone()
+        raise
+    if not exchange.committed:
+        exchange.wait("first_byte", gateway.clock())

@@ -1,0 +1,50 @@
+"""What a surface makes of a request: the provider's name, the raw endpoint and query, and its
+credentials.
+
+Owns: that reading, for both lines. Whatever URL form a client used, from here on there is only
+this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from relay.core.credentials import Keys, brought, choose
+from relay.core.errors import UnknownRoute
+from relay.core.paths import split_endpoint
+from relay.core.provider import Route
+from relay.core.subprotocols import Offer
+from relay.gateway import Gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`endpoint` and `query` are raw, as they came; `query` may hold a client's credential."""
+
+    provider: str
+    endpoint: str
+    query: str
+
+
+def read_call(request: web.Request) -> Call:
+    """The call that a request to `…/{provider}/{endpoint}` is, by its raw path."""
+    canonical = request.match_info.route.resource.canonical  # type: ignore[union-attr]
+    prefix = canonical[: canonical.index("{")]
+    raw = request.raw_path
+    if not raw.startswith(prefix):
+        # The router matched an escaped spelling of our own prefix: nobody sends that in good faith.
+        raise UnknownRoute(request.method)
+    return Call(*split_endpoint(raw[len(prefix) :]))
+
+
+def keys_for(
+    request: web.Request, call: Call, route: Route, gateway: Gateway, offer: Offer | None = None
+) -> Keys:
+    """The credentials that go up with this call. Raises ProviderNotConfigured."""
+    came = None
+    if route.provider.clients_may_bring_keys:
+        secrets = offer.credentials if offer else ()
+        came = brought(request.headers.get, call.query, route.provider, secrets)
+    return choose(route, came, lambda: gateway.credential_for(route.target))

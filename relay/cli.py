@@ -1,0 +1,218 @@
+"""The command line: serve, check, explain, schema, init. It reads arguments, calls, prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+import relay
+from relay.banner import banner
+from relay.core.errors import RelayError
+from relay.demo import Demo
+from relay.explain import explain
+from relay.ledger import log
+from relay.registry.load import (
+    Config,
+    ConfigError,
+    Sources,
+    find_config,
+    json_schema,
+    load,
+    packaged,
+)
+from relay.registry.yamlfile import Problem
+from relay.server import CannotListen, assert_fast_parser, bind, raise_file_limit, serve
+from relay.supervisor import Control, Supervisor, check_workers
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+OK, FAILED, BAD_CONFIG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        print(f"{len(error.problems)} problem(s); nothing was started.", file=sys.stderr)
+        return BAD_CONFIG
+    except CannotListen as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="relay", description="A self-hosted AI gateway relay.")
+    parser.add_argument("--version", action="version", version=f"relay {relay.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    serving = _command(commands, "serve", "run the relay", _serve)
+    serving.add_argument("--host", help="address to listen on, instead of server.host")
+    serving.add_argument("--port", type=int, help="port to listen on, instead of server.port")
+    serving.add_argument("--workers", type=int, help="processes, instead of server.workers")
+    serving.add_argument(
+        "--open", action="store_true", help="listen beyond loopback although calls need no key"
+    )
+    _command(commands, "check", "check gateway.yaml and list the providers", _check)
+    explaining = _command(
+        commands, "explain", "print what a call would become, without making it", _explain
+    )
+    explaining.add_argument("method", help="GET, POST, … or WS")
+    explaining.add_argument(
+        "path", help="path of the relay, such as /api/v1/ai-gateway/providers/openai/models"
+    )
+    _command(commands, "schema", "print the JSON Schema of gateway.yaml", _schema)
+    writing = _command(
+        commands, "init", "write gateway.yaml, config/providers and .env.example here", _init
+    )
+    writing.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
+    worker = _command(commands, "worker", argparse.SUPPRESS, _worker)
+    worker.add_argument("--listen-fd", type=int, required=True)
+    worker.add_argument("--control-fd", type=int, required=True)
+    worker.add_argument("--demo-url", default="")
+    return parser
+
+
+def _command(commands: _Commands, name: str, text: str, run: object) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser
+    if text is argparse.SUPPRESS:
+        parser = commands.add_parser(name)
+    else:
+        parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--config", help="gateway.yaml to use (default: ./gateway.yaml, else the packaged one)"
+    )
+    parser.add_argument(
+        "--env-file", default=".env", help="file with variables (default: .env, if there is one)"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _sources(options: argparse.Namespace) -> Sources:
+    config = find_config(options.config)
+    if options.env_file != ".env" and not Path(options.env_file).exists():
+        raise ConfigError([Problem(options.env_file, 1, 1, (), "there is no such file")])
+    return Sources(config, Path(options.env_file), getattr(options, "demo_url", ""))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    assert_fast_parser()
+    sources = _sources(options)
+    config = _overridden(load(sources), options)
+    check_workers(config)
+    settings = config.settings
+    log.setup(settings.log.level, settings.log.format)
+    raise_file_limit()
+    sock = bind(settings.server.host, settings.server.port, allow_beyond_loopback=options.open)
+    demo = Demo.bind() if settings.demo.enabled else None
+    if demo is not None:
+        sources = replace(sources, demo_url=demo.url)
+        config = _overridden(load(sources), options)
+    print(banner(config, sock), file=sys.stderr, flush=True)
+    uvloop.run(_run(config, sources, sock, demo))
+    return OK
+
+
+def _overridden(config: Config, options: argparse.Namespace) -> Config:
+    """The command line wins over the file."""
+    given = {
+        name: value
+        for name in ("host", "port", "workers")
+        if (value := getattr(options, name)) is not None
+    }
+    try:
+        server = type(config.settings.server).model_validate(
+            config.settings.server.model_dump() | given
+        )
+    except ValueError as error:
+        raise ConfigError(
+            [Problem("command line", 1, 1, ("server",), str(error).splitlines()[2].strip())]
+        ) from error
+    return replace(config, settings=config.settings.model_copy(update={"server": server}))
+
+
+async def _run(config: Config, sources: Sources, sock: socket.socket, demo: Demo | None) -> None:
+    if config.settings.server.workers > 1:
+        await Supervisor(config, sources, sock, demo).run()
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        if demo is not None:
+            await stack.enter_async_context(contextlib.asynccontextmanager(demo.running)())
+        await serve(config, sources, sock)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    """One of several, started by the supervisor."""
+    sources = _sources(options)
+    config = load(sources)
+    log.setup(config.settings.log.level, config.settings.log.format)
+    raise_file_limit()
+    sock = socket.socket(fileno=options.listen_fd)
+    uvloop.run(_run_worker(config, sources, sock, options.control_fd))
+    return OK
+
+
+async def _run_worker(
+    config: Config, sources: Sources, sock: socket.socket, control_fd: int
+) -> None:
+    await serve(config, sources, sock, await Control.open(control_fd))
+
+
+def _check(options: argparse.Namespace) -> int:
+    config = load(_sources(options))
+    width = max(map(len, config.registry.providers), default=0)
+    for name, provider in sorted(config.registry.providers.items()):
+        sockets = f", WebSockets {provider.websocket.via}" if provider.websocket_rules else ""
+        state = (
+            f"not configured: set {', '.join(provider.missing)}" if provider.missing else "ready"
+        )
+        print(f"{name:<{width}}  {state:<40}  REST {provider.rest.via}{sockets}")
+    print(f"{config.path}: no problems, {len(config.registry.providers)} providers.")
+    return OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    config = load(_sources(options))
+    try:
+        print(explain(config, options.method.upper(), options.path))
+    except RelayError as error:
+        print(f"refused with {error.status} {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+def _init(options: argparse.Namespace) -> int:
+    """Write the packaged files out; what is there already stays."""
+    source, target = packaged(), Path(options.folder)
+    files = [Path("gateway.yaml"), Path(".env.example")]
+    files += [
+        file.relative_to(source) for file in sorted((source / "config/providers").glob("*.yaml"))
+    ]
+    for file in files:
+        if (target / file).exists():
+            print(f"kept   {file} (it is there already)")
+            continue
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+        print(f"wrote  {file}")
+    print("Next: copy .env.example to .env, put your keys in, and run `relay serve`.")
+    return OK

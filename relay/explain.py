@@ -1,0 +1,70 @@
+"""`relay explain METHOD PATH`: what a call would become, with secrets masked, without making it."""
+
+from __future__ import annotations
+
+from relay.app import API
+from relay.core import paths, subprotocols
+from relay.core.credentials import Keys, choose
+from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
+from relay.core.peek import kind_of
+from relay.core.provider import Credential, Route
+from relay.registry.credentials import mask
+from relay.registry.load import Config
+from relay.upstream.connect import offered_upstream
+from relay.upstream.send import upstream_url
+
+WEBSOCKET = "GET (WebSocket)"
+
+
+def explain(config: Config, method: str, target: str) -> str:
+    """Lines for a terminal. `method` WS is a WebSocket handshake. Raises what the call would."""
+    paths.check_target(target)
+    for prefix in (f"{API}/providers/", f"{API}/ws/"):
+        if target.startswith(prefix):
+            break
+    else:
+        raise UnknownRoute(method)
+    if prefix.endswith("/ws/") and method != "WS":
+        raise UpgradeRequired
+    name, endpoint, query = paths.split_endpoint(target.removeprefix(prefix))
+    websocket = method == "WS"
+    match = config.registry.match_websocket if websocket else config.registry.match_rest
+    route = match(name, endpoint)
+    return "\n".join(_lines(route, query, WEBSOCKET if websocket else method))
+
+
+def _lines(route: Route, query: str, method: str) -> list[str]:
+    provider, target = route.provider, route.target
+    lines = [f"provider     {provider.name}", f"via          {target.via}"]
+    try:
+        keys = choose(route, None, lambda: target.credentials[0] if target.credentials else None)
+    except ProviderNotConfigured as error:
+        lines.append(f"refused      {error.status} {error.code}: set {', '.join(error.missing)}")
+        keys = Keys()
+    url = str(upstream_url(route, query, Keys()))
+    lines += [f"sends        {method} {url}", f"kind         {kind_of(route.endpoint)}"]
+    lines += [
+        f"credential   {_shown(credential)}"
+        for credential in (keys.provider, keys.gateway)
+        if credential
+    ]
+    if provider.headers:
+        defaults = ", ".join(f"{name}: {value}" for name, value in provider.headers)
+        lines.append(f"defaults     {defaults}")
+    if provider.query_credentials:
+        lines.append(f"query cuts   {', '.join(sorted(provider.query_credentials))}")
+    if method == WEBSOCKET and (rules := provider.websocket_rules):
+        passed = subprotocols.sort(tuple(rules.subprotocols), rules.subprotocols).passed
+        lines.append(f"subprotocols {', '.join(offered_upstream(passed, Keys())) or 'none'}")
+        default = ", ".join(f"{name}={value}" for name, value in rules.default_query.items())
+        lines.append(f"default query  {default or 'none'}")
+    lines.append(
+        f"timeouts     connect {provider.connect_timeout_s:g} s,"
+        f" first byte {provider.first_byte_timeout_s:g} s, idle {provider.idle_timeout_s:g} s"
+    )
+    return lines
+
+
+def _shown(credential: Credential) -> str:
+    place = f"{credential.place} {credential.name}"
+    return f"{place}: {mask(credential.value)}   (from {credential.label})"

@@ -1,0 +1,103 @@
+"""Who may call while access is open: loopback names, listed hosts, and pages of allowed origins.
+
+Owns: the Host and Origin rules. Without them any web page could spend the keys of a developer's
+relay, directly (no CORS is asked for a simple POST or a WebSocket) or by DNS rebinding.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from relay.core.errors import HostNotAllowed, OriginNotAllowed
+
+_HOSTS_KEPT = 256
+
+
+class Origins:
+    """The origins of `cors.origins`: exact, `https://*.example.com` for any subdomain, `*` for
+    all.
+    """
+
+    __slots__ = ("_any", "_exact", "_wildcards")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        listed = [pattern.lower().rstrip("/") for pattern in patterns]
+        self._any = "*" in listed
+        self._exact = frozenset(pattern for pattern in listed if "*" not in pattern)
+        # "https://*.example.com" -> ("https://", ".example.com")
+        self._wildcards = tuple(
+            (scheme + "://", host[1:])
+            for pattern in listed
+            if "*" in pattern and pattern != "*"
+            for scheme, _, host in [pattern.partition("://")]
+        )
+
+    def __bool__(self) -> bool:
+        return self._any or bool(self._exact or self._wildcards)
+
+    def allow(self, origin: str) -> bool:
+        """True if pages of `origin`, as a browser writes it, may call. `null` never may, unless
+        all may.
+        """
+        origin = origin.lower()
+        if self._any or origin in self._exact:
+            return True
+        return any(
+            origin.startswith(scheme) and origin.endswith(host) and "/" not in origin[len(scheme) :]
+            and len(origin) > len(scheme) + len(host)
+            for scheme, host in self._wildcards
+        )  # fmt: skip
+
+
+class OpenAccess:
+    """The rules in force while a call needs no key."""
+
+    __slots__ = ("_any_host", "_hosts", "_verdicts", "origins")
+
+    def __init__(self, hosts: Iterable[str], origins: Origins) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._any_host = "*" in self._hosts
+        self._verdicts: dict[str, bool] = {}
+        self.origins = origins
+
+    def check(self, host: str, origin: str | None) -> None:
+        """Raise HostNotAllowed or OriginNotAllowed unless this Host and Origin may call.
+
+        Own means: the Origin is this Host, whatever the scheme, since TLS may end in front of the
+        relay.
+        """
+        if not self._host_allowed(host):
+            raise HostNotAllowed(host)
+        if origin is None or origin.partition("://")[2].lower() == host.lower():
+            return
+        if not self.origins.allow(origin):
+            raise OriginNotAllowed(origin)
+
+    def _host_allowed(self, host: str) -> bool:
+        verdict = self._verdicts.get(host)
+        if verdict is None:
+            if len(self._verdicts) >= _HOSTS_KEPT:
+                self._verdicts.clear()
+            name = host_name(host)
+            verdict = self._any_host or is_loopback(name) or name in self._hosts
+            self._verdicts[host] = verdict
+        return verdict
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, lower-case, without port and brackets."""
+    host = host.lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def is_loopback(name: str) -> bool:
+    """True for localhost, 127.0.0.0/8 and ::1."""
+    if name in ("localhost", "localhost."):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

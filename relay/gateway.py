@@ -1,0 +1,118 @@
+"""Gateway: everything a call needs, in one bag, and the one place where an Exchange begins and
+ends.
+
+Owns: what runs now, and the configuration in force. A reload replaces `config`; an Exchange keeps
+the Route it has. Clocks and randomness come in here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from relay.core.exchange import Exchange, Surface, uuid7
+from relay.core.provider import Credential, Target
+from relay.gate.origins import OpenAccess, Origins
+from relay.ledger import log
+from relay.registry.load import Config
+from relay.registry.registry import Registry
+from relay.registry.schema import GatewayFile
+from relay.upstream.session import UpstreamSessions
+
+if TYPE_CHECKING:
+    from relay.session import Session
+
+
+class Gateway:
+    """One per application. `start` and `stop` frame its life inside the running loop."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.access = _access(config.settings)
+        self.running: set[Exchange] = set()
+        self.sessions: set[Session] = set()
+        self.held_bytes = 0
+        self.draining = False
+        self.mounted = False
+        """In somebody else's application, whose server undoes the Content-Encoding of request
+        bodies and does
+        not cancel the handler of a client that left: aiohttp's defaults."""
+        self.reload: Callable[[], Awaitable[None]] | None = None
+        self.clock: Callable[[], float] = time.monotonic
+        self.upstream: UpstreamSessions
+        self._turn = itertools.count()
+
+    @property
+    def registry(self) -> Registry:
+        """The registry in force for calls that begin now."""
+        return self.config.registry
+
+    @property
+    def settings(self) -> GatewayFile:
+        """The settings in force."""
+        return self.config.settings
+
+    async def start(self) -> None:
+        """Open the outbound pools."""
+        self.upstream = UpstreamSessions()
+
+    async def stop(self) -> None:
+        """Close the outbound pools."""
+        await self.upstream.close()
+
+    def replace(self, config: Config) -> None:
+        """Put a checked configuration in force. Running Exchanges keep what they began with."""
+        self.config = config
+        self.access = _access(config.settings)
+        log.protect(config)
+
+    def begin(self, request: web.Request, surface: Surface) -> Exchange:
+        """A new Exchange for `request`, counted as running until `close`."""
+        exchange = Exchange(
+            id=new_id(),
+            surface=surface,
+            method=request.method,
+            client=request.remote or "",
+            started_s=self.clock(),
+            task=asyncio.current_task(),
+            request_id=request.headers.get("X-Request-Id", ""),
+        )
+        if self.mounted:
+            exchange.client_left = lambda: (
+                request.transport is None or request.transport.is_closing()
+            )
+        self.running.add(exchange)
+        request[EXCHANGE] = exchange
+        return exchange
+
+    def credential_for(self, target: Target) -> Credential | None:
+        """The next credential of the target's pool, in turn; None if it takes none."""
+        pool = target.credentials
+        if len(pool) > 1:
+            return pool[next(self._turn) % len(pool)]
+        return pool[0] if pool else None
+
+    def close(self, exchange: Exchange) -> None:
+        """End an Exchange: exactly once, without waiting, without raising."""
+        self.running.discard(exchange)
+        self.held_bytes -= exchange.held_bytes
+        log.exchange_ended(exchange, self.clock())
+
+
+def new_id() -> str:
+    """A new UUIDv7. An id is no secret: whoever reads by one must be allowed to."""
+    return uuid7(time.time_ns() // 1_000_000, random.getrandbits(80))
+
+
+def _access(settings: GatewayFile) -> OpenAccess:
+    return OpenAccess(settings.server.hosts, Origins(settings.cors.origins))
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+EXCHANGE = web.RequestKey("exchange", Exchange)

@@ -1,0 +1,156 @@
+"""Every periodic job of a process, in one loop: waits that took too long, sockets that went silent.
+
+Owns: the judgement by time. Lines and pumps only stamp what they wait for, which costs them next to
+nothing; a timer for each call, chunk or message would not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from aiohttp import web
+
+from relay.core.errors import BodyTimeout, ClientGone, ClientStalled, RelayError, UpstreamTimeout
+from relay.core.exchange import Exchange
+from relay.gateway import GATEWAY, Gateway
+from relay.ledger import log
+from relay.pump import lost
+from relay.registry.schema import GatewayFile
+from relay.session import Ending, Leg, Session
+
+MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
+_TICKS_PER_LIMIT = 5
+
+
+async def janitor(app: web.Application):  # type: ignore[no-untyped-def]
+    """A cleanup context: runs `sweep` for the life of the application."""
+    task = asyncio.create_task(_loop(app[GATEWAY]))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _loop(gateway: Gateway) -> None:
+    while True:
+        await asyncio.sleep(tick_s(gateway))
+        try:
+            await sweep(gateway)
+        except (
+            Exception
+        ) as error:  # one bad sweep must not end all that follow; it is logged each time
+            log.bug("janitor.failed", error)
+
+
+def tick_s(gateway: Gateway) -> float:
+    """How often to look: a fifth of the shortest limit, between 10 ms and 500 ms."""
+    settings = gateway.settings
+    limits = [
+        settings.server.body_idle_timeout_s,
+        settings.server.write_timeout_s,
+        settings.websocket.send_timeout_s,
+        settings.websocket.ping_after_s,
+        settings.websocket.idle_timeout_s or MAX_TICK_S * _TICKS_PER_LIMIT,
+        settings.websocket.max_session_s or MAX_TICK_S * _TICKS_PER_LIMIT,
+    ]
+    for provider in gateway.registry.providers.values():
+        limits += [provider.first_byte_timeout_s, provider.idle_timeout_s]
+        if rules := provider.websocket_rules:
+            limits += [limit for limit in (rules.idle_timeout_s, rules.max_session_s) if limit]
+    return max(MIN_TICK_S, min(MAX_TICK_S, min(limits) / _TICKS_PER_LIMIT))
+
+
+async def sweep(gateway: Gateway) -> None:
+    """Look once at everything that runs."""
+    now = gateway.clock()
+    for exchange in list(gateway.running):
+        if (error := _overdue(exchange, gateway.settings, now)) is not None:
+            _cut(exchange, error)
+    for session in list(gateway.sessions):
+        if (ending := _judge(session, gateway.settings, now)) is not None:
+            session.end(ending)
+            continue
+        for leg in _to_ping(session, gateway.settings, now):
+            leg.pinged_s = now
+            await _ping(leg)
+
+
+def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:
+    """The error to end a call with, or None while it may go on."""
+    if exchange.client_left is not None and exchange.client_left():
+        # Where the server cancels handlers itself this is never reached first.
+        return ClientGone()
+    waiting = exchange.waiting_for
+    if waiting == "nothing" or exchange.expired is not None:
+        return None
+    waited = now - exchange.waiting_since_s
+    if waiting in ("request_body", "client"):
+        body = waiting == "request_body"
+        limit = settings.server.body_idle_timeout_s if body else settings.server.write_timeout_s
+        return None if waited <= limit else BodyTimeout(limit) if body else ClientStalled(limit)
+    provider = exchange.route.provider if exchange.route else None
+    if provider is None:
+        return None
+    first = waiting == "first_byte"
+    limit = provider.first_byte_timeout_s if first else provider.idle_timeout_s
+    return None if waited <= limit else UpstreamTimeout(_PHASES[waiting], limit)
+
+
+_PHASES = {
+    "first_byte": "waiting for the head of its answer",
+    "upstream": "in the middle of its answer",
+    "upload": "while it took the upload",
+}
+
+
+def _cut(exchange: Exchange, error: RelayError) -> None:
+    if exchange.task is not None:
+        exchange.expired = error
+        exchange.task.cancel()
+
+
+def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None:
+    """The ending that is due by time, or None."""
+    legs, rules = (session.downstream, session.upstream), session.rules
+    common = settings.websocket
+    for leg in legs:
+        if leg.sending_since_s and now - leg.sending_since_s > common.send_timeout_s:
+            who = "client" if leg.side == "downstream" else "provider"
+            return Ending(
+                1013, f"the {who} took no message for {common.send_timeout_s:g} s", "relay"
+            )
+    if rules.max_session_s and now - session.exchange.started_s > rules.max_session_s:
+        return Ending(4409, f"the session reached its limit of {rules.max_session_s:g} s", "relay")
+    last = max(leg.message_s for leg in legs)
+    if rules.idle_timeout_s and now - last > rules.idle_timeout_s:
+        return Ending(4408, f"no message for {rules.idle_timeout_s:g} s", "relay")
+    for leg, other in (legs, legs[::-1]):
+        if _silent_since_ping(leg, other, now, common.ping_after_s):
+            return lost(leg)
+    return None
+
+
+def _silent_since_ping(leg: Leg, other: Leg, now: float, limit_s: float) -> bool:
+    """Pinged, and nothing came for as long again. A leg that we do not read counts as live."""
+    paused_by_us = bool(other.sending_since_s)
+    return leg.pinged_s > leg.heard_s and now - leg.pinged_s > limit_s and not paused_by_us
+
+
+def _to_ping(session: Session, settings: GatewayFile, now: float) -> Iterator[Leg]:
+    after = settings.websocket.ping_after_s
+    for leg, other in (
+        (session.downstream, session.upstream),
+        (session.upstream, session.downstream),
+    ):
+        silent = now - leg.heard_s > after and leg.pinged_s <= leg.heard_s
+        if silent and not other.sending_since_s and not leg.sending_since_s:
+            yield leg
+
+
+async def _ping(leg: Leg) -> None:
+    try:
+        async with asyncio.timeout(0.1):
+            await leg.socket.ping(b"")
+    except (OSError, RuntimeError, TimeoutError):
+        # Gone or stuck: the pump or the next sweep says so.
+        return

@@ -1,0 +1,86 @@
+"""Copy messages one way between the two legs of a session, in order, with backpressure.
+
+Owns: the loop, and what each kind of frame means for the session. A message waits for nothing but
+the other side's socket: no queue, no task, no parsing in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+from aiohttp import WebSocketError, WSMsgType
+
+from relay.session import Clock, Ending, Leg, Session, code_allowed
+
+_TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
+
+
+async def pump(source: Leg, sink: Leg, session: Session, clock: Clock) -> None:
+    """Relay from `source` to `sink` until either ends, and end the session with what was seen."""
+    try:
+        ending = await _copy(source, sink, clock)
+    except (OSError, aiohttp.ClientError, RuntimeError):
+        # The sink's connection went away under a send.
+        ending = lost(sink)
+    session.end(ending)
+
+
+async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
+    receive, send = source.socket.receive, sink.socket.send_frame
+    while True:
+        message = await receive()
+        kind = message.type
+        if kind is _TEXT or kind is _BINARY:
+            data: bytes = message.data
+            source.heard_s = source.message_s = sink.sending_since_s = clock()
+            if kind is _TEXT and not data.isascii() and not _is_utf8(data):
+                return Ending(1007, f"invalid UTF-8 from the {_NAMES[source.side]}", source.side)
+            source.messages += 1
+            source.bytes += len(data)
+            await send(data, kind)
+            sink.sending_since_s = 0.0
+        elif kind is _PING:
+            source.heard_s = clock()
+            await source.socket.pong(message.data)
+        elif kind is _PONG:
+            source.heard_s = clock()
+        else:
+            return _ending(message, source)
+
+
+_NAMES = {"downstream": "client", "upstream": "provider"}
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _ending(message: Any, source: Leg) -> Ending:
+    if message.type is WSMsgType.CLOSE:
+        source.close_received = True
+        code, reason = message.data, message.extra or ""
+        if not code:
+            return Ending(None, "", source.side)
+        if not code_allowed(code):
+            return Ending(1002, f"close code {code} is not allowed", source.side)
+        return Ending(code, reason, source.side)
+    if message.type is WSMsgType.ERROR and isinstance(message.data, WebSocketError):
+        return Ending(message.data.code, _protocol_reason(message.data.code, source), source.side)
+    return lost(source)
+
+
+def _protocol_reason(code: int, source: Leg) -> str:
+    who = _NAMES[source.side]
+    reasons = {1009: f"message too big from the {who}", 1007: f"invalid UTF-8 from the {who}"}
+    return reasons.get(code, f"protocol error of the {who}")
+
+
+def lost(leg: Leg) -> Ending:
+    """The ending when a leg's connection is gone without a close frame."""
+    code = 1014 if leg.side == "upstream" else 1011
+    return Ending(code, f"the {_NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)

@@ -1,0 +1,82 @@
+"""THE REST LINE: everything that happens to a REST call, in order. Read this first.
+
+1. One Exchange, closed exactly once, whatever happens. 2. Refusals come before the body is read and
+before anything is dialled. 3. After the first downstream byte there is no retry and no second
+answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from relay.body import Body, read_body
+from relay.call import Call, keys_for
+from relay.core.errors import ClientGone
+from relay.core.exchange import Exchange
+from relay.core.peek import kind_of, model_in_path, peek_body
+from relay.core.provider import Route
+from relay.gateway import Gateway
+from relay.stream import stream
+from relay.upstream.send import send, upstream_headers, upstream_url
+
+
+async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
+    """Relay one REST call. Raises the RelayError that the middleware answers with."""
+    exchange = gateway.begin(request, "rest")
+    exchange.provider, exchange.endpoint = call.provider, call.endpoint
+    try:
+        gateway.access.check(request.host, request.headers.get("Origin"))
+        exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        keys = keys_for(request, call, route, gateway)
+        url = upstream_url(route, call.query, keys)
+        body = await read_body(request, exchange, gateway)
+        _peek(exchange, request, body, route)
+        headers = upstream_headers(
+            route, request.headers.items(), request.headers.get("Connection"), keys
+        )
+        if body.stream is not None and body.length is not None:
+            headers["Content-Length"] = str(body.length)
+        if gateway.mounted and request.body_exists:
+            headers.popall("Content-Encoding", None)
+
+        exchange.sent_s = gateway.clock()
+        if body.stream is None:
+            exchange.wait("first_byte", exchange.sent_s)
+        try:
+            upstream = await send(
+                gateway.upstream.rest,
+                route,
+                (request.method, url, headers),
+                body.stream or body.whole or None,
+            )
+        except Exception:
+            if body.error is not None:
+                raise body.error from None
+            raise
+        exchange.first_byte_s = gateway.clock()
+        try:
+            return await stream(upstream, request, exchange, gateway)
+        finally:
+            upstream.close()
+    except (Exception, asyncio.CancelledError) as error:
+        failure = exchange.fail(error)
+        if isinstance(failure, ClientGone) or failure is error:
+            raise
+        if isinstance(error, asyncio.CancelledError) and exchange.task is not None:
+            # The janitor's cut stands for an error: the task goes on to answer it.
+            exchange.task.uncancel()
+        raise failure from error
+    finally:
+        gateway.close(exchange)
+
+
+def _peek(exchange: Exchange, request: web.Request, body: Body, route: Route) -> None:
+    """What the call is about: for logs now, for rules and meters later."""
+    exchange.kind = kind_of(route.endpoint)
+    if body.whole:
+        seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
+        exchange.model, exchange.stream = seen.model, seen.stream
+    if exchange.model is None:
+        exchange.model = model_in_path(route.endpoint)

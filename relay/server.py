@@ -1,0 +1,257 @@
+"""One worker: listen, serve, drain.
+
+Owns: sockets, the event loop, signals, and what a request that is not even HTTP gets for an answer.
+The address is bound once, without SO_REUSEPORT, so that a foreign listener is found; several
+workers share that one socket (docs/decisions/0004), and none of its queued connections is lost when
+one of them ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import aiohttp.http_parser
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server
+
+from relay.app import RUNNER_OPTIONS, standalone
+from relay.core.errors import BadRequest, ConfigInvalid, InternalError
+from relay.gate.origins import is_loopback
+from relay.gateway import GATEWAY, Gateway
+from relay.ledger import log
+from relay.registry.load import Config, Sources
+from relay.surfaces.errors import answer
+from relay.websocket import draining
+
+BACKLOG = 1024
+_QUIET_S = 0.1
+_DRAIN_POLL_S = 0.02
+
+
+class CannotListen(Exception):
+    """The address cannot be taken, or must not be; the text says what to do."""
+
+
+class Supervised(Protocol):
+    """A worker's line to its supervisor; see supervisor.py."""
+
+    async def say(self, word: str) -> None: ...
+    async def listen(self, reload_here: Callable[[], Awaitable[None]]) -> None: ...
+    async def reload_everywhere(self) -> None: ...
+
+
+def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
+    """The listening socket. Raises CannotListen with a sentence for the operator."""
+    if not is_loopback(host) and not allow_beyond_loopback:
+        raise CannotListen(
+            f"access is open (calls need no key), so {host} is refused: anybody could spend your"
+            " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
+            " is yours alone."
+        )
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(f"the address {host} is unknown ({error.strerror or error})") from error
+    family, kind, proto, _, address = found[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"port {port} on {host} is taken by another program (see `ss -ltnp`)."
+                " Choose another with --port or RELAY_PORT."
+            ) from error
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: a session takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def assert_fast_parser() -> None:
+    """Refuse aiohttp's pure-Python parser: most of its request smuggling bugs were there."""
+    if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
+        raise CannotListen(
+            "aiohttp runs without its C parser; reinstall it, and unset AIOHTTP_NO_EXTENSIONS"
+        )
+
+
+class RelayRunner(web.AppRunner):
+    """An AppRunner whose connections answer parse errors in the relay's own words."""
+
+    __slots__ = ()
+
+    async def _make_server(self) -> Server:
+        server = await super()._make_server()
+        server.__class__ = _RelayServer
+        return server
+
+
+class _RelayServer(Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Malformed, or our own bug: no handler saw it. Logged without the request line."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        if status >= 500 and exc is not None:
+            log.bug("connection.failed", exc)
+            error: BadRequest | InternalError = InternalError()
+        else:
+            log.event(
+                "request.refused",
+                error="bad_request",
+                client=request.remote,
+                cause=type(exc).__name__,
+            )
+            error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
+        response = answer(request, error)
+        response.force_close()
+        return response
+
+
+_PARSE_REASONS = {
+    "LineTooLong": "a line or header of it is too long",
+    "BadHttpMethod": "its method is not valid",
+    "InvalidURLError": "its target is not valid",
+    "InvalidHeader": "a header of it is not valid",
+    "ContentLengthError": "its length is not valid",
+    "TransferEncodingError": "its chunks are not valid",
+}
+
+
+async def serve(
+    config: Config, sources: Sources, sock: socket.socket, control: Supervised | None = None
+) -> None:
+    """Serve on `sock` until SIGTERM or SIGINT, then drain. A second signal ends at once."""
+    app = standalone(config, sources)
+    gateway = app[GATEWAY]
+    runner = RelayRunner(
+        app, keepalive_timeout=config.settings.server.keepalive_timeout_s, **RUNNER_OPTIONS
+    )
+    await runner.setup()
+    site = web.SockSite(runner, sock, backlog=BACKLOG)
+    await site.start()
+    async with _supervised(gateway, control), _signals(gateway) as stop:
+        if control is not None:
+            await control.say("ready")
+        await stop.first.wait()
+        if control is not None:
+            await control.say("leaving")
+        await drain(gateway, runner, site, stop.second)
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _supervised(gateway: Gateway, control: Supervised | None) -> AsyncIterator[None]:
+    """Under a supervisor a reload goes through it to all workers, and comes from it to this one."""
+    if control is None:
+        yield
+        return
+    reload_here = gateway.reload
+    assert reload_here is not None
+    gateway.reload = control.reload_everywhere
+    listener = asyncio.create_task(control.listen(reload_here))
+    try:
+        yield
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    first: asyncio.Event
+    second: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def _signals(gateway: Gateway) -> AsyncIterator[_Stop]:
+    loop = asyncio.get_running_loop()
+    stop = _Stop(asyncio.Event(), asyncio.Event())
+    tasks: set[asyncio.Task[None]] = set()
+
+    def terminate() -> None:
+        (stop.second if stop.first.is_set() else stop.first).set()
+
+    def hang_up() -> None:
+        task = asyncio.create_task(_reload_logged(gateway))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    handlers = {signal.SIGTERM: terminate, signal.SIGINT: terminate, signal.SIGHUP: hang_up}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield stop
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _reload_logged(gateway: Gateway) -> None:
+    try:
+        assert gateway.reload is not None
+        await gateway.reload()
+    except ConfigInvalid:
+        return  # logged where it was refused; the old configuration stays
+
+
+async def drain(
+    gateway: Gateway, runner: web.AppRunner, site: web.SockSite, at_once: asyncio.Event
+) -> None:
+    """Take nothing new; let what runs end within `drain_timeout_s`; tell sessions that the relay
+    restarts.
+
+    Kept connections may still bring a call while this lasts: it is served, with `Connection:
+    close`.
+    """
+    gateway.draining = True
+    loop = asyncio.get_running_loop()
+    log.event("drain.started", running=len(gateway.running), sessions=len(gateway.sessions))
+    await site.stop()
+    for session in list(gateway.sessions):
+        session.end(draining())
+    deadline = loop.time() + gateway.settings.server.drain_timeout_s
+    quiet_since = loop.time()
+    while loop.time() < deadline and not at_once.is_set():
+        if gateway.running:
+            quiet_since = loop.time()
+        elif loop.time() - quiet_since >= _QUIET_S:
+            break
+        await asyncio.sleep(_DRAIN_POLL_S)
+    log.event("drain.ended", cut=len(gateway.running))
+    for exchange in list(gateway.running):
+        if exchange.task is not None:
+            exchange.task.cancel()

@@ -1,0 +1,140 @@
+"""A running WebSocket session: its two legs, how it ends, and the farewell that each side gets.
+
+Owns: the legs' stamps that the janitor judges by, the one Ending, the closing handshakes.
+aiohttp's own `close()` reads and drops whatever the peer floods for as long as it waits; the
+farewell here is bounded in time and bytes, and then the connection is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import aiohttp
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+
+from relay.core.errors import RelayError
+from relay.core.exchange import Exchange
+from relay.core.provider import WebSocketRules
+
+Side = Literal["downstream", "upstream"]
+Socket = web.WebSocketResponse[bool] | ClientWebSocketResponse[bool]
+
+MAX_REASON_BYTES = 123
+_FAREWELL_BYTES = 256 * 1024
+_NEVER_ON_THE_WIRE = frozenset({1004, 1005, 1006, 1015})
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why and how a session ends. `code` None is a close frame without a code."""
+
+    code: int | None
+    reason: str
+    by: Side | Literal["relay"]
+    error: RelayError | None = None
+    lost: Side | None = None
+    """The leg that has no connection any more: it gets no farewell."""
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """One side. Stamps are of the gateway's clock; `sending_since_s` is 0 while nothing is sent."""
+
+    side: Side
+    socket: Socket
+    transport: asyncio.Transport
+    heard_s: float
+    sending_since_s: float = 0.0
+    pinged_s: float = 0.0
+    messages: int = 0
+    bytes: int = 0
+    message_s: float = 0.0
+    close_received: bool = False
+
+    async def farewell(self, code: int | None, reason: str, timeout_s: float) -> None:
+        """Send a close frame, give its answer `timeout_s`, then let go of the connection."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.socket.send_frame(close_payload(code, reason), WSMsgType.CLOSE)
+                if not self.close_received:
+                    await self._until_close()
+                while self.transport.get_write_buffer_size():  # noqa: ASYNC110 (a transport has no event for it)
+                    await asyncio.sleep(0.02)
+        except (TimeoutError, OSError, aiohttp.ClientError, RuntimeError):
+            pass
+        finally:
+            self.cut()
+
+    async def _until_close(self) -> None:
+        """Read on until the peer's close frame, but only a little of what it still sends."""
+        taken = 0
+        while taken < _FAREWELL_BYTES:
+            message = await self.socket.receive()
+            if message.type not in (
+                WSMsgType.TEXT,
+                WSMsgType.BINARY,
+                WSMsgType.PING,
+                WSMsgType.PONG,
+            ):
+                return
+            taken += len(message.data) + 2
+        await asyncio.sleep(60)  # it floods: not one byte more is read until the time is up
+
+    def cut(self) -> None:
+        """Close the connection; what is still unsent is dropped."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client, one provider, and the future that ends them."""
+
+    exchange: Exchange
+    rules: WebSocketRules
+    downstream: Leg
+    upstream: Leg
+    ended: asyncio.Future[Ending] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def end(self, ending: Ending) -> None:
+        """End the session. The first one to say so is right."""
+        if not self.ended.done():
+            self.ended.set_result(ending)
+
+    async def close(self, ending: Ending, timeout_s: float) -> None:
+        """Both farewells, at once."""
+        legs = [leg for leg in (self.downstream, self.upstream) if leg.side != ending.lost]
+        for leg in (self.downstream, self.upstream):
+            if leg.side == ending.lost:
+                leg.transport.abort()
+        await asyncio.gather(*(leg.farewell(ending.code, ending.reason, timeout_s) for leg in legs))
+
+
+def close_payload(code: int | None, reason: str) -> bytes:
+    """The payload of a close frame (RFC 6455 5.5.1): reserved codes never go on the wire."""
+    if code is None:
+        return b""
+    text = reason.encode("utf-8")[:MAX_REASON_BYTES]
+    while text:
+        try:
+            text.decode("utf-8")
+            break
+        except UnicodeDecodeError:
+            text = text[:-1]
+    return struct.pack("!H", code) + text
+
+
+def code_allowed(code: int) -> bool:
+    """True for codes that a peer may send: 1000-1003, 1007-1014, 3000-4999."""
+    return (1000 <= code <= 1014 and code not in _NEVER_ON_THE_WIRE) or 3000 <= code <= 4999
+
+
+Clock = Callable[[], float]

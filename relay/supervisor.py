@@ -1,0 +1,291 @@
+"""Several workers: who starts them, restarts them and speaks to all of them at once.
+
+Owns: the listening socket that all workers share, the demo, signals, and a control channel to each
+worker (a Unix socket pair, one JSON object a line). A worker that dies is started again with
+back-off; one that drains keeps its running calls while its successor takes the new ones. Only
+processes that were started here are ever signalled, by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.core.errors import ConfigInvalid
+from relay.demo import Demo
+from relay.ledger import log
+from relay.registry.load import Config, ConfigError, Sources, load
+from relay.server import CannotListen
+
+ACK_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 30.0
+_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+_EXIT_GRACE_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    number: int
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def check_workers(config: Config) -> None:
+    """Raise CannotListen where several processes would break a promise made of one."""
+    if config.settings.server.workers > 1 and config.settings.websocket.max_sessions_per_client:
+        raise CannotListen(
+            "websocket.max_sessions_per_client is counted in each process, so several workers would"
+            " allow a multiple of it. Set it to 0, or server.workers to 1."
+        )
+
+
+class Supervisor:
+    """Runs until SIGTERM or SIGINT; `run` returns when every worker has ended."""
+
+    def __init__(
+        self, config: Config, sources: Sources, sock: socket.socket, demo: Demo | None
+    ) -> None:
+        self._config, self._sources, self._socket, self._demo = config, sources, sock, demo
+        self._workers: dict[int, _Worker] = {}
+        self._acks: dict[int, asyncio.Future[list[str]]] = {}
+        self._ids = itertools.count(1)
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Start all, keep them running, end all."""
+        demo = self._demo.running() if self._demo else None
+        if demo is not None:
+            await anext(demo)
+        loop = asyncio.get_running_loop()
+        handlers = {
+            signal.SIGTERM: self._terminate,
+            signal.SIGINT: self._terminate,
+            signal.SIGHUP: self._hang_up,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        keepers = [
+            asyncio.create_task(self._keep(n)) for n in range(self._config.settings.server.workers)
+        ]
+        try:
+            await asyncio.gather(*keepers)
+        finally:
+            for task in (*keepers, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*keepers, *self._tasks, return_exceptions=True)
+            if demo is not None:
+                await anext(demo, None)
+
+    async def _keep(self, number: int) -> None:
+        """Keep the worker of this number running until the end."""
+        for attempt in itertools.count():
+            worker = await self._start(number)
+            listener = asyncio.create_task(self._listen(worker))
+            waited = await self._until_ended(worker)
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            if self._stopping.is_set():
+                return
+            if worker.leaving.is_set():
+                continue
+            pause = _BACKOFF_S[min(attempt if waited < START_TIMEOUT_S else 0, len(_BACKOFF_S) - 1)]
+            log.warn(
+                "worker.died",
+                worker=number,
+                exit_code=worker.process.returncode,
+                restart_in_s=pause,
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            if self._stopping.is_set():
+                return
+
+    async def _until_ended(self, worker: _Worker) -> float:
+        """Wait for its end, or for its farewell: then a successor starts while it drains. Seconds
+        it served.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        leaving = asyncio.create_task(worker.leaving.wait())
+        ended = asyncio.create_task(worker.process.wait())
+        await asyncio.wait({leaving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if self._stopping.is_set() or not worker.leaving.is_set():
+            await self._reap(worker, ended)
+        else:
+            self._own(asyncio.create_task(self._reap(worker, ended)))
+        return loop.time() - began
+
+    async def _reap(self, worker: _Worker, ended: asyncio.Task[int]) -> None:
+        limit = self._config.settings.server.drain_timeout_s + _EXIT_GRACE_S
+        if worker.leaving.is_set() or self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(ended), limit)
+            if worker.process.returncode is None:
+                worker.process.kill()
+        await ended
+        self._workers.pop(worker.process.pid, None)
+        worker.writer.close()
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start(self, number: int) -> _Worker:
+        ours, theirs = socket.socketpair()
+        arguments = worker_arguments(self._sources, self._socket.fileno(), theirs.fileno())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "relay", *arguments,
+            pass_fds=(self._socket.fileno(), theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worker = _Worker(number, process, reader, writer)
+        self._workers[process.pid] = worker
+        return worker
+
+    async def _listen(self, worker: _Worker) -> None:
+        """What a worker says: ready, leaving, an acknowledgement, or a wish for a reload."""
+        while line := await worker.reader.readline():
+            said = json.loads(line)
+            if said["say"] == "ready":
+                worker.ready.set()
+                log.event("worker.ready", worker=worker.number, pid=worker.process.pid)
+            elif said["say"] == "leaving":
+                worker.leaving.set()
+            elif (
+                said["say"] == "ack"
+                and (waiting := self._acks.get(said["id"]))
+                and not waiting.done()
+            ):
+                waiting.set_result(said["problems"])
+            elif said["say"] == "reload":
+                self._own(asyncio.create_task(self._reload_for(worker, said["id"])))
+
+    async def _reload_for(self, worker: _Worker, request_id: int) -> None:
+        problems = await self.reload()
+        await _say(worker.writer, {"say": "reloaded", "id": request_id, "problems": problems})
+
+    async def reload(self) -> list[str]:
+        """Check the configuration here, then have every worker load it. The problems, or none."""
+        try:
+            config = await asyncio.to_thread(load, self._sources)
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            log.warn("reload.refused", problems=problems)
+            return problems
+        answers = await asyncio.gather(
+            *(self._ask_to_reload(worker) for worker in list(self._workers.values()))
+        )
+        problems = [problem for answer in answers for problem in answer]
+        if not problems:
+            self._config = config
+        return problems
+
+    async def _ask_to_reload(self, worker: _Worker) -> list[str]:
+        if worker.leaving.is_set() or not worker.ready.is_set():
+            return []  # it goes, or it reads the new file by itself
+        ask_id = next(self._ids)
+        self._acks[ask_id] = asyncio.get_running_loop().create_future()
+        try:
+            await _say(worker.writer, {"say": "reload", "id": ask_id})
+            return await asyncio.wait_for(self._acks[ask_id], ACK_TIMEOUT_S)
+        except (TimeoutError, OSError):
+            return [f"worker {worker.number} did not answer within {ACK_TIMEOUT_S:g} s"]
+        finally:
+            del self._acks[ask_id]
+
+    def _hang_up(self) -> None:
+        self._own(asyncio.create_task(self.reload()))
+
+    def _terminate(self) -> None:
+        self._stopping.set()
+        for worker in self._workers.values():
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.send_signal(signal.SIGTERM)
+
+
+async def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    writer.write(json.dumps(message).encode() + b"\n")
+    await writer.drain()
+
+
+def worker_arguments(sources: Sources, listen_fd: int, control_fd: int) -> Sequence[str]:
+    """The command line of a worker."""
+    arguments = [
+        "worker",
+        "--listen-fd",
+        str(listen_fd),
+        "--control-fd",
+        str(control_fd),
+        "--config",
+        str(sources.config),
+    ]
+    if sources.env_file is not None:
+        arguments += ["--env-file", str(sources.env_file)]
+    return arguments + (["--demo-url", sources.demo_url] if sources.demo_url else [])
+
+
+class Control:
+    """A worker's end of the channel."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[list[str]]] = {}
+
+    @classmethod
+    async def open(cls, fd: int) -> Control:
+        """Take the inherited descriptor."""
+        reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
+        return cls(reader, writer)
+
+    async def say(self, word: str) -> None:
+        """Tell the supervisor `ready` or `leaving`."""
+        with contextlib.suppress(OSError):
+            await _say(self._writer, {"say": word})
+
+    async def reload_everywhere(self) -> None:
+        """Ask the supervisor to reload all workers. Raises ConfigInvalid."""
+        request_id = next(self._ids)
+        self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        await _say(self._writer, {"say": "reload", "id": request_id})
+        problems = await self._waiting.pop(request_id)
+        if problems:
+            raise ConfigInvalid(problems)
+
+    async def listen(self, reload_here: Any) -> None:
+        """Do what the supervisor says until it is gone; then end this process's reason to be."""
+        while line := await self._reader.readline():
+            said = json.loads(line)
+            if said["say"] == "reloaded":
+                self._waiting[said["id"]].set_result(said["problems"])
+            elif said["say"] == "reload":
+                await _say(
+                    self._writer,
+                    {"say": "ack", "id": said["id"], "problems": await _problems(reload_here)},
+                )
+        # The supervisor died: without it nobody restarts or reloads us.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _problems(reload_here: Any) -> list[str]:
+    try:
+        await reload_here()
+    except ConfigInvalid as error:
+        return list(error.problems)
+    return []

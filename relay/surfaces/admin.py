@@ -1,0 +1,65 @@
+"""Management: GET …/providers and POST …/providers/reload, for the machine's own people while
+access is open.
+
+Owns: who may manage. While there are no keys that is loopback only: loopback peer, loopback Host,
+no forwarding header, no foreign Origin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from relay.core.errors import HostNotAllowed, OriginNotAllowed
+from relay.core.provider import Provider
+from relay.gate.origins import host_name, is_loopback
+from relay.gateway import GATEWAY
+
+_FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+
+
+def add_routes(app: web.Application, prefix: str) -> None:
+    """Add the surface; before native.py, whose provider names it must not shadow."""
+    app.router.add_get(f"{prefix}/providers", providers)
+    app.router.add_post(f"{prefix}/providers/reload", reload)
+
+
+def require_local(request: web.Request) -> None:
+    """Raise unless the caller sits on this machine, by itself and not through a proxy."""
+    local = is_loopback(request.remote or "") and is_loopback(host_name(request.host))
+    if not local or any(name in request.headers for name in _FORWARDING):
+        raise HostNotAllowed(request.host)
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
+        raise OriginNotAllowed(origin)
+
+
+async def providers(request: web.Request) -> web.Response:
+    """Every provider, the way it is reached, and what it is missing. Names of variables, never
+    values.
+    """
+    require_local(request)
+    known = request.app[GATEWAY].registry.providers.values()
+    return web.json_response({"providers": [_shown(provider) for provider in known]})
+
+
+async def reload(request: web.Request) -> web.Response:
+    """Load gateway.yaml again: 200 with the providers, or 422 with every problem and the old one
+    kept.
+    """
+    require_local(request)
+    gateway = request.app[GATEWAY]
+    assert gateway.reload is not None
+    await gateway.reload()
+    return web.json_response({"reloaded": True, "providers": sorted(gateway.registry.providers)})
+
+
+def _shown(provider: Provider) -> dict[str, Any]:
+    return {
+        "name": provider.name,
+        "configured": not provider.missing,
+        "missing": list(provider.missing),
+        "rest": provider.rest.via,
+        "websocket": provider.websocket.via if provider.websocket_rules else None,
+    }

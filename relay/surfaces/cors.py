@@ -1,0 +1,106 @@
+"""CORS by aiohttp-cors, global: every route, the origins of `cors.origins`, whatever headers a page
+asks for.
+
+Owns: the adapter between aiohttp-cors, which thinks route by route, and one catch-all surface. Only
+OPTIONS with Access-Control-Request-Method is a preflight; every other OPTIONS is a call like any
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp_cors import CorsConfig, ResourceOptions
+from aiohttp_cors.abc import AbstractRouterAdapter
+
+from relay.gateway import Gateway
+
+EXPOSED = (
+    "x-request-id", "cf-aig-log-id", "cf-aig-event-id", "cf-aig-request-id", "cf-aig-cache-status",
+    "cf-aig-step", "cf-aig-model", "cf-aig-provider", "retry-after", "ratelimit",
+    "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset",
+    "server-timing", "x-relay-error", "x-relay-error-source", "x-goog-upload-url",
+    "x-goog-upload-status", "x-goog-upload-chunk-granularity", "x-goog-upload-control-url",
+)  # fmt: skip
+
+
+def is_preflight(request: web.Request) -> bool:
+    """A browser's question whether it may send a call (Fetch standard, CORS-preflight request)."""
+    return request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+
+
+class _Options(Mapping[str, ResourceOptions]):
+    """Looks like aiohttp-cors's origin table, but matches wildcards."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._max_age_s = -1
+        self._options: ResourceOptions | None = None
+
+    def __getitem__(self, origin: str) -> ResourceOptions:
+        if origin == "*" or not self._gateway.access.origins.allow(origin):
+            raise KeyError(origin)
+        max_age_s = self._gateway.settings.cors.max_age_s
+        if self._options is None or max_age_s != self._max_age_s:
+            self._max_age_s = max_age_s
+            self._options = ResourceOptions(  # type: ignore[no-untyped-call]
+                allow_credentials=False, expose_headers=EXPOSED, allow_headers="*",
+                allow_methods="*", max_age=max_age_s,
+            )  # fmt: skip
+        return self._options
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return int(bool(self._gateway.access.origins))
+
+
+class _Adapter(AbstractRouterAdapter):
+    """One configuration for every request."""
+
+    def __init__(self, options: _Options) -> None:
+        self._options = options
+
+    def add_preflight_handler(
+        self, routing_entity: Any, handler: Any, webview: bool = False
+    ) -> None:
+        """Nothing: preflights are answered by `Cors.preflight`."""
+
+    def is_preflight_request(self, request: web.Request) -> bool:
+        return is_preflight(request)
+
+    def is_cors_enabled_on_request(self, request: web.Request) -> bool:
+        return hdrs.ORIGIN in request.headers
+
+    def set_config_for_routing_entity(self, routing_entity: Any, config: Any) -> None:
+        """Nothing: there is one configuration."""
+
+    async def get_preflight_request_config(
+        self, preflight_request: web.Request, origin: str, requested_method: str
+    ) -> Any:
+        return self._options
+
+    def get_non_preflight_request_config(self, request: web.Request) -> Any:
+        return self._options
+
+
+class Cors:
+    """aiohttp-cors on `app`: its response signal for calls, `preflight` for preflights."""
+
+    def __init__(self, app: web.Application, gateway: Gateway) -> None:
+        config = CorsConfig(app, router_adapter=_Adapter(_Options(gateway)))
+        # 0.8.1 registers this handler per route only; a `*` route takes none. Pinned, and tested.
+        self._answer: Any = config._cors_impl._preflight_handler  # type: ignore[union-attr]
+
+    async def preflight(self, request: web.Request) -> web.StreamResponse:
+        """Answer a preflight: 200 with what is allowed, or 403."""
+        response: web.Response = await self._answer(request)
+        response.headers.add("Vary", "Origin")
+        response.headers.add("Vary", "Access-Control-Request-Headers")
+        return response
+
+
+CORS = web.AppKey("cors", Cors)

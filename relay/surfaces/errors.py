@@ -1,0 +1,70 @@
+"""From an error to the answer a client gets: status, body in its SDK's shape, and the headers that
+go with it.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from relay.core import shapes
+from relay.core.errors import Draining, HandshakeRefused, RelayError, TooManySessions
+from relay.core.exchange import Exchange
+from relay.core.headers import downstream_headers
+from relay.gateway import EXCHANGE, GATEWAY, new_id
+from relay.stream import RelayedResponse
+
+
+def answer(request: web.BaseRequest, error: RelayError) -> web.StreamResponse:
+    """The response that `error` is."""
+    exchange: Exchange | None = request.get(EXCHANGE) if isinstance(request, web.Request) else None
+    if isinstance(error, HandshakeRefused):
+        return _refusal(request, error, exchange)
+    request_id = exchange.id if exchange else new_id()
+    meter = exchange.route.provider.meter if exchange and exchange.route else "openai"
+    headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
+    if isinstance(error, TooManySessions | Draining):
+        headers["retry-after"] = "1"
+    response = web.Response(
+        status=error.status,
+        body=shapes.body(error, meter, request_id),
+        content_type="application/json",
+        headers=headers,
+    )
+    vary(request, response)
+    return response
+
+
+def vary(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Say that the answer depends on Origin, wherever CORS may allow one."""
+    app = request.app if isinstance(request, web.Request) else None
+    if app is not None and GATEWAY in app and app[GATEWAY].access.origins:
+        response.headers.add("Vary", "Origin")
+
+
+def _refusal(
+    request: web.BaseRequest, error: HandshakeRefused, exchange: Exchange | None
+) -> web.StreamResponse:
+    """What the provider answered a WebSocket handshake with, as it came."""
+    headers = CIMultiDict(
+        downstream_headers(error.headers.items(), error.headers.get("Connection"))
+    )
+    headers["Content-Length"] = str(len(error.body))
+    headers["x-relay-error"] = error.code
+    headers["x-relay-error-source"] = "provider"
+    if exchange is not None:
+        headers["cf-aig-log-id"] = exchange.id
+    response = Refusal(error.upstream_status, error.reason, headers)
+    response.body = error.body
+    vary(request, response)
+    return response
+
+
+class Refusal(RelayedResponse):
+    """A RelayedResponse with its body at hand."""
+
+    body: bytes = b""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send the body, once."""
+        await super().write_eof(data or self.body)

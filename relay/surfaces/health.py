@@ -1,0 +1,35 @@
+"""/healthz: the process lives. /readyz: it takes calls. /version. For load balancers: no key, any
+Host.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+import relay
+from relay.gateway import GATEWAY
+
+
+def add_routes(app: web.Application, prefix: str) -> None:
+    """Add the three."""
+    app.router.add_get(f"{prefix}/healthz", healthz)
+    app.router.add_get(f"{prefix}/readyz", readyz)
+    app.router.add_get(f"{prefix}/version", version)
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """200 as long as the loop turns."""
+    return web.json_response({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """200 while calls are taken, 503 once draining."""
+    gateway = request.app[GATEWAY]
+    state = "draining" if gateway.draining else "ready"
+    body = {"status": state, "running": len(gateway.running), "sessions": len(gateway.sessions)}
+    return web.json_response(body, status=503 if gateway.draining else 200)
+
+
+async def version(request: web.Request) -> web.Response:
+    """The relay's version."""
+    return web.json_response({"name": "relay", "version": relay.__version__})

@@ -1,0 +1,50 @@
+"""The one middleware: the path check, and every failure into an answer. No stream passes through
+anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from relay.core.errors import InternalError, RelayError, UnknownRoute
+from relay.core.paths import check_target
+from relay.gateway import EXCHANGE
+from relay.ledger import log
+from relay.surfaces.errors import answer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a bad path before anything looks at it; answer every RelayError in its client's
+    shape.
+    """
+    try:
+        check_target(request.raw_path)
+        return await handler(request)
+    except RelayError as error:
+        if EXCHANGE not in request:
+            log.event(
+                "request.refused", method=request.method, error=error.code, client=request.remote
+            )
+        return answer(request, error)
+    except web.HTTPException as error:
+        if error.status in (404, 405):
+            log.event(
+                "request.refused",
+                method=request.method,
+                error="unknown_route",
+                client=request.remote,
+            )
+            return answer(request, UnknownRoute(request.method))
+        raise
+    except ConnectionError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever it is, the client gets a clear answer and the log the cause
+        log.bug("request.failed", error, method=request.method)
+        return answer(request, InternalError())

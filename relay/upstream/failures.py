@@ -1,0 +1,72 @@
+"""aiohttp's client errors, mapped once to the relay's own. Their texts hold URLs, so none is
+quoted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from relay.core.errors import (
+    BadPath,
+    BadRequest,
+    RelayError,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamTlsFailed,
+    UpstreamUnreachable,
+)
+from relay.core.provider import Route
+
+BEFORE_ANSWER = "before its answer began"
+WITHIN_ANSWER = "in the middle of its answer"
+
+MAPPED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+"""What `mapped` takes."""
+
+
+def mapped(error: Exception, route: Route, phase: str) -> RelayError:
+    """The RelayError that a failure of the upstream leg is. `phase` is BEFORE_ANSWER or
+    WITHIN_ANSWER.
+    """
+    host = route.target.host
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamUnreachable(host, f"none within {route.provider.connect_timeout_s:g} s")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return UpstreamTlsFailed(host, "its certificate is not trusted")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return UpstreamTlsFailed(host, "the handshake was refused")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return UpstreamUnreachable(host, "the name does not resolve")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamUnreachable(host, _os_reason(error.os_error))
+    if isinstance(error, aiohttp.InvalidURL):
+        return BadPath("it does not make a URL")
+    return _mapped_later(error, phase)
+
+
+def _mapped_later(error: Exception, phase: str) -> RelayError:
+    """Failures of a connection that was up."""
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return UpstreamTimeout(phase, 0)
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return UpstreamProtocolError(f"its WebSocket handshake is wrong ({error.message})")
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | OSError):
+        # A body that cannot be parsed comes as ClientPayloadError too: for the caller it is cut all
+        # the same.
+        return UpstreamDisconnected(phase)
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+        return UpstreamProtocolError("it is not valid HTTP")
+    if isinstance(error, ValueError):
+        return BadRequest("a header holds characters that cannot be passed on")
+    return UpstreamDisconnected(phase)
+
+
+def _os_reason(error: OSError) -> str:
+    if error.errno == errno.ECONNREFUSED:
+        return "it was refused"
+    return os.strerror(error.errno).lower() if error.errno else "the network said no"

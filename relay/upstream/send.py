@@ -1,0 +1,106 @@
+"""Send one call to its Target: the URL, the headers and the credential that the provider gets.
+
+Owns: what leaves the relay. The host comes from the registry alone and is checked once more here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+
+from aiohttp import ClientResponse, ClientSession, ClientTimeout
+from multidict import CIMultiDict
+from yarl import URL
+
+from relay.core import paths
+from relay.core.credentials import Keys
+from relay.core.errors import BadPath
+from relay.core.headers import (
+    CREDENTIAL_HEADERS,
+    headers_for_cloudflare,
+    headers_for_provider,
+    normal,
+)
+from relay.core.provider import Credential, Route
+from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+
+
+def upstream_headers(
+    route: Route, pairs: Iterable[tuple[str, str]], connection: str | None, keys: Keys
+) -> CIMultiDict[str]:
+    """The headers that go up: the client's end-to-end ones, the registry's defaults, our
+    credentials.
+    """
+    select = headers_for_cloudflare if route.target.via == "cloudflare" else headers_for_provider
+    headers = CIMultiDict(select(pairs, connection))
+    for name, value in route.provider.headers:
+        if name not in headers:
+            headers[name] = value
+    if keys.provider is not None and keys.provider.place == "header":
+        _put(headers, keys.provider)
+    if keys.gateway is not None:
+        _put(headers, keys.gateway)
+    return headers
+
+
+def _put(headers: CIMultiDict[str], credential: Credential) -> None:
+    """Set the credential's header, and leave no twin of it that the client sent."""
+    name = normal(credential.name)
+    if name not in CREDENTIAL_HEADERS:
+        for twin in [given for given in headers if normal(given) == name]:
+            headers.popall(twin, None)
+    headers[credential.name] = credential.value
+
+
+def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
+    """The URL that is called. Raises BadPath if it would leave the registry's prefix."""
+    credential = keys.provider
+    query = paths.cut_query(raw_query, route.provider.query_credentials)
+    if credential is not None and credential.place == "query":
+        query = paths.join_query(query, f"{credential.name}={_quoted(credential.value)}")
+    url = URL(route.url(query), encoded=True)
+    target = route.target
+    if (
+        url.raw_host != target.host
+        or url.port != target.port
+        or not target.origin.startswith(f"{url.scheme}://")
+        or not url.raw_path.startswith(target.prefix or "/")
+        or url.raw_user is not None
+    ):
+        raise BadPath("it leaves the provider's base URL")
+    return url
+
+
+def _quoted(value: str) -> str:
+    return URL.build(query={"v": value}).raw_query_string.removeprefix("v=").replace("+", "%2B")
+
+
+async def send(
+    session: ClientSession,
+    route: Route,
+    call: tuple[str, URL, CIMultiDict[str]],
+    data: bytes | AsyncIterator[bytes] | None,
+) -> ClientResponse:
+    """Send (method, URL, headers) with `data` and wait for the head of the answer.
+
+    Raises the RelayError that a failure of the upstream leg is. The answer must be closed by the
+    caller.
+    """
+    method, url, headers = call
+    try:
+        return await session.request(
+            method, url, headers=headers, data=data, allow_redirects=False,
+            timeout=_timeout(route.provider.connect_timeout_s),
+        )  # fmt: skip
+    except MAPPED as error:
+        raise mapped(error, route, BEFORE_ANSWER) from error
+
+
+_timeouts: dict[float, ClientTimeout] = {}
+
+
+def _timeout(connect_s: float) -> ClientTimeout:
+    """Only the connection is timed here; all other waits are the janitor's."""
+    made = _timeouts.get(connect_s)
+    if made is None:
+        made = _timeouts[connect_s] = ClientTimeout(total=None, connect=connect_s)
+    return made
