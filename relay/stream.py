@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +25,7 @@ from relay.core.headers import downstream_headers
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
+from relay.upstream.send import end_with_connection
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _FLUSH_S = 1.0
@@ -144,6 +147,7 @@ class _Copy:
         read, write, clock = self.upstream.content.readany, self.response.write, self.clock
         exchange = self.exchange
         chunk, tail = first, b""
+        release = end_with_connection(self.upstream)
         try:
             if not chunk:
                 self.response.send_headers()
@@ -163,6 +167,8 @@ class _Copy:
             exchange.finish()
         except (*MAPPED, asyncio.CancelledError) as error:
             await self._broke(error, tail)
+        finally:
+            release()
         return self.response
 
     async def _broke(self, error: BaseException, tail: bytes) -> None:
@@ -210,7 +216,9 @@ def _cut(response: RelayedResponse) -> None:
     if transport is None:
         return
     if response.close_delimited:
-        # For an HTTP/1.0 client a plain close would be a clean end.
+        # For an HTTP/1.0 client a plain close would be a clean end: reset instead.
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
         return
     transport.close()

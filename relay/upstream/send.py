@@ -5,9 +5,11 @@ Owns: what leaves the relay. The host comes from the registry alone and is check
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from urllib.parse import quote
 
-from aiohttp import ClientResponse, ClientSession, ClientTimeout
+from aiohttp import ClientPayloadError, ClientResponse, ClientSession, ClientTimeout
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -56,7 +58,7 @@ def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
     credential = keys.provider
     query = paths.cut_query(raw_query, route.provider.query_credentials)
     if credential is not None and credential.place == "query":
-        query = paths.join_query(query, f"{credential.name}={_quoted(credential.value)}")
+        query = paths.join_query(query, f"{credential.name}={quote(credential.value, safe='')}")
     url = URL(route.url(query), encoded=True)
     target = route.target
     if (
@@ -68,10 +70,6 @@ def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
     ):
         raise BadPath("it leaves the provider's base URL")
     return url
-
-
-def _quoted(value: str) -> str:
-    return URL.build(query={"v": value}).raw_query_string.removeprefix("v=").replace("+", "%2B")
 
 
 async def send(
@@ -93,6 +91,30 @@ async def send(
         )  # fmt: skip
     except MAPPED as error:
         raise mapped(error, route, BEFORE_ANSWER) from error
+
+
+def end_with_connection(response: ClientResponse) -> Callable[[], None]:
+    """Let a reader of `response` hear that its connection is gone; call the result when done.
+
+    aiohttp (3.14) drops a connection on bytes that cannot be parsed without telling whoever reads
+    the body: the reader would wait for its whole idle time.
+    """
+    connection, content = response.connection, response.content
+    protocol = connection.protocol if connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if closed is None:
+        return lambda: None
+
+    def tell(future: asyncio.Future[None]) -> None:
+        future.exception()
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(ClientPayloadError("the connection was dropped within the body"))
+
+    def forget() -> None:
+        closed.remove_done_callback(tell)
+
+    closed.add_done_callback(tell)
+    return forget
 
 
 _timeouts: dict[float, ClientTimeout] = {}

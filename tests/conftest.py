@@ -1,0 +1,137 @@
+"""Fixtures: relays and stand-in providers on loopback, and the canary over the whole run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+from aioresponses import aioresponses
+
+from tests.relays import CANARY, CLOUDFLARE_TOKEN, LogStream, Relay, packaged_provider, start_relay, stop_relay
+from tests.upstream.cloudflare import cloudflare
+from tests.upstream.raw import RawUpstream
+from tests.upstream.vendors import APPS, SEEN, Seen
+
+StartRelay = Callable[..., Awaitable[Relay]]
+
+
+class _EveryLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info:
+            text += logging.Formatter().formatException(record.exc_info)
+        if record.name.split(".")[0] not in ("httpx2", "httpcore2", "openai", "hypothesis", "httpx", "httpcore", "websockets"):
+            LogStream.everything.append(text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hear every logger of the process, at DEBUG."""
+    logging.getLogger().addHandler(_EveryLine())
+    logging.getLogger("aiohttp").setLevel(logging.DEBUG)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After the whole run no credential may stand in any log line or error body of the relay's."""
+    leaked = [line for line in LogStream.everything if CANARY in line]
+    if leaked:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nCANARY: {len(leaked)} log lines or error bodies hold a credential, such as:\n{leaked[0][:500]}")
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[StartRelay]:
+    """`await start({...gateway.yaml...})`, or `await start(openai={...})` for providers alone."""
+    relays: list[Relay] = []
+
+    async def begin(document: dict[str, Any] | None = None, **providers: Any) -> Relay:
+        folder = tmp_path / f"relay{len(relays)}"
+        folder.mkdir()
+        whole = dict(document or {})
+        whole["providers"] = whole.get("providers", {}) | providers
+        relays.append(await start_relay(folder, whole))
+        return relays[-1]
+
+    yield begin
+    for relay in relays:
+        await stop_relay(relay)
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[RawUpstream]:
+    """A provider written as bytes."""
+    upstream = await RawUpstream.start()
+    yield upstream
+    await upstream.stop()
+
+
+@dataclass
+class Vendors:
+    """The vendors' stand-ins, by provider name."""
+
+    servers: dict[str, TestServer] = field(default_factory=dict)
+
+    def url(self, name: str) -> str:
+        return str(self.servers[name].make_url("")).rstrip("/")
+
+    def seen(self, name: str) -> list[Seen]:
+        """What arrived there."""
+        return self.servers[name].app[SEEN]
+
+    def entries(self) -> dict[str, Any]:
+        """The shipped provider entries, moved to the stand-ins."""
+        return {name: packaged_provider(name, self.url(name)) for name in APPS}
+
+
+@pytest.fixture
+async def vendors(aiohttp_server: Any) -> Vendors:
+    """Every vendor's stand-in, running."""
+    return Vendors({name: await aiohttp_server(make()) for name, make in APPS.items()})
+
+
+@dataclass
+class Through:
+    """A relay in front of the vendors, directly or through Cloudflare's stand-in."""
+
+    relay: Relay
+    vendors: Vendors
+    front: list[Seen]
+
+
+@pytest.fixture(params=["direct", "cloudflare"])
+async def through(request: pytest.FixtureRequest, start: StartRelay, vendors: Vendors, aiohttp_server: Any) -> Through:
+    """Both ways to a provider: the same client calls must work the same."""
+    if request.param == "direct":
+        return Through(await start({"providers": vendors.entries()}), vendors, [])
+    app = cloudflare({name: vendors.url(name) for name in APPS}, CLOUDFLARE_TOKEN)
+    front = await aiohttp_server(app)
+    account = {"account_id": "acct", "gateway_id": "gw", "api_key": CLOUDFLARE_TOKEN, "base_url": str(front.make_url("/v1"))}
+    return Through(await start({"providers": vendors.entries(), "cloudflare": account}), vendors, app[SEEN])
+
+
+class _AiohttpResponse(aiohttp.ClientResponse):
+    """aioresponses 0.7.9 does not know the argument that aiohttp 3.14 added."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", None)
+        super().__init__(*args, **kwargs)
+
+
+@pytest.fixture
+def upstream_mock() -> Any:
+    """aioresponses on every ClientSession but those to loopback: for failures that no server can play."""
+    with aioresponses(passthrough=["http://127.0.0.1"]) as mock:
+        original = mock.add
+
+        def add(url: Any, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("response_class", _AiohttpResponse)
+            original(url, *args, **kwargs)
+
+        mock.add = add
+        yield mock

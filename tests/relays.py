@@ -1,0 +1,165 @@
+"""A relay in a test: the real application on a real loopback socket, with the options that production has."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from aiohttp import web
+
+from relay.app import API, RUNNER_OPTIONS, standalone
+from relay.gateway import GATEWAY, Gateway
+from relay.ledger import log
+from relay.registry.load import Config, Sources, load
+from relay.server import RelayRunner
+
+HANG_GUARD_S = 20.0
+
+# One marker for every credential there is. None may show in a log, an error body or a repr: see conftest.py.
+CANARY = "CANARY"
+
+
+def canary(name: str) -> str:
+    """A credential that can be told apart from everything else."""
+    return f"{CANARY}-{name}-7d1f"
+
+
+KEYS = {
+    "OPENAI_API_KEY": canary("openai"), "GOOGLE_AI_API_KEY": canary("google"), "CARTESIA_API_KEY": canary("cartesia"),
+    "ELEVENLABS_API_KEY": canary("elevenlabs"), "FAL_KEY": canary("fal"), "ANTHROPIC_API_KEY": canary("anthropic"),
+}  # fmt: skip
+CLOUDFLARE_TOKEN = canary("cloudflare")
+CLIENT_KEY = canary("client")
+
+
+class LogStream(io.StringIO):
+    """Keeps log lines for the test, and all of them for the canary."""
+
+    everything: list[str] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.buffer = self
+
+    def write(self, line: Any) -> int:
+        text = line.decode() if isinstance(line, bytes) else line
+        self.lines.append(text)
+        LogStream.everything.append(text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return False
+
+
+@dataclass
+class Relay:
+    """A running relay, with a client whose answers are as raw as aiohttp allows."""
+
+    url: str
+    app: web.Application
+    client: aiohttp.ClientSession
+    logged: LogStream
+    folder: Path
+    runner: web.AppRunner
+    bodies: list[bytes] = field(default_factory=list)
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.app[GATEWAY]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def path(self, provider: str, endpoint: str = "") -> str:
+        """The native URL of an endpoint."""
+        return f"{self.url}{API}/providers/{provider}/{endpoint}"
+
+    def ws(self, provider: str, endpoint: str = "") -> str:
+        """The native WebSocket URL."""
+        return f"{self.url}{API}/ws/{provider}" + (f"/{endpoint}" if endpoint else "")
+
+    async def call(self, method: str, url: str, **options: Any) -> tuple[int, Any, bytes]:
+        """(status, headers, body) of one call."""
+        async with self.client.request(method, url, allow_redirects=False, **options) as answer:
+            body = await answer.read()
+            if "x-relay-error" in answer.headers:
+                LogStream.everything.append(body.decode("utf-8", "replace"))
+            return answer.status, answer.headers, body
+
+    async def events(self, name: str = "exchange", count: int = 1) -> list[dict[str, Any]]:
+        """The last `count` log events of this name, once there are so many."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            while True:
+                found = [e for line in self.logged.lines for e in [json.loads(line)] if e["event"] == name]
+                if len(found) >= count:
+                    return found[-count:]
+                await asyncio.sleep(0.01)
+
+    async def idle(self) -> None:
+        """Wait until nothing runs any more."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            while self.gateway.running or self.gateway.sessions:
+                await asyncio.sleep(0.01)
+
+
+def write_config(folder: Path, document: dict[str, Any]) -> Sources:
+    """gateway.yaml and .env in `folder`."""
+    (folder / "gateway.yaml").write_text(yaml.safe_dump({"demo": {"enabled": False}} | document, sort_keys=False))
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in KEYS.items()))
+    return Sources(folder / "gateway.yaml", folder / ".env")
+
+
+def configured(folder: Path, document: dict[str, Any]) -> tuple[Config, Sources]:
+    """A loaded configuration."""
+    sources = write_config(folder, document)
+    return load(sources), sources
+
+
+async def start_relay(folder: Path, document: dict[str, Any]) -> Relay:
+    """Serve `document` on a free port."""
+    config, sources = configured(folder, document)
+    logged = LogStream()
+    log.setup("debug", "json", logged)  # type: ignore[arg-type]
+    app = standalone(config, sources)
+    runner = RelayRunner(app, keepalive_timeout=config.settings.server.keepalive_timeout_s, **RUNNER_OPTIONS)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    client = aiohttp.ClientSession(
+        auto_decompress=False, timeout=aiohttp.ClientTimeout(total=HANG_GUARD_S * 3), cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=65536, max_field_size=65536, max_headers=1000,
+    )  # fmt: skip
+    return Relay(f"http://127.0.0.1:{port}", app, client, logged, folder, runner)
+
+
+async def stop_relay(relay: Relay) -> None:
+    """Close the client, then the relay."""
+    await relay.client.close()
+    await relay.runner.cleanup()
+
+
+def provider(url: str, key: str = "OPENAI_API_KEY", **more: Any) -> dict[str, Any]:
+    """A provider entry with a Bearer key."""
+    return {"base_url": url, "auth": {"header": "Authorization", "value": f"Bearer ${{{key}}}"}} | more
+
+
+def packaged_provider(name: str, url: str) -> dict[str, Any]:
+    """A provider exactly as it stands in the shipped files, with its direct base moved to `url`."""
+    root = Path(__file__).parent.parent
+    for file in (root / "gateway.yaml", *(root / "config/providers").glob("*.yaml")):
+        entries = yaml.safe_load(file.read_text())["providers"]
+        if name in entries:
+            entry: dict[str, Any] = entries[name]
+            path = entry["base_url"].partition("://")[2].partition("/")[2]
+            entry["base_url"] = f"{url}/{path}".rstrip("/")
+            return entry
+    raise KeyError(name)
