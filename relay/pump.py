@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiohttp
 from aiohttp import WebSocketError, WSMsgType
 
-from relay.session import Clock, Ending, Leg, Session, code_allowed
+from relay.session import GONE, Clock, Ending, Leg, Session, code_allowed
 
 _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
 
@@ -20,21 +19,23 @@ async def pump(source: Leg, sink: Leg, session: Session, clock: Clock) -> None:
     """Relay from `source` to `sink` until either ends, and end the session with what was seen."""
     try:
         ending = await _copy(source, sink, clock)
-    except (OSError, aiohttp.ClientError, RuntimeError):
-        # The sink's connection went away under a send.
-        ending = lost(sink)
+    except WebSocketError as error:
+        ending = Ending(error.code, _protocol_reason(error.code, source), source.side)
+    except GONE:
+        ending = lost(sink if sink.sending_since_s else source)
     session.end(ending)
 
 
 async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
-    receive, send = source.socket.receive, sink.socket.send_frame
+    read, send = source.read, sink.socket.send_frame
     while True:
-        message = await receive()
+        message = await read()
         kind = message.type
         if kind is _TEXT or kind is _BINARY:
             data: bytes = message.data
             source.heard_s = source.message_s = sink.sending_since_s = clock()
             if kind is _TEXT and not data.isascii() and not _is_utf8(data):
+                sink.sending_since_s = 0.0
                 return Ending(1007, f"invalid UTF-8 from the {_NAMES[source.side]}", source.side)
             source.messages += 1
             source.bytes += len(data)
@@ -46,7 +47,7 @@ async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
         elif kind is _PONG:
             source.heard_s = clock()
         else:
-            return _ending(message, source)
+            return _close(message, source)
 
 
 _NAMES = {"downstream": "client", "upstream": "provider"}
@@ -60,18 +61,15 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _ending(message: Any, source: Leg) -> Ending:
-    if message.type is WSMsgType.CLOSE:
-        source.close_received = True
-        code, reason = message.data, message.extra or ""
-        if not code:
-            return Ending(None, "", source.side)
-        if not code_allowed(code):
-            return Ending(1002, f"close code {code} is not allowed", source.side)
-        return Ending(code, reason, source.side)
-    if message.type is WSMsgType.ERROR and isinstance(message.data, WebSocketError):
-        return Ending(message.data.code, _protocol_reason(message.data.code, source), source.side)
-    return lost(source)
+def _close(message: Any, source: Leg) -> Ending:
+    """The ending that a close frame is."""
+    source.close_received = True
+    code, reason = message.data, message.extra or ""
+    if not code:
+        return Ending(None, "", source.side)
+    if not code_allowed(code):
+        return Ending(1002, f"close code {code} is not allowed", source.side)
+    return Ending(code, reason, source.side)
 
 
 def _protocol_reason(code: int, source: Leg) -> str:

@@ -11,10 +11,11 @@ import asyncio
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import aiohttp
-from aiohttp import ClientWebSocketResponse, WSMsgType, web
+from aiohttp import ClientWebSocketResponse, WebSocketError, WSMsgType, web
+from aiohttp.streams import EofStream
 
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
@@ -25,6 +26,9 @@ Socket = web.WebSocketResponse[bool] | ClientWebSocketResponse[bool]
 
 MAX_REASON_BYTES = 123
 _FAREWELL_BYTES = 256 * 1024
+_POLL_S = 0.02
+GONE = (OSError, EofStream, aiohttp.ClientError, RuntimeError)
+"""What reading from or sending to a leg raises when its connection is gone."""
 _NEVER_ON_THE_WIRE = frozenset({1004, 1005, 1006, 1015})
 
 
@@ -62,34 +66,45 @@ class Leg:
                 await self.socket.send_frame(close_payload(code, reason), WSMsgType.CLOSE)
                 if not self.close_received:
                     await self._until_close()
-                while self.transport.get_write_buffer_size():  # noqa: ASYNC110 (a transport has no event for it)
-                    await asyncio.sleep(0.02)
-        except (TimeoutError, OSError, aiohttp.ClientError, RuntimeError):
+                while self.transport.get_write_buffer_size():  # noqa: ASYNC110 (no event for it)
+                    await asyncio.sleep(_POLL_S)
+        except (TimeoutError, *GONE):
             pass
         finally:
-            self.cut()
+            await self.cut()
+
+    async def read(self) -> Any:
+        """The next frame, as aiohttp's parser hands it over.
+
+        Not `receive()`: that answers protocol errors, ends and closes by itself, reading and
+        dropping whatever a peer floods for as long as it waits. What it raises instead:
+        WebSocketError, EofStream, OSError, aiohttp.ClientError.
+        """
+        return await self.socket._reader.read()  # type: ignore[union-attr]
 
     async def _until_close(self) -> None:
         """Read on until the peer's close frame, but only a little of what it still sends."""
         taken = 0
-        while taken < _FAREWELL_BYTES:
-            message = await self.socket.receive()
-            if message.type not in (
-                WSMsgType.TEXT,
-                WSMsgType.BINARY,
-                WSMsgType.PING,
-                WSMsgType.PONG,
-            ):
-                return
-            taken += len(message.data) + 2
-        await asyncio.sleep(60)  # it floods: not one byte more is read until the time is up
+        try:
+            while taken < _FAREWELL_BYTES:
+                message = await self.read()
+                if message.type is WSMsgType.CLOSE:
+                    return
+                taken += len(message.data) + 2
+        except WebSocketError:
+            pass  # what it sends cannot be parsed any more: its end is all there is to wait for
+        # It floods or babbles: not one byte more is read until it goes or the time is up.
+        while not self.transport.is_closing():  # noqa: ASYNC110 (a transport has no event for it)
+            await asyncio.sleep(_POLL_S)
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         """Close the connection; what is still unsent is dropped."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
+        # With its transport closing this only tidies up what aiohttp keeps of the socket.
+        await self.socket.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -111,11 +126,14 @@ class Session:
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
         """Both farewells, at once."""
-        legs = [leg for leg in (self.downstream, self.upstream) if leg.side != ending.lost]
-        for leg in (self.downstream, self.upstream):
-            if leg.side == ending.lost:
-                leg.transport.abort()
-        await asyncio.gather(*(leg.farewell(ending.code, ending.reason, timeout_s) for leg in legs))
+        await asyncio.gather(
+            *(
+                leg.cut()
+                if leg.side == ending.lost
+                else leg.farewell(ending.code, ending.reason, timeout_s)
+                for leg in (self.downstream, self.upstream)
+            )
+        )
 
 
 def close_payload(code: int | None, reason: str) -> bytes:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiohttp import ClientResponse, hdrs, web
+from aiohttp import ClientConnectionError, ClientResponse, hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion10, HttpVersion11
 from multidict import CIMultiDict
@@ -29,6 +29,8 @@ from relay.upstream.send import end_with_connection
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _FLUSH_S = 1.0
+_CLIENT_GONE = (ConnectionError, ClientConnectionError)
+"""What a write to a client that left raises; the second while it waits for room."""
 _ENVELOPE_PEEK_BYTES = 64 * 1024
 
 
@@ -175,8 +177,9 @@ class _Copy:
         """End a stream that did not end well, so that the client can tell."""
         exchange = self.exchange
         assert exchange.route is not None
-        at_client = isinstance(error, ConnectionError) and exchange.waiting_for == "client"
-        if isinstance(error, Exception) and not at_client:
+        if exchange.waiting_for == "client" and isinstance(error, _CLIENT_GONE):
+            failure = exchange.fail(ClientGone())
+        elif isinstance(error, Exception):
             failure = exchange.fail(mapped(error, exchange.route, WITHIN_ANSWER))
             exchange.cause = error
         else:

@@ -70,28 +70,35 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
 
 async def _run(session: Session, gateway: Gateway) -> None:
     """Pump both ways until the session ends, then say goodbye to both sides."""
-    exchange, clock = session.exchange, gateway.clock
-    up = asyncio.create_task(pump(session.downstream, session.upstream, session, clock))
-    down = asyncio.create_task(pump(session.upstream, session.downstream, session, clock))
+    clock = gateway.clock
+    pumps = (
+        asyncio.create_task(pump(session.downstream, session.upstream, session, clock)),
+        asyncio.create_task(pump(session.upstream, session.downstream, session, clock)),
+    )
     gateway.sessions.add(session)
-    gone = False
+    if gateway.draining:
+        session.end(draining())
     try:
-        if gateway.draining:
-            session.end(draining())
-        ending = await asyncio.shield(session.ended)
+        await asyncio.shield(session.ended)
     except asyncio.CancelledError:
-        gone = True
-        ending = lost(session.downstream)
-        session.end(ending)
-    finally:
-        gateway.sessions.discard(session)
-        for task in (up, down):
-            task.cancel()
-        await asyncio.gather(up, down, return_exceptions=True)
-    _account(exchange, session, ending)
-    await session.close(ending, gateway.settings.websocket.close_timeout_s)
-    if gone:
-        raise asyncio.CancelledError
+        # The client's connection is gone; or it closed, and the pump knows why already.
+        session.end(lost(session.downstream))
+    gateway.sessions.discard(session)
+    for task in pumps:
+        task.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
+    ending = session.ended.result()
+    _account(session.exchange, session, ending)
+    await _farewell(session, ending, gateway.settings.websocket.close_timeout_s)
+
+
+async def _farewell(session: Session, ending: Ending, timeout_s: float) -> None:
+    """Both goodbyes, even if the client's end of the connection cancels the handler meanwhile."""
+    goodbye = asyncio.create_task(session.close(ending, timeout_s))
+    try:
+        await asyncio.shield(goodbye)
+    except asyncio.CancelledError:
+        await goodbye
 
 
 def draining() -> Ending:

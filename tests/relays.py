@@ -110,9 +110,14 @@ class Relay:
                 await asyncio.sleep(0.01)
 
 
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write_config(folder: Path, document: dict[str, Any]) -> Sources:
     """gateway.yaml and .env in `folder`."""
-    (folder / "gateway.yaml").write_text(yaml.safe_dump({"demo": {"enabled": False}} | document, sort_keys=False))
+    (folder / "gateway.yaml").write_text(yaml.dump({"demo": {"enabled": False}} | document, Dumper=_Dumper, sort_keys=False))
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in KEYS.items()))
     return Sources(folder / "gateway.yaml", folder / ".env")
 

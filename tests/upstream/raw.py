@@ -23,7 +23,8 @@ class Pause:
 
 CLOSE, RESET, SILENCE = "close", "reset", "silence"
 Step = bytes | Pause | str | asyncio.Event
-"""Bytes are sent; an Event is waited for; "early" as the first step answers before the body is read."""
+"""Bytes are sent; an Event is waited for; "early" as the first step answers before the body is
+read, "deaf" never reads it."""
 
 
 def ok(body: bytes = b"ok", *headers: str, status: str = "200 OK") -> bytes:
@@ -121,10 +122,10 @@ class RawUpstream:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = Arrived(await reader.readuntil(b"\r\n\r\n"))
         self.arrived.append(request)
-        body = asyncio.create_task(_read_body(reader, request))
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        early = script[0] in ("early", "deaf")
+        body = asyncio.create_task(asyncio.sleep(60) if script[0] == "deaf" else _read_body(reader, request))
         try:
-            script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-            early = script and script[0] == "early"
             if not early:
                 await body
             for step in script[1:] if early else script:
