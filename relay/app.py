@@ -80,10 +80,9 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     app[CORS] = Cors(app, gateway)
     gateway.reload = lambda: reload(gateway, sources)
     log.protect(gateway.config)
-    # Reserved names first: a provider called `reload` cannot exist, one called anything else is not
-    # shadowed.
-    admin.add_routes(app, prefix)
+    # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
+    admin.add_routes(app, prefix)
     health.add_routes(app, "")
     app.cleanup_ctx.append(_outbound)
     app.cleanup_ctx.append(janitor)

@@ -30,8 +30,7 @@ class Call:
 
 def read_call(request: web.Request) -> Call:
     """The call that a request to `…/{provider}/{endpoint}` is, by its raw path."""
-    canonical = request.match_info.route.resource.canonical  # type: ignore[union-attr]
-    prefix = canonical[: canonical.index("{")]
+    prefix = request.match_info.route.resource.canonical + "/"  # type: ignore[union-attr]
     raw = request.raw_path
     if not raw.startswith(prefix):
         # The router matched an escaped spelling of our own prefix: nobody sends that in good faith.

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotListen as error:
         print(f"relay: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        log.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ from relay.app import API
 from relay.core import paths, subprotocols
 from relay.core.credentials import Keys, choose
 from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
-from relay.core.peek import kind_of
 from relay.core.provider import Credential, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
@@ -42,7 +41,7 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
         lines.append(f"refused      {error.status} {error.code}: set {', '.join(error.missing)}")
         keys = Keys()
     url = str(upstream_url(route, query, Keys()))
-    lines += [f"sends        {method} {url}", f"kind         {kind_of(route.endpoint)}"]
+    lines += [f"sends        {method} {url}", f"kind         {route.kind}"]
     lines += [
         f"credential   {_shown(credential)}"
         for credential in (keys.provider, keys.gateway)

@@ -33,8 +33,7 @@ class Gateway:
     """One per application. `start` and `stop` frame its life inside the running loop."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.access = _access(config.settings)
+        self._take(config)
         self.running: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.held_bytes = 0
@@ -48,16 +47,6 @@ class Gateway:
         self.upstream: UpstreamSessions
         self._turn = itertools.count()
 
-    @property
-    def registry(self) -> Registry:
-        """The registry in force for calls that begin now."""
-        return self.config.registry
-
-    @property
-    def settings(self) -> GatewayFile:
-        """The settings in force."""
-        return self.config.settings
-
     async def start(self) -> None:
         """Open the outbound pools."""
         self.upstream = UpstreamSessions()
@@ -68,9 +57,16 @@ class Gateway:
 
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
-        self.config = config
-        self.access = _access(config.settings)
+        self._take(config)
         log.protect(config)
+
+    def _take(self, config: Config) -> None:
+        self.config = config
+        self.settings: GatewayFile = config.settings
+        self.registry: Registry = config.registry
+        self.access = OpenAccess(
+            config.settings.server.hosts, Origins(config.settings.cors.origins)
+        )
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
         """A new Exchange for `request`, counted as running until `close`."""
@@ -107,11 +103,7 @@ class Gateway:
 
 def new_id() -> str:
     """A new UUIDv7. An id is no secret: whoever reads by one must be allowed to."""
-    return uuid7(time.time_ns() // 1_000_000, random.getrandbits(80))
-
-
-def _access(settings: GatewayFile) -> OpenAccess:
-    return OpenAccess(settings.server.hosts, Origins(settings.cors.origins))
+    return uuid7(time.time_ns() // 1_000_000, random.getrandbits)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

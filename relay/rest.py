@@ -15,7 +15,7 @@ from relay.body import Body, read_body
 from relay.call import Call, keys_for
 from relay.core.errors import ClientGone
 from relay.core.exchange import Exchange
-from relay.core.peek import kind_of, model_in_path, peek_body
+from relay.core.peek import peek_body
 from relay.core.provider import Route
 from relay.gateway import Gateway
 from relay.stream import stream
@@ -74,9 +74,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 
 def _peek(exchange: Exchange, request: web.Request, body: Body, route: Route) -> None:
     """What the call is about: for logs now, for rules and meters later."""
-    exchange.kind = kind_of(route.endpoint)
+    exchange.kind, exchange.model = route.kind, route.model
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
-        exchange.model, exchange.stream = seen.model, seen.stream
-    if exchange.model is None:
-        exchange.model = model_in_path(route.endpoint)
+        exchange.stream = seen.stream
+        exchange.model = seen.model or route.model

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import resource
 import signal
 import socket
@@ -163,6 +164,7 @@ async def serve(
     site = web.SockSite(runner, sock, backlog=BACKLOG)
     await site.start()
     async with _supervised(gateway, control), _signals(gateway) as stop:
+        _settle_memory()
         if control is not None:
             await control.say("ready")
         await stop.first.wait()
@@ -170,6 +172,17 @@ async def serve(
             await control.say("leaving")
         await drain(gateway, runner, site, stop.second)
         await runner.cleanup()
+
+
+def _settle_memory() -> None:
+    """What start-up made stays, and calls leave no cycles behind: let the collector look less often.
+
+    By default it walks the young objects whenever 700 more live than before, which the calls in
+    flight alone make happen all the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,6 @@ from relay.call import Call, keys_for
 from relay.core import paths, subprotocols
 from relay.core.errors import BadRequest, ClientGone, Draining, TooManySessions
 from relay.core.exchange import Exchange
-from relay.core.peek import model_in_path
 from relay.core.provider import Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
@@ -46,7 +45,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             rules.subprotocols,
         )
         handshake = _handshake(request, call, route, gateway, offer)
-        exchange.kind, exchange.model = "realtime", _model(route, handshake)
+        exchange.kind, exchange.model = route.kind, _model(route, handshake)
         exchange.sent_s = gateway.clock()
         upstream = await connect(gateway.upstream.sockets, route, handshake)
         exchange.first_byte_s = gateway.clock()
@@ -185,11 +184,7 @@ def _with_defaults(raw_query: str, defaults: object) -> str:
 
 def _model(route: Route, handshake: Handshake) -> str | None:
     query = handshake.url.raw_query_string
-    return (
-        paths.query_value(query, "model")
-        or paths.query_value(query, "model_id")
-        or model_in_path(route.endpoint)
-    )
+    return paths.query_value(query, "model") or paths.query_value(query, "model_id") or route.model
 
 
 async def _upgrade(

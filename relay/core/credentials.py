@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from relay.core import paths
 from relay.core.errors import ProviderNotConfigured
@@ -18,8 +19,7 @@ _GATEWAY_HEADER = "cf-aig-authorization"
 _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """The two credentials that go up with one call: the provider's, and Cloudflare's beside it."""
 
     provider: Credential | None = None

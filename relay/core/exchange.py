@@ -19,13 +19,17 @@ Outcome = Literal["running", "relayed", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
 
 
-def uuid7(unix_ms: int, random_80: int) -> str:
-    """A UUIDv7 (RFC 9562 5.7) of a time in ms and 80 random bits, as lower-case text."""
-    value = (unix_ms & (1 << 48) - 1) << 80 | random_80
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
+    """A UUIDv7 (RFC 9562 5.7) of a time in ms, as lower-case text; `random_bits(n)` gives n
+    bits.
+    """
+    return "%08x-%04x-%04x-%04x-%012x" % (  # noqa: UP031 (half the time of an f-string)
+        unix_ms >> 16,
+        unix_ms & 0xFFFF,
+        0x7000 | random_bits(12),
+        0x8000 | random_bits(14),
+        random_bits(48),
+    )
 
 
 @dataclass(slots=True, eq=False, repr=False)

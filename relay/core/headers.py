@@ -8,7 +8,10 @@ through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+
+Pairs = Collection[tuple[str, str]]
+_Judge = Callable[[str], str | None]
 
 HOP_BY_HOP = frozenset(
     {
@@ -56,37 +59,22 @@ _to_provider: dict[str, str | None] = {}
 _downstream_verdicts: dict[str, str | None] = {}
 
 
-def headers_for_cloudflare(
-    pairs: Iterable[tuple[str, str]], connection: str | None
-) -> list[tuple[str, str]]:
+def headers_for_cloudflare(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """The end-to-end headers of a request, order and duplicates kept, with the `cf-aig-*` controls.
 
     `connection` is the request's Connection value: headers it names are hop-by-hop too.
     """
-    kept = [pair for pair in pairs if _verdict(_to_cloudflare, pair[0], _passes_to_cloudflare)]
-    return kept if connection is None else _without_named(kept, connection)
+    return _select(pairs, connection, _to_cloudflare, _passes_to_cloudflare)
 
 
-def headers_for_provider(
-    pairs: Iterable[tuple[str, str]], connection: str | None
-) -> list[tuple[str, str]]:
+def headers_for_provider(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """The same for a provider called directly: the `cf-aig-*` controls are not for it."""
-    kept = [pair for pair in pairs if _verdict(_to_provider, pair[0], _passes_to_provider)]
-    return kept if connection is None else _without_named(kept, connection)
+    return _select(pairs, connection, _to_provider, _passes_to_provider)
 
 
-def downstream_headers(
-    pairs: Iterable[tuple[str, str]], connection: str | None
-) -> list[tuple[str, str]]:
-    """The end-to-end headers of a response. Cloudflare's `cf-aig-*` come back as
-    `x-cloudflare-aig-*`.
-    """
-    kept = [
-        (out, value)
-        for name, value in pairs
-        if (out := _verdict(_downstream_verdicts, name, _name_downstream))
-    ]
-    return kept if connection is None else _without_named(kept, connection)
+def downstream_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
+    """The end-to-end headers of a response; `cf-aig-*` come down as `x-cloudflare-aig-*`."""
+    return _select(pairs, connection, _downstream_verdicts, _name_downstream)
 
 
 def normal(name: str) -> str:
@@ -94,16 +82,19 @@ def normal(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _verdict(
-    known: dict[str, str | None], name: str, judge: Callable[[str], str | None]
-) -> str | None:
+def _select(
+    pairs: Pairs, connection: str | None, known: dict[str, str | None], judge: _Judge
+) -> list[tuple[str, str]]:
     try:
-        return known[name]
+        kept = [(out, value) for name, value in pairs if (out := known[name])]
     except KeyError:
-        if len(known) >= _NAMES_KEPT:
-            known.clear()
-        known[name] = verdict = judge(name)
-        return verdict
+        for name, _ in pairs:
+            if len(known) >= _NAMES_KEPT:
+                known.clear()
+            known[name] = judge(name)
+        # Judged one by one: more names than are kept must not start this over.
+        kept = [(out, value) for name, value in pairs if (out := known.get(name) or judge(name))]
+    return kept if connection is None else _without_named(kept, connection)
 
 
 def _passes_to_cloudflare(name: str) -> str | None:

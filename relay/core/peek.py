@@ -6,7 +6,6 @@ Owns: model and stream flag of a JSON or form body, the model and kind that a pa
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -85,7 +84,6 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     )
 
 
-@lru_cache(maxsize=4096)
 def kind_of(endpoint: str) -> str:
     """`v1/chat/completions` -> `chat`; `other` for an endpoint that no kind is known for."""
     for end, kind in _KINDS:
@@ -96,7 +94,6 @@ def kind_of(endpoint: str) -> str:
     return "transcription" if endpoint.endswith("speech-to-text") else "other"
 
 
-@lru_cache(maxsize=4096)
 def model_in_path(endpoint: str) -> str | None:
     """Gemini names the model in the path: `v1beta/models/gemini-2.5-flash:generateContent`."""
     found = _GEMINI_MODEL.search(endpoint)

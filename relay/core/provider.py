@@ -5,10 +5,10 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from relay.core import paths
+from relay.core import paths, peek
 from relay.core.subprotocols import Verdict
 
 Via = Literal["direct", "cloudflare"]
@@ -125,6 +125,11 @@ class Route:
     path: str
     """Raw, with its leading slash, or empty: appended to the target's prefix."""
 
+    kind: str = "other"
+    """What kind of call the endpoint is: `chat`, `embeddings`, … (core/peek.py)."""
+    model: str | None = None
+    """The model, where the path names it."""
+
     def url(self, raw_query: str) -> str:
         """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""
         target = self.target
@@ -141,19 +146,22 @@ def websocket_route(provider: Provider, endpoint: str) -> Route:
     """The route of a WebSocket; without an endpoint it is the provider's default path."""
     rules = provider.websocket_rules
     endpoint = endpoint or (rules.default_path if rules else "")
-    route = _route(provider, provider.websocket, endpoint)
+    route = replace(_route(provider, provider.websocket, endpoint), kind="realtime")
     root = provider.websocket_root_path
     if root is not None and rules and route.endpoint == rules.default_path:
-        return Route(provider, route.target, route.endpoint, f"/{root}" if root else "")
+        return replace(route, path=f"/{root}" if root else "")
     return route
 
 
 def _route(provider: Provider, base: Target, endpoint: str) -> Route:
+    target = base
+    # Both ways drop by the direct base: Cloudflare's paths are the provider's, less that version.
+    named = paths.drop_version(endpoint, provider.base_path)
+    sent = named
     for rule in provider.paths:
         if endpoint.startswith(rule.prefix):
-            rest = endpoint[len(rule.prefix) :].removeprefix("/")
-            return Route(provider, rule.target, endpoint, f"/{rest}" if rest else "")
-    # Both ways drop by the direct base: Cloudflare's paths are the provider's own, less that
-    # version.
-    short = paths.drop_version(endpoint, provider.base_path)
-    return Route(provider, base, short, f"/{short}" if short else "")
+            target, named = rule.target, endpoint
+            sent = endpoint[len(rule.prefix) :].removeprefix("/")
+            break
+    path = f"/{sent}" if sent else ""
+    return Route(provider, target, named, path, peek.kind_of(named), peek.model_in_path(named))

@@ -7,10 +7,13 @@ pipe, pretty on a terminal. Writing never raises into a call.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+import time
 import traceback
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, BinaryIO, TextIO
 
 import msgspec
 import structlog
@@ -20,36 +23,138 @@ from relay.core.exchange import Exchange
 from relay.registry.load import Config
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_encoder = msgspec.json.Encoder(enc_hook=str)
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 _log: Any = structlog.get_logger("relay")
+_lines: _Lines | None = None
 _secrets: tuple[str, ...] = ()
 failures = 0
 """Lines that could not be written."""
 
 
+class _Lines:
+    """structlog's output for JSON: the lines of one turn of the event loop go out in one write.
+
+    Nothing waits for it and no line waits for longer than that turn; outside a loop each is
+    written at once.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._pending: list[bytes] = []
+
+    def msg(self, line: bytes) -> None:
+        """Take one line, without its end."""
+        self._pending.append(line)
+        if len(self._pending) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:
+                self.flush()
+
+    debug = info = warning = error = msg
+
+    def flush(self) -> None:
+        """Write what is there."""
+        global failures
+        lines, self._pending = self._pending, []
+        if not lines:
+            return
+        lines.append(b"")
+        try:
+            self._stream.write(b"\n".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # a full disk or a closed pipe must not end a call; counted
+            failures += len(lines) - 1
+
+
 def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     """Write to `stream` (standard error by default) in this process from now on."""
-    global _log
+    global _log, _lines, _write_line
     stream = stream or sys.stderr
-    pretty = style == "pretty" or (style == "auto" and stream.isatty())
-    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty)
     threshold = structlog.make_filtering_bound_logger(_LEVELS[level])
-    if pretty:
-        processors: list[Any] = [
-            structlog.processors.add_log_level,
-            stamp,
-            structlog.dev.ConsoleRenderer(),
-        ]
-        _log = structlog.wrap_logger(structlog.PrintLogger(stream), processors, threshold)
+    if style == "pretty" or (style == "auto" and stream.isatty()):
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        console = structlog.dev.ConsoleRenderer()
+        processors: list[Any] = [structlog.processors.add_log_level, stamp, console]
+        _log = structlog.wrap_logger(structlog.PrintLogger(stream), processors, threshold).bind()
+        _lines, _write_line = None, _write_pretty
     else:
-        processors = [structlog.processors.add_log_level, stamp, _as_json]
-        _log = structlog.wrap_logger(structlog.BytesLogger(stream.buffer), processors, threshold)
-    _log = _log.bind()
+        _lines = _Lines(stream.buffer)
+        processors = [structlog.processors.add_log_level, _stamped, _as_json]
+        _log = structlog.wrap_logger(_lines, processors, threshold).bind()
+        _write_line = _write_json if _LEVELS[level] <= _LEVELS["info"] else _drop
     _quiet_aiohttp()
 
 
+def flush() -> None:
+    """Write what is still held; for the end of the process."""
+    if _lines is not None:
+        _lines.flush()
+
+
 def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
-    return _encoder.encode(event)
+    return _encode(event)
+
+
+def _stamped(_logger: Any, _name: str, event: Any) -> Any:
+    event["timestamp"] = _timestamp()
+    return event
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """The line of an Exchange; what does not apply to it is left out."""
+
+    id: str
+    method: str
+    provider: str
+    endpoint: str
+    status: int
+    outcome: str
+    duration_ms: float
+    bytes_up: int
+    bytes_down: int
+    client: str
+    model: str | None = None
+    first_byte_ms: float | None = None
+    via: str | None = None
+    messages_up: int | None = None
+    messages_down: int | None = None
+    close_code: int | None = None
+    error: str | None = None
+    cause: str | None = None
+    event: str = ""
+    level: str = ""
+    timestamp: str = ""
+
+
+def _write_json(line: _Line) -> None:
+    """The hot line: what structlog's processors would make of it, without their detour."""
+    assert _lines is not None
+    line.event, line.level, line.timestamp = "exchange", "info", _timestamp()
+    _lines.msg(_encode(line))
+
+
+def _write_pretty(line: _Line) -> None:
+    fields = msgspec.to_builtins(line)
+    _log.info("exchange", **fields)
+
+
+def _drop(_line: _Line) -> None:
+    """The level says that calls are not logged."""
+
+
+_write_line: Callable[[_Line], None] = _write_pretty
+_second, _second_text = 0, ""
+
+
+def _timestamp() -> str:
+    """Now, ISO 8601 in UTC; the text of a second is made once."""
+    global _second, _second_text
+    now = time.time()
+    second = int(now)
+    if second != _second:
+        _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return f"{_second_text}.{int((now - second) * 1e6):06d}Z"
 
 
 def _quiet_aiohttp() -> None:
@@ -95,38 +200,43 @@ def bug(name: str, error: BaseException, **fields: Any) -> None:
 
 def exchange_ended(exchange: Exchange, now_s: float) -> None:
     """The one line of an Exchange."""
+    global failures
     error = exchange.error
     if isinstance(error, InternalError) and exchange.cause is not None:
         bug("exchange.failed", exchange.cause, id=exchange.id)
-    fields: dict[str, Any] = {
-        "id": exchange.id,
-        "method": exchange.method,
-        "provider": exchange.provider,
-        "endpoint": exchange.endpoint,
-        "status": exchange.status or (error.status if error else 0),
-        "outcome": exchange.outcome,
-        "duration_ms": round((now_s - exchange.started_s) * 1e3, 2),
-    }
+    line = _Line(
+        exchange.id,
+        exchange.method,
+        exchange.provider,
+        exchange.endpoint,
+        exchange.status or (error.status if error else 0),
+        exchange.outcome,
+        _ms(exchange.started_s, now_s),
+        exchange.request_bytes,
+        exchange.response_bytes,
+        exchange.client,
+        exchange.model,
+    )
     if exchange.first_byte_s:
-        fields["first_byte_ms"] = round((exchange.first_byte_s - exchange.started_s) * 1e3, 2)
+        line.first_byte_ms = _ms(exchange.started_s, exchange.first_byte_s)
     if exchange.route is not None:
-        fields["via"] = exchange.route.target.via
-    if exchange.model is not None:
-        fields["model"] = exchange.model
-    fields["bytes_up"] = exchange.request_bytes
-    fields["bytes_down"] = exchange.response_bytes
+        line.via = exchange.route.target.via
     if exchange.surface == "websocket":
-        fields["messages_up"], fields["messages_down"] = (
-            exchange.messages_up,
-            exchange.messages_down,
-        )
-        fields["close_code"] = exchange.close_code
-    fields["client"] = exchange.client
+        line.messages_up, line.messages_down = exchange.messages_up, exchange.messages_down
+        line.close_code = exchange.close_code
     if error is not None:
-        fields["error"] = error.code
+        line.error = error.code
         if exchange.cause is not None:
-            fields["cause"] = _cause(exchange.cause)
-    _write("info", "exchange", fields)
+            line.cause = _cause(exchange.cause)
+    try:
+        _write_line(line)
+    except Exception:  # a log that cannot be written must not end a call; counted
+        failures += 1
+
+
+def _ms(from_s: float, to_s: float) -> float:
+    """Milliseconds between two stamps, to the hundredth."""
+    return int((to_s - from_s) * 1e5) / 100
 
 
 def _cause(error: BaseException) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
 from relay.core.provider import Provider, Route, rest_route, websocket_route
+
+_ROUTES_KEPT = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Registry:
     """All providers. Replaced whole by a reload, never changed."""
 
     providers: Mapping[str, Provider]
+    _routes: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False, compare=False)
+    """Routes worked out before; endpoints repeat. Bounded, since they come from outside."""
 
     def provider(self, name: str) -> Provider:
         """The provider of this name. Raises UnknownProvider with the nearest name."""
@@ -30,7 +34,13 @@ class Registry:
 
     def match_rest(self, name: str, endpoint: str) -> Route:
         """The route of a REST call. Raises UnknownProvider."""
-        return rest_route(self.provider(name), endpoint)
+        route = self._routes.get((name, endpoint))
+        if route is None:
+            route = rest_route(self.provider(name), endpoint)
+            if len(self._routes) >= _ROUTES_KEPT:
+                self._routes.clear()
+            self._routes[name, endpoint] = route
+        return route
 
     def match_websocket(self, name: str, endpoint: str) -> Route:
         """The route of a WebSocket. Raises UnknownProvider, WebSocketNotSupported."""

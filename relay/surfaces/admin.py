@@ -20,7 +20,7 @@ _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
-    """Add the surface; before native.py, whose provider names it must not shadow."""
+    """Add the surface."""
     app.router.add_get(f"{prefix}/providers", providers)
     app.router.add_post(f"{prefix}/providers/reload", reload)
 

@@ -4,7 +4,12 @@ for sockets.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
 from aiohttp import web
+from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
+from yarl import URL
 
 from relay.call import read_call
 from relay.core.errors import UpgradeRequired
@@ -13,17 +18,44 @@ from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 def add_routes(app: web.Application, prefix: str) -> None:
     """Add the surface under `prefix`, which may be empty."""
-    for path in ("/providers/{provider}", "/providers/{provider}/{endpoint:.*}"):
-        app.router.add_resource(prefix + path).add_route(
-            "*", provider_call, expect_handler=_not_yet
-        )
-    for path in ("/ws/{provider}", "/ws/{provider}/{endpoint:.*}"):
-        app.router.add_resource(prefix + path).add_route(
-            "*", provider_socket, expect_handler=_not_yet
-        )
+    app.router.register_resource(_Calls(f"{prefix}/providers", provider_call))
+    app.router.register_resource(_Calls(f"{prefix}/ws", provider_socket))
+
+
+class _Calls(PrefixResource):
+    """All that lies under a prefix, any method. Nothing is taken out of the path here: the lines
+    read it raw.
+    """
+
+    def __init__(self, prefix: str, handler: Handler) -> None:
+        super().__init__(prefix)
+        self._route = ResourceRoute("*", handler, self, expect_handler=_not_yet)
+
+    async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
+        """Match anything below the prefix; the prefix alone is somebody else's."""
+        if len(request.rel_url.raw_path) <= len(self._prefix) + 1:
+            return None, set()
+        return UrlMappingMatchInfo({}, self._route), {"*"}
+
+    def raw_match(self, path: str) -> bool:
+        return path == self._prefix
+
+    def url_for(self) -> URL:  # type: ignore[override]
+        return URL(self._prefix)
+
+    def get_info(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"prefix": self._prefix}
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[web.AbstractRoute]:
+        return iter((self._route,))
 
 
 async def _not_yet(request: web.Request) -> None:

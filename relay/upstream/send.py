@@ -6,7 +6,8 @@ Owns: what leaves the relay. The host comes from the registry alone and is check
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from urllib.parse import quote
 
 from aiohttp import ClientPayloadError, ClientResponse, ClientSession, ClientTimeout
@@ -18,6 +19,7 @@ from relay.core.credentials import Keys
 from relay.core.errors import BadPath
 from relay.core.headers import (
     CREDENTIAL_HEADERS,
+    Pairs,
     headers_for_cloudflare,
     headers_for_provider,
     normal,
@@ -27,7 +29,7 @@ from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 
 
 def upstream_headers(
-    route: Route, pairs: Iterable[tuple[str, str]], connection: str | None, keys: Keys
+    route: Route, pairs: Pairs, connection: str | None, keys: Keys
 ) -> CIMultiDict[str]:
     """The headers that go up: the client's end-to-end ones, the registry's defaults, our
     credentials.
@@ -59,13 +61,17 @@ def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
     query = paths.cut_query(raw_query, route.provider.query_credentials)
     if credential is not None and credential.place == "query":
         query = paths.join_query(query, f"{credential.name}={quote(credential.value, safe='')}")
-    url = URL(route.url(query), encoded=True)
-    target = route.target
+    return _checked(route.url(query), route.target.origin, route.target.prefix)
+
+
+@lru_cache(maxsize=2048)
+def _checked(raw_url: str, origin: str, prefix: str) -> URL:
+    """`raw_url` parsed, and held once more against where the registry says it must lead."""
+    url = URL(raw_url, encoded=True)
+    allowed = URL(origin, encoded=True)
     if (
-        url.raw_host != target.host
-        or url.port != target.port
-        or not target.origin.startswith(f"{url.scheme}://")
-        or not url.raw_path.startswith(target.prefix or "/")
+        (url.scheme, url.raw_host, url.port) != (allowed.scheme, allowed.raw_host, allowed.port)
+        or not url.raw_path.startswith(prefix or "/")
         or url.raw_user is not None
     ):
         raise BadPath("it leaves the provider's base URL")

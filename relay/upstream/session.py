@@ -21,13 +21,12 @@ from aiohttp import (
 )
 
 from relay.core.errors import HandshakeRefused, UpstreamTimeout
+from relay.upstream.request import RelayRequest
 
 MAX_HEAD_LINE_BYTES = 32 * 1024
 MAX_HEADERS = 256
 MAX_REFUSAL_BYTES = 64 * 1024
 REFUSAL_TIMEOUT_S = 10.0
-
-_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class UpstreamSessions:
@@ -48,7 +47,7 @@ def _session(middlewares: tuple[object, ...]) -> ClientSession:
         connector=TCPConnector(limit=0, keepalive_timeout=30),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
-        skip_auto_headers=_AUTO_HEADERS,
+        request_class=RelayRequest,
         timeout=ClientTimeout(total=None),
         max_line_size=MAX_HEAD_LINE_BYTES,
         max_field_size=MAX_HEAD_LINE_BYTES,
