@@ -27,10 +27,10 @@ from aiohttp.web_server import Server
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.core.errors import BadRequest, ConfigInvalid, InternalError
 from relay.gate.origins import is_loopback
-from relay.gateway import GATEWAY, Gateway
+from relay.gateway import GATEWAY, Gateway, new_id
 from relay.ledger import log
 from relay.registry.load import Config, Sources
-from relay.surfaces.errors import answer
+from relay.surfaces.errors import plain
 from relay.websocket import draining
 
 BACKLOG = 1024
@@ -136,7 +136,7 @@ class _Connection(RequestHandler):
                 cause=type(exc).__name__,
             )
             error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
-        response = answer(request, error)
+        response = plain(error, "openai", new_id())
         response.force_close()
         return response
 
@@ -175,7 +175,7 @@ async def serve(
 
 
 def _settle_memory() -> None:
-    """What start-up made stays, and calls leave no cycles behind: let the collector look less often.
+    """What start-up made stays, and calls leave no cycles: let the collector look less often.
 
     By default it walks the young objects whenever 700 more live than before, which the calls in
     flight alone make happen all the time.

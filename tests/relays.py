@@ -50,7 +50,7 @@ class LogStream(io.StringIO):
 
     def write(self, line: Any) -> int:
         text = line.decode() if isinstance(line, bytes) else line
-        self.lines.append(text)
+        self.lines += text.splitlines()
         LogStream.everything.append(text)
         return len(text)
 

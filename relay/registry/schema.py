@@ -6,10 +6,13 @@ They hold what was written; `registry.py` turns providers into the frozen nouns 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+_ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=0)]
 Via = Literal["direct", "cloudflare"]
@@ -97,8 +100,17 @@ class WebSockets(Section):
     )
 
 
+def _origin(given: str) -> str:
+    if not _ORIGIN.match(given):
+        raise PydanticCustomError(
+            "origin",
+            "should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173",
+        )
+    return given
+
+
 class Cors(Section):
-    origins: list[str] = Field(
+    origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
         [],
         description="Exact origins, or https://*.example.com for any subdomain, whose pages may call the relay.",
     )

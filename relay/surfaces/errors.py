@@ -15,35 +15,36 @@ from relay.gateway import EXCHANGE, GATEWAY, new_id
 from relay.stream import RelayedResponse
 
 
-def answer(request: web.BaseRequest, error: RelayError) -> web.StreamResponse:
+def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     """The response that `error` is."""
-    exchange: Exchange | None = request.get(EXCHANGE) if isinstance(request, web.Request) else None
+    exchange = request.get(EXCHANGE)
     if isinstance(error, HandshakeRefused):
         return _refusal(request, error, exchange)
-    request_id = exchange.id if exchange else new_id()
     meter = exchange.route.provider.meter if exchange and exchange.route else "openai"
-    headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
-    if isinstance(error, TooManySessions | Draining):
-        headers["retry-after"] = "1"
-    response = web.Response(
-        status=error.status,
-        body=shapes.body(error, meter, request_id),
-        content_type="application/json",
-        headers=headers,
-    )
+    response = plain(error, meter, exchange.id if exchange else new_id())
     vary(request, response)
     return response
 
 
-def vary(request: web.BaseRequest, response: web.StreamResponse) -> None:
+def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
+    """The response that `error` is, for a request that no handler saw too."""
+    headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
+    if isinstance(error, TooManySessions | Draining):
+        headers["retry-after"] = "1"
+    body = shapes.body(error, meter, request_id)
+    return web.Response(
+        status=error.status, body=body, content_type="application/json", headers=headers
+    )
+
+
+def vary(request: web.Request, response: web.StreamResponse) -> None:
     """Say that the answer depends on Origin, wherever CORS may allow one."""
-    app = request.app if isinstance(request, web.Request) else None
-    if app is not None and GATEWAY in app and app[GATEWAY].access.origins:
+    if request.app[GATEWAY].access.origins:
         response.headers.add("Vary", "Origin")
 
 
 def _refusal(
-    request: web.BaseRequest, error: HandshakeRefused, exchange: Exchange | None
+    request: web.Request, error: HandshakeRefused, exchange: Exchange | None
 ) -> web.StreamResponse:
     """What the provider answered a WebSocket handshake with, as it came."""
     headers = CIMultiDict(

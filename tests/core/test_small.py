@@ -1,0 +1,107 @@
+"""The small pure parts: SSE boundaries, peeking, ids, error shapes, credentials."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core import shapes
+from relay.core.credentials import bare
+from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
+from relay.core.exchange import Exchange, uuid7
+from relay.core.peek import kind_of, model_in_path, peek_body
+from relay.core.sse import at_boundary
+from relay.registry.credentials import mask
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a_blank_line_is_a_boundary(end: bytes) -> None:
+    assert at_boundary((b"data: x" + end)[-4:])
+    assert not at_boundary((b"data: x" + end[:-1])[-4:])
+    assert at_boundary(b"") and not at_boundary(b"ata:")
+
+
+@given(st.binary(max_size=200))
+def test_peeking_never_raises(body: bytes) -> None:
+    for kind in ("application/json", "multipart/form-data; boundary=x", ""):
+        peek_body(body, kind)
+
+
+@pytest.mark.parametrize(
+    ("body", "model", "stream"),
+    [
+        (b'{"model": "gpt-5", "stream": true}', "gpt-5", True), (b' \n{"stream": false}', None, False),
+        (b'{"model_id": "eleven_v3"}', "eleven_v3", None), (b'{"model": 5, "stream": "yes"}', None, None),
+        (b'{"messages": [{"model": "inner"}], "model": "outer"}', "outer", None), (b'{"model": "x"', None, None),
+        (b"[1]", None, None), (b"", None, None), (b'{"a":' * 100_000, None, None), (b"\xff{}", None, None),
+    ],
+)  # fmt: skip
+def test_a_body_tells_its_model_and_stream_flag(body: bytes, model: str | None, stream: bool | None) -> None:
+    seen = peek_body(body, "application/json")
+    assert (seen.model, seen.stream) == (model, stream)
+
+
+def test_a_form_tells_its_model() -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--b--'
+    assert peek_body(form, "multipart/form-data; boundary=b").model == "whisper-1"
+
+
+def test_an_endpoint_tells_its_kind_and_model() -> None:
+    kinds = {
+        "chat/completions": "chat", "v1/messages": "messages", "v1/messages/count_tokens": "count_tokens",
+        "v1/text-to-speech/abc/stream": "speech", "v1beta/models/x:streamGenerateContent": "generate",
+        "fal-ai/flux": "other", "responses": "responses", "audio/transcriptions": "transcription",
+    }  # fmt: skip
+    assert {endpoint: kind_of(endpoint) for endpoint in kinds} == kinds
+    assert model_in_path("v1/models/gemini-2.5-flash:generateContent") == "gemini-2.5-flash"
+    assert model_in_path("chat/completions") is None
+
+
+@given(st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
+def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
+    made = uuid7(ms, lambda bits: noise & (1 << bits) - 1)
+    parsed = uuid.UUID(made)
+    assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, ms)
+
+
+def test_an_exchange_shows_its_state() -> None:
+    exchange = Exchange(id="7f3aaaaa-b", surface="rest", method="POST", client="", started_s=0, provider="openai", endpoint="chat/completions")
+    assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions running>"
+    exchange.status = 200
+    exchange.finish()
+    assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions relayed 200>"
+
+
+def test_errors_have_one_code_each_and_a_status() -> None:
+    codes = [error.code for error in CATALOGUE]
+    assert len(set(codes)) == len(codes)
+    assert all(400 <= error.status <= 599 and 1000 <= error.close_code <= 1014 for error in CATALOGUE)
+
+
+@pytest.mark.parametrize("meter", ["openai", "anthropic", "google", "elevenlabs", "fal"])
+def test_every_sdk_finds_code_and_message_where_it_looks(meter: str) -> None:
+    error = ProviderNotConfigured("x", ("A_KEY",))
+    body = json.loads(shapes.body(error, meter, "id-1"))
+    where = {
+        "openai": lambda b: (b["error"]["code"], b["error"]["message"]), "fal": lambda b: (b["error"]["code"], b["error"]["message"]),
+        "anthropic": lambda b: (b["error"]["code"], b["error"]["message"]), "google": lambda b: (b["error"]["details"][0]["reason"], b["error"]["message"]),
+        "elevenlabs": lambda b: (b["detail"]["status"], b["detail"]["message"]),
+    }  # fmt: skip
+    code, message = where[meter](body)
+    assert code == "provider_not_configured" and "A_KEY" in message
+    assert shapes.headers(error) == {"x-relay-error": code, "x-relay-error-source": "relay", "x-should-retry": "false"}
+    assert shapes.event(UpstreamTimeout("x", 1), meter, "chat", "id").endswith(b"\n\n")
+
+
+def test_what_was_sent_is_shown_shortened() -> None:
+    assert len(UnknownProvider("x" * 10_000).message) < 200
+
+
+def test_a_secret_is_taken_out_of_its_scheme_and_masked() -> None:
+    assert [bare(v) for v in ("Bearer sk-1", "key K", "sk-1", "Token t")] == ["sk-1", "K", "sk-1", "t"]
+    assert mask("Bearer sk-0123456789abcdefghij") == "Bearer sk-…ghij"
+    assert mask("short") == "…"
