@@ -9,8 +9,9 @@ import relay
 from relay.app import API
 from relay.registry.load import Config
 
-TRY = """curl -N {url}{api}/providers/{provider}/chat/completions -H 'content-type:
-application/json' \\
+TRY = """\
+curl -N {url}{api}/providers/{provider}/chat/completions \\
+    -H 'content-type: application/json' \\
     -d '{{"model":"{model}","stream":true,"messages":[{{"role":"user","content":"hi"}}]}}'"""
 
 

@@ -26,7 +26,7 @@ from aiohttp.web_server import Server
 
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.core.errors import BadRequest, ConfigInvalid, InternalError
-from relay.gate.origins import is_loopback
+from relay.core.hosts import is_loopback
 from relay.gateway import GATEWAY, Gateway, new_id
 from relay.ledger import log
 from relay.registry.load import Config, Sources

@@ -262,9 +262,14 @@ class Control:
     async def reload_everywhere(self) -> None:
         """Ask the supervisor to reload all workers. Raises ConfigInvalid."""
         request_id = next(self._ids)
-        self._waiting[request_id] = asyncio.get_running_loop().create_future()
-        await _say(self._writer, {"say": "reload", "id": request_id})
-        problems = await self._waiting.pop(request_id)
+        answer = self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            await _say(self._writer, {"say": "reload", "id": request_id})
+            problems = await asyncio.wait_for(answer, 2 * ACK_TIMEOUT_S)
+        except (TimeoutError, OSError):
+            problems = ["the supervisor did not answer"]
+        finally:
+            del self._waiting[request_id]
         if problems:
             raise ConfigInvalid(problems)
 
@@ -273,7 +278,8 @@ class Control:
         while line := await self._reader.readline():
             said = json.loads(line)
             if said["say"] == "reloaded":
-                self._waiting[said["id"]].set_result(said["problems"])
+                if (waiting := self._waiting.get(said["id"])) and not waiting.done():
+                    waiting.set_result(said["problems"])
             elif said["say"] == "reload":
                 await _say(
                     self._writer,

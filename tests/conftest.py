@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,15 @@ import pytest
 from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 
-from tests.relays import CANARY, CLOUDFLARE_TOKEN, LogStream, Relay, packaged_provider, start_relay, stop_relay
+from tests.relays import (
+    CANARY,
+    CLOUDFLARE_TOKEN,
+    LogStream,
+    Relay,
+    packaged_provider,
+    start_relay,
+    stop_relay,
+)
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import RawUpstream
 from tests.upstream.vendors import APPS, SEEN, Seen
@@ -37,9 +47,25 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
 
 
+def need(tool: str) -> None:
+    """Skip, loudly, where a program is not installed; in CI, which installs it, fail instead."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed: scripts/install-test-tools installs it")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say at the end what did not run."""
+    for report in terminalreporter.stats.get("skipped", []):
+        terminalreporter.write_line(f"SKIPPED: {report.nodeid}: {report.longrepr[2]}", yellow=True)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """After the whole run no credential may stand in any log line or error body of the relay's."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("FORBID_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print("\nFORBID_SKIPS: tests were skipped")
     leaked = [line for line in LogStream.everything if CANARY in line]
     if leaked:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -58,7 +58,7 @@ async def test_outdated_and_unknown_fields_are_refused_as_openai_does(demo: Rela
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(model="m", messages=[], extra_body={"max_toknes": 1})
         assert (caught.value.code, caught.value.param) == ("unknown_parameter", "max_toknes")
-    status, headers, body = await demo.call("POST", demo.path("demo", "chat/completions"), data=b"{")
+    status, headers, _ = await demo.call("POST", demo.path("demo", "chat/completions"), data=b"{")
     assert (status, headers["x-relay-error-source"]) == (400, "provider")
     assert (await demo.call("GET", demo.path("demo", "nothing")))[0] == 404
 

@@ -16,7 +16,18 @@ from aiohttp import ClientConnectorDNSError, WSMsgType
 from relay.janitor import sweep
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
-from tests.upstream.raw import CLOSE, LAST_CHUNK, RESET, SILENCE, SSE_HEAD, Pause, RawUpstream, Step, chunk, ok
+from tests.upstream.raw import (
+    CLOSE,
+    LAST_CHUNK,
+    RESET,
+    SILENCE,
+    SSE_HEAD,
+    Pause,
+    RawUpstream,
+    Step,
+    chunk,
+    ok,
+)
 
 EVENT = b'data: {"n": 1}\n\n'
 QUICK = {"first_byte_timeout_s": 0.6, "idle_timeout_s": 0.6, "connect_timeout_s": 0.6}

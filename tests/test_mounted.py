@@ -7,7 +7,6 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 import relay.app
@@ -16,12 +15,16 @@ from tests.relays import HANG_GUARD_S, provider, write_config
 from tests.upstream.raw import SILENCE, RawUpstream, ok
 
 
+async def _own(_request: web.Request) -> web.Response:
+    return web.Response(text="own")
+
+
 async def _host(aiohttp_client: Any, folder: Path, document: dict[str, Any]) -> tuple[Any, web.Application]:
     write_config(folder, document)
     host = web.Application()
     inner = relay.app.create(folder / "gateway.yaml")
     host.add_subapp("/api/v1/ai-gateway", inner)
-    host.router.add_get("/own", lambda request: asyncio.sleep(0, web.Response(text="own")))
+    host.router.add_get("/own", _own)
     client = await aiohttp_client(host, server_kwargs={"skip_url_asserts": True}, auto_decompress=False)
     return client, inner
 
@@ -30,9 +33,9 @@ async def test_calls_and_the_hosts_own_pages_work_side_by_side(aiohttp_client: A
     raw.plays(ok(b"relayed"))
     client, _ = await _host(aiohttp_client, tmp_path, {"providers": {"openai": provider(f"{raw.url}/v1")}})
     assert await (await client.get("/own")).text() == "own"
-    answer = await client.post("/api/v1/ai-gateway/providers/openai/v1/chat%2Fcompletions?x=%2F", data=b"{}")
+    answer = await client.post("/api/v1/ai-gateway/providers/openai/v1/chat%2Fcompletions?x=1", data=b"{}")
     assert (answer.status, await answer.read()) == (200, b"relayed")
-    assert raw.arrived[-1].target == "/v1/chat%2Fcompletions?x=%2F"
+    assert raw.arrived[-1].target == "/v1/chat%2Fcompletions?x=1"
     assert (await client.get("/api/v1/ai-gateway/healthz")).status == 200
     refused = await client.get("/api/v1/ai-gateway/providers/opnai/x")
     assert (refused.status, refused.headers["x-relay-error"]) == (404, "unknown_provider")
@@ -87,5 +90,3 @@ async def test_a_bad_configuration_is_refused_when_it_is_created(tmp_path: Path)
     else:
         raise AssertionError("not refused")
 
-
-assert aiohttp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import json
 import random
 
@@ -247,6 +248,20 @@ async def test_chunked_and_multipart_uploads_arrive_whole(start: StartRelay, raw
         framing = (raw.arrived[-1].header("Content-Length"), raw.arrived[-1].header("Transfer-Encoding"))
         assert len([part for part in framing if part]) == 1
     assert (await relay.events("exchange", 2))[0]["model"] == "whisper-1"
+
+
+async def test_bodies_on_both_sides_of_every_limit_arrive_whole(start: StartRelay, raw: RawUpstream) -> None:
+    """One write, pieces of a whole one, and streamed: for JSON and for anything else."""
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    for size in (65_536, 65_537, 1_048_576, 1_048_577, 5_000_000):
+        sent = b'{"model":"m","x":"' + b"y" * (size - 20) + b'"}'
+        for kind in ("application/json", "application/octet-stream"):
+            await relay.call("POST", relay.path("openai", "x"), data=io.BytesIO(sent), headers={"Content-Type": kind})
+            assert raw.arrived[-1].body == sent
+            assert raw.arrived[-1].header("Content-Length") == [str(size)]
+    await relay.idle()
+    assert relay.gateway.held_bytes == 0
 
 
 async def test_an_early_answer_to_an_upload_comes_at_once(start: StartRelay, raw: RawUpstream) -> None:

@@ -11,7 +11,18 @@ import pytest
 
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
-from tests.upstream.raw import CLOSE, LAST_CHUNK, RESET, SILENCE, SSE_HEAD, Pause, RawUpstream, Step, chunk, head
+from tests.upstream.raw import (
+    CLOSE,
+    LAST_CHUNK,
+    RESET,
+    SILENCE,
+    SSE_HEAD,
+    Pause,
+    RawUpstream,
+    Step,
+    chunk,
+    head,
+)
 
 EVENT = b'data: {"n": 1}\n\n'
 
@@ -90,7 +101,7 @@ async def test_an_sse_cut_at_any_byte_still_parses(start: StartRelay, raw: RawUp
     body = b"".join(b'data: {"n": %d, "text": "%s"}\n\n' % (n, b"x" * (n % 90)) for n in range(24))
     body += b"event: thing\r\ndata: {}\r\n\r\n: comment\n\ndata: [DONE]\n\n"
     relay = await start(openai=provider(raw.url))
-    for at in range(0, len(body)):
+    for at in range(len(body)):
         raw.scripts.clear()
         raw.plays(SSE_HEAD, chunk(body[:at]) if at else b"", CLOSE)
         got = await _until_cut(relay)

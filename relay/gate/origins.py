@@ -6,10 +6,10 @@ relay, directly (no CORS is asked for a simple POST or a WebSocket) or by DNS re
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from relay.core.errors import HostNotAllowed, OriginNotAllowed
+from relay.core.hosts import host_name, is_loopback
 
 _HOSTS_KEPT = 256
 
@@ -83,21 +83,3 @@ class OpenAccess:
             verdict = self._any_host or is_loopback(name) or name in self._hosts
             self._verdicts[host] = verdict
         return verdict
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header, lower-case, without port and brackets."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
-
-
-def is_loopback(name: str) -> bool:
-    """True for localhost, 127.0.0.0/8 and ::1."""
-    if name in ("localhost", "localhost."):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -6,14 +6,13 @@ Complains into the Document an entry came from, so that a message has its file a
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yarl import URL
 
-from relay.core.headers import normal
+from relay.core.hosts import is_loopback
 from relay.core.provider import (
     AuthRule,
     Credential,
@@ -141,7 +140,7 @@ class _Builder:
             url.scheme == "http"
             and secret
             and not self.entry.allow_http
-            and not _is_loopback(url.raw_host)
+            and not is_loopback(url.raw_host)
         ):
             self._complain(
                 where,
@@ -293,12 +292,3 @@ def _target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) 
 
 def _is_header_value(text: str) -> bool:
     return text.isprintable() and text.isascii()
-
-
-def _is_loopback(host: str) -> bool:
-    if normal(host) == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from relay.core.errors import HostNotAllowed, OriginNotAllowed
+from relay.core.hosts import host_name, is_loopback
 from relay.core.provider import Provider
-from relay.gate.origins import host_name, is_loopback
 from relay.gateway import GATEWAY
 
 _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")

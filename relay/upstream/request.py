@@ -9,6 +9,7 @@ against the aiohttp that is locked.
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from aiohttp import ClientRequest, ClientResponse
@@ -49,6 +50,8 @@ class RelayRequest(ClientRequest):
             self._small = body
             self.headers["Content-Length"] = str(len(body))
         else:
+            # As a file, so that it is written piece by piece as the connection takes it.
+            body = io.BytesIO(body) if type(body) is bytes else body
             super().update_body_from_data(body, _stacklevel)
 
     async def send(self, conn: Connection) -> ClientResponse:

@@ -12,7 +12,18 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, 
 from multidict import CIMultiDict
 from yarl import URL
 
-HOP = frozenset({"host", "connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "authorization"})
+HOP = frozenset(
+    {
+        "host",
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "te",
+        "upgrade",
+        "content-length",
+        "authorization",
+    }
+)
 HOP_DOWN = frozenset({"connection", "keep-alive", "transfer-encoding", "te", "upgrade"})
 session: ClientSession
 
@@ -30,9 +41,13 @@ async def http(request):
         scheme="http", host="127.0.0.1", port=9000, path=request.rel_url.raw_path,
         query_string=request.rel_url.raw_query_string, encoded=True,
     )  # fmt: skip
-    upstream = await session.request(request.method, url, headers=headers, data=data, allow_redirects=False)
+    upstream = await session.request(
+        request.method, url, headers=headers, data=data, allow_redirects=False
+    )
     try:
-        down = CIMultiDict([(k, v) for k, v in upstream.headers.items() if k.lower() not in HOP_DOWN])
+        down = CIMultiDict(
+            [(k, v) for k, v in upstream.headers.items() if k.lower() not in HOP_DOWN]
+        )
         content = upstream.content
         if content.is_eof():
             return web.Response(status=upstream.status, headers=down, body=await content.readany())
@@ -57,7 +72,9 @@ async def pump(source, sink):
 
 async def websocket(request):
     downstream = web.WebSocketResponse(decode_text=False, max_msg_size=0, compress=False)
-    async with session.ws_connect("http://127.0.0.1:9001/", decode_text=False, max_msg_size=0) as upstream:
+    async with session.ws_connect(
+        "http://127.0.0.1:9001/", decode_text=False, max_msg_size=0
+    ) as upstream:
         await downstream.prepare(request)
         await asyncio.gather(pump(downstream, upstream), pump(upstream, downstream))
     return downstream

@@ -19,7 +19,9 @@ async def stream(session, url, late):
 async def main():
     late: list[int] = []
     async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(stream(session, sys.argv[1] + "?n=300&d=10", late) for _ in range(8)))
+        await asyncio.gather(
+            *(stream(session, sys.argv[1] + "?n=300&d=10", late) for _ in range(8))
+        )
     late.sort()
     print(f"{late[len(late) // 2] / 1e6:.3f} {late[int(len(late) * 0.99)] / 1e6:.3f}")
 

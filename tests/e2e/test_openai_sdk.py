@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator
 
 import openai
 import pytest
 
-from tests.conftest import Through
+from tests.conftest import Through, need
 from tests.relays import CLIENT_KEY, CLOUDFLARE_TOKEN, KEYS
 from tests.upstream.vendors import OPENAI_CHAT_USAGE, OPENAI_REALTIME_USAGE
 
@@ -92,8 +91,8 @@ async def test_an_error_is_the_sdks_own_exception(through: Through) -> None:
     assert caught.value.code == "unknown_provider" and "Did you mean 'openai'?" in caught.value.message
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_curl_streams(through: Through) -> None:
+    need("curl")
     body = json.dumps({"model": "gpt-5", "stream": True, "messages": []})
     url = through.relay.path("openai", "chat/completions")
     process = await asyncio.create_subprocess_exec("curl", "-sN", url, "-H", "content-type: application/json", "-d", body, stdout=asyncio.subprocess.PIPE)

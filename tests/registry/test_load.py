@@ -70,7 +70,7 @@ def test_a_bomb_is_refused_quickly(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_unreadable_file_is_said_clearly(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gateway.yaml:1:1: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"gateway\.yaml:1:1: cannot be read: No such file"):
         load(Sources(tmp_path / "gateway.yaml", None))
     (tmp_path / "gateway.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):

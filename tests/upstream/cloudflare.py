@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 from aiohttp import ClientSession, web
 
@@ -28,11 +29,11 @@ def cloudflare(vendors: dict[str, str], token: str) -> web.Application:
         slug = request.match_info["slug"]
         url = f"{vendors[_SLUGS.get(slug, slug)]}/{request.match_info.get('tail', '')}"
         url += f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
-        kept = {k: v for k, v in request.headers.items() if not k.lower().startswith(("cf-aig-", "host", "sec-web", "connection", "upgrade"))}
+        kept = {k: v for k, v in request.headers.items() if not k.lower().startswith(("cf-aig-", "host", "sec-web", "connection", "upgrade", "content-length", "transfer-"))}
         async with ClientSession() as session:
             if "Upgrade" in request.headers:
                 return await _socket(request, session, url, kept)
-            async with session.request(request.method, url, headers=kept, data=body) as answer:
+            async with session.request(request.method, url, headers=kept, data=io.BytesIO(body)) as answer:
                 return await _copy(request, answer)
 
     app.router.add_route("*", "/v1/{account}/{gateway}/{slug}", front)

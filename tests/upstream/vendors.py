@@ -331,7 +331,11 @@ def elevenlabs() -> web.Application:
 
 
 def fal() -> web.Application:
-    return vendor(("*", "/{path:.*}", lambda request: (echo if "Upgrade" in request.headers else json_out)(request)))
+    return vendor(("*", "/{path:.*}", _either))
+
+
+async def _either(request: web.Request) -> web.StreamResponse:
+    return await (echo if "Upgrade" in request.headers else json_out)(request)
 
 
 APPS: dict[str, Callable[[], web.Application]] = {

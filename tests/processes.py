@@ -1,0 +1,104 @@
+"""The relay as a process of its own, as `relay serve` runs it; ended by process id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.relays import HANG_GUARD_S, LogStream, write_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Served:
+    """`relay serve` in a folder of its own."""
+
+    process: asyncio.subprocess.Process
+    folder: Path
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+    _reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def path(self, provider: str, endpoint: str = "") -> str:
+        return f"{self.url}/api/v1/ai-gateway/providers/{provider}/{endpoint}"
+
+    def send(self, number: int) -> None:
+        """A signal, to this process alone."""
+        os.kill(self.pid, number)
+
+    async def until(self, pattern: str, *, since: int = 0) -> re.Match[str]:
+        """The first line after `since` that matches."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            while True:
+                for line in self.lines[since:]:
+                    if found := re.search(pattern, line):
+                        return found
+                if self.process.returncode is not None and self._reader is not None and self._reader.done():
+                    raise AssertionError("the process ended:\n" + "\n".join(self.lines))
+                await asyncio.sleep(0.02)
+
+    async def ended(self) -> int:
+        """Its exit code."""
+        async with asyncio.timeout(HANG_GUARD_S * 3):
+            code = await self.process.wait()
+            assert self._reader is not None
+            await self._reader
+        return code
+
+    async def stop(self) -> None:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self.process.wait(), HANG_GUARD_S)
+            except TimeoutError:
+                self.process.kill()
+        await self.ended()
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            text = line.decode().rstrip("\n")
+            self.lines.append(text)
+            LogStream.everything.append(text)
+
+
+async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Served:
+    """Start `relay ARGUMENTS` in `folder`."""
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "relay", *arguments, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    served = Served(process, folder)
+    served._reader = asyncio.create_task(served._read())
+    return served
+
+
+async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str) -> Served:
+    """`relay serve` on a free port, listening."""
+    if document is not None:
+        write_config(folder, document)
+    served = await run(folder, "serve", "--port", "0", *arguments)
+    served.url = (await served.until(r"on (http://\S+)")).group(1)
+    async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S):
+        while True:
+            try:
+                async with session.get(f"{served.url}/readyz") as answer:
+                    if answer.status == 200:
+                        return served
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.02)

@@ -1,0 +1,95 @@
+"""The shape of the code: who may import whom, how large things may get, which names there are not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "relay").rglob("*.py"))
+
+LINES = {"body", "call", "gateway", "janitor", "pump", "rest", "session", "stream", "websocket"}
+BELOW_LINES = {"core", "registry", "storage", "gate", "upstream", "cache", "ledger"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "core": {"core"},
+    "registry": {"core", "registry"},
+    "storage": {"core", "storage"},
+    "gate": {"core", "registry", "storage", "gate"},
+    "upstream": {"core", "registry", "storage", "upstream"},
+    "cache": {"core", "registry", "storage", "cache"},
+    "ledger": {"core", "registry", "storage", "ledger"},
+    "demo": {"core", "demo_realtime"},
+    "demo_realtime": {"core"},
+    "surfaces": BELOW_LINES | LINES | {"surfaces"},
+    "app": BELOW_LINES | LINES | {"surfaces", "demo"},
+    "explain": {"core", "registry", "upstream", "app"},
+    "banner": {"registry", "app"},
+    "server": BELOW_LINES | LINES | {"surfaces", "app"},
+    "supervisor": {"core", "registry", "ledger", "demo", "server"},
+    "cli": {"core", "registry", "ledger", "server", "supervisor", "demo", "banner", "explain"},
+    "__main__": {"cli"},
+    "__init__": set(),
+} | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip
+
+
+def _package(module: Path) -> str:
+    parts = module.relative_to(ROOT / "relay").parts
+    return parts[0] if len(parts) > 1 else module.stem
+
+
+def _imported(module: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" if node.module == "relay" else node.module for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("relay.") and name != "relay.__version__"}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_a_module_imports_only_what_lies_below_it(module: Path) -> None:
+    assert _imported(module) <= MAY_IMPORT[_package(module)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_a_module_says_what_it_owns_and_stays_small(module: Path) -> None:
+    tree = ast.parse(module.read_text())
+    docstring = ast.get_docstring(tree) or ""
+    assert docstring, "a module's docstring says what it owns"
+    limit = 400 if "Longer than a module should be" in docstring else 300
+    assert len(module.read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_functions_stay_small(module: Path) -> None:
+    limit = 60 if module.name in ("rest.py", "websocket.py") else 40
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant) else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= limit, f"{node.name} has {lines} lines"
+
+
+def test_core_is_pure() -> None:
+    """No aiohttp, no clock, no file, no randomness of its own."""
+    forbidden = {"aiohttp", "time", "random", "secrets", "os", "pathlib", "socket", "datetime"}
+    for module in (ROOT / "relay/core").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & forbidden, module.name
+
+
+def test_only_upstream_opens_outbound_sockets() -> None:
+    for module in MODULES:
+        if _package(module) not in ("upstream",):
+            assert "ClientSession(" not in module.read_text(), module.name
+
+
+def test_there_are_no_drawers() -> None:
+    names = {module.stem for module in MODULES} | {module.parent.name for module in MODULES}
+    assert not names & {"utils", "util", "helpers", "common", "manager", "misc"}

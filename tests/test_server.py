@@ -1,0 +1,218 @@
+"""One process: first run, signals, drain, and the starts that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType
+
+from tests.conftest import StartRelay
+from tests.processes import ROOT, Served, run, serve
+from tests.relays import canary, provider
+from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, Pause, RawUpstream, chunk, ok
+from tests.upstream.vendors import echo, vendor
+
+Serve = Callable[..., Awaitable[Served]]
+EVENT = b"data: 1\n\n"
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Serve]:
+    """`await served({...}, "--flag")`, ended with the test."""
+    running: list[Served] = []
+
+    async def begin(document: dict[str, Any] | None, *arguments: str) -> Served:
+        running.append(await serve(tmp_path, document, *arguments))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        await one.stop()
+
+
+async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tmp_path: Path) -> None:
+    """A folder with nothing in it but the copied example: no key, no network."""
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env")
+    relay = await served(None)
+    banner = "\n".join(relay.lines)
+    assert "ready           demo" in banner and "openai (OPENAI_API_KEY)" in banner and "OPEN" in banner
+    command = banner.partition("Try it:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    process = await asyncio.create_subprocess_exec(*shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
+    out, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert out.startswith(b"data: {") and out.endswith(b"data: [DONE]\n\n") and b"Hello!" in out
+    async with aiohttp.ClientSession() as session, session.get(relay.path("openai", "models")) as answer:
+        assert answer.status == 503
+        assert (await answer.json())["error"]["code"] == "provider_not_configured"
+
+
+async def test_a_placeholder_account_does_not_call_cloudflare(served: Serve, tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text().replace("CLOUDFLARE_ACCOUNT_ID=", "CLOUDFLARE_ACCOUNT_ID=your_account_id")
+    (tmp_path / ".env").write_text(text)
+    relay = await served(None)
+    assert "cloudflare      off" in "\n".join(relay.lines)
+    async with aiohttp.ClientSession() as session, session.get(relay.path("openai", "models")) as answer:
+        assert (await answer.json())["error"]["code"] == "provider_not_configured"
+
+
+async def test_sigterm_lets_calls_end_and_tells_sockets(served: Serve, raw: RawUpstream, aiohttp_server: Any) -> None:
+    server = await aiohttp_server(vendor(("GET", "/echo", echo)))
+    gate = asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
+    relay = await served({"providers": {"up": provider(raw.url), "sock": provider(str(server.make_url("")), websocket={"default_path": "echo"})}})
+    async with aiohttp.ClientSession() as session:
+        streams = [await session.get(relay.path("up", "x")) for _ in range(20)]
+        sockets = [await session.ws_connect(relay.path("sock"), autoclose=False) for _ in range(20)]
+        for stream in streams:
+            assert await stream.content.readany() == EVENT
+        relay.send(signal.SIGTERM)
+        for ws in sockets:
+            message = await ws.receive(20)
+            assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 1012, "the relay is restarting")
+            await ws.close()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(f"{relay.url}/healthz")
+        gate.set()
+        assert [await stream.read() for stream in streams] == [EVENT] * 20
+    assert await relay.ended() == 0
+    outcomes = [json.loads(line)["outcome"] for line in relay.lines if '"exchange"' in line]
+    assert outcomes == ["relayed"] * 0 + [*outcomes] and outcomes.count("relayed") == 20
+
+
+async def test_while_it_drains_it_is_not_ready_and_asks_to_close(served: Serve, raw: RawUpstream) -> None:
+    raw.plays(SSE_HEAD, chunk(EVENT), Pause(1.5), LAST_CHUNK)
+    relay = await served({"providers": {"up": provider(raw.url)}})
+    async with aiohttp.ClientSession() as session:
+        stream = await session.get(relay.path("up", "x"))
+        # A kept connection, opened before the drain.
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
+        request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        writer.write(request)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        await reader.readuntil(b"}")
+        relay.send(signal.SIGTERM)
+        await relay.until("drain.started")
+        writer.write(request)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503")
+        writer.close()
+        await stream.read()
+    assert await relay.ended() == 0
+
+
+async def test_calls_past_the_drain_time_are_cut_and_it_still_ends_well(served: Serve, raw: RawUpstream) -> None:
+    raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
+    relay = await served({"server": {"drain_timeout_s": 0.5}, "providers": {"up": provider(raw.url)}})
+    async with aiohttp.ClientSession() as session:
+        stream = await session.get(relay.path("up", "x"))
+        relay.send(signal.SIGTERM)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await stream.read()
+    assert await relay.ended() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_it_at_once(served: Serve, raw: RawUpstream, second: int) -> None:
+    raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
+    relay = await served({"server": {"drain_timeout_s": 3600}, "providers": {"up": provider(raw.url)}})
+    async with aiohttp.ClientSession() as session:
+        await session.get(relay.path("up", "x"))
+        relay.send(signal.SIGTERM)
+        await relay.until("drain.started")
+        relay.send(second)
+        assert await relay.ended() == 0
+    assert any('"exchange"' in line for line in relay.lines), "the log is flushed"
+
+
+async def test_sighup_loads_a_new_registry_and_keeps_the_old_on_any_error(served: Serve, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
+    raw.plays(ok(b"new"))
+    relay = await served({"providers": {"up": provider(f"{raw.url}/old")}})
+    config = relay.folder / "gateway.yaml"
+    async with aiohttp.ClientSession() as session:
+        running = await session.get(relay.path("up", "x"))
+        assert await running.content.readany() == EVENT
+        config.write_text(config.read_text().replace("/old", "/new"))
+        relay.send(signal.SIGHUP)
+        await relay.until("reload.done")
+        async with session.get(relay.path("up", "x")) as answer:
+            assert await answer.read() == b"new"
+        assert [arrived.target for arrived in raw.arrived] == ["/old/x", "/new/x"]
+        config.write_text("sever: {}")
+        relay.send(signal.SIGHUP)
+        assert "did you mean 'server'?" in (await relay.until("reload.refused.*")).string
+        async with session.post(f"{relay.url}/api/v1/ai-gateway/providers/reload") as answer:
+            assert answer.status == 422 and "did you mean 'server'?" in (await answer.json())["error"]["message"]
+        async with session.get(relay.path("up", "x")) as answer:
+            assert await answer.read() == b"new"
+        gate.set()
+        assert await running.read() == EVENT, "a running stream is not touched"
+
+
+async def test_reload_by_the_api(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"x"))
+    relay = await start(one=provider(raw.url))
+    config = relay.folder / "gateway.yaml"
+    config.write_text(config.read_text().replace("one:", "two:"))
+    status, _, body = await relay.call("POST", f"{relay.url}/api/v1/ai-gateway/providers/reload")
+    assert (status, json.loads(body)["providers"]) == (200, ["two"])
+    assert (await relay.call("GET", relay.path("two", "x")))[2] == b"x"
+    assert (await relay.call("GET", relay.path("one", "x")))[1]["x-relay-error"] == "unknown_provider"
+
+
+async def _refused(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    process = await run(folder, "serve", *arguments, env=env)
+    code = await process.ended()
+    return code, "\n".join(process.lines)
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+async def test_a_port_in_use_is_said_clearly(tmp_path: Path, reuse_port: bool) -> None:
+    """Also where the other program would share the port: half the calls would go to it."""
+    with socket.socket() as other:
+        if reuse_port:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, text = await _refused(tmp_path, "--port", str(port))
+    assert code == 1 and f"port {port} on 127.0.0.1 is taken by another program" in text
+
+
+async def test_it_does_not_listen_beyond_loopback_while_access_is_open(tmp_path: Path) -> None:
+    code, text = await _refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
+    assert code == 1 and "--open" in text
+    relay = await run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0", "--open")
+    await relay.until(r"on http://127.0.0.1:\d+")
+    await relay.stop()
+
+
+async def test_bad_configuration_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text("server:\n  prot: 1\n")
+    code, text = await _refused(tmp_path)
+    assert code == 2 and "gateway.yaml:2:3: server.prot: unknown key; did you mean 'port'?" in text
+    (tmp_path / "gateway.yaml").unlink()
+    (tmp_path / ".env").mkdir()
+    code, text = await _refused(tmp_path)
+    assert code == 2 and ".env:1:1: cannot be read: Is a directory" in text
+
+
+async def test_several_workers_are_refused_where_they_would_break_a_promise(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text("websocket: {max_sessions_per_client: 5}")
+    code, text = await _refused(tmp_path, "--workers", "2", "--port", "0")
+    assert code == 1 and "max_sessions_per_client" in text
+
+
+async def test_no_secret_stands_in_banner_or_arguments(served: Serve, raw: RawUpstream) -> None:
+    relay = await served({"providers": {"up": provider(raw.url)}, "cloudflare": {"api_key": canary("token")}})
+    assert "CANARY" not in "\n".join(relay.lines)
+    assert b"CANARY" not in Path(f"/proc/{relay.pid}/cmdline").read_bytes()
