@@ -38,6 +38,7 @@ RUNNER_OPTIONS: dict[str, Any] = {
     "max_line_size": 16 * 1024,
     "max_field_size": 16 * 1024,
     "max_headers": 128,
+    "read_bufsize": 64 * 1024,
     "shutdown_timeout": 0.5,
 }
 """The relay's own server: a client that leaves cancels its call, bodies pass as they came."""

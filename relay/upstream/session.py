@@ -23,6 +23,8 @@ from aiohttp import (
 from relay.core.errors import HandshakeRefused, UpstreamTimeout
 from relay.upstream.request import RelayRequest
 
+READ_BUFFER_BYTES = 64 * 1024
+"""Twice this is read ahead of a slow client; aiohttp takes 256 KiB."""
 MAX_HEAD_LINE_BYTES = 32 * 1024
 MAX_HEADERS = 256
 MAX_REFUSAL_BYTES = 64 * 1024
@@ -49,6 +51,7 @@ def _session(middlewares: tuple[object, ...]) -> ClientSession:
         auto_decompress=False,
         request_class=RelayRequest,
         timeout=ClientTimeout(total=None),
+        read_bufsize=READ_BUFFER_BYTES,
         max_line_size=MAX_HEAD_LINE_BYTES,
         max_field_size=MAX_HEAD_LINE_BYTES,
         max_headers=MAX_HEADERS,

@@ -91,7 +91,8 @@ async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstre
         answer = await send_raw(relay, payload)
         status = int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/") else 400
         assert len(raw.arrived) <= 1, name
-        assert status in (400, 405, 414, 431, 501, 505) or (status == 200 and len(raw.arrived) == 1), (name, status)
+        # 403: nginx makes the absolute form a plain one whose Host is then not ours.
+        assert status in (400, 403, 405, 414, 431, 501, 505) or (status == 200 and len(raw.arrived) == 1), (name, status)
 
 
 async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
