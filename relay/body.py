@@ -76,17 +76,14 @@ async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> B
     limit = server.json_buffer_bytes if is_json else server.buffer_bytes
     body = Body(length=request.content_length)
     if body.length is None or body.length <= limit:
-        size = 0
-        while size <= limit and gateway.held_bytes + size <= server.buffer_total_bytes:
+        while exchange.held_bytes <= limit and gateway.held_bytes <= server.buffer_total_bytes:
             chunk = await _next_chunk(request, exchange, gateway)
             if not chunk:
                 body.whole = b"".join(body.head)
                 body.head.clear()
-                exchange.held_bytes = size
-                gateway.held_bytes += size
                 return body
             body.head.append(chunk)
-            size += len(chunk)
+            gateway.hold(exchange, len(chunk))
     body.stream = _streamed(request, exchange, gateway, body)
     return body
 
@@ -114,7 +111,9 @@ async def _streamed(
     try:
         while body.head:
             exchange.wait("upload", gateway.clock())
-            yield body.head.pop(0)
+            piece = body.head.pop(0)
+            gateway.let_go(exchange, len(piece))
+            yield piece
         while chunk := await _next_chunk(request, exchange, gateway):
             if not exchange.committed:
                 exchange.wait("upload", gateway.clock())

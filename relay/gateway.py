@@ -40,8 +40,7 @@ class Gateway:
         self.draining = False
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
-        bodies and does
-        not cancel the handler of a client that left: aiohttp's defaults."""
+        bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.clock: Callable[[], float] = time.monotonic
         self.upstream: UpstreamSessions
@@ -94,10 +93,20 @@ class Gateway:
             return pool[next(self._turn) % len(pool)]
         return pool[0] if pool else None
 
+    def hold(self, exchange: Exchange, count: int) -> None:
+        """Count bytes of a request body that are held in memory."""
+        exchange.held_bytes += count
+        self.held_bytes += count
+
+    def let_go(self, exchange: Exchange, count: int) -> None:
+        """They are held no more."""
+        exchange.held_bytes -= count
+        self.held_bytes -= count
+
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising."""
         self.running.discard(exchange)
-        self.held_bytes -= exchange.held_bytes
+        self.let_go(exchange, exchange.held_bytes)
         log.exchange_ended(exchange, self.clock())
 
 

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from relay.body import Body, read_body
 from relay.call import Call, keys_for
-from relay.core.errors import ClientGone
 from relay.core.exchange import Exchange
 from relay.core.peek import peek_body
 from relay.core.provider import Route
@@ -56,18 +55,14 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
                 raise body.error from None
             raise
         exchange.first_byte_s = gateway.clock()
+        body.whole = b""
+        gateway.let_go(exchange, exchange.held_bytes)
         try:
             return await stream(upstream, request, exchange, gateway)
         finally:
             upstream.close()
     except (Exception, asyncio.CancelledError) as error:
-        failure = exchange.fail(error)
-        if isinstance(failure, ClientGone) or failure is error:
-            raise
-        if isinstance(error, asyncio.CancelledError) and exchange.task is not None:
-            # The janitor's cut stands for an error: the task goes on to answer it.
-            exchange.task.uncancel()
-        raise failure from error
+        raise exchange.verdict(error) from error
     finally:
         gateway.close(exchange)
 

@@ -113,11 +113,15 @@ async def stream(
     if gateway.draining:
         response.force_close()
     exchange.status = exchange.upstream_status = upstream.status
+    exchange.wait("client", gateway.clock())
     if whole:
         await response.prepare(request)
         exchange.committed = True
         exchange.response_bytes = len(first)
-        await response.write_eof(first)
+        try:
+            await response.write_eof(first)
+        except _CLIENT_GONE:
+            raise ClientGone from None
         exchange.finish()
         return response
     response.headers["x-accel-buffering"] = "no"
@@ -185,7 +189,7 @@ class _Copy:
         else:
             failure = exchange.fail(error)
         if isinstance(failure, ClientGone):
-            raise error
+            raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError) and exchange.task is not None:
             exchange.task.uncancel()
         if not isinstance(failure, ClientStalled):
@@ -206,14 +210,12 @@ class _Copy:
         try:
             async with asyncio.timeout(_FLUSH_S):
                 await self.response.write(rest)
-        except (ConnectionError, TimeoutError):
+        except (*_CLIENT_GONE, TimeoutError):
             return
 
 
 def _cut(response: RelayedResponse) -> None:
-    """Close without a terminal chunk. What was written gets a second to leave; then the connection
-    is reset.
-    """
+    """Close without a terminal chunk. What was written gets a second to leave, then a reset."""
     request = response._req
     transport = request.transport if request is not None else None
     if transport is None:
@@ -230,9 +232,7 @@ def _cut(response: RelayedResponse) -> None:
 
 
 def _source(exchange: Exchange, start: bytes) -> str:
-    """Whose error this is: Cloudflare's has its own envelope (`AiGatewayError`, or a v4 API
-    `success`).
-    """
+    """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
     assert exchange.route is not None
     if exchange.route.target.via == "cloudflare":
         head = start[:_ENVELOPE_PEEK_BYTES].replace(b" ", b"")

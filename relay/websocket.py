@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections.abc import Mapping
 
 from aiohttp import ClientWebSocketResponse, web
 
@@ -51,18 +52,15 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         exchange.first_byte_s = gateway.clock()
         try:
             downstream = await _upgrade(request, offer, upstream, handshake)
+            exchange.status, exchange.committed = 101, True
+            session = _session(exchange, request, downstream, upstream, gateway)
         except BaseException:
-            _transport(upstream).abort()
+            upstream._response.close()
             raise
-        exchange.status, exchange.committed = 101, True
-        session = _session(exchange, request, downstream, upstream, gateway)
         await _run(session, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
-        failure = exchange.fail(error)
-        if isinstance(failure, ClientGone) or failure is error:
-            raise
-        raise failure from error
+        raise exchange.verdict(error) from error
     finally:
         gateway.close(exchange)
 
@@ -107,14 +105,9 @@ def draining() -> Ending:
 
 
 def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
-    exchange.messages_up, exchange.request_bytes = (
-        session.downstream.messages,
-        session.downstream.bytes,
-    )
-    exchange.messages_down, exchange.response_bytes = (
-        session.upstream.messages,
-        session.upstream.bytes,
-    )
+    client, provider = session.downstream, session.upstream
+    exchange.messages_up, exchange.request_bytes = client.messages, client.bytes
+    exchange.messages_down, exchange.response_bytes = provider.messages, provider.bytes
     exchange.close_code = ending.code
     if ending.error is not None:
         exchange.fail(ending.error)
@@ -173,8 +166,7 @@ def _handshake(
     )
 
 
-def _with_defaults(raw_query: str, defaults: object) -> str:
-    assert hasattr(defaults, "items")
+def _with_defaults(raw_query: str, defaults: Mapping[str, str]) -> str:
     named = {paths.query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
     if named & _CHOOSERS:
         return raw_query
@@ -216,15 +208,10 @@ def _session(
     now = gateway.clock()
     transport = request.transport
     if transport is None:
-        _transport(upstream).abort()
         raise ClientGone
     return Session(
         exchange,
         exchange.route.provider.websocket_rules,
         Leg("downstream", downstream, transport, heard_s=now, message_s=now),
-        Leg("upstream", upstream, _transport(upstream), heard_s=now, message_s=now),
+        Leg("upstream", upstream, upstream._writer.transport, heard_s=now, message_s=now),
     )
-
-
-def _transport(upstream: ClientWebSocketResponse[bool]) -> asyncio.Transport:
-    return upstream._writer.transport

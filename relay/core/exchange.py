@@ -78,6 +78,23 @@ class Exchange:
         self.waiting_for = for_
         self.waiting_since_s = now_s
 
+    def verdict(self, error: BaseException) -> BaseException:
+        """Record why the call ends, and return what to raise for it.
+
+        After the first byte nothing can be answered any more: the connection is all there is to
+        end. A client's own leaving stays the cancellation that it was.
+        """
+        failure = self.fail(error)
+        if isinstance(error, asyncio.CancelledError):
+            if isinstance(failure, ClientGone):
+                return error
+            if self.task is not None:
+                # The janitor's cut stands for an error: the task goes on to answer it.
+                self.task.uncancel()
+        if self.committed or isinstance(failure, ClientGone):
+            return ConnectionResetError(failure.code)
+        return failure
+
     def fail(self, error: BaseException) -> RelayError:
         """Record why the call ends, and return it as the error that the caller is to see.
 

@@ -23,6 +23,8 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     meter = exchange.route.provider.meter if exchange and exchange.route else "openai"
     response = plain(error, meter, exchange.id if exchange else new_id())
     vary(request, response)
+    if request.app[GATEWAY].draining:
+        response.force_close()
     return response
 
 

@@ -27,7 +27,10 @@ async def readyz(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     state = "draining" if gateway.draining else "ready"
     body = {"status": state, "running": len(gateway.running), "sessions": len(gateway.sessions)}
-    return web.json_response(body, status=503 if gateway.draining else 200)
+    response = web.json_response(body, status=503 if gateway.draining else 200)
+    if gateway.draining:
+        response.force_close()
+    return response
 
 
 async def version(request: web.Request) -> web.Response:

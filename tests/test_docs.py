@@ -1,0 +1,147 @@
+"""Documentation against the code: what exists is written down, what is written down exists and runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from relay.cli import _parser
+from relay.core.errors import CATALOGUE
+from relay.registry import schema
+from relay.registry.load import Sources, load
+from tests.conftest import need
+from tests.processes import ROOT, serve
+
+DOCS = {path: path.read_text() for path in (ROOT / name for name in ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"))}
+DOCS |= {path: path.read_text() for path in (ROOT / "docs").rglob("*.md")}
+GATEWAY_YAML = (ROOT / "docs/gateway-yaml.md").read_text()
+
+
+def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else field.get_default()
+        shown = {None: "none", True: "true", False: "false"}.get(default) if default is None or isinstance(default, bool) else default
+        shown = "empty" if shown in ("", [], {}) else "none" if isinstance(shown, BaseModel) else shown
+        rows.append(f"| `{prefix}{name}` | {shown} | {field.description} |")
+    return rows
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
+    rows = [row for name, field in schema.GatewayFile.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) for row in _rows(field.annotation, f"{name}.")]
+    sections = {schema.ProviderEntry: "", schema.ViaEach: "via.", schema.Auth: "auth.", schema.CloudflareSlug: "cloudflare.", schema.CloudflareWebSocket: "cloudflare.websocket.", schema.ProviderWebSocket: "websocket."}
+    rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
+    assert [row for row in rows if row not in GATEWAY_YAML] == []
+    documented = re.findall(r"^\| `([a-z_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
+    assert len(documented) == len(rows) + 1, "and `include`; nothing else is promised"
+
+
+def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -> None:
+    text = (ROOT / "gateway.yaml").read_text()
+    shipped = yaml.safe_load(text)
+    for name, field in schema.GatewayFile.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            assert set(shipped[name]) == set(field.annotation.model_fields), name
+    (tmp_path / "empty.yaml").write_text("{}")
+    defaults = load(Sources(tmp_path / "empty.yaml", None)).settings
+    for line, problem in ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.startswith("  ") and "://" not in line):
+        assert problem or line
+    loaded = load(Sources(ROOT / "gateway.yaml", None)).settings
+    for section in ("server", "upstream", "websocket", "cors", "log", "demo"):
+        assert getattr(loaded, section) == getattr(defaults, section), section
+    for key in schema.ProviderEntry.model_fields:
+        assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key
+
+
+def test_every_error_code_is_documented_with_status_and_close_code() -> None:
+    text = (ROOT / "docs/errors.md").read_text()
+    for error in CATALOGUE:
+        status = "as is" if error.code == "handshake_refused" else str(error.status)
+        assert f"| `{error.code}` | {status} | {error.close_code} |" in text, error.code
+    assert set(re.findall(r"^\| `([a-z_]+)` \| [\da]", text, re.MULTILINE)) == {error.code for error in CATALOGUE}
+    assert all(error.code in (__import__("relay.core.errors").core.errors.__doc__ or "") for error in CATALOGUE if error.code != "handshake_refused")
+
+
+def test_every_command_and_option_is_documented() -> None:
+    readme = DOCS[ROOT / "README.md"]
+    commands = next(action for action in _parser()._actions if action.choices)
+    assert commands.choices is not None
+    for name, parser in commands.choices.items():  # type: ignore[attr-defined]
+        if name == "worker":
+            continue
+        assert f"`relay {name}" in readme, name
+        if name == "serve":
+            assert all(f"`{option}" in readme for action in parser._actions for option in action.option_strings if option in ("--host", "--port", "--workers", "--open"))
+
+
+def test_every_path_of_the_relays_own_is_documented() -> None:
+    readme = DOCS[ROOT / "README.md"]
+    for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version"):
+        assert path in readme
+
+
+def test_every_provider_is_named_in_the_readme_and_its_variable_in_the_example() -> None:
+    readme, example = DOCS[ROOT / "README.md"], (ROOT / ".env.example").read_text()
+    for file in (ROOT / "gateway.yaml", *(ROOT / "config/providers").glob("*.yaml")):
+        for name, entry in yaml.safe_load(file.read_text())["providers"].items():
+            assert f"`{name}`" in readme
+            for variable in re.findall(r"\$\{(\w+)", str(entry)):
+                assert f"{variable}=" in example
+    for variable in re.findall(r"\$\{(\w+)", (ROOT / "gateway.yaml").read_text().partition("\nserver:")[2]):
+        assert f"{variable}=" in example or variable.startswith(("MY_", "NAME")), variable
+
+
+def test_links_and_modules_that_are_named_exist() -> None:
+    for path, text in DOCS.items():
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+        for module in re.findall(r"`(?:relay/)?((?:core|registry|upstream|surfaces|gate|ledger)/\w+\.py)`", text):
+            assert (ROOT / "relay" / module).exists(), f"{path.name}: {module}"
+        for test in re.findall(r"tests/[\w/]*\.py", text):
+            assert (ROOT / test).exists(), f"{path.name}: {test}"
+
+
+def test_nothing_speaks_of_one_machine() -> None:
+    files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and name != "tests/test_docs.py":
+            text = (ROOT / name).read_text("utf-8", "replace")
+            assert not re.search(r"/root/|/work/|--index-url|--extra-index|--find-links|file://", text), name
+
+
+def _blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", DOCS[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
+
+
+async def test_the_readmes_code_runs(tmp_path: Path) -> None:
+    need("curl")
+    relay = await serve(tmp_path, None)
+    try:
+        first, second = _blocks("sh")
+        shell = {"PATH": "/usr/bin:/bin", "RELAY_URL": relay.url}
+        out = subprocess.run(["bash", "-c", first.replace("http://127.0.0.1:8787", relay.url)], check=True, capture_output=True, env=shell, timeout=60).stdout
+        assert out.endswith(b"data: [DONE]\n\n")
+        out = subprocess.run(["bash", "-c", second.replace("http://127.0.0.1:8787", relay.url)], check=True, capture_output=True, env=shell, timeout=60).stdout
+        assert b"provider_not_configured" in out
+        sdk, mounted = _blocks("python")
+        process = subprocess.run([sys.executable, "-c", sdk], check=True, capture_output=True, text=True, env={"RELAY_URL": relay.url, "PATH": "/usr/bin:/bin"}, timeout=60)
+        assert "Hello!" in process.stdout and "live through the relay." in process.stdout
+        shutil.copytree(ROOT / "config", tmp_path / "config")
+        shutil.copy(ROOT / "gateway.yaml", tmp_path)
+        subprocess.run([sys.executable, "-c", mounted], check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, timeout=60)
+    finally:
+        await relay.stop()
+
+
+def test_the_readmes_yaml_is_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PROVIDER_KEY", "k-1")
+    [text] = _blocks("yaml")
+    (tmp_path / "gateway.yaml").write_text(text)
+    assert load(Sources(tmp_path / "gateway.yaml", None)).registry.match_rest("my-provider", "x").url("") == "https://api.example.com/v1/x"
