@@ -41,7 +41,8 @@ async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) 
     _check_framing(request)
     if not request.body_exists:
         return Body()
-    await _invite(request)
+    if "Expect" in request.headers:
+        await _invite(request)
     content = request.content
     if content.is_eof() and content.total_bytes <= gateway.settings.server.buffer_bytes:
         # Small and here already, as most are: no await, no bookkeeping.
@@ -61,8 +62,8 @@ def _check_framing(request: web.Request) -> None:
 
 async def _invite(request: web.Request) -> None:
     """Answer `Expect: 100-continue` now that the call is admitted (RFC 9110 10.1.1)."""
-    expectation = request.headers.get("Expect")
-    if expectation is None or request.version < HttpVersion11:
+    expectation = request.headers["Expect"]
+    if request.version < HttpVersion11:
         return
     if expectation.strip().lower() != "100-continue":
         raise BadRequest("its expectation is not 100-continue")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from relay.core.credentials import Keys, brought, choose
+from relay.core.credentials import brought, choose, pooled
 from relay.core.errors import UnknownRoute
 from relay.core.paths import split_endpoint
-from relay.core.provider import Route
+from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
 
@@ -42,8 +42,8 @@ def keys_for(
     request: web.Request, call: Call, route: Route, gateway: Gateway, offer: Offer | None = None
 ) -> Keys:
     """The credentials that go up with this call. Raises ProviderNotConfigured."""
-    came = None
-    if route.provider.clients_may_bring_keys:
-        secrets = offer.credentials if offer else ()
-        came = brought(request.headers.get, call.query, route.provider, secrets)
-    return choose(route, came, lambda: gateway.credential_for(route.target))
+    turn = next(gateway.turns)
+    if not route.provider.clients_may_bring_keys:
+        return pooled(route, turn)
+    secrets = offer.credentials if offer else ()
+    return choose(route, brought(request.headers.get, call.query, route.provider, secrets), turn)

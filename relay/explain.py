@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from relay.app import API
 from relay.core import paths, subprotocols
-from relay.core.credentials import Keys, choose
+from relay.core.credentials import pooled
 from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
-from relay.core.provider import Credential, Route
+from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
 from relay.upstream.connect import offered_upstream
@@ -36,7 +36,7 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
     provider, target = route.provider, route.target
     lines = [f"provider     {provider.name}", f"via          {target.via}"]
     try:
-        keys = choose(route, None, lambda: target.credentials[0] if target.credentials else None)
+        keys = pooled(route, 0)
     except ProviderNotConfigured as error:
         lines.append(f"refused      {error.status} {error.code}: set {', '.join(error.missing)}")
         keys = Keys()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from relay.core.exchange import Exchange, Surface, uuid7
-from relay.core.provider import Credential, Target
 from relay.gate.origins import OpenAccess, Origins
 from relay.ledger import log
 from relay.registry.load import Config
@@ -44,7 +43,8 @@ class Gateway:
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.clock: Callable[[], float] = time.monotonic
         self.upstream: UpstreamSessions
-        self._turn = itertools.count()
+        self.turns = itertools.count()
+        """Counts through the credentials of a pool."""
 
     async def start(self) -> None:
         """Open the outbound pools."""
@@ -85,13 +85,6 @@ class Gateway:
         self.running.add(exchange)
         request[EXCHANGE] = exchange
         return exchange
-
-    def credential_for(self, target: Target) -> Credential | None:
-        """The next credential of the target's pool, in turn; None if it takes none."""
-        pool = target.credentials
-        if len(pool) > 1:
-            return pool[next(self._turn) % len(pool)]
-        return pool[0] if pool else None
 
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""

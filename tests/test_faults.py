@@ -160,7 +160,7 @@ POINTS = [
     ("relay.rest.stream", ZeroDivisionError("stream")),
     ("relay.stream.RelayedResponse.prepare", OSError("prepare")),
     ("relay.stream.RelayedResponse.write_eof", OSError("write")),
-    ("relay.gateway.Gateway.credential_for", ValueError("pool")),
+    ("relay.call.pooled", ValueError("pool")),
 ]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -64,13 +65,22 @@ async def test_five_hundred_random_exchanges_pass_unchanged(start: StartRelay, r
         body = f"{len(back):x}\r\n".encode() + back + b"\r\n0\r\n\r\n" if chunked and back else b"0\r\n\r\n" if chunked else back
         raw.scripts.clear()
         raw.plays(head(*own, "Content-Type: application/x-thing", framing, status=status) + body)
-        got_status, headers, got = await relay.call("POST", relay.path("openai", "x"), data=sent, headers={"X-Up": "1"})
+        data = _pieces(sent, rnd) if rnd.random() < 0.3 else sent
+        got_status, headers, got = await relay.call("POST", relay.path("openai", "x"), data=data, headers={"X-Up": "1"})
         assert (got_status, got) == (int(status[:3]), back)
         assert raw.arrived[-1].body == sent
+        assert len(raw.arrived[-1].header("Content-Length") + raw.arrived[-1].header("Transfer-Encoding")) == 1
         mine = sorted((n.lower(), v) for n, v in headers.items() if n.lower() not in ADDED_DOWN | {"content-length", "x-relay-error-source"})
         theirs = sorted((n.lower(), v) for line in [*own, "Content-Type: application/x-thing"] for n, _, v in [line.partition(": ")])
         assert mine == theirs
         assert not ("Content-Length" in headers and "Transfer-Encoding" in headers)
+
+
+async def _pieces(body: bytes, rnd: random.Random) -> AsyncIterator[bytes]:
+    while body:
+        size = rnd.randrange(1, 20_000)
+        yield body[:size]
+        body = body[size:]
 
 
 async def test_the_reason_phrase_passes(start: StartRelay, raw: RawUpstream) -> None:

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from relay.core import paths
 from relay.core.errors import ProviderNotConfigured
 from relay.core.headers import CREDENTIAL_HEADERS
-from relay.core.provider import Credential, Provider, Route
+from relay.core.provider import Credential, Keys, Provider, Route
 
 _GATEWAY_HEADER = "cf-aig-authorization"
 _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
-
-
-class Keys(NamedTuple):
-    """The two credentials that go up with one call: the provider's, and Cloudflare's beside it."""
-
-    provider: Credential | None = None
-    gateway: Credential | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +54,26 @@ def bare(value: str) -> str:
     return secret.strip() if space and scheme.lower() in _SCHEMES else value
 
 
-def choose(route: Route, came: Brought | None, pick: Callable[[], Credential | None]) -> Keys:
-    """The credentials of one call. `pick` takes the next of the relay's own from the target's pool.
+def choose(route: Route, came: Brought, turn: int) -> Keys:
+    """The credentials of a call whose client may bring its own. `turn` counts through the pool.
 
-    `came` is None where clients may bring none. Raises ProviderNotConfigured if there is nothing to
-    send.
+    Raises ProviderNotConfigured if there is nothing to send.
     """
-    target = route.target
-    gateway = target.gateway_credential
-    if came is not None:
-        if came.gateway and target.via == "cloudflare":
-            gateway = Credential("header", _GATEWAY_HEADER, f"Bearer {came.gateway}", "client")
-        if came.provider and target.auth is not None:
-            return Keys(target.auth.credential(came.provider, "client"), gateway)
-    if target.missing:
-        raise ProviderNotConfigured(route.provider.name, target.missing)
-    return Keys(pick(), gateway)
+    target, token = route.target, None
+    if came.gateway and target.via == "cloudflare":
+        token = Credential("header", _GATEWAY_HEADER, f"Bearer {came.gateway}", "client")
+    if came.provider and target.auth is not None:
+        own = target.auth.credential(came.provider, "client")
+        return Keys(own, token or target.gateway_credential)
+    if token is not None and target.auth is None:
+        return Keys(None, token)
+    keys = pooled(route, turn)
+    return Keys(keys.provider, token) if token else keys
+
+
+def pooled(route: Route, turn: int) -> Keys:
+    """The relay's own credentials, in turn. Raises ProviderNotConfigured if they are not set."""
+    pool = route.target.pool
+    if not pool:
+        raise ProviderNotConfigured(route.provider.name, route.target.missing)
+    return pool[turn % len(pool)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
 from relay.core.subprotocols import Verdict
@@ -25,6 +25,13 @@ class Credential:
     name: str
     value: str = field(repr=False)
     label: str = ""
+
+
+class Keys(NamedTuple):
+    """The two credentials that go up with one call: the provider's, and Cloudflare's beside it."""
+
+    provider: Credential | None = None
+    gateway: Credential | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,8 @@ class Target:
     port: int
     prefix: str
     auth: AuthRule | None
-    credentials: tuple[Credential, ...] = ()
-    """A pool: one of them goes with each call. Empty where `auth` is None or the key lies at
-    Cloudflare.
-    """
+    pool: tuple[Keys, ...] = (Keys(),)
+    """One of them goes with each call. Empty while variables are missing."""
     gateway_credential: Credential | None = None
     """Cloudflare's own, beside the provider's."""
     missing: tuple[str, ...] = ()

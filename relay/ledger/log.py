@@ -173,7 +173,7 @@ def protect(config: Config) -> None:
     found = {config.settings.cloudflare.api_key}
     for provider in config.registry.providers.values():
         targets = [provider.rest, provider.websocket, *(rule.target for rule in provider.paths)]
-        for credential in (c for target in targets for c in target.credentials):
+        for credential in (c for t in targets for keys in t.pool if (c := keys.provider)):
             found |= {credential.value, credential.value.rpartition(" ")[2]}
     _secrets = tuple(
         sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from yarl import URL
 
@@ -16,6 +16,7 @@ from relay.core.hosts import is_loopback
 from relay.core.provider import (
     AuthRule,
     Credential,
+    Keys,
     PathRule,
     Provider,
     Target,
@@ -258,8 +259,13 @@ class _Builder:
                 if other is None:
                     continue
                 target, moved = direct, other
-            auth = (target.auth, target.credentials, target.missing)
-            made = _target(target.via, moved, auth, target.gateway_credential)
+            made = replace(
+                target,
+                origin=f"{moved.scheme}://{moved.raw_authority}",
+                host=moved.raw_host or "",
+                port=moved.port or 0,
+                prefix=moved.raw_path.rstrip("/"),
+            )
             rules.append(PathRule(prefix, made))
         return tuple(sorted(rules, key=lambda rule: -len(rule.prefix)))
 
@@ -284,7 +290,7 @@ def _target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) 
         port=base.port,
         prefix=base.raw_path.rstrip("/"),
         auth=rule,
-        credentials=ready,
+        pool=() if missing else tuple(Keys(one, gateway) for one in ready or (None,)),
         gateway_credential=gateway,
         missing=missing,
     )

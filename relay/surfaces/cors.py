@@ -18,12 +18,17 @@ from aiohttp_cors.abc import AbstractRouterAdapter
 from relay.gateway import Gateway
 
 EXPOSED = (
-    "x-request-id", "cf-aig-log-id", "cf-aig-event-id", "cf-aig-request-id", "cf-aig-cache-status",
-    "cf-aig-step", "cf-aig-model", "cf-aig-provider", "retry-after", "ratelimit",
-    "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset",
-    "server-timing", "x-relay-error", "x-relay-error-source", "x-goog-upload-url",
-    "x-goog-upload-status", "x-goog-upload-chunk-granularity", "x-goog-upload-control-url",
+    "x-request-id", "retry-after", "server-timing", "x-should-retry",
+    "x-relay-error", "x-relay-error-source",
+    "cf-aig-log-id", "cf-aig-event-id", "cf-aig-request-id", "cf-aig-cache-status", "cf-aig-step",
+    "cf-aig-model", "cf-aig-provider",
+    "x-cloudflare-aig-log-id", "x-cloudflare-aig-event-id", "x-cloudflare-aig-request-id",
+    "x-cloudflare-aig-cache-status", "x-cloudflare-aig-step",
+    "ratelimit", "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset",
+    "x-goog-upload-url", "x-goog-upload-status", "x-goog-upload-chunk-granularity",
+    "x-goog-upload-control-url",
 )  # fmt: skip
+"""What a page may read of an answer. Listed one by one: CORS knows no `cf-aig-*`."""
 
 
 def is_preflight(request: web.Request) -> bool:

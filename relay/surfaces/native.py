@@ -79,4 +79,5 @@ async def provider_socket(request: web.Request) -> web.StreamResponse:
 
 
 def _wants_websocket(request: web.Request) -> bool:
-    return request.headers.get("Upgrade", "").strip().lower() == "websocket"
+    asked = request.headers.get("Upgrade")
+    return asked is not None and asked.strip().lower() == "websocket"

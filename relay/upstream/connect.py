@@ -15,9 +15,8 @@ from aiohttp import ClientSession, ClientWebSocketResponse, ClientWSTimeout
 from multidict import CIMultiDict
 from yarl import URL
 
-from relay.core.credentials import Keys
 from relay.core.errors import RelayError, UpstreamTimeout
-from relay.core.provider import Route
+from relay.core.provider import Keys, Route
 from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 
 

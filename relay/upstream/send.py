@@ -15,7 +15,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from relay.core import paths
-from relay.core.credentials import Keys
 from relay.core.errors import BadPath
 from relay.core.headers import (
     CREDENTIAL_HEADERS,
@@ -24,7 +23,7 @@ from relay.core.headers import (
     headers_for_provider,
     normal,
 )
-from relay.core.provider import Credential, Route
+from relay.core.provider import Credential, Keys, Route
 from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 
 

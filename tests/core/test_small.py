@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core import shapes
-from relay.core.credentials import bare
+from relay.core.credentials import Brought, bare, choose
 from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
 from relay.core.exchange import Exchange, uuid7
 from relay.core.peek import kind_of, model_in_path, peek_body
+from relay.core.provider import AuthRule, Credential, Keys, Route, Target
 from relay.core.sse import at_boundary
 from relay.registry.credentials import mask
 
@@ -99,6 +101,41 @@ def test_every_sdk_finds_code_and_message_where_it_looks(meter: str) -> None:
 
 def test_what_was_sent_is_shown_shortened() -> None:
     assert len(UnknownProvider("x" * 10_000).message) < 200
+
+
+GATEWAY = Credential("header", "cf-aig-authorization", "Bearer cf")
+OWN = Credential("header", "Authorization", "Bearer own")
+
+
+def _route(via: str, auth: AuthRule | None, pool: tuple[Keys, ...]) -> Route:
+    target = Target(via=via, origin="", host="", port=0, prefix="", auth=auth, pool=pool, gateway_credential=GATEWAY if via == "cloudflare" else None, missing=("K",))  # type: ignore[arg-type]
+    return Route(SimpleNamespace(name="p"), target, "", "")  # type: ignore[arg-type]
+
+
+BEARER = AuthRule("header", "Authorization", "Bearer ")
+
+
+@pytest.mark.parametrize(
+    ("via", "auth", "pool", "came", "expected"),
+    [
+        ("direct", BEARER, (Keys(OWN),), Brought("theirs"), ("Bearer theirs", None)),
+        ("direct", BEARER, (Keys(OWN),), Brought("", "cf-theirs"), ("Bearer own", None)),
+        ("direct", BEARER, (), Brought("theirs"), ("Bearer theirs", None)),
+        ("direct", BEARER, (), Brought(), None),
+        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), Brought("theirs"), ("Bearer theirs", "Bearer cf")),
+        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), Brought("", "cf-theirs"), ("Bearer own", "Bearer cf-theirs")),
+        ("cloudflare", None, (), Brought("", "cf-theirs"), (None, "Bearer cf-theirs")),
+    ],
+)  # fmt: skip
+def test_a_client_that_may_bring_keys_brings_them_to_the_right_place(via: str, auth: AuthRule | None, pool: tuple[Keys, ...], came: Brought, expected: tuple[str | None, str | None] | None) -> None:
+    """A token for Cloudflare goes to Cloudflare alone."""
+    route = _route(via, auth, pool)
+    if expected is None:
+        with pytest.raises(ProviderNotConfigured):
+            choose(route, came, 0)
+        return
+    keys = choose(route, came, 0)
+    assert tuple(key.value if key else None for key in keys) == expected
 
 
 def test_a_secret_is_taken_out_of_its_scheme_and_masked() -> None:

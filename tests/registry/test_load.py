@@ -110,14 +110,14 @@ def test_an_unset_key_leaves_one_provider_unconfigured(tmp_path: Path) -> None:
 def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(canary("file") + "\n")
     config, _ = configured(tmp_path, {"providers": {"p": {"base_url": "https://x", "auth": {"header": "k", "value": "${file:secret}"}}}})
-    assert config.registry.providers["p"].rest.credentials[0].value == canary("file")
+    assert config.registry.providers["p"].rest.pool[0].provider.value == canary("file")
     assert "CANARY" not in repr(config) and "CANARY" not in str(config.registry)
 
 
 def test_real_variables_win_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", canary("real"))
     config, _ = configured(tmp_path, {"providers": {"p": {"base_url": "https://x", **KEYED}}})
-    assert config.registry.providers["p"].rest.credentials[0].value == f"Bearer {canary('real')}"
+    assert config.registry.providers["p"].rest.pool[0].provider.value == f"Bearer {canary('real')}"
 
 
 def test_included_files_add_providers_and_may_not_repeat_one(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_socket_urls_and_credentials_through_cloudflare(tmp_path: Path) -> None:
         "openai": ("header", "Authorization"), "cartesia": ("query", "api_key"),
         "elevenlabs": ("subprotocol", "xi-api-key."), "fal": ("subprotocol", "fal-api-key."),
     }  # fmt: skip
-    assert registry.providers["cartesia"].websocket.credentials[0].value == KEYS["CARTESIA_API_KEY"], "bare: the scheme stays with the header"
+    assert registry.providers["cartesia"].websocket.pool[0].provider.value == KEYS["CARTESIA_API_KEY"], "bare: the scheme stays with the header"
     live = registry.match_websocket("google-ai-studio", "")
     assert live.url("").startswith("https://generativelanguage.googleapis.com/ws/"), "Gemini Live goes direct"
 
@@ -188,7 +188,7 @@ def test_a_key_stored_at_cloudflare_is_not_sent(tmp_path: Path) -> None:
     entry = {"base_url": "https://x/v1", "cloudflare": {"slug": "x"}, "stored_at_cloudflare": True, "auth": {"header": "k", "value": "${NOT_SET}"}}
     config, _ = configured(tmp_path, {"cloudflare": CLOUDFLARE, "providers": {"p": entry}})
     target = config.registry.match_rest("p", "y").target
-    assert (target.credentials, target.missing, target.auth) == ((), (), None)
+    assert (len(target.pool), target.pool[0].provider, target.missing, target.auth) == (1, None, (), None)
     assert target.gateway_credential is not None and target.gateway_credential.name == "cf-aig-authorization"
 
 
