@@ -18,6 +18,7 @@ from relay.core.peek import peek_body
 from relay.core.provider import Route
 from relay.gateway import Gateway
 from relay.stream import stream
+from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
 
@@ -44,12 +45,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if body.stream is None:
             exchange.wait("first_byte", exchange.sent_s)
         try:
-            upstream = await send(
-                gateway.upstream.rest,
-                route,
-                (request.method, url, headers),
-                body.stream or body.whole or None,
-            )
+            outgoing = Outgoing(headers, body.stream or body.whole)
+            upstream = await send(gateway.upstream.rest, route, request.method, url, outgoing)
         except Exception:
             if body.error is not None:
                 raise body.error from None

@@ -32,9 +32,12 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
     )
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class Exchange:
-    """See the module. `started_s` and the other `_s` stamps are of the loop's clock."""
+    """See the module. The `_s` stamps are of the gateway's clock.
+
+    Not slotted: what a call never sets stays with the class, and most calls set little.
+    """
 
     id: str
     surface: Surface
@@ -45,33 +48,32 @@ class Exchange:
     request_id: str = ""
     provider: str = ""
     endpoint: str = ""
-    kind: str = "other"
-    model: str | None = None
-    stream: bool | None = None
-    route: Route | None = None
-    credential_label: str = ""
+    kind: str = field(init=False, default="other")
+    model: str | None = field(init=False, default=None)
+    stream: bool | None = field(init=False, default=None)
+    route: Route | None = field(init=False, default=None)
 
-    waiting_for: WaitingFor = "nothing"
-    waiting_since_s: float = 0.0
-    expired: RelayError | None = None
+    waiting_for: WaitingFor = field(init=False, default="nothing")
+    waiting_since_s: float = field(init=False, default=0.0)
+    expired: RelayError | None = field(init=False, default=None)
     """What the janitor ended the call for."""
-    client_left: Callable[[], bool] | None = None
+    client_left: Callable[[], bool] | None = field(init=False, default=None)
     """Where a server does not cancel its handlers: tells whether the client is gone."""
 
-    sent_s: float = 0.0
-    first_byte_s: float = 0.0
-    status: int = 0
-    upstream_status: int = 0
-    committed: bool = False
-    held_bytes: int = 0
-    request_bytes: int = 0
-    response_bytes: int = 0
-    messages_up: int = 0
-    messages_down: int = 0
-    close_code: int | None = None
-    outcome: Outcome = "running"
-    error: RelayError | None = None
-    cause: BaseException | None = field(default=None)
+    sent_s: float = field(init=False, default=0.0)
+    first_byte_s: float = field(init=False, default=0.0)
+    status: int = field(init=False, default=0)
+    upstream_status: int = field(init=False, default=0)
+    committed: bool = field(init=False, default=False)
+    held_bytes: int = field(init=False, default=0)
+    request_bytes: int = field(init=False, default=0)
+    response_bytes: int = field(init=False, default=0)
+    messages_up: int = field(init=False, default=0)
+    messages_down: int = field(init=False, default=0)
+    close_code: int | None = field(init=False, default=None)
+    outcome: Outcome = field(init=False, default="running")
+    error: RelayError | None = field(init=False, default=None)
+    cause: BaseException | None = field(init=False, default=None)
 
     def wait(self, for_: WaitingFor, now_s: float) -> None:
         """Say what is awaited from now on; the janitor ends an Exchange that waits for too long."""

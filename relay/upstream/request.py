@@ -10,7 +10,8 @@ against the aiohttp that is locked.
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
 
 from aiohttp import ClientRequest, ClientResponse
 from aiohttp.connector import Connection
@@ -27,6 +28,13 @@ _NOT_ADDED: CIMultiDict[None] = CIMultiDict(
 )
 
 
+class Outgoing(NamedTuple):
+    """What goes out, as `data=`: aiohttp's session would copy `headers=` one by one, twice."""
+
+    headers: CIMultiDict[str]
+    body: bytes | AsyncIterator[bytes]
+
+
 class RelayRequest(ClientRequest):
     """See the module."""
 
@@ -37,22 +45,38 @@ class RelayRequest(ClientRequest):
         host = self.url.host_port_subcomponent
         assert host is not None
         self.headers = CIMultiDict((("Host", host),))
-        self.headers.extend(headers)
+        if headers:
+            self.headers.extend(headers)
+
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        """Take what goes out. A small whole body stays as it is; aiohttp writes any other."""
+        if isinstance(body, Outgoing):
+            self.headers.extend(body.headers)
+            body = body.body or None
+        if type(body) is not bytes:
+            super().update_body_from_data(body, _stacklevel)
+        elif len(body) <= SMALL_BODY_BYTES:
+            self._small = body
+            self.headers["Content-Length"] = str(len(body))
+        else:
+            # As a file, so that it is written piece by piece as the connection takes it.
+            super().update_body_from_data(io.BytesIO(body), _stacklevel)
 
     def update_auto_headers(self, skip_auto_headers: Any) -> None:
         """Add none, whatever is missing."""
         self._skip_auto_headers = _NOT_ADDED
 
-    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
-        """Keep a small whole body as it is; hand any other to aiohttp."""
-        if type(body) is bytes and len(body) <= SMALL_BODY_BYTES:
-            self._body = None
-            self._small = body
-            self.headers["Content-Length"] = str(len(body))
-        else:
-            # As a file, so that it is written piece by piece as the connection takes it.
-            body = io.BytesIO(body) if type(body) is bytes else body
-            super().update_body_from_data(body, _stacklevel)
+    def update_cookies(self, cookies: Any) -> None:
+        """There are none: a provider's are not kept, a client's not passed on."""
+
+    def update_auth(self, auth: Any, trust_env: bool = False) -> None:
+        """Credentials are headers here."""
+
+    def update_content_encoding(self, data: Any) -> None:
+        """Bodies are never compressed on the way."""
+
+    def update_expect_continue(self, expect: bool = False) -> None:
+        """The relay invites bodies itself."""
 
     async def send(self, conn: Connection) -> ClientResponse:
         """Write the request; with a small body in one go."""

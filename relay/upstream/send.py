@@ -6,7 +6,7 @@ Owns: what leaves the relay. The host comes from the registry alone and is check
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from relay.core.headers import (
 )
 from relay.core.provider import Credential, Keys, Route
 from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.request import Outgoing
 
 
 def upstream_headers(
@@ -78,22 +79,20 @@ def _checked(raw_url: str, origin: str, prefix: str) -> URL:
 
 
 async def send(
-    session: ClientSession,
-    route: Route,
-    call: tuple[str, URL, CIMultiDict[str]],
-    data: bytes | AsyncIterator[bytes] | None,
+    session: ClientSession, route: Route, method: str, url: URL, outgoing: Outgoing
 ) -> ClientResponse:
-    """Send (method, URL, headers) with `data` and wait for the head of the answer.
+    """Send one call and wait for the head of the answer, which the caller must close.
 
-    Raises the RelayError that a failure of the upstream leg is. The answer must be closed by the
-    caller.
+    Raises the RelayError that a failure of the upstream leg is.
     """
-    method, url, headers = call
     try:
         return await session.request(
-            method, url, headers=headers, data=data, allow_redirects=False,
+            method,
+            url,
+            data=outgoing,
+            allow_redirects=False,
             timeout=_timeout(route.provider.connect_timeout_s),
-        )  # fmt: skip
+        )
     except MAPPED as error:
         raise mapped(error, route, BEFORE_ANSWER) from error
 
