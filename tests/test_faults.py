@@ -104,7 +104,7 @@ async def test_a_certificate_that_is_not_trusted_is_502(start: StartRelay, kind:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_tls_that_never_answers_ends_in_its_time(start: StartRelay, raw: RawUpstream, kind: str) -> None:
     raw.plays(CLOSE)
-    relay = await start({"websocket": {"handshake_timeout_s": 0.6}}, openai=provider(raw.url.replace("http:", "https:"), websocket={"default_path": "x"}, **QUICK))
+    relay = await start({"websocket": {"handshake_timeout_s": 0.6}}, openai=provider(raw.url.replace("http:", "https:"), websocket={"default_path": "x"}, connect_timeout_s=0.6))
     expected = {"ws": (504, "upstream_timeout")}
     assert await _ask(relay, kind) == expected.get(kind, (502, "upstream_unreachable"))
 
