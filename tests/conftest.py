@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 
@@ -45,6 +47,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hear every logger of the process, at DEBUG."""
     logging.getLogger().addHandler(_EveryLine())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that `relay serve` runs on, for every test; TEST_LOOP=asyncio takes the other one."""
+    if os.environ.get("TEST_LOOP") == "asyncio":
+        return {"asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def need(tool: str) -> None:

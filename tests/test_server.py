@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -53,6 +54,12 @@ async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tm
     async with aiohttp.ClientSession() as session, session.get(relay.path("openai", "models")) as answer:
         assert answer.status == 503
         assert (await answer.json())["error"]["code"] == "provider_not_configured"
+
+
+async def test_tests_run_on_the_loop_that_serves() -> None:
+    """What holds in this process on uvloop holds in a served one."""
+    wanted = "asyncio" if os.environ.get("TEST_LOOP") == "asyncio" else "uvloop"
+    assert type(asyncio.get_running_loop()).__module__.startswith(wanted)
 
 
 async def test_a_placeholder_account_does_not_call_cloudflare(served: Serve, tmp_path: Path) -> None:
