@@ -17,7 +17,7 @@ from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.pump import lost
 from relay.registry.schema import GatewayFile
-from relay.session import Ending, Leg, Session
+from relay.session import NAMES, Ending, Leg, Session
 
 MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
 _TICKS_PER_LIMIT = 5
@@ -115,7 +115,7 @@ def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None
     common = settings.websocket
     for leg in legs:
         if leg.sending_since_s and now - leg.sending_since_s > common.send_timeout_s:
-            who = "client" if leg.side == "downstream" else "provider"
+            who = NAMES[leg.side]
             return Ending(
                 1013, f"the {who} took no message for {common.send_timeout_s:g} s", "relay"
             )

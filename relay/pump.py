@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import WebSocketError, WSMsgType
 
-from relay.session import GONE, Clock, Ending, Leg, Session, code_allowed
+from relay.session import GONE, NAMES, Clock, Ending, Leg, Session, code_allowed
 
 _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
 
@@ -36,7 +36,7 @@ async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
             source.heard_s = source.message_s = sink.sending_since_s = clock()
             if kind is _TEXT and not data.isascii() and not _is_utf8(data):
                 sink.sending_since_s = 0.0
-                return Ending(1007, f"invalid UTF-8 from the {_NAMES[source.side]}", source.side)
+                return Ending(1007, f"invalid UTF-8 from the {NAMES[source.side]}", source.side)
             source.messages += 1
             source.bytes += len(data)
             await send(data, kind)
@@ -48,9 +48,6 @@ async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
             source.heard_s = clock()
         else:
             return _close(message, source)
-
-
-_NAMES = {"downstream": "client", "upstream": "provider"}
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -73,7 +70,7 @@ def _close(message: Any, source: Leg) -> Ending:
 
 
 def _protocol_reason(code: int, source: Leg) -> str:
-    who = _NAMES[source.side]
+    who = NAMES[source.side]
     reasons = {1009: f"message too big from the {who}", 1007: f"invalid UTF-8 from the {who}"}
     return reasons.get(code, f"protocol error of the {who}")
 
@@ -81,4 +78,4 @@ def _protocol_reason(code: int, source: Leg) -> str:
 def lost(leg: Leg) -> Ending:
     """The ending when a leg's connection is gone without a close frame."""
     code = 1014 if leg.side == "upstream" else 1011
-    return Ending(code, f"the {_NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)
+    return Ending(code, f"the {NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)

@@ -22,6 +22,8 @@ from relay.core.exchange import Exchange
 from relay.core.provider import WebSocketRules
 
 Side = Literal["downstream", "upstream"]
+NAMES = {"downstream": "client", "upstream": "provider", "relay": "relay"}
+"""What people call who is on which side."""
 Socket = web.WebSocketResponse[bool] | ClientWebSocketResponse[bool]
 
 MAX_REASON_BYTES = 123

@@ -112,7 +112,7 @@ async def stream(
         response.headers["x-relay-error-source"] = _source(exchange, first)
     if gateway.draining:
         response.force_close()
-    exchange.status = exchange.upstream_status = upstream.status
+    exchange.status = upstream.status
     exchange.wait("client", gateway.clock())
     if whole:
         await response.prepare(request)

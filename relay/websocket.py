@@ -22,7 +22,7 @@ from relay.core.provider import Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
 from relay.pump import lost, pump
-from relay.session import Ending, Leg, Session
+from relay.session import NAMES, Ending, Leg, Session
 from relay.upstream.connect import Handshake, connect, offered_upstream
 from relay.upstream.send import upstream_headers, upstream_url
 
@@ -108,7 +108,7 @@ def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
     client, provider = session.downstream, session.upstream
     exchange.messages_up, exchange.request_bytes = client.messages, client.bytes
     exchange.messages_down, exchange.response_bytes = provider.messages, provider.bytes
-    exchange.close_code = ending.code
+    exchange.close_code, exchange.closed_by = ending.code, NAMES[ending.by]
     if ending.error is not None:
         exchange.fail(ending.error)
     elif ending.lost == "downstream":

@@ -39,6 +39,7 @@ async def test_text_and_binary_cross_in_order_and_keep_their_kind(echoing) -> No
     assert seen[0].messages[:-1] == sent
     [event] = await relay.events()
     assert (event["messages_up"], event["messages_down"], event["status"], event["outcome"]) == (120, 120, 101, "relayed")
+    assert (event["close_code"], event["closed_by"]) == (1000, "client")
 
 
 async def test_the_native_url_upgrades_too_and_any_path_is_a_socket(through: Through) -> None:
@@ -370,7 +371,7 @@ async def test_a_side_that_takes_nothing_ends_with_1013(start: StartRelay, aioht
     relay = await start({"websocket": {"send_timeout_s": 0.5}}, openai=provider(str(server.make_url("")), **SOCKETS))
     socket = await relay.client.ws_connect(relay.ws("openai"))  # and reads nothing
     [event] = await relay.events()
-    assert event["close_code"] == 1013
+    assert (event["close_code"], event["closed_by"]) == (1013, "relay")
     async with asyncio.timeout(20):
         while not codes:
             await asyncio.sleep(0.01)

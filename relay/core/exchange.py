@@ -63,7 +63,6 @@ class Exchange:
     sent_s: float = field(init=False, default=0.0)
     first_byte_s: float = field(init=False, default=0.0)
     status: int = field(init=False, default=0)
-    upstream_status: int = field(init=False, default=0)
     committed: bool = field(init=False, default=False)
     held_bytes: int = field(init=False, default=0)
     request_bytes: int = field(init=False, default=0)
@@ -71,6 +70,8 @@ class Exchange:
     messages_up: int = field(init=False, default=0)
     messages_down: int = field(init=False, default=0)
     close_code: int | None = field(init=False, default=None)
+    closed_by: str | None = field(init=False, default=None)
+    """Who ended a session: `client`, `provider` or `relay`."""
     outcome: Outcome = field(init=False, default="running")
     error: RelayError | None = field(init=False, default=None)
     cause: BaseException | None = field(init=False, default=None)

@@ -120,6 +120,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     messages_up: int | None = None
     messages_down: int | None = None
     close_code: int | None = None
+    closed_by: str | None = None
     error: str | None = None
     cause: str | None = None
     event: str = ""
@@ -223,7 +224,7 @@ def exchange_ended(exchange: Exchange, now_s: float) -> None:
         line.via = exchange.route.target.via
     if exchange.surface == "websocket":
         line.messages_up, line.messages_down = exchange.messages_up, exchange.messages_down
-        line.close_code = exchange.close_code
+        line.close_code, line.closed_by = exchange.close_code, exchange.closed_by
     if error is not None:
         line.error = error.code
         if exchange.cause is not None:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 import relay
 from relay.gateway import GATEWAY
+from relay.ledger import log
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -26,7 +27,12 @@ async def readyz(request: web.Request) -> web.Response:
     """200 while calls are taken, 503 once draining."""
     gateway = request.app[GATEWAY]
     state = "draining" if gateway.draining else "ready"
-    body = {"status": state, "running": len(gateway.running), "sessions": len(gateway.sessions)}
+    body = {
+        "status": state,
+        "running": len(gateway.running),
+        "sessions": len(gateway.sessions),
+        "log_lines_lost": log.failures,
+    }
     response = web.json_response(body, status=503 if gateway.draining else 200)
     if gateway.draining:
         response.force_close()

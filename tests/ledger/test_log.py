@@ -1,0 +1,57 @@
+"""The log: a line that cannot be written ends no call, and is counted; the terminal gets it pretty."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from relay.ledger import log
+from tests.conftest import StartRelay
+from tests.relays import KEYS, provider
+from tests.upstream.raw import RawUpstream, ok
+
+
+async def test_a_full_disk_costs_lines_and_no_call(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start(openai=provider(raw.url))
+
+    def full(_line: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    before = log.failures
+    with monkeypatch.context() as patch:
+        patch.setattr(relay.logged, "write", full)
+        assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
+        await relay.idle()
+        _, _, body = await relay.call("GET", f"{relay.url}/readyz")
+    assert log.failures > before and f'"log_lines_lost": {log.failures}'.encode() in body
+    assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
+    await relay.events()
+
+
+async def test_a_traceback_shows_no_secret(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start(openai=provider(raw.url))
+    log.bug("test.bug", ValueError(f"url with {KEYS['OPENAI_API_KEY']} in it"))
+    [event] = await relay.events("test.bug")
+    assert "[redacted] in it" in event["traceback"]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_a_terminal_gets_it_pretty_and_a_level_holds(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    terminal = _Terminal()
+    log.setup("info", "auto", terminal)
+    await relay.call("GET", relay.path("openai", "x"))
+    await relay.idle()
+    assert "exchange" in terminal.getvalue() and not terminal.getvalue().startswith("{")
+    quiet = _Terminal()
+    log.setup("warning", "pretty", quiet)
+    await relay.call("GET", relay.path("openai", "x"))
+    await relay.idle()
+    assert quiet.getvalue() == ""
