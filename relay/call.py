@@ -7,35 +7,22 @@ this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
 
 from relay.core.credentials import brought, choose, pooled
-from relay.core.errors import UnknownRoute
-from relay.core.paths import split_endpoint
 from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """`endpoint` and `query` are raw, as they came; `query` may hold a client's credential."""
 
     provider: str
     endpoint: str
     query: str
-
-
-def read_call(request: web.Request) -> Call:
-    """The call that a request to `…/{provider}/{endpoint}` is, by its raw path."""
-    prefix = request.match_info.route.resource.canonical + "/"  # type: ignore[union-attr]
-    raw = request.raw_path
-    if not raw.startswith(prefix):
-        # The router matched an escaped spelling of our own prefix: nobody sends that in good faith.
-        raise UnknownRoute(request.method)
-    return Call(*split_endpoint(raw[len(prefix) :]))
 
 
 def keys_for(

@@ -4,37 +4,55 @@ for sockets.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.call import read_call
-from relay.core.errors import UpgradeRequired
+from relay.call import Call
+from relay.core.errors import UnknownRoute, UpgradeRequired
+from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY
 from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 def add_routes(app: web.Application, prefix: str) -> None:
     """Add the surface under `prefix`, which may be empty."""
-    app.router.register_resource(_Calls(f"{prefix}/providers", provider_call))
-    app.router.register_resource(_Calls(f"{prefix}/ws", provider_socket))
+    for resource in (
+        _ProviderCalls(f"{prefix}/providers", app),
+        _ProviderSockets(f"{prefix}/ws", app),
+    ):
+        app.router.register_resource(resource)
+
+
+async def _not_yet(request: web.Request) -> None:
+    """No `100 Continue` before the call is admitted: the line sends it when it reads the body."""
 
 
 class _Calls(PrefixResource):
-    """All that lies under a prefix, any method. Nothing is taken out of the path here: the lines
-    read it raw.
+    """All that lies under a prefix, any method. Nothing is taken out of the path by the router: it
+    is read raw, from behind the prefix, wherever the application is mounted.
     """
 
-    def __init__(self, prefix: str, handler: Handler) -> None:
+    def __init__(self, prefix: str, app: web.Application) -> None:
         super().__init__(prefix)
-        self._route = ResourceRoute("*", handler, self, expect_handler=_not_yet)
+        self._gateway, self._cors = app[GATEWAY], app[CORS]
+        self._route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        raise TypeError(f"{type(self).__name__} answers nothing")
+
+    def _call(self, request: web.Request) -> Call:
+        raw, start = request.raw_path, len(self._prefix) + 1
+        if not raw.startswith(f"{self._prefix}/"):
+            # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
+            raise UnknownRoute(request.method)
+        return Call(*split_endpoint(raw[start:]))
 
     async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
         """Match anything below the prefix; the prefix alone is somebody else's."""
@@ -58,24 +76,24 @@ class _Calls(PrefixResource):
         return iter((self._route,))
 
 
-async def _not_yet(request: web.Request) -> None:
-    """No `100 Continue` before the call is admitted: the line sends it when it reads the body."""
-
-
-async def provider_call(request: web.Request) -> web.StreamResponse:
+class _ProviderCalls(_Calls):
     """Any method, any path; a WebSocket where the client asks to upgrade."""
-    if is_preflight(request):
-        return await request.app[CORS].preflight(request)
-    if _wants_websocket(request):
-        return await relay_websocket(request, request.app[GATEWAY], read_call(request))
-    return await relay_rest(request, request.app[GATEWAY], read_call(request))
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if is_preflight(request):
+            return await self._cors.preflight(request)
+        if _wants_websocket(request):
+            return await relay_websocket(request, self._gateway, self._call(request))
+        return await relay_rest(request, self._gateway, self._call(request))
 
 
-async def provider_socket(request: web.Request) -> web.StreamResponse:
+class _ProviderSockets(_Calls):
     """A WebSocket; without an endpoint the provider's default realtime path."""
-    if not _wants_websocket(request):
-        raise UpgradeRequired
-    return await relay_websocket(request, request.app[GATEWAY], read_call(request))
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if not _wants_websocket(request):
+            raise UpgradeRequired
+        return await relay_websocket(request, self._gateway, self._call(request))
 
 
 def _wants_websocket(request: web.Request) -> bool:
