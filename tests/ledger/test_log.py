@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import pytest
 
 from relay.ledger import log
 from tests.conftest import StartRelay
-from tests.relays import KEYS, provider
+from tests.relays import HANG_GUARD_S, KEYS, provider
 from tests.upstream.raw import RawUpstream, ok
 
 
@@ -23,7 +24,9 @@ async def test_a_full_disk_costs_lines_and_no_call(start: StartRelay, raw: RawUp
     with monkeypatch.context() as patch:
         patch.setattr(relay.logged, "write", full)
         assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
-        await relay.idle()
+        async with asyncio.timeout(HANG_GUARD_S):
+            while log.failures == before:
+                await asyncio.sleep(0.01)
         _, _, body = await relay.call("GET", f"{relay.url}/readyz")
     assert log.failures > before and f'"log_lines_lost": {log.failures}'.encode() in body
     assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
