@@ -17,7 +17,7 @@ from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.pump import lost
 from relay.registry.schema import GatewayFile
-from relay.session import NAMES, Ending, Leg, Session
+from relay.session import GONE, NAMES, Ending, Leg, Session
 
 MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
 _TICKS_PER_LIMIT = 5
@@ -36,9 +36,8 @@ async def _loop(gateway: Gateway) -> None:
         await asyncio.sleep(tick_s(gateway))
         try:
             await sweep(gateway)
-        except (
-            Exception
-        ) as error:  # one bad sweep must not end all that follow; it is logged each time
+        except Exception as error:
+            # One bad sweep must not end all that follow; it is logged each time.
             log.bug("janitor.failed", error)
 
 
@@ -77,11 +76,13 @@ async def sweep(gateway: Gateway) -> None:
 
 def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:
     """The error to end a call with, or None while it may go on."""
+    if exchange.expired is not None:
+        return None
     if exchange.client_left is not None and exchange.client_left():
         # Where the server cancels handlers itself this is never reached first.
         return ClientGone()
     waiting = exchange.waiting_for
-    if waiting == "nothing" or exchange.expired is not None:
+    if waiting == "nothing":
         return None
     waited = now - exchange.waiting_since_s
     if waiting in ("request_body", "client"):
@@ -151,6 +152,6 @@ async def _ping(leg: Leg) -> None:
     try:
         async with asyncio.timeout(0.1):
             await leg.socket.ping(b"")
-    except (OSError, RuntimeError, TimeoutError):
+    except (TimeoutError, *GONE):
         # Gone or stuck: the pump or the next sweep says so.
         return

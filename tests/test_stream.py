@@ -28,11 +28,8 @@ EVENT = b'data: {"n": 1}\n\n'
 
 
 async def test_each_event_arrives_before_the_next_is_sent(start: StartRelay, raw: RawUpstream) -> None:
-    gates = [asyncio.Event() for _ in range(20)]
-    steps: list[Step] = [SSE_HEAD]
-    for number, gate in enumerate(gates):
-        steps += [gate, chunk(b"data: %d\n\n" % number)]
-    raw.plays(*steps, LAST_CHUNK)
+    gates, steps = gated_events(20)
+    raw.plays(*steps)
     relay = await start(openai=provider(raw.url))
     async with relay.client.get(relay.path("openai", "sse")) as answer, asyncio.timeout(20):
         assert answer.headers["x-accel-buffering"] == "no"

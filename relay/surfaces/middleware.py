@@ -26,25 +26,21 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         check_target(request.raw_path)
         return await handler(request)
     except RelayError as error:
-        if EXCHANGE not in request:
-            log.event(
-                "request.refused", method=request.method, error=error.code, client=request.remote
-            )
-        return answer(request, error)
+        return _refused(request, error)
     except web.HTTPException as error:
         if error.status in (404, 405):
-            log.event(
-                "request.refused",
-                method=request.method,
-                error="unknown_route",
-                client=request.remote,
-            )
-            return answer(request, UnknownRoute(request.method))
+            return _refused(request, UnknownRoute(request.method))
         raise
     except ConnectionError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever it is, the client gets a clear answer and the log the cause
+    except Exception as error:
+        # Whatever it is, the client gets a clear answer and the log the cause.
         log.bug("request.failed", error, method=request.method)
         return answer(request, InternalError())
+
+
+def _refused(request: web.Request, error: RelayError) -> web.StreamResponse:
+    """Answer `error`; log it where no Exchange will."""
+    if EXCHANGE not in request:
+        log.event("request.refused", method=request.method, error=error.code, client=request.remote)
+    return answer(request, error)

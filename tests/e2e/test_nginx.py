@@ -19,7 +19,7 @@ from tests.processes import serve
 from tests.relays import HANG_GUARD_S, provider
 from tests.test_security import SMUGGLING, send_raw
 from tests.test_supervisor import _workers
-from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, RawUpstream, Step, chunk, ok
+from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor
 
 CONF = """
@@ -96,11 +96,8 @@ async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstre
 
 
 async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
-    gates = [asyncio.Event() for _ in range(10)]
-    steps: list[Step] = [SSE_HEAD]
-    for number, gate in enumerate(gates):
-        steps += [gate, chunk(b"data: %d\n\n" % number)]
-    raw.plays(*steps, LAST_CHUNK)
+    gates, steps = gated_events(10)
+    raw.plays(*steps)
     relay = await start(openai=provider(raw.url))
     url = await nginx.before(relay.port)
     async with asyncio.timeout(HANG_GUARD_S), relay.client.get(f"{url}/api/v1/ai-gateway/providers/openai/sse") as answer:

@@ -47,6 +47,15 @@ SSE_HEAD = head("Content-Type: text/event-stream", "Transfer-Encoding: chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 
 
+def gated_events(count: int) -> tuple[list[asyncio.Event], list[Step]]:
+    """An SSE answer whose n-th event, `data: n`, is sent once the n-th gate is set."""
+    gates = [asyncio.Event() for _ in range(count)]
+    steps: list[Step] = [SSE_HEAD]
+    for number, gate in enumerate(gates):
+        steps += [gate, chunk(b"data: %d\n\n" % number)]
+    return gates, [*steps, LAST_CHUNK]
+
+
 @dataclass
 class Arrived:
     """What one request looked like on the wire."""
