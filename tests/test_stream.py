@@ -21,6 +21,7 @@ from tests.upstream.raw import (
     RawUpstream,
     Step,
     chunk,
+    gated_events,
     head,
 )
 
