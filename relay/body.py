@@ -32,23 +32,32 @@ class Body:
     head: list[bytes] = field(default_factory=list)
 
 
+def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body | None:
+    """The body if it is here already and small, as most are: no await, no bookkeeping.
+
+    None if it must be read. Raises BadRequest for a framing that nobody may trust.
+    """
+    _check_framing(request)
+    content = request.content
+    if not content.is_eof() or content.total_bytes > gateway.settings.server.buffer_bytes:
+        return None
+    if not request.body_exists:
+        return Body()
+    if "Expect" in request.headers:
+        return None
+    whole = content.read_nowait()
+    exchange.request_bytes = len(whole)
+    return Body(whole)
+
+
 async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
     """Read the request's body until it ends or passes its limit. Raises BadRequest, BodyTimeout.
 
     The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for the rest, and what
     is left of `server.buffer_total_bytes` for both.
     """
-    _check_framing(request)
-    if not request.body_exists:
-        return Body()
     if "Expect" in request.headers:
         await _invite(request)
-    content = request.content
-    if content.is_eof() and content.total_bytes <= gateway.settings.server.buffer_bytes:
-        # Small and here already, as most are: no await, no bookkeeping.
-        whole = content.read_nowait()
-        exchange.request_bytes = len(whole)
-        return Body(whole)
     return await _read(request, exchange, gateway)
 
 

@@ -12,7 +12,10 @@ from typing import NamedTuple
 from aiohttp import web
 
 from relay.core.credentials import brought, choose, pooled
+from relay.core.errors import TargetNotAllowed
+from relay.core.paths import check_target, collapse_slashes
 from relay.core.provider import Keys, Route
+from relay.core.rewriting import endpoint_of
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
 
@@ -23,6 +26,8 @@ class Call(NamedTuple):
     provider: str
     endpoint: str
     query: str
+    root: str
+    """The raw path under which providers are found: `/api/v1/ai-gateway/providers/`."""
 
 
 def keys_for(
@@ -34,3 +39,23 @@ def keys_for(
         return pooled(route, turn)
     secrets = offer.credentials if offer else ()
     return choose(route, brought(request.headers.get, call.query, route.provider, secrets), turn)
+
+
+def aimed(request: web.Request, call: Call, gateway: Gateway) -> Call:
+    """The call that is meant: at `proxy`, fal's SDK names the URL it wants in a header.
+
+    Raises TargetNotAllowed unless that URL lies on one of the provider's own hosts; only its path
+    and query are used then.
+    """
+    if call.endpoint != "proxy":
+        return call
+    provider = gateway.registry.providers.get(call.provider)
+    if provider is None or provider.target_header is None:
+        return call
+    wanted = request.headers.get(provider.target_header, "")
+    found = endpoint_of(wanted, provider.homes)
+    if found is None:
+        raise TargetNotAllowed(provider.name, provider.target_header)
+    endpoint, query = found
+    check_target(f"/{endpoint}?{query}" if query else f"/{endpoint}")
+    return call._replace(endpoint=collapse_slashes(endpoint), query=query)

@@ -13,11 +13,14 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from relay.core.exchange import Exchange, Surface, uuid7
+from relay.core.hosts import host_name
 from relay.gate.origins import OpenAccess, Origins
+from relay.gate.proxies import Proxies
 from relay.ledger import log
 from relay.registry.load import Config
 from relay.registry.registry import Registry
@@ -63,9 +66,10 @@ class Gateway:
         self.config = config
         self.settings: GatewayFile = config.settings
         self.registry: Registry = config.registry
-        self.access = OpenAccess(
-            config.settings.server.hosts, Origins(config.settings.cors.origins)
-        )
+        server = config.settings.server
+        own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
+        self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
+        self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
         """A new Exchange for `request`, counted as running until `close`."""
@@ -73,7 +77,7 @@ class Gateway:
             id=new_id(),
             surface=surface,
             method=request.method,
-            client=request.remote or "",
+            client=self.client(request) if self.proxies else request.remote or "",
             started_s=self.clock(),
             task=asyncio.current_task(),
             request_id=request.headers.get("X-Request-Id", ""),
@@ -85,6 +89,26 @@ class Gateway:
         self.running.add(exchange)
         request[EXCHANGE] = exchange
         return exchange
+
+    def client(self, request: web.Request) -> str:
+        """The client's address: the peer's, or what a trusted proxy says of it."""
+        forwarded_for = request.headers.getall("X-Forwarded-For", ())
+        return self.proxies.client(request.remote or "", forwarded_for)
+
+    def public_url(self, request: web.Request) -> str:
+        """`https://host` by which this request's client reaches the relay, without a path of the
+        relay's.
+        """
+        configured = self.settings.server.public_url
+        if configured:
+            return configured
+        given = request.headers
+        return self.proxies.origin(
+            request.remote or "",
+            f"{request.scheme}://{request.host}",
+            given.get("X-Forwarded-Proto"),
+            given.get("X-Forwarded-Host"),
+        )
 
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""

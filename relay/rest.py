@@ -11,13 +11,15 @@ import asyncio
 
 from aiohttp import web
 
-from relay.body import Body, read_body
+from relay.body import Body, body_at_hand, read_body
 from relay.call import Call, keys_for
 from relay.core.exchange import Exchange
 from relay.core.peek import peek_body
 from relay.core.provider import Route
 from relay.gateway import Gateway
+from relay.rewrite import rewriter
 from relay.stream import stream
+from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
@@ -29,13 +31,18 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     try:
         gateway.access.check(request.host, request.headers.get("Origin"))
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        exchange.rewriter = rewriter(request, call, route, gateway)
         keys = keys_for(request, call, route, gateway)
         url = upstream_url(route, call.query, keys)
-        body = await read_body(request, exchange, gateway)
+        body = body_at_hand(request, exchange, gateway)
+        if body is None:
+            body = await read_body(request, exchange, gateway)
         _peek(exchange, request, body, route)
         headers = upstream_headers(
             route, request.headers.items(), request.headers.get("Connection"), keys
         )
+        if exchange.rewriter is not None and exchange.rewriter.fields is not None:
+            headers["Accept-Encoding"] = "identity"
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
         if gateway.mounted and request.body_exists:
@@ -47,10 +54,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         try:
             outgoing = Outgoing(headers, body.stream or body.whole)
             upstream = await send(gateway.upstream.rest, route, request.method, url, outgoing)
-        except Exception:
-            if body.error is not None:
-                raise body.error from None
-            raise
+        except MAPPED as error:
+            raise body.error or mapped(error, route, BEFORE_ANSWER) from error
         exchange.first_byte_s = gateway.clock()
         body.whole = b""
         gateway.let_go(exchange, exchange.held_bytes)

@@ -24,6 +24,7 @@ from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
+from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
 
@@ -99,15 +100,18 @@ async def stream(
     """Relay the whole answer. Raises only before its first byte, or if the client left."""
     first = b""
     whole = upstream.content.is_eof()
-    if upstream.status >= 400 and not whole:
-        # Whose error it is goes into a header, and its body tells: wait for the beginning of that.
-        first = await _first_chunk(upstream, exchange, gateway)
+    # What is to be rewritten is read first, up to a limit. And of an error the beginning: whose it
+    # is goes into a header, and its body tells.
+    wanted_bytes = bytes_to_await(upstream, exchange)
+    while not whole and (len(first) < wanted_bytes or (upstream.status >= 400 and not first)):
+        first += await _next_chunk(upstream, exchange, gateway)
         whole = upstream.content.is_eof()
     if whole:
         first += upstream.content.read_nowait()
-    response = RelayedResponse(
-        upstream.status, upstream.reason, _headers(upstream, exchange, gateway)
-    )
+    headers = _headers(upstream, exchange, gateway)
+    if whole and is_rewritten(upstream, exchange):
+        first = rewritten(first, headers, exchange)
+    response = RelayedResponse(upstream.status, upstream.reason, headers)
     if upstream.status >= 400:
         response.headers["x-relay-error-source"] = _source(exchange, first)
     if gateway.draining:
@@ -130,7 +134,7 @@ async def stream(
     return await _Copy(upstream, response, exchange, gateway.clock).run(first)
 
 
-async def _first_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> bytes:
+async def _next_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> bytes:
     exchange.wait("upstream", gateway.clock())
     try:
         return await upstream.content.readany()
@@ -150,7 +154,7 @@ class _Copy:
 
     async def run(self, first: bytes) -> web.StreamResponse:
         """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
-        read, write, clock = self.upstream.content.readany, self.response.write, self.clock
+        read, write, clock = reader(self.upstream, self.exchange), self.response.write, self.clock
         exchange = self.exchange
         chunk, tail = first, b""
         release = end_with_connection(self.upstream)
@@ -243,17 +247,20 @@ def _source(exchange: Exchange, start: bytes) -> str:
 
 def _headers(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> CIMultiDict[str]:
     given = upstream.headers
-    headers = CIMultiDict(downstream_headers(given.items(), given.get("Connection")))
+    pairs = downstream_headers(given.items(), given.get("Connection"))
+    if exchange.rewriter is not None:
+        pairs = exchange.rewriter.pairs(pairs)
+    pairs.append(("cf-aig-log-id", exchange.id))
+    if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
+        pairs.append(("x-request-id", exchange.request_id))
+    now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
+    own = now - exchange.started_s - waited
+    pairs.append(("server-timing", f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
+    if gateway.access.origins:
+        pairs.append(("Vary", "Origin"))
+    headers = CIMultiDict(pairs)
     if upstream.status == 205:
         headers["Content-Length"] = "0"
     elif "Transfer-Encoding" in given:
         headers.pop("Content-Length", None)
-    headers["cf-aig-log-id"] = exchange.id
-    if "x-request-id" not in headers and _SANE_REQUEST_ID.match(exchange.request_id):
-        headers["x-request-id"] = exchange.request_id
-    now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
-    own = now - exchange.started_s - waited
-    headers["server-timing"] = f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"
-    if gateway.access.origins:
-        headers.add("Vary", "Origin")
     return headers

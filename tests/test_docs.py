@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from relay.cli import _parser
 from relay.core.errors import CATALOGUE
-from relay.registry import schema
+from relay.registry import entries, schema
 from relay.registry.load import Sources, load
 from tests.conftest import need
 from tests.processes import ROOT, serve
@@ -36,7 +36,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     rows = [row for name, field in schema.GatewayFile.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) for row in _rows(field.annotation, f"{name}.")]
-    sections = {schema.ProviderEntry: "", schema.ViaEach: "via.", schema.Auth: "auth.", schema.CloudflareSlug: "cloudflare.", schema.CloudflareWebSocket: "cloudflare.websocket.", schema.ProviderWebSocket: "websocket."}
+    sections = {entries.ProviderEntry: "", entries.ViaEach: "via.", entries.Auth: "auth.", entries.CloudflareSlug: "cloudflare.", entries.CloudflareWebSocket: "cloudflare.websocket.", entries.ProviderWebSocket: "websocket.", entries.Rewrite: "rewrite."}
     rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
     assert [row for row in rows if row not in GATEWAY_YAML] == []
     documented = re.findall(r"^\| `([a-z_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -
     loaded = load(Sources(ROOT / "gateway.yaml", None)).settings
     for section in ("server", "upstream", "websocket", "cors", "log", "demo"):
         assert getattr(loaded, section) == getattr(defaults, section), section
-    for key in schema.ProviderEntry.model_fields:
+    for key in entries.ProviderEntry.model_fields:
         assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key
 
 

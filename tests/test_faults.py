@@ -155,7 +155,7 @@ async def test_a_slow_drip_passes_as_long_as_it_drips(start: StartRelay, raw: Ra
 POINTS = [
     ("aiohttp.client.ClientSession._request", OSError("disk on fire")),
     ("aiohttp.client.ClientSession._request", RuntimeError("session gone mad")),
-    ("relay.rest.read_body", OSError("read")),
+    ("relay.rest.body_at_hand", OSError("read")),
     ("relay.rest.upstream_headers", KeyError("x")),
     ("relay.rest.stream", ZeroDivisionError("stream")),
     ("relay.stream.RelayedResponse.prepare", OSError("prepare")),

@@ -7,6 +7,7 @@
       UnknownProvider                unknown_provider           client     404    1008   never
       HostNotAllowed                 host_not_allowed           client     403    1008   never
       OriginNotAllowed               origin_not_allowed         client     403    1008   never
+      TargetNotAllowed               target_not_allowed         client     403    1008   never
       WebSocketNotSupported          websocket_not_supported    client     400    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
       BodyTimeout                    body_timeout               client     408    1008   never
@@ -17,15 +18,12 @@
       ProviderNotConfigured          provider_not_configured    relay      503    1011   never
       Draining                       draining                   relay      503    1012   later
       InternalError                  internal_error             relay      500    1011   never
-      UpstreamUnreachable            upstream_unreachable       upstream   502    1014   yes,
-      nothing was sent UpstreamTlsFailed              upstream_tls_failed        upstream   502
-      1014   yes, nothing was sent UpstreamTimeout                upstream_timeout
-      upstream   504 1014   only if nothing was sent UpstreamDisconnected
-      upstream_disconnected upstream   502 1014   never UpstreamProtocolError
-      upstream_protocol_error    upstream
-        502    1014
-       never HandshakeRefused               (the provider's own)       upstream   as is  1014
-       never
+      UpstreamUnreachable            upstream_unreachable       upstream   502    1014   unsent
+      UpstreamTlsFailed              upstream_tls_failed        upstream   502    1014   unsent
+      UpstreamTimeout                upstream_timeout           upstream   504    1014   if unsent
+      UpstreamDisconnected           upstream_disconnected      upstream   502    1014   never
+      UpstreamProtocolError          upstream_protocol_error    upstream   502    1014   never
+      HandshakeRefused               (the provider's own)       upstream   as is  1014   never
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
 An error that an SDK must not retry says so by `retryable = False`; it is answered with
@@ -142,6 +140,21 @@ class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
         return (
             f"Pages of the origin '{self.origin[:80]}' may not use this relay."
             " List it in gateway.yaml under cors.origins to allow it."
+        )
+
+
+@dataclass(eq=False)
+class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
+    """A client named a URL that lies on none of the provider's hosts (fal's proxy convention)."""
+
+    provider: str
+    header: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The header {self.header} must name a URL on one of the hosts that gateway.yaml lists"
+            f" for '{self.provider}'."
         )
 
 
@@ -369,9 +382,9 @@ class HandshakeRefused(
 
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
-    WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions, ConfigInvalid, ClientGone,
-    ClientStalled, ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable,
-    UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError,
-    HandshakeRefused,
+    TargetNotAllowed, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
+    ConfigInvalid, ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
+    UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
+    UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
 from relay.core.provider import Route
+from relay.core.rewriting import Rewriter
 
 Surface = Literal["rest", "websocket"]
 Outcome = Literal["running", "relayed", "refused", "failed", "client_gone"]
@@ -52,6 +53,8 @@ class Exchange:
     model: str | None = field(init=False, default=None)
     stream: bool | None = field(init=False, default=None)
     route: Route | None = field(init=False, default=None)
+    rewriter: Rewriter | None = field(init=False, default=None)
+    """Where URLs in the answer come back as the relay's."""
 
     waiting_for: WaitingFor = field(init=False, default="nothing")
     waiting_since_s: float = field(init=False, default=0.0)

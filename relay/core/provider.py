@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
+from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
 
 Via = Literal["direct", "cloudflare"]
@@ -104,6 +105,12 @@ class Provider:
     paths: tuple[PathRule, ...]
     headers: tuple[tuple[str, str], ...]
     """Sent when the client sends none of that name."""
+    homes: tuple[Home, ...]
+    """Its own hosts, the most particular first."""
+    rewrites: Rewrites | None
+    """What of its answers is rewritten; None: nothing."""
+    target_header: str | None
+    """The header that names the URL of a call to the endpoint `proxy`."""
     query_credentials: frozenset[str]
     """Lower-case query names that carry a credential of this provider's."""
     clients_may_bring_keys: bool

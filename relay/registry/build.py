@@ -14,7 +14,6 @@ from yarl import URL
 
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
-    AuthRule,
     Credential,
     Keys,
     PathRule,
@@ -23,15 +22,16 @@ from relay.core.provider import (
     Via,
     WebSocketRules,
 )
+from relay.core.rewriting import Home, Rewrites, field_pattern
 from relay.registry import schema
+from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
+from relay.registry.entries import ProviderEntry, ProviderWebSocket
 from relay.registry.registry import Registry
 from relay.registry.yamlfile import Document, Where
 
-Entry = tuple[schema.ProviderEntry, Document, Mapping[Where, Expanded]]
+Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
 
-Auth = tuple[AuthRule | None, tuple[Credential, ...], tuple[str, ...]]
-"""Where a credential goes, the credentials that are set, the variables that are not."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -55,9 +55,9 @@ def build_registry(
 
 
 def _demo(settings: schema.GatewayFile, url: str) -> Provider:
-    entry = schema.ProviderEntry(
+    entry = ProviderEntry(
         base_url=url,
-        websocket=schema.ProviderWebSocket(
+        websocket=ProviderWebSocket(
             default_path="realtime",
             default_query={"model": "demo-realtime"},
             subprotocols={"realtime": "pass", "openai-beta.": "drop"},
@@ -74,7 +74,7 @@ class _Builder:
 
     settings: schema.GatewayFile
     name: str
-    entry: schema.ProviderEntry
+    entry: ProviderEntry
     document: Document
     templates: Mapping[Where, Expanded]
 
@@ -83,12 +83,12 @@ class _Builder:
         if not _NAME.match(self.name):
             self._complain((), "a provider's name is lower-case letters, digits, dots and dashes")
         base = self._base(entry.base_url, ("base_url",))
-        auth = self._auth(entry.auth, ("auth",))
         if base is None:
             return None
-        direct = _target("direct", base, auth)
+        direct = _target("direct", base, self.auth.own())
         rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
         socket = entry.websocket
+        rules = self._paths(base, direct, rest)
         return Provider(
             name=self.name,
             meter=entry.meter,
@@ -97,14 +97,22 @@ class _Builder:
             websocket=self._websocket_target(base, direct),
             websocket_rules=self._rules(socket) if socket else None,
             websocket_root_path=self._websocket_root(),
-            paths=self._paths(base, direct, rest),
+            paths=rules,
             headers=tuple(entry.headers.items()),
+            homes=_homes(direct, rules),
+            rewrites=self._rewrites(),
+            target_header=entry.target_header,
             query_credentials=self._query_credentials(),
             clients_may_bring_keys=entry.client_credentials == "allow",
             connect_timeout_s=entry.connect_timeout_s or upstream.connect_timeout_s,
             first_byte_timeout_s=entry.first_byte_timeout_s or upstream.first_byte_timeout_s,
             idle_timeout_s=entry.idle_timeout_s or upstream.idle_timeout_s,
         )
+
+    @property
+    def auth(self) -> AuthReader:
+        """Reads this entry's `auth` sections."""
+        return AuthReader(self.name, self.entry.auth, self.templates, self._complain)
 
     def _complain(self, where: Where, message: str) -> None:
         self.document.complain(("providers", self.name, *where), message)
@@ -149,42 +157,11 @@ class _Builder:
             )
         return url
 
-    def _auth(self, auth: schema.Auth | None, where: Where) -> Auth:
-        if auth is None:
-            return None, (), ()
-        places = [
-            (place, name)
-            for place in ("header", "query", "subprotocol")
-            if (name := getattr(auth, place))
-        ]
-        if len(places) != 1:
-            self._complain(where, "should name exactly one of header, query, subprotocol")
-            return None, (), ()
-        place, name = places[0]
-        templates = self._auth_templates(where)
-        if not templates:
-            return AuthRule(place, name), (), ()  # type: ignore[arg-type]
-        rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
-        for template in templates:
-            if not template.missing and not _is_header_value(template.text):
-                self._complain((*where, "value"), "holds a character that no header may hold")
-        ready = tuple(
-            Credential(rule.place, rule.name, template.text, ", ".join(template.names))
-            for template in templates
-            if not template.missing
-        )
-        missing = tuple(dict.fromkeys(name for template in templates for name in template.missing))
-        return rule, ready, () if ready else missing
-
-    def _auth_templates(self, where: Where) -> list[Expanded]:
-        place = ("providers", self.name, *where, "value")
-        return [expanded for at, expanded in self.templates.items() if at[: len(place)] == place]
-
     def _through_cloudflare(self) -> Target:
         slug = self.entry.cloudflare
         assert slug is not None
         tail = "/".join(filter(None, (slug.slug, slug.path)))
-        return self._cloudflare_target(tail, self._auth(self.entry.auth, ("auth",)))
+        return self._cloudflare_target(tail, self.auth.own())
 
     def _cloudflare_target(self, tail: str, auth: Auth) -> Target:
         account = self.settings.cloudflare
@@ -208,24 +185,10 @@ class _Builder:
             assert slug is not None and slug.websocket is not None
             own = slug.websocket.auth
             place: Where = ("cloudflare", "websocket", "auth")
-            auth = self._merged_auth(own, place) if own else self._merged_auth(socket.auth, where)
+            auth = self.auth.merged(own, place) if own else self.auth.merged(socket.auth, where)
             return self._cloudflare_target(slug.websocket.slug, auth)
         other = self._base(socket.base_url, ("websocket", "base_url")) if socket.base_url else base
-        return _target("direct", other or base, self._merged_auth(socket.auth, where))
-
-    def _merged_auth(self, auth: schema.Auth | None, where: Where) -> Auth:
-        """A section's own auth; where it only names another place, with the provider's own
-        secrets, bare.
-        """
-        rule, ready, missing = self._auth(self.entry.auth, ("auth",))
-        if auth is None:
-            return rule, ready, missing
-        own_rule, own_ready, own_missing = self._auth(auth, where)
-        if auth.value or own_rule is None:
-            return own_rule, own_ready, own_missing
-        scheme = rule.scheme if rule else ""
-        moved = tuple(own_rule.credential(c.value.removeprefix(scheme), c.label) for c in ready)
-        return own_rule, moved, missing
+        return _target("direct", other or base, self.auth.merged(socket.auth, where))
 
     def _websocket_root(self) -> str | None:
         slug = self.entry.cloudflare
@@ -233,7 +196,7 @@ class _Builder:
             return None
         return slug.websocket.path
 
-    def _rules(self, socket: schema.ProviderWebSocket) -> WebSocketRules:
+    def _rules(self, socket: ProviderWebSocket) -> WebSocketRules:
         common = self.settings.websocket
         return WebSocketRules(
             default_path=socket.default_path,
@@ -269,6 +232,15 @@ class _Builder:
             rules.append(PathRule(prefix, made))
         return tuple(sorted(rules, key=lambda rule: -len(rule.prefix)))
 
+    def _rewrites(self) -> Rewrites | None:
+        rewrite = self.entry.rewrite
+        if rewrite is None:
+            return None
+        return Rewrites(
+            frozenset(name.lower() for name in rewrite.headers),
+            tuple((prefix, field_pattern(names)) for prefix, names in rewrite.fields.items()),
+        )
+
     def _query_credentials(self) -> frozenset[str]:
         socket, slug = self.entry.websocket, self.entry.cloudflare
         auths = [self.entry.auth, socket.auth if socket else None]
@@ -296,5 +268,12 @@ def _target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) 
     )
 
 
-def _is_header_value(text: str) -> bool:
-    return text.isprintable() and text.isascii()
+def _homes(direct: Target, rules: tuple[PathRule, ...]) -> tuple[Home, ...]:
+    """The provider's own hosts; of two on one host the longer path first."""
+    homes = [Home(direct.origin, direct.prefix, "")]
+    homes += [
+        Home(rule.target.origin, rule.target.prefix, rule.prefix)
+        for rule in rules
+        if rule.target.via == "direct"
+    ]
+    return tuple(sorted(homes, key=lambda home: -len(home.path)))

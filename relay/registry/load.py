@@ -17,6 +17,7 @@ from pydantic import ValidationError
 import relay
 from relay.registry import credentials, schema
 from relay.registry.build import build_registry
+from relay.registry.entries import ProviderEntry, Section
 from relay.registry.registry import Registry
 from relay.registry.yamlfile import Document, Problem, Where, read
 
@@ -87,9 +88,7 @@ def load(sources: Sources) -> Config:
     files = [_validated(document, schema.ProvidersFile) for document in documents[1:]]
     _raise_if_any(documents)
     assert isinstance(settings, schema.GatewayFile)
-    entries: dict[
-        str, tuple[schema.ProviderEntry, Document, Mapping[Where, credentials.Expanded]]
-    ] = {}
+    entries: dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]] = {}
     for at, (document, file) in enumerate(zip(documents, [settings, *files], strict=True)):
         for name, entry in file.providers.items():  # type: ignore[union-attr]
             if name in entries:
@@ -174,7 +173,7 @@ def _texts(node: Any, where: Where) -> Iterator[tuple[Where, Any, Any]]:
             yield from _texts(value, (*where, key))
 
 
-def _validated(document: Document, model: type[schema.Section]) -> schema.Section | None:
+def _validated(document: Document, model: type[Section]) -> Section | None:
     data = document.data
     if data is None or (document.problems and not isinstance(data, dict)):
         return None
@@ -189,7 +188,7 @@ def _validated(document: Document, model: type[schema.Section]) -> schema.Sectio
     return None
 
 
-def _worded(detail: Any, where: Where, model: type[schema.Section]) -> str:
+def _worded(detail: Any, where: Where, model: type[Section]) -> str:
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = known_names(where[:-1], model)
@@ -203,7 +202,7 @@ def _worded(detail: Any, where: Where, model: type[schema.Section]) -> str:
     return str(detail["msg"]).replace("Input should be", "should be")
 
 
-def known_names(where: Where, model: type[schema.Section]) -> list[str]:
+def known_names(where: Where, model: type[Section]) -> list[str]:
     """The keys that the schema has at `where`."""
     whole = model.model_json_schema()
     node: Any = whole

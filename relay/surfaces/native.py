@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.call import Call
+from relay.call import Call, aimed
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY
@@ -52,7 +52,9 @@ class _Calls(PrefixResource):
         if not raw.startswith(f"{self._prefix}/"):
             # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
             raise UnknownRoute(request.method)
-        return Call(*split_endpoint(raw[start:]))
+        root = self._prefix.removesuffix("/ws").removesuffix("/providers")
+        call = Call(*split_endpoint(raw[start:]), f"{root}/providers/")
+        return aimed(request, call, self._gateway)
 
     async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
         """Match anything below the prefix; the prefix alone is somebody else's."""

@@ -1,0 +1,81 @@
+"""Where a provider's credential goes, and which ones there are: the `auth` sections of an entry.
+
+Owns: their meaning and their checks. What a template's variables are worth is credentials.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from relay.core.provider import AuthRule, Credential
+from relay.registry import entries
+from relay.registry.credentials import Expanded
+from relay.registry.yamlfile import Where
+
+Auth = tuple[AuthRule | None, tuple[Credential, ...], tuple[str, ...]]
+"""Where a credential goes, the credentials that are set, the variables that are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthReader:
+    """Reads the sections of one provider; problems go to `complain`."""
+
+    provider: str
+    main: entries.Auth | None
+    templates: Mapping[Where, Expanded]
+    complain: Callable[[Where, str], None]
+
+    def own(self) -> Auth:
+        """The provider's own section."""
+        return self.read(self.main, ("auth",))
+
+    def read(self, auth: entries.Auth | None, where: Where) -> Auth:
+        """What the section at `where` says."""
+        if auth is None:
+            return None, (), ()
+        places = [
+            (place, name)
+            for place in ("header", "query", "subprotocol")
+            if (name := getattr(auth, place))
+        ]
+        if len(places) != 1:
+            self.complain(where, "should name exactly one of header, query, subprotocol")
+            return None, (), ()
+        place, name = places[0]
+        templates = self._templates_at(where)
+        if not templates:
+            return AuthRule(place, name), (), ()  # type: ignore[arg-type]
+        rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
+        for template in templates:
+            if not template.missing and not _is_header_value(template.text):
+                self.complain((*where, "value"), "holds a character that no header may hold")
+        ready = tuple(
+            Credential(rule.place, rule.name, template.text, ", ".join(template.names))
+            for template in templates
+            if not template.missing
+        )
+        missing = tuple(dict.fromkeys(name for template in templates for name in template.missing))
+        return rule, ready, () if ready else missing
+
+    def _templates_at(self, where: Where) -> list[Expanded]:
+        place = ("providers", self.provider, *where, "value")
+        return [expanded for at, expanded in self.templates.items() if at[: len(place)] == place]
+
+    def merged(self, auth: entries.Auth | None, where: Where) -> Auth:
+        """A section's own auth; where it only names another place, with the provider's own
+        secrets, bare.
+        """
+        rule, ready, missing = self.own()
+        if auth is None:
+            return rule, ready, missing
+        own_rule, own_ready, own_missing = self.read(auth, where)
+        if auth.value or own_rule is None:
+            return own_rule, own_ready, own_missing
+        scheme = rule.scheme if rule else ""
+        moved = tuple(own_rule.credential(c.value.removeprefix(scheme), c.label) for c in ready)
+        return own_rule, moved, missing
+
+
+def _is_header_value(text: str) -> bool:
+    return text.isprintable() and text.isascii()

@@ -1,0 +1,164 @@
+"""What may stand under a provider's name: one pydantic model a section, as in schema.py.
+
+Owns: the keys of a provider. It holds what was written; build.py gives it its meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+_FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(ge=0)]
+Via = Literal["direct", "cloudflare"]
+Verdict = Literal["pass", "drop", "credential", "credential_next"]
+ErrorShape = Literal[
+    "openai", "anthropic", "google", "elevenlabs", "cartesia", "fal", "deepgram", "assemblyai"
+]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; nothing changes after the start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Auth(Section):
+    header: str | None = Field(None, description="Header that takes the credential.")
+    query: str | None = Field(None, description="Query parameter that takes it.")
+    subprotocol: str | None = Field(
+        None, description="Subprotocol prefix that takes it, such as `xi-api-key.`."
+    )
+    value: Annotated[
+        list[str],
+        BeforeValidator(
+            lambda given: [given] if isinstance(given, str) else given,
+            json_schema_input_type=str | list[str],
+        ),
+    ] = Field(
+        [],
+        repr=False,
+        description="Template such as `Bearer ${OPENAI_API_KEY}`; a list is a pool used in turn.",
+    )
+
+
+class CloudflareWebSocket(Section):
+    slug: str = Field(description="The provider's name on Cloudflare's sockets.")
+    path: str | None = Field(
+        None, description="What the default path becomes there; none: it is sent as it is."
+    )
+    auth: Auth | None = Field(
+        None,
+        description="Where Cloudflare's socket takes the provider's credential; none: as the provider does.",
+    )
+
+
+class CloudflareSlug(Section):
+    slug: str = Field(description="The provider's name in Cloudflare's URLs.")
+    path: str = Field("", description="Put between the slug and the endpoint.")
+    websocket: CloudflareWebSocket | None = Field(
+        None, description="How sockets go through Cloudflare; none: they go direct."
+    )
+
+
+class ProviderWebSocket(Section):
+    default_path: str = Field(description="Opened when the client names no endpoint.")
+    default_query: dict[str, str] = Field(
+        {},
+        description="Added when the client names no model, intent, call_id or agent_id, nor any of these.",
+    )
+    base_url: str | None = Field(None, description="Another host for sockets; none: base_url.")
+    subprotocols: dict[str, Verdict] = Field(
+        {},
+        description="Name, or prefix ending in a dot, to: pass, drop, credential, credential_next.",
+    )
+    auth: Auth | None = Field(
+        None, description="Where sockets take the credential; none: as REST does."
+    )
+    max_message_bytes: Bytes | None = Field(
+        None, description="Instead of websocket.max_message_bytes."
+    )
+    idle_timeout_s: Seconds | None = Field(None, description="Instead of websocket.idle_timeout_s.")
+    max_session_s: Seconds | None = Field(None, description="Instead of websocket.max_session_s.")
+
+
+class ViaEach(Section):
+    rest: Via | None = Field(None, description="For REST.")
+    websocket: Via | None = Field(None, description="For WebSockets.")
+
+
+def _same_for_both(given: Any) -> Any:
+    """`via: direct` is short for both."""
+    return {"rest": given, "websocket": given} if isinstance(given, str) else given
+
+
+def _field_name(given: str) -> str:
+    if not _FIELD.match(given):
+        raise PydanticCustomError("field", "should be a plain JSON field name")
+    return given
+
+
+class Rewrite(Section):
+    headers: list[str] = Field([], description="Response headers that hold one URL.")
+    fields: dict[str, list[Annotated[str, AfterValidator(_field_name)]]] = Field(
+        {}, description="Endpoint prefix to the JSON fields of its answers that hold a URL."
+    )
+
+
+class ProviderEntry(Section):
+    base_url: str = Field(
+        description="Where the provider lives, version path included if all its endpoints share one."
+    )
+    auth: Auth | None = Field(
+        None, description="Where the credential goes; none: the provider needs none."
+    )
+    cloudflare: CloudflareSlug | None = Field(
+        None, description="How it is reached through Cloudflare AI Gateway."
+    )
+    via: Annotated[
+        ViaEach, BeforeValidator(_same_for_both, json_schema_input_type=Via | ViaEach)
+    ] = Field(
+        ViaEach(),
+        description="Which way it is reached; none: Cloudflare if account and slug are set.",
+    )
+    stored_at_cloudflare: bool = Field(
+        False, description="The provider's key lies at Cloudflare: send none."
+    )
+    client_credentials: Literal["deny", "allow"] = Field(
+        "deny", description="allow: a client's own key goes to the provider instead of the relay's."
+    )
+    query_credentials: list[str] = Field(
+        [], description="Query names in which its SDKs send a key: cut from every call."
+    )
+    headers: dict[str, str] = Field({}, description="Sent when the client sends none of that name.")
+    paths: dict[str, str] = Field(
+        {},
+        description="Endpoint prefix to another path (/x) or another host of the provider's (https://…).",
+    )
+    rewrite: Rewrite | None = Field(
+        None,
+        description="Where absolute URLs of the provider's own hosts come back as the relay's.",
+    )
+    target_header: str | None = Field(
+        None,
+        description="Header in which its SDK names the URL it wants when it calls the endpoint `proxy`.",
+    )
+    websocket: ProviderWebSocket | None = Field(
+        None, description="How its WebSockets are opened; none: it has none."
+    )
+    meter: ErrorShape = Field(
+        "openai",
+        description="Whose wire format it speaks: how usage is read, and the shape of the relay's own errors.",
+    )
+    allow_http: bool = Field(False, description="Allow http:// with a credential beyond loopback.")
+    connect_timeout_s: Seconds | None = Field(
+        None, description="Instead of upstream.connect_timeout_s."
+    )
+    first_byte_timeout_s: Seconds | None = Field(
+        None, description="Instead of upstream.first_byte_timeout_s."
+    )
+    idle_timeout_s: Seconds | None = Field(None, description="Instead of upstream.idle_timeout_s.")
