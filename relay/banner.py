@@ -15,7 +15,7 @@ curl -N {url}{api}/providers/{provider}/chat/completions \\
     -d '{{"model":"{model}","stream":true,"messages":[{{"role":"user","content":"hi"}}]}}'"""
 
 
-def banner(config: Config, sock: socket.socket) -> str:
+def banner(config: Config, sock: socket.socket, tls: socket.socket | None = None) -> str:
     """The banner's text. Names of variables, never values."""
     url = address(sock)
     providers = config.registry.providers.values()
@@ -28,6 +28,8 @@ def banner(config: Config, sock: socket.socket) -> str:
         f"  access          {_access(config)}",
         f"  cloudflare      {_cloudflare(config)}",
     ]
+    if tls is not None and config.certificate is not None:
+        lines.append(f"  tls             {address(tls, 'https')}   ({config.certificate.chain})")
     if config.settings.server.workers > 1:
         lines.append(f"  workers         {config.settings.server.workers}")
     if "demo" in config.registry.providers:
@@ -39,13 +41,13 @@ def banner(config: Config, sock: socket.socket) -> str:
     return "\n".join(lines) + "\n"
 
 
-def address(sock: socket.socket) -> str:
+def address(sock: socket.socket, scheme: str = "http") -> str:
     """The URL to reach a listening socket by."""
     host, port = sock.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}"
+    return f"{scheme}://{host}:{port}"
 
 
 def _wrapped(items: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import shutil
 import socket
@@ -21,7 +22,10 @@ from relay.core.errors import RelayError
 from relay.demo import Demo
 from relay.explain import explain
 from relay.ledger import log
+from relay.listen import CannotListen, Listeners, listen, raise_file_limit
+from relay.registry.entries import Section
 from relay.registry.load import (
+    Certificate,
     Config,
     ConfigError,
     Sources,
@@ -31,8 +35,9 @@ from relay.registry.load import (
     packaged,
 )
 from relay.registry.yamlfile import Problem
-from relay.server import CannotListen, assert_fast_parser, bind, raise_file_limit, serve
+from relay.server import assert_fast_parser, serve
 from relay.supervisor import Control, Supervisor, check_workers
+from relay.tls import self_signed
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -68,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--open", action="store_true", help="listen beyond loopback although calls need no key"
     )
+    serving.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
+    serving.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="serve TLS too, with a certificate made for this machine",
+    )
     _command(commands, "check", "check gateway.yaml and list the providers", _check)
     explaining = _command(
         commands, "explain", "print what a call would become, without making it", _explain
@@ -85,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--listen-fd", type=int, required=True)
     worker.add_argument("--control-fd", type=int, required=True)
     worker.add_argument("--demo-url", default="")
+    worker.add_argument("--tls-fd", type=int)
+    worker.add_argument("--tls-certificate")
+    worker.add_argument("--tls-key")
     return parser
 
 
@@ -108,53 +122,74 @@ def _sources(options: argparse.Namespace) -> Sources:
     config = find_config(options.config)
     if options.env_file != ".env" and not Path(options.env_file).exists():
         raise ConfigError([Problem(options.env_file, 1, 1, (), "there is no such file")])
-    return Sources(config, Path(options.env_file), getattr(options, "demo_url", ""))
+    certificate = None
+    if getattr(options, "tls_certificate", None):
+        certificate = Certificate(Path(options.tls_certificate), Path(options.tls_key))
+    return Sources(config, Path(options.env_file), getattr(options, "demo_url", ""), certificate)
+
+
+def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
+    """With --tls-self-signed: the certificate in data/tls, made if need be."""
+    if not options.tls_self_signed:
+        return sources
+    hosts = load(sources).settings.server.hosts
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        made = self_signed(Path("data/tls"), [host for host in hosts if host != "*"], now)
+    except OSError as error:
+        raise CannotListen(f"cannot write {error.filename}: {error.strerror}") from error
+    return replace(sources, certificate=made)
 
 
 def _serve(options: argparse.Namespace) -> int:
     assert_fast_parser()
-    sources = _sources(options)
+    sources = _with_certificate(_sources(options), options)
     config = _overridden(load(sources), options)
     check_workers(config)
     settings = config.settings
     log.setup(settings.log.level, settings.log.format)
     raise_file_limit()
-    sock = bind(settings.server.host, settings.server.port, allow_beyond_loopback=options.open)
+    listeners = listen(config, allow_beyond_loopback=options.open)
     demo = Demo.bind() if settings.demo.enabled else None
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
         config = _overridden(load(sources), options)
-    print(banner(config, sock), file=sys.stderr, flush=True)
-    uvloop.run(_run(config, sources, sock, demo))
+    print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
+    uvloop.run(_run(config, sources, listeners, demo))
     return OK
+
+
+_OVERRIDES = (
+    ("server", "host", "host"),
+    ("server", "port", "port"),
+    ("server", "workers", "workers"),
+    ("tls", "port", "tls_port"),
+)
 
 
 def _overridden(config: Config, options: argparse.Namespace) -> Config:
     """The command line wins over the file."""
-    given = {
-        name: value
-        for name in ("host", "port", "workers")
-        if (value := getattr(options, name)) is not None
-    }
-    try:
-        server = type(config.settings.server).model_validate(
-            config.settings.server.model_dump() | given
-        )
-    except ValueError as error:
-        raise ConfigError(
-            [Problem("command line", 1, 1, ("server",), str(error).splitlines()[2].strip())]
-        ) from error
-    return replace(config, settings=config.settings.model_copy(update={"server": server}))
+    changed: dict[str, Section] = {}
+    for section, key, option in _OVERRIDES:
+        if (value := getattr(options, option)) is None:
+            continue
+        now = changed.get(section, getattr(config.settings, section))
+        try:
+            changed[section] = type(now).model_validate(now.model_dump() | {key: value})
+        except ValueError as error:
+            text = str(error).splitlines()[2].strip()
+            raise ConfigError([Problem("command line", 1, 1, (section, key), text)]) from error
+    return replace(config, settings=config.settings.model_copy(update=changed))
 
 
-async def _run(config: Config, sources: Sources, sock: socket.socket, demo: Demo | None) -> None:
+async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
     if config.settings.server.workers > 1:
-        await Supervisor(config, sources, sock, demo).run()
+        await Supervisor(config, sources, listeners, demo).run()
         return
     async with contextlib.AsyncExitStack() as stack:
         if demo is not None:
             await stack.enter_async_context(contextlib.asynccontextmanager(demo.running)())
-        await serve(config, sources, sock)
+        await serve(config, sources, listeners)
 
 
 def _worker(options: argparse.Namespace) -> int:
@@ -163,15 +198,16 @@ def _worker(options: argparse.Namespace) -> int:
     config = load(sources)
     log.setup(config.settings.log.level, config.settings.log.format)
     raise_file_limit()
-    sock = socket.socket(fileno=options.listen_fd)
-    uvloop.run(_run_worker(config, sources, sock, options.control_fd))
+    tls = socket.socket(fileno=options.tls_fd) if options.tls_fd is not None else None
+    listeners = Listeners(socket.socket(fileno=options.listen_fd), tls)
+    uvloop.run(_run_worker(config, sources, listeners, options.control_fd))
     return OK
 
 
 async def _run_worker(
-    config: Config, sources: Sources, sock: socket.socket, control_fd: int
+    config: Config, sources: Sources, listeners: Listeners, control_fd: int
 ) -> None:
-    await serve(config, sources, sock, await Control.open(control_fd))
+    await serve(config, sources, listeners, await Control.open(control_fd))
 
 
 def _check(options: argparse.Namespace) -> int:

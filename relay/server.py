@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
-import resource
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,20 +23,16 @@ from aiohttp.web_server import Server
 
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.core.errors import BadRequest, ConfigInvalid, InternalError
-from relay.core.hosts import is_loopback
 from relay.gateway import GATEWAY, Gateway, new_id
 from relay.ledger import log
+from relay.listen import BACKLOG, CannotListen, Listeners
 from relay.registry.load import Config, Sources
 from relay.surfaces.errors import plain
+from relay.tls import server_context
 from relay.websocket import draining
 
-BACKLOG = 1024
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
-
-
-class CannotListen(Exception):
-    """The address cannot be taken, or must not be; the text says what to do."""
 
 
 class Supervised(Protocol):
@@ -48,44 +41,6 @@ class Supervised(Protocol):
     async def say(self, word: str) -> None: ...
     async def listen(self, reload_here: Callable[[], Awaitable[None]]) -> None: ...
     async def reload_everywhere(self) -> None: ...
-
-
-def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
-    """The listening socket. Raises CannotListen with a sentence for the operator."""
-    if not is_loopback(host) and not allow_beyond_loopback:
-        raise CannotListen(
-            f"access is open (calls need no key), so {host} is refused: anybody could spend your"
-            " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
-            " is yours alone."
-        )
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise CannotListen(f"the address {host} is unknown ({error.strerror or error})") from error
-    family, kind, proto, _, address = found[0]
-    sock = socket.socket(family, kind, proto)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise CannotListen(
-                f"port {port} on {host} is taken by another program (see `ss -ltnp`)."
-                " Choose another with --port or RELAY_PORT."
-            ) from error
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    sock.setblocking(False)
-    return sock
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: a session takes two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def assert_fast_parser() -> None:
@@ -151,18 +106,39 @@ _PARSE_REASONS = {
 }
 
 
+async def _start(
+    runner: web.AppRunner, listeners: Listeners, gateway: Gateway
+) -> list[web.SockSite]:
+    sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
+    certificate = gateway.config.certificate
+    if listeners.tls is not None and certificate is not None:
+        context = server_context(certificate)
+        sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
+        reload_config = gateway.reload
+        assert reload_config is not None
+
+        async def reload() -> None:
+            await reload_config()
+            # A renewed certificate serves the next handshake.
+            context.load_cert_chain(certificate.chain, certificate.key)
+
+        gateway.reload = reload
+    for site in sites:
+        await site.start()
+    return sites
+
+
 async def serve(
-    config: Config, sources: Sources, sock: socket.socket, control: Supervised | None = None
+    config: Config, sources: Sources, listeners: Listeners, control: Supervised | None = None
 ) -> None:
-    """Serve on `sock` until SIGTERM or SIGINT, then drain. A second signal ends at once."""
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
     app = standalone(config, sources)
     gateway = app[GATEWAY]
     runner = RelayRunner(
         app, keepalive_timeout=config.settings.server.keepalive_timeout_s, **RUNNER_OPTIONS
     )
     await runner.setup()
-    site = web.SockSite(runner, sock, backlog=BACKLOG)
-    await site.start()
+    sites = await _start(runner, listeners, gateway)
     async with _supervised(gateway, control), _signals(gateway) as stop:
         _settle_memory()
         if control is not None:
@@ -170,7 +146,7 @@ async def serve(
         await stop.first.wait()
         if control is not None:
             await control.say("leaving")
-        await drain(gateway, runner, site, stop.second)
+        await drain(gateway, sites, stop.second)
         await runner.cleanup()
 
 
@@ -241,9 +217,7 @@ async def _reload_logged(gateway: Gateway) -> None:
         return  # logged where it was refused; the old configuration stays
 
 
-async def drain(
-    gateway: Gateway, runner: web.AppRunner, site: web.SockSite, at_once: asyncio.Event
-) -> None:
+async def drain(gateway: Gateway, sites: Sequence[web.SockSite], at_once: asyncio.Event) -> None:
     """Take nothing new; let what runs end within `drain_timeout_s`; tell sessions that the relay
     restarts.
 
@@ -253,7 +227,8 @@ async def drain(
     gateway.draining = True
     loop = asyncio.get_running_loop()
     log.event("drain.started", running=len(gateway.running), sessions=len(gateway.sessions))
-    await site.stop()
+    for site in sites:
+        await site.stop()
     for session in list(gateway.sessions):
         session.end(draining())
     deadline = loop.time() + gateway.settings.server.drain_timeout_s

@@ -23,8 +23,8 @@ from typing import Any
 from relay.core.errors import ConfigInvalid
 from relay.demo import Demo
 from relay.ledger import log
+from relay.listen import CannotListen, Listeners
 from relay.registry.load import Config, ConfigError, Sources, load
-from relay.server import CannotListen
 
 ACK_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
@@ -55,9 +55,9 @@ class Supervisor:
     """Runs until SIGTERM or SIGINT; `run` returns when every worker has ended."""
 
     def __init__(
-        self, config: Config, sources: Sources, sock: socket.socket, demo: Demo | None
+        self, config: Config, sources: Sources, listeners: Listeners, demo: Demo | None
     ) -> None:
-        self._config, self._sources, self._socket, self._demo = config, sources, sock, demo
+        self._config, self._sources, self._listeners, self._demo = config, sources, listeners, demo
         self._workers: dict[int, _Worker] = {}
         self._acks: dict[int, asyncio.Future[list[str]]] = {}
         self._ids = itertools.count(1)
@@ -146,10 +146,11 @@ class Supervisor:
 
     async def _start(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        arguments = worker_arguments(self._sources, self._socket.fileno(), theirs.fileno())
+        arguments = worker_arguments(self._sources, self._listeners, theirs.fileno())
+        shared = [sock.fileno() for sock in (self._listeners.plain, self._listeners.tls) if sock]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "relay", *arguments,
-            pass_fds=(self._socket.fileno(), theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(*shared, theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
         theirs.close()
@@ -224,19 +225,21 @@ async def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
     await writer.drain()
 
 
-def worker_arguments(sources: Sources, listen_fd: int, control_fd: int) -> Sequence[str]:
+def worker_arguments(sources: Sources, listeners: Listeners, control_fd: int) -> Sequence[str]:
     """The command line of a worker."""
     arguments = [
         "worker",
-        "--listen-fd",
-        str(listen_fd),
-        "--control-fd",
-        str(control_fd),
-        "--config",
-        str(sources.config),
+        f"--listen-fd={listeners.plain.fileno()}",
+        f"--control-fd={control_fd}",
+        f"--config={sources.config}",
     ]
     if sources.env_file is not None:
         arguments += ["--env-file", str(sources.env_file)]
+    if listeners.tls is not None:
+        arguments += ["--tls-fd", str(listeners.tls.fileno())]
+    if sources.certificate is not None:
+        arguments += ["--tls-certificate", str(sources.certificate.chain)]
+        arguments += ["--tls-key", str(sources.certificate.key)]
     return arguments + (["--demo-url", sources.demo_url] if sources.demo_url else [])
 
 

@@ -54,7 +54,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -
     for line, problem in ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.startswith("  ") and "://" not in line):
         assert problem or line
     loaded = load(Sources(ROOT / "gateway.yaml", None)).settings
-    for section in ("server", "upstream", "websocket", "cors", "log", "demo"):
+    for section in ("server", "tls", "upstream", "websocket", "cors", "log", "demo"):
         assert getattr(loaded, section) == getattr(defaults, section), section
     for key in entries.ProviderEntry.model_fields:
         assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key

@@ -185,7 +185,7 @@ async def test_at_proxy_the_header_names_the_call(fal: tuple[Relay, Any]) -> Non
 
 @pytest.mark.parametrize(
     "wanted",
-    [None, "", "https://evil.test/x", "http://169.254.169.254/latest", "//127.0.0.1:9/x", "file:///etc/passwd"],
+    [None, "", "https://evil.test/x", "http://169.254.169.254/latest", "//127.0.0.1:9/x", "gopher://127.0.0.1/x"],
 )
 async def test_at_proxy_any_other_host_is_refused_before_a_dial(fal: tuple[Relay, Any], wanted: str | None) -> None:
     relay, _ = fal

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
 
 def host_name(host: str) -> str:
     """The name in a Host header, lower-case, without port and brackets."""

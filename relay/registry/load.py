@@ -7,6 +7,7 @@ Either a whole Config comes out, or ConfigError with every problem found; nothin
 from __future__ import annotations
 
 import difflib
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """The PEM files that the relay serves TLS with."""
+
+    chain: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything the relay is told: the settings as written, and the registry made of its
     providers.
@@ -41,6 +50,7 @@ class Config:
     path: Path
     settings: schema.GatewayFile
     registry: Registry
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Sources:
     env_file: Path | None
     demo_url: str = ""
     """Base URL of the running built-in provider, or empty if it does not run."""
+    certificate: Certificate | None = None
+    """Instead of the one that the file names."""
 
 
 def packaged() -> Path:
@@ -98,8 +110,30 @@ def load(sources: Sources) -> Config:
                 )
             entries[name] = (entry, document, unset[at])
     registry = build_registry(settings, entries, sources.demo_url)
+    certificate = sources.certificate or _certificate(main, settings.tls, sources.config.parent)
     _raise_if_any(documents)
-    return Config(sources.config, settings, registry)
+    return Config(sources.config, settings, registry, certificate)
+
+
+def _certificate(main: Document, tls: schema.Tls, folder: Path) -> Certificate | None:
+    """The files under `tls:`, relative to gateway.yaml, tried out: a relay must not start to find
+    them wrong.
+    """
+    if tls.certificate is None and tls.key is None:
+        return None
+    if tls.certificate is None or tls.key is None:
+        main.complain(("tls",), "needs both certificate and key")
+        return None
+    found = Certificate(folder / tls.certificate, folder / tls.key)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found.chain, found.key)
+    except ssl.SSLError as error:
+        reason = (error.reason or "not PEM").lower().replace("_", " ")
+        main.complain(("tls", "certificate"), f"does not make a certificate with tls.key: {reason}")
+    except OSError as error:
+        at = "key" if found.chain.is_file() else "certificate"
+        main.complain(("tls", at), f"cannot be read: {error.strerror}")
+    return found
 
 
 def json_schema() -> dict[str, Any]:

@@ -80,6 +80,15 @@ class Server(Section):
     )
 
 
+class Tls(Section):
+    certificate: str | None = Field(
+        None, description="PEM file with the certificate and its chain; none: no TLS."
+    )
+    key: str | None = Field(None, description="PEM file with the certificate's private key.")
+    host: str | None = Field(None, description="Address to listen on; none: server.host.")
+    port: int = Field(8443, ge=0, le=65535, description="Its own port, beside server.port.")
+
+
 class Upstream(Section):
     connect_timeout_s: Seconds = Field(10, description="DNS, TCP and TLS together.")
     first_byte_timeout_s: Seconds = Field(
@@ -163,6 +172,7 @@ class GatewayFile(Section):
     """The whole of gateway.yaml."""
 
     server: Server = Server()
+    tls: Tls = Tls()
     upstream: Upstream = Upstream()
     websocket: WebSockets = WebSockets()
     cors: Cors = Cors()

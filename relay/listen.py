@@ -1,0 +1,78 @@
+"""The listening sockets: bound once, by whoever starts the relay, and handed to the workers.
+
+Owns: what may be listened on, and what an operator is told where it may not. Bound without
+SO_REUSEPORT, so that a foreign listener is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import socket
+from dataclasses import dataclass
+
+from relay.core.hosts import is_loopback
+from relay.registry.load import Config
+
+BACKLOG = 1024
+
+
+class CannotListen(Exception):
+    """The address cannot be taken, or must not be; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The listening sockets: plain, and TLS where there is a certificate."""
+
+    plain: socket.socket
+    tls: socket.socket | None = None
+
+
+def listen(config: Config, *, allow_beyond_loopback: bool) -> Listeners:
+    """Bind all that the configuration asks for. Raises CannotListen."""
+    server, tls = config.settings.server, config.settings.tls
+    plain = bind(server.host, server.port, allow_beyond_loopback=allow_beyond_loopback)
+    if config.certificate is None:
+        return Listeners(plain)
+    host = tls.host or server.host
+    return Listeners(plain, bind(host, tls.port, allow_beyond_loopback=allow_beyond_loopback))
+
+
+def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
+    """The listening socket. Raises CannotListen with a sentence for the operator."""
+    if not is_loopback(host) and not allow_beyond_loopback:
+        raise CannotListen(
+            f"access is open (calls need no key), so {host} is refused: anybody could spend your"
+            " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
+            " is yours alone."
+        )
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(f"the address {host} is unknown ({error.strerror or error})") from error
+    family, kind, proto, _, address = found[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"port {port} on {host} is taken by another program (see `ss -ltnp`)."
+                " Choose another with --port or RELAY_PORT."
+            ) from error
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: a session takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
