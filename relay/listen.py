@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import socket
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from relay.core.hosts import is_loopback
 from relay.registry.load import Config
 
 BACKLOG = 1024
+_FIRST_HANDED_OVER = 3
 
 
 class CannotListen(Exception):
@@ -31,8 +33,16 @@ class Listeners:
 
 
 def listen(config: Config, *, allow_beyond_loopback: bool) -> Listeners:
-    """Bind all that the configuration asks for. Raises CannotListen."""
+    """All that the configuration asks for, bound here or handed over by systemd. Raises
+    CannotListen.
+    """
     server, tls = config.settings.server, config.settings.tls
+    if given := _handed_over():
+        if config.certificate is not None and len(given) < 2:
+            raise CannotListen("the .socket unit has one ListenStream; TLS needs a second")
+        for sock in given:
+            _check_address(sock.getsockname()[0], allow_beyond_loopback=allow_beyond_loopback)
+        return Listeners(given[0], given[1] if config.certificate is not None else None)
     plain = bind(server.host, server.port, allow_beyond_loopback=allow_beyond_loopback)
     if config.certificate is None:
         return Listeners(plain)
@@ -40,14 +50,32 @@ def listen(config: Config, *, allow_beyond_loopback: bool) -> Listeners:
     return Listeners(plain, bind(host, tls.port, allow_beyond_loopback=allow_beyond_loopback))
 
 
-def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
-    """The listening socket. Raises CannotListen with a sentence for the operator."""
+def _handed_over() -> list[socket.socket]:
+    """The sockets of a systemd .socket unit (sd_listen_fds(3)): plain, then TLS.
+
+    They outlive this process: while it restarts, connections wait in their queue.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    given = [socket.socket(fileno=_FIRST_HANDED_OVER + at) for at in range(count)]
+    for sock in given:
+        sock.setblocking(False)
+    return given
+
+
+def _check_address(host: str, *, allow_beyond_loopback: bool) -> None:
     if not is_loopback(host) and not allow_beyond_loopback:
         raise CannotListen(
             f"access is open (calls need no key), so {host} is refused: anybody could spend your"
             " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
             " is yours alone."
         )
+
+
+def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
+    """The listening socket. Raises CannotListen with a sentence for the operator."""
+    _check_address(host, allow_beyond_loopback=allow_beyond_loopback)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:

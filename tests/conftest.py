@@ -171,3 +171,13 @@ def upstream_mock() -> Any:
 
         mock.add = add
         yield mock
+
+
+@pytest.fixture
+async def nginx(tmp_path: Path) -> AsyncIterator[Any]:
+    """The shipped nginx site; `await nginx.before(port)` starts it."""
+    from tests.nginx import Nginx
+
+    made = Nginx(tmp_path)
+    yield made
+    await made.stop()

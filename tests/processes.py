@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,12 +76,18 @@ class Served:
             LogStream.everything.append(text)
 
 
-async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Served:
-    """Start `relay ARGUMENTS` in `folder`."""
+def _handing_over(sock: socket.socket | None) -> tuple[str, ...]:
+    if sock is None:
+        return ()
+    return ("bash", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{sock.fileno()}', "bash")
+
+
+async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, handed_over: socket.socket | None = None) -> Served:
+    """Start `relay ARGUMENTS` in `folder`; with a listening socket handed over as systemd does it."""
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "relay", *arguments, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        *_handing_over(handed_over), sys.executable, "-m", "relay", *arguments, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, pass_fds=(handed_over.fileno(),) if handed_over else (),
     )  # fmt: skip
     served = Served(process, folder)
     served._reader = asyncio.create_task(served._read())

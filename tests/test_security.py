@@ -19,7 +19,12 @@ API = "/api/v1/ai-gateway/providers/openai"
 
 async def send_raw(relay: Relay, data: bytes) -> bytes:
     """All that comes back for these bytes, until the relay closes or falls silent."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    return await send_raw_to(relay.port, data)
+
+
+async def send_raw_to(port: int, data: bytes) -> bytes:
+    """The same to any port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     got = b""
     try:

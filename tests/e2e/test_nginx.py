@@ -4,80 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import WSMsgType
+from aiohttp import WSMsgType, web
 
-from tests.conftest import StartRelay, need
-from tests.processes import serve
-from tests.relays import HANG_GUARD_S, provider
-from tests.test_security import SMUGGLING, send_raw
+from tests.conftest import StartRelay
+from tests.nginx import Nginx
+from tests.processes import Served, run, serve
+from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
+from tests.test_security import SMUGGLING, send_raw, send_raw_to
 from tests.test_supervisor import _workers
 from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor
-
-CONF = """
-worker_processes 1; daemon off; pid nginx.pid; error_log stderr crit;
-events {{ worker_connections 512; }}
-http {{
-  access_log off;
-  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
-  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
-  upstream relay {{ server 127.0.0.1:{relay} max_fails=0; keepalive 16; keepalive_timeout 55s; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://relay; proxy_http_version 1.1;
-      proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
-      proxy_set_header Host $host; proxy_buffering off; proxy_request_buffering off; proxy_next_upstream off;
-    }}
-  }}
-}}
-"""
-
-
-class Nginx:
-    """A running nginx with a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        need("nginx")
-        self.folder = folder / "nginx"
-        self.folder.mkdir()
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def before(self, relay_port: int) -> str:
-        """Start it in front of a relay; its URL."""
-        (self.folder / "nginx.conf").write_text(CONF.format(relay=relay_port, port=self.port))
-        nginx = shutil.which("nginx")
-        assert nginx
-        self.process = await asyncio.create_subprocess_exec(nginx, "-p", str(self.folder), "-c", "nginx.conf", stderr=asyncio.subprocess.DEVNULL)
-        async with asyncio.timeout(HANG_GUARD_S):
-            while True:
-                with socket.socket() as sock:
-                    if sock.connect_ex(("127.0.0.1", self.port)) == 0:
-                        return f"http://127.0.0.1:{self.port}"
-                await asyncio.sleep(0.05)
-
-    async def stop(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            await self.process.wait()
-
-
-@pytest.fixture
-async def nginx(tmp_path: Path) -> AsyncIterator[Nginx]:
-    made = Nginx(tmp_path)
-    yield made
-    await made.stop()
 
 
 async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
@@ -158,3 +102,126 @@ async def test_a_rolling_restart_of_two_workers_fails_no_call(tmp_path: Path, ra
     await relay.stop()
     assert set(statuses) == {200} and statuses[200] > 500
     assert pids
+
+
+async def test_two_relays_on_handed_over_sockets_restart_in_turn_and_no_call_fails(tmp_path: Path, raw: RawUpstream, nginx: Nginx) -> None:
+    """As systemd does it with a .socket unit: connections wait in the queue while a relay restarts."""
+    raw.plays(ok(b"fine"))
+    sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
+    folders = [tmp_path / f"relay{number}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir()
+        write_config(folder, {"providers": {"up": provider(raw.url)}})
+
+    async def begin(number: int) -> Served:
+        relay = await run(folders[number], "serve", handed_over=sockets[number])
+        await relay.until("server.started|relay .* on http")
+        return relay
+
+    relays = [await begin(0), await begin(1)]
+    url = await nginx.before(*(sock.getsockname()[1] for sock in sockets))
+    statuses: dict[int, int] = {}
+    stop = asyncio.Event()
+
+    async def load(session: aiohttp.ClientSession) -> None:
+        while not stop.is_set():
+            async with session.post(f"{url}/api/v1/ai-gateway/providers/up/x", data=b"{}") as answer:
+                await answer.read()
+                statuses[answer.status] = statuses.get(answer.status, 0) + 1
+
+    async with aiohttp.ClientSession() as session:
+        loads = [asyncio.create_task(load(session)) for _ in range(8)]
+        for number in (0, 1, 0, 1):
+            await asyncio.sleep(0.5)
+            await relays[number].stop()
+            relays[number] = await begin(number)
+        await asyncio.sleep(0.5)
+        stop.set()
+        await asyncio.gather(*loads)
+    for relay, sock in zip(relays, sockets, strict=True):
+        await relay.stop()
+        sock.close()
+    assert set(statuses) == {200} and statuses[200] > 100
+
+
+async def test_a_page_and_the_relay_share_an_origin(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start(openai=provider(raw.url))
+    (nginx.root / "index.html").write_text("<title>app</title>")
+    url = await nginx.before(relay.port)
+    assert (await relay.call("GET", f"{url}/some/page"))[2] == b"<title>app</title>"
+    origin = {"Origin": url}
+    status, _, body = await relay.call("POST", f"{url}/api/v1/ai-gateway/providers/openai/chat/completions", json={}, headers=origin)
+    assert (status, body) == (200, b"fine")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["providers", "providers/", "providers/reload", "providers//reload", "keys", "logs?x=1", "usage", "sessions", "tickets", "ws/", "providers/openai/%2e%2e/reload", "providers/x/../reload", "%70roviders"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str, method: str) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start(openai=provider(raw.url))
+    await nginx.before(relay.port)
+    answer = await send_raw_to(nginx.port, f"{method} /api/v1/ai-gateway/{path} HTTP/1.1\r\nHost: 127.0.0.1:{nginx.port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    assert int(answer.split(b" ")[1]) in (400, 403, 404)
+    assert b'"providers"' not in answer and b"reloaded" not in answer and not raw.arrived
+
+
+async def test_no_query_string_is_logged(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    raw.plays("close")
+    relay = await start(openai=provider(raw.url))
+    url = await nginx.before(relay.port)
+    await relay.call("GET", f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query")
+    await stop_relay(relay)
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query") as answer:
+        assert answer.status == 502, "the relay is gone: nginx says so"
+    assert "GET /api/v1/ai-gateway/providers/openai/x" in nginx.logged
+    assert "hidden-in-query" not in nginx.logged
+
+
+@pytest.mark.timeout(300)
+async def test_an_upload_of_200_mb_streams_through(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
+    received = 0
+
+    async def count(request: web.Request) -> web.StreamResponse:
+        nonlocal received
+        async for data in request.content.iter_any():
+            received += len(data)
+        return web.json_response({"bytes": received})
+
+    server = await aiohttp_server(vendor(("POST", "/files", count)))
+    relay = await start(openai=provider(str(server.make_url(""))))
+    url = await nginx.before(relay.port)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield bytes(1024 * 1024)
+
+    status, _, answer = await relay.call("POST", f"{url}/api/v1/ai-gateway/providers/openai/files", data=body())
+    assert (status, answer) == (200, b'{"bytes": 209715200}')
+    assert relay.gateway.held_bytes == 0
+
+
+async def test_an_idle_socket_is_kept_alive_by_pings(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
+    server = await aiohttp_server(vendor(("GET", "/echo", echo)))
+    relay = await start({"websocket": {"ping_after_s": 0.5}}, openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
+    url = await nginx.before(relay.port)
+    async with relay.client.ws_connect(f"{url}/api/v1/ai-gateway/ws/openai", autoping=False) as ws:
+        for _ in range(3):
+            assert (await ws.receive(HANG_GUARD_S)).type is WSMsgType.PING
+            await ws.pong()
+        await ws.send_str("still here")
+        assert (await ws.receive(HANG_GUARD_S)).data == "still here"
+
+
+async def test_a_page_over_tls_is_answered_with_tls_urls(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    raw.plays(ok(b"{}", f"x-goog-upload-url: {raw.url}/upload?upload_id=1"))
+    entry = provider(raw.url, "GOOGLE_AI_API_KEY", rewrite={"headers": ["x-goog-upload-url"]})
+    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": {"google": entry}})
+    await nginx.before(relay.port)
+    trusted = ssl.create_default_context()
+    nginx.authority.configure_trust(trusted)
+    _, headers, _ = await relay.call("POST", f"{nginx.tls_url}/api/v1/ai-gateway/providers/google/upload", ssl=trusted)
+    assert headers["x-goog-upload-url"] == f"{nginx.tls_url}/api/v1/ai-gateway/providers/google/upload?upload_id=1"

@@ -1,0 +1,100 @@
+"""The real nginx in front of a relay, with the very file that ships: config/nginx/relay.conf."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import trustme
+
+from tests.conftest import need
+from tests.processes import ROOT
+from tests.relays import HANG_GUARD_S
+
+AROUND = """
+{user}
+worker_processes 1; daemon off; pid nginx.pid; error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
+  types {{ text/html html; text/javascript js; text/css css; }}
+{site}
+}}
+"""
+
+
+def _user() -> str:
+    """Started by root it would hand the files of the test to somebody who may not read them."""
+    return "user root;" if os.geteuid() == 0 else ""
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Nginx:
+    """A running nginx: `url` plain, `tls_url` with a certificate of `authority`; pages in `root`."""
+
+    def __init__(self, folder: Path, authority: trustme.CA | None = None) -> None:
+        need("nginx")
+        self.folder = folder / "nginx"
+        self.root = self.folder / "root"
+        self.root.mkdir(parents=True)
+        self.authority = authority or trustme.CA()
+        self.port, self.tls_port = free_port(), free_port()
+        self.url, self.tls_url = f"http://127.0.0.1:{self.port}", f"https://127.0.0.1:{self.tls_port}"
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def logged(self) -> str:
+        """All that it logged so far."""
+        return (self.folder / "access.log").read_text() + (self.folder / "error.log").read_text()
+
+    async def before(self, *relay_ports: int) -> str:
+        """Start it in front of one relay or several; its plain URL."""
+        issued = self.authority.issue_cert("localhost", "127.0.0.1")
+        issued.private_key_pem.write_to_path(self.folder / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(self.folder / "cert.pem")
+        (self.folder / "nginx.conf").write_text(AROUND.format(user=_user(), site=self._site(relay_ports)))
+        nginx = shutil.which("nginx")
+        assert nginx
+        with (self.folder / "stderr").open("wb") as stderr:
+            self.process = await asyncio.create_subprocess_exec(nginx, "-p", str(self.folder), "-c", "nginx.conf", stderr=stderr)
+        async with asyncio.timeout(HANG_GUARD_S):
+            while True:
+                with socket.socket() as sock:
+                    if sock.connect_ex(("127.0.0.1", self.port)) == 0:
+                        return self.url
+                assert self.process.returncode is None, (self.folder / "stderr").read_text()
+                await asyncio.sleep(0.05)
+
+    def _site(self, relay_ports: tuple[int, ...]) -> str:
+        """The shipped file with this test's places; a line that is gone from it is an error."""
+        site = (ROOT / "config/nginx/relay.conf").read_text()
+        servers = "\n".join(f"    server 127.0.0.1:{port} max_fails=0;" for port in relay_ports)
+        for line, here in {
+            r"    server 127\.0\.0\.1:8787 max_fails=0;": servers,
+            r"listen 80;": f"listen 127.0.0.1:{self.port};",
+            r"listen 443 ssl http2;": f"listen 127.0.0.1:{self.tls_port} ssl http2;",
+            r"/etc/ssl/ai\.example\.com/fullchain\.pem": "cert.pem",
+            r"/etc/ssl/ai\.example\.com/privkey\.pem": "key.pem",
+            r"/var/log/nginx/relay\.log": str(self.folder / "access.log"),
+            r"/var/log/nginx/relay-error\.log": str(self.folder / "error.log"),
+            r"/var/www/ai-gateway": str(self.root),
+        }.items():
+            site, count = re.subn(line, here, site)
+            assert count == 1, line
+        return site
+
+    async def stop(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            await self.process.wait()
