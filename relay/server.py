@@ -54,21 +54,45 @@ def assert_fast_parser() -> None:
 class RelayRunner(web.AppRunner):
     """An AppRunner whose connections answer parse errors in the relay's own words."""
 
-    __slots__ = ()
+    __slots__ = ("_transports",)
 
     async def _make_server(self) -> Server:
         server = await super()._make_server()
         server.__class__ = _RelayServer
+        self._transports: set[asyncio.BaseTransport] = set()
+        server.transports = self._transports  # type: ignore[attr-defined]
         return server
+
+    async def cleanup(self) -> None:
+        """As aiohttp does; then end what still says goodbye: TLS waits half a minute for a client
+        that answers no close_notify, and the loop cannot be closed before.
+        """
+        await super().cleanup()
+        for transport in list(self._transports):
+            transport.abort()  # type: ignore[attr-defined]
+        if self._transports:
+            await asyncio.sleep(0)
 
 
 class _RelayServer(Server):
+    transports: set[asyncio.BaseTransport]
+
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 class _Connection(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_open",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._open: asyncio.BaseTransport = transport
+        self._manager.transports.add(transport)  # type: ignore[union-attr]
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._manager is not None:
+            self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
+        super().connection_lost(exc)
 
     def handle_error(
         self,

@@ -33,6 +33,7 @@ def canary(name: str) -> str:
 KEYS = {
     "OPENAI_API_KEY": canary("openai"), "GOOGLE_AI_API_KEY": canary("google"), "CARTESIA_API_KEY": canary("cartesia"),
     "ELEVENLABS_API_KEY": canary("elevenlabs"), "FAL_KEY": canary("fal"), "ANTHROPIC_API_KEY": canary("anthropic"),
+    "DEEPGRAM_API_KEY": canary("deepgram"), "GROQ_API_KEY": canary("groq"),
 }  # fmt: skip
 CLOUDFLARE_TOKEN = canary("cloudflare")
 CLIENT_KEY = canary("client")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import signal
+import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -98,6 +99,19 @@ async def test_a_reload_takes_the_renewed_certificate(served: Serve, tmp_path: P
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_trusting(second))) as session:
         async with session.get(f"{url}/healthz") as answer:
             assert answer.status == 200
+
+
+async def test_a_client_that_never_says_goodbye_does_not_hold_up_the_end(served: Serve, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    relay = await served({"tls": _files(tmp_path, authority)})
+    port = int((await _tls_url(relay)).rpartition(":")[2])
+    deaf = _trusting(authority).wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+    deaf.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert deaf.recv(12) == b"HTTP/1.1 200"
+    relay.send(signal.SIGTERM)
+    assert await relay.ended() == 0
+    assert not [line for line in relay.lines if "Traceback" in line or "Error" in line]
+    deaf.close()
 
 
 async def test_a_self_signed_certificate_is_kept_until_it_is_old_or_lacks_a_name(tmp_path: Path) -> None:

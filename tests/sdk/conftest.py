@@ -1,0 +1,90 @@
+"""The relay as official SDKs meet it: plain and TLS, with the shipped nginx in front and without."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+
+from relay.app import API
+from tests.conftest import StartRelay
+from tests.nginx import Nginx
+from tests.relays import KEYS, Relay, packaged_provider
+from tests.upstream.media import SDK_APPS, fal_queue_host
+from tests.upstream.vendors import SEEN, Seen
+
+# Where each provider takes its credential, and what must stand there: the relay's, whatever the SDK sent.
+CREDENTIALS = {
+    "openai": ("Authorization", f"Bearer {KEYS['OPENAI_API_KEY']}"),
+    "anthropic": ("x-api-key", KEYS["ANTHROPIC_API_KEY"]),
+    "google-ai-studio": ("x-goog-api-key", KEYS["GOOGLE_AI_API_KEY"]),
+    "cartesia": ("Authorization", f"Bearer {KEYS['CARTESIA_API_KEY']}"),
+    "elevenlabs": ("xi-api-key", KEYS["ELEVENLABS_API_KEY"]),
+    "fal": ("Authorization", f"Key {KEYS['FAL_KEY']}"),
+    "fal-queue": ("Authorization", f"Key {KEYS['FAL_KEY']}"),
+    "deepgram": ("Authorization", f"Token {KEYS['DEEPGRAM_API_KEY']}"),
+    "groq": ("Authorization", f"Bearer {KEYS['GROQ_API_KEY']}"),
+}
+
+
+@dataclass
+class Front:
+    """What an SDK is pointed at: `url` plain, `tls_url` for those that insist on TLS, trusted by `authority`."""
+
+    url: str
+    tls_url: str
+    authority: Path
+    relay: Relay
+    servers: dict[str, Any]
+
+    def base(self, provider: str, *, tls: bool = False) -> str:
+        return f"{self.tls_url if tls else self.url}{API}/providers/{provider}"
+
+    def seen(self, name: str) -> list[Seen]:
+        found: list[Seen] = self.servers[name].app[SEEN]
+        return found
+
+    def check_credentials(self) -> None:
+        """Every provider got the relay's credential, and nothing of the client's."""
+        arrived = 0
+        for name, (header, value) in CREDENTIALS.items():
+            for seen in self.seen(name):
+                arrived += 1
+                assert seen.header(header) == value, (name, seen.headers)
+                assert "CANARY-client" not in f"{seen.target} {seen.headers}", name
+        assert arrived, "nothing arrived at any provider"
+
+
+@pytest.fixture(params=["bare", "nginx"])
+async def front(
+    request: pytest.FixtureRequest, start: StartRelay, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Front]:
+    servers = {name: await aiohttp_server(make()) for name, make in SDK_APPS.items()}
+    servers["fal-queue"] = await aiohttp_server(fal_queue_host())
+    entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
+    entries["fal"]["paths"]["queue/"] = _url(servers["fal-queue"])
+    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries})
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    if request.param == "nginx":
+        nginx = Nginx(tmp_path, authority)
+        await nginx.before(relay.port)
+        yield Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
+        await nginx.stop()
+    else:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
+        tls_url = f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
+        yield Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
+
+
+def _url(server: Any) -> str:
+    return str(server.make_url("/")).rstrip("/")
