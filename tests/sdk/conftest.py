@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import aiohttp.abc
 import pytest
 import trustme
 from aiohttp import web
@@ -18,6 +21,8 @@ from tests.nginx import Nginx
 from tests.relays import KEYS, Relay, packaged_provider
 from tests.upstream.media import SDK_APPS, fal_queue_host
 from tests.upstream.vendors import SEEN, Seen
+
+FAL_HOSTS = {"fal.run": "fal", "queue.fal.run": "fal-queue"}
 
 # Where each provider takes its credential, and what must stand there: the relay's, whatever the SDK sent.
 CREDENTIALS = {
@@ -65,12 +70,16 @@ class Front:
 async def front(
     request: pytest.FixtureRequest, start: StartRelay, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Front]:
-    servers = {name: await aiohttp_server(make()) for name, make in SDK_APPS.items()}
-    servers["fal-queue"] = await aiohttp_server(fal_queue_host())
-    entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
-    entries["fal"]["paths"]["queue/"] = _url(servers["fal-queue"])
-    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries})
     authority = trustme.CA()
+    as_fal = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(*FAL_HOSTS).configure_cert(as_fal)
+    tls = {"fal": as_fal}
+    servers = {name: await aiohttp_server(make(), ssl=tls.get(name)) for name, make in SDK_APPS.items()}
+    servers["fal-queue"] = await aiohttp_server(fal_queue_host(), ssl=as_fal)
+    entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
+    entries["fal"]["base_url"] = "https://fal.run"
+    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries})
+    _lead(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     if request.param == "nginx":
@@ -84,6 +93,27 @@ async def front(
         await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
         tls_url = f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
         yield Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
+
+
+class _Stage(aiohttp.abc.AbstractResolver):
+    """Names of real hosts lead to the stand-ins: an SDK that has them built in needs no change."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.ports = ports
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[aiohttp.abc.ResolveResult]:
+        return [{"hostname": host, "host": "127.0.0.1", "port": self.ports[host], "family": socket.AF_INET, "proto": 0, "flags": socket.AI_NUMERICHOST}]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _lead(relay: Relay, ports: dict[str, int], authority: trustme.CA) -> None:
+    connector = relay.gateway.upstream.rest.connector
+    assert isinstance(connector, aiohttp.TCPConnector)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    connector._ssl, connector._resolver = trusted, _Stage(ports)
 
 
 def _url(server: Any) -> str:
