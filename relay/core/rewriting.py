@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _STRING = rb'"(?:[^"\\]|\\.)*"'
-_EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _SECURE = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 CHANGED_WITH_BODY = ("ETag", "Digest", "Content-Digest", "Repr-Digest", "Content-MD5")
 """Headers that a rewritten body makes untrue."""

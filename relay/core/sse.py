@@ -1,17 +1,69 @@
-"""Where an SSE stream stands: at an event boundary, or inside an event (WHATWG HTML, 9.2.5).
+"""Server-sent events (WHATWG HTML, 9.2): where one ends, and what is in it.
 
-Owns: just that question. The relay never parses or rebuilds the events that it passes on.
+Owns: that reading. The relay itself looks at boundaries only; whole events are for its client.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n")
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def at_boundary(tail: bytes) -> bool:
-    """True if an event may follow a stream whose last bytes (four or more, or all of it) are
-    `tail`.
+    """True if a stream whose last bytes are `tail` (4 are enough) stands between two events.
 
-    True too where nothing has passed yet.
+    An empty tail is one too: nothing was sent yet.
     """
     return not tail or tail.endswith(_BOUNDARIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: `data` is its lines, joined; `event` its name, `message` if it has none."""
+
+    data: str
+    event: str = "message"
+    id: str = ""
+
+    def json(self) -> Any:
+        """`data` as JSON. Raises ValueError, as for OpenAI's closing `[DONE]`."""
+        return json.loads(self.data)
+
+
+@dataclass(slots=True)
+class EventParser:
+    """Bytes in as they come, events out as they are whole. What is cut at the end is no event."""
+
+    _held: bytes = b""
+    _data: list[str] = field(default_factory=list)
+    _event: str = ""
+    _id: str = ""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that `chunk` completes."""
+        self._held += chunk
+        # A CR at the very end may be half of a CRLF: wait for what follows.
+        end = max(self._held.rfind(b"\n"), self._held.rfind(b"\r", 0, -1)) + 1
+        whole, self._held = self._held[:end].decode("utf-8", "replace"), self._held[end:]
+        lines = _LINE_END.split(whole)[:-1] if whole else []
+        return [event for line in lines if (event := self._line(line.removeprefix("\ufeff")))]
+
+    def _line(self, line: str) -> Event | None:
+        if not line:
+            done = Event("\n".join(self._data), self._event or "message", self._id)
+            has_data, self._data, self._event = bool(self._data), [], ""
+            return done if has_data else None
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._event = value
+        elif name == "id":
+            self._id = value
+        return None

@@ -1,0 +1,153 @@
+"""One REST call and its answer: whole, or as it comes.
+
+Owns: what a caller sees of an answer. How the relay is reached is gateway.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Required, TypedDict
+
+import aiohttp
+from aiohttp import ClientResponse
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from relay.client.errors import error_of, unreachable
+from relay.core.sse import Event, EventParser
+
+
+class Call(TypedDict, total=False):
+    """One call as its caller puts it.
+
+    `data` is JSON if a dict or list, else a body as aiohttp takes it (bytes, FormData, an async
+    iterator). `method` is POST with data, GET without.
+    """
+
+    provider: Required[str]
+    endpoint: Required[str]
+    data: Any
+    method: str
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+def options(call: Call, url: URL) -> dict[str, Any]:
+    """What aiohttp is told."""
+    headers = CIMultiDict(call.get("headers") or {})
+    body = call.get("data")
+    method = call.get("method") or ("GET" if body is None else "POST")
+    if isinstance(body, dict | list):
+        body = json.dumps(body).encode()
+        headers.setdefault("Content-Type", "application/json")
+    url = url.update_query(call.get("query") or {})
+    return {"method": method, "url": url, "data": body, "headers": headers}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, body read."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """True for a status below 400."""
+        return self.status < 400
+
+    def bytes(self) -> bytes:
+        """The body."""
+        return self.body
+
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError if it is none."""
+        return json.loads(self.body)
+
+    def raise_for_status(self) -> Answer:
+        """Itself; a provider's error as ProviderError."""
+        if not self.ok:
+            raise error_of(self.status, self.headers, self.body)
+        return self
+
+
+class Stream(AbstractAsyncContextManager["Stream"]):
+    """An answer on its way. Iterating gives SSE events, or chunks of bytes of anything else."""
+
+    def __init__(self, send: Callable[[], Awaitable[ClientResponse]]) -> None:
+        self._send = send
+        self._response: ClientResponse | None = None
+
+    @property
+    def status(self) -> int:
+        """HTTP status; once it is open."""
+        return self._opened.status
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The answer's headers; once it is open."""
+        return self._opened.headers
+
+    @property
+    def _opened(self) -> ClientResponse:
+        if self._response is None:
+            raise RuntimeError("not open yet: use `async with`, or iterate")
+        return self._response
+
+    async def __aenter__(self) -> Stream:
+        """Send the call. Raises AIGatewayError, a provider's own error included."""
+        try:
+            response = await self._send()
+            if response.status >= 400:
+                body = await response.read()
+                raise error_of(response.status, response.headers, body)
+        except aiohttp.ClientError as error:
+            raise unreachable(error) from error
+        self._response = response
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._response is not None:
+            self._response.close()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in pieces, as they come. Raises RelayUnreachable if it is cut."""
+        try:
+            async for chunk in self._opened.content.iter_any():
+                yield chunk
+        except aiohttp.ClientError as error:
+            raise unreachable(error) from error
+
+    async def events(self) -> AsyncIterator[Event]:
+        """The SSE events."""
+        parser = EventParser()
+        async for chunk in self.chunks():
+            for event in parser.feed(chunk):
+                yield event
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        if self._response is not None:
+            async for item in self._items():
+                yield item
+            return
+        async with self:
+            async for item in self._items():
+                yield item
+
+    def _items(self) -> AsyncIterator[Any]:
+        sse = self._opened.content_type == "text/event-stream"
+        return self.events() if sse else self.chunks()

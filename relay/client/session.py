@@ -1,0 +1,113 @@
+"""One WebSocket session through the relay.
+
+Owns: messages in and out, and what a close means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import aiohttp
+from aiohttp import WSMsgType
+
+from relay.client.errors import SessionClosed, unreachable
+
+_CLEAN_CLOSES = (1000, 1001)
+CLOSES = {
+    1006: "connection_lost",
+    1007: "not_utf8",
+    1008: "refused",
+    1009: "message_too_large",
+    1011: "provider_lost",
+    1012: "restarting",
+    1013: "try_later",
+    1014: "upstream_failed",
+    4408: "idle_timeout",
+    4409: "session_too_long",
+}
+"""Close codes that the relay itself uses (docs/errors.md); a provider's own is `session_closed`."""
+
+
+class Session:
+    """A WebSocket session."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol that was agreed on."""
+        return self._socket.protocol
+
+    async def send(self, message: dict[str, Any] | str | bytes) -> None:
+        """Send one message: a dict as JSON. Waits while the relay takes no more."""
+        try:
+            if isinstance(message, bytes):
+                await self._socket.send_bytes(message)
+            else:
+                text = message if isinstance(message, str) else json.dumps(message)
+                await self._socket.send_str(text)
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise self._closed() from error
+
+    async def receive(self) -> Any:
+        """The next message: JSON text parsed, other text as it is, bytes as they are. Raises
+        SessionClosed.
+        """
+        message = await self._socket.receive()
+        if message.type is WSMsgType.BINARY:
+            return message.data
+        if message.type is not WSMsgType.TEXT:
+            raise self._closed(str(message.extra or ""))
+        try:
+            return json.loads(message.data)
+        except ValueError:
+            return message.data
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Messages until the session ends; a close other than 1000 or 1001 is raised."""
+        while True:
+            try:
+                message = await self.receive()
+            except SessionClosed as closed:
+                if closed.status in _CLEAN_CLOSES:
+                    return
+                raise
+            yield message
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye."""
+        await self._socket.close(code=code, message=reason.encode())
+
+    def _closed(self, reason: str = "") -> SessionClosed:
+        code = self._socket.close_code or 1006
+        stable = CLOSES.get(code, "session_closed")
+        return SessionClosed(stable, reason or f"closed with {code}", code, "relay")
+
+
+class Connecting(AbstractAsyncContextManager["Session"]):
+    """A session to be: `async with` it, or `await` it and close it yourself."""
+
+    def __init__(self, dial: Callable[[], Awaitable[aiohttp.ClientWebSocketResponse]]) -> None:
+        self._dial = dial
+        self._session: Session | None = None
+
+    async def _open(self) -> Session:
+        try:
+            self._session = Session(await self._dial())
+        except aiohttp.ClientError as error:
+            raise unreachable(error) from error
+        return self._session
+
+    def __await__(self) -> Generator[Any, None, Session]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Session:
+        return await self._open()
+
+    async def __aexit__(self, *failure: object) -> None:
+        if self._session is not None:
+            await self._session.close()
