@@ -5,13 +5,13 @@ for sockets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.call import Call, aimed
+from relay.call import Call, aimed, keys_for
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY
@@ -94,8 +94,19 @@ class _ProviderSockets(_Calls):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if not _wants_websocket(request):
-            raise UpgradeRequired
+            self._say_why_not(request)
         return await relay_websocket(request, self._gateway, self._call(request))
+
+    def _say_why_not(self, request: web.Request) -> NoReturn:
+        """A plain GET is refused for what would refuse a session, and last for not being one.
+
+        Browsers do not show why a handshake failed: their client asks here.
+        """
+        gateway, call = self._gateway, self._call(request)
+        gateway.access.check(request.host, request.headers.get("Origin"))
+        route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        keys_for(request, call, route, gateway)
+        raise UpgradeRequired
 
 
 def _wants_websocket(request: web.Request) -> bool:
