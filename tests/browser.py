@@ -1,0 +1,27 @@
+"""A real Chromium, through Playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from playwright.async_api import Page, async_playwright
+
+from tests.conftest import need
+
+
+@asynccontextmanager
+async def chromium(url: str) -> AsyncIterator[Page]:
+    """A page of its own at `url`."""
+    need("chromium")
+    # Root, as in containers, may not use the sandbox.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        page = await browser.new_page()
+        page.set_default_timeout(15_000)
+        await page.goto(url)
+        yield page
+        await browser.close()

@@ -1,0 +1,1 @@
+../../../../AIGatewayClient.js
