@@ -20,6 +20,7 @@ import relay
 from relay.banner import banner
 from relay.core.errors import RelayError
 from relay.demo import Demo
+from relay.doctor import examine
 from relay.explain import explain
 from relay.ledger import log
 from relay.listen import CannotListen, Listeners, listen, raise_file_limit
@@ -87,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "path", help="path of the relay, such as /api/v1/ai-gateway/providers/openai/models"
     )
+    doctor = _command(
+        commands, "doctor", "try every configured provider, and say what is wrong", _doctor
+    )
+    doctor.add_argument("providers", nargs="*", help="only these")
     _command(commands, "schema", "print the JSON Schema of gateway.yaml", _schema)
     writing = _command(
         commands, "init", "write gateway.yaml, config/providers and .env.example here", _init
@@ -231,6 +236,13 @@ def _explain(options: argparse.Namespace) -> int:
         print(f"refused with {error.status} {error}", file=sys.stderr)
         return FAILED
     return OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    sources = _sources(options)
+    log.setup("error", "json")
+    healthy = uvloop.run(examine(sources, options.providers, print))
+    return OK if healthy else FAILED
 
 
 def _schema(options: argparse.Namespace) -> int:

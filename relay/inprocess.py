@@ -24,8 +24,8 @@ from relay.server import RelayRunner
 class InProcess:
     """Started at the first call, stopped by `close`. Raises ConfigError when made."""
 
-    def __init__(self, config: Path) -> None:
-        sources = Sources(config, config.parent / ".env")
+    def __init__(self, config: Path, env_file: Path | None = None) -> None:
+        sources = Sources(config, env_file or config.parent / ".env")
         self._demo: Demo | None = None
         if load(sources).settings.demo.enabled:
             self._demo = Demo.bind()

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo_realtime": {"core"},
     "surfaces": BELOW_LINES | LINES | {"surfaces"},
     "app": BELOW_LINES | LINES | {"surfaces", "demo"},
+    "doctor": {"core", "registry", "upstream", "client"},
     "explain": {"core", "registry", "upstream", "app"},
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tls": {"core", "registry"},
     "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls"},
     "supervisor": {"core", "registry", "ledger", "demo", "listen"},
-    "cli": {"core", "registry", "ledger", "listen", "server", "supervisor", "demo", "banner", "explain", "tls"},
+    "cli": {"core", "registry", "ledger", "listen", "server", "supervisor", "demo", "banner", "explain", "tls", "doctor"},
     "__main__": {"cli"},
     "__init__": set(),
 } | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip

@@ -52,14 +52,16 @@ class AIGateway:
         self._inside: InProcess | None = None
 
     @classmethod
-    def from_config(cls, path: str | Path = "gateway.yaml") -> AIGateway:
-        """A relay in this process, without a server; variables come from the environment and the
-        `.env` beside the file. Raises relay.registry.load.ConfigError.
+    def from_config(
+        cls, path: str | Path = "gateway.yaml", env_file: str | Path | None = None
+    ) -> AIGateway:
+        """A relay in this process, without a server; variables come from the environment and from
+        `env_file`, by default the `.env` beside the file. Raises relay.registry.load.ConfigError.
         """
         from relay.inprocess import InProcess
 
         made = cls("http://localhost")
-        made._inside = InProcess(Path(path))
+        made._inside = InProcess(Path(path), Path(env_file) if env_file else None)
         return made
 
     @property

@@ -109,6 +109,8 @@ class Provider:
     """Its own hosts, the most particular first."""
     rewrites: Rewrites | None
     """What of its answers is rewritten; None: nothing."""
+    check: str | None
+    """Endpoint of a GET that costs nothing."""
     target_header: str | None
     """The header that names the URL of a call to the endpoint `proxy`."""
     query_credentials: frozenset[str]

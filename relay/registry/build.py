@@ -101,6 +101,7 @@ class _Builder:
             headers=tuple(entry.headers.items()),
             homes=_homes(direct, rules),
             rewrites=self._rewrites(),
+            check=entry.check,
             target_header=entry.target_header,
             query_credentials=self._query_credentials(),
             clients_may_bring_keys=entry.client_credentials == "allow",

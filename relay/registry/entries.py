@@ -147,6 +147,9 @@ class ProviderEntry(Section):
         None,
         description="Header in which its SDK names the URL it wants when it calls the endpoint `proxy`.",
     )
+    check: str | None = Field(
+        None, description="Endpoint of a GET that costs nothing, for `relay doctor`."
+    )
     websocket: ProviderWebSocket | None = Field(
         None, description="How its WebSockets are opened; none: it has none."
     )

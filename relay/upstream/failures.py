@@ -22,6 +22,7 @@ from relay.core.errors import (
 )
 from relay.core.provider import Route
 
+NO_NAME = "the name does not resolve"
 BEFORE_ANSWER = "before its answer began"
 WITHIN_ANSWER = "in the middle of its answer"
 
@@ -41,7 +42,7 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     if isinstance(error, aiohttp.ClientSSLError):
         return UpstreamTlsFailed(host, "the handshake was refused")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return UpstreamUnreachable(host, "the name does not resolve")
+        return UpstreamUnreachable(host, NO_NAME)
     if isinstance(error, aiohttp.ClientConnectorError):
         return UpstreamUnreachable(host, _os_reason(error.os_error))
     if isinstance(error, aiohttp.InvalidURL):
