@@ -67,19 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="relay", description="A self-hosted AI gateway relay.")
     parser.add_argument("--version", action="version", version=f"relay {relay.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    serving = _command(commands, "serve", "run the relay", _serve)
-    serving.add_argument("--host", help="address to listen on, instead of server.host")
-    serving.add_argument("--port", type=int, help="port to listen on, instead of server.port")
-    serving.add_argument("--workers", type=int, help="processes, instead of server.workers")
-    serving.add_argument(
-        "--open", action="store_true", help="listen beyond loopback although calls need no key"
-    )
-    serving.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
-    serving.add_argument(
-        "--tls-self-signed",
-        action="store_true",
-        help="serve TLS too, with a certificate made for this machine",
-    )
+    _serving(_command(commands, "serve", "run the relay", _serve))
     _command(commands, "check", "check gateway.yaml and list the providers", _check)
     explaining = _command(
         commands, "explain", "print what a call would become, without making it", _explain
@@ -105,6 +93,21 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--tls-certificate")
     worker.add_argument("--tls-key")
     return parser
+
+
+def _serving(serving: argparse.ArgumentParser) -> None:
+    serving.add_argument("--host", help="address to listen on, instead of server.host")
+    serving.add_argument("--port", type=int, help="port to listen on, instead of server.port")
+    serving.add_argument("--workers", type=int, help="processes, instead of server.workers")
+    serving.add_argument(
+        "--open", action="store_true", help="listen beyond loopback although calls need no key"
+    )
+    serving.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
+    serving.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="serve TLS too, with a certificate made for this machine",
+    )
 
 
 def _command(commands: _Commands, name: str, text: str, run: object) -> argparse.ArgumentParser:

@@ -138,7 +138,7 @@ async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
         if error.status in (400, 404, 422) and error.source == "provider":
             if "model" in error.message.lower():
                 return _diagnosed(what, error, provider, provider.websocket)
-            # The credential was taken; a session needs more than a probe can know (an agent, a voice).
+            # The credential was taken; a session needs what a probe cannot know: an agent, a voice.
             return Finding(f"{what}: reached, it wants more than a probe has ({error.status})")
         return _diagnosed(what, error, provider, provider.websocket)
     return Finding(f"{what}: 101 in {took} ({provider.websocket.via})")

@@ -78,7 +78,7 @@ def test_every_command_and_option_is_documented() -> None:
             continue
         assert f"`relay {name}" in readme, name
         if name == "serve":
-            assert all(f"`{option}" in readme for action in parser._actions for option in action.option_strings if option in ("--host", "--port", "--workers", "--open"))
+            assert all(f"`{option}" in readme for action in parser._actions for option in action.option_strings if option in ("--host", "--port", "--workers", "--open", "--tls-port", "--tls-self-signed"))
 
 
 def test_every_path_of_the_relays_own_is_documented() -> None:
@@ -130,7 +130,10 @@ async def test_the_readmes_code_runs(tmp_path: Path) -> None:
         assert out.endswith(b"data: [DONE]\n\n")
         out = subprocess.run(["bash", "-c", second.replace("http://127.0.0.1:8787", relay.url)], check=True, capture_output=True, env=shell, timeout=60).stdout
         assert b"provider_not_configured" in out
-        sdk, mounted = _blocks("python")
+        python = _blocks("python")
+        sdk, client, mounted = (next(code for code in python if word in code) for word in ("demo-realtime", "aiGateway", "add_subapp"))
+        process = subprocess.run([sys.executable, "-c", client], check=True, capture_output=True, text=True, env={"RELAY_URL": relay.url, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, timeout=60)
+        assert process.stdout.startswith("200 ") and "[DONE]" in process.stdout
         process = subprocess.run([sys.executable, "-c", sdk], check=True, capture_output=True, text=True, env={"RELAY_URL": relay.url, "PATH": "/usr/bin:/bin"}, timeout=60)
         assert "Hello!" in process.stdout and "live through the relay." in process.stdout
         shutil.copytree(ROOT / "config", tmp_path / "config")
