@@ -109,3 +109,19 @@ async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str) 
             except aiohttp.ClientConnectionError:
                 pass
             await asyncio.sleep(0.02)
+
+
+async def output(*command: str, env: dict[str, str], cwd: Path | None = None) -> str:
+    """What a command prints; its failure is the test's. It gets PATH, and what `env` says."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=cwd, env={"PATH": os.environ["PATH"]} | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(HANG_GUARD_S * 5):
+            out, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == 0, (out + errors).decode()
+    return out.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from google.genai import types
 
 from tests.conftest import StartRelay, need
 from tests.nginx import Nginx
+from tests.processes import output
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, packaged_provider
 from tests.sdk.conftest import Front
 
@@ -34,19 +34,7 @@ def need_packages(folder: Path) -> None:
 
 async def node(script: str, env: dict[str, str]) -> str:
     """What a script prints; its failure is the test's."""
-    process = await asyncio.create_subprocess_exec(
-        "node", str(NODE / script), env={"PATH": os.environ["PATH"], "CLIENT_KEY": CLIENT_KEY} | env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(HANG_GUARD_S * 2):
-            out, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode == 0, errors.decode()
-    return out.decode()
+    return await output("node", str(NODE / script), env={"CLIENT_KEY": CLIENT_KEY} | env)
 
 
 @pytest.mark.parametrize("sdk", SDKS)

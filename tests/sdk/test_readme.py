@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
-from tests.relays import HANG_GUARD_S
+from tests.processes import ROOT, output
 from tests.sdk.conftest import Front
 from tests.sdk.test_node import NODE, need_packages
 
@@ -35,17 +32,8 @@ def _here(code: str, front: Front) -> str:
 
 
 async def _run(front: Front, *command: str) -> str:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": str(front.authority), "NODE_EXTRA_CA_CERTS": str(front.authority), "RELAY_URL": front.url}
-    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(HANG_GUARD_S * 2):
-            out, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode == 0, errors.decode()
-    return out.decode()
+    trust = {"SSL_CERT_FILE": str(front.authority), "NODE_EXTRA_CA_CERTS": str(front.authority)}
+    return await output(*command, env={"PYTHONPATH": str(ROOT), "RELAY_URL": front.url} | trust)
 
 
 def test_no_snippet_is_left_out() -> None:

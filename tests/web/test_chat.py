@@ -14,9 +14,10 @@ from playwright.async_api import Page, expect
 from tests.browser import chromium
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
+from tests.processes import output
 from tests.relays import provider
 from tests.sdk.test_node import need_packages
-from tests.web.test_client import WEB, run
+from tests.web.test_client import WEB
 
 
 class Model:
@@ -77,7 +78,7 @@ async def chat(request: pytest.FixtureRequest, start: StartRelay, aiohttp_server
     need_packages(WEB)
     model = Model()
     relay = await start(demo=provider(str((await aiohttp_server(model.app())).make_url("")), websocket={"default_path": "realtime", "subprotocols": {"realtime": "pass"}}))
-    await run("../../node_modules/.bin/vite", "build", "--outDir", str(nginx.root), cwd=WEB / "examples/react", env={"REACT": request.param})
+    await output("../../node_modules/.bin/vite", "build", "--outDir", str(nginx.root), cwd=WEB / "examples/react", env={"REACT": request.param})
     async with chromium(await nginx.before(relay.port)) as page:
         yield page, model
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
-from tests.processes import ROOT
+from tests.processes import ROOT, output
 from tests.relays import packaged_provider, provider
 from tests.sdk.test_node import need_packages
 from tests.upstream import media, vendors
@@ -97,24 +95,9 @@ class Scripted:
         return web.json_response({})
 
 
-async def run(*command: str, cwd: Path, env: dict[str, str]) -> None:
-    """A command's failure is the test's."""
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=cwd, env={"PATH": os.environ["PATH"], "HOME": str(cwd)} | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(100):
-            out, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode == 0, out.decode()
-
-
 async def test_its_types_hold() -> None:
     need_packages(WEB)
-    await run("node_modules/.bin/tsc", cwd=WEB, env={})
+    await output("node_modules/.bin/tsc", cwd=WEB, env={})
 
 
 async def test_it_behaves_against_a_real_relay(start: StartRelay, aiohttp_server: Any) -> None:
@@ -142,4 +125,4 @@ async def test_it_behaves_against_a_real_relay(start: StartRelay, aiohttp_server
 
     live: Any = Live()
     openai._state[vendors.SEEN] = live
-    await run("node_modules/.bin/vitest", "run", cwd=WEB, env={"RELAY_URL": relay.url})
+    await output("node_modules/.bin/vitest", "run", cwd=WEB, env={"RELAY_URL": relay.url})
