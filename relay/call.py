@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from relay.core.credentials import brought, choose, pooled
+from relay.core.credentials import brought
 from relay.core.errors import TargetNotAllowed
 from relay.core.paths import check_target, collapse_slashes
-from relay.core.provider import Keys, Route
+from relay.core.policy import request_timeout_s, wishes
+from relay.core.provider import Route
 from relay.core.rewriting import endpoint_of
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
+from relay.upstream.attempts import Asked
 
 
 class Call(NamedTuple):
@@ -30,15 +32,26 @@ class Call(NamedTuple):
     """The raw path under which providers are found: `/api/v1/ai-gateway/providers/`."""
 
 
-def keys_for(
+def asked(
     request: web.Request, call: Call, route: Route, gateway: Gateway, offer: Offer | None = None
-) -> Keys:
-    """The credentials that go up with this call. Raises ProviderNotConfigured."""
-    turn = next(gateway.turns)
-    if not route.provider.clients_may_bring_keys:
-        return pooled(route, turn)
-    secrets = offer.credentials if offer else ()
-    return choose(route, brought(request.headers.get, call.query, route.provider, secrets), turn)
+) -> Asked:
+    """What attempts need to know of a call. Raises BadRequest, and ProviderNotConfigured where
+    nobody could be asked.
+    """
+    header = request.headers.get
+    here = route.target.via == "direct" or route.provider.retries_by != "cloudflare"
+    brings = None
+    if route.provider.clients_may_bring_keys:
+        secrets = offer.credentials if offer else ()
+        brings = brought(header, call.query, route.provider, secrets)
+    made = Asked(
+        request.method,
+        brought=brings,
+        rules=wishes(header, route.provider.retries) if here else None,
+        first_byte_s=request_timeout_s(header) if here else None,
+    )
+    gateway.attempts.check(route, made)
+    return made
 
 
 def aimed(request: web.Request, call: Call, gateway: Gateway) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relay.app import API
 from relay.core import paths, subprotocols
-from relay.core.credentials import pooled
+from relay.core.credentials import first_of
 from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
 from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
@@ -36,7 +36,7 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
     provider, target = route.provider, route.target
     lines = [f"provider     {provider.name}", f"via          {target.via}"]
     try:
-        keys = pooled(route, 0)
+        keys = first_of(route)
     except ProviderNotConfigured as error:
         lines.append(f"refused      {error.status} {error.code}: set {', '.join(error.missing)}")
         keys = Keys()
@@ -47,6 +47,9 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
         for credential in (keys.provider, keys.gateway)
         if credential
     ]
+    for other in route.alternatives:
+        model = f", model {other.replaced_model}" if other.replaced_model else ""
+        lines.append(f"then         {_then(other, query)}   ({other.provider.name}{model})")
     if provider.headers:
         defaults = ", ".join(f"{name}: {value}" for name, value in provider.headers)
         lines.append(f"defaults     {defaults}")
@@ -62,6 +65,12 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
         f" first byte {provider.first_byte_timeout_s:g} s, idle {provider.idle_timeout_s:g} s"
     )
     return lines
+
+
+def _then(route: Route, query: str) -> str:
+    if not route.target.pool:
+        return f"nothing: set {', '.join(route.target.missing)}"
+    return str(upstream_url(route, query, Keys()))
 
 
 def _shown(credential: Credential) -> str:

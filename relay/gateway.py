@@ -8,7 +8,6 @@ the Route it has. Clocks and randomness come in here and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -25,6 +24,8 @@ from relay.ledger import log
 from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.schema import GatewayFile
+from relay.upstream.attempts import Attempts, Budget
+from relay.upstream.health import Health
 from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class Gateway:
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.clock: Callable[[], float] = time.monotonic
         self.upstream: UpstreamSessions
-        self.turns = itertools.count()
-        """Counts through the credentials of a pool."""
+        health = Health(self.clock, random.random, _alarm)
+        self.attempts = Attempts(health, self.clock, random.random, time.time)
+        self._set_budget()
 
     async def start(self) -> None:
         """Open the outbound pools."""
@@ -60,7 +62,12 @@ class Gateway:
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
         self._take(config)
+        self._set_budget()
         log.protect(config)
+
+    def _set_budget(self) -> None:
+        budget = self.settings.retry_budget
+        self.attempts.budget = Budget(budget.percent, budget.per_s, self.clock)
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -125,6 +132,11 @@ class Gateway:
         self.running.discard(exchange)
         self.let_go(exchange, exchange.held_bytes)
         log.exchange_ended(exchange, self.clock())
+
+
+def _alarm(provider: str, label: str, status: int, rest_s: float) -> None:
+    """A key that is refused is an operator's business."""
+    log.warn("key.refused", provider=provider, key=label, status=status, rests_s=rest_s)
 
 
 def new_id() -> str:

@@ -93,7 +93,8 @@ def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayErro
     if provider is None:
         return None
     first = waiting == "first_byte"
-    limit = provider.first_byte_timeout_s if first else provider.idle_timeout_s
+    own = exchange.first_byte_limit_s
+    limit = (own or provider.first_byte_timeout_s) if first else provider.idle_timeout_s
     return None if waited <= limit else UpstreamTimeout(_PHASES[waiting], limit)
 
 

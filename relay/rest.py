@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+from aiohttp import ClientResponse, web
 
 from relay.body import Body, body_at_hand, read_body
-from relay.call import Call, keys_for
+from relay.call import Call, asked
 from relay.core.exchange import Exchange
 from relay.core.peek import peek_body
 from relay.core.provider import Route
 from relay.gateway import Gateway
-from relay.rewrite import rewriter
+from relay.sending import Sending
 from relay.stream import stream
-from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
-from relay.upstream.request import Outgoing
-from relay.upstream.send import send, upstream_headers, upstream_url
+from relay.upstream.attempts import Acting
 
 
 async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -31,31 +29,17 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     try:
         gateway.access.check(request.host, request.headers.get("Origin"))
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
-        exchange.rewriter = rewriter(request, call, route, gateway)
-        keys = keys_for(request, call, route, gateway)
-        url = upstream_url(route, call.query, keys)
+        wanted = asked(request, call, route, gateway)
         body = body_at_hand(request, exchange, gateway)
         if body is None:
             body = await read_body(request, exchange, gateway)
+        wanted.whole = body.stream is None
+        exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, route)
-        headers = upstream_headers(
-            route, request.headers.items(), request.headers.get("Connection"), keys
+        sending = Sending(request, call, exchange, gateway, body)
+        upstream = await gateway.attempts.open(
+            exchange, wanted, Acting(sending.attempt, sending.look, ClientResponse.close)
         )
-        if exchange.rewriter is not None and exchange.rewriter.fields is not None:
-            headers["Accept-Encoding"] = "identity"
-        if body.stream is not None and body.length is not None:
-            headers["Content-Length"] = str(body.length)
-        if gateway.mounted and request.body_exists:
-            headers.popall("Content-Encoding", None)
-
-        exchange.sent_s = gateway.clock()
-        if body.stream is None:
-            exchange.wait("first_byte", exchange.sent_s)
-        try:
-            outgoing = Outgoing(headers, body.stream or body.whole)
-            upstream = await send(gateway.upstream.rest, route, request.method, url, outgoing)
-        except MAPPED as error:
-            raise body.error or mapped(error, route, BEFORE_ANSWER) from error
         exchange.first_byte_s = gateway.clock()
         body.whole = b""
         gateway.let_go(exchange, exchange.held_bytes)

@@ -34,7 +34,7 @@ def rewriter(request: web.Request, call: Call, route: Route, gateway: Gateway) -
     fields = rewrites.pattern(route.endpoint)
     if fields is None and not rewrites.headers:
         return None
-    root = f"{gateway.public_url(request)}{call.root}{call.provider}/"
+    root = f"{gateway.public_url(request)}{call.root}{route.provider.name}/"
     return Rewriter(route.provider.homes, root, rewrites.headers, fields)
 
 

@@ -194,8 +194,8 @@ class _Copy:
             failure = exchange.fail(error)
         if isinstance(failure, ClientGone):
             raise failure if isinstance(error, Exception) else error
-        if isinstance(error, asyncio.CancelledError) and exchange.task is not None:
-            exchange.task.uncancel()
+        if isinstance(error, asyncio.CancelledError):
+            exchange.revived()
         if not isinstance(failure, ClientStalled):
             await self._last_words(failure, tail)
         _cut(self.response)
@@ -253,6 +253,8 @@ def _headers(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> 
     pairs.append(("cf-aig-log-id", exchange.id))
     if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
         pairs.append(("x-request-id", exchange.request_id))
+    if exchange.steps > 1:
+        pairs.append(("cf-aig-step", str(exchange.step)))
     now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
     own = now - exchange.started_s - waited
     pairs.append(("server-timing", f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))

@@ -10,24 +10,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
 
 from aiohttp import ClientWebSocketResponse, web
 
-from relay.call import Call, keys_for
-from relay.core import paths, subprotocols
+from relay.call import Call, asked
 from relay.core.errors import BadRequest, ClientGone, Draining, TooManySessions
 from relay.core.exchange import Exchange
+from relay.core.policy import Tried
 from relay.core.provider import Route
-from relay.core.subprotocols import Offer
+from relay.dialing import Dialing
 from relay.gateway import Gateway
 from relay.pump import lost, pump
 from relay.session import NAMES, Ending, Leg, Session
-from relay.upstream.connect import Handshake, connect, offered_upstream
-from relay.upstream.send import upstream_headers, upstream_url
+from relay.upstream.attempts import Acting
 
-# A client that names one of these has chosen its session itself: no default of ours is added.
-_CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
+_GOOD = Tried(101)
 
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -39,19 +36,15 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
         _check_room(exchange, gateway)
-        rules = route.provider.websocket_rules
-        assert rules is not None
-        offer = subprotocols.sort(
-            subprotocols.split(request.headers.getall("Sec-WebSocket-Protocol", ())),
-            rules.subprotocols,
-        )
-        handshake = _handshake(request, call, route, gateway, offer)
-        exchange.kind, exchange.model = route.kind, _model(route, handshake)
+        dialing = Dialing(request, call, exchange, gateway)
+        wanted = asked(request, call, route, gateway, dialing.offer(route))
         exchange.sent_s = gateway.clock()
-        upstream = await connect(gateway.upstream.sockets, route, handshake)
+        upstream = await gateway.attempts.open(
+            exchange, wanted, Acting(dialing.attempt, lambda _: _GOOD, _drop)
+        )
         exchange.first_byte_s = gateway.clock()
         try:
-            downstream = await _upgrade(request, offer, upstream, handshake)
+            downstream = await _upgrade(request, dialing, exchange.route, upstream)
             exchange.status, exchange.committed = 101, True
             session = _session(exchange, request, downstream, upstream, gateway)
         except BaseException:
@@ -147,53 +140,23 @@ def _check_room(exchange: Exchange, gateway: Gateway) -> None:
         raise TooManySessions(limit)
 
 
-def _handshake(
-    request: web.Request, call: Call, route: Route, gateway: Gateway, offer: Offer
-) -> Handshake:
-    rules = route.provider.websocket_rules
-    assert rules is not None
-    keys = keys_for(request, call, route, gateway, offer)
-    url = upstream_url(route, _with_defaults(call.query, rules.default_query), keys)
-    headers = upstream_headers(
-        route, request.headers.items(), request.headers.get("Connection"), keys
-    )
-    return Handshake(
-        url=url,
-        headers=headers,
-        subprotocols=offered_upstream(offer.passed, keys),
-        max_message_bytes=rules.max_message_bytes,
-        timeout_s=gateway.settings.websocket.handshake_timeout_s,
-    )
-
-
-def _with_defaults(raw_query: str, defaults: Mapping[str, str]) -> str:
-    named = {paths.query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
-    if named & _CHOOSERS:
-        return raw_query
-    added = [f"{name}={value}" for name, value in defaults.items() if name.lower() not in named]
-    return paths.join_query(raw_query, *added)
-
-
-def _model(route: Route, handshake: Handshake) -> str | None:
-    query = handshake.url.raw_query_string
-    return paths.query_value(query, "model") or paths.query_value(query, "model_id") or route.model
+def _drop(upstream: ClientWebSocketResponse[bool]) -> None:
+    upstream._response.close()
 
 
 async def _upgrade(
-    request: web.Request,
-    offer: Offer,
-    upstream: ClientWebSocketResponse[bool],
-    handshake: Handshake,
+    request: web.Request, dialing: Dialing, route: Route, upstream: ClientWebSocketResponse[bool]
 ) -> web.WebSocketResponse[bool]:
     """Answer the client's handshake. The subprotocol is ours to pick: see Offer.echo."""
-    echo = offer.echo(upstream.protocol)
+    assert route.provider.websocket_rules is not None
+    echo = dialing.offer(route).echo(upstream.protocol)
     downstream: web.WebSocketResponse[bool] = web.WebSocketResponse(
         timeout=1.0,
         autoclose=False,
         autoping=False,
         protocols=(echo,) if echo else (),
         compress=False,
-        max_msg_size=handshake.max_message_bytes + 1,
+        max_msg_size=route.provider.websocket_rules.max_message_bytes + 1,
         decode_text=False,
     )
     await downstream.prepare(request)

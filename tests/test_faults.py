@@ -156,11 +156,11 @@ POINTS = [
     ("aiohttp.client.ClientSession._request", OSError("disk on fire")),
     ("aiohttp.client.ClientSession._request", RuntimeError("session gone mad")),
     ("relay.rest.body_at_hand", OSError("read")),
-    ("relay.rest.upstream_headers", KeyError("x")),
+    ("relay.sending.upstream_headers", KeyError("x")),
     ("relay.rest.stream", ZeroDivisionError("stream")),
     ("relay.stream.RelayedResponse.prepare", OSError("prepare")),
     ("relay.stream.RelayedResponse.write_eof", OSError("write")),
-    ("relay.call.pooled", ValueError("pool")),
+    ("relay.upstream.health.Health.pick", ValueError("pool")),
 ]
 
 

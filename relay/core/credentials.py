@@ -54,8 +54,8 @@ def bare(value: str) -> str:
     return secret.strip() if space and scheme.lower() in _SCHEMES else value
 
 
-def choose(route: Route, came: Brought, turn: int) -> Keys:
-    """The credentials of a call whose client may bring its own. `turn` counts through the pool.
+def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:
+    """The credentials of a call whose client may bring its own; else what `pick` gives.
 
     Raises ProviderNotConfigured if there is nothing to send.
     """
@@ -67,13 +67,14 @@ def choose(route: Route, came: Brought, turn: int) -> Keys:
         return Keys(own, token or target.gateway_credential)
     if token is not None and target.auth is None:
         return Keys(None, token)
-    keys = pooled(route, turn)
+    if not target.pool:
+        raise ProviderNotConfigured(route.provider.name, target.missing)
+    keys = pick()
     return Keys(keys.provider, token) if token else keys
 
 
-def pooled(route: Route, turn: int) -> Keys:
-    """The relay's own credentials, in turn. Raises ProviderNotConfigured if they are not set."""
-    pool = route.target.pool
-    if not pool:
+def first_of(route: Route) -> Keys:
+    """The first of the relay's own credentials. Raises ProviderNotConfigured if there are none."""
+    if not route.target.pool:
         raise ProviderNotConfigured(route.provider.name, route.target.missing)
-    return pool[turn % len(pool)]
+    return route.target.pool[0]

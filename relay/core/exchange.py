@@ -33,6 +33,19 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one target: `status` of its answer, or the code of what came instead."""
+
+    provider: str
+    via: str
+    key: str
+    """Which credential: its variable's name."""
+    status: int
+    error: str
+    duration_s: float
+
+
 @dataclass(eq=False, repr=False)
 class Exchange:
     """See the module. The `_s` stamps are of the gateway's clock.
@@ -63,6 +76,13 @@ class Exchange:
     client_left: Callable[[], bool] | None = field(init=False, default=None)
     """Where a server does not cancel its handlers: tells whether the client is gone."""
 
+    attempts: list[Attempt] = field(init=False, default_factory=list)
+    step: int = field(init=False, default=0)
+    """Which of the route's targets answered, the first being 0."""
+    steps: int = field(init=False, default=1)
+    first_byte_limit_s: float | None = field(init=False, default=None)
+    """The client's own limit, instead of the provider's."""
+
     sent_s: float = field(init=False, default=0.0)
     first_byte_s: float = field(init=False, default=0.0)
     status: int = field(init=False, default=0)
@@ -84,6 +104,17 @@ class Exchange:
         self.waiting_for = for_
         self.waiting_since_s = now_s
 
+    def revived(self) -> RelayError | None:
+        """Where the janitor's cut is what cancelled the task: the error that it stands for, the
+        task going on. None if the client left, or somebody else cancelled.
+        """
+        cut = self.expired
+        if cut is None or isinstance(cut, ClientGone) or self.task is None:
+            return None
+        self.task.uncancel()
+        self.expired = None
+        return cut
+
     def verdict(self, error: BaseException) -> BaseException:
         """Record why the call ends, and return what to raise for it.
 
@@ -91,12 +122,8 @@ class Exchange:
         end. A client's own leaving stays the cancellation that it was.
         """
         failure = self.fail(error)
-        if isinstance(error, asyncio.CancelledError):
-            if isinstance(failure, ClientGone):
-                return error
-            if self.task is not None:
-                # The janitor's cut stands for an error: the task goes on to answer it.
-                self.task.uncancel()
+        if isinstance(error, asyncio.CancelledError) and self.revived() is None:
+            return error
         if self.committed or isinstance(failure, ClientGone):
             return ConnectionResetError(failure.code)
         return failure

@@ -84,6 +84,21 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     )
 
 
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A JSON object with this `model`, every other value's bytes as they were. Anything else comes
+    back unchanged.
+    """
+    try:
+        fields = _raw_fields.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return body
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
 def kind_of(endpoint: str) -> str:
     """`v1/chat/completions` -> `chat`; `other` for an endpoint that no kind is known for."""
     for end, kind in _KINDS:

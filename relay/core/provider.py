@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
+from relay.core.policy import RetryRules
 from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
 
 Via = Literal["direct", "cloudflare"]
+Strategy = Literal["round_robin", "least_busy", "weight"]
 Place = Literal["header", "query", "subprotocol"]
 
 
@@ -60,6 +62,10 @@ class Target:
     port: int
     prefix: str
     auth: AuthRule | None
+    strategy: Strategy = "round_robin"
+    """How the next of the pool is chosen."""
+    weights: tuple[float, ...] = ()
+    """One for each of the pool, with that strategy."""
     pool: tuple[Keys, ...] = (Keys(),)
     """One of them goes with each call. Empty while variables are missing."""
     gateway_credential: Credential | None = None
@@ -88,6 +94,18 @@ class PathRule:
     target: Target
 
 
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What is called when a provider's own targets fail."""
+
+    provider: str
+    model: str | None = None
+    """Instead of the one that the call names."""
+    endpoint: str | None = None
+    """Instead of the one that was called."""
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """An AI provider as the registry knows it."""
@@ -105,6 +123,18 @@ class Provider:
     paths: tuple[PathRule, ...]
     headers: tuple[tuple[str, str], ...]
     """Sent when the client sends none of that name."""
+    rest_after: Target | None
+    """Where REST goes when `rest` fails: direct after Cloudflare, if the file says so."""
+    websocket_after: Target | None
+    fallbacks: tuple[Fallback, ...]
+    by_weight: bool
+    """Targets are drawn by weight, not taken in order."""
+    weight: float
+    retries: RetryRules
+    retries_by: Literal["relay", "cloudflare", "off"]
+    """Who retries what goes through Cloudflare."""
+    idempotency_header: str | None
+    """Carries one key over all attempts of a call, which makes repeating it safe."""
     homes: tuple[Home, ...]
     """Its own hosts, the most particular first."""
     rewrites: Rewrites | None
@@ -143,6 +173,14 @@ class Route:
     """What kind of call the endpoint is: `chat`, `embeddings`, … (core/peek.py)."""
     model: str | None = None
     """The model, where the path names it."""
+    alternatives: tuple[Route, ...] = ()
+    """Where the call goes when this fails, in order."""
+    is_alternative: bool = False
+    """Another provider's: a client's own credential is not for it."""
+    replaced_model: str | None = None
+    """Written into the body instead of the client's."""
+    weight: float = 1.0
+    by_weight: bool = False
 
     def url(self, raw_query: str) -> str:
         """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""
@@ -151,17 +189,17 @@ class Route:
         return f"{target.origin}{target.prefix}{self.path}{query}"
 
 
-def rest_route(provider: Provider, endpoint: str) -> Route:
+def rest_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
     """The route of a REST call to the raw `endpoint` (no leading slash)."""
-    return _route(provider, provider.rest, endpoint)
+    return _route(provider, target or provider.rest, endpoint)
 
 
-def websocket_route(provider: Provider, endpoint: str) -> Route:
+def websocket_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
     """The route of a WebSocket; without an endpoint it is the provider's default path."""
     rules = provider.websocket_rules
     endpoint = endpoint or (rules.default_path if rules else "")
-    route = replace(_route(provider, provider.websocket, endpoint), kind="realtime")
-    root = provider.websocket_root_path
+    route = replace(_route(provider, target or provider.websocket, endpoint), kind="realtime")
+    root = provider.websocket_root_path if target is None else None
     if root is not None and rules and route.endpoint == rules.default_path:
         return replace(route, path=f"/{root}" if root else "")
     return route
@@ -178,4 +216,7 @@ def _route(provider: Provider, base: Target, endpoint: str) -> Route:
             sent = endpoint[len(rule.prefix) :].removeprefix("/")
             break
     path = f"/{sent}" if sent else ""
-    return Route(provider, target, named, path, peek.kind_of(named), peek.model_in_path(named))
+    return Route(
+        provider, target, named, path, peek.kind_of(named), peek.model_in_path(named),
+        weight=provider.weight, by_weight=provider.by_weight,
+    )  # fmt: skip

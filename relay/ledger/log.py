@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from relay.core.errors import InternalError
-from relay.core.exchange import Exchange
+from relay.core.exchange import Attempt, Exchange
 from relay.registry.load import Config
 
 FLUSH_S = 0.02
@@ -130,6 +130,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     messages_down: int | None = None
     close_code: int | None = None
     closed_by: str | None = None
+    attempts: list[Attempt] | None = None
     error: str | None = None
     cause: str | None = None
     event: str = ""
@@ -234,6 +235,8 @@ def exchange_ended(exchange: Exchange, now_s: float) -> None:
     if exchange.surface == "websocket":
         line.messages_up, line.messages_down = exchange.messages_up, exchange.messages_down
         line.close_code, line.closed_by = exchange.close_code, exchange.closed_by
+    if len(exchange.attempts) > 1:
+        line.attempts = exchange.attempts
     if error is not None:
         line.error = error.code
         if exchange.cause is not None:

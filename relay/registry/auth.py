@@ -6,15 +6,24 @@ Owns: their meaning and their checks. What a template's variables are worth is c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from relay.core.provider import AuthRule, Credential
+from relay.core.provider import AuthRule, Credential, Strategy
 from relay.registry import entries
 from relay.registry.credentials import Expanded
 from relay.registry.yamlfile import Where
 
-Auth = tuple[AuthRule | None, tuple[Credential, ...], tuple[str, ...]]
-"""Where a credential goes, the credentials that are set, the variables that are not."""
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Where a credential goes, the credentials that are set, the variables that are not."""
+
+    rule: AuthRule | None = None
+    ready: tuple[Credential, ...] = ()
+    missing: tuple[str, ...] = ()
+    strategy: Strategy = "round_robin"
+    weights: tuple[float, ...] = ()
+    """One for each of `ready`, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,7 @@ class AuthReader:
     def read(self, auth: entries.Auth | None, where: Where) -> Auth:
         """What the section at `where` says."""
         if auth is None:
-            return None, (), ()
+            return Auth()
         places = [
             (place, name)
             for place in ("header", "query", "subprotocol")
@@ -41,11 +50,11 @@ class AuthReader:
         ]
         if len(places) != 1:
             self.complain(where, "should name exactly one of header, query, subprotocol")
-            return None, (), ()
+            return Auth()
         place, name = places[0]
         templates = self._templates_at(where)
         if not templates:
-            return AuthRule(place, name), (), ()  # type: ignore[arg-type]
+            return Auth(AuthRule(place, name))  # type: ignore[arg-type]
         rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
         for template in templates:
             if not template.missing and not _is_header_value(template.text):
@@ -56,7 +65,20 @@ class AuthReader:
             if not template.missing
         )
         missing = tuple(dict.fromkeys(name for template in templates for name in template.missing))
-        return rule, ready, () if ready else missing
+        weights = self._weights(auth, where, templates)
+        return Auth(rule, ready, () if ready else missing, auth.pool, weights)
+
+    def _weights(
+        self, auth: entries.Auth, where: Where, templates: list[Expanded]
+    ) -> tuple[float, ...]:
+        if (auth.pool == "weight") != bool(auth.weights):
+            self.complain(where, "`pool: weight` and `weights` go together")
+        elif auth.weights and len(auth.weights) != len(templates):
+            self.complain((*where, "weights"), f"should be {len(templates)}, one for each value")
+        else:
+            pairs = zip(templates, auth.weights, strict=False)
+            return tuple(weight for template, weight in pairs if not template.missing)
+        return ()
 
     def _templates_at(self, where: Where) -> list[Expanded]:
         place = ("providers", self.provider, *where, "value")
@@ -66,15 +88,17 @@ class AuthReader:
         """A section's own auth; where it only names another place, with the provider's own
         secrets, bare.
         """
-        rule, ready, missing = self.own()
+        own = self.own()
         if auth is None:
-            return rule, ready, missing
-        own_rule, own_ready, own_missing = self.read(auth, where)
-        if auth.value or own_rule is None:
-            return own_rule, own_ready, own_missing
-        scheme = rule.scheme if rule else ""
-        moved = tuple(own_rule.credential(c.value.removeprefix(scheme), c.label) for c in ready)
-        return own_rule, moved, missing
+            return own
+        given = self.read(auth, where)
+        if auth.value or given.rule is None:
+            return given
+        scheme = own.rule.scheme if own.rule else ""
+        moved = tuple(
+            given.rule.credential(c.value.removeprefix(scheme), c.label) for c in own.ready
+        )
+        return replace(own, rule=given.rule, ready=moved)
 
 
 def _is_header_value(text: str) -> bool:

@@ -7,7 +7,7 @@ Complains into the Document an entry came from, so that a message has its file a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from yarl import URL
@@ -15,19 +15,19 @@ from yarl import URL
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
-    Keys,
     PathRule,
     Provider,
     Target,
     Via,
     WebSocketRules,
 )
-from relay.core.rewriting import Home, Rewrites, field_pattern
+from relay.core.rewriting import Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
 from relay.registry.entries import ProviderEntry, ProviderWebSocket
 from relay.registry.registry import Registry
+from relay.registry.targets import fallbacks, homes, retry_rules, target
 from relay.registry.yamlfile import Document, Where
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -46,7 +46,7 @@ def build_registry(
     """
     providers: dict[str, Provider] = {}
     for name, (entry, document, templates) in entries.items():
-        builder = _Builder(settings, name, entry, document, templates)
+        builder = _Builder(settings, name, entry, document, templates, entries)
         if (provider := builder.provider()) is not None:
             providers[name] = provider
     if demo_url and "demo" not in providers:
@@ -77,6 +77,8 @@ class _Builder:
     entry: ProviderEntry
     document: Document
     templates: Mapping[Where, Expanded]
+    names: Collection[str] = ()
+    """Of all providers."""
 
     def provider(self) -> Provider | None:
         entry, upstream = self.entry, self.settings.upstream
@@ -85,7 +87,7 @@ class _Builder:
         base = self._base(entry.base_url, ("base_url",))
         if base is None:
             return None
-        direct = _target("direct", base, self.auth.own())
+        direct = target("direct", base, self.auth.own())
         rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
         socket = entry.websocket
         rules = self._paths(base, direct, rest)
@@ -99,7 +101,15 @@ class _Builder:
             websocket_root_path=self._websocket_root(),
             paths=rules,
             headers=tuple(entry.headers.items()),
-            homes=_homes(direct, rules),
+            rest_after=self._after("rest", direct),
+            websocket_after=self._after("websocket", self._direct_websocket(base)),
+            fallbacks=fallbacks(entry, self.names, self._complain),
+            by_weight=entry.order == "weight",
+            weight=entry.weight,
+            retries=retry_rules(entry.retries or self.settings.retries),
+            retries_by=self.settings.jobs.retries,
+            idempotency_header=entry.idempotency_header,
+            homes=homes(direct, rules),
             rewrites=self._rewrites(),
             check=entry.check,
             target_header=entry.target_header,
@@ -118,10 +128,21 @@ class _Builder:
     def _complain(self, where: Where, message: str) -> None:
         self.document.complain(("providers", self.name, *where), message)
 
+    def _ways(self, surface: str) -> list[Via]:
+        return list(getattr(self.entry.via, surface) or [])
+
+    def _after(self, surface: str, direct: Target) -> Target | None:
+        """Direct, where `via` lists it after Cloudflare."""
+        ways = self._ways(surface)
+        second = ways[1] if len(ways) > 1 else None
+        if second == "cloudflare" or (second is not None and ways[0] == second):
+            self._complain(("via",), "a second way can only be `direct`, after `cloudflare`")
+        return direct if second == "direct" and self._via(surface) == "cloudflare" else None
+
     def _via(self, surface: str) -> Via:
         """As the entry says; where it says nothing, Cloudflare if account and slug are there."""
         entry = self.entry
-        chosen: Via | None = getattr(entry.via, surface)
+        chosen: Via | None = next(iter(self._ways(surface)), None)
         slug = entry.cloudflare
         has_slug = slug is not None and (surface == "rest" or slug.websocket is not None)
         if chosen == "cloudflare" and not has_slug:
@@ -173,8 +194,8 @@ class _Builder:
             token = f"Bearer {account.api_key}"
             own = Credential("header", "cf-aig-authorization", token, "CLOUDFLARE_API_KEY")
         if self.entry.stored_at_cloudflare:
-            auth = (None, (), () if own else ("CLOUDFLARE_API_KEY",))
-        return _target("cloudflare", base, auth, own)
+            auth = Auth(missing=() if own else ("CLOUDFLARE_API_KEY",))
+        return target("cloudflare", base, auth, own)
 
     def _websocket_target(self, base: URL, direct: Target) -> Target:
         socket = self.entry.websocket
@@ -188,8 +209,15 @@ class _Builder:
             place: Where = ("cloudflare", "websocket", "auth")
             auth = self.auth.merged(own, place) if own else self.auth.merged(socket.auth, where)
             return self._cloudflare_target(slug.websocket.slug, auth)
+        return self._direct_websocket(base)
+
+    def _direct_websocket(self, base: URL) -> Target:
+        socket = self.entry.websocket
+        if socket is None:
+            return target("direct", base, self.auth.own())
         other = self._base(socket.base_url, ("websocket", "base_url")) if socket.base_url else base
-        return _target("direct", other or base, self.auth.merged(socket.auth, where))
+        auth = self.auth.merged(socket.auth, ("websocket", "auth"))
+        return target("direct", other or base, auth)
 
     def _websocket_root(self) -> str | None:
         slug = self.entry.cloudflare
@@ -251,30 +279,3 @@ class _Builder:
             frozenset(own | {name.lower() for name in self.entry.query_credentials})
             | _CREDENTIAL_QUERIES
         )
-
-
-def _target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -> Target:
-    assert base.raw_host is not None and base.port is not None
-    rule, ready, missing = auth
-    return Target(
-        via=via,
-        origin=f"{base.scheme}://{base.raw_authority}",
-        host=base.raw_host,
-        port=base.port,
-        prefix=base.raw_path.rstrip("/"),
-        auth=rule,
-        pool=() if missing else tuple(Keys(one, gateway) for one in ready or (None,)),
-        gateway_credential=gateway,
-        missing=missing,
-    )
-
-
-def _homes(direct: Target, rules: tuple[PathRule, ...]) -> tuple[Home, ...]:
-    """The provider's own hosts; of two on one host the longer path first."""
-    homes = [Home(direct.origin, direct.prefix, "")]
-    homes += [
-        Home(rule.target.origin, rule.target.prefix, rule.prefix)
-        for rule in rules
-        if rule.target.via == "direct"
-    ]
-    return tuple(sorted(homes, key=lambda home: -len(home.path)))

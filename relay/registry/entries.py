@@ -42,7 +42,13 @@ class Auth(Section):
     ] = Field(
         [],
         repr=False,
-        description="Template such as `Bearer ${OPENAI_API_KEY}`; a list is a pool used in turn.",
+        description="Template such as `Bearer ${OPENAI_API_KEY}`; a list is a pool.",
+    )
+    pool: Literal["round_robin", "least_busy", "weight"] = Field(
+        "round_robin", description="How the next of a pool is chosen."
+    )
+    weights: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="One for each value, with `pool: weight`."
     )
 
 
@@ -86,14 +92,50 @@ class ProviderWebSocket(Section):
     max_session_s: Seconds | None = Field(None, description="Instead of websocket.max_session_s.")
 
 
+Ways = Annotated[
+    list[Via],
+    BeforeValidator(
+        lambda given: [given] if isinstance(given, str) else given,
+        json_schema_input_type=Via | list[Via],
+    ),
+    Field(min_length=1, max_length=2),
+]
+"""One way, or two in order: the second when the first fails."""
+
+
 class ViaEach(Section):
-    rest: Via | None = Field(None, description="For REST.")
-    websocket: Via | None = Field(None, description="For WebSockets.")
+    rest: Ways | None = Field(None, description="For REST; a list is tried in order.")
+    websocket: Ways | None = Field(None, description="For WebSockets; the same.")
 
 
 def _same_for_both(given: Any) -> Any:
     """`via: direct` is short for both."""
-    return {"rest": given, "websocket": given} if isinstance(given, str) else given
+    return {"rest": given, "websocket": given} if isinstance(given, str | list) else given
+
+
+class Retries(Section):
+    max_attempts: int = Field(
+        2, ge=1, le=10, description="At one target, the first included; 1 is no retry."
+    )
+    backoff: Literal["constant", "linear", "exponential"] = Field(
+        "exponential", description="How the wait grows; it is random up to that (full jitter)."
+    )
+    delay_s: Seconds = Field(0.25, description="The first wait at most.")
+    max_delay_s: Seconds = Field(
+        5, description="The longest wait, Retry-After included; for more nobody waits."
+    )
+    deadline_s: Seconds = Field(60, description="After this no new attempt begins.")
+    statuses: list[Annotated[int, Field(ge=400, le=599)]] = Field(
+        [429, 503, 529],
+        description="By which a provider says that it did not execute a call, so that a POST may be sent again.",
+    )
+
+
+class Fallback(Section):
+    provider: str = Field(description="A provider of this file; it may be the same one.")
+    model: str | None = Field(None, description="Written into the body instead of the call's.")
+    endpoint: str | None = Field(None, description="Called instead of the call's.")
+    weight: float = Field(1, gt=0, description="Its share, with `order: weight`.")
 
 
 def _field_name(given: str) -> str:
@@ -120,10 +162,22 @@ class ProviderEntry(Section):
         None, description="How it is reached through Cloudflare AI Gateway."
     )
     via: Annotated[
-        ViaEach, BeforeValidator(_same_for_both, json_schema_input_type=Via | ViaEach)
+        ViaEach, BeforeValidator(_same_for_both, json_schema_input_type=Via | list[Via] | ViaEach)
     ] = Field(
         ViaEach(),
         description="Which way it is reached; none: Cloudflare if account and slug are set.",
+    )
+    fallback: list[Fallback] = Field(
+        [], description="What is called when it fails, for calls of a model."
+    )
+    order: Literal["listed", "weight"] = Field(
+        "listed", description="weight: it and its fallbacks are drawn by weight."
+    )
+    weight: float = Field(1, gt=0, description="Its own share, with `order: weight`.")
+    retries: Retries | None = Field(None, description="Instead of the section `retries`.")
+    idempotency_header: str | None = Field(
+        None,
+        description="Header in which it takes one key for all attempts of a call, which makes any call repeatable.",
     )
     stored_at_cloudflare: bool = Field(
         False, description="The provider's key lies at Cloudflare: send none."

@@ -7,13 +7,19 @@ Owns: finding the provider of a call. Does not own: reading files (load.py) or m
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
-from relay.core.provider import Provider, Route, rest_route, websocket_route
+from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
 
 _ROUTES_KEPT = 2048
+_OF_A_MODEL = frozenset(
+    {
+        "chat", "completion", "responses", "messages", "embeddings", "generate", "speech",
+        "transcription", "image",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class Registry:
         route = self._routes.get((name, endpoint))
         if route is None:
             route = rest_route(self.provider(name), endpoint)
+            route = replace(route, alternatives=tuple(self._rest_alternatives(route, endpoint)))
             if len(self._routes) >= _ROUTES_KEPT:
                 self._routes.clear()
             self._routes[name, endpoint] = route
@@ -47,4 +54,44 @@ class Registry:
         provider = self.provider(name)
         if provider.websocket_rules is None:
             raise WebSocketNotSupported(name)
-        return websocket_route(provider, endpoint)
+        route = websocket_route(provider, endpoint)
+        return replace(route, alternatives=tuple(self._socket_alternatives(route, endpoint)))
+
+    def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
+        """Where a call goes when `route` fails. Only a call of a model falls back to others."""
+        yield from _other_way(route, rest_route, route.provider.rest_after, endpoint)
+        if route.kind in _OF_A_MODEL:
+            for fallback in route.provider.fallbacks:
+                other = self.providers[fallback.provider]
+                named = fallback.endpoint or route.endpoint
+                made = rest_route(other, named)
+                yield _as_fallback(made, fallback)
+                for direct in _other_way(made, rest_route, other.rest_after, named):
+                    yield _as_fallback(direct, fallback)
+
+    def _socket_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
+        after = route.provider.websocket_after
+        yield from _other_way(route, websocket_route, after, endpoint)
+        for fallback in route.provider.fallbacks:
+            other = self.providers[fallback.provider]
+            if other.websocket_rules is not None:
+                yield _as_fallback(websocket_route(other, fallback.endpoint or ""), fallback)
+
+
+def _other_way(
+    route: Route,
+    make: Callable[[Provider, str, Target], Route],
+    after: Target | None,
+    endpoint: str,
+) -> Iterator[Route]:
+    """The same provider, reached another way."""
+    if after is not None:
+        made = make(route.provider, endpoint, after)
+        if made.target != route.target:
+            yield made
+
+
+def _as_fallback(route: Route, fallback: Fallback) -> Route:
+    return replace(
+        route, is_alternative=True, replaced_model=fallback.model, weight=fallback.weight
+    )

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from relay.registry.entries import Bytes, ProviderEntry, Seconds, Section
+from relay.registry.entries import Bytes, ProviderEntry, Retries, Seconds, Section
 
 _PUBLIC = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[A-Za-z0-9._~/-]*)?\Z")
 _ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
@@ -168,6 +168,20 @@ class Cloudflare(Section):
     )
 
 
+class RetryBudget(Section):
+    percent: float = Field(
+        20, ge=0, le=100, description="Tries beyond the first, as a share of all calls."
+    )
+    per_s: float = Field(10, ge=0, description="And so many a second besides.")
+
+
+class Jobs(Section):
+    retries: Literal["relay", "cloudflare", "off"] = Field(
+        "relay",
+        description="Who retries what goes through Cloudflare; its cf-aig-* headers go to that one only.",
+    )
+
+
 class GatewayFile(Section):
     """The whole of gateway.yaml."""
 
@@ -175,6 +189,9 @@ class GatewayFile(Section):
     tls: Tls = Tls()
     upstream: Upstream = Upstream()
     websocket: WebSockets = WebSockets()
+    retries: Retries = Retries()
+    retry_budget: RetryBudget = RetryBudget()
+    jobs: Jobs = Jobs()
     cors: Cors = Cors()
     log: Log = Log()
     demo: Demo = Demo()

@@ -15,6 +15,7 @@ from relay.core.errors import HostNotAllowed, OriginNotAllowed
 from relay.core.hosts import host_name, is_loopback
 from relay.core.provider import Provider
 from relay.gateway import GATEWAY
+from relay.upstream.health import Health
 
 _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 
@@ -40,8 +41,10 @@ async def providers(request: web.Request) -> web.Response:
     values.
     """
     require_local(request)
-    known = request.app[GATEWAY].registry.providers.values()
-    return web.json_response({"providers": [_shown(provider) for provider in known]})
+    gateway = request.app[GATEWAY]
+    known = gateway.registry.providers.values()
+    health = gateway.attempts.health
+    return web.json_response({"providers": [_shown(provider, health) for provider in known]})
 
 
 async def reload(request: web.Request) -> web.Response:
@@ -55,11 +58,16 @@ async def reload(request: web.Request) -> web.Response:
     return web.json_response({"reloaded": True, "providers": sorted(gateway.registry.providers)})
 
 
-def _shown(provider: Provider) -> dict[str, Any]:
+def _shown(provider: Provider, health: Health) -> dict[str, Any]:
     return {
         "name": provider.name,
         "configured": not provider.missing,
         "missing": list(provider.missing),
         "rest": provider.rest.via,
         "websocket": provider.websocket.via if provider.websocket_rules else None,
+        "health": [
+            health.shown(provider.name, target)
+            for target in (provider.rest, provider.rest_after)
+            if target is not None
+        ],
     }

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.call import Call, aimed, keys_for
+from relay.call import Call, aimed, asked
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY
@@ -105,7 +105,7 @@ class _ProviderSockets(_Calls):
         gateway, call = self._gateway, self._call(request)
         gateway.access.check(request.host, request.headers.get("Origin"))
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
-        keys_for(request, call, route, gateway)
+        asked(request, call, route, gateway)
         raise UpgradeRequired
 
 

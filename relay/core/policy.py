@@ -1,0 +1,204 @@
+"""What is tried again, where, and when: decided here, in tables, and done in upstream/attempts.py.
+
+Owns: whether an attempt may be followed by another (a call that may have been executed is not sent
+twice), how long to wait, and how long a key or a target that failed rests. Reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+from relay.core.errors import (
+    BadRequest,
+    HandshakeRefused,
+    RelayError,
+    UpstreamTimeout,
+    UpstreamTlsFailed,
+    UpstreamUnreachable,
+)
+
+Backoff = Literal["constant", "linear", "exponential"]
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
+_NOT_DONE = frozenset({401, 403, 429})
+"""Statuses by which a provider says that it did nothing for this key."""
+_FAULTS = range(500, 600)
+
+KEY_REFUSED_S = 300.0
+RATE_LIMITED_S = 10.0
+FAULT_S, FAULT_CAP_S = 1.0, 60.0
+MAX_REST_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """How a provider's calls are tried again."""
+
+    max_attempts: int = 1
+    """At one target, the first included."""
+    backoff: Backoff = "exponential"
+    delay_s: float = 0.25
+    max_delay_s: float = 5.0
+    """The longest wait, a provider's Retry-After included: what asks for more is not waited for."""
+    deadline_s: float = 60.0
+    """After this no new attempt begins."""
+    statuses: frozenset[int] = frozenset({429, 503, 529})
+    """By which the provider says that it did not execute the call: any method is sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How an attempt ended: an answer's status, or the failure that came instead of one."""
+
+    status: int = 0
+    failure: RelayError | None = None
+    retry_after_s: float | None = None
+
+    @property
+    def unsent(self) -> bool:
+        """True if provably nothing reached the provider."""
+        return isinstance(self.failure, UpstreamUnreachable | UpstreamTlsFailed)
+
+    @property
+    def refused_key(self) -> bool:
+        """True if the credential was refused."""
+        return self.status in (401, 403)
+
+
+def tried(failure: RelayError, retry_after_s: float | None = None) -> Tried:
+    """A failure as the end of an attempt; a refused handshake counts by its status."""
+    if isinstance(failure, HandshakeRefused):
+        return Tried(failure.status, failure, retry_after_s)
+    return Tried(0, failure, retry_after_s)
+
+
+def failed(ended: Tried, rules: RetryRules) -> bool:
+    """True if another attempt could do better: not for what the client did wrong."""
+    return (
+        ended.status in rules.statuses
+        or ended.status in _NOT_DONE
+        or ended.status in _FAULTS
+        or (ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream")
+    )
+
+
+def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
+    """True if the call may be sent again, by anybody: it was not executed, or does no harm."""
+    return (
+        ended.unsent
+        or ended.status in rules.statuses
+        or ended.status in _NOT_DONE
+        or method in SAFE_METHODS
+    )
+
+
+def wait_s(
+    rules: RetryRules, number: int, ended: Tried, random: Callable[[], float]
+) -> float | None:
+    """How long before attempt `number + 1`; None if the provider asks for more than the cap.
+
+    Full jitter: anything between nothing and the step's length (AWS, "Exponential Backoff And
+    Jitter").
+    """
+    if ended.retry_after_s is not None:
+        return ended.retry_after_s if ended.retry_after_s <= rules.max_delay_s else None
+    factors = {"constant": 1, "linear": number, "exponential": 1 << (number - 1)}
+    factor = factors[rules.backoff]
+    return random() * min(rules.max_delay_s, rules.delay_s * factor)
+
+
+MOST_ATTEMPTS, LONGEST_DELAY_MS = 5, 5000
+"""What a client may ask for; the limits are those of Cloudflare's headers."""
+
+
+def wishes(header: Callable[[str], str | None], rules: RetryRules) -> RetryRules | None:
+    """The provider's rules as the client's `cf-aig-max-attempts`, `-retry-delay` (ms) and
+    `-backoff` change them; None if it sent none of these. Raises BadRequest.
+    """
+    attempts, delay = header("cf-aig-max-attempts"), header("cf-aig-retry-delay")
+    backoff = header("cf-aig-backoff")
+    if attempts is None and delay is None and backoff is None:
+        return None
+    if backoff is not None and backoff not in ("constant", "linear", "exponential"):
+        raise BadRequest("cf-aig-backoff is none of constant, linear, exponential")
+    delay_ms = _whole("cf-aig-retry-delay", delay, 0, LONGEST_DELAY_MS)
+    return replace(
+        rules,
+        max_attempts=_whole("cf-aig-max-attempts", attempts, 1, MOST_ATTEMPTS)
+        or rules.max_attempts,
+        delay_s=rules.delay_s if delay_ms is None else delay_ms / 1000,
+        backoff=backoff or rules.backoff,  # type: ignore[arg-type]
+    )
+
+
+def request_timeout_s(header: Callable[[str], str | None]) -> float | None:
+    """`cf-aig-request-timeout` (ms): how long the first byte may take. Raises BadRequest."""
+    name = "cf-aig-request-timeout"
+    given = _whole(name, header(name), 1, 3_600_000)
+    return None if given is None else given / 1000
+
+
+def _whole(name: str, text: str | None, least: int, most: int) -> int | None:
+    if text is None:
+        return None
+    if not text.strip().isdecimal() or not least <= int(text) <= most:
+        raise BadRequest(f"{name} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+RETRY_HEADERS = (
+    "cf-aig-max-attempts",
+    "cf-aig-retry-delay",
+    "cf-aig-backoff",
+    "cf-aig-request-timeout",
+)
+"""They go to whoever retries, and to nobody else."""
+
+
+def retry_after_s(header: Callable[[str], str | None], now_unix_s: float) -> float | None:
+    """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
+    (RFC 9110 10.2.3). None for what is missing, negative or nonsense; a past date is 0.
+    """
+    if (given := header("retry-after-ms")) is not None and (ms := _number(given)) is not None:
+        return ms / 1000
+    if (given := header("retry-after")) is None:
+        return None
+    if (seconds := _number(given)) is not None:
+        return seconds
+    try:
+        at = parsedate_to_datetime(given)
+        return max(0.0, at.timestamp() - now_unix_s)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    return float(text) if text.replace(".", "", 1).isdecimal() and len(text) <= 12 else None
+
+
+def rest_s(ended: Tried, failures: int) -> float:
+    """How long a key that failed `failures` times in a row rests; 0 if it is not to blame."""
+    if ended.refused_key:
+        return KEY_REFUSED_S
+    if ended.status == 429:
+        asked = ended.retry_after_s
+        return min(MAX_REST_S, RATE_LIMITED_S if asked is None else asked)
+    return fault_rest_s(ended, failures)
+
+
+def fault_rest_s(ended: Tried, failures: int) -> float:
+    """The same for a target: only the provider's own faults count, and what does not answer."""
+    silent = ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream"
+    if ended.status in _FAULTS or silent:
+        return float(min(FAULT_CAP_S, FAULT_S * 2 ** min(failures - 1, 10)))
+    return 0.0
+
+
+def timed_out(ended: Tried) -> bool:
+    """True if the provider was too slow to begin its answer."""
+    return isinstance(ended.failure, UpstreamTimeout)

@@ -1,0 +1,81 @@
+"""One attempt of a WebSocket handshake, made afresh each time: URL, headers, subprotocols and
+credential for whoever is asked now.
+
+Owns: that making. Which attempts there are is upstream/attempts.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from aiohttp import ClientWebSocketResponse, web
+
+from relay.call import Call
+from relay.core import paths, subprotocols
+from relay.core.exchange import Exchange
+from relay.core.policy import RETRY_HEADERS
+from relay.core.provider import Keys, Route
+from relay.core.subprotocols import Offer
+from relay.gateway import Gateway
+from relay.upstream.connect import Handshake, connect, offered_upstream
+from relay.upstream.send import upstream_headers, upstream_url
+
+# A client that names one of these has chosen its session itself: no default of ours is added.
+_CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
+_MODEL_NAMES = frozenset({"model", "model_id"})
+
+
+@dataclass(slots=True)
+class Dialing:
+    """One attempt of a handshake, made afresh each time."""
+
+    request: web.Request
+    call: Call
+    exchange: Exchange
+    gateway: Gateway
+
+    def offer(self, route: Route) -> Offer:
+        """The client's subprotocols, as the provider that is asked wants them."""
+        rules = route.provider.websocket_rules
+        assert rules is not None
+        offered = self.request.headers.getall("Sec-WebSocket-Protocol", ())
+        return subprotocols.sort(subprotocols.split(offered), rules.subprotocols)
+
+    async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
+        """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
+        handshake = self._handshake(route, keys)
+        self.exchange.kind, self.exchange.model = route.kind, _model(route, handshake)
+        return await connect(self.gateway.upstream.sockets, route, handshake)
+
+    def _handshake(self, route: Route, keys: Keys) -> Handshake:
+        rules, given = route.provider.websocket_rules, self.request.headers
+        assert rules is not None
+        query = self.call.query
+        if route.replaced_model is not None:
+            named = f"model={quote(route.replaced_model, safe='')}"
+            query = paths.join_query(paths.cut_query(query, _MODEL_NAMES), named)
+        headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
+        for name in RETRY_HEADERS:
+            headers.popall(name, None)
+        return Handshake(
+            url=upstream_url(route, _with_defaults(query, rules.default_query), keys),
+            headers=headers,
+            subprotocols=offered_upstream(self.offer(route).passed, keys),
+            max_message_bytes=rules.max_message_bytes,
+            timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
+        )
+
+
+def _with_defaults(raw_query: str, defaults: Mapping[str, str]) -> str:
+    named = {paths.query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
+    if named & _CHOOSERS:
+        return raw_query
+    added = [f"{name}={value}" for name, value in defaults.items() if name.lower() not in named]
+    return paths.join_query(raw_query, *added)
+
+
+def _model(route: Route, handshake: Handshake) -> str | None:
+    query = handshake.url.raw_query_string
+    return paths.query_value(query, "model") or paths.query_value(query, "model_id") or route.model

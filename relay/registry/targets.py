@@ -1,0 +1,74 @@
+"""The smaller nouns of a provider: its Targets, its own hosts, its fallbacks and retry rules.
+
+Owns: their making from what was written. Putting a Provider together is build.py's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+
+from yarl import URL
+
+from relay.core.policy import RetryRules
+from relay.core.provider import Credential, Fallback, Keys, PathRule, Target, Via
+from relay.core.rewriting import Home
+from relay.registry import entries
+from relay.registry.auth import Auth
+from relay.registry.yamlfile import Where
+
+
+def retry_rules(given: entries.Retries) -> RetryRules:
+    """A section `retries` as attempts use it."""
+    return RetryRules(
+        given.max_attempts,
+        given.backoff,
+        given.delay_s,
+        given.max_delay_s,
+        given.deadline_s,
+        frozenset(given.statuses),
+    )
+
+
+def fallbacks(
+    entry: entries.ProviderEntry, names: Collection[str], complain: Callable[[Where, str], None]
+) -> tuple[Fallback, ...]:
+    """A provider's fallbacks; one that names nobody is complained of."""
+    for at, fallback in enumerate(entry.fallback):
+        if fallback.provider not in names:
+            near = difflib.get_close_matches(fallback.provider, names, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            where = ("fallback", at, "provider")
+            complain(where, f"there is no provider '{fallback.provider}'{hint}")
+    return tuple(
+        Fallback(each.provider, each.model, each.endpoint, each.weight) for each in entry.fallback
+    )
+
+
+def target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -> Target:
+    """The Target at `base`."""
+    assert base.raw_host is not None and base.port is not None
+    return Target(
+        via=via,
+        origin=f"{base.scheme}://{base.raw_authority}",
+        host=base.raw_host,
+        port=base.port,
+        prefix=base.raw_path.rstrip("/"),
+        auth=auth.rule,
+        strategy=auth.strategy,
+        weights=auth.weights,
+        pool=() if auth.missing else tuple(Keys(one, gateway) for one in auth.ready or (None,)),
+        gateway_credential=gateway,
+        missing=auth.missing,
+    )
+
+
+def homes(direct: Target, rules: tuple[PathRule, ...]) -> tuple[Home, ...]:
+    """The provider's own hosts; of two on one host the longer path first."""
+    homes = [Home(direct.origin, direct.prefix, "")]
+    homes += [
+        Home(rule.target.origin, rule.target.prefix, rule.prefix)
+        for rule in rules
+        if rule.target.via == "direct"
+    ]
+    return tuple(sorted(homes, key=lambda home: -len(home.path)))

@@ -1,0 +1,171 @@
+"""How keys and targets fare: which one is used next, and which rest.
+
+Owns: the cooldowns of keys and the circuits of targets, in this process's memory. A key rests after
+a 401 or 403 (long, and said aloud), a 429 (as long as it says) or the provider's own faults
+(longer each time, capped); then one call tries it out. The last one that is left is always used:
+better a refusal by the provider than one by us. What a client did wrong, or its leaving, counts for
+nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from relay.core.policy import Tried, fault_rest_s, rest_s
+from relay.core.provider import Keys, Route, Target
+
+T = TypeVar("T")
+_OPENS_AFTER = 5
+"""Faults in a row after which a target rests."""
+Alarm = Callable[[str, str, int, float], None]
+"""(provider, key's label, status, seconds that it rests)"""
+
+
+@dataclass(slots=True)
+class State:
+    """One key, or one target."""
+
+    resting_until_s: float = 0.0
+    failures: int = 0
+    running: int = 0
+    tried_out: bool = False
+    """A call is finding out whether it is well again."""
+
+    def usable(self, now_s: float) -> bool:
+        """True if it is well, or rested and nobody tries it out yet."""
+        return self.failures == 0 or (self.resting_until_s <= now_s and not self.tried_out)
+
+    def well(self) -> None:
+        """It worked."""
+        self.failures, self.tried_out, self.resting_until_s = 0, False, 0.0
+
+
+class Health:
+    """One per process. States outlive a reload: they belong to secrets and hosts."""
+
+    def __init__(
+        self, clock: Callable[[], float], random: Callable[[], float], alarm: Alarm
+    ) -> None:
+        self._clock, self._random, self._alarm = clock, random, alarm
+        self._keys: dict[tuple[str, str], State] = {}
+        self._targets: dict[tuple[str, str], State] = {}
+        self._turns = itertools.count()
+
+    def pick(self, route: Route, tried: Sequence[Keys]) -> Keys:
+        """The next credentials for `route`: of those that are well and not `tried` yet, else of
+        those that are well, else the one that rests the shortest.
+        """
+        pool = route.target.pool
+        if len(pool) == 1:
+            return pool[0]
+        now = self._clock()
+        fresh = [keys for keys in pool if keys not in tried] or list(pool)
+        well = [keys for keys in fresh if self.key(route, keys).usable(now)]
+        if not well:
+            return min(fresh, key=lambda keys: self.key(route, keys).resting_until_s)
+        chosen = self._chosen(route, well)
+        state = self.key(route, chosen)
+        state.tried_out = state.failures > 0
+        return chosen
+
+    def _chosen(self, route: Route, well: list[Keys]) -> Keys:
+        if route.target.strategy == "least_busy":
+            turn = next(self._turns)
+            rotated = well[turn % len(well) :] + well[: turn % len(well)]
+            return min(rotated, key=lambda keys: self.key(route, keys).running)
+        if route.target.strategy == "weight":
+            weights = dict(zip(route.target.pool, route.target.weights, strict=True))
+            return drawn(well, [weights[keys] for keys in well], self._random)
+        return well[next(self._turns) % len(well)]
+
+    def has_another(self, route: Route, tried: Sequence[Keys]) -> bool:
+        """True if a key is left that is well and was not tried."""
+        now = self._clock()
+        pool = route.target.pool
+        return len(pool) > 1 and any(
+            keys not in tried and self.key(route, keys).usable(now) for keys in pool
+        )
+
+    def key(self, route: Route, keys: Keys) -> State:
+        """The state of these credentials."""
+        secret = keys.provider.value if keys.provider else ""
+        return self._keys.setdefault((route.provider.name, secret), State())
+
+    def open(self, target: Target) -> bool:
+        """True if this target may be called: it is well, or rested."""
+        state = self._targets.get((target.origin, target.prefix))
+        return state is None or state.failures < _OPENS_AFTER or state.usable(self._clock())
+
+    def enter(self, target: Target) -> None:
+        """A call goes to this target; if it had rested, this one tries it out."""
+        state = self._targets.get((target.origin, target.prefix))
+        if state is not None and state.failures >= _OPENS_AFTER:
+            state.tried_out = True
+
+    def abandoned(self, route: Route, keys: Keys) -> None:
+        """An attempt ended without a result, by the client's leaving: the next may try out."""
+        target = self._targets.get((route.target.origin, route.target.prefix))
+        secret = keys.provider.value if keys.provider else ""
+        for state in (target, self._keys.get((route.provider.name, secret))):
+            if state is not None:
+                state.tried_out = False
+
+    def report(self, route: Route, keys: Keys, ended: Tried) -> None:
+        """What came of an attempt."""
+        now, place = self._clock(), (route.target.origin, route.target.prefix)
+        target = self._targets.get(place)
+        if rest := fault_rest_s(ended, 1 if target is None else target.failures - _OPENS_AFTER + 2):
+            target = self._targets.setdefault(place, State())
+            target.failures += 1
+            target.tried_out = False
+            if target.failures >= _OPENS_AFTER:
+                target.resting_until_s = now + rest
+        elif target is not None:
+            target.well()
+        self._report_key(route, keys, ended, now)
+
+    def _report_key(self, route: Route, keys: Keys, ended: Tried, now: float) -> None:
+        if keys.provider is None or keys not in route.target.pool:
+            return  # a client's own key is the client's business
+        state = self._keys.get((route.provider.name, keys.provider.value))
+        rest = rest_s(ended, 1 if state is None else state.failures + 1)
+        if rest == 0.0:
+            if state is not None and state.failures:
+                state.well()
+            return
+        state = self.key(route, keys)
+        state.failures += 1
+        state.tried_out = False
+        state.resting_until_s = now + rest
+        if ended.refused_key and state.failures == 1:
+            self._alarm(route.provider.name, keys.provider.label, ended.status, rest)
+
+    def shown(self, provider: str, target: Target) -> dict[str, object]:
+        """How a target and its keys fare, for people: variables' names, never values."""
+        keys = [
+            {"key": each.provider.label}
+            | self._told(self._keys.get((provider, each.provider.value)))
+            for each in target.pool
+            if each.provider is not None
+        ]
+        told = self._told(self._targets.get((target.origin, target.prefix)))
+        return {"via": target.via, **told, "keys": keys}
+
+    def _told(self, state: State | None) -> dict[str, float]:
+        if state is None:
+            return {"failures": 0, "rests_s": 0.0}
+        left = max(0.0, state.resting_until_s - self._clock())
+        return {"failures": state.failures, "rests_s": round(left, 1)}
+
+
+def drawn(items: Sequence[T], weights: Sequence[float], random: Callable[[], float]) -> T:
+    """One of `items`, by weight."""
+    point = random() * sum(weights)
+    for item, weight in zip(items, weights, strict=True):
+        point -= weight
+        if point < 0:
+            return item
+    return items[-1]

@@ -1,0 +1,573 @@
+"""What is tried again, where, and when; and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from relay.core.errors import (
+    BadRequest,
+    ClientGone,
+    UpstreamDisconnected,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from relay.core.policy import (
+    RetryRules,
+    Tried,
+    failed,
+    repeatable,
+    rest_s,
+    retry_after_s,
+    wait_s,
+    wishes,
+)
+from relay.registry.load import ConfigError
+from relay.upstream.attempts import Budget
+from tests.conftest import StartRelay
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, canary, provider, write_config
+from tests.upstream.raw import SILENCE, RawUpstream, ok
+from tests.upstream.vendors import echo, vendor
+
+QUICK = {"max_attempts": 3, "delay_s": 0.001, "max_delay_s": 0.05}
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+# Decisions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "1"}, 1),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "3600"}, 3600),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "abc"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "9" * 40}, None),
+        ({"retry-after": format_datetime(NOW.replace(minute=1), usegmt=True)}, 60),
+        ({"retry-after": format_datetime(NOW.replace(hour=11), usegmt=True)}, 0),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_every_form(headers: dict[str, str], expected: float | None) -> None:
+    assert retry_after_s(headers.get, NOW.timestamp()) == expected
+
+
+def test_waits_grow_and_are_capped_and_random() -> None:
+    def waits(backoff: Any, random: float = 1.0) -> list[float | None]:
+        rules = RetryRules(backoff=backoff, delay_s=1, max_delay_s=5)
+        return [wait_s(rules, number, Tried(503), lambda: random) for number in (1, 2, 3, 4)]
+
+    assert waits("constant") == [1, 1, 1, 1]
+    assert waits("linear") == [1, 2, 3, 4]
+    assert waits("exponential") == [1, 2, 4, 5]
+    assert waits("exponential", 0.5) == [0.5, 1, 2, 2.5]
+
+
+def test_what_asks_for_more_than_the_cap_is_not_waited_for() -> None:
+    rules = RetryRules(max_delay_s=5)
+    assert wait_s(rules, 1, Tried(429, None, 5), lambda: 0.0) == 5
+    assert wait_s(rules, 1, Tried(429, None, 6), lambda: 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("ended", "method", "again"),
+    [
+        (Tried(200), "GET", False), (Tried(404), "GET", False), (Tried(400), "POST", False), (Tried(413), "POST", False),
+        (Tried(0, ClientGone()), "GET", False),
+        (Tried(503), "POST", True), (Tried(429), "POST", True), (Tried(529), "POST", True), (Tried(401), "POST", True),
+        (Tried(500), "POST", False), (Tried(502), "POST", False), (Tried(504), "POST", False),
+        (Tried(500), "GET", True), (Tried(502), "PUT", False), (Tried(502), "DELETE", False),
+        (Tried(0, UpstreamUnreachable("h", "refused")), "POST", True),
+        (Tried(0, UpstreamDisconnected("x")), "POST", False), (Tried(0, UpstreamDisconnected("x")), "GET", True),
+        (Tried(0, UpstreamTimeout("x", 1)), "POST", False), (Tried(0, UpstreamTimeout("x", 1)), "GET", True),
+    ],
+)  # fmt: skip
+def test_only_what_was_not_executed_or_does_no_harm_is_repeated(ended: Tried, method: str, again: bool) -> None:
+    rules = RetryRules()
+    assert (failed(ended, rules) and repeatable(ended, rules, method)) is again
+
+
+@pytest.mark.parametrize(
+    ("ended", "failures", "rests"),
+    [
+        (Tried(401), 1, 300), (Tried(403), 9, 300), (Tried(429), 1, 10), (Tried(429, None, 42), 1, 42), (Tried(429, None, 99999), 1, 3600),
+        (Tried(500), 1, 1), (Tried(503), 3, 4), (Tried(500), 20, 60), (Tried(0, UpstreamDisconnected("x")), 2, 2),
+        (Tried(200), 1, 0), (Tried(400), 1, 0), (Tried(422), 5, 0), (Tried(0, ClientGone()), 1, 0),
+    ],
+)  # fmt: skip
+def test_a_key_rests_for_what_it_or_its_provider_did(ended: Tried, failures: int, rests: float) -> None:
+    assert rest_s(ended, failures) == rests
+
+
+def test_a_clients_wishes_change_the_rules_within_limits() -> None:
+    wished = wishes({"cf-aig-max-attempts": "5", "cf-aig-retry-delay": "1500", "cf-aig-backoff": "linear"}.get, RetryRules())
+    assert wished == RetryRules(max_attempts=5, delay_s=1.5, backoff="linear")
+    assert wishes({}.get, RetryRules()) is None
+    for name, value in {"cf-aig-max-attempts": "6", "cf-aig-retry-delay": "-1", "cf-aig-backoff": "wild"}.items():
+        with pytest.raises(BadRequest, match=name):
+            wishes({name: value}.get, RetryRules())
+
+
+def test_the_budget_is_a_share_of_calls_and_some_a_second() -> None:
+    now = 0.0
+    budget = Budget(20, 10, lambda: now)
+    spent = sum(budget.spend() for _ in range(100))
+    assert spent == 10, "what a second gives"
+    for _ in range(1000):
+        budget.earn()
+    assert sum(budget.spend() for _ in range(100)) == 10, "savings are bounded"
+    now = 1.0
+    assert sum(budget.spend() for _ in range(100)) == 10
+
+
+# Retries --------------------------------------------------------------------------------------------
+
+
+def busy(status: str = "503 Busy", *headers: str) -> bytes:
+    return ok(b'{"error": {"message": "busy"}}', *headers, status=status)
+
+
+async def _tries(relay: Relay) -> list[tuple[str, str, int, str]]:
+    [event] = await relay.events()
+    return [(each["provider"], each["key"], each["status"], each["error"]) for each in event.get("attempts", [])]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_call_that_the_provider_did_not_execute_is_tried_again(start: StartRelay, raw: RawUpstream, method: str) -> None:
+    raw.plays(busy())
+    raw.plays(busy("429 Slow", "Retry-After: 0"))
+    raw.plays(ok(b"fine"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    assert (await relay.call(method, relay.path("openai", "x"), data=b"{}" if method == "POST" else None))[2] == b"fine"
+    assert [request.body for request in raw.arrived] == [b"{}" if method == "POST" else b""] * 3
+    assert await _tries(relay) == [("openai", "OPENAI_API_KEY", status, "") for status in (503, 429, 200)]
+
+
+async def test_the_last_answer_passes_as_it_is(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("503 Busy", "Retry-After: 0"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    status, headers, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    assert (status, body, headers["Retry-After"]) == (503, b'{"error": {"message": "busy"}}', "0")
+    assert len(raw.arrived) == 3 and headers["x-relay-error-source"] == "provider"
+
+
+async def test_nobody_waits_for_a_long_retry_after(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("429 Slow", "Retry-After: 60"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 429
+    assert len(raw.arrived) == 1
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{\"ok\": true}"
+
+
+@pytest.mark.parametrize("cut", range(0, len(ANSWER), 5))
+async def test_a_post_is_never_executed_twice_wherever_its_answer_breaks_off(start: StartRelay, raw: RawUpstream, cut: int) -> None:
+    raw.plays(ANSWER[:cut], "close") if cut else raw.plays("close")
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    try:
+        status, _, _ = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+        assert status == 502
+    except aiohttp.ClientError:
+        pass  # the head went down already: the cut shows
+    assert len(raw.arrived) == 1
+
+
+async def test_a_get_whose_answer_never_began_is_tried_again(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays("close")
+    raw.plays(ok(b"fine"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
+
+
+async def test_a_streamed_upload_is_sent_once(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy())
+    relay = await start({"retries": QUICK, "server": {"buffer_bytes": 10, "json_buffer_bytes": 10}}, openai=provider(raw.url))
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"x" * 1000))[0] == 503
+    assert len(raw.arrived) == 1
+
+
+async def test_one_idempotency_key_makes_any_call_repeatable(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays("close")
+    raw.plays(ok(b"fine"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url, idempotency_header="Idempotency-Key"))
+    _, headers, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    keys = [request.header("Idempotency-Key") for request in raw.arrived]
+    assert body == b"fine" and keys == [[headers["cf-aig-log-id"]]] * 2
+
+
+async def test_a_client_may_say_how_often_and_is_refused_nonsense(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy())
+    relay = await start(openai=provider(raw.url))
+    wish = {"cf-aig-max-attempts": "4", "cf-aig-retry-delay": "1", "cf-aig-backoff": "constant"}
+    await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers=wish)
+    assert len(raw.arrived) == 4
+    assert not any(request.header("cf-aig-max-attempts") for request in raw.arrived)
+    status, headers, _ = await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"cf-aig-max-attempts": "many"})
+    assert (status, headers["x-relay-error"]) == (400, "bad_request") and len(raw.arrived) == 4
+
+
+async def test_an_outage_is_not_amplified_and_its_end_is_noticed_at_once(start: StartRelay, aiohttp_server: Any) -> None:
+    hits, down = 0, True
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal hits
+        hits += 1
+        return web.json_response({}, status=503 if down else 200)
+
+    server = await aiohttp_server(vendor(("POST", "/x", answer)))
+    relay = await start({"retries": QUICK}, openai=provider(str(server.make_url(""))))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    room = asyncio.Semaphore(32)
+
+    async def one() -> int:
+        async with room:
+            return (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0]
+
+    assert set(await asyncio.gather(*(one() for _ in range(500)))) == {503}
+    assert hits <= 500 * 1.2 + 10 * (loop.time() - began) + 20
+    down = False
+    assert set(await asyncio.gather(*(one() for _ in range(50)))) == {200}
+
+
+# Targets --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[RawUpstream]:
+    """A second provider."""
+    upstream = await RawUpstream.start()
+    yield upstream
+    await upstream.stop()
+
+
+CHAT = b'{"messages": [{"role":"user","content":"hi \\u00e9"}],  "model": "big", "temperature": 0.10}'
+
+
+async def test_a_fallback_gets_its_own_model_and_credential(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+    raw.plays(busy("500 Broken"))
+    raw.plays(busy())
+    other.plays(ok(b"from the other"))
+    first = provider(raw.url, fallback=[{"provider": "other", "model": "small"}])
+    relay = await start({"retries": QUICK | {"max_attempts": 1}}, openai=first, other=provider(other.url, "ANTHROPIC_API_KEY"))
+    assert (await relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT))[0] == 500, "it may have been executed"
+    _, headers, body = await relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT, headers={"Authorization": f"Bearer {CLIENT_KEY}"})
+    assert body == b"from the other" and headers["cf-aig-step"] == "1"
+    [arrived] = other.arrived
+    assert arrived.header("Authorization") == [f"Bearer {canary('anthropic')}"]
+    sent = json.loads(arrived.body)
+    assert sent == json.loads(CHAT) | {"model": "small"} and b"0.10" in arrived.body and b"\\u00e9" in arrived.body
+    events = await relay.events(count=2)
+    assert [(each["provider"], each["status"]) for each in events[1]["attempts"]] == [("openai", 503), ("other", 200)]
+
+
+async def test_a_provider_that_cannot_be_reached_or_is_not_configured_is_passed_over(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    chain = [{"provider": "unset"}, {"provider": "up"}]
+    relay = await start(dead=provider("http://127.0.0.1:9", fallback=chain), unset=provider(raw.url, "NOT_SET_KEY"), up=provider(raw.url))
+    _, headers, body = await relay.call("POST", relay.path("dead", "chat/completions"), data=CHAT)
+    assert body == b"fine" and headers["cf-aig-step"] == "2"
+    assert raw.arrived[0].body == CHAT, "without a model of its own not a byte changes"
+
+
+async def test_only_a_call_of_a_model_falls_back(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start(dead=provider("http://127.0.0.1:9", fallback=[{"provider": "up"}]), up=provider(raw.url))
+    assert (await relay.call("GET", relay.path("dead", "models")))[0] == 502
+
+
+async def test_the_loss_of_cloudflare_goes_unnoticed(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"direct"))
+    entry = provider(raw.url, cloudflare={"slug": "openai"}, via={"rest": ["cloudflare", "direct"]})
+    account = {"account_id": "acct", "base_url": "http://127.0.0.1:9/v1"}
+    relay = await start({"cloudflare": account}, openai=entry)
+    _, headers, body = await relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT)
+    assert body == b"direct" and headers["cf-aig-step"] == "1"
+    [event] = await relay.events()
+    assert [each["via"] for each in event["attempts"]] == ["cloudflare", "direct"]
+
+
+async def test_a_first_byte_that_a_client_does_not_wait_for(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+    raw.plays(SILENCE)
+    other.plays(ok(b"quick"))
+    document = {"providers": {"slow": provider(raw.url, fallback=[{"provider": "quick"}]), "lone": provider(raw.url), "quick": provider(other.url)}}
+    relay = await start(document)
+    patience = {"cf-aig-request-timeout": "100"}
+    status, headers, _ = await relay.call("POST", relay.path("lone", "chat/completions"), data=CHAT, headers=patience)
+    assert (status, headers["x-relay-error"]) == (504, "upstream_timeout")
+    _, headers, body = await relay.call("POST", relay.path("slow", "chat/completions"), data=CHAT, headers=patience)
+    assert body == b"quick" and headers["cf-aig-step"] == "1"
+
+
+async def test_a_target_that_keeps_failing_rests_and_is_tried_out_once(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+    raw.plays(busy())
+    other.plays(ok(b"other"))
+    relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
+    now = 1000.0
+    relay.gateway.attempts.health._clock = lambda: now
+    call: Callable[[], Awaitable[Any]] = lambda: relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT)  # noqa: E731
+    for _ in range(8):
+        assert (await call())[2] == b"other"
+    assert len(raw.arrived) == 5, "then it rests"
+    now += 3600
+    raw.scripts.clear()
+    raw.plays(ok(b"well again"))
+    assert (await call())[2] == b"well again"
+    assert (await call())[2] == b"well again"
+
+
+async def test_targets_are_drawn_by_weight(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+    raw.plays(ok(b"first"))
+    other.plays(ok(b"second"))
+    entry = provider(raw.url, order="weight", weight=1, fallback=[{"provider": "other", "weight": 3}])
+    relay = await start(openai=entry, other=provider(other.url))
+    points = iter([0.1, 0.0, 0.9, 0.0, 0.3, 0.0])
+    relay.gateway.attempts._random = lambda: next(points)
+    answers = [(await relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT))[2] for _ in range(3)]
+    assert answers == [b"first", b"second", b"second"]
+
+
+def test_a_fallback_to_nobody_is_refused_with_its_place(tmp_path: Any) -> None:
+    from relay.registry.load import load
+
+    sources = write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9", fallback=[{"provider": "opanai"}])}})
+    with pytest.raises(ConfigError, match=r"gateway.yaml:\d+:\d+: providers.openai.fallback\[?\.?0.*there is no provider 'opanai'; did you mean 'openai'"):
+        load(sources)
+
+
+# Keys -----------------------------------------------------------------------------------------------
+
+POOL = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${FAL_KEY}", "Bearer ${GROQ_API_KEY}"]}
+A, B, C = (f"Bearer {canary(name)}" for name in ("openai", "fal", "groq"))
+
+
+class Keyed:
+    """A provider that answers each key as it is told."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, dict[str, str]]] = {}
+        self.used: list[str] = []
+        self.gate: asyncio.Event | None = None
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers["Authorization"]
+        self.used.append(key)
+        if self.gate is not None:
+            await self.gate.wait()
+        status, headers = self.answers.get(key, (200, {}))
+        return web.json_response({}, status=status, headers=headers)
+
+
+@pytest.fixture
+async def keyed(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, Keyed, Callable[[], Awaitable[int]], Callable[[float], None]]:
+    upstream = Keyed()
+    server = await aiohttp_server(vendor(("POST", "/x", upstream.answer)))
+    relay = await start(openai={"base_url": str(server.make_url("")), "auth": POOL})
+    now = 1000.0
+
+    def later(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    relay.gateway.attempts.health._clock = lambda: now
+
+    async def call() -> int:
+        return (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0]
+
+    return relay, upstream, call, later
+
+
+async def test_keys_go_round(keyed: Any) -> None:
+    _, upstream, call, _ = keyed
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used == [A, B, C, A, B, C]
+
+
+async def test_a_limited_key_gives_way_at_once_and_rests_as_long_as_it_says(keyed: Any) -> None:
+    _, upstream, call, later = keyed
+    upstream.answers[A] = (429, {"Retry-After": "30"})
+    assert await call() == 200
+    assert upstream.used[0] == A and len(upstream.used) == 2, "the same call goes on with the next key"
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(A) == 1
+    later(31)
+    upstream.answers.clear()
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(A) >= 2, "it is well again"
+
+
+async def test_a_refused_key_rests_long_and_is_said_aloud(keyed: Any) -> None:
+    relay, upstream, call, later = keyed
+    upstream.answers[B] = (401, {})
+    assert [await call() for _ in range(9)] == [200] * 9
+    later(200)
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(B) == 1
+    [alarm] = await relay.events("key.refused")
+    assert (alarm["key"], alarm["status"], alarm["level"]) == ("FAL_KEY", 401, "warning")
+    _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/providers")
+    [health] = json.loads(body)["providers"][0]["health"]
+    assert [(each["key"], each["failures"]) for each in health["keys"]] == [("OPENAI_API_KEY", 0), ("FAL_KEY", 1), ("GROQ_API_KEY", 0)]
+
+
+async def test_after_its_rest_one_call_tries_a_key_out(keyed: Any) -> None:
+    _, upstream, call, later = keyed
+    upstream.answers[A] = (429, {"Retry-After": "30"})
+    await call()
+    later(31)
+    upstream.gate = asyncio.Event()
+    upstream.used.clear()
+    calls = [asyncio.create_task(call()) for _ in range(9)]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(upstream.used) < 9:
+            await asyncio.sleep(0.01)
+    assert upstream.used.count(A) == 1
+    upstream.gate.set()
+    assert await asyncio.gather(*calls) == [200] * 9
+
+
+async def test_a_client_that_leaves_while_a_key_is_tried_out_leaves_it_to_the_next(keyed: Any) -> None:
+    relay, upstream, call, later = keyed
+    upstream.answers[A] = (429, {"Retry-After": "30"})
+    await call()
+    later(31)
+    upstream.answers.clear()
+    upstream.gate = asyncio.Event()
+    upstream.used.clear()
+    leaving = [asyncio.create_task(call()) for _ in range(3)]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while A not in upstream.used:
+            await asyncio.sleep(0.01)
+    for task in leaving:
+        task.cancel()
+    await relay.idle()
+    upstream.gate.set()
+    upstream.used.clear()
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(A) >= 1
+
+
+async def test_the_last_key_is_never_rested_away(keyed: Any) -> None:
+    _, upstream, call, _ = keyed
+    for key in (A, B, C):
+        upstream.answers[key] = (429, {"Retry-After": "600"})
+    assert await call() == 429
+    used = len(upstream.used)
+    assert await call() == 429
+    assert len(upstream.used) > used, "better a refusal by the provider than one by us"
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_what_the_client_did_wrong_rests_no_key(keyed: Any, status: int) -> None:
+    _, upstream, call, _ = keyed
+    upstream.answers[A] = (status, {})
+    assert [await call() for _ in range(6)] == [status, 200, 200] * 2
+
+
+async def test_a_client_that_leaves_rests_no_key(keyed: Any) -> None:
+    relay, upstream, call, _ = keyed
+    upstream.gate = asyncio.Event()
+    leaving = asyncio.create_task(call())
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not upstream.used:
+            await asyncio.sleep(0.01)
+    leaving.cancel()
+    await relay.idle()
+    upstream.gate.set()
+    assert [await call() for _ in range(3)] == [200] * 3
+    assert all(state.failures == 0 for state in relay.gateway.attempts.health._keys.values())
+
+
+async def test_the_least_busy_key_is_next(start: StartRelay, aiohttp_server: Any) -> None:
+    upstream = Keyed()
+    upstream.gate = asyncio.Event()
+    server = await aiohttp_server(vendor(("POST", "/x", upstream.answer)))
+    relay = await start(openai={"base_url": str(server.make_url("")), "auth": POOL | {"pool": "least_busy"}})
+    calls = [asyncio.create_task(relay.call("POST", relay.path("openai", "x"), data=b"{}")) for _ in range(6)]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(upstream.used) < 6:
+            await asyncio.sleep(0.01)
+    assert sorted(upstream.used) == sorted([A, B, C] * 2)
+    upstream.gate.set()
+    await asyncio.gather(*calls)
+
+
+async def test_keys_by_weight(start: StartRelay, aiohttp_server: Any) -> None:
+    upstream = Keyed()
+    server = await aiohttp_server(vendor(("POST", "/x", upstream.answer)))
+    relay = await start(openai={"base_url": str(server.make_url("")), "auth": POOL | {"pool": "weight", "weights": [1, 1, 2]}})
+    points = iter([0.0, 0.3, 0.6, 0.99])
+    relay.gateway.attempts.health._random = lambda: next(points)
+    for _ in range(4):
+        await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    assert upstream.used == [A, B, C, C]
+
+
+# Cloudflare's and sockets ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("who", "tries", "passed"), [("relay", 3, False), ("cloudflare", 1, True), ("off", 1, False)])
+async def test_what_cloudflare_does_is_not_done_twice(start: StartRelay, raw: RawUpstream, who: str, tries: int, passed: bool) -> None:
+    raw.plays(busy())
+    account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
+    entry = provider("http://127.0.0.1:9", cloudflare={"slug": "openai"})
+    relay = await start({"cloudflare": account, "jobs": {"retries": who}, "retries": QUICK}, openai=entry)
+    wish = {"cf-aig-max-attempts": "3", "cf-aig-retry-delay": "1", "cf-aig-cache-ttl": "60"}
+    await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers=wish)
+    assert len(raw.arrived) == tries
+    assert bool(raw.arrived[0].header("cf-aig-max-attempts")) is passed
+    assert raw.arrived[0].header("cf-aig-cache-ttl") == ["60"]
+
+
+async def test_a_handshake_is_tried_again_and_falls_back(start: StartRelay, aiohttp_server: Any) -> None:
+    refused = 0
+
+    async def flaky(request: web.Request) -> web.StreamResponse:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise web.HTTPServiceUnavailable
+        return await echo(request)
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPServiceUnavailable
+
+    server = await aiohttp_server(vendor(("GET", "/flaky", flaky), ("GET", "/never", never), ("GET", "/echo", echo)))
+    base = str(server.make_url("/")).rstrip("/")
+    entries = {
+        "flaky": provider(base, websocket={"default_path": "flaky"}),
+        "never": provider(base, websocket={"default_path": "never", "default_query": {"model": "big"}}, fallback=[{"provider": "other", "model": "small"}]),
+        "other": provider(base, "FAL_KEY", websocket={"default_path": "echo"}),
+    }
+    relay = await start({"retries": QUICK, "providers": entries})
+    for name in ("flaky", "never"):
+        async with relay.client.ws_connect(relay.ws(name)) as ws:
+            await ws.send_str("hello")
+            assert (await ws.receive(HANG_GUARD_S)).data == "hello"
+    from tests.upstream.vendors import SEEN
+
+    last = server.app[SEEN][-1]
+    assert last.target == "/echo?model=small" and last.header("Authorization") == f"Bearer {canary('fal')}"
+
+
+async def test_a_refused_handshake_keeps_its_status_after_the_last_try(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("429 Slow", "Retry-After: 0"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url, websocket={"default_path": "x"}))
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+        await relay.client.ws_connect(relay.ws("openai"))
+    assert refusal.value.status == 429 and len(raw.arrived) == 3
