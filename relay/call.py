@@ -50,7 +50,8 @@ def asked(
         rules=wishes(header, route.provider.retries) if here else None,
         first_byte_s=request_timeout_s(header) if here else None,
     )
-    gateway.attempts.check(route, made)
+    if not route.target.pool:
+        gateway.attempts.check(route, made)
     return made
 
 

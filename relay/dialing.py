@@ -14,16 +14,19 @@ from aiohttp import ClientWebSocketResponse, web
 
 from relay.call import Call
 from relay.core import paths, subprotocols
+from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
-from relay.core.policy import RETRY_HEADERS
+from relay.core.policy import RETRY_HEADERS, Tried
 from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
 from relay.upstream.connect import Handshake, connect, offered_upstream
+from relay.upstream.failures import BEFORE_ANSWER, mapped
 from relay.upstream.send import upstream_headers, upstream_url
 
 # A client that names one of these has chosen its session itself: no default of ours is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
+_GOOD = Tried(101)
 _MODEL_NAMES = frozenset({"model", "model_id"})
 
 
@@ -48,6 +51,18 @@ class Dialing:
         handshake = self._handshake(route, keys)
         self.exchange.kind, self.exchange.model = route.kind, _model(route, handshake)
         return await connect(self.gateway.upstream.sockets, route, handshake)
+
+    def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+        """It is open."""
+        return _GOOD
+
+    def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:
+        """Nothing is better than an open socket."""
+        upstream._response.close()
+
+    def mapped(self, error: Exception, route: Route) -> RelayError:
+        """`connect` maps all there is; what is left is the handshake's own making."""
+        return mapped(error, route, BEFORE_ANSWER)
 
     def _handshake(self, route: Route, keys: Keys) -> Handshake:
         rules, given = route.provider.websocket_rules, self.request.headers

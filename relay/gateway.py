@@ -130,7 +130,8 @@ class Gateway:
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising."""
         self.running.discard(exchange)
-        self.let_go(exchange, exchange.held_bytes)
+        if exchange.held_bytes:
+            self.let_go(exchange, exchange.held_bytes)
         log.exchange_ended(exchange, self.clock())
 
 

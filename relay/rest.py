@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import ClientResponse, web
+from aiohttp import web
 
 from relay.body import Body, body_at_hand, read_body
 from relay.call import Call, asked
@@ -19,7 +19,6 @@ from relay.core.provider import Route
 from relay.gateway import Gateway
 from relay.sending import Sending
 from relay.stream import stream
-from relay.upstream.attempts import Acting
 
 
 async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -37,12 +36,11 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, route)
         sending = Sending(request, call, exchange, gateway, body)
-        upstream = await gateway.attempts.open(
-            exchange, wanted, Acting(sending.attempt, sending.look, ClientResponse.close)
-        )
+        upstream = await gateway.attempts.open(exchange, wanted, sending)
         exchange.first_byte_s = gateway.clock()
         body.whole = b""
-        gateway.let_go(exchange, exchange.held_bytes)
+        if exchange.held_bytes:
+            gateway.let_go(exchange, exchange.held_bytes)
         try:
             return await stream(upstream, request, exchange, gateway)
         finally:

@@ -7,6 +7,7 @@ Owns: that making. Which attempts there are is upstream/attempts.py's.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from aiohttp import ClientResponse, web
@@ -14,13 +15,14 @@ from multidict import CIMultiDict
 
 from relay.body import Body
 from relay.call import Call
+from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.peek import with_model
 from relay.core.policy import RETRY_HEADERS, Tried, retry_after_s
 from relay.core.provider import Keys, Route
 from relay.gateway import Gateway
 from relay.rewrite import rewriter
-from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.failures import BEFORE_ANSWER, mapped
 from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
@@ -37,10 +39,11 @@ class Sending:
     gateway: Gateway
     body: Body
 
-    async def attempt(self, route: Route, keys: Keys) -> ClientResponse:
-        """Send it to `route`, and wait for the head of the answer. Raises a RelayError."""
+    def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
+        """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
-        exchange.rewriter = rewriter(self.request, self.call, route, gateway)
+        if route.provider.rewrites is not None or exchange.rewriter is not None:
+            exchange.rewriter = rewriter(self.request, self.call, route, gateway)
         url = upstream_url(route, self.call.query, keys)
         headers = self._headers(route, keys)
         whole = body.whole
@@ -51,10 +54,15 @@ class Sending:
         if body.stream is None:
             exchange.wait("first_byte", now)
         outgoing = Outgoing(headers, body.stream or whole)
-        try:
-            return await send(gateway.upstream.rest, route, self.request.method, url, outgoing)
-        except MAPPED as error:
-            raise body.error or mapped(error, route, BEFORE_ANSWER) from error
+        return send(gateway.upstream.rest, route, self.request.method, url, outgoing)
+
+    def mapped(self, error: Exception, route: Route) -> RelayError:
+        """Why it failed: the client's upload, or the upstream leg."""
+        return self.body.error or mapped(error, route, BEFORE_ANSWER)
+
+    def drop(self, answer: ClientResponse) -> None:
+        """Another attempt follows."""
+        answer.close()
 
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
         request, body, provider = self.request, self.body, route.provider

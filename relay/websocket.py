@@ -16,15 +16,11 @@ from aiohttp import ClientWebSocketResponse, web
 from relay.call import Call, asked
 from relay.core.errors import BadRequest, ClientGone, Draining, TooManySessions
 from relay.core.exchange import Exchange
-from relay.core.policy import Tried
 from relay.core.provider import Route
 from relay.dialing import Dialing
 from relay.gateway import Gateway
 from relay.pump import lost, pump
 from relay.session import NAMES, Ending, Leg, Session
-from relay.upstream.attempts import Acting
-
-_GOOD = Tried(101)
 
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -39,9 +35,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         dialing = Dialing(request, call, exchange, gateway)
         wanted = asked(request, call, route, gateway, dialing.offer(route))
         exchange.sent_s = gateway.clock()
-        upstream = await gateway.attempts.open(
-            exchange, wanted, Acting(dialing.attempt, lambda _: _GOOD, _drop)
-        )
+        upstream = await gateway.attempts.open(exchange, wanted, dialing)
         exchange.first_byte_s = gateway.clock()
         try:
             downstream = await _upgrade(request, dialing, exchange.route, upstream)
@@ -138,10 +132,6 @@ def _check_room(exchange: Exchange, gateway: Gateway) -> None:
     )
     if held > limit:
         raise TooManySessions(limit)
-
-
-def _drop(upstream: ClientWebSocketResponse[bool]) -> None:
-    upstream._response.close()
 
 
 async def _upgrade(

@@ -160,7 +160,7 @@ POINTS = [
     ("relay.rest.stream", ZeroDivisionError("stream")),
     ("relay.stream.RelayedResponse.prepare", OSError("prepare")),
     ("relay.stream.RelayedResponse.write_eof", OSError("write")),
-    ("relay.upstream.health.Health.pick", ValueError("pool")),
+    ("relay.upstream.attempts.Attempts._keys", ValueError("pool")),
 ]
 
 

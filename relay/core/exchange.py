@@ -76,7 +76,8 @@ class Exchange:
     client_left: Callable[[], bool] | None = field(init=False, default=None)
     """Where a server does not cancel its handlers: tells whether the client is gone."""
 
-    attempts: list[Attempt] = field(init=False, default_factory=list)
+    attempts: tuple[Attempt, ...] = field(init=False, default=())
+    """Empty where the first one was good."""
     step: int = field(init=False, default=0)
     """Which of the route's targets answered, the first being 0."""
     steps: int = field(init=False, default=1)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from relay.core.credentials import Brought, choose
 from relay.core.errors import HandshakeRefused, ProviderNotConfigured, RelayError
 from relay.core.exchange import Attempt, Exchange
 from relay.core.policy import (
-    SAFE_METHODS,
     RetryRules,
     Tried,
     failed,
@@ -27,6 +26,7 @@ from relay.core.policy import (
     wait_s,
 )
 from relay.core.provider import Keys, Route
+from relay.upstream.failures import MAPPED
 from relay.upstream.health import Health, drawn
 
 T = TypeVar("T")
@@ -77,25 +77,55 @@ class Asked:
     """Its own limit for the first byte: what is slower is answered by the next target."""
 
 
-@dataclass(slots=True)
-class Acting(Generic[T]):
+class Acting(Protocol[T]):
     """How one attempt is made, and what its result says."""
 
-    act: Callable[[Route, Keys], Awaitable[T]]
-    look: Callable[[T], Tried]
-    drop: Callable[[T], None]
+    def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
+        """Make it. Raises a RelayError, or one of failures.MAPPED."""
+
+    def look(self, result: T) -> Tried:
+        """What its result says."""
+
+    def drop(self, result: T) -> None:
+        """Another result is better."""
+
+    def mapped(self, error: Exception, route: Route) -> RelayError:
+        """One of failures.MAPPED as the error that it is."""
 
 
 @dataclass(slots=True)
-class _Step:
-    """The tries at one target."""
+class _Plan:
+    """Where a call may go, and where it is."""
 
-    route: Route
-    rules: RetryRules
-    more: bool
-    """Another target comes after it."""
+    routes: Sequence[tuple[int, Route]]
+    """(number, route) of each target, in order."""
+    asked: Asked
+    at: int = 0
     number: int = 1
-    keys: list[Keys] = field(default_factory=list)
+    """Of the tries at this target that were paid for."""
+    tried: tuple[Keys, ...] = ()
+    """The credentials that this target saw."""
+
+    @property
+    def route(self) -> Route:
+        """The target that is asked now."""
+        return self.routes[self.at][1]
+
+    @property
+    def rules(self) -> RetryRules:
+        """What holds for it."""
+        route = self.route
+        if route.target.via == "cloudflare" and route.provider.retries_by != "relay":
+            return _ONCE
+        return self.asked.rules or route.provider.retries
+
+    @property
+    def other(self) -> Move:
+        """What follows where nothing more is tried here."""
+        return "next" if self.at + 1 < len(self.routes) else "stop"
+
+
+_ONCE = RetryRules(max_attempts=1)
 
 
 class Attempts:
@@ -123,32 +153,27 @@ class Attempts:
 
         Raises the RelayError of the last one where none brought an answer.
         """
-        route = exchange.route
-        assert route is not None
+        assert exchange.route is not None
+        plan = self._plan(exchange.route, asked)
         self.budget.earn()
-        exchange.steps = len(route.alternatives) + 1
-        routes = self._order(route) if route.alternatives else [(0, route)]
-        for at, (number, each) in enumerate(routes):
-            exchange.step, exchange.route = number, each
-            self.health.enter(each.target)
-            step = _Step(each, _rules(each, asked), at + 1 < len(routes))
-            result = await self._step(step, exchange, asked, acting)
-            if result is not None:
-                return result
-        raise AssertionError("the last step ends it")
-
-    async def _step(
-        self, step: _Step, exchange: Exchange, asked: Asked, acting: Acting[T]
-    ) -> T | None:
-        """Try one target until it is good or nothing can follow; None: on to the next."""
+        exchange.steps = len(exchange.route.alternatives) + 1
         while True:
-            keys = self._keys(step, asked)
-            step.keys.append(keys)
-            outcome = await self._one(step.route, keys, exchange, acting)
-            ended, result = outcome
-            move: Move = "stop"
-            if failed(ended, step.rules):
-                move = self._move(step, ended, exchange, asked)
+            exchange.step, route = plan.routes[plan.at]
+            exchange.route = route
+            keys, began = self._keys(plan, route), self._clock()
+            result: T | None = None
+            try:
+                result = await acting.attempt(route, keys)
+                ended = acting.look(result)
+            except asyncio.CancelledError:
+                ended = self._cut(exchange, route, keys)
+            except (RelayError, *MAPPED) as error:
+                ended = self._failure(error, route, acting)
+            if ended.status < 400 and result is not None and not exchange.attempts:
+                self.health.worked(route, keys)
+                return result
+            self._note(exchange, keys, ended, began)
+            move = self._move(plan, ended, exchange)
             if move == "stop":
                 if result is None:
                     assert ended.failure is not None
@@ -157,76 +182,80 @@ class Attempts:
             if result is not None:
                 acting.drop(result)
             if move == "next":
-                return None
+                plan.at, plan.number, plan.tried = plan.at + 1, 1, ()
+                continue
             exchange.wait("nothing", self._clock())
             await asyncio.sleep(move)
 
-    async def _one(
-        self, route: Route, keys: Keys, exchange: Exchange, acting: Acting[T]
-    ) -> tuple[Tried, T | None]:
-        """One attempt, reported. A client that leaves reports nothing."""
-        began = self._clock()
-        result: T | None = None
-        state = self.health.key(route, keys) if len(route.target.pool) > 1 else None
-        if state is not None:
-            state.running += 1
-        try:
-            result = await acting.act(route, keys)
-            ended = acting.look(result)
-        except HandshakeRefused as error:
-            ended = tried(error, retry_after_s(error.headers.get, self._wall()))
-        except RelayError as error:
-            ended = tried(error)
-        except asyncio.CancelledError:
-            cut = exchange.revived()
-            if cut is None:
-                self.health.abandoned(route, keys)
-                raise
-            ended = tried(cut)
-        finally:
-            if state is not None:
-                state.running -= 1
+    def _plan(self, route: Route, asked: Asked) -> _Plan:
+        return _Plan(self._order(route) if route.alternatives else ((0, route),), asked)
+
+    def _cut(self, exchange: Exchange, route: Route, keys: Keys) -> Tried:
+        """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep."""
+        cut = exchange.revived()
+        if cut is None:
+            self.health.left(route, keys)
+            raise asyncio.CancelledError
+        return tried(cut)
+
+    def _failure(self, error: Exception, route: Route, acting: Acting[T]) -> Tried:
+        if not isinstance(error, RelayError):
+            failure = acting.mapped(error, route)
+            failure.__cause__ = error
+            return tried(failure)
+        if isinstance(error, HandshakeRefused):
+            return tried(error, retry_after_s(error.headers.get, self._wall()))
+        return tried(error)
+
+    def _note(self, exchange: Exchange, keys: Keys, ended: Tried, began: float) -> None:
+        """Remember an attempt, and what it says of its key and target."""
+        route = exchange.route
+        assert route is not None
         self.health.report(route, keys, ended)
         label = keys.provider.label if keys.provider else ""
         code = ended.failure.code if ended.failure else ""
         took = self._clock() - began
-        exchange.attempts.append(
-            Attempt(route.provider.name, route.target.via, label, ended.status, code, took)
+        exchange.attempts += (
+            Attempt(route.provider.name, route.target.via, label, ended.status, code, took),
         )
-        return ended, result
 
-    def _move(self, step: _Step, ended: Tried, exchange: Exchange, asked: Asked) -> Move:
-        """What follows an attempt that failed."""
-        if not asked.whole:
+    def _move(self, plan: _Plan, ended: Tried, exchange: Exchange) -> Move:
+        """What follows an attempt."""
+        asked, rules, route = plan.asked, plan.rules, plan.route
+        if not asked.whole or not failed(ended, rules):
             return "stop"
-        other: Move = "next" if step.more else "stop"
-        route = step.route
-        safe = asked.method in SAFE_METHODS or route.provider.idempotency_header is not None
-        if not safe and not repeatable(ended, step.rules, asked.method):
-            return other if asked.first_byte_s and timed_out(ended) else "stop"
-        if ended.status in (401, 403, 429) and self.health.has_another(route, step.keys):
+        keyed = route.provider.idempotency_header is not None
+        if not keyed and not repeatable(ended, rules, asked.method):
+            return plan.other if asked.first_byte_s and timed_out(ended) else "stop"
+        if ended.status in (401, 403, 429) and self.health.has_another(route, plan.tried):
             return 0.0
         if ended.refused_key:
-            return other
-        wait = wait_s(step.rules, step.number, ended, self._random)
-        now = self._clock()
+            return plan.other
+        wait = wait_s(rules, plan.number, ended, self._random)
         if (
-            step.number < step.rules.max_attempts
+            plan.number < rules.max_attempts
             and wait is not None
-            and now + wait < exchange.started_s + step.rules.deadline_s
+            and self._clock() + wait < exchange.started_s + rules.deadline_s
             and self.budget.spend()
         ):
-            step.number += 1
+            plan.number += 1
             return wait
-        return other
+        return plan.other
 
-    def _keys(self, step: _Step, asked: Asked) -> Keys:
-        route = step.route
-        if not route.target.pool and (asked.brought is None or route.is_alternative):
+    def _keys(self, plan: _Plan, route: Route) -> Keys:
+        brought = plan.asked.brought
+        if brought is not None and not route.is_alternative:
+            return choose(route, brought, lambda: self._pooled(plan, route))
+        if not route.target.pool:
             raise ProviderNotConfigured(route.provider.name, route.target.missing)
-        if asked.brought is not None and not route.is_alternative:
-            return choose(route, asked.brought, lambda: self.health.pick(route, step.keys))
-        return self.health.pick(route, step.keys)
+        return self._pooled(plan, route)
+
+    def _pooled(self, plan: _Plan, route: Route) -> Keys:
+        if len(route.target.pool) == 1 and not route.alternatives:
+            return route.target.pool[0]
+        keys = self.health.enter(route, plan.tried)
+        plan.tried += (keys,)
+        return keys
 
     def _order(self, route: Route) -> list[tuple[int, Route]]:
         """(number, route) of each target to be tried: configured, and not resting while another is
@@ -245,9 +274,3 @@ class Attempts:
             left.remove(chosen)
             ordered.append(chosen)
         return ordered
-
-
-def _rules(route: Route, asked: Asked) -> RetryRules:
-    if route.target.via == "cloudflare" and route.provider.retries_by != "relay":
-        return RetryRules(max_attempts=1)
-    return asked.rules or route.provider.retries

@@ -18,6 +18,7 @@ from relay.core.policy import Tried, fault_rest_s, rest_s
 from relay.core.provider import Keys, Route, Target
 
 T = TypeVar("T")
+_GOOD = Tried(200)
 _OPENS_AFTER = 5
 """Faults in a row after which a target rests."""
 Alarm = Callable[[str, str, int, float], None]
@@ -54,10 +55,19 @@ class Health:
         self._targets: dict[tuple[str, str], State] = {}
         self._turns = itertools.count()
 
-    def pick(self, route: Route, tried: Sequence[Keys]) -> Keys:
-        """The next credentials for `route`: of those that are well and not `tried` yet, else of
-        those that are well, else the one that rests the shortest.
+    def enter(self, route: Route, tried: Sequence[Keys]) -> Keys:
+        """A call goes to `route`: the credentials that it takes. Of those that are well and not
+        `tried` yet, else of those that are well, else the one that rests the shortest.
         """
+        target = self._targets.get((route.target.origin, route.target.prefix))
+        if target is not None and target.failures >= _OPENS_AFTER:
+            target.tried_out = True
+        keys = self._pick(route, tried)
+        if route.target.strategy == "least_busy":
+            self.key(route, keys).running += 1
+        return keys
+
+    def _pick(self, route: Route, tried: Sequence[Keys]) -> Keys:
         pool = route.target.pool
         if len(pool) == 1:
             return pool[0]
@@ -99,22 +109,28 @@ class Health:
         state = self._targets.get((target.origin, target.prefix))
         return state is None or state.failures < _OPENS_AFTER or state.usable(self._clock())
 
-    def enter(self, target: Target) -> None:
-        """A call goes to this target; if it had rested, this one tries it out."""
-        state = self._targets.get((target.origin, target.prefix))
-        if state is not None and state.failures >= _OPENS_AFTER:
-            state.tried_out = True
-
-    def abandoned(self, route: Route, keys: Keys) -> None:
+    def left(self, route: Route, keys: Keys) -> None:
         """An attempt ended without a result, by the client's leaving: the next may try out."""
+        self._done(route, keys)
         target = self._targets.get((route.target.origin, route.target.prefix))
         secret = keys.provider.value if keys.provider else ""
         for state in (target, self._keys.get((route.provider.name, secret))):
             if state is not None:
                 state.tried_out = False
 
+    def worked(self, route: Route, keys: Keys) -> None:
+        """An attempt was good: nothing to remember, but where something was."""
+        if self._targets or self._keys:
+            self.report(route, keys, _GOOD)
+
+    def _done(self, route: Route, keys: Keys) -> None:
+        if route.target.strategy == "least_busy":
+            state = self.key(route, keys)
+            state.running = max(0, state.running - 1)
+
     def report(self, route: Route, keys: Keys, ended: Tried) -> None:
         """What came of an attempt."""
+        self._done(route, keys)
         now, place = self._clock(), (route.target.origin, route.target.prefix)
         target = self._targets.get(place)
         if rest := fault_rest_s(ended, 1 if target is None else target.failures - _OPENS_AFTER + 2):
