@@ -132,6 +132,8 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
+        if exchange.at_end is not None:
+            exchange.at_end()
         log.exchange_ended(exchange, self.clock())
 
 

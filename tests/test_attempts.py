@@ -34,7 +34,7 @@ from relay.registry.load import ConfigError
 from relay.upstream.attempts import Budget
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, canary, provider, write_config
-from tests.upstream.raw import SILENCE, RawUpstream, ok
+from tests.upstream.raw import SILENCE, RawUpstream, gated_events, ok
 from tests.upstream.vendors import echo, vendor
 
 QUICK = {"max_attempts": 3, "delay_s": 0.001, "max_delay_s": 0.05}
@@ -505,6 +505,32 @@ async def test_the_least_busy_key_is_next(start: StartRelay, aiohttp_server: Any
     assert sorted(upstream.used) == sorted([A, B, C] * 2)
     upstream.gate.set()
     await asyncio.gather(*calls)
+
+
+async def test_a_key_is_busy_until_its_stream_has_ended(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(2)
+    raw.plays(*steps)
+    raw.plays(ok(b"fine"))
+    relay = await start(openai={"base_url": raw.url, "auth": POOL | {"pool": "least_busy"}})
+    async with relay.client.post(relay.path("openai", "x"), data=b"{}") as streaming:
+        gates[0].set()
+        await streaming.content.readany()
+        used = raw.arrived[0].header("Authorization")
+        for _ in range(6):
+            await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+        assert used not in [request.header("Authorization") for request in raw.arrived[1:]]
+        gates[1].set()
+        await streaming.read()
+    await relay.idle()
+    assert all(state.running == 0 for state in relay.gateway.attempts.health._keys.values())
+
+
+async def test_a_clients_own_key_that_is_refused_is_replaced_by_none(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("401 No"))
+    relay = await start({"retries": QUICK}, openai={"base_url": raw.url, "auth": POOL, "client_credentials": "allow"})
+    status, _, _ = await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"Authorization": f"Bearer {CLIENT_KEY}"})
+    assert status == 401
+    assert [request.header("Authorization") for request in raw.arrived] == [[f"Bearer {CLIENT_KEY}"]]
 
 
 async def test_keys_by_weight(start: StartRelay, aiohttp_server: Any) -> None:

@@ -78,6 +78,8 @@ class Exchange:
 
     attempts: tuple[Attempt, ...] = field(init=False, default=())
     """Empty where the first one was good."""
+    at_end: Callable[[], None] | None = field(init=False, default=None)
+    """What is given back when the call is over."""
     step: int = field(init=False, default=0)
     """Which of the route's targets answered, the first being 0."""
     steps: int = field(init=False, default=1)

@@ -171,14 +171,17 @@ class Attempts:
                 ended = self._failure(error, route, acting)
             if ended.status < 400 and result is not None and not exchange.attempts:
                 self.health.worked(route, keys)
+                self._until_end(exchange, route, keys)
                 return result
             self._note(exchange, keys, ended, began)
             move = self._move(plan, ended, exchange)
-            if move == "stop":
-                if result is None:
-                    assert ended.failure is not None
-                    raise ended.failure
+            if move == "stop" and result is not None:
+                self._until_end(exchange, route, keys)
                 return result
+            self.health.done(route, keys)
+            if move == "stop":
+                assert ended.failure is not None
+                raise ended.failure
             if result is not None:
                 acting.drop(result)
             if move == "next":
@@ -189,6 +192,11 @@ class Attempts:
 
     def _plan(self, route: Route, asked: Asked) -> _Plan:
         return _Plan(self._order(route) if route.alternatives else ((0, route),), asked)
+
+    def _until_end(self, exchange: Exchange, route: Route, keys: Keys) -> None:
+        """These credentials are busy until the call is over."""
+        if route.target.strategy == "least_busy":
+            exchange.at_end = lambda: self.health.done(route, keys)
 
     def _cut(self, exchange: Exchange, route: Route, keys: Keys) -> Tried:
         """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep."""
@@ -227,7 +235,9 @@ class Attempts:
         keyed = route.provider.idempotency_header is not None
         if not keyed and not repeatable(ended, rules, asked.method):
             return plan.other if asked.first_byte_s and timed_out(ended) else "stop"
-        if ended.status in (401, 403, 429) and self.health.has_another(route, plan.tried):
+        # Without an entry in `tried` the key was the client's own: no other stands in for it.
+        another = plan.tried and self.health.has_another(route, plan.tried)
+        if another and ended.status in (401, 403, 429):
             return 0.0
         if ended.refused_key:
             return plan.other

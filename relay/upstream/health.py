@@ -111,7 +111,7 @@ class Health:
 
     def left(self, route: Route, keys: Keys) -> None:
         """An attempt ended without a result, by the client's leaving: the next may try out."""
-        self._done(route, keys)
+        self.done(route, keys)
         target = self._targets.get((route.target.origin, route.target.prefix))
         secret = keys.provider.value if keys.provider else ""
         for state in (target, self._keys.get((route.provider.name, secret))):
@@ -123,14 +123,14 @@ class Health:
         if self._targets or self._keys:
             self.report(route, keys, _GOOD)
 
-    def _done(self, route: Route, keys: Keys) -> None:
+    def done(self, route: Route, keys: Keys) -> None:
+        """These credentials are one call less busy."""
         if route.target.strategy == "least_busy":
             state = self.key(route, keys)
             state.running = max(0, state.running - 1)
 
     def report(self, route: Route, keys: Keys, ended: Tried) -> None:
         """What came of an attempt."""
-        self._done(route, keys)
         now, place = self._clock(), (route.target.origin, route.target.prefix)
         target = self._targets.get(place)
         if rest := fault_rest_s(ended, 1 if target is None else target.failures - _OPENS_AFTER + 2):
