@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
-# pip must not fall back to anything that the lock does not name.
+# The lock names everything, with hashes: pip resolves nothing of its own (--no-deps), and falls back to nothing.
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test fast lint types docs-check golden bench soak cover locks clean help
@@ -61,9 +61,9 @@ $(VENV)/made.stamp:
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/made.stamp requirements/$(MINOR).txt
-	$(PIP) --require-hashes -r requirements/$(MINOR).txt
+	$(PIP) --no-deps --require-hashes -r requirements/$(MINOR).txt
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/made.stamp requirements/$(MINOR)-test.txt
-	$(PIP) --require-hashes -r requirements/$(MINOR)-test.txt
+	$(PIP) --no-deps --require-hashes -r requirements/$(MINOR)-test.txt
 	@touch $@ $(VENV)/run.stamp

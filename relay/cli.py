@@ -23,7 +23,7 @@ from relay.demo import Demo
 from relay.doctor import examine
 from relay.explain import explain
 from relay.ledger import log
-from relay.listen import CannotListen, Listeners, listen, raise_file_limit
+from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
 from relay.registry.entries import Section
 from relay.registry.load import (
     Certificate,
@@ -37,7 +37,7 @@ from relay.registry.load import (
 )
 from relay.registry.yamlfile import Problem
 from relay.server import assert_fast_parser, serve
-from relay.supervisor import Control, Supervisor, check_workers
+from relay.supervisor import Control, Supervisor
 from relay.tls import self_signed
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
+from relay.gate.limits import AtOnce, Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
 from relay.ledger import log
@@ -76,6 +77,12 @@ class Gateway:
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
+        self.limits = Limits(
+            [
+                AtOnce(rule.calls_at_once, rule.per, frozenset(rule.providers))
+                for rule in config.settings.limits
+            ]
+        )
         self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
@@ -117,6 +124,13 @@ class Gateway:
             given.get("X-Forwarded-Host"),
         )
 
+    def admit(self, exchange: Exchange) -> None:
+        """Count a call, before its body is read. Raises Overloaded, RateLimited."""
+        limits = self.limits
+        if limits:
+            counted = limits.admit(exchange.provider, exchange.client)
+            exchange.at_end += (lambda: limits.leave(counted),)
+
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""
         exchange.held_bytes += count
@@ -132,8 +146,8 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
-        if exchange.at_end is not None:
-            exchange.at_end()
+        for give_back in exchange.at_end:
+            give_back()
         log.exchange_ended(exchange, self.clock())
 
 

@@ -104,3 +104,18 @@ def raise_file_limit() -> None:
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_workers(config: Config) -> None:
+    """Raise CannotListen where several processes would break a promise made of one."""
+    counts_clients = any(rule.per == "address" for rule in config.settings.limits)
+    if config.settings.server.workers > 1 and counts_clients:
+        raise CannotListen(
+            "a limit per address is counted in each process, so several workers would allow a"
+            " multiple of it. Remove it from `limits`, or set server.workers to 1."
+        )
+    if config.settings.server.workers > 1 and config.settings.websocket.max_sessions_per_client:
+        raise CannotListen(
+            "websocket.max_sessions_per_client is counted in each process, so several workers would"
+            " allow a multiple of it. Set it to 0, or server.workers to 1."
+        )

@@ -28,6 +28,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     try:
         gateway.access.check(request.host, request.headers.get("Origin"))
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        gateway.admit(exchange)
         wanted = asked(request, call, route, gateway)
         body = body_at_hand(request, exchange, gateway)
         if body is None:

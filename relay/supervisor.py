@@ -23,7 +23,7 @@ from typing import Any
 from relay.core.errors import ConfigInvalid
 from relay.demo import Demo
 from relay.ledger import log
-from relay.listen import CannotListen, Listeners
+from relay.listen import Listeners
 from relay.registry.load import Config, ConfigError, Sources, load
 
 ACK_TIMEOUT_S = 5.0
@@ -40,15 +40,6 @@ class _Worker:
     writer: asyncio.StreamWriter
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def check_workers(config: Config) -> None:
-    """Raise CannotListen where several processes would break a promise made of one."""
-    if config.settings.server.workers > 1 and config.settings.websocket.max_sessions_per_client:
-        raise CannotListen(
-            "websocket.max_sessions_per_client is counted in each process, so several workers would"
-            " allow a multiple of it. Set it to 0, or server.workers to 1."
-        )
 
 
 class Supervisor:

@@ -11,6 +11,8 @@
       WebSocketNotSupported          websocket_not_supported    client     400    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
       BodyTimeout                    body_timeout               client     408    1008   never
+      RateLimited                    rate_limited               client     429    1013   later
+      Overloaded                     overloaded                 relay      503    1013   later
       TooManySessions                too_many_sessions          client     429    1013   later
       ConfigInvalid                  config_invalid             client     422    1008   never
       ClientGone                     client_gone                client     499    1011   never
@@ -195,19 +197,33 @@ class BodyTimeout(RelayError, code="body_timeout", status=408):
 
 
 @dataclass(eq=False)
-class TooManySessions(
-    RelayError, code="too_many_sessions", status=429, close_code=1013, retryable=True
-):
-    """This client already holds as many WebSocket sessions as it may."""
+class _Limited(RelayError, close_code=1013, retryable=True):
+    """A limit of gateway.yaml is reached. Base class only."""
 
     limit: int
+    text: ClassVar[str] = ""
 
     @property
     def message(self) -> str:
-        return (
-            f"This client holds {self.limit} WebSocket sessions, which is the limit."
-            " Close one first."
-        )
+        return self.text.format(self.limit)
+
+
+class TooManySessions(_Limited, code="too_many_sessions", status=429):
+    """This client already holds as many WebSocket sessions as it may."""
+
+    text = "This client holds {} WebSocket sessions, which is the limit. Close one first."
+
+
+class RateLimited(_Limited, code="rate_limited", status=429):
+    """This client has as many calls running as it may."""
+
+    text = "This client has {} calls running, which is the limit. Wait for one."
+
+
+class Overloaded(_Limited, code="overloaded", side="relay", status=503):
+    """As many calls run, of all or of a provider, as may: refused at once, rather than to wait."""
+
+    text = "The relay has {} such calls running, which is the limit. Try again."
 
 
 @dataclass(eq=False)
@@ -285,16 +301,10 @@ class InternalError(RelayError, code="internal_error", side="relay", status=500,
 
 @dataclass(eq=False)
 class UpstreamUnreachable(
-    RelayError,
-    code="upstream_unreachable",
-    side="upstream",
-    status=502,
-    close_code=1014,
+    RelayError, code="upstream_unreachable", side="upstream", status=502, close_code=1014,
     retryable=True,
-):
-    """No connection to the provider came up: DNS, refused, no route, connect time-out. Nothing was
-    sent.
-    """
+):  # fmt: skip
+    """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
 
     host: str
     reason: str
@@ -382,9 +392,9 @@ class HandshakeRefused(
 
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
-    TargetNotAllowed, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
-    ConfigInvalid, ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
-    UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
-    UpstreamProtocolError, HandshakeRefused,
+    TargetNotAllowed, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
+    BodyTimeout, TooManySessions, ConfigInvalid, ClientGone, ClientStalled,
+    ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
+    UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

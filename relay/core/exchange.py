@@ -78,7 +78,7 @@ class Exchange:
 
     attempts: tuple[Attempt, ...] = field(init=False, default=())
     """Empty where the first one was good."""
-    at_end: Callable[[], None] | None = field(init=False, default=None)
+    at_end: tuple[Callable[[], None], ...] = field(init=False, default=())
     """What is given back when the call is over."""
     step: int = field(init=False, default=0)
     """Which of the route's targets answered, the first being 0."""

@@ -175,6 +175,16 @@ class RetryBudget(Section):
     per_s: float = Field(10, ge=0, description="And so many a second besides.")
 
 
+class Limit(Section):
+    calls_at_once: int = Field(
+        ge=1, description="REST calls that may run at once; the next is refused."
+    )
+    per: Literal["all", "provider", "address"] = Field(
+        "all", description="Counted together, for each provider, or for each client address."
+    )
+    providers: list[str] = Field([], description="Of these providers only; empty is all.")
+
+
 class Jobs(Section):
     retries: Literal["relay", "cloudflare", "off"] = Field(
         "relay",
@@ -191,6 +201,7 @@ class GatewayFile(Section):
     websocket: WebSockets = WebSockets()
     retries: Retries = Retries()
     retry_budget: RetryBudget = RetryBudget()
+    limits: list[Limit] = Field([], description="What may run at once.")
     jobs: Jobs = Jobs()
     cors: Cors = Cors()
     log: Log = Log()

@@ -8,11 +8,21 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from relay.core import shapes
-from relay.core.errors import Draining, HandshakeRefused, RelayError, TooManySessions
+from relay.core.errors import (
+    Draining,
+    HandshakeRefused,
+    Overloaded,
+    RateLimited,
+    RelayError,
+    TooManySessions,
+)
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
 from relay.stream import RelayedResponse
+
+_SOON = (TooManySessions, RateLimited, Overloaded, Draining)
+"""Another try a second later may be luckier."""
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
@@ -31,7 +41,7 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
 def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
     headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
-    if isinstance(error, TooManySessions | Draining):
+    if isinstance(error, _SOON):
         headers["retry-after"] = "1"
     body = shapes.body(error, meter, request_id)
     return web.Response(

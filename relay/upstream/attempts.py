@@ -196,7 +196,7 @@ class Attempts:
     def _until_end(self, exchange: Exchange, route: Route, keys: Keys) -> None:
         """These credentials are busy until the call is over."""
         if route.target.strategy == "least_busy":
-            exchange.at_end = lambda: self.health.done(route, keys)
+            exchange.at_end += (lambda: self.health.done(route, keys),)
 
     def _cut(self, exchange: Exchange, route: Route, keys: Keys) -> Tried:
         """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep."""
