@@ -17,12 +17,13 @@ const CLOSES = {
  * client), `unsent` messages.
  */
 export class AIGatewayError extends Error {
+  name = "AIGatewayError"; code; status; source; requestId;
+  /** @type {any[]} */
+  unsent = [];
+
   /** @param {string} code @param {string} message @param {{status?: number, source?: string, requestId?: string, cause?: unknown}} [facts] */
   constructor(code, message, { status = 0, source = "client", requestId = "", cause } = {}) {
     super(message, { cause });
-    this.name = "AIGatewayError";
-    /** @type {any[]} */
-    this.unsent = [];
     Object.assign(this, { code, status, source, requestId });
   }
 }

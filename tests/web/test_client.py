@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
@@ -98,6 +101,20 @@ class Scripted:
 async def test_its_types_hold() -> None:
     need_packages(WEB)
     await output("node_modules/.bin/tsc", cwd=WEB, env={})
+
+
+async def test_a_users_options_and_errors_are_typed(tmp_path: Path) -> None:
+    need_packages(WEB)
+    tsc = str(WEB / "node_modules/.bin/tsc")
+    await output(tsc, "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", str(tmp_path), cwd=WEB, env={})
+    shutil.copy(WEB / "options.d.ts", tmp_path)
+    use = 'import { createOpenAIRealtimeClient } from "./AIGatewayClient.js";\ncreateOpenAIRealtimeClient({ model: "x", onError: (e) => e.unsent.length + e.code });\n'
+    flags = ("--noEmit", "--strict", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom,dom.iterable,dom.asynciterable")
+    (tmp_path / "use.ts").write_text(use)
+    await output(tsc, *flags, "use.ts", cwd=tmp_path, env={})
+    (tmp_path / "wrong.ts").write_text(use.replace("model:", "modle:"))
+    with pytest.raises(AssertionError, match="modle"):
+        await output(tsc, *flags, "wrong.ts", cwd=tmp_path, env={})
 
 
 async def test_it_behaves_against_a_real_relay(start: StartRelay, aiohttp_server: Any) -> None:
