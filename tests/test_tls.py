@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
+from websockets.sync.client import connect
 
 from relay.registry.load import ConfigError, Sources, load
 from relay.tls import self_signed
@@ -87,6 +89,21 @@ async def test_a_self_signed_certificate_serves_a_client_that_trusts_its_file(se
         for _ in range(4):
             async with session.get(f"{url}/api/v1/ai-gateway/providers/up/x", headers={"Connection": "close"}) as answer:
                 assert await answer.read() == b"fine"
+
+
+async def test_requests_right_behind_the_handshake_are_read(served: Serve, tmp_path: Path) -> None:
+    """A client that writes at once from one thread and reads from another, as websockets' sync client does."""
+    relay = await served({"demo": {"enabled": True}}, "--tls-self-signed")
+    url = (await _tls_url(relay)).replace("https", "wss").replace("127.0.0.1", "localhost")
+    context = ssl.create_default_context(cafile=str(tmp_path / "data/tls/self-signed.pem"))
+
+    def sessions() -> int:
+        for _ in range(60):
+            with connect(f"{url}/api/v1/ai-gateway/ws/demo", ssl=context) as socket_:
+                assert "session.created" in str(socket_.recv(timeout=10))
+        return 60
+
+    assert await asyncio.gather(*(asyncio.to_thread(sessions) for _ in range(3))) == [60] * 3
 
 
 async def test_a_reload_takes_the_renewed_certificate(served: Serve, tmp_path: Path) -> None:

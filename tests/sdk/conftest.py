@@ -16,6 +16,8 @@ import trustme
 from aiohttp import web
 
 from relay.app import API
+from relay.registry.load import Certificate
+from relay.tls import server_context
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
 from tests.relays import KEYS, Relay, packaged_provider
@@ -88,8 +90,10 @@ async def front(
         yield Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
         await nginx.stop()
     else:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        issued = authority.issue_cert("localhost", "127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        context = server_context(Certificate(tmp_path / "cert.pem", tmp_path / "key.pem"))
         await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
         tls_url = f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
         yield Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
