@@ -38,8 +38,7 @@ def asked(
     """What attempts need to know of a call. Raises BadRequest, and ProviderNotConfigured where
     nobody could be asked.
     """
-    header = request.headers.get
-    here = route.target.via == "direct" or route.provider.retries_by != "cloudflare"
+    header, here = request.headers.get, route.keeps_wishes
     brings = None
     if route.provider.clients_may_bring_keys:
         secrets = offer.credentials if offer else ()

@@ -16,7 +16,7 @@ from relay.call import Call
 from relay.core import paths, subprotocols
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
-from relay.core.policy import RETRY_HEADERS, Tried
+from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
 from relay.gateway import Gateway
@@ -72,8 +72,6 @@ class Dialing:
             named = f"model={quote(route.replaced_model, safe='')}"
             query = paths.join_query(paths.cut_query(query, _MODEL_NAMES), named)
         headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
-        for name in RETRY_HEADERS:
-            headers.popall(name, None)
         return Handshake(
             url=upstream_url(route, _with_defaults(query, rules.default_query), keys),
             headers=headers,

@@ -49,8 +49,7 @@ class Gateway:
         self.clock: Callable[[], float] = time.monotonic
         self.upstream: UpstreamSessions
         health = Health(self.clock, random.random, _alarm)
-        self.attempts = Attempts(health, self.clock, random.random, time.time)
-        self._set_budget()
+        self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
 
     async def start(self) -> None:
         """Open the outbound pools."""
@@ -63,12 +62,12 @@ class Gateway:
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
         self._take(config)
-        self._set_budget()
+        self.attempts.budget = self._budget()
         log.protect(config)
 
-    def _set_budget(self) -> None:
-        budget = self.settings.retry_budget
-        self.attempts.budget = Budget(budget.percent, budget.per_s, self.clock)
+    def _budget(self) -> Budget:
+        given = self.settings.retry_budget
+        return Budget(given.percent, given.per_s, self.clock)
 
     def _take(self, config: Config) -> None:
         self.config = config

@@ -18,7 +18,7 @@ from relay.call import Call
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.peek import with_model
-from relay.core.policy import RETRY_HEADERS, Tried, retry_after_s
+from relay.core.policy import Tried, retry_after_s
 from relay.core.provider import Keys, Route
 from relay.gateway import Gateway
 from relay.rewrite import rewriter
@@ -42,8 +42,7 @@ class Sending:
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
-        if route.provider.rewrites is not None or exchange.rewriter is not None:
-            exchange.rewriter = rewriter(self.request, self.call, route, gateway)
+        exchange.rewriter = rewriter(self.request, self.call, route, gateway)
         url = upstream_url(route, self.call.query, keys)
         headers = self._headers(route, keys)
         whole = body.whole
@@ -65,7 +64,7 @@ class Sending:
         answer.close()
 
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
-        request, body, provider = self.request, self.body, route.provider
+        request, body = self.request, self.body
         headers = upstream_headers(
             route, request.headers.items(), request.headers.get("Connection"), keys
         )
@@ -75,10 +74,7 @@ class Sending:
             headers["Content-Length"] = str(body.length)
         if self.gateway.mounted and request.body_exists:
             headers.popall("Content-Encoding", None)
-        if route.target.via == "cloudflare" and provider.retries_by != "cloudflare":
-            for name in RETRY_HEADERS:
-                headers.popall(name, None)
-        key = provider.idempotency_header
+        key = route.provider.idempotency_header
         if key is not None and request.method == "POST" and key not in headers:
             headers[key] = self.exchange.id
         return headers

@@ -182,6 +182,11 @@ class Route:
     weight: float = 1.0
     by_weight: bool = False
 
+    @property
+    def keeps_wishes(self) -> bool:
+        """True if a client's wishes for retries are for the relay, and not for Cloudflare."""
+        return self.target.via == "direct" or self.provider.retries_by != "cloudflare"
+
     def url(self, raw_query: str) -> str:
         """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""
         target = self.target

@@ -41,6 +41,7 @@ class _Calls(PrefixResource):
     def __init__(self, prefix: str, app: web.Application) -> None:
         super().__init__(prefix)
         self._gateway, self._cors = app[GATEWAY], app[CORS]
+        self._root = self._providers_root()
         self._route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -52,9 +53,16 @@ class _Calls(PrefixResource):
         if not raw.startswith(f"{self._prefix}/"):
             # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
             raise UnknownRoute(request.method)
-        root = self._prefix.removesuffix("/ws").removesuffix("/providers")
-        call = Call(*split_endpoint(raw[start:]), f"{root}/providers/")
+        call = Call(*split_endpoint(raw[start:]), self._root)
         return aimed(request, call, self._gateway)
+
+    def add_prefix(self, prefix: str) -> None:
+        super().add_prefix(prefix)
+        self._root = self._providers_root()
+
+    def _providers_root(self) -> str:
+        """Where providers are found, for URLs that are written into answers."""
+        return self._prefix.removesuffix("/ws").removesuffix("/providers") + "/providers/"
 
     async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
         """Match anything below the prefix; the prefix alone is somebody else's."""

@@ -134,12 +134,13 @@ class Attempts:
     def __init__(
         self,
         health: Health,
+        budget: Budget,
         clock: Callable[[], float],
         random: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self.health, self._clock, self._random, self._wall = health, clock, random, wall
-        self.budget = Budget(20, 10, clock)
+        self.health, self.budget = health, budget
+        self._clock, self._random, self._wall = clock, random, wall
 
     def check(self, route: Route, asked: Asked) -> None:
         """Raise ProviderNotConfigured if there is nobody that could be asked."""
@@ -261,8 +262,6 @@ class Attempts:
         return self._pooled(plan, route)
 
     def _pooled(self, plan: _Plan, route: Route) -> Keys:
-        if len(route.target.pool) == 1 and not route.alternatives:
-            return route.target.pool[0]
         keys = self.health.enter(route, plan.tried)
         plan.tried += (keys,)
         return keys

@@ -59,7 +59,7 @@ class Health:
         """A call goes to `route`: the credentials that it takes. Of those that are well and not
         `tried` yet, else of those that are well, else the one that rests the shortest.
         """
-        target = self._targets.get((route.target.origin, route.target.prefix))
+        target = self._target(route.target)
         if target is not None and target.failures >= _OPENS_AFTER:
             target.tried_out = True
         keys = self._pick(route, tried)
@@ -104,15 +104,19 @@ class Health:
         secret = keys.provider.value if keys.provider else ""
         return self._keys.setdefault((route.provider.name, secret), State())
 
+    def _target(self, target: Target) -> State | None:
+        """The state of a target; None for nearly all: they never failed."""
+        return self._targets.get((target.origin, target.prefix)) if self._targets else None
+
     def open(self, target: Target) -> bool:
         """True if this target may be called: it is well, or rested."""
-        state = self._targets.get((target.origin, target.prefix))
+        state = self._target(target)
         return state is None or state.failures < _OPENS_AFTER or state.usable(self._clock())
 
     def left(self, route: Route, keys: Keys) -> None:
         """An attempt ended without a result, by the client's leaving: the next may try out."""
         self.done(route, keys)
-        target = self._targets.get((route.target.origin, route.target.prefix))
+        target = self._target(route.target)
         secret = keys.provider.value if keys.provider else ""
         for state in (target, self._keys.get((route.provider.name, secret))):
             if state is not None:
@@ -131,9 +135,9 @@ class Health:
 
     def report(self, route: Route, keys: Keys, ended: Tried) -> None:
         """What came of an attempt."""
-        now, place = self._clock(), (route.target.origin, route.target.prefix)
-        target = self._targets.get(place)
+        now, target = self._clock(), self._target(route.target)
         if rest := fault_rest_s(ended, 1 if target is None else target.failures - _OPENS_AFTER + 2):
+            place = (route.target.origin, route.target.prefix)
             target = self._targets.setdefault(place, State())
             target.failures += 1
             target.tried_out = False
@@ -167,7 +171,7 @@ class Health:
             for each in target.pool
             if each.provider is not None
         ]
-        told = self._told(self._targets.get((target.origin, target.prefix)))
+        told = self._told(self._target(target))
         return {"via": target.via, **told, "keys": keys}
 
     def _told(self, state: State | None) -> dict[str, float]:

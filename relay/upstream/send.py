@@ -23,6 +23,7 @@ from relay.core.headers import (
     headers_for_provider,
     normal,
 )
+from relay.core.policy import RETRY_HEADERS
 from relay.core.provider import Credential, Keys, Route
 from relay.upstream.request import Outgoing
 
@@ -35,6 +36,9 @@ def upstream_headers(
     """
     select = headers_for_cloudflare if route.target.via == "cloudflare" else headers_for_provider
     headers = CIMultiDict(select(pairs, connection))
+    if route.target.via == "cloudflare" and route.keeps_wishes:
+        for name in RETRY_HEADERS:
+            headers.popall(name, None)
     for name, value in route.provider.headers:
         if name not in headers:
             headers[name] = value
