@@ -8,18 +8,19 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from tests.upstream.vendors import (
     GEMINI_USAGE,
     _sse,
     anthropic,
     google_generate,
-    note,
     noted,
     openai,
     openai_chat,
+    session,
     vendor,
 )
 
@@ -42,33 +43,23 @@ async def _audio(request: web.Request) -> web.StreamResponse:
 
 async def elevenlabs_stream_input(request: web.Request) -> web.StreamResponse:
     """Text in, audio out; an empty text ends it."""
-    seen = note(request)
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    async for message in socket:
-        asked = json.loads(message.data)
-        seen.messages.append(asked)
+
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
         if asked.get("text") == "":
             await socket.send_json({"audio": None, "isFinal": True, "alignment": None})
             await socket.close()
         elif asked.get("text", " ").strip():
             await socket.send_json({"audio": AUDIO_TEXT, "isFinal": None, "alignment": None})
-    seen.ended.set()
-    return socket
+
+    return await session(request, reply)
 
 
 async def elevenlabs_scribe(request: web.Request) -> web.StreamResponse:
-    seen = note(request)
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    await socket.send_json({"message_type": "session_started", "session_id": "s1", "config": {}})
-    async for message in socket:
-        asked = json.loads(message.data)
-        seen.messages.append(asked)
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
         if asked.get("commit"):
             await socket.send_json({"message_type": "committed_transcript", "text": "hello world"})
-    seen.ended.set()
-    return socket
+
+    return await session(request, reply, {"message_type": "session_started", "session_id": "s1", "config": {}})
 
 
 async def elevenlabs_signed_url(request: web.Request) -> web.StreamResponse:
@@ -79,18 +70,15 @@ async def elevenlabs_signed_url(request: web.Request) -> web.StreamResponse:
 
 
 async def elevenlabs_convai(request: web.Request) -> web.StreamResponse:
-    """An agent that answers each message; `convai` is the subprotocol it speaks."""
-    seen = note(request)
-    socket = web.WebSocketResponse(protocols=("convai",))
-    await socket.prepare(request)
+    """An agent that speaks first; `convai` is the subprotocol it speaks."""
+
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
+        """It listens."""
+
     meta = {"conversation_id": "conv_1", "agent_output_audio_format": "pcm_16000", "user_input_audio_format": "pcm_16000"}
-    await socket.send_json({"type": "conversation_initiation_metadata", "conversation_initiation_metadata_event": meta})
-    await socket.send_json({"type": "agent_response", "agent_response_event": {"agent_response": "Hello there."}})
-    async for message in socket:
-        if message.type is WSMsgType.TEXT:
-            seen.messages.append(json.loads(message.data))
-    seen.ended.set()
-    return socket
+    begun = {"type": "conversation_initiation_metadata", "conversation_initiation_metadata_event": meta}
+    said = {"type": "agent_response", "agent_response_event": {"agent_response": "Hello there."}}
+    return await session(request, reply, begun, said, protocols=("convai",))
 
 
 def elevenlabs() -> web.Application:
@@ -114,17 +102,12 @@ async def cartesia_sse(request: web.Request) -> web.StreamResponse:
 
 
 async def cartesia_socket(request: web.Request) -> web.StreamResponse:
-    seen = note(request)
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    async for message in socket:
-        asked = json.loads(message.data)
-        seen.messages.append(asked)
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
         common = {"context_id": asked["context_id"], "status_code": 206, "step_time": 12.5}
         await socket.send_json(common | {"type": "chunk", "data": AUDIO_TEXT, "done": False})
         await socket.send_json(common | {"type": "done", "done": True, "status_code": 200})
-    seen.ended.set()
-    return socket
+
+    return await session(request, reply)
 
 
 def cartesia() -> web.Application:
@@ -176,19 +159,16 @@ async def deepgram_listen(request: web.Request) -> web.StreamResponse:
 
 
 async def deepgram_live(request: web.Request) -> web.StreamResponse:
-    seen = note(request)
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
     meta = {"request_id": "d1", "model_uuid": "m", "model_info": {"name": "nova", "version": "1", "arch": "nova"}}
-    async for message in socket:
-        seen.messages.append(message.data)
-        if message.type is WSMsgType.BINARY:
+
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
+        if isinstance(asked, bytes):
             await socket.send_json({"type": "Results", "channel_index": [0, 1], "duration": 1.25, "start": 0.0, "is_final": True, "metadata": meta} | _HEARD)
-        elif "CloseStream" in message.data:
+        elif asked["type"] == "CloseStream":
             await socket.send_json({"type": "Metadata", "transaction_key": "t", "request_id": "d1", "sha256": "x", "created": "2026-11-24T00:00:00Z", "duration": 1.25, "channels": 1})
             await socket.close()
-    seen.ended.set()
-    return socket
+
+    return await session(request, reply)
 
 
 def deepgram() -> web.Application:
@@ -216,20 +196,16 @@ async def google_upload(request: web.Request) -> web.StreamResponse:
 
 async def google_live(request: web.Request) -> web.StreamResponse:
     """Setup, then a turn for each turn; JSON in binary frames."""
-    seen = note(request)
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    async for message in socket:
-        asked = json.loads(message.data)
-        seen.messages.append(asked)
+
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
         if "setup" in asked:
             await socket.send_bytes(b'{"setupComplete": {}}')
-            continue
+            return
         turn = {"modelTurn": {"role": "model", "parts": [{"text": "Hello from Gemini"}]}}
         await socket.send_bytes(json.dumps({"serverContent": turn}).encode())
         await socket.send_bytes(json.dumps({"serverContent": {"turnComplete": True}, "usageMetadata": GEMINI_USAGE}).encode())
-    seen.ended.set()
-    return socket
+
+    return await session(request, reply)
 
 
 def google() -> web.Application:

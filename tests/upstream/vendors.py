@@ -201,17 +201,33 @@ async def openai_realtime(request: web.Request) -> web.StreamResponse:
     return socket
 
 
-async def openai_responses_socket(request: web.Request) -> web.StreamResponse:
+Reply = Callable[[web.WebSocketResponse, Any], Awaitable[None]]
+
+
+async def session(request: web.Request, reply: Reply, *greetings: Any, protocols: tuple[str, ...] = ()) -> web.WebSocketResponse:
+    """A socket that answers each message; JSON is read, what is none comes as it is. `seen.messages` keeps what came."""
     seen = note(request)
-    socket = web.WebSocketResponse()
+    socket = web.WebSocketResponse(protocols=protocols)
     await socket.prepare(request)
+    for greeting in greetings:
+        await socket.send_json(greeting)
     async for message in socket:
-        event = json.loads(message.data)
-        seen.messages.append(event)
-        for answer in _response_events("gpt-5"):
-            await socket.send_json(answer)
+        try:
+            asked = json.loads(message.data)
+        except ValueError:
+            asked = message.data
+        seen.messages.append(asked)
+        await reply(socket, asked)
     seen.ended.set()
     return socket
+
+
+async def openai_responses_socket(request: web.Request) -> web.StreamResponse:
+    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
+        for answer in _response_events("gpt-5"):
+            await socket.send_json(answer)
+
+    return await session(request, reply)
 
 
 def openai() -> web.Application:
