@@ -49,7 +49,8 @@ class Dialing:
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
         handshake = self._handshake(route, keys)
-        self.exchange.kind, self.exchange.model = route.kind, _model(route, handshake)
+        self.exchange.kind = route.kind
+        self.exchange.model = _model(handshake.url.raw_query_string, route)
         return await connect(self.gateway.upstream.sockets, route, handshake)
 
     def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
@@ -89,6 +90,15 @@ def _with_defaults(raw_query: str, defaults: Mapping[str, str]) -> str:
     return paths.join_query(raw_query, *added)
 
 
-def _model(route: Route, handshake: Handshake) -> str | None:
-    query = handshake.url.raw_query_string
-    return paths.query_value(query, "model") or paths.query_value(query, "model_id") or route.model
+def asked_model(raw_query: str, route: Route) -> str | None:
+    """The model of a session before it is dialled, as its URL or the registry's default names
+    it.
+    """
+    rules = route.provider.websocket_rules
+    assert rules is not None
+    return _model(_with_defaults(raw_query, rules.default_query), route)
+
+
+def _model(raw_query: str, route: Route) -> str | None:
+    named = paths.query_value(raw_query, "model") or paths.query_value(raw_query, "model_id")
+    return named or route.model

@@ -18,13 +18,17 @@ from aiohttp import web
 
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
-from relay.gate.limits import AtOnce, Limits
+from relay.gate.limits import Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
+from relay.gate.windows import Windows
+from relay.later import Later
 from relay.ledger import log
 from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.schema import GatewayFile
+from relay.storage.counters import MemoryCounters
+from relay.storage.shared import Shared
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import Health
 from relay.upstream.session import UpstreamSessions
@@ -37,6 +41,10 @@ class Gateway:
     """One per application. `start` and `stop` frame its life inside the running loop."""
 
     def __init__(self, config: Config) -> None:
+        self.clock: Callable[[], float] = time.monotonic
+        self.later = Later()
+        self.shared = self._shared(config)
+        self.windows = Windows(MemoryCounters(self.clock, time.time), self.shared, time.time)
         self._take(config)
         self.running: set[Exchange] = set()
         self.sessions: set[Session] = set()
@@ -46,7 +54,6 @@ class Gateway:
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
         self.reload: Callable[[], Awaitable[None]] | None = None
-        self.clock: Callable[[], float] = time.monotonic
         self.upstream: UpstreamSessions
         health = Health(self.clock, random.random, _alarm)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
@@ -54,10 +61,14 @@ class Gateway:
     async def start(self) -> None:
         """Open the outbound pools."""
         self.upstream = UpstreamSessions()
+        await self.later.start()
 
     async def stop(self) -> None:
-        """Close the outbound pools."""
+        """Finish what calls left to do, and close the outbound pools."""
+        await self.later.stop()
         await self.upstream.close()
+        if self.shared is not None:
+            await self.shared.close()
 
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
@@ -69,6 +80,12 @@ class Gateway:
         given = self.settings.retry_budget
         return Budget(given.percent, given.per_s, self.clock)
 
+    def _shared(self, config: Config) -> Shared | None:
+        given = config.settings.redis
+        if given.url is None:
+            return None
+        return Shared(given.url, given.timeout_s, self.clock, _redis_changed)
+
     def _take(self, config: Config) -> None:
         self.config = config
         self.settings: GatewayFile = config.settings
@@ -76,12 +93,7 @@ class Gateway:
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
-        self.limits = Limits(
-            [
-                AtOnce(rule.calls_at_once, rule.per, frozenset(rule.providers))
-                for rule in config.settings.limits
-            ]
-        )
+        self.limits = Limits(config.limits, self.windows, self.later)
         self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
@@ -123,13 +135,6 @@ class Gateway:
             given.get("X-Forwarded-Host"),
         )
 
-    def admit(self, exchange: Exchange) -> None:
-        """Count a call, before its body is read. Raises Overloaded, RateLimited."""
-        limits = self.limits
-        if limits:
-            counted = limits.admit(exchange.provider, exchange.client)
-            exchange.at_end += (lambda: limits.leave(counted),)
-
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""
         exchange.held_bytes += count
@@ -153,6 +158,13 @@ class Gateway:
 def _alarm(provider: str, label: str, status: int, rest_s: float) -> None:
     """A key that is refused is an operator's business."""
     log.warn("key.refused", provider=provider, key=label, status=status, rests_s=rest_s)
+
+
+def _redis_changed(event: str, why: str) -> None:
+    if why:
+        log.warn(event, cause=why)
+    else:
+        log.event(event)
 
 
 def new_id() -> str:

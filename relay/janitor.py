@@ -16,7 +16,7 @@ from relay.core.exchange import Exchange
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.pump import lost
-from relay.registry.schema import GatewayFile
+from relay.registry.schema import GatewayFile, WebSockets
 from relay.session import GONE, NAMES, Ending, Leg, Session
 
 MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
@@ -126,9 +126,28 @@ def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None
     last = max(leg.message_s for leg in legs)
     if rules.idle_timeout_s and now - last > rules.idle_timeout_s:
         return Ending(4408, f"no message for {rules.idle_timeout_s:g} s", "relay")
+    if (sent := _too_fast(session.downstream, common, now)) is not None:
+        return Ending(1008, f"the client sent more than {sent}", "relay")
     for leg, other in (legs, legs[::-1]):
         if _silent_since_ping(leg, other, now, common.ping_after_s):
             return lost(leg)
+    return None
+
+
+def _too_fast(leg: Leg, limits: WebSockets, now: float) -> str | None:
+    """The limit that a client passed, since its rate was last judged: at once if it sent more than
+    a second's worth, otherwise second by second.
+    """
+    began = leg.judged_s or now
+    passed = max(1.0, now - began)
+    for sent, most, what in (
+        (leg.messages - leg.judged_messages, limits.max_messages_per_s, "messages"),
+        (leg.bytes - leg.judged_bytes, limits.max_bytes_per_s, "bytes"),
+    ):
+        if most and sent > most * passed:
+            return f"{most} {what} a second"
+    if now - began >= 1 or not leg.judged_s:
+        leg.judged_s, leg.judged_messages, leg.judged_bytes = now, leg.messages, leg.bytes
     return None
 
 

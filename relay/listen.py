@@ -108,14 +108,16 @@ def raise_file_limit() -> None:
 
 def check_workers(config: Config) -> None:
     """Raise CannotListen where several processes would break a promise made of one."""
-    counts_clients = any(rule.per == "address" for rule in config.settings.limits)
-    if config.settings.server.workers > 1 and counts_clients:
-        raise CannotListen(
-            "a limit per address is counted in each process, so several workers would allow a"
-            " multiple of it. Remove it from `limits`, or set server.workers to 1."
-        )
-    if config.settings.server.workers > 1 and config.settings.websocket.max_sessions_per_client:
-        raise CannotListen(
-            "websocket.max_sessions_per_client is counted in each process, so several workers would"
-            " allow a multiple of it. Set it to 0, or server.workers to 1."
-        )
+    if config.settings.server.workers == 1:
+        return
+    for rule in config.limits:
+        if rule.at_once and rule.of_caller:
+            raise CannotListen(
+                f"{rule.name} is counted in each process, so several workers would allow a multiple"
+                " of it. Remove it, or set server.workers to 1."
+            )
+        if not rule.at_once and config.settings.redis.url is None:
+            raise CannotListen(
+                f"the limit {rule.name} is counted in each process, so several workers would allow"
+                " a multiple of it. Set redis.url, remove it, or set server.workers to 1."
+            )

@@ -20,6 +20,7 @@ from relay.core.exchange import Exchange
 from relay.core.peek import with_model
 from relay.core.policy import Tried, retry_after_s
 from relay.core.provider import Keys, Route
+from relay.core.usage import readable_encodings
 from relay.gateway import Gateway
 from relay.rewrite import rewriter
 from relay.upstream.failures import BEFORE_ANSWER, mapped
@@ -70,6 +71,8 @@ class Sending:
         )
         if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
+        elif self.exchange.metered and "Accept-Encoding" in headers:
+            headers["Accept-Encoding"] = readable_encodings(headers.getall("Accept-Encoding"))
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
         if self.gateway.mounted and request.body_exists:

@@ -60,6 +60,10 @@ class Leg:
     bytes: int = 0
     message_s: float = 0.0
     close_received: bool = False
+    judged_s: float = 0.0
+    judged_messages: int = 0
+    judged_bytes: int = 0
+    """When its rate was last judged, and what it had sent by then."""
 
     async def farewell(self, code: int | None, reason: str, timeout_s: float) -> None:
         """Send a close frame, give its answer `timeout_s`, then let go of the connection."""

@@ -22,7 +22,9 @@ from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError, UpstreamProtocolError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
+from relay.core.limits import headers as limit_headers
 from relay.core.sse import at_boundary
+from relay.core.usage import TokenMeter
 from relay.gateway import Gateway
 from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
@@ -108,6 +110,8 @@ async def stream(
         whole = upstream.content.is_eof()
     if whole:
         first += upstream.content.read_nowait()
+    if exchange.metered:
+        exchange.meter = TokenMeter(upstream.headers.get("Content-Encoding", ""))
     headers = _headers(upstream, exchange, gateway)
     if whole and is_rewritten(upstream, exchange):
         first = rewritten(first, headers, exchange)
@@ -122,6 +126,8 @@ async def stream(
         await response.prepare(request)
         exchange.committed = True
         exchange.response_bytes = len(first)
+        if exchange.meter is not None:
+            exchange.meter.feed(first)
         try:
             await response.write_eof(first)
         except _CLIENT_GONE:
@@ -156,6 +162,7 @@ class _Copy:
         """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
         read, write, clock = reader(self.upstream, self.exchange), self.response.write, self.clock
         exchange = self.exchange
+        meter = exchange.meter
         chunk, tail = first, b""
         release = end_with_connection(self.upstream)
         try:
@@ -168,6 +175,8 @@ class _Copy:
                 exchange.waiting_since_s = clock()
                 exchange.response_bytes += len(chunk)
                 await write(chunk)
+                if meter is not None:
+                    meter.feed(chunk)
                 tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 exchange.waiting_for = "upstream"
                 exchange.waiting_since_s = clock()
@@ -253,6 +262,8 @@ def _headers(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> 
     pairs.append(("cf-aig-log-id", exchange.id))
     if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
         pairs.append(("x-request-id", exchange.request_id))
+    if exchange.standings:
+        pairs += limit_headers(exchange.standings)
     if exchange.steps > 1:
         pairs.append(("cf-aig-step", str(exchange.step)))
     now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s

@@ -14,10 +14,11 @@ import binascii
 from aiohttp import ClientWebSocketResponse, web
 
 from relay.call import Call, asked
-from relay.core.errors import BadRequest, ClientGone, Draining, TooManySessions
+from relay.core.errors import BadRequest, ClientGone, Draining
 from relay.core.exchange import Exchange
+from relay.core.metadata import HEADER as METADATA
 from relay.core.provider import Route
-from relay.dialing import Dialing
+from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
 from relay.pump import lost, pump
 from relay.session import NAMES, Ending, Leg, Session
@@ -31,7 +32,9 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         gateway.access.check(request.host, request.headers.get("Origin"))
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
-        _check_room(exchange, gateway)
+        exchange.model = asked_model(call.query, route)
+        if limits := gateway.limits:
+            await limits.admit(exchange, request.headers.get(METADATA))
         dialing = Dialing(request, call, exchange, gateway)
         wanted = asked(request, call, route, gateway, dialing.offer(route))
         exchange.sent_s = gateway.clock()
@@ -119,19 +122,6 @@ def _check_handshake(request: web.Request) -> None:
         raise BadRequest("Sec-WebSocket-Key is not 16 bytes in base64")
     if "upgrade" not in request.headers.get("Connection", "").lower():
         raise BadRequest("Connection does not name Upgrade")
-
-
-def _check_room(exchange: Exchange, gateway: Gateway) -> None:
-    limit = gateway.settings.websocket.max_sessions_per_client
-    if not limit:
-        return
-    held = sum(
-        1
-        for other in gateway.running
-        if other.surface == "websocket" and other.client == exchange.client
-    )
-    if held > limit:
-        raise TooManySessions(limit)
 
 
 async def _upgrade(

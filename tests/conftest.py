@@ -174,6 +174,18 @@ def upstream_mock() -> Any:
 
 
 @pytest.fixture
+async def redis_server(tmp_path: Path) -> AsyncIterator[Any]:
+    """A real Redis, running."""
+    from tests.redis import RedisServer
+
+    need("redis-server")
+    server = RedisServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
 async def nginx(tmp_path: Path) -> AsyncIterator[Any]:
     """The shipped nginx site; `await nginx.before(port)` starts it."""
     from tests.nginx import Nginx

@@ -11,7 +11,8 @@
       WebSocketNotSupported          websocket_not_supported    client     400    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
       BodyTimeout                    body_timeout               client     408    1008   never
-      RateLimited                    rate_limited               client     429    1013   later
+      ModelUnknown                   model_unknown              client     403    1008   never
+      RateLimited                    rate_limited               client     429    1008   later
       Overloaded                     overloaded                 relay      503    1013   later
       TooManySessions                too_many_sessions          client     429    1013   later
       ConfigInvalid                  config_invalid             client     422    1008   never
@@ -37,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 Side = Literal["client", "relay", "upstream"]
@@ -50,6 +52,8 @@ class RelayError(Exception):
     status: ClassVar[int] = 400
     close_code: ClassVar[int] = 1008
     retryable: ClassVar[bool] = False
+    retry_after_s: float | None = None
+    """When another try may be luckier."""
 
     def __init_subclass__(cls, **facts: Any) -> None:
         """`class X(RelayError, code=…, side=…, status=…, close_code=…, retryable=…)`."""
@@ -197,33 +201,36 @@ class BodyTimeout(RelayError, code="body_timeout", status=408):
 
 
 @dataclass(eq=False)
-class _Limited(RelayError, close_code=1013, retryable=True):
-    """A limit of gateway.yaml is reached. Base class only."""
-
-    limit: int
-    text: ClassVar[str] = ""
+class ModelUnknown(RelayError, code="model_unknown", status=403):
+    """A rule asks for the model of a call, and it cannot be told."""
 
     @property
     def message(self) -> str:
-        return self.text.format(self.limit)
+        return "A rule asks for the model of this call, and its body does not name it plainly."
+
+
+@dataclass(eq=False)
+class _Limited(RelayError, close_code=1013, retryable=True):
+    """A rule of `limits` is reached: `100 requests in 60 s`. Base class only."""
+
+    rule: str
+    retry_after_s: float = 1.0
+
+    @property
+    def message(self) -> str:
+        return f"The limit of {self.rule} is reached. Try again in {ceil(self.retry_after_s)} s."
 
 
 class TooManySessions(_Limited, code="too_many_sessions", status=429):
     """This client already holds as many WebSocket sessions as it may."""
 
-    text = "This client holds {} WebSocket sessions, which is the limit. Close one first."
 
-
-class RateLimited(_Limited, code="rate_limited", status=429):
-    """This client has as many calls running as it may."""
-
-    text = "This client has {} calls running, which is the limit. Wait for one."
+class RateLimited(_Limited, code="rate_limited", status=429, close_code=1008):
+    """This client has called as often, or used as much, as it may; or has too much running."""
 
 
 class Overloaded(_Limited, code="overloaded", side="relay", status=503):
     """As many calls run, of all or of a provider, as may: refused at once, rather than to wait."""
-
-    text = "The relay has {} such calls running, which is the limit. Try again."
 
 
 @dataclass(eq=False)
@@ -285,6 +292,8 @@ class Draining(
 ):
     """The relay is shutting down."""
 
+    retry_after_s = 1.0
+
     @property
     def message(self) -> str:
         return "The relay is restarting. Connect again."
@@ -299,11 +308,12 @@ class InternalError(RelayError, code="internal_error", side="relay", status=500,
         return "The relay failed. Its log has the cause under this request id."
 
 
+class _Upstream(RelayError, side="upstream", status=502, close_code=1014):
+    """A failure of the provider, or on the way to it. Base class only."""
+
+
 @dataclass(eq=False)
-class UpstreamUnreachable(
-    RelayError, code="upstream_unreachable", side="upstream", status=502, close_code=1014,
-    retryable=True,
-):  # fmt: skip
+class UpstreamUnreachable(_Upstream, code="upstream_unreachable", retryable=True):
     """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
 
     host: str
@@ -315,9 +325,7 @@ class UpstreamUnreachable(
 
 
 @dataclass(eq=False)
-class UpstreamTlsFailed(
-    RelayError, code="upstream_tls_failed", side="upstream", status=502, close_code=1014
-):
+class UpstreamTlsFailed(_Upstream, code="upstream_tls_failed"):
     """The TLS handshake with the provider failed. Nothing was sent."""
 
     host: str
@@ -329,9 +337,7 @@ class UpstreamTlsFailed(
 
 
 @dataclass(eq=False)
-class UpstreamTimeout(
-    RelayError, code="upstream_timeout", side="upstream", status=504, close_code=1014
-):
+class UpstreamTimeout(_Upstream, code="upstream_timeout", status=504):
     """The provider was silent for too long; `phase` says when: handshake, first byte, stream,
     upload.
     """
@@ -345,9 +351,7 @@ class UpstreamTimeout(
 
 
 @dataclass(eq=False)
-class UpstreamDisconnected(
-    RelayError, code="upstream_disconnected", side="upstream", status=502, close_code=1014
-):
+class UpstreamDisconnected(_Upstream, code="upstream_disconnected"):
     """The provider closed the connection before its answer was whole."""
 
     phase: str
@@ -358,9 +362,7 @@ class UpstreamDisconnected(
 
 
 @dataclass(eq=False)
-class UpstreamProtocolError(
-    RelayError, code="upstream_protocol_error", side="upstream", status=502, close_code=1014
-):
+class UpstreamProtocolError(_Upstream, code="upstream_protocol_error"):
     """What the provider sent is not valid HTTP or WebSocket, or cannot be passed on."""
 
     reason: str
@@ -371,9 +373,7 @@ class UpstreamProtocolError(
 
 
 @dataclass(eq=False)
-class HandshakeRefused(
-    RelayError, code="handshake_refused", side="upstream", status=502, close_code=1014
-):
+class HandshakeRefused(_Upstream, code="handshake_refused"):
     """The provider answered a WebSocket handshake with something else than 101: passed on as it
     came.
 
@@ -392,7 +392,7 @@ class HandshakeRefused(
 
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
-    TargetNotAllowed, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
+    TargetNotAllowed, ModelUnknown, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
     BodyTimeout, TooManySessions, ConfigInvalid, ClientGone, ClientStalled,
     ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
     UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,

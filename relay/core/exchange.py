@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
+from relay.core.limits import Admission, Standing
 from relay.core.provider import Route
 from relay.core.rewriting import Rewriter
+from relay.core.usage import TokenMeter
 
 Surface = Literal["rest", "websocket"]
 Outcome = Literal["running", "relayed", "refused", "failed", "client_gone"]
@@ -80,6 +82,13 @@ class Exchange:
     """Empty where the first one was good."""
     at_end: tuple[Callable[[], None], ...] = field(init=False, default=())
     """What is given back when the call is over."""
+    admission: Admission | None = field(init=False, default=None)
+    """None while there are no limits."""
+    standings: tuple[Standing, ...] = field(init=False, default=())
+    """How the client stands under them."""
+    metered: bool = field(init=False, default=False)
+    """Somebody wants to know what it used."""
+    meter: TokenMeter | None = field(init=False, default=None)
     step: int = field(init=False, default=0)
     """Which of the route's targets answered, the first being 0."""
     steps: int = field(init=False, default=1)

@@ -5,6 +5,7 @@ Owns: model and stream flag of a JSON or form body, the model and kind that a pa
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _FORM_MODEL = re.compile(rb'name="model(?:_id)?"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORM_PEEK_BYTES = 64 * 1024
 
 # The end of an endpoint, and what kind of call it is. Longer ends first where one is part of
@@ -97,6 +99,29 @@ def with_model(body: bytes, model: str) -> bytes:
         return body
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)
+
+
+def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
+    """True if whoever reads `body` finds the model that peek_body found, or none.
+
+    Readers differ on a name that comes twice. What is neither JSON nor a form names no model.
+    """
+    if content_type.startswith("multipart/form-data"):
+        return body.count(b'name="model') <= 1
+    is_json = "json" in content_type or body.lstrip().startswith((b"{", _BYTE_ORDER_MARK))
+    if not body or not is_json:
+        return True
+    names: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> None:
+        names[:] = [name for name, _ in found]  # the outermost object comes last
+
+    try:
+        json.loads(body, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        return False
+    named = sum(name in ("model", "model_id") for name in names)
+    return named == 0 or (named == 1 and model is not None)
 
 
 def kind_of(endpoint: str) -> str:

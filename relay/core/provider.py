@@ -106,6 +106,18 @@ class Fallback:
     weight: float = 1.0
 
 
+Who = Literal["relay", "cloudflare", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Who does what, of what goes through Cloudflare."""
+
+    retries: Who = "relay"
+    limits: Who = "relay"
+    cache: Who = "relay"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """An AI provider as the registry knows it."""
@@ -131,8 +143,7 @@ class Provider:
     """Targets are drawn by weight, not taken in order."""
     weight: float
     retries: RetryRules
-    retries_by: Literal["relay", "cloudflare", "off"]
-    """Who retries what goes through Cloudflare."""
+    jobs: Jobs
     idempotency_header: str | None
     """Carries one key over all attempts of a call, which makes repeating it safe."""
     homes: tuple[Home, ...]
@@ -185,7 +196,7 @@ class Route:
     @property
     def keeps_wishes(self) -> bool:
         """True if a client's wishes for retries are for the relay, and not for Cloudflare."""
-        return self.target.via == "direct" or self.provider.retries_by != "cloudflare"
+        return self.target.via == "direct" or self.provider.jobs.retries != "cloudflare"
 
     def url(self, raw_query: str) -> str:
         """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""

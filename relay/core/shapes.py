@@ -8,6 +8,7 @@ never touched. OpenAI's shape is everybody's default: most SDKs read `error.mess
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -47,6 +48,8 @@ def headers(error: RelayError) -> dict[str, str]:
     told = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
     if not error.retryable:
         told["x-should-retry"] = "false"
+    if error.retry_after_s is not None:
+        told["retry-after"] = str(max(1, ceil(error.retry_after_s)))
     return told
 
 

@@ -15,6 +15,7 @@ from yarl import URL
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
+    Jobs,
     PathRule,
     Provider,
     Target,
@@ -107,7 +108,7 @@ class _Builder:
             by_weight=entry.order == "weight",
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
-            retries_by=self.settings.jobs.retries,
+            jobs=Jobs(**self.settings.jobs.model_dump()),
             idempotency_header=entry.idempotency_header,
             homes=homes(direct, rules),
             rewrites=self._rewrites(),

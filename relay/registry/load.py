@@ -16,9 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 import relay
+from relay.core.limits import Rule
 from relay.registry import credentials, schema
 from relay.registry.build import build_registry
 from relay.registry.entries import ProviderEntry, Section
+from relay.registry.limits import limit_rules
 from relay.registry.registry import Registry
 from relay.registry.yamlfile import Document, Problem, Where, read
 
@@ -51,6 +53,7 @@ class Config:
     settings: schema.GatewayFile
     registry: Registry
     certificate: Certificate | None = None
+    limits: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +113,10 @@ def load(sources: Sources) -> Config:
                 )
             entries[name] = (entry, document, unset[at])
     registry = build_registry(settings, entries, sources.demo_url)
+    limits = limit_rules(settings, {*entries, "demo"}, main)
     certificate = sources.certificate or _certificate(main, settings.tls, sources.config.parent)
     _raise_if_any(documents)
-    return Config(sources.config, settings, registry, certificate)
+    return Config(sources.config, settings, registry, certificate, limits)
 
 
 def _certificate(main: Document, tls: schema.Tls, folder: Path) -> Certificate | None:

@@ -7,22 +7,12 @@ from __future__ import annotations
 from aiohttp import web
 from multidict import CIMultiDict
 
-from relay.core import shapes
-from relay.core.errors import (
-    Draining,
-    HandshakeRefused,
-    Overloaded,
-    RateLimited,
-    RelayError,
-    TooManySessions,
-)
+from relay.core import limits, shapes
+from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
 from relay.stream import RelayedResponse
-
-_SOON = (TooManySessions, RateLimited, Overloaded, Draining)
-"""Another try a second later may be luckier."""
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
@@ -32,6 +22,8 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
         return _refusal(request, error, exchange)
     meter = exchange.route.provider.meter if exchange and exchange.route else "openai"
     response = plain(error, meter, exchange.id if exchange else new_id())
+    if exchange and exchange.standings:
+        response.headers.extend(limits.headers(exchange.standings))
     vary(request, response)
     if request.app[GATEWAY].draining:
         response.force_close()
@@ -41,8 +33,6 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
 def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
     headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
-    if isinstance(error, _SOON):
-        headers["retry-after"] = "1"
     body = shapes.body(error, meter, request_id)
     return web.Response(
         status=error.status, body=body, content_type="application/json", headers=headers

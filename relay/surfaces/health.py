@@ -32,7 +32,11 @@ async def readyz(request: web.Request) -> web.Response:
         "running": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.failures,
+        "settling_dropped": gateway.later.dropped,
     }
+    if (shared := gateway.shared) is not None:
+        # Away is no reason to take no calls: limits and cache go on without.
+        body |= {"redis": shared.state, "redis_failures": shared.failures}
     response = web.json_response(body, status=503 if gateway.draining else 200)
     if gateway.draining:
         response.force_close()

@@ -115,7 +115,7 @@ class _Plan:
     def rules(self) -> RetryRules:
         """What holds for it."""
         route = self.route
-        if route.target.via == "cloudflare" and route.provider.retries_by != "relay":
+        if route.target.via == "cloudflare" and route.provider.jobs.retries != "relay":
             return _ONCE
         return self.asked.rules or route.provider.retries
 

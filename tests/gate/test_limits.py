@@ -1,42 +1,23 @@
-"""Calls at once: who is refused, who is not, and that every place is given back."""
+"""Limits through a running relay: who is refused, what clients are told, and that all is given back."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
-from relay.core.errors import Overloaded, RateLimited
-from relay.gate.limits import AtOnce, Limits
 from relay.listen import CannotListen, check_workers
+from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, configured, provider
-from tests.upstream.raw import SILENCE, RawUpstream, gated_events, ok
+from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import vendor
-
-
-def test_all_rules_are_tested_before_one_counts() -> None:
-    limits = Limits([AtOnce(2, "all"), AtOnce(1, "provider"), AtOnce(1, "address", frozenset({"b"}))])
-    first = limits.admit("a", "1.1.1.1")
-    with pytest.raises(Overloaded):
-        limits.admit("a", "2.2.2.2")
-    second = limits.admit("b", "1.1.1.1")
-    with pytest.raises(Overloaded):
-        limits.admit("c", "3.3.3.3")
-    limits.leave(first)
-    limits.leave(second)
-    assert limits._running == {}
-
-
-def test_a_clients_own_limit_is_told_from_the_relays() -> None:
-    limits = Limits([AtOnce(1, "address")])
-    limits.admit("a", "1.1.1.1")
-    limits.admit("a", "2.2.2.2")
-    with pytest.raises(RateLimited):
-        limits.admit("b", "1.1.1.1")
 
 
 async def _held(relay: Relay, name: str, count: int) -> list[asyncio.Task[Any]]:
@@ -74,7 +55,7 @@ async def test_a_client_with_too_many_calls_is_told_429(start: StartRelay, raw: 
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "limits": [{"calls_at_once": 1, "per": "address"}]}, openai=provider(raw.url))
     async with relay.client.get(relay.path("openai", "x"), headers={"X-Forwarded-For": "198.51.100.7"}) as streaming:
         status, headers, _ = await relay.call("GET", relay.path("openai", "x"), headers={"X-Forwarded-For": "198.51.100.7"})
-        assert (status, headers["x-relay-error"]) == (429, "rate_limited")
+        assert (status, headers["x-relay-error"], headers["retry-after"]) == (429, "rate_limited", "1")
         other = asyncio.create_task(relay.call("GET", relay.path("openai", "x"), headers={"X-Forwarded-For": "198.51.100.8"}))
         gates[0].set()
         await streaming.read()
@@ -109,7 +90,204 @@ async def test_a_reload_leaves_what_runs_in_its_own_count(start: StartRelay, raw
     assert before._running == {} and relay.gateway.limits._running == {}
 
 
-def test_several_workers_cannot_keep_a_limit_per_address(tmp_path: Any) -> None:
-    config, _ = configured(tmp_path, {"server": {"workers": 2}, "limits": [{"calls_at_once": 1, "per": "address"}]})
-    with pytest.raises(CannotListen, match="per address"):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"calls_at_once": 1, "per": "address"},
+        {"sessions_at_once": 1, "per": "client"},
+        {"requests": 5},
+        {"tokens": 5, "per": "provider"},
+    ],
+)
+def test_several_workers_cannot_keep_what_each_counts_for_itself(rule: dict[str, Any], tmp_path: Path) -> None:
+    config, _ = configured(tmp_path, {"server": {"workers": 2}, "limits": [rule]})
+    with pytest.raises(CannotListen, match="counted in each process"):
         check_workers(config)
+
+
+def test_several_workers_share_windows_by_redis(tmp_path: Path) -> None:
+    config, _ = configured(tmp_path, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}, "limits": [{"requests": 5}, {"calls_at_once": 9}]})
+    check_workers(config)
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ({}, "exactly one of"),
+        ({"requests": 1, "tokens": 1}, "exactly one of"),
+        ({"requests": 1, "per": "moon"}, "should be all, client"),
+        ({"requests": 0}, "greater than or equal to 1"),
+        ({"requests": 1, "providers": ["opnai"]}, "did you mean 'openai'"),
+        ({"requests": 1, "window": 5}, "did you mean 'window_s'"),
+    ],
+)
+def test_a_bad_rule_is_refused_with_its_line(rule: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=problem) as refused:
+        configured(tmp_path, {"limits": [{"requests": 7}, rule], "providers": {"openai": provider("https://x.example")}})
+    assert refused.value.problems[0].line > 1
+
+
+async def test_requests_of_a_window_are_counted_and_told(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 2, "window_s": 600, "per": "client", "name": "mine"}]}, openai=provider(raw.url))
+    told = [(await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[1]["ratelimit"] for _ in range(2)]
+    assert [state.rpartition(";")[0] for state in told] == ['"mine";r=1', '"mine";r=0']
+    status, headers, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    assert (status, headers["x-relay-error"], headers["ratelimit-policy"]) == (429, "rate_limited", '"mine";q=2;w=600')
+    assert headers["ratelimit"].startswith('"mine";r=0;t=') and 0 < int(headers["retry-after"]) <= 600
+    assert "2 requests in 600 s" in json.loads(body)["error"]["message"] and len(raw.arrived) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("anthropic", lambda body: body["error"]["type"]), ("google", lambda body: body["error"]["status"]), ("openai", lambda body: body["error"]["type"]), ("elevenlabs", lambda body: body["detail"]["status"])],
+)
+async def test_a_refusal_has_the_shape_that_the_vendors_sdk_reads(name: str, reads: Any, start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 1}]}, vendor=provider(raw.url, meter=name))
+    await relay.call("GET", relay.path("vendor", "x"))
+    status, _, body = await relay.call("GET", relay.path("vendor", "x"))
+    expected = {"anthropic": "rate_limit_error", "openai": "rate_limit_error", "google": "RESOURCE_EXHAUSTED", "elevenlabs": "rate_limited"}
+    assert (status, reads(json.loads(body))) == (429, expected[name])
+
+
+async def test_each_value_of_metadata_has_its_own_count(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 1, "per": "metadata.team"}]}, openai=provider(raw.url))
+
+    async def status(team: str) -> int:
+        return (await relay.call("GET", relay.path("openai", "x"), headers={"cf-aig-metadata": json.dumps({"team": team})}))[0]
+
+    assert [await status(team) for team in ("red", "blue", "red")] == [200, 200, 429]
+    assert (await relay.call("GET", relay.path("openai", "x")))[0] == 200, "none is a value of its own"
+
+
+async def test_each_model_has_its_own_count_and_a_refusal_uses_nothing_up(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 3, "name": "all"}, {"requests": 1, "per": "model", "name": "each"}]}, openai=provider(raw.url))
+
+    async def call(model: str) -> Any:
+        return await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": model})
+
+    assert [(await call(model))[0] for model in ("a", "a", "a", "b")] == [200, 429, 429, 200]
+    status, headers, _ = await call("c")
+    assert status == 200 and '"all";r=0' in headers["ratelimit"] and '"each";r=0' in headers["ratelimit"]
+    assert (await call("d"))[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b'{"model": "a", "model": "b"}', "application/json"), (b"{broken", "application/json"), (b'\xef\xbb\xbf{"model": "a"}', "text/plain"), (b'  {"model": "a", "model": "b"}', "application/octet-stream")],
+)
+async def test_a_model_that_cannot_be_told_is_refused_where_a_rule_asks_for_it(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 5, "models": ["a"]}]}, openai=provider(raw.url))
+    status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), data=body, headers={"Content-Type": content_type})
+    assert (status, headers["x-relay-error"]) == (403, "model_unknown") and not raw.arrived
+    assert (await relay.call("POST", relay.path("openai", "files"), data=b"\xff\xfb audio", headers={"Content-Type": "audio/mpeg"}))[0] == 200
+
+
+async def test_a_body_too_large_to_be_read_is_refused_where_a_rule_asks_for_its_model(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"server": {"buffer_bytes": 1000, "json_buffer_bytes": 1000}, "limits": [{"requests": 5, "per": "model"}]}, openai=provider(raw.url))
+    status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "a", "input": "x" * 2000})
+    assert (status, headers["x-relay-error"]) == (403, "model_unknown")
+
+
+ANSWERS = {
+    "json": (ok(b'{"usage": {"prompt_tokens": 30, "completion_tokens": 12}}', "Content-Type: application/json"), 42),
+    "gzip": (ok(gzip.compress(b'{"usage": {"prompt_tokens": 30, "completion_tokens": 12}}'), "Content-Encoding: gzip"), 42),
+    "responses": (ok(b'{"usage": {"input_tokens": 30, "output_tokens": 12, "total_tokens": 42}}'), 42),
+    "anthropic stream": (SSE_HEAD + chunk(b'data: {"message": {"usage": {"input_tokens": 30, "cache_read_input_tokens": 5, "output_tokens": 1}}}\n\n') + chunk(b'data: {"usage": {"output_tokens": 7}}\n\n') + LAST_CHUNK, 42),
+    "gemini stream": (SSE_HEAD + chunk(b'data: {"usageMetadata": {"promptTokenCount": 30, "candidatesTokenCount": 2}}\n\n') + chunk(b'data: {"usageMetadata": {"promptTokenCount": 30, "candidatesTokenCount": 4, "thoughtsTokenCount": 8}}\n\n') + LAST_CHUNK, 42),
+    "untold": (ok(b'{"no": "usage"}'), 25 + 200),
+    "refused by the provider": (ok(b'{"error": {}}', status="400 Bad Request"), 0),
+    "unreachable": ("close", 25 + 200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("technique", ["fixed", "sliding"])
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_tokens_are_set_aside_first_and_booked_as_used(answer: str, technique: str, start: StartRelay, raw: RawUpstream) -> None:
+    script, used = ANSWERS[answer]
+    raw.plays(script)
+    relay = await start({"limits": [{"tokens": 1000, "window_s": 86400, "technique": technique, "name": "t"}]}, openai=provider(raw.url))
+    body = b'{"max_tokens": 200, "input": "%s"}' % (b"x" * 68)
+    assert len(body) // 4 == 25
+    _, headers, _ = await relay.call("POST", relay.path("openai", "responses"), data=body)
+    assert f'"t";r={1000 - 225}' in headers["ratelimit"]
+    await relay.gateway.later.done()
+    _, headers, _ = await relay.call("POST", relay.path("openai", "responses"), data=body)
+    assert f'"t";r={1000 - used - 225}' in headers["ratelimit"]
+
+
+async def test_a_call_that_may_use_more_than_is_allowed_waits_for_an_empty_window(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'))
+    relay = await start({"limits": [{"tokens": 100}]}, openai=provider(raw.url))
+    assert (await relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 5000}))[0] == 200
+    await relay.gateway.later.done()
+    status, headers, _ = await relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 5000})
+    assert (status, headers["ratelimit"].partition(";t")[0]) == (429, '"tokens-60s";r=98')
+
+
+async def test_where_tokens_are_counted_the_answer_comes_in_a_coding_that_can_be_read(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"tokens": 100000}]}, openai=provider(raw.url))
+    await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"Accept-Encoding": "br;q=1.0, gzip;q=0.8, zstd"})
+    assert raw.arrived[0].header("Accept-Encoding") == ["gzip;q=0.8"]
+
+
+async def test_what_goes_through_cloudflare_is_not_counted_twice(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    account = {"account_id": "a", "base_url": raw.url}
+    limits = [{"requests": 1}, {"calls_at_once": 50}]
+    entry = provider(raw.url, cloudflare={"slug": "openai"})
+    theirs = await start({"limits": limits, "cloudflare": account, "jobs": {"limits": "cloudflare"}}, openai=entry, direct=provider(raw.url))
+    assert [(await theirs.call("GET", theirs.path("openai", "x")))[0] for _ in range(3)] == [200] * 3
+    assert [(await theirs.call("GET", theirs.path("direct", "x")))[0] for _ in range(2)] == [200, 429]
+    ours = await start({"limits": limits, "cloudflare": account}, openai=entry)
+    assert [(await ours.call("GET", ours.path("openai", "x")))[0] for _ in range(2)] == [200, 429]
+
+
+async def test_handshakes_are_counted_for_themselves(start: StartRelay, vendors: Any) -> None:
+    relay = await start({"limits": [{"handshakes": 2, "per": "client"}, {"requests": 1}], "providers": vendors.entries()})
+    for _ in range(2):
+        async with relay.client.ws_connect(relay.ws("openai")):
+            pass
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await relay.client.ws_connect(relay.ws("openai"))
+    assert refused.value.status == 429 and refused.value.headers is not None
+    assert refused.value.headers["x-relay-error"] == "rate_limited" and int(refused.value.headers["retry-after"]) > 1
+
+
+async def test_sessions_at_once_are_counted_by_model(start: StartRelay, vendors: Any) -> None:
+    relay = await start({"limits": [{"sessions_at_once": 1, "per": ["client", "model"]}], "providers": vendors.entries()})
+    async with relay.client.ws_connect(relay.ws("openai")), relay.client.ws_connect(relay.ws("openai") + "?model=gpt-other"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime")
+        assert refused.value.status == 429 and refused.value.headers is not None
+        assert refused.value.headers["x-relay-error"] == "too_many_sessions"
+    await relay.idle()
+    async with relay.client.ws_connect(relay.ws("openai")):
+        pass
+
+
+@pytest.mark.parametrize(("setting", "message"), [("max_messages_per_s", '{"type": "x"}'), ("max_bytes_per_s", '{"type": "%s"}' % ("x" * 2000))])
+async def test_a_client_that_sends_too_fast_ends_with_1008(setting: str, message: str, start: StartRelay, vendors: Any) -> None:
+    relay = await start({"websocket": {setting: 300}, "providers": vendors.entries()})
+    async with relay.client.ws_connect(relay.ws("openai")) as socket:
+        flood = asyncio.create_task(_flood(socket, message))
+        async with asyncio.timeout(HANG_GUARD_S):
+            async for _ in socket:
+                pass
+        flood.cancel()
+        await asyncio.gather(flood, return_exceptions=True)
+        assert socket.close_code == 1008
+    (line,) = await relay.events()
+    assert (line["close_code"], line["closed_by"]) == (1008, "relay")
+
+
+async def _flood(socket: Any, message: str) -> None:
+    while not socket.closed:
+        await socket.send_str(message)
+        await asyncio.sleep(0.0005)

@@ -1,0 +1,1 @@
+"""Answers that are kept: what identical calls need not ask for again."""

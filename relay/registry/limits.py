@@ -1,0 +1,68 @@
+"""Turn the `limits` of gateway.yaml into the Rules that calls are counted by.
+
+Owns: their names, their checks, and `websocket.max_sessions_per_client`, which is one of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+from relay.core.limits import Counts, Rule
+from relay.registry import schema
+from relay.registry.yamlfile import Document
+
+_COUNTS: tuple[Counts, ...] = (
+    "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",
+)  # fmt: skip
+
+
+def limit_rules(
+    settings: schema.GatewayFile, providers: Collection[str], document: Document
+) -> tuple[Rule, ...]:
+    """The rules in the file's order. Problems go into `document`."""
+    rules: list[Rule] = []
+    for at, limit in enumerate(settings.limits):
+        given = [name for name in _COUNTS if getattr(limit, name) is not None]
+        if len(given) != 1:
+            document.complain(("limits", at), f"should have exactly one of {', '.join(_COUNTS)}")
+            continue
+        for number, name in enumerate(limit.providers):
+            if name not in providers:
+                near = difflib.get_close_matches(name, providers, 1, 0.5)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                document.complain(
+                    ("limits", at, "providers", number), f"there is no such provider{hint}"
+                )
+        taken = {rule.name for rule in rules}
+        rules.append(_rule(limit, given[0], taken))
+        if limit.name in taken:
+            document.complain(("limits", at, "name"), "another rule has this name")
+    if most := settings.websocket.max_sessions_per_client:
+        name = "websocket.max_sessions_per_client"
+        rules.append(Rule(name=name, counts="sessions_at_once", amount=most, per=("client",)))
+    return tuple(rules)
+
+
+def _rule(limit: schema.Limit, counts: Counts, taken: Collection[str]) -> Rule:
+    per = tuple(part for part in limit.per if part != "all")
+    windowed = not counts.endswith("_at_once")
+    name = "-".join([counts, *(["per", *per] if per else []), *limit.providers, *limit.models])
+    if windowed:
+        name += f"-{limit.window_s}s"
+    unique = name[:80].replace('"', "")
+    number = 2
+    while unique in taken:
+        unique, number = f"{name[:80]}-{number}", number + 1
+    amount = getattr(limit, counts)
+    return Rule(
+        name=limit.name or unique,
+        counts=counts,
+        amount=amount,
+        window_s=limit.window_s if windowed else 0,
+        answer_tokens=limit.answer_tokens,
+        sliding=limit.technique == "sliding",
+        per=per,
+        providers=frozenset(limit.providers),
+        models=frozenset(limit.models),
+    )

@@ -1,0 +1,133 @@
+"""Counters of time windows in this process's memory, behind the interface of the `limits` library.
+
+Owns: counting and expiry. Each hit forgets a few windows that have ended, so that none costs more
+with many keys than with few (the library's own backend walks all of them). Both clocks are given:
+the monotonic one rules, so that a clock that is set changes no limit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from math import floor
+
+from limits.aio.storage import SlidingWindowCounterSupport, Storage
+
+MAX_KEYS = 100_000
+"""Past this the window that ends first is forgotten for each new one: memory stays bounded."""
+_FORGOTTEN_A_HIT = 32
+
+
+class _Window:
+    __slots__ = ("count", "ends_s")
+
+    def __init__(self, ends_s: float) -> None:
+        self.count, self.ends_s = 0, ends_s
+
+
+class MemoryCounters(Storage, SlidingWindowCounterSupport):
+    """Never waits: between two of its calls nothing else runs."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock, self._wall = clock, wall
+        self._windows: dict[str, _Window] = {}
+        self._ends: dict[int, deque[tuple[float, str]]] = {}
+        """By length: windows of one length end in the order in which they began."""
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @property
+    def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
+        return ValueError
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """The count after `amount` more; a window of `expiry` seconds begins with the first."""
+        return self._add(key, expiry, amount)
+
+    async def get(self, key: str) -> int:
+        """The count of the window that runs."""
+        return self._count(key, self._clock())
+
+    async def get_expiry(self, key: str) -> float:
+        """When the window ends, as Unix time."""
+        window, now = self._windows.get(key), self._clock()
+        return self._wall() + (max(0.0, window.ends_s - now) if window else 0.0)
+
+    async def check(self) -> bool:
+        """It is always there."""
+        return True
+
+    async def reset(self) -> int:
+        """Forget everything."""
+        count = len(self._windows)
+        self._windows.clear()
+        self._ends.clear()
+        return count
+
+    async def clear(self, key: str) -> None:
+        """Forget one."""
+        self._windows.pop(key, None)
+
+    async def acquire_sliding_window_entry(
+        self, key: str, limit: int, expiry: int, amount: int = 1
+    ) -> bool:
+        """Add `amount` unless this window's count, and the last one's by how much of it still
+        reaches back, would pass `limit`.
+        """
+        before, before_ttl, count, _ = self._sliding(key, expiry)
+        if floor(before * before_ttl / expiry) + count + amount > limit:
+            return False
+        self._add(f"{key}/{self._clock() // expiry:.0f}", 2 * expiry, amount)
+        return True
+
+    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        """(count, seconds left) of the last window and of this one."""
+        return self._sliding(key, expiry)
+
+    async def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget both."""
+        number = self._clock() // expiry
+        for each in (number - 1, number):
+            self._windows.pop(f"{key}/{each:.0f}", None)
+
+    def _sliding(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        now = self._clock()
+        number, passed = divmod(now, expiry)
+        left = expiry - passed
+        before = self._count(f"{key}/{number - 1:.0f}", now)
+        count = self._count(f"{key}/{number:.0f}", now)
+        return before, left if before else 0.0, count, left + expiry
+
+    def _count(self, key: str, now: float) -> int:
+        window = self._windows.get(key)
+        return window.count if window is not None and window.ends_s > now else 0
+
+    def _add(self, key: str, expiry: int, amount: int) -> int:
+        now = self._clock()
+        window = self._windows.get(key)
+        if window is None or window.ends_s <= now:
+            window = self._windows[key] = _Window(now + expiry)
+            self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
+            self._forget(now)
+        window.count += amount
+        return window.count
+
+    def _forget(self, now: float) -> None:
+        """Drop a few windows that have ended, and one that has not where there are too many."""
+        for ends in self._ends.values():
+            for _ in range(_FORGOTTEN_A_HIT):
+                if not ends or ends[0][0] > now:
+                    break
+                self._drop(ends)
+        while len(self._windows) > MAX_KEYS:
+            self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
+
+    def _drop(self, ends: deque[tuple[float, str]]) -> None:
+        ends_s, key = ends.popleft()
+        window = self._windows.get(key)
+        if window is not None and window.ends_s == ends_s:
+            del self._windows[key]

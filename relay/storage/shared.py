@@ -1,0 +1,99 @@
+"""Redis: volatile state that several workers and machines share.
+
+Owns: the connections, and how its loss is borne. What limits and cache do without it is theirs;
+that nobody waits for it again and again is done here: after a failure it is left alone for a
+second, then the next call tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from limits.aio.storage import Storage
+    from redis.asyncio import Redis
+
+AWAY_S = 1.0
+PREFIX = "relay"
+_CONNECTIONS = 64
+
+Report = Callable[[str, str], None]
+"""Told `redis.lost` or `redis.back`, and why."""
+
+
+class Shared:
+    """One Redis. `failures` are counted for /readyz."""
+
+    def __init__(
+        self, url: str, timeout_s: float, clock: Callable[[], float], report: Report
+    ) -> None:
+        """Opens nothing yet."""
+        # Imported only where it is used: it takes a tenth of a second and some megabytes.
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self.client: Redis = Redis(connection_pool=self._pool)
+        self.errors: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
+        self.failures = 0
+        self._clock, self._report = clock, report
+        self._away = False
+        self._again_s = 0.0
+
+    def usable(self) -> bool:
+        """True unless it failed within the last second; after that, for one call a second."""
+        if not self._away:
+            return True
+        now = self._clock()
+        if now < self._again_s:
+            return False
+        self._again_s = now + AWAY_S
+        return True
+
+    @property
+    def state(self) -> str:
+        """For /readyz."""
+        return "away" if self._away else "ok"
+
+    def lost(self, error: Exception) -> None:
+        """One of `errors` came: leave it alone for a while."""
+        self.failures += 1
+        self._again_s = self._clock() + AWAY_S
+        if not self._away:
+            self._away = True
+            self._report("redis.lost", type(error).__name__)
+
+    def worked(self) -> None:
+        """It answered."""
+        if self._away:
+            self._away = False
+            self._report("redis.back", "")
+
+    def counters(self) -> Storage:
+        """Its counters, behind the interface of the `limits` library."""
+        from limits.aio.storage import RedisStorage
+
+        return RedisStorage(
+            "async+redis://",  # where it is, the pool knows
+            implementation="redispy",
+            key_prefix=f"{PREFIX}:limits",
+            connection_pool=self._pool,  # type: ignore[arg-type]
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+        await self._pool.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Shared {self.state}>"
