@@ -93,7 +93,7 @@ class Gateway:
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
-        self.limits = Limits(config.limits, self.windows, self.later)
+        self.limits = Limits(config.limits, self.windows, self.later) if config.limits else None
         self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
@@ -150,8 +150,10 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
-        for give_back in exchange.at_end:
-            give_back()
+        if exchange.at_end:
+            for give_back in exchange.at_end:
+                give_back()
+            exchange.at_end = ()  # they hold the exchange: a cycle would keep it for the collector
         log.exchange_ended(exchange, self.clock())
 
 

@@ -14,7 +14,6 @@ from aiohttp import web
 from relay.body import Body, body_at_hand, read_body
 from relay.call import Call, asked
 from relay.core.exchange import Exchange
-from relay.core.metadata import HEADER as METADATA
 from relay.core.peek import peek_body
 from relay.core.provider import Route
 from relay.gateway import Gateway
@@ -29,8 +28,9 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     try:
         gateway.access.check(request.host, request.headers.get("Origin"))
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
-        if limits := gateway.limits:
-            await limits.admit(exchange, request.headers.get(METADATA))
+        limits = gateway.limits
+        if limits is not None and (wait := limits.admit(exchange, request.headers)):
+            await wait
         wanted = asked(request, call, route, gateway)
         body = body_at_hand(request, exchange, gateway)
         if body is None:
@@ -38,9 +38,10 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         wanted.whole = body.stream is None
         exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, route)
-        if limits:
+        if limits is not None and limits.asks_model:
             whole = body.whole if wanted.whole else None
             await limits.check(exchange, whole, request.headers.get("Content-Type", ""))
+        if limits is not None and limits.counts_tokens:
             exchange.metered = await limits.reserve(exchange, body.whole)
         sending = Sending(request, call, exchange, gateway, body)
         upstream = await gateway.attempts.open(exchange, wanted, sending)

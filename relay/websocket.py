@@ -16,7 +16,6 @@ from aiohttp import ClientWebSocketResponse, web
 from relay.call import Call, asked
 from relay.core.errors import BadRequest, ClientGone, Draining
 from relay.core.exchange import Exchange
-from relay.core.metadata import HEADER as METADATA
 from relay.core.provider import Route
 from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
@@ -33,8 +32,9 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.model = asked_model(call.query, route)
-        if limits := gateway.limits:
-            await limits.admit(exchange, request.headers.get(METADATA))
+        limits = gateway.limits
+        if limits is not None and (wait := limits.admit(exchange, request.headers)):
+            await wait
         dialing = Dialing(request, call, exchange, gateway)
         wanted = asked(request, call, route, gateway, dialing.offer(route))
         exchange.sent_s = gateway.clock()

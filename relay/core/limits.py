@@ -21,9 +21,12 @@ _OF_A_CALLER = ("client", "address", "metadata.")
 _LONGEST_VALUE = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """One rule: `amount` in `window_s`, or at once, counted for each value of `per`."""
+    """One rule: `amount` in `window_s`, or at once, counted for each value of `per`.
+
+    What is looked at for every call is worked out once; a rule equals only itself.
+    """
 
     name: str
     """Unique among the rules; what clients see."""
@@ -39,11 +42,18 @@ class Rule:
     """Of these providers only; empty: of all."""
     models: frozenset[str] = frozenset()
     """Of these models only; empty: of all."""
+    at_once: bool = field(init=False)
+    """What runs is counted, and not what began."""
+    policy: str = field(init=False)
+    """Its item of `ratelimit-policy`."""
+    item: str = field(init=False)
+    """How its item of `ratelimit` begins."""
 
-    @property
-    def at_once(self) -> bool:
-        """True if what runs is counted, and not what began."""
-        return self.counts.endswith("_at_once")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at_once", self.counts.endswith("_at_once"))
+        policy = f'"{self.name}";q={self.amount};w={self.window_s}'
+        object.__setattr__(self, "policy", policy)
+        object.__setattr__(self, "item", f'"{self.name}";r=')
 
     @property
     def needs_model(self) -> bool:
@@ -61,14 +71,13 @@ class Rule:
         what = self.counts.replace("_at_once", "").replace("_", " ")
         return f"{self.amount} {what} " + ("at once" if self.at_once else f"in {self.window_s} s")
 
-    @property
-    def policy(self) -> str:
-        """Its item of `ratelimit-policy`."""
-        return f'"{self.name}";q={self.amount};w={self.window_s}'
 
+class Counted(NamedTuple):
+    """Under which key a call is counted by a rule, and how much it counts for."""
 
-Place = tuple[Rule, str]
-"""A rule, and the value that is counted under it."""
+    rule: Rule
+    key: str
+    amount: int
 
 
 @dataclass(slots=True)
@@ -76,9 +85,11 @@ class Admission:
     """What a call has been counted for so far."""
 
     said: Metadata
-    running: list[Place] = field(default_factory=list)
-    windows: list[Place] = field(default_factory=list)
-    estimate: Estimate = field(default_factory=Estimate)
+    running: tuple[str, ...] = ()
+    """Keys."""
+    windows: tuple[Counted, ...] = ()
+    estimate: Estimate | None = None
+    """What it may use, where a rule asks."""
 
 
 class Standing(NamedTuple):
@@ -89,22 +100,29 @@ class Standing(NamedTuple):
     reset_s: float
 
 
-def headers(standings: Sequence[Standing]) -> list[tuple[str, str]]:
+def headers(standings: Sequence[Standing]) -> tuple[tuple[str, str], tuple[str, str]]:
     """`ratelimit` and `ratelimit-policy`: names, not who is counted."""
-    state = ", ".join(
-        f'"{rule.name}";r={remaining};t={ceil(reset_s)}' for rule, remaining, reset_s in standings
-    )
+    if len(standings) == 1:
+        rule, remaining, reset_s = standings[0]
+        state = f"{rule.item}{remaining};t={ceil(reset_s)}"
+        return ("ratelimit", state), ("ratelimit-policy", rule.policy)
+    state = ", ".join([f"{rule.item}{n};t={ceil(s)}" for rule, n, s in standings])
     policy = ", ".join([standing.rule.policy for standing in standings])
-    return [("ratelimit", state), ("ratelimit-policy", policy)]
+    return ("ratelimit", state), ("ratelimit-policy", policy)
 
 
-def counted_as(values: Sequence[str]) -> str:
-    """One key for the values of a rule's `per`; long ones, which callers make up, by digest."""
-    return "|".join(
-        [
-            value
-            if len(value) <= _LONGEST_VALUE and "|" not in value
-            else sha256(value.encode()).hexdigest()
-            for value in values
-        ]
-    )
+def key(rule: Rule, values: Sequence[str]) -> str:
+    """What the values of a rule's `per` are counted under; long ones, which callers make up, by
+    digest.
+    """
+    if not values:
+        return rule.name
+    if len(values) == 1:
+        return f"{rule.name}|{_short(values[0])}"
+    return "|".join([rule.name, *[_short(value) for value in values]])
+
+
+def _short(value: str) -> str:
+    if len(value) <= _LONGEST_VALUE and "|" not in value:
+        return value
+    return sha256(value.encode()).hexdigest()

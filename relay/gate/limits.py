@@ -8,7 +8,7 @@ counted. What runs at once is counted here, in this process; what began, in wind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn
 
 from relay.core.errors import (
@@ -20,154 +20,161 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange
-from relay.core.limits import Admission, Place, Rule, counted_as
+from relay.core.limits import Admission, Counted, Rule, key
+from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
 from relay.core.peek import model_is_plain
 from relay.core.usage import estimate
-from relay.gate.windows import Windows
+from relay.gate.windows import Taken, Windows
 
 Later = Callable[[Coroutine[Any, Any, None]], None]
 _OF_CALLS = frozenset({"requests", "calls_at_once"})
 _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
 
+_NOTHING_SAID: Metadata = {}
+
 
 class Limits:
-    """The rules in force. An Exchange keeps the ones that it began with."""
+    """The rules in force. A call keeps the ones that it began with."""
 
     __slots__ = (
-        "_asks_model", "_early", "_late", "_later", "_running", "_says",
-        "_sockets", "_tokens", "_windows",
+        "_calls", "_later", "_model_calls", "_running", "_says", "_sockets", "_tokens", "_windows",
+        "asks_model", "counts_tokens",
     )  # fmt: skip
 
     def __init__(self, rules: Sequence[Rule], windows: Windows, later: Later) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
-        self._early = [rule for rule in calls if not rule.needs_model]
-        self._late = [rule for rule in calls if rule.needs_model]
+        self._calls = [rule for rule in calls if not rule.needs_model]
+        self._model_calls = [rule for rule in calls if rule.needs_model]
+        self._sockets = [rule for rule in rules if rule.counts in _OF_SOCKETS]
         self._tokens = [rule for rule in rules if rule.counts == "tokens"]
-        self._sockets = [
-            rule for rule in rules if rule.counts in ("handshakes", "sessions_at_once")
-        ]
-        self._asks_model = any(rule.needs_model for rule in (*self._late, *self._tokens))
+        self.asks_model = any(rule.needs_model for rule in (*calls, *self._tokens))
+        """True if a call must be asked for its model: see `check`."""
+        self.counts_tokens = bool(self._tokens)
+        """True if what a call may use must be set aside: see `reserve`."""
         self._says = any(part.startswith("metadata.") for rule in rules for part in rule.per)
         self._windows, self._later = windows, later
-        self._running: dict[Place, int] = {}
+        self._running: dict[str, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._early or self._late or self._tokens or self._sockets)
-
-    async def admit(self, exchange: Exchange, said: str | None) -> None:
+    def admit(self, exchange: Exchange, headers: Mapping[str, str]) -> Awaitable[None] | None:
         """Count a call, or a session whose model is known, before anything else is done for it.
-        `said` is its cf-aig-metadata.
+        The result is awaited, if there is one.
 
         Raises RateLimited, TooManySessions, Overloaded.
         """
-        exchange.admission = held = Admission(metadata(said) if self._says else {})
-        exchange.at_end += (lambda: self._close(exchange, held),)
-        await self._take(
-            exchange, held, self._sockets if exchange.surface == "websocket" else self._early
-        )
+        said = metadata(headers.get(METADATA)) if self._says else _NOTHING_SAID
+        exchange.admission = held = Admission(said)
+        rules = self._sockets if exchange.surface == "websocket" else self._calls
+        return self._take(exchange, held, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:
         """Count a call under the rules that ask for its model. `body` is None if it streams.
 
         Raises ModelUnknown besides what `admit` raises.
         """
-        if not self._asks_model:
-            return
         if body is None or not model_is_plain(body, content_type, exchange.model):
             raise ModelUnknown
         assert exchange.admission is not None
-        await self._take(exchange, exchange.admission, self._late)
+        wait = self._take(exchange, exchange.admission, self._model_calls)
+        if wait is not None:
+            await wait
 
     async def reserve(self, exchange: Exchange, body: bytes) -> bool:
         """Set aside the tokens that a call may use; what it did not use comes back when it ends.
         False if no rule counts them. Raises RateLimited.
         """
         held = exchange.admission
-        if held is None or not self._tokens:
-            return False
+        assert held is not None
         held.estimate = estimate(body)
+        exchange.at_end += (lambda: self._settle(exchange, held),)
         before = len(held.windows)
-        await self._take(exchange, held, self._tokens)
+        wait = self._take(exchange, held, self._tokens)
+        if wait is not None:
+            await wait
         return len(held.windows) > before
 
-    async def _take(self, exchange: Exchange, held: Admission, rules: Sequence[Rule]) -> None:
-        """Test all `rules` that apply, then count under each; or give back, and raise."""
-        windows = self._windows
-        places = [
-            place for place in self._places(exchange, held, rules) if not self._ran(held, place)
-        ]
-        for rule, value in places:
-            if not await windows.test(rule, _key(rule, value), _amount(rule, held)):
-                await self._refuse(exchange, held, rule, value)
-        for rule, value in places:
-            if not await windows.hit(rule, _key(rule, value), _amount(rule, held)):
-                # Somebody else took the last one. A fixed window counted this all the same.
-                if not rule.sliding:
-                    held.windows.append((rule, value))
-                await self._refuse(exchange, held, rule, value)
-            held.windows.append((rule, value))
-        for rule, value in places:
-            exchange.standings += (await windows.standing(rule, _key(rule, value)),)
-
-    def _places(self, exchange: Exchange, held: Admission, rules: Sequence[Rule]) -> list[Place]:
-        route, name = exchange.route, exchange.provider
+    def _take(
+        self, exchange: Exchange, held: Admission, rules: Sequence[Rule]
+    ) -> Awaitable[None] | None:
+        """Count under all `rules` that apply, or give back, and raise."""
+        route, places = exchange.route, []
         assert route is not None
         # Cloudflare counts what goes through it, if that is its job; what runs here is ours.
         others = route.target.via == "cloudflare" and route.provider.jobs.limits != "relay"
-        return [
-            (rule, counted_as([_value(part, exchange, held.said) for part in rule.per]))
-            for rule in rules
-            if (not rule.providers or name in rule.providers)
-            and (not rule.models or exchange.model in rule.models)
-            and (rule.at_once or not others)
-        ]
+        for rule in rules:
+            if rule.providers and exchange.provider not in rule.providers:
+                continue
+            if rule.models and exchange.model not in rule.models:
+                continue
+            its = key(rule, [_value(part, exchange, held.said) for part in rule.per])
+            if rule.at_once:
+                self._run(rule, its, exchange, held)
+            elif not others:
+                places.append(Counted(rule, its, _amount(rule, held)))
+        if not places:
+            return None
+        if self._windows.shared:
+            return self._take_there(exchange, held, places)
+        return self._taken(exchange, held, places, self._windows.here.take(places))
 
-    def _ran(self, held: Admission, place: Place) -> bool:
-        """Count what runs at once: False for a rule that counts something else. It is given back
-        when the call is over, refused or not.
-        """
-        rule = place[0]
-        if not rule.at_once:
-            return False
-        if self._running.get(place, 0) >= rule.amount:
-            raise _too_many(rule)
-        self._running[place] = self._running.get(place, 0) + 1
-        held.running.append(place)
-        return True
+    async def _take_there(
+        self, exchange: Exchange, held: Admission, places: Sequence[Counted]
+    ) -> None:
+        wait = self._taken(exchange, held, places, await self._windows.take(places))
+        if wait is not None:
+            await wait
 
-    async def _refuse(
-        self, exchange: Exchange, held: Admission, rule: Rule, value: str
-    ) -> NoReturn:
+    def _taken(
+        self, exchange: Exchange, held: Admission, places: Sequence[Counted], taken: Taken
+    ) -> Awaitable[None] | None:
+        if taken.full is not None:
+            return self._refuse(exchange, held, taken)
+        held.windows += tuple(places)
+        exchange.standings += taken.standings
+        return None
+
+    async def _refuse(self, exchange: Exchange, held: Admission, taken: Taken) -> NoReturn:
         """A refused call uses nothing up: what was counted for it is given back."""
-        given_back, held.windows = held.windows, []
-        for other, its in given_back:
-            await self._windows.book(other, _key(other, its), -_amount(other, held))
-        standing = await self._windows.standing(rule, _key(rule, value))
-        exchange.standings = (standing,)
-        raise RateLimited(rule.text, standing.reset_s)
+        assert taken.full is not None
+        given_back, held.windows = held.windows, ()
+        for place in given_back:
+            await self._windows.book(place, -place.amount)
+        exchange.standings = taken.standings
+        raise RateLimited(taken.full.text, taken.standings[0].reset_s)
 
-    def _close(self, exchange: Exchange, held: Admission) -> None:
-        """The call is over: what ran runs no more, and tokens are settled."""
-        for place in held.running:
-            left = self._running[place] - 1
+    def _run(self, rule: Rule, its: str, exchange: Exchange, held: Admission) -> None:
+        """Count what runs; it is given back when the call is over, refused or not."""
+        count = self._running.get(its, 0)
+        if count >= rule.amount:
+            raise _too_many(rule)
+        self._running[its] = count + 1
+        if not held.running:
+            exchange.at_end += (lambda: self._stopped(held),)
+        held.running += (its,)
+
+    def _stopped(self, held: Admission) -> None:
+        for its in held.running:
+            left = self._running[its] - 1
             if left:
-                self._running[place] = left
+                self._running[its] = left
             else:
-                del self._running[place]
-        for rule, value in held.windows:
-            if rule.counts == "tokens":
-                reserved = _amount(rule, held)
-                if difference := _used(exchange, reserved) - reserved:
-                    self._later(self._windows.book(rule, _key(rule, value), difference))
+                del self._running[its]
+
+    def _settle(self, exchange: Exchange, held: Admission) -> None:
+        """Book what a call used beyond what was set aside for it, or give back the rest."""
+        for place in held.windows:
+            if place.rule.counts == "tokens":
+                difference = _used(exchange, place.amount) - place.amount
+                if difference:
+                    self._later(self._windows.book(place, difference))
 
 
 def _amount(rule: Rule, held: Admission) -> int:
     """What a call counts for. One that may use more than is allowed at all waits for a window that
     is empty.
     """
-    if rule.counts != "tokens":
+    if held.estimate is None:
         return 1
     return min(held.estimate.tokens(rule.answer_tokens), rule.amount)
 
@@ -191,10 +198,6 @@ def _value(part: str, exchange: Exchange, said: Metadata) -> str:
     if part == "model":
         return exchange.model or ""
     return as_text(said.get(part.removeprefix("metadata."), ""))
-
-
-def _key(rule: Rule, value: str) -> str:
-    return f"{rule.name}:{value}"
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:

@@ -7,17 +7,13 @@ answer at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from limits import RateLimitItemPerSecond
-from limits.aio.strategies import (
-    FixedWindowRateLimiter,
-    RateLimiter,
-    SlidingWindowCounterRateLimiter,
-)
+from limits import RateLimitItemPerSecond, aio, strategies
 
-from relay.core.limits import Rule, Standing
+from relay.core.limits import Counted, Rule, Standing
 from relay.storage.counters import MemoryCounters
 from relay.storage.shared import Shared
 
@@ -34,13 +30,16 @@ class _Window(RateLimitItemPerSecond):
         return identifiers[0]  # type: ignore[no-any-return]
 
 
-class _Strategies(NamedTuple):
-    fixed: RateLimiter
-    sliding: RateLimiter
+@lru_cache(maxsize=1024)
+def _window(rule: Rule) -> _Window:
+    return _Window(rule.amount, rule.window_s)
 
 
-def _on(storage: Any) -> _Strategies:
-    return _Strategies(FixedWindowRateLimiter(storage), SlidingWindowCounterRateLimiter(storage))
+class Taken(NamedTuple):
+    """What came of it: the caller's standings, and the rule that has no room."""
+
+    standings: tuple[Standing, ...]
+    full: Rule | None = None
 
 
 class Windows:
@@ -49,59 +48,126 @@ class Windows:
     def __init__(
         self, counters: MemoryCounters, shared: Shared | None, wall: Callable[[], float]
     ) -> None:
-        self._own = _on(counters)
-        self._shared, self._wall = shared, wall
-        self._theirs = _on(shared.counters()) if shared else None
+        self.here = _Here(counters, wall)
+        self._there = _There(shared.counters(), wall) if shared else None
+        self._shared = shared
 
-    async def test(self, rule: Rule, key: str, amount: int = 1) -> bool:
-        """True if `amount` more would be allowed."""
-        item = _Window(rule.amount, rule.window_s)
-        return bool(await self._ask(rule, "test", item, key, cost=amount))
+    @property
+    def shared(self) -> bool:
+        """True if it is not in this process alone that is counted."""
+        return self._there is not None
 
-    async def hit(self, rule: Rule, key: str, amount: int = 1) -> bool:
-        """Count `amount`; False if somebody else took the last in the meantime."""
-        item = _Window(rule.amount, rule.window_s)
-        return bool(await self._ask(rule, "hit", item, key, cost=amount))
+    async def take(self, places: Sequence[Counted]) -> Taken:
+        """Count under each, if each has room; else under none: then the one standing is that under
+        the rule that is full.
+        """
+        if self._there is not None:
+            assert self._shared is not None
+            if self._shared.usable():
+                try:
+                    taken = await self._there.take(places)
+                except self._shared.errors as error:
+                    self._shared.lost(error)
+                else:
+                    self._shared.worked()
+                    return taken
+        return self.here.take(places)
 
-    async def standing(self, rule: Rule, key: str) -> Standing:
-        """What is left, and until when."""
-        item = _Window(rule.amount, rule.window_s)
-        reset, remaining = await self._ask(rule, "get_window_stats", item, key)
-        return Standing(rule, remaining, max(0.0, reset - self._wall()))
-
-    async def book(self, rule: Rule, key: str, difference: int) -> None:
+    async def book(self, place: Counted, difference: int) -> None:
         """Add what was used beyond what was counted, or take back what was not used."""
-        shared = self._shared
-        if self._theirs is not None and shared is not None and shared.usable():
-            try:
-                await _book(self._theirs, rule, key, difference)
-                return
-            except shared.errors as error:
-                shared.lost(error)
-        await _book(self._own, rule, key, difference)
-
-    async def _ask(self, rule: Rule, name: str, *args: Any, **named: Any) -> Any:
-        shared = self._shared
-        if self._theirs is not None and shared is not None and shared.usable():
-            strategy = self._theirs.sliding if rule.sliding else self._theirs.fixed
-            try:
-                answer = await getattr(strategy, name)(*args, **named)
-            except shared.errors as error:
-                shared.lost(error)
-            else:
-                shared.worked()
-                return answer
-        strategy = self._own.sliding if rule.sliding else self._own.fixed
-        return await getattr(strategy, name)(*args, **named)
+        if self._there is not None:
+            assert self._shared is not None
+            if self._shared.usable():
+                try:
+                    await self._there.book(place, difference)
+                    return
+                except self._shared.errors as error:
+                    self._shared.lost(error)
+        self.here.book(place, difference)
 
 
-async def _book(strategies: _Strategies, rule: Rule, key: str, difference: int) -> None:
-    storage: Any = strategies.fixed.storage
-    if rule.sliding:
-        await storage.acquire_sliding_window_entry(key, _NO_LIMIT, rule.window_s, difference)
-        return
-    if difference < 0:
+class _Here:
+    """In this process. Nothing waits, so nothing comes between a test and its hit."""
+
+    def __init__(self, counters: MemoryCounters, wall: Callable[[], float]) -> None:
+        self._counters, self._wall = counters, wall
+        self._fixed = strategies.FixedWindowRateLimiter(counters)
+        self._sliding = strategies.SlidingWindowCounterRateLimiter(counters)
+
+    def take(self, places: Sequence[Counted]) -> Taken:
+        """See Windows.take."""
+        if len(places) == 1:
+            return self._take_one(places[0])
+        for rule, key, amount in places:
+            strategy = self._sliding if rule.sliding else self._fixed
+            if not strategy.test(_window(rule), key, cost=amount):
+                return Taken((self._standing(rule, key),), rule)
+        for rule, key, amount in places:
+            strategy = self._sliding if rule.sliding else self._fixed
+            strategy.hit(_window(rule), key, cost=amount)
+        return Taken(tuple([self._standing(rule, key) for rule, key, _ in places]))
+
+    def _take_one(self, place: Counted) -> Taken:
+        """Without others there is nothing to test beforehand."""
+        rule, key, amount = place
+        strategy = self._sliding if rule.sliding else self._fixed
+        if strategy.hit(_window(rule), key, cost=amount):
+            return Taken((self._standing(rule, key),))
+        if not rule.sliding:  # it counted this all the same
+            self.book(place, -amount)
+        return Taken((self._standing(rule, key),), rule)
+
+    def book(self, place: Counted, difference: int) -> None:
+        """See Windows.book."""
+        rule, key, _ = place
+        if rule.sliding:
+            self._counters.acquire_sliding_window_entry(key, _NO_LIMIT, rule.window_s, difference)
+        else:
+            difference = max(difference, -self._counters.get(key))
+            self._counters.incr(key, rule.window_s, difference)
+
+    def _standing(self, rule: Rule, key: str) -> Standing:
+        if not rule.sliding:
+            count, left_s = self._counters.window(key)
+            return Standing(rule, max(0, rule.amount - count), left_s)
+        reset, remaining = self._sliding.get_window_stats(_window(rule), key)
+        return Standing(rule, int(remaining), max(0.0, reset - self._wall()))
+
+
+class _There:
+    """In Redis: between a test and its hit others come, so a hit may fail, and is undone."""
+
+    def __init__(self, counters: Any, wall: Callable[[], float]) -> None:
+        self._counters, self._wall = counters, wall
+        self._fixed = aio.strategies.FixedWindowRateLimiter(counters)
+        self._sliding = aio.strategies.SlidingWindowCounterRateLimiter(counters)
+
+    async def take(self, places: Sequence[Counted]) -> Taken:
+        for rule, key, amount in places:
+            if not await self._of(rule).test(_window(rule), key, cost=amount):
+                return Taken((await self._standing(rule, key),), rule)
+        for at, (rule, key, amount) in enumerate(places):
+            if not await self._of(rule).hit(_window(rule), key, cost=amount):
+                # A fixed window counted it all the same; a sliding one did not.
+                for place in places[: at + (not rule.sliding)]:
+                    await self.book(place, -place.amount)
+                return Taken((await self._standing(rule, key),), rule)
+        return Taken(tuple([await self._standing(rule, key) for rule, key, _ in places]))
+
+    async def book(self, place: Counted, difference: int) -> None:
+        rule, key, _ = place
+        if rule.sliding:
+            await self._counters.acquire_sliding_window_entry(
+                key, _NO_LIMIT, rule.window_s, difference
+            )
+            return
         # The window in which it was counted may be over: nothing is owed to the next one.
-        difference = -min(-difference, max(0, await storage.get(key)))
-    if difference:
-        await storage.incr(key, rule.window_s, difference)
+        if difference := max(difference, -await self._counters.get(key)):
+            await self._counters.incr(key, rule.window_s, difference)
+
+    def _of(self, rule: Rule) -> aio.strategies.RateLimiter:
+        return self._sliding if rule.sliding else self._fixed
+
+    async def _standing(self, rule: Rule, key: str) -> Standing:
+        reset, remaining = await self._of(rule).get_window_stats(_window(rule), key)
+        return Standing(rule, int(remaining), max(0.0, reset - self._wall()))

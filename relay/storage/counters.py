@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from math import floor
 
-from limits.aio.storage import SlidingWindowCounterSupport, Storage
+from limits.storage.base import SlidingWindowCounterSupport, Storage
 
 MAX_KEYS = 100_000
 """Past this the window that ends first is forgotten for each new one: memory stays bounded."""
@@ -44,35 +44,42 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
     def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
         return ValueError
 
-    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """The count after `amount` more; a window of `expiry` seconds begins with the first."""
         return self._add(key, expiry, amount)
 
-    async def get(self, key: str) -> int:
+    def get(self, key: str) -> int:
         """The count of the window that runs."""
         return self._count(key, self._clock())
 
-    async def get_expiry(self, key: str) -> float:
+    def window(self, key: str) -> tuple[int, float]:
+        """Count and seconds left of the window that runs."""
+        window, now = self._windows.get(key), self._clock()
+        if window is None or window.ends_s <= now:
+            return 0, 0.0
+        return window.count, window.ends_s - now
+
+    def get_expiry(self, key: str) -> float:
         """When the window ends, as Unix time."""
         window, now = self._windows.get(key), self._clock()
         return self._wall() + (max(0.0, window.ends_s - now) if window else 0.0)
 
-    async def check(self) -> bool:
+    def check(self) -> bool:
         """It is always there."""
         return True
 
-    async def reset(self) -> int:
+    def reset(self) -> int:
         """Forget everything."""
         count = len(self._windows)
         self._windows.clear()
         self._ends.clear()
         return count
 
-    async def clear(self, key: str) -> None:
+    def clear(self, key: str) -> None:
         """Forget one."""
         self._windows.pop(key, None)
 
-    async def acquire_sliding_window_entry(
+    def acquire_sliding_window_entry(
         self, key: str, limit: int, expiry: int, amount: int = 1
     ) -> bool:
         """Add `amount` unless this window's count, and the last one's by how much of it still
@@ -84,11 +91,11 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         self._add(f"{key}/{self._clock() // expiry:.0f}", 2 * expiry, amount)
         return True
 
-    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+    def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """(count, seconds left) of the last window and of this one."""
         return self._sliding(key, expiry)
 
-    async def clear_sliding_window(self, key: str, expiry: int) -> None:
+    def clear_sliding_window(self, key: str, expiry: int) -> None:
         """Forget both."""
         number = self._clock() // expiry
         for each in (number - 1, number):

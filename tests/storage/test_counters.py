@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from limits import RateLimitItemPerSecond
-from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from relay.storage import counters
 from relay.storage.counters import MemoryCounters
@@ -33,59 +33,59 @@ def memory(clocks: Clocks) -> MemoryCounters:
     return MemoryCounters(lambda: clocks.now, lambda: clocks.wall)
 
 
-async def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryCounters, clocks: Clocks) -> None:
     limit, item = FixedWindowRateLimiter(memory), RateLimitItemPerSecond(2, 10)
     clocks.pass_s(7)
-    assert [await limit.hit(item, "a") for _ in range(3)] == [True, True, False]
-    reset, remaining = await limit.get_window_stats(item, "a")
+    assert [limit.hit(item, "a") for _ in range(3)] == [True, True, False]
+    reset, remaining = limit.get_window_stats(item, "a")
     assert (reset - clocks.wall, remaining) == (10, 0)
     clocks.pass_s(9.9)
-    assert not await limit.test(item, "a") and await limit.test(item, "b")
+    assert not limit.test(item, "a") and limit.test(item, "b")
     clocks.pass_s(0.2)
-    assert await limit.hit(item, "a")
+    assert limit.hit(item, "a")
 
 
-async def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(memory: MemoryCounters, clocks: Clocks) -> None:
     limit, item = SlidingWindowCounterRateLimiter(memory), RateLimitItemPerSecond(10, 10)
-    assert [await limit.hit(item, "a") for _ in range(11)] == [True] * 10 + [False]
+    assert [limit.hit(item, "a") for _ in range(11)] == [True] * 10 + [False]
     clocks.pass_s(10)
-    assert not await limit.hit(item, "a"), "all ten still count"
+    assert not limit.hit(item, "a"), "all ten still count"
     clocks.pass_s(5)
-    assert [await limit.hit(item, "a") for _ in range(6)] == [True] * 5 + [False]
+    assert [limit.hit(item, "a") for _ in range(6)] == [True] * 5 + [False]
     clocks.pass_s(20)
-    assert await limit.hit(item, "a", cost=10)
+    assert limit.hit(item, "a", cost=10)
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
-async def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryCounters, clocks: Clocks) -> None:
     for limit in (FixedWindowRateLimiter(memory), SlidingWindowCounterRateLimiter(memory)):
         item = RateLimitItemPerSecond(1, 60)
-        assert await limit.hit(item, "a")
+        assert limit.hit(item, "a")
         clocks.wall += jump_s
-        assert not await limit.test(item, "a")
-        await memory.reset()
+        assert not limit.test(item, "a")
+        memory.reset()
 
 
-async def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryCounters, clocks: Clocks) -> None:
     for number in range(100):
-        await memory.incr(f"old{number}", 10)
+        memory.incr(f"old{number}", 10)
     clocks.pass_s(11)
-    await memory.incr("new", 10)
+    memory.incr("new", 10)
     assert len(memory) == 101 - counters._FORGOTTEN_A_HIT
     for number in range(3):
-        await memory.incr(f"newer{number}", 10)
+        memory.incr(f"newer{number}", 10)
     assert len(memory) == 4
 
 
-async def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryCounters, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryCounters, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "MAX_KEYS", 3)
-    await memory.incr("short", 5)
+    memory.incr("short", 5)
     for number in range(4):
-        await memory.incr(f"long{number}", 600)
-    assert [await memory.get(key) for key in ("short", "long0", "long1", "long3")] == [0, 0, 1, 1]
+        memory.incr(f"long{number}", 600)
+    assert [memory.get(key) for key in ("short", "long0", "long1", "long3")] == [0, 0, 1, 1]
 
 
-async def _looked_at(memory: MemoryCounters, act: Callable[[], Awaitable[object]]) -> int:
+def _looked_at(memory: MemoryCounters, act: Callable[[], object]) -> int:
     """How many ends of windows an act looks at."""
     seen = 0
 
@@ -96,13 +96,13 @@ async def _looked_at(memory: MemoryCounters, act: Callable[[], Awaitable[object]
             return super().__getitem__(at)
 
     memory._ends[60] = Counted(memory._ends[60])
-    await act()
+    act()
     return seen
 
 
-async def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: MemoryCounters) -> None:
-    await memory.incr("first", 60)
-    few = await _looked_at(memory, lambda: memory.incr("a", 60))
+def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: MemoryCounters) -> None:
+    memory.incr("first", 60)
+    few = _looked_at(memory, lambda: memory.incr("a", 60))
     for number in range(10_000):
-        await memory.incr(f"k{number}", 60)
-    assert await _looked_at(memory, lambda: memory.incr("b", 60)) == few
+        memory.incr(f"k{number}", 60)
+    assert _looked_at(memory, lambda: memory.incr("b", 60)) == few
