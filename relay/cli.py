@@ -18,6 +18,7 @@ import uvloop
 
 import relay
 from relay.banner import banner
+from relay.control import Control
 from relay.core.errors import RelayError
 from relay.demo import Demo
 from relay.doctor import examine
@@ -37,7 +38,7 @@ from relay.registry.load import (
 )
 from relay.registry.yamlfile import Problem
 from relay.server import assert_fast_parser, serve
-from relay.supervisor import Control, Supervisor
+from relay.supervisor import Supervisor
 from relay.tls import self_signed
 
 if TYPE_CHECKING:

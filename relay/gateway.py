@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from relay.cache.inflight import Inflight
+from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
 from relay.gate.limits import Limits
@@ -45,6 +47,12 @@ class Gateway:
         self.later = Later()
         self.shared = self._shared(config)
         self.windows = Windows(MemoryCounters(self.clock, time.time), self.shared, time.time)
+        self.inflight = Inflight()
+        memory = MemoryStore(config.settings.cache.memory_bytes, self.clock)
+        there = None
+        if self.shared is not None and config.settings.cache.store == "redis":
+            there = RedisStore(self.shared, time.time)
+        self.cache = Cache(memory, there, self.later)
         self._take(config)
         self.running: set[Exchange] = set()
         self.sessions: set[Session] = set()
@@ -54,6 +62,8 @@ class Gateway:
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
         self.reload: Callable[[], Awaitable[None]] | None = None
+        self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
+        """Of this process; where there are several, of all."""
         self.upstream: UpstreamSessions
         health = Health(self.clock, random.random, _alarm)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
@@ -65,6 +75,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Finish what calls left to do, and close the outbound pools."""
+        await self.inflight.stop()
         await self.later.stop()
         await self.upstream.close()
         if self.shared is not None:
@@ -90,6 +101,7 @@ class Gateway:
         self.config = config
         self.settings: GatewayFile = config.settings
         self.registry: Registry = config.registry
+        self.cache.memory.limit_bytes = config.settings.cache.memory_bytes
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
@@ -102,7 +114,7 @@ class Gateway:
             id=new_id(),
             surface=surface,
             method=request.method,
-            client=self.client(request) if self.proxies else request.remote or "",
+            client=self.client(request) if self.proxies.listed else request.remote or "",
             started_s=self.clock(),
             task=asyncio.current_task(),
             request_id=request.headers.get("X-Request-Id", ""),
@@ -145,15 +157,19 @@ class Gateway:
         exchange.held_bytes -= count
         self.held_bytes -= count
 
+    def give_back(self, exchange: Exchange) -> None:
+        """Settle what an Exchange took. They hold it: a cycle would keep it for the collector."""
+        at_end, exchange.at_end = exchange.at_end, ()
+        for settle in at_end:
+            settle()
+
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising."""
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
         if exchange.at_end:
-            for give_back in exchange.at_end:
-                give_back()
-            exchange.at_end = ()  # they hold the exchange: a cycle would keep it for the collector
+            self.give_back(exchange)
         log.exchange_ended(exchange, self.clock())
 
 

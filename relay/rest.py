@@ -12,6 +12,7 @@ import asyncio
 from aiohttp import web
 
 from relay.body import Body, body_at_hand, read_body
+from relay.caching import answered, keeping
 from relay.call import Call, asked
 from relay.core.exchange import Exchange
 from relay.core.peek import peek_body
@@ -41,9 +42,12 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if limits is not None and limits.asks_model:
             whole = body.whole if wanted.whole else None
             await limits.check(exchange, whole, request.headers.get("Content-Type", ""))
+        sending = Sending(request, call, exchange, gateway, body)
+        kept = keeping(sending, wanted)
+        if kept is not None and (answer := await answered(kept, sending, wanted)) is not None:
+            return answer
         if limits is not None and limits.counts_tokens:
             exchange.metered = await limits.reserve(exchange, body.whole)
-        sending = Sending(request, call, exchange, gateway, body)
         upstream = await gateway.attempts.open(exchange, wanted, sending)
         exchange.first_byte_s = gateway.clock()
         body.whole = b""

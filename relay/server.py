@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import aiohttp.http_parser
 from aiohttp import web
@@ -22,6 +22,8 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
 from relay.app import RUNNER_OPTIONS, standalone
+from relay.cache.store import Purge
+from relay.control import Control
 from relay.core.errors import BadRequest, ConfigInvalid, InternalError
 from relay.gateway import GATEWAY, Gateway, new_id
 from relay.ledger import log
@@ -33,14 +35,6 @@ from relay.websocket import draining
 
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
-
-
-class Supervised(Protocol):
-    """A worker's line to its supervisor; see supervisor.py."""
-
-    async def say(self, word: str) -> None: ...
-    async def listen(self, reload_here: Callable[[], Awaitable[None]]) -> None: ...
-    async def reload_everywhere(self) -> None: ...
 
 
 def assert_fast_parser() -> None:
@@ -153,7 +147,7 @@ async def _start(
 
 
 async def serve(
-    config: Config, sources: Sources, listeners: Listeners, control: Supervised | None = None
+    config: Config, sources: Sources, listeners: Listeners, control: Control | None = None
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
     app = standalone(config, sources)
@@ -186,15 +180,38 @@ def _settle_memory() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _supervised(gateway: Gateway, control: Supervised | None) -> AsyncIterator[None]:
-    """Under a supervisor a reload goes through it to all workers, and comes from it to this one."""
+async def _supervised(gateway: Gateway, control: Control | None) -> AsyncIterator[None]:
+    """Under a supervisor, what concerns all workers goes through it, and comes from it to each."""
     if control is None:
         yield
         return
-    reload_here = gateway.reload
+    reload_here, purge_here = gateway.reload, gateway.purge
     assert reload_here is not None
-    gateway.reload = control.reload_everywhere
-    listener = asyncio.create_task(control.listen(reload_here))
+
+    async def reload(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            await reload_here()
+        except ConfigInvalid as error:
+            return {"problems": list(error.problems)}
+        return {}
+
+    async def purge(given: dict[str, Any]) -> dict[str, Any]:
+        return {"count": await purge_here(Purge(**given))}
+
+    async def reload_everywhere() -> None:
+        if problems := (await control.ask("reload", {}))["problems"]:
+            raise ConfigInvalid(problems)
+
+    async def purge_everywhere(which: Purge) -> int:
+        answer = await control.ask("purge", asdict(which))
+        if answer["problems"]:
+            raise InternalError
+        return int(answer["count"])
+
+    gateway.reload = reload_everywhere
+    if gateway.settings.cache.store == "memory":  # Redis is one for all
+        gateway.purge = purge_everywhere
+    listener = asyncio.create_task(control.listen({"reload": reload, "purge": purge}))
     try:
         yield
     finally:

@@ -1,99 +1,69 @@
-"""Copy an upstream answer downstream, chunk by chunk as it comes, and say plainly if it broke.
+"""Copy an answer downstream, chunk by chunk as it comes, and say plainly if it broke.
 
-Owns: the commit point, the framing of the answer, and the truth about its end: the terminal chunk
-is written after a clean upstream end only; a cut answer reaches the client as a cut connection.
+Owns: the commit point, and the truth about the end of an answer: the terminal chunk is written
+after a clean end only; a cut answer reaches the client as a cut connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from aiohttp import ClientConnectionError, ClientResponse, hdrs, web
-from aiohttp.helpers import rfc822_formatted_time
-from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp import ClientConnectionError, ClientResponse, web
 from multidict import CIMultiDict
 
 from relay.core import shapes
-from relay.core.errors import ClientGone, ClientStalled, RelayError, UpstreamProtocolError
+from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
-from relay.core.limits import headers as limit_headers
 from relay.core.sse import at_boundary
 from relay.core.usage import TokenMeter
 from relay.gateway import Gateway
+from relay.recording import Tap, recording
+from relay.response import RelayedResponse, with_own_headers
 from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
 
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _FLUSH_S = 1.0
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 """What a write to a client that left raises; the second while it waits for room."""
 _ENVELOPE_PEEK_BYTES = 64 * 1024
+_EMPTY = ("Content-Length", "0")
 
 
-class RelayedResponse(web.StreamResponse):
-    """A StreamResponse that adds nothing: no Content-Type, no Server, no length but the upstream's.
+class Source(Protocol):
+    """Where the rest of an answer comes from."""
 
-    It overrides two private methods of aiohttp's, since no public one lets a response go without
-    them; tests/test_stream.py holds each promise against the aiohttp that is locked.
-    """
+    raw: Mapping[str, str]
+    """The headers as the provider sent them."""
 
-    _send_headers_immediately = False
+    def read(self) -> Awaitable[bytes]:
+        """The next chunk; empty at the end. Raises one of MAPPED, or a RelayError."""
 
-    def __init__(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:
-        super().__init__(status=status, reason=reason or "", _real_headers=headers)
+    def rest(self) -> bytes:
+        """What is here already, when reading on has failed."""
 
-    def send_headers(self) -> None:
-        """Send the head now: the body is not here yet."""
-        writer = self._payload_writer
-        assert writer is not None
-        writer.send_headers()
+    def release(self) -> None:
+        """Nothing more is read."""
 
-    @property
-    def close_delimited(self) -> bool:
-        """True if only the end of the connection ends this body (HTTP/1.0 without a length)."""
-        writer = self._payload_writer
-        return writer is not None and not writer.chunked and writer.length is None  # type: ignore[attr-defined]
 
-    async def _prepare_headers(self) -> None:
-        request, writer, headers = self._req, self._payload_writer, self._headers
-        assert request is not None and writer is not None
-        version = request.version
-        keep_alive = request.keep_alive if self._keep_alive is None else self._keep_alive
-        if self._must_be_empty_body:
-            if self.status == 204 or self.status < 200:
-                headers.pop(hdrs.CONTENT_LENGTH, None)
-        elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:
-            writer.length = int(length)
-        elif version >= HttpVersion11:
-            writer.enable_chunking()
-            headers[hdrs.TRANSFER_ENCODING] = "chunked"
-        else:
-            keep_alive = False
-        self._keep_alive = keep_alive
-        if hdrs.DATE not in headers:
-            headers[hdrs.DATE] = rfc822_formatted_time()
-        if not keep_alive:
-            headers[hdrs.CONNECTION] = "close"
-        elif version == HttpVersion10:
-            headers[hdrs.CONNECTION] = "keep-alive"
+class Answer(NamedTuple):
+    """An answer on its way down."""
 
-    async def _write_headers(self) -> None:
-        try:
-            await super()._write_headers()
-        except ValueError as error:
-            # Nothing is written yet: put the writer back, so that an error can be answered instead.
-            writer = self._payload_writer
-            writer.chunked, writer.length = False, None  # type: ignore[union-attr]
-            raise UpstreamProtocolError(
-                "a header of it holds bytes that cannot be passed on"
-            ) from error
+    status: int
+    reason: str | None
+    headers: CIMultiDict[str]
+    first: bytes
+    """What is here of its body."""
+    source: Source | None
+    """None if that is all."""
+    tap: Tap | None = None
+    """Sees every chunk."""
 
 
 async def stream(
@@ -106,41 +76,52 @@ async def stream(
     # is goes into a header, and its body tells.
     wanted_bytes = bytes_to_await(upstream, exchange)
     while not whole and (len(first) < wanted_bytes or (upstream.status >= 400 and not first)):
-        first += await _next_chunk(upstream, exchange, gateway)
+        first += await next_chunk(upstream, exchange, gateway)
         whole = upstream.content.is_eof()
     if whole:
         first += upstream.content.read_nowait()
-    if exchange.metered:
-        exchange.meter = TokenMeter(upstream.headers.get("Content-Encoding", ""))
-    headers = _headers(upstream, exchange, gateway)
+    pairs = passed_headers(upstream, exchange)
+    tap = tapped(upstream, pairs, exchange, gateway)
+    headers = with_own_headers(pairs, upstream.headers, exchange, gateway)
     if whole and is_rewritten(upstream, exchange):
         first = rewritten(first, headers, exchange)
-    response = RelayedResponse(upstream.status, upstream.reason, headers)
     if upstream.status >= 400:
-        response.headers["x-relay-error-source"] = _source(exchange, first)
+        headers["x-relay-error-source"] = error_source(exchange, first)
+    source = None if whole else FromUpstream(upstream, exchange)
+    answer = Answer(upstream.status, upstream.reason, headers, first, source, tap)
+    return await deliver(answer, request, exchange, gateway)
+
+
+async def deliver(
+    answer: Answer, request: web.Request, exchange: Exchange, gateway: Gateway
+) -> web.StreamResponse:
+    """Send an answer down. Raises only before its first byte, or if the client left."""
+    response = RelayedResponse(answer.status, answer.reason, answer.headers)
     if gateway.draining:
         response.force_close()
-    exchange.status = upstream.status
+    exchange.status = answer.status
     exchange.wait("client", gateway.clock())
-    if whole:
+    if answer.source is not None:
+        response.headers["x-accel-buffering"] = "no"
         await response.prepare(request)
         exchange.committed = True
-        exchange.response_bytes = len(first)
-        if exchange.meter is not None:
-            exchange.meter.feed(first)
-        try:
-            await response.write_eof(first)
-        except _CLIENT_GONE:
-            raise ClientGone from None
-        exchange.finish()
-        return response
-    response.headers["x-accel-buffering"] = "no"
+        copy = _Copy(answer.source, response, exchange, gateway.clock, answer.tap)
+        return await copy.run(answer.first)
     await response.prepare(request)
     exchange.committed = True
-    return await _Copy(upstream, response, exchange, gateway.clock).run(first)
+    exchange.response_bytes = len(answer.first)
+    if answer.tap is not None:
+        answer.tap(answer.first)
+    try:
+        await response.write_eof(answer.first)
+    except _CLIENT_GONE:
+        raise ClientGone from None
+    exchange.finish()
+    return response
 
 
-async def _next_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> bytes:
+async def next_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> bytes:
+    """The next chunk, while nothing has gone down yet. Raises a RelayError."""
     exchange.wait("upstream", gateway.clock())
     try:
         return await upstream.content.readany()
@@ -149,22 +130,35 @@ async def _next_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gat
         raise mapped(error, exchange.route, WITHIN_ANSWER) from error
 
 
+class FromUpstream:
+    """The rest of an answer from its provider."""
+
+    def __init__(self, upstream: ClientResponse, exchange: Exchange) -> None:
+        self.raw: Mapping[str, str] = upstream.headers
+        self.read = reader(upstream, exchange)
+        self.release = end_with_connection(upstream)
+        self._content = upstream.content
+
+    def rest(self) -> bytes:
+        """See Source."""
+        return self._content._read_nowait(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Copy:
     """One answer on its way down."""
 
-    upstream: ClientResponse
+    source: Source
     response: RelayedResponse
     exchange: Exchange
     clock: Callable[[], float]
+    tap: Tap | None
 
     async def run(self, first: bytes) -> web.StreamResponse:
         """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
-        read, write, clock = reader(self.upstream, self.exchange), self.response.write, self.clock
+        read, write, clock, tap = self.source.read, self.response.write, self.clock, self.tap
         exchange = self.exchange
-        meter = exchange.meter
         chunk, tail = first, b""
-        release = end_with_connection(self.upstream)
         try:
             if not chunk:
                 self.response.send_headers()
@@ -175,8 +169,8 @@ class _Copy:
                 exchange.waiting_since_s = clock()
                 exchange.response_bytes += len(chunk)
                 await write(chunk)
-                if meter is not None:
-                    meter.feed(chunk)
+                if tap is not None:
+                    tap(chunk)
                 tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 exchange.waiting_for = "upstream"
                 exchange.waiting_since_s = clock()
@@ -184,10 +178,10 @@ class _Copy:
             exchange.wait("client", clock())
             await self.response.write_eof()
             exchange.finish()
-        except (*MAPPED, asyncio.CancelledError) as error:
+        except (*MAPPED, RelayError, asyncio.CancelledError) as error:
             await self._broke(error, tail)
         finally:
-            release()
+            self.source.release()
         return self.response
 
     async def _broke(self, error: BaseException, tail: bytes) -> None:
@@ -196,11 +190,11 @@ class _Copy:
         assert exchange.route is not None
         if exchange.waiting_for == "client" and isinstance(error, _CLIENT_GONE):
             failure = exchange.fail(ClientGone())
-        elif isinstance(error, Exception):
+        elif isinstance(error, RelayError) or not isinstance(error, Exception):
+            failure = exchange.fail(error)
+        else:
             failure = exchange.fail(mapped(error, exchange.route, WITHIN_ANSWER))
             exchange.cause = error
-        else:
-            failure = exchange.fail(error)
         if isinstance(failure, ClientGone):
             raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError):
@@ -211,12 +205,12 @@ class _Copy:
 
     async def _last_words(self, failure: RelayError, tail: bytes) -> None:
         """Pass on what came before the break, and say between two SSE events what happened."""
-        exchange, upstream = self.exchange, self.upstream
+        exchange, given = self.exchange, self.source.raw
         assert exchange.route is not None
-        rest = upstream.content._read_nowait(-1)
+        rest = self.source.rest()
         exchange.response_bytes += len(rest)
-        given = upstream.headers
-        is_sse = upstream.content_type == "text/event-stream" and "Content-Encoding" not in given
+        kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
+        is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
         if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
             meter = exchange.route.provider.meter
             rest += shapes.event(failure, meter, exchange.kind, exchange.id)
@@ -244,7 +238,7 @@ def _cut(response: RelayedResponse) -> None:
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
 
 
-def _source(exchange: Exchange, start: bytes) -> str:
+def error_source(exchange: Exchange, start: bytes) -> str:
     """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
     assert exchange.route is not None
     if exchange.route.target.via == "cloudflare":
@@ -254,26 +248,33 @@ def _source(exchange: Exchange, start: bytes) -> str:
     return "provider"
 
 
-def _headers(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> CIMultiDict[str]:
+def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[str, str]]:
+    """The headers of an answer that go down with it."""
     given = upstream.headers
     pairs = downstream_headers(given.items(), given.get("Connection"))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
-    pairs.append(("cf-aig-log-id", exchange.id))
-    if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
-        pairs.append(("x-request-id", exchange.request_id))
-    if exchange.standings:
-        pairs += limit_headers(exchange.standings)
-    if exchange.steps > 1:
-        pairs.append(("cf-aig-step", str(exchange.step)))
-    now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
-    own = now - exchange.started_s - waited
-    pairs.append(("server-timing", f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
-    if gateway.access.origins:
-        pairs.append(("Vary", "Origin"))
-    headers = CIMultiDict(pairs)
     if upstream.status == 205:
-        headers["Content-Length"] = "0"
-    elif "Transfer-Encoding" in given:
-        headers.pop("Content-Length", None)
-    return headers
+        return [pair for pair in pairs if pair[0].lower() != "content-length"] + [_EMPTY]
+    if "Transfer-Encoding" in given and "Content-Length" in given:
+        return [pair for pair in pairs if pair[0].lower() != "content-length"]
+    return pairs
+
+
+def tapped(
+    upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
+) -> Tap | None:
+    """What sees the chunks of this answer: the meter, whoever keeps it, both or nobody."""
+    meter: Tap | None = None
+    if exchange.metered:
+        exchange.meter = TokenMeter(upstream.headers.get("Content-Encoding", ""))
+        meter = exchange.meter.feed
+    keeper = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
+    if meter is None or keeper is None:
+        return meter or keeper
+
+    def both(chunk: bytes) -> None:
+        meter(chunk)
+        keeper(chunk)
+
+    return both

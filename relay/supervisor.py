@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import signal
 import socket
 import sys
@@ -20,13 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.core.errors import ConfigInvalid
+from relay.control import ACK_TIMEOUT_S, say
 from relay.demo import Demo
 from relay.ledger import log
 from relay.listen import Listeners
 from relay.registry.load import Config, ConfigError, Sources, load
 
-ACK_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _EXIT_GRACE_S = 5.0
@@ -50,7 +48,7 @@ class Supervisor:
     ) -> None:
         self._config, self._sources, self._listeners, self._demo = config, sources, listeners, demo
         self._workers: dict[int, _Worker] = {}
-        self._acks: dict[int, asyncio.Future[list[str]]] = {}
+        self._acks: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ids = itertools.count(1)
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -151,7 +149,7 @@ class Supervisor:
         return worker
 
     async def _listen(self, worker: _Worker) -> None:
-        """What a worker says: ready, leaving, an acknowledgement, or a wish for a reload."""
+        """What a worker says: ready, leaving, how it did what it was told, or a wish for all."""
         while line := await worker.reader.readline():
             said = json.loads(line)
             if said["say"] == "ready":
@@ -159,61 +157,57 @@ class Supervisor:
                 log.event("worker.ready", worker=worker.number, pid=worker.process.pid)
             elif said["say"] == "leaving":
                 worker.leaving.set()
-            elif (
-                said["say"] == "ack"
-                and (waiting := self._acks.get(said["id"]))
-                and not waiting.done()
-            ):
-                waiting.set_result(said["problems"])
-            elif said["say"] == "reload":
-                self._own(asyncio.create_task(self._reload_for(worker, said["id"])))
+            elif said["say"] == "did":
+                if (waiting := self._acks.get(said["id"])) and not waiting.done():
+                    waiting.set_result(said["answer"])
+            elif said["say"] == "ask":
+                self._own(asyncio.create_task(self._for_all(worker, said)))
 
-    async def _reload_for(self, worker: _Worker, request_id: int) -> None:
-        problems = await self.reload()
-        await _say(worker.writer, {"say": "reloaded", "id": request_id, "problems": problems})
+    async def _for_all(self, worker: _Worker, said: dict[str, Any]) -> None:
+        answer = await self.order(said["order"], said["given"])
+        await say(worker.writer, {"say": "done", "id": said["id"], "answer": answer})
 
-    async def reload(self) -> list[str]:
-        """Check the configuration here, then have every worker load it. The problems, or none."""
-        try:
-            config = await asyncio.to_thread(load, self._sources)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            log.warn("reload.refused", problems=problems)
-            return problems
+    async def order(self, order: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Have every worker do it: `problems` of all, and `count` summed up."""
+        config: Config | None = None
+        if order == "reload":
+            try:
+                config = await asyncio.to_thread(load, self._sources)
+            except ConfigError as error:
+                problems = [str(problem) for problem in error.problems]
+                log.warn("reload.refused", problems=problems)
+                return {"problems": problems}
         answers = await asyncio.gather(
-            *(self._ask_to_reload(worker) for worker in list(self._workers.values()))
+            *(self._tell(worker, order, given) for worker in list(self._workers.values()))
         )
-        problems = [problem for answer in answers for problem in answer]
-        if not problems:
+        problems = [problem for answer in answers for problem in answer.get("problems", ())]
+        if config is not None and not problems:
             self._config = config
-        return problems
+        return {"problems": problems, "count": sum(answer.get("count", 0) for answer in answers)}
 
-    async def _ask_to_reload(self, worker: _Worker) -> list[str]:
+    async def _tell(self, worker: _Worker, order: str, given: dict[str, Any]) -> dict[str, Any]:
         if worker.leaving.is_set() or not worker.ready.is_set():
-            return []  # it goes, or it reads the new file by itself
+            return {}  # it goes, or it starts with all that is new
         ask_id = next(self._ids)
         self._acks[ask_id] = asyncio.get_running_loop().create_future()
+        message = {"say": "do", "id": ask_id, "order": order, "given": given}
         try:
-            await _say(worker.writer, {"say": "reload", "id": ask_id})
+            await say(worker.writer, message)
             return await asyncio.wait_for(self._acks[ask_id], ACK_TIMEOUT_S)
         except (TimeoutError, OSError):
-            return [f"worker {worker.number} did not answer within {ACK_TIMEOUT_S:g} s"]
+            late = f"worker {worker.number} did not answer within {ACK_TIMEOUT_S:g} s"
+            return {"problems": [late]}
         finally:
             del self._acks[ask_id]
 
     def _hang_up(self) -> None:
-        self._own(asyncio.create_task(self.reload()))
+        self._own(asyncio.create_task(self.order("reload", {})))
 
     def _terminate(self) -> None:
         self._stopping.set()
         for worker in self._workers.values():
             with contextlib.suppress(ProcessLookupError):
                 worker.process.send_signal(signal.SIGTERM)
-
-
-async def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
-    await writer.drain()
 
 
 def worker_arguments(sources: Sources, listeners: Listeners, control_fd: int) -> Sequence[str]:
@@ -232,60 +226,3 @@ def worker_arguments(sources: Sources, listeners: Listeners, control_fd: int) ->
         arguments += ["--tls-certificate", str(sources.certificate.chain)]
         arguments += ["--tls-key", str(sources.certificate.key)]
     return arguments + (["--demo-url", sources.demo_url] if sources.demo_url else [])
-
-
-class Control:
-    """A worker's end of the channel."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[list[str]]] = {}
-
-    @classmethod
-    async def open(cls, fd: int) -> Control:
-        """Take the inherited descriptor."""
-        reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
-        return cls(reader, writer)
-
-    async def say(self, word: str) -> None:
-        """Tell the supervisor `ready` or `leaving`."""
-        with contextlib.suppress(OSError):
-            await _say(self._writer, {"say": word})
-
-    async def reload_everywhere(self) -> None:
-        """Ask the supervisor to reload all workers. Raises ConfigInvalid."""
-        request_id = next(self._ids)
-        answer = self._waiting[request_id] = asyncio.get_running_loop().create_future()
-        try:
-            await _say(self._writer, {"say": "reload", "id": request_id})
-            problems = await asyncio.wait_for(answer, 2 * ACK_TIMEOUT_S)
-        except (TimeoutError, OSError):
-            problems = ["the supervisor did not answer"]
-        finally:
-            del self._waiting[request_id]
-        if problems:
-            raise ConfigInvalid(problems)
-
-    async def listen(self, reload_here: Any) -> None:
-        """Do what the supervisor says until it is gone; then end this process's reason to be."""
-        while line := await self._reader.readline():
-            said = json.loads(line)
-            if said["say"] == "reloaded":
-                if (waiting := self._waiting.get(said["id"])) and not waiting.done():
-                    waiting.set_result(said["problems"])
-            elif said["say"] == "reload":
-                await _say(
-                    self._writer,
-                    {"say": "ack", "id": said["id"], "problems": await _problems(reload_here)},
-                )
-        # The supervisor died: without it nobody restarts or reloads us.
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-async def _problems(reload_here: Any) -> list[str]:
-    try:
-        await reload_here()
-    except ConfigInvalid as error:
-        return list(error.problems)
-    return []

@@ -553,11 +553,11 @@ async def test_what_cloudflare_does_is_not_done_twice(start: StartRelay, raw: Ra
     account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
     entry = provider("http://127.0.0.1:9", cloudflare={"slug": "openai"})
     relay = await start({"cloudflare": account, "jobs": {"retries": who}, "retries": QUICK}, openai=entry)
-    wish = {"cf-aig-max-attempts": "3", "cf-aig-retry-delay": "1", "cf-aig-cache-ttl": "60"}
+    wish = {"cf-aig-max-attempts": "3", "cf-aig-retry-delay": "1", "cf-aig-collect-log": "true"}
     await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers=wish)
     assert len(raw.arrived) == tries
     assert bool(raw.arrived[0].header("cf-aig-max-attempts")) is passed
-    assert raw.arrived[0].header("cf-aig-cache-ttl") == ["60"]
+    assert raw.arrived[0].header("cf-aig-collect-log") == ["true"]
 
 
 async def test_a_handshake_is_tried_again_and_falls_back(start: StartRelay, aiohttp_server: Any) -> None:

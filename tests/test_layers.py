@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
 
-LINES = {"body", "call", "dialing", "gateway", "janitor", "later", "pump", "rest", "rewrite", "sending", "session", "stream", "websocket"}
+LINES = {"body", "caching", "call", "dialing", "gateway", "janitor", "later", "pump", "recording", "response", "rest", "rewrite", "sending", "session", "stream", "websocket"}
 BELOW_LINES = {"core", "registry", "storage", "gate", "upstream", "cache", "ledger"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": {"core"},
@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inprocess": {"app", "server", "demo", "registry"},
     "listen": {"core", "registry"},
     "tls": {"core", "registry"},
-    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls"},
-    "supervisor": {"core", "registry", "ledger", "demo", "listen"},
-    "cli": {"core", "registry", "ledger", "listen", "server", "supervisor", "demo", "banner", "explain", "tls", "doctor"},
+    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control"},
+    "control": set(),
+    "supervisor": {"core", "registry", "ledger", "demo", "listen", "control"},
+    "cli": {"core", "registry", "ledger", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor"},
     "__main__": {"cli"},
     "__init__": set(),
 } | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip

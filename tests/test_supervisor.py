@@ -114,6 +114,21 @@ async def test_a_reload_reaches_every_worker_or_none(pair: Served, raw: RawUpstr
                 assert answer.status == 200
 
 
+async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", "Content-Type: application/json"))
+    relay = await serve(tmp_path, {"cache": {"ttl_s": 3600}, "providers": {"up": provider(raw.url)}}, "--workers", "2")
+    await _workers(relay, 2)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session, asyncio.timeout(HANG_GUARD_S):
+            while len(raw.arrived) < 2:  # until both have it
+                async with session.get(relay.path("up", "models")) as answer:
+                    assert answer.status == 200
+            async with session.delete(f"{relay.url}/api/v1/ai-gateway/cache?provider=up") as answer:
+                assert (answer.status, await answer.json()) == (200, {"purged": 2})
+    finally:
+        await relay.stop()
+
+
 async def test_sigterm_drains_all_and_exits_0(tmp_path: Path, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(1.0), chunk(EVENT), LAST_CHUNK)
     relay = await serve(tmp_path, {"providers": {"up": provider(raw.url)}}, "--workers", "2")

@@ -15,6 +15,7 @@
       RateLimited                    rate_limited               client     429    1008   later
       Overloaded                     overloaded                 relay      503    1013   later
       TooManySessions                too_many_sessions          client     429    1013   later
+      StoreUnavailable               store_unavailable          relay      503    1008   later
       ConfigInvalid                  config_invalid             client     422    1008   never
       ClientGone                     client_gone                client     499    1011   never
       ClientStalled                  client_stalled             client     499    1013   never
@@ -159,8 +160,7 @@ class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
     @property
     def message(self) -> str:
         return (
-            f"The header {self.header} must name a URL on one of the hosts that gateway.yaml lists"
-            f" for '{self.provider}'."
+            f"{self.header} must name a URL on a host that '{self.provider}' has in gateway.yaml."
         )
 
 
@@ -173,8 +173,7 @@ class WebSocketNotSupported(RelayError, code="websocket_not_supported"):
     @property
     def message(self) -> str:
         return (
-            f"The provider '{self.provider}' takes no WebSockets: it has no 'websocket' section"
-            " in gateway.yaml."
+            f"'{self.provider}' has no 'websocket' section in gateway.yaml: it takes no WebSockets."
         )
 
 
@@ -182,11 +181,7 @@ class WebSocketNotSupported(RelayError, code="websocket_not_supported"):
 class UpgradeRequired(RelayError, code="upgrade_required", status=426, close_code=1002):
     """A WebSocket path was asked for by plain HTTP."""
 
-    @property
-    def message(self) -> str:
-        return (
-            "This path speaks WebSocket only: send Upgrade: websocket, Sec-WebSocket-Version: 13."
-        )
+    message = "This path speaks WebSocket only: send Upgrade: websocket, version 13."
 
 
 @dataclass(eq=False)
@@ -204,9 +199,7 @@ class BodyTimeout(RelayError, code="body_timeout", status=408):
 class ModelUnknown(RelayError, code="model_unknown", status=403):
     """A rule asks for the model of a call, and it cannot be told."""
 
-    @property
-    def message(self) -> str:
-        return "A rule asks for the model of this call, and its body does not name it plainly."
+    message = "A rule asks for the model of this call, and its body does not name it plainly."
 
 
 @dataclass(eq=False)
@@ -233,6 +226,14 @@ class Overloaded(_Limited, code="overloaded", side="relay", status=503):
     """As many calls run, of all or of a provider, as may: refused at once, rather than to wait."""
 
 
+class StoreUnavailable(
+    RelayError, code="store_unavailable", side="relay", status=503, retryable=True
+):
+    """Redis is away, and what was asked cannot be done without it."""
+
+    message = "Redis does not answer: nothing was done."
+
+
 @dataclass(eq=False)
 class ConfigInvalid(RelayError, code="config_invalid", status=422):
     """A reload was refused; the registry in force stays. `problems` are file:line:column
@@ -243,18 +244,15 @@ class ConfigInvalid(RelayError, code="config_invalid", status=422):
 
     @property
     def message(self) -> str:
-        return "The new configuration was refused and the old one stays:\n" + "\n".join(
-            self.problems
-        )
+        problems = "\n".join(self.problems)
+        return f"The new configuration was refused and the old one stays:\n{problems}"
 
 
 @dataclass(eq=False)
 class ClientGone(RelayError, code="client_gone", status=499, close_code=1011):
     """The caller left before the end: not our failure, not the provider's."""
 
-    @property
-    def message(self) -> str:
-        return "The client closed the connection."
+    message = "The client closed the connection."
 
 
 @dataclass(eq=False)
@@ -294,18 +292,14 @@ class Draining(
 
     retry_after_s = 1.0
 
-    @property
-    def message(self) -> str:
-        return "The relay is restarting. Connect again."
+    message = "The relay is restarting. Connect again."
 
 
 @dataclass(eq=False)
 class InternalError(RelayError, code="internal_error", side="relay", status=500, close_code=1011):
     """A bug of the relay's; the log has it under the same request id."""
 
-    @property
-    def message(self) -> str:
-        return "The relay failed. Its log has the cause under this request id."
+    message = "The relay failed. Its log has the cause under this request id."
 
 
 class _Upstream(RelayError, side="upstream", status=502, close_code=1014):
@@ -393,7 +387,7 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
     TargetNotAllowed, ModelUnknown, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
-    BodyTimeout, TooManySessions, ConfigInvalid, ClientGone, ClientStalled,
+    BodyTimeout, TooManySessions, StoreUnavailable, ConfigInvalid, ClientGone, ClientStalled,
     ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
     UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip

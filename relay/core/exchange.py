@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from relay.core.caching import Keeping
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
 from relay.core.limits import Admission, Standing
 from relay.core.provider import Route
@@ -18,7 +19,7 @@ from relay.core.rewriting import Rewriter
 from relay.core.usage import TokenMeter
 
 Surface = Literal["rest", "websocket"]
-Outcome = Literal["running", "relayed", "refused", "failed", "client_gone"]
+Outcome = Literal["running", "relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
 
 
@@ -89,6 +90,12 @@ class Exchange:
     metered: bool = field(init=False, default=False)
     """Somebody wants to know what it used."""
     meter: TokenMeter | None = field(init=False, default=None)
+    keeping: Keeping | None = field(init=False, default=None)
+    """What the cache does for it."""
+    cache_status: str = field(init=False, default="")
+    """HIT, MISS or BYPASS; empty where the cache has nothing to do with it."""
+    cached: bool = field(init=False, default=False)
+    """Answered without a call of its own."""
     step: int = field(init=False, default=0)
     """Which of the route's targets answered, the first being 0."""
     steps: int = field(init=False, default=1)
@@ -165,7 +172,7 @@ class Exchange:
     def finish(self) -> None:
         """The call came to a clean end."""
         if self.outcome == "running":
-            self.outcome = "relayed"
+            self.outcome = "cached" if self.cached else "relayed"
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

@@ -49,6 +49,9 @@ _DOWNSTREAM_DROP = frozenset(
 ) | HOP_BY_HOP  # fmt: skip
 _DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-")
 
+OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
+"""What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
+
 _PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
 _NAMES_KEPT = 1024
 
@@ -94,7 +97,7 @@ def _select(
             known[name] = judge(name)
         # Judged one by one: more names than are kept must not start this over.
         kept = [(out, value) for name, value in pairs if (out := known.get(name) or judge(name))]
-    return kept if connection is None else _without_named(kept, connection)
+    return kept if connection is None else without_named(kept, connection)
 
 
 def _passes_to_cloudflare(name: str) -> str | None:
@@ -103,7 +106,9 @@ def _passes_to_cloudflare(name: str) -> str | None:
 
 
 def _passes_to_provider(name: str) -> str | None:
-    return None if normal(name).startswith("cf-aig-") else _passes_to_cloudflare(name)
+    lower = normal(name)
+    control = lower.startswith("cf-aig-") or lower in OLD_CACHE_HEADERS
+    return None if control else _passes_to_cloudflare(name)
 
 
 def _name_downstream(name: str) -> str | None:
@@ -115,7 +120,8 @@ def _name_downstream(name: str) -> str | None:
     return name
 
 
-def _without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
+def without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
+    """`pairs` without those that a Connection value makes hop-by-hop."""
     if connection.lower() in _PLAIN_CONNECTION:
         return pairs
     named = {normal(item.strip()) for item in connection.split(",")}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
+from relay.core.caching import CacheRules
 from relay.core.policy import RetryRules
 from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
@@ -144,6 +145,7 @@ class Provider:
     weight: float
     retries: RetryRules
     jobs: Jobs
+    cache: CacheRules
     idempotency_header: str | None
     """Carries one key over all attempts of a call, which makes repeating it safe."""
     homes: tuple[Home, ...]

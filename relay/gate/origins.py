@@ -19,7 +19,7 @@ class Origins:
     all.
     """
 
-    __slots__ = ("_any", "_exact", "_wildcards")
+    __slots__ = ("_any", "_exact", "_wildcards", "listed")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         listed = [pattern.lower().rstrip("/") for pattern in patterns]
@@ -32,9 +32,8 @@ class Origins:
             if "*" in pattern and pattern != "*"
             for scheme, _, host in [pattern.partition("://")]
         )
-
-    def __bool__(self) -> bool:
-        return self._any or bool(self._exact or self._wildcards)
+        self.listed = bool(listed)
+        """True if there are any: answers then depend on Origin."""
 
     def allow(self, origin: str) -> bool:
         """True if pages of `origin`, as a browser writes it, may call. `null` never may, unless

@@ -15,14 +15,13 @@ _PEERS_KEPT = 256
 class Proxies:
     """The addresses and networks of `server.trusted_proxies`."""
 
-    __slots__ = ("_networks", "_verdicts")
+    __slots__ = ("_networks", "_verdicts", "listed")
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = tuple(ipaddress.ip_network(given, strict=False) for given in networks)
         self._verdicts: dict[str, bool] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._networks)
+        self.listed = bool(self._networks)
+        """True if there are any."""
 
     def trust(self, address: str) -> bool:
         """True if `address` is one of them."""

@@ -131,6 +131,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     close_code: int | None = None
     closed_by: str | None = None
     attempts: tuple[Attempt, ...] | None = None
+    cache: str | None = None
     error: str | None = None
     cause: str | None = None
     event: str = ""
@@ -237,6 +238,8 @@ def exchange_ended(exchange: Exchange, now_s: float) -> None:
         line.close_code, line.closed_by = exchange.close_code, exchange.closed_by
     if len(exchange.attempts) > 1:
         line.attempts = exchange.attempts
+    if exchange.cache_status:
+        line.cache = exchange.cache_status
     if error is not None:
         line.error = error.code
         if exchange.cause is not None:

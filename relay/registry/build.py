@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from yarl import URL
 
+from relay.core.caching import CacheRules
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
@@ -108,6 +109,7 @@ class _Builder:
             by_weight=entry.order == "weight",
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
+            cache=self._cache(),
             jobs=Jobs(**self.settings.jobs.model_dump()),
             idempotency_header=entry.idempotency_header,
             homes=homes(direct, rules),
@@ -128,6 +130,10 @@ class _Builder:
 
     def _complain(self, where: Where, message: str) -> None:
         self.document.complain(("providers", self.name, *where), message)
+
+    def _cache(self) -> CacheRules:
+        own = self.entry.cache or self.settings.cache
+        return CacheRules(own.ttl_s, own.scope, own.coalesce)
 
     def _ways(self, surface: str) -> list[Via]:
         return list(getattr(self.entry.via, surface) or [])

@@ -52,6 +52,19 @@ class Auth(Section):
     )
 
 
+class ProviderCache(Section):
+    ttl_s: Annotated[int, Field(ge=0, le=30 * 86400)] | None = Field(
+        None, description="Answers are kept for so long; none: only where a call asks for it."
+    )
+    scope: Literal["client", "shared"] = Field(
+        "client",
+        description="client: each client has answers of its own; shared: all have the same.",
+    )
+    coalesce: bool = Field(
+        False, description="Identical calls that run at once in a process share one upstream call."
+    )
+
+
 class CloudflareWebSocket(Section):
     slug: str = Field(description="The provider's name on Cloudflare's sockets.")
     path: str | None = Field(
@@ -175,6 +188,7 @@ class ProviderEntry(Section):
     )
     weight: float = Field(1, gt=0, description="Its own share, with `order: weight`.")
     retries: Retries | None = Field(None, description="Instead of the section `retries`.")
+    cache: ProviderCache | None = Field(None, description="Instead of the same keys of `cache`.")
     idempotency_header: str | None = Field(
         None,
         description="Header in which it takes one key for all attempts of a call, which makes any call repeatable.",

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from relay.core.limits import Counts, Rule
 from relay.registry import schema
+from relay.registry.controls import Limit
 from relay.registry.yamlfile import Document
 
 _COUNTS: tuple[Counts, ...] = (
@@ -44,7 +45,7 @@ def limit_rules(
     return tuple(rules)
 
 
-def _rule(limit: schema.Limit, counts: Counts, taken: Collection[str]) -> Rule:
+def _rule(limit: Limit, counts: Counts, taken: Collection[str]) -> Rule:
     per = tuple(part for part in limit.per if part != "all")
     windowed = not counts.endswith("_at_once")
     name = "-".join([counts, *(["per", *per] if per else []), *limit.providers, *limit.models])

@@ -113,6 +113,8 @@ def load(sources: Sources) -> Config:
                 )
             entries[name] = (entry, document, unset[at])
     registry = build_registry(settings, entries, sources.demo_url)
+    if settings.cache.store == "redis" and settings.redis.url is None:
+        main.complain(("cache", "store"), "needs redis.url")
     limits = limit_rules(settings, {*entries, "demo"}, main)
     certificate = sources.certificate or _certificate(main, settings.tls, sources.config.parent)
     _raise_if_any(documents)

@@ -1,5 +1,5 @@
-"""Management: GET …/providers and POST …/providers/reload, for the machine's own people while
-access is open.
+"""Management: GET …/providers, POST …/providers/reload and DELETE …/cache, for the machine's own
+people while access is open.
 
 Owns: who may manage. While there are no keys that is loopback only: loopback peer, loopback Host,
 no forwarding header, no foreign Origin.
@@ -11,10 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from relay.core.errors import HostNotAllowed, OriginNotAllowed
+from relay.cache.store import Purge
+from relay.core.errors import BadRequest, HostNotAllowed, OriginNotAllowed
 from relay.core.hosts import host_name, is_loopback
 from relay.core.provider import Provider
 from relay.gateway import GATEWAY
+from relay.ledger import log
 from relay.upstream.health import Health
 
 _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
@@ -23,6 +25,7 @@ _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 def add_routes(app: web.Application, prefix: str) -> None:
     """Add the surface."""
     app.router.add_get(f"{prefix}/providers", providers)
+    app.router.add_delete(f"{prefix}/cache", purge)
     app.router.add_post(f"{prefix}/providers/reload", reload)
 
 
@@ -56,6 +59,25 @@ async def reload(request: web.Request) -> web.Response:
     assert gateway.reload is not None
     await gateway.reload()
     return web.json_response({"reloaded": True, "providers": sorted(gateway.registry.providers)})
+
+
+async def purge(request: web.Request) -> web.Response:
+    """Forget kept answers: `?key=`, `?provider=`, `?older_than_s=`, all that fits each given; all
+    without any. 200 with how many.
+
+    Raises BadRequest, StoreUnavailable.
+    """
+    require_local(request)
+    gateway, given = request.app[GATEWAY], request.query
+    if unknown := set(given) - {"key", "provider", "older_than_s"}:
+        raise BadRequest(f"there is no condition '{min(unknown)[:40]}' to purge by")
+    older = given.get("older_than_s")
+    if older is not None and not older.isdecimal():
+        raise BadRequest("older_than_s is not a whole number of seconds")
+    which = Purge(given.get("key"), given.get("provider"), None if older is None else float(older))
+    count = await gateway.purge(which)
+    log.event("cache.purged", count=count, provider=which.provider, older_than_s=older)
+    return web.json_response({"purged": count})
 
 
 def _shown(provider: Provider, health: Health) -> dict[str, Any]:

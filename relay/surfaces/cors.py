@@ -19,7 +19,7 @@ from relay.gateway import Gateway
 
 EXPOSED = (
     "x-request-id", "retry-after", "server-timing", "x-should-retry",
-    "x-relay-error", "x-relay-error-source",
+    "x-relay-error", "x-relay-error-source", "x-relay-cache-key", "age",
     "cf-aig-log-id", "cf-aig-event-id", "cf-aig-request-id", "cf-aig-cache-status", "cf-aig-step",
     "cf-aig-model", "cf-aig-provider",
     "x-cloudflare-aig-log-id", "x-cloudflare-aig-event-id", "x-cloudflare-aig-request-id",
@@ -60,7 +60,7 @@ class _Options(Mapping[str, ResourceOptions]):
         return iter(())
 
     def __len__(self) -> int:
-        return int(bool(self._gateway.access.origins))
+        return int(self._gateway.access.origins.listed)
 
 
 class _Adapter(AbstractRouterAdapter):

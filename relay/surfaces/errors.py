@@ -12,7 +12,7 @@ from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
-from relay.stream import RelayedResponse
+from relay.response import RelayedResponse
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
@@ -41,7 +41,7 @@ def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
 
 def vary(request: web.Request, response: web.StreamResponse) -> None:
     """Say that the answer depends on Origin, wherever CORS may allow one."""
-    if request.app[GATEWAY].access.origins:
+    if request.app[GATEWAY].access.origins.listed:
         response.headers.add("Vary", "Origin")
 
 

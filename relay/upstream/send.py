@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from relay.core import paths
+from relay.core.caching import CACHE_HEADERS
 from relay.core.errors import BadPath
 from relay.core.headers import (
     CREDENTIAL_HEADERS,
@@ -36,9 +37,12 @@ def upstream_headers(
     """
     select = headers_for_cloudflare if route.target.via == "cloudflare" else headers_for_provider
     headers = CIMultiDict(select(pairs, connection))
-    if route.target.via == "cloudflare" and route.keeps_wishes:
-        for name in RETRY_HEADERS:
-            headers.popall(name, None)
+    if route.target.via == "cloudflare":
+        jobs = route.provider.jobs
+        for names, who in ((RETRY_HEADERS, jobs.retries), (CACHE_HEADERS, jobs.cache)):
+            if who != "cloudflare":
+                for name in names:
+                    headers.popall(name, None)
     for name, value in route.provider.headers:
         if name not in headers:
             headers[name] = value

@@ -119,11 +119,11 @@ async def _direct_401(through: Through) -> None:
 
 async def test_cloudflares_headers_come_down_renamed_and_its_controls_go_up(through: Through) -> None:
     _, headers, _ = await through.relay.call(
-        "POST", through.relay.path("openai", "chat/completions"), json={"model": "m"}, headers={"cf-aig-cache-ttl": "60", "cf-aig-metadata": "{}"}
+        "POST", through.relay.path("openai", "chat/completions"), json={"model": "m"}, headers={"cf-aig-collect-log": "true", "cf-aig-metadata": "{}"}
     )
     assert len(headers["cf-aig-log-id"]) == 36
     if through.front:
         assert headers["x-cloudflare-aig-log-id"] == "01cloudflare" and "cf-aig-cache-status" not in headers
-        assert through.front[-1].header("cf-aig-cache-ttl") == "60"
+        assert through.front[-1].header("cf-aig-collect-log") == "true"
     else:
-        assert "cf-aig-cache-ttl" not in through.vendors.seen("openai")[-1].names
+        assert "cf-aig-collect-log" not in through.vendors.seen("openai")[-1].names

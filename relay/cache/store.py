@@ -1,0 +1,241 @@
+"""Where answers are kept: in this process's memory, or in Redis for all workers and machines.
+
+Owns: eviction, expiry, compression, purging. A store that fails finds nothing and keeps nothing:
+calls go on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from relay.core.caching import Keeping
+from relay.core.errors import StoreUnavailable
+from relay.storage.shared import PREFIX, Shared
+
+Later = Callable[[Coroutine[Any, Any, None]], None]
+T = TypeVar("T")
+R = TypeVar("R")
+_OVERHEAD_BYTES = 512
+_SQUEEZED = ("application/json", "text/")
+_IN_THREAD_BYTES = 128 * 1024
+"""Packing and unpacking more than this would hold the loop up."""
+_SCAN_COUNT = 500
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An answer as it came down, without what was about that one call."""
+
+    provider: str
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    chunks: tuple[bytes, ...]
+    streamed: bool
+    stored_unix_s: float
+
+    @property
+    def body_bytes(self) -> int:
+        """The size of its body."""
+        return sum(map(len, self.chunks))
+
+
+class Hit(NamedTuple):
+    """An entry that was found, and how old it is."""
+
+    entry: Entry
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """What is to be forgotten: all that fits every condition given."""
+
+    key: str | None = None
+    provider: str | None = None
+    older_than_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    entry: Entry
+    stored_s: float
+    ends_s: float
+    bytes: int
+
+
+class MemoryStore:
+    """The least recently used goes first when `limit_bytes` are passed."""
+
+    def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
+        self._clock = clock
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: str) -> Hit | None:
+        """What is kept under `key`."""
+        held = self._held.get(key)
+        if held is None:
+            return None
+        now = self._clock()
+        if held.ends_s <= now:
+            self._drop(key)
+            return None
+        self._held.move_to_end(key)
+        return Hit(held.entry, now - held.stored_s)
+
+    def put(self, key: str, entry: Entry, ttl_s: int) -> None:
+        """Keep it for `ttl_s` seconds, or until room is needed."""
+        now = self._clock()
+        size = entry.body_bytes + _OVERHEAD_BYTES
+        self._drop(key)
+        if size > self.limit_bytes:
+            return
+        self._held[key] = _Held(entry, now, now + ttl_s, size)
+        self.bytes += size
+        while self.bytes > self.limit_bytes:
+            self._drop(next(iter(self._held)))
+
+    def purge(self, which: Purge) -> int:
+        """Forget; how many."""
+        now = self._clock()
+        doomed = [
+            key
+            for key, held in self._held.items()
+            if which.key in (None, key)
+            and which.provider in (None, held.entry.provider)
+            and (which.older_than_s is None or now - held.stored_s > which.older_than_s)
+        ]
+        for key in doomed:
+            self._drop(key)
+        return len(doomed)
+
+    def _drop(self, key: str) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            self.bytes -= held.bytes
+
+
+class RedisStore:
+    """Entries as MessagePack, squeezed where that helps; Redis forgets them by itself."""
+
+    def __init__(self, shared: Shared, wall: Callable[[], float]) -> None:
+        self._shared, self._wall = shared, wall
+
+    async def get(self, provider: str, key: str) -> Hit | None:
+        """See MemoryStore; finds and keeps nothing while Redis is away."""
+        shared = self._shared
+        if not shared.usable():
+            return None
+        try:
+            packed: Any = await shared.client.get(_name(provider, key))
+        except shared.errors as error:
+            shared.lost(error)
+            return None
+        shared.worked()
+        if packed is None:
+            return None
+        try:
+            entry = await _maybe_in_thread(len(packed), _unpack, packed)
+        except (msgspec.MsgspecError, zlib.error):
+            return None  # of another version of the relay: as if it were not there
+        return Hit(entry, max(0.0, self._wall() - entry.stored_unix_s))
+
+    async def put(self, key: str, entry: Entry, ttl_s: int) -> None:
+        """See MemoryStore; finds and keeps nothing while Redis is away."""
+        shared = self._shared
+        if not shared.usable():
+            return
+        packed = await _maybe_in_thread(entry.body_bytes, _pack, entry)
+        try:
+            await shared.client.set(_name(entry.provider, key), packed, ex=ttl_s)
+        except shared.errors as error:
+            shared.lost(error)
+        else:
+            shared.worked()
+
+    async def purge(self, which: Purge) -> int:
+        """Forget; how many. Raises StoreUnavailable: who purges must know."""
+        count = 0
+        try:
+            doomed = [name async for name in self._fitting(which)]
+            for start in range(0, len(doomed), _SCAN_COUNT):
+                count += await self._shared.client.unlink(*doomed[start : start + _SCAN_COUNT])
+        except self._shared.errors as error:
+            raise StoreUnavailable from error
+        return count
+
+    async def _fitting(self, which: Purge) -> AsyncIterator[bytes]:
+        client = self._shared.client
+        pattern = _name(which.provider or "*", which.key or "*")
+        async for name in client.scan_iter(match=pattern, count=_SCAN_COUNT):
+            if which.older_than_s is not None:
+                packed: Any = await client.get(name)
+                if packed is None:
+                    continue
+                entry = await _maybe_in_thread(len(packed), _unpack, packed)
+                if self._wall() - entry.stored_unix_s <= which.older_than_s:
+                    continue
+            yield name
+
+
+class Cache:
+    """The cache of a process: in its memory, or in Redis."""
+
+    def __init__(self, memory: MemoryStore, there: RedisStore | None, later: Later) -> None:
+        self.memory, self._there, self._later = memory, there, later
+
+    async def find(self, kept: Keeping) -> Hit | None:
+        """What is kept for this call."""
+        if self._there is not None:
+            return await self._there.get(kept.provider, kept.key)
+        return self.memory.get(kept.key)
+
+    def keep(self, kept: Keeping, entry: Entry) -> None:
+        """Keep its answer; in Redis soon."""
+        if self._there is not None:
+            self._later(self._there.put(kept.key, entry, kept.ttl_s))
+        else:
+            self.memory.put(kept.key, entry, kept.ttl_s)
+
+    async def purge(self, which: Purge) -> int:
+        """Forget; how many. Raises StoreUnavailable."""
+        if self._there is not None:
+            return await self._there.purge(which)
+        return self.memory.purge(which)
+
+
+def _name(provider: str, key: str) -> str:
+    return f"{PREFIX}:cache:{provider}:{key}"
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+def _pack(entry: Entry) -> bytes:
+    given = dict(entry.headers)
+    kind = next((value for name, value in given.items() if name.lower() == "content-type"), "")
+    coded = any(name.lower() == "content-encoding" for name in given)
+    packed = _encode(entry)
+    if kind.lower().startswith(_SQUEEZED) and not coded:
+        return b"z" + zlib.compress(packed, 1)
+    return b"-" + packed
+
+
+def _unpack(packed: bytes) -> Entry:
+    rest = packed[1:]
+    return _decode(zlib.decompress(rest) if packed[:1] == b"z" else rest)
+
+
+async def _maybe_in_thread(size: int, act: Callable[[T], R], given: T) -> R:
+    return await asyncio.to_thread(act, given) if size > _IN_THREAD_BYTES else act(given)

@@ -1,0 +1,247 @@
+"""A call that may be answered without its provider: from the cache, or by a call that runs already.
+
+Owns: both ways, for the REST line. A hit is replayed; of identical calls in flight one is made, by
+a task of its own, so that no client's leaving or failing is another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+from aiohttp import ClientResponse, web
+from multidict import CIMultiDict
+
+from relay.cache.inflight import Flight, Head, Watcher
+from relay.cache.store import Hit
+from relay.core import caching
+from relay.core.caching import Keeping
+from relay.core.errors import RelayError
+from relay.core.exchange import Exchange
+from relay.core.paths import cut_query
+from relay.gateway import Gateway
+from relay.response import with_own_headers
+from relay.sending import Sending
+from relay.stream import (
+    Answer,
+    FromUpstream,
+    Source,
+    deliver,
+    error_source,
+    next_chunk,
+    passed_headers,
+    tapped,
+)
+from relay.upstream.attempts import Asked
+
+
+def keeping(sending: Sending, asked: Asked) -> Keeping | None:
+    """What the cache is to do for this call; None if it has nothing to do with it.
+
+    Raises BadRequest.
+    """
+    request, call, exchange = sending.request, sending.call, sending.exchange
+    route = exchange.route
+    assert route is not None
+    provider, header = route.provider, request.headers.get
+    ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.kind)
+    if ttl_s is None or request.method not in ("GET", "POST") or not asked.whole:
+        return None
+    if route.target.via == "cloudflare" and provider.jobs.cache != "relay":
+        return None
+    if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
+        return None  # its answers name the URL by which this client calls the relay
+    scope, brought = provider.cache.scope, asked.brought
+    whose = (
+        scope, "" if scope == "shared" else exchange.client, provider.name,
+        # With a credential of the client's own its answers are for nobody else.
+        *((brought.provider, brought.gateway) if brought else ()),
+    )  # fmt: skip
+    affecting = caching.affecting_headers(request.headers.items(), header("Connection"))
+    own = header("cf-aig-cache-key")
+    if own is None:
+        query = cut_query(call.query, provider.query_credentials)
+        what = (request.method, route.url(query))
+        key = caching.key_of(whose, what, affecting, sending.body.whole)
+    else:
+        key = caching.own_key_of(whose, own, affecting)
+    reads = not caching.skips(header)
+    shares = reads and provider.cache.coalesce and exchange.kind in caching.KEPT_KINDS
+    exchange.cache_status = "MISS" if reads else "BYPASS"
+    exchange.keeping = Keeping(provider.name, key, ttl_s, reads, shares)
+    return exchange.keeping
+
+
+async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamResponse | None:
+    """The answer from the cache, or shared with identical calls; None if the call must be made for
+    its own.
+    """
+    exchange, gateway = sending.exchange, sending.gateway
+    exchange.wait("nothing", gateway.clock())
+    if kept.reads and kept.ttl_s:
+        hit = await gateway.cache.find(kept)
+        if hit is not None:
+            return await _replay(hit, sending)
+    if not kept.shares:
+        return None
+    room = gateway.settings.cache.max_answer_bytes
+    flight, leads = gateway.inflight.enter(kept.key, room)
+    watcher = flight.watch()
+    if leads:
+        gateway.inflight.launch(flight, _fly(flight, kept, sending, asked))
+    try:
+        return await _follow(flight, watcher, sending, kept if leads else None)
+    finally:
+        flight.leave(watcher)
+        if leads:
+            # Its record tells what the whole call came to, whoever stayed to the end.
+            await flight.over.wait()
+
+
+async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
+    entry, exchange, gateway = hit.entry, sending.exchange, sending.gateway
+    exchange.cache_status, exchange.cached = "HIT", True
+    exchange.sent_s = exchange.first_byte_s = gateway.clock()
+    pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
+    headers = with_own_headers(pairs, _NONE, exchange, gateway)
+    first, *more = entry.chunks
+    source = _Pieces(more) if more or entry.streamed else None
+    answer = Answer(200, entry.reason, headers, first, source)
+    return await deliver(answer, sending.request, exchange, gateway)
+
+
+_NONE: Mapping[str, str] = {}
+
+
+class _Pieces:
+    """The rest of a kept answer."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.raw = _NONE
+        self._pieces = iter(pieces)
+
+    async def read(self) -> bytes:
+        """See stream.Source."""
+        return next(self._pieces, b"")
+
+    def rest(self) -> bytes:
+        """Nothing: it cannot fail."""
+        return b""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> None:
+    """Make the call for all who watch. It has an exchange of its own, which the janitor watches,
+    and tells the leader's what became of it.
+    """
+    leader, gateway = sending.exchange, sending.gateway
+    exchange = copy.copy(leader)
+    exchange.task, exchange.at_end = asyncio.current_task(), ()
+    gateway.running.add(exchange)
+    failure: RelayError | None = None
+    try:
+        if gateway.limits is not None and gateway.limits.counts_tokens:
+            exchange.metered = await gateway.limits.reserve(exchange, sending.body.whole)
+        upstream = await gateway.attempts.open(exchange, asked, replace(sending, exchange=exchange))
+        exchange.first_byte_s = gateway.clock()
+        try:
+            await _pass_on(upstream, flight, leader, exchange, gateway)
+        finally:
+            upstream.close()
+        exchange.finish()
+    except (Exception, asyncio.CancelledError) as error:
+        failure = exchange.fail(error)
+    finally:
+        gateway.running.discard(exchange)
+        gateway.inflight.land(kept.key, flight)
+        _tell(leader, exchange)
+        gateway.give_back(exchange)
+        flight.ended(failure)
+
+
+async def _pass_on(
+    upstream: ClientResponse, flight: Flight, leader: Exchange, exchange: Exchange, gateway: Gateway
+) -> None:
+    exchange.status = upstream.status
+    pairs = passed_headers(upstream, exchange)
+    tap = tapped(upstream, pairs, exchange, gateway)
+    first = b""
+    if upstream.status >= 400 and not upstream.content.is_eof():
+        first = await next_chunk(upstream, exchange, gateway)
+    if upstream.status >= 400:
+        pairs.append(("x-relay-error-source", error_source(exchange, first)))
+    raw = CIMultiDict(upstream.headers)
+    _tell(leader, exchange)
+    flight.began(Head(upstream.status, upstream.reason or "", tuple(pairs), raw))
+    source = FromUpstream(upstream, exchange)
+    try:
+        chunk = first
+        while chunk or (chunk := await next_chunk(upstream, exchange, gateway)):
+            if tap is not None:
+                tap(chunk)
+            exchange.response_bytes += len(chunk)
+            exchange.wait("nothing", gateway.clock())
+            await flight.add(chunk)
+            chunk = b""
+    finally:
+        source.release()
+
+
+_TOLD = (
+    "attempts", "route", "step", "steps", "sent_s", "first_byte_s", "meter", "metered", "standings",
+)  # fmt: skip
+
+
+def _tell(leader: Exchange, flown: Exchange) -> None:
+    """The leader's record is that of the call that was made."""
+    for name in _TOLD:
+        setattr(leader, name, getattr(flown, name))
+
+
+async def _follow(
+    flight: Flight, watcher: Watcher, sending: Sending, led: Keeping | None
+) -> web.StreamResponse | None:
+    """The flight's answer for one client. One who does not lead inherits no failure: None then."""
+    exchange, gateway = sending.exchange, sending.gateway
+    began_s = gateway.clock()
+    try:
+        head = await flight.until_begun()
+    except RelayError:
+        if led is not None:
+            raise
+        return None
+    if led is None:
+        if head.status != 200:
+            return None
+        exchange.cache_status, exchange.cached = "HIT", True
+        exchange.sent_s, exchange.first_byte_s = began_s, gateway.clock()
+    headers = with_own_headers(list(head.pairs), head.raw, exchange, gateway)
+    source: Source | None = _Watched(flight, watcher, head.raw)
+    first = b""
+    if flight.over.is_set():
+        first = await flight.next(watcher)
+        source = None if flight.error is None else source
+    answer = Answer(head.status, head.reason, headers, first, source)
+    return await deliver(answer, sending.request, exchange, gateway)
+
+
+class _Watched:
+    """The rest of an answer that others take too."""
+
+    def __init__(self, flight: Flight, watcher: Watcher, raw: Mapping[str, str]) -> None:
+        self._flight, self._watcher, self.raw = flight, watcher, raw
+
+    async def read(self) -> bytes:
+        """See stream.Source."""
+        return await self._flight.next(self._watcher)
+
+    def rest(self) -> bytes:
+        """Nothing: a failure is told when all before it was taken."""
+        return b""
+
+    def release(self) -> None:
+        """The place is given back by whoever took it."""

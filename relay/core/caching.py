@@ -1,0 +1,218 @@
+"""What may be kept of a call's answer, for how long, and for whom: decided here, from texts alone.
+
+Owns: the key of a call, what its client wishes, and which answers are fit to be given again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from relay.core.errors import BadRequest
+from relay.core.headers import Pairs, headers_for_provider, normal, without_named
+
+Scope = Literal["client", "shared"]
+Header = Callable[[str], str | None]
+
+CUSTOM_KEY_TTL_S = 300
+"""What is kept under a key of the client's own that names no time, as at Cloudflare."""
+MAX_TTL_S = 30 * 86400
+
+CACHE_HEADERS = (
+    "cf-aig-cache-ttl", "cf-aig-skip-cache", "cf-aig-cache-key", "cf-cache-ttl", "cf-skip-cache",
+)  # fmt: skip
+"""They go to whoever caches, and to nobody else."""
+
+KEPT_KINDS = frozenset(
+    {
+        "chat", "completion", "responses", "messages", "count_tokens", "embeddings", "speech",
+        "transcription", "image", "generate", "models",
+    }
+)  # fmt: skip
+"""Kinds of calls of which the same question has the same answer: kept without being asked. Of any
+other the client must say so: an upload or a job must not be answered with an older one.
+"""
+
+# Headers of a request by which its answer does not differ. All others do their part in its key:
+# what is not known to be harmless could poison what others get.
+_IGNORED = frozenset(
+    {
+        "user-agent", "x-request-id", "request-id", "x-client-request-id", "traceparent",
+        "tracestate", "baggage", "idempotency-key", "cache-control", "pragma", "priority", "dnt",
+        "x-goog-api-client", "x-amzn-trace-id", "sentry-trace", "save-data", "date", "via",
+        *CACHE_HEADERS,
+    }
+)  # fmt: skip
+_IGNORED_PREFIXES = ("x-stainless-", "sec-", "cf-", "cdn-")
+
+# Of an answer's headers, those that were about that one call.
+_NOT_KEPT = frozenset(
+    {
+        "x-request-id", "request-id", "server-timing", "retry-after", "openai-processing-ms", "age",
+        "cf-ray", "cf-cache-status", "ratelimit", "ratelimit-policy",
+        "x-envoy-upstream-service-time",
+    }
+)  # fmt: skip
+_NOT_KEPT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-")
+
+_KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/)")
+_CHECKED_BYTES = 1024 * 1024
+_verdicts: dict[str, str] = {}
+_VERDICTS_KEPT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRules:
+    """How a provider's answers are kept."""
+
+    ttl_s: int | None = None
+    """None: only where a call asks for it."""
+    scope: Scope = "client"
+    coalesce: bool = False
+
+
+class Keeping(NamedTuple):
+    """What is to be done for one call."""
+
+    provider: str
+    key: str
+    ttl_s: int
+    """0: nothing is kept of its answer."""
+    reads: bool
+    """False: the client wants a fresh answer."""
+    shares: bool
+    """It may share a running call's answer."""
+
+
+def wished_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
+    """How long the answer of a call of this `kind` is kept; None if the cache is off for it.
+
+    Raises BadRequest.
+    """
+    given = header("cf-aig-cache-ttl") or header("cf-cache-ttl")
+    if given is not None:
+        if not given.strip().isdecimal() or int(given) > MAX_TTL_S:
+            raise BadRequest(f"cf-aig-cache-ttl is not a whole number from 0 to {MAX_TTL_S}")
+        return int(given)
+    if rules.ttl_s is not None and kind in KEPT_KINDS:
+        return rules.ttl_s
+    if header("cf-aig-cache-key") is not None:
+        return CUSTOM_KEY_TTL_S
+    return 0 if rules.coalesce and kind in KEPT_KINDS else None
+
+
+def skips(header: Header) -> bool:
+    """True if the client wants a fresh answer."""
+    given = header("cf-aig-skip-cache") or header("cf-skip-cache") or ""
+    return given.strip().lower() in ("true", "1")
+
+
+def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body: bytes) -> str:
+    """The key of a call, 64 hexadecimal digits: of who may have its answer, what it asks for, the
+    headers by which an answer may differ, and its body.
+    """
+    # The text of a tuple keeps its parts apart: nobody can move text from one into another.
+    digest = sha256(repr((whose, what, affecting)).encode())
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def own_key_of(whose: tuple[str, ...], own: str, affecting: Pairs) -> str:
+    """The same where a key of the client's own stands for all that it asks for. An answer must
+    still be in a coding that it can read.
+    """
+    codings = [value for name, value in affecting if name == "accept-encoding"]
+    return sha256(repr((whose, own, codings)).encode()).hexdigest()
+
+
+def affecting_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
+    """Those by which an answer may differ, in an order of their own, names lower-case."""
+    kept = [(name, value) for given, value in pairs if (name := _affecting(given))]
+    kept = kept if connection is None else without_named(kept, connection)
+    kept.sort()
+    return kept
+
+
+def _affecting(name: str) -> str:
+    """Its lower-case form, or nothing if no answer differs by it."""
+    known = _verdicts.get(name)
+    if known is None:
+        if len(_verdicts) >= _VERDICTS_KEPT:
+            _verdicts.clear()
+        lower = normal(name)
+        harmless = lower in _IGNORED or lower.startswith(_IGNORED_PREFIXES)
+        known = "" if harmless or not headers_for_provider([(name, "")], None) else lower
+        _verdicts[name] = known
+    return known
+
+
+def kept_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of an answer's headers those that hold for whoever gets it again."""
+    return [
+        (f"{name}", value)  # a plain str: multidict has its own kind, which cannot be packed
+        for name, value in pairs
+        if (lower := name.lower()) not in _NOT_KEPT and not lower.startswith(_NOT_KEPT_PREFIXES)
+    ]
+
+
+def may_keep(status: int, header: Header) -> bool:
+    """True if the head of an answer is one that may be kept: a whole 200 of a kind that is asked
+    for again. `private` is no hindrance: the key holds whose credential it was.
+    """
+    return (
+        status == 200
+        and _KEPT_TYPES.match((header("Content-Type") or "").lower()) is not None
+        and "no-store" not in (header("Cache-Control") or "").lower()
+        and (header("Vary") or "").strip() != "*"
+    )
+
+
+class _Said(msgspec.Struct):
+    """What tells an error within a 200."""
+
+    error: Any = None
+    type: Any = None
+    status: Any = None
+
+
+_said = msgspec.json.Decoder(_Said)
+_BAD_TYPES = frozenset({"error", "response.failed", "response.incomplete"})
+_BAD_STATUSES = frozenset({"failed", "incomplete", "cancelled", "in_progress", "queued"})
+
+
+def is_clean(body: bytes, content_type: str, content_encoding: str) -> bool:
+    """True unless a 200 says in its body that it is an error or not finished. What is compressed or
+    large is taken at its head's word; a compressed event stream is not.
+    """
+    if content_type.startswith("text/event-stream"):
+        return not content_encoding and _is_clean_stream(body)
+    if "json" not in content_type or content_encoding or len(body) > _CHECKED_BYTES:
+        return True
+    return _is_clean_json(body)
+
+
+def _is_clean_stream(body: bytes) -> bool:
+    for line in body.splitlines():
+        if line.startswith(b"event:") and line[6:].strip() == b"error":
+            return False
+        suspicious = b'"error"' in line or b"response." in line
+        if suspicious and line.startswith(b"data:") and not _is_clean_json(line[5:].strip()):
+            return False
+    return True
+
+
+def _is_clean_json(text: bytes) -> bool:
+    try:
+        said = _said.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return True  # no object: nothing that says so
+    return (
+        not said.error
+        and said.type not in _BAD_TYPES
+        and (not isinstance(said.status, str) or said.status not in _BAD_STATUSES)
+    )

@@ -1,0 +1,115 @@
+"""What may stand in gateway.yaml about control: limits, cache, jobs, Redis. As in schema.py, one
+field a key.
+
+Owns: those sections. It holds what was written; limits.py makes rules of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from relay.registry.entries import Bytes, ProviderCache, Seconds, Section
+
+
+def _redis_url(given: str | None) -> str | None:
+    if given and not given.startswith(("redis://", "rediss://", "unix://")):
+        raise PydanticCustomError("redis_url", "should be a redis://, rediss:// or unix:// URL")
+    return given or None
+
+
+class RetryBudget(Section):
+    percent: float = Field(
+        20, ge=0, le=100, description="Tries beyond the first, as a share of all calls."
+    )
+    per_s: float = Field(10, ge=0, description="And so many a second besides.")
+
+
+_PER = re.compile(r"(?:all|client|provider|model|address|metadata\.[^|]{1,100})\Z")
+
+
+def _per(given: str) -> str:
+    if not _PER.match(given):
+        raise PydanticCustomError(
+            "per", "should be all, client, provider, model, address or metadata.NAME"
+        )
+    return given
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
+
+
+class Limit(Section):
+    requests: Count | None = Field(None, description="REST calls that may begin in a window.")
+    tokens: Count | None = Field(None, description="Tokens that calls may use in a window.")
+    handshakes: Count | None = Field(
+        None, description="WebSocket sessions that may begin in a window."
+    )
+    calls_at_once: Count | None = Field(None, description="REST calls that may run at once.")
+    sessions_at_once: Count | None = Field(
+        None, description="WebSocket sessions that may be open at once."
+    )
+    window_s: int = Field(60, ge=1, le=366 * 86400, description="The window, in whole seconds.")
+    answer_tokens: Count = Field(
+        1000,
+        description="With `tokens`: set aside for the answer of a call that names no bound of its own.",
+    )
+    technique: Literal["fixed", "sliding"] = Field(
+        "fixed",
+        description="fixed: a window begins with its first call; sliding: the last seconds, always.",
+    )
+    per: Annotated[
+        list[Annotated[str, AfterValidator(_per)]],
+        BeforeValidator(
+            lambda given: [given] if isinstance(given, str) else given,
+            json_schema_input_type=str | list[str],
+        ),
+    ] = Field(
+        ["all"],
+        description="Counted together (all), or for each client, provider, model, address, metadata.NAME; a list counts each combination.",
+    )
+    providers: list[str] = Field([], description="Of these providers only; empty is all.")
+    models: list[str] = Field([], description="Of these models only; empty is all.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
+        None, description="What `ratelimit` headers call it; none: made from the rest."
+    )
+
+
+Who = Literal["relay", "cloudflare", "off"]
+
+
+class Jobs(Section):
+    retries: Who = Field(
+        "relay",
+        description="Who retries what goes through Cloudflare; its cf-aig-* headers go to that one only.",
+    )
+    limits: Who = Field(
+        "relay", description="Who counts requests, tokens and handshakes of what goes through it."
+    )
+    cache: Who = Field(
+        "relay", description="Who caches it; the cf-aig-* headers go to that one only."
+    )
+
+
+class Cache(ProviderCache):
+    store: Literal["memory", "redis"] = Field(
+        "memory", description="Memory of each process; or redis, for all workers and machines."
+    )
+    memory_bytes: Bytes = Field(
+        64 * 1024 * 1024, description="What memory may hold; the least recently used goes first."
+    )
+    max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="A larger answer is not kept.")
+
+
+class Redis(Section):
+    url: Annotated[str | None, AfterValidator(_redis_url)] = Field(
+        None,
+        repr=False,
+        description="Such as redis://localhost:6379/0: limits and cache are shared by workers and machines.",
+    )
+    timeout_s: Seconds = Field(
+        0.25, description="After this Redis counts as away for a second, and calls go on without."
+    )

@@ -1,0 +1,115 @@
+"""Where answers are kept: what goes first, what is forgotten, and what Redis gives back."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from relay.cache.store import Entry, MemoryStore, Purge, RedisStore
+from relay.storage.shared import Shared
+from tests.redis import RedisServer
+
+
+def entry(body: bytes = b"x", provider: str = "openai", kind: str = "application/json", stored_unix_s: float = 0.0) -> Entry:
+    return Entry(provider, "OK", (("Content-Type", kind),), (body,), False, stored_unix_s)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_least_recently_used_goes_first(clock: Clock) -> None:
+    store = MemoryStore(3 * 1512, clock)
+    for key in "abc":
+        store.put(key, entry(b"x" * 1000), 60)
+    assert store.get("a") is not None
+    store.put("d", entry(b"x" * 1000), 60)
+    assert [key for key in "abcd" if store.get(key)] == ["a", "c", "d"]
+    assert store.bytes == 3 * 1512
+
+
+def test_what_is_larger_than_all_the_room_is_not_kept_and_puts_nobody_out(clock: Clock) -> None:
+    store = MemoryStore(2000, clock)
+    store.put("a", entry(b"x" * 100), 60)
+    store.put("b", entry(b"x" * 5000), 60)
+    assert store.get("a") and not store.get("b") and store.bytes == 612
+
+
+def test_an_entry_ends_after_its_time_and_tells_its_age(clock: Clock) -> None:
+    store = MemoryStore(10_000, clock)
+    store.put("a", entry(), 60)
+    clock.now += 59
+    hit = store.get("a")
+    assert hit is not None and hit.age_s == 59
+    clock.now += 2
+    assert store.get("a") is None and (len(store), store.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("which", "left"),
+    [
+        (Purge(), []),
+        (Purge(key="new"), ["old", "other"]),
+        (Purge(provider="openai"), ["other"]),
+        (Purge(older_than_s=10), ["new"]),
+        (Purge(provider="openai", older_than_s=10), ["new", "other"]),
+        (Purge(provider="fal", key="new"), ["new", "old", "other"]),
+    ],
+)
+async def test_a_purge_forgets_what_fits_all_conditions(which: Purge, left: list[str], clock: Clock, redis_server: RedisServer) -> None:
+    memory = MemoryStore(10_000, clock)
+    async with _redis(redis_server) as there:
+        now = time.time()
+        for key, provider, age_s in (("old", "openai", 20), ("other", "fal", 20), ("new", "openai", 0)):
+            clock.now = 100.0 - age_s
+            memory.put(key, entry(provider=provider), 60)
+            await there.put(key, entry(provider=provider, stored_unix_s=now - age_s), 60)
+        clock.now = 100.0
+        assert memory.purge(which) == await there.purge(which) == 3 - len(left)
+        assert sorted(memory._held) == left
+        assert [key for provider, key in (("openai", "new"), ("openai", "old"), ("fal", "other")) if await there.get(provider, key)] == left
+
+
+class _redis:
+    """A RedisStore, and its connections closed."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._shared = Shared(server.url, 5.0, time.monotonic, lambda *_: None)
+
+    async def __aenter__(self) -> RedisStore:
+        return RedisStore(self._shared, time.time)
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self._shared.close()
+
+
+@pytest.mark.parametrize(("kind", "squeezed"), [("application/json", True), ("text/event-stream; charset=utf-8", True), ("audio/mpeg", False)])
+@pytest.mark.parametrize("size", [1000, 300_000])
+async def test_redis_gives_back_what_it_got_and_texts_take_little_room(kind: str, squeezed: bool, size: int, redis_server: RedisServer) -> None:
+    async with _redis(redis_server) as store, redis.asyncio.Redis(port=redis_server.port) as client:
+        given = entry(b"abc " * (size // 4), kind=kind, stored_unix_s=time.time() - 7)
+        await store.put("k", given, 60)
+        hit = await store.get("openai", "k")
+        assert hit is not None and hit.entry == given and 7 <= hit.age_s < 60
+        (name,) = await client.keys()
+        assert name == b"relay:cache:openai:k" and 0 < await client.ttl(name) <= 60
+        assert (await client.strlen(name) < size / 2) is squeezed
+
+
+async def test_what_another_version_kept_is_as_if_it_were_not_there(redis_server: RedisServer) -> None:
+    async with _redis(redis_server) as store, redis.asyncio.Redis(port=redis_server.port) as client:
+        for rubbish in (b"", b"-\xc1", b"zrubbish"):
+            await client.set("relay:cache:openai:k", rubbish)
+            assert await store.get("openai", "k") is None
