@@ -58,6 +58,9 @@ class Gateway:
         self.sessions: set[Session] = set()
         self.held_bytes = 0
         self.draining = False
+        self.refused_at_the_door = 0
+        """Calls that got a 503 before they became an Exchange; the janitor logs how many."""
+        self.refused_told = 0
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""

@@ -16,9 +16,9 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from relay.app import RUNNER_OPTIONS, standalone
+from relay.connection import RelayRunner
 from relay.demo import Demo
 from relay.registry.load import Sources, load
-from relay.server import RelayRunner
 
 
 class InProcess:

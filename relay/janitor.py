@@ -62,6 +62,9 @@ def tick_s(gateway: Gateway) -> float:
 async def sweep(gateway: Gateway) -> None:
     """Look once at everything that runs."""
     now = gateway.clock()
+    if refused := gateway.refused_at_the_door - gateway.refused_told:
+        gateway.refused_told += refused
+        log.warn("overload.refused", calls=refused)
     for exchange in list(gateway.running):
         if (error := _overdue(exchange, gateway.settings, now)) is not None:
             _cut(exchange, error)

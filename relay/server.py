@@ -18,18 +18,16 @@ from typing import Any
 
 import aiohttp.http_parser
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
-from aiohttp.web_server import Server
 
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.cache.store import Purge
+from relay.connection import RelayRunner
 from relay.control import Control
-from relay.core.errors import BadRequest, ConfigInvalid, InternalError
-from relay.gateway import GATEWAY, Gateway, new_id
+from relay.core.errors import ConfigInvalid, InternalError
+from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.listen import BACKLOG, CannotListen, Listeners
 from relay.registry.load import Config, Sources
-from relay.surfaces.errors import plain
 from relay.tls import server_context
 from relay.websocket import draining
 
@@ -43,85 +41,6 @@ def assert_fast_parser() -> None:
         raise CannotListen(
             "aiohttp runs without its C parser; reinstall it, and unset AIOHTTP_NO_EXTENSIONS"
         )
-
-
-class RelayRunner(web.AppRunner):
-    """An AppRunner whose connections answer parse errors in the relay's own words."""
-
-    __slots__ = ("_transports",)
-
-    async def _make_server(self) -> Server:
-        server = await super()._make_server()
-        server.__class__ = _RelayServer
-        self._transports: set[asyncio.BaseTransport] = set()
-        server.transports = self._transports  # type: ignore[attr-defined]
-        return server
-
-    async def cleanup(self) -> None:
-        """As aiohttp does; then end what still says goodbye: TLS waits half a minute for a client
-        that answers no close_notify, and the loop cannot be closed before.
-        """
-        await super().cleanup()
-        for transport in list(self._transports):
-            transport.abort()  # type: ignore[attr-defined]
-        if self._transports:
-            await asyncio.sleep(0)
-
-
-class _RelayServer(Server):
-    transports: set[asyncio.BaseTransport]
-
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class _Connection(RequestHandler):
-    __slots__ = ("_open",)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._open: asyncio.BaseTransport = transport
-        self._manager.transports.add(transport)  # type: ignore[union-attr]
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._manager is not None:
-            self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
-        super().connection_lost(exc)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Malformed, or our own bug: no handler saw it. Logged without the request line."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
-        if status >= 500 and exc is not None:
-            log.bug("connection.failed", exc)
-            error: BadRequest | InternalError = InternalError()
-        else:
-            log.event(
-                "request.refused",
-                error="bad_request",
-                client=request.remote,
-                cause=type(exc).__name__,
-            )
-            error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
-        response = plain(error, "openai", new_id())
-        response.force_close()
-        return response
-
-
-_PARSE_REASONS = {
-    "LineTooLong": "a line or header of it is too long",
-    "BadHttpMethod": "its method is not valid",
-    "InvalidURLError": "its target is not valid",
-    "InvalidHeader": "a header of it is not valid",
-    "ContentLengthError": "its length is not valid",
-    "TransferEncodingError": "its chunks are not valid",
-}
 
 
 async def _start(

@@ -14,10 +14,10 @@ import yaml
 from aiohttp import web
 
 from relay.app import API, RUNNER_OPTIONS, standalone
+from relay.connection import RelayRunner
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.registry.load import Config, Sources, load
-from relay.server import RelayRunner
 
 HANG_GUARD_S = 20.0
 

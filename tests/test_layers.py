@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain": {"core", "registry", "upstream", "app"},
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
-    "inprocess": {"app", "server", "demo", "registry"},
+    "inprocess": {"app", "connection", "demo", "registry"},
+    "connection": BELOW_LINES | LINES | {"surfaces", "app"},
     "listen": {"core", "registry"},
     "tls": {"core", "registry"},
-    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control"},
+    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection"},
     "control": set(),
     "supervisor": {"core", "registry", "ledger", "demo", "listen", "control"},
     "cli": {"core", "registry", "ledger", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor"},

@@ -61,6 +61,11 @@ class Rule:
         return "model" in self.per or bool(self.models)
 
     @property
+    def of_all(self) -> bool:
+        """True if everything counts together."""
+        return not (self.per or self.providers or self.models)
+
+    @property
     def of_caller(self) -> bool:
         """True if it is a caller who has too many, and not the relay."""
         return any(part.startswith(_OF_A_CALLER) for part in self.per)

@@ -1,0 +1,198 @@
+"""A client's connection: how aiohttp's is changed for the relay.
+
+Owns: the answers that no handler gives, to what is not even HTTP and to what comes while the relay
+is full; and that no connection outlives the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server
+
+from relay.app import API
+from relay.core import shapes
+from relay.core.errors import BadRequest, InternalError, Overloaded
+from relay.gateway import GATEWAY, Gateway, new_id
+from relay.ledger import log
+from relay.surfaces.errors import plain
+
+
+class Door:
+    """Refuses REST calls while as many run, of all together, as may (`calls_at_once` of all).
+
+    A refusal by the line costs two thirds of a call: at twice the capacity there would be nothing
+    left to answer with. Here a request that the parser has found whole gets a few ready-made bytes,
+    before anything is made of it. What is not plainly such a request goes on to the line.
+    """
+
+    __slots__ = ("_answers", "_gateway", "_prefix")
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._prefix = f"{API}/providers/"
+        self._answers: dict[str, bytes] = {}
+
+    @property
+    def shut(self) -> bool:
+        """True while the next call would be refused."""
+        limits = self._gateway.limits
+        return limits is not None and limits.full
+
+    def refusal(self, message: Any, payload: Any) -> bytes | None:
+        """The answer to a request that is refused at once."""
+        if not self.shut or message.should_close or message.upgrade or not payload.is_eof():
+            return None
+        path, headers = message.path, message.headers
+        if not path.startswith(self._prefix) or "Origin" in headers or "Expect" in headers:
+            return None
+        name = path[len(self._prefix) :].partition("/")[0]
+        provider = self._gateway.registry.providers.get(name)
+        if provider is None:
+            return None
+        self._gateway.refused_at_the_door += 1
+        answer = self._answers.get(provider.meter)
+        if answer is None:
+            answer = self._answers[provider.meter] = _ready(provider.meter)
+        return answer
+
+
+def _ready(meter: str) -> bytes:
+    """A whole answer. It has no id: nothing is recorded of such a call but that there was one."""
+    error = Overloaded("calls at once, of all together,")
+    body = json.loads(shapes.body(error, meter, ""))
+    lines = [f"{name}: {value}" for name, value in shapes.headers(error).items()]
+    text = json.dumps(body).encode()
+    head = [
+        "HTTP/1.1 503 Service Unavailable",
+        *lines,
+        "content-type: application/json",
+        f"content-length: {len(text)}",
+    ]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + text
+
+
+class AtTheDoor:
+    """aiohttp's parser while the door is shut: it keeps to itself what it has refused."""
+
+    __slots__ = ("_door", "_parser", "_transport")
+
+    def __init__(self, parser: Any, door: Door, transport: asyncio.Transport) -> None:
+        self._parser, self._door, self._transport = parser, door, transport
+
+    def feed_data(self, data: bytes) -> tuple[Any, bool, bytes]:
+        """As the parser's. Of several requests at once none is refused here."""
+        messages, upgraded, tail = self._parser.feed_data(data)
+        if len(messages) != 1 or upgraded:
+            return messages, upgraded, tail
+        answer = self._door.refusal(*messages[0])
+        if answer is None:
+            return messages, upgraded, tail
+        self._transport.write(answer)
+        self._parser.message_consumed()
+        return (), upgraded, tail
+
+
+class RelayRunner(web.AppRunner):
+    """An AppRunner whose connections answer parse errors in the relay's own words."""
+
+    __slots__ = ("_transports",)
+
+    async def _make_server(self) -> Server:
+        server = await super()._make_server()
+        server.__class__ = _RelayServer
+        self._transports: set[asyncio.BaseTransport] = set()
+        server.transports = self._transports  # type: ignore[attr-defined]
+        server.door = Door(self.app[GATEWAY])  # type: ignore[attr-defined]
+        return server
+
+    async def cleanup(self) -> None:
+        """As aiohttp does; then end what still says goodbye: TLS waits half a minute for a client
+        that answers no close_notify, and the loop cannot be closed before.
+        """
+        await super().cleanup()
+        for transport in list(self._transports):
+            transport.abort()  # type: ignore[attr-defined]
+        if self._transports:
+            await asyncio.sleep(0)
+
+
+class _RelayServer(Server):
+    transports: set[asyncio.BaseTransport]
+    door: Door
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ("_open",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._open: asyncio.BaseTransport = transport
+        self._manager.transports.add(transport)  # type: ignore[union-attr]
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        manager = self._manager
+        if manager is not None and manager.door.shut and self._waiter is not None:  # type: ignore[attr-defined]
+            self._received_at_the_door(data, manager.door)  # type: ignore[attr-defined]
+        else:
+            super().data_received(data)
+
+    def _received_at_the_door(self, data: bytes, door: Door) -> None:
+        """Nothing is being answered on this connection: what comes may be refused right here."""
+        parser = self._parser
+        if parser is None or self._messages or self.transport is None:
+            super().data_received(data)
+            return
+        self._parser = AtTheDoor(parser, door, self.transport)  # type: ignore[assignment]
+        try:
+            super().data_received(data)
+        finally:
+            if self._parser is not None:
+                self._parser = parser
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._manager is not None:
+            self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Malformed, or our own bug: no handler saw it. Logged without the request line."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        if status >= 500 and exc is not None:
+            log.bug("connection.failed", exc)
+            error: BadRequest | InternalError = InternalError()
+        else:
+            log.event(
+                "request.refused",
+                error="bad_request",
+                client=request.remote,
+                cause=type(exc).__name__,
+            )
+            error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
+        response = plain(error, "openai", new_id())
+        response.force_close()
+        return response
+
+
+_PARSE_REASONS = {
+    "LineTooLong": "a line or header of it is too long",
+    "BadHttpMethod": "its method is not valid",
+    "InvalidURLError": "its target is not valid",
+    "InvalidHeader": "a header of it is not valid",
+    "ContentLengthError": "its length is not valid",
+    "TransferEncodingError": "its chunks are not valid",
+}

@@ -1,0 +1,183 @@
+"""More than may run: what is refused at the door, before anything is made of it, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartRelay
+from tests.relays import HANG_GUARD_S, provider
+from tests.upstream.raw import RawUpstream, gated_events, ok
+
+PATH = "/api/v1/ai-gateway/providers/openai/chat/completions"
+BODY = b'{"model": "m"}'
+
+
+def request(path: str = PATH, *headers: str, body: bytes = BODY) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Connection:
+    """One connection, spoken to in bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        async with asyncio.timeout(HANG_GUARD_S):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+            headers = {n.lower(): v.strip() for line in head.split("\r\n")[1:] if line for n, _, v in [line.partition(":")]}
+            body = await self._reader.readexactly(int(headers["content-length"]))
+        return int(head.split()[1]), headers, body
+
+
+@pytest.fixture
+async def full(start: StartRelay, raw: RawUpstream):  # type: ignore[no-untyped-def]
+    """(relay, connect, free): a relay that runs all it may; `free()` ends what runs."""
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url), anthropic=provider(raw.url, meter="anthropic"))
+    running = asyncio.create_task(relay.call("GET", relay.path("openai", "x")))
+    writers = []
+
+    async def connect() -> Connection:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        writers.append(writer)
+        return Connection(reader, writer)
+
+    async def free() -> None:
+        gates[0].set()
+        await running
+        await relay.idle()
+
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not raw.arrived:
+            await asyncio.sleep(0.01)
+    yield relay, connect, free
+    gates[0].set()
+    await asyncio.gather(running, return_exceptions=True)
+    for writer in writers:
+        writer.close()
+
+
+async def test_a_whole_request_is_refused_before_anything_is_made_of_it(full: Any) -> None:
+    relay, connect, free = full
+    connection = await connect()
+    connection.send(request())
+    status, headers, body = await connection.answer()
+    assert (status, headers["x-relay-error"], headers["x-relay-error-source"], headers["retry-after"]) == (503, "overloaded", "relay", "1")
+    assert json.loads(body)["error"]["code"] == "overloaded" and "x-should-retry" not in headers
+    assert relay.gateway.refused_at_the_door == 1
+    await free()
+    connection.send(request())
+    assert (await connection.answer())[::2] == (200, b"fine"), "the connection goes on"
+    assert [line["status"] for line in await relay.events(count=2)] == [200, 200], "it was no exchange"
+
+
+async def test_it_is_told_in_the_vendors_shape_and_counted(full: Any) -> None:
+    relay, connect, _ = full
+    connection = await connect()
+    for number in range(3):
+        connection.send(request("/api/v1/ai-gateway/providers/anthropic/v1/messages"))
+        _, _, body = await connection.answer()
+        assert json.loads(body)["error"]["type"] == "api_error", number
+    told = 0
+    async with asyncio.timeout(HANG_GUARD_S):
+        while told < 3:
+            told = sum(line["calls"] for line in await relay.events("overload.refused"))
+    _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
+    assert json.loads(ready)["refused_at_the_door"] == told == 3
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [request()[: -len(BODY)], BODY],
+        [request(PATH, "Origin: http://127.0.0.1")],
+        [request(PATH, "Connection: close")],
+        [request(PATH, "Expect: 100-continue")],
+        [request("/api/v1/ai-gateway/providers/%6Fpenai/x")],
+    ],
+    ids=["body apart", "a browser's", "the last one", "asks first", "an odd spelling"],
+)
+async def test_what_is_not_plainly_a_whole_call_is_refused_by_the_line(sent: list[bytes], full: Any) -> None:
+    relay, connect, _ = full
+    connection = await connect()
+    for piece in sent:
+        connection.send(piece)
+        await asyncio.sleep(0.05)
+    status, headers, _ = await connection.answer()
+    assert status in (503, 404) and "cf-aig-log-id" in headers
+    assert relay.gateway.refused_at_the_door == 0
+
+
+async def test_a_head_in_two_pieces_is_refused_when_it_is_whole(full: Any) -> None:
+    relay, connect, _ = full
+    connection = await connect()
+    for piece in (request()[:40], request()[40:]):
+        connection.send(piece)
+        await asyncio.sleep(0.05)
+    assert (await connection.answer())[0] == 503 and relay.gateway.refused_at_the_door == 1
+
+
+async def test_health_and_management_answer_while_it_is_full(full: Any) -> None:
+    relay, _, _ = full
+    for path in ("/healthz", "/readyz", "/api/v1/ai-gateway/providers"):
+        assert (await relay.call("GET", f"{relay.url}{path}"))[0] == 200, path
+
+
+async def test_pipelined_requests_get_their_answers_in_order(full: Any) -> None:
+    _, connect, free = full
+    connection = await connect()
+    connection.send(request("/healthz", body=b"") + request())
+    statuses = [(await connection.answer())[0] for _ in range(2)]
+    assert statuses == [404, 503], "POST of /healthz is nothing"
+    connection.send(request())
+    connection.send(request())
+    assert [(await connection.answer())[0] for _ in range(2)] == [503, 503]
+    await free()
+    connection.send(request() + request())
+    assert [(await connection.answer())[0] for _ in range(2)] == [200, 200]
+
+
+async def test_a_request_that_comes_while_another_is_answered_waits_for_its_turn(full: Any, raw: RawUpstream) -> None:
+    relay, connect, free = full
+    await free()
+    gate = asyncio.Event()
+    raw.scripts.clear()
+    raw.plays(gate, ok(b"first"))
+    raw.plays(ok(b"second"))
+    connection = await connect()
+    connection.send(request())
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not relay.gateway.limits.full:
+            await asyncio.sleep(0.01)
+    connection.send(request())
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert [(await connection.answer())[2] for _ in range(2)] == [b"first", b"second"]
+
+
+async def test_half_a_head_never_lets_what_follows_be_answered_for_it(full: Any, raw: RawUpstream) -> None:
+    """What looks like a request within another's bytes is not one: only the parser says where one begins."""
+    _, connect, free = full
+    connection = await connect()
+    inner = request()
+    connection.send(b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(inner))
+    await asyncio.sleep(0.05)
+    connection.send(inner)
+    status, headers, _ = await connection.answer()
+    assert (status, "cf-aig-log-id" in headers) == (503, True)
+    await free()
+    connection.send(request())
+    assert (await connection.answer())[::2] == (200, b"fine")
+    assert len(raw.arrived) == 2
+
