@@ -38,27 +38,42 @@ class Door:
         self._answers: dict[str, bytes] = {}
 
     @property
-    def shut(self) -> bool:
-        """True while the next call would be refused."""
+    def kept(self) -> bool:
+        """True if there is such a limit."""
         limits = self._gateway.limits
-        return limits is not None and limits.full
+        return limits is not None and limits.most is not None
 
-    def refusal(self, message: Any, payload: Any) -> bytes | None:
-        """The answer to a request that is refused at once."""
-        if not self.shut or message.should_close or message.upgrade or not payload.is_eof():
+    def refusal(self, message: Any, payload: Any, connection: RequestHandler) -> bytes | None:
+        """The answer to a request that is refused at once; None if it is let in.
+
+        What was let in and has not come to the line yet counts as running: of a thousand that come
+        in one turn of the loop no more than there is room for may become calls.
+        """
+        gateway, path = self._gateway, message.path
+        limits, arriving = gateway.limits, gateway.arriving
+        if limits is None or limits.most is None or not path.startswith(self._prefix):
             return None
-        path, headers = message.path, message.headers
-        if not path.startswith(self._prefix) or "Origin" in headers or "Expect" in headers:
+        headers = message.headers
+        if message.upgrade or "Origin" in headers:
+            return None
+        if limits.running + len(arriving) < limits.most:
+            arriving.add(connection)
+            return None
+        if message.should_close or "Expect" in headers or not payload.is_eof():
             return None
         name = path[len(self._prefix) :].partition("/")[0]
-        provider = self._gateway.registry.providers.get(name)
+        provider = gateway.registry.providers.get(name)
         if provider is None:
             return None
-        self._gateway.refused_at_the_door += 1
+        gateway.refused_at_the_door += 1
         answer = self._answers.get(provider.meter)
         if answer is None:
             answer = self._answers[provider.meter] = _ready(provider.meter)
         return answer
+
+    def lost(self, connection: RequestHandler) -> None:
+        """It is gone, and with it what was arriving on it."""
+        self._gateway.arriving.discard(connection)
 
 
 def _ready(meter: str) -> bytes:
@@ -76,20 +91,24 @@ def _ready(meter: str) -> bytes:
     return "\r\n".join(head).encode() + b"\r\n\r\n" + text
 
 
-class AtTheDoor:
-    """aiohttp's parser while the door is shut: it keeps to itself what it has refused."""
+class _AtTheDoor:
+    """aiohttp's parser where a door is kept: it keeps to itself what was refused."""
 
-    __slots__ = ("_door", "_parser", "_transport")
+    __slots__ = ("_connection", "_door", "_parser", "_transport")
 
-    def __init__(self, parser: Any, door: Door, transport: asyncio.Transport) -> None:
-        self._parser, self._door, self._transport = parser, door, transport
+    def __init__(
+        self, parser: Any, door: Door, connection: RequestHandler, transport: asyncio.Transport
+    ) -> None:
+        self._parser, self._door = parser, door
+        self._connection, self._transport = connection, transport
 
     def feed_data(self, data: bytes) -> tuple[Any, bool, bytes]:
         """As the parser's. Of several requests at once none is refused here."""
         messages, upgraded, tail = self._parser.feed_data(data)
-        if len(messages) != 1 or upgraded:
+        if len(messages) != 1:
             return messages, upgraded, tail
-        answer = self._door.refusal(*messages[0])
+        message, payload = messages[0]
+        answer = self._door.refusal(message, payload, self._connection)
         if answer is None:
             return messages, upgraded, tail
         self._transport.write(answer)
@@ -139,18 +158,15 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         manager = self._manager
-        if manager is not None and manager.door.shut and self._waiter is not None:  # type: ignore[attr-defined]
-            self._received_at_the_door(data, manager.door)  # type: ignore[attr-defined]
-        else:
-            super().data_received(data)
-
-    def _received_at_the_door(self, data: bytes, door: Door) -> None:
-        """Nothing is being answered on this connection: what comes may be refused right here."""
-        parser = self._parser
-        if parser is None or self._messages or self.transport is None:
+        if manager is None or not manager.door.kept:  # type: ignore[attr-defined]
             super().data_received(data)
             return
-        self._parser = AtTheDoor(parser, door, self.transport)  # type: ignore[assignment]
+        parser, transport = self._parser, self.transport
+        if parser is None or transport is None or self._waiter is None or self._messages:
+            # A request is being answered: what comes now waits for its turn.
+            super().data_received(data)
+            return
+        self._parser = _AtTheDoor(parser, manager.door, self, transport)  # type: ignore
         try:
             super().data_received(data)
         finally:
@@ -159,6 +175,7 @@ class _Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._manager is not None:
+            self._manager.door.lost(self)  # type: ignore[attr-defined]
             self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
         super().connection_lost(exc)
 

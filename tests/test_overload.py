@@ -158,12 +158,43 @@ async def test_a_request_that_comes_while_another_is_answered_waits_for_its_turn
     connection = await connect()
     connection.send(request())
     async with asyncio.timeout(HANG_GUARD_S):
-        while not relay.gateway.limits.full:
+        while relay.gateway.limits.running < 1:
             await asyncio.sleep(0.01)
     connection.send(request())
     await asyncio.sleep(0.05)
     gate.set()
     assert [(await connection.answer())[2] for _ in range(2)] == [b"first", b"second"]
+
+
+async def test_of_many_that_come_at_once_only_as_many_as_there_is_room_for_become_calls(start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 3}]}, openai=provider(raw.url))
+    connections = [Connection(*await asyncio.open_connection("127.0.0.1", relay.port)) for _ in range(50)]
+    for connection in connections:
+        connection.send(request())
+    async with asyncio.timeout(HANG_GUARD_S):
+        while relay.gateway.refused_at_the_door < 47:
+            await asyncio.sleep(0.01)
+    gate.set()
+    statuses = [(await connection.answer())[0] for connection in connections]
+    assert (statuses.count(200), statuses.count(503)) == (3, 47)
+    assert not relay.gateway.arriving
+    for connection in connections:
+        connection._writer.close()
+
+
+async def test_a_request_that_comes_to_nothing_takes_no_room(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+    for path in (f"{PATH}/../x", f"{PATH}/%2e%2e/x", "/api/v1/ai-gateway/providers/nobody/x"):
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", relay.port))
+        connection.send(request(path))
+        assert (await connection.answer())[0] in (400, 404)
+        assert not relay.gateway.arriving
+        connection.send(request())
+        assert (await connection.answer())[0] == 200
+        connection._writer.close()
 
 
 async def test_half_a_head_never_lets_what_follows_be_answered_for_it(full: Any, raw: RawUpstream) -> None:

@@ -39,18 +39,8 @@ class Limits:
     """The rules in force. A call keeps the ones that it began with."""
 
     __slots__ = (
-        "_calls",
-        "_later",
-        "_model_calls",
-        "_overall",
-        "_running",
-        "_says",
-        "_sockets",
-        "_tokens",
-        "_windows",
-        "asks_model",
-        "counts_tokens",
-        "full",
+        "_calls", "_later", "_model_calls", "_overall", "_running", "_says", "_sockets", "_tokens",
+        "_windows", "asks_model", "counts_tokens", "most",
     )  # fmt: skip
 
     def __init__(self, rules: Sequence[Rule], windows: Windows, later: Later) -> None:
@@ -67,9 +57,14 @@ class Limits:
         self._windows, self._later = windows, later
         self._running: dict[str, int] = {}
         overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
-        self._overall = frozenset(rule.name for rule in overall)
-        self.full = False
-        """As many calls run, of all together, as may: the next REST call would be refused."""
+        self._overall = min(overall, key=lambda rule: rule.amount, default=None)
+        self.most = self._overall.amount if self._overall else None
+        """As many REST calls may run, of all together."""
+
+    @property
+    def running(self) -> int:
+        """How many REST calls run, of all together, where that is limited."""
+        return self._running.get(self._overall.name, 0) if self._overall else 0
 
     def admit(self, exchange: Exchange, headers: Mapping[str, str]) -> Awaitable[None] | None:
         """Count a call, or a session whose model is known, before anything else is done for it.
@@ -163,16 +158,12 @@ class Limits:
         if count >= rule.amount:
             raise _too_many(rule)
         self._running[its] = count + 1
-        if its in self._overall and count + 1 >= rule.amount:
-            self.full = True
         if not held.running:
             exchange.at_end += (lambda: self._stopped(held),)
         held.running += (its,)
 
     def _stopped(self, held: Admission) -> None:
         for its in held.running:
-            if its in self._overall:
-                self.full = False
             left = self._running[its] - 1
             if left:
                 self._running[its] = left
