@@ -14,6 +14,7 @@ from time import monotonic
 from relay.client import AIGateway, AIGatewayError
 from relay.core.provider import Provider, Target
 from relay.registry.load import Config, Sources, load
+from relay.storage.shared import Shared
 from relay.upstream.failures import NO_NAME
 
 TIMEOUT_S = 20.0
@@ -79,6 +80,10 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
             say(f"{provider.name:<{width}}  not configured: set {', '.join(provider.missing)}")
     if not ready:
         say("No provider is configured: put keys into .env (see .env.example).")
+    if (url := config.settings.redis.url) is not None:
+        redis = await _redis(url, config.settings.redis.timeout_s)
+        _report(f"{'redis':<{width}}", redis, say)
+        found.append([redis])
     bad = [finding for findings in found for finding in findings if finding.leg]
     say(f"{len(ready)} provider(s) tried, {len(bad)} problem(s). {_way(config)}")
     return not bad and not unknown
@@ -108,11 +113,25 @@ async def _examine_one(gateway: AIGateway, provider: Provider) -> list[Finding]:
     return findings or [Finding("no probe: it has neither `check` nor WebSockets")]
 
 
+async def _redis(url: str, timeout_s: float) -> Finding:
+    began, shared = monotonic(), Shared(url, timeout_s, monotonic, lambda *_: None)
+    try:
+        await shared.client.ping()
+    except shared.errors as error:
+        advice = "check redis.url, and that it runs; meanwhile each process counts for itself"
+        return Finding(f"PING: {type(error).__name__}", "Redis", advice)
+    finally:
+        await shared.close()
+    return Finding(f"PING: answered in {(monotonic() - began) * 1e3:.0f} ms")
+
+
 async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Finding:
     what, began = f"GET {endpoint.partition('?')[0]}", monotonic()
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            answer = await gateway.request(provider=provider.name, endpoint=endpoint)
+            answer = await gateway.request(
+                provider=provider.name, endpoint=endpoint, headers={"cf-aig-skip-cache": "true"}
+            )
     except TimeoutError:
         return _failed(what, _SILENCE, provider, provider.rest)
     except AIGatewayError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relay.app import API
 from relay.core import paths, subprotocols
 from relay.core.credentials import first_of
 from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
+from relay.core.limits import Rule
 from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
@@ -29,10 +32,11 @@ def explain(config: Config, method: str, target: str) -> str:
     websocket = method == "WS"
     match = config.registry.match_websocket if websocket else config.registry.match_rest
     route = match(name, endpoint)
-    return "\n".join(_lines(route, query, WEBSOCKET if websocket else method))
+    shown = WEBSOCKET if websocket else method
+    return "\n".join(_lines(route, query, shown, config.limits))
 
 
-def _lines(route: Route, query: str, method: str) -> list[str]:
+def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> list[str]:
     provider, target = route.provider, route.target
     lines = [f"provider     {provider.name}", f"via          {target.via}"]
     try:
@@ -60,6 +64,13 @@ def _lines(route: Route, query: str, method: str) -> list[str]:
         lines.append(f"subprotocols {', '.join(offered_upstream(passed, Keys())) or 'none'}")
         default = ", ".join(f"{name}={value}" for name, value in rules.default_query.items())
         lines.append(f"default query  {default or 'none'}")
+    applying = [
+        rule.name for rule in limits if not rule.providers or provider.name in rule.providers
+    ]
+    if applying:
+        lines.append(f"limits       {', '.join(applying)}")
+    if provider.cache.ttl_s is not None:
+        lines.append(f"cache        {provider.cache.ttl_s} s, {provider.cache.scope}")
     lines.append(
         f"timeouts     connect {provider.connect_timeout_s:g} s,"
         f" first byte {provider.first_byte_timeout_s:g} s, idle {provider.idle_timeout_s:g} s"

@@ -12,7 +12,7 @@ import pytest
 
 from relay.cli import main
 from tests.processes import ROOT
-from tests.relays import CANARY, KEYS, write_config
+from tests.relays import CANARY, KEYS, provider, write_config
 
 
 @pytest.fixture
@@ -66,6 +66,15 @@ def test_explain_shows_a_provider_that_is_not_configured(folder: Path, capsys: p
     assert main(["explain", "GET", "/api/v1/ai-gateway/providers/fal/queue/x"]) == 0
     out = capsys.readouterr().out
     assert "refused      503 provider_not_configured: set FAL_KEY" in out and "https://queue.fal.run/x" in out
+
+
+def test_explain_names_the_limits_and_the_cache_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = [{"requests": 9, "name": "all"}, {"requests": 9, "name": "theirs", "providers": ["other"]}]
+    write_config(tmp_path, {"limits": limits, "cache": {"ttl_s": 60}, "providers": {name: provider("https://api.example.com") for name in ("openai", "other")}})
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", "GET", "/api/v1/ai-gateway/providers/openai/x"]) == 0
+    out = capsys.readouterr().out
+    assert "limits       all\n" in out and "cache        60 s, client\n" in out
 
 
 def test_schema_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

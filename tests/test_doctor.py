@@ -15,6 +15,7 @@ from relay.cli import main
 from relay.doctor import examine
 from relay.registry.load import Sources
 from tests.conftest import Vendors
+from tests.redis import RedisServer
 from tests.relays import CLOUDFLARE_TOKEN, LogStream, provider, write_config
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.vendors import APPS, vendor
@@ -114,3 +115,25 @@ def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, capsy
     write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9", check="models")}})
     code = main(["doctor", "--config", str(tmp_path / "gateway.yaml"), "--env-file", str(tmp_path / ".env")])
     assert code == 1 and "[network]" in capsys.readouterr().out
+
+
+async def test_redis_is_asked_too(tmp_path: Path, vendors: Vendors, redis_server: RedisServer) -> None:
+    openai = {"openai": vendors.entries()["openai"]}
+    healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
+    assert healthy and "redis   ok      PING: answered in" in text
+    await redis_server.stop()
+    healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
+    assert not healthy and "[Redis]" in text and "check redis.url" in text
+
+
+async def test_what_is_cached_is_no_sign_of_health(tmp_path: Path, aiohttp_server: Any, redis_server: RedisServer) -> None:
+    answers = [200, 401]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=answers.pop(0))
+
+    server = await aiohttp_server(vendor(("GET", "/{path:.*}", answer)))
+    entry = {"openai": provider(str(server.make_url("")), check="models")}
+    shared = {"redis": {"url": redis_server.url}, "cache": {"ttl_s": 60, "store": "redis"}}
+    assert (await _doctor(tmp_path, entry, **shared))[0]
+    assert not (await _doctor(tmp_path, entry, **shared))[0]

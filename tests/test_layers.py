@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo_realtime": {"core"},
     "surfaces": BELOW_LINES | LINES | {"surfaces"},
     "app": BELOW_LINES | LINES | {"surfaces", "demo"},
-    "doctor": {"core", "registry", "upstream", "client"},
+    "doctor": {"core", "registry", "storage", "upstream", "client"},
     "explain": {"core", "registry", "upstream", "app"},
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
