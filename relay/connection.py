@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
+from aiohttp.web_urldispatcher import ResourceRoute, UrlMappingMatchInfo
 
 from relay.app import API
 from relay.core import shapes
 from relay.core.errors import BadRequest, InternalError, Overloaded
 from relay.gateway import GATEWAY, Gateway, new_id
 from relay.ledger import log
+from relay.surfaces.admin import BESIDE_CALLS
 from relay.surfaces.errors import plain
+from relay.surfaces.middleware import middleware
+from relay.surfaces.native import STRAIGHT
 
 
 class Door:
@@ -116,6 +121,39 @@ class _AtTheDoor:
         return (), upgraded, tail
 
 
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+def straight(app: web.Application, otherwise: Handler) -> Handler:
+    """A handler that takes calls to their resource without a look at the routing table, through the
+    same middleware; anything else goes the ordinary way. The table took a twentieth of a call.
+    """
+    prefix, route = app[STRAIGHT]
+    gateway, start = app[GATEWAY], len(prefix)
+    with_cors, without_cors = _matched(app, route), _matched(app, route)
+    without_cors._apps = []  # whose signals are sent: the only one there is adds CORS headers
+
+    def handle(request: Any) -> Awaitable[web.StreamResponse]:
+        path = request.raw_path
+        if not path.startswith(prefix) or path[start:].partition("?")[0] in _NO_CALLS:
+            return otherwise(request)
+        listed = gateway.access.origins.listed
+        request._match_info = with_cors if listed else without_cors
+        return middleware(request, route.handler)
+
+    return handle
+
+
+def _matched(app: web.Application, route: ResourceRoute) -> Any:
+    matched = UrlMappingMatchInfo({}, route)
+    matched.add_app(app)
+    matched.freeze()
+    return matched
+
+
+_NO_CALLS = {"", *BESIDE_CALLS}
+
+
 class RelayRunner(web.AppRunner):
     """An AppRunner whose connections answer parse errors in the relay's own words."""
 
@@ -127,6 +165,7 @@ class RelayRunner(web.AppRunner):
         self._transports: set[asyncio.BaseTransport] = set()
         server.transports = self._transports  # type: ignore[attr-defined]
         server.door = Door(self.app[GATEWAY])  # type: ignore[attr-defined]
+        server.request_handler = straight(self.app, server.request_handler)
         return server
 
     async def cleanup(self) -> None:

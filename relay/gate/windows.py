@@ -108,14 +108,16 @@ class _Here:
         return Taken(tuple([self._standing(rule, key) for rule, key, _ in places]))
 
     def _take_one(self, place: Counted) -> Taken:
-        """Without others there is nothing to test beforehand."""
+        """Without others there is nothing to test beforehand; a fixed window, what most rules have,
+        takes one step.
+        """
         rule, key, amount = place
-        strategy = self._sliding if rule.sliding else self._fixed
-        if strategy.hit(_window(rule), key, cost=amount):
-            return Taken((self._standing(rule, key),))
-        if not rule.sliding:  # it counted this all the same
-            self.book(place, -amount)
-        return Taken((self._standing(rule, key),), rule)
+        if rule.sliding:
+            taken = self._sliding.hit(_window(rule), key, cost=amount)
+            return Taken((self._standing(rule, key),), None if taken else rule)
+        taken, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
+        standing = Standing(rule, max(0, rule.amount - count), left_s)
+        return Taken((standing,), None if taken else rule)
 
     def book(self, place: Counted, difference: int) -> None:
         """See Windows.book."""

@@ -59,6 +59,19 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
             return 0, 0.0
         return window.count, window.ends_s - now
 
+    def take(self, key: str, expiry: int, amount: int, limit: int) -> tuple[bool, int, float]:
+        """What `get`, `incr` and `get_expiry` of a fixed window come to, in one step: whether
+        `amount` was counted, then count and seconds left.
+        """
+        now = self._clock()
+        window = self._windows.get(key)
+        if window is None or window.ends_s <= now:
+            window = self._begin(key, expiry, now)
+        if window.count + amount > limit:
+            return False, window.count, window.ends_s - now
+        window.count += amount
+        return True, window.count, window.ends_s - now
+
     def get_expiry(self, key: str) -> float:
         """When the window ends, as Unix time."""
         window, now = self._windows.get(key), self._clock()
@@ -117,11 +130,15 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         now = self._clock()
         window = self._windows.get(key)
         if window is None or window.ends_s <= now:
-            window = self._windows[key] = _Window(now + expiry)
-            self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
-            self._forget(now)
+            window = self._begin(key, expiry, now)
         window.count += amount
         return window.count
+
+    def _begin(self, key: str, expiry: int, now: float) -> _Window:
+        window = self._windows[key] = _Window(now + expiry)
+        self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
+        self._forget(now)
+        return window
 
     def _forget(self, now: float) -> None:
         """Drop a few windows that have ended, and one that has not where there are too many."""

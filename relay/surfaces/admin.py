@@ -19,6 +19,8 @@ from relay.gateway import GATEWAY
 from relay.ledger import log
 from relay.upstream.health import Health
 
+BESIDE_CALLS = frozenset({"reload"})
+"""Paths of these under …/providers/: no provider can be called so."""
 _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 
 

@@ -22,11 +22,14 @@ from relay.websocket import relay_websocket
 
 def add_routes(app: web.Application, prefix: str) -> None:
     """Add the surface under `prefix`, which may be empty."""
-    for resource in (
-        _ProviderCalls(f"{prefix}/providers", app),
-        _ProviderSockets(f"{prefix}/ws", app),
-    ):
-        app.router.register_resource(resource)
+    calls = _ProviderCalls(f"{prefix}/providers", app)
+    app.router.register_resource(calls)
+    app.router.register_resource(_ProviderSockets(f"{prefix}/ws", app))
+    app[STRAIGHT] = (calls.get_info()["prefix"] + "/", calls.route)
+
+
+STRAIGHT = web.AppKey("straight", tuple[str, ResourceRoute])
+"""The prefix of calls and where they go, for a server that asks no routing table."""
 
 
 async def _not_yet(request: web.Request) -> None:
@@ -42,7 +45,7 @@ class _Calls(PrefixResource):
         super().__init__(prefix)
         self._gateway, self._cors = app[GATEWAY], app[CORS]
         self._root = self._providers_root()
-        self._route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
+        self.route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
@@ -68,7 +71,7 @@ class _Calls(PrefixResource):
         """Match anything below the prefix; the prefix alone is somebody else's."""
         if len(request.rel_url.raw_path) <= len(self._prefix) + 1:
             return None, set()
-        return UrlMappingMatchInfo({}, self._route), {"*"}
+        return UrlMappingMatchInfo({}, self.route), {"*"}
 
     def raw_match(self, path: str) -> bool:
         return path == self._prefix
@@ -83,7 +86,7 @@ class _Calls(PrefixResource):
         return 1
 
     def __iter__(self) -> Iterator[web.AbstractRoute]:
-        return iter((self._route,))
+        return iter((self.route,))
 
 
 class _ProviderCalls(_Calls):

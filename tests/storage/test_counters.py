@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from limits import RateLimitItemPerSecond
 from limits.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
@@ -106,3 +108,18 @@ def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: Memory
     for number in range(10_000):
         memory.incr(f"k{number}", 60)
     assert _looked_at(memory, lambda: memory.incr("b", 60)) == few
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 8)), max_size=20))
+def test_one_step_comes_to_what_the_librarys_strategy_does(hits: list[tuple[int, float]]) -> None:
+    clocks = Clocks()
+    ours, theirs = (MemoryCounters(lambda: clocks.now, lambda: clocks.wall) for _ in range(2))
+    limit, item = FixedWindowRateLimiter(theirs), RateLimitItemPerSecond(7, 10)
+    for amount, pause_s in hits:
+        clocks.pass_s(pause_s)
+        allowed = limit.test(item, "a", cost=amount) and limit.hit(item, "a", cost=amount)
+        taken, count, left_s = ours.take("a/7/10/second", 10, amount, 7)
+        reset, remaining = limit.get_window_stats(item, "a")
+        assert (taken, 7 - count) == (allowed, remaining)
+        # A window that a refused call found begins with it here, and with the next one there.
+        assert not count or left_s == pytest.approx(reset - clocks.wall)

@@ -196,7 +196,7 @@ describe("connections that break", () => {
     const client = scripted({ maxBufferedBytes: 128 * 1024 });
     await client.connect();
     client.send({ do: "sleep", ms: 400 });
-    const body = "x".repeat(64 * 1024);
+    const body = "x".repeat(256 * 1024); // more in all than the buffers of two TCP connections hold
     let held = 0;
     const sent = [];
     for (let n = 0; n < 200; n++) sent.push(client.send({ n, body }));
