@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 
 from aiohttp import hdrs, web
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
 from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 
 from relay.core.errors import UpstreamProtocolError
@@ -24,8 +25,8 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 class RelayedResponse(web.StreamResponse):
     """A StreamResponse that adds nothing: no Content-Type, no Server, no length but the upstream's.
 
-    It overrides two private methods of aiohttp's, since no public one lets a response go without
-    them; tests/test_stream.py holds each promise against the aiohttp that is locked.
+    It uses private parts of aiohttp's, since no public ones let a response go without additions;
+    tests/test_stream.py holds each promise against the aiohttp that is locked.
     """
 
     _send_headers_immediately = False
@@ -45,7 +46,36 @@ class RelayedResponse(web.StreamResponse):
         writer = self._payload_writer
         return writer is not None and not writer.chunked and writer.length is None  # type: ignore[attr-defined]
 
+    async def send_whole(self, request: web.Request, body: bytes) -> None:
+        """Send it, all in one write: what `prepare` and `write_eof` come to for a body that is
+        here. Raises UpstreamProtocolError before the first byte, and ConnectionError.
+        """
+        self._must_be_empty_body = must_be_empty_body(request.method, self.status)
+        self._req = request
+        writer = self._payload_writer = request._payload_writer
+        self._frame()
+        matched = request._match_info
+        if matched is not None and matched._apps:
+            await request._prepare_hook(self)
+        version = request.version
+        try:
+            head = _serialize_headers(
+                f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}", self._headers
+            )
+        except ValueError as error:
+            raise self._unsent() from error
+        if self._must_be_empty_body:
+            body = b""
+        elif writer.chunked:  # type: ignore[attr-defined]
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        writer._write(head + body)  # type: ignore[attr-defined]
+        self._eof_sent, self._body_length = True, writer.output_size
+        self._req = self._payload_writer = None
+
     async def _prepare_headers(self) -> None:
+        self._frame()
+
+    def _frame(self) -> None:
         request, writer, headers = self._req, self._payload_writer, self._headers
         assert request is not None and writer is not None
         version = request.version
@@ -72,12 +102,13 @@ class RelayedResponse(web.StreamResponse):
         try:
             await super()._write_headers()
         except ValueError as error:
-            # Nothing is written yet: put the writer back, so that an error can be answered instead.
-            writer = self._payload_writer
-            writer.chunked, writer.length = False, None  # type: ignore[union-attr]
-            raise UpstreamProtocolError(
-                "a header of it holds bytes that cannot be passed on"
-            ) from error
+            raise self._unsent() from error
+
+    def _unsent(self) -> UpstreamProtocolError:
+        """Nothing is written yet: put the writer back, so that an error can be answered."""
+        writer = self._payload_writer
+        writer.chunked, writer.length = False, None  # type: ignore[union-attr]
+        return UpstreamProtocolError("a header of it holds bytes that cannot be passed on")
 
 
 def with_own_headers(

@@ -32,6 +32,8 @@ from relay.upstream.send import end_with_connection
 _FLUSH_S = 1.0
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 """What a write to a client that left raises; the second while it waits for room."""
+_DRAINED_BYTES = 64 * 1024
+"""After more than this the call is over when the client has room again."""
 _ENVELOPE_PEEK_BYTES = 64 * 1024
 _EMPTY = ("Content-Length", "0")
 
@@ -107,13 +109,14 @@ async def deliver(
         exchange.committed = True
         copy = _Copy(answer.source, response, exchange, gateway.clock, answer.tap)
         return await copy.run(answer.first)
-    await response.prepare(request)
-    exchange.committed = True
     exchange.response_bytes = len(answer.first)
     if answer.tap is not None:
         answer.tap(answer.first)
     try:
-        await response.write_eof(answer.first)
+        await response.send_whole(request, answer.first)
+        exchange.committed = True
+        if len(answer.first) > _DRAINED_BYTES:
+            await request.writer.drain()
     except _CLIENT_GONE:
         raise ClientGone from None
     exchange.finish()

@@ -158,8 +158,8 @@ POINTS = [
     ("relay.rest.body_at_hand", OSError("read")),
     ("relay.sending.upstream_headers", KeyError("x")),
     ("relay.rest.stream", ZeroDivisionError("stream")),
-    ("relay.stream.RelayedResponse.prepare", OSError("prepare")),
-    ("relay.stream.RelayedResponse.write_eof", OSError("write")),
+    ("relay.stream.RelayedResponse.send_whole", OSError("prepare")),
+    ("relay.response._serialize_headers", ValueError("not a header")),
     ("relay.upstream.attempts.Attempts._keys", ValueError("pool")),
 ]
 
