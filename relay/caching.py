@@ -145,7 +145,7 @@ async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) ->
     failure: RelayError | None = None
     try:
         if gateway.limits is not None and gateway.limits.counts_tokens:
-            exchange.metered = await gateway.limits.reserve(exchange, sending.body.whole)
+            await gateway.limits.reserve(exchange, sending.body.whole)
         upstream = await gateway.attempts.open(exchange, asked, replace(sending, exchange=exchange))
         exchange.first_byte_s = gateway.clock()
         try:
@@ -171,7 +171,7 @@ async def _pass_on(
     tap = tapped(upstream, pairs, exchange, gateway)
     first = b""
     if upstream.status >= 400 and not upstream.content.is_eof():
-        first = await next_chunk(upstream, exchange, gateway)
+        first = await next_chunk(upstream.content.readany, exchange, gateway)
     if upstream.status >= 400:
         pairs.append(("x-relay-error-source", error_source(exchange, first)))
     raw = CIMultiDict(upstream.headers)
@@ -180,7 +180,7 @@ async def _pass_on(
     source = FromUpstream(upstream, exchange)
     try:
         chunk = first
-        while chunk or (chunk := await next_chunk(upstream, exchange, gateway)):
+        while chunk or (chunk := await next_chunk(source.read, exchange, gateway)):
             if tap is not None:
                 tap(chunk)
             exchange.response_bytes += len(chunk)
@@ -192,7 +192,7 @@ async def _pass_on(
 
 
 _TOLD = (
-    "attempts", "route", "step", "steps", "sent_s", "first_byte_s", "meter", "metered", "standings",
+    "attempts", "route", "step", "steps", "sent_s", "first_byte_s", "meter", "standings",
 )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Gateway:
         self.refused_at_the_door = 0
         """Calls that got a 503 before they became an Exchange; the janitor logs how many."""
         self.refused_told = 0
+        self.meter_failures = 0
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""

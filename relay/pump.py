@@ -10,15 +10,18 @@ from typing import Any
 
 from aiohttp import WebSocketError, WSMsgType
 
+from relay.metering import Look
 from relay.session import GONE, NAMES, Clock, Ending, Leg, Session, code_allowed
 
 _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
 
 
-async def pump(source: Leg, sink: Leg, session: Session, clock: Clock) -> None:
-    """Relay from `source` to `sink` until either ends, and end the session with what was seen."""
+async def pump(source: Leg, sink: Leg, session: Session, clock: Clock, look: Look | None) -> None:
+    """Relay from `source` to `sink` until either ends, and end the session with what was seen.
+    `look` sees every message.
+    """
     try:
-        ending = await _copy(source, sink, clock)
+        ending = await _copy(source, sink, clock, look)
     except WebSocketError as error:
         ending = Ending(error.code, _protocol_reason(error.code, source), source.side)
     except GONE:
@@ -26,7 +29,7 @@ async def pump(source: Leg, sink: Leg, session: Session, clock: Clock) -> None:
     session.end(ending)
 
 
-async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
+async def _copy(source: Leg, sink: Leg, clock: Clock, look: Look | None) -> Ending:
     read, send = source.read, sink.socket.send_frame
     while True:
         message = await read()
@@ -41,6 +44,8 @@ async def _copy(source: Leg, sink: Leg, clock: Clock) -> Ending:
             source.bytes += len(data)
             await send(data, kind)
             sink.sending_since_s = 0.0
+            if look is not None:
+                look(data)
         elif kind is _PING:
             source.heard_s = clock()
             await source.socket.pong(message.data)

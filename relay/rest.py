@@ -47,7 +47,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if kept is not None and (answer := await answered(kept, sending, wanted)) is not None:
             return answer
         if limits is not None and limits.counts_tokens:
-            exchange.metered = await limits.reserve(exchange, body.whole)
+            await limits.reserve(exchange, body.whole)
         upstream = await gateway.attempts.open(exchange, wanted, sending)
         exchange.first_byte_s = gateway.clock()
         body.whole = b""
@@ -66,6 +66,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 def _peek(exchange: Exchange, request: web.Request, body: Body, route: Route) -> None:
     """What the call is about: for logs now, for rules and meters later."""
     exchange.kind, exchange.model = route.kind, route.model
+    if route.kind == "speech":
+        exchange.spoken = body.whole
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
         exchange.stream = seen.stream

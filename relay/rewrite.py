@@ -17,6 +17,7 @@ from relay.core.exchange import Exchange
 from relay.core.provider import Route
 from relay.core.rewriting import CHANGED_WITH_BODY, Rewriter, whole_events
 from relay.gateway import Gateway
+from relay.metering import without_usage_event
 
 _SSE = "text/event-stream"
 _TEXTS = ("application/json", _SSE)
@@ -69,19 +70,28 @@ def bytes_to_await(upstream: ClientResponse, exchange: Exchange) -> int:
 
 
 def reader(upstream: ClientResponse, exchange: Exchange) -> Callable[[], Awaitable[bytes]]:
-    """What gives the next chunk of a stream; of SSE whose URLs are rewritten, whole events."""
+    """What gives the next chunk of a stream; of SSE that is changed on its way, whole events."""
     read, rewriter = upstream.content.readany, exchange.rewriter
+    if takes_usage_out(upstream, exchange):
+        return _Events(read, lambda events: without_usage_event(events, exchange)).next
     if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
         return read
-    return _Events(read, rewriter).next
+    return _Events(read, rewriter.body).next
+
+
+def takes_usage_out(upstream: ClientResponse, exchange: Exchange) -> bool:
+    """True for a stream whose usage was asked for on its client's behalf."""
+    if not exchange.asks_usage or upstream.content_type != _SSE:
+        return False
+    return "Content-Encoding" not in upstream.headers
 
 
 @dataclass(slots=True)
 class _Events:
-    """SSE read event by event, URLs in it rewritten."""
+    """SSE read event by event, and changed."""
 
     read: Callable[[], Awaitable[bytes]]
-    rewriter: Rewriter
+    change: Callable[[bytes], bytes]
     held: bytes = b""
 
     async def next(self) -> bytes:
@@ -91,6 +101,7 @@ class _Events:
             size = whole_events(self.held) or (len(self.held) > REWRITE_BYTES and len(self.held))
             if size:
                 events, self.held = self.held[:size], self.held[size:]
-                return self.rewriter.body(events)
+                if changed := self.change(events):
+                    return changed
         rest, self.held = self.held, b""
         return rest

@@ -17,10 +17,9 @@ from relay.body import Body
 from relay.call import Call
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
-from relay.core.peek import with_model
+from relay.core.peek import asking_for_usage, with_model
 from relay.core.policy import Tried, retry_after_s
 from relay.core.provider import Keys, Route
-from relay.core.usage import readable_encodings
 from relay.gateway import Gateway
 from relay.rewrite import rewriter
 from relay.upstream.failures import BEFORE_ANSWER, mapped
@@ -49,6 +48,12 @@ class Sending:
         whole = body.whole
         if route.replaced_model is not None and whole:
             whole = with_model(whole, route.replaced_model)
+        exchange.asks_usage = False
+        if route.provider.inject_usage and exchange.stream and exchange.kind == "chat":
+            asking = asking_for_usage(whole)
+            if asking is not None:
+                whole, exchange.asks_usage = asking, True
+                headers["Accept-Encoding"] = "identity"
         now = gateway.clock()
         exchange.sent_s = exchange.sent_s or now
         if body.stream is None:
@@ -71,8 +76,6 @@ class Sending:
         )
         if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
-        elif self.exchange.metered and "Accept-Encoding" in headers:
-            headers["Accept-Encoding"] = readable_encodings(headers.getall("Accept-Encoding"))
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
         if self.gateway.mounted and request.body_exists:

@@ -21,11 +21,11 @@ from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.core.sse import at_boundary
-from relay.core.usage import TokenMeter
 from relay.gateway import Gateway
+from relay.metering import answer_look, without_usage_event
 from relay.recording import Tap, recording
 from relay.response import RelayedResponse, with_own_headers
-from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten
+from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten, takes_usage_out
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
 
@@ -78,7 +78,7 @@ async def stream(
     # is goes into a header, and its body tells.
     wanted_bytes = bytes_to_await(upstream, exchange)
     while not whole and (len(first) < wanted_bytes or (upstream.status >= 400 and not first)):
-        first += await next_chunk(upstream, exchange, gateway)
+        first += await next_chunk(upstream.content.readany, exchange, gateway)
         whole = upstream.content.is_eof()
     if whole:
         first += upstream.content.read_nowait()
@@ -87,6 +87,8 @@ async def stream(
     headers = with_own_headers(pairs, upstream.headers, exchange, gateway)
     if whole and is_rewritten(upstream, exchange):
         first = rewritten(first, headers, exchange)
+    if whole and takes_usage_out(upstream, exchange):
+        first = without_usage_event(first, exchange)
     if upstream.status >= 400:
         headers["x-relay-error-source"] = error_source(exchange, first)
     source = None if whole else FromUpstream(upstream, exchange)
@@ -123,11 +125,13 @@ async def deliver(
     return response
 
 
-async def next_chunk(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> bytes:
+async def next_chunk(
+    read: Callable[[], Awaitable[bytes]], exchange: Exchange, gateway: Gateway
+) -> bytes:
     """The next chunk, while nothing has gone down yet. Raises a RelayError."""
     exchange.wait("upstream", gateway.clock())
     try:
-        return await upstream.content.readany()
+        return await read()
     except MAPPED as error:
         assert exchange.route is not None
         raise mapped(error, exchange.route, WITHIN_ANSWER) from error
@@ -259,7 +263,8 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
         pairs = exchange.rewriter.pairs(pairs)
     if upstream.status == 205:
         return [pair for pair in pairs if pair[0].lower() != "content-length"] + [_EMPTY]
-    if "Transfer-Encoding" in given and "Content-Length" in given:
+    changed = "Transfer-Encoding" in given or takes_usage_out(upstream, exchange)
+    if changed and "Content-Length" in given:
         return [pair for pair in pairs if pair[0].lower() != "content-length"]
     return pairs
 
@@ -268,10 +273,7 @@ def tapped(
     upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
 ) -> Tap | None:
     """What sees the chunks of this answer: the meter, whoever keeps it, both or nobody."""
-    meter: Tap | None = None
-    if exchange.metered:
-        exchange.meter = TokenMeter(upstream.headers.get("Content-Encoding", ""))
-        meter = exchange.meter.feed
+    meter = answer_look(upstream, exchange, gateway)
     keeper = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
     if meter is None or keeper is None:
         return meter or keeper

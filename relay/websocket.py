@@ -19,6 +19,7 @@ from relay.core.exchange import Exchange
 from relay.core.provider import Route
 from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
+from relay.metering import session_looks
 from relay.pump import lost, pump
 from relay.session import NAMES, Ending, Leg, Session
 
@@ -58,9 +59,13 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
 async def _run(session: Session, gateway: Gateway) -> None:
     """Pump both ways until the session ends, then say goodbye to both sides."""
     clock = gateway.clock
+    client, provider = session.downstream, session.upstream
+    route = session.exchange.route
+    assert route is not None
+    sent, received = session_looks(session.exchange, route, gateway)
     pumps = (
-        asyncio.create_task(pump(session.downstream, session.upstream, session, clock)),
-        asyncio.create_task(pump(session.upstream, session.downstream, session, clock)),
+        asyncio.create_task(pump(client, provider, session, clock, sent)),
+        asyncio.create_task(pump(provider, client, session, clock, received)),
     )
     gateway.sessions.add(session)
     if gateway.draining:

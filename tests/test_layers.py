@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
 
-LINES = {"body", "caching", "call", "dialing", "gateway", "janitor", "later", "pump", "recording", "response", "rest", "rewrite", "sending", "session", "stream", "websocket"}
+LINES = {"body", "caching", "call", "dialing", "gateway", "janitor", "later", "metering", "pump", "recording", "response", "rest", "rewrite", "sending", "session", "stream", "websocket"}
 BELOW_LINES = {"core", "registry", "storage", "gate", "upstream", "cache", "ledger"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": {"core"},

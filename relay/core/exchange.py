@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from relay.core.caching import Keeping
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
 from relay.core.limits import Admission, Standing
 from relay.core.provider import Route
 from relay.core.rewriting import Rewriter
-from relay.core.usage import TokenMeter
+from relay.core.usage import Usage
 
 Surface = Literal["rest", "websocket"]
 Outcome = Literal["running", "relayed", "cached", "refused", "failed", "client_gone"]
@@ -34,6 +34,18 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
         0x8000 | random_bits(14),
         random_bits(48),
     )
+
+
+class Metering(Protocol):
+    """What an Exchange wants to know of its meter (core/meters/)."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What was used so far; None if nothing is known."""
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered, where it is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +99,14 @@ class Exchange:
     """None while there are no limits."""
     standings: tuple[Standing, ...] = field(init=False, default=())
     """How the client stands under them."""
-    metered: bool = field(init=False, default=False)
-    """Somebody wants to know what it used."""
-    meter: TokenMeter | None = field(init=False, default=None)
+    spoken: bytes = field(init=False, default=b"")
+    """The request's body, where its text is made speech: characters are what is paid for."""
+    asks_usage: bool = field(init=False, default=False)
+    """Its usage was asked for on its client's behalf: the event that tells it is taken out."""
+    look: Callable[[bytes], None] | None = field(init=False, default=None)
+    """Shows the meter a chunk."""
+    meter: Metering | None = field(init=False, default=None)
+    """Sees what passes, and tells what it used."""
     keeping: Keeping | None = field(init=False, default=None)
     """What the cache does for it."""
     cache_status: str = field(init=False, default="")
@@ -173,6 +190,11 @@ class Exchange:
         """The call came to a clean end."""
         if self.outcome == "running":
             self.outcome = "cached" if self.cached else "relayed"
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used, as far as is known."""
+        return self.meter.usage if self.meter is not None else None
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

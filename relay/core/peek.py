@@ -13,6 +13,7 @@ import msgspec
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _FORM_MODEL = re.compile(rb'name="model(?:_id)?"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
+_TRUE = b"true"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORM_PEEK_BYTES = 64 * 1024
 
@@ -98,6 +99,25 @@ def with_model(body: bytes, model: str) -> bytes:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return body
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
+def asking_for_usage(body: bytes) -> bytes | None:
+    """The body of a chat stream, made to ask for usage, every other value's bytes as they were.
+    None where there is nothing to change: no stream, or it asks already.
+    """
+    try:
+        fields = _raw_fields.decode(body)
+        options = fields.get("stream_options")
+        asked = _raw_fields.decode(options) if options and bytes(options) != b"null" else {}
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    if bytes(fields.get("stream", b"")).strip() != _TRUE:
+        return None
+    if bytes(asked.get("include_usage", b"")).strip() == _TRUE:
+        return None
+    asked["include_usage"] = msgspec.Raw(_TRUE)
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(asked))
     return msgspec.json.encode(fields)
 
 

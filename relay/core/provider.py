@@ -146,6 +146,8 @@ class Provider:
     retries: RetryRules
     jobs: Jobs
     cache: CacheRules
+    inject_usage: bool
+    """Chat streams are made to tell their usage, whether or not the client asks."""
     idempotency_header: str | None
     """Carries one key over all attempts of a call, which makes repeating it safe."""
     homes: tuple[Home, ...]

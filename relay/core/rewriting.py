@@ -113,6 +113,12 @@ def endpoint_of(url: str, homes: Iterable[Home]) -> tuple[str, str] | None:
     return None
 
 
+def split_events(events: bytes) -> list[bytes]:
+    """Whole SSE events, one by one, each with its end."""
+    ends = [0, *(end.end() for end in _EVENT_END.finditer(events))]
+    return [events[start:end] for start, end in zip(ends, [*ends[1:], len(events)], strict=True)]
+
+
 def whole_events(held: bytes) -> int:
     """How many bytes of `held` are complete SSE events."""
     return max((end.end() for end in _EVENT_END.finditer(held)), default=0)

@@ -89,19 +89,18 @@ class Limits:
         if wait is not None:
             await wait
 
-    async def reserve(self, exchange: Exchange, body: bytes) -> bool:
+    async def reserve(self, exchange: Exchange, body: bytes) -> None:
         """Set aside the tokens that a call may use; what it did not use comes back when it ends.
-        False if no rule counts them. Raises RateLimited.
+
+        Raises RateLimited.
         """
         held = exchange.admission
         assert held is not None
         held.estimate = estimate(body)
         exchange.at_end += (lambda: self._settle(exchange, held),)
-        before = len(held.windows)
         wait = self._take(exchange, held, self._tokens)
         if wait is not None:
             await wait
-        return len(held.windows) > before
 
     def _take(
         self, exchange: Exchange, held: Admission, rules: Sequence[Rule]
@@ -192,8 +191,9 @@ def _used(exchange: Exchange, reserved: int) -> int:
     """What a call used: as its answer said; what was set aside, where it was not told; nothing,
     where no provider did anything.
     """
-    if exchange.meter is not None and exchange.meter.usage is not None:
-        return exchange.meter.usage.tokens
+    usage = exchange.usage
+    if usage is not None and not usage.estimated:
+        return usage.tokens
     unsent = not exchange.sent_s or isinstance(exchange.error, _UNSENT)
     return 0 if unsent or exchange.status >= 400 else reserved
 

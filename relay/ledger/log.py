@@ -20,6 +20,7 @@ import structlog
 
 from relay.core.errors import InternalError
 from relay.core.exchange import Attempt, Exchange
+from relay.core.usage import Usage
 from relay.registry.load import Config
 
 FLUSH_S = 0.02
@@ -132,6 +133,8 @@ class _Line(msgspec.Struct, omit_defaults=True):
     closed_by: str | None = None
     attempts: tuple[Attempt, ...] | None = None
     cache: str | None = None
+    usage: Usage | None = None
+    model_answered: str | None = None
     error: str | None = None
     cause: str | None = None
     event: str = ""
@@ -240,6 +243,10 @@ def exchange_ended(exchange: Exchange, now_s: float) -> None:
         line.attempts = exchange.attempts
     if exchange.cache_status:
         line.cache = exchange.cache_status
+    if exchange.meter is not None:
+        line.usage, answered = exchange.usage, exchange.meter.model
+        if answered != exchange.model:
+            line.model_answered = answered
     if error is not None:
         line.error = error.code
         if exchange.cause is not None:

@@ -110,6 +110,7 @@ class _Builder:
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
             cache=self._cache(),
+            inject_usage=entry.inject_usage,
             jobs=Jobs(**self.settings.jobs.model_dump()),
             idempotency_header=entry.idempotency_header,
             homes=homes(direct, rules),

@@ -189,6 +189,10 @@ class ProviderEntry(Section):
     weight: float = Field(1, gt=0, description="Its own share, with `order: weight`.")
     retries: Retries | None = Field(None, description="Instead of the section `retries`.")
     cache: ProviderCache | None = Field(None, description="Instead of the same keys of `cache`.")
+    inject_usage: bool = Field(
+        False,
+        description="Ask for the usage of chat streams (`stream_options.include_usage`), and take the event that tells it out again.",
+    )
     idempotency_header: str | None = Field(
         None,
         description="Header in which it takes one key for all attempts of a call, which makes any call repeatable.",

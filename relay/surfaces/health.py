@@ -32,6 +32,7 @@ async def readyz(request: web.Request) -> web.Response:
         "running": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.failures,
+        "meter_failures": gateway.meter_failures,
         "refused_at_the_door": gateway.refused_at_the_door,
         "settling_dropped": gateway.later.dropped,
     }

@@ -1,0 +1,203 @@
+"""Meters of REST answers: each sees the chunks as they pass, and tells what the call used.
+
+Owns: which meter reads which answer. Where a provider says nothing, characters of the request are
+counted, or tokens are estimated from what passed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from relay.core.meters import formats
+from relay.core.meters.scan import Needle, Scan, unpacker
+from relay.core.usage import BYTES_A_TOKEN, Usage
+
+_USAGE, _METADATA = Needle("usage"), Needle("usageMetadata")
+_MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
+_MODEL_WITHIN_BYTES = 64 * 1024
+_OF_TOKENS = frozenset({"chat", "completion", "responses", "messages", "generate"})
+"""Kinds whose usage is estimated where it is not told."""
+_TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
+"""The field of a request whose characters are spoken."""
+
+Header = Callable[[str], str | None]
+
+
+class Sent(NamedTuple):
+    """The call, as far as meters look at it."""
+
+    kind: str
+    body: bytes
+    body_bytes: int
+
+
+class AnswerMeter:
+    """`feed` sees each chunk; `usage` is what it came to, None if nothing is known.
+
+    `model` is the one that answered, if the answer names it.
+    """
+
+    __slots__ = (
+        "_at", "_end", "_estimates", "_held", "_scan", "_sent", "_unpack", "events", "model",
+        "told",
+    )  # fmt: skip
+
+    def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
+        self._sent = sent
+        self._scan = Scan(needle)
+        self._unpack = unpacker(content_encoding) if content_encoding else None
+        self._at = 0
+        self._held = b""
+        self._estimates = sent.kind in _OF_TOKENS
+        self._end = b"\n"
+        self.events = 0
+        """Server-sent events that passed."""
+        self.model: str | None = None
+        self.told: Usage | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at one chunk."""
+        if self._unpack is not None:
+            chunk = self._unpack.feed(chunk)
+        if found := self._scan.feed(chunk):
+            self.read(found)
+        if self.model is None and self._at < _MODEL_WITHIN_BYTES:
+            self._look_for_model(chunk)
+        self._at += len(chunk)
+        if self._estimates and self.told is None:
+            self.events += (self._end + chunk).count(b"\ndata:")
+            self._end = chunk[-5:] if len(chunk) >= 5 else (self._end + chunk)[-5:]
+
+    def read(self, found: Sequence[bytes]) -> None:
+        """Take what objects tell: the last one holds."""
+        self.told = formats.openai(found[-1]) or self.told
+
+    @property
+    def usage(self) -> Usage | None:
+        """As told, or as estimated."""
+        return self.told or self._estimated()
+
+    def _look_for_model(self, chunk: bytes) -> None:
+        if not self._held and b'"model' not in chunk and chunk.endswith(b"\n"):
+            return
+        text = self._held + chunk if self._held else chunk
+        found = _MODEL.search(text)
+        if found is not None:
+            self.model, self._held = found[1].decode("utf-8", "replace"), b""
+        else:
+            self._held = text[-256:]
+
+    def _estimated(self) -> Usage | None:
+        if not self._estimates or not self._at:
+            return None
+        # An event is about a token; of what is no stream, four bytes are.
+        output = self.events or self._at // BYTES_A_TOKEN
+        return Usage(self._sent.body_bytes // BYTES_A_TOKEN, output, estimated=True)
+
+
+class Anthropic(AnswerMeter):
+    """The start tells the input, later events overwrite what they name; nothing is added up."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
+        super().__init__(sent, needle, content_encoding)
+        self._said: dict[str, Any] = {}
+
+    def read(self, found: Sequence[bytes]) -> None:
+        """See AnswerMeter."""
+        for each in found:
+            self._said |= {k: v for k, v in formats.fields(each).items() if v is not None}
+        self.told = formats.anthropic(self._said)
+
+
+class Google(AnswerMeter):
+    """Every chunk tells the whole so far: the last one holds."""
+
+    __slots__ = ()
+
+    def read(self, found: Sequence[bytes]) -> None:
+        """See AnswerMeter."""
+        self.told = formats.google(found[-1]) or self.told
+
+
+class Seconds:
+    """Seconds of audio that stand in the answer: the last number holds."""
+
+    __slots__ = ("_held", "_needle", "_unpack", "_value_ms", "model")
+
+    def __init__(self, key: str, content_encoding: str) -> None:
+        self._needle = re.compile(rb'"%b"\s*:\s*(\d+(?:\.\d+)?)(?=[^\d.])' % key.encode())
+        self._held = b""
+        self._unpack = unpacker(content_encoding)
+        self._value_ms: int | None = None
+        self.model: str | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at one chunk."""
+        text = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
+        for found in self._needle.finditer(text):
+            self._value_ms = round(float(found[1]) * 1000)
+        self._held = text[-64:]
+
+    @property
+    def usage(self) -> Usage | None:
+        """None if it was not there."""
+        return None if self._value_ms is None else Usage(audio_ms=self._value_ms)
+
+
+class Known:
+    """What is known before the answer: nothing in it is looked at."""
+
+    __slots__ = ("model", "usage")
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage: Usage | None = usage
+        self.model: str | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Nothing to see."""
+
+
+Meter = AnswerMeter | Seconds | Known
+
+
+def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:
+    """What reads the answer of a call to a provider that speaks `meter`; None if nothing does."""
+    coding = header("Content-Encoding") or ""
+    if meter == "fal":
+        return _units(header("x-fal-billable-units"))
+    if sent.kind == "speech" and meter in _TEXTS:
+        return _spoken(meter, sent, header, coding)
+    if meter == "deepgram":
+        return Seconds("duration", coding)
+    if meter == "assemblyai":
+        return Seconds("audio_duration", coding)
+    if meter == "cartesia" and sent.kind == "transcription":
+        return Seconds("duration", coding)
+    if meter == "anthropic":
+        return Anthropic(sent, _USAGE, coding)
+    if meter == "google":
+        return Google(sent, _METADATA, coding)
+    return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None
+
+
+def _units(given: str | None) -> Known | None:
+    try:
+        units = round(float(given or "") * 1000)
+    except (ValueError, OverflowError):
+        return None
+    return Known(Usage(units_milli=units)) if units >= 0 else None
+
+
+def _spoken(meter: str, sent: Sent, header: Header, coding: str) -> Meter | None:
+    """Speech is billed by characters; ElevenLabs says how many it billed."""
+    cost = header("character-cost")
+    if cost is not None and cost.isdecimal():
+        return Known(Usage(characters=int(cost)))
+    text = formats.fields(sent.body).get(_TEXTS[meter])
+    if not isinstance(text, str):
+        return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None
+    return Known(Usage(characters=len(text)))

@@ -1,0 +1,143 @@
+"""Find the JSON objects that tell usage in bytes that come in pieces, however they are cut.
+
+Owns: that search, and the unpacking of compressed answers beside their way down. A chunk without
+the needle costs one search; nothing is parsed but the objects found.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import zlib
+from typing import Any
+
+import brotli
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_MAX_OBJECT_BYTES = 8 * 1024
+_MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+_STEP_BYTES = 1024 * 1024
+_LONGEST_NEEDLE = 48
+"""A needle that is cut between two chunks begins in so many bytes of the first."""
+
+_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+
+
+def _object(depth: int) -> bytes:
+    """A pattern for an object with `depth` levels of objects in it; texts may hold any brace."""
+    inner = _object(depth - 1) + b"|" if depth else b""
+    return rb"\{(?:[^{}\"]++|" + inner + _TEXT + rb")*+\}"
+
+
+_WHOLE_OBJECT = re.compile(_object(3), re.DOTALL)
+
+
+class Needle:
+    """What is looked for: the objects behind a key. `key` is its text, such as `usage`."""
+
+    __slots__ = ("begins", "key")
+
+    def __init__(self, key: str) -> None:
+        self.key = f'"{key}"'.encode()
+        self.begins = re.compile(self.key + rb"\s*:\s*(?=\{)")
+
+
+class Scan:
+    """The objects behind a key, in pieces."""
+
+    __slots__ = ("_held", "_needle")
+
+    def __init__(self, needle: Needle) -> None:
+        self._needle, self._held = needle, b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The objects that this chunk completes."""
+        needle, held = self._needle, self._held
+        text = held + chunk if held else chunk
+        at = text.find(needle.key)
+        if at < 0:
+            # What ends a line ends no key.
+            self._held = b"" if text.endswith(b"\n") else text[-_LONGEST_NEEDLE:]
+            return _NOTHING
+        objects: list[bytes] = []
+        while (found := needle.begins.search(text, at)) is not None:
+            end = end_of_object(text, found.end())
+            if end < 0:
+                start = found.start()
+                self._held = text[start:] if len(text) - start <= _MAX_OBJECT_BYTES else b""
+                return objects
+            objects.append(text[found.end() : end])
+            at = end
+        self._held = text[max(at, len(text) - _LONGEST_NEEDLE) :]
+        return objects
+
+
+_NOTHING: list[bytes] = []
+
+
+def end_of_object(text: bytes, start: int) -> int:
+    """Behind the object that begins at `start`; -1 if it is not whole."""
+    end = text.find(b"}", start) + 1
+    while end:
+        if b"\\" in text[start:end]:
+            break
+        within_text = text.count(b'"', start, end) % 2
+        if not within_text and text.count(b"{", start, end) == text.count(b"}", start, end):
+            return end
+        end = text.find(b"}", end) + 1
+    # Texts with escapes, which are rare in such objects, take a slower look.
+    found = _WHOLE_OBJECT.match(text, start) if end else None
+    return found.end() if found is not None else -1
+
+
+class Unpacker:
+    """A compressed answer, unpacked beside its way down, up to a bound; what is broken or past it
+    is nothing.
+    """
+
+    __slots__ = ("_coding", "_decoder", "_room")
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._decoder: Any = _DECODERS[coding]()
+        self._room = _MAX_UNPACKED_BYTES
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What this chunk unpacks to."""
+        if self._room <= 0:
+            return b""
+        try:
+            text = _step(self._coding, self._decoder, chunk, min(self._room, _STEP_BYTES))
+        except (zlib.error, brotli.error, zstd.ZstdError, EOFError):
+            self._room = 0
+            return b""
+        # A step that is full has more to come than a usage is worth: a bomb, or a very large text.
+        self._room = 0 if len(text) >= _STEP_BYTES else self._room - len(text)
+        return text
+
+
+def _step(coding: str, decoder: Any, chunk: bytes, most: int) -> bytes:
+    if coding == "br":
+        return bytes(decoder.process(chunk, output_buffer_limit=most))
+    if coding == "zstd":
+        return bytes(decoder.decompress(chunk, most)) if not decoder.eof else b""
+    return bytes(decoder.decompress(chunk, most))
+
+
+_DECODERS: dict[str, Any] = {
+    "gzip": lambda: zlib.decompressobj(wbits=47),  # either header
+    "x-gzip": lambda: zlib.decompressobj(wbits=47),
+    "deflate": lambda: zlib.decompressobj(wbits=47),
+    "br": brotli.Decompressor,
+    "zstd": zstd.ZstdDecompressor,
+}
+
+
+def unpacker(content_encoding: str) -> Unpacker | None:
+    """None for what is not compressed, or not in a coding known here."""
+    coding = content_encoding.strip().lower()
+    return Unpacker(coding) if coding in _DECODERS else None

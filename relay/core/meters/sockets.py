@@ -1,0 +1,170 @@
+"""Meters of WebSocket sessions: each sees every message once, by `sent` or `received`, and tells
+what the session used.
+
+Owns: which messages can carry usage, found by a byte search; only those are parsed. Everything is
+added up over the session: a cancelled response costs what it used until then.
+"""
+
+from __future__ import annotations
+
+from relay.core.meters import formats
+from relay.core.meters.scan import end_of_object
+from relay.core.usage import Usage
+
+_MAX_PARSED_BYTES = 256 * 1024
+
+
+class SocketMeter:
+    """Sees nothing by itself."""
+
+    __slots__ = ("_sum", "model")
+
+    def __init__(self, model: str | None = None) -> None:
+        self._sum: Usage | None = None
+        self.model = model
+
+    def sent(self, data: bytes) -> None:
+        """A message of the client's."""
+
+    def received(self, data: bytes) -> None:
+        """A message of the provider's."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it came to so far."""
+        return self._sum
+
+    def add(self, usage: Usage | None) -> None:
+        """One more."""
+        if usage is not None:
+            self._sum = usage if self._sum is None else self._sum + usage
+
+
+class OpenAI(SocketMeter):
+    """Realtime: every `response.done` and transcription of the input; the Responses socket: every
+    `response.completed`, or how else it ended. The model stands in the URL, or in `session.*`.
+    """
+
+    __slots__ = ()
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        if b'"usage"' in data and len(data) <= _MAX_PARSED_BYTES:
+            said = formats.fields(data)
+            holder = said.get("response") if isinstance(said.get("response"), dict) else said
+            if said.get("type") in _ENDS and holder:
+                at = data.rfind(b'"usage"')
+                self.add(formats.openai(_object_behind(data, at)))
+        elif b'"session.' in data and len(data) <= _MAX_PARSED_BYTES:
+            session = formats.fields(data).get("session")
+            if isinstance(session, dict) and isinstance(session.get("model"), str):
+                self.model = session["model"]
+
+
+_ENDS = frozenset(
+    {
+        "response.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "conversation.item.input_audio_transcription.completed",
+    }
+)
+
+
+class Google(SocketMeter):
+    """Gemini Live: every `usageMetadata`; its messages are JSON in binary frames."""
+
+    __slots__ = ()
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        at = data.find(b'"usageMetadata"')
+        if at >= 0:
+            self.add(formats.google(_object_behind(data, at)))
+
+    def sent(self, data: bytes) -> None:
+        """The first message names the model."""
+        if self.model is None and b'"setup"' in data and len(data) <= _MAX_PARSED_BYTES:
+            setup = formats.fields(data).get("setup")
+            if isinstance(setup, dict) and isinstance(setup.get("model"), str):
+                self.model = setup["model"].removeprefix("models/")
+
+
+class Characters(SocketMeter):
+    """Speech from text that a client sends: the characters of one field."""
+
+    __slots__ = ("_field", "_needle")
+
+    def __init__(self, field: str, model: str | None = None) -> None:
+        super().__init__(model)
+        self._field, self._needle = field, f'"{field}"'.encode()
+
+    def sent(self, data: bytes) -> None:
+        """See SocketMeter."""
+        if self._needle in data and len(data) <= _MAX_PARSED_BYTES:
+            text = formats.fields(data).get(self._field)
+            # A lone space opens a session of ElevenLabs, and an empty text closes it.
+            if isinstance(text, str) and text.strip():
+                self.add(Usage(characters=len(text)))
+
+
+class Seconds(SocketMeter):
+    """Text from speech: the seconds that the provider says it heard. A total, where it comes at the
+    end, stands for all the parts before it.
+    """
+
+    __slots__ = ("_final", "_part", "_total")
+
+    def __init__(self, part: str, total: tuple[str, str], final: str) -> None:
+        super().__init__()
+        self._part, self._total, self._final = part, total, final
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        if b"duration" not in data or len(data) > _MAX_PARSED_BYTES:
+            return
+        said = formats.fields(data)
+        kind, field = self._total
+        if said.get("type") == kind:
+            if (usage := _heard(said.get(field))) is not None:
+                self._sum = usage
+        elif said.get(self._final) is True:
+            self.add(_heard(said.get(self._part)))
+
+
+def _heard(seconds: object) -> Usage | None:
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < 1e7:
+        return Usage(audio_ms=round(seconds * 1000))
+    return None
+
+
+def _object_behind(data: bytes, at: int) -> bytes:
+    start = data.find(b"{", at)
+    end = end_of_object(data, start) if start >= 0 else -1
+    return data[start:end] if end >= 0 else b""
+
+
+def socket_meter(meter: str, endpoint: str, model: str | None) -> SocketMeter | None:
+    """What sees the messages of a session; None if nothing does."""
+    if meter == "openai":
+        return OpenAI(model)
+    if meter == "google":
+        return Google(model)
+    if meter == "elevenlabs":
+        return Characters("text", model) if "text-to-speech" in endpoint else None
+    if meter == "cartesia":
+        return _cartesia(endpoint, model)
+    if meter == "deepgram":
+        if "speak" in endpoint:
+            return Characters("text", model)
+        return Seconds("duration", ("Metadata", "duration"), "is_final")
+    if meter == "assemblyai":
+        return Seconds("", ("Termination", "audio_duration_seconds"), "")
+    return None
+
+
+def _cartesia(endpoint: str, model: str | None) -> SocketMeter:
+    if "stt" in endpoint:
+        return Seconds("duration", ("done", "duration"), "is_final")
+    return Characters("transcript", model)

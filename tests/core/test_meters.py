@@ -1,0 +1,192 @@
+"""Meters: what every vendor says of usage is read, however its bytes are cut, compressed or broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from typing import Any
+
+import brotli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.scan import zstd
+from relay.core.meters.sockets import socket_meter
+from relay.core.usage import Usage
+
+CHAT_STREAM = b'data: {"model": "gpt-x", "choices": [1], "usage": null}\n\ndata: {"choices": [], "usage": {"prompt_tokens":7,"completion_tokens":3}}\n\ndata: [DONE]\n\n'
+
+# (meter, kind, answer, usage, model that answered)
+ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
+    "chat": (
+        "openai", "chat",
+        b'{"model": "gpt-4o", "usage": {"prompt_tokens": 17, "completion_tokens": 9, "total_tokens": 26, "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 1}}}',
+        Usage(17, 9, cache_read_tokens=4, reasoning_tokens=5, input_audio_tokens=2, output_audio_tokens=1), "gpt-4o",
+    ),
+    "chat stream": ("openai", "chat", CHAT_STREAM, Usage(7, 3), "gpt-x"),
+    "responses stream": (
+        "openai", "responses",
+        b'event: response.created\ndata: {"response": {"model": "gpt-5", "usage": null}}\n\nevent: response.completed\ndata: {"response": {"usage": {"input_tokens": 11, "input_tokens_details": {"cached_tokens": 2}, "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 16}}}\n\n',
+        Usage(11, 5, cache_read_tokens=2, reasoning_tokens=3), "gpt-5",
+    ),
+    "embeddings": ("openai", "embeddings", b'{"model": "e", "usage": {"prompt_tokens": 7, "total_tokens": 7}}', Usage(7, 0), "e"),
+    "images": (
+        "openai", "image", b'{"usage": {"input_tokens": 50, "output_tokens": 30, "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}}',
+        Usage(50, 30, input_image_tokens=40), None,
+    ),
+    "transcription": (
+        "openai", "transcription", b'{"usage": {"type": "tokens", "input_tokens": 14, "input_token_details": {"text_tokens": 0, "audio_tokens": 14}, "output_tokens": 4}}',
+        Usage(14, 4, input_audio_tokens=14), None,
+    ),
+    "transcription by time": ("openai", "transcription", b'{"text": "", "usage": {"type": "duration", "seconds": 12.5}}', Usage(audio_ms=12_500), None),
+    "groq stream": ("openai", "chat", b'data: {"x_groq": {"id": "r", "usage": {"queue_time": 0.1, "prompt_tokens": 4, "completion_tokens": 2}}}\n\n', Usage(4, 2), None),
+    "deepseek": ("openai", "chat", b'{"usage": {"prompt_tokens": 9, "completion_tokens": 1, "prompt_cache_hit_tokens": 8}}', Usage(9, 1, cache_read_tokens=8), None),
+    "xai": ("openai", "chat", b'{"usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 28}}}', Usage(10, 30, reasoning_tokens=28), None),
+    "anthropic": (
+        "anthropic", "messages", b'{"model": "claude", "usage": {"input_tokens": 5, "cache_creation_input_tokens": 20, "cache_read_input_tokens": 10, "output_tokens": 8}}',
+        Usage(35, 8, cache_read_tokens=10, cache_write_tokens=20), "claude",
+    ),
+    "anthropic stream": (
+        "anthropic", "messages",
+        b'event: message_start\ndata: {"message": {"model": "claude", "usage": {"input_tokens": 5, "cache_read_input_tokens": 10, "output_tokens": 1}}}\n\nevent: message_delta\ndata: {"usage": {"output_tokens": 15}}\n\nevent: message_delta\ndata: {"usage": {"input_tokens": 5, "output_tokens": 27}}\n\n',
+        Usage(15, 27, cache_read_tokens=10), "claude",
+    ),
+    "gemini": (
+        "google", "generate",
+        b'{"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 4, "thoughtsTokenCount": 5, "cachedContentTokenCount": 3, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 5}, {"modality": "AUDIO", "tokenCount": 2}]}, "modelVersion": "gemini-x"}',
+        Usage(7, 9, cache_read_tokens=3, reasoning_tokens=5, input_audio_tokens=2), "gemini-x",
+    ),
+    "gemini stream": (
+        "google", "generate",
+        b'data: {"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 1}}\r\n\r\ndata: {"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 6}}\r\n\r\n',
+        Usage(7, 6), None,
+    ),
+    "deepgram": ("deepgram", "transcription", b'{"metadata": {"duration": 25.933313, "channels": 1}, "results": {}}', Usage(audio_ms=25_933), None),
+    "assemblyai": ("assemblyai", "other", b'{"audio_duration": 281, "status": "completed"}', Usage(audio_ms=281_000), None),
+    "cartesia": ("cartesia", "transcription", b'{"text": "hi", "duration": 1.5}', Usage(audio_ms=1_500), None),
+    "a text that quotes one": ("openai", "other", b'{"content": "{\\"usage\\": {\\"prompt_tokens\\": 900}}"}', None, None),
+    "braces in texts": ("openai", "other", b'{"usage": {"note": "} \\" }", "input_tokens": 7, "output_tokens": 3}}', Usage(7, 3), None),
+    "nonsense": ("openai", "other", b'{"usage": {"prompt_tokens": "many", "completion_tokens": true}}', None, None),
+    "cut": ("openai", "other", b'{"usage": {"prompt_tokens": 7, "compl', None, None),
+    "no text at all": ("openai", "other", b"\x00\xff no json", None, None),
+    "a stream that tells nothing": ("openai", "chat", b"data: {}\n\n" * 5, Usage(100, 5, estimated=True), None),
+    "an answer that tells nothing": ("openai", "chat", b"x" * 80, Usage(100, 20, estimated=True), None),
+}  # fmt: skip
+
+
+def meter_of(name: str, headers: dict[str, str] | None = None) -> Any:
+    meter, kind, *_ = ANSWERS[name]
+    made = answer_meter(meter, Sent(kind, b"", 400), (headers or {}).get)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@given(data=st.data())
+def test_any_split_of_the_bytes_gives_the_same_usage(name: str, data: st.DataObject) -> None:
+    _, _, body, expected, model = ANSWERS[name]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=8)))
+    meter = meter_of(name)
+    for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
+        meter.feed(body[start:end])
+    assert (meter.usage, meter.model) == (expected, model)
+
+
+PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}
+
+
+@pytest.mark.parametrize("coding", PACKED)
+@pytest.mark.parametrize("name", ["chat stream", "anthropic stream", "deepgram"])
+def test_a_compressed_answer_is_read_byte_by_byte_too(name: str, coding: str) -> None:
+    _, _, body, expected, _ = ANSWERS[name]
+    packed = PACKED[coding](body)
+    meter = meter_of(name, {"Content-Encoding": coding})
+    for at in range(len(packed)):
+        meter.feed(packed[at : at + 1])
+    assert meter.usage == expected
+
+
+@pytest.mark.parametrize("coding", PACKED)
+def test_a_bomb_and_a_broken_coding_are_borne(coding: str) -> None:
+    bomb = meter_of("images", {"Content-Encoding": coding})
+    bomb.feed(PACKED[coding](b"\0" * (80 << 20)))
+    broken = meter_of("images", {"Content-Encoding": coding})
+    broken.feed(b"not packed at all" * 10)
+    broken.feed(ANSWERS["images"][2])
+    assert bomb.usage is None and broken.usage is None
+
+
+def test_a_usage_that_never_ends_is_not_kept() -> None:
+    meter = meter_of("chat")
+    for _ in range(100):
+        meter.feed(b'{"usage": {' + b"x" * 1000)
+    assert len(meter._scan._held) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("meter", "kind", "body", "headers", "expected"),
+    [
+        ("elevenlabs", "speech", {"text": "hello"}, {"character-cost": "3"}, Usage(characters=3)),
+        ("elevenlabs", "speech", {"text": "hällo"}, {}, Usage(characters=5)),
+        ("openai", "speech", {"input": "hello"}, {}, Usage(characters=5)),
+        ("cartesia", "speech", {"transcript": "hello you"}, {}, Usage(characters=9)),
+        ("fal", "other", {}, {"x-fal-billable-units": "1.25"}, Usage(units_milli=1250)),
+    ],
+)
+def test_what_is_known_before_the_answer(meter: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
+    made = answer_meter(meter, Sent(kind, json.dumps(body).encode(), 100), headers.get)
+    assert made is not None
+    made.feed(b"\x00\x01 audio")
+    assert made.usage == expected
+
+
+@pytest.mark.parametrize(("headers", "body"), [({"x-fal-billable-units": "many"}, b""), ({"x-fal-billable-units": "-1"}, b""), ({}, b"")])
+def test_units_that_are_not_said_are_unknown(headers: dict[str, str], body: bytes) -> None:
+    assert answer_meter("fal", Sent("other", body, 0), headers.get) is None
+
+
+def _done(usage: dict[str, Any]) -> bytes:
+    return json.dumps({"type": "response.done", "response": {"status": "completed", "usage": usage}}).encode()
+
+
+AUDIO = {"total_tokens": 253, "input_tokens": 132, "output_tokens": 121, "input_token_details": {"text_tokens": 119, "audio_tokens": 13, "cached_tokens": 64, "cached_tokens_details": {"text_tokens": 60, "audio_tokens": 4}}, "output_token_details": {"text_tokens": 30, "audio_tokens": 91}}  # fmt: skip
+
+# (meter, endpoint, model asked, messages, usage, model used). A message is (from the client?, bytes).
+SESSIONS: dict[str, tuple[str, str, str | None, list[tuple[bool, bytes]], Usage | None, str | None]] = {
+    "two responses": (
+        "openai", "realtime", "gpt-realtime",
+        [(False, b'{"type": "session.created", "session": {"model": "gpt-realtime-2"}}'), (False, _done(AUDIO)), (False, b'{"type": "response.output_audio.delta", "delta": "AAAA"}'), (False, _done({"input_tokens": 8, "output_tokens": 2}))],
+        Usage(140, 123, cache_read_tokens=64, input_audio_tokens=13, output_audio_tokens=91, cache_audio_read_tokens=4), "gpt-realtime-2",
+    ),
+    "a cancelled one and a transcription": (
+        "openai", "realtime", "gpt-realtime",
+        [(False, _done({"input_tokens": 8, "output_tokens": 2})), (False, b'{"type": "conversation.item.input_audio_transcription.completed", "usage": {"type": "tokens", "input_tokens": 26, "input_token_details": {"audio_tokens": 26}, "output_tokens": 9}}'), (False, b'{"type": "response.done", "response": {"status": "cancelled", "usage": null}}')],
+        Usage(34, 11, input_audio_tokens=26), "gpt-realtime",
+    ),
+    "the responses socket": ("openai", "responses", None, [(True, b'{"type": "response.create", "usage": {"input_tokens": 5}}'), (False, b'{"type": "response.completed", "response": {"usage": {"input_tokens": 3, "output_tokens": 2}}}')], Usage(3, 2), None),
+    "gemini live": (
+        "google", "BidiGenerateContent", None,
+        [(True, b'{"setup": {"model": "models/gemini-live"}}'), (False, b'{"usageMetadata": {"promptTokenCount": 10, "responseTokenCount": 4, "responseTokensDetails": [{"modality": "AUDIO", "tokenCount": 4}]}}'), (False, b'{"usageMetadata": {"promptTokenCount": 5, "responseTokenCount": 1}}')],
+        Usage(15, 5, output_audio_tokens=4), "gemini-live",
+    ),
+    "elevenlabs": ("elevenlabs", "v1/text-to-speech/v/stream-input", "m", [(True, b'{"text": " "}'), (True, b'{"text": "hello "}'), (True, b'{"text": "you "}'), (True, b'{"text": ""}'), (False, b'{"audio": "AAAA", "text": "no"}')], Usage(characters=10), "m"),
+    "cartesia": ("cartesia", "tts/websocket", None, [(True, b'{"transcript": "hi there"}')], Usage(characters=8), None),
+    "cartesia stt": ("cartesia", "stt/websocket", None, [(False, b'{"is_final": true, "duration": 1.5}'), (False, b'{"is_final": false, "duration": 9}'), (False, b'{"is_final": true, "duration": 0.5}')], Usage(audio_ms=2000), None),
+    "deepgram": ("deepgram", "v1/listen", None, [(False, b'{"type": "Results", "duration": 2.5, "is_final": true}'), (False, b'{"type": "Results", "duration": 1.0, "is_final": false}')], Usage(audio_ms=2500), None),
+    "deepgram with its total": ("deepgram", "v1/listen", None, [(False, b'{"type": "Results", "duration": 2.5, "is_final": true}'), (False, b'{"type": "Metadata", "duration": 4.25}')], Usage(audio_ms=4250), None),
+    "assemblyai": ("assemblyai", "v3/ws", None, [(False, b'{"type": "Termination", "audio_duration_seconds": 12}')], Usage(audio_ms=12_000), None),
+    "nothing said": ("openai", "realtime", "m", [(False, b"not json \"usage\""), (False, b'{"usage": 5, "type": "response.done"}'), (False, b"\xff\x00")], None, "m"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_session_adds_up_what_its_messages_tell(name: str) -> None:
+    vendor, endpoint, asked, messages, usage, model = SESSIONS[name]
+    meter = socket_meter(vendor, endpoint, asked)
+    assert meter is not None
+    for of_client, data in messages:
+        (meter.sent if of_client else meter.received)(data)
+    assert (meter.usage, meter.model) == (usage, model)

@@ -1,0 +1,157 @@
+"""Usage on the line: every call and session tells what it used, and a meter that fails harms nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from relay.core.meters.answers import AnswerMeter
+from relay.core.meters.sockets import OpenAI
+from relay.core.peek import asking_for_usage
+from tests.conftest import StartRelay
+from tests.relays import provider
+from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
+from tests.upstream.vendors import vendor
+
+USAGE = b'{"model": "gpt-x-2026", "usage": {"prompt_tokens": 7, "completion_tokens": 3}}'
+
+
+async def test_the_log_line_of_a_call_tells_its_usage_and_the_model_that_answered(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    relay = await start(openai=provider(raw.url))
+    await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "gpt-x"})
+    (line,) = await relay.events()
+    assert line["usage"] == {"input_tokens": 7, "output_tokens": 3}
+    assert (line["model"], line["model_answered"]) == ("gpt-x", "gpt-x-2026")
+
+
+async def test_what_was_used_until_a_break_is_estimated_and_says_so(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(SSE_HEAD, chunk(b"data: {}\n\n") * 3, CLOSE)
+    relay = await start(openai=provider(raw.url))
+    with pytest.raises(Exception, match=r"not enough data|payload|closed"):
+        await relay.call("POST", relay.path("openai", "chat/completions"), data=b"x" * 40)
+    (line,) = await relay.events()
+    assert line["usage"] == {"input_tokens": 10, "output_tokens": 3, "estimated": True}
+
+
+async def test_an_error_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, status="400 Bad Request"))
+    relay = await start(openai=provider(raw.url))
+    await relay.call("POST", relay.path("openai", "chat/completions"), data=b"{}")
+    assert "usage" not in (await relay.events())[0]
+
+
+async def test_an_answer_from_the_cache_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
+    for _ in range(2):
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "gpt-x"})
+    missed, hit = await relay.events(count=2)
+    assert "usage" in missed and "usage" not in hit
+
+
+async def _sessions(start: StartRelay, aiohttp_server: Any) -> Any:
+    async def session(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            await socket.send_str(json.dumps({"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2}}}))
+        return socket
+
+    server = await aiohttp_server(vendor(("GET", "/realtime", session)))
+    return await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
+
+
+async def test_the_log_line_of_a_session_tells_the_sum_of_its_responses(start: StartRelay, aiohttp_server: Any) -> None:
+    relay = await _sessions(start, aiohttp_server)
+    async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
+        for _ in range(3):
+            await socket.send_str("{}")
+            await socket.receive_str()
+    (line,) = await relay.events()
+    assert line["usage"] == {"input_tokens": 15, "output_tokens": 6} and line["model"] == "gpt-realtime"
+
+
+async def test_a_meter_that_fails_is_dropped_and_the_stream_goes_on(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: AnswerMeter, chunk: bytes) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(AnswerMeter, "feed", broken)
+    raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), chunk(b"data: 2\n\n"), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url))
+    status, _, body = await relay.call("POST", relay.path("openai", "chat/completions"), data=b"{}")
+    assert (status, body) == (200, b"data: 1\n\ndata: 2\n\n")
+    (line,) = await relay.events()
+    assert "usage" not in line and line["outcome"] == "relayed"
+    (failure,) = await relay.events("meter.failed")
+    assert failure["level"] == "error" and failure["id"] == line["id"]
+    _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
+    assert json.loads(ready)["meter_failures"] == 1
+
+
+async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: OpenAI, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(OpenAI, "received", broken)
+    relay = await _sessions(start, aiohttp_server)
+    async with relay.client.ws_connect(relay.ws("openai")) as socket:
+        for _ in range(3):
+            await socket.send_str("{}")
+            assert "response.done" in await socket.receive_str()
+    assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.meter_failures == 1
+
+
+CHAT = [b'data: {"choices": [{"delta": {"content": "hi"}}], "usage": null}\n\n', b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}\n\n', b"data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize("cut", range(0, len(b"".join(CHAT)), 7))
+async def test_usage_that_was_asked_for_on_the_clients_behalf_is_taken_out_again(cut: int, start: StartRelay, raw: RawUpstream) -> None:
+    whole = b"".join(CHAT)
+    gate = asyncio.Event()
+    raw.plays(SSE_HEAD, *([chunk(whole[:cut])] if cut else []), gate, chunk(whole[cut:]), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url, inject_usage=True))
+    call = asyncio.create_task(relay.call("POST", relay.path("openai", "chat/completions"), data=b'{"stream": true, "model": "m", "x": 1.50}', headers={"Accept-Encoding": "gzip"}))
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert (await call)[2] == CHAT[0] + CHAT[2]
+    assert (await relay.events())[0]["usage"] == {"input_tokens": 7, "output_tokens": 3}
+    assert raw.arrived[0].body == b'{"stream":true,"model":"m","x":1.50,"stream_options":{"include_usage":true}}'
+    assert raw.arrived[0].header("Accept-Encoding") == ["identity"]
+
+
+async def test_usage_is_taken_out_of_a_stream_that_came_at_once_too(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"".join(CHAT), "Content-Type: text/event-stream"))
+    relay = await start(openai=provider(raw.url, inject_usage=True))
+    _, headers, body = await relay.call("POST", relay.path("openai", "chat/completions"), json={"stream": True})
+    assert body == CHAT[0] + CHAT[2] and "Content-Length" not in headers
+    assert (await relay.events())[0]["usage"] == {"input_tokens": 7, "output_tokens": 3}
+
+
+async def test_it_is_taken_out_of_a_shared_stream_and_not_kept(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"".join(CHAT), "Content-Type: text/event-stream"))
+    relay = await start({"cache": {"coalesce": True, "ttl_s": 60}}, openai=provider(raw.url, inject_usage=True))
+    for _ in range(2):
+        assert (await relay.call("POST", relay.path("openai", "chat/completions"), json={"stream": True}))[2] == CHAT[0] + CHAT[2]
+    led, kept = await relay.events(count=2)
+    assert led["usage"] == {"input_tokens": 7, "output_tokens": 3} and kept["cache"] == "HIT" and "usage" not in kept
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"stream": true, "stream_options": {"include_usage": true}}', b'{"stream": false}', b'{"model": "m"}', b"[1]"],
+    ids=["asks itself", "no stream", "says nothing", "no object"],
+)
+async def test_a_call_that_needs_no_asking_passes_as_it_is(body: bytes, start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(SSE_HEAD, chunk(b"".join(CHAT)), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url, inject_usage=True))
+    assert (await relay.call("POST", relay.path("openai", "chat/completions"), data=body))[2] == b"".join(CHAT)
+    assert raw.arrived[0].body == body
+
+
+def test_other_stream_options_stay() -> None:
+    assert asking_for_usage(b'{"stream": true, "stream_options": {"a": 1.0, "include_usage": false}}') == b'{"stream":true,"stream_options":{"a":1.0,"include_usage":true}}'
