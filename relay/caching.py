@@ -144,8 +144,9 @@ async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) ->
     gateway.running.add(exchange)
     failure: RelayError | None = None
     try:
-        if gateway.limits is not None and gateway.limits.counts_tokens:
-            await gateway.limits.reserve(exchange, sending.body.whole)
+        limits = gateway.limits  # a reload may have brought some that did not admit it
+        if limits is not None and limits.counts_tokens and exchange.admission is not None:
+            await limits.reserve(exchange, sending.body.whole)
         upstream = await gateway.attempts.open(exchange, asked, replace(sending, exchange=exchange))
         exchange.first_byte_s = gateway.clock()
         try:

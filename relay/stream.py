@@ -7,6 +7,7 @@ after a clean end only; a cut answer reaches the client as a cut connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -203,12 +204,23 @@ class _Copy:
             failure = exchange.fail(mapped(error, exchange.route, WITHIN_ANSWER))
             exchange.cause = error
         if isinstance(failure, ClientGone):
+            if (most_s := exchange.route.provider.drain_s) is not None:
+                await self._drain(most_s)
             raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError):
             exchange.revived()
         if not isinstance(failure, ClientStalled):
             await self._last_words(failure, tail)
         _cut(self.response)
+
+    async def _drain(self, most_s: float) -> None:
+        """Read what nobody gets any more, to learn what it used: its end tells."""
+        self.exchange.wait("nothing", self.clock())
+        with contextlib.suppress(TimeoutError, RelayError, *MAPPED):
+            async with asyncio.timeout(most_s):
+                while chunk := await self.source.read():
+                    if self.exchange.look is not None:
+                        self.exchange.look(chunk)
 
     async def _last_words(self, failure: RelayError, tail: bytes) -> None:
         """Pass on what came before the break, and say between two SSE events what happened."""

@@ -14,9 +14,10 @@ from relay.core.meters.sockets import OpenAI
 from relay.core.peek import asking_for_usage
 from tests.conftest import StartRelay
 from tests.relays import provider
-from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
+from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import vendor
 
+CHAT = [b'data: {"choices": [{"delta": {"content": "hi"}}], "usage": null}\n\n', b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}\n\n', b"data: [DONE]\n\n"]
 USAGE = b'{"model": "gpt-x-2026", "usage": {"prompt_tokens": 7, "completion_tokens": 3}}'
 
 
@@ -36,6 +37,33 @@ async def test_what_was_used_until_a_break_is_estimated_and_says_so(start: Start
         await relay.call("POST", relay.path("openai", "chat/completions"), data=b"x" * 40)
     (line,) = await relay.events()
     assert line["usage"] == {"input_tokens": 10, "output_tokens": 3, "estimated": True}
+
+
+async def _left(relay: Any, gates: list[asyncio.Event]) -> None:
+    """Take the first event, and go."""
+    async with relay.client.post(relay.path("openai", "chat/completions"), data=b"x" * 40) as answer:
+        gates[0].set()
+        await answer.content.readany()
+
+
+async def test_a_stream_whose_client_left_can_be_read_on_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(1)
+    end = asyncio.Event()
+    raw.plays(*steps[:-1], end, chunk(CHAT[1]), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url, on_disconnect="drain"))
+    await _left(relay, gates)
+    end.set()
+    (line,) = await relay.events()
+    assert (line["outcome"], line["usage"]) == ("client_gone", {"input_tokens": 7, "output_tokens": 3})
+
+
+async def test_it_is_read_on_for_so_long_and_no_longer(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(1)
+    raw.plays(*steps[:-1], asyncio.Event())
+    relay = await start(openai=provider(raw.url, on_disconnect="drain", drain_s=0.1))
+    await _left(relay, gates)
+    (line,) = await relay.events()
+    assert (line["outcome"], line["usage"]) == ("client_gone", {"input_tokens": 10, "output_tokens": 1, "estimated": True})
 
 
 async def test_an_error_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
@@ -104,9 +132,6 @@ async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_ser
             await socket.send_str("{}")
             assert "response.done" in await socket.receive_str()
     assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.meter_failures == 1
-
-
-CHAT = [b'data: {"choices": [{"delta": {"content": "hi"}}], "usage": null}\n\n', b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}\n\n', b"data: [DONE]\n\n"]
 
 
 @pytest.mark.parametrize("cut", range(0, len(b"".join(CHAT)), 7))

@@ -146,6 +146,8 @@ class Provider:
     retries: RetryRules
     jobs: Jobs
     cache: CacheRules
+    drain_s: float | None
+    """How long a stream whose client left is read on, to learn its usage; None: not at all."""
     inject_usage: bool
     """Chat streams are made to tell their usage, whether or not the client asks."""
     idempotency_header: str | None

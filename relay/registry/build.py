@@ -91,7 +91,6 @@ class _Builder:
             return None
         direct = target("direct", base, self.auth.own())
         rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
-        socket = entry.websocket
         rules = self._paths(base, direct, rest)
         return Provider(
             name=self.name,
@@ -99,7 +98,7 @@ class _Builder:
             base_path=base.raw_path.rstrip("/"),
             rest=rest,
             websocket=self._websocket_target(base, direct),
-            websocket_rules=self._rules(socket) if socket else None,
+            websocket_rules=self._rules(),
             websocket_root_path=self._websocket_root(),
             paths=rules,
             headers=tuple(entry.headers.items()),
@@ -110,6 +109,7 @@ class _Builder:
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
             cache=self._cache(),
+            drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,
             inject_usage=entry.inject_usage,
             jobs=Jobs(**self.settings.jobs.model_dump()),
             idempotency_header=entry.idempotency_header,
@@ -233,8 +233,10 @@ class _Builder:
             return None
         return slug.websocket.path
 
-    def _rules(self, socket: ProviderWebSocket) -> WebSocketRules:
-        common = self.settings.websocket
+    def _rules(self) -> WebSocketRules | None:
+        socket, common = self.entry.websocket, self.settings.websocket
+        if socket is None:
+            return None
         return WebSocketRules(
             default_path=socket.default_path,
             default_query=socket.default_query,

@@ -189,6 +189,11 @@ class ProviderEntry(Section):
     weight: float = Field(1, gt=0, description="Its own share, with `order: weight`.")
     retries: Retries | None = Field(None, description="Instead of the section `retries`.")
     cache: ProviderCache | None = Field(None, description="Instead of the same keys of `cache`.")
+    on_disconnect: Literal["cancel", "drain"] = Field(
+        "cancel",
+        description="When a client leaves a stream: cancel it, or drain it, unseen, to learn its exact usage.",
+    )
+    drain_s: Seconds = Field(30, description="For how long at most, with `on_disconnect: drain`.")
     inject_usage: bool = Field(
         False,
         description="Ask for the usage of chat streams (`stream_options.include_usage`), and take the event that tells it out again.",
