@@ -166,8 +166,10 @@ class Gateway:
         self.held_bytes -= count
 
     def give_back(self, exchange: Exchange) -> None:
-        """Settle what an Exchange took. They hold it: a cycle would keep it for the collector."""
-        at_end, exchange.at_end = exchange.at_end, ()
+        """Settle what an Exchange took, and let go of what holds it: a cycle would keep it for the
+        collector.
+        """
+        at_end, exchange.at_end, exchange.look = exchange.at_end, (), None
         for settle in at_end:
             settle()
 
@@ -176,7 +178,7 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
-        if exchange.at_end:
+        if exchange.at_end or exchange.look is not None:
             self.give_back(exchange)
         log.exchange_ended(exchange, self.clock())
 

@@ -167,6 +167,8 @@ Meter = AnswerMeter | Seconds | Known
 def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:
     """What reads the answer of a call to a provider that speaks `meter`; None if nothing does."""
     coding = header("Content-Encoding") or ""
+    if meter == "openai" and sent.kind != "speech":
+        return AnswerMeter(sent, _USAGE, coding)
     if meter == "fal":
         return _units(header("x-fal-billable-units"))
     if sent.kind == "speech" and meter in _TEXTS:
@@ -181,7 +183,7 @@ def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:
         return Anthropic(sent, _USAGE, coding)
     if meter == "google":
         return Google(sent, _METADATA, coding)
-    return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None
+    return None
 
 
 def _units(given: str | None) -> Known | None:

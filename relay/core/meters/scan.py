@@ -58,21 +58,21 @@ class Scan:
         """The objects that this chunk completes."""
         needle, held = self._needle, self._held
         text = held + chunk if held else chunk
-        at = text.find(needle.key)
-        if at < 0:
-            # What ends a line ends no key.
-            self._held = b"" if text.endswith(b"\n") else text[-_LONGEST_NEEDLE:]
-            return _NOTHING
-        objects: list[bytes] = []
-        while (found := needle.begins.search(text, at)) is not None:
+        at, objects, done = text.find(needle.key), _NOTHING, 0
+        while at >= 0:
+            found = needle.begins.match(text, at)
+            if found is None:
+                at = text.find(needle.key, at + 1)
+                continue
             end = end_of_object(text, found.end())
             if end < 0:
-                start = found.start()
-                self._held = text[start:] if len(text) - start <= _MAX_OBJECT_BYTES else b""
+                self._held = text[at:] if len(text) - at <= _MAX_OBJECT_BYTES else b""
                 return objects
-            objects.append(text[found.end() : end])
-            at = end
-        self._held = text[max(at, len(text) - _LONGEST_NEEDLE) :]
+            objects = [*objects, text[found.end() : end]]
+            done, at = end, text.find(needle.key, end)
+        # No key is cut in two behind the end of a line or an object.
+        whole = text.endswith((b"\n", b"}"))
+        self._held = b"" if whole else text[max(done, len(text) - _LONGEST_NEEDLE) :]
         return objects
 
 
@@ -81,16 +81,18 @@ _NOTHING: list[bytes] = []
 
 def end_of_object(text: bytes, start: int) -> int:
     """Behind the object that begins at `start`; -1 if it is not whole."""
-    end = text.find(b"}", start) + 1
-    while end:
-        if b"\\" in text[start:end]:
-            break
-        within_text = text.count(b'"', start, end) % 2
-        if not within_text and text.count(b"{", start, end) == text.count(b"}", start, end):
-            return end
-        end = text.find(b"}", end) + 1
-    # Texts with escapes, which are rare in such objects, take a slower look.
-    found = _WHOLE_OBJECT.match(text, start) if end else None
+    depth, at = 1, start + 1
+    while depth:
+        close = text.find(b"}", at)
+        if close < 0:
+            return -1
+        opened = text.find(b"{", at, close)
+        depth += 1 if opened >= 0 else -1
+        at = (opened if opened >= 0 else close) + 1
+    if text.count(b'"', start, at) % 2 == 0 and b"\\" not in text[start:at]:
+        return at
+    # Braces or escapes within texts, which are rare in such objects, take a slower look.
+    found = _WHOLE_OBJECT.match(text, start)
     return found.end() if found is not None else -1
 
 
