@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -185,7 +186,8 @@ def _quiet_aiohttp() -> None:
 def protect(config: Config) -> None:
     """Know the secrets in force, so that no traceback shows one."""
     global _secrets
-    found = {config.settings.cloudflare.api_key}
+    redis = urlsplit(config.settings.redis.url or "")
+    found = {config.settings.cloudflare.api_key, redis.password or ""}
     for provider in config.registry.providers.values():
         targets = [provider.rest, provider.websocket, *(rule.target for rule in provider.paths)]
         for credential in (c for t in targets for keys in t.pool if (c := keys.provider)):
