@@ -7,7 +7,6 @@ is full; and that no connection outlives the server.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 from aiohttp.web_urldispatcher import ResourceRoute, UrlMappingMatchInfo
 
-from relay.app import API
 from relay.core import shapes
 from relay.core.errors import BadRequest, InternalError, Overloaded
 from relay.gateway import GATEWAY, Gateway, new_id
@@ -37,9 +35,8 @@ class Door:
 
     __slots__ = ("_answers", "_gateway", "_prefix")
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._prefix = f"{API}/providers/"
+    def __init__(self, gateway: Gateway, prefix: str) -> None:
+        self._gateway, self._prefix = gateway, prefix
         self._answers: dict[str, bytes] = {}
 
     @property
@@ -84,16 +81,14 @@ class Door:
 def _ready(meter: str) -> bytes:
     """A whole answer. It has no id: nothing is recorded of such a call but that there was one."""
     error = Overloaded("calls at once, of all together,")
-    body = json.loads(shapes.body(error, meter, ""))
-    lines = [f"{name}: {value}" for name, value in shapes.headers(error).items()]
-    text = json.dumps(body).encode()
+    body = shapes.body(error, meter, "")
     head = [
         "HTTP/1.1 503 Service Unavailable",
-        *lines,
+        *(f"{name}: {value}" for name, value in shapes.headers(error).items()),
         "content-type: application/json",
-        f"content-length: {len(text)}",
+        f"content-length: {len(body)}",
     ]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + text
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 class _AtTheDoor:
@@ -164,7 +159,8 @@ class RelayRunner(web.AppRunner):
         server.__class__ = _RelayServer
         self._transports: set[asyncio.BaseTransport] = set()
         server.transports = self._transports  # type: ignore[attr-defined]
-        server.door = Door(self.app[GATEWAY])  # type: ignore[attr-defined]
+        prefix, _ = self.app[STRAIGHT]
+        server.door = Door(self.app[GATEWAY], prefix)  # type: ignore[attr-defined]
         server.request_handler = straight(self.app, server.request_handler)
         return server
 

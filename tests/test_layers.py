@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
     "inprocess": {"app", "connection", "demo", "registry"},
-    "connection": BELOW_LINES | LINES | {"surfaces", "app"},
+    "connection": BELOW_LINES | LINES | {"surfaces"},
     "listen": {"core", "registry"},
     "tls": {"core", "registry"},
     "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection"},

@@ -34,7 +34,7 @@ class Watcher:
 
 
 class Flight:
-    """One upstream call. Its task calls `began`, `add`, `ended` or `failed`; watchers the rest."""
+    """One upstream call. Its task calls `began`, `add` and `ended`; watchers the rest."""
 
     def __init__(self, room_bytes: int) -> None:
         self.head: Head | None = None

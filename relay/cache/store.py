@@ -132,36 +132,22 @@ class RedisStore:
         self._shared, self._wall = shared, wall
 
     async def get(self, provider: str, key: str) -> Hit | None:
-        """See MemoryStore; finds and keeps nothing while Redis is away."""
-        shared = self._shared
-        if not shared.usable():
-            return None
-        try:
-            packed: Any = await shared.client.get(_name(provider, key))
-        except shared.errors as error:
-            shared.lost(error)
-            return None
-        shared.worked()
-        if packed is None:
-            return None
-        try:
-            entry = await _maybe_in_thread(len(packed), _unpack, packed)
-        except (msgspec.MsgspecError, zlib.error):
-            return None  # of another version of the relay: as if it were not there
-        return Hit(entry, max(0.0, self._wall() - entry.stored_unix_s))
+        """See MemoryStore; finds nothing while Redis is away."""
+        client = self._shared.client
+        entry = await _read(await self._shared.ask(lambda: client.get(_name(provider, key))))
+        return None if entry is None else Hit(entry, self._age_s(entry))
 
     async def put(self, key: str, entry: Entry, ttl_s: int) -> None:
-        """See MemoryStore; finds and keeps nothing while Redis is away."""
-        shared = self._shared
-        if not shared.usable():
-            return
-        packed = await _maybe_in_thread(entry.body_bytes, _pack, entry)
-        try:
-            await shared.client.set(_name(entry.provider, key), packed, ex=ttl_s)
-        except shared.errors as error:
-            shared.lost(error)
-        else:
-            shared.worked()
+        """See MemoryStore; keeps nothing while Redis is away."""
+
+        async def work() -> None:
+            packed = await _maybe_in_thread(entry.body_bytes, _pack, entry)
+            await self._shared.client.set(_name(entry.provider, key), packed, ex=ttl_s)
+
+        await self._shared.ask(work)
+
+    def _age_s(self, entry: Entry) -> float:
+        return max(0.0, self._wall() - entry.stored_unix_s)
 
     async def purge(self, which: Purge) -> int:
         """Forget; how many. Raises StoreUnavailable: who purges must know."""
@@ -179,11 +165,8 @@ class RedisStore:
         pattern = _name(which.provider or "*", which.key or "*")
         async for name in client.scan_iter(match=pattern, count=_SCAN_COUNT):
             if which.older_than_s is not None:
-                packed: Any = await client.get(name)
-                if packed is None:
-                    continue
-                entry = await _maybe_in_thread(len(packed), _unpack, packed)
-                if self._wall() - entry.stored_unix_s <= which.older_than_s:
+                entry = await _read(await client.get(name))
+                if entry is None or self._age_s(entry) <= which.older_than_s:
                     continue
             yield name
 
@@ -235,6 +218,16 @@ def _pack(entry: Entry) -> bytes:
 def _unpack(packed: bytes) -> Entry:
     rest = packed[1:]
     return _decode(zlib.decompress(rest) if packed[:1] == b"z" else rest)
+
+
+async def _read(packed: Any) -> Entry | None:
+    """What was packed; None for nothing, and for what another version of the relay kept."""
+    if packed is None:
+        return None
+    try:
+        return await _maybe_in_thread(len(packed), _unpack, packed)
+    except (msgspec.MsgspecError, zlib.error):
+        return None
 
 
 async def _maybe_in_thread(size: int, act: Callable[[T], R], given: T) -> R:

@@ -14,7 +14,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from relay.core.errors import BadRequest
-from relay.core.headers import Pairs, headers_for_provider, normal, without_named
+from relay.core.headers import (
+    OLD_CACHE_HEADERS,
+    Pairs,
+    headers_for_provider,
+    normal,
+    without_named,
+)
 
 Scope = Literal["client", "shared"]
 Header = Callable[[str], str | None]
@@ -23,9 +29,7 @@ CUSTOM_KEY_TTL_S = 300
 """What is kept under a key of the client's own that names no time, as at Cloudflare."""
 MAX_TTL_S = 30 * 86400
 
-CACHE_HEADERS = (
-    "cf-aig-cache-ttl", "cf-aig-skip-cache", "cf-aig-cache-key", "cf-cache-ttl", "cf-skip-cache",
-)  # fmt: skip
+CACHE_HEADERS = ("cf-aig-cache-ttl", "cf-aig-skip-cache", "cf-aig-cache-key", *OLD_CACHE_HEADERS)
 """They go to whoever caches, and to nobody else."""
 
 KEPT_KINDS = frozenset(
@@ -45,7 +49,6 @@ _IGNORED = frozenset(
         "user-agent", "x-request-id", "request-id", "x-client-request-id", "traceparent",
         "tracestate", "baggage", "idempotency-key", "cache-control", "pragma", "priority", "dnt",
         "x-goog-api-client", "x-amzn-trace-id", "sentry-trace", "save-data", "date", "via",
-        *CACHE_HEADERS,
     }
 )  # fmt: skip
 _IGNORED_PREFIXES = ("x-stainless-", "sec-", "cf-", "cdn-")

@@ -61,29 +61,18 @@ class Windows:
         """Count under each, if each has room; else under none: then the one standing is that under
         the rule that is full.
         """
-        if self._there is not None:
-            assert self._shared is not None
-            if self._shared.usable():
-                try:
-                    taken = await self._there.take(places)
-                except self._shared.errors as error:
-                    self._shared.lost(error)
-                else:
-                    self._shared.worked()
-                    return taken
-        return self.here.take(places)
+        there, taken = self._there, None
+        if there is not None and self._shared is not None:
+            taken = await self._shared.ask(lambda: there.take(places))
+        return self.here.take(places) if taken is None else taken
 
     async def book(self, place: Counted, difference: int) -> None:
         """Add what was used beyond what was counted, or take back what was not used."""
-        if self._there is not None:
-            assert self._shared is not None
-            if self._shared.usable():
-                try:
-                    await self._there.book(place, difference)
-                    return
-                except self._shared.errors as error:
-                    self._shared.lost(error)
-        self.here.book(place, difference)
+        there, booked = self._there, None
+        if there is not None and self._shared is not None:
+            booked = await self._shared.ask(lambda: there.book(place, difference))
+        if booked is None:
+            self.here.book(place, difference)
 
 
 class _Here:
@@ -156,16 +145,17 @@ class _There:
                 return Taken((await self._standing(rule, key),), rule)
         return Taken(tuple([await self._standing(rule, key) for rule, key, _ in places]))
 
-    async def book(self, place: Counted, difference: int) -> None:
+    async def book(self, place: Counted, difference: int) -> bool:
         rule, key, _ = place
         if rule.sliding:
             await self._counters.acquire_sliding_window_entry(
                 key, _NO_LIMIT, rule.window_s, difference
             )
-            return
+            return True
         # The window in which it was counted may be over: nothing is owed to the next one.
         if difference := max(difference, -await self._counters.get(key)):
             await self._counters.incr(key, rule.window_s, difference)
+        return True
 
     def _of(self, rule: Rule) -> aio.strategies.RateLimiter:
         return self._sliding if rule.sliding else self._fixed

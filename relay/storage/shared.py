@@ -7,13 +7,14 @@ second, then the next call tries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
     from redis.asyncio import Redis
 
+T = TypeVar("T")
 AWAY_S = 1.0
 PREFIX = "relay"
 _CONNECTIONS = 64
@@ -50,7 +51,7 @@ class Shared:
         self._away = False
         self._again_s = 0.0
 
-    def usable(self) -> bool:
+    def _usable(self) -> bool:
         """True unless it failed within the last second; after that, for one call a second."""
         if not self._away:
             return True
@@ -65,7 +66,19 @@ class Shared:
         """For /readyz."""
         return "away" if self._away else "ok"
 
-    def lost(self, error: Exception) -> None:
+    async def ask(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """What `work`, which asks Redis, comes to; None while it is away."""
+        if not self._usable():
+            return None
+        try:
+            answer = await work()
+        except self.errors as error:
+            self._lost(error)
+            return None
+        self._worked()
+        return answer
+
+    def _lost(self, error: Exception) -> None:
         """One of `errors` came: leave it alone for a while."""
         self.failures += 1
         self._again_s = self._clock() + AWAY_S
@@ -73,7 +86,7 @@ class Shared:
             self._away = True
             self._report("redis.lost", type(error).__name__)
 
-    def worked(self) -> None:
+    def _worked(self) -> None:
         """It answered."""
         if self._away:
             self._away = False

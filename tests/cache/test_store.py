@@ -113,3 +113,4 @@ async def test_what_another_version_kept_is_as_if_it_were_not_there(redis_server
         for rubbish in (b"", b"-\xc1", b"zrubbish"):
             await client.set("relay:cache:openai:k", rubbish)
             assert await store.get("openai", "k") is None
+            assert await store.purge(Purge(older_than_s=0)) == 0
