@@ -32,8 +32,8 @@ from relay.stream import (
     error_source,
     next_chunk,
     passed_headers,
-    tapped,
 )
+from relay.taps import tapped
 from relay.upstream.attempts import Asked
 
 
@@ -103,6 +103,7 @@ async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamR
 async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
     entry, exchange, gateway = hit.entry, sending.exchange, sending.gateway
     exchange.cache_status, exchange.cached = "HIT", True
+    exchange.saved_nano_usd = entry.cost_nano_usd
     exchange.sent_s = exchange.first_byte_s = gateway.clock()
     pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
     headers = with_own_headers(pairs, _NONE, exchange, gateway)
@@ -159,6 +160,7 @@ async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) ->
     finally:
         gateway.running.discard(exchange)
         gateway.inflight.land(kept.key, flight)
+        gateway.ledger.settle(exchange)
         _tell(leader, exchange)
         gateway.give_back(exchange)
         flight.ended(failure)

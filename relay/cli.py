@@ -38,6 +38,7 @@ from relay.registry.load import (
 )
 from relay.registry.yamlfile import Problem
 from relay.server import assert_fast_parser, serve
+from relay.storage.database import BadDatabaseUrl, DatabaseNewer
 from relay.supervisor import Supervisor
 from relay.tls import self_signed
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(problem, file=sys.stderr)
         print(f"{len(error.problems)} problem(s); nothing was started.", file=sys.stderr)
         return BAD_CONFIG
-    except CannotListen as error:
+    except (CannotListen, BadDatabaseUrl, DatabaseNewer) as error:
         print(f"relay: {error}", file=sys.stderr)
         return FAILED
     finally:

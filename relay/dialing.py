@@ -55,6 +55,7 @@ class Dialing:
 
     def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
         """It is open."""
+        self.exchange.cloudflare_log_id = upstream._response.headers.get("cf-aig-log-id")
         return _GOOD
 
     def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:

@@ -26,10 +26,13 @@ from relay.gate.proxies import Proxies
 from relay.gate.windows import Windows
 from relay.later import Later
 from relay.ledger import log
+from relay.ledger.ledger import Ledger
+from relay.ledger.retention import Retention
 from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.schema import GatewayFile
 from relay.storage.counters import MemoryCounters
+from relay.storage.database import Database, database_url
 from relay.storage.shared import Shared
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import Health
@@ -48,6 +51,7 @@ class Gateway:
         self.shared = self._shared(config)
         self.windows = Windows(MemoryCounters(self.clock, time.time), self.shared, time.time)
         self.inflight = Inflight()
+        self.ledger = Ledger(_database(config), self.clock, new_id)
         memory = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         there = None
         if self.shared is not None and config.settings.cache.store == "redis":
@@ -63,7 +67,6 @@ class Gateway:
         self.refused_at_the_door = 0
         """Calls that got a 503 before they became an Exchange; the janitor logs how many."""
         self.refused_told = 0
-        self.meter_failures = 0
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
@@ -77,12 +80,14 @@ class Gateway:
     async def start(self) -> None:
         """Open the outbound pools."""
         self.upstream = UpstreamSessions()
+        await self.ledger.start(lambda: _retention(self.settings))
         await self.later.start()
 
     async def stop(self) -> None:
         """Finish what calls left to do, and close the outbound pools."""
         await self.inflight.stop()
         await self.later.stop()
+        await self.ledger.stop()
         await self.upstream.close()
         if self.shared is not None:
             await self.shared.close()
@@ -124,6 +129,7 @@ class Gateway:
             started_s=self.clock(),
             task=asyncio.current_task(),
             request_id=request.headers.get("X-Request-Id", ""),
+            headers=request.headers,
         )
         if self.mounted:
             exchange.client_left = lambda: (
@@ -174,13 +180,28 @@ class Gateway:
             settle()
 
     def close(self, exchange: Exchange) -> None:
-        """End an Exchange: exactly once, without waiting, without raising."""
+        """End an Exchange: exactly once, without waiting, without raising. What it used and cost,
+        its log line and its row come soon after, many calls at a time.
+        """
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
+        if exchange.at_end:
+            self.ledger.settle(exchange)
         if exchange.at_end or exchange.look is not None:
             self.give_back(exchange)
-        log.exchange_ended(exchange, self.clock())
+        self.ledger.take(exchange, self.clock())
+
+
+def _database(config: Config) -> Database | None:
+    """None where the file says that there is none."""
+    given = config.settings.database
+    return Database(database_url(given)) if given else None
+
+
+def _retention(settings: GatewayFile) -> Retention:
+    day_s, rules = 86400, settings.ledger
+    return Retention(rules.retention_days * day_s, rules.body_retention_days * day_s)
 
 
 def _alarm(provider: str, label: str, status: int, rest_s: float) -> None:

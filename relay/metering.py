@@ -12,22 +12,32 @@ from collections.abc import Callable
 from aiohttp import ClientResponse
 
 from relay.core.exchange import Exchange
-from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.answers import Sent, Whole, answer_meter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
 from relay.core.rewriting import split_events
+from relay.core.turns import Turns
 from relay.gateway import Gateway
-from relay.ledger import log
+from relay.session import Session
 
+_MOST_HELD_BYTES = 64 * 1024
 Look = Callable[[bytes], None]
 
 
-def answer_look(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> Look | None:
-    """What sees this answer's chunks; None if nothing does. Its meter is the exchange's."""
+def answer_look(
+    upstream: ClientResponse, exchange: Exchange, gateway: Gateway, whole: bytes | None
+) -> Look | None:
+    """What sees this answer's chunks; None if nothing does, or where it is `whole` and is read
+    later. Its meter is the exchange's.
+    """
     if upstream.status >= 300 or exchange.route is None:
         return None
     sent = Sent(exchange.kind, exchange.spoken, exchange.request_bytes)
-    meter = answer_meter(exchange.route.provider.meter, sent, upstream.headers.get)
+    name, header = exchange.route.provider.meter, upstream.headers.get
+    if whole and not exchange.asks_usage and len(whole) <= _MOST_HELD_BYTES:
+        exchange.meter = Whole(name, sent, header, whole)
+        return None
+    meter = answer_meter(name, sent, header)
     if meter is None:
         return None
     exchange.meter = meter
@@ -55,14 +65,26 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
 def session_looks(
-    exchange: Exchange, route: Route, gateway: Gateway
+    session: Session, route: Route, gateway: Gateway
 ) -> tuple[Look | None, Look | None]:
-    """What sees the client's messages, and the provider's."""
-    meter = socket_meter(route.provider.meter, route.endpoint, exchange.model)
+    """What sees the client's messages, and the provider's, once they have passed."""
+    exchange, clock = session.exchange, gateway.clock
+    meter = socket_meter(route.provider.meter, route.endpoint, exchange.model, gateway.clock)
     if meter is None:
         return None, None
     exchange.meter = meter
-    return _guarded(meter.sent, exchange, gateway), _guarded(meter.received, exchange, gateway)
+    exchange.turns = turns = Turns(route.provider.meter, exchange.started_s)
+    client, provider = session.downstream, session.upstream
+
+    def sent(data: bytes) -> None:
+        meter.sent(data)
+        turns.sent(data, client.message_s)
+
+    def received(data: bytes) -> None:
+        meter.received(data)
+        turns.received(data, provider.message_s, clock)
+
+    return _guarded(sent, exchange, gateway), _guarded(received, exchange, gateway)
 
 
 def _guarded(look: Look, exchange: Exchange, gateway: Gateway) -> Look:
@@ -76,8 +98,6 @@ def _guarded(look: Look, exchange: Exchange, gateway: Gateway) -> Look:
             look(data)
         except Exception as error:  # whatever it is, the stream goes on; counted
             failed = True
-            exchange.meter = None
-            gateway.meter_failures += 1
-            log.bug("meter.failed", error, id=exchange.id)
+            gateway.ledger.meter_failed(exchange, error)
 
     return see

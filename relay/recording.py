@@ -48,8 +48,9 @@ def recording(
         if is_clean(body, kind.lower(), coding):
             pieces = _pieces(body)
             entry = Entry(
-                keeping.provider, upstream.reason or "", headers, pieces, streamed, time.time()
-            )
+                keeping.provider, upstream.reason or "", headers, pieces, streamed, time.time(),
+                exchange.cost_nano_usd,
+            )  # fmt: skip
             gateway.cache.keep(keeping, entry)
 
     exchange.at_end += (settle,)

@@ -14,6 +14,7 @@ from aiohttp import web
 from relay.body import Body, body_at_hand, read_body
 from relay.caching import answered, keeping
 from relay.call import Call, asked
+from relay.collecting import collect
 from relay.core.exchange import Exchange
 from relay.core.peek import peek_body
 from relay.core.provider import Route
@@ -39,6 +40,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         wanted.whole = body.stream is None
         exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, route)
+        if gateway.settings.ledger.bodies != "off":
+            collect(exchange, body.whole, gateway)
         if limits is not None and limits.asks_model:
             whole = body.whole if wanted.whole else None
             await limits.check(exchange, whole, request.headers.get("Content-Type", ""))
@@ -66,9 +69,9 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 def _peek(exchange: Exchange, request: web.Request, body: Body, route: Route) -> None:
     """What the call is about: for logs now, for rules and meters later."""
     exchange.kind, exchange.model = route.kind, route.model
-    if route.kind == "speech":
+    if route.kind in ("speech", "image"):
         exchange.spoken = body.whole
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
-        exchange.stream = seen.stream
+        exchange.stream, exchange.user = seen.stream, seen.user
         exchange.model = seen.model or route.model

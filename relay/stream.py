@@ -23,10 +23,11 @@ from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
-from relay.metering import answer_look, without_usage_event
-from relay.recording import Tap, recording
+from relay.metering import without_usage_event
+from relay.recording import Tap
 from relay.response import RelayedResponse, with_own_headers
 from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten, takes_usage_out
+from relay.taps import tapped
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
 
@@ -84,7 +85,7 @@ async def stream(
     if whole:
         first += upstream.content.read_nowait()
     pairs = passed_headers(upstream, exchange)
-    tap = tapped(upstream, pairs, exchange, gateway)
+    tap = tapped(upstream, pairs, exchange, gateway, first if whole else None)
     headers = with_own_headers(pairs, upstream.headers, exchange, gateway)
     if whole and is_rewritten(upstream, exchange):
         first = rewritten(first, headers, exchange)
@@ -270,6 +271,8 @@ def error_source(exchange: Exchange, start: bytes) -> str:
 def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[str, str]]:
     """The headers of an answer that go down with it."""
     given = upstream.headers
+    if exchange.route is not None and exchange.route.target.via == "cloudflare":
+        exchange.cloudflare_log_id = given.get("cf-aig-log-id")
     pairs = downstream_headers(given.items(), given.get("Connection"))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
@@ -279,19 +282,3 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
     if changed and "Content-Length" in given:
         return [pair for pair in pairs if pair[0].lower() != "content-length"]
     return pairs
-
-
-def tapped(
-    upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
-) -> Tap | None:
-    """What sees the chunks of this answer: the meter, whoever keeps it, both or nobody."""
-    meter = answer_look(upstream, exchange, gateway)
-    keeper = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
-    if meter is None or keeper is None:
-        return meter or keeper
-
-    def both(chunk: bytes) -> None:
-        meter(chunk)
-        keeper(chunk)
-
-    return both

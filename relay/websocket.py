@@ -62,7 +62,7 @@ async def _run(session: Session, gateway: Gateway) -> None:
     client, provider = session.downstream, session.upstream
     route = session.exchange.route
     assert route is not None
-    sent, received = session_looks(session.exchange, route, gateway)
+    sent, received = session_looks(session, route, gateway)
     pumps = (
         asyncio.create_task(pump(client, provider, session, clock, sent)),
         asyncio.create_task(pump(provider, client, session, clock, received)),

@@ -105,9 +105,9 @@ class Relay:
                 await asyncio.sleep(0.01)
 
     async def idle(self) -> None:
-        """Wait until nothing runs any more."""
+        """Wait until nothing runs any more, and all is written down."""
         async with asyncio.timeout(HANG_GUARD_S):
-            while self.gateway.running or self.gateway.sessions:
+            while self.gateway.running or self.gateway.sessions or self.gateway.ledger.waiting:
                 await asyncio.sleep(0.01)
 
 
@@ -117,8 +117,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def write_config(folder: Path, document: dict[str, Any]) -> Sources:
-    """gateway.yaml and .env in `folder`. Without a word about it nothing is tried again: tests/test_attempts.py is about that."""
-    quiet = {"demo": {"enabled": False}, "retries": {"max_attempts": 1}}
+    """gateway.yaml and .env in `folder`. Without a word about it nothing is tried again (tests/test_attempts.py is about
+    that), and no database is kept (tests/ledger is)."""
+    quiet = {"demo": {"enabled": False}, "retries": {"max_attempts": 1}, "database": None}
     (folder / "gateway.yaml").write_text(yaml.dump(quiet | document, Dumper=_Dumper, sort_keys=False))
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in KEYS.items()))
     return Sources(folder / "gateway.yaml", folder / ".env")

@@ -38,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True):
     chunks: tuple[bytes, ...]
     streamed: bool
     stored_unix_s: float
+    cost_nano_usd: int | None = None
 
     @property
     def body_bytes(self) -> int:

@@ -7,7 +7,7 @@ Reads no clock: times are given, in seconds of one monotonic clock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,6 +16,8 @@ from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayErr
 from relay.core.limits import Admission, Standing
 from relay.core.provider import Route
 from relay.core.rewriting import Rewriter
+from relay.core.traces import Trace
+from relay.core.turns import Turns
 from relay.core.usage import Usage
 
 Surface = Literal["rest", "websocket"]
@@ -36,6 +38,11 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
     )
 
 
+def least_id(unix_s: float) -> str:
+    """What every id made from then on is not below."""
+    return uuid7(int(unix_s * 1000), lambda _: 0)
+
+
 class Metering(Protocol):
     """What an Exchange wants to know of its meter (core/meters/)."""
 
@@ -46,6 +53,10 @@ class Metering(Protocol):
     @property
     def model(self) -> str | None:
         """The model that answered, where it is named."""
+
+    @property
+    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
+        """The usage, by model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +86,15 @@ class Exchange:
     started_s: float
     task: asyncio.Task[object] | None = None
     request_id: str = ""
+    headers: Mapping[str, str] | None = None
+    """The request's."""
     provider: str = ""
     endpoint: str = ""
     kind: str = field(init=False, default="other")
     model: str | None = field(init=False, default=None)
     stream: bool | None = field(init=False, default=None)
+    user: str | None = field(init=False, default=None)
+    """The end user, as the body names it."""
     route: Route | None = field(init=False, default=None)
     rewriter: Rewriter | None = field(init=False, default=None)
     """Where URLs in the answer come back as the relay's."""
@@ -100,13 +115,27 @@ class Exchange:
     standings: tuple[Standing, ...] = field(init=False, default=())
     """How the client stands under them."""
     spoken: bytes = field(init=False, default=b"")
-    """The request's body, where its text is made speech: characters are what is paid for."""
+    """The request's body, where it tells what is paid for: text made speech, images asked for."""
     asks_usage: bool = field(init=False, default=False)
     """Its usage was asked for on its client's behalf: the event that tells it is taken out."""
     look: Callable[[bytes], None] | None = field(init=False, default=None)
     """Shows the meter a chunk."""
     meter: Metering | None = field(init=False, default=None)
     """Sees what passes, and tells what it used."""
+    settled: bool = field(init=False, default=False)
+    """What it used and cost is known, as far as it will be."""
+    used: Usage | None = field(init=False, default=None)
+    """What the meter told when the call ended."""
+    cost_nano_usd: int | None = field(init=False, default=None)
+    saved_nano_usd: int | None = field(init=False, default=None)
+    """What a kept answer cost when it was made."""
+    turns: Turns | None = field(init=False, default=None)
+    said: bytes = field(init=False, default=b"")
+    """The request's body, where bodies are collected."""
+    told: bytearray | None = field(init=False, default=None)
+    """The answer's, up to a bound."""
+    trace: Trace | None = field(init=False, default=None)
+    cloudflare_log_id: str | None = field(init=False, default=None)
     keeping: Keeping | None = field(init=False, default=None)
     """What the cache does for it."""
     cache_status: str = field(init=False, default="")
@@ -120,7 +149,10 @@ class Exchange:
     """The client's own limit, instead of the provider's."""
 
     sent_s: float = field(init=False, default=0.0)
+    ended_s: float = field(init=False, default=0.0)
     first_byte_s: float = field(init=False, default=0.0)
+    own_s: float = field(init=False, default=0.0)
+    """The relay's own time, until the head of the answer went down."""
     status: int = field(init=False, default=0)
     committed: bool = field(init=False, default=False)
     held_bytes: int = field(init=False, default=0)
@@ -190,11 +222,6 @@ class Exchange:
         """The call came to a clean end."""
         if self.outcome == "running":
             self.outcome = "cached" if self.cached else "relayed"
-
-    @property
-    def usage(self) -> Usage | None:
-        """What it used, as far as is known."""
-        return self.meter.usage if self.meter is not None else None
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

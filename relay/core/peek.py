@@ -52,6 +52,9 @@ class _Wanted(msgspec.Struct):
     model: Any = None
     model_id: Any = None
     stream: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Wanted)
@@ -62,6 +65,8 @@ class Peek(msgspec.Struct, frozen=True):
 
     model: str | None = None
     stream: bool | None = None
+    user: str | None = None
+    """The end user, whatever the provider calls that."""
 
 
 NOTHING = Peek()
@@ -81,9 +86,13 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return NOTHING
     model = wanted.model if isinstance(wanted.model, str) else wanted.model_id
+    user = wanted.safety_identifier or wanted.user
+    if user is None and isinstance(wanted.metadata, dict):
+        user = wanted.metadata.get("user_id")
     return Peek(
         model if isinstance(model, str) else None,
         wanted.stream if isinstance(wanted.stream, bool) else None,
+        user if isinstance(user, str) else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from relay.core import paths, peek
 from relay.core.caching import CacheRules
 from relay.core.policy import RetryRules
+from relay.core.pricing import PriceRule
 from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
 
@@ -146,6 +147,10 @@ class Provider:
     retries: RetryRules
     jobs: Jobs
     cache: CacheRules
+    pricing: tuple[PriceRule, ...]
+    """The first that holds for a call is what it costs."""
+    priced_as: str | None
+    """What the public list of prices calls it; None: by its own name."""
     drain_s: float | None
     """How long a stream whose client left is read on, to learn its usage; None: not at all."""
     inject_usage: bool

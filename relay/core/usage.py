@@ -23,18 +23,25 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    """Of those, what is kept for an hour instead of minutes."""
     reasoning_tokens: int = 0
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
     cache_audio_read_tokens: int = 0
     input_image_tokens: int = 0
     output_image_tokens: int = 0
+    cache_image_read_tokens: int = 0
     characters: int = 0
     """Of text made speech."""
     audio_ms: int = 0
     """Of speech made text, or of a spoken session."""
     units_milli: int = 0
     """Thousandths of a provider's own unit, such as fal's."""
+    images: int = 0
+    """Made, where nothing else is told of them."""
+    billed_nano_usd: int | None = None
+    """What the provider itself says that it costs, in billionths of a US dollar."""
     estimated: bool = False
     """Counted here, since the provider did not say."""
 
@@ -44,11 +51,31 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return Usage(**sums, estimated=self.estimated or other.estimated)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
+        bills = [bill for bill in (self.billed_nano_usd, other.billed_nano_usd) if bill is not None]
+        return Usage(
+            **sums,
+            billed_nano_usd=sum(bills) if bills else None,
+            estimated=self.estimated or other.estimated,
+        )
 
 
-_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "estimated")
+COUNTS = tuple(
+    name for name in Usage.__struct_fields__ if name not in ("billed_nano_usd", "estimated")
+)
+"""The counts of a Usage, in its own order."""
+_KINDS = len(COUNTS)
+
+
+_MOST = 1 << 40
+
+
+def believable(usage: Usage | None) -> Usage | None:
+    """None of what nobody can have used in a call."""
+    if usage is None:
+        return None
+    counts = msgspec.structs.astuple(usage)[:_KINDS]
+    return usage if max(counts) < _MOST and min(counts) >= 0 else None
 
 
 class _Bounds(msgspec.Struct):

@@ -191,7 +191,7 @@ def _used(exchange: Exchange, reserved: int) -> int:
     """What a call used: as its answer said; what was set aside, where it was not told; nothing,
     where no provider did anything.
     """
-    usage = exchange.usage
+    usage = exchange.used
     if usage is not None and not usage.estimated:
         return usage.tokens
     unsent = not exchange.sent_s or isinstance(exchange.error, _UNSENT)

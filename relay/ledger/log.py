@@ -1,7 +1,7 @@
-"""The log: one line an exchange, and events of the relay's own life. Never a query, credential or
-body.
+"""The log: one line an exchange, which is its Record, and events of the relay's own life. Never a
+query, credential or body.
 
-Owns: structlog's set-up, the line, and the redaction of tracebacks. Lines are JSON to a file or
+Owns: structlog's set-up, and the redaction of tracebacks. Lines are JSON to a file or
 pipe, pretty on a terminal. Writing never raises into a call.
 """
 
@@ -20,8 +20,8 @@ import msgspec
 import structlog
 
 from relay.core.errors import InternalError
-from relay.core.exchange import Attempt, Exchange
-from relay.core.usage import Usage
+from relay.core.exchange import Exchange
+from relay.core.record import Record
 from relay.registry.load import Config
 
 FLUSH_S = 0.02
@@ -108,65 +108,36 @@ def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
 
 
 def _stamped(_logger: Any, _name: str, event: Any) -> Any:
-    event["timestamp"] = _timestamp()
+    event["timestamp"] = _timestamp(time.time())
     return event
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
-    """The line of an Exchange; what does not apply to it is left out."""
-
-    id: str
-    method: str
-    provider: str
-    endpoint: str
-    status: int
-    outcome: str
-    duration_ms: float
-    bytes_up: int
-    bytes_down: int
-    client: str
-    model: str | None = None
-    first_byte_ms: float | None = None
-    via: str | None = None
-    messages_up: int | None = None
-    messages_down: int | None = None
-    close_code: int | None = None
-    closed_by: str | None = None
-    attempts: tuple[Attempt, ...] | None = None
-    cache: str | None = None
-    usage: Usage | None = None
-    model_answered: str | None = None
-    error: str | None = None
-    cause: str | None = None
-    event: str = ""
-    level: str = ""
-    timestamp: str = ""
-
-
-def _write_json(line: _Line) -> None:
+def _write_json(line: Record) -> bytes:
     """The hot line: what structlog's processors would make of it, without their detour."""
     assert _lines is not None
-    line.event, line.level, line.timestamp = "exchange", "info", _timestamp()
-    _lines.msg(_encode(line))
+    encoded = _encode(line)
+    _lines.msg(encoded)
+    return encoded
 
 
-def _write_pretty(line: _Line) -> None:
+def _write_pretty(line: Record) -> None:
     fields = msgspec.to_builtins(line)
+    for name in ("event", "level", "timestamp"):
+        fields.pop(name, None)
     _log.info("exchange", **fields)
 
 
-def _drop(_line: _Line) -> None:
+def _drop(_line: Record) -> None:
     """The level says that calls are not logged."""
 
 
-_write_line: Callable[[_Line], None] = _write_pretty
+_write_line: Callable[[Record], bytes | None] = _write_pretty
 _second, _second_text = 0, ""
 
 
-def _timestamp() -> str:
-    """Now, ISO 8601 in UTC; the text of a second is made once."""
+def _timestamp(now: float) -> str:
+    """ISO 8601 in UTC; the text of a second is made once."""
     global _second, _second_text
-    now = time.time()
     second = int(now)
     if second != _second:
         _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -209,68 +180,32 @@ def warn(name: str, **fields: Any) -> None:
 
 def bug(name: str, error: BaseException, **fields: Any) -> None:
     """A failure of the relay's own, with its traceback, redacted."""
-    text = "".join(traceback.format_exception(error))
-    for secret in _secrets:
-        text = text.replace(secret, "[redacted]")
+    text = redacted("".join(traceback.format_exception(error)))
     _write("error", name, {**fields, "traceback": text})
 
 
-def exchange_ended(exchange: Exchange, now_s: float) -> None:
-    """The one line of an Exchange."""
-    global failures
-    error = exchange.error
-    if isinstance(error, InternalError) and exchange.cause is not None:
+def redacted(text: str) -> str:
+    """Without any secret in force."""
+    for secret in _secrets:
+        text = text.replace(secret, "[redacted]")
+    return text
+
+
+def exchange_failed(exchange: Exchange) -> None:
+    """A failure of the relay's own is told at once, with its traceback."""
+    if isinstance(exchange.error, InternalError) and exchange.cause is not None:
         bug("exchange.failed", exchange.cause, id=exchange.id)
-    line = _Line(
-        exchange.id,
-        exchange.method,
-        exchange.provider,
-        exchange.endpoint,
-        exchange.status or (error.status if error else 0),
-        exchange.outcome,
-        _ms(exchange.started_s, now_s),
-        exchange.request_bytes,
-        exchange.response_bytes,
-        exchange.client,
-        exchange.model,
-    )
-    if exchange.first_byte_s:
-        line.first_byte_ms = _ms(exchange.started_s, exchange.first_byte_s)
-    if exchange.route is not None:
-        line.via = exchange.route.target.via
-    if exchange.surface == "websocket":
-        line.messages_up, line.messages_down = exchange.messages_up, exchange.messages_down
-        line.close_code, line.closed_by = exchange.close_code, exchange.closed_by
-    if len(exchange.attempts) > 1:
-        line.attempts = exchange.attempts
-    if exchange.cache_status:
-        line.cache = exchange.cache_status
-    if exchange.meter is not None:
-        line.usage, answered = exchange.usage, exchange.meter.model
-        if answered != exchange.model:
-            line.model_answered = answered
-    if error is not None:
-        line.error = error.code
-        if exchange.cause is not None:
-            line.cause = _cause(exchange.cause)
+
+
+def exchange_ended(record: Record, unix_s: float) -> bytes | None:
+    """The one line of an Exchange that ended then; as it was written, where that is JSON."""
+    global failures
+    record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
     try:
-        _write_line(line)
+        return _write_line(record)
     except Exception:  # a log that cannot be written must not end a call; counted
         failures += 1
-
-
-def _ms(from_s: float, to_s: float) -> float:
-    """Milliseconds between two stamps, to the hundredth."""
-    return int((to_s - from_s) * 1e5) / 100
-
-
-def _cause(error: BaseException) -> str:
-    """The types of a failure and of what caused it: their texts may hold URLs with keys."""
-    names = [type(error).__name__]
-    inner = error.__cause__ or getattr(error, "os_error", None)
-    if inner is not None and inner is not error:
-        names.append(type(inner).__name__)
-    return " from ".join(names)
+        return None
 
 
 def _write(level: str, name: str, fields: dict[str, Any]) -> None:

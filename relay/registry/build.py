@@ -28,6 +28,7 @@ from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
 from relay.registry.entries import ProviderEntry, ProviderWebSocket
+from relay.registry.pricing import price_rules
 from relay.registry.registry import Registry
 from relay.registry.targets import fallbacks, homes, retry_rules, target
 from relay.registry.yamlfile import Document, Where
@@ -83,7 +84,7 @@ class _Builder:
     """Of all providers."""
 
     def provider(self) -> Provider | None:
-        entry, upstream = self.entry, self.settings.upstream
+        entry = self.entry
         if not _NAME.match(self.name):
             self._complain((), "a provider's name is lower-case letters, digits, dots and dashes")
         base = self._base(entry.base_url, ("base_url",))
@@ -109,6 +110,8 @@ class _Builder:
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
             cache=self._cache(),
+            pricing=price_rules(entry.pricing, entry.meter),
+            priced_as=entry.priced_as,
             drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,
             inject_usage=entry.inject_usage,
             jobs=Jobs(**self.settings.jobs.model_dump()),
@@ -119,10 +122,15 @@ class _Builder:
             target_header=entry.target_header,
             query_credentials=self._query_credentials(),
             clients_may_bring_keys=entry.client_credentials == "allow",
-            connect_timeout_s=entry.connect_timeout_s or upstream.connect_timeout_s,
-            first_byte_timeout_s=entry.first_byte_timeout_s or upstream.first_byte_timeout_s,
-            idle_timeout_s=entry.idle_timeout_s or upstream.idle_timeout_s,
+            **self._timeouts(),
         )
+
+    def _timeouts(self) -> dict[str, float]:
+        """The entry's own, or those of all."""
+        return {
+            name: getattr(self.entry, name) or common
+            for name, common in self.settings.upstream.model_dump().items()
+        }
 
     @property
     def auth(self) -> AuthReader:

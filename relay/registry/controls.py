@@ -104,6 +104,49 @@ class Cache(ProviderCache):
     max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="A larger answer is not kept.")
 
 
+class Ledger(Section):
+    retention_days: float = Field(
+        30, gt=0, le=36500, description="How long the row of a call is kept."
+    )
+    bodies: Literal["off", "asked", "on"] = Field(
+        "off",
+        description="Keep what REST calls said and were told: never; where a call asks for it (cf-aig-collect-log-payload: true); or unless it forbids it.",
+    )
+    body_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = Field(
+        64 * 1024, description="Of each body at most; the rest is cut off."
+    )
+    body_retention_days: float = Field(
+        7, gt=0, le=36500, description="How long bodies are kept; never longer than the row."
+    )
+
+
+class Metrics(Section):
+    enabled: bool = Field(True, description="Serve Prometheus metrics at /metrics.")
+    max_models: int = Field(
+        200, ge=0, description="Models that are told apart; the others are `other`."
+    )
+
+
+def _otlp(given: str | None) -> str | None:
+    if given and not given.startswith(("http://", "https://")):
+        raise PydanticCustomError("otlp", "should be a URL such as http://localhost:4318")
+    return given or None
+
+
+class Tracing(Section):
+    endpoint: Annotated[str | None, AfterValidator(_otlp)] = Field(
+        None,
+        description="OTLP endpoint (http/protobuf), such as http://localhost:4318; none: no traces.",
+    )
+    headers: dict[str, str] = Field(
+        {}, repr=False, description="Sent with every export, such as a vendor's key."
+    )
+    sample: float = Field(
+        1, ge=0, le=1, description="Share of the traces that begin here; others keep their choice."
+    )
+    service_name: str = Field("ai-gateway-relay", description="What traces call the relay.")
+
+
 class Redis(Section):
     url: Annotated[str | None, AfterValidator(_redis_url)] = Field(
         None,

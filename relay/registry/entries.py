@@ -5,7 +5,9 @@ Owns: the keys of a provider. It holds what was written; build.py gives it its m
 
 from __future__ import annotations
 
+import datetime
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -164,6 +166,36 @@ class Rewrite(Section):
     )
 
 
+Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+class Pricing(Section):
+    models: list[str] = Field([], description="Of these models, `*` is allowed; empty is all.")
+    since: datetime.date | None = Field(None, description="From this day on, UTC.")
+    until: datetime.date | None = Field(None, description="Until this day, which is not in it.")
+    input_per_mtok: Usd | None = Field(None, description="US dollars a million tokens of input.")
+    output_per_mtok: Usd | None = Field(None, description="The same of output.")
+    cache_read_per_mtok: Usd | None = Field(
+        None, description="Of input read from the provider's cache; none: as input."
+    )
+    cache_write_per_mtok: Usd | None = Field(None, description="Of input written to it.")
+    cache_write_1h_per_mtok: Usd | None = Field(None, description="Of that, kept for an hour.")
+    reasoning_per_mtok: Usd | None = Field(None, description="Of reasoning; none: as output.")
+    input_audio_per_mtok: Usd | None = Field(None, description="Of audio heard.")
+    output_audio_per_mtok: Usd | None = Field(None, description="Of audio made.")
+    cache_audio_read_per_mtok: Usd | None = Field(None, description="Of audio from its cache.")
+    input_image_per_mtok: Usd | None = Field(None, description="Of images seen.")
+    output_image_per_mtok: Usd | None = Field(None, description="Of images made.")
+    cache_image_read_per_mtok: Usd | None = Field(None, description="Of images from its cache.")
+    characters_per_million: Usd | None = Field(
+        None, description="US dollars a million characters made speech."
+    )
+    audio_per_hour: Usd | None = Field(None, description="US dollars an hour of audio.")
+    per_unit: Usd | None = Field(None, description="Of the provider's own unit, such as fal's.")
+    per_image: Usd | None = Field(None, description="Of an image, where no tokens are told.")
+    per_call: Usd | None = Field(None, description="Of every call, beside the rest.")
+
+
 class ProviderEntry(Section):
     base_url: str = Field(
         description="Where the provider lives, version path included if all its endpoints share one."
@@ -189,6 +221,12 @@ class ProviderEntry(Section):
     weight: float = Field(1, gt=0, description="Its own share, with `order: weight`.")
     retries: Retries | None = Field(None, description="Instead of the section `retries`.")
     cache: ProviderCache | None = Field(None, description="Instead of the same keys of `cache`.")
+    pricing: list[Pricing] = Field(
+        [], description="What its calls cost, before the public list is asked."
+    )
+    priced_as: str | None = Field(
+        None, description="Its name in the public list of prices (genai-prices); none: its own."
+    )
     on_disconnect: Literal["cancel", "drain"] = Field(
         "cancel",
         description="When a client leaves a stream: cancel it, or drain it, unseen, to learn its exact usage.",

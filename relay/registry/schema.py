@@ -13,7 +13,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from relay.registry.controls import Cache, Jobs, Limit, Redis, RetryBudget
+from relay.registry.controls import (
+    Cache,
+    Jobs,
+    Ledger,
+    Limit,
+    Metrics,
+    Redis,
+    RetryBudget,
+    Tracing,
+)
 from relay.registry.entries import Bytes, ProviderEntry, Retries, Seconds, Section
 
 _PUBLIC = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[A-Za-z0-9._~/-]*)?\Z")
@@ -175,6 +184,18 @@ class Cloudflare(Section):
     )
 
 
+def _database(given: str | None) -> str | None:
+    kind, colon, _ = (given or "").partition("://")
+    if colon and kind not in _DATABASES:
+        raise PydanticCustomError(
+            "database", "should be a path, sqlite:///PATH or postgresql+asyncpg://…"
+        )
+    return given or None
+
+
+_DATABASES = ("sqlite", "sqlite+aiosqlite", "postgres", "postgresql", "postgresql+asyncpg")
+
+
 class GatewayFile(Section):
     """The whole of gateway.yaml."""
 
@@ -188,6 +209,14 @@ class GatewayFile(Section):
     jobs: Jobs = Jobs()
     cache: Cache = Cache()
     redis: Redis = Redis()
+    database: Annotated[str | None, AfterValidator(_database)] = Field(
+        "data/relay.db",
+        repr=False,
+        description="Where the ledger is kept: a SQLite file, or postgresql+asyncpg://USER:PASSWORD@HOST/NAME; empty: nowhere.",
+    )
+    ledger: Ledger = Ledger()
+    metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     cors: Cors = Cors()
     log: Log = Log()
     demo: Demo = Demo()

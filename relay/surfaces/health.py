@@ -27,15 +27,24 @@ async def readyz(request: web.Request) -> web.Response:
     """200 while calls are taken, 503 once draining."""
     gateway = request.app[GATEWAY]
     state = "draining" if gateway.draining else "ready"
+    ledger = gateway.ledger
     body = {
         "status": state,
         "running": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.failures,
-        "meter_failures": gateway.meter_failures,
+        "meter_failures": ledger.meter_failures,
         "refused_at_the_door": gateway.refused_at_the_door,
         "settling_dropped": gateway.later.dropped,
     }
+    if ledger.database is not None:
+        body |= {
+            "ledger": ledger.state,
+            "ledger_rows_waiting": ledger.waiting,
+            "ledger_failures": ledger.failures,
+            "ledger_rows_dropped": ledger.rows_dropped,
+            "ledger_bodies_dropped": ledger.bodies_dropped,
+        }
     if (shared := gateway.shared) is not None:
         # Away is no reason to take no calls: limits and cache go on without.
         body |= {"redis": shared.state, "redis_failures": shared.failures}

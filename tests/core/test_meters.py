@@ -35,7 +35,7 @@ ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
     "embeddings": ("openai", "embeddings", b'{"model": "e", "usage": {"prompt_tokens": 7, "total_tokens": 7}}', Usage(7, 0), "e"),
     "images": (
         "openai", "image", b'{"usage": {"input_tokens": 50, "output_tokens": 30, "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}}',
-        Usage(50, 30, input_image_tokens=40), None,
+        Usage(50, 30, input_image_tokens=40, output_image_tokens=30), None,
     ),
     "transcription": (
         "openai", "transcription", b'{"usage": {"type": "tokens", "input_tokens": 14, "input_token_details": {"text_tokens": 0, "audio_tokens": 14}, "output_tokens": 4}}',
@@ -111,11 +111,11 @@ def test_a_compressed_answer_is_read_byte_by_byte_too(name: str, coding: str) ->
 
 @pytest.mark.parametrize("coding", PACKED)
 def test_a_bomb_and_a_broken_coding_are_borne(coding: str) -> None:
-    bomb = meter_of("images", {"Content-Encoding": coding})
+    bomb = meter_of("embeddings", {"Content-Encoding": coding})
     bomb.feed(PACKED[coding](b"\0" * (80 << 20)))
-    broken = meter_of("images", {"Content-Encoding": coding})
+    broken = meter_of("embeddings", {"Content-Encoding": coding})
     broken.feed(b"not packed at all" * 10)
-    broken.feed(ANSWERS["images"][2])
+    broken.feed(ANSWERS["embeddings"][2])
     assert bomb.usage is None and broken.usage is None
 
 
@@ -185,7 +185,7 @@ SESSIONS: dict[str, tuple[str, str, str | None, list[tuple[bool, bytes]], Usage 
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_session_adds_up_what_its_messages_tell(name: str) -> None:
     vendor, endpoint, asked, messages, usage, model = SESSIONS[name]
-    meter = socket_meter(vendor, endpoint, asked)
+    meter = socket_meter(vendor, endpoint, asked, lambda: 0.0)
     assert meter is not None
     for of_client, data in messages:
         (meter.sent if of_client else meter.received)(data)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from relay.core.meters import formats
 from relay.core.meters.scan import Needle, Scan, unpacker
 from relay.core.usage import BYTES_A_TOKEN, Usage
@@ -23,6 +25,7 @@ _TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "de
 """The field of a request whose characters are spoken."""
 
 Header = Callable[[str], str | None]
+Parts = tuple[tuple[str | None, Usage], ...]
 
 
 class Sent(NamedTuple):
@@ -34,15 +37,14 @@ class Sent(NamedTuple):
 
 
 class AnswerMeter:
-    """`feed` sees each chunk; `usage` is what it came to, None if nothing is known.
-
-    `model` is the one that answered, if the answer names it.
-    """
+    """`feed` sees each chunk; `usage` is what it came to, None if nothing is known."""
 
     __slots__ = (
         "_at", "_end", "_estimates", "_held", "_scan", "_sent", "_unpack", "events", "model",
         "told",
     )  # fmt: skip
+    takes_whole = True
+    """An answer that comes in one piece is read in one go."""
 
     def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
         self._sent = sent
@@ -55,14 +57,21 @@ class AnswerMeter:
         self.events = 0
         """Server-sent events that passed."""
         self.model: str | None = None
+        """The one that answered, if the answer names it."""
         self.told: Usage | None = None
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk."""
+        if not self._at and self.takes_whole and chunk[:1] == b"{" and self._unpack is None:
+            if (found := formats.openai_answer(chunk)) is not None:
+                self._at = len(chunk)
+                self.model, told = found
+                self._hear(told)
+                return
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
-        if found := self._scan.feed(chunk):
-            self.read(found)
+        if found_objects := self._scan.feed(chunk):
+            self.read(found_objects)
         if self.model is None and self._at < _MODEL_WITHIN_BYTES:
             self._look_for_model(chunk)
         self._at += len(chunk)
@@ -72,12 +81,26 @@ class AnswerMeter:
 
     def read(self, found: Sequence[bytes]) -> None:
         """Take what objects tell: the last one holds."""
-        self.told = formats.openai(found[-1]) or self.told
+        told = formats.openai(found[-1])
+        if told is not None:
+            self._hear(told)
+
+    def _hear(self, told: Usage) -> None:
+        if self._sent.kind == "image" and not told.output_image_tokens:
+            # What images are made of, where the answer has no details.
+            told = msgspec.structs.replace(told, output_image_tokens=told.output_tokens)
+        self.told = told
 
     @property
     def usage(self) -> Usage | None:
         """As told, or as estimated."""
         return self.told or self._estimated()
+
+    @property
+    def parts(self) -> Parts:
+        """The same, by model."""
+        usage = self.usage
+        return ((self.model, usage),) if usage is not None else ()
 
     def _look_for_model(self, chunk: bytes) -> None:
         if not self._held and b'"model' not in chunk and chunk.endswith(b"\n"):
@@ -90,6 +113,9 @@ class AnswerMeter:
             self._held = text[-256:]
 
     def _estimated(self) -> Usage | None:
+        if self._sent.kind == "image" and self._at:
+            asked = formats.fields(self._sent.body).get("n")
+            return Usage(images=asked if type(asked) is int and asked > 0 else 1, estimated=True)
         if not self._estimates or not self._at:
             return None
         # An event is about a token; of what is no stream, four bytes are.
@@ -101,6 +127,7 @@ class Anthropic(AnswerMeter):
     """The start tells the input, later events overwrite what they name; nothing is added up."""
 
     __slots__ = ("_said",)
+    takes_whole = False
 
     def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
         super().__init__(sent, needle, content_encoding)
@@ -117,6 +144,7 @@ class Google(AnswerMeter):
     """Every chunk tells the whole so far: the last one holds."""
 
     __slots__ = ()
+    takes_whole = False
 
     def read(self, found: Sequence[bytes]) -> None:
         """See AnswerMeter."""
@@ -147,6 +175,12 @@ class Seconds:
         """None if it was not there."""
         return None if self._value_ms is None else Usage(audio_ms=self._value_ms)
 
+    @property
+    def parts(self) -> Parts:
+        """The same, by model."""
+        usage = self.usage
+        return ((self.model, usage),) if usage is not None else ()
+
 
 class Known:
     """What is known before the answer: nothing in it is looked at."""
@@ -157,8 +191,51 @@ class Known:
         self.usage: Usage | None = usage
         self.model: str | None = None
 
+    @property
+    def parts(self) -> Parts:
+        """The same, by model."""
+        return ((self.model, self.usage),) if self.usage is not None else ()
+
     def feed(self, chunk: bytes) -> None:
         """Nothing to see."""
+
+
+class Whole:
+    """An answer that came in one piece: it is only held, and read when somebody asks what it came
+    to. Many read at a time cost a third of what they do one by one, each within its own call.
+    """
+
+    __slots__ = ("_chunk", "_header", "_meter", "_name", "_sent")
+
+    def __init__(self, meter: str, sent: Sent, header: Header, chunk: bytes) -> None:
+        self._name, self._sent, self._header, self._chunk = meter, sent, header, chunk
+        self._meter: Meter | None = None
+
+    def _read(self) -> Meter | None:
+        if self._chunk:
+            self._meter = answer_meter(self._name, self._sent, self._header)
+            if self._meter is not None:
+                self._meter.feed(self._chunk)
+            self._chunk = b""
+        return self._meter
+
+    @property
+    def model(self) -> str | None:
+        """See AnswerMeter."""
+        meter = self._read()
+        return meter.model if meter is not None else None
+
+    @property
+    def usage(self) -> Usage | None:
+        """See AnswerMeter."""
+        meter = self._read()
+        return meter.usage if meter is not None else None
+
+    @property
+    def parts(self) -> Parts:
+        """See AnswerMeter."""
+        meter = self._read()
+        return meter.parts if meter is not None else ()
 
 
 Meter = AnswerMeter | Seconds | Known

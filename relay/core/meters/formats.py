@@ -8,6 +8,7 @@ tells nothing, and never raises.
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -38,6 +39,7 @@ def count(holder: Any, *names: str) -> int:
 
 class _Cached(msgspec.Struct):
     audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class _Details(msgspec.Struct):
@@ -58,6 +60,7 @@ class _OpenAI(msgspec.Struct):
     total_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
     seconds: float | None = None
+    cost: Decimal | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
     input_token_details: _Details | None = None
@@ -66,7 +69,15 @@ class _OpenAI(msgspec.Struct):
     output_token_details: _Details | None = None
 
 
+class _Answer(msgspec.Struct):
+    """An answer that is all here."""
+
+    model: Any = None
+    usage: _OpenAI | None = None
+
+
 _openai = msgspec.json.Decoder(_OpenAI).decode
+_answer = msgspec.json.Decoder(_Answer).decode
 _NONE = _Details()
 
 
@@ -76,30 +87,51 @@ def openai(text: bytes) -> Usage | None:
         said = _openai(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
+    return _usage(said)
+
+
+def openai_answer(text: bytes) -> tuple[str | None, Usage] | None:
+    """The model and usage of a whole answer, read in one go; None where they are to be looked for:
+    it is no JSON object, or tells no usage at its top.
+    """
+    try:
+        answer = _answer(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    usage = _usage(answer.usage) if answer.usage is not None else None
+    if usage is None:
+        return None
+    return answer.model if isinstance(answer.model, str) else None, usage
+
+
+def _usage(said: _OpenAI) -> Usage | None:
     if said.seconds is not None:
         return Usage(audio_ms=round(said.seconds * 1000))
     input_tokens = said.prompt_tokens or said.input_tokens or 0
     output_tokens = said.completion_tokens or said.output_tokens or 0
     asked = said.prompt_tokens_details or said.input_tokens_details or said.input_token_details
     gave = said.completion_tokens_details or said.output_tokens_details or said.output_token_details
-    if asked is None and gave is None and not said.prompt_cache_hit_tokens:
+    if said.cost is None and asked is None and gave is None and not said.prompt_cache_hit_tokens:
         return Usage(input_tokens, output_tokens) if input_tokens or output_tokens else None
     asked, gave = asked or _NONE, gave or _NONE
     cached, reasoning = asked.cached_tokens_details, gave.reasoning_tokens or 0
     if reasoning and said.total_tokens == input_tokens + output_tokens + reasoning:
         output_tokens += reasoning  # xAI counts reasoning beside the output, not in it
-    usage = Usage(
+    if not (input_tokens or output_tokens):
+        return None
+    return Usage(
         input_tokens,
         output_tokens,
-        cache_read_tokens=asked.cached_tokens or said.prompt_cache_hit_tokens or 0,
+        asked.cached_tokens or said.prompt_cache_hit_tokens or 0,
         reasoning_tokens=reasoning,
         input_audio_tokens=asked.audio_tokens or 0,
         output_audio_tokens=gave.audio_tokens or 0,
         cache_audio_read_tokens=(cached.audio_tokens or 0) if cached is not None else 0,
         input_image_tokens=asked.image_tokens or 0,
         output_image_tokens=gave.image_tokens or 0,
+        cache_image_read_tokens=(cached.image_tokens or 0) if cached is not None else 0,
+        billed_nano_usd=None if said.cost is None else round(said.cost * 10**9),
     )
-    return usage if usage.tokens else None
 
 
 def anthropic(said: dict[str, Any]) -> Usage | None:
@@ -111,6 +143,7 @@ def anthropic(said: dict[str, Any]) -> Usage | None:
         output_tokens=count(said, "output_tokens"),
         cache_read_tokens=read,
         cache_write_tokens=wrote,
+        cache_write_1h_tokens=count(said.get("cache_creation"), "ephemeral_1h_input_tokens"),
     )
     return usage if usage.tokens else None
 
@@ -132,6 +165,7 @@ def google(text: bytes) -> Usage | None:
         cache_audio_read_tokens=cached.get("AUDIO", 0),
         input_image_tokens=asked.get("IMAGE", 0),
         output_image_tokens=gave.get("IMAGE", 0),
+        cache_image_read_tokens=cached.get("IMAGE", 0),
     )
     return usage if usage.tokens else None
 

@@ -7,6 +7,9 @@ added up over the session: a cancelled response costs what it used until then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from relay.core.meters import formats
 from relay.core.meters.scan import end_of_object
 from relay.core.usage import Usage
@@ -17,10 +20,11 @@ _MAX_PARSED_BYTES = 256 * 1024
 class SocketMeter:
     """Sees nothing by itself."""
 
-    __slots__ = ("_sum", "model")
+    __slots__ = ("_aside", "_sum", "model")
 
     def __init__(self, model: str | None = None) -> None:
         self._sum: Usage | None = None
+        self._aside: dict[str, Usage] = {}
         self.model = model
 
     def sent(self, data: bytes) -> None:
@@ -32,20 +36,39 @@ class SocketMeter:
     @property
     def usage(self) -> Usage | None:
         """What it came to so far."""
-        return self._sum
+        whole = self._sum
+        for usage in self._aside.values():
+            whole = usage if whole is None else whole + usage
+        return whole
 
-    def add(self, usage: Usage | None) -> None:
-        """One more."""
-        if usage is not None:
+    @property
+    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
+        """The same, by model: what another one than the session's did has its own price."""
+        own = ((self.model, self._sum),) if self._sum is not None else ()
+        return (*own, *self._aside.items())
+
+    def add(self, usage: Usage | None, model: str | None = None) -> None:
+        """One more; `model` is named where it is not the session's."""
+        if usage is None:
+            return
+        if model is not None:
+            before = self._aside.get(model)
+            self._aside[model] = usage if before is None else before + usage
+        else:
             self._sum = usage if self._sum is None else self._sum + usage
 
 
 class OpenAI(SocketMeter):
     """Realtime: every `response.done` and transcription of the input; the Responses socket: every
-    `response.completed`, or how else it ended. The model stands in the URL, or in `session.*`.
+    `response.completed`, or how else it ended. The model stands in the URL, or in `session.*`, and
+    so does the one that transcribes.
     """
 
-    __slots__ = ()
+    __slots__ = ("_transcriber",)
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__(model)
+        self._transcriber: str | None = None
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
@@ -54,20 +77,42 @@ class OpenAI(SocketMeter):
             holder = said.get("response") if isinstance(said.get("response"), dict) else said
             if said.get("type") in _ENDS and holder:
                 at = data.rfind(b'"usage"')
-                self.add(formats.openai(_object_behind(data, at)))
+                heard = said["type"] == _TRANSCRIBED
+                self.add(
+                    formats.openai(_object_behind(data, at)),
+                    (self._transcriber or _TRANSCRIBER) if heard else None,
+                )
         elif b'"session.' in data and len(data) <= _MAX_PARSED_BYTES:
             session = formats.fields(data).get("session")
-            if isinstance(session, dict) and isinstance(session.get("model"), str):
+            if not isinstance(session, dict):
+                return
+            if isinstance(session.get("model"), str):
                 self.model = session["model"]
+            self._transcriber = _transcriber(session) or self._transcriber
 
 
+def _transcriber(session: dict[str, Any]) -> str | None:
+    """Which model transcribes the input: in `audio.input`, or at the top in the older API."""
+    audio = session.get("audio")
+    given = audio.get("input") if isinstance(audio, dict) else None
+    now = given.get("transcription") if isinstance(given, dict) else None
+    older = session.get("input_audio_transcription")
+    for found in (now, older):
+        if isinstance(found, dict) and isinstance(found.get("model"), str):
+            return str(found["model"])
+    return None
+
+
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_TRANSCRIBER = "input-transcription"
+"""Stands for a transcribing model that the session has not named: it has no price."""
 _ENDS = frozenset(
     {
         "response.done",
         "response.completed",
         "response.incomplete",
         "response.failed",
-        "conversation.item.input_audio_transcription.completed",
+        _TRANSCRIBED,
     }
 )
 
@@ -133,6 +178,26 @@ class Seconds(SocketMeter):
             self.add(_heard(said.get(self._part)))
 
 
+class Lasting(SocketMeter):
+    """A spoken session that is paid by the time it lasts; `clock` tells seconds."""
+
+    __slots__ = ("_began_s", "_clock")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock, self._began_s = clock, clock()
+
+    @property
+    def usage(self) -> Usage | None:
+        """Until now."""
+        return Usage(audio_ms=round((self._clock() - self._began_s) * 1000))
+
+    @property
+    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
+        """See SocketMeter."""
+        return ((None, usage),) if (usage := self.usage) is not None else ()
+
+
 def _heard(seconds: object) -> Usage | None:
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < 1e7:
         return Usage(audio_ms=round(seconds * 1000))
@@ -145,13 +210,17 @@ def _object_behind(data: bytes, at: int) -> bytes:
     return data[start:end] if end >= 0 else b""
 
 
-def socket_meter(meter: str, endpoint: str, model: str | None) -> SocketMeter | None:
+def socket_meter(
+    meter: str, endpoint: str, model: str | None, clock: Callable[[], float]
+) -> SocketMeter | None:
     """What sees the messages of a session; None if nothing does."""
     if meter == "openai":
         return OpenAI(model)
     if meter == "google":
         return Google(model)
     if meter == "elevenlabs":
+        if "convai" in endpoint:
+            return Lasting(clock)
         return Characters("text", model) if "text-to-speech" in endpoint else None
     if meter == "cartesia":
         return _cartesia(endpoint, model)

@@ -1,0 +1,95 @@
+"""The record of one call: what the log line and the ledger's row say of it.
+
+Owns: the noun Record. It is made once, when an Exchange ends (ledger/recording.py), encoded once,
+and never changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from relay.core.exchange import Attempt
+from relay.core.metadata import Metadata
+from relay.core.turns import Turn
+from relay.core.usage import Usage
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """What does not apply to a call is left out. `_ms` are milliseconds, to the hundredth."""
+
+    id: str
+    """UUIDv7 of when it began."""
+    surface: str
+    method: str
+    provider: str
+    """The one that was asked for."""
+    endpoint: str
+    status: int
+    outcome: str
+    duration_ms: float
+    bytes_up: int
+    bytes_down: int
+    client: str
+    own_ms: float = 0.0
+    """The relay's own time, until the head of the answer went down."""
+    kind: str = "other"
+    model: str | None = None
+    first_byte_ms: float | None = None
+    via: str | None = None
+    answered_by: str | None = None
+    """The provider that answered, where it is another."""
+    model_answered: str | None = None
+    stream: bool | None = None
+    attempts: tuple[Attempt, ...] | None = None
+    cache: str | None = None
+    usage: Usage | None = None
+    cost_nano_usd: int | None = None
+    """Billionths of a US dollar; None where no price is known."""
+    saved_nano_usd: int | None = None
+    """What an answer from the cache cost when it was made."""
+    error: str | None = None
+    cause: str | None = None
+    request_id: str | None = None
+    event_id: str | None = None
+    cloudflare_log_id: str | None = None
+    user: str | None = None
+    """The end user, as the body names it."""
+    metadata: Metadata | None = None
+    messages_up: int | None = None
+    messages_down: int | None = None
+    close_code: int | None = None
+    closed_by: str | None = None
+    turns: tuple[Turn, ...] | None = None
+    """Of a spoken session, the first of them."""
+    interruptions: int | None = None
+    event: str = ""
+    level: str = ""
+    timestamp: str = ""
+    """When it ended, ISO 8601 in UTC."""
+
+
+FAILED = frozenset({"failed", "refused"})
+"""Outcomes of calls whose client did not get what it asked for; so did not who got a status of 400
+or more.
+"""
+
+
+class Bodies(NamedTuple):
+    """What a call said and was told, each whole or cut (`_complete` false)."""
+
+    request: bytes
+    request_complete: bool
+    response: bytes
+    response_complete: bool
+
+
+_MOST_TEXT = 256
+
+
+def clean(text: str) -> str:
+    """Text of a client's, made such as any log and database takes."""
+    if text.isascii() and "\0" not in text:
+        return text[:_MOST_TEXT]
+    return text[:_MOST_TEXT].replace("\0", "").encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,82 @@
+"""How times are spread: counts in log-spaced buckets, from which percentiles are read.
+
+Owns: the buckets, and a Spread: one integer with a lane of 32 bits for each bucket of each measure.
+Two of them are put together by adding them, whether in Python or from another process's row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+BUCKETS = 48
+"""Two an octave, from 1/16 ms to some 17 minutes."""
+LEAST_MS = 1 / 16
+LANE_BITS = 32
+_LANE = (1 << LANE_BITS) - 1
+MEASURES = ("duration", "first_byte", "own")
+_BOUNDS = [LEAST_MS * 2 ** (number / 2) for number in range(BUCKETS - 1)]
+_ONES = tuple(
+    tuple(1 << (LANE_BITS * (measure * BUCKETS + at)) for at in range(BUCKETS))
+    for measure in range(len(MEASURES))
+)
+
+
+def bucket(ms: float) -> int:
+    """The bucket of a time in ms: the first whose bound is not below it."""
+    return bisect_left(_BOUNDS, ms)
+
+
+def bound_ms(number: int) -> float:
+    """The upper bound of a bucket."""
+    return float(LEAST_MS * 2 ** (number / 2))
+
+
+def spread(duration_ms: float | None, first_byte_ms: float | None, own_ms: float | None) -> int:
+    """The Spread of one call; None where it has no such time."""
+    duration, first_byte, own = _ONES
+    one = 0
+    if duration_ms is not None:
+        one = duration[bisect_left(_BOUNDS, duration_ms)]
+    if first_byte_ms is not None:
+        one += first_byte[bisect_left(_BOUNDS, first_byte_ms)]
+    if own_ms is not None:
+        one += own[bisect_left(_BOUNDS, own_ms)]
+    return one
+
+
+def counts(whole: int, measure: str) -> list[int]:
+    """How many there are in each bucket."""
+    lanes = whole >> (LANE_BITS * BUCKETS * MEASURES.index(measure))
+    return [(lanes >> (LANE_BITS * at)) & _LANE for at in range(BUCKETS)]
+
+
+def percentiles(whole: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
+    """`{"p50": ms, …}`, each exact to a bucket's width (the square root of two) and laid straight
+    between its bounds; None if nothing was counted.
+    """
+    found = counts(whole, measure)
+    total = sum(found)
+    if not total:
+        return None
+    return {f"p{share:g}": round(_at(found, total * share / 100), 2) for share in wanted}
+
+
+def _at(found: list[int], rank: float) -> float:
+    passed = 0
+    for number, count in enumerate(found):
+        if count and passed + count >= rank:
+            below = bound_ms(number - 1) if number else 0.0
+            return below + (bound_ms(number) - below) * (rank - passed) / count
+        passed += count
+    return bound_ms(BUCKETS - 1)
+
+
+def to_bytes(whole: int) -> bytes:
+    """As it is stored: little-endian, without the empty lanes at its end."""
+    return whole.to_bytes((whole.bit_length() + 7) // 8, "little")
+
+
+def from_bytes(stored: bytes) -> int:
+    """The other way."""
+    return int.from_bytes(stored, "little")

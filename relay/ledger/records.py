@@ -1,0 +1,119 @@
+"""The record of an exchange that ended.
+
+Owns: what of an Exchange goes into its Record. Nothing here waits, and nothing raises for what a
+client or provider sent.
+"""
+
+from __future__ import annotations
+
+from relay.core.exchange import Exchange
+from relay.core.metadata import HEADER, metadata
+from relay.core.record import Bodies, Record, clean
+from relay.core.turns import Turns
+from relay.ledger import log
+
+EVENT_ID = "cf-aig-event-id"
+_TURNS_SHOWN = 50
+
+
+def record_of(exchange: Exchange) -> Record:
+    """All that is known of it."""
+    error, route = exchange.error, exchange.route
+    record = Record(
+        exchange.id,
+        exchange.surface,
+        exchange.method,
+        exchange.provider,
+        exchange.endpoint,
+        exchange.status or (error.status if error else 0),
+        exchange.outcome,
+        _ms(exchange.started_s, exchange.ended_s),
+        exchange.request_bytes,
+        exchange.response_bytes,
+        exchange.client,
+    )
+    record.own_ms, record.kind = int(exchange.own_s * 1e5) / 100, exchange.kind
+    record.model, record.stream = exchange.model, exchange.stream
+    if exchange.first_byte_s:
+        record.first_byte_ms = _ms(exchange.started_s, exchange.first_byte_s)
+    if route is not None:
+        record.via = route.target.via
+        if route.provider.name != exchange.provider:
+            record.answered_by = route.provider.name
+    if exchange.surface == "websocket":
+        _add_session(record, exchange)
+    if len(exchange.attempts) > 1:
+        record.attempts = exchange.attempts
+    if exchange.cache_status:
+        record.cache = exchange.cache_status
+    if exchange.meter is not None:
+        record.usage, answered = exchange.used, exchange.meter.model
+        if answered != exchange.model:
+            record.model_answered = answered
+    record.cost_nano_usd = exchange.cost_nano_usd
+    record.saved_nano_usd = exchange.saved_nano_usd
+    if error is not None:
+        record.error = error.code
+        if exchange.cause is not None:
+            record.cause = _cause(exchange.cause)
+    _add_names(record, exchange)
+    return record
+
+
+def _add_session(record: Record, exchange: Exchange) -> None:
+    record.messages_up, record.messages_down = exchange.messages_up, exchange.messages_down
+    record.close_code, record.closed_by = exchange.close_code, exchange.closed_by
+    turns: Turns | None = exchange.turns
+    if turns is not None and turns.found:
+        record.turns = tuple(turns.found[:_TURNS_SHOWN])
+        record.interruptions = turns.interruptions or None
+
+
+def _add_names(record: Record, exchange: Exchange) -> None:
+    """What others call it by."""
+    if exchange.request_id:
+        record.request_id = clean(exchange.request_id)
+    if exchange.user:
+        record.user = clean(exchange.user)
+    if exchange.cloudflare_log_id:
+        record.cloudflare_log_id = clean(exchange.cloudflare_log_id)
+    header = exchange.headers.get if exchange.headers is not None else None
+    if header is None:
+        return
+    if given := header(EVENT_ID):
+        record.event_id = clean(given)
+    if given := header(HEADER):
+        record.metadata = metadata(given) or None
+
+
+def bodies_of(exchange: Exchange) -> Bodies | None:
+    """What was collected of them; None where nothing was to be."""
+    told = exchange.told
+    if told is None:
+        return None
+    said = exchange.said
+    return Bodies(
+        _redacted(said), len(said) == exchange.request_bytes,
+        _redacted(bytes(told)), len(told) == exchange.response_bytes,
+    )  # fmt: skip
+
+
+def _redacted(body: bytes) -> bytes:
+    try:
+        return log.redacted(body.decode("utf-8")).encode()
+    except UnicodeDecodeError:
+        return body  # not text: sound, an image, or packed
+
+
+def _ms(from_s: float, to_s: float) -> float:
+    """Milliseconds between two stamps, to the hundredth."""
+    return int((to_s - from_s) * 1e5) / 100
+
+
+def _cause(error: BaseException) -> str:
+    """The types of a failure and of what caused it: their texts may hold URLs with keys."""
+    names = [type(error).__name__]
+    inner = error.__cause__ or getattr(error, "os_error", None)
+    if inner is not None and inner is not error:
+        names.append(type(inner).__name__)
+    return " from ".join(names)

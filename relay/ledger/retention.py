@@ -1,0 +1,68 @@
+"""The end of what is old: rows, bodies, and the sums by minute and hour.
+
+Owns: how long things are kept, and that they go in batches: a writer never waits long for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from relay.core.exchange import least_id
+from relay.ledger import log
+from relay.storage.database import Database, DatabaseAway, DatabaseNewer
+from relay.storage.tables import bodies, exchanges, rollups, tags
+
+_MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * 86400, 60 * 86400
+_BATCH = 500
+_EVERY_S = 60.0
+_BETWEEN_S = 0.05
+
+
+class Retention(NamedTuple):
+    """How long things are kept, in seconds."""
+
+    rows_s: float
+    bodies_s: float
+
+
+async def retention(database: Database, keep: Callable[[], Retention]) -> None:
+    """Sweep once a minute, forever. Several workers may: what one has deleted the others do not
+    find.
+    """
+    while True:
+        # Apart from the other workers.
+        await asyncio.sleep(_EVERY_S * random.uniform(0.5, 1))  # noqa: S311
+        try:
+            while await sweep(database, keep()) >= _BATCH:  # noqa: ASYNC110 (others write between)
+                await asyncio.sleep(_BETWEEN_S)
+        except (DatabaseAway, DatabaseNewer):
+            continue  # the ledger says so
+        except Exception as error:
+            # One bad sweep must not end all that follow; it is logged each time.
+            log.bug("retention.failed", error)
+
+
+async def sweep(database: Database, keep: Retention) -> int:
+    """Delete a batch of what is older than it may be; how many rows went. Raises DatabaseAway."""
+    now = time.time()
+    gone = 0
+    old = {exchanges: least_id(now - keep.rows_s), bodies: least_id(now - keep.bodies_s)}
+    for table, before in old.items():
+        oldest = sa.select(table.c.id).where(table.c.id < before).order_by(table.c.id).limit(_BATCH)
+        found = [each.id for each in await database.rows(oldest)]
+        if found:
+            async with database.writing() as connection:
+                for holder in (exchanges, tags, bodies) if table is exchanges else (bodies,):
+                    await connection.execute(sa.delete(holder).where(holder.c.id.in_(found)))
+            gone += len(found)
+    async with database.writing() as connection:
+        for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
+            past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s)
+            await connection.execute(sa.delete(rollups).where(past))
+    return gone

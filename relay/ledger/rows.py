@@ -1,0 +1,73 @@
+"""What is written of a call: its row, an entry for each of its metadata, its bodies.
+
+Owns: which of a Record's fields are columns. The record itself is kept whole beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from relay.core.metadata import as_text
+from relay.core.record import Bodies, Record, clean
+from relay.ledger.tallies import one
+from relay.storage.database import Insert
+from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tags
+
+_COLUMNS = (
+    "id", "surface", "provider", "model", "client", "status", "outcome", "cache", "duration_ms",
+    "input_tokens", "output_tokens", "cost_nano_usd", "event_id", "end_user", "metadata", "record",
+)  # fmt: skip
+ROW = Insert(exchanges, _COLUMNS)
+TAG = Insert(tags, ("name", "id", "value", *SUMS, "spread"))
+BODY = Insert(bodies, [column.name for column in bodies.columns])
+SUM = Insert(
+    rollups, ("span_s", "at_s", *KEYS, "writer", *SUMS, "spread"), replace=(*SUMS, "spread")
+)
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is to be written of one call."""
+
+    row: tuple[Any, ...]
+    tags: tuple[tuple[Any, ...], ...] = ()
+    body: tuple[Any, ...] | None = None
+    body_bytes: int = 0
+
+
+def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
+    """`line` is the record encoded, if it is already."""
+    entry = Entry(row(record, line or _encode(record)))
+    if record.metadata:
+        sums = one(record).sums
+        entry.tags = tuple(
+            (clean(name), record.id, clean(as_text(value)), *sums)
+            for name, value in record.metadata.items()
+        )
+    if kept is not None:
+        whole = int(kept.request_complete), int(kept.response_complete)
+        entry.body = (record.id, kept.request, whole[0], kept.response, whole[1])
+        entry.body_bytes = len(kept.request) + len(kept.response)
+    return entry
+
+
+def row(record: Record, line: bytes) -> tuple[Any, ...]:
+    """A call's row, in the order of its columns; `line` is its record, encoded."""
+    usage, tags = record.usage, record.metadata
+    model = record.model_answered or record.model
+    return (
+        record.id, record.surface, record.answered_by or record.provider,
+        clean(model) if model else "", record.client, record.status, record.outcome, record.cache,
+        record.duration_ms,
+        usage.input_tokens if usage is not None else 0,
+        usage.output_tokens if usage is not None else 0,
+        record.cost_nano_usd,
+        clean(record.event_id) if record.event_id else None,
+        clean(record.user) if record.user else None,
+        _encode(tags).decode() if tags else None,
+        line.decode(),
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""What calls add up to, by minute, hour and day: kept in memory by whoever writes the ledger, and
+written as whole values beside the rows.
+
+Owns: the sums. A writer's rows in the table are its own (`writer`), so writing them again changes
+nothing, and several writers need not know of each other; readers add them up.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from relay.core.record import FAILED, Record
+from relay.core.spread import spread, to_bytes
+from relay.core.usage import Usage
+
+SPANS_S = (60, 3600, 86400)
+_MOST_KEPT = 20_000
+"""More tallies than this, and a new writer begins at nothing: memory stays bounded."""
+_NOTHING = msgspec.structs.astuple(Usage())[: len(Usage.__struct_fields__) - 2]
+_COUNTS = len(_NOTHING)
+
+
+class Key(NamedTuple):
+    """What usage is told apart by."""
+
+    client: str
+    provider: str
+    model: str
+    surface: str
+    outcome: str
+
+
+class Tally:
+    """Sums over some calls, in the order of storage's columns (`sums`)."""
+
+    __slots__ = (
+        "cache_hits", "cost", "counts", "errors", "estimated", "requests", "saved", "spread",
+        "unpriced",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.cache_hits = self.unpriced = self.estimated = 0
+        self.cost = self.saved = self.spread = 0
+        self.counts: tuple[int, ...] = _NOTHING
+
+    def take(self, record: Record) -> None:
+        """One more call."""
+        self.requests += 1
+        if record.status >= 400 or record.outcome in FAILED:
+            self.errors += 1
+        if record.outcome == "cached":
+            self.cache_hits += 1
+            self.saved += record.saved_nano_usd or 0
+        usage = record.usage
+        if usage is not None:
+            counts = msgspec.structs.astuple(usage)[:_COUNTS]
+            self.counts = tuple(map(operator.add, self.counts, counts))
+            if usage.estimated:
+                self.estimated += 1
+            if record.cost_nano_usd is None:
+                self.unpriced += 1
+        if record.cost_nano_usd:
+            self.cost += record.cost_nano_usd
+        # How long a session lasts is not how long anybody waited.
+        duration = record.duration_ms if record.surface == "rest" else None
+        self.spread += spread(duration, record.first_byte_ms, record.own_ms or None)
+
+    def add(self, other: Tally) -> None:
+        """All that another one holds."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.cache_hits += other.cache_hits
+        self.unpriced += other.unpriced
+        self.estimated += other.estimated
+        self.cost += other.cost
+        self.saved += other.saved
+        self.spread += other.spread
+        self.counts = tuple(map(operator.add, self.counts, other.counts))
+
+    @property
+    def sums(self) -> tuple[Any, ...]:
+        """Its row: the sums, then the spread."""
+        return (
+            self.requests, self.errors, self.cache_hits, self.unpriced, self.estimated, self.cost,
+            self.saved, *self.counts, to_bytes(self.spread),
+        )  # fmt: skip
+
+
+def one(record: Record) -> Tally:
+    """The tally of a single call."""
+    tally = Tally()
+    tally.take(record)
+    return tally
+
+
+class Tallies:
+    """All that one writer keeps."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self.writer = new_id()
+        self._kept: dict[tuple[int, int, Key], Tally] = {}
+        self._touched: dict[tuple[str, int, int, Key], Tally] = {}
+
+    def take(self, batch: dict[Key, Tally], unix_s: float) -> None:
+        """What came together since the last time, put to now."""
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.clear()
+            self.writer = self._new_id()
+        for span_s in SPANS_S:
+            at_s = int(unix_s // span_s) * span_s
+            for key, tally in batch.items():
+                whole = self._kept.get((span_s, at_s, key))
+                if whole is None:
+                    whole = self._kept[span_s, at_s, key] = Tally()
+                whole.add(tally)
+                self._touched[self.writer, span_s, at_s, key] = whole
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """What is not written yet, as rows."""
+        for (writer, span_s, at_s, key), tally in self._touched.items():
+            yield (span_s, at_s, *key, writer, *tally.sums)
+
+    def written(self, unix_s: float) -> None:
+        """All of it is; what is past is let go of."""
+        self._touched.clear()
+        now = {span_s: int(unix_s // span_s) * span_s for span_s in SPANS_S}
+        if any(at_s < now[span_s] for span_s, at_s, _ in self._kept):
+            self._kept = {k: tally for k, tally in self._kept.items() if k[1] >= now[k[0]]}

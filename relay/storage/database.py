@@ -1,0 +1,285 @@
+"""The database of what must last: SQLite beside the relay, or PostgreSQL.
+
+Owns: the engine, its schema's version, and that nobody reads for longer than a second: a reader
+that stays keeps SQLite's log of changes from shrinking. The driver's errors come out as
+DatabaseAway, RowsRefused or DatabaseNewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+HEAD = "0001"
+"""The schema that this relay writes: the newest of migrations/versions."""
+READ_S = 1.0
+_BUSY_MS = 5000
+_WAL_BYTES = 64 * 1024 * 1024
+_MIGRATING = 7_201_453
+"""The advisory lock that one of many holds while it changes the schema."""
+_LOST = (SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
+_REFUSED = (DataError, IntegrityError, UnicodeError, OverflowError)
+T = TypeVar("T")
+
+
+class DatabaseAway(Exception):
+    """It cannot be reached, written, or asked in time. The text is the driver's kind of error."""
+
+
+class RowsRefused(Exception):
+    """It does not take these values, however often they are brought."""
+
+
+class DatabaseNewer(Exception):
+    """A newer relay has changed its schema: this one must not write to it."""
+
+
+class BadDatabaseUrl(ValueError):
+    """The setting names no database that there is a driver for."""
+
+
+def database_url(given: str) -> sa.URL:
+    """A path is a SQLite file. Raises BadDatabaseUrl."""
+    if "://" not in given:
+        return sa.URL.create("sqlite+aiosqlite", database=given)
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        raise BadDatabaseUrl("is not a URL") from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise BadDatabaseUrl("should be a path, sqlite:///PATH or postgresql+asyncpg://…")
+    return url.set(drivername=driver)
+
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class Database:
+    """One database. It opens with the first use."""
+
+    def __init__(self, url: sa.URL) -> None:
+        """Raises BadDatabaseUrl where the driver is not installed."""
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._path = url.database or ""
+        self._made = False
+        options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0, "pool_timeout": READ_S}
+        if not self.is_sqlite:
+            options["connect_args"] = {"timeout": 5, "command_timeout": 30}
+        try:
+            self._engine: AsyncEngine = create_async_engine(url, **options)
+        except (ImportError, NoSuchModuleError):
+            raise BadDatabaseUrl(
+                "needs a driver: pip install 'ai-gateway-relay[postgres]'"
+            ) from None
+        if self.is_sqlite:
+            sa.event.listen(self._engine.sync_engine, "connect", _tuned)
+
+    async def prepare(self) -> None:
+        """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseAway."""
+        if self._made:
+            return
+        with _mapped():
+            if self.is_sqlite:
+                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+            async with self._engine.connect() as connection:
+                if await _version(connection) != HEAD:
+                    await connection.rollback()
+                    await self._migrate(connection)
+            self._made = True
+
+    async def _migrate(self, connection: AsyncConnection) -> None:
+        if self.is_sqlite:
+            # A lock from the first statement on: another process waits until this one is done.
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
+        await connection.run_sync(_upgrade)
+        await connection.commit()
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction: all of it, or nothing. Raises DatabaseAway, DatabaseNewer."""
+        await self.prepare()
+        with _mapped():
+            async with self._engine.connect() as connection:
+                if self.is_sqlite:
+                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    await connection.commit()
+                except BaseException:
+                    with contextlib.suppress(*_LOST):
+                        await connection.rollback()
+                    raise
+
+    async def read(self, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What `ask` finds, in one short transaction. Raises DatabaseAway, DatabaseNewer."""
+        await self.prepare()
+        with _mapped():
+            async with self._engine.connect() as connection:
+                asking = asyncio.ensure_future(ask(connection))
+                try:
+                    return await asyncio.wait_for(asyncio.shield(asking), READ_S)
+                except TimeoutError:
+                    await self._interrupt(connection)
+                    await asyncio.gather(asking, return_exceptions=True)
+                    raise
+
+    async def _interrupt(self, connection: AsyncConnection) -> None:
+        raw = await connection.get_raw_connection()
+        driver = raw.driver_connection
+        if self.is_sqlite and driver is not None:
+            await driver.interrupt()
+        elif driver is not None:
+            driver.terminate()
+
+    async def rows(
+        self, query: sa.Select[Any], given: dict[str, Any] | None = None
+    ) -> Sequence[sa.Row[Any]]:
+        """All rows of a query. Raises DatabaseAway, DatabaseNewer."""
+
+        async def ask(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+            found: Sequence[sa.Row[Any]] = (await connection.execute(query, given or {})).all()
+            return found
+
+        return await self.read(ask)
+
+    async def insert(
+        self, connection: AsyncConnection, into: Insert, rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Insert plain rows, in few steps: with SQLite each step asks for Python's own lock, for
+        which a busy relay lets it wait.
+        """
+        if not self.is_sqlite:
+            if rows:
+                await connection.exec_driver_sql(into.sql(1, numbered=True), list(rows))
+            return
+        done = 0
+        for size in _AT_ONCE:
+            while len(rows) - done >= size:
+                flat = tuple(itertools.chain.from_iterable(rows[done : done + size]))
+                await connection.exec_driver_sql(into.sql(size, numbered=False), flat)
+                done += size
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        with contextlib.suppress(*_LOST):
+            await self._engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"<Database {'sqlite' if self.is_sqlite else 'postgresql'}>"
+
+
+@contextlib.contextmanager
+def _mapped() -> Any:
+    """What the driver raises, as DatabaseAway."""
+    try:
+        yield
+    except _REFUSED as error:
+        raise RowsRefused(type(error).__name__) from error
+    except DBAPIError as error:
+        raise DatabaseAway(type(error.orig).__name__) from error
+    except _LOST as error:
+        raise DatabaseAway(type(error).__name__) from error
+
+
+def _tuned(connection: Any, _record: Any) -> None:
+    """Each new SQLite connection. A commit is safe from a crash of the relay; from a power loss the
+    last of them may not be, as with most databases of logs.
+    """
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for setting in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        f"busy_timeout = {_BUSY_MS}",
+        f"journal_size_limit = {_WAL_BYTES}",
+    ):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.close()
+
+
+async def _version(connection: AsyncConnection) -> str | None:
+    """The schema that is there; None if none is."""
+
+    def has_one(sync: sa.Connection) -> bool:
+        return sa.inspect(sync).has_table("alembic_version")
+
+    if not await connection.run_sync(has_one):
+        return None
+    found = await connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+    version = found.scalar()
+    return None if version is None else str(version)
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    # Imported only where there is something to change: it takes a tenth of a second.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
+    there = MigrationContext.configure(connection).get_current_revision()
+    if there is not None and there not in known:
+        raise DatabaseNewer(
+            f"the database is of a newer relay (schema {there}, this one knows {HEAD})"
+        )
+    command.upgrade(config, "head")
+
+
+class Insert:
+    """An INSERT into some columns of a table. What is there already stays, or gives way in the
+    columns of `replace`.
+    """
+
+    def __init__(
+        self, table: sa.Table, columns: Sequence[str], *, replace: Sequence[str] = ()
+    ) -> None:
+        self._columns = len(columns)
+        self._head = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES "  # noqa: S608 (names of ours)
+        self._tail = " ON CONFLICT DO NOTHING"
+        if replace:
+            key = ", ".join(column.name for column in table.primary_key.columns)
+            taken = ", ".join(f"{name} = excluded.{name}" for name in replace)
+            self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {taken}"
+        self._made: dict[int, str] = {}
+
+    def sql(self, rows: int, *, numbered: bool) -> str:
+        """For so many rows; `numbered` is PostgreSQL's way to name parameters."""
+        made = self._made.get(rows)
+        if made is None:
+            names = [f"${at + 1}" if numbered else "?" for at in range(self._columns)]
+            row = f"({', '.join(names)})"
+            made = self._made[rows] = self._head + ", ".join([row] * rows) + self._tail
+        return made
+
+
+_AT_ONCE = (128, 32, 8, 1)

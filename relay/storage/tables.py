@@ -1,0 +1,100 @@
+"""The ledger's tables, for SQLite and PostgreSQL alike.
+
+Owns: their columns. How they came to be, step by step, stands in migrations/; a test holds both to
+the same.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+from relay.core.usage import COUNTS
+
+metadata = MetaData()
+_Big = BigInteger().with_variant(Integer, "sqlite")
+
+SUMS = (
+    "requests", "errors", "cache_hits", "unpriced", "estimated", "cost_nano_usd", "saved_nano_usd",
+    *COUNTS,
+)  # fmt: skip
+"""What is added up, wherever something is."""
+KEYS = ("client", "provider", "model", "surface", "outcome")
+"""What usage is told apart by, besides time."""
+
+exchanges = Table(
+    "exchanges",
+    metadata,
+    # In the order of writing. The order of beginning is that of `id`, a UUIDv7.
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("surface", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("cache", Text),
+    Column("duration_ms", Float, nullable=False),
+    Column("input_tokens", _Big, nullable=False),
+    Column("output_tokens", _Big, nullable=False),
+    Column("cost_nano_usd", _Big),
+    Column("event_id", Text),
+    Column("end_user", Text),
+    Column("metadata", Text),
+    Column("record", Text, nullable=False),
+    Column("feedback", SmallInteger),
+    Column("score", Float),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+_FAILED = text("outcome NOT IN ('relayed', 'cached')")
+Index("exchanges_failed", exchanges.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
+_NAMED = text("event_id IS NOT NULL")
+Index("exchanges_event", exchanges.c.event_id, sqlite_where=_NAMED, postgresql_where=_NAMED)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("id", String(36), primary_key=True),
+    Column("value", Text, nullable=False),
+    *(Column(name, _Big, nullable=False) for name in SUMS),
+    Column("spread", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""One row an entry of a call's metadata, with what is added up of it."""
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("request", LargeBinary),
+    Column("request_complete", SmallInteger, nullable=False),
+    Column("response", LargeBinary),
+    Column("response_complete", SmallInteger, nullable=False),
+)
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("span_s", Integer, primary_key=True),
+    Column("at_s", _Big, primary_key=True),
+    *(Column(name, Text, primary_key=True) for name in KEYS),
+    # Each writer has its own: it writes whole values, never adds to another's.
+    Column("writer", String(36), primary_key=True),
+    *(Column(name, _Big, nullable=False) for name in SUMS),
+    Column("spread", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
