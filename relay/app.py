@@ -25,7 +25,7 @@ from relay.gateway import GATEWAY, Gateway
 from relay.janitor import janitor
 from relay.ledger import log
 from relay.registry.load import Config, ConfigError, Sources, load
-from relay.surfaces import admin, health, native
+from relay.surfaces import admin, health, native, records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 
@@ -84,6 +84,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
+    records.add_routes(app, prefix)
     health.add_routes(app, "")
     app.cleanup_ctx.append(_outbound)
     app.cleanup_ctx.append(janitor)

@@ -1,4 +1,7 @@
-"""The command line: serve, check, explain, schema, init. It reads arguments, calls, prints."""
+"""The command line: serve, check, explain, doctor, logs, usage, schema, init.
+
+It reads arguments, calls, prints.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 import relay
+from relay import report
 from relay.banner import banner
 from relay.control import Control
 from relay.core.errors import RelayError
@@ -24,6 +28,7 @@ from relay.demo import Demo
 from relay.doctor import examine
 from relay.explain import explain
 from relay.ledger import log
+from relay.ledger.traces import TracingUnavailable
 from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
 from relay.registry.entries import Section
 from relay.registry.load import (
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK, FAILED, BAD_CONFIG = 0, 1, 2
+_CANNOT = (CannotListen, BadDatabaseUrl, DatabaseNewer, TracingUnavailable, report.NoAnswer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(problem, file=sys.stderr)
         print(f"{len(error.problems)} problem(s); nothing was started.", file=sys.stderr)
         return BAD_CONFIG
-    except (CannotListen, BadDatabaseUrl, DatabaseNewer) as error:
+    except _CANNOT as error:
         print(f"relay: {error}", file=sys.stderr)
         return FAILED
     finally:
@@ -82,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         commands, "doctor", "try every configured provider, and say what is wrong", _doctor
     )
     doctor.add_argument("providers", nargs="*", help="only these")
+    report.add_arguments(
+        _command(commands, "logs", "print the latest calls of the ledger", _logs),
+        _command(commands, "usage", "print what was used, and what it cost", _usage),
+    )
     _command(commands, "schema", "print the JSON Schema of gateway.yaml", _schema)
     writing = _command(
         commands, "init", "write gateway.yaml, config/providers and .env.example here", _init
@@ -248,6 +258,17 @@ def _doctor(options: argparse.Namespace) -> int:
     log.setup("error", "json")
     healthy = uvloop.run(examine(sources, options.providers, print))
     return OK if healthy else FAILED
+
+
+def _logs(options: argparse.Namespace) -> int:
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(report.logs(load(_sources(options)), options, print))
+    return OK
+
+
+def _usage(options: argparse.Namespace) -> int:
+    uvloop.run(report.spent(load(_sources(options)), options, print))
+    return OK
 
 
 def _schema(options: argparse.Namespace) -> int:

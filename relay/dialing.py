@@ -19,6 +19,7 @@ from relay.core.exchange import Exchange
 from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
+from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.connect import Handshake, connect, offered_upstream
 from relay.upstream.failures import BEFORE_ANSWER, mapped
@@ -74,6 +75,8 @@ class Dialing:
             named = f"model={quote(route.replaced_model, safe='')}"
             query = paths.join_query(paths.cut_query(query, _MODEL_NAMES), named)
         headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
+        if self.exchange.trace is not None:
+            headers[TRACE] = self.exchange.trace.header
         return Handshake(
             url=upstream_url(route, _with_defaults(query, rules.default_query), keys),
             headers=headers,

@@ -20,6 +20,8 @@ from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
+from relay.core.traces import HEADER as TRACE
+from relay.core.traces import trace
 from relay.gate.limits import Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
@@ -27,7 +29,9 @@ from relay.gate.windows import Windows
 from relay.later import Later
 from relay.ledger import log
 from relay.ledger.ledger import Ledger
+from relay.ledger.metrics import Metrics
 from relay.ledger.retention import Retention
+from relay.ledger.traces import Traces
 from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.schema import GatewayFile
@@ -52,6 +56,7 @@ class Gateway:
         self.windows = Windows(MemoryCounters(self.clock, time.time), self.shared, time.time)
         self.inflight = Inflight()
         self.ledger = Ledger(_database(config), self.clock, new_id)
+        self.metrics, self.traces = self._observers(config.settings)
         memory = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         there = None
         if self.shared is not None and config.settings.cache.store == "redis":
@@ -77,6 +82,17 @@ class Gateway:
         health = Health(self.clock, random.random, _alarm)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
 
+    def _observers(self, settings: GatewayFile) -> tuple[Metrics | None, Traces | None]:
+        """Who else is told what calls came to. Raises TracingUnavailable."""
+        metrics = Metrics(settings.metrics.max_models) if settings.metrics.enabled else None
+        traces = None
+        if settings.tracing.endpoint is not None:
+            traces = Traces(settings.tracing, lambda name: self.registry.providers.get(name))
+        for observer in (metrics, traces):
+            if observer is not None:
+                self.ledger.counted.append(observer.count)
+        return metrics, traces
+
     async def start(self) -> None:
         """Open the outbound pools."""
         self.upstream = UpstreamSessions()
@@ -88,9 +104,34 @@ class Gateway:
         await self.inflight.stop()
         await self.later.stop()
         await self.ledger.stop()
+        if self.traces is not None:
+            await self.traces.stop()
         await self.upstream.close()
         if self.shared is not None:
             await self.shared.close()
+
+    def gauges(self) -> dict[str, float]:
+        """How much there is now of what comes and goes (ledger/metrics.py)."""
+        return {
+            "relay_running": len(self.running),
+            "relay_sessions": len(self.sessions),
+            "relay_ledger_rows_waiting": self.ledger.waiting,
+            "relay_request_bodies_held_bytes": self.held_bytes,
+        }
+
+    def losses(self) -> dict[str, float]:
+        """What went wrong beside calls, counted since the start (ledger/metrics.py)."""
+        ledger = self.ledger
+        return {
+            "relay_ledger_failures_total": ledger.failures,
+            "relay_ledger_rows_dropped_total": ledger.rows_dropped,
+            "relay_ledger_bodies_dropped_total": ledger.bodies_dropped,
+            "relay_meter_failures_total": ledger.meter_failures,
+            "relay_log_lines_lost_total": log.failures,
+            "relay_settling_dropped_total": self.later.dropped,
+            "relay_refused_at_the_door_total": self.refused_at_the_door,
+            "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
+        }
 
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
@@ -131,6 +172,9 @@ class Gateway:
             request_id=request.headers.get("X-Request-Id", ""),
             headers=request.headers,
         )
+        if self.traces is not None:
+            given, share = request.headers.get(TRACE), self.settings.tracing.sample
+            exchange.trace = trace(given, random.getrandbits, lambda: random.random() < share)  # noqa: S311
         if self.mounted:
             exchange.client_left = lambda: (
                 request.transport is None or request.transport.is_closing()

@@ -62,6 +62,8 @@ def tick_s(gateway: Gateway) -> float:
 async def sweep(gateway: Gateway) -> None:
     """Look once at everything that runs."""
     now = gateway.clock()
+    if gateway.metrics is not None:
+        gateway.metrics.tell(gateway.gauges(), gateway.losses())
     if refused := gateway.refused_at_the_door - gateway.refused_told:
         gateway.refused_told += refused
         log.warn("overload.refused", calls=refused)

@@ -20,6 +20,7 @@ from relay.core.exchange import Exchange
 from relay.core.peek import asking_for_usage, with_model
 from relay.core.policy import Tried, retry_after_s
 from relay.core.provider import Keys, Route
+from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.rewrite import rewriter
 from relay.upstream.failures import BEFORE_ANSWER, mapped
@@ -80,6 +81,8 @@ class Sending:
             headers["Content-Length"] = str(body.length)
         if self.gateway.mounted and request.body_exists:
             headers.popall("Content-Encoding", None)
+        if self.exchange.trace is not None:
+            headers[TRACE] = self.exchange.trace.header
         key = route.provider.idempotency_header
         if key is not None and request.method == "POST" and key not in headers:
             headers[key] = self.exchange.id

@@ -12,11 +12,14 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from relay.control import ACK_TIMEOUT_S, say
@@ -52,6 +55,8 @@ class Supervisor:
         self._ids = itertools.count(1)
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Where workers put their numbers, for whichever of them is asked for /metrics.
+        self._metrics = tempfile.TemporaryDirectory(prefix="relay-metrics-")
 
     async def run(self) -> None:
         """Start all, keep them running, end all."""
@@ -75,6 +80,7 @@ class Supervisor:
             for task in (*keepers, *self._tasks):
                 task.cancel()
             await asyncio.gather(*keepers, *self._tasks, return_exceptions=True)
+            self._metrics.cleanup()
             if demo is not None:
                 await anext(demo, None)
 
@@ -127,7 +133,13 @@ class Supervisor:
                 worker.process.kill()
         await ended
         self._workers.pop(worker.process.pid, None)
+        self._forget_gauges(worker.process.pid)
         worker.writer.close()
+
+    def _forget_gauges(self, pid: int) -> None:
+        """What came and went in a worker is gone with it; what was counted stays."""
+        for file in Path(self._metrics.name).glob(f"gauge_live*_{pid}.db"):
+            file.unlink(missing_ok=True)
 
     def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
@@ -139,6 +151,7 @@ class Supervisor:
         shared = [sock.fileno() for sock in (self._listeners.plain, self._listeners.tls) if sock]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "relay", *arguments,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics.name},
             pass_fds=(*shared, theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip

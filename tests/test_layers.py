@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": BELOW_LINES | LINES | {"surfaces", "demo"},
     "doctor": {"core", "registry", "storage", "upstream", "client"},
     "explain": {"core", "registry", "upstream", "app"},
+    "report": {"core", "registry", "storage", "ledger"},
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
     "inprocess": {"app", "connection", "demo", "registry"},
@@ -35,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection"},
     "control": set(),
     "supervisor": {"core", "registry", "ledger", "demo", "listen", "control"},
-    "cli": {"core", "registry", "ledger", "storage", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor"},
+    "cli": {"core", "registry", "ledger", "storage", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor", "report"},
     "__main__": {"cli"},
     "__init__": set(),
 } | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip

@@ -16,6 +16,7 @@
       Overloaded                     overloaded                 relay      503    1013   later
       TooManySessions                too_many_sessions          client     429    1013   later
       StoreUnavailable               store_unavailable          relay      503    1008   later
+      LogNotFound                    log_not_found              client     404    1008   never
       ConfigInvalid                  config_invalid             client     422    1008   never
       ClientGone                     client_gone                client     499    1011   never
       ClientStalled                  client_stalled             client     499    1013   never
@@ -73,9 +74,7 @@ class RelayError(Exception):
 
 @dataclass(eq=False)
 class BadPath(RelayError, code="bad_path", close_code=1002):
-    """The request target is not one that may be relayed (RFC 9112 3.2; escapes are refused, never
-    repaired).
-    """
+    """The request target is not one that may be relayed (RFC 9112 3.2): nothing is repaired."""
 
     reason: str
 
@@ -229,16 +228,20 @@ class Overloaded(_Limited, code="overloaded", side="relay", status=503):
 class StoreUnavailable(
     RelayError, code="store_unavailable", side="relay", status=503, retryable=True
 ):
-    """Redis is away, and what was asked cannot be done without it."""
+    """Redis or the database is away, and what was asked cannot be done without it."""
 
-    message = "Redis does not answer: nothing was done."
+    message = "Where this is kept (Redis or the database) does not answer: nothing was done."
+
+
+class LogNotFound(RelayError, code="log_not_found", status=404, close_code=1008):
+    """The ledger has no call of this id, or none any more."""
+
+    message = "The ledger has no call of this id."
 
 
 @dataclass(eq=False)
 class ConfigInvalid(RelayError, code="config_invalid", status=422):
-    """A reload was refused; the registry in force stays. `problems` are file:line:column
-    messages.
-    """
+    """A reload was refused, the old registry stays. `problems` are file:line:column messages."""
 
     problems: Sequence[str]
 
@@ -387,8 +390,9 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
     TargetNotAllowed, ModelUnknown, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
-    BodyTimeout, TooManySessions, StoreUnavailable, ConfigInvalid, ClientGone, ClientStalled,
-    ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
-    UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
+    BodyTimeout, TooManySessions, StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone,
+    ClientStalled, ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable,
+    UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError,
+    HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

@@ -64,6 +64,11 @@ class Record(msgspec.Struct, omit_defaults=True):
     turns: tuple[Turn, ...] | None = None
     """Of a spoken session, the first of them."""
     interruptions: int | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    """Hexadecimal, as in `traceparent`; only where traces are exported."""
+    parent_id: str | None = None
+    sampled: bool = False
     event: str = ""
     level: str = ""
     timestamp: str = ""

@@ -179,7 +179,8 @@ class Ledger:
         record = record_of(exchange)
         line = log.exchange_ended(record, at_zero + exchange.ended_s)
         model = record.model_answered or record.model or ""
-        provider = record.answered_by or record.provider
+        # A name that nobody has is no key: anybody could make as many as they like.
+        provider = record.answered_by or (record.provider if exchange.route is not None else "")
         key = Key(record.client, provider, clean(model), record.surface, record.outcome)
         tally = batch.get(key)
         if tally is None:

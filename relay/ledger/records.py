@@ -71,6 +71,10 @@ def _add_session(record: Record, exchange: Exchange) -> None:
 
 def _add_names(record: Record, exchange: Exchange) -> None:
     """What others call it by."""
+    if (trace := exchange.trace) is not None:
+        record.trace_id, record.span_id = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
+        record.parent_id = f"{trace.parent_id:016x}" if trace.parent_id else None
+        record.sampled = trace.sampled
     if exchange.request_id:
         record.request_id = clean(exchange.request_id)
     if exchange.user:

@@ -12,6 +12,7 @@ import msgspec
 
 from relay.core.metadata import as_text
 from relay.core.record import Bodies, Record, clean
+from relay.core.spread import packed
 from relay.ledger.tallies import one
 from relay.storage.database import Insert
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tags
@@ -21,7 +22,7 @@ _COLUMNS = (
     "input_tokens", "output_tokens", "cost_nano_usd", "event_id", "end_user", "metadata", "record",
 )  # fmt: skip
 ROW = Insert(exchanges, _COLUMNS)
-TAG = Insert(tags, ("name", "id", "value", *SUMS, "spread"))
+TAG = Insert(tags, ("name", "id", "value", *SUMS, "times"))
 BODY = Insert(bodies, [column.name for column in bodies.columns])
 SUM = Insert(
     rollups, ("span_s", "at_s", *KEYS, "writer", *SUMS, "spread"), replace=(*SUMS, "spread")
@@ -43,7 +44,8 @@ def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
     """`line` is the record encoded, if it is already."""
     entry = Entry(row(record, line or _encode(record)))
     if record.metadata:
-        sums = one(record).sums
+        tally = one(record)
+        sums = (*tally.sums[:-1], packed(tally.spread))
         entry.tags = tuple(
             (clean(name), record.id, clean(as_text(value)), *sums)
             for name, value in record.metadata.items()

@@ -15,13 +15,14 @@ import msgspec
 
 from relay.core.record import FAILED, Record
 from relay.core.spread import spread, to_bytes
-from relay.core.usage import Usage
+from relay.core.usage import COUNTS, Usage
 
 SPANS_S = (60, 3600, 86400)
 _MOST_KEPT = 20_000
 """More tallies than this, and a new writer begins at nothing: memory stays bounded."""
 _NOTHING = msgspec.structs.astuple(Usage())[: len(Usage.__struct_fields__) - 2]
 _COUNTS = len(_NOTHING)
+_PLACES = {name: at for at, name in enumerate(COUNTS)}
 
 
 class Key(NamedTuple):
@@ -80,6 +81,10 @@ class Tally:
         self.saved += other.saved
         self.spread += other.spread
         self.counts = tuple(map(operator.add, self.counts, other.counts))
+
+    def count(self, name: str) -> int:
+        """One of the counts of a Usage."""
+        return self.counts[_PLACES[name]]
 
     @property
     def sums(self) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ tags = Table(
     Column("id", String(36), primary_key=True),
     Column("value", Text, nullable=False),
     *(Column(name, _Big, nullable=False) for name in SUMS),
-    Column("spread", LargeBinary, nullable=False),
+    Column("times", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 """One row an entry of a call's metadata, with what is added up of it."""

@@ -1,5 +1,5 @@
 """/healthz: the process lives. /readyz: it takes calls. /version. For load balancers: no key, any
-Host.
+Host. /metrics: for Prometheus.
 """
 
 from __future__ import annotations
@@ -7,15 +7,18 @@ from __future__ import annotations
 from aiohttp import web
 
 import relay
+from relay.core.errors import UnknownRoute
 from relay.gateway import GATEWAY
 from relay.ledger import log
+from relay.ledger.metrics import CONTENT_TYPE
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
-    """Add the three."""
+    """Add them."""
     app.router.add_get(f"{prefix}/healthz", healthz)
     app.router.add_get(f"{prefix}/readyz", readyz)
     app.router.add_get(f"{prefix}/version", version)
+    app.router.add_get(f"{prefix}/metrics", metrics)
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -52,6 +55,18 @@ async def readyz(request: web.Request) -> web.Response:
     if gateway.draining:
         response.force_close()
     return response
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Prometheus' text format; of all workers, whichever is asked. By these host names only that
+    may call the relay.
+    """
+    gateway = request.app[GATEWAY]
+    gateway.access.check(request.host, request.headers.get("Origin"))
+    if gateway.metrics is None:
+        raise UnknownRoute(request.method)
+    text = gateway.metrics.text(gateway.gauges(), gateway.losses())
+    return web.Response(body=text, headers={"content-type": CONTENT_TYPE})
 
 
 async def version(request: web.Request) -> web.Response:

@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("value", sa.Text, nullable=False),
         *_sums(),
-        sa.Column("spread", sa.LargeBinary, nullable=False),
+        sa.Column("times", sa.Integer, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(

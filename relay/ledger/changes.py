@@ -1,0 +1,89 @@
+"""Changes that people make to the ledger: feedback, score and metadata of a call, and deletion.
+
+Owns: those. What calls write is ledger.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from relay.core.metadata import Metadata, as_text
+from relay.core.record import clean
+from relay.ledger.queries import BadQuestion, Filter, export
+from relay.storage.database import Database
+from relay.storage.tables import SUMS, bodies, exchanges, tags
+
+_BATCH = 500
+KEEP: Any = object()
+"""Of a change: this stays as it is."""
+
+
+async def change(
+    database: Database, id: str, *, feedback: Any = KEEP, score: Any = KEEP, metadata: Any = KEEP
+) -> bool:
+    """False if there is no call of this id. None takes a value away. Raises DatabaseAway."""
+    given = {"feedback": feedback, "score": score}
+    values = {name: value for name, value in given.items() if value is not KEEP}
+    if metadata is not KEEP:
+        text = msgspec.json.encode(metadata).decode() if metadata else None
+        values["metadata"] = text
+    async with database.writing() as connection:
+        changed = sa.update(exchanges).where(exchanges.c.id == id)
+        if values:
+            found = (await connection.execute(changed.values(**values))).rowcount
+        else:
+            there = sa.select(sa.func.count()).where(exchanges.c.id == id)
+            found = (await connection.execute(there)).scalar_one()
+        if found and metadata is not KEEP:
+            await _tag(connection, id, metadata or {})
+        return bool(found)
+
+
+async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
+    """Give a call other entries; what was added up of it stays as it was."""
+    old = (await connection.execute(sa.select(tags).where(tags.c.id == id).limit(1))).first()
+    await connection.execute(sa.delete(tags).where(tags.c.id == id))
+    call = (await connection.execute(sa.select(exchanges).where(exchanges.c.id == id))).one()
+    sums = {name: getattr(old, name) if old is not None else 0 for name in (*SUMS, "times")}
+    if old is None:
+        sums |= {
+            "requests": 1,
+            "errors": int(call.outcome in ("failed", "refused") or call.status >= 400),
+            "cache_hits": int(call.outcome == "cached"),
+            "input_tokens": call.input_tokens,
+            "output_tokens": call.output_tokens,
+            "cost_nano_usd": call.cost_nano_usd or 0,
+        }
+    rows = [
+        {"name": clean(name), "id": id, "value": clean(as_text(value)), **sums}
+        for name, value in metadata.items()
+    ]
+    if rows:
+        await connection.execute(sa.insert(tags), rows)
+
+
+async def delete(database: Database, which: Filter) -> int:
+    """Delete the rows that fit, in batches; how many went. What they added up to stays. Raises
+    BadQuestion for a filter that leaves nothing out, DatabaseAway.
+    """
+    if not which.any:
+        raise BadQuestion("this would delete all: name at least one condition")
+    gone = 0
+    batch: list[str] = []
+    async for call in export(database, which):
+        batch.append(call["id"])
+        if len(batch) == _BATCH:
+            gone += await _forget(database, batch)
+            batch = []
+    return gone + (await _forget(database, batch) if batch else 0)
+
+
+async def _forget(database: Database, ids: list[str]) -> int:
+    async with database.writing() as connection:
+        for table in (tags, bodies):
+            await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
+        gone = await connection.execute(sa.delete(exchanges).where(exchanges.c.id.in_(ids)))
+        return int(gone.rowcount)

@@ -1,0 +1,218 @@
+"""Prometheus metrics: what calls come to, and how the relay itself is.
+
+Owns: their names, labels and buckets, and that they cost a call nothing: they are fed from batches
+that were added up already, a few steps for each group of like calls. Labels are bounded: providers
+are the registry's, and of models only so many are told apart.
+
+With several workers each writes to files in PROMETHEUS_MULTIPROC_DIR, which the supervisor sets
+before they start; whichever is asked answers for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from relay.core.record import Record
+from relay.core.spread import BUCKETS, bound_ms, counts
+from relay.ledger.tallies import Key, Tally
+
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_OTHER = "other"
+_CALL = ("provider", "model", "surface", "outcome")
+_BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
+"""Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
+_TIMES = {
+    "duration": "relay_request_duration_seconds",
+    "first_byte": "relay_first_byte_seconds",
+    "own": "relay_overhead_seconds",
+}
+_TOKENS = {
+    "input_tokens": "input", "output_tokens": "output", "cache_read_tokens": "cache_read",
+    "cache_write_tokens": "cache_write", "reasoning_tokens": "reasoning",
+    "input_audio_tokens": "input_audio", "output_audio_tokens": "output_audio",
+    "input_image_tokens": "input_image", "output_image_tokens": "output_image",
+}  # fmt: skip
+GAUGES = {
+    "relay_running": "REST calls and sessions that run.",
+    "relay_sessions": "WebSocket sessions that are open.",
+    "relay_ledger_rows_waiting": "Rows that are not written yet.",
+    "relay_request_bodies_held_bytes": "Memory that whole request bodies take.",
+}
+LOSSES = {
+    "relay_ledger_failures_total": "Times that the ledger's database was lost.",
+    "relay_ledger_rows_dropped_total": "Rows that were never written.",
+    "relay_ledger_bodies_dropped_total": "Bodies that were never written.",
+    "relay_meter_failures_total": "Meters that failed and were dropped.",
+    "relay_log_lines_lost_total": "Log lines that could not be written.",
+    "relay_settling_dropped_total": "Work after calls that was dropped: bookings, kept answers.",
+    "relay_refused_at_the_door_total": "Calls that got a 503 before anything was made of them.",
+    "relay_redis_failures_total": "Times that Redis did not answer.",
+}
+
+
+class Metrics:
+    """One per process."""
+
+    def __init__(self, max_models: int) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._multiprocess = DIRECTORY in os.environ
+        self._max_models = max_models
+        self._models: set[str] = set()
+        self._told: dict[str, float] = {}
+
+        def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(name, help, labels, registry=registry)
+
+        self._requests = counter("relay_requests_total", "Calls that ended.", _CALL)
+        self._errors = counter(
+            "relay_errors_total", "Of those, what went wrong.", ("provider", "model")
+        )
+        self._tokens = counter("relay_tokens_total", "Tokens.", ("provider", "model", "kind"))
+        self._units = counter(
+            "relay_units_total", "What is no token.", ("provider", "model", "unit")
+        )
+        self._cost = counter("relay_cost_usd_total", "US dollars.", ("provider", "model"))
+        self._saved = counter("relay_saved_usd_total", "Saved by the cache.", ("provider", "model"))
+        self._unpriced = counter(
+            "relay_unpriced_total", "Calls that have no price.", ("provider", "model")
+        )
+        self._hits = counter("relay_cache_hits_total", "Answers from the cache.", ("provider",))
+        self._interruptions = counter(
+            "relay_voice_interruptions_total", "Answers that were cut.", ("provider",)
+        )
+        times = {
+            name: Histogram(
+                name, _TIME_HELP[name], ("provider", "surface"), buckets=_BOUNDS, registry=registry
+            )
+            for name in _TIMES.values()
+        }
+        self._times = {measure: times[name] for measure, name in _TIMES.items()}
+        self._turns = Histogram(
+            "relay_voice_turn_seconds", "From the end of speech to the first sound or word.",
+            ("provider", "first"), buckets=_BOUNDS, registry=registry,
+        )  # fmt: skip
+        self._gauges = {
+            name: Gauge(name, help, multiprocess_mode="livesum", registry=registry)
+            for name, help in GAUGES.items()
+        }
+        self._losses = {name: counter(name, help) for name, help in LOSSES.items()}
+        self._bound: dict[tuple[str, ...], _Children] = {}
+
+    def count(self, records: Sequence[Record], batch: Mapping[Key, Tally]) -> None:
+        """A batch of calls that ended."""
+        for key, tally in batch.items():
+            label = (key.provider or _OTHER, self._model(key.model), key.surface, key.outcome)
+            children = self._bound.get(label)
+            if children is None:
+                children = self._bound[label] = _Children(self, *label)
+            children.add(tally)
+        for record in records:
+            if record.turns is not None:
+                provider = record.answered_by or record.provider
+                for turn in record.turns:
+                    self._turns.labels(provider, turn.first).observe(turn.wait_ms / 1000)
+                if record.interruptions:
+                    self._interruptions.labels(provider).inc(record.interruptions)
+
+    def _model(self, model: str) -> str:
+        if model in self._models or not model:
+            return model
+        if len(self._models) >= self._max_models:
+            return _OTHER
+        self._models.add(model)
+        return model
+
+    def text(self, gauges: Mapping[str, float], losses: Mapping[str, float]) -> bytes:
+        """All of it, in Prometheus' text format; of all workers, once `tell` has told of each."""
+        self.tell(gauges, losses)
+        if not self._multiprocess:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def tell(self, gauges: Mapping[str, float], losses: Mapping[str, float]) -> None:
+        """How things stand now."""
+        for name, value in gauges.items():
+            self._gauges[name].set(value)
+        for name, value in losses.items():
+            self._losses[name].inc(max(0.0, value - self._told.get(name, 0)))
+            self._told[name] = value
+
+
+_TIME_HELP = {
+    "relay_request_duration_seconds": "REST calls, from their beginning to their end.",
+    "relay_first_byte_seconds": "Until the first byte of the answer, or the handshake.",
+    "relay_overhead_seconds": "The relay's own time, until the head of the answer went down.",
+}
+
+
+class _Children:
+    """The counters of one group of like calls, bound once: to find them costs as much as to use
+    them.
+    """
+
+    def __init__(self, of: Metrics, provider: str, model: str, surface: str, outcome: str) -> None:
+        self._requests = of._requests.labels(provider, model, surface, outcome)
+        self._errors = functools.partial(of._errors.labels, provider, model)
+        self._hits = functools.partial(of._hits.labels, provider)
+        self._cost = functools.partial(of._cost.labels, provider, model)
+        self._saved = functools.partial(of._saved.labels, provider, model)
+        self._unpriced = functools.partial(of._unpriced.labels, provider, model)
+        self._tokens = functools.partial(of._tokens.labels, provider, model)
+        self._units = functools.partial(of._units.labels, provider, model)
+        self._times = {
+            measure: histogram.labels(provider, surface) for measure, histogram in of._times.items()
+        }
+
+    def add(self, tally: Tally) -> None:
+        """What they came to."""
+        self._requests.inc(tally.requests)
+        for child, value in (
+            (self._errors, tally.errors),
+            (self._hits, tally.cache_hits),
+            (self._cost, tally.cost / 1e9),
+            (self._saved, tally.saved / 1e9),
+            (self._unpriced, tally.unpriced),
+        ):
+            if value:
+                child().inc(value)
+        for name, kind in _TOKENS.items():
+            if value := tally.count(name):
+                self._tokens(kind).inc(value)
+        for name, unit, part in (
+            ("characters", "characters", 1), ("audio_ms", "audio_seconds", 1000),
+            ("units_milli", "units", 1000), ("images", "images", 1),
+        ):  # fmt: skip
+            if value := tally.count(name):
+                self._units(unit).inc(value / part)
+        for measure, times in self._times.items():
+            _observe_all(times, counts(tally.spread, measure))
+
+
+def _observe_all(child: Histogram, lanes: Sequence[int]) -> None:
+    """What `observe` does, for many at once. A time is taken to lie in the middle of its bucket.
+
+    It uses private parts, for there are no public ones: tests/ledger/test_metrics.py holds it
+    against `observe`.
+    """
+    total = 0.0
+    for number, count in enumerate(lanes):
+        if count:
+            below = bound_ms(number - 1) if number else 0.0
+            total += (below + bound_ms(number)) / 2000 * count
+            child._buckets[min(max(0, (number - 3) // 2), len(child._buckets) - 1)].inc(count)
+    if total:
+        child._sum.inc(total)

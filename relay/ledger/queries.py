@@ -1,0 +1,204 @@
+"""Questions to the ledger: calls one by one, and what they add up to.
+
+Owns: the queries, and that each is bounded: a page looks at so many rows and no more, whatever its
+filter; sums come from the rollups, but by metadata, which only the rows of seven days tell.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from relay.core.exchange import least_id
+from relay.storage.database import Database
+from relay.storage.tables import bodies, exchanges, tags
+
+SCANNED = 50_000
+"""Rows that a page looks at: what is not found among them is looked for from its cursor on."""
+MOST_ROWS = 1000
+_EXPORTED = 500
+_AGO = re.compile(r"(\d{1,6})([smhdw])\Z")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class BadQuestion(ValueError):
+    """The question cannot be read; the text says why."""
+
+
+def moment_s(text: str, now_s: float) -> float:
+    """`7d`, `12h`, `90m` ago, or a day or time in ISO 8601 (UTC without a zone); seconds since
+    1970. Raises BadQuestion.
+    """
+    if (ago := _AGO.match(text)) is not None:
+        return now_s - int(ago[1]) * _UNITS_S[ago[2]]
+    try:
+        when = datetime.datetime.fromisoformat(text)
+        return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise BadQuestion(f"'{text[:40]}' is no time: 7d, 12h, 2026-11-24, …") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which calls. `equal` and `above` are by column, the texts as they stand there."""
+
+    since_s: float | None = None
+    until_s: float | None = None
+    equal: Mapping[str, str | int] = field(default_factory=dict)
+    above: Mapping[str, int | float] = field(default_factory=dict)
+    failed: bool | None = None
+    cached: bool | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """True if it leaves something out."""
+        return self != Filter()
+
+
+EQUAL = (
+    "id", "provider", "model", "client", "surface", "outcome", "status", "event_id", "end_user",
+    "feedback",
+)  # fmt: skip
+ABOVE = ("duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Calls, the latest first; `cursor` leads to the next page, None at the end."""
+
+    logs: Sequence[dict[str, Any]]
+    cursor: str | None
+
+
+async def page(database: Database, which: Filter, cursor: str | None, limit: int) -> Page:
+    """Raises DatabaseAway. A page may hold fewer than `limit` and not be the last."""
+    rare = which.failed or "event_id" in which.equal or "id" in which.equal
+    bounds = _bounds(which)
+    if cursor is not None:
+        bounds.append(exchanges.c.id < cursor)
+    newest = sa.select(exchanges).where(*bounds).order_by(exchanges.c.id.desc())
+    if rare:  # there is an index for these
+        found = await database.rows(newest.where(*_conditions(which, exchanges.c)).limit(limit))
+        return Page([shown(row) for row in found], found[-1].id if len(found) == limit else None)
+    ids = sa.select(exchanges.c.id).where(*bounds).order_by(exchanges.c.id.desc())
+    edge = await database.rows(ids.offset(SCANNED - 1).limit(1))
+    within = newest.where(exchanges.c.id >= edge[0].id) if edge else newest
+    found = await database.rows(within.where(*_conditions(which, exchanges.c)).limit(limit))
+    if len(found) == limit:
+        return Page([shown(row) for row in found], found[-1].id)
+    return Page([shown(row) for row in found], edge[0].id if edge else None)
+
+
+def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
+    bounds = []
+    if which.since_s is not None:
+        bounds.append(exchanges.c.id >= least_id(which.since_s))
+    if which.until_s is not None:
+        bounds.append(exchanges.c.id < least_id(which.until_s))
+    return bounds
+
+
+def _conditions(which: Filter, columns: Any) -> list[sa.ColumnElement[bool]]:
+    made = [columns[name] == value for name, value in which.equal.items()]
+    made += [columns[name] > value for name, value in which.above.items()]
+    failing = sa.text("outcome NOT IN ('relayed', 'cached')")
+    if which.failed is not None:
+        made.append(failing if which.failed else sa.not_(sa.literal_column(f"({failing.text})")))
+    if which.cached is not None:
+        made.append((columns.outcome == "cached") == which.cached)
+    for name, value in which.metadata.items():
+        tagged = sa.select(1).where(
+            tags.c.name == name, tags.c.id == columns.id, tags.c.value == value
+        )
+        made.append(sa.exists(tagged))
+    return made
+
+
+async def one(database: Database, id: str) -> dict[str, Any] | None:
+    """One call; None if there is none of this id. Raises DatabaseAway."""
+    found = await database.rows(sa.select(exchanges).where(exchanges.c.id == id))
+    return shown(found[0]) if found else None
+
+
+async def body(database: Database, id: str, side: str) -> tuple[bytes, bool] | None:
+    """The `request` or `response` of a call, and whether it is whole; None if it was not kept.
+    Raises DatabaseAway.
+    """
+    query = sa.select(bodies.c[side], bodies.c[f"{side}_complete"]).where(bodies.c.id == id)
+    found = await database.rows(query)
+    if not found:
+        return None
+    kept, whole = tuple(found[0])
+    return bytes(kept or b""), bool(whole)
+
+
+async def after(database: Database, seq: int, limit: int = 500) -> list[tuple[int, dict[str, Any]]]:
+    """What was written after a place in the order of writing, and where that is."""
+    later = sa.select(exchanges).where(exchanges.c.seq > seq).order_by(exchanges.c.seq).limit(limit)
+    return [(row.seq, shown(row)) for row in await database.rows(later)]
+
+
+async def last_seq(database: Database) -> int:
+    """The place of what was written last."""
+    found = await database.rows(sa.select(sa.func.max(exchanges.c.seq).label("last")))
+    return int(found[0].last or 0)
+
+
+async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, Any]]:
+    """All of them, the oldest first. Each page is read by itself: nobody waits for a slow reader.
+    Raises DatabaseAway.
+    """
+    at = ""
+    while True:
+        bounds = [*_bounds(which), exchanges.c.id > at]
+        ids = sa.select(exchanges.c.id).where(*bounds).order_by(exchanges.c.id)
+        edge = await database.rows(ids.offset(_EXPORTED - 1).limit(1))
+        query = sa.select(exchanges).where(*bounds, *_conditions(which, exchanges.c))
+        if edge:
+            query = query.where(exchanges.c.id <= edge[0].id)
+        for row in await database.rows(query.order_by(exchanges.c.id)):
+            yield shown(row)
+        if not edge:
+            return
+        at = edge[0].id
+
+
+def shown(row: Any) -> dict[str, Any]:
+    """A call as the API and the command line show it."""
+    record: dict[str, Any] = json.loads(row.record)
+    for name in ("event", "level"):
+        record.pop(name, None)
+    cost, saved = record.pop("cost_nano_usd", None), record.pop("saved_nano_usd", None)
+    made_ms = int(row.id[:8] + row.id[9:13], 16)
+    made = datetime.datetime.fromtimestamp(made_ms / 1000, datetime.UTC)
+    failed = row.outcome in ("failed", "refused") or row.status >= 400
+    return {
+        "id": row.id,
+        "created_at": made.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ended_at": record.pop("timestamp", None),
+        **record,
+        "success": not failed,
+        "cost_usd": usd(cost),
+        "saved_usd": usd(saved),
+        "metadata": json.loads(row.metadata) if row.metadata else None,
+        "feedback": row.feedback,
+        "score": row.score,
+    }
+
+
+def usd(nano: int | None) -> msgspec.Raw | None:
+    """Dollars, as a JSON number with every digit; None of what is not known."""
+    if nano is None:
+        return None
+    nano = int(nano)
+    whole, part = divmod(abs(nano), 10**9)
+    sign = "-" if nano < 0 else ""
+    return msgspec.Raw(f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".").encode())

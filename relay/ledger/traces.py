@@ -1,0 +1,131 @@
+"""OpenTelemetry: a span for every call, by OTLP over HTTP.
+
+Owns: the attributes, in the names of the GenAI conventions
+(github.com/open-telemetry/semantic-conventions-genai), and the relay's own beside them. Spans are
+made when a call is over, from its record, many at a time, and sent by a thread of the SDK's: no
+call waits for them, and what a collector that is away cannot take is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from relay.core.provider import Provider
+from relay.core.record import FAILED, Record
+from relay.ledger.tallies import Key, Tally
+from relay.registry.controls import Tracing
+
+_OPERATIONS = {
+    "chat": "chat", "messages": "chat", "responses": "chat", "completion": "text_completion",
+    "generate": "generate_content", "embeddings": "embeddings",
+}  # fmt: skip
+"""What a call is, where the conventions have a word; otherwise the relay's own."""
+_PROVIDERS = {
+    "google-ai-studio": "gcp.gemini", "mistral": "mistral_ai", "grok": "x_ai",
+    "azure-openai": "azure.ai.openai",
+}  # fmt: skip
+_COUNTS = {
+    "gen_ai.usage.input_tokens": "input_tokens",
+    "gen_ai.usage.output_tokens": "output_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "cache_read_tokens",
+    "gen_ai.usage.cache_creation.input_tokens": "cache_write_tokens",
+    "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
+}
+
+
+class TracingUnavailable(Exception):
+    """gateway.yaml asks for traces, and their packages are not installed."""
+
+
+class Traces:
+    """One per process."""
+
+    def __init__(self, rules: Tracing, provider: Callable[[str], Provider | None]) -> None:
+        """`provider` finds one by its name. Raises TracingUnavailable."""
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import export
+        except ImportError:
+            raise TracingUnavailable(
+                "tracing.endpoint is set: pip install 'ai-gateway-relay[otel]'"
+            ) from None
+        endpoint = f"{(rules.endpoint or '').rstrip('/')}/v1/traces"
+        exporter = OTLPSpanExporter(endpoint=endpoint, headers=dict(rules.headers))
+        self._processor = export.BatchSpanProcessor(exporter)
+        self._resource = Resource.create({"service.name": rules.service_name})
+        self._provider = provider
+
+    def count(self, records: Sequence[Record], _batch: Mapping[Key, Tally]) -> None:
+        """A batch of calls that ended."""
+        for record in records:
+            if record.span_id is not None and record.sampled:
+                self._processor.on_end(self._span(record))
+
+    def _span(self, record: Record) -> Any:
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+        assert record.trace_id is not None and record.span_id is not None
+        sampled = TraceFlags(TraceFlags.SAMPLED)
+        trace_id = int(record.trace_id, 16)
+        parent = record.parent_id
+        failed = record.status >= 400 or record.outcome in FAILED
+        ended_ns = _unix_ns(record.timestamp)
+        attributes = self._attributes(record)
+        named = (attributes["gen_ai.operation.name"], attributes.get("gen_ai.request.model"))
+        return ReadableSpan(
+            name=" ".join(filter(None, named)),
+            context=SpanContext(trace_id, int(record.span_id, 16), False, sampled),
+            parent=SpanContext(trace_id, int(parent, 16), True, sampled) if parent else None,
+            resource=self._resource,
+            attributes=attributes,
+            kind=SpanKind.CLIENT,
+            status=Status(StatusCode.ERROR if failed else StatusCode.UNSET),
+            start_time=ended_ns - int(record.duration_ms * 1e6),
+            end_time=ended_ns,
+        )
+
+    def _attributes(self, record: Record) -> dict[str, Any]:
+        name = record.answered_by or record.provider
+        provider = self._provider(name)
+        found: dict[str, Any] = {
+            "gen_ai.operation.name": _OPERATIONS.get(record.kind, record.kind),
+            "gen_ai.provider.name": _PROVIDERS.get(name, name),
+            "gen_ai.request.model": record.model,
+            "gen_ai.response.model": record.model_answered or record.model,
+            "http.response.status_code": record.status,
+            "relay.log_id": record.id,
+            "relay.outcome": record.outcome,
+            "relay.overhead_ms": record.own_ms,
+            "relay.first_byte_ms": record.first_byte_ms,
+            "relay.cache": record.cache,
+            "relay.attempts": len(record.attempts) if record.attempts else None,
+        }
+        if provider is not None:
+            target = provider.websocket if record.surface == "websocket" else provider.rest
+            found |= {"server.address": target.host, "server.port": target.port}
+        if record.usage is not None:
+            found |= {attr: getattr(record.usage, field) for attr, field in _COUNTS.items()}
+        if record.cost_nano_usd is not None:
+            found["relay.cost_usd"] = record.cost_nano_usd / 1e9
+        if record.error is not None or record.status >= 400:
+            found["error.type"] = record.error or str(record.status)
+        for entry, value in (record.metadata or {}).items():
+            found[f"relay.metadata.{entry}"] = value
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def stop(self) -> None:
+        """Send what is left, within a few seconds."""
+        await asyncio.to_thread(self._processor.shutdown)
+
+
+def _unix_ns(stamp: str) -> int:
+    try:
+        return int(datetime.datetime.fromisoformat(stamp).timestamp() * 1e9)
+    except ValueError:
+        return time.time_ns()

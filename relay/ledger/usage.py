@@ -1,0 +1,170 @@
+"""What was used and what it cost: sums by time, client, provider, model, surface, outcome, or an
+entry of the calls' metadata.
+
+Owns: which rollup answers a question, and the putting together of sums and percentiles.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from relay.core.exchange import least_id
+from relay.core.spread import from_bytes, percentiles, unpacked
+from relay.core.usage import COUNTS
+from relay.ledger.queries import BadQuestion, usd
+from relay.storage.database import Database
+from relay.storage.tables import SUMS, rollups, tags
+
+SPANS = {"minute": 60, "hour": 3600, "day": 86400}
+_REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
+"""How far back minutes and hours are kept."""
+_METADATA = "metadata."
+_METADATA_S = 7 * 86400
+_MOST_GROUPS = 10_000
+_PERCENTILES = (50, 95, 99)
+_NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "own": "overhead_ms"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """From and until when, in seconds since 1970; by what; of which calls only."""
+
+    since_s: float
+    until_s: float
+    now_s: float
+    by: Sequence[str] = ()
+    """Of KEYS, or one `metadata.NAME` alone."""
+    bucket: str | None = None
+    """minute, hour or day: a row for each."""
+    only: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Group:
+    sums: Sequence[int]
+    spread: int = 0
+
+
+async def usage(database: Database, asked: Question) -> dict[str, Any]:
+    """`{"since", "until", "rows": [{…keys, requests, errors, …}], "total": {…}}`. The time is taken
+    down to the span that answers. Raises BadQuestion, DatabaseAway.
+    """
+    tagged = [name for name in asked.by if name.startswith(_METADATA)]
+    if tagged:
+        return await _by_metadata(database, asked, tagged)
+    span_s = _span_s(asked)
+    since_s = int(asked.since_s // span_s) * span_s
+    columns = [rollups.c[name] for name in asked.by]
+    if asked.bucket is not None:
+        columns = [rollups.c.at_s, *columns]
+    within = (
+        rollups.c.span_s == span_s,
+        rollups.c.at_s >= since_s,
+        rollups.c.at_s < asked.until_s,
+        *(rollups.c[name] == value for name, value in asked.only.items()),
+    )
+    sums = [sa.func.sum(rollups.c[name]).label(name) for name in SUMS]
+    summed = await database.rows(
+        sa.select(*columns, *sums).where(*within).group_by(*columns).limit(_MOST_GROUPS + 1)
+    )
+    if len(summed) > _MOST_GROUPS:
+        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
+    keys = len(columns)
+    groups = {tuple(row[:keys]): _Group([int(n or 0) for n in row[keys:]]) for row in summed}
+    for row in await database.rows(sa.select(*columns, rollups.c.spread).where(*within)):
+        group = groups.get(tuple(row[:keys]))
+        if group is not None:
+            group.spread += from_bytes(row[-1])
+    names = (["at"] if asked.bucket is not None else []) + list(asked.by)
+    if not columns and groups and not any(groups[()].sums):
+        groups = {}
+    return _answer(since_s, asked.until_s, names, groups)
+
+
+def _span_s(asked: Question) -> int:
+    """The span of the rollup that answers: as coarse as may be, or as was asked for."""
+    if asked.bucket is not None:
+        return SPANS[asked.bucket]
+    for span_s, most_s in ((60, 6 * 3600), (3600, 8 * 86400)):
+        within_reach = asked.now_s - asked.since_s <= _REACH_S[span_s]
+        if asked.until_s - asked.since_s <= most_s and within_reach:
+            return span_s
+    return 86400
+
+
+async def _by_metadata(database: Database, asked: Question, tagged: list[str]) -> dict[str, Any]:
+    if len(asked.by) > 1 or asked.bucket is not None or asked.only:
+        raise BadQuestion("by metadata goes alone: no bucket, no other key, no condition")
+    if asked.until_s - asked.since_s > _METADATA_S + 60:
+        raise BadQuestion("by metadata goes back seven days at most")
+    within = (
+        tags.c.name == tagged[0].removeprefix(_METADATA),
+        tags.c.id >= least_id(asked.since_s),
+        tags.c.id < least_id(asked.until_s),
+    )
+    sums = [sa.func.sum(tags.c[name]) for name in SUMS]
+    found = await database.rows(
+        sa.select(tags.c.value, tags.c.times, *sums)
+        .where(*within)
+        .group_by(tags.c.value, tags.c.times)
+    )
+    groups: dict[tuple[Any, ...], _Group] = {}
+    for value, times, *numbers in map(tuple, found):
+        counted = [int(n or 0) for n in numbers]
+        group = groups.setdefault((value,), _Group([0] * len(SUMS)))
+        group.sums = [a + b for a, b in zip(group.sums, counted, strict=True)]
+        group.spread += unpacked(times, counted[0])
+    return _answer(asked.since_s, asked.until_s, tagged, groups)
+
+
+def _answer(
+    since_s: float, until_s: float, names: list[str], groups: dict[tuple[Any, ...], _Group]
+) -> dict[str, Any]:
+    total = _Group([sum(column) for column in zip(*(g.sums for g in groups.values()), strict=True)])
+    total.spread = sum(group.spread for group in groups.values())
+    rows = []
+    by_cost = SUMS.index("cost_nano_usd")
+    timed = "at" in names
+    order = sorted(
+        groups.items(),
+        key=lambda item: (item[0][0] if timed else 0, -item[1].sums[by_cost], -item[1].sums[0]),
+    )
+    for key, group in order:
+        named = dict(zip(names, key, strict=True))
+        if timed:
+            named["at"] = _iso(named["at"])
+        rows.append(named | _shown(group))
+    return {
+        "since": _iso(since_s),
+        "until": _iso(until_s),
+        "rows": rows,
+        "total": _shown(total if total.sums else _Group([0] * len(SUMS))),
+    }
+
+
+def _shown(group: _Group) -> dict[str, Any]:
+    sums = dict(zip(SUMS, group.sums, strict=True))
+    return {
+        "requests": sums["requests"],
+        "errors": sums["errors"],
+        "cache_hits": sums["cache_hits"],
+        "cost_usd": usd(sums["cost_nano_usd"]),
+        "saved_usd": usd(sums["saved_nano_usd"]),
+        "unpriced": sums["unpriced"],
+        "estimated": sums["estimated"],
+        **{name: sums[name] for name in COUNTS},
+        **{
+            shown: percentiles(group.spread, measure, _PERCENTILES)
+            for measure, shown in _NAMES.items()
+        },
+    }
+
+
+def _iso(unix_s: float) -> str:
+    made = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+    return made.isoformat(timespec="seconds").replace("+00:00", "Z")

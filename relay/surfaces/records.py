@@ -1,0 +1,260 @@
+"""The ledger's questions over HTTP: …/logs and …/usage, for the machine's own people while access
+is open.
+
+Owns: the reading of query and body, and the shape of answers. What they ask for is ledger/'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from relay.core.errors import BadRequest, LogNotFound, StoreUnavailable
+from relay.core.metadata import MAX_ENTRIES
+from relay.gateway import GATEWAY
+from relay.ledger import changes, queries
+from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
+from relay.ledger.usage import SPANS, Question, usage
+from relay.storage.database import Database, DatabaseAway, DatabaseNewer
+from relay.storage.tables import KEYS
+from relay.surfaces.admin import require_local
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_NUMBERS = frozenset({"status", "feedback"})
+_PAGE, _MOST_A_PAGE = 50, 500
+_MOST_BODY_BYTES = 64 * 1024
+
+
+def add_routes(app: web.Application, prefix: str) -> None:
+    """Add the surface."""
+    router = app.router
+    router.add_get(f"{prefix}/logs", logs)
+    router.add_delete(f"{prefix}/logs", delete_logs)
+    router.add_get(f"{prefix}/logs/export", export)
+    router.add_get(f"{prefix}/logs/{{id}}", log)
+    router.add_patch(f"{prefix}/logs/{{id}}", patch_log)
+    router.add_delete(f"{prefix}/logs/{{id}}", delete_log)
+    router.add_get(f"{prefix}/logs/{{id}}/{{side:request|response}}", body)
+    router.add_get(f"{prefix}/usage", used)
+
+
+async def logs(request: web.Request) -> web.Response:
+    """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
+    database, given = _asked(request)
+    with _answered():
+        limit = _number(given.pop("limit", str(_PAGE)), "limit")
+        cursor = given.pop("cursor", None)
+        found = await queries.page(database, _filter(given), cursor, min(limit, _MOST_A_PAGE) or 1)
+    return _json({"logs": found.logs, "cursor": found.cursor})
+
+
+async def log(request: web.Request) -> web.Response:
+    """One call, with its attempts and turns."""
+    database, _ = _asked(request)
+    with _answered():
+        found = await queries.one(database, request.match_info["id"])
+    if found is None:
+        raise LogNotFound
+    return _json(found)
+
+
+async def body(request: web.Request) -> web.Response:
+    """What a call said, or was told, where that was kept; `x-relay-complete: false` if it was cut
+    off.
+    """
+    database, _ = _asked(request)
+    with _answered():
+        side = request.match_info["side"]
+        found = await queries.body(database, request.match_info["id"], side)
+    if found is None:
+        raise LogNotFound
+    # Never as what it calls itself: a browser must not run what a model wrote.
+    headers = {"x-relay-complete": str(found[1]).lower(), "x-content-type-options": "nosniff"}
+    return web.Response(body=found[0], content_type="application/octet-stream", headers=headers)
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """All calls that fit, the oldest first, a JSON object a line."""
+    database, given = _asked(request)
+    with _answered():
+        calls = queries.export(database, _filter(given))
+        first = await _lines(calls)
+    response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+    await response.prepare(request)
+    lines = first
+    while lines:
+        await response.write(lines)
+        try:
+            lines = await _lines(calls)
+        except (DatabaseAway, DatabaseNewer):
+            # What came so far is no whole export: the connection's end says so.
+            if request.transport is not None:
+                request.transport.close()
+            return response
+    await response.write_eof()
+    return response
+
+
+async def _lines(calls: AsyncIterator[dict[str, Any]], at_once: int = 200) -> bytes:
+    lines = []
+    async for call in calls:
+        lines.append(_encode(call) + b"\n")
+        if len(lines) == at_once:
+            break
+    return b"".join(lines)
+
+
+async def patch_log(request: web.Request) -> web.Response:
+    """Change feedback (1, -1), score (a number) and metadata of a call; null takes it away. 200
+    with the call.
+    """
+    database, _ = _asked(request)
+    with _answered():
+        given = _changes(await _body(request))
+        found = await changes.change(database, request.match_info["id"], **given)
+        if not found:
+            raise LogNotFound
+        return _json(await queries.one(database, request.match_info["id"]))
+
+
+async def delete_log(request: web.Request) -> web.Response:
+    """Delete one call; what it added up to stays. 200 with how many."""
+    return await _delete(request, Filter(equal={"id": request.match_info["id"]}))
+
+
+async def delete_logs(request: web.Request) -> web.Response:
+    """Delete the calls that fit; at least one condition must be named. 200 with how many."""
+    _, given = _asked(request)
+    with _answered():
+        return await _delete(request, _filter(given))
+
+
+async def _delete(request: web.Request, which: Filter) -> web.Response:
+    database, _ = _asked(request)
+    with _answered():
+        return _json({"deleted": await changes.delete(database, which)})
+
+
+async def used(request: web.Request) -> web.Response:
+    """What was used and what it cost: `?since=7d&by=provider,model&bucket=day`."""
+    database, given = _asked(request)
+    with _answered():
+        return _json(await usage(database, _question(given)))
+
+
+def _asked(request: web.Request) -> tuple[Database, dict[str, str]]:
+    """The ledger's database and the query. Raises what keeps others out, and StoreUnavailable."""
+    require_local(request)
+    database = request.app[GATEWAY].ledger.database
+    if database is None:
+        raise StoreUnavailable
+    return database, dict(request.query)
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except BadQuestion as error:
+        raise BadRequest(str(error)) from error
+    except (DatabaseAway, DatabaseNewer) as error:
+        raise StoreUnavailable from error
+
+
+def _filter(given: Mapping[str, str]) -> Filter:
+    now_s = time.time()
+    equal: dict[str, str | int] = {}
+    above: dict[str, int | float] = {}
+    metadata: dict[str, str] = {}
+    flags: dict[str, bool] = {}
+    times: dict[str, float] = {}
+    for name, value in given.items():
+        column = {"user": "end_user"}.get(name, name)
+        least = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
+        if column in EQUAL:
+            equal[column] = _number(value, name) if name in _NUMBERS else value
+        elif name in ("since", "until"):
+            times[f"{name}_s"] = moment_s(value, now_s)
+        elif name in ("success", "cached"):
+            flags["failed" if name == "success" else name] = _flag(value, name) != (
+                name == "success"
+            )
+        elif name.startswith("metadata."):
+            metadata[name.removeprefix("metadata.")] = value
+        elif name.startswith("min_") and least in ABOVE:
+            above[least] = _decimal(value, name) * (10**9 if least == "cost_nano_usd" else 1)
+        else:
+            raise BadQuestion(f"there is no condition '{name[:40]}'")
+    return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
+
+
+def _question(given: Mapping[str, str]) -> Question:
+    now_s = time.time()
+    only = {name: value for name, value in given.items() if name in KEYS}
+    if unknown := set(given) - set(only) - {"since", "until", "by", "bucket"}:
+        raise BadQuestion(f"there is no condition '{min(unknown)[:40]}'")
+    by = [name for name in given.get("by", "").split(",") if name]
+    for name in by:
+        if name not in KEYS and not name.startswith("metadata."):
+            raise BadQuestion(f"by '{name[:40]}': it goes by {', '.join(KEYS)} or metadata.NAME")
+    bucket = given.get("bucket")
+    if bucket is not None and bucket not in SPANS:
+        raise BadQuestion("a bucket is a minute, hour or day")
+    since_s = moment_s(given.get("since", "24h"), now_s)
+    until_s = moment_s(given["until"], now_s) if "until" in given else now_s
+    return Question(since_s, until_s, now_s, by, bucket, only)
+
+
+def _number(text: str, name: str) -> int:
+    if not text.lstrip("-").isdecimal() or len(text) > 9:
+        raise BadQuestion(f"{name} is not a whole number")
+    return int(text)
+
+
+def _decimal(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadQuestion(f"{name} is not a number") from None
+
+
+def _flag(text: str, name: str) -> bool:
+    if text not in ("true", "false"):
+        raise BadQuestion(f"{name} is true or false")
+    return text == "true"
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    if (request.content_length or 0) > _MOST_BODY_BYTES:
+        raise BadQuestion("the body is too large")
+    try:
+        return msgspec.json.decode(await request.content.read(_MOST_BODY_BYTES), type=dict)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise BadQuestion("the body is no JSON object") from None
+
+
+def _changes(given: dict[str, Any]) -> dict[str, Any]:
+    if unknown := set(given) - {"feedback", "score", "metadata"}:
+        raise BadQuestion(f"there is no field '{min(unknown)[:40]}' to change")
+    feedback, score, metadata = (given.get(name) for name in ("feedback", "score", "metadata"))
+    if feedback not in (None, 1, -1) or isinstance(feedback, bool):
+        raise BadQuestion("feedback is 1, -1 or null")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise BadQuestion("score is a number or null")
+    plain = metadata is None or (
+        isinstance(metadata, dict)
+        and len(metadata) <= MAX_ENTRIES
+        and all(isinstance(value, str | int | float | bool) for value in metadata.values())
+    )
+    if not plain:
+        raise BadQuestion(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
+    return given
+
+
+def _json(answer: Any) -> web.Response:
+    return web.Response(body=_encode(answer), content_type="application/json")
