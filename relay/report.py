@@ -92,8 +92,8 @@ async def _follow(database: Database, seq: int, options: argparse.Namespace, out
                 if fits and (not options.failed or not call["success"]):
                     out(_line(call, options.json))
             seen[call["id"]] = None
-        sys.stdout.flush()
             seq = max(seq, at)
+        sys.stdout.flush()
         while len(seen) > _LATEST_SEEN:
             seen.pop(next(iter(seen)))
         await asyncio.sleep(_FOLLOW_S)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,6 +33,27 @@ _OTHER = "other"
 _CALL = ("provider", "model", "surface", "outcome")
 _BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
 """Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
+_MODEL = ("provider", "model")
+COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "relay_requests_total": ("Calls and sessions that ended.", _CALL),
+    "relay_errors_total": ("Of those, what went wrong.", _MODEL),
+    "relay_tokens_total": ("Tokens; input and output hold the other kinds.", (*_MODEL, "kind")),
+    "relay_units_total": ("What is no token: characters, seconds, …", (*_MODEL, "unit")),
+    "relay_cost_usd_total": ("US dollars.", _MODEL),
+    "relay_saved_usd_total": ("US dollars that answers from the cache had cost.", _MODEL),
+    "relay_unpriced_total": ("Calls that used something that has no price.", _MODEL),
+    "relay_cache_hits_total": ("Answers from the cache.", ("provider",)),
+    "relay_voice_interruptions_total": ("Answers that were cut.", ("provider",)),
+}
+HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "relay_request_duration_seconds": ("REST calls, to their end.", ("provider", "surface")),
+    "relay_first_byte_seconds": ("Until the answer, or the handshake.", ("provider", "surface")),
+    "relay_overhead_seconds": ("The relay's own part of that.", ("provider", "surface")),
+    "relay_voice_turn_seconds": (
+        "From the end of speech to the first sound or word.",
+        ("provider", "first"),
+    ),
+}
 _TIMES = {
     "duration": "relay_request_duration_seconds",
     "first_byte": "relay_first_byte_seconds",
@@ -61,6 +82,8 @@ LOSSES = {
     "relay_redis_failures_total": "Times that Redis did not answer.",
 }
 
+_LOSSES: Mapping[str, tuple[str, Sequence[str]]] = {n: (help, ()) for n, help in LOSSES.items()}
+
 
 class Metrics:
     """One per process."""
@@ -72,42 +95,18 @@ class Metrics:
         self._models: set[str] = set()
         self._told: dict[str, float] = {}
 
-        def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(name, help, labels, registry=registry)
-
-        self._requests = counter("relay_requests_total", "Calls that ended.", _CALL)
-        self._errors = counter(
-            "relay_errors_total", "Of those, what went wrong.", ("provider", "model")
-        )
-        self._tokens = counter("relay_tokens_total", "Tokens.", ("provider", "model", "kind"))
-        self._units = counter(
-            "relay_units_total", "What is no token.", ("provider", "model", "unit")
-        )
-        self._cost = counter("relay_cost_usd_total", "US dollars.", ("provider", "model"))
-        self._saved = counter("relay_saved_usd_total", "Saved by the cache.", ("provider", "model"))
-        self._unpriced = counter(
-            "relay_unpriced_total", "Calls that have no price.", ("provider", "model")
-        )
-        self._hits = counter("relay_cache_hits_total", "Answers from the cache.", ("provider",))
-        self._interruptions = counter(
-            "relay_voice_interruptions_total", "Answers that were cut.", ("provider",)
-        )
-        times = {
-            name: Histogram(
-                name, _TIME_HELP[name], ("provider", "surface"), buckets=_BOUNDS, registry=registry
-            )
-            for name in _TIMES.values()
+        self.counters = {
+            name: Counter(name, help, labels, registry=registry)
+            for name, (help, labels) in {**COUNTERS, **_LOSSES}.items()
         }
-        self._times = {measure: times[name] for measure, name in _TIMES.items()}
-        self._turns = Histogram(
-            "relay_voice_turn_seconds", "From the end of speech to the first sound or word.",
-            ("provider", "first"), buckets=_BOUNDS, registry=registry,
-        )  # fmt: skip
+        self.times = {
+            name: Histogram(name, help, labels, buckets=_BOUNDS, registry=registry)
+            for name, (help, labels) in HISTOGRAMS.items()
+        }
         self._gauges = {
             name: Gauge(name, help, multiprocess_mode="livesum", registry=registry)
             for name, help in GAUGES.items()
         }
-        self._losses = {name: counter(name, help) for name, help in LOSSES.items()}
         self._bound: dict[tuple[str, ...], _Children] = {}
 
     def count(self, records: Sequence[Record], batch: Mapping[Key, Tally]) -> None:
@@ -121,10 +120,12 @@ class Metrics:
         for record in records:
             if record.turns is not None:
                 provider = record.answered_by or record.provider
+                waits = self.times["relay_voice_turn_seconds"]
                 for turn in record.turns:
-                    self._turns.labels(provider, turn.first).observe(turn.wait_ms / 1000)
+                    waits.labels(provider, turn.first).observe(turn.wait_ms / 1000)
+                cut = self.counters["relay_voice_interruptions_total"]
                 if record.interruptions:
-                    self._interruptions.labels(provider).inc(record.interruptions)
+                    cut.labels(provider).inc(record.interruptions)
 
     def _model(self, model: str) -> str:
         if model in self._models or not model:
@@ -148,15 +149,8 @@ class Metrics:
         for name, value in gauges.items():
             self._gauges[name].set(value)
         for name, value in losses.items():
-            self._losses[name].inc(max(0.0, value - self._told.get(name, 0)))
+            self.counters[name].inc(max(0.0, value - self._told.get(name, 0)))
             self._told[name] = value
-
-
-_TIME_HELP = {
-    "relay_request_duration_seconds": "REST calls, from their beginning to their end.",
-    "relay_first_byte_seconds": "Until the first byte of the answer, or the handshake.",
-    "relay_overhead_seconds": "The relay's own time, until the head of the answer went down.",
-}
 
 
 class _Children:
@@ -165,16 +159,19 @@ class _Children:
     """
 
     def __init__(self, of: Metrics, provider: str, model: str, surface: str, outcome: str) -> None:
-        self._requests = of._requests.labels(provider, model, surface, outcome)
-        self._errors = functools.partial(of._errors.labels, provider, model)
-        self._hits = functools.partial(of._hits.labels, provider)
-        self._cost = functools.partial(of._cost.labels, provider, model)
-        self._saved = functools.partial(of._saved.labels, provider, model)
-        self._unpriced = functools.partial(of._unpriced.labels, provider, model)
-        self._tokens = functools.partial(of._tokens.labels, provider, model)
-        self._units = functools.partial(of._units.labels, provider, model)
+        def child(name: str) -> Callable[..., Counter]:
+            labels = (provider,) if name == "relay_cache_hits_total" else (provider, model)
+            return functools.partial(of.counters[name].labels, *labels)
+
+        self._requests = of.counters["relay_requests_total"].labels(
+            provider, model, surface, outcome
+        )
+        self._errors, self._hits = child("relay_errors_total"), child("relay_cache_hits_total")
+        self._cost, self._saved = child("relay_cost_usd_total"), child("relay_saved_usd_total")
+        self._unpriced = child("relay_unpriced_total")
+        self._tokens, self._units = child("relay_tokens_total"), child("relay_units_total")
         self._times = {
-            measure: histogram.labels(provider, surface) for measure, histogram in of._times.items()
+            measure: of.times[name].labels(provider, surface) for measure, name in _TIMES.items()
         }
 
     def add(self, tally: Tally) -> None:

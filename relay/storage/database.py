@@ -270,15 +270,15 @@ class Insert:
             key = ", ".join(column.name for column in table.primary_key.columns)
             taken = ", ".join(f"{name} = excluded.{name}" for name in replace)
             self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {taken}"
-        self._made: dict[int, str] = {}
+        self._made: dict[tuple[int, bool], str] = {}
 
     def sql(self, rows: int, *, numbered: bool) -> str:
         """For so many rows; `numbered` is PostgreSQL's way to name parameters."""
-        made = self._made.get(rows)
+        made = self._made.get((rows, numbered))
         if made is None:
             names = [f"${at + 1}" if numbered else "?" for at in range(self._columns)]
             row = f"({', '.join(names)})"
-            made = self._made[rows] = self._head + ", ".join([row] * rows) + self._tail
+            made = self._made[rows, numbered] = self._head + ", ".join([row] * rows) + self._tail
         return made
 
 

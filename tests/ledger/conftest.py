@@ -1,0 +1,36 @@
+"""Both databases that there are: what is tested of one is tested of the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.storage.database import Database, database_url
+from tests.postgres import PostgresServer, running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL."""
+    server = running()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What gateway.yaml says under `database`."""
+    if request.param == "sqlite":
+        return str(tmp_path / "data" / "relay.db")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return await server.database()
+
+
+@pytest.fixture
+async def database(database_setting: str) -> AsyncIterator[Database]:
+    """It, open."""
+    made = Database(database_url(database_setting))
+    yield made
+    await made.close()
