@@ -23,6 +23,7 @@ from relay.storage.tables import KEYS
 
 _FOLLOW_S = 0.5
 _LATEST_SEEN = 2000
+_OUT_OF_ORDER = 100
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 Print = Callable[[str], None]
 
@@ -81,16 +82,16 @@ async def logs(config: Config, options: argparse.Namespace, out: Print) -> None:
 
 async def _follow(database: Database, seq: int, options: argparse.Namespace, out: Print) -> None:
     """Until somebody stops it. Writers may be a little out of order: what was seen is known."""
-    seen: dict[str, None] = {}
+    there = await queries.after(database, max(0, seq - _OUT_OF_ORDER))
+    seen: dict[str, None] = {call["id"]: None for at, call in there if at <= seq}
     equal = _equal(options)
     while True:
-        for at, call in await queries.after(database, max(0, seq - 100)):
-            if call["id"] in seen or at <= seq - 100:
+        for at, call in await queries.after(database, max(0, seq - _OUT_OF_ORDER)):
+            if call["id"] in seen:
                 continue
-            if at > seq or seen:
-                fits = all(call.get(name) == value for name, value in equal.items())
-                if fits and (not options.failed or not call["success"]):
-                    out(_line(call, options.json))
+            fits = all(call.get(name) == value for name, value in equal.items())
+            if fits and (not options.failed or not call["success"]):
+                out(_line(call, options.json))
             seen[call["id"]] = None
             seq = max(seq, at)
         sys.stdout.flush()

@@ -54,6 +54,7 @@ class Ledger:
         """Who else is told of each batch: metrics and traces."""
         self._tallies = Tallies(new_id)
         self._ended: list[Exchange] = []
+        self._sorting = 0
         self._entries: deque[Entry] = deque()
         self._bodies_bytes = 0
         self._at_once = _AT_ONCE
@@ -89,7 +90,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Rows that are not written yet."""
-        return len(self._ended) + len(self._entries)
+        return len(self._ended) + self._sorting + len(self._entries)
 
     @property
     def state(self) -> str:
@@ -156,6 +157,13 @@ class Ledger:
         ended, self._ended = self._ended, []
         if not ended:
             return
+        self._sorting = len(ended)
+        try:
+            await self._add_up(ended)
+        finally:
+            self._sorting = 0
+
+    async def _add_up(self, ended: list[Exchange]) -> None:
         batch: dict[Key, Tally] = {}
         records: list[Record] = []
         at_zero = time.time() - self._clock()

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from relay.core.exchange import least_id
 from relay.storage.database import Database
-from relay.storage.tables import bodies, exchanges, tags
+from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
 
 SCANNED = 50_000
 """Rows that a page looks at: what is not found among them is looked for from its cursor on."""
@@ -109,9 +109,9 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
 def _conditions(which: Filter, columns: Any) -> list[sa.ColumnElement[bool]]:
     made = [columns[name] == value for name, value in which.equal.items()]
     made += [columns[name] > value for name, value in which.above.items()]
-    failing = sa.text("outcome NOT IN ('relayed', 'cached')")
     if which.failed is not None:
-        made.append(failing if which.failed else sa.not_(sa.literal_column(f"({failing.text})")))
+        wrong: Any = sa.text(WENT_WRONG) if which.failed else sa.text(f"NOT {WENT_WRONG}")
+        made.append(wrong)
     if which.cached is not None:
         made.append((columns.outcome == "cached") == which.cached)
     for name, value in which.metadata.items():

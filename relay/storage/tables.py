@@ -59,7 +59,9 @@ exchanges = Table(
     Column("score", Float),
     sqlite_autoincrement=True,
 )  # fmt: skip
-_FAILED = text("outcome NOT IN ('relayed', 'cached')")
+WENT_WRONG = "(status >= 400 OR outcome IN ('failed', 'refused'))"
+"""Of an exchange: its client did not get what it asked for. The index is for this very text."""
+_FAILED = text(WENT_WRONG)
 Index("exchanges_failed", exchanges.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
 _NAMED = text("event_id IS NOT NULL")
 Index("exchanges_event", exchanges.c.event_id, sqlite_where=_NAMED, postgresql_where=_NAMED)

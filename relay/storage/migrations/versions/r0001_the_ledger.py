@@ -45,7 +45,7 @@ def upgrade() -> None:
         sa.Column("score", sa.Float),
         sqlite_autoincrement=True,
     )
-    failed = sa.text("outcome NOT IN ('relayed', 'cached')")
+    failed = sa.text("(status >= 400 OR outcome IN ('failed', 'refused'))")
     op.create_index(
         "exchanges_failed", "exchanges", ["id"], sqlite_where=failed, postgresql_where=failed
     )

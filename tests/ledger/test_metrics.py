@@ -1,0 +1,215 @@
+"""Prometheus and OpenTelemetry: what is told, held against the real libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.core.spread import bound_ms, counts, spread
+from relay.ledger import metrics
+from tests.conftest import StartRelay
+from tests.ledger.test_ledger import CALL, USAGE, post, rows
+from tests.processes import ROOT, serve
+from tests.relays import Relay, provider
+from tests.upstream.raw import RawUpstream, ok
+
+JSON = "Content-Type: application/json"
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Name and labels to value, as Prometheus' own parser reads them."""
+    return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+
+
+async def scraped(relay: Relay) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    await relay.idle()
+    status, headers, body = await relay.call("GET", f"{relay.url}/metrics")
+    assert status == 200 and headers["content-type"].startswith("text/plain")
+    return samples(body.decode())
+
+
+def of(found: dict[Any, float], name: str, **labels: str) -> float | None:
+    return found.get((name, frozenset(labels.items())))
+
+
+async def test_metrics_tell_what_calls_came_to(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, JSON))
+    raw.plays(ok(USAGE, JSON))
+    raw.plays(ok(b"{}", status="500 Broken"))
+    relay = await start(openai=provider(raw.url))
+    for _ in range(3):
+        await post(relay)
+    found = await scraped(relay)
+    call = {"provider": "openai", "model": "gpt-4o-mini"}
+    assert of(found, "relay_requests_total", **call, surface="rest", outcome="relayed") == 3
+    assert of(found, "relay_errors_total", **call) == 1
+    assert of(found, "relay_tokens_total", **call, kind="input") == 2000
+    assert of(found, "relay_tokens_total", **call, kind="cache_read") == 400
+    assert of(found, "relay_cost_usd_total", **call) == pytest.approx(0.00087)
+    assert of(found, "relay_request_duration_seconds_count", provider="openai", surface="rest") == 3
+    assert of(found, "relay_running") == of(found, "relay_sessions") == 0
+
+
+async def test_models_beyond_so_many_are_one(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", JSON))
+    relay = await start({"metrics": {"max_models": 2}}, openai=provider(raw.url))
+    for model in ("one", "two", "three", "four"):
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": model})
+    found = await scraped(relay)
+    models = {dict(labels).get("model") for name, labels in found if name == "relay_requests_total"}
+    assert models == {"one", "two", "other"}
+
+
+async def test_a_provider_that_there_is_not_makes_no_label(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start(openai=provider(raw.url))
+    for at in range(3):
+        await relay.call("GET", relay.path(f"nobody-{at}", "x"))
+    found = await scraped(relay)
+    assert {dict(labels).get("provider") for name, labels in found if name == "relay_requests_total"} == {"other"}
+
+
+async def test_they_can_be_switched_off(start: StartRelay) -> None:
+    relay = await start({"metrics": {"enabled": False}, "providers": {}})
+    assert (await relay.call("GET", f"{relay.url}/metrics"))[0] == 404
+
+
+async def test_other_host_names_get_none(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    assert (await relay.call("GET", f"{relay.url}/metrics", headers={"Host": "evil.example"}))[0] == 403
+
+
+def test_many_at_once_are_observed_as_one_by_one() -> None:
+    """The private parts that this uses are held against the library's own `observe`."""
+    registry = CollectorRegistry()
+    times = [0.1, 0.3, 0.9, 1.0, 5.5, 40.0, 333.0, 9_000.0, 600_000.0]
+    whole = sum(spread(ms, None, None) for ms in times)
+    ours = Histogram("ours", "", buckets=metrics._BOUNDS, registry=registry)
+    theirs = Histogram("theirs", "", buckets=metrics._BOUNDS, registry=registry)
+    metrics._observe_all(ours, counts(whole, "duration"))
+    for ms in times:
+        theirs.observe(ms / 1000)
+    found = [{s.labels["le"]: s.value for s in h.collect()[0].samples if s.name.endswith("_bucket")} for h in (ours, theirs)]
+    assert found[0] == found[1]
+    sums = [next(s.value for s in h.collect()[0].samples if s.name.endswith("_sum")) for h in (ours, theirs)]
+    assert sums[0] == pytest.approx(sums[1], rel=0.25) and bound_ms(47) > 600_000
+
+
+async def test_of_several_workers_one_answers_for_all_and_a_dead_one_is_not_forgotten(tmp_path: Path, raw: RawUpstream) -> None:
+    import json
+    import os
+    import signal
+
+    raw.plays(ok(USAGE, JSON))
+    relay = await serve(tmp_path, {"providers": {"openai": provider(raw.url)}}, "--workers", "2")
+
+    async def requests(session: aiohttp.ClientSession) -> float:
+        async with session.get(f"{relay.url}/metrics", headers={"Connection": "close"}) as answer:
+            found = samples(await answer.text())
+        return sum(value for (name, _), value in found.items() if name == "relay_requests_total")
+
+    async def until(session: aiohttp.ClientSession, count: int) -> None:
+        async with asyncio.timeout(20):
+            while await requests(session) != count:
+                await asyncio.sleep(0.05)
+
+    try:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(20):
+                async with session.post(relay.path("openai", "chat/completions"), json=CALL, headers={"Connection": "close"}) as answer:
+                    assert answer.status == 200
+            await until(session, 20)
+            pid = next(json.loads(line)["pid"] for line in relay.lines if "worker.ready" in line)
+            os.kill(pid, signal.SIGKILL)
+            await relay.until("worker.died")
+            await until(session, 20)
+    finally:
+        await relay.stop()
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    there = {*metrics.COUNTERS, *metrics.HISTOGRAMS, *metrics.GAUGES, *metrics.LOSSES}
+    assert set(re.findall(r"^\| `(relay_[a-z_]+)` \|", text, re.MULTILINE)) == there
+
+
+@pytest.fixture
+async def collector(aiohttp_server: Any) -> Any:
+    """An OTLP endpoint, reading with OpenTelemetry's own definitions."""
+    spans: list[Any] = []
+
+    async def take(request: web.Request) -> web.Response:
+        body = await request.read()
+        if request.headers.get("Content-Encoding") == "gzip":
+            import gzip
+
+            body = gzip.decompress(body)
+        for each in ExportTraceServiceRequest.FromString(body).resource_spans:
+            spans.extend(span for scope in each.scope_spans for span in scope.spans)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", take)
+    server = await aiohttp_server(app)
+    server.spans = spans
+    return server
+
+
+async def _spans(relay: Relay, collector: Any) -> list[Any]:
+    await rows(relay) if relay.gateway.ledger.database else await relay.idle()
+    await asyncio.to_thread(relay.gateway.traces._processor.force_flush)  # type: ignore[union-attr]
+    return list(collector.spans)
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes}
+
+
+async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider(raw.url))
+    theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await post(relay, headers={"traceparent": theirs, "cf-aig-metadata": '{"team": "a"}'})
+    (span,) = await _spans(relay, collector)
+    assert (span.trace_id.hex(), span.parent_span_id.hex(), span.name) == ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "chat gpt-4o-mini")
+    sent = re.search(rb"traceparent: (\S+)", raw.arrived[0].head, re.IGNORECASE)
+    assert sent is not None and sent[1].decode() == f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"
+    found = attributes(span)
+    assert {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini", "gen_ai.usage.input_tokens": 1000,
+        "gen_ai.usage.output_tokens": 500, "gen_ai.usage.cache_read.input_tokens": 200, "server.address": "127.0.0.1", "http.response.status_code": 200,
+        "relay.metadata.team": "a", "relay.cost_usd": 0.000435,
+    }.items() <= found.items()  # fmt: skip
+    assert span.end_time_unix_nano - span.start_time_unix_nano > 0 and "error.type" not in found
+
+
+async def test_what_is_not_sampled_is_not_exported_and_stays_unsampled_upstream(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
+    await post(relay, headers={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"})
+    await post(relay)
+    assert await _spans(relay, collector) == []
+    assert all(re.search(rb"traceparent: \S+-00\r", arrived.head, re.IGNORECASE) for arrived in raw.arrived)
+
+
+async def test_a_failure_is_an_error_of_its_kind(start: StartRelay, collector: Any) -> None:
+    relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider("http://127.0.0.1:1"))
+    await post(relay)
+    (span,) = await _spans(relay, collector)
+    assert attributes(span)["error.type"] == "upstream_unreachable" and span.status.code == 2
+
+
+async def test_without_traces_the_clients_own_context_passes(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start(openai=provider(raw.url))
+    theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await post(relay, headers={"traceparent": theirs})
+    assert f"traceparent: {theirs}".encode() in raw.arrived[0].head.lower()
