@@ -180,3 +180,22 @@ async def test_a_call_that_needs_no_asking_passes_as_it_is(body: bytes, start: S
 
 def test_other_stream_options_stay() -> None:
     assert asking_for_usage(b'{"stream": true, "stream_options": {"a": 1.0, "include_usage": false}}') == b'{"stream":true,"stream_options":{"a":1.0,"include_usage":true}}'
+
+
+async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_share(start: StartRelay, aiohttp_server: Any) -> None:
+    async def session(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            await socket.send_str(json.dumps({"type": "response.output_audio.delta", "delta": "UklGRg=="}))
+        return socket
+
+    server = await aiohttp_server(vendor(("GET", "/realtime", session)))
+    relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
+    async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
+        for _ in range(2):
+            await socket.send_str(json.dumps({"type": "response.create"}))
+            await socket.receive_str()
+    (line,) = await relay.events()
+    assert [turn["first"] for turn in line["turns"]] == ["audio", "audio"]
+    assert all(turn["wait_ms"] >= 0 and 0 <= turn["own_ms"] < 1000 for turn in line["turns"])

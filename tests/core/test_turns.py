@@ -1,0 +1,133 @@
+"""Turns of spoken sessions: for each vendor, how long somebody waited for the first sound or word, and what was interrupted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from relay.core.turns import MOST_TURNS, Turns
+
+SENT, CAME = "sent", "came"
+Step = tuple[float, str, Any]
+
+AUDIO = "UklGRg" * 20
+OPENAI_AUDIO = {"type": "response.output_audio.delta", "event_id": "e", "delta": AUDIO}
+GEMINI_AUDIO = {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm", "data": AUDIO}}]}}}
+
+CONVERSATIONS: dict[str, tuple[str, list[Step], list[tuple[float, float, str, bool]], int]] = {
+    "openai, the provider hears the end of speech": (
+        "openai",
+        [
+            (1.0, SENT, {"type": "input_audio_buffer.append", "audio": AUDIO}), (2.0, CAME, {"type": "input_audio_buffer.speech_stopped"}),
+            (2.1, CAME, {"type": "response.created"}), (2.5, CAME, OPENAI_AUDIO), (2.6, CAME, OPENAI_AUDIO), (3.0, CAME, {"type": "response.done"}),
+        ],
+        [(2000, 500, "audio", False)], 0,
+    ),
+    "openai, the client commits and asks": (
+        "openai",
+        [
+            (1.0, SENT, {"type": "input_audio_buffer.commit"}), (1.01, SENT, {"type": "response.create"}),
+            (1.3, CAME, {"type": "response.output_text.delta", "delta": "hi"}), (1.5, CAME, {"type": "response.done"}),
+            (2.0, SENT, {"type": "response.create"}), (2.4, CAME, {"type": "response.audio.delta", "delta": AUDIO}),
+        ],
+        [(1000, 300, "text", False), (2000, 400, "audio", False)], 0,
+    ),
+    "openai, somebody speaks into the answer": (
+        "openai",
+        [
+            (1.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (1.4, CAME, OPENAI_AUDIO), (1.6, CAME, {"type": "input_audio_buffer.speech_started"}),
+            (2.0, CAME, {"type": "response.done", "response": {"status": "cancelled"}}), (3.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (3.2, CAME, OPENAI_AUDIO),
+        ],
+        [(1000, 400, "audio", True), (3000, 200, "audio", False)], 1,
+    ),
+    "openai, the client cancels": (
+        "openai", [(1.0, SENT, {"type": "response.create"}), (1.4, CAME, OPENAI_AUDIO), (1.5, SENT, {"type": "response.cancel"})], [(1000, 400, "audio", True)], 1,
+    ),
+    "openai, speech that nobody answers": (
+        "openai",
+        [
+            (1.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (5.0, CAME, {"type": "input_audio_buffer.speech_started"}),
+            (6.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (6.1, CAME, OPENAI_AUDIO),
+        ],
+        [(6000, 100, "audio", False)], 0,
+    ),
+    "gemini, asked in writing": (
+        "google",
+        [(1.0, SENT, {"clientContent": {"turns": [], "turnComplete": True}}), (1.7, CAME, GEMINI_AUDIO), (2.0, CAME, {"serverContent": {"turnComplete": True}})],
+        [(1000, 700, "audio", False)], 0,
+    ),
+    "gemini, the end of activity, words, an interruption": (
+        "google",
+        [
+            (1.0, SENT, {"realtimeInput": {"activityEnd": {}}}), (1.2, CAME, {"serverContent": {"modelTurn": {"parts": [{"text": "hi"}]}}}),
+            (1.4, CAME, {"serverContent": {"interrupted": True}}),
+        ],
+        [(1000, 200, "text", True)], 1,
+    ),
+    "gemini hears by itself: what it heard marks the end": (
+        "google", [(1.0, CAME, {"serverContent": {"inputTranscription": {"text": "hello"}}}), (1.5, CAME, GEMINI_AUDIO)], [(1000, 500, "audio", False)], 0,
+    ),
+    "elevenlabs, an agent": (
+        "elevenlabs",
+        [
+            (1.0, CAME, {"user_transcription_event": {"user_transcript": "hi"}, "type": "user_transcript"}), (1.3, CAME, {"agent_response_event": {}, "type": "agent_response"}),
+            (1.4, CAME, {"audio_event": {"event_id": 1}, "type": "audio"}), (1.9, CAME, {"interruption_event": {"event_id": 1}, "type": "interruption"}),
+        ],
+        [(1000, 300, "text", True)], 1,
+    ),
+    "elevenlabs, speech from text": (
+        "elevenlabs",
+        [(0.5, SENT, {"text": " ", "voice_settings": {}}), (1.0, SENT, {"text": "Hello "}), (1.1, SENT, {"text": "you "}), (1.4, CAME, {"audio": AUDIO}), (2.0, CAME, {"isFinal": True})],
+        [(1000, 400, "audio", False)], 0,
+    ),
+    "cartesia, two sentences, one cancelled": (
+        "cartesia",
+        [
+            (1.0, SENT, {"transcript": "Hello", "context_id": "a"}), (1.2, CAME, {"type": "chunk", "data": AUDIO}), (1.9, CAME, {"type": "done"}),
+            (3.0, SENT, {"transcript": "Again", "context_id": "b"}), (3.1, CAME, {"type": "chunk", "data": AUDIO}), (3.2, SENT, {"context_id": "b", "cancel": True}),
+        ],
+        [(1000, 200, "audio", False), (3000, 100, "audio", True)], 1,
+    ),
+    "deepgram, an agent": (
+        "deepgram",
+        [
+            (1.0, CAME, {"type": "ConversationText", "role": "user", "content": "hi"}), (1.3, CAME, {"type": "ConversationText", "role": "assistant", "content": "hello"}),
+            (1.6, CAME, b"\x00\x01\x02\x03"), (1.8, CAME, {"type": "UserStartedSpeaking"}),
+        ],
+        [(1000, 600, "audio", True)], 1,
+    ),
+    "deepgram, speech from text": ("deepgram", [(1.0, SENT, {"type": "Speak", "text": "hi"}), (1.5, CAME, b"\xff\xf3\x00"), (2.0, CAME, {"type": "Flushed"})], [(1000, 500, "audio", False)], 0),
+    "fal, messages of its own": ("fal", [(1.0, SENT, b"\x81\xa6prompt"), (1.05, CAME, b"\x81\xa6images")], [(1000, 50, "audio", False)], 0),
+    "a wire format that is not known": ("assemblyai", [(1.0, SENT, {"type": "x"}), (1.5, CAME, {"type": "Turn"})], [], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_turn_lasts_from_the_end_of_speech_to_the_first_sound_or_word(name: str) -> None:
+    meter, steps, expected, interruptions = CONVERSATIONS[name]
+    turns = Turns(meter, 0.0)
+    for at_s, way, message in steps:
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        if way == SENT:
+            turns.sent(data, at_s)
+        else:
+            turns.received(data, at_s, lambda at_s=at_s: at_s + 0.002)  # type: ignore[misc]
+    assert [(turn.at_ms, turn.wait_ms, turn.first, turn.interrupted) for turn in turns.found] == expected
+    assert turns.interruptions == interruptions and all(turn.own_ms == 2 for turn in turns.found)
+
+
+def test_only_the_beginning_of_a_message_is_looked_at() -> None:
+    turns = Turns("openai", 0.0)
+    turns.sent(b'{"type":"response.create"}', 1.0)
+    turns.received(b'{"delta":"' + b"x" * 1000 + b'","type":"response.audio.delta"}', 2.0, lambda: 2.0)
+    assert turns.found == []
+
+
+def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
+    turns = Turns("fal", 0.0)
+    for at in range(MOST_TURNS + 50):
+        turns.sent(b"x", at)
+        turns.received(b"y", at + 0.5, lambda: 0.0)
+    assert len(turns.found) == MOST_TURNS
