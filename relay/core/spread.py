@@ -72,28 +72,6 @@ def _at(found: list[int], rank: float) -> float:
     return bound_ms(BUCKETS - 1)
 
 
-def packed(one: int) -> int:
-    """The Spread of a single call, in a number of three bytes."""
-    number = 0
-    for at, measure in enumerate(MEASURES):
-        lanes = counts(one, measure)
-        number |= (lanes.index(1) + 1 if 1 in lanes else 0) << (_PACKED_BITS * at)
-    return number
-
-
-def unpacked(number: int, calls: int) -> int:
-    """The Spread of so many calls with this number."""
-    whole = 0
-    for at in range(len(MEASURES)):
-        lane = (number >> (_PACKED_BITS * at)) & ((1 << _PACKED_BITS) - 1)
-        if lane:
-            whole += _ONES[at][lane - 1] * calls
-    return whole
-
-
-_PACKED_BITS = 6
-
-
 def to_bytes(whole: int) -> bytes:
     """As it is stored: little-endian, without the empty lanes at its end."""
     return whole.to_bytes((whole.bit_length() + 7) // 8, "little")

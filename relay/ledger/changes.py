@@ -14,7 +14,7 @@ from relay.core.metadata import Metadata, as_text
 from relay.core.record import clean
 from relay.ledger.queries import BadQuestion, Filter, export
 from relay.storage.database import Database
-from relay.storage.tables import SUMS, bodies, exchanges, tags
+from relay.storage.tables import bodies, exchanges, tags
 
 _BATCH = 500
 KEEP: Any = object()
@@ -43,22 +43,10 @@ async def change(
 
 
 async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
-    """Give a call other entries; what was added up of it stays as it was."""
-    old = (await connection.execute(sa.select(tags).where(tags.c.id == id).limit(1))).first()
+    """Give a call other entries; what was added up by the old ones stays as it was."""
     await connection.execute(sa.delete(tags).where(tags.c.id == id))
-    call = (await connection.execute(sa.select(exchanges).where(exchanges.c.id == id))).one()
-    sums = {name: getattr(old, name) if old is not None else 0 for name in (*SUMS, "times")}
-    if old is None:
-        sums |= {
-            "requests": 1,
-            "errors": int(call.outcome in ("failed", "refused") or call.status >= 400),
-            "cache_hits": int(call.outcome == "cached"),
-            "input_tokens": call.input_tokens,
-            "output_tokens": call.output_tokens,
-            "cost_nano_usd": call.cost_nano_usd or 0,
-        }
     rows = [
-        {"name": clean(name), "id": id, "value": clean(as_text(value)), **sums}
+        {"name": clean(name), "id": id, "value": clean(as_text(value))}
         for name, value in metadata.items()
     ]
     if rows:

@@ -19,7 +19,7 @@ from relay.ledger import log
 from relay.ledger.pricing import Prices
 from relay.ledger.records import bodies_of, record_of
 from relay.ledger.retention import Retention, retention
-from relay.ledger.rows import BODY, ROW, SUM, TAG, Entry, entry_of
+from relay.ledger.rows import BODY, ROW, SUM, TAG, TAG_SUM, Entry, entry_of, tags_of
 from relay.ledger.tallies import Key, Tallies, Tally
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 
@@ -52,7 +52,7 @@ class Ledger:
         self.failures = self.meter_failures = 0
         self.counted: list[Callable[[Sequence[Record], Mapping[Key, Tally]], None]] = []
         """Who else is told of each batch: metrics and traces."""
-        self._tallies = Tallies(new_id)
+        self._tallies, self._by_tag = Tallies(new_id), Tallies(new_id, (3600,))
         self._ended: list[Exchange] = []
         self._sorting = 0
         self._entries: deque[Entry] = deque()
@@ -178,7 +178,9 @@ class Ledger:
         for tell in self.counted:
             tell(records, batch)
         if self.database is not None:
-            self._tallies.take(batch, time.time())
+            now_s = time.time()
+            self._tallies.take(batch, now_s)
+            self._by_tag.take(_by_tag(records), now_s)
             self._bound()
 
     def _record(self, exchange: Exchange, at_zero: float, batch: dict[Key, Tally]) -> Record:
@@ -236,13 +238,16 @@ class Ledger:
     async def _insert(self, entries: list[Entry]) -> None:
         assert self.database is not None
         sums = list(self._tallies.rows())
+        tag_sums = [row[1:] for row in self._by_tag.rows()]
         async with self.database.writing() as connection:
             insert = self.database.insert
             await insert(connection, ROW, [entry.row for entry in entries])
             await insert(connection, TAG, [tag for entry in entries for tag in entry.tags])
             await insert(connection, BODY, [entry.body for entry in entries if entry.body])
             await insert(connection, SUM, sums)
-        self._tallies.written(time.time())
+            await insert(connection, TAG_SUM, tag_sums)
+        for written in (self._tallies, self._by_tag):
+            written.written(time.time())
 
     def _lost(self, error: Exception) -> None:
         self.failures += 1
@@ -254,3 +259,15 @@ class Ledger:
         if self._away:
             self._away = False
             log.event("ledger.back", waiting=self.waiting)
+
+
+def _by_tag(records: Sequence[Record]) -> dict[tuple[str, str], Tally]:
+    """What calls came to, by the entries of their metadata."""
+    found: dict[tuple[str, str], Tally] = {}
+    for record in records:
+        if record.metadata:
+            for tag in tags_of(record):
+                if tag not in found:
+                    found[tag] = Tally()
+                found[tag].take(record)
+    return found

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from relay.core.exchange import least_id
 from relay.ledger import log
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
-from relay.storage.tables import bodies, exchanges, rollups, tags
+from relay.storage.tables import bodies, exchanges, rollups, tag_rollups, tags
 
 _MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * 86400, 60 * 86400
 _BATCH = 500
@@ -65,4 +65,6 @@ async def sweep(database: Database, keep: Retention) -> int:
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
             past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s)
             await connection.execute(sa.delete(rollups).where(past))
+        old_tags = tag_rollups.c.at_s < now - _HOURS_KEPT_S
+        await connection.execute(sa.delete(tag_rollups).where(old_tags))
     return gone

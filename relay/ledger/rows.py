@@ -12,17 +12,20 @@ import msgspec
 
 from relay.core.metadata import as_text
 from relay.core.record import Bodies, Record, clean
-from relay.core.spread import packed
-from relay.ledger.tallies import one
 from relay.storage.database import Insert
-from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tags
+from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
 
 _COLUMNS = (
     "id", "surface", "provider", "model", "client", "status", "outcome", "cache", "duration_ms",
     "input_tokens", "output_tokens", "cost_nano_usd", "event_id", "end_user", "metadata", "record",
 )  # fmt: skip
 ROW = Insert(exchanges, _COLUMNS)
-TAG = Insert(tags, ("name", "id", "value", *SUMS, "times"))
+TAG = Insert(tags, ("name", "id", "value"))
+TAG_SUM = Insert(
+    tag_rollups,
+    ("at_s", "name", "value", "writer", *SUMS, "spread"),
+    replace=(*SUMS, "spread"),
+)
 BODY = Insert(bodies, [column.name for column in bodies.columns])
 SUM = Insert(
     rollups, ("span_s", "at_s", *KEYS, "writer", *SUMS, "spread"), replace=(*SUMS, "spread")
@@ -40,16 +43,17 @@ class Entry:
     body_bytes: int = 0
 
 
+def tags_of(record: Record) -> list[tuple[str, str]]:
+    """The entries of its metadata, as they are kept."""
+    given = record.metadata or {}
+    return [(clean(name), clean(as_text(value))) for name, value in given.items()]
+
+
 def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
     """`line` is the record encoded, if it is already."""
     entry = Entry(row(record, line or _encode(record)))
     if record.metadata:
-        tally = one(record)
-        sums = (*tally.sums[:-1], packed(tally.spread))
-        entry.tags = tuple(
-            (clean(name), record.id, clean(as_text(value)), *sums)
-            for name, value in record.metadata.items()
-        )
+        entry.tags = tuple((name, record.id, value) for name, value in tags_of(record))
     if kept is not None:
         whole = int(kept.request_complete), int(kept.response_complete)
         entry.body = (record.id, kept.request, whole[0], kept.response, whole[1])

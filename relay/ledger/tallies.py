@@ -8,7 +8,7 @@ nothing, and several writers need not know of each other; readers add them up.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -95,28 +95,21 @@ class Tally:
         )  # fmt: skip
 
 
-def one(record: Record) -> Tally:
-    """The tally of a single call."""
-    tally = Tally()
-    tally.take(record)
-    return tally
-
-
 class Tallies:
-    """All that one writer keeps."""
+    """All that one writer keeps, under keys that are tuples of texts, for each of `spans_s`."""
 
-    def __init__(self, new_id: Callable[[], str]) -> None:
-        self._new_id = new_id
+    def __init__(self, new_id: Callable[[], str], spans_s: Sequence[int] = SPANS_S) -> None:
+        self._new_id, self._spans_s = new_id, spans_s
         self.writer = new_id()
-        self._kept: dict[tuple[int, int, Key], Tally] = {}
-        self._touched: dict[tuple[str, int, int, Key], Tally] = {}
+        self._kept: dict[tuple[int, int, tuple[str, ...]], Tally] = {}
+        self._touched: dict[tuple[str, int, int, tuple[str, ...]], Tally] = {}
 
-    def take(self, batch: dict[Key, Tally], unix_s: float) -> None:
+    def take(self, batch: Mapping[Any, Tally], unix_s: float) -> None:
         """What came together since the last time, put to now."""
         if len(self._kept) > _MOST_KEPT:
             self._kept.clear()
             self.writer = self._new_id()
-        for span_s in SPANS_S:
+        for span_s in self._spans_s:
             at_s = int(unix_s // span_s) * span_s
             for key, tally in batch.items():
                 whole = self._kept.get((span_s, at_s, key))
@@ -133,6 +126,6 @@ class Tallies:
     def written(self, unix_s: float) -> None:
         """All of it is; what is past is let go of."""
         self._touched.clear()
-        now = {span_s: int(unix_s // span_s) * span_s for span_s in SPANS_S}
+        now = {span_s: int(unix_s // span_s) * span_s for span_s in self._spans_s}
         if any(at_s < now[span_s] for span_s, at_s, _ in self._kept):
             self._kept = {k: tally for k, tally in self._kept.items() if k[1] >= now[k[0]]}

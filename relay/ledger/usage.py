@@ -13,12 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from relay.core.exchange import least_id
-from relay.core.spread import from_bytes, percentiles, unpacked
+from relay.core.spread import from_bytes, percentiles
 from relay.core.usage import COUNTS
 from relay.ledger.queries import BadQuestion, usd
 from relay.storage.database import Database
-from relay.storage.tables import SUMS, rollups, tags
+from relay.storage.tables import SUMS, rollups, tag_rollups
 
 SPANS = {"minute": 60, "hour": 3600, "day": 86400}
 _REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
@@ -68,18 +67,7 @@ async def usage(database: Database, asked: Question) -> dict[str, Any]:
         rollups.c.at_s < asked.until_s,
         *(rollups.c[name] == value for name, value in asked.only.items()),
     )
-    sums = [sa.func.sum(rollups.c[name]).label(name) for name in SUMS]
-    summed = await database.rows(
-        sa.select(*columns, *sums).where(*within).group_by(*columns).limit(_MOST_GROUPS + 1)
-    )
-    if len(summed) > _MOST_GROUPS:
-        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
-    keys = len(columns)
-    groups = {tuple(row[:keys]): _Group([int(n or 0) for n in row[keys:]]) for row in summed}
-    for row in await database.rows(sa.select(*columns, rollups.c.spread).where(*within)):
-        group = groups.get(tuple(row[:keys]))
-        if group is not None:
-            group.spread += from_bytes(row[-1])
+    groups = await _groups(database, rollups, columns, within)
     names = (["at"] if asked.bucket is not None else []) + list(asked.by)
     if not columns and groups and not any(groups[()].sums):
         groups = {}
@@ -90,7 +78,7 @@ def _span_s(asked: Question) -> int:
     """The span of the rollup that answers: as coarse as may be, or as was asked for."""
     if asked.bucket is not None:
         return SPANS[asked.bucket]
-    for span_s, most_s in ((60, 6 * 3600), (3600, 8 * 86400)):
+    for span_s, most_s in ((60, 6 * 3600), (3600, 3 * 86400)):
         within_reach = asked.now_s - asked.since_s <= _REACH_S[span_s]
         if asked.until_s - asked.since_s <= most_s and within_reach:
             return span_s
@@ -102,24 +90,33 @@ async def _by_metadata(database: Database, asked: Question, tagged: list[str]) -
         raise BadQuestion("by metadata goes alone: no bucket, no other key, no condition")
     if asked.until_s - asked.since_s > _METADATA_S + 60:
         raise BadQuestion("by metadata goes back seven days at most")
+    since_s = int(asked.since_s // 3600) * 3600
     within = (
-        tags.c.name == tagged[0].removeprefix(_METADATA),
-        tags.c.id >= least_id(asked.since_s),
-        tags.c.id < least_id(asked.until_s),
+        tag_rollups.c.name == tagged[0].removeprefix(_METADATA),
+        tag_rollups.c.at_s >= since_s,
+        tag_rollups.c.at_s < asked.until_s,
     )
-    sums = [sa.func.sum(tags.c[name]) for name in SUMS]
-    found = await database.rows(
-        sa.select(tags.c.value, tags.c.times, *sums)
-        .where(*within)
-        .group_by(tags.c.value, tags.c.times)
+    groups = await _groups(database, tag_rollups, [tag_rollups.c.value], within)
+    return _answer(since_s, asked.until_s, tagged, groups)
+
+
+async def _groups(
+    database: Database, table: sa.Table, columns: list[Any], within: Sequence[Any]
+) -> dict[tuple[Any, ...], _Group]:
+    """Sums and spreads by these columns. Raises BadQuestion where there are too many."""
+    sums = [sa.func.sum(table.c[name]).label(name) for name in SUMS]
+    summed = await database.rows(
+        sa.select(*columns, *sums).where(*within).group_by(*columns).limit(_MOST_GROUPS + 1)
     )
-    groups: dict[tuple[Any, ...], _Group] = {}
-    for value, times, *numbers in map(tuple, found):
-        counted = [int(n or 0) for n in numbers]
-        group = groups.setdefault((value,), _Group([0] * len(SUMS)))
-        group.sums = [a + b for a, b in zip(group.sums, counted, strict=True)]
-        group.spread += unpacked(times, counted[0])
-    return _answer(asked.since_s, asked.until_s, tagged, groups)
+    if len(summed) > _MOST_GROUPS:
+        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
+    keys = len(columns)
+    groups = {tuple(row[:keys]): _Group([int(n or 0) for n in row[keys:]]) for row in summed}
+    for row in await database.rows(sa.select(*columns, table.c.spread).where(*within)):
+        group = groups.get(tuple(row[:keys]))
+        if group is not None:
+            group.spread += from_bytes(row[-1])
+    return groups
 
 
 def _answer(

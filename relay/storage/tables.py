@@ -72,11 +72,22 @@ tags = Table(
     Column("name", Text, primary_key=True),
     Column("id", String(36), primary_key=True),
     Column("value", Text, nullable=False),
-    *(Column(name, _Big, nullable=False) for name in SUMS),
-    Column("times", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
-"""One row an entry of a call's metadata, with what is added up of it."""
+"""One row an entry of a call's metadata."""
+
+tag_rollups = Table(
+    "tag_rollups",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("at_s", _Big, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("writer", String(36), primary_key=True),
+    *(Column(name, _Big, nullable=False) for name in SUMS),
+    Column("spread", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Sums by hour and entry of metadata: never more rows than `tags` has, mostly far fewer."""
 
 bodies = Table(
     "bodies",

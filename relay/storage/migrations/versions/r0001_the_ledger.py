@@ -58,8 +58,16 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("value", sa.Text, nullable=False),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "tag_rollups",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("at_s", _BIG, primary_key=True),
+        sa.Column("value", sa.Text, primary_key=True),
+        sa.Column("writer", sa.String(36), primary_key=True),
         *_sums(),
-        sa.Column("times", sa.Integer, nullable=False),
+        sa.Column("spread", sa.LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -88,5 +96,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take it away again."""
-    for table in ("rollups", "bodies", "tags", "exchanges"):
+    for table in ("rollups", "bodies", "tag_rollups", "tags", "exchanges"):
         op.drop_table(table)
