@@ -27,6 +27,7 @@ def banner(config: Config, sock: socket.socket, tls: socket.socket | None = None
         *([f"  not configured  {_wrapped(lacking)}"] if lacking else []),
         f"  access          {_access(config)}",
         f"  cloudflare      {_cloudflare(config)}",
+        f"  ledger          {_ledger(config)}",
     ]
     if tls is not None and config.certificate is not None:
         lines.append(f"  tls             {address(tls, 'https')}   ({config.certificate.chain})")
@@ -60,6 +61,16 @@ def _access(config: Config) -> str:
     hosts = config.settings.server.hosts
     names = f"loopback and {', '.join(hosts)}" if hosts else "loopback"
     return f"OPEN: calls by these host names need no key: {names}"
+
+
+def _ledger(config: Config) -> str:
+    """Where, without a password."""
+    given = config.settings.database
+    if not given:
+        return "off (no `database`)"
+    return (
+        given if "://" not in given else f"{given.partition('://')[0]}://{given.rpartition('@')[2]}"
+    )
 
 
 def _cloudflare(config: Config) -> str:

@@ -83,7 +83,7 @@ def test_every_command_and_option_is_documented() -> None:
 
 def test_every_path_of_the_relays_own_is_documented() -> None:
     readme = DOCS[ROOT / "README.md"]
-    for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version"):
+    for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version", "/metrics", "/api/v1/ai-gateway/logs", "/api/v1/ai-gateway/usage"):
         assert path in readme
 
 

@@ -158,7 +158,9 @@ def protect(config: Config) -> None:
     """Know the secrets in force, so that no traceback shows one."""
     global _secrets
     redis = urlsplit(config.settings.redis.url or "")
-    found = {config.settings.cloudflare.api_key, redis.password or ""}
+    database = urlsplit(config.settings.database or "")
+    found = {config.settings.cloudflare.api_key, redis.password or "", database.password or ""}
+    found |= set(config.settings.tracing.headers.values())
     for provider in config.registry.providers.values():
         targets = [provider.rest, provider.websocket, *(rule.target for rule in provider.paths)]
         for credential in (c for t in targets for keys in t.pool if (c := keys.provider)):
