@@ -16,8 +16,7 @@ from relay.caching import answered, keeping
 from relay.call import Call, asked
 from relay.collecting import collect
 from relay.core.exchange import Exchange
-from relay.core.peek import peek_body
-from relay.core.provider import Route
+from relay.core.peek import model_elsewhere, peek_body
 from relay.gateway import Gateway
 from relay.sending import Sending
 from relay.stream import stream
@@ -39,7 +38,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
             body = await read_body(request, exchange, gateway)
         wanted.whole = body.stream is None
         exchange.first_byte_limit_s = wanted.first_byte_s
-        _peek(exchange, request, body, route)
+        _peek(exchange, request, body, call)
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, gateway)
         if limits is not None and limits.asks_model:
@@ -66,12 +65,17 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         gateway.close(exchange)
 
 
-def _peek(exchange: Exchange, request: web.Request, body: Body, route: Route) -> None:
-    """What the call is about: for logs now, for rules and meters later."""
-    exchange.kind, exchange.model = route.kind, route.model
+def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> None:
+    """What the call is about, for rules, meters and the ledger."""
+    route = exchange.route
+    assert route is not None
+    exchange.kind = route.kind
+    exchange.model = route.model or model_elsewhere(
+        route.provider.meter, route.endpoint, call.query
+    )
     if route.kind in ("speech", "image"):
         exchange.spoken = body.whole
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user
-        exchange.model = seen.model or route.model
+        exchange.model = seen.model or exchange.model

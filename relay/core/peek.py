@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from relay.core.paths import query_value
+
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _FORM_MODEL = re.compile(rb'name="model(?:_id)?"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
 _TRUE = b"true"
@@ -161,6 +163,15 @@ def kind_of(endpoint: str) -> str:
     if "text-to-speech/" in endpoint:
         return "speech"
     return "transcription" if endpoint.endswith("speech-to-text") else "other"
+
+
+def model_elsewhere(meter: str, endpoint: str, raw_query: str) -> str | None:
+    """Deepgram names the model in the query; what fal calls an app is in the path."""
+    if meter == "deepgram":
+        return query_value(raw_query, "model")
+    if meter == "fal":
+        return endpoint.partition("/requests/")[0].removesuffix("/status") or None
+    return None
 
 
 def model_in_path(endpoint: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -19,6 +21,7 @@ from relay.app import API
 from relay.registry.load import Certificate
 from relay.tls import server_context
 from tests.conftest import StartRelay
+from tests.ledger.test_ledger import rows
 from tests.nginx import Nginx
 from tests.relays import KEYS, Relay, packaged_provider
 from tests.upstream.media import SDK_APPS, fal_queue_host
@@ -80,14 +83,16 @@ async def front(
     servers["fal-queue"] = await aiohttp_server(fal_queue_host(), ssl=as_fal)
     entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
     entries["fal"]["base_url"] = "https://fal.run"
-    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries})
+    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries, "database": str(tmp_path / "relay.db")})
     _lead(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     if request.param == "nginx":
         nginx = Nginx(tmp_path, authority)
         await nginx.before(relay.port)
-        yield Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
+        made = Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
+        yield made
+        await check_rows(made, request)
         await nginx.stop()
     else:
         issued = authority.issue_cert("localhost", "127.0.0.1")
@@ -96,7 +101,35 @@ async def front(
         context = server_context(Certificate(tmp_path / "cert.pem", tmp_path / "key.pem"))
         await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
         tls_url = f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
-        yield Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
+        made = Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
+        yield made
+        await check_rows(made, request)
+
+
+ROWS = Path(__file__).parent.parent / "golden/sdk-rows.json"
+
+
+async def check_rows(front: Front, request: pytest.FixtureRequest) -> None:
+    """Every flow of an SDK has left exactly the rows that tests/golden/sdk-rows.json says, with usage and cost; and no call two."""
+    found = await rows(front.relay)
+    assert len({row["id"] for row in found}) == len(found)
+    name = request.node.originalname
+    told = sorted((_told(row) for row in found), key=json.dumps)
+    golden: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    if os.environ.get("GOLDEN") == "write":
+        golden[name] = told
+        ROWS.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+    assert golden.get(name) == told
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """What of a row is the same each time. How long an agent's session lasted is not."""
+    usage = dict(row.get("usage") or {})
+    if "convai" in row["endpoint"]:
+        usage.pop("audio_ms", None)
+    cost = row["cost_usd"]
+    told = {"call": f"{row['method']} {row['provider']} {row.get('kind', 'other')} {row.get('model_answered') or row.get('model')}", "outcome": row["outcome"], "usage": usage}
+    return told | {"cost_usd": None if cost is None else bytes(cost).decode()}
 
 
 class _Stage(aiohttp.abc.AbstractResolver):

@@ -148,7 +148,10 @@ class Characters(SocketMeter):
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
         if self._needle in data and len(data) <= _MAX_PARSED_BYTES:
-            text = formats.fields(data).get(self._field)
+            said = formats.fields(data)
+            text = said.get(self._field)
+            if self.model is None and isinstance(said.get("model_id"), str):
+                self.model = said["model_id"]
             # A lone space opens a session of ElevenLabs, and an empty text closes it.
             if isinstance(text, str) and text.strip():
                 self.add(Usage(characters=len(text)))
