@@ -43,7 +43,7 @@ from relay.registry.load import (
 )
 from relay.registry.yamlfile import Problem
 from relay.server import assert_fast_parser, serve
-from relay.storage.database import BadDatabaseUrl, DatabaseNewer
+from relay.storage.database import BadDatabaseUrl, DatabaseNewer, try_out
 from relay.supervisor import Supervisor
 from relay.tls import self_signed
 
@@ -204,6 +204,9 @@ def _overridden(config: Config, options: argparse.Namespace) -> Config:
 
 async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
     if config.settings.server.workers > 1:
+        if config.settings.database:
+            # Refused once and for all, not by each worker again and again.
+            await try_out(config.settings.database)
         await Supervisor(config, sources, listeners, demo).run()
         return
     async with contextlib.AsyncExitStack() as stack:

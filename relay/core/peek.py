@@ -170,7 +170,8 @@ def model_elsewhere(meter: str, endpoint: str, raw_query: str) -> str | None:
     if meter == "deepgram":
         return query_value(raw_query, "model")
     if meter == "fal":
-        return endpoint.partition("/requests/")[0].removesuffix("/status") or None
+        app = endpoint.removeprefix("queue/").partition("/requests/")[0]
+        return app.removesuffix("/stream") or None
     return None
 
 

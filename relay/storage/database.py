@@ -78,6 +78,14 @@ _DRIVERS = {
 }
 
 
+async def try_out(given: str) -> None:
+    """Bring a database's schema up to date, if it is there. Raises DatabaseNewer."""
+    database = Database(database_url(given))
+    with contextlib.suppress(DatabaseAway):
+        await database.prepare()
+    await database.close()
+
+
 class Database:
     """One database. It opens with the first use."""
 
