@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,14 +18,6 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    SQLAlchemyError,
-)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 HEAD = "0001"
@@ -34,8 +27,8 @@ _BUSY_MS = 5000
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock that one of many holds while it changes the schema."""
-_LOST = (SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
-_REFUSED = (DataError, IntegrityError, UnicodeError, OverflowError)
+_LOST = (sa.exc.SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
+_REFUSED = (sa.exc.DataError, sa.exc.IntegrityError, UnicodeError, OverflowError)
 T = TypeVar("T")
 
 
@@ -61,7 +54,7 @@ def database_url(given: str) -> sa.URL:
         return sa.URL.create("sqlite+aiosqlite", database=given)
     try:
         url = make_url(given)
-    except ArgumentError:
+    except sa.exc.ArgumentError:
         raise BadDatabaseUrl("is not a URL") from None
     driver = _DRIVERS.get(url.drivername)
     if driver is None:
@@ -99,7 +92,7 @@ class Database:
             options["connect_args"] = {"timeout": 5, "command_timeout": 30}
         try:
             self._engine: AsyncEngine = create_async_engine(url, **options)
-        except (ImportError, NoSuchModuleError):
+        except (ImportError, sa.exc.NoSuchModuleError):
             raise BadDatabaseUrl(
                 "needs a driver: pip install 'ai-gateway-relay[postgres]'"
             ) from None
@@ -112,7 +105,7 @@ class Database:
             return
         with _mapped():
             if self.is_sqlite:
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                _make(Path(self._path))
             async with self._engine.connect() as connection:
                 if await _version(connection) != HEAD:
                     await connection.rollback()
@@ -202,6 +195,13 @@ class Database:
         return f"<Database {'sqlite' if self.is_sqlite else 'postgresql'}>"
 
 
+def _make(file: Path) -> None:
+    """An empty file that nobody else may read, if there is none: bodies may stand in it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
 @contextlib.contextmanager
 def _mapped() -> Any:
     """What the driver raises, as DatabaseAway."""
@@ -209,7 +209,7 @@ def _mapped() -> Any:
         yield
     except _REFUSED as error:
         raise RowsRefused(type(error).__name__) from error
-    except DBAPIError as error:
+    except sa.exc.DBAPIError as error:
         raise DatabaseAway(type(error.orig).__name__) from error
     except _LOST as error:
         raise DatabaseAway(type(error).__name__) from error

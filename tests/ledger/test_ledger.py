@@ -330,3 +330,10 @@ async def test_a_stream_has_its_row_when_it_ends(start: StartRelay, raw: RawUpst
     await relay.call("POST", relay.path("openai", "chat/completions"), json=CALL | {"stream": True})
     (row,) = await rows(relay)
     assert row["stream"] is True and bytes(row["cost_usd"]) == b"0.000435"
+
+
+async def test_the_file_of_the_ledger_is_for_the_relays_user_alone(tmp_path: Path) -> None:
+    database = Database(database_url(str(tmp_path / "data" / "relay.db")))
+    await database.prepare()
+    await database.close()
+    assert [oct(file.stat().st_mode & 0o777) for file in (tmp_path / "data").iterdir()] == ["0o600"]
