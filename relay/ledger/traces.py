@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for every call, by OTLP over HTTP.
+"""OpenTelemetry: a span for every call, by OTLP over HTTP, and the metrics beside (genai.py).
 
 Owns: the attributes, in the names of the GenAI conventions
 (github.com/open-telemetry/semantic-conventions-genai), and the relay's own beside them. Spans are
@@ -16,6 +16,7 @@ from typing import Any
 
 from relay.core.provider import Provider
 from relay.core.record import FAILED, Record
+from relay.ledger.genai import GenAiMetrics
 from relay.ledger.tallies import Key, Tally
 from relay.registry.controls import Tracing
 
@@ -28,6 +29,10 @@ _PROVIDERS = {
     "google-ai-studio": "gcp.gemini", "mistral": "mistral_ai", "grok": "x_ai",
     "azure-openai": "azure.ai.openai",
 }  # fmt: skip
+_NAMES = (
+    "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model",
+    "gen_ai.response.model",
+)  # fmt: skip
 _COUNTS = {
     "gen_ai.usage.input_tokens": "input_tokens",
     "gen_ai.usage.output_tokens": "output_tokens",
@@ -59,14 +64,17 @@ class Traces:
         self._processor = export.BatchSpanProcessor(exporter)
         self._resource = Resource.create({"service.name": rules.service_name})
         self._provider = provider
+        self._metrics = GenAiMetrics(rules, self._resource)
 
     def count(self, records: Sequence[Record], _batch: Mapping[Key, Tally]) -> None:
         """A batch of calls that ended."""
         for record in records:
+            attributes = self._attributes(record)
+            self._metrics.count(record, {name: attributes.get(name, "") for name in _NAMES})
             if record.span_id is not None and record.sampled:
-                self._processor.on_end(self._span(record))
+                self._processor.on_end(self._span(record, attributes))
 
-    def _span(self, record: Record) -> Any:
+    def _span(self, record: Record, attributes: dict[str, Any]) -> Any:
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
@@ -76,7 +84,6 @@ class Traces:
         parent = record.parent_id
         failed = record.status >= 400 or record.outcome in FAILED
         ended_ns = _unix_ns(record.timestamp)
-        attributes = self._attributes(record)
         named = (attributes["gen_ai.operation.name"], attributes.get("gen_ai.request.model"))
         return ReadableSpan(
             name=" ".join(filter(None, named)),
@@ -122,6 +129,7 @@ class Traces:
     async def stop(self) -> None:
         """Send what is left, within a few seconds."""
         await asyncio.to_thread(self._processor.shutdown)
+        await self._metrics.stop()
 
 
 def _unix_ns(stamp: str) -> int:

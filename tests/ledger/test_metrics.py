@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
@@ -156,10 +157,25 @@ async def collector(aiohttp_server: Any) -> Any:
             spans.extend(span for scope in each.scope_spans for span in scope.spans)
         return web.Response()
 
+    points: dict[str, list[Any]] = {}
+
+    async def measure(request: web.Request) -> web.Response:
+        body = await request.read()
+        if request.headers.get("Content-Encoding") == "gzip":
+            import gzip
+
+            body = gzip.decompress(body)
+        for each in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            for scope in each.scope_metrics:
+                for metric in scope.metrics:
+                    points[metric.name] = list(getattr(metric, metric.WhichOneof("data")).data_points)
+        return web.Response()
+
     app = web.Application()
     app.router.add_post("/v1/traces", take)
+    app.router.add_post("/v1/metrics", measure)
     server = await aiohttp_server(app)
-    server.spans = spans
+    server.spans, server.points = spans, points
     return server
 
 
@@ -213,3 +229,25 @@ async def test_without_traces_the_clients_own_context_passes(start: StartRelay, 
     theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await post(relay, headers={"traceparent": theirs})
     assert f"traceparent: {theirs}".encode() in raw.arrived[0].head.lower()
+
+
+async def test_the_conventions_metrics_go_beside_the_traces(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
+    await post(relay)
+    await post(relay)
+    await relay.idle()
+    await asyncio.to_thread(relay.gateway.traces._metrics._provider.force_flush)  # type: ignore[union-attr]
+    told = {name: [(dict(attributes(point)), point.as_int) for point in points] for name, points in collector.points.items() if "usage" in name}
+    names = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini", "gen_ai.response.model": "gpt-4o-mini", "gen_ai.token.modality": "text"}
+    usage = "gen_ai.client.inference.usage"
+    assert told == {f"{usage}.input_tokens": [(names, 2000)], f"{usage}.output_tokens": [(names, 1000)], f"{usage}.cache_read.input_tokens": [(names, 400)]}
+    (duration,) = collector.points["gen_ai.client.operation.duration"]
+    assert duration.count == 2 and list(duration.explicit_bounds)[:3] == [0.01, 0.02, 0.04]
+
+
+def test_the_conventions_metrics_are_documented() -> None:
+    from relay.ledger import genai
+
+    text = (ROOT / "docs/metrics.md").read_text()
+    assert all(name in text or f"….{name.removeprefix(genai._USAGE + '.')}" in text for name in (*genai.COUNTERS, *genai.HISTOGRAMS))
