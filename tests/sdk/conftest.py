@@ -18,6 +18,7 @@ import trustme
 from aiohttp import web
 
 from relay.app import API
+from relay.ledger import log
 from relay.registry.load import Certificate
 from relay.tls import server_context
 from tests.conftest import StartRelay
@@ -116,6 +117,7 @@ async def check_rows(front: Front, request: pytest.FixtureRequest) -> None:
     assert len({row["id"] for row in found}) == len(found)
     callspec = request.node.callspec.params
     name = "-".join([request.node.originalname, *(str(value) for key, value in callspec.items() if key != "front" and not callable(value))])
+    log.flush()
     assert len(found) == sum('"event":"exchange"' in line for line in front.relay.logged.lines)
     # How often a queue was asked how it stands is not the same each time.
     told = [json.loads(text) for text in sorted({json.dumps(_told(row)) for row in found})]
