@@ -69,7 +69,7 @@ def session_looks(
 ) -> tuple[Look | None, Look | None]:
     """What sees the client's messages, and the provider's, once they have passed."""
     exchange, clock = session.exchange, gateway.clock
-    meter = socket_meter(route.provider.meter, route.endpoint, exchange.model, gateway.clock)
+    meter = socket_meter(route.provider.meter, route.endpoint, exchange.model, clock)
     if meter is None:
         return None, None
     exchange.meter = meter

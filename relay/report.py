@@ -16,7 +16,7 @@ import msgspec
 
 from relay.ledger import queries
 from relay.ledger.queries import BadQuestion, Filter, moment_s
-from relay.ledger.usage import SPANS, Question, usage
+from relay.ledger.usage import SPANS, Question, keys_of, usage
 from relay.registry.load import Config
 from relay.storage.database import Database, DatabaseAway, database_url
 from relay.storage.tables import KEYS
@@ -32,15 +32,13 @@ class NoAnswer(Exception):
     """There is no ledger, or it cannot be asked; the text says why."""
 
 
-def add_arguments(
-    logs: argparse.ArgumentParser, usage_of: argparse.ArgumentParser, names: Sequence[str] = KEYS
-) -> None:
+def add_arguments(logs: argparse.ArgumentParser, usage_of: argparse.ArgumentParser) -> None:
     """The options of both commands."""
     logs.add_argument("--follow", action="store_true", help="go on with every call that ends")
     logs.add_argument("--limit", type=int, default=20, help="how many of the latest (20)")
     logs.add_argument("--failed", action="store_true", help="only those that went wrong")
     usage_of.add_argument(
-        "--by", default="provider", help=f"{', '.join(names)} (several with commas); metadata.NAME"
+        "--by", default="provider", help=f"{', '.join(KEYS)} (several with commas); metadata.NAME"
     )
     usage_of.add_argument("--bucket", choices=sorted(SPANS), help="a row for each")
     usage_of.add_argument("--until", help="until when (now)")
@@ -105,10 +103,7 @@ async def spent(config: Config, options: argparse.Namespace, out: Print) -> None
     database = _database(config)
     try:
         now_s = time.time()
-        by = [name for name in options.by.split(",") if name]
-        for name in by:
-            if name not in KEYS and not name.startswith("metadata."):
-                raise BadQuestion(f"--by {name}: it goes by {', '.join(KEYS)} or metadata.NAME")
+        by = keys_of(options.by)
         until_s = moment_s(options.until, now_s) if options.until else now_s
         since_s = moment_s(options.since, now_s)
         asked = Question(since_s, until_s, now_s, by, options.bucket, _equal(options))

@@ -18,7 +18,7 @@ from relay.core.provider import Route
 from relay.core.rewriting import Rewriter
 from relay.core.traces import Trace
 from relay.core.turns import Turns
-from relay.core.usage import Usage
+from relay.core.usage import Parts, Usage
 
 Surface = Literal["rest", "websocket"]
 Outcome = Literal["running", "relayed", "cached", "refused", "failed", "client_gone"]
@@ -47,16 +47,12 @@ class Metering(Protocol):
     """What an Exchange wants to know of its meter (core/meters/)."""
 
     @property
-    def usage(self) -> Usage | None:
-        """What was used so far; None if nothing is known."""
-
-    @property
     def model(self) -> str | None:
         """The model that answered, where it is named."""
 
     @property
-    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
-        """The usage, by model."""
+    def parts(self) -> Parts:
+        """What was used so far, by model; none if nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-import msgspec
-
-from relay.core.usage import COUNTS, Usage
+from relay.core.usage import COUNTS, Usage, counts_of
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
@@ -62,7 +60,7 @@ class Tariff(NamedTuple):
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
         """None if something was used that has no price."""
-        counts = msgspec.structs.astuple(usage)
+        counts = counts_of(usage)
         for at in self.unpriced:
             if counts[at]:
                 return None

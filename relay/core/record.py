@@ -1,6 +1,6 @@
 """The record of one call: what the log line and the ledger's row say of it.
 
-Owns: the noun Record. It is made once, when an Exchange ends (ledger/recording.py), encoded once,
+Owns: the noun Record. It is made once, when an Exchange ends (ledger/records.py), encoded once,
 and never changed.
 """
 
@@ -75,10 +75,12 @@ class Record(msgspec.Struct, omit_defaults=True):
     """When it ended, ISO 8601 in UTC."""
 
 
-FAILED = frozenset({"failed", "refused"})
-"""Outcomes of calls whose client did not get what it asked for; so did not who got a status of 400
-or more.
-"""
+_FAILED = frozenset({"failed", "refused"})
+
+
+def went_wrong(status: int, outcome: str) -> bool:
+    """True if the client of a call did not get what it asked for."""
+    return status >= 400 or outcome in _FAILED
 
 
 class Bodies(NamedTuple):

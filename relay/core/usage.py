@@ -60,11 +60,27 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+Parts = tuple[tuple[str | None, Usage], ...]
+"""A usage by model; None where the model is not named."""
 COUNTS = tuple(
     name for name in Usage.__struct_fields__ if name not in ("billed_nano_usd", "estimated")
 )
 """The counts of a Usage, in its own order."""
 _KINDS = len(COUNTS)
+
+
+def counts_of(usage: Usage) -> tuple[int, ...]:
+    """They, as numbers."""
+    counts: tuple[int, ...] = msgspec.structs.astuple(usage)[:_KINDS]
+    return counts
+
+
+def total(parts: Parts) -> Usage | None:
+    """All parts together; None of none."""
+    whole = None
+    for _, usage in parts:
+        whole = usage if whole is None else whole + usage
+    return whole
 
 
 _MOST = 1 << 40
@@ -74,7 +90,7 @@ def believable(usage: Usage | None) -> Usage | None:
     """None of what nobody can have used in a call."""
     if usage is None:
         return None
-    counts = msgspec.structs.astuple(usage)[:_KINDS]
+    counts = counts_of(usage)
     return usage if max(counts) < _MOST and min(counts) >= 0 else None
 
 

@@ -5,14 +5,15 @@ Owns: those. What calls write is ledger.py's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from relay.core.metadata import Metadata, as_text
-from relay.core.record import clean
+from relay.core.metadata import Metadata
 from relay.ledger.queries import BadQuestion, Filter, export
+from relay.ledger.rows import tags_of
 from relay.storage.database import Database
 from relay.storage.tables import bodies, exchanges, tags
 
@@ -45,10 +46,7 @@ async def change(
 async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
     """Give a call other entries; what was added up by the old ones stays as it was."""
     await connection.execute(sa.delete(tags).where(tags.c.id == id))
-    rows = [
-        {"name": clean(name), "id": id, "value": clean(as_text(value))}
-        for name, value in metadata.items()
-    ]
+    rows = [{"name": name, "id": id, "value": value} for name, value in tags_of(metadata)]
     if rows:
         await connection.execute(sa.insert(tags), rows)
 
@@ -64,12 +62,13 @@ async def delete(database: Database, which: Filter) -> int:
     async for call in export(database, which):
         batch.append(call["id"])
         if len(batch) == _BATCH:
-            gone += await _forget(database, batch)
+            gone += await forget(database, batch)
             batch = []
-    return gone + (await _forget(database, batch) if batch else 0)
+    return gone + (await forget(database, batch) if batch else 0)
 
 
-async def _forget(database: Database, ids: list[str]) -> int:
+async def forget(database: Database, ids: Sequence[str]) -> int:
+    """Delete these calls, with their metadata and bodies; how many there were."""
     async with database.writing() as connection:
         for table in (tags, bodies):
             await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relay.core.record import FAILED, Record
+from relay.core.record import Record, went_wrong
 from relay.core.usage import Usage
 from relay.registry.controls import Tracing
 
@@ -43,7 +43,7 @@ class GenAiMetrics:
 
     def count(self, record: Record, names: Mapping[str, Any]) -> None:
         """A call that ended; `names` are the attributes of its span that tell it apart."""
-        failed = record.status >= 400 or record.outcome in FAILED
+        failed = went_wrong(record.status, record.outcome)
         error = {"error.type": record.error or str(record.status)} if failed else {}
         duration, first = (self._times[name] for name in HISTOGRAMS)
         duration.record(record.duration_ms / 1000, {**names, **error})

@@ -266,7 +266,7 @@ def _by_tag(records: Sequence[Record]) -> dict[tuple[str, str], Tally]:
     found: dict[tuple[str, str], Tally] = {}
     for record in records:
         if record.metadata:
-            for tag in tags_of(record):
+            for tag in tags_of(record.metadata):
                 if tag not in found:
                     found[tag] = Tally()
                 found[tag].take(record)

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from relay.core.exchange import Exchange, Metering
+from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
 from relay.core.provider import Provider
-from relay.core.usage import Usage, believable
+from relay.core.usage import Parts, Usage, believable, total
 
 _KEPT_S = 900
 _MOST_KEPT = 2000
@@ -65,22 +65,23 @@ class Prices:
         if exchange.cached:
             exchange.cost_nano_usd = 0
         elif meter is not None and route is not None:
-            exchange.used = believable(meter.usage)
+            parts = meter.parts
+            exchange.used = believable(total(parts))
             if exchange.used is None:
                 return
-            cost = self._cost(exchange, meter, route.provider, unix_s)
+            cost = self._cost(exchange, parts, route.provider, unix_s)
             exchange.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
 
     def _cost(
-        self, exchange: Exchange, meter: Metering, provider: Provider, unix_s: float
+        self, exchange: Exchange, parts: Parts, provider: Provider, unix_s: float
     ) -> int | None:
         custom = exchange.headers.get(CUSTOM_COST) if exchange.headers is not None else None
         own = custom_cost(custom) if custom else None
         if isinstance(own, int):
             return own
         asked = exchange.route.replaced_model if exchange.route else None
-        total = None
-        for model, usage in meter.parts:
+        whole = None
+        for model, usage in parts:
             models = (model, asked or exchange.model)
             if usage.billed_nano_usd is not None:
                 cost: int | None = usage.billed_nano_usd
@@ -90,8 +91,8 @@ class Prices:
                 cost = self.cost_nano_usd(provider, models, usage, unix_s)
             if cost is None:
                 return None
-            total = cost + (total or 0)
-        return total
+            whole = cost + (whole or 0)
+        return whole
 
     def cost_nano_usd(
         self, provider: Provider, models: tuple[str | None, ...], usage: Usage, unix_s: float

@@ -1,7 +1,7 @@
-"""Questions to the ledger: calls one by one, and what they add up to.
+"""Questions to the ledger about calls, one by one and in pages.
 
 Owns: the queries, and that each is bounded: a page looks at so many rows and no more, whatever its
-filter; sums come from the rollups, but by metadata, which only the rows of seven days tell.
+filter. Sums are usage.py's.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import msgspec
 import sqlalchemy as sa
 
 from relay.core.exchange import least_id
+from relay.core.record import went_wrong
 from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
 
 SCANNED = 50_000
 """Rows that a page looks at: what is not found among them is looked for from its cursor on."""
-MOST_ROWS = 1000
 _EXPORTED = 500
 _AGO = re.compile(r"(\d{1,6})([smhdw])\Z")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -86,12 +86,12 @@ async def page(database: Database, which: Filter, cursor: str | None, limit: int
         bounds.append(exchanges.c.id < cursor)
     newest = sa.select(exchanges).where(*bounds).order_by(exchanges.c.id.desc())
     if rare:  # there is an index for these
-        found = await database.rows(newest.where(*_conditions(which, exchanges.c)).limit(limit))
+        found = await database.rows(newest.where(*_conditions(which)).limit(limit))
         return Page([shown(row) for row in found], found[-1].id if len(found) == limit else None)
     ids = sa.select(exchanges.c.id).where(*bounds).order_by(exchanges.c.id.desc())
     edge = await database.rows(ids.offset(SCANNED - 1).limit(1))
     within = newest.where(exchanges.c.id >= edge[0].id) if edge else newest
-    found = await database.rows(within.where(*_conditions(which, exchanges.c)).limit(limit))
+    found = await database.rows(within.where(*_conditions(which)).limit(limit))
     if len(found) == limit:
         return Page([shown(row) for row in found], found[-1].id)
     return Page([shown(row) for row in found], edge[0].id if edge else None)
@@ -106,7 +106,8 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
     return bounds
 
 
-def _conditions(which: Filter, columns: Any) -> list[sa.ColumnElement[bool]]:
+def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
+    columns = exchanges.c
     made = [columns[name] == value for name, value in which.equal.items()]
     made += [columns[name] > value for name, value in which.above.items()]
     if which.failed is not None:
@@ -161,7 +162,7 @@ async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, A
         bounds = [*_bounds(which), exchanges.c.id > at]
         ids = sa.select(exchanges.c.id).where(*bounds).order_by(exchanges.c.id)
         edge = await database.rows(ids.offset(_EXPORTED - 1).limit(1))
-        query = sa.select(exchanges).where(*bounds, *_conditions(which, exchanges.c))
+        query = sa.select(exchanges).where(*bounds, *_conditions(which))
         if edge:
             query = query.where(exchanges.c.id <= edge[0].id)
         for row in await database.rows(query.order_by(exchanges.c.id)):
@@ -178,20 +179,24 @@ def shown(row: Any) -> dict[str, Any]:
         record.pop(name, None)
     cost, saved = record.pop("cost_nano_usd", None), record.pop("saved_nano_usd", None)
     made_ms = int(row.id[:8] + row.id[9:13], 16)
-    made = datetime.datetime.fromtimestamp(made_ms / 1000, datetime.UTC)
-    failed = row.outcome in ("failed", "refused") or row.status >= 400
     return {
         "id": row.id,
-        "created_at": made.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "created_at": iso(made_ms / 1000, "milliseconds"),
         "ended_at": record.pop("timestamp", None),
         **record,
-        "success": not failed,
+        "success": not went_wrong(row.status, row.outcome),
         "cost_usd": usd(cost),
         "saved_usd": usd(saved),
         "metadata": json.loads(row.metadata) if row.metadata else None,
         "feedback": row.feedback,
         "score": row.score,
     }
+
+
+def iso(unix_s: float, timespec: str = "seconds") -> str:
+    """A time, ISO 8601 in UTC."""
+    made = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+    return made.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def usd(nano: int | None) -> msgspec.Raw | None:

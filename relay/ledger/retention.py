@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from relay.core.exchange import least_id
 from relay.ledger import log
+from relay.ledger.changes import forget
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
-from relay.storage.tables import bodies, exchanges, rollups, tag_rollups, tags
+from relay.storage.tables import bodies, exchanges, rollups, tag_rollups
 
 _MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * 86400, 60 * 86400
 _BATCH = 500
@@ -51,20 +52,22 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
 async def sweep(database: Database, keep: Retention) -> int:
     """Delete a batch of what is older than it may be; how many rows went. Raises DatabaseAway."""
     now = time.time()
-    gone = 0
-    old = {exchanges: least_id(now - keep.rows_s), bodies: least_id(now - keep.bodies_s)}
-    for table, before in old.items():
-        oldest = sa.select(table.c.id).where(table.c.id < before).order_by(table.c.id).limit(_BATCH)
-        found = [each.id for each in await database.rows(oldest)]
-        if found:
-            async with database.writing() as connection:
-                for holder in (exchanges, tags, bodies) if table is exchanges else (bodies,):
-                    await connection.execute(sa.delete(holder).where(holder.c.id.in_(found)))
-            gone += len(found)
+    old_calls = await _oldest(database, exchanges, now - keep.rows_s)
+    if old_calls:
+        await forget(database, old_calls)
+    old_bodies = await _oldest(database, bodies, now - keep.bodies_s)
     async with database.writing() as connection:
+        if old_bodies:
+            await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
             past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s)
             await connection.execute(sa.delete(rollups).where(past))
         old_tags = tag_rollups.c.at_s < now - _HOURS_KEPT_S
         await connection.execute(sa.delete(tag_rollups).where(old_tags))
-    return gone
+    return len(old_calls) + len(old_bodies)
+
+
+async def _oldest(database: Database, table: sa.Table, before_s: float) -> list[str]:
+    """Some ids of calls that began before."""
+    older = sa.select(table.c.id).where(table.c.id < least_id(before_s))
+    return [each.id for each in await database.rows(older.order_by(table.c.id).limit(_BATCH))]

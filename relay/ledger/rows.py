@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.metadata import as_text
+from relay.core.metadata import Metadata, as_text
 from relay.core.record import Bodies, Record, clean
 from relay.storage.database import Insert
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
@@ -43,17 +43,16 @@ class Entry:
     body_bytes: int = 0
 
 
-def tags_of(record: Record) -> list[tuple[str, str]]:
-    """The entries of its metadata, as they are kept."""
-    given = record.metadata or {}
-    return [(clean(name), clean(as_text(value))) for name, value in given.items()]
+def tags_of(metadata: Metadata) -> list[tuple[str, str]]:
+    """The entries of a call's metadata, as they are kept."""
+    return [(clean(name), clean(as_text(value))) for name, value in metadata.items()]
 
 
 def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
     """`line` is the record encoded, if it is already."""
     entry = Entry(row(record, line or _encode(record)))
     if record.metadata:
-        entry.tags = tuple((name, record.id, value) for name, value in tags_of(record))
+        entry.tags = tuple((name, record.id, value) for name, value in tags_of(record.metadata))
     if kept is not None:
         whole = int(kept.request_complete), int(kept.response_complete)
         entry.body = (record.id, kept.request, whole[0], kept.response, whole[1])

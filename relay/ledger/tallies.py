@@ -11,17 +11,14 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
-from relay.core.record import FAILED, Record
+from relay.core.record import Record, went_wrong
 from relay.core.spread import spread, to_bytes
-from relay.core.usage import COUNTS, Usage
+from relay.core.usage import COUNTS, counts_of
 
 SPANS_S = (60, 3600, 86400)
 _MOST_KEPT = 20_000
 """More tallies than this, and a new writer begins at nothing: memory stays bounded."""
-_NOTHING = msgspec.structs.astuple(Usage())[: len(Usage.__struct_fields__) - 2]
-_COUNTS = len(_NOTHING)
+_NOTHING = (0,) * len(COUNTS)
 _PLACES = {name: at for at, name in enumerate(COUNTS)}
 
 
@@ -51,15 +48,14 @@ class Tally:
     def take(self, record: Record) -> None:
         """One more call."""
         self.requests += 1
-        if record.status >= 400 or record.outcome in FAILED:
+        if went_wrong(record.status, record.outcome):
             self.errors += 1
         if record.outcome == "cached":
             self.cache_hits += 1
             self.saved += record.saved_nano_usd or 0
         usage = record.usage
         if usage is not None:
-            counts = msgspec.structs.astuple(usage)[:_COUNTS]
-            self.counts = tuple(map(operator.add, self.counts, counts))
+            self.counts = tuple(map(operator.add, self.counts, counts_of(usage)))
             if usage.estimated:
                 self.estimated += 1
             if record.cost_nano_usd is None:

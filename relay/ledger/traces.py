@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from relay.core.provider import Provider
-from relay.core.record import FAILED, Record
+from relay.core.record import Record, went_wrong
 from relay.ledger.genai import GenAiMetrics
 from relay.ledger.tallies import Key, Tally
 from relay.registry.controls import Tracing
@@ -82,7 +82,7 @@ class Traces:
         sampled = TraceFlags(TraceFlags.SAMPLED)
         trace_id = int(record.trace_id, 16)
         parent = record.parent_id
-        failed = record.status >= 400 or record.outcome in FAILED
+        wrong = went_wrong(record.status, record.outcome)
         ended_ns = _unix_ns(record.timestamp)
         named = (attributes["gen_ai.operation.name"], attributes.get("gen_ai.request.model"))
         return ReadableSpan(
@@ -92,7 +92,7 @@ class Traces:
             resource=self._resource,
             attributes=attributes,
             kind=SpanKind.CLIENT,
-            status=Status(StatusCode.ERROR if failed else StatusCode.UNSET),
+            status=Status(StatusCode.ERROR if wrong else StatusCode.UNSET),
             start_time=ended_ns - int(record.duration_ms * 1e6),
             end_time=ended_ns,
         )

@@ -6,7 +6,6 @@ Owns: which rollup answers a question, and the putting together of sums and perc
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,9 @@ import sqlalchemy as sa
 
 from relay.core.spread import from_bytes, percentiles
 from relay.core.usage import COUNTS
-from relay.ledger.queries import BadQuestion, usd
+from relay.ledger.queries import BadQuestion, iso, usd
 from relay.storage.database import Database
-from relay.storage.tables import SUMS, rollups, tag_rollups
+from relay.storage.tables import KEYS, SUMS, rollups, tag_rollups
 
 SPANS = {"minute": 60, "hour": 3600, "day": 86400}
 _REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
@@ -47,6 +46,15 @@ class Question:
 class _Group:
     sums: Sequence[int]
     spread: int = 0
+
+
+def keys_of(text: str) -> list[str]:
+    """`provider,model` as keys. Raises BadQuestion."""
+    by = [name for name in text.split(",") if name]
+    for name in by:
+        if name not in KEYS and not name.startswith(_METADATA):
+            raise BadQuestion(f"by '{name[:40]}': it goes by {', '.join(KEYS)} or metadata.NAME")
+    return by
 
 
 async def usage(database: Database, asked: Question) -> dict[str, Any]:
@@ -134,11 +142,11 @@ def _answer(
     for key, group in order:
         named = dict(zip(names, key, strict=True))
         if timed:
-            named["at"] = _iso(named["at"])
+            named["at"] = iso(named["at"])
         rows.append(named | _shown(group))
     return {
-        "since": _iso(since_s),
-        "until": _iso(until_s),
+        "since": iso(since_s),
+        "until": iso(until_s),
         "rows": rows,
         "total": _shown(total if total.sums else _Group([0] * len(SUMS))),
     }
@@ -160,8 +168,3 @@ def _shown(group: _Group) -> dict[str, Any]:
             for measure, shown in _NAMES.items()
         },
     }
-
-
-def _iso(unix_s: float) -> str:
-    made = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
-    return made.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -158,13 +158,11 @@ class Database:
         elif driver is not None:
             driver.terminate()
 
-    async def rows(
-        self, query: sa.Select[Any], given: dict[str, Any] | None = None
-    ) -> Sequence[sa.Row[Any]]:
+    async def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         """All rows of a query. Raises DatabaseAway, DatabaseNewer."""
 
         async def ask(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
-            found: Sequence[sa.Row[Any]] = (await connection.execute(query, given or {})).all()
+            found: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
             return found
 
         return await self.read(ask)

@@ -6,6 +6,8 @@ the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -76,16 +78,25 @@ tags = Table(
 )
 """One row an entry of a call's metadata."""
 
-tag_rollups = Table(
+
+def _rollup(name: str, *keys: Column[Any]) -> Table:
+    """Sums under keys. Each writer has its own: it writes whole values, never adds to another's."""
+    return Table(
+        name,
+        metadata,
+        *keys,
+        Column("writer", String(36), primary_key=True),
+        *(Column(name, _Big, nullable=False) for name in SUMS),
+        Column("spread", LargeBinary, nullable=False),
+        sqlite_with_rowid=False,
+    )
+
+
+tag_rollups = _rollup(
     "tag_rollups",
-    metadata,
     Column("name", Text, primary_key=True),
     Column("at_s", _Big, primary_key=True),
     Column("value", Text, primary_key=True),
-    Column("writer", String(36), primary_key=True),
-    *(Column(name, _Big, nullable=False) for name in SUMS),
-    Column("spread", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
 )
 """Sums by hour and entry of metadata: never more rows than `tags` has, mostly far fewer."""
 
@@ -99,15 +110,9 @@ bodies = Table(
     Column("response_complete", SmallInteger, nullable=False),
 )
 
-rollups = Table(
+rollups = _rollup(
     "rollups",
-    metadata,
     Column("span_s", Integer, primary_key=True),
     Column("at_s", _Big, primary_key=True),
     *(Column(name, Text, primary_key=True) for name in KEYS),
-    # Each writer has its own: it writes whole values, never adds to another's.
-    Column("writer", String(36), primary_key=True),
-    *(Column(name, _Big, nullable=False) for name in SUMS),
-    Column("spread", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
 )

@@ -19,7 +19,7 @@ from relay.core.metadata import MAX_ENTRIES
 from relay.gateway import GATEWAY
 from relay.ledger import changes, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
-from relay.ledger.usage import SPANS, Question, usage
+from relay.ledger.usage import SPANS, Question, keys_of, usage
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
 from relay.storage.tables import KEYS
 from relay.surfaces.admin import require_local
@@ -198,10 +198,7 @@ def _question(given: Mapping[str, str]) -> Question:
     only = {name: value for name, value in given.items() if name in KEYS}
     if unknown := set(given) - set(only) - {"since", "until", "by", "bucket"}:
         raise BadQuestion(f"there is no condition '{min(unknown)[:40]}'")
-    by = [name for name in given.get("by", "").split(",") if name]
-    for name in by:
-        if name not in KEYS and not name.startswith("metadata."):
-            raise BadQuestion(f"by '{name[:40]}': it goes by {', '.join(KEYS)} or metadata.NAME")
+    by = keys_of(given.get("by", ""))
     bucket = given.get("bucket")
     if bucket is not None and bucket not in SPANS:
         raise BadQuestion("a bucket is a minute, hour or day")

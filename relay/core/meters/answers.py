@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from relay.core.meters import formats
 from relay.core.meters.scan import Needle, Scan, unpacker
-from relay.core.usage import BYTES_A_TOKEN, Usage
+from relay.core.usage import BYTES_A_TOKEN, Parts, Usage
 
 _USAGE, _METADATA = Needle("usage"), Needle("usageMetadata")
 _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
@@ -25,7 +25,6 @@ _TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "de
 """The field of a request whose characters are spoken."""
 
 Header = Callable[[str], str | None]
-Parts = tuple[tuple[str | None, Usage], ...]
 
 
 class Sent(NamedTuple):
@@ -36,7 +35,31 @@ class Sent(NamedTuple):
     body_bytes: int
 
 
-class AnswerMeter:
+class _Metered(Protocol):
+    """What an answer came to: it is of one model."""
+
+    @property
+    def model(self) -> str | None:
+        """The one that answered, if the answer names it."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """None if nothing is known."""
+
+
+class _OneModel:
+    """An answer is of one model: its usage by model has one part."""
+
+    __slots__ = ()
+
+    @property
+    def parts(self: _Metered) -> Parts:
+        """The usage, by model."""
+        usage = self.usage
+        return ((self.model, usage),) if usage is not None else ()
+
+
+class AnswerMeter(_OneModel):
     """`feed` sees each chunk; `usage` is what it came to, None if nothing is known."""
 
     __slots__ = (
@@ -96,12 +119,6 @@ class AnswerMeter:
         """As told, or as estimated."""
         return self.told or self._estimated()
 
-    @property
-    def parts(self) -> Parts:
-        """The same, by model."""
-        usage = self.usage
-        return ((self.model, usage),) if usage is not None else ()
-
     def _look_for_model(self, chunk: bytes) -> None:
         if not self._held and b'"model' not in chunk and chunk.endswith(b"\n"):
             return
@@ -151,7 +168,7 @@ class Google(AnswerMeter):
         self.told = formats.google(found[-1]) or self.told
 
 
-class Seconds:
+class Seconds(_OneModel):
     """Seconds of audio that stand in the answer: the last number holds."""
 
     __slots__ = ("_held", "_needle", "_unpack", "_value_ms", "model")
@@ -175,14 +192,8 @@ class Seconds:
         """None if it was not there."""
         return None if self._value_ms is None else Usage(audio_ms=self._value_ms)
 
-    @property
-    def parts(self) -> Parts:
-        """The same, by model."""
-        usage = self.usage
-        return ((self.model, usage),) if usage is not None else ()
 
-
-class Known:
+class Known(_OneModel):
     """What is known before the answer: nothing in it is looked at."""
 
     __slots__ = ("model", "usage")
@@ -191,16 +202,11 @@ class Known:
         self.usage: Usage | None = usage
         self.model: str | None = None
 
-    @property
-    def parts(self) -> Parts:
-        """The same, by model."""
-        return ((self.model, self.usage),) if self.usage is not None else ()
-
     def feed(self, chunk: bytes) -> None:
         """Nothing to see."""
 
 
-class Whole:
+class Whole(_OneModel):
     """An answer that came in one piece: it is only held, and read when somebody asks what it came
     to. Many read at a time cost a third of what they do one by one, each within its own call.
     """
@@ -230,12 +236,6 @@ class Whole:
         """See AnswerMeter."""
         meter = self._read()
         return meter.usage if meter is not None else None
-
-    @property
-    def parts(self) -> Parts:
-        """See AnswerMeter."""
-        meter = self._read()
-        return meter.parts if meter is not None else ()
 
 
 Meter = AnswerMeter | Seconds | Known

@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.core.meters import formats
 from relay.core.meters.scan import end_of_object
-from relay.core.usage import Usage
+from relay.core.usage import Parts, Usage, total
 
 _MAX_PARSED_BYTES = 256 * 1024
 
@@ -36,13 +36,10 @@ class SocketMeter:
     @property
     def usage(self) -> Usage | None:
         """What it came to so far."""
-        whole = self._sum
-        for usage in self._aside.values():
-            whole = usage if whole is None else whole + usage
-        return whole
+        return total(self.parts)
 
     @property
-    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
+    def parts(self) -> Parts:
         """The same, by model: what another one than the session's did has its own price."""
         own = ((self.model, self._sum),) if self._sum is not None else ()
         return (*own, *self._aside.items())
@@ -191,14 +188,9 @@ class Lasting(SocketMeter):
         self._clock, self._began_s = clock, clock()
 
     @property
-    def usage(self) -> Usage | None:
+    def parts(self) -> Parts:
         """Until now."""
-        return Usage(audio_ms=round((self._clock() - self._began_s) * 1000))
-
-    @property
-    def parts(self) -> tuple[tuple[str | None, Usage], ...]:
-        """See SocketMeter."""
-        return ((None, usage),) if (usage := self.usage) is not None else ()
+        return ((None, Usage(audio_ms=round((self._clock() - self._began_s) * 1000))),)
 
 
 def _heard(seconds: object) -> Usage | None:

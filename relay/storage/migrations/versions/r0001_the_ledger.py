@@ -1,5 +1,7 @@
 """The ledger: exchanges, their metadata and bodies, and what they add up to."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -16,8 +18,15 @@ _SUMS = (
 )  # fmt: skip
 
 
-def _sums() -> list[sa.Column[int]]:
-    return [sa.Column(name, _BIG, nullable=False) for name in _SUMS]
+def _rollup(name: str, *keys: sa.Column[Any]) -> None:
+    op.create_table(
+        name,
+        *keys,
+        sa.Column("writer", sa.String(36), primary_key=True),
+        *(sa.Column(each, _BIG, nullable=False) for each in _SUMS),
+        sa.Column("spread", sa.LargeBinary, nullable=False),
+        sqlite_with_rowid=False,
+    )
 
 
 def upgrade() -> None:
@@ -60,15 +69,11 @@ def upgrade() -> None:
         sa.Column("value", sa.Text, nullable=False),
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    _rollup(
         "tag_rollups",
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("at_s", _BIG, primary_key=True),
         sa.Column("value", sa.Text, primary_key=True),
-        sa.Column("writer", sa.String(36), primary_key=True),
-        *_sums(),
-        sa.Column("spread", sa.LargeBinary, nullable=False),
-        sqlite_with_rowid=False,
     )
     op.create_table(
         "bodies",
@@ -78,7 +83,7 @@ def upgrade() -> None:
         sa.Column("response", sa.LargeBinary),
         sa.Column("response_complete", sa.SmallInteger, nullable=False),
     )
-    op.create_table(
+    _rollup(
         "rollups",
         sa.Column("span_s", sa.Integer, primary_key=True),
         sa.Column("at_s", _BIG, primary_key=True),
@@ -87,10 +92,6 @@ def upgrade() -> None:
         sa.Column("model", sa.Text, primary_key=True),
         sa.Column("surface", sa.Text, primary_key=True),
         sa.Column("outcome", sa.Text, primary_key=True),
-        sa.Column("writer", sa.String(36), primary_key=True),
-        *_sums(),
-        sa.Column("spread", sa.LargeBinary, nullable=False),
-        sqlite_with_rowid=False,
     )
 
 
