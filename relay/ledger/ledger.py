@@ -224,6 +224,8 @@ class Ledger:
                 if count > 1:
                     self._at_once = 1  # to find the one that no database takes
                     continue
+                if await self._sums_are_refused():
+                    continue
                 self.rows_dropped += 1
                 log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
             except (DatabaseAway, DatabaseNewer) as error:
@@ -234,6 +236,20 @@ class Ledger:
                 self._at_once = _AT_ONCE
             for _ in range(count):
                 self._bodies_bytes -= self._entries.popleft().body_bytes
+
+    async def _sums_are_refused(self) -> bool:
+        """Whether it is the sums that the database does not take: then those are let go."""
+        try:
+            await self._insert([])
+        except RowsRefused as error:
+            log.warn("ledger.sums_refused", cause=str(error))
+            self._forget_written()
+            return True
+        return False
+
+    def _forget_written(self) -> None:
+        for sums in (self._tallies, self._by_tag):
+            sums.written(time.time())
 
     async def _insert(self, entries: list[Entry]) -> None:
         assert self.database is not None
@@ -246,8 +262,7 @@ class Ledger:
             await insert(connection, BODY, [entry.body for entry in entries if entry.body])
             await insert(connection, SUM, sums)
             await insert(connection, TAG_SUM, tag_sums)
-        for written in (self._tallies, self._by_tag):
-            written.written(time.time())
+        self._forget_written()
 
     def _lost(self, error: Exception) -> None:
         self.failures += 1

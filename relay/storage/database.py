@@ -28,7 +28,8 @@ _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock that one of many holds while it changes the schema."""
 _LOST = (sa.exc.SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
-_REFUSED = (sa.exc.DataError, sa.exc.IntegrityError, UnicodeError, OverflowError)
+_VALUES = (ValueError, OverflowError)
+_DATA_STATES = ("22", "23")  # data exceptions, and broken constraints
 T = TypeVar("T")
 
 
@@ -138,14 +139,15 @@ class Database:
                     raise
 
     async def read(self, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `ask` finds, in one short transaction. Raises DatabaseAway, DatabaseNewer."""
+        """What `ask` finds, in one short transaction. Raises all three."""
         await self.prepare()
         with _mapped():
             async with self._engine.connect() as connection:
                 asking = asyncio.ensure_future(ask(connection))
                 try:
                     return await asyncio.wait_for(asyncio.shield(asking), READ_S)
-                except TimeoutError:
+                except (TimeoutError, asyncio.CancelledError):
+                    # Too long, or nobody waits any more: it must not go on by itself.
                     await self._interrupt(connection)
                     await asyncio.gather(asking, return_exceptions=True)
                     raise
@@ -202,15 +204,22 @@ def _make(file: Path) -> None:
 
 @contextlib.contextmanager
 def _mapped() -> Any:
-    """What the driver raises, as DatabaseAway."""
+    """What the driver raises, as DatabaseAway or RowsRefused."""
     try:
         yield
-    except _REFUSED as error:
-        raise RowsRefused(type(error).__name__) from error
-    except sa.exc.DBAPIError as error:
-        raise DatabaseAway(type(error.orig).__name__) from error
-    except _LOST as error:
-        raise DatabaseAway(type(error).__name__) from error
+    except (*_LOST, *_VALUES) as error:
+        origin = getattr(error, "orig", None) or error
+        kind = RowsRefused if _is_refusal(error, origin) else DatabaseAway
+        raise kind(type(origin).__name__) from error
+
+
+def _is_refusal(error: BaseException, origin: BaseException) -> bool:
+    """True if the values are what is wrong, so that another try is of no use."""
+    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+        return True
+    if isinstance(origin, _VALUES) or isinstance(origin.__cause__, _VALUES):
+        return True  # found before it was sent
+    return str(getattr(origin, "sqlstate", None) or "").startswith(_DATA_STATES)
 
 
 def _tuned(connection: Any, _record: Any) -> None:

@@ -20,7 +20,7 @@ from relay.gateway import GATEWAY
 from relay.ledger import changes, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
 from relay.ledger.usage import SPANS, Question, keys_of, usage
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer
+from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 from relay.storage.tables import KEYS
 from relay.surfaces.admin import require_local
 
@@ -162,6 +162,8 @@ def _answered() -> Iterator[None]:
         yield
     except BadQuestion as error:
         raise BadRequest(str(error)) from error
+    except RowsRefused as error:
+        raise BadRequest("it names a value that no row can have") from error
     except (DatabaseAway, DatabaseNewer) as error:
         raise StoreUnavailable from error
 

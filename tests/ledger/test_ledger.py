@@ -193,6 +193,16 @@ async def test_while_the_database_is_away_calls_go_on_and_their_rows_come_later(
     assert len(await rows(relay)) == 1
 
 
+async def test_a_row_that_the_database_refuses_keeps_no_other_from_being_written(start: StartRelay, raw: RawUpstream, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    monkeypatch.setattr("relay.ledger.rows.clean", lambda text: text)  # so that PostgreSQL meets a NUL
+    relay = await start({"database": await postgres.database()}, openai=provider(raw.url))
+    bad = {"cf-aig-metadata": json.dumps({"team": chr(0)})}
+    await asyncio.gather(*(post(relay, headers=headers) for headers in ({}, bad, {}, {})))
+    assert len(await rows(relay)) == 3 and relay.gateway.ledger.rows_dropped == 1
+    await relay.events("ledger.row_refused")
+
+
 async def test_a_full_disk_is_borne_and_got_over_without_a_restart(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     relay = await start({"database": str(tmp_path / "relay.db")}, openai=provider(raw.url))
@@ -313,6 +323,22 @@ async def test_nobody_reads_for_longer_than_a_second(database: Database, monkeyp
     with pytest.raises(DatabaseAway):
         await database.read(lambda connection: connection.execute(sa.text(forever)))
     assert list(await database.rows(sa.select(exchanges))) == []
+
+
+async def test_a_question_that_nobody_waits_for_any_more_ends_at_once(database: Database) -> None:
+    forever = {
+        True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        False: "SELECT pg_sleep(60)",
+    }[database.is_sqlite]
+    await database.prepare()
+    for _ in range(6):  # more than there are connections
+        asking = asyncio.create_task(database.read(lambda connection: connection.execute(sa.text(forever))))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert list(await database.rows(sa.select(exchanges))) == []
+    assert [task for task in asyncio.all_tasks() if "read" in repr(task.get_coro())] == []
 
 
 def test_an_id_of_a_time_is_below_all_that_are_made_from_then_on() -> None:

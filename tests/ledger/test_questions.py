@@ -90,6 +90,14 @@ async def test_what_cannot_be_asked_is_refused_and_says_why(relay: Relay, questi
     assert (status, answer["error"]["code"]) == (400, "bad_request")
 
 
+@pytest.mark.parametrize("question", ["logs?status=99999", "logs?feedback=99999", "logs?id=%00", "logs?provider=%00", "logs?cursor=%00", "logs?metadata.%00=a", "usage?provider=%00", "logs?provider=%ED%A0%80", "logs?min_cost_usd=1e300"])  # fmt: skip
+async def test_values_that_no_row_can_have_find_nothing_or_are_refused(relay: Relay, question: str) -> None:
+    """Which of the two is the database's: none of it is a failure of the relay's."""
+    status, answer = await ask(relay, question)
+    assert (status, answer.get("error", {}).get("code")) in ((200, None), (400, "bad_request"))
+    assert relay.gateway.ledger.state == "ok"
+
+
 async def test_feedback_score_and_metadata_can_be_given_later(relay: Relay) -> None:
     _, page = await ask(relay, "logs?limit=1")
     at = f"logs/{page['logs'][0]['id']}"
@@ -100,7 +108,7 @@ async def test_feedback_score_and_metadata_can_be_given_later(relay: Relay) -> N
     assert (taken["feedback"], taken["score"], taken["metadata"]) == (None, 0.5, None)
 
 
-@pytest.mark.parametrize("change", [{"feedback": 2}, {"feedback": True}, {"score": "good"}, {"metadata": {"a": {}}}, {"metadata": dict.fromkeys("abcdef", 1)}, {"cost": 0}, []])
+@pytest.mark.parametrize("change", [{"feedback": 2}, {"feedback": True}, {"score": "good"}, {"metadata": {"a": {}}}, {"metadata": dict.fromkeys("abcdef", 1)}, {"cost": 0}, [], {"score": 10**400}])
 async def test_a_change_that_makes_no_sense_is_refused(relay: Relay, change: Any) -> None:
     _, page = await ask(relay, "logs?limit=1")
     assert (await ask(relay, f"logs/{page['logs'][0]['id']}", "PATCH", json=change))[0] == 400
