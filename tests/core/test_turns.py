@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from relay.core import turns
 from relay.core.turns import MOST_TURNS, Turns
 
 SENT, CAME = "sent", "came"
@@ -131,3 +132,25 @@ def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
         turns.sent(b"x", at)
         turns.received(b"y", at + 0.5, lambda: 0.0)
     assert len(turns.found) == MOST_TURNS
+
+
+KINDS = [
+    *(("openai", SENT, {"type": name}, kind) for name, kind in (("input_audio_buffer.commit", "asks"), ("response.create", "asks"), ("response.cancel", "cuts"), ("input_audio_buffer.append", None))),
+    *(("openai", CAME, {"event_id": "e", "type": f"response.{name}"}, "ends") for name in ("done", "completed", "incomplete", "failed")),
+    *(("openai", CAME, {"type": f"response.{name}.delta"}, kind) for name, kind in (("audio", "audio"), ("output_audio", "audio"), ("text", "text"), ("output_text", "text"), ("output_audio_transcript", None))),
+    ("openai", CAME, {"type": "input_audio_buffer.speech_started"}, "began"), ("openai", CAME, {"type": "input_audio_buffer.speech_stopped"}, "asks"),
+    *(("google", SENT, {name: {}}, "asks") for name in ("activityEnd", "audioStreamEnd", "clientContent", "client_content")),
+    ("google", SENT, {"realtimeInput": {"audio": {}}}, None), ("google", CAME, {"serverContent": {"turnComplete": True}}, "ends"),
+    ("elevenlabs", SENT, {"type": "user_message"}, "asks"), ("elevenlabs", SENT, {"text": " "}, None), ("elevenlabs", CAME, {"type": "agent_response_complete"}, "ends"),
+    ("elevenlabs", CAME, {"audio": AUDIO}, "audio"), ("elevenlabs", CAME, {"audio": None, "isFinal": True}, "ends"),
+    ("cartesia", SENT, {"cancel": True}, "cuts"), ("cartesia", CAME, {"type": "done"}, "ends"), ("cartesia", CAME, {"type": "timestamps"}, None),
+    ("deepgram", SENT, {"type": "InjectUserMessage"}, "asks"), ("deepgram", SENT, {"type": "Clear"}, "cuts"), ("deepgram", CAME, {"type": "AgentStartedSpeaking"}, "audio"),
+    ("deepgram", CAME, {"type": "UserStartedSpeaking"}, "began"), ("deepgram", CAME, {"type": "AgentAudioDone"}, "ends"), ("deepgram", CAME, {"type": "Results"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("meter", "way", "message", "kind"), KINDS, ids=str)
+@pytest.mark.parametrize("spaces", [(", ", ": "), (",", ":")])
+def test_every_mark_is_found_however_it_is_spaced(meter: str, way: str, message: Any, kind: str | None, spaces: tuple[str, str]) -> None:
+    table = turns._SENT if way == SENT else turns._RECEIVED
+    assert table[meter].of(json.dumps(message, separators=spaces).encode()) == kind
