@@ -157,7 +157,9 @@ class Gateway:
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
-        self.limits = Limits(config.limits, self.windows, self.later) if config.limits else None
+        self.limits = None
+        if config.limits:
+            self.limits = Limits(config.limits, self.windows, self.later, self.ledger.settle)
         self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
@@ -216,12 +218,12 @@ class Gateway:
         self.held_bytes -= count
 
     def give_back(self, exchange: Exchange) -> None:
-        """Settle what an Exchange took, and let go of what holds it: a cycle would keep it for the
-        collector.
+        """Give back what an Exchange took, and let go of what holds it: a cycle would keep it for
+        the collector.
         """
         at_end, exchange.at_end, exchange.look = exchange.at_end, (), None
-        for settle in at_end:
-            settle()
+        for give in at_end:
+            give()
 
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising. What it used and cost,
@@ -230,8 +232,6 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
-        if exchange.at_end:
-            self.ledger.settle(exchange)
         if exchange.at_end or exchange.look is not None:
             self.give_back(exchange)
         self.ledger.take(exchange, self.clock())

@@ -46,6 +46,7 @@ def recording(
             return
         kind, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
         if is_clean(body, kind.lower(), coding):
+            gateway.ledger.settle(exchange)
             pieces = _pieces(body)
             entry = Entry(
                 keeping.provider, upstream.reason or "", headers, pieces, streamed, time.time(),

@@ -28,6 +28,7 @@ from relay.core.usage import estimate
 from relay.gate.windows import Taken, Windows
 
 Later = Callable[[Coroutine[Any, Any, None]], None]
+FindUsed = Callable[[Exchange], None]
 _OF_CALLS = frozenset({"requests", "calls_at_once"})
 _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
@@ -39,11 +40,13 @@ class Limits:
     """The rules in force. A call keeps the ones that it began with."""
 
     __slots__ = (
-        "_calls", "_later", "_model_calls", "_overall", "_running", "_says", "_sockets", "_tokens",
-        "_windows", "asks_model", "counts_tokens", "most",
+        "_calls", "_find_used", "_later", "_model_calls", "_overall", "_running", "_says",
+        "_sockets", "_tokens", "_windows", "asks_model", "counts_tokens", "most",
     )  # fmt: skip
 
-    def __init__(self, rules: Sequence[Rule], windows: Windows, later: Later) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], windows: Windows, later: Later, find_used: FindUsed
+    ) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
         self._calls = [rule for rule in calls if not rule.needs_model]
         self._model_calls = [rule for rule in calls if rule.needs_model]
@@ -54,7 +57,7 @@ class Limits:
         self.counts_tokens = bool(self._tokens)
         """True if what a call may use must be set aside: see `reserve`."""
         self._says = any(part.startswith("metadata.") for rule in rules for part in rule.per)
-        self._windows, self._later = windows, later
+        self._windows, self._later, self._find_used = windows, later, find_used
         self._running: dict[str, int] = {}
         overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
@@ -171,6 +174,7 @@ class Limits:
 
     def _settle(self, exchange: Exchange, held: Admission) -> None:
         """Book what a call used beyond what was set aside for it, or give back the rest."""
+        self._find_used(exchange)
         for place in held.windows:
             if place.rule.counts == "tokens":
                 difference = _used(exchange, place.amount) - place.amount

@@ -64,7 +64,11 @@ class Ledger:
         self._old: asyncio.Task[None] | None = None
 
     def settle(self, exchange: Exchange) -> None:
-        """Find out what it used, and what that cost."""
+        """Find out what it used, and what that cost, once: soon after it ended, or before, for whom
+        it matters at once.
+        """
+        if exchange.settled:
+            return
         exchange.settled = True
         try:
             self.prices.settle(exchange, time.time())
@@ -184,8 +188,7 @@ class Ledger:
             self._bound()
 
     def _record(self, exchange: Exchange, at_zero: float, batch: dict[Key, Tally]) -> Record:
-        if not exchange.settled:
-            self.settle(exchange)
+        self.settle(exchange)
         record = record_of(exchange)
         line = log.exchange_ended(record, at_zero + exchange.ended_s)
         model = record.model_answered or record.model or ""
