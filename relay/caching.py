@@ -163,6 +163,7 @@ async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) ->
         gateway.ledger.settle(exchange)
         _tell(leader, exchange)
         gateway.give_back(exchange)
+        flight.cost_nano_usd = exchange.cost_nano_usd
         flight.ended(failure)
 
 
@@ -229,7 +230,10 @@ async def _follow(
         first = await flight.next(watcher)
         source = None if flight.error is None else source
     answer = Answer(head.status, head.reason, headers, first, source)
-    return await deliver(answer, sending.request, exchange, gateway)
+    response = await deliver(answer, sending.request, exchange, gateway)
+    if led is None:
+        exchange.saved_nano_usd = flight.cost_nano_usd
+    return response
 
 
 class _Watched:

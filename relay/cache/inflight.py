@@ -42,6 +42,8 @@ class Flight:
         """It ended, well or not."""
         self.task: asyncio.Task[None] | None = None
         self.error: RelayError | None = None
+        self.cost_nano_usd: int | None = None
+        """Of the call, once it is over and if it is known."""
         self._room_bytes = room_bytes
         self._chunks: list[bytes] = []
         self._first = 0

@@ -104,6 +104,20 @@ async def test_an_answer_from_the_cache_costs_nothing_and_tells_what_it_saved(st
     assert (hit["outcome"], bytes(hit["cost_usd"]), bytes(hit["saved_usd"])) == ("cached", b"0", b"0.000435")
 
 
+async def test_an_answer_shared_with_an_identical_call_tells_what_it_saved(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, ok(USAGE, "Content-Type: application/json"))
+    relay = await start({"database": database_setting, "cache": {"coalesce": True}}, openai=provider(raw.url))
+    calls = [asyncio.create_task(post(relay)) for _ in range(2)]
+    while len(relay.gateway.running) < 3:  # the two, and the one that is made for both
+        await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*calls)
+    by_outcome = {row["outcome"]: row for row in await rows(relay)}
+    assert (bytes(by_outcome["relayed"]["cost_usd"]), by_outcome["relayed"]["saved_usd"]) == (b"0.000435", None)
+    assert (bytes(by_outcome["cached"]["cost_usd"]), bytes(by_outcome["cached"]["saved_usd"])) == (b"0", b"0.000435")
+
+
 async def test_what_the_client_says_that_a_call_costs_holds(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
