@@ -256,15 +256,15 @@ class Ledger:
 
     async def _insert(self, entries: list[Entry]) -> None:
         assert self.database is not None
-        sums = list(self._tallies.rows())
-        tag_sums = [row[1:] for row in self._by_tag.rows()]
-        async with self.database.writing() as connection:
-            insert = self.database.insert
-            await insert(connection, ROW, [entry.row for entry in entries])
-            await insert(connection, TAG, [tag for entry in entries for tag in entry.tags])
-            await insert(connection, BODY, [entry.body for entry in entries if entry.body])
-            await insert(connection, SUM, sums)
-            await insert(connection, TAG_SUM, tag_sums)
+        await self.database.write(
+            (
+                (ROW, [entry.row for entry in entries]),
+                (TAG, [tag for entry in entries for tag in entry.tags]),
+                (BODY, [entry.body for entry in entries if entry.body]),
+                (SUM, list(self._tallies.rows())),
+                (TAG_SUM, [row[1:] for row in self._by_tag.rows()]),
+            )
+        )
         self._forget_written()
 
     def _lost(self, error: Exception) -> None:

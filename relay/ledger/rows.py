@@ -12,7 +12,7 @@ import msgspec
 
 from relay.core.metadata import Metadata, as_text
 from relay.core.record import Bodies, Record, clean
-from relay.storage.database import Insert
+from relay.storage.inserts import Insert
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
 
 _COLUMNS = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,6 +18,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from relay.storage.inserts import Batch, SqliteWriter
 
 HEAD = "0001"
 """The schema that this relay writes: the newest of migrations/versions."""
@@ -97,8 +98,10 @@ class Database:
             raise BadDatabaseUrl(
                 "needs a driver: pip install 'ai-gateway-relay[postgres]'"
             ) from None
+        self._writer: SqliteWriter | None = None
         if self.is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _tuned)
+            self._writer = SqliteWriter(url, _tuned)
 
     async def prepare(self) -> None:
         """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseAway."""
@@ -169,25 +172,22 @@ class Database:
 
         return await self.read(ask)
 
-    async def insert(
-        self, connection: AsyncConnection, into: Insert, rows: Sequence[tuple[Any, ...]]
-    ) -> None:
-        """Insert plain rows, in few steps: with SQLite each step asks for Python's own lock, for
-        which a busy relay lets it wait.
-        """
-        if not self.is_sqlite:
-            if rows:
-                await connection.exec_driver_sql(into.sql(1, numbered=True), list(rows))
-            return
-        done = 0
-        for size in _AT_ONCE:
-            while len(rows) - done >= size:
-                flat = tuple(itertools.chain.from_iterable(rows[done : done + size]))
-                await connection.exec_driver_sql(into.sql(size, numbered=False), flat)
-                done += size
+    async def write(self, batch: Batch) -> None:
+        """Insert plain rows, all of them or none. Raises all three."""
+        await self.prepare()
+        with _mapped():
+            if self._writer is not None:
+                await self._writer.write(batch)
+                return
+            async with self._engine.begin() as connection:
+                for into, rows in batch:
+                    if rows:
+                        await connection.exec_driver_sql(into.sql(1, numbered=True), list(rows))
 
     async def close(self) -> None:
         """Let go of all connections."""
+        if self._writer is not None:
+            self._writer.close()
         with contextlib.suppress(*_LOST):
             await self._engine.dispose()
 
@@ -268,33 +268,3 @@ def _upgrade(connection: sa.Connection) -> None:
             f"the database is of a newer relay (schema {there}, this one knows {HEAD})"
         )
     command.upgrade(config, "head")
-
-
-class Insert:
-    """An INSERT into some columns of a table. What is there already stays, or gives way in the
-    columns of `replace`.
-    """
-
-    def __init__(
-        self, table: sa.Table, columns: Sequence[str], *, replace: Sequence[str] = ()
-    ) -> None:
-        self._columns = len(columns)
-        self._head = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES "  # noqa: S608 (names of ours)
-        self._tail = " ON CONFLICT DO NOTHING"
-        if replace:
-            key = ", ".join(column.name for column in table.primary_key.columns)
-            taken = ", ".join(f"{name} = excluded.{name}" for name in replace)
-            self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {taken}"
-        self._made: dict[tuple[int, bool], str] = {}
-
-    def sql(self, rows: int, *, numbered: bool) -> str:
-        """For so many rows; `numbered` is PostgreSQL's way to name parameters."""
-        made = self._made.get((rows, numbered))
-        if made is None:
-            names = [f"${at + 1}" if numbered else "?" for at in range(self._columns)]
-            row = f"({', '.join(names)})"
-            made = self._made[rows, numbered] = self._head + ", ".join([row] * rows) + self._tail
-        return made
-
-
-_AT_ONCE = (128, 32, 8, 1)
