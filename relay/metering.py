@@ -12,7 +12,7 @@ from collections.abc import Callable
 from aiohttp import ClientResponse
 
 from relay.core.exchange import Exchange
-from relay.core.meters.answers import Sent, Whole, answer_meter
+from relay.core.meters.answers import Sent, answer_meter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
 from relay.core.rewriting import split_events
@@ -27,17 +27,16 @@ Look = Callable[[bytes], None]
 def answer_look(
     upstream: ClientResponse, exchange: Exchange, gateway: Gateway, whole: bytes | None
 ) -> Look | None:
-    """What sees this answer's chunks; None if nothing does, or where it is `whole` and is read
-    later. Its meter is the exchange's.
+    """What sees this answer's chunks; None if nothing does, or where it is `whole` and the ledger
+    reads it later. Its meter is the exchange's.
     """
     if upstream.status >= 300 or exchange.route is None:
         return None
-    sent = Sent(exchange.kind, exchange.spoken, exchange.request_bytes)
-    name, header = exchange.route.provider.meter, upstream.headers.get
     if whole and not exchange.asks_usage and len(whole) <= _MOST_HELD_BYTES:
-        exchange.meter = Whole(name, sent, header, whole)
+        exchange.answer, exchange.answer_headers = whole, upstream.headers
         return None
-    meter = answer_meter(name, sent, header)
+    sent = Sent(exchange.kind, exchange.spoken, exchange.request_bytes)
+    meter = answer_meter(exchange.route.provider.meter, sent, upstream.headers.get)
     if meter is None:
         return None
     exchange.meter = meter

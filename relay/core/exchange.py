@@ -68,12 +68,9 @@ class Attempt:
     duration_s: float
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Exchange:
-    """See the module. The `_s` stamps are of the gateway's clock.
-
-    Not slotted: what a call never sets stays with the class, and most calls set little.
-    """
+    """See the module. The `_s` stamps are of the gateway's clock."""
 
     id: str
     surface: Surface
@@ -118,6 +115,9 @@ class Exchange:
     """Shows the meter a chunk."""
     meter: Metering | None = field(init=False, default=None)
     """Sees what passes, and tells what it used."""
+    answer: bytes = field(init=False, default=b"")
+    """A whole one, of which its meter is made when the call is settled."""
+    answer_headers: Mapping[str, str] | None = field(init=False, default=None)
     settled: bool = field(init=False, default=False)
     """What it used and cost is known, as far as it will be."""
     used: Usage | None = field(init=False, default=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import operator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
@@ -54,17 +53,20 @@ class Rates:
 class Tariff(NamedTuple):
     """Rates made ready: what each count of a Usage adds, and which counts have no price."""
 
-    coefficients: tuple[int, ...]
+    adds: tuple[tuple[int, int], ...]
+    """(place of a count, what one of it adds), in 10^-18 US dollars."""
     unpriced: tuple[int, ...]
     call: int
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
         """None if something was used that has no price."""
-        counts = counts_of(usage)
+        counts, atto = counts_of(usage), self.call
         for at in self.unpriced:
             if counts[at]:
                 return None
-        atto = self.call + sum(map(operator.mul, self.coefficients, counts))
+        for at, each in self.adds:
+            if counts[at]:
+                atto += counts[at] * each
         return rounded(atto)
 
 
@@ -100,15 +102,15 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         "output_image_tokens": (made if r.output_image is None else r.output_image) - made,
         "cache_image_read_tokens": seen_again - read - seen + given,
     }
-    coefficients = {name: int(usd * _PER_MTOK) for name, usd in adds.items()}
-    coefficients |= {
+    each = {name: int(usd * _PER_MTOK) for name, usd in adds.items()}
+    each |= {
         "characters": int((r.characters or Decimal(0)) * _PER_MTOK),
         "audio_ms": round((r.audio_hour or Decimal(0)) * _PER_HOUR),
         "units_milli": int((r.unit or Decimal(0)) * _ATTO / 1000),
         "images": int((r.image or Decimal(0)) * _ATTO),
     }
     return Tariff(
-        tuple(coefficients[name] for name in COUNTS),
+        tuple((at, each[name]) for at, name in enumerate(COUNTS) if each[name]),
         _unpriced(rates, audio_is_text=audio_is_text),
         int((r.call or Decimal(0)) * _ATTO),
     )

@@ -6,6 +6,7 @@ Two of them are put together by adding them, whether in Python or from another p
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left
 from collections.abc import Iterable
 
@@ -13,13 +14,10 @@ BUCKETS = 48
 """Two an octave, from 1/16 ms to some 17 minutes."""
 LEAST_MS = 1 / 16
 LANE_BITS = 32
-_LANE = (1 << LANE_BITS) - 1
 MEASURES = ("duration", "first_byte", "own")
+_lanes = struct.Struct(f"<{len(MEASURES) * BUCKETS}I")
 _BOUNDS = [LEAST_MS * 2 ** (number / 2) for number in range(BUCKETS - 1)]
-_ONES = tuple(
-    tuple(1 << (LANE_BITS * (measure * BUCKETS + at)) for at in range(BUCKETS))
-    for measure in range(len(MEASURES))
-)
+_ONES = tuple(1 << (LANE_BITS * at) for at in range(BUCKETS))
 
 
 def bucket(ms: float) -> int:
@@ -32,37 +30,33 @@ def bound_ms(number: int) -> float:
     return float(LEAST_MS * 2 ** (number / 2))
 
 
-def spread(duration_ms: float | None, first_byte_ms: float | None, own_ms: float | None) -> int:
-    """The Spread of one call; None where it has no such time."""
-    duration, first_byte, own = _ONES
-    one = 0
-    if duration_ms is not None:
-        one = duration[bisect_left(_BOUNDS, duration_ms)]
-    if first_byte_ms is not None:
-        one += first_byte[bisect_left(_BOUNDS, first_byte_ms)]
-    if own_ms is not None:
-        one += own[bisect_left(_BOUNDS, own_ms)]
-    return one
+def spread(durations: Iterable[float], first_bytes: Iterable[float], owns: Iterable[float]) -> int:
+    """The Spread of some calls, from the times in ms that they have of each measure."""
+    whole = 0
+    for at, times in enumerate((durations, first_bytes, owns)):
+        lanes = sum([_ONES[bisect_left(_BOUNDS, ms)] for ms in times])
+        whole += lanes << (LANE_BITS * BUCKETS * at)
+    return whole
 
 
-def counts(whole: int, measure: str) -> list[int]:
-    """How many there are in each bucket."""
-    lanes = whole >> (LANE_BITS * BUCKETS * MEASURES.index(measure))
-    return [(lanes >> (LANE_BITS * at)) & _LANE for at in range(BUCKETS)]
+def counts(whole: int) -> dict[str, tuple[int, ...]]:
+    """How many there are in each bucket, by measure."""
+    lanes = _lanes.unpack(whole.to_bytes(_lanes.size, "little"))
+    return {name: lanes[at * BUCKETS :][:BUCKETS] for at, name in enumerate(MEASURES)}
 
 
 def percentiles(whole: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
     """`{"p50": ms, …}`, each exact to a bucket's width (the square root of two) and laid straight
     between its bounds; None if nothing was counted.
     """
-    found = counts(whole, measure)
+    found = counts(whole)[measure]
     total = sum(found)
     if not total:
         return None
     return {f"p{share:g}": round(_at(found, total * share / 100), 2) for share in wanted}
 
 
-def _at(found: list[int], rank: float) -> float:
+def _at(found: tuple[int, ...], rank: float) -> float:
     passed = 0
     for number, count in enumerate(found):
         if count and passed + count >= rank:

@@ -195,8 +195,8 @@ class _Children:
         ):  # fmt: skip
             if value := tally.count(name):
                 self._units(unit).inc(value / part)
-        for measure, times in self._times.items():
-            _observe_all(times, counts(tally.spread, measure))
+        for measure, lanes in counts(tally.spread).items():
+            _observe_all(self._times[measure], lanes)
 
 
 def _observe_all(child: Histogram, lanes: Sequence[int]) -> None:

@@ -11,9 +11,10 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from relay.core.record import Record, went_wrong
+from relay.core.record import Record, clean, went_wrong
 from relay.core.spread import spread, to_bytes
 from relay.core.usage import COUNTS, counts_of
+from relay.ledger.rows import tags_of
 
 SPANS_S = (60, 3600, 86400)
 _MOST_KEPT = 20_000
@@ -45,26 +46,32 @@ class Tally:
         self.cost = self.saved = self.spread = 0
         self.counts: tuple[int, ...] = _NOTHING
 
-    def take(self, record: Record) -> None:
-        """One more call."""
-        self.requests += 1
-        if went_wrong(record.status, record.outcome):
-            self.errors += 1
-        if record.outcome == "cached":
-            self.cache_hits += 1
-            self.saved += record.saved_nano_usd or 0
-        usage = record.usage
-        if usage is not None:
-            self.counts = tuple(map(operator.add, self.counts, counts_of(usage)))
-            if usage.estimated:
-                self.estimated += 1
-            if record.cost_nano_usd is None:
-                self.unpriced += 1
-        if record.cost_nano_usd:
-            self.cost += record.cost_nano_usd
-        # How long a session lasts is not how long anybody waited.
-        duration = record.duration_ms if record.surface == "rest" else None
-        self.spread += spread(duration, record.first_byte_ms, record.own_ms or None)
+    def take(self, records: Sequence[Record]) -> None:
+        """More calls."""
+        self.requests += len(records)
+        used = []
+        for record in records:
+            if went_wrong(record.status, record.outcome):
+                self.errors += 1
+            if record.outcome == "cached":
+                self.cache_hits += 1
+                self.saved += record.saved_nano_usd or 0
+            if record.cost_nano_usd:
+                self.cost += record.cost_nano_usd
+            if record.usage is not None:
+                used.append(counts_of(record.usage))
+                if record.usage.estimated:
+                    self.estimated += 1
+                if record.cost_nano_usd is None:
+                    self.unpriced += 1
+        self.spread += spread(
+            # How long a session lasts is not how long anybody waited.
+            [record.duration_ms for record in records if record.surface == "rest"],
+            [record.first_byte_ms for record in records if record.first_byte_ms is not None],
+            [record.own_ms for record in records if record.own_ms],
+        )
+        if used:
+            self.counts = tuple(map(sum, zip(self.counts, *used, strict=True)))
 
     def add(self, other: Tally) -> None:
         """All that another one holds."""
@@ -89,6 +96,37 @@ class Tally:
             self.requests, self.errors, self.cache_hits, self.unpriced, self.estimated, self.cost,
             self.saved, *self.counts, to_bytes(self.spread),
         )  # fmt: skip
+
+
+def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
+    """What calls came to, by what usage is told apart by."""
+    alike: dict[tuple[str, str, str | None, str, str], list[Record]] = {}
+    for record in records:
+        # A name that nobody has is no key: anybody could make as many as they like.
+        provider = record.answered_by or (record.provider if record.via is not None else "")
+        model = record.model_answered or record.model
+        key = (record.client, provider, model, record.surface, record.outcome)
+        if (group := alike.get(key)) is None:
+            group = alike[key] = []
+        group.append(record)
+    tallies: dict[Key, Tally] = {}
+    for (client, provider, model, surface, outcome), group in alike.items():
+        key = Key(client, provider, clean(model or ""), surface, outcome)
+        tallies.setdefault(key, Tally()).take(group)
+    return tallies
+
+
+def by_tag(records: Sequence[Record]) -> dict[tuple[str, str], Tally]:
+    """The same by the entries of their metadata."""
+    alike: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.metadata:
+            for tag in tags_of(record.metadata):
+                alike.setdefault(tag, []).append(record)
+    tallies = {tag: Tally() for tag in alike}
+    for tag, group in alike.items():
+        tallies[tag].take(group)
+    return tallies
 
 
 class Tallies:

@@ -211,11 +211,13 @@ async def test_following_prints_every_call_that_ends(relay: Relay, raw: RawUpstr
 
 
 def test_a_spread_keeps_counts_apart_and_is_added_by_adding() -> None:
-    whole = sum(spread(ms, ms / 2, None) for ms in (1.0, 1.0, 100.0, 10_000.0))
-    assert sum(counts(whole, "duration")) == sum(counts(whole, "first_byte")) == 4 and not any(counts(whole, "own"))
+    times = (1.0, 1.0, 100.0, 10_000.0)
+    whole = sum(spread([ms], [ms / 2], []) for ms in times)
+    found = counts(whole)
+    assert sum(found["duration"]) == sum(found["first_byte"]) == 4 and not any(found["own"])
     assert from_bytes(to_bytes(whole)) == whole
-    found = percentiles(whole, "duration", (50, 99))
-    assert found is not None and 0.7 <= found["p50"] <= 1.0 and 7_000 <= found["p99"] <= 11_600
+    at = percentiles(whole, "duration", (50, 99))
+    assert at is not None and 0.7 <= at["p50"] <= 1.0 and 7_000 <= at["p99"] <= 11_600
     assert percentiles(whole, "own", (50,)) is None
 
 

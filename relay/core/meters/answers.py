@@ -66,8 +66,6 @@ class AnswerMeter(_OneModel):
         "_at", "_end", "_estimates", "_held", "_scan", "_sent", "_unpack", "events", "model",
         "told",
     )  # fmt: skip
-    takes_whole = True
-    """An answer that comes in one piece is read in one go."""
 
     def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
         self._sent = sent
@@ -85,12 +83,6 @@ class AnswerMeter(_OneModel):
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk."""
-        if not self._at and self.takes_whole and chunk[:1] == b"{" and self._unpack is None:
-            if (found := formats.openai_answer(chunk)) is not None:
-                self._at = len(chunk)
-                self.model, told = found
-                self._hear(told)
-                return
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
         if found_objects := self._scan.feed(chunk):
@@ -144,7 +136,6 @@ class Anthropic(AnswerMeter):
     """The start tells the input, later events overwrite what they name; nothing is added up."""
 
     __slots__ = ("_said",)
-    takes_whole = False
 
     def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
         super().__init__(sent, needle, content_encoding)
@@ -161,7 +152,6 @@ class Google(AnswerMeter):
     """Every chunk tells the whole so far: the last one holds."""
 
     __slots__ = ()
-    takes_whole = False
 
     def read(self, found: Sequence[bytes]) -> None:
         """See AnswerMeter."""
@@ -194,51 +184,30 @@ class Seconds(_OneModel):
 
 
 class Known(_OneModel):
-    """What is known before the answer: nothing in it is looked at."""
+    """What is known already: nothing more is looked at."""
 
     __slots__ = ("model", "usage")
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: Usage, model: str | None = None) -> None:
         self.usage: Usage | None = usage
-        self.model: str | None = None
+        self.model = model
 
     def feed(self, chunk: bytes) -> None:
         """Nothing to see."""
 
 
-class Whole(_OneModel):
-    """An answer that came in one piece: it is only held, and read when somebody asks what it came
-    to. Many read at a time cost a third of what they do one by one, each within its own call.
-    """
-
-    __slots__ = ("_chunk", "_header", "_meter", "_name", "_sent")
-
-    def __init__(self, meter: str, sent: Sent, header: Header, chunk: bytes) -> None:
-        self._name, self._sent, self._header, self._chunk = meter, sent, header, chunk
-        self._meter: Meter | None = None
-
-    def _read(self) -> Meter | None:
-        if self._chunk:
-            self._meter = answer_meter(self._name, self._sent, self._header)
-            if self._meter is not None:
-                self._meter.feed(self._chunk)
-            self._chunk = b""
-        return self._meter
-
-    @property
-    def model(self) -> str | None:
-        """See AnswerMeter."""
-        meter = self._read()
-        return meter.model if meter is not None else None
-
-    @property
-    def usage(self) -> Usage | None:
-        """See AnswerMeter."""
-        meter = self._read()
-        return meter.usage if meter is not None else None
-
-
 Meter = AnswerMeter | Seconds | Known
+
+
+def read_whole(meter: str, sent: Sent, header: Header, answer: bytes) -> Meter | None:
+    """What has read an answer that is all here, as `answer_meter` and `feed` do."""
+    if meter == "openai" and answer[:1] == b"{" and sent.kind not in ("speech", "image"):
+        if (found := formats.openai_answer(answer)) is not None:
+            return Known(*found)
+    made = answer_meter(meter, sent, header)
+    if made is not None:
+        made.feed(answer)
+    return made
 
 
 def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:

@@ -90,8 +90,8 @@ def openai(text: bytes) -> Usage | None:
     return _usage(said)
 
 
-def openai_answer(text: bytes) -> tuple[str | None, Usage] | None:
-    """The model and usage of a whole answer, read in one go; None where they are to be looked for:
+def openai_answer(text: bytes) -> tuple[Usage, str | None] | None:
+    """The usage and model of a whole answer, read in one go; None where they are to be looked for:
     it is no JSON object, or tells no usage at its top.
     """
     try:
@@ -101,7 +101,7 @@ def openai_answer(text: bytes) -> tuple[str | None, Usage] | None:
     usage = _usage(answer.usage) if answer.usage is not None else None
     if usage is None:
         return None
-    return answer.model if isinstance(answer.model, str) else None, usage
+    return usage, answer.model if isinstance(answer.model, str) else None
 
 
 def _usage(said: _OpenAI) -> Usage | None:
