@@ -121,12 +121,12 @@ class Gateway:
 
     def losses(self) -> dict[str, float]:
         """What went wrong beside calls, counted since the start (ledger/metrics.py)."""
-        ledger = self.ledger
+        lost = self.ledger.lost
         return {
-            "relay_ledger_failures_total": ledger.failures,
-            "relay_ledger_rows_dropped_total": ledger.rows_dropped,
-            "relay_ledger_bodies_dropped_total": ledger.bodies_dropped,
-            "relay_meter_failures_total": ledger.meter_failures,
+            "relay_ledger_failures_total": lost.failures,
+            "relay_ledger_rows_dropped_total": lost.rows,
+            "relay_ledger_bodies_dropped_total": lost.bodies,
+            "relay_meter_failures_total": lost.meters,
             "relay_log_lines_lost_total": log.failures,
             "relay_settling_dropped_total": self.later.dropped,
             "relay_refused_at_the_door_total": self.refused_at_the_door,

@@ -131,7 +131,7 @@ async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_ser
         for _ in range(3):
             await socket.send_str("{}")
             assert "response.done" in await socket.receive_str()
-    assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.ledger.meter_failures == 1
+    assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.ledger.lost.meters == 1
 
 
 @pytest.mark.parametrize("cut", range(0, len(b"".join(CHAT)), 7))

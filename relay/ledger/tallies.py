@@ -8,7 +8,7 @@ nothing, and several writers need not know of each other; readers add them up.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relay.core.record import Record, clean, went_wrong
@@ -137,6 +137,7 @@ class Tallies:
         self.writer = new_id()
         self._kept: dict[tuple[int, int, tuple[str, ...]], Tally] = {}
         self._touched: dict[tuple[str, int, int, tuple[str, ...]], Tally] = {}
+        self._writing = self._touched
 
     def take(self, batch: Mapping[Any, Tally], unix_s: float) -> None:
         """What came together since the last time, put to now."""
@@ -152,14 +153,23 @@ class Tallies:
                 whole.add(tally)
                 self._touched[self.writer, span_s, at_s, key] = whole
 
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """What is not written yet, as rows."""
-        for (writer, span_s, at_s, key), tally in self._touched.items():
-            yield (span_s, at_s, *key, writer, *tally.sums)
+    def begin(self) -> list[tuple[Any, ...]]:
+        """What is not written yet, as rows; `written` or `failed` says what became of them. What
+        comes meanwhile is written after them.
+        """
+        self._writing, self._touched = self._touched, {}
+        return [
+            (span_s, at_s, *key, writer, *tally.sums)
+            for (writer, span_s, at_s, key), tally in self._writing.items()
+        ]
+
+    def failed(self) -> None:
+        """They are to be written again, as they are by then."""
+        self._writing, self._touched = {}, self._writing | self._touched
 
     def written(self, unix_s: float) -> None:
-        """All of it is; what is past is let go of."""
-        self._touched.clear()
+        """They are; what is past is let go of."""
+        self._writing = {}
         now = {span_s: int(unix_s // span_s) * span_s for span_s in self._spans_s}
         if any(at_s < now[span_s] for span_s, at_s, _ in self._kept):
             self._kept = {k: tally for k, tally in self._kept.items() if k[1] >= now[k[0]]}

@@ -36,7 +36,7 @@ async def readyz(request: web.Request) -> web.Response:
         "running": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.failures,
-        "meter_failures": ledger.meter_failures,
+        "meter_failures": ledger.lost.meters,
         "refused_at_the_door": gateway.refused_at_the_door,
         "settling_dropped": gateway.later.dropped,
     }
@@ -44,9 +44,9 @@ async def readyz(request: web.Request) -> web.Response:
         body |= {
             "ledger": ledger.state,
             "ledger_rows_waiting": ledger.waiting,
-            "ledger_failures": ledger.failures,
-            "ledger_rows_dropped": ledger.rows_dropped,
-            "ledger_bodies_dropped": ledger.bodies_dropped,
+            "ledger_failures": ledger.lost.failures,
+            "ledger_rows_dropped": ledger.lost.rows,
+            "ledger_bodies_dropped": ledger.lost.bodies,
         }
     if (shared := gateway.shared) is not None:
         # Away is no reason to take no calls: limits and cache go on without.

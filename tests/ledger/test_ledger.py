@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, database_url
 from relay.storage.tables import exchanges, rollups, tags
 from tests.conftest import StartRelay
-from tests.relays import Relay, provider
+from tests.relays import HANG_GUARD_S, Relay, provider
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
 
 USAGE = b'{"model": "gpt-4o-mini", "usage": {"prompt_tokens": 1000, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 200}}}'
@@ -153,7 +154,7 @@ async def test_text_that_no_database_takes_loses_no_row(start: StartRelay, raw: 
     headers = {"cf-aig-metadata": '{"n\\u0000": "\\u0000x"}', "cf-aig-event-id": "caf\u00e9"}
     await relay.call("POST", relay.path("openai", "chat/completions"), data=body, headers=headers)
     await post(relay)
-    assert len(await rows(relay)) == 2 and relay.gateway.ledger.rows_dropped == 0
+    assert len(await rows(relay)) == 2 and relay.gateway.ledger.lost.rows == 0
 
 
 async def test_numbers_that_nobody_can_have_used_are_not_believed(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
@@ -213,7 +214,7 @@ async def test_a_row_that_the_database_refuses_keeps_no_other_from_being_written
     relay = await start({"database": await postgres.database()}, openai=provider(raw.url))
     bad = {"cf-aig-metadata": json.dumps({"team": chr(0)})}
     await asyncio.gather(*(post(relay, headers=headers) for headers in ({}, bad, {}, {})))
-    assert len(await rows(relay)) == 3 and relay.gateway.ledger.rows_dropped == 1
+    assert len(await rows(relay)) == 3 and relay.gateway.ledger.lost.rows == 1
     await relay.events("ledger.row_refused")
 
 
@@ -241,6 +242,28 @@ async def test_a_full_disk_is_borne_and_got_over_without_a_restart(start: StartR
     assert len(await rows(relay)) == 41
 
 
+async def test_lines_and_metrics_do_not_wait_for_a_database_that_takes_its_time(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.storage.database._BUSY_MS", 60_000)
+    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    relay = await start({"database": str(tmp_path / "relay.db"), "metrics": {"enabled": True}}, openai=provider(raw.url))
+    other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # another process writes, and does not end
+    writer = relay.gateway.ledger._writer
+    assert writer is not None
+    async with asyncio.timeout(HANG_GUARD_S):
+        await post(relay)
+        while not writer._writing:
+            await asyncio.sleep(0.01)
+        await post(relay)
+        while b'outcome="relayed",provider="openai",surface="rest"} 2.0' not in (await relay.call("GET", f"{relay.url}/metrics"))[2]:
+            await asyncio.sleep(0.01)
+        assert len(await relay.events(count=2)) == 2
+    assert (relay.gateway.ledger.waiting, relay.gateway.ledger.lost.failures) == (2, 0)
+    other.execute("ROLLBACK")
+    other.close()
+    assert len(await rows(relay)) == 2
+
+
 async def test_a_database_that_is_lost_and_comes_back_gets_every_row_once(start: StartRelay, raw: RawUpstream, postgres: Any) -> None:
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     relay = await start({"database": await postgres.database()}, openai=provider(raw.url))
@@ -259,8 +282,8 @@ async def test_a_database_that_is_lost_and_comes_back_gets_every_row_once(start:
 
 
 async def test_what_is_too_much_to_hold_is_dropped_bodies_first_and_the_sums_are_right(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.ledger.MOST_ROWS", 5)
-    monkeypatch.setattr("relay.ledger.ledger.MOST_BODIES_BYTES", 3 * (len(USAGE) + len(json.dumps(CALL))))
+    monkeypatch.setattr("relay.ledger.writer.MOST_ROWS", 5)
+    monkeypatch.setattr("relay.ledger.writer.MOST_BODIES_BYTES", 3 * (len(USAGE) + len(json.dumps(CALL))))
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     folder = tmp_path / "not-yet"
     folder.write_text("")
@@ -269,12 +292,12 @@ async def test_what_is_too_much_to_hold_is_dropped_bodies_first_and_the_sums_are
         await post(relay)
     await relay.events("ledger.lost")
     async with asyncio.timeout(10):
-        while relay.gateway.ledger.rows_dropped < 3:
+        while relay.gateway.ledger.lost.rows < 3:
             await asyncio.sleep(0.01)
     folder.unlink()
     await relay.events("ledger.back")
     assert len(await rows(relay)) == 5
-    assert (relay.gateway.ledger.rows_dropped, relay.gateway.ledger.bodies_dropped >= 3) == (3, True)
+    assert (relay.gateway.ledger.lost.rows, relay.gateway.ledger.lost.bodies >= 3) == (3, True)
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")
     assert json.loads(body)["total"]["requests"] == 8
 

@@ -1,0 +1,199 @@
+"""The ledger's writer: rows and sums into the database, in batches, whatever becomes of it.
+
+Owns: what waits to be written, the one task that writes it, and the old rows' end. While the
+database is away rows wait, up to a bound; what is dropped then is counted, bodies before rows, and
+the sums lose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from relay.core.record import Record
+from relay.ledger import log
+from relay.ledger.retention import Retention, retention
+from relay.ledger.rows import BODY, ROW, SUM, TAG, TAG_SUM, Entry
+from relay.ledger.tallies import Key, Tallies, Tally, by_tag
+from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
+
+MOST_ROWS = 50_000
+MOST_BODIES_BYTES = 64 * 1024 * 1024
+_AT_ONCE = 512
+_RETRY_S = 1.0
+_STOP_S = 5.0
+
+
+@dataclass(slots=True)
+class Lost:
+    """What went wrong, counted since the start."""
+
+    failures: int = 0
+    """Times that the database could not be written."""
+    rows: int = 0
+    bodies: int = 0
+    meters: int = 0
+    """Meters that failed and were dropped."""
+
+
+class Writer:
+    """One per process that has a database."""
+
+    def __init__(self, database: Database, new_id: Callable[[], str], lost: Lost) -> None:
+        self.database = database
+        self._lost = lost
+        self._tallies, self._by_tag = Tallies(new_id), Tallies(new_id, (3600,))
+        self._entries: deque[Entry] = deque()
+        self._writing = 0
+        self._bodies_bytes = 0
+        self._at_once = _AT_ONCE
+        self._come, self._stopping = asyncio.Event(), asyncio.Event()
+        self.away = False
+        """The database could not be written last time."""
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not written yet."""
+        return len(self._entries) + self._writing
+
+    def take(
+        self, entries: Sequence[Entry], records: Sequence[Record], sums: Mapping[Key, Tally]
+    ) -> None:
+        """Write these soon: rows, and what they add up to."""
+        now_s = time.time()
+        self._tallies.take(sums, now_s)
+        self._by_tag.take(by_tag(records), now_s)
+        self._entries.extend(entries)
+        self._bodies_bytes += sum([entry.body_bytes for entry in entries])
+        self._bound()
+        self._come.set()
+
+    async def start(self, keep: Callable[[], Retention]) -> None:
+        """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
+        try:
+            await self.database.prepare()
+        except DatabaseAway as error:
+            self._is_away(error)
+        old = retention(self.database, keep)
+        self._tasks = asyncio.create_task(self._run()), asyncio.create_task(old)
+
+    async def stop(self) -> None:
+        """Write what is left, within five seconds."""
+        self._stopping.set()
+        self._come.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks[:1], timeout=_STOP_S)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.waiting:
+            log.warn("ledger.unwritten", rows=self.waiting)
+        await self.database.close()
+
+    async def _run(self) -> None:
+        while self._entries or not self._stopping.is_set():
+            await self._come.wait()
+            self._come.clear()
+            try:
+                written = await self._write()
+            except Exception as error:
+                # Whatever it is must not end all that follows; it is logged each time.
+                log.bug("ledger.failed", error)
+                written = False
+            if not written:
+                if self._stopping.is_set():
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _RETRY_S)
+                self._come.set()
+
+    async def _write(self) -> bool:
+        """False if the database is away."""
+        while self._entries:
+            count = min(self._at_once, len(self._entries))
+            entries = back = [self._entries.popleft() for _ in range(count)]
+            self._writing = count
+            try:
+                await self._insert(entries)
+                back = []
+            except RowsRefused as error:
+                if count > 1:
+                    self._at_once = 1  # to find the one that no database takes
+                elif not await self._sums_are_refused():
+                    self._lost.rows += 1
+                    log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
+                    back = []
+            except (DatabaseAway, DatabaseNewer) as error:
+                self._is_away(error)
+                return False
+            finally:
+                self._entries.extendleft(reversed(back))
+                self._writing = 0
+            if not back:
+                self._is_back()
+                self._bodies_bytes -= sum([entry.body_bytes for entry in entries])
+                if count > 1 or not self._entries:
+                    self._at_once = _AT_ONCE
+        return True
+
+    async def _insert(self, entries: Sequence[Entry]) -> None:
+        sums, tag_sums = self._tallies.begin(), self._by_tag.begin()
+        try:
+            await self.database.write(
+                (
+                    (ROW, [entry.row for entry in entries]),
+                    (TAG, [tag for entry in entries for tag in entry.tags]),
+                    (BODY, [entry.body for entry in entries if entry.body]),
+                    (SUM, sums),
+                    (TAG_SUM, [row[1:] for row in tag_sums]),
+                )
+            )
+        except BaseException:
+            self._tallies.failed()
+            self._by_tag.failed()
+            raise
+        self._forget_written()
+
+    async def _sums_are_refused(self) -> bool:
+        """Whether it is the sums that the database does not take: then those are let go."""
+        try:
+            await self._insert([])
+        except RowsRefused as error:
+            log.warn("ledger.sums_refused", cause=str(error))
+            self._tallies.begin()
+            self._by_tag.begin()
+            self._forget_written()
+            return True
+        return False
+
+    def _forget_written(self) -> None:
+        for sums in (self._tallies, self._by_tag):
+            sums.written(time.time())
+
+    def _bound(self) -> None:
+        """Let go of what is too much to hold: the oldest bodies first, then the oldest rows."""
+        if self._bodies_bytes > MOST_BODIES_BYTES:
+            for entry in self._entries:
+                if entry.body is not None and self._bodies_bytes > MOST_BODIES_BYTES:
+                    self._lost.bodies += 1
+                    self._bodies_bytes -= entry.body_bytes
+                    entry.body, entry.body_bytes = None, 0
+        while len(self._entries) > MOST_ROWS:
+            self._bodies_bytes -= self._entries.popleft().body_bytes
+            self._lost.rows += 1
+
+    def _is_away(self, error: Exception) -> None:
+        self._lost.failures += 1
+        if not self.away:
+            self.away = True
+            log.warn("ledger.lost", cause=str(error))
+
+    def _is_back(self) -> None:
+        if self.away:
+            self.away = False
+            log.event("ledger.back", waiting=self.waiting)
