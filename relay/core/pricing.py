@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from relay.core.usage import COUNTS, Usage, counts_of
+from relay.core.usage import Usage
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
@@ -53,20 +53,20 @@ class Rates:
 class Tariff(NamedTuple):
     """Rates made ready: what each count of a Usage adds, and which counts have no price."""
 
-    adds: tuple[tuple[int, int], ...]
-    """(place of a count, what one of it adds), in 10^-18 US dollars."""
-    unpriced: tuple[int, ...]
+    adds: tuple[tuple[str, int], ...]
+    """(a count of Usage, what one of it adds), in 10^-18 US dollars."""
+    unpriced: tuple[str, ...]
     call: int
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
         """None if something was used that has no price."""
-        counts, atto = counts_of(usage), self.call
-        for at in self.unpriced:
-            if counts[at]:
+        for name in self.unpriced:
+            if getattr(usage, name):
                 return None
-        for at, each in self.adds:
-            if counts[at]:
-                atto += counts[at] * each
+        atto = self.call
+        for name, each in self.adds:
+            if count := getattr(usage, name):
+                atto += count * each
         return rounded(atto)
 
 
@@ -110,14 +110,14 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         "images": int((r.image or Decimal(0)) * _ATTO),
     }
     return Tariff(
-        tuple((at, each[name]) for at, name in enumerate(COUNTS) if each[name]),
+        tuple((name, atto) for name, atto in each.items() if atto),
         _unpriced(rates, audio_is_text=audio_is_text),
         int((r.call or Decimal(0)) * _ATTO),
     )
 
 
-def _unpriced(r: Rates, *, audio_is_text: bool) -> tuple[int, ...]:
-    """Where in a Usage stands what has no price."""
+def _unpriced(r: Rates, *, audio_is_text: bool) -> tuple[str, ...]:
+    """What of a Usage has no price."""
     needed = {
         "input_tokens": r.input,
         "output_tokens": r.output,
@@ -129,7 +129,7 @@ def _unpriced(r: Rates, *, audio_is_text: bool) -> tuple[int, ...]:
     }
     if not audio_is_text:
         needed["input_audio_tokens"] = r.input_audio
-    return tuple(COUNTS.index(name) for name, rate in needed.items() if rate is None)
+    return tuple(name for name, rate in needed.items() if rate is None)
 
 
 @dataclass(frozen=True, slots=True)
