@@ -35,8 +35,8 @@ def answer_look(
     if whole and not exchange.asks_usage and len(whole) <= _MOST_HELD_BYTES:
         exchange.answer, exchange.answer_headers = whole, upstream.headers
         return None
-    sent = Sent(exchange.kind, exchange.spoken, exchange.request_bytes)
-    meter = answer_meter(exchange.route.provider.meter, sent, upstream.headers.get)
+    name, header = exchange.route.provider.meter, upstream.headers.get
+    meter = answer_meter(name, Sent.of(exchange), header)
     if meter is None:
         return None
     exchange.meter = meter

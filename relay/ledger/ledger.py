@@ -173,7 +173,6 @@ def _read(exchange: Exchange) -> None:
     each within its own call.
     """
     assert exchange.route is not None and exchange.answer_headers is not None
-    sent = Sent(exchange.kind, exchange.spoken, exchange.request_bytes)
     name, header = exchange.route.provider.meter, exchange.answer_headers.get
-    exchange.meter = read_whole(name, sent, header, exchange.answer)
+    exchange.meter = read_whole(name, Sent.of(exchange), header, exchange.answer)
     exchange.answer = b""

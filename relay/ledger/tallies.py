@@ -123,10 +123,15 @@ def by_tag(records: Sequence[Record]) -> dict[tuple[str, str], Tally]:
         if record.metadata:
             for tag in tags_of(record.metadata):
                 alike.setdefault(tag, []).append(record)
-    tallies = {tag: Tally() for tag in alike}
+    tallies: dict[tuple[str, str], Tally] = {}
     for tag, group in alike.items():
-        tallies[tag].take(group)
+        tallies[tag] = tally = Tally()
+        tally.take(group)
     return tallies
+
+
+_Place = tuple[str, int, int, tuple[str, ...]]
+"""(writer, span, time, key) of a row."""
 
 
 class Tallies:
@@ -136,8 +141,8 @@ class Tallies:
         self._new_id, self._spans_s = new_id, spans_s
         self.writer = new_id()
         self._kept: dict[tuple[int, int, tuple[str, ...]], Tally] = {}
-        self._touched: dict[tuple[str, int, int, tuple[str, ...]], Tally] = {}
-        self._writing = self._touched
+        self._touched: dict[_Place, Tally] = {}
+        self._writing: dict[_Place, Tally] = {}
 
     def take(self, batch: Mapping[Any, Tally], unix_s: float) -> None:
         """What came together since the last time, put to now."""

@@ -46,7 +46,8 @@ class Writer:
     def __init__(self, database: Database, new_id: Callable[[], str], lost: Lost) -> None:
         self.database = database
         self._lost = lost
-        self._tallies, self._by_tag = Tallies(new_id), Tallies(new_id, (3600,))
+        self._by_key, self._by_tag = Tallies(new_id), Tallies(new_id, (3600,))
+        self._tallies = self._by_key, self._by_tag
         self._entries: deque[Entry] = deque()
         self._writing = 0
         self._bodies_bytes = 0
@@ -66,7 +67,7 @@ class Writer:
     ) -> None:
         """Write these soon: rows, and what they add up to."""
         now_s = time.time()
-        self._tallies.take(sums, now_s)
+        self._by_key.take(sums, now_s)
         self._by_tag.take(by_tag(records), now_s)
         self._entries.extend(entries)
         self._bodies_bytes += sum([entry.body_bytes for entry in entries])
@@ -142,7 +143,7 @@ class Writer:
         return True
 
     async def _insert(self, entries: Sequence[Entry]) -> None:
-        sums, tag_sums = self._tallies.begin(), self._by_tag.begin()
+        sums, tag_sums = [tallies.begin() for tallies in self._tallies]
         try:
             await self.database.write(
                 (
@@ -154,10 +155,11 @@ class Writer:
                 )
             )
         except BaseException:
-            self._tallies.failed()
-            self._by_tag.failed()
+            for tallies in self._tallies:
+                tallies.failed()
             raise
-        self._forget_written()
+        for tallies in self._tallies:
+            tallies.written(time.time())
 
     async def _sums_are_refused(self) -> bool:
         """Whether it is the sums that the database does not take: then those are let go."""
@@ -165,15 +167,11 @@ class Writer:
             await self._insert([])
         except RowsRefused as error:
             log.warn("ledger.sums_refused", cause=str(error))
-            self._tallies.begin()
-            self._by_tag.begin()
-            self._forget_written()
+            for tallies in self._tallies:
+                tallies.begin()
+                tallies.written(time.time())
             return True
         return False
-
-    def _forget_written(self) -> None:
-        for sums in (self._tallies, self._by_tag):
-            sums.written(time.time())
 
     def _bound(self) -> None:
         """Let go of what is too much to hold: the oldest bodies first, then the oldest rows."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.answers import Sent, answer_meter, read_whole
 from relay.core.meters.scan import zstd
 from relay.core.meters.sockets import socket_meter
 from relay.core.usage import Usage
@@ -93,6 +93,13 @@ def test_any_split_of_the_bytes_gives_the_same_usage(name: str, data: st.DataObj
     for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
         meter.feed(body[start:end])
     assert (meter.usage, meter.model) == (expected, model)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_that_is_all_here_is_read_as_one_in_pieces(name: str) -> None:
+    meter, kind, body, expected, model = ANSWERS[name]
+    made = read_whole(meter, Sent(kind, b"", 400), {}.get, body)
+    assert made is not None and (made.usage, made.model) == (expected, model)
 
 
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}

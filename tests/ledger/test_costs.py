@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.answers import Sent, answer_meter, read_whole
 from relay.core.meters.sockets import socket_meter
 from relay.core.pricing import custom_cost
 from relay.core.usage import Usage
@@ -195,10 +195,14 @@ def _id(value: Any) -> str | None:
 @pytest.mark.parametrize(("name", "model", "kind", "told", "expected"), ANSWERS, ids=_id)
 def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, told: Any, expected: str | None) -> None:
     body = json.dumps({"model": model, "modelVersion": model} | told).encode()
-    meter = answer_meter(METERS.get(name, "openai"), Sent(kind, b"", 100), {}.get)
+    reads, sent = METERS.get(name, "openai"), Sent(kind, b"", 100)
+    meter = answer_meter(reads, sent, {}.get)
     assert meter is not None
     meter.feed(body)
     check(cost(providers[name], meter, model), expected)
+    whole = read_whole(reads, sent, {}.get, body)
+    assert whole is not None
+    check(cost(providers[name], whole, model), expected)
 
 
 @pytest.mark.parametrize(("name", "model", "messages", "expected"), SESSIONS, ids=_id)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from relay.core.exchange import Exchange
 from relay.core.meters import formats
 from relay.core.meters.scan import Needle, Scan, unpacker
 from relay.core.usage import BYTES_A_TOKEN, Parts, Usage
@@ -33,6 +34,11 @@ class Sent(NamedTuple):
     kind: str
     body: bytes
     body_bytes: int
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> Sent:
+        """What an exchange sent."""
+        return cls(exchange.kind, exchange.spoken, exchange.request_bytes)
 
 
 class _Metered(Protocol):
