@@ -92,9 +92,11 @@ async def front(
         nginx = Nginx(tmp_path, authority)
         await nginx.before(relay.port)
         made = Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
-        yield made
-        await check_rows(made, request)
-        await nginx.stop()
+        try:
+            yield made
+            await check_rows(made, request)
+        finally:
+            await nginx.stop()
     else:
         issued = authority.issue_cert("localhost", "127.0.0.1")
         issued.private_key_pem.write_to_path(tmp_path / "key.pem")

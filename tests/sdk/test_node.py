@@ -37,17 +37,23 @@ async def node(script: str, env: dict[str, str]) -> str:
     return await output("node", str(NODE / script), env={"CLIENT_KEY": CLIENT_KEY} | env)
 
 
+@pytest.fixture
+def packages() -> None:
+    """Asked for before `front` is: that one looks at what a test has done."""
+    need_packages(NODE)
+
+
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("sdk", SDKS)
 async def test_sdk(front: Front, sdk: str) -> None:
-    need_packages(NODE)
     provider = SDKS[sdk]
     env = {"BASE": front.base(provider), "TLS_BASE": front.base(provider, tls=True), "NODE_EXTRA_CA_CERTS": str(front.authority)}
     assert await node(f"{sdk}.mjs", env) == "ok\n"
     front.check_credentials()
 
 
+@pytest.mark.usefixtures("packages")
 async def test_a_fal_queue_submitted_by_proxy_is_polled_through_the_relay(front: Front) -> None:
-    need_packages(NODE)
     await node("fal.mjs", {"BASE": front.base("fal")})
     targets = [seen.target for seen in front.seen("fal-queue")]
     assert targets[0] == "/fal-ai/flux/schnell" and any("/requests/r1/status" in target for target in targets)
