@@ -52,7 +52,7 @@ class Served:
                 await asyncio.sleep(0.02)
 
     async def ended(self) -> int:
-        """Its exit code."""
+        """Its exit code, once nobody writes its log any more: workers outlive a supervisor that was killed."""
         async with asyncio.timeout(HANG_GUARD_S * 3):
             code = await self.process.wait()
             assert self._reader is not None
@@ -87,7 +87,7 @@ async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, 
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
     process = await asyncio.create_subprocess_exec(
         *_handing_over(handed_over), sys.executable, "-m", "relay", *arguments, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, pass_fds=(handed_over.fileno(),) if handed_over else (),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, pass_fds=(handed_over.fileno(),) if handed_over else (),
     )  # fmt: skip
     served = Served(process, folder)
     served._reader = asyncio.create_task(served._read())

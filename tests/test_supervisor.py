@@ -145,6 +145,7 @@ async def test_workers_end_when_their_supervisor_is_gone(tmp_path: Path, raw: Ra
     relay = await serve(tmp_path, {"providers": {"up": provider(raw.url)}}, "--workers", "2")
     pids = await _workers(relay, 2)
     relay.send(signal.SIGKILL)
+    assert await relay.ended() == -signal.SIGKILL
     async with asyncio.timeout(HANG_GUARD_S):
         while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids.values()):
             await asyncio.sleep(0.05)
