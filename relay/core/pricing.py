@@ -11,9 +11,11 @@ import fnmatch
 import json
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import compress
+from operator import mul
 from typing import NamedTuple
 
-from relay.core.usage import Usage
+from relay.core.usage import COUNTS, Usage, counts_of
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
@@ -51,23 +53,20 @@ class Rates:
 
 
 class Tariff(NamedTuple):
-    """Rates made ready: what each count of a Usage adds, and which counts have no price."""
+    """Rates made ready, in the order of a Usage's COUNTS."""
 
-    adds: tuple[tuple[str, int], ...]
-    """(a count of Usage, what one of it adds), in 10^-18 US dollars."""
-    unpriced: tuple[str, ...]
+    each: tuple[int, ...]
+    """What one of a count adds, in 10^-18 US dollars."""
+    unpriced: tuple[bool, ...]
+    """True for a count that has no price."""
     call: int
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
         """None if something was used that has no price."""
-        for name in self.unpriced:
-            if getattr(usage, name):
-                return None
-        atto = self.call
-        for name, each in self.adds:
-            if count := getattr(usage, name):
-                atto += count * each
-        return rounded(atto)
+        counts = counts_of(usage)
+        if any(compress(counts, self.unpriced)):
+            return None
+        return rounded(self.call + sum(map(mul, counts, self.each)))
 
 
 def rounded(atto_usd: int) -> int:
@@ -109,14 +108,15 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         "units_milli": int((r.unit or Decimal(0)) * _ATTO / 1000),
         "images": int((r.image or Decimal(0)) * _ATTO),
     }
+    unpriced = _unpriced(rates, audio_is_text=audio_is_text)
     return Tariff(
-        tuple((name, atto) for name, atto in each.items() if atto),
-        _unpriced(rates, audio_is_text=audio_is_text),
+        tuple(each[name] for name in COUNTS),
+        tuple(name in unpriced for name in COUNTS),
         int((r.call or Decimal(0)) * _ATTO),
     )
 
 
-def _unpriced(r: Rates, *, audio_is_text: bool) -> tuple[str, ...]:
+def _unpriced(r: Rates, *, audio_is_text: bool) -> set[str]:
     """What of a Usage has no price."""
     needed = {
         "input_tokens": r.input,
@@ -129,7 +129,7 @@ def _unpriced(r: Rates, *, audio_is_text: bool) -> tuple[str, ...]:
     }
     if not audio_is_text:
         needed["input_audio_tokens"] = r.input_audio
-    return tuple(name for name, rate in needed.items() if rate is None)
+    return {name for name, rate in needed.items() if rate is None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def believable(usage: Usage | None) -> Usage | None:
     if usage is None:
         return None
     counts = counts_of(usage)
-    return usage if max(counts) < _MOST and min(counts) >= 0 else None
+    return usage if min(counts) >= 0 and sum(counts) < _MOST else None
 
 
 class _Bounds(msgspec.Struct):

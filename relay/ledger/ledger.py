@@ -25,7 +25,7 @@ from relay.storage.database import Database
 
 SORT_S = 0.005
 """How long calls that ended wait for others: what they hold is better read while it is warm."""
-ADD_S = 0.05
+ADD_S = 0.08
 """How long rows and sums do: what a kill -9 may lose, with the writing itself."""
 _TURN = 64
 """So many records are made in one turn of the loop."""

@@ -141,7 +141,7 @@ def _timestamp(now: float) -> str:
     second = int(now)
     if second != _second:
         _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return f"{_second_text}.{int((now - second) * 1e6):06d}Z"
+    return "%s.%06dZ" % (_second_text, (now - second) * 1e6)  # noqa: UP031 (faster)
 
 
 def _quiet_aiohttp() -> None:

@@ -5,6 +5,7 @@ Owns: which of a Record's fields are columns. The record itself is kept whole be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,16 @@ import msgspec
 
 from relay.core.metadata import Metadata, as_text
 from relay.core.record import Bodies, Record, clean
-from relay.storage.inserts import Insert
+from relay.storage.inserts import Batch, Insert, Rows
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
 
-_COLUMNS = (
-    "id", "surface", "provider", "model", "client", "status", "outcome", "cache", "duration_ms",
-    "input_tokens", "output_tokens", "cost_nano_usd", "event_id", "end_user", "metadata", "record",
+_ALWAYS = (
+    "id", "surface", "provider", "model", "client", "status", "outcome", "duration_ms",
+    "input_tokens", "output_tokens", "cost_nano_usd", "record",
 )  # fmt: skip
-ROW = Insert(exchanges, _COLUMNS)
+PLAIN = Insert(exchanges, _ALWAYS)
+"""Most calls have nothing of what the others have: to say so of each column takes its time."""
+ROW = Insert(exchanges, (*_ALWAYS, "cache", "event_id", "end_user", "metadata"))
 TAG = Insert(tags, ("name", "id", "value"))
 TAG_SUM = Insert(
     tag_rollups,
@@ -61,18 +64,38 @@ def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
 
 
 def row(record: Record, line: bytes) -> tuple[Any, ...]:
-    """A call's row, in the order of its columns; `line` is its record, encoded."""
+    """A call's row, in the order of the columns of ROW, or of PLAIN where those are all it has;
+    `line` is its record, encoded.
+    """
     usage, tags = record.usage, record.metadata
     model = record.model_answered or record.model
-    return (
+    always = (
         record.id, record.surface, record.answered_by or record.provider,
-        clean(model) if model else "", record.client, record.status, record.outcome, record.cache,
+        clean(model) if model else "", record.client, record.status, record.outcome,
         record.duration_ms,
         usage.input_tokens if usage is not None else 0,
         usage.output_tokens if usage is not None else 0,
-        record.cost_nano_usd,
+        record.cost_nano_usd, line.decode(),
+    )  # fmt: skip
+    if not (tags or record.cache or record.event_id or record.user):
+        return always
+    return (
+        *always,
+        record.cache,
         clean(record.event_id) if record.event_id else None,
         clean(record.user) if record.user else None,
         _encode(tags).decode() if tags else None,
-        line.decode(),
-    )  # fmt: skip
+    )
+
+
+def inserts(entries: Sequence[Entry], sums: Rows, tag_sums: Rows) -> Batch:
+    """All that is to be written of some calls."""
+    rows = [entry.row for entry in entries]
+    return (
+        (PLAIN, [row for row in rows if len(row) == len(_ALWAYS)]),
+        (ROW, [row for row in rows if len(row) > len(_ALWAYS)]),
+        (TAG, [tag for entry in entries for tag in entry.tags]),
+        (BODY, [entry.body for entry in entries if entry.body]),
+        (SUM, sums),
+        (TAG_SUM, tag_sums),
+    )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from relay.core.record import Record
 from relay.ledger import log
 from relay.ledger.retention import Retention, retention
-from relay.ledger.rows import BODY, ROW, SUM, TAG, TAG_SUM, Entry
+from relay.ledger.rows import Entry, inserts
 from relay.ledger.tallies import Key, Tallies, Tally, by_tag
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 
@@ -145,15 +145,7 @@ class Writer:
     async def _insert(self, entries: Sequence[Entry]) -> None:
         sums, tag_sums = [tallies.begin() for tallies in self._tallies]
         try:
-            await self.database.write(
-                (
-                    (ROW, [entry.row for entry in entries]),
-                    (TAG, [tag for entry in entries for tag in entry.tags]),
-                    (BODY, [entry.body for entry in entries if entry.body]),
-                    (SUM, sums),
-                    (TAG_SUM, [row[1:] for row in tag_sums]),
-                )
-            )
+            await self.database.write(inserts(entries, sums, [row[1:] for row in tag_sums]))
         except BaseException:
             for tallies in self._tallies:
                 tallies.failed()

@@ -30,6 +30,9 @@ _MIGRATING = 7_201_453
 """The advisory lock that one of many holds while it changes the schema."""
 _LOST = (sa.exc.SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
 _VALUES = (ValueError, OverflowError)
+_REFUSED = (
+    sa.exc.DataError, sa.exc.IntegrityError, sqlite3.DataError, sqlite3.IntegrityError,
+)  # fmt: skip
 _DATA_STATES = ("22", "23")  # data exceptions, and broken constraints
 T = TypeVar("T")
 
@@ -215,7 +218,7 @@ def _mapped() -> Any:
 
 def _is_refusal(error: BaseException, origin: BaseException) -> bool:
     """True if the values are what is wrong, so that another try is of no use."""
-    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+    if isinstance(error, _REFUSED):
         return True
     if isinstance(origin, _VALUES) or isinstance(origin.__cause__, _VALUES):
         return True  # found before it was sent

@@ -81,15 +81,21 @@ class SqliteWriter:
         await loop.run_in_executor(self._thread, self._write, batch)
 
     def _write(self, batch: Batch) -> None:
-        with self._engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection = self._engine.raw_connection()
+        try:
+            driver = connection.driver_connection
+            assert driver is not None
+            run = driver.execute  # SQLAlchemy adds to each statement what ten rows cost
+            run("BEGIN IMMEDIATE")
             for into, rows in batch:
                 done = 0
                 for size in sizes(len(rows)):
                     flat = tuple(itertools.chain.from_iterable(rows[done : done + size]))
-                    connection.exec_driver_sql(into.sql(size, numbered=False), flat)
+                    run(into.sql(size, numbered=False), flat)
                     done += size
-            connection.commit()
+            run("COMMIT")
+        finally:
+            connection.close()  # what is not committed is rolled back
 
     def close(self) -> None:
         """Let go of the connection, after what is being written."""

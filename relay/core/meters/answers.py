@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -28,7 +28,7 @@ _TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "de
 Header = Callable[[str], str | None]
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True):
     """The call, as far as meters look at it."""
 
     kind: str
