@@ -102,6 +102,13 @@ def test_an_answer_that_is_all_here_is_read_as_one_in_pieces(name: str) -> None:
     assert made is not None and (made.usage, made.model) == (expected, model)
 
 
+@pytest.mark.parametrize(("cost", "billed"), [("0.0012", 1_200_000), ("0", 0), ("-3", None), ('"NaN"', None), ('"Infinity"', None)])
+def test_a_bill_that_is_no_amount_is_none(cost: str, billed: int | None) -> None:
+    body = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 3, "cost": %b}}' % cost.encode()
+    made = read_whole("openai", Sent("chat", b"", 400), {}.get, body)
+    assert made is not None and made.usage == Usage(7, 3, billed_nano_usd=billed)
+
+
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}
 
 

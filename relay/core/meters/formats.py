@@ -130,8 +130,15 @@ def _usage(said: _OpenAI) -> Usage | None:
         input_image_tokens=asked.image_tokens or 0,
         output_image_tokens=gave.image_tokens or 0,
         cache_image_read_tokens=(cached.image_tokens or 0) if cached is not None else 0,
-        billed_nano_usd=None if said.cost is None else round(said.cost * 10**9),
+        billed_nano_usd=_bill(said.cost),
     )
+
+
+def _bill(usd: Decimal | None) -> int | None:
+    """In billionths; None of what is no amount: then the prices say what it costs."""
+    if usd is None or not usd.is_finite() or usd < 0:
+        return None
+    return round(usd * 10**9)
 
 
 def anthropic(said: dict[str, Any]) -> Usage | None:
