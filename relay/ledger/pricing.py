@@ -13,14 +13,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from multidict import istr
-
 from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
 from relay.core.provider import Provider
 from relay.core.usage import Parts, Usage, believable, total
 
-_CUSTOM_COST = istr(CUSTOM_COST)
 _KEPT_S = 900
 _MOST_KEPT = 2000
 _MOST_NANO_USD = 10**13
@@ -78,7 +75,7 @@ class Prices:
     def _cost(
         self, exchange: Exchange, parts: Parts, provider: Provider, unix_s: float
     ) -> int | None:
-        custom = exchange.headers.get(_CUSTOM_COST) if exchange.headers is not None else None
+        custom = exchange.headers.get(CUSTOM_COST) if exchange.headers is not None else None
         own = custom_cost(custom) if custom else None
         if isinstance(own, int):
             return own

@@ -6,8 +6,6 @@ client or provider sent.
 
 from __future__ import annotations
 
-from multidict import istr
-
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
 from relay.core.record import Bodies, Record, clean
@@ -15,7 +13,6 @@ from relay.core.turns import Turns
 from relay.ledger import log
 
 EVENT_ID = "cf-aig-event-id"
-_EVENT_ID, _METADATA = istr(EVENT_ID), istr(HEADER)
 _TURNS_SHOWN = 50
 
 
@@ -86,9 +83,9 @@ def _add_names(record: Record, exchange: Exchange) -> None:
     header = exchange.headers.get if exchange.headers is not None else None
     if header is None:
         return
-    if given := header(_EVENT_ID):
+    if given := header(EVENT_ID):
         record.event_id = clean(given)
-    if given := header(_METADATA):
+    if given := header(HEADER):
         record.metadata = metadata(given) or None
 
 

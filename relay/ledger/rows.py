@@ -89,7 +89,9 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
 
 
 def inserts(entries: Sequence[Entry], sums: Rows, tag_sums: Rows) -> Batch:
-    """All that is to be written of some calls."""
+    """All that is to be written of some calls. `sums` and `tag_sums` are rows of Tallies: those of
+    the second have one span, which is no column.
+    """
     rows = [entry.row for entry in entries]
     return (
         (PLAIN, [row for row in rows if len(row) == len(_ALWAYS)]),
@@ -97,5 +99,5 @@ def inserts(entries: Sequence[Entry], sums: Rows, tag_sums: Rows) -> Batch:
         (TAG, [tag for entry in entries for tag in entry.tags]),
         (BODY, [entry.body for entry in entries if entry.body]),
         (SUM, sums),
-        (TAG_SUM, tag_sums),
+        (TAG_SUM, [row[1:] for row in tag_sums]),
     )

@@ -145,7 +145,7 @@ class Writer:
     async def _insert(self, entries: Sequence[Entry]) -> None:
         sums, tag_sums = [tallies.begin() for tallies in self._tallies]
         try:
-            await self.database.write(inserts(entries, sums, [row[1:] for row in tag_sums]))
+            await self.database.write(inserts(entries, sums, tag_sums))
         except BaseException:
             for tallies in self._tallies:
                 tallies.failed()

@@ -88,25 +88,24 @@ async def front(
     _lead(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    if request.param == "nginx":
-        nginx = Nginx(tmp_path, authority)
+    nginx = Nginx(tmp_path, authority) if request.param == "nginx" else None
+    if nginx is not None:
         await nginx.before(relay.port)
-        made = Front(nginx.url, nginx.tls_url, tmp_path / "authority.pem", relay, servers)
-        try:
-            yield made
-            await check_rows(made, request)
-        finally:
-            await nginx.stop()
+        url, tls_url = nginx.url, nginx.tls_url
     else:
         issued = authority.issue_cert("localhost", "127.0.0.1")
         issued.private_key_pem.write_to_path(tmp_path / "key.pem")
         issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
         context = server_context(Certificate(tmp_path / "cert.pem", tmp_path / "key.pem"))
         await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
-        tls_url = f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
-        made = Front(relay.url, tls_url, tmp_path / "authority.pem", relay, servers)
+        url, tls_url = relay.url, f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
+    made = Front(url, tls_url, tmp_path / "authority.pem", relay, servers)
+    try:
         yield made
         await check_rows(made, request)
+    finally:
+        if nginx is not None:
+            await nginx.stop()
 
 
 ROWS = Path(__file__).parent.parent / "golden/sdk-rows.json"
