@@ -6,15 +6,17 @@ Owns: which rollup answers a question, and the putting together of sums and perc
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from relay.core.spread import from_bytes, percentiles
+from relay.core.spread import percentiles
 from relay.core.usage import COUNTS
 from relay.ledger.queries import BadQuestion, iso, usd
+from relay.storage import spreads
 from relay.storage.database import Database
 from relay.storage.tables import KEYS, SUMS, rollups, tag_rollups
 
@@ -75,11 +77,9 @@ async def usage(database: Database, asked: Question) -> dict[str, Any]:
         rollups.c.at_s < asked.until_s,
         *(rollups.c[name] == value for name, value in asked.only.items()),
     )
-    groups = await _groups(database, rollups, columns, within)
+    rows = await _summed(database, rollups, columns, within)
     names = (["at"] if asked.bucket is not None else []) + list(asked.by)
-    if not columns and groups and not any(groups[()].sums):
-        groups = {}
-    return _answer(since_s, asked.until_s, names, groups)
+    return await asyncio.to_thread(_answer, since_s, asked.until_s, names, rows)
 
 
 def _span_s(asked: Question) -> int:
@@ -104,42 +104,44 @@ async def _by_metadata(database: Database, asked: Question, tagged: list[str]) -
         tag_rollups.c.at_s >= since_s,
         tag_rollups.c.at_s < asked.until_s,
     )
-    groups = await _groups(database, tag_rollups, [tag_rollups.c.value], within)
-    return _answer(since_s, asked.until_s, tagged, groups)
+    rows = await _summed(database, tag_rollups, [tag_rollups.c.value], within)
+    return await asyncio.to_thread(_answer, since_s, asked.until_s, tagged, rows)
 
 
-async def _groups(
+async def _summed(
     database: Database, table: sa.Table, columns: list[Any], within: Sequence[Any]
-) -> dict[tuple[Any, ...], _Group]:
-    """Sums and spreads by these columns. Raises BadQuestion where there are too many."""
-    sums = [sa.func.sum(table.c[name]).label(name) for name in SUMS]
-    summed = await database.rows(
-        sa.select(*columns, *sums).where(*within).group_by(*columns).limit(_MOST_GROUPS + 1)
-    )
-    if len(summed) > _MOST_GROUPS:
+) -> Sequence[sa.Row[Any]]:
+    """Columns, sums and spreads, a row a group. Raises BadQuestion where there are too many."""
+    sums = [sa.func.sum(table.c[name]) for name in SUMS]
+    spread = spreads.summed(table.c.spread, is_sqlite=database.is_sqlite)
+    asked = sa.select(*columns, *sums, spread).where(*within).group_by(*columns)
+    rows = await database.rows(asked.limit(_MOST_GROUPS + 1))
+    if len(rows) > _MOST_GROUPS:
         raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
-    keys = len(columns)
-    groups = {tuple(row[:keys]): _Group([int(n or 0) for n in row[keys:]]) for row in summed}
-    for row in await database.rows(sa.select(*columns, table.c.spread).where(*within)):
-        group = groups.get(tuple(row[:keys]))
-        if group is not None:
-            group.spread += from_bytes(row[-1])
-    return groups
+    return rows
+
+
+def _group(row: Sequence[Any]) -> _Group:
+    *sums, spread = row
+    return _Group([int(n) for n in sums], spreads.whole(spread))
 
 
 def _answer(
-    since_s: float, until_s: float, names: list[str], groups: dict[tuple[Any, ...], _Group]
+    since_s: float, until_s: float, names: list[str], found: Sequence[sa.Row[Any]]
 ) -> dict[str, Any]:
-    total = _Group([sum(column) for column in zip(*(g.sums for g in groups.values()), strict=True)])
-    total.spread = sum(group.spread for group in groups.values())
+    """On a thread of its own: of ten thousand groups it takes longer than a stream may wait."""
+    keys = len(names)
+    # Without keys there is one row, whether there was a call or not.
+    groups = [(row[:keys], _group(row[keys:])) for row in found if row[keys]]
+    total = _Group([sum(column) for column in zip(*(g.sums for _, g in groups), strict=True)])
+    total.spread = sum(group.spread for _, group in groups)
     rows = []
     by_cost = SUMS.index("cost_nano_usd")
     timed = "at" in names
-    order = sorted(
-        groups.items(),
+    groups.sort(
         key=lambda item: (item[0][0] if timed else 0, -item[1].sums[by_cost], -item[1].sums[0]),
     )
-    for key, group in order:
+    for key, group in groups:
         named = dict(zip(names, key, strict=True))
         if timed:
             named["at"] = iso(named["at"])

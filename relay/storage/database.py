@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from relay.storage.inserts import Batch, SqliteWriter
+from relay.storage.spreads import Connection
 
 HEAD = "0001"
 """The schema that this relay writes: the newest of migrations/versions."""
@@ -93,8 +94,9 @@ class Database:
         self._path = url.database or ""
         self._made = False
         options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0, "pool_timeout": READ_S}
-        if not self.is_sqlite:
-            options["connect_args"] = {"timeout": 5, "command_timeout": 30}
+        options["connect_args"] = (
+            {"factory": Connection} if self.is_sqlite else {"timeout": 5, "command_timeout": 30}
+        )
         try:
             self._engine: AsyncEngine = create_async_engine(url, **options)
         except (ImportError, sa.exc.NoSuchModuleError):
