@@ -16,7 +16,7 @@ from relay.core.meters.answers import Sent, answer_meter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
 from relay.core.rewriting import split_events
-from relay.core.turns import Turns
+from relay.core.turns import HEAD_BYTES, Turns
 from relay.gateway import Gateway
 from relay.session import Session
 
@@ -66,37 +66,58 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 def session_looks(
     session: Session, route: Route, gateway: Gateway
 ) -> tuple[Look | None, Look | None]:
-    """What sees the client's messages, and the provider's, once they have passed."""
+    """What sees the client's messages, and the provider's, once they have passed. Each is one call
+    of ours and a search or two in C, unless something is found.
+    """
     exchange, clock = session.exchange, gateway.clock
     meter = socket_meter(route.provider.meter, route.endpoint, exchange.model, clock)
     if meter is None:
         return None, None
     exchange.meter = meter
-    exchange.turns = turns = Turns(route.provider.meter, exchange.started_s)
-    client, provider = session.downstream, session.upstream
+    exchange.turns = turns = Turns(
+        route.provider.meter, exchange.started_s, session.downstream, session.upstream, clock
+    )
+    pieces = meter.pieces
 
     def sent(data: bytes) -> None:
-        meter.sent(data)
-        turns.sent(data, client.message_s)
+        try:
+            if meter.sent_hint is not None and meter.sent_hint(data):
+                meter.sent(data)
+            if turns.sent_hint is not None and turns.sent_hint(data, 0, HEAD_BYTES):
+                turns.sent(data)
+        except Exception as error:  # whatever it is, the session goes on; counted
+            failed(error)
 
     def received(data: bytes) -> None:
-        meter.received(data)
-        turns.received(data, provider.message_s, clock)
+        try:
+            if turns.under_way and data.startswith(pieces):
+                return
+            if meter.received_hint is not None and meter.received_hint(data):
+                meter.received(data)
+            if turns.received_hint is not None and turns.received_hint(data, 0, HEAD_BYTES):
+                turns.received(data)
+        except Exception as error:  # likewise
+            failed(error)
 
-    return _guarded(sent, exchange, gateway), _guarded(received, exchange, gateway)
+    def failed(error: Exception) -> None:
+        for seer in (meter, turns):
+            seer.sent_hint = seer.received_hint = None
+        gateway.ledger.meter_failed(exchange, error)
+
+    return sent, received
 
 
 def _guarded(look: Look, exchange: Exchange, gateway: Gateway) -> Look:
-    failed = False
-
-    def see(data: bytes) -> None:
-        nonlocal failed
-        if failed:
-            return
+    def see(chunk: bytes) -> None:
+        nonlocal look
         try:
-            look(data)
+            look(chunk)
         except Exception as error:  # whatever it is, the stream goes on; counted
-            failed = True
+            look = _blind
             gateway.ledger.meter_failed(exchange, error)
 
     return see
+
+
+def _blind(_chunk: bytes) -> None:
+    pass

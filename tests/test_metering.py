@@ -199,3 +199,26 @@ async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_s
     (line,) = await relay.events()
     assert [turn["first"] for turn in line["turns"]] == ["audio", "audio"]
     assert all(turn["wait_ms"] >= 0 and 0 <= turn["own_ms"] < 1000 for turn in line["turns"])
+
+
+async def test_pieces_of_an_answer_are_passed_over_and_nothing_that_a_client_chose_hides_its_usage(start: StartRelay, aiohttp_server: Any) -> None:
+    piece = '{"type":"response.output_audio.delta","event_id":"event_1","delta":"UklGRg=="}'
+    done = {"type": "response.done", "event_id": "event_2", "response": {"metadata": {"a": "b.delta"}, "usage": {"input_tokens": 5, "output_tokens": 2}}}
+
+    async def session(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            for message in (piece, piece, piece, json.dumps(done)):
+                await socket.send_str(message)
+        return socket
+
+    server = await aiohttp_server(vendor(("GET", "/realtime", session)))
+    relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
+    async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
+        for _ in range(2):
+            await socket.send_str(json.dumps({"type": "response.create"}))
+            for _ in range(4):
+                await socket.receive_str()
+    (line,) = await relay.events()
+    assert line["usage"] == {"input_tokens": 10, "output_tokens": 4} and [turn["first"] for turn in line["turns"]] == ["audio", "audio"]

@@ -2,18 +2,22 @@
 sound or word, and who interrupted whom.
 
 Owns: the marks by which each vendor's messages tell it. Only the beginning of a message is looked
-at, where these marks stand; nothing is parsed. Reads no clock: times are given.
+at, where these marks stand; nothing is parsed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
+from relay.core.meters.hints import hint
+
 MOST_TURNS = 200
-_LOOKED_AT_BYTES = 256
+HEAD_BYTES = 256
+"""The beginning of a message."""
 
 
 class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,22 +35,22 @@ class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Marks:
-    """Patterns by what they mean, and a `hint` that stands in all of them: most messages have
-    none of it, and a pattern that begins with a letter of its own is looked for ten times as fast.
+    """Patterns by what they mean. A `hint` stands in all of them: most messages have none of it,
+    and a pattern that begins with a letter of its own is looked for ten times as fast. `between`
+    is the hint while an answer is under way, when its pieces mean nothing; "" if nothing does.
     """
 
-    __slots__ = ("_hint", "_pattern")
+    __slots__ = ("_pattern", "between", "hint")
 
-    def __init__(self, hint: str, **patterns: str) -> None:
+    def __init__(self, first: str, between: str | None = None, **patterns: str) -> None:
         named = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in patterns.items())
-        self._hint = re.compile(hint.encode()).search
         self._pattern = re.compile(named.encode()).search
+        self.hint = hint(first) if first else None
+        self.between = self.hint if between is None else hint(between) if between else None
 
     def of(self, data: bytes) -> str | None:
         """What the beginning of this message means; None if nothing."""
-        if self._hint(data, 0, _LOOKED_AT_BYTES) is None:
-            return None
-        found = self._pattern(data, 0, _LOOKED_AT_BYTES)
+        found = self._pattern(data, 0, HEAD_BYTES)
         return found.lastgroup if found is not None else None
 
 
@@ -55,10 +59,9 @@ def _typed(*names: str) -> str:
     return rf'"(?:type|message_type)"\s*:\s*"(?:{"|".join(names)})"'
 
 
-_JSON_BEGINS = (b"{", b" ", b"\n", b"\r", b"\t")
-_NEVER = _Marks(r"(?!)", none=r"(?!)")
-_SOUND_AS_IT_IS = frozenset({"cartesia", "deepgram", "fal"})
-"""These send sound in binary frames, as it is."""
+_NOTHING = _Marks("", none=r"(?!)")
+_AS_IT_IS = r"\A[^{\s]"
+"""Sound in a binary frame: no JSON."""
 
 # Of a client's messages: `asks`, `cuts`. Of a provider's: `asks` (it heard the speech end), `began`
 # (it heard somebody begin to speak), `audio`, `text`, `ends`, `cuts`.
@@ -88,8 +91,8 @@ _SENT: dict[str, _Marks] = {
 }
 _RECEIVED: dict[str, _Marks] = {
     "openai": _Marks(
-        r"\.(?:speech_st|(?:(?<=audio\.)|(?<=text\.))delta"
-        r"|(?<=response\.)(?:done|completed|incomplete|failed))",
+        r'\.(?:delta"|speech_st|done"|completed"|incomplete"|failed")',
+        between=r'\.(?:speech_st|done"|completed"|incomplete"|failed")',
         asks=_typed(r"input_audio_buffer\.speech_stopped"),
         began=_typed(r"input_audio_buffer\.speech_started"),
         audio=_typed(r"response\.(?:output_)?audio\.delta"),
@@ -98,6 +101,7 @@ _RECEIVED: dict[str, _Marks] = {
     ),
     "google": _Marks(
         r'"(?:interrupted|inlineData|modelTurn|turnComplete|inputTranscription)"',
+        between=r'"(?:interrupted|turnComplete)"',
         cuts=r'"interrupted"\s*:\s*true',
         audio=r'"inlineData"\s*:',
         text=r'"modelTurn"\s*:(?!.*"inlineData")',
@@ -106,44 +110,65 @@ _RECEIVED: dict[str, _Marks] = {
     ),
     "elevenlabs": _Marks(
         r'"(?:audio|user_transcript|interruption|agent_response|isFinal)',
+        between=r'"(?:interruption|agent_response_complete|isFinal)',
         asks=_typed("user_transcript"),
         cuts=_typed("interruption"),
         audio=_typed("audio") + r'|"audio"\s*:\s*"[^"]',
         text=_typed("agent_response"),
         ends=r'"isFinal"\s*:\s*true|' + _typed("agent_response_complete"),
     ),
-    "cartesia": _Marks(r'"(?:chunk|done)"', audio=_typed("chunk"), ends=_typed("done")),
+    "cartesia": _Marks(
+        rf'{_AS_IT_IS}|"(?:chunk|done)"',
+        between=r'"done"',
+        audio=rf"{_AS_IT_IS}|" + _typed("chunk"),
+        ends=_typed("done"),
+    ),
     "deepgram": _Marks(
-        r'"(?:ConversationText|\w+StartedSpeaking|AgentAudioDone|Flushed)"',
+        rf'{_AS_IT_IS}|"(?:ConversationText|\w+StartedSpeaking|AgentAudioDone|Flushed)"',
+        between=r'"(?:UserStartedSpeaking|AgentAudioDone|Flushed)"',
         asks=r'"type"\s*:\s*"ConversationText".*"role"\s*:\s*"user"|'
         r'"role"\s*:\s*"user".*"type"\s*:\s*"ConversationText"',
         began=_typed("UserStartedSpeaking"),
-        audio=_typed("AgentStartedSpeaking"),
+        audio=rf"{_AS_IT_IS}|" + _typed("AgentStartedSpeaking"),
         ends=_typed("AgentAudioDone", "Flushed"),
     ),
-    "fal": _Marks(r"\A", audio=r"\A"),
+    "fal": _Marks(r"\A", between="", audio=r"\A"),
 }
 
 
+class Side(Protocol):
+    """Of a session."""
+
+    message_s: float
+    """When its last message came."""
+
+
 class Turns:
-    """Sees the messages of a session, both ways. Times are of one clock, in seconds."""
+    """Sees the messages of a session, both ways, after they have passed: those in whose first
+    HEAD_BYTES its hint finds something. Times are of one clock, in seconds.
+    """
 
     __slots__ = (
-        "_as_it_is", "_asked_s", "_began_s", "_received", "_sent", "_speaking", "found",
-        "interruptions",
+        "_asked_s", "_began_s", "_client", "_clock", "_provider", "_received", "_sent", "_speaking",
+        "found", "interruptions", "received_hint", "sent_hint", "under_way",
     )  # fmt: skip
 
-    def __init__(self, meter: str, began_s: float) -> None:
-        self._sent = _SENT.get(meter, _NEVER)
-        self._received = _RECEIVED.get(meter, _NEVER)
-        self._as_it_is = meter in _SOUND_AS_IT_IS
+    def __init__(
+        self, meter: str, began_s: float, client: Side, provider: Side, clock: Callable[[], float]
+    ) -> None:
+        self._sent = _SENT.get(meter, _NOTHING)
+        self._received = _RECEIVED.get(meter, _NOTHING)
+        self.sent_hint, self.received_hint = self._sent.hint, self._received.hint
+        self._client, self._provider, self._clock = client, provider, clock
         self._began_s = began_s
         self._asked_s: float | None = None
         self._speaking = False
+        self.under_way = False
+        """An answer is, that nobody waits for any more."""
         self.found: list[Turn] = []
         self.interruptions = 0
 
-    def sent(self, data: bytes, at_s: float) -> None:
+    def sent(self, data: bytes) -> None:
         """A message of the client's."""
         kind = self._sent.of(data)
         if kind is None:
@@ -151,31 +176,34 @@ class Turns:
         if kind == "cuts":
             self._cut()
         elif self._asked_s is None:
-            self._asked_s = at_s
+            self._asked_s = self._client.message_s
+        self._look_for_what_matters()
 
-    def received(self, data: bytes, came_s: float, clock: Callable[[], float]) -> None:
-        """A message of the provider's: when it came; `clock` tells when it has gone down."""
-        if self._as_it_is and data[:1] not in _JSON_BEGINS:
-            kind: str | None = "audio"
-        else:
-            kind = self._received.of(data)
+    def received(self, data: bytes) -> None:
+        """A message of the provider's."""
+        kind = self._received.of(data)
         if kind is None:
             return
         if kind == "audio" or kind == "text":
             if self._asked_s is not None:
-                self._answered(kind, came_s, clock())
+                self._answered(kind)
             self._speaking = True
         elif kind == "asks":
             if self._asked_s is None and not self._speaking:
-                self._asked_s = came_s
+                self._asked_s = self._provider.message_s
         elif kind == "ends":
             self._speaking = False
         else:
             self._asked_s = None
             self._cut()
+        self._look_for_what_matters()
 
-    def _answered(self, first: str, came_s: float, passed_s: float) -> None:
-        asked_s = self._asked_s
+    def _look_for_what_matters(self) -> None:
+        self.under_way = self._speaking and self._asked_s is None
+        self.received_hint = self._received.between if self.under_way else self._received.hint
+
+    def _answered(self, first: str) -> None:
+        asked_s, came_s, passed_s = self._asked_s, self._provider.message_s, self._clock()
         assert asked_s is not None
         self._asked_s = None
         if len(self.found) < MOST_TURNS:

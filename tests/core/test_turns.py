@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from relay.core import turns
-from relay.core.turns import MOST_TURNS, Turns
+from relay.core.turns import HEAD_BYTES, MOST_TURNS, Turns
 
 SENT, CAME = "sent", "came"
 Step = tuple[float, str, Any]
@@ -105,33 +106,49 @@ CONVERSATIONS: dict[str, tuple[str, list[Step], list[tuple[float, float, str, bo
 }  # fmt: skip
 
 
+class Talk:
+    """A session whose messages come when a test says, and pass 2 ms later."""
+
+    def __init__(self, meter: str) -> None:
+        self.client, self.provider = SimpleNamespace(message_s=0.0), SimpleNamespace(message_s=0.0)
+        self.turns = Turns(meter, 0.0, self.client, self.provider, lambda: self.provider.message_s + 0.002)
+
+    def sent(self, at_s: float, data: bytes) -> None:
+        self.client.message_s = at_s
+        if self.turns.sent_hint is not None and self.turns.sent_hint(data, 0, HEAD_BYTES):
+            self.turns.sent(data)
+
+    def came(self, at_s: float, data: bytes) -> None:
+        self.provider.message_s = at_s
+        if self.turns.received_hint is not None and self.turns.received_hint(data, 0, HEAD_BYTES):
+            self.turns.received(data)
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_a_turn_lasts_from_the_end_of_speech_to_the_first_sound_or_word(name: str) -> None:
     meter, steps, expected, interruptions = CONVERSATIONS[name]
-    turns = Turns(meter, 0.0)
+    talk = Talk(meter)
     for at_s, way, message in steps:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
-        if way == SENT:
-            turns.sent(data, at_s)
-        else:
-            turns.received(data, at_s, lambda at_s=at_s: at_s + 0.002)  # type: ignore[misc]
+        (talk.sent if way == SENT else talk.came)(at_s, data)
+    turns = talk.turns
     assert [(turn.at_ms, turn.wait_ms, turn.first, turn.interrupted) for turn in turns.found] == expected
     assert turns.interruptions == interruptions and all(turn.own_ms == 2 for turn in turns.found)
 
 
 def test_only_the_beginning_of_a_message_is_looked_at() -> None:
-    turns = Turns("openai", 0.0)
-    turns.sent(b'{"type":"response.create"}', 1.0)
-    turns.received(b'{"delta":"' + b"x" * 1000 + b'","type":"response.audio.delta"}', 2.0, lambda: 2.0)
-    assert turns.found == []
+    talk = Talk("openai")
+    talk.sent(1.0, b'{"type":"response.create"}')
+    talk.came(2.0, b'{"delta":"' + b"x" * 1000 + b'","type":"response.audio.delta"}')
+    assert talk.turns.found == []
 
 
 def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
-    turns = Turns("fal", 0.0)
+    talk = Talk("fal")
     for at in range(MOST_TURNS + 50):
-        turns.sent(b"x", at)
-        turns.received(b"y", at + 0.5, lambda: 0.0)
-    assert len(turns.found) == MOST_TURNS
+        talk.sent(at, b"x")
+        talk.came(at + 0.5, b"y")
+    assert len(talk.turns.found) == MOST_TURNS
 
 
 KINDS = [
@@ -153,4 +170,7 @@ KINDS = [
 @pytest.mark.parametrize("spaces", [(", ", ": "), (",", ":")])
 def test_every_mark_is_found_however_it_is_spaced(meter: str, way: str, message: Any, kind: str | None, spaces: tuple[str, str]) -> None:
     table = turns._SENT if way == SENT else turns._RECEIVED
-    assert table[meter].of(json.dumps(message, separators=spaces).encode()) == kind
+    marks, data = table[meter], json.dumps(message, separators=spaces).encode()
+    assert marks.of(data) == kind
+    assert kind is None or (marks.hint is not None and marks.hint(data, 0, HEAD_BYTES))
+    assert kind in (None, "asks", "audio", "text") or (marks.between is not None and marks.between(data, 0, HEAD_BYTES))

@@ -1,5 +1,5 @@
-"""Meters of WebSocket sessions: each sees every message once, by `sent` or `received`, and tells
-what the session used.
+"""Meters of WebSocket sessions: each is shown the messages in which its hint finds something, by
+`sent` or `received`, and tells what the session used.
 
 Owns: which messages can carry usage, found by a byte search; only those are parsed. Everything is
 added up over the session: a cancelled response costs what it used until then.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.core.meters import formats
+from relay.core.meters.hints import Hint, hint
 from relay.core.meters.scan import end_of_object
 from relay.core.usage import Parts, Usage, total
 
@@ -20,9 +21,13 @@ _MAX_PARSED_BYTES = 256 * 1024
 class SocketMeter:
     """Sees nothing by itself."""
 
-    __slots__ = ("_aside", "_sum", "model")
+    __slots__ = ("_aside", "_sum", "model", "pieces", "received_hint", "sent_hint")
 
     def __init__(self, model: str | None = None) -> None:
+        self.sent_hint: Hint | None = None
+        self.received_hint: Hint | None = None
+        self.pieces: tuple[bytes, ...] = ()
+        """How messages begin that are pieces of an answer and tell nothing else."""
         self._sum: Usage | None = None
         self._aside: dict[str, Usage] = {}
         self.model = model
@@ -55,6 +60,22 @@ class SocketMeter:
             self._sum = usage if self._sum is None else self._sum + usage
 
 
+_PIECES = tuple(
+    f'{{"type":{space}"response.{name}.delta"'.encode()
+    for space in ("", " ")
+    for name in (
+        "output_audio",
+        "audio",
+        "output_audio_transcript",
+        "audio_transcript",
+        "output_text",
+        "text",
+        "function_call_arguments",
+    )
+)
+"""As OpenAI writes them, and Python. One that begins in another way is looked at like the rest."""
+
+
 class OpenAI(SocketMeter):
     """Realtime: every `response.done` and transcription of the input; the Responses socket: every
     `response.completed`, or how else it ended. The model stands in the URL, or in `session.*`, and
@@ -65,6 +86,8 @@ class OpenAI(SocketMeter):
 
     def __init__(self, model: str | None = None) -> None:
         super().__init__(model)
+        self.received_hint = hint('"(?:usage"|session\\.)')
+        self.pieces = _PIECES
         self._transcriber: str | None = None
 
     def received(self, data: bytes) -> None:
@@ -119,6 +142,11 @@ class Google(SocketMeter):
 
     __slots__ = ()
 
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__(model)
+        self.sent_hint = hint('"setup"') if model is None else None
+        self.received_hint = hint('"usageMetadata"')
+
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
         at = data.find(b'"usageMetadata"')
@@ -127,24 +155,26 @@ class Google(SocketMeter):
 
     def sent(self, data: bytes) -> None:
         """The first message names the model."""
-        if self.model is None and b'"setup"' in data and len(data) <= _MAX_PARSED_BYTES:
+        if len(data) <= _MAX_PARSED_BYTES:
             setup = formats.fields(data).get("setup")
             if isinstance(setup, dict) and isinstance(setup.get("model"), str):
                 self.model = setup["model"].removeprefix("models/")
+                self.sent_hint = None
 
 
 class Characters(SocketMeter):
     """Speech from text that a client sends: the characters of one field."""
 
-    __slots__ = ("_field", "_needle")
+    __slots__ = ("_field",)
 
     def __init__(self, field: str, model: str | None = None) -> None:
         super().__init__(model)
-        self._field, self._needle = field, f'"{field}"'.encode()
+        self._field = field
+        self.sent_hint = hint(f'"{field}"')
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
-        if self._needle in data and len(data) <= _MAX_PARSED_BYTES:
+        if len(data) <= _MAX_PARSED_BYTES:
             said = formats.fields(data)
             text = said.get(self._field)
             if self.model is None and isinstance(said.get("model_id"), str):
@@ -163,11 +193,12 @@ class Seconds(SocketMeter):
 
     def __init__(self, part: str, total: tuple[str, str], final: str) -> None:
         super().__init__()
+        self.received_hint = hint("duration")
         self._part, self._total, self._final = part, total, final
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        if b"duration" not in data or len(data) > _MAX_PARSED_BYTES:
+        if len(data) > _MAX_PARSED_BYTES:
             return
         said = formats.fields(data)
         kind, field = self._total
