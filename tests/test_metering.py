@@ -82,12 +82,18 @@ async def test_an_answer_from_the_cache_uses_nothing(start: StartRelay, raw: Raw
     assert "usage" in missed and "usage" not in hit
 
 
-async def _sessions(start: StartRelay, aiohttp_server: Any) -> Any:
+DONE: dict[str, Any] = {"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2}}}
+
+
+async def _sessions(start: StartRelay, aiohttp_server: Any, *answers: str) -> Any:
+    """A relay before a provider that answers each message with all of these, or with DONE."""
+
     async def session(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         async for _ in socket:
-            await socket.send_str(json.dumps({"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2}}}))
+            for answer in answers or [json.dumps(DONE)]:
+                await socket.send_str(answer)
         return socket
 
     server = await aiohttp_server(vendor(("GET", "/realtime", session)))
@@ -183,15 +189,7 @@ def test_other_stream_options_stay() -> None:
 
 
 async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_share(start: StartRelay, aiohttp_server: Any) -> None:
-    async def session(request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        async for _ in socket:
-            await socket.send_str(json.dumps({"type": "response.output_audio.delta", "delta": "UklGRg=="}))
-        return socket
-
-    server = await aiohttp_server(vendor(("GET", "/realtime", session)))
-    relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
+    relay = await _sessions(start, aiohttp_server, json.dumps({"type": "response.output_audio.delta", "delta": "UklGRg=="}))
     async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
         for _ in range(2):
             await socket.send_str(json.dumps({"type": "response.create"}))
@@ -203,18 +201,8 @@ async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_s
 
 async def test_pieces_of_an_answer_are_passed_over_and_nothing_that_a_client_chose_hides_its_usage(start: StartRelay, aiohttp_server: Any) -> None:
     piece = '{"type":"response.output_audio.delta","event_id":"event_1","delta":"UklGRg=="}'
-    done = {"type": "response.done", "event_id": "event_2", "response": {"metadata": {"a": "b.delta"}, "usage": {"input_tokens": 5, "output_tokens": 2}}}
-
-    async def session(request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        async for _ in socket:
-            for message in (piece, piece, piece, json.dumps(done)):
-                await socket.send_str(message)
-        return socket
-
-    server = await aiohttp_server(vendor(("GET", "/realtime", session)))
-    relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
+    done = {"type": "response.done", "event_id": "event_2", "response": {"metadata": {"a": "b.delta"}, **DONE["response"]}}
+    relay = await _sessions(start, aiohttp_server, piece, piece, piece, json.dumps(done))
     async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
         for _ in range(2):
             await socket.send_str(json.dumps({"type": "response.create"}))
