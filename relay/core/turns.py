@@ -60,8 +60,8 @@ def _typed(*names: str) -> str:
 
 
 _NOTHING = _Marks("", none=r"(?!)")
-_AS_IT_IS = r"\A[^{\s]"
-"""Sound in a binary frame: no JSON."""
+_AS_IT_IS = r"\A[^{ \t\r\n]"
+"""Sound in a binary frame, which may begin with any byte: but not as JSON does."""
 
 # Of a client's messages: `asks`, `cuts`. Of a provider's: `asks` (it heard the speech end), `began`
 # (it heard somebody begin to speak), `audio`, `text`, `ends`, `cuts`.

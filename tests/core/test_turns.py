@@ -143,6 +143,18 @@ def test_only_the_beginning_of_a_message_is_looked_at() -> None:
     assert talk.turns.found == []
 
 
+@pytest.mark.parametrize("meter", ["cartesia", "deepgram"])
+def test_sound_in_a_binary_frame_may_begin_with_any_byte_that_json_does_not(meter: str) -> None:
+    missed = []
+    for first in set(range(256)) - set(b"{ \t\r\n"):
+        talk = Talk(meter)
+        talk.sent(1.0, b'{"type":"Speak","transcript":"hi"}')
+        talk.came(1.5, bytes([first, 0, 1, 2]))
+        if [turn.first for turn in talk.turns.found] != ["audio"]:
+            missed.append(first)
+    assert missed == []
+
+
 def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
     talk = Talk("fal")
     for at in range(MOST_TURNS + 50):
