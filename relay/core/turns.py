@@ -45,8 +45,8 @@ class _Marks:
     def __init__(self, first: str, between: str | None = None, **patterns: str) -> None:
         named = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in patterns.items())
         self._pattern = re.compile(named.encode()).search
-        self.hint = hint(first) if first else None
-        self.between = self.hint if between is None else hint(between) if between else None
+        self.hint = hint(first)
+        self.between = self.hint if between is None else hint(between)
 
     def of(self, data: bytes) -> str | None:
         """What the beginning of this message means; None if nothing."""
@@ -136,8 +136,8 @@ _RECEIVED: dict[str, _Marks] = {
 }
 
 
-class Side(Protocol):
-    """Of a session."""
+class Stamped(Protocol):
+    """A side of a session."""
 
     message_s: float
     """When its last message came."""
@@ -154,7 +154,12 @@ class Turns:
     )  # fmt: skip
 
     def __init__(
-        self, meter: str, began_s: float, client: Side, provider: Side, clock: Callable[[], float]
+        self,
+        meter: str,
+        began_s: float,
+        client: Stamped,
+        provider: Stamped,
+        clock: Callable[[], float],
     ) -> None:
         self._sent = _SENT.get(meter, _NOTHING)
         self._received = _RECEIVED.get(meter, _NOTHING)

@@ -13,6 +13,6 @@ Hint = Callable[..., re.Match[bytes] | None]
 """Given bytes, and optionally from and until where."""
 
 
-def hint(pattern: str) -> Hint:
-    """A search for a pattern."""
-    return re.compile(pattern.encode()).search
+def hint(pattern: str) -> Hint | None:
+    """A search for a pattern; None for an empty one: nothing matters."""
+    return re.compile(pattern.encode()).search if pattern else None

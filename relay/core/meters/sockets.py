@@ -144,7 +144,7 @@ class Google(SocketMeter):
 
     def __init__(self, model: str | None = None) -> None:
         super().__init__(model)
-        self.sent_hint = hint('"setup"') if model is None else None
+        self.sent_hint = hint('"setup"' if model is None else "")
         self.received_hint = hint('"usageMetadata"')
 
     def received(self, data: bytes) -> None:
