@@ -14,7 +14,7 @@ from aiohttp import ClientWebSocketResponse, web
 
 from relay.call import Call
 from relay.core import paths, subprotocols
-from relay.core.errors import RelayError
+from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
@@ -52,11 +52,20 @@ class Dialing:
         handshake = self._handshake(route, keys)
         self.exchange.kind = route.kind
         self.exchange.model = _model(handshake.url.raw_query_string, route)
-        return await connect(self.gateway.upstream.sockets, route, handshake)
+        try:
+            upstream = await connect(self.gateway.upstream.sockets, route, handshake)
+        except HandshakeRefused as refusal:
+            self._note(refusal.headers)
+            raise
+        self._note(upstream._response.headers)
+        return upstream
+
+    def _note(self, headers: Mapping[str, str]) -> None:
+        """Keep what an answer's headers say of it."""
+        self.exchange.cloudflare_log_id = headers.get("cf-aig-log-id")
 
     def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
         """It is open."""
-        self.exchange.cloudflare_log_id = upstream._response.headers.get("cf-aig-log-id")
         return _GOOD
 
     def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:
@@ -83,6 +92,7 @@ class Dialing:
             subprotocols=offered_upstream(self.offer(route).passed, keys),
             max_message_bytes=rules.max_message_bytes,
             timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
+            keys=keys,
         )
 
 

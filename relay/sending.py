@@ -18,7 +18,7 @@ from relay.call import Call
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.peek import asking_for_usage, with_model
-from relay.core.policy import Tried, retry_after_s
+from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
@@ -92,4 +92,4 @@ class Sending:
         """What the head of an answer says of the attempt."""
         if answer.status < 400:
             return _GOOD
-        return Tried(answer.status, None, retry_after_s(answer.headers.get, time.time()))
+        return answered(answer.status, answer.headers.get, time.time())

@@ -14,7 +14,7 @@ import binascii
 from aiohttp import ClientWebSocketResponse, web
 
 from relay.call import Call, asked
-from relay.core.errors import BadRequest, ClientGone, Draining
+from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange
 from relay.core.provider import Route
 from relay.dialing import Dialing, asked_model
@@ -39,7 +39,11 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         dialing = Dialing(request, call, exchange, gateway)
         wanted = asked(request, call, route, gateway, dialing.offer(route))
         exchange.sent_s = gateway.clock()
-        upstream = await gateway.attempts.open(exchange, wanted, dialing)
+        try:
+            upstream = await gateway.attempts.open(exchange, wanted, dialing)
+        except HandshakeRefused as refusal:
+            exchange.first_byte_s, exchange.response_bytes = gateway.clock(), len(refusal.body)
+            raise
         exchange.first_byte_s = gateway.clock()
         try:
             downstream = await _upgrade(request, dialing, exchange.route, upstream)

@@ -51,7 +51,7 @@ class RelayError(Exception):
 
     code: ClassVar[str]
     side: ClassVar[Side] = "client"
-    status: ClassVar[int] = 400
+    status: int = 400
     close_code: ClassVar[int] = 1008
     retryable: ClassVar[bool] = False
     retry_after_s: float | None = None
@@ -374,17 +374,17 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
     """The provider answered a WebSocket handshake with something else than 101: passed on as it
     came.
 
-    `headers` are the raw pairs, `body` at most 64 KiB.
+    `status` is the provider's, 200 to 599, `headers` are the raw pairs, `body` at most 64 KiB.
     """
 
-    upstream_status: int
+    status: int = field()  # without a default: the class has one, its base's
     reason: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
 
     @property
     def message(self) -> str:
-        return f"The provider refused the WebSocket handshake with {self.upstream_status}."
+        return f"The provider refused the WebSocket handshake with {self.status}."
 
 
 CATALOGUE: tuple[type[RelayError], ...] = (

@@ -21,6 +21,8 @@ from relay.core.errors import (
 )
 
 Backoff = Literal["constant", "linear", "exponential"]
+Header = Callable[[str], str | None]
+"""The value of a header, by its name."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
@@ -69,11 +71,14 @@ class Tried:
         return self.status in (401, 403)
 
 
-def tried(failure: RelayError, retry_after_s: float | None = None) -> Tried:
-    """A failure as the end of an attempt; a refused handshake counts by its status."""
-    if isinstance(failure, HandshakeRefused):
-        return Tried(failure.status, failure, retry_after_s)
-    return Tried(0, failure, retry_after_s)
+def answered(
+    status: int, header: Header, now_unix_s: float, refusal: HandshakeRefused | None = None
+) -> Tried:
+    """What a provider's answer says of an attempt: to a REST call, or the `refusal` of a WebSocket
+    handshake. Everything that follows from it is decided alike for both.
+    """
+    retry_after = retry_after_s(header, now_unix_s) if status >= 400 else None
+    return Tried(status, refusal, retry_after)
 
 
 def failed(ended: Tried, rules: RetryRules) -> bool:
@@ -115,7 +120,7 @@ MOST_ATTEMPTS, LONGEST_DELAY_MS = 5, 5000
 """What a client may ask for; the limits are those of Cloudflare's headers."""
 
 
-def wishes(header: Callable[[str], str | None], rules: RetryRules) -> RetryRules | None:
+def wishes(header: Header, rules: RetryRules) -> RetryRules | None:
     """The provider's rules as the client's `cf-aig-max-attempts`, `-retry-delay` (ms) and
     `-backoff` change them; None if it sent none of these. Raises BadRequest.
     """
@@ -135,7 +140,7 @@ def wishes(header: Callable[[str], str | None], rules: RetryRules) -> RetryRules
     )
 
 
-def request_timeout_s(header: Callable[[str], str | None]) -> float | None:
+def request_timeout_s(header: Header) -> float | None:
     """`cf-aig-request-timeout` (ms): how long the first byte may take. Raises BadRequest."""
     name = "cf-aig-request-timeout"
     given = _whole(name, header(name), 1, 3_600_000)
@@ -159,7 +164,7 @@ RETRY_HEADERS = (
 """They go to whoever retries, and to nobody else."""
 
 
-def retry_after_s(header: Callable[[str], str | None], now_unix_s: float) -> float | None:
+def retry_after_s(header: Header, now_unix_s: float) -> float | None:
     """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
     (RFC 9110 10.2.3). None for what is missing, negative or nonsense; a past date is 0.
     """

@@ -43,7 +43,7 @@ def record_of(exchange: Exchange) -> Record:
         provider if provider != exchange.provider else None,
         answered if answered != model else None,
         exchange.stream,
-        exchange.attempts if len(exchange.attempts) > 1 else None,
+        exchange.attempts or None,
         exchange.cache_status or None,
         exchange.used,
         exchange.cost_nano_usd,

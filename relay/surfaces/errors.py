@@ -5,20 +5,20 @@ go with it.
 from __future__ import annotations
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from relay.core import limits, shapes
 from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
-from relay.response import RelayedResponse
+from relay.response import RelayedResponse, with_own_headers
+from relay.stream import error_source
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     """The response that `error` is."""
     exchange = request.get(EXCHANGE)
-    if isinstance(error, HandshakeRefused):
+    if isinstance(error, HandshakeRefused) and exchange is not None:
         return _refusal(request, error, exchange)
     meter = exchange.route.provider.meter if exchange and exchange.route else "openai"
     response = plain(error, meter, exchange.id if exchange else new_id())
@@ -46,20 +46,19 @@ def vary(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _refusal(
-    request: web.Request, error: HandshakeRefused, exchange: Exchange | None
+    request: web.Request, error: HandshakeRefused, exchange: Exchange
 ) -> web.StreamResponse:
     """What the provider answered a WebSocket handshake with, as it came."""
-    headers = CIMultiDict(
-        downstream_headers(error.headers.items(), error.headers.get("Connection"))
-    )
+    gateway, given = request.app[GATEWAY], error.headers
+    pairs = downstream_headers(given.items(), given.get("Connection"))
+    headers = with_own_headers(pairs, given, exchange, gateway)
     headers["Content-Length"] = str(len(error.body))
     headers["x-relay-error"] = error.code
-    headers["x-relay-error-source"] = "provider"
-    if exchange is not None:
-        headers["cf-aig-log-id"] = exchange.id
-    response = Refusal(error.upstream_status, error.reason, headers)
+    headers["x-relay-error-source"] = error_source(exchange, error.body)
+    response = Refusal(error.status, error.reason, headers)
     response.body = error.body
-    vary(request, response)
+    if gateway.draining:
+        response.force_close()
     return response
 
 

@@ -18,11 +18,10 @@ from relay.core.exchange import Attempt, Exchange
 from relay.core.policy import (
     RetryRules,
     Tried,
+    answered,
     failed,
     repeatable,
-    retry_after_s,
     timed_out,
-    tried,
     wait_s,
 )
 from relay.core.provider import Keys, Route
@@ -205,16 +204,16 @@ class Attempts:
         if cut is None:
             self.health.left(route, keys)
             raise asyncio.CancelledError
-        return tried(cut)
+        return Tried(0, cut)
 
     def _failure(self, error: Exception, route: Route, acting: Acting[T]) -> Tried:
         if not isinstance(error, RelayError):
             failure = acting.mapped(error, route)
             failure.__cause__ = error
-            return tried(failure)
+            return Tried(0, failure)
         if isinstance(error, HandshakeRefused):
-            return tried(error, retry_after_s(error.headers.get, self._wall()))
-        return tried(error)
+            return answered(error.status, error.headers.get, self._wall(), error)
+        return Tried(0, error)
 
     def _note(self, exchange: Exchange, keys: Keys, ended: Tried, began: float) -> None:
         """Remember an attempt, and what it says of its key and target."""

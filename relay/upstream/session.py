@@ -19,24 +19,36 @@ from aiohttp import (
     DummyCookieJar,
     TCPConnector,
 )
+from aiohttp.connector import Connection
+from multidict import CIMultiDict
 
-from relay.core.errors import HandshakeRefused, UpstreamTimeout
+from relay.core.errors import HandshakeRefused, UpstreamProtocolError
+from relay.upstream.failures import MAPPED
 from relay.upstream.request import RelayRequest
 
 READ_BUFFER_BYTES = 64 * 1024
 """Twice this is read ahead of a slow client; aiohttp takes 256 KiB."""
 MAX_HEAD_LINE_BYTES = 32 * 1024
 MAX_HEADERS = 256
+_READING = {
+    "auto_decompress": False,
+    "read_bufsize": READ_BUFFER_BYTES,
+    "max_line_size": MAX_HEAD_LINE_BYTES,
+    "max_field_size": MAX_HEAD_LINE_BYTES,
+    "max_headers": MAX_HEADERS,
+}
+"""How every answer is read."""
 MAX_REFUSAL_BYTES = 64 * 1024
-REFUSAL_TIMEOUT_S = 10.0
+REFUSAL_BODY_S = 2.0
+"""How long the body of a refusal is waited for: its status is what counts."""
 
 
 class UpstreamSessions:
     """`rest` for calls, `sockets` for WebSocket handshakes. Close with `close`."""
 
     def __init__(self) -> None:
-        self.rest = _session(())
-        self.sockets = _session((_refusals_are_errors,))
+        self.rest = _session(RelayRequest, ())
+        self.sockets = _session(_Handshake, (_refusals_are_errors,))
 
     async def close(self) -> None:
         """Close both pools."""
@@ -44,22 +56,30 @@ class UpstreamSessions:
         await self.sockets.close()
 
 
-def _session(middlewares: tuple[object, ...]) -> ClientSession:
+def _session(request: type[RelayRequest], middlewares: tuple[object, ...]) -> ClientSession:
     session = ClientSession(
         connector=TCPConnector(limit=0, keepalive_timeout=30),
         cookie_jar=DummyCookieJar(),
-        auto_decompress=False,
-        request_class=RelayRequest,
+        **_READING,  # type: ignore[arg-type]
+        request_class=request,
         timeout=ClientTimeout(total=None),
-        read_bufsize=READ_BUFFER_BYTES,
-        max_line_size=MAX_HEAD_LINE_BYTES,
-        max_field_size=MAX_HEAD_LINE_BYTES,
-        max_headers=MAX_HEADERS,
         middlewares=middlewares,  # type: ignore[arg-type]
     )
     # aiohttp sends an idempotent call again on a stale connection, unseen. It has no public switch.
     session._retry_connection = False
     return session
+
+
+class _Handshake(RelayRequest):
+    """A request of `ws_connect`, which reads no body that only the end of the connection ends:
+    here it is read, since it says why a handshake is refused.
+    """
+
+    async def send(self, conn: Connection) -> ClientResponse:
+        """As RelayRequest does; the answer is read by a parser of our own making."""
+        if conn.protocol is not None:
+            conn.protocol.set_response_params(read_until_eof=True, **_READING)  # type: ignore[arg-type]
+        return await super().send(conn)
 
 
 async def _refusals_are_errors(
@@ -69,20 +89,30 @@ async def _refusals_are_errors(
     body.
     """
     response = await handler(request)
-    if response.status == 101:
+    status, headers = response.status, CIMultiDict(response.headers)
+    if status == 101:
         return response
     try:
-        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
-            body = await _at_most(response, MAX_REFUSAL_BYTES)
-    except TimeoutError:
-        raise UpstreamTimeout("refusing the WebSocket handshake", REFUSAL_TIMEOUT_S) from None
+        if not 200 <= status <= 599:
+            raise UpstreamProtocolError(f"it has the status {status}")
+        body, whole = await _start_of_body(response)
     finally:
         response.close()
-    raise HandshakeRefused(response.status, response.reason or "", response.headers, body)
+    if not whole and "Content-Encoding" in headers:
+        del headers["Content-Encoding"]
+        body = b""  # the beginning of a compressed body cannot be read
+    raise HandshakeRefused(status, response.reason or "", headers, body)
 
 
-async def _at_most(response: ClientResponse, limit_bytes: int) -> bytes:
+async def _start_of_body(response: ClientResponse) -> tuple[bytes, bool]:
+    """What comes of a refusal's body, up to MAX_REFUSAL_BYTES, and whether that is all of it."""
     body = b""
-    while len(body) < limit_bytes and (chunk := await response.content.readany()):
-        body += chunk
-    return body[:limit_bytes]
+    try:
+        async with asyncio.timeout(REFUSAL_BODY_S):
+            while chunk := await response.content.readany():
+                body += chunk
+                if len(body) > MAX_REFUSAL_BYTES:
+                    return body[:MAX_REFUSAL_BYTES], False
+    except MAPPED:  # it broke off, or came too slowly (TimeoutError is an OSError)
+        return body, False
+    return body, True
