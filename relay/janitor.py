@@ -11,11 +11,18 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from relay.core.errors import BodyTimeout, ClientGone, ClientStalled, RelayError, UpstreamTimeout
+from relay.core.errors import (
+    BodyTimeout,
+    ClientGone,
+    ClientStalled,
+    InternalError,
+    RelayError,
+    UpstreamTimeout,
+)
 from relay.core.exchange import Exchange
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
-from relay.pump import lost
+from relay.pump import broken, lost
 from relay.registry.schema import GatewayFile, WebSockets
 from relay.session import GONE, NAMES, Ending, Leg, Session
 
@@ -61,22 +68,39 @@ def tick_s(gateway: Gateway) -> float:
 
 async def sweep(gateway: Gateway) -> None:
     """Look once at everything that runs."""
-    now = gateway.clock()
+    now, settings = gateway.clock(), gateway.settings
+    for exchange in list(gateway.running):
+        try:
+            error = _overdue(exchange, settings, now)
+        except Exception as bug:  # whatever it is, it ends this call and keeps no other from a look
+            log.bug("janitor.failed", bug, id=exchange.id)
+            error = InternalError()
+        if error is not None:
+            _cut(exchange, error)
+    for session in list(gateway.sessions):
+        try:
+            await _look_at(session, settings, now)
+        except Exception as bug:  # likewise; logged when the session is accounted for
+            session.end(broken(bug))
+    _tell(gateway)
+
+
+async def _look_at(session: Session, settings: GatewayFile, now: float) -> None:
+    if (ending := _judge(session, settings, now)) is not None:
+        session.end(ending)
+        return
+    for leg in _to_ping(session, settings, now):
+        leg.pinged_s = now
+        await _ping(leg)
+
+
+def _tell(gateway: Gateway) -> None:
+    """Gauges and counts, for metrics and the log."""
     if gateway.metrics is not None:
         gateway.metrics.tell(gateway.gauges(), gateway.losses())
     if refused := gateway.refused_at_the_door - gateway.refused_told:
         gateway.refused_told += refused
         log.warn("overload.refused", calls=refused)
-    for exchange in list(gateway.running):
-        if (error := _overdue(exchange, gateway.settings, now)) is not None:
-            _cut(exchange, error)
-    for session in list(gateway.sessions):
-        if (ending := _judge(session, gateway.settings, now)) is not None:
-            session.end(ending)
-            continue
-        for leg in _to_ping(session, gateway.settings, now):
-            leg.pinged_s = now
-            await _ping(leg)
 
 
 def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import WebSocketError, WSMsgType
 
+from relay.core.errors import InternalError
 from relay.metering import Look
 from relay.session import GONE, NAMES, Clock, Ending, Leg, Session, code_allowed
 
@@ -18,13 +19,15 @@ _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING,
 
 async def pump(source: Leg, sink: Leg, session: Session, clock: Clock, look: Look | None) -> None:
     """Relay from `source` to `sink` until either ends, and end the session with what was seen.
-    `look` sees every message.
+    `look` sees every message. Raises what nobody expects: that ends the session too, see `broken`.
     """
     try:
         ending = await _copy(source, sink, clock, look)
     except WebSocketError as error:
         ending = Ending(error.code, _protocol_reason(error.code, source), source.side)
-    except GONE:
+    except GONE as error:
+        if isinstance(error, RuntimeError) and not _closing(source, sink):
+            raise  # not uvloop's about a closed connection, but a bug
         ending = lost(sink if sink.sending_since_s else source)
     session.end(ending)
 
@@ -84,3 +87,12 @@ def lost(leg: Leg) -> Ending:
     """The ending when a leg's connection is gone without a close frame."""
     code = 1014 if leg.side == "upstream" else 1011
     return Ending(code, f"the {NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)
+
+
+def broken(error: BaseException) -> Ending:
+    """The ending when something of ours failed that should not: a bug, logged with the row."""
+    return Ending(InternalError.close_code, "the relay failed", "relay", error)
+
+
+def _closing(*legs: Leg) -> bool:
+    return any(leg.transport.is_closing() for leg in legs)

@@ -17,9 +17,9 @@ import aiohttp
 from aiohttp import ClientWebSocketResponse, WebSocketError, WSMsgType, web
 from aiohttp.streams import EofStream
 
-from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.provider import WebSocketRules
+from relay.ledger import log
 
 Side = Literal["downstream", "upstream"]
 NAMES = {"downstream": "client", "upstream": "provider", "relay": "relay"}
@@ -41,7 +41,8 @@ class Ending:
     code: int | None
     reason: str
     by: Side | Literal["relay"]
-    error: RelayError | None = None
+    error: BaseException | None = None
+    """What went wrong, if anything did: a RelayError, or the bug of ours that ended it."""
     lost: Side | None = None
     """The leg that has no connection any more: it gets no farewell."""
 
@@ -131,15 +132,20 @@ class Session:
             self.ended.set_result(ending)
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
-        """Both farewells, at once."""
-        await asyncio.gather(
-            *(
-                leg.cut()
-                if leg.side == ending.lost
-                else leg.farewell(ending.code, ending.reason, timeout_s)
-                for leg in (self.downstream, self.upstream)
-            )
+        """Both farewells, at once. One that fails is logged, and its connection is gone too."""
+        legs = (self.downstream, self.upstream)
+        farewells = (
+            leg.cut()
+            if leg.side == ending.lost
+            else leg.farewell(ending.code, ending.reason, timeout_s)
+            for leg in legs
         )
+        results = await asyncio.gather(*farewells, return_exceptions=True)
+        for leg, error in zip(legs, results, strict=True):
+            if error is not None:
+                log.bug("session.farewell_failed", error, id=self.exchange.id)
+                leg.transport.abort()
+                await leg.socket.close()
 
 
 def close_payload(code: int | None, reason: str) -> bytes:

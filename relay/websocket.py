@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from functools import partial
 
 from aiohttp import ClientWebSocketResponse, web
 
@@ -19,8 +20,9 @@ from relay.core.exchange import Exchange
 from relay.core.provider import Route
 from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
+from relay.ledger import log
 from relay.metering import session_looks
-from relay.pump import lost, pump
+from relay.pump import broken, lost, pump
 from relay.session import NAMES, Ending, Leg, Session
 
 
@@ -61,40 +63,57 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
 
 
 async def _run(session: Session, gateway: Gateway) -> None:
-    """Pump both ways until the session ends, then say goodbye to both sides."""
-    clock = gateway.clock
-    client, provider = session.downstream, session.upstream
-    route = session.exchange.route
-    assert route is not None
-    sent, received = session_looks(session, route, gateway)
-    pumps = (
-        asyncio.create_task(pump(client, provider, session, clock, sent)),
-        asyncio.create_task(pump(provider, client, session, clock, received)),
-    )
+    """Pump both ways until the session ends, then say goodbye to both sides. Whatever fails here
+    ends the session: neither side is left in silence.
+    """
+    pumps: list[asyncio.Task[None]] = []
     gateway.sessions.add(session)
-    if gateway.draining:
-        session.end(draining())
     try:
+        _start(pumps, session, gateway)
+        if gateway.draining:
+            session.end(draining())
         await asyncio.shield(session.ended)
     except asyncio.CancelledError:
         # The client's connection is gone; or it closed, and the pump knows why already.
         session.end(lost(session.downstream))
+    except Exception as error:  # whatever it is, both sides are told; the ledger logs it
+        session.end(broken(error))
     gateway.sessions.discard(session)
-    for task in pumps:
-        task.cancel()
-    await asyncio.gather(*pumps, return_exceptions=True)
-    ending = session.ended.result()
-    _account(session.exchange, session, ending)
-    await _farewell(session, ending, gateway.settings.websocket.close_timeout_s)
-
-
-async def _farewell(session: Session, ending: Ending, timeout_s: float) -> None:
-    """Both goodbyes, even if the client's end of the connection cancels the handler meanwhile."""
-    goodbye = asyncio.create_task(session.close(ending, timeout_s))
+    goodbye = asyncio.create_task(_end(session, pumps, gateway))
     try:
         await asyncio.shield(goodbye)
     except asyncio.CancelledError:
-        await goodbye
+        await goodbye  # the client's end of the connection cancels the handler: both are told still
+
+
+def _start(pumps: list[asyncio.Task[None]], session: Session, gateway: Gateway) -> None:
+    client, provider, clock = session.downstream, session.upstream, gateway.clock
+    route = session.exchange.route
+    assert route is not None
+    sent, received = session_looks(session, route, gateway)
+    for source, sink, look in ((client, provider, sent), (provider, client, received)):
+        task = asyncio.create_task(pump(source, sink, session, clock, look))
+        task.add_done_callback(partial(_stopped, session))
+        pumps.append(task)
+
+
+def _stopped(session: Session, task: asyncio.Task[None]) -> None:
+    """A pump says itself how its session ends. One that ended without a word has failed."""
+    if not session.ended.done():
+        error = None if task.cancelled() else task.exception()
+        session.end(broken(error or RuntimeError("a pump was cancelled from outside")))
+
+
+async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gateway) -> None:
+    """Stop the pumps, account for the session, and say goodbye to both sides."""
+    exchange, ending = session.exchange, session.ended.result()
+    for task in pumps:
+        task.cancel()
+    for error in await asyncio.gather(*pumps, return_exceptions=True):
+        if isinstance(error, Exception) and error is not ending.error:
+            log.bug("session.pump_failed", error, id=exchange.id)
+    _account(exchange, session, ending)
+    await session.close(ending, gateway.settings.websocket.close_timeout_s)
 
 
 def draining() -> Ending:
