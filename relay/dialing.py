@@ -83,11 +83,16 @@ class Dialing:
         if route.replaced_model is not None:
             named = f"model={quote(route.replaced_model, safe='')}"
             query = paths.join_query(paths.cut_query(query, _MODEL_NAMES), named)
+        query = _with_defaults(query, route, given)
         headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
+        in_query = paths.query_names(query)
+        for header, parameter in rules.header_queries.items():
+            if header not in given and parameter.lower() in in_query:
+                headers.popall(header, None)  # it is the registry's default
         if self.exchange.trace is not None:
             headers[TRACE] = self.exchange.trace.header
         return Handshake(
-            url=upstream_url(route, _with_defaults(query, rules.default_query), keys),
+            url=upstream_url(route, query, keys),
             headers=headers,
             subprotocols=offered_upstream(self.offer(route).passed, keys),
             max_message_bytes=rules.max_message_bytes,
@@ -96,21 +101,32 @@ class Dialing:
         )
 
 
-def _with_defaults(raw_query: str, defaults: Mapping[str, str]) -> str:
-    named = {paths.query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
+def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> str:
+    """`raw_query` with the route's defaults, but for what the client says itself: there, or in one
+    of its `headers`.
+    """
+    rules = route.provider.websocket_rules
+    if rules is None or not route.default_query:
+        return raw_query
+    named = paths.query_names(raw_query)
     if named & _CHOOSERS:
         return raw_query
-    added = [f"{name}={value}" for name, value in defaults.items() if name.lower() not in named]
+    named |= {
+        parameter.lower() for header, parameter in rules.header_queries.items() if header in headers
+    }
+    added = [
+        f"{name}={value}"
+        for name, value in route.default_query.items()
+        if name.lower() not in named
+    ]
     return paths.join_query(raw_query, *added)
 
 
-def asked_model(raw_query: str, route: Route) -> str | None:
-    """The model of a session before it is dialled, as its URL or the registry's default names
-    it.
+def asked_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:
+    """The model of a session before it is dialled, as its URL or the default of its path names it.
+    None where its messages will.
     """
-    rules = route.provider.websocket_rules
-    assert rules is not None
-    return _model(_with_defaults(raw_query, rules.default_query), route)
+    return _model(_with_defaults(raw_query, route, headers), route)
 
 
 def _model(raw_query: str, route: Route) -> str | None:

@@ -62,7 +62,7 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
     if method == WEBSOCKET and (rules := provider.websocket_rules):
         passed = subprotocols.sort(tuple(rules.subprotocols), rules.subprotocols).passed
         lines.append(f"subprotocols {', '.join(offered_upstream(passed, Keys())) or 'none'}")
-        default = ", ".join(f"{name}={value}" for name, value in rules.default_query.items())
+        default = ", ".join(f"{name}={value}" for name, value in route.default_query.items())
         lines.append(f"default query  {default or 'none'}")
     applying = [
         rule.name for rule in limits if not rule.providers or provider.name in rule.providers

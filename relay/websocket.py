@@ -34,7 +34,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         gateway.access.check(request.host, request.headers.get("Origin"))
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
-        exchange.model = asked_model(call.query, route)
+        exchange.model = asked_model(call.query, route, request.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, request.headers)):
             await wait

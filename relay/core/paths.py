@@ -122,6 +122,11 @@ def query_name(segment: str) -> str:
     return name.lower().strip()
 
 
+def query_names(raw_query: str) -> set[str]:
+    """The decoded, lower-case names of all segments."""
+    return {query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
+
+
 def query_value(raw_query: str, name: str) -> str | None:
     """The decoded value of the first segment named `name`, or None."""
     for segment in raw_query.split("&"):

@@ -82,6 +82,9 @@ class WebSocketRules:
 
     default_path: str
     default_query: Mapping[str, str]
+    """Of the default path alone."""
+    header_queries: Mapping[str, str]
+    """Headers and the query parameters that mean the same: one of the two goes up."""
     subprotocols: Mapping[str, Verdict]
     max_message_bytes: int
     idle_timeout_s: float | None
@@ -203,6 +206,8 @@ class Route:
     """Written into the body instead of the client's."""
     weight: float = 1.0
     by_weight: bool = False
+    default_query: Mapping[str, str] = field(default_factory=dict)
+    """Added where the client names nothing of the kind."""
 
     @property
     def keeps_wishes(self) -> bool:
@@ -222,28 +227,33 @@ def rest_route(provider: Provider, endpoint: str, target: Target | None = None) 
 
 
 def websocket_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
-    """The route of a WebSocket; without an endpoint it is the provider's default path."""
-    rules = provider.websocket_rules
-    endpoint = endpoint or (rules.default_path if rules else "")
-    route = replace(_route(provider, target or provider.websocket, endpoint), kind="realtime")
+    """The route of a WebSocket; without an endpoint it is the provider's default path, which alone
+    has a default query.
+    """
+    rules, base = provider.websocket_rules, target or provider.websocket
+    default = rules.default_path if rules else ""
+    route = _route(provider, base, endpoint or default)
+    if rules is None or route.endpoint != _place(provider, base, default)[1]:
+        return replace(route, kind="realtime")
     root = provider.websocket_root_path if target is None else None
-    if root is not None and rules and route.endpoint == rules.default_path:
-        return replace(route, path=f"/{root}" if root else "")
-    return route
+    path = route.path if root is None else f"/{root}" if root else ""
+    return replace(route, kind="realtime", path=path, default_query=rules.default_query)
 
 
 def _route(provider: Provider, base: Target, endpoint: str) -> Route:
-    target = base
-    # Both ways drop by the direct base: Cloudflare's paths are the provider's, less that version.
-    named = paths.drop_version(endpoint, provider.base_path)
-    sent = named
-    for rule in provider.paths:
-        if endpoint.startswith(rule.prefix):
-            target, named = rule.target, endpoint
-            sent = endpoint[len(rule.prefix) :].removeprefix("/")
-            break
+    target, named, sent = _place(provider, base, endpoint)
     path = f"/{sent}" if sent else ""
     return Route(
         provider, target, named, path, peek.kind_of(named), peek.model_in_path(named),
         weight=provider.weight, by_weight=provider.by_weight,
     )  # fmt: skip
+
+
+def _place(provider: Provider, base: Target, endpoint: str) -> tuple[Target, str, str]:
+    """Where an endpoint goes, what it is called there, and the path that is sent for it."""
+    for rule in provider.paths:
+        if endpoint.startswith(rule.prefix):
+            return rule.target, endpoint, endpoint[len(rule.prefix) :].removeprefix("/")
+    # Both ways drop by the direct base: Cloudflare's paths are the provider's, less that version.
+    named = paths.drop_version(endpoint, provider.base_path)
+    return base, named, named

@@ -30,7 +30,7 @@ from relay.registry.credentials import Expanded
 from relay.registry.entries import ProviderEntry, ProviderWebSocket
 from relay.registry.pricing import price_rules
 from relay.registry.registry import Registry
-from relay.registry.targets import fallbacks, homes, retry_rules, target
+from relay.registry.targets import fallbacks, header_queries, homes, retry_rules, target
 from relay.registry.yamlfile import Document, Where
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -248,6 +248,7 @@ class _Builder:
         return WebSocketRules(
             default_path=socket.default_path,
             default_query=socket.default_query,
+            header_queries=header_queries(self.entry, self._complain),
             subprotocols=socket.subprotocols,
             max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
             idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,

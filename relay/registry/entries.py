@@ -90,7 +90,11 @@ class ProviderWebSocket(Section):
     default_path: str = Field(description="Opened when the client names no endpoint.")
     default_query: dict[str, str] = Field(
         {},
-        description="Added when the client names no model, intent, call_id or agent_id, nor any of these.",
+        description="Added on the default path alone, when the client names no model, intent, call_id or agent_id, nor any of these.",
+    )
+    header_queries: dict[str, str] = Field(
+        {},
+        description="Header to the query parameter that means the same: a default of either is left out where the other goes up.",
     )
     base_url: str | None = Field(None, description="Another host for sockets; none: base_url.")
     subprotocols: dict[str, Verdict] = Field(

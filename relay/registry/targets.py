@@ -45,6 +45,27 @@ def fallbacks(
     )
 
 
+def header_queries(
+    entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
+) -> dict[str, str]:
+    """Headers to the query parameters that mean the same, for sockets. One that has no default to
+    leave out is complained of: it is misspelt.
+    """
+    socket = entry.websocket
+    if socket is None:
+        return {}
+    headers = {name.lower() for name in entry.headers}
+    queries = {name.lower() for name in socket.default_query}
+    for header, parameter in socket.header_queries.items():
+        if header.lower() not in headers and parameter.lower() not in queries:
+            complain(
+                ("websocket", "header_queries", header),
+                f"there is no default for it: no '{header}' in `headers`,"
+                f" no '{parameter}' in websocket.default_query",
+            )
+    return socket.header_queries
+
+
 def target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -> Target:
     """The Target at `base`."""
     assert base.raw_host is not None and base.port is not None
