@@ -104,7 +104,7 @@ def test_only_what_was_not_executed_or_does_no_harm_is_repeated(ended: Tried, me
 @pytest.mark.parametrize(
     ("ended", "failures", "rests"),
     [
-        (Tried(401), 1, 300), (Tried(403), 9, 300), (Tried(429), 1, 10), (Tried(429, None, 42), 1, 42), (Tried(429, None, 99999), 1, 3600),
+        (Tried(401), 1, 300), (Tried(403), 9, 300), (Tried(429), 1, 20), (Tried(429, None, 42), 1, 42), (Tried(429, None, 99999), 1, 3600),
         (Tried(500), 1, 1), (Tried(503), 3, 4), (Tried(500), 20, 60), (Tried(0, UpstreamDisconnected("x")), 2, 2),
         (Tried(200), 1, 0), (Tried(400), 1, 0), (Tried(422), 5, 0), (Tried(0, ClientGone()), 1, 0),
     ],
