@@ -48,8 +48,8 @@ class Door:
     def refusal(self, message: Any, payload: Any, connection: RequestHandler) -> bytes | None:
         """The answer to a request that is refused at once; None if it is let in.
 
-        What was let in and has not come to the line yet counts as running: of a thousand that come
-        in one turn of the loop no more than there is room for may become calls.
+        What was let in and is not handled yet counts as running: of a thousand that come in one
+        turn of the loop no more than there is room for may become calls.
         """
         gateway, path = self._gateway, message.path
         limits, arriving = gateway.limits, gateway.arriving
@@ -73,8 +73,8 @@ class Door:
             answer = self._answers[provider.meter] = _ready(provider.meter)
         return answer
 
-    def lost(self, connection: RequestHandler) -> None:
-        """It is gone, and with it what was arriving on it."""
+    def free(self, connection: RequestHandler) -> None:
+        """Give back the place of what arrived on this connection, if it has one."""
         self._gateway.arriving.discard(connection)
 
 
@@ -122,13 +122,19 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 def straight(app: web.Application, otherwise: Handler) -> Handler:
     """A handler that takes calls to their resource without a look at the routing table, through the
     same middleware; anything else goes the ordinary way. The table took a twentieth of a call.
+
+    Every request comes here, whatever it is, so here its place among those that arrive is given
+    back. A call takes its place among those that run before the loop turns again.
     """
     prefix, route = app[STRAIGHT]
     gateway, start = app[GATEWAY], len(prefix)
+    arriving = gateway.arriving
     with_cors, without_cors = _matched(app, route), _matched(app, route)
     without_cors._apps = []  # whose signals are sent: the only one there is adds CORS headers
 
     def handle(request: Any) -> Awaitable[web.StreamResponse]:
+        if arriving:
+            arriving.discard(request.protocol)
         path = request.raw_path
         if not path.startswith(prefix) or path[start:].partition("?")[0] in _NO_CALLS:
             return otherwise(request)
@@ -210,7 +216,7 @@ class _Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._manager is not None:
-            self._manager.door.lost(self)  # type: ignore[attr-defined]
+            self._manager.door.free(self)  # type: ignore[attr-defined]
             self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
         super().connection_lost(exc)
 

@@ -68,7 +68,7 @@ class Gateway:
         self.held_bytes = 0
         self.draining = False
         self.arriving: set[object] = set()
-        """Connections whose request was let in at the door and has not come to the line yet."""
+        """Connections whose request was let in at the door and is not handled yet."""
         self.refused_at_the_door = 0
         """Calls that got a 503 before they became an Exchange; the janitor logs how many."""
         self.refused_told = 0
@@ -182,8 +182,6 @@ class Gateway:
                 request.transport is None or request.transport.is_closing()
             )
         self.running.add(exchange)
-        if self.arriving:
-            self.arriving.discard(request.protocol)
         request[EXCHANGE] = exchange
         return exchange
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from relay.core.errors import InternalError, RelayError, UnknownRoute
 from relay.core.paths import check_target
-from relay.gateway import EXCHANGE, GATEWAY
+from relay.gateway import EXCHANGE
 from relay.ledger import log
 from relay.surfaces.errors import answer
 
@@ -42,6 +42,5 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 def _refused(request: web.Request, error: RelayError) -> web.StreamResponse:
     """Answer `error`; log it where no Exchange will."""
     if EXCHANGE not in request:
-        request.app[GATEWAY].arriving.discard(request.protocol)
         log.event("request.refused", method=request.method, error=error.code, client=request.remote)
     return answer(request, error)
