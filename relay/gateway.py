@@ -221,7 +221,11 @@ class Gateway:
         """
         at_end, exchange.at_end, exchange.look = exchange.at_end, (), None
         for give in at_end:
-            give()
+            try:
+                give()
+            except Exception as error:
+                # Whatever it is, the others give back and the call gets its row.
+                log.bug("close.failed", error, id=exchange.id)
 
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising. What it used and cost,

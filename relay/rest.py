@@ -53,7 +53,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         upstream = await gateway.attempts.open(exchange, wanted, sending)
         exchange.first_byte_s = gateway.clock()
         body.whole = b""
-        if exchange.held_bytes:
+        if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
             gateway.let_go(exchange, exchange.held_bytes)
         try:
             return await stream(upstream, request, exchange, gateway)

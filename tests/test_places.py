@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, provider
-from tests.upstream.raw import SILENCE, RawUpstream, ok
+from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, ok
 
 CALLS = "/api/v1/ai-gateway/providers"
 Connect = Callable[[], Awaitable["Connection"]]
@@ -202,3 +202,70 @@ async def test_as_many_calls_as_there_are_places_run_after_a_storm_of_other_requ
     assert [(await call)[0] for call in calls] == [200, 200, 200]
     for connection in opened:
         connection.writer.close()
+
+
+async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_early(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held of a body that streams is let go of piece by piece, even behind the head of the answer."""
+    gate = asyncio.Event()
+    raw.plays("early", SSE_HEAD, chunk(b"data: 0\n\n"), gate, LAST_CHUNK)
+    relay = await start({"server": {"buffer_bytes": 4 << 20, "body_idle_timeout_s": HANG_GUARD_S}}, openai=provider(raw.url))
+    gateway, lowest = relay.gateway, [0]
+    let_go = gateway.let_go
+
+    def watched(exchange: Any, count: int) -> None:
+        let_go(exchange, count)
+        lowest.append(min(gateway.held_bytes, exchange.held_bytes))
+
+    monkeypatch.setattr(gateway, "let_go", watched)
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(128):  # without a length: it is held until it is too large
+            yield bytes(1 << 16)
+
+    async with relay.client.post(relay.path("openai", "files"), data=upload()) as answer:
+        assert await answer.content.readany() == b"data: 0\n\n"
+        async with asyncio.timeout(HANG_GUARD_S):
+            while gateway.held_bytes > 0:
+                await asyncio.sleep(0.01)
+        gate.set()
+        await answer.read()
+    await relay.idle()
+    assert len(lowest) > 2 and min(lowest) == 0 and gateway.held_bytes == 0
+
+
+async def test_one_that_fails_while_a_call_gives_back_keeps_the_others_from_nothing(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+    begin = relay.gateway.begin
+
+    def fails() -> None:
+        raise RuntimeError("as anything might")
+
+    def beginning(*args: Any) -> Any:
+        exchange = begin(*args)
+        exchange.at_end += (fails,)
+        return exchange
+
+    relay.gateway.begin = beginning  # type: ignore[method-assign]
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+    await relay.idle()
+    assert relay.gateway.limits._running == {}  # type: ignore[union-attr]
+    (line,) = await relay.events()
+    assert line["outcome"] == "relayed"
+
+
+async def test_a_key_is_not_busy_after_an_attempt_that_failed_by_a_fault_of_ours(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.plays(ok(b"fine"))
+    keys = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}"], "pool": "least_busy"}
+    relay = await start(openai={"base_url": raw.url, "auth": keys})
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("as any code might")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relay.sending.send", fail)
+        for _ in range(3):
+            assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 500
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+    await relay.idle()
+    assert {state.running for state in relay.gateway.attempts.health._keys.values()} == {0}

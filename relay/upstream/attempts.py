@@ -169,6 +169,9 @@ class Attempts:
                 ended = self._cut(exchange, route, keys)
             except (RelayError, *MAPPED) as error:
                 ended = self._failure(error, route, acting)
+            except Exception:  # a fault of ours: the key is not busy with it, nor to blame
+                self.health.left(route, keys)
+                raise
             if ended.status < 400 and result is not None and not exchange.attempts:
                 self.health.worked(route, keys)
                 self._until_end(exchange, route, keys)
