@@ -141,12 +141,12 @@ async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) ->
     """
     leader, gateway = sending.exchange, sending.gateway
     exchange = copy.copy(leader)
-    exchange.task, exchange.at_end = asyncio.current_task(), ()
+    exchange.task, exchange.at_end, exchange.admission = asyncio.current_task(), (), None
     gateway.running.add(exchange)
     failure: RelayError | None = None
     try:
-        limits = gateway.limits  # a reload may have brought some that did not admit it
-        if limits is not None and limits.counts_tokens and exchange.admission is not None:
+        limits = gateway.limits
+        if limits is not None and limits.counts_tokens:
             await limits.reserve(exchange, sending.body.whole)
         upstream = await gateway.attempts.open(exchange, asked, replace(sending, exchange=exchange))
         exchange.first_byte_s = gateway.clock()

@@ -53,15 +53,16 @@ class Gateway:
         self.clock: Callable[[], float] = time.monotonic
         self.later = Later()
         self.shared = self._shared(config)
-        self.windows = Windows(MemoryCounters(self.clock, time.time), self.shared, time.time)
+        memory = MemoryCounters(self.clock, time.time)
+        self.windows = Windows(memory, self.shared, self.later, new_id)
         self.inflight = Inflight()
         self.ledger = Ledger(_database(config), self.clock, new_id)
         self.metrics, self.traces = self._observers(config.settings)
-        memory = MemoryStore(config.settings.cache.memory_bytes, self.clock)
+        kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         there = None
         if self.shared is not None and config.settings.cache.store == "redis":
             there = RedisStore(self.shared, time.time)
-        self.cache = Cache(memory, there, self.later)
+        self.cache = Cache(kept, there, self.later)
         self._take(config)
         self.running: set[Exchange] = set()
         self.sessions: set[Session] = set()
@@ -159,7 +160,7 @@ class Gateway:
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
         self.limits = None
         if config.limits:
-            self.limits = Limits(config.limits, self.windows, self.later, self.ledger.settle)
+            self.limits = Limits(config.limits, self.windows, self.ledger.settle)
         self.proxies = Proxies(server.trusted_proxies)
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:

@@ -85,6 +85,16 @@ class Counted(NamedTuple):
     amount: int
 
 
+class Charge(NamedTuple):
+    """An amount that was counted, and the window that holds it."""
+
+    rule: Rule
+    key: str
+    amount: int
+    window: object
+    """Known to whoever counted it: an amount goes back there or nowhere."""
+
+
 @dataclass(slots=True)
 class Admission:
     """What a call has been counted for so far."""
@@ -92,7 +102,7 @@ class Admission:
     said: Metadata
     running: tuple[str, ...] = ()
     """Keys."""
-    windows: tuple[Counted, ...] = ()
+    charges: tuple[Charge, ...] = ()
     estimate: Estimate | None = None
     """What it may use, where a rule asks."""
 

@@ -2,14 +2,14 @@
 
 Owns: which rules a call falls under, and that all of a step are tested before one counts. A call
 takes three steps, each as early as it can be: `admit` before its body is read, `check` when its
-model is known, `reserve` when it is really sent. A refusal gives back what the steps before it
-counted. What runs at once is counted here, in this process; what began, in windows.py.
+model is known, `reserve` when it is really sent. When it ends, all that it took is given back,
+unless it was answered or sent: then what began counts, and of tokens what was used. What runs at
+once is counted here, in this process; what began, in windows.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from relay.core.errors import (
     ModelUnknown,
@@ -20,14 +20,13 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange
-from relay.core.limits import Admission, Counted, Rule, key
+from relay.core.limits import Admission, Charge, Counted, Rule, key
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
 from relay.core.peek import model_is_plain
 from relay.core.usage import estimate
 from relay.gate.windows import Taken, Windows
 
-Later = Callable[[Coroutine[Any, Any, None]], None]
 FindUsed = Callable[[Exchange], None]
 _OF_CALLS = frozenset({"requests", "calls_at_once"})
 _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
@@ -40,13 +39,11 @@ class Limits:
     """The rules in force. A call keeps the ones that it began with."""
 
     __slots__ = (
-        "_calls", "_find_used", "_later", "_model_calls", "_overall", "_running", "_says",
+        "_calls", "_find_used", "_model_calls", "_overall", "_running", "_says",
         "_sockets", "_tokens", "_windows", "asks_model", "counts_tokens", "most",
     )  # fmt: skip
 
-    def __init__(
-        self, rules: Sequence[Rule], windows: Windows, later: Later, find_used: FindUsed
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], windows: Windows, find_used: FindUsed) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
         self._calls = [rule for rule in calls if not rule.needs_model]
         self._model_calls = [rule for rule in calls if rule.needs_model]
@@ -57,7 +54,7 @@ class Limits:
         self.counts_tokens = bool(self._tokens)
         """True if what a call may use must be set aside: see `reserve`."""
         self._says = any(part.startswith("metadata.") for rule in rules for part in rule.per)
-        self._windows, self._later, self._find_used = windows, later, find_used
+        self._windows, self._find_used = windows, find_used
         self._running: dict[str, int] = {}
         overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
@@ -75,8 +72,7 @@ class Limits:
 
         Raises RateLimited, TooManySessions, Overloaded.
         """
-        said = metadata(headers.get(METADATA)) if self._says else _NOTHING_SAID
-        exchange.admission = held = Admission(said)
+        held = self._begin(exchange, headers)
         rules = self._sockets if exchange.surface == "websocket" else self._calls
         return self._take(exchange, held, rules)
 
@@ -95,20 +91,25 @@ class Limits:
     async def reserve(self, exchange: Exchange, body: bytes) -> None:
         """Set aside the tokens that a call may use; what it did not use comes back when it ends.
 
-        Raises RateLimited.
+        A call that others share was not admitted itself. Raises RateLimited.
         """
-        held = exchange.admission
-        assert held is not None
+        held = exchange.admission or self._begin(exchange, exchange.headers or {})
         held.estimate = estimate(body)
-        exchange.at_end += (lambda: self._settle(exchange, held),)
         wait = self._take(exchange, held, self._tokens)
         if wait is not None:
             await wait
 
+    def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
+        """What `exchange` is counted for from now on; given back when it ends."""
+        said = metadata(headers.get(METADATA)) if self._says else _NOTHING_SAID
+        exchange.admission = held = Admission(said)
+        exchange.at_end += (lambda: self._end(exchange, held),)
+        return held
+
     def _take(
         self, exchange: Exchange, held: Admission, rules: Sequence[Rule]
     ) -> Awaitable[None] | None:
-        """Count under all `rules` that apply, or give back, and raise."""
+        """Count under all `rules` that apply, or under none, and raise."""
         route, places = exchange.route, []
         assert route is not None
         # Cloudflare counts what goes through it, if that is its job; what runs here is ours.
@@ -127,59 +128,59 @@ class Limits:
             return None
         if self._windows.shared:
             return self._take_there(exchange, held, places)
-        return self._taken(exchange, held, places, self._windows.here.take(places))
+        _taken(exchange, held, self._windows.here.take(places))
+        return None
 
     async def _take_there(
         self, exchange: Exchange, held: Admission, places: Sequence[Counted]
     ) -> None:
-        wait = self._taken(exchange, held, places, await self._windows.take(places))
-        if wait is not None:
-            await wait
-
-    def _taken(
-        self, exchange: Exchange, held: Admission, places: Sequence[Counted], taken: Taken
-    ) -> Awaitable[None] | None:
-        if taken.full is not None:
-            return self._refuse(exchange, held, taken)
-        held.windows += tuple(places)
-        exchange.standings += taken.standings
-        return None
-
-    async def _refuse(self, exchange: Exchange, held: Admission, taken: Taken) -> NoReturn:
-        """A refused call uses nothing up: what was counted for it is given back."""
-        assert taken.full is not None
-        given_back, held.windows = held.windows, ()
-        for place in given_back:
-            await self._windows.book(place, -place.amount)
-        exchange.standings = taken.standings
-        raise RateLimited(taken.full.text, taken.standings[0].reset_s)
+        _taken(exchange, held, await self._windows.take(places))
 
     def _run(self, rule: Rule, its: str, exchange: Exchange, held: Admission) -> None:
-        """Count what runs; it is given back when the call is over, refused or not."""
+        """Count what runs."""
         count = self._running.get(its, 0)
         if count >= rule.amount:
             raise _too_many(rule)
         self._running[its] = count + 1
-        if not held.running:
-            exchange.at_end += (lambda: self._stopped(held),)
         held.running += (its,)
 
-    def _stopped(self, held: Admission) -> None:
+    def _end(self, exchange: Exchange, held: Admission) -> None:
+        """Give back what ran, and all that was counted for a call that came to nothing here."""
         for its in held.running:
             left = self._running[its] - 1
             if left:
                 self._running[its] = left
             else:
                 del self._running[its]
+        if not held.charges:
+            return
+        if exchange.sent_s:
+            self._settle(exchange, [each for each in held.charges if each.rule.counts == "tokens"])
+        else:
+            self._windows.give_back(held.charges)
 
-    def _settle(self, exchange: Exchange, held: Admission) -> None:
-        """Book what a call used beyond what was set aside for it, or give back the rest."""
+    def _settle(self, exchange: Exchange, charges: Sequence[Charge]) -> None:
+        """Give back the tokens that a call did not use of those set aside for it. What it used
+        beyond them counts now.
+        """
+        if not charges:
+            return
         self._find_used(exchange)
-        for place in held.windows:
-            if place.rule.counts == "tokens":
-                difference = _used(exchange, place.amount) - place.amount
-                if difference:
-                    self._later(self._windows.book(place, difference))
+        for rule, its, amount, window in charges:
+            spare = amount - _used(exchange, amount)
+            if spare > 0:
+                self._windows.give_back((Charge(rule, its, spare, window),))
+            elif spare < 0:
+                self._windows.add(Counted(rule, its, -spare))
+
+
+def _taken(exchange: Exchange, held: Admission, taken: Taken) -> None:
+    """Note what was counted. Raises RateLimited if a rule has no room."""
+    if taken.full is not None:
+        exchange.standings = taken.standings
+        raise RateLimited(taken.full.text, taken.standings[0].reset_s)
+    held.charges += taken.charges
+    exchange.standings += taken.standings
 
 
 def _amount(rule: Rule, held: Admission) -> int:
@@ -192,14 +193,14 @@ def _amount(rule: Rule, held: Admission) -> int:
 
 
 def _used(exchange: Exchange, reserved: int) -> int:
-    """What a call used: as its answer said; what was set aside, where it was not told; nothing,
-    where no provider did anything.
+    """What a call that was sent used: as its answer said; what was set aside, where it was not
+    told; nothing, where no provider did anything.
     """
     usage = exchange.used
     if usage is not None and not usage.estimated:
         return usage.tokens
-    unsent = not exchange.sent_s or isinstance(exchange.error, _UNSENT)
-    return 0 if unsent or exchange.status >= 400 else reserved
+    nothing = isinstance(exchange.error, _UNSENT) or exchange.status >= 400
+    return 0 if nothing else reserved
 
 
 def _value(part: str, exchange: Exchange, said: Metadata) -> str:

@@ -1,27 +1,35 @@
-"""How often: counting in windows of time, by the strategies of the `limits` library.
+"""How often: counting in windows of time.
 
 Owns: where windows are counted. With Redis it is there, for all workers and machines; while it is
 away, in this process, as if it were alone: a limit that is too generous for a while rather than no
-answer at all.
+answer at all. What is given back goes to the window in which it was counted, here or there, or
+nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
+from math import floor
 from typing import Any, NamedTuple
 
-from limits import RateLimitItemPerSecond, aio, strategies
+from limits import RateLimitItemPerSecond, strategies
 
-from relay.core.limits import Counted, Rule, Standing
-from relay.storage.counters import MemoryCounters
+from relay.core.limits import Charge, Counted, Rule, Standing
+from relay.storage.counters import MemoryCounters, Window
 from relay.storage.shared import Shared
+from relay.storage.windows import RedisWindows, Spot, State, Wanted
 
+Later = Callable[[Coroutine[Any, Any, None]], None]
 _NO_LIMIT = 1 << 53
 """Redis counts in doubles."""
+_MOST_OWED = 10_000
+_PAID_AT_ONCE = 100
 
 
-class _Window(RateLimitItemPerSecond):
+class _Item(RateLimitItemPerSecond):
     """A rule's window, as the library wants it; the key is made by whoever asks."""
 
     __slots__ = ()
@@ -31,14 +39,15 @@ class _Window(RateLimitItemPerSecond):
 
 
 @lru_cache(maxsize=1024)
-def _window(rule: Rule) -> _Window:
-    return _Window(rule.amount, rule.window_s)
+def _item(rule: Rule) -> _Item:
+    return _Item(rule.amount, rule.window_s)
 
 
 class Taken(NamedTuple):
-    """What came of it: the caller's standings, and the rule that has no room."""
+    """What came of it: the caller's standings, what was counted, and the rule that has no room."""
 
     standings: tuple[Standing, ...]
+    charges: tuple[Charge, ...] = ()
     full: Rule | None = None
 
 
@@ -46,11 +55,18 @@ class Windows:
     """One per process; it outlives a reload, and so do the counts."""
 
     def __init__(
-        self, counters: MemoryCounters, shared: Shared | None, wall: Callable[[], float]
+        self,
+        here: MemoryCounters,
+        shared: Shared | None,
+        later: Later,
+        new_id: Callable[[], str],
     ) -> None:
-        self.here = _Here(counters, wall)
-        self._there = _There(shared.counters(), wall) if shared else None
-        self._shared = shared
+        self.here = _Here(here)
+        self._there = _There(RedisWindows(shared.client, new_id)) if shared else None
+        self._shared, self._later = shared, later
+        self._owed: deque[Charge] = deque(maxlen=_MOST_OWED)
+        """What is to be given back in Redis. Past the most the oldest is dropped: its window only
+        lets less through until it ends."""
 
     @property
     def shared(self) -> bool:
@@ -59,107 +75,163 @@ class Windows:
 
     async def take(self, places: Sequence[Counted]) -> Taken:
         """Count under each, if each has room; else under none: then the one standing is that under
-        the rule that is full.
+        the rule that is full. A caller that is cancelled meanwhile has counted nothing.
         """
+        if self._owed:
+            self._later(self._pay())
+        work = asyncio.create_task(self._take(places))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # Redis counts what it was asked to, whoever has left.
+            self._later(self._undo(work))
+            raise
+
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        """Take back what was counted, in the windows in which it was; nothing where they are over.
+        In Redis it is done soon, and not at all if Redis fails meanwhile.
+        """
+        there = False
+        for charge in charges:
+            if isinstance(charge.window, Window):
+                charge.window.give_back(charge.amount)
+            else:
+                self._owed.append(charge)
+                there = True
+        if there:
+            self._later(self._pay())
+
+    def add(self, place: Counted) -> None:
+        """Count what was used already, in the window that runs now, room or not."""
+        if self._there is None:
+            self.here.add(place)
+        else:
+            self._later(self._add(place))
+
+    async def _take(self, places: Sequence[Counted]) -> Taken:
         there, taken = self._there, None
         if there is not None and self._shared is not None:
             taken = await self._shared.ask(lambda: there.take(places))
         return self.here.take(places) if taken is None else taken
 
-    async def book(self, place: Counted, difference: int) -> None:
-        """Add what was used beyond what was counted, or take back what was not used."""
-        there, booked = self._there, None
+    async def _undo(self, work: asyncio.Task[Taken]) -> None:
+        self.give_back((await work).charges)
+
+    async def _add(self, place: Counted) -> None:
+        there, added = self._there, None
         if there is not None and self._shared is not None:
-            booked = await self._shared.ask(lambda: there.book(place, difference))
-        if booked is None:
-            self.here.book(place, difference)
+            added = await self._shared.ask(lambda: there.add(place))
+        if added is None:
+            self.here.add(place)
+
+    async def _pay(self) -> None:
+        """Give back in Redis what is owed there. What may have been given back is not given back
+        again: too low a count would let too much through, one that stays ends with its window.
+        """
+        assert self._shared is not None
+        paid: bool | None = True
+        while paid:
+            paid = await self._shared.ask(self._pay_some)
+
+    async def _pay_some(self) -> bool:
+        """True if more may be owed."""
+        assert self._there is not None
+        some = [self._owed.popleft() for _ in range(min(len(self._owed), _PAID_AT_ONCE))]
+        if some:
+            await self._there.give_back(some)
+        return bool(some)
 
 
 class _Here:
     """In this process. Nothing waits, so nothing comes between a test and its hit."""
 
-    def __init__(self, counters: MemoryCounters, wall: Callable[[], float]) -> None:
-        self._counters, self._wall = counters, wall
+    def __init__(self, counters: MemoryCounters) -> None:
+        self._counters = counters
         self._fixed = strategies.FixedWindowRateLimiter(counters)
         self._sliding = strategies.SlidingWindowCounterRateLimiter(counters)
 
     def take(self, places: Sequence[Counted]) -> Taken:
         """See Windows.take."""
-        if len(places) == 1:
+        if len(places) == 1 and not places[0].rule.sliding:
             return self._take_one(places[0])
         for rule, key, amount in places:
             strategy = self._sliding if rule.sliding else self._fixed
-            if not strategy.test(_window(rule), key, cost=amount):
-                return Taken((self._standing(rule, key),), rule)
-        for rule, key, amount in places:
-            strategy = self._sliding if rule.sliding else self._fixed
-            strategy.hit(_window(rule), key, cost=amount)
-        return Taken(tuple([self._standing(rule, key) for rule, key, _ in places]))
+            if not strategy.test(_item(rule), key, cost=amount):
+                return Taken((self._standing(rule, key),), full=rule)
+        charges = tuple([self.add(place) for place in places])
+        return Taken(tuple([self._standing(rule, key) for rule, key, _ in places]), charges)
 
     def _take_one(self, place: Counted) -> Taken:
         """Without others there is nothing to test beforehand; a fixed window, what most rules have,
         takes one step.
         """
         rule, key, amount = place
-        if rule.sliding:
-            taken = self._sliding.hit(_window(rule), key, cost=amount)
-            return Taken((self._standing(rule, key),), None if taken else rule)
-        taken, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
-        standing = Standing(rule, max(0, rule.amount - count), left_s)
-        return Taken((standing,), None if taken else rule)
+        window, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
+        standings = (Standing(rule, max(0, rule.amount - count), left_s),)
+        if window is None:
+            return Taken(standings, full=rule)
+        return Taken(standings, (Charge(rule, key, amount, window),))
 
-    def book(self, place: Counted, difference: int) -> None:
-        """See Windows.book."""
-        rule, key, _ = place
-        if rule.sliding:
-            self._counters.acquire_sliding_window_entry(key, _NO_LIMIT, rule.window_s, difference)
-        else:
-            difference = max(difference, -self._counters.get(key))
-            self._counters.incr(key, rule.window_s, difference)
+    def add(self, place: Counted) -> Charge:
+        """Count, room or not."""
+        rule, key, amount = place
+        add = self._counters.add_sliding if rule.sliding else self._counters.add
+        return Charge(rule, key, amount, add(key, rule.window_s, amount))
 
     def _standing(self, rule: Rule, key: str) -> Standing:
         if not rule.sliding:
-            count, left_s = self._counters.window(key)
-            return Standing(rule, max(0, rule.amount - count), left_s)
-        reset, remaining = self._sliding.get_window_stats(_window(rule), key)
-        return Standing(rule, int(remaining), max(0.0, reset - self._wall()))
+            return _standing(rule, 0, *self._counters.window(key))
+        before, _, count, left_s = self._counters.get_sliding_window(key, rule.window_s)
+        return _standing(rule, before, count, left_s - rule.window_s)
 
 
 class _There:
-    """In Redis: between a test and its hit others come, so a hit may fail, and is undone."""
+    """In Redis. One question asks for all places of a step."""
 
-    def __init__(self, counters: Any, wall: Callable[[], float]) -> None:
-        self._counters, self._wall = counters, wall
-        self._fixed = aio.strategies.FixedWindowRateLimiter(counters)
-        self._sliding = aio.strategies.SlidingWindowCounterRateLimiter(counters)
+    def __init__(self, windows: RedisWindows) -> None:
+        self._windows = windows
 
     async def take(self, places: Sequence[Counted]) -> Taken:
-        for rule, key, amount in places:
-            if not await self._of(rule).test(_window(rule), key, cost=amount):
-                return Taken((await self._standing(rule, key),), rule)
-        for at, (rule, key, amount) in enumerate(places):
-            if not await self._of(rule).hit(_window(rule), key, cost=amount):
-                # A fixed window counted it all the same; a sliding one did not.
-                for place in places[: at + (not rule.sliding)]:
-                    await self.book(place, -place.amount)
-                return Taken((await self._standing(rule, key),), rule)
-        return Taken(tuple([await self._standing(rule, key) for rule, key, _ in places]))
+        """See Windows.take."""
+        full, states = await self._windows.take([_wanted(place) for place in places])
+        if full is not None:
+            rule = places[full].rule
+            return Taken((_stands(rule, states[0]),), full=rule)
+        counted = tuple(zip(places, states, strict=True))
+        charges = tuple([Charge(*place, state.spot) for place, state in counted])
+        return Taken(tuple([_stands(place.rule, state) for place, state in counted]), charges)
 
-    async def book(self, place: Counted, difference: int) -> bool:
-        rule, key, _ = place
-        if rule.sliding:
-            await self._counters.acquire_sliding_window_entry(
-                key, _NO_LIMIT, rule.window_s, difference
-            )
-            return True
-        # The window in which it was counted may be over: nothing is owed to the next one.
-        if difference := max(difference, -await self._counters.get(key)):
-            await self._counters.incr(key, rule.window_s, difference)
+    async def add(self, place: Counted) -> bool:
+        """See Windows.add."""
+        await self._windows.take([_wanted(place)._replace(limit=_NO_LIMIT)])
         return True
 
-    def _of(self, rule: Rule) -> aio.strategies.RateLimiter:
-        return self._sliding if rule.sliding else self._fixed
+    async def give_back(self, charges: Sequence[Charge]) -> None:
+        """See Windows.give_back."""
+        await self._windows.give_back(
+            [
+                (_wanted(Counted(*charge[:3])), charge.window)
+                for charge in charges
+                if isinstance(charge.window, Spot)
+            ]
+        )
 
-    async def _standing(self, rule: Rule, key: str) -> Standing:
-        reset, remaining = await self._of(rule).get_window_stats(_window(rule), key)
-        return Standing(rule, int(remaining), max(0.0, reset - self._wall()))
+
+def _wanted(place: Counted) -> Wanted:
+    rule, key, amount = place
+    return Wanted(key, rule.sliding, rule.window_s, rule.amount, amount)
+
+
+def _stands(rule: Rule, state: State) -> Standing:
+    return _standing(rule, state.before, state.counted, state.left_s)
+
+
+def _standing(rule: Rule, before: int, count: int, left_s: float) -> Standing:
+    """Under a window that ends in `left_s`. A sliding one has room again as soon as what reaches
+    back of the window before is one less.
+    """
+    reach = floor(before * left_s / rule.window_s) + count
+    reset_s = left_s if before or count else 0.0
+    if before:
+        reset_s = min(left_s % (rule.window_s / before), left_s if count else rule.window_s)
+    return Standing(rule, max(0, rule.amount - reach), reset_s)

@@ -18,11 +18,19 @@ MAX_KEYS = 100_000
 _FORGOTTEN_A_HIT = 32
 
 
-class _Window:
+class Window:
+    """A window of time under one key. One that ended or was forgotten is never used again, so what
+    is given back to it goes nowhere.
+    """
+
     __slots__ = ("count", "ends_s")
 
     def __init__(self, ends_s: float) -> None:
         self.count, self.ends_s = 0, ends_s
+
+    def give_back(self, amount: int) -> None:
+        """Count `amount` less."""
+        self.count = max(0, self.count - amount)
 
 
 class MemoryCounters(Storage, SlidingWindowCounterSupport):
@@ -33,7 +41,7 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         super().__init__()
         self._clock, self._wall = clock, wall
-        self._windows: dict[str, _Window] = {}
+        self._windows: dict[str, Window] = {}
         self._ends: dict[int, deque[tuple[float, str]]] = {}
         """By length: windows of one length end in the order in which they began."""
 
@@ -46,7 +54,20 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """The count after `amount` more; a window of `expiry` seconds begins with the first."""
-        return self._add(key, expiry, amount)
+        return self.add(key, expiry, amount).count
+
+    def add(self, key: str, expiry: int, amount: int) -> Window:
+        """The fixed window that runs, with `amount` more in it."""
+        now = self._clock()
+        window = self._windows.get(key)
+        if window is None or window.ends_s <= now:
+            window = self._begin(key, expiry, now)
+        window.count += amount
+        return window
+
+    def add_sliding(self, key: str, expiry: int, amount: int) -> Window:
+        """The part of a sliding window that runs, with `amount` more in it."""
+        return self.add(f"{key}/{self._clock() // expiry:.0f}", 2 * expiry, amount)
 
     def get(self, key: str) -> int:
         """The count of the window that runs."""
@@ -59,18 +80,20 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
             return 0, 0.0
         return window.count, window.ends_s - now
 
-    def take(self, key: str, expiry: int, amount: int, limit: int) -> tuple[bool, int, float]:
-        """What `get`, `incr` and `get_expiry` of a fixed window come to, in one step: whether
-        `amount` was counted, then count and seconds left.
+    def take(
+        self, key: str, expiry: int, amount: int, limit: int
+    ) -> tuple[Window | None, int, float]:
+        """What `get`, `incr` and `get_expiry` of a fixed window come to, in one step: the window in
+        which `amount` was counted, None if it has no room, then count and seconds left.
         """
         now = self._clock()
         window = self._windows.get(key)
         if window is None or window.ends_s <= now:
             window = self._begin(key, expiry, now)
         if window.count + amount > limit:
-            return False, window.count, window.ends_s - now
+            return None, window.count, window.ends_s - now
         window.count += amount
-        return True, window.count, window.ends_s - now
+        return window, window.count, window.ends_s - now
 
     def get_expiry(self, key: str) -> float:
         """When the window ends, as Unix time."""
@@ -101,7 +124,7 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         before, before_ttl, count, _ = self._sliding(key, expiry)
         if floor(before * before_ttl / expiry) + count + amount > limit:
             return False
-        self._add(f"{key}/{self._clock() // expiry:.0f}", 2 * expiry, amount)
+        self.add_sliding(key, expiry, amount)
         return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
@@ -126,16 +149,8 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         window = self._windows.get(key)
         return window.count if window is not None and window.ends_s > now else 0
 
-    def _add(self, key: str, expiry: int, amount: int) -> int:
-        now = self._clock()
-        window = self._windows.get(key)
-        if window is None or window.ends_s <= now:
-            window = self._begin(key, expiry, now)
-        window.count += amount
-        return window.count
-
-    def _begin(self, key: str, expiry: int, now: float) -> _Window:
-        window = self._windows[key] = _Window(now + expiry)
+    def _begin(self, key: str, expiry: int, now: float) -> Window:
+        window = self._windows[key] = Window(now + expiry)
         self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
         self._forget(now)
         return window

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from limits.aio.storage import Storage
     from redis.asyncio import Redis
 
 T = TypeVar("T")
@@ -91,17 +90,6 @@ class Shared:
         if self._away:
             self._away = False
             self._report("redis.back", "")
-
-    def counters(self) -> Storage:
-        """Its counters, behind the interface of the `limits` library."""
-        from limits.aio.storage import RedisStorage
-
-        return RedisStorage(
-            "async+redis://",  # where it is, the pool knows
-            implementation="redispy",
-            key_prefix=f"{PREFIX}:limits",
-            connection_pool=self._pool,  # type: ignore[arg-type]
-        )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,0 +1,153 @@
+"""Windows of time in Redis, which several workers and machines share.
+
+Owns: the two scripts that count there. Each is one step: whatever fails, either all of it happened
+or nothing. Only Redis's own clock is asked. A window is a hash that expires; `born` tells it
+from those that had its key before, so that what is given back late lands in no later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from relay.storage.shared import PREFIX
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+_TAKE = """
+-- Count in every window if each has room, else in none.
+-- ARGV: a name for what begins; then for each key: '1' if it slides, its length in ms, its limit
+-- and the amount. Returns the number of the key that has no room, or 0; then the name, the number
+-- since 1970 of a sliding window (0 of a fixed one), count, count of the window before and ms left:
+-- of that key alone, or of all.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function window(at)
+  local key, slides, length = KEYS[at], ARGV[4 * at - 2] == '1', tonumber(ARGV[4 * at - 1])
+  local held = redis.call('HMGET', key, 'born', 'number', 'count', 'before')
+  local left = redis.call('PTTL', key)
+  local number = 0
+  if slides then
+    number, left = math.floor(now / length), length - now % length
+  end
+  if not held[1] or left <= 0 then
+    return ARGV[1], number, 0, 0, slides and left or length
+  end
+  local last, count, before = tonumber(held[2]), tonumber(held[3]), tonumber(held[4])
+  if last == number - 1 then
+    before, count = count, 0
+  elseif last < number then
+    before, count = 0, 0
+  end
+  -- A clock that was set back opens no window again.
+  return held[1], math.max(last, number), count, before, left
+end
+
+local found = {0}
+for at = 1, #KEYS do
+  local length, limit, amount = ARGV[4 * at - 1], tonumber(ARGV[4 * at]), tonumber(ARGV[4 * at + 1])
+  local born, number, count, before, left = window(at)
+  if math.floor(before * left / length) + count + amount > limit then
+    return {at, born, number, count, before, left}
+  end
+  for _, each in ipairs({born, number, count + amount, before, left}) do
+    found[#found + 1] = each
+  end
+end
+for at = 1, #KEYS do
+  local born, number, count, before, left = unpack(found, 5 * at - 3, 5 * at + 1)
+  redis.call(
+    'HSET', KEYS[at], 'born', born, 'number', number, 'count', count, 'before', before
+  )
+  if ARGV[4 * at - 2] == '1' then
+    redis.call('PEXPIRE', KEYS[at], left + ARGV[4 * at - 1])
+  elseif born == ARGV[1] then
+    redis.call('PEXPIRE', KEYS[at], left)
+  end
+end
+return found
+"""
+_GIVE_BACK = """
+-- Count less in each window that still counts. ARGV: for each key: its name and number, the amount.
+for at = 1, #KEYS do
+  local born, number, amount = ARGV[3 * at - 2], tonumber(ARGV[3 * at - 1]), tonumber(ARGV[3 * at])
+  local held = redis.call('HMGET', KEYS[at], 'born', 'number', 'count', 'before')
+  if held[1] == born then
+    local passed = held[2] - number
+    if passed == 0 then
+      redis.call('HSET', KEYS[at], 'count', math.max(0, held[3] - amount))
+    elseif passed == 1 then
+      redis.call('HSET', KEYS[at], 'before', math.max(0, held[4] - amount))
+    end
+  end
+end
+return 1
+"""
+
+
+class Wanted(NamedTuple):
+    """What is to be counted in one window."""
+
+    key: str
+    slides: bool
+    length_s: int
+    limit: int
+    amount: int
+
+
+class Spot(NamedTuple):
+    """Which window it is of all that had its key: what began the counts there, and the number of a
+    sliding one since then.
+    """
+
+    born: str
+    number: int
+
+
+class State(NamedTuple):
+    """One window, as it is now."""
+
+    spot: Spot
+    counted: int
+    before: int
+    """What the window before counted, where it slides."""
+    left_s: float
+
+
+class RedisWindows:
+    """What all that use one Redis count together. Raises what its client does."""
+
+    def __init__(self, client: Redis, new_id: Callable[[], str]) -> None:
+        self._take = client.register_script(_TAKE)
+        self._give_back = client.register_script(_GIVE_BACK)
+        self._new_id = new_id
+
+    async def take(self, wanted: Sequence[Wanted]) -> tuple[int | None, list[State]]:
+        """Count all of `wanted`: (None, the windows). If one has no room, count nothing: (which,
+        [that window]).
+        """
+        given: list[Any] = [self._new_id()]
+        for each in wanted:
+            given += [int(each.slides), each.length_s * 1000, each.limit, each.amount]
+        full, *found = await self._take([_key(each) for each in wanted], given)
+        states = [
+            State(Spot(born.decode(), number), counted, before, left_ms / 1000)
+            for born, number, counted, before, left_ms in zip(*[iter(found)] * 5, strict=True)
+        ]
+        return (full - 1 if full else None), states
+
+    async def give_back(self, charges: Sequence[tuple[Wanted, Spot]]) -> None:
+        """Count less, by the amounts of `charges`, each in its own window; nowhere where it is
+        over.
+        """
+        given: list[Any] = []
+        for wanted, spot in charges:
+            given += [spot.born, spot.number, wanted.amount]
+        await self._give_back([_key(wanted) for wanted, _ in charges], given)
+
+
+def _key(wanted: Wanted) -> str:
+    technique = "sliding" if wanted.slides else "fixed"
+    return f"{PREFIX}:windows:{technique}:{wanted.length_s}:{wanted.key}"
