@@ -18,10 +18,11 @@ from relay.cache.inflight import Flight, Head, Watcher
 from relay.cache.store import Hit
 from relay.core import caching
 from relay.core.caching import Keeping
-from relay.core.errors import RelayError
+from relay.core.errors import Draining, RelayError
 from relay.core.exchange import Exchange
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
+from relay.ledger import log
 from relay.response import with_own_headers
 from relay.sending import Sending
 from relay.stream import (
@@ -89,15 +90,13 @@ async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamR
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(kept.key, room)
     watcher = flight.watch()
-    if leads:
-        gateway.inflight.launch(flight, _fly(flight, kept, sending, asked))
+    flown = _launch(flight, kept, sending, asked) if leads else None
     try:
         return await _follow(flight, watcher, sending, kept if leads else None)
     finally:
+        if flown is not None:
+            _tell(exchange, flown)
         flight.leave(watcher)
-        if leads:
-            # Its record tells what the whole call came to, whoever stayed to the end.
-            await flight.over.wait()
 
 
 async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
@@ -135,36 +134,75 @@ class _Pieces:
         """Nothing is held."""
 
 
-async def _fly(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> None:
-    """Make the call for all who watch. It has an exchange of its own, which the janitor watches,
-    and tells the leader's what became of it.
+def _launch(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> Exchange:
+    """Begin the call for all who watch. It has an exchange of its own, which the janitor watches;
+    what that comes to is written in the leader's row, whenever the leader itself ends.
     """
     leader, gateway = sending.exchange, sending.gateway
-    exchange = copy.copy(leader)
-    exchange.task, exchange.at_end, exchange.admission = asyncio.current_task(), (), None
-    gateway.running.add(exchange)
-    failure: RelayError | None = None
+    flown = copy.copy(leader)
+    flown.at_end, flown.admission, flown.client_left = (), None, None
+    leader.leads, leader.held_bytes = True, 0
+    gateway.running.add(flown)
+    work = _fly(flight, leader, replace(sending, exchange=flown), asked)
+    flown.task = task = gateway.inflight.launch(flight, work)
+    # Not the task's own end: one that is cancelled before it began has none.
+    task.add_done_callback(lambda _: _land(flight, kept, leader, flown, gateway))
+    return flown
+
+
+async def _fly(flight: Flight, leader: Exchange, sending: Sending, asked: Asked) -> None:
+    """Make the call. How it ends is told by its exchange."""
+    exchange, gateway, body = sending.exchange, sending.gateway, sending.body
     try:
         limits = gateway.limits
         if limits is not None and limits.counts_tokens:
-            await limits.reserve(exchange, sending.body.whole)
-        upstream = await gateway.attempts.open(exchange, asked, replace(sending, exchange=exchange))
+            await limits.reserve(exchange, body.whole)
+        upstream = await gateway.attempts.open(exchange, asked, sending)
         exchange.first_byte_s = gateway.clock()
+        body.whole = b""
+        if exchange.held_bytes:
+            gateway.let_go(exchange, exchange.held_bytes)
         try:
             await _pass_on(upstream, flight, leader, exchange, gateway)
         finally:
             upstream.close()
         exchange.finish()
-    except (Exception, asyncio.CancelledError) as error:
-        failure = exchange.fail(error)
+    except Exception as error:
+        exchange.fail(error)
+    except asyncio.CancelledError:
+        _cut(flight, exchange)
+
+
+def _cut(flight: Flight, flown: Exchange) -> None:
+    """Record why the call was cancelled: by the janitor, by the last client's leaving, or with the
+    process.
+    """
+    alone = flown.expired is not None or flight.left
+    flown.fail(asyncio.CancelledError() if alone else Draining())
+
+
+def _land(
+    flight: Flight, kept: Keeping, leader: Exchange, flown: Exchange, gateway: Gateway
+) -> None:
+    """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
+    row.
+    """
+    if flown.outcome == "running":
+        _cut(flight, flown)
+    try:
+        gateway.ledger.settle(flown)
+    except Exception as error:
+        # What it cost is found out once more with the leader's row; logged.
+        log.bug("shared_call.failed", error, id=leader.id)
     finally:
-        gateway.running.discard(exchange)
+        _tell(leader, flown)
+        leader.settled, leader.used = flown.settled, flown.used
+        leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
         gateway.inflight.land(kept.key, flight)
-        gateway.ledger.settle(exchange)
-        _tell(leader, exchange)
-        gateway.give_back(exchange)
-        flight.cost_nano_usd = exchange.cost_nano_usd
-        flight.ended(failure)
+        flight.ended(flown.error)
+        flown.task = None
+        gateway.release(flown)
+        gateway.landed(leader)
 
 
 async def _pass_on(
@@ -196,14 +234,17 @@ async def _pass_on(
 
 
 _TOLD = (
-    "attempts", "route", "step", "steps", "sent_s", "first_byte_s", "meter", "standings",
+    "attempts", "route", "step", "steps", "sent_s", "meter", "standings", "cloudflare_log_id",
 )  # fmt: skip
 
 
 def _tell(leader: Exchange, flown: Exchange) -> None:
-    """The leader's record is that of the call that was made."""
+    """The leader's record is that of the call that was made, but for what came after it left."""
     for name in _TOLD:
         setattr(leader, name, getattr(flown, name))
+    if not leader.ended_s:
+        leader.first_byte_s = flown.first_byte_s
+        leader.cause = leader.cause or flown.cause
 
 
 async def _follow(

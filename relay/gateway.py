@@ -216,10 +216,13 @@ class Gateway:
         exchange.held_bytes -= count
         self.held_bytes -= count
 
-    def give_back(self, exchange: Exchange) -> None:
+    def release(self, exchange: Exchange) -> None:
         """Give back what an Exchange took, and let go of what holds it: a cycle would keep it for
-        the collector.
+        the collector. Does not raise.
         """
+        self.running.discard(exchange)
+        if exchange.held_bytes:
+            self.let_go(exchange, exchange.held_bytes)
         at_end, exchange.at_end, exchange.look = exchange.at_end, (), None
         for give in at_end:
             try:
@@ -230,14 +233,19 @@ class Gateway:
 
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising. What it used and cost,
-        its log line and its row come soon after, many calls at a time.
+        its log line and its row come soon after, many calls at a time; where it leads a call that
+        still runs, when that is over.
         """
-        self.running.discard(exchange)
-        if exchange.held_bytes:
-            self.let_go(exchange, exchange.held_bytes)
-        if exchange.at_end or exchange.look is not None:
-            self.give_back(exchange)
-        self.ledger.take(exchange, self.clock())
+        self.release(exchange)
+        exchange.ended_s = self.clock()
+        if not exchange.leads:
+            self.ledger.take(exchange, exchange.ended_s)
+
+    def landed(self, leader: Exchange) -> None:
+        """The call that an Exchange led is over: if that has ended already, it is written now."""
+        leader.leads = False
+        if leader.ended_s:
+            self.ledger.take(leader, leader.ended_s)
 
 
 def _database(config: Config) -> Database | None:

@@ -50,13 +50,15 @@ class Flight:
         """The number of the first chunk that is still held."""
         self._held_bytes = 0
         self._all_held = True
+        self.left = False
+        """Nobody watches any more: it is being cancelled."""
         self._watchers: set[Watcher] = set()
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def joinable(self) -> bool:
         """True while a newcomer would get all of it."""
-        return self._all_held and self.error is None
+        return self._all_held and not self.left and self.error is None
 
     def watch(self) -> Watcher:
         """A place at the beginning; give it back to `leave`."""
@@ -68,6 +70,7 @@ class Flight:
         """A client is done, or gone. When nobody watches any more, the call is cancelled."""
         self._watchers.discard(watcher)
         if not self._watchers and not self.over.is_set() and self.task is not None:
+            self.left = True
             self.task.cancel()
         self._tell()
 
@@ -156,11 +159,12 @@ class Inflight:
         flight = self._flights[key] = Flight(room_bytes)
         return flight, True
 
-    def launch(self, flight: Flight, work: Coroutine[Any, Any, None]) -> None:
+    def launch(self, flight: Flight, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin its task."""
-        flight.task = asyncio.create_task(work)
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(self._tasks.discard)
+        flight.task = task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def stop(self) -> None:
         """End what still runs."""

@@ -134,6 +134,8 @@ class Exchange:
     cloudflare_log_id: str | None = field(init=False, default=None)
     keeping: Keeping | None = field(init=False, default=None)
     """What the cache does for it."""
+    leads: bool = field(init=False, default=False)
+    """A call that others share runs on its behalf: what that comes to is still to be told."""
     cache_status: str = field(init=False, default="")
     """HIT, MISS or BYPASS; empty where the cache has nothing to do with it."""
     cached: bool = field(init=False, default=False)
