@@ -200,9 +200,10 @@ def _land(
         leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
         gateway.inflight.land(kept.key, flight)
         flight.ended(flown.error)
-        flown.task = None
         gateway.release(flown)
         gateway.landed(leader)
+        # What holds it: the task, and the frames in the tracebacks of its errors.
+        flown.task = flown.error = flown.cause = None
 
 
 async def _pass_on(
