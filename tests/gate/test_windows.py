@@ -335,16 +335,51 @@ async def test_what_is_given_back_while_redis_is_left_alone_reaches_it_later_and
     assert (await _hash(place, each))["count"] == "10"
 
 
-async def test_a_caller_that_leaves_while_redis_is_asked_has_counted_nothing(redis_places: Any) -> None:
-    place, each = redis_places(), rule(10)
-    await place.shared.client.client_pause(300)
-    asking = asyncio.create_task(place.windows.take([Counted(each, "r", 10)]))
-    await asyncio.sleep(0.02)
+class _Held:
+    """A way to Redis on which answers wait while `open` is not set; what is asked never does."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server, self.open, self.waiting = server, asyncio.Event(), asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, asks = await asyncio.open_connection("127.0.0.1", self._server.port)
+
+        async def ask() -> None:
+            while data := await reader.read(65536):
+                asks.write(data)
+            asks.close()
+
+        asking = asyncio.create_task(ask())
+        while data := await answers.read(65536):
+            if not self.open.is_set():
+                self.waiting.set()
+                await self.open.wait()
+            writer.write(data)
+        writer.close()
+        await asking
+
+
+async def test_a_caller_that_leaves_while_redis_answers_has_counted_nothing(redis_places: Any, redis_server: RedisServer) -> None:
+    held, each = _Held(redis_server), rule(10)
+    server = await asyncio.start_server(held, "127.0.0.1", 0)
+    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", 60.0, lambda: 0.0, lambda *_: None)
+    place = Place(shared)
+    assert await place.take(Counted(each, "r", 1)) is not None, "the script is known from here on"
+    held.open.clear()
+    asking = asyncio.create_task(place.windows.take([Counted(each, "r", 9)]))
+    async with asyncio.timeout(HANG_GUARD_S):
+        await held.waiting.wait()
+    assert (await _hash(redis_places(), each))["count"] == "10", "Redis has counted"
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+    held.open.set()
     await place.settle()
-    assert (await _hash(place, each))["count"] == "0"
+    counted = (await _hash(redis_places(), each))["count"]
+    await shared.close()
+    server.close()
+    assert counted == "1"
 
 
 async def test_what_was_used_beyond_is_counted_in_redis_room_or_not(redis_places: Any) -> None:
