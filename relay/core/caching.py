@@ -48,10 +48,10 @@ _IGNORED = frozenset(
     {
         "user-agent", "x-request-id", "request-id", "x-client-request-id", "traceparent",
         "tracestate", "baggage", "idempotency-key", "cache-control", "pragma", "priority", "dnt",
-        "x-goog-api-client", "x-amzn-trace-id", "sentry-trace", "save-data", "date", "via",
+        "x-goog-api-client", "sentry-trace", "save-data", "date",
     }
 )  # fmt: skip
-_IGNORED_PREFIXES = ("x-stainless-", "sec-", "cf-", "cdn-")
+_IGNORED_PREFIXES = ("x-stainless-", "sec-")
 
 # Of an answer's headers, those that were about that one call.
 _NOT_KEPT = frozenset(

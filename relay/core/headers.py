@@ -20,25 +20,48 @@ HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 
-CREDENTIAL_HEADERS = frozenset(
-    {
-        "authorization", "x-api-key", "api-key", "xi-api-key", "x-goog-api-key",
-        "cf-aig-authorization",
-    }
+CREDENTIAL_HEADERS = (
+    "x-relay-key", "cf-aig-authorization", "authorization", "x-api-key", "api-key", "xi-api-key",
+    "x-goog-api-key",
 )  # fmt: skip
-"""Wherever an SDK puts a key. Removed from every request; the provider's own is put in
-afterwards.
+"""Wherever an SDK puts a key, in the order in which a client's own is looked for. Removed from
+every request; the provider's own is put in afterwards.
 """
 
-# Host and length are made anew; the rest tells a provider about the caller's browser or network,
-# or, like x-fal-target-url, would let a caller choose where a call goes.
-_UPSTREAM_DROP = frozenset(
+# What CDNs, load balancers and proxies add to a request: the client's address, place, TLS and
+# identity, and the state of the hop. Full names, then beginnings, then endings. What a client sends
+# to a provider through them stays: `x-amzn-bedrock-*`, `x-goog-user-project`, `x-ms-*`.
+_OF_NETWORKS = frozenset(
     {
-        "host", "content-length", "cookie", "origin", "referer", "forwarded", "expect", "x-real-ip",
-        "x-fal-target-url",
+        "forwarded", "via", "proxy-connection", "client-ip", "cdn-loop",
+        "x-scheme", "x-remote-ip", "x-remote-addr", "remote-addr", "remote-user",
+        "x-originating-ip", "x-proxyuser-ip", "x-sucuri-country", "front-end-https",
+        "x-real-port", "x-client-port", "x-client-cert",
+        # AWS load balancers, Google Cloud, Azure App Service, Fly, Vercel, Netlify
+        "x-amzn-trace-id", "x-cloud-trace-context", "disguised-host", "was-default-hostname",
+        "fly-region", "fly-request-id", "x-vercel-id", "x-vercel-proxied-for",
+        "x-vercel-forwarded-for",
     }
-) | HOP_BY_HOP | CREDENTIAL_HEADERS  # fmt: skip
-_UPSTREAM_DROP_PREFIXES = ("x-forwarded-", "sec-websocket-")
+)  # fmt: skip
+_OF_NETWORKS_START = (
+    "x-forwarded-", "x-original-", "x-envoy-", "x-auth-request-", "x-ssl-client-", "ssl-client-",
+    "tailscale-user-", "cf-", "cdn-", "fastly-", "akamai-", "x-akamai-", "cloudfront-",
+    "x-amz-cf-", "x-amzn-oidc-", "x-amzn-mtls-", "x-amzn-tls-", "x-amzn-apigateway-", "x-azure-",
+    "x-fd-", "x-arr-", "x-appservice-", "x-waws-", "x-ms-client-principal", "x-ms-token-",
+    "x-appengine-", "x-goog-iap-", "x-goog-authenticated-user-", "fly-forwarded-", "x-vercel-ip-",
+    "x-nf-",
+)  # fmt: skip
+_OF_NETWORKS_END = ("client-ip", "clientip", "connecting-ip", "real-ip")
+
+OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
+"""What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
+
+# Host and length are made anew; the rest tells a provider about the caller's browser, or, like
+# x-fal-target-url, would let a caller choose where a call goes.
+_UPSTREAM_DROP = HOP_BY_HOP.union(
+    CREDENTIAL_HEADERS,
+    {"host", "content-length", "cookie", "origin", "referer", "expect", "x-fal-target-url"},
+)
 
 # A provider's cookies, CORS answers and security policy are about its own origin, not ours;
 # X-Accel-* would command the nginx in front of us.
@@ -48,9 +71,6 @@ _DOWNSTREAM_DROP = frozenset(
     }
 ) | HOP_BY_HOP  # fmt: skip
 _DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-")
-
-OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
-"""What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
 
 _PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
 _NAMES_KEPT = 1024
@@ -100,15 +120,29 @@ def _select(
     return kept if connection is None else without_named(kept, connection)
 
 
+def is_of_network(name: str) -> bool:
+    """True for a header that a proxy, a load balancer or a CDN in front of the relay adds."""
+    lower = normal(name)
+    return (
+        lower in _OF_NETWORKS
+        or lower.startswith(_OF_NETWORKS_START)
+        or lower.endswith(_OF_NETWORKS_END)
+    ) and not _is_control(lower)
+
+
+def _is_control(lower: str) -> bool:
+    """True for a control of Cloudflare's AI Gateway, which its networks do not add."""
+    return lower.startswith("cf-aig-") or lower in OLD_CACHE_HEADERS
+
+
 def _passes_to_cloudflare(name: str) -> str | None:
     lower = normal(name)
-    return None if lower in _UPSTREAM_DROP or lower.startswith(_UPSTREAM_DROP_PREFIXES) else name
+    dropped = lower in _UPSTREAM_DROP or lower.startswith("sec-websocket-") or is_of_network(lower)
+    return None if dropped else name
 
 
 def _passes_to_provider(name: str) -> str | None:
-    lower = normal(name)
-    control = lower.startswith("cf-aig-") or lower in OLD_CACHE_HEADERS
-    return None if control else _passes_to_cloudflare(name)
+    return None if _is_control(normal(name)) else _passes_to_cloudflare(name)
 
 
 def _name_downstream(name: str) -> str | None:
