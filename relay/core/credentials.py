@@ -15,6 +15,10 @@ from relay.core.headers import CREDENTIAL_HEADERS
 from relay.core.provider import Credential, Keys, Provider, Route
 
 _GATEWAY_HEADER = "cf-aig-authorization"
+PROVIDER_HEADERS = tuple(
+    name for name in CREDENTIAL_HEADERS if name not in ("x-relay-key", _GATEWAY_HEADER)
+)
+"""Where a client puts a key of the provider's, in the order in which it is looked for."""
 _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
 
 
@@ -30,28 +34,27 @@ def brought(
     header: Callable[[str], str | None], raw_query: str, provider: Provider,
     subprotocols: Sequence[tuple[str, str]] = (),
 ) -> Brought:  # fmt: skip
-    """What the client sent in a header, a query parameter or a subprotocol; the first place that
-    has one wins.
+    """What the client sent in a header, a query parameter or a subprotocol: the first place of
+    these that has one wins, headers in the order of PROVIDER_HEADERS, the others as they came.
     """
     gateway = bare(header(_GATEWAY_HEADER) or "")
-    own = next(
-        (bare(v) for name in CREDENTIAL_HEADERS - {_GATEWAY_HEADER} if (v := header(name))), ""
-    )
+    own = next((secret for name in PROVIDER_HEADERS if (secret := bare(header(name) or ""))), "")
+    if raw_query:
+        gateway = gateway or paths.query_value(raw_query, _GATEWAY_HEADER) or ""
+        names = provider.query_credentials - {_GATEWAY_HEADER}
+        own = own or paths.first_value(raw_query, names)
     for prefix, secret in subprotocols:
         if prefix.lower() == f"{_GATEWAY_HEADER}.":
             gateway = gateway or secret
         else:
             own = own or secret
-    for name in sorted(provider.query_credentials):
-        value = paths.query_value(raw_query, name) if raw_query else None
-        own = own or (value or "")
     return Brought(own, gateway)
 
 
 def bare(value: str) -> str:
-    """`Bearer sk-1` -> `sk-1`: the secret without its scheme."""
-    scheme, space, secret = value.partition(" ")
-    return secret.strip() if space and scheme.lower() in _SCHEMES else value
+    """`Bearer sk-1` -> `sk-1`: the secret without its scheme; nothing of a scheme alone."""
+    scheme, _, secret = value.strip().partition(" ")
+    return secret.strip() if scheme.lower() in _SCHEMES else value
 
 
 def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:

@@ -8,6 +8,7 @@ Everything here works on the *raw* target, still percent-encoded: what is checke
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -131,9 +132,21 @@ def query_value(raw_query: str, name: str) -> str | None:
     """The decoded value of the first segment named `name`, or None."""
     for segment in raw_query.split("&"):
         if query_name(segment) == name:
-            value = segment.partition("=")[2].replace("+", " ")
-            return unquote_to_bytes(value).decode("utf-8", "replace")
+            return _value(segment)
     return None
+
+
+def _value(segment: str) -> str:
+    value = segment.partition("=")[2].replace("+", " ")
+    return unquote_to_bytes(value).decode("utf-8", "replace")
+
+
+def first_value(raw_query: str, names: Container[str]) -> str:
+    """The decoded value of the first segment whose name is one of `names` and that has one."""
+    for segment in raw_query.split("&"):
+        if query_name(segment) in names and (value := _value(segment)):
+            return value
+    return ""
 
 
 def join_query(*parts: str) -> str:
