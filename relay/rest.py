@@ -27,7 +27,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     exchange = gateway.begin(request, "rest")
     exchange.provider, exchange.endpoint = call.provider, call.endpoint
     try:
-        gateway.access.check(request.host, request.headers.get("Origin"))
+        gateway.access.check(request.headers)
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, request.headers)):

@@ -31,7 +31,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
     exchange = gateway.begin(request, "websocket")
     exchange.provider, exchange.endpoint = call.provider, call.endpoint
     try:
-        gateway.access.check(request.host, request.headers.get("Origin"))
+        gateway.access.check(request.headers)
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.model = asked_model(call.query, route, request.headers)

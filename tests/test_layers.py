@@ -69,7 +69,7 @@ def test_a_module_says_what_it_owns_and_stays_small(module: Path) -> None:
     tree = ast.parse(module.read_text())
     docstring = ast.get_docstring(tree) or ""
     assert docstring, "a module's docstring says what it owns"
-    limit = 400 if "Longer than a module should be" in docstring else 300
+    limit = 500 if "Longer than a module should be" in docstring else 300
     assert len(module.read_text().splitlines()) <= limit
 
 

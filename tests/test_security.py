@@ -67,7 +67,7 @@ SMUGGLING: dict[str, bytes] = {
     "too many headers": _request(HOST, *(f"X-{n}: 1" for n in range(300))),
     "a target too long": f"GET {API}/{'a' * 20_000} HTTP/1.1\r\n{HOST}\r\n\r\n".encode(),
     "an asterisk": f"OPTIONS * HTTP/1.1\r\n{HOST}\r\n\r\n".encode(),
-    "authority form": f"CONNECT evil.com:443 HTTP/1.1\r\n{HOST}\r\n\r\n".encode(),
+    "authority form": f"GET evil.com:443 HTTP/1.1\r\n{HOST}\r\n\r\n".encode(),
     "absolute form": f"GET http://evil.com{API}/x HTTP/1.1\r\n{HOST}\r\n\r\n".encode(),
     "chunked in HTTP/1.0": f"POST {API}/x HTTP/1.0\r\n{HOST}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(),
     "TLS on a plain port": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 100 + b"\r\n\r\n",

@@ -4,9 +4,12 @@
       BadPath                        bad_path                   client     400    1002   never
       BadRequest                     bad_request                client     400    1002   never
       UnknownRoute                   unknown_route              client     404    1002   never
+      MethodNotAllowed               method_not_allowed         client     405    1002   never
       UnknownProvider                unknown_provider           client     404    1008   never
       HostNotAllowed                 host_not_allowed           client     403    1008   never
       OriginNotAllowed               origin_not_allowed         client     403    1008   never
+      CrossSiteRequest               cross_site_request         client     403    1008   never
+      ManagementNotLocal             management_not_local       client     403    1008   never
       TargetNotAllowed               target_not_allowed         client     403    1008   never
       WebSocketNotSupported          websocket_not_supported    client     400    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
@@ -109,6 +112,20 @@ class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002
 
 
 @dataclass(eq=False)
+class MethodNotAllowed(RelayError, code="method_not_allowed", status=405, close_code=1002):
+    """TRACE would echo the relay's credentials, CONNECT would make it a tunnel (RFC 9110 9.3)."""
+
+    method: str
+    allowed: ClassVar[tuple[str, ...]] = (
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
+    )  # fmt: skip
+
+    @property
+    def message(self) -> str:
+        return f"The relay does not forward {self.method}."
+
+
+@dataclass(eq=False)
 class UnknownProvider(RelayError, code="unknown_provider", status=404):
     """gateway.yaml has no provider of this name; `nearest` is the closest one it has, or empty."""
 
@@ -147,6 +164,35 @@ class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
             f"Pages of the origin '{self.origin[:80]}' may not use this relay."
             " List it in gateway.yaml under cors.origins to allow it."
         )
+
+
+@dataclass(eq=False)
+class CrossSiteRequest(RelayError, code="cross_site_request", status=403):
+    """While access is open, a page of another site may not spend the relay's keys with an image,
+    a script, a link or a no-cors call: browsers send no Origin with these.
+    """
+
+    site: str
+    """The value of Sec-Fetch-Site."""
+
+    @property
+    def message(self) -> str:
+        return (
+            f"A web page of another origin made this request (Sec-Fetch-Site: {self.site[:40]})."
+            " While access is open, such a page must call with fetch(), and its origin must be"
+            " listed in gateway.yaml under cors.origins."
+        )
+
+
+@dataclass(eq=False)
+class ManagementNotLocal(RelayError, code="management_not_local", status=403):
+    """While access is open, management is for this machine alone."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"Management is available from this machine only, and {self.reason}."
 
 
 @dataclass(eq=False)
@@ -388,9 +434,9 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 
 
 CATALOGUE: tuple[type[RelayError], ...] = (
-    BadPath, BadRequest, UnknownRoute, UnknownProvider, HostNotAllowed, OriginNotAllowed,
-    TargetNotAllowed, ModelUnknown, RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired,
-    BodyTimeout, TooManySessions, StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone,
+    BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
+    OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
+    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions, StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone,
     ClientStalled, ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable,
     UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError,
     HandshakeRefused,

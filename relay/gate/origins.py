@@ -1,17 +1,19 @@
 """Who may call while access is open: loopback names, listed hosts, and pages of allowed origins.
 
-Owns: the Host and Origin rules. Without them any web page could spend the keys of a developer's
-relay, directly (no CORS is asked for a simple POST or a WebSocket) or by DNS rebinding.
+Owns: the Host, Origin and Sec-Fetch-Site rules. Without them any web page could spend the keys of
+a developer's relay: by DNS rebinding, by a simple POST or a WebSocket (no CORS is asked for these),
+by an image, a script, a link or a no-cors call (no Origin is sent with these).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from relay.core.errors import HostNotAllowed, OriginNotAllowed
+from relay.core.errors import CrossSiteRequest, HostNotAllowed, OriginNotAllowed
 from relay.core.hosts import host_name, is_loopback
 
 _HOSTS_KEPT = 256
+_OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class Origins:
@@ -55,22 +57,18 @@ class OpenAccess:
     __slots__ = ("_any_host", "_hosts", "_verdicts", "origins")
 
     def __init__(self, hosts: Iterable[str], origins: Origins) -> None:
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = frozenset(host.lower() for host in hosts if host)
         self._any_host = "*" in self._hosts
         self._verdicts: dict[str, bool] = {}
         self.origins = origins
 
-    def check(self, host: str, origin: str | None) -> None:
-        """Raise HostNotAllowed or OriginNotAllowed unless this Host and Origin may call.
-
-        Own means: the Origin is this Host, whatever the scheme, since TLS may end in front of the
-        relay.
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raise HostNotAllowed, OriginNotAllowed or CrossSiteRequest unless the sender of these
+        headers may call.
         """
-        if not self._host_allowed(host):
+        if not self._host_allowed(host := headers.get("Host", "")):
             raise HostNotAllowed(host)
-        if origin is None or origin.partition("://")[2].lower() == host.lower():
-            return
-        if not self.origins.allow(origin):
+        if not is_own_page(headers) and not self.origins.allow(origin := headers["Origin"]):
             raise OriginNotAllowed(origin)
 
     def _host_allowed(self, host: str) -> bool:
@@ -82,3 +80,20 @@ class OpenAccess:
             verdict = self._any_host or is_loopback(name) or name in self._hosts
             self._verdicts[host] = verdict
         return verdict
+
+
+def is_own_page(headers: Mapping[str, str]) -> bool:
+    """True if no page sent a request, or one of the relay's own origin; False if its Origin is
+    another. Raises CrossSiteRequest if a page of another origin sent it without Origin.
+
+    Own means: the Origin is this Host, whatever the scheme, since TLS may end in front of the
+    relay. Without Origin the browser's Sec-Fetch-Site tells; a program sends none.
+    """
+    origin = headers.get("Origin")
+    if origin is not None:
+        own = headers.get("Host")
+        return own is not None and origin.partition("://")[2].lower() == own.lower()
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None and site.lower() not in _OWN_SITES:
+        raise CrossSiteRequest(site)
+    return True

@@ -2,7 +2,7 @@
 people while access is open.
 
 Owns: who may manage. While there are no keys that is loopback only: loopback peer, loopback Host,
-no forwarding header, no foreign Origin.
+no header that a proxy adds, no page of another origin.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Any
 from aiohttp import web
 
 from relay.cache.store import Purge
-from relay.core.errors import BadRequest, HostNotAllowed, OriginNotAllowed
+from relay.core.errors import BadRequest, ManagementNotLocal, OriginNotAllowed
+from relay.core.headers import is_of_network
 from relay.core.hosts import host_name, is_loopback
 from relay.core.provider import Provider
+from relay.gate.origins import is_own_page
 from relay.gateway import GATEWAY
 from relay.ledger import log
 from relay.upstream.health import Health
 
 BESIDE_CALLS = frozenset({"reload"})
 """Paths of these under …/providers/: no provider can be called so."""
-_FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -33,12 +34,15 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 def require_local(request: web.Request) -> None:
     """Raise unless the caller sits on this machine, by itself and not through a proxy."""
-    local = is_loopback(request.remote or "") and is_loopback(host_name(request.host))
-    if not local or any(name in request.headers for name in _FORWARDING):
-        raise HostNotAllowed(request.host)
-    origin = request.headers.get("Origin")
-    if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
-        raise OriginNotAllowed(origin)
+    headers = request.headers
+    if not is_loopback(request.remote or ""):
+        raise ManagementNotLocal("this request came from another machine")
+    if not is_loopback(host_name(headers.get("Host", ""))):
+        raise ManagementNotLocal("this request's Host is not a loopback name")
+    if (name := next(filter(is_of_network, headers), None)) is not None:
+        raise ManagementNotLocal(f"the header '{name[:40]}' shows that a proxy sent this request")
+    if not is_own_page(headers):
+        raise OriginNotAllowed(headers["Origin"])
 
 
 async def providers(request: web.Request) -> web.Response:

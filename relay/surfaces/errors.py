@@ -7,7 +7,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from relay.core import limits, shapes
-from relay.core.errors import HandshakeRefused, RelayError
+from relay.core.errors import HandshakeRefused, MethodNotAllowed, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
@@ -24,6 +24,9 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     response = plain(error, meter, exchange.id if exchange else new_id())
     if exchange and exchange.standings:
         response.headers.extend(limits.headers(exchange.standings))
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.allowed)
+        response.force_close()
     vary(request, response)
     if request.app[GATEWAY].draining:
         response.force_close()

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from relay.core.errors import InternalError, RelayError, UnknownRoute
+from relay.core.errors import InternalError, MethodNotAllowed, RelayError, UnknownRoute
 from relay.core.paths import check_target
 from relay.gateway import EXCHANGE
 from relay.ledger import log
 from relay.surfaces.errors import answer
 
+_NEVER_FORWARDED = frozenset({"TRACE", "CONNECT"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -23,6 +24,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     shape.
     """
     try:
+        if request.method in _NEVER_FORWARDED:
+            raise MethodNotAllowed(request.method)
         check_target(request.raw_path)
         return await handler(request)
     except RelayError as error:

@@ -114,7 +114,7 @@ class _ProviderSockets(_Calls):
         Browsers do not show why a handshake failed: their client asks here.
         """
         gateway, call = self._gateway, self._call(request)
-        gateway.access.check(request.host, request.headers.get("Origin"))
+        gateway.access.check(request.headers)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         asked(request, call, route, gateway)
         raise UpgradeRequired

@@ -1,0 +1,115 @@
+"""What a page of another origin can do to a relay whose access is open, in a real Chromium: nothing reaches a provider."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.browser import chromium
+from tests.conftest import StartRelay
+from tests.relays import Relay, provider
+from tests.upstream.raw import RawUpstream, ok
+
+
+@dataclass
+class Pages:
+    """A page server at another origin, by a name of its own."""
+
+    server: TestServer
+    host: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.server.port}/"
+
+
+@pytest.fixture
+async def pages() -> AsyncIterator[TestServer]:
+    """Serves an empty page."""
+    app = web.Application()
+
+    async def empty(request: web.Request) -> web.Response:
+        return web.Response(text="<title>page</title>", content_type="text/html")
+
+    app.router.add_get("/", empty)
+    server = TestServer(app)
+    await server.start_server()
+    yield server
+    await server.close()
+
+
+# Each makes the browser ask for `url` and resolves once it has an answer, or has given up.
+ATTACKS = {
+    "image": "new Promise(done => { const it = new Image(); it.onload = it.onerror = done; it.src = url; })",
+    "script": "new Promise(done => { const it = document.createElement('script'); it.onload = it.onerror = done; it.src = url; document.head.append(it); })",
+    "style sheet": "new Promise(done => { const it = document.createElement('link'); it.rel = 'stylesheet'; it.onload = it.onerror = done; it.href = url; document.head.append(it); })",
+    "frame": "new Promise(done => { const it = document.createElement('iframe'); it.onload = it.onerror = done; it.src = url; document.body.append(it); })",
+    "fetch without CORS": "fetch(url, {mode: 'no-cors'}).catch(() => 0)",
+    "POST without CORS": "fetch(url, {mode: 'no-cors', method: 'POST', body: '{}'}).catch(() => 0)",
+    "POST without referrer": "fetch(url, {mode: 'no-cors', method: 'POST', body: '{}', referrerPolicy: 'no-referrer'}).catch(() => 0)",
+    "beacon": "navigator.sendBeacon(url, '{}')",
+    "socket": "new Promise(done => { const it = new WebSocket(url.replace('http', 'ws')); it.onopen = it.onerror = done; })",
+    "form": """new Promise(done => { const frame = document.createElement('iframe'); frame.name = 'f'; document.body.append(frame);
+        const it = document.createElement('form'); it.method = 'POST'; it.action = url; it.target = 'f'; document.body.append(it);
+        frame.onload = done; it.submit(); })""",
+}  # fmt: skip
+
+
+async def _relay(start: StartRelay, raw: RawUpstream) -> Relay:
+    raw.plays(ok(b"secret", "Content-Type: text/plain"))
+    return await start(openai=provider(raw.url, websocket={"default_path": "x"}))
+
+
+# localhost and 127.0.0.1 are two sites for a browser; two ports of one name are one.
+@pytest.mark.parametrize(("page_host", "site"), [("127.0.0.1", "same-site"), ("localhost", "cross-site")])
+async def test_a_foreign_page_never_makes_the_relay_dial(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str, site: str) -> None:
+    relay = await _relay(start, raw)
+    async with chromium(Pages(pages, page_host).url) as page:
+        for number, (name, attack) in enumerate(ATTACKS.items(), 1):
+            await page.evaluate(f"async url => {{ await {attack}; }}", relay.path("openai", f"x?{name.replace(' ', '-')}"))
+            # Each attack did reach the relay: it has refused so many.
+            await relay.events(count=number)
+        async with page.expect_navigation() as shown:
+            await page.evaluate("url => { location.href = url; }", relay.path("openai", "x?navigation"))
+        answer = await shown.value
+        assert answer is not None and answer.status == 403
+        assert f"(Sec-Fetch-Site: {site})" in await answer.text()
+    refusals = await relay.events(count=len(ATTACKS) + 1)
+    assert {event["error"] for event in refusals} == {"cross_site_request", "origin_not_allowed"}
+    assert raw.connections == 0, [arrived.target for arrived in raw.arrived]
+
+
+@pytest.mark.parametrize("page_host", ["127.0.0.1", "localhost"])
+async def test_a_link_of_a_foreign_page_leads_to_health_and_version(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str) -> None:
+    relay = await _relay(start, raw)
+    async with chromium(Pages(pages, page_host).url) as page:
+        for path in ("/healthz", "/version"):
+            async with page.expect_navigation() as shown:
+                await page.evaluate("url => { location.href = url; }", relay.url + path)
+            answer = await shown.value
+            assert answer is not None and answer.status == 200
+            await page.goto(Pages(pages, page_host).url)
+
+
+async def test_an_address_that_a_person_types_and_the_relays_own_page_may_call(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await _relay(start, raw)
+    async with chromium(relay.url + "/healthz") as page:
+        assert await page.evaluate("url => fetch(url).then(answer => answer.status)", relay.path("openai", "x")) == 200
+        answer = await page.goto(relay.path("openai", "x"))
+        assert answer is not None and answer.status == 200
+    assert len(raw.arrived) == 2
+
+
+async def test_a_page_that_is_listed_may_call_from_another_port(start: StartRelay, raw: RawUpstream, pages: TestServer) -> None:
+    raw.plays(ok(b"answer"))
+    url = Pages(pages, "127.0.0.1").url
+    relay = await start({"cors": {"origins": [url.rstrip("/")]}}, openai=provider(raw.url))
+    async with chromium(url) as page:
+        assert await page.evaluate("url => fetch(url, {method: 'POST', body: 'x'}).then(answer => answer.text())", relay.path("openai", "x")) == "answer"
+        await page.evaluate(f"async url => {{ await {ATTACKS['image']}; }}", relay.path("openai", "x"))
+    assert (await relay.events(count=2))[-1]["error"] == "cross_site_request"
+    assert len(raw.arrived) == 1
