@@ -55,7 +55,7 @@ async def logs(config: Config, options: argparse.Namespace, out: Print) -> None:
     database = _database(config)
     try:
         which = Filter(
-            since_s=moment_s(options.since, time.time()) if options.since else None,
+            since_s=moment_s("--since", options.since, time.time()) if options.since else None,
             equal=_equal(options),
             failed=True if options.failed else None,
         )
@@ -104,8 +104,8 @@ async def spent(config: Config, options: argparse.Namespace, out: Print) -> None
     try:
         now_s = time.time()
         by = keys_of(options.by)
-        until_s = moment_s(options.until, now_s) if options.until else now_s
-        since_s = moment_s(options.since, now_s)
+        until_s = moment_s("--until", options.until, now_s) if options.until else now_s
+        since_s = moment_s("--since", options.since, now_s)
         asked = Question(since_s, until_s, now_s, by, options.bucket, _equal(options))
         answer = await usage(database, asked)
     except (BadQuestion, DatabaseAway) as error:
@@ -119,7 +119,7 @@ async def spent(config: Config, options: argparse.Namespace, out: Print) -> None
     total = dict.fromkeys(keys, "") | {keys[0] if keys else "total": "total"} | answer["total"]
     rows = [_columns(row, keys) for row in (*answer["rows"], total)]
     for line in _table([*keys, *_HEADS], rows):
-        out(line)
+        out(_shown(line))
     if answer["total"]["unpriced"]:
         out(f"{answer['total']['unpriced']} calls have no price: docs/pricing.md")
 
@@ -163,12 +163,21 @@ def _line(call: dict[str, Any], as_json: bool) -> str:
         return _encode(call).decode()
     usage_of = call.get("usage") or {}
     cost = _text(call["cost_usd"])
-    return (
+    return _shown(
         f"{call['created_at']}  {call['status']}  {call['outcome']:<11}  {call['provider']}/"
         f"{call['endpoint']}  {call.get('model') or '-'}  {call['duration_ms']:.0f} ms"
         f"  {usage_of.get('input_tokens', 0)}+{usage_of.get('output_tokens', 0)} tokens"
         f"  {'$' + cost if cost != '-' else 'not priced'}"
         + (f"  {call['error']}" if call.get("error") else "")
+    )
+
+
+def _shown(text: str) -> str:
+    """`text` without what a terminal obeys: models and endpoints are what clients call them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 

@@ -21,6 +21,7 @@ from relay.core.headers import (
     normal,
     without_named,
 )
+from relay.core.numbers import whole_number
 
 Scope = Literal["client", "shared"]
 Header = Callable[[str], str | None]
@@ -99,9 +100,10 @@ def wished_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
     """
     given = header("cf-aig-cache-ttl") or header("cf-cache-ttl")
     if given is not None:
-        if not given.strip().isdecimal() or int(given) > MAX_TTL_S:
+        ttl_s = whole_number(given.strip(), 0, MAX_TTL_S)
+        if ttl_s is None:
             raise BadRequest(f"cf-aig-cache-ttl is not a whole number from 0 to {MAX_TTL_S}")
-        return int(given)
+        return ttl_s
     if rules.ttl_s is not None and kind in KEPT_KINDS:
         return rules.ttl_s
     if header("cf-aig-cache-key") is not None:

@@ -436,9 +436,9 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
     OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
-    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions, StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone,
-    ClientStalled, ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable,
-    UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError,
-    HandshakeRefused,
+    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
+    StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone, ClientStalled, ProviderNotConfigured,
+    Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout,
+    UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

@@ -19,6 +19,7 @@ from relay.core.errors import (
     UpstreamTlsFailed,
     UpstreamUnreachable,
 )
+from relay.core.numbers import decimal_number, whole_number
 
 Backoff = Literal["constant", "linear", "exponential"]
 Header = Callable[[str], str | None]
@@ -150,11 +151,14 @@ def request_timeout_s(header: Header) -> float | None:
 def _whole(name: str, text: str | None, least: int, most: int) -> int | None:
     if text is None:
         return None
-    if not text.strip().isdecimal() or not least <= int(text) <= most:
+    number = whole_number(text.strip(), least, most)
+    if number is None:
         raise BadRequest(f"{name} is not a whole number from {least} to {most}")
-    return int(text)
+    return number
 
 
+_MOST_WAIT_S = 366 * 86400
+_LONGEST_DATE = 64
 RETRY_HEADERS = (
     "cf-aig-max-attempts",
     "cf-aig-retry-delay",
@@ -166,24 +170,21 @@ RETRY_HEADERS = (
 
 def retry_after_s(header: Header, now_unix_s: float) -> float | None:
     """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
-    (RFC 9110 10.2.3). None for what is missing, negative or nonsense; a past date is 0.
+    (RFC 9110 10.2.3). None for what is missing, negative, nonsense or more than a year; a past date
+    is 0.
     """
-    if (given := header("retry-after-ms")) is not None and (ms := _number(given)) is not None:
+    in_ms = (header("retry-after-ms") or "").strip()
+    if (ms := decimal_number(in_ms, 0, _MOST_WAIT_S * 1000)) is not None:
         return ms / 1000
-    if (given := header("retry-after")) is None:
+    if (given := header("retry-after")) is None or len(given) > _LONGEST_DATE:
         return None
-    if (seconds := _number(given)) is not None:
+    if (seconds := decimal_number(given.strip(), 0, _MOST_WAIT_S)) is not None:
         return seconds
     try:
-        at = parsedate_to_datetime(given)
-        return max(0.0, at.timestamp() - now_unix_s)
-    except (ValueError, TypeError, OverflowError):
+        wait_s = parsedate_to_datetime(given).timestamp() - now_unix_s
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-
-
-def _number(text: str) -> float | None:
-    text = text.strip()
-    return float(text) if text.replace(".", "", 1).isdecimal() and len(text) <= 12 else None
+    return max(0.0, wait_s) if wait_s <= _MOST_WAIT_S else None
 
 
 def rest_s(ended: Tried, failures: int) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from relay.core.exchange import least_id
+from relay.core.numbers import unix_time_s
 from relay.core.record import went_wrong
 from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
@@ -24,25 +24,18 @@ from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
 SCANNED = 50_000
 """Rows that a page looks at: what is not found among them is looked for from its cursor on."""
 _EXPORTED = 500
-_AGO = re.compile(r"(\d{1,6})([smhdw])\Z")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class BadQuestion(ValueError):
     """The question cannot be read; the text says why."""
 
 
-def moment_s(text: str, now_s: float) -> float:
-    """`7d`, `12h`, `90m` ago, or a day or time in ISO 8601 (UTC without a zone); seconds since
-    1970. Raises BadQuestion.
-    """
-    if (ago := _AGO.match(text)) is not None:
-        return now_s - int(ago[1]) * _UNITS_S[ago[2]]
-    try:
-        when = datetime.datetime.fromisoformat(text)
-        return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
-    except (ValueError, OverflowError):
-        raise BadQuestion(f"'{text[:40]}' is no time: 7d, 12h, 2026-11-24, …") from None
+def moment_s(name: str, text: str, now_s: float) -> float:
+    """The time that parameter `name` says (core/numbers.py). Raises BadQuestion."""
+    when = unix_time_s(text, now_s)
+    if when is None:
+        raise BadQuestion(f"{name} is not a time such as 7d, 12h, 2026-11-24, 2026-11-24T12:30:00Z")
+    return when
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from relay.cache.store import Purge
+from relay.core.caching import MAX_TTL_S
 from relay.core.errors import BadRequest, ManagementNotLocal, OriginNotAllowed
 from relay.core.headers import is_of_network
 from relay.core.hosts import host_name, is_loopback
+from relay.core.numbers import whole_number
 from relay.core.provider import Provider
 from relay.gate.origins import is_own_page
 from relay.gateway import GATEWAY
@@ -77,12 +79,14 @@ async def purge(request: web.Request) -> web.Response:
     gateway, given = request.app[GATEWAY], request.query
     if unknown := set(given) - {"key", "provider", "older_than_s"}:
         raise BadRequest(f"there is no condition '{min(unknown)[:40]}' to purge by")
-    older = given.get("older_than_s")
-    if older is not None and not older.isdecimal():
-        raise BadRequest("older_than_s is not a whole number of seconds")
-    which = Purge(given.get("key"), given.get("provider"), None if older is None else float(older))
+    older_s = None
+    if (text := given.get("older_than_s")) is not None:
+        older_s = whole_number(text, 0, MAX_TTL_S)
+        if older_s is None:
+            raise BadRequest(f"older_than_s is not a whole number from 0 to {MAX_TTL_S}")
+    which = Purge(given.get("key"), given.get("provider"), older_s)
     count = await gateway.purge(which)
-    log.event("cache.purged", count=count, provider=which.provider, older_than_s=older)
+    log.event("cache.purged", count=count, provider=which.provider, older_than_s=older_s)
     return web.json_response({"purged": count})
 
 

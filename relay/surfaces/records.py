@@ -6,16 +6,20 @@ Owns: the reading of query and body, and the shape of answers. What they ask for
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from math import floor
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
-from relay.core.errors import BadRequest, LogNotFound, StoreUnavailable
+from relay.core.errors import BadRequest, BodyTimeout, LogNotFound, StoreUnavailable
 from relay.core.metadata import MAX_ENTRIES
+from relay.core.numbers import decimal_number, whole_number
 from relay.gateway import GATEWAY
 from relay.ledger import changes, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
@@ -25,7 +29,9 @@ from relay.storage.tables import KEYS
 from relay.surfaces.admin import require_local
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_NUMBERS = frozenset({"status", "feedback"})
+_WHOLE = {"status": (0, 999), "feedback": (-1, 1)}
+"""Conditions that are whole numbers, and their bounds."""
+_MOST_USD, _MOST = 1_000_000_000, 10**15
 _PAGE, _MOST_A_PAGE = 50, 500
 _MOST_BODY_BYTES = 64 * 1024
 
@@ -47,9 +53,9 @@ async def logs(request: web.Request) -> web.Response:
     """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
     database, given = _asked(request)
     with _answered():
-        limit = _number(given.pop("limit", str(_PAGE)), "limit")
+        limit = _whole("limit", given.pop("limit", str(_PAGE)), 1, _MOST_A_PAGE)
         cursor = given.pop("cursor", None)
-        found = await queries.page(database, _filter(given), cursor, min(limit, _MOST_A_PAGE) or 1)
+        found = await queries.page(database, _filter(given), cursor, limit)
     return _json({"logs": found.logs, "cursor": found.cursor})
 
 
@@ -179,9 +185,9 @@ def _filter(given: Mapping[str, str]) -> Filter:
         column = {"user": "end_user"}.get(name, name)
         least = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
         if column in EQUAL:
-            equal[column] = _number(value, name) if name in _NUMBERS else value
+            equal[column] = _whole(name, value, *_WHOLE[name]) if name in _WHOLE else value
         elif name in ("since", "until"):
-            times[f"{name}_s"] = moment_s(value, now_s)
+            times[f"{name}_s"] = moment_s(name, value, now_s)
         elif name in ("success", "cached"):
             flags["failed" if name == "success" else name] = _flag(value, name) != (
                 name == "success"
@@ -189,7 +195,7 @@ def _filter(given: Mapping[str, str]) -> Filter:
         elif name.startswith("metadata."):
             metadata[name.removeprefix("metadata.")] = value
         elif name.startswith("min_") and least in ABOVE:
-            above[least] = _decimal(value, name) * (10**9 if least == "cost_nano_usd" else 1)
+            above[least] = _least(name, value)
         else:
             raise BadQuestion(f"there is no condition '{name[:40]}'")
     return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
@@ -204,22 +210,28 @@ def _question(given: Mapping[str, str]) -> Question:
     bucket = given.get("bucket")
     if bucket is not None and bucket not in SPANS:
         raise BadQuestion("a bucket is a minute, hour or day")
-    since_s = moment_s(given.get("since", "24h"), now_s)
-    until_s = moment_s(given["until"], now_s) if "until" in given else now_s
+    since_s = moment_s("since", given.get("since", "24h"), now_s)
+    until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
     return Question(since_s, until_s, now_s, by, bucket, only)
 
 
-def _number(text: str, name: str) -> int:
-    if not text.lstrip("-").isdecimal() or len(text) > 9:
-        raise BadQuestion(f"{name} is not a whole number")
-    return int(text)
+def _whole(name: str, text: str, least: int, most: int) -> int:
+    number = whole_number(text, least, most)
+    if number is None:
+        raise BadQuestion(f"{name} is not a whole number from {least} to {most}")
+    return number
 
 
-def _decimal(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadQuestion(f"{name} is not a number") from None
+def _least(name: str, text: str) -> int | float:
+    """What `min_cost_usd` and the like say, in the unit of the column."""
+    most = _MOST_USD if name == "min_cost_usd" else _MOST
+    number = decimal_number(text, -most, most)
+    if number is None:
+        raise BadQuestion(f"{name} is not a number from -{most} to {most}")
+    if name in ("min_score", "min_duration_ms"):
+        return number
+    # Columns of whole numbers: what is more than 2.5 is more than 2.
+    return floor(number * 10**9) if name == "min_cost_usd" else floor(number)
 
 
 def _flag(text: str, name: str) -> bool:
@@ -229,10 +241,22 @@ def _flag(text: str, name: str) -> bool:
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
-    if (request.content_length or 0) > _MOST_BODY_BYTES:
-        raise BadQuestion("the body is too large")
+    """The JSON object that is the body. Raises BadQuestion, BadRequest, BodyTimeout."""
+    pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
+    body = b""
     try:
-        return msgspec.json.decode(await request.content.read(_MOST_BODY_BYTES), type=dict)
+        while True:
+            async with asyncio.timeout(pause_s):
+                chunk = await request.content.readany()
+            if not chunk:
+                return msgspec.json.decode(body, type=dict)
+            body += chunk
+            if len(body) > _MOST_BODY_BYTES:
+                raise BadQuestion(f"the body has more than {_MOST_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise BodyTimeout(pause_s) from None
+    except RequestPayloadError:
+        raise BadRequest("its body is not framed right") from None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise BadQuestion("the body is no JSON object") from None
 
@@ -243,8 +267,8 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     feedback, score, metadata = (given.get(name) for name in ("feedback", "score", "metadata"))
     if feedback not in (None, 1, -1) or isinstance(feedback, bool):
         raise BadQuestion("feedback is 1, -1 or null")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise BadQuestion("score is a number or null")
+    if score is not None and not _is_score(score):
+        raise BadQuestion(f"score is a number from -{_MOST} to {_MOST}, or null")
     plain = metadata is None or (
         isinstance(metadata, dict)
         and len(metadata) <= MAX_ENTRIES
@@ -253,6 +277,12 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     if not plain:
         raise BadQuestion(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
     return given
+
+
+def _is_score(given: object) -> bool:
+    return (
+        isinstance(given, int | float) and not isinstance(given, bool) and -_MOST <= given <= _MOST
+    )
 
 
 def _json(answer: Any) -> web.Response:

@@ -15,11 +15,14 @@ import msgspec
 from relay.core.exchange import Exchange
 from relay.core.meters import formats
 from relay.core.meters.scan import Needle, Scan, unpacker
+from relay.core.numbers import decimal_number, whole_number
 from relay.core.usage import BYTES_A_TOKEN, Parts, Usage
 
 _USAGE, _METADATA = Needle("usage"), Needle("usageMetadata")
 _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
 _MODEL_WITHIN_BYTES = 64 * 1024
+_MOST_SECONDS, _MOST_UNITS = 10**7, 10**9
+"""What says more is no measure of one call."""
 _OF_TOKENS = frozenset({"chat", "completion", "responses", "messages", "generate"})
 """Kinds whose usage is estimated where it is not told."""
 _TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
@@ -180,7 +183,9 @@ class Seconds(_OneModel):
         """Look at one chunk."""
         text = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
         for found in self._needle.finditer(text):
-            self._value_ms = round(float(found[1]) * 1000)
+            seconds = decimal_number(found[1].decode(), 0, _MOST_SECONDS)
+            if seconds is not None:
+                self._value_ms = round(seconds * 1000)
         self._held = text[-64:]
 
     @property
@@ -239,18 +244,15 @@ def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:
 
 
 def _units(given: str | None) -> Known | None:
-    try:
-        units = round(float(given or "") * 1000)
-    except (ValueError, OverflowError):
-        return None
-    return Known(Usage(units_milli=units)) if units >= 0 else None
+    units = decimal_number(given or "", 0, _MOST_UNITS)
+    return None if units is None else Known(Usage(units_milli=round(units * 1000)))
 
 
 def _spoken(meter: str, sent: Sent, header: Header, coding: str) -> Meter | None:
     """Speech is billed by characters; ElevenLabs says how many it billed."""
-    cost = header("character-cost")
-    if cost is not None and cost.isdecimal():
-        return Known(Usage(characters=int(cost)))
+    characters = whole_number(header("character-cost") or "", 0, _MOST_UNITS)
+    if characters is not None:
+        return Known(Usage(characters=characters))
     text = formats.fields(sent.body).get(_TEXTS[meter])
     if not isinstance(text, str):
         return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None

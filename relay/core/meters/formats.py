@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from relay.core.pricing import MOST_USD
 from relay.core.usage import Usage
 
 Reader = Callable[[bytes], Usage | None]
@@ -136,7 +137,7 @@ def _usage(said: _OpenAI) -> Usage | None:
 
 def _bill(usd: Decimal | None) -> int | None:
     """In billionths; None of what is no amount: then the prices say what it costs."""
-    if usd is None or not usd.is_finite() or usd < 0:
+    if usd is None or not usd.is_finite() or not 0 <= usd <= MOST_USD:
         return None
     return round(usd * 10**9)
 

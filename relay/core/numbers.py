@@ -1,0 +1,66 @@
+"""Numbers and times in text from outside: headers, queries, what a provider says.
+
+Owns: one strict, bounded reading of each. Python's int() and float() take signs, underscores,
+blanks and the digits of any script and read `nan` and `inf`; int() raises on 4,300 digits and more.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange, timegm
+
+_WHOLE = re.compile(r"-?[0-9]{1,16}\Z")
+_DECIMAL = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{0,18})?(?:[eE][+-]?[0-9]{1,2})?\Z")
+_AGO = re.compile(r"([0-9]{1,6})([smhdw])\Z")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_ISO = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
+    r"(?:[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
+    r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?\Z"
+)
+LATEST_S = 253402300799
+"""The last second of the year 9999."""
+
+
+def whole_number(text: str, least: int, most: int) -> int | None:
+    """`text` as a whole number from `least` to `most`, which has 16 digits at most; None if it is
+    none.
+    """
+    number = int(text) if _WHOLE.match(text) else None
+    return number if number is not None and least <= number <= most else None
+
+
+def decimal_number(text: str, least: float, most: float) -> float | None:
+    """`text` as a number from `least` to `most`; None if it is none."""
+    number = float(text) if _DECIMAL.match(text) else None
+    return number if number is not None and least <= number <= most else None
+
+
+def unix_time_s(text: str, now_s: float) -> float | None:
+    """`7d`, `12h`, `90m` ago, or a day or time in ISO 8601 (UTC without a zone), in seconds since
+    1970; None if it is none, or lies before 1970 or after 9999.
+    """
+    ago = _AGO.match(text)
+    when = now_s - int(ago[1]) * _UNITS_S[ago[2]] if ago is not None else _iso_s(text)
+    return when if when is not None and 0 <= when <= LATEST_S else None
+
+
+def _iso_s(text: str) -> float | None:
+    found = _ISO.match(text)
+    if found is None:
+        return None
+    year, month, day, hour, minute, second = (int(part or 0) for part in found.groups()[:6])
+    if not (year and 1 <= month <= 12 and 1 <= day <= monthrange(year, month)[1]):
+        return None
+    if hour > 23 or minute > 59 or second > 59:
+        return None
+    at_s = timegm((year, month, day, hour, minute, second)) + float(f"0.{found[7] or 0}")
+    return at_s - _zone_s(found[8] or "Z")
+
+
+def _zone_s(zone: str) -> int:
+    """How far a zone is ahead of UTC."""
+    if zone in "Zz":
+        return 0
+    ahead_s = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60
+    return -ahead_s if zone[0] == "-" else ahead_s
