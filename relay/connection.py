@@ -37,7 +37,7 @@ class Door:
 
     def __init__(self, gateway: Gateway, prefix: str) -> None:
         self._gateway, self._prefix = gateway, prefix
-        self._answers: dict[str, bytes] = {}
+        self._answers: dict[str, tuple[bytes, bytes]] = {}
 
     @property
     def kept(self) -> bool:
@@ -71,15 +71,18 @@ class Door:
         answer = self._answers.get(provider.meter)
         if answer is None:
             answer = self._answers[provider.meter] = _ready(provider.meter)
-        return answer
+        head, body = answer
+        return head if message.method == "HEAD" else head + body
 
     def free(self, connection: RequestHandler) -> None:
         """Give back the place of what arrived on this connection, if it has one."""
         self._gateway.arriving.discard(connection)
 
 
-def _ready(meter: str) -> bytes:
-    """A whole answer. It has no id: nothing is recorded of such a call but that there was one."""
+def _ready(meter: str) -> tuple[bytes, bytes]:
+    """Head and body of an answer. It has no id: nothing is recorded of such a call but that there
+    was one.
+    """
     error = Overloaded("calls at once, of all together,")
     body = shapes.body(error, meter, "")
     head = [
@@ -88,7 +91,7 @@ def _ready(meter: str) -> bytes:
         "content-type: application/json",
         f"content-length: {len(body)}",
     ]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(head).encode() + b"\r\n\r\n", body
 
 
 class _AtTheDoor:
@@ -190,14 +193,17 @@ class _RelayServer(Server):
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_open",)
+    __slots__ = ("_head_came", "_open")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open: asyncio.BaseTransport = transport
+        self._head_came = False
         self._manager.transports.add(transport)  # type: ignore[union-attr]
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if data.startswith(b"HEAD "):
+            self._head_came = True
         manager = self._manager
         if manager is None or not manager.door.kept:  # type: ignore[attr-defined]
             super().data_received(data)
@@ -242,6 +248,9 @@ class _Connection(RequestHandler):
             )
             error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
         response = plain(error, "openai", new_id())
+        if self._head_came:
+            # The parser does not tell the method of what it could not read: this may be a HEAD.
+            response.body = None
         response.force_close()
         return response
 

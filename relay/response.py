@@ -80,7 +80,11 @@ class RelayedResponse(web.StreamResponse):
         assert request is not None and writer is not None
         version = request.version
         keep_alive = request.keep_alive if self._keep_alive is None else self._keep_alive
+        if self.status == 205:
+            self._must_be_empty_body = True
+            headers[hdrs.CONTENT_LENGTH] = "0"
         if self._must_be_empty_body:
+            writer.length = 0  # whatever is written, no byte of it leaves
             if self.status == 204 or self.status < 200:
                 headers.pop(hdrs.CONTENT_LENGTH, None)
         elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:

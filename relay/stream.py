@@ -37,7 +37,6 @@ _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 _DRAINED_BYTES = 64 * 1024
 """After more than this the call is over when the client has room again."""
 _ENVELOPE_PEEK_BYTES = 64 * 1024
-_EMPTY = ("Content-Length", "0")
 
 
 class Source(Protocol):
@@ -276,8 +275,6 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
     pairs = downstream_headers(given.items(), given.get("Connection"))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
-    if upstream.status == 205:
-        return [pair for pair in pairs if pair[0].lower() != "content-length"] + [_EMPTY]
     changed = "Transfer-Encoding" in given or takes_usage_out(upstream, exchange)
     if changed and "Content-Length" in given:
         return [pair for pair in pairs if pair[0].lower() != "content-length"]

@@ -72,4 +72,4 @@ class Refusal(RelayedResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send the body, once."""
-        await super().write_eof(data or self.body)
+        await super().write_eof(b"" if self._must_be_empty_body else data or self.body)

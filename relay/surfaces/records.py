@@ -92,7 +92,7 @@ async def export(request: web.Request) -> web.StreamResponse:
         first = await _lines(calls)
     response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
     await response.prepare(request)
-    lines = first
+    lines = b"" if request.method == "HEAD" else first
     while lines:
         await response.write(lines)
         try:

@@ -9,6 +9,8 @@ followed, no silent second sending.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
+from functools import partial
 
 from aiohttp import (
     ClientHandlerType,
@@ -22,8 +24,9 @@ from aiohttp import (
 from aiohttp.connector import Connection
 from multidict import CIMultiDict
 
-from relay.core.errors import HandshakeRefused, UpstreamProtocolError
+from relay.core.errors import HandshakeRefused
 from relay.upstream.failures import MAPPED
+from relay.upstream.protocol import FINAL_STATUSES, ProviderConnection
 from relay.upstream.request import RelayRequest
 
 READ_BUFFER_BYTES = 64 * 1024
@@ -47,8 +50,9 @@ class UpstreamSessions:
     """`rest` for calls, `sockets` for WebSocket handshakes. Close with `close`."""
 
     def __init__(self) -> None:
-        self.rest = _session(RelayRequest, ())
-        self.sockets = _session(_Handshake, (_refusals_are_errors,))
+        self.rest = _session(RelayRequest, (), FINAL_STATUSES)
+        statuses = frozenset({101, *FINAL_STATUSES})
+        self.sockets = _session(_Handshake, (_refusals_are_errors,), statuses)
 
     async def close(self) -> None:
         """Close both pools."""
@@ -56,9 +60,14 @@ class UpstreamSessions:
         await self.sockets.close()
 
 
-def _session(request: type[RelayRequest], middlewares: tuple[object, ...]) -> ClientSession:
+def _session(
+    request: type[RelayRequest], middlewares: tuple[object, ...], statuses: Container[int]
+) -> ClientSession:
+    connector = TCPConnector(limit=0, keepalive_timeout=30)
+    # It has no public switch for the class of its connections.
+    connector._factory = partial(ProviderConnection, statuses, asyncio.get_running_loop())  # type: ignore[assignment]
     session = ClientSession(
-        connector=TCPConnector(limit=0, keepalive_timeout=30),
+        connector=connector,
         cookie_jar=DummyCookieJar(),
         **_READING,  # type: ignore[arg-type]
         request_class=request,
@@ -93,8 +102,6 @@ async def _refusals_are_errors(
     if status == 101:
         return response
     try:
-        if not 200 <= status <= 599:
-            raise UpstreamProtocolError(f"it has the status {status}")
         body, whole = await _start_of_body(response)
     finally:
         response.close()

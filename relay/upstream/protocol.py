@@ -1,0 +1,72 @@
+"""A provider's connection: how aiohttp's is changed, so that one request has one answer.
+
+Owns: which heads of answers are accepted. Interim answers are dropped and bounded in number, a
+final status that is none fails the call, what follows the head of a 205 is cut off, and an answer
+that nobody asked for ends its connection: aiohttp would give it to the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+from typing import Any
+
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+from relay.core.errors import UpstreamProtocolError
+
+MAX_INTERIM_ANSWERS = 100
+"""Enough for a provider that says `102 Processing` every few seconds; more is a flood."""
+FINAL_STATUSES = range(200, 600)
+
+
+class ProviderConnection(ResponseHandler):
+    """See the module. `statuses` are those that may end a call."""
+
+    def __init__(self, statuses: Container[int], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._statuses = statuses
+        self._interim_left = -1
+        """Of the answer that is awaited; negative if none is."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request is about to be sent."""
+        self._interim_left = MAX_INTERIM_ANSWERS
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an answer, and its body."""
+        message = data[0]
+        status = message.code
+        if self._interim_left < 0:
+            self._end()
+        elif 100 <= status < 200 and status != 101:
+            self._interim_left -= 1
+            if self._interim_left < 0:
+                self._fail(f"it sent more than {MAX_INTERIM_ANSWERS} interim responses")
+        elif status not in self._statuses:
+            self._fail(f"it has the status {status}")
+        else:
+            self._interim_left = -1
+            if status in (204, 205):
+                data = (message, EMPTY_PAYLOAD)
+                if _announces_body(message):
+                    self.force_close()
+            super().feed_data(data, size)
+
+    def _fail(self, reason: str) -> None:
+        self._interim_left = -1
+        self.set_exception(UpstreamProtocolError(reason))
+        self._end()
+
+    def _end(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+
+def _announces_body(message: RawResponseMessage) -> bool:
+    """Of a 204 or 205: of the latter the end of the connection may be the end of a body too."""
+    length = message.headers.get("Content-Length", "" if message.code == 205 else "0")
+    return message.chunked or length != "0"
