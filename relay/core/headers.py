@@ -33,7 +33,7 @@ every request; the provider's own is put in afterwards.
 # to a provider through them stays: `x-amzn-bedrock-*`, `x-goog-user-project`, `x-ms-*`.
 _OF_NETWORKS = frozenset(
     {
-        "forwarded", "via", "proxy-connection", "client-ip", "cdn-loop",
+        "forwarded", "via", "proxy-connection",
         "x-scheme", "x-remote-ip", "x-remote-addr", "remote-addr", "remote-user",
         "x-originating-ip", "x-proxyuser-ip", "x-sucuri-country", "front-end-https",
         "x-real-port", "x-client-port", "x-client-cert",
