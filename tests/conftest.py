@@ -19,7 +19,6 @@ from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 
 from tests.relays import (
-    CANARY,
     CLOUDFLARE_TOKEN,
     LogStream,
     Relay,
@@ -30,6 +29,7 @@ from tests.relays import (
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import RawUpstream
 from tests.upstream.vendors import APPS, SEEN, Seen
+from tests.whole_run import WholeRun
 
 StartRelay = Callable[..., Awaitable[Relay]]
 
@@ -44,7 +44,8 @@ class _EveryLine(logging.Handler):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hear every logger of the process, at DEBUG."""
+    """Hear every logger of the process, at DEBUG; judge the run as a whole."""
+    config.pluginmanager.register(WholeRun(config))
     logging.getLogger().addHandler(_EveryLine())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
 
@@ -60,25 +61,6 @@ def need(tool: str) -> None:
     """Skip, loudly, where a program is not installed; in CI, which installs it, fail instead."""
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed: scripts/install-test-tools installs it")
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say at the end what did not run."""
-    for report in terminalreporter.stats.get("skipped", []):
-        terminalreporter.write_line(f"SKIPPED: {report.nodeid}: {report.longrepr[2]}", yellow=True)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """After the whole run no credential may stand in any log line or error body of the relay's."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("FORBID_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        print("\nFORBID_SKIPS: tests were skipped")
-    leaked = [line for line in LogStream.everything if CANARY in line]
-    if leaked:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        print(f"\nCANARY: {len(leaked)} log lines or error bodies hold a credential, such as:\n{leaked[0][:500]}")
 
 
 @pytest.fixture

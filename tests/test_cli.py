@@ -12,7 +12,8 @@ import pytest
 
 from relay.cli import main
 from tests.processes import ROOT
-from tests.relays import CANARY, KEYS, provider, write_config
+from tests.relays import KEYS, provider, write_config
+from tests.whole_run import CANARY
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+"""The checks over a whole run hold in one process and with workers: a leak or a skip anywhere fails it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from tests.whole_run import CANARY
+
+CONFTEST = """
+from tests.whole_run import WholeRun
+
+def pytest_configure(config):
+    config.pluginmanager.register(WholeRun(config))
+"""
+# The marker is put together there, so that this file's own text never looks like a leak.
+LEAKING = """
+from tests.whole_run import CANARY, LogStream
+
+def test_one():
+    LogStream().write(f"a line with {CANARY}-openai in it, \\udce9\\n")
+"""
+PASSING = "def test_other(): pass\n"
+SKIPPING = """
+import pytest
+
+def test_one():
+    pytest.skip("no such program")
+"""
+SKIPPED_MODULE = """
+import pytest
+
+pytest.skip("no such package", allow_module_level=True)
+"""
+DYING = """
+import os
+
+def test_one():
+    os._exit(3)
+"""
+
+in_one_process_and_in_two = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one", "two"])
+
+
+def run(folder: Path, source: str, *options: str, **env: str) -> tuple[int, str]:
+    """(exit code, output) of a run of pytest of its own over `source` and a test that passes."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_first.py").write_text(source)
+    (folder / "test_second.py").write_text(PASSING)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV", "FORBID_SKIPS"))}
+    clean |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder), *options, str(folder)]
+    ended = subprocess.run(command, cwd=folder, env=clean | env, capture_output=True, text=True, timeout=100)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@in_one_process_and_in_two
+def test_a_credential_in_a_log_line_fails_the_run(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    code, output = run(tmp_path, LEAKING, *workers)
+    assert code == 1 and "2 passed" in output
+    assert f"CANARY: 1 log lines or error bodies hold a credential, such as:\na line with {CANARY}-openai" in output
+
+
+@in_one_process_and_in_two
+def test_a_run_without_leak_or_skip_passes(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    code, output = run(tmp_path, PASSING, *workers, FORBID_SKIPS="1")
+    assert code == 0 and "2 passed" in output
+
+
+@in_one_process_and_in_two
+@pytest.mark.parametrize("source", [SKIPPING, SKIPPED_MODULE], ids=["test", "module"])
+def test_a_skip_fails_the_run_where_skips_are_forbidden(tmp_path: Path, workers: tuple[str, ...], source: str) -> None:
+    code, output = run(tmp_path, source, *workers, FORBID_SKIPS="1")
+    assert code == 1 and "FORBID_SKIPS: tests were skipped" in output
+    assert "SKIPPED: test_first.py" in output and "no such p" in output
+
+
+@in_one_process_and_in_two
+def test_a_skip_is_named_and_passes_elsewhere(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    code, output = run(tmp_path, SKIPPING, *workers)
+    assert code == 0 and "SKIPPED: test_first.py::test_one: Skipped: no such program" in output
+
+
+def test_a_worker_that_dies_fails_the_run_since_its_lines_are_lost(tmp_path: Path) -> None:
+    code, output = run(tmp_path, DYING, "-n", "2")
+    assert code == 1 and "nobody knows what the test processes gw" in output

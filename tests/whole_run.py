@@ -1,0 +1,112 @@
+"""Checks over a whole run: no credential in anything that a relay wrote, and no skipped test in CI.
+
+Owns what these checks collect, in one process or several: a worker of pytest-xdist hands its part to
+the controller through `workeroutput`, and only the controller judges.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import pytest
+
+SHOWN_CHARACTERS = 500
+
+# One marker for every credential there is. None may show in a log, an error body or a repr: see WholeRun.
+CANARY = "CANARY"
+
+
+def canary(name: str) -> str:
+    """A credential that can be told apart from everything else."""
+    return f"{CANARY}-{name}-7d1f"
+
+
+class LogStream(io.StringIO):
+    """Keeps log lines for the test, and all of them for the canary."""
+
+    everything: list[str] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.buffer = self
+
+    def write(self, line: Any) -> int:
+        text = line.decode() if isinstance(line, bytes) else line
+        self.lines += text.splitlines()
+        LogStream.everything.append(text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def _is_controller(config: pytest.Config) -> bool:
+    """Whether this process runs no tests itself: its workers do."""
+    return hasattr(config.option, "dist") and config.option.dist != "no" and not hasattr(config, "workerinput")
+
+
+class WholeRun:
+    """What was skipped, where a credential leaked, and which worker ended without saying either."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._is_controller = _is_controller(config)
+        self._skipped: dict[str, str] = {}
+        self._leaks: list[str] = []
+        self._lost_workers: list[str] = []
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        # The controller hears the same reports once more, except those of whole modules.
+        if not self._is_controller and report.skipped and not hasattr(report, "wasxfail"):
+            assert isinstance(report.longrepr, tuple)
+            self._skipped[report.nodeid] = str(report.longrepr[2])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object | None) -> None:
+        """A worker of pytest-xdist ended: take over what it collected."""
+        told = getattr(node, "workeroutput", {})
+        if "leaks" not in told:
+            self._lost_workers.append(str(node.gateway.id))
+            return
+        self._leaks += told["leaks"]
+        self._skipped |= told["skipped"]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._leaks += [_shown(text) for text in LogStream.everything if CANARY in text]
+        if hasattr(self._config, "workeroutput"):
+            self._config.workeroutput |= {"leaks": self._leaks, "skipped": self._skipped}
+            return
+        for problem in self._problems():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print(f"\n{problem}")
+
+    def _problems(self) -> list[str]:
+        found = []
+        if self._skipped and os.environ.get("FORBID_SKIPS"):
+            found.append("FORBID_SKIPS: tests were skipped")
+        if self._leaks:
+            found.append(f"CANARY: {len(self._leaks)} log lines or error bodies hold a credential, such as:\n{self._leaks[0]}")
+        if self._lost_workers:
+            found.append(f"nobody knows what the test processes {', '.join(self._lost_workers)} logged: they ended early")
+        return found
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say at the end what did not run."""
+        for nodeid, reason in self._skipped.items():
+            terminalreporter.write_line(f"SKIPPED: {nodeid}: {reason}", yellow=True)
+
+
+def _shown(text: str) -> str:
+    """A piece of it around the credential, that another process can be sent."""
+    at = max(0, text.index(CANARY) - SHOWN_CHARACTERS // 2)
+    return text[at : at + SHOWN_CHARACTERS].encode(errors="backslashreplace").decode()
