@@ -121,9 +121,9 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
         (source / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(source)], check=True, cwd=empty)
     [wheel] = wheels.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
-    python = tmp_path / "venv/bin/python"
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, cwd=empty)
+    venv.create(tmp_path / "venv", system_site_packages=False)
+    install = ("--python", str(tmp_path / "venv"), "install", "-q", "--no-deps", str(wheel))
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=empty)
     # The dependencies are those of the lock that this test runs with.
     site = subprocess.run([sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True).stdout.strip()
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": site}

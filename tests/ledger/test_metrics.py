@@ -144,7 +144,8 @@ def test_every_metric_is_documented_and_no_other() -> None:
 
 @pytest.fixture
 async def collector(aiohttp_server: Any) -> Any:
-    """An OTLP endpoint, reading with OpenTelemetry's own definitions."""
+    """An OTLP endpoint, reading with OpenTelemetry's own definitions. Asked for before the relay is started, so that it
+    outlives the relay: a stop with no collector left waits 5 s for it."""
     spans: list[Any] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -189,7 +190,7 @@ def attributes(span: Any) -> dict[str, Any]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes}
 
 
-async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider(raw.url))
     theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -207,7 +208,7 @@ async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(st
     assert span.end_time_unix_nano - span.start_time_unix_nano > 0 and "error.type" not in found
 
 
-async def test_what_is_not_sampled_is_not_exported_and_stays_unsampled_upstream(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+async def test_what_is_not_sampled_is_not_exported_and_stays_unsampled_upstream(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
     await post(relay, headers={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"})
@@ -216,7 +217,7 @@ async def test_what_is_not_sampled_is_not_exported_and_stays_unsampled_upstream(
     assert all(re.search(rb"traceparent: \S+-00\r", arrived.head, re.IGNORECASE) for arrived in raw.arrived)
 
 
-async def test_a_failure_is_an_error_of_its_kind(start: StartRelay, collector: Any) -> None:
+async def test_a_failure_is_an_error_of_its_kind(collector: Any, start: StartRelay) -> None:
     relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider("http://127.0.0.1:1"))
     await post(relay)
     (span,) = await _spans(relay, collector)
@@ -231,7 +232,7 @@ async def test_without_traces_the_clients_own_context_passes(start: StartRelay, 
     assert f"traceparent: {theirs}".encode() in raw.arrived[0].head.lower()
 
 
-async def test_the_conventions_metrics_go_beside_the_traces(start: StartRelay, raw: RawUpstream, collector: Any) -> None:
+async def test_the_conventions_metrics_go_beside_the_traces(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
     await post(relay)

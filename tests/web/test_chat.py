@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +18,7 @@ from playwright.async_api import Page, expect
 from tests.browser import chromium
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
-from tests.processes import output
-from tests.relays import provider
+from tests.relays import HANG_GUARD_S, provider
 from tests.sdk.test_node import need_packages
 from tests.web.test_client import WEB
 
@@ -73,12 +76,22 @@ class Model:
         return socket
 
 
-@pytest.fixture(params=["19", "18"], ids=["react-19", "react-18"])
-async def chat(request: pytest.FixtureRequest, start: StartRelay, aiohttp_server: Any, nginx: Nginx) -> AsyncIterator[tuple[Page, Model]]:
+@pytest.fixture(scope="module", params=["19", "18"], ids=["react-19", "react-18"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example app, built once with each React."""
     need_packages(WEB)
+    folder = tmp_path_factory.mktemp("built") / "app"
+    command = ("../../node_modules/.bin/vite", "build", "--outDir", str(folder), "--emptyOutDir")
+    environment = {"PATH": os.environ["PATH"], "REACT": request.param}
+    subprocess.run(command, cwd=WEB / "examples/react", env=environment, check=True, capture_output=True, timeout=HANG_GUARD_S * 5)
+    return folder
+
+
+@pytest.fixture
+async def chat(built: Path, start: StartRelay, aiohttp_server: Any, nginx: Nginx) -> AsyncIterator[tuple[Page, Model]]:
     model = Model()
     relay = await start(demo=provider(str((await aiohttp_server(model.app())).make_url("")), websocket={"default_path": "realtime", "subprotocols": {"realtime": "pass"}}))
-    await output("../../node_modules/.bin/vite", "build", "--outDir", str(nginx.root), cwd=WEB / "examples/react", env={"REACT": request.param})
+    shutil.copytree(built, nginx.root, dirs_exist_ok=True)
     async with chromium(await nginx.before(relay.port)) as page:
         yield page, model
 
