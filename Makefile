@@ -5,6 +5,10 @@ PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
 # The lock names everything, with hashes: pip resolves nothing of its own (--no-deps), and falls back to nothing.
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
+# Two processes share the tests. Those marked serial come after them and have the machine to themselves.
+TOGETHER = $(PY) -m pytest -n 2 --dist worksteal
+# With ARGS it is no failure (5) that one of two runs has nothing to do.
+SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
 .PHONY: run test fast lint types docs-check golden bench soak cover locks clean help
 
@@ -15,10 +19,11 @@ run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787, set up first if need be
 	@exec $(PY) -m relay serve $(ARGS)
 
 test: $(VENV)/test.stamp lint types  ## all checks and tests
-	$(PY) -m pytest $(ARGS)
+	$(TOGETHER) -m "not soak and not serial" $(SELECTED)
+	$(PY) -m pytest -m "serial and not soak" $(SELECTED)
 
 fast: $(VENV)/test.stamp  ## the tests that start no other program
-	$(PY) -m pytest --ignore=tests/e2e $(ARGS)
+	$(TOGETHER) -m "not soak and not serial and not programs" $(SELECTED)
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .
@@ -40,7 +45,8 @@ soak: $(VENV)/test.stamp  ## the waits of minutes, in full
 
 cover: $(VENV)/test.stamp  ## coverage of relay/
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest
+	PYTEST_PLUGINS=tests.measured $(TOGETHER) -m "not soak and not serial" $(SELECTED)
+	PYTEST_PLUGINS=tests.measured $(PY) -m pytest -m "serial and not soak" $(SELECTED)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --skip-covered
 

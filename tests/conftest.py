@@ -57,6 +57,19 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     return {"uvloop": uvloop.new_event_loop}
 
 
+STARTS_PROGRAMS = {"nginx", "redis_server", "postgres"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts another program by a fixture or a parameter of its own."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if STARTS_PROGRAMS.intersection(item.fixturenames) or "postgresql" in parameters:
+            item.add_marker(pytest.mark.programs)
+
+
 def need(tool: str) -> None:
     """Skip, loudly, where a program is not installed; in CI, which installs it, fail instead."""
     if shutil.which(tool) is None:

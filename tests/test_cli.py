@@ -106,6 +106,7 @@ def test_the_example_names_exactly_the_variables_users_know(folder: Path) -> Non
     assert all(line.endswith("=") for line in lines if line and not line.startswith("#"))
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(600)
 def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     """`pip install .`, `relay check` and `relay init`, away from the checkout."""

@@ -108,6 +108,7 @@ def test_links_and_modules_that_are_named_exist() -> None:
             assert (ROOT / test).exists(), f"{path.name}: {test}"
 
 
+@pytest.mark.programs
 def test_nothing_speaks_of_one_machine() -> None:
     files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, files):
@@ -120,6 +121,7 @@ def _blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", DOCS[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.programs
 async def test_the_readmes_code_runs(tmp_path: Path) -> None:
     need("curl")
     relay = await serve(tmp_path, None)

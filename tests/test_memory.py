@@ -15,6 +15,8 @@ from aiohttp import web
 from tests.processes import Served, serve
 from tests.relays import provider
 
+pytestmark = [pytest.mark.serial, pytest.mark.programs]
+
 MIB = 2**20
 
 

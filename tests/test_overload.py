@@ -12,6 +12,8 @@ from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, provider
 from tests.upstream.raw import RawUpstream, gated_events, ok
 
+pytestmark = pytest.mark.serial
+
 PATH = "/api/v1/ai-gateway/providers/openai/chat/completions"
 BODY = b'{"model": "m"}'
 

@@ -23,6 +23,8 @@ from tests.relays import canary, provider
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, Pause, RawUpstream, chunk, ok
 from tests.upstream.vendors import echo, vendor
 
+pytestmark = pytest.mark.programs
+
 Serve = Callable[..., Awaitable[Served]]
 EVENT = b"data: 1\n\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 
 import aiohttp
@@ -59,6 +60,7 @@ CUTS: dict[str, tuple[Step, ...]] = {
 }
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("cut", CUTS)
 async def test_a_cut_answer_never_looks_whole(start: StartRelay, raw: RawUpstream, cut: str) -> None:
     raw.plays(*CUTS[cut])
@@ -99,7 +101,10 @@ async def test_an_sse_cut_at_any_byte_still_parses(start: StartRelay, raw: RawUp
     body = b"".join(b'data: {"n": %d, "text": "%s"}\n\n' % (n, b"x" * (n % 90)) for n in range(24))
     body += b"event: thing\r\ndata: {}\r\n\r\n: comment\n\ndata: [DONE]\n\n"
     relay = await start(openai=provider(raw.url))
-    for at in range(len(body)):
+    # Around the end of an event of each kind, and within some; tests/core/test_sse.py cuts at every byte.
+    ends = [found.end() for found in re.finditer(rb"\n\n|\r\n\r\n", body)]
+    around = {end + by for end in (ends[0], ends[8], *ends[-4:-1]) for by in (-2, -1, 0, 1)}
+    for at in sorted({0, 1, 100, 500, len(body) - 1} | around):
         raw.scripts.clear()
         raw.plays(SSE_HEAD, chunk(body[:at]) if at else b"", CLOSE)
         got = await _until_cut(relay)
@@ -149,6 +154,7 @@ async def test_a_compressed_or_plain_stream_gets_no_event(start: StartRelay, raw
         assert await _until_cut(relay) == b"abc\n\n"
 
 
+@pytest.mark.serial
 async def test_silence_within_the_limit_passes_and_past_it_ends(start: StartRelay, raw: RawUpstream) -> None:
     """Scaled down; `make soak` waits the 280 and 301 seconds."""
     relay = await start(openai=provider(raw.url, idle_timeout_s=1.0, first_byte_timeout_s=1.0))
@@ -167,6 +173,7 @@ async def test_silence_within_the_limit_passes_and_past_it_ends(start: StartRela
     assert json.loads(got[len(EVENT) + 6 :])["error"]["code"] == "upstream_timeout"
 
 
+@pytest.mark.serial
 async def test_no_total_limit_ends_a_long_stream(start: StartRelay, raw: RawUpstream) -> None:
     """Many times the idle limit, as long as something comes."""
     steps: list[Step] = [SSE_HEAD]

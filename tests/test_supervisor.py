@@ -16,6 +16,8 @@ from tests.processes import Served, serve
 from tests.relays import HANG_GUARD_S, provider
 from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, Pause, RawUpstream, chunk, ok
 
+pytestmark = pytest.mark.programs
+
 EVENT = b"data: 1\n\n"
 
 

@@ -25,6 +25,8 @@ from tests.relays import provider
 from tests.upstream.raw import RawUpstream, ok
 from tests.upstream.vendors import echo, vendor
 
+pytestmark = pytest.mark.programs
+
 Serve = Callable[..., Awaitable[Served]]
 
 

@@ -300,6 +300,7 @@ async def test_deflate_is_not_negotiated(echoing) -> None:  # type: ignore[no-un
     assert seen[0].header("Sec-WebSocket-Extensions") is None
 
 
+@pytest.mark.serial
 async def test_limits_of_time_have_their_own_codes(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     for limit, code in (("idle_timeout_s", 4408), ("max_session_s", 4409)):
@@ -338,6 +339,7 @@ async def test_the_providers_ping_is_answered(start: StartRelay, aiohttp_server)
         await asyncio.wait_for(answered.wait(), 20)
 
 
+@pytest.mark.serial
 async def test_a_silent_side_is_pinged_and_a_dead_one_is_lost(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"ping_after_s": 0.3}}, openai=provider(str(server.make_url("")), **SOCKETS))

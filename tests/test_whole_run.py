@@ -12,6 +12,8 @@ import pytest
 from tests.processes import ROOT
 from tests.whole_run import CANARY
 
+pytestmark = pytest.mark.programs
+
 CONFTEST = """
 from tests.whole_run import WholeRun
 

@@ -16,6 +16,8 @@ from tests.nginx import Nginx
 from tests.processes import ROOT
 from tests.relays import CLIENT_KEY, KEYS, Relay
 
+pytestmark = pytest.mark.programs
+
 
 @dataclass
 class Stage:

@@ -24,6 +24,8 @@ from tests.test_supervisor import _workers
 from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor
 
+pytestmark = pytest.mark.programs
+
 
 async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(ok())

@@ -91,6 +91,7 @@ async def test_an_error_is_the_sdks_own_exception(through: Through) -> None:
     assert caught.value.code == "unknown_provider" and "Did you mean 'openai'?" in caught.value.message
 
 
+@pytest.mark.programs
 async def test_curl_streams(through: Through) -> None:
     need("curl")
     body = json.dumps({"model": "gpt-5", "stream": True, "messages": []})

@@ -16,6 +16,8 @@ from tests.redis import RedisServer
 from tests.relays import provider
 from tests.upstream.raw import RawUpstream, ok
 
+pytestmark = pytest.mark.programs
+
 
 def _document(server: RedisServer, raw: RawUpstream, *rules: dict[str, Any]) -> dict[str, Any]:
     return {"redis": {"url": server.url}, "limits": list(rules), "providers": {"openai": provider(raw.url)}}
@@ -27,10 +29,10 @@ async def two(tmp_path: Path, redis_server: RedisServer, raw: RawUpstream):  # t
     served: list[Served] = []
 
     async def begin(*rules: dict[str, Any]) -> list[Served]:
-        for name in ("one", "other"):
-            folder = tmp_path / name
+        folders = [tmp_path / "one", tmp_path / "other"]
+        for folder in folders:
             folder.mkdir()
-            served.append(await serve(folder, _document(redis_server, raw, *rules)))
+        served.extend(await asyncio.gather(*(serve(folder, _document(redis_server, raw, *rules)) for folder in folders)))
         return served
 
     yield begin

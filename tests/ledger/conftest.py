@@ -9,6 +9,13 @@ import pytest
 
 from relay.storage.database import Database, database_url
 from tests.postgres import PostgresServer, running
+from tests.relays import HANG_GUARD_S
+
+
+@pytest.fixture(autouse=True)
+def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an answer may take longer than a relay waits for one; the test of that limit sets its own."""
+    monkeypatch.setattr("relay.storage.database.READ_S", HANG_GUARD_S)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,10 @@ from relay.storage.database import try_out
 from tests.processes import ROOT, run
 from tests.relays import write_config
 
+pytestmark = pytest.mark.programs
 
+
+@pytest.mark.serial
 async def test_after_a_kill_every_row_is_there_once_and_the_file_is_sound() -> None:
     """With a margin that no busy machine needs; the script's own is 0.2 s, over twenty kills at 500 calls a second."""
     command = (sys.executable, "scripts/bench/crash", "--kills", "3", "--rate", "100", "--margin-s", "2")

@@ -104,6 +104,7 @@ def test_many_at_once_are_observed_as_one_by_one() -> None:
     assert sums[0] == pytest.approx(sums[1], rel=0.25) and bound_ms(47) > 600_000
 
 
+@pytest.mark.programs
 async def test_of_several_workers_one_answers_for_all_and_a_dead_one_is_not_forgotten(tmp_path: Path, raw: RawUpstream) -> None:
     import json
     import os

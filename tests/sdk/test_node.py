@@ -18,6 +18,8 @@ from tests.processes import output
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, packaged_provider
 from tests.sdk.conftest import Front
 
+pytestmark = pytest.mark.programs
+
 NODE = Path(__file__).parent / "node"
 SDKS = {
     "openai": "openai", "genai": "google-ai-studio", "anthropic": "anthropic", "elevenlabs": "elevenlabs", "fal": "fal",

@@ -27,6 +27,8 @@ from tests.relays import CLIENT_KEY, HANG_GUARD_S
 from tests.sdk.conftest import Front
 from tests.upstream.media import AUDIO
 
+pytestmark = pytest.mark.programs
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 

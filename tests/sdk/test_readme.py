@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from tests.processes import ROOT, output
 from tests.sdk.conftest import Front
 from tests.sdk.test_node import NODE, need_packages
+
+pytestmark = pytest.mark.programs
 
 README = (ROOT / "README.md").read_text()
 SDKS = README[README.index("## Official SDKs") : README.index("## URLs")]
@@ -50,7 +53,7 @@ async def test_python(front: Front, name: str) -> None:
 @pytest.mark.parametrize("name", NODE_SDKS)
 async def test_node(front: Front, name: str) -> None:
     need_packages(NODE)
-    script = NODE / f".readme-{re.sub(r'[^a-z]', '', name.lower())}.mjs"
+    script = NODE / f".readme-{os.getpid()}.mjs"  # one that no other test process writes
     script.write_text(_here(NODE_SDKS[name], front))
     try:
         assert (await _run(front, "node", str(script))).strip()
@@ -63,7 +66,7 @@ async def test_the_javascript_client(front: Front, tmp_path: Path) -> None:
     """In Node, where the page's origin is RELAY_URL."""
     need_packages(NODE)
     [code] = re.findall(r"^```js\n(.*?)^```", CLIENTS, re.MULTILINE | re.DOTALL)
-    script = NODE / ".readme-client.mjs"
+    script = NODE / f".readme-{os.getpid()}.mjs"
     script.write_text(code.replace("./AIGatewayClient.js", "../../../web/AIGatewayClient.js"))
     try:
         out = await _run(front, "node", str(script))

@@ -22,6 +22,8 @@ from tests.relays import HANG_GUARD_S, provider
 from tests.sdk.test_node import need_packages
 from tests.web.test_client import WEB
 
+pytestmark = pytest.mark.programs
+
 
 class Model:
     """A provider that answers what the test tells it to."""

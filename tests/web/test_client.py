@@ -17,6 +17,8 @@ from tests.relays import packaged_provider, provider
 from tests.sdk.test_node import need_packages
 from tests.upstream import media, vendors
 
+pytestmark = pytest.mark.programs
+
 WEB = ROOT / "web"
 
 
