@@ -13,7 +13,7 @@ from pathlib import Path
 import trustme
 
 from tests.conftest import need
-from tests.processes import ROOT
+from tests.processes import ROOT, free_port
 from tests.relays import HANG_GUARD_S
 
 AROUND = """
@@ -31,13 +31,6 @@ http {{
 def _user() -> str:
     """Started by root it would hand the files of the test to somebody who may not read them."""
     return "user root;" if os.geteuid() == 0 else ""
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Nginx:

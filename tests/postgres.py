@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 
 from tests.conftest import need
+from tests.processes import free_port
 from tests.relays import HANG_GUARD_S
 
 
@@ -26,9 +27,7 @@ class PostgresServer:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         self._bin = found[-1].parent if found else Path(shutil.which("postgres") or "/nowhere/postgres").parent
         self._folder = Path(tempfile.mkdtemp(prefix="relay-postgres-"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._as = {}
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import redis.asyncio
 
+from tests.processes import free_port
 from tests.relays import HANG_GUARD_S
 
 
@@ -15,9 +15,7 @@ class RedisServer:
     """One server process, of the test's own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from aiohttp import ClientConnectorDNSError, WSMsgType
 
 from relay.janitor import sweep
 from tests.conftest import StartRelay
+from tests.processes import free_port
 from tests.relays import Relay, provider
 from tests.upstream.raw import (
     CLOSE,
@@ -31,12 +31,6 @@ from tests.upstream.raw import (
 
 EVENT = b'data: {"n": 1}\n\n'
 QUICK = {"first_byte_timeout_s": 0.6, "idle_timeout_s": 0.6, "connect_timeout_s": 0.6}
-
-
-async def _refused_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def _ask(relay: Relay, kind: str, name: str = "openai") -> tuple[Any, str]:
@@ -85,7 +79,7 @@ async def test_a_bad_upstream_gives_its_documented_answer(start: StartRelay, raw
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_upstream_that_cannot_be_reached_is_502(start: StartRelay, kind: str) -> None:
-    port = await _refused_port()
+    port = free_port()
     relay = await start(openai=provider(f"http://127.0.0.1:{port}", websocket={"default_path": "x"}))
     assert await _ask(relay, kind) == (502, "upstream_unreachable")
 

@@ -20,7 +20,6 @@ from tests.whole_run import WholeRun
 def pytest_configure(config):
     config.pluginmanager.register(WholeRun(config))
 """
-# The marker is put together there, so that this file's own text never looks like a leak.
 LEAKING = """
 from tests.whole_run import CANARY, LogStream
 
