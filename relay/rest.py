@@ -16,7 +16,7 @@ from relay.caching import answered, keeping
 from relay.call import Call, asked
 from relay.collecting import collect
 from relay.core.exchange import Exchange
-from relay.core.peek import model_elsewhere, peek_body
+from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.gateway import Gateway
 from relay.sending import Sending
 from relay.stream import stream
@@ -74,7 +74,7 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
         route.provider.meter, route.endpoint, call.query
     )
     if route.kind in ("speech", "image"):
-        exchange.spoken = body.whole
+        exchange.spoken = paid_fields(body.whole)
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user

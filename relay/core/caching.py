@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from relay.core.errors import BadRequest
+from relay.core.fields import ABSENT, MOST_FIELD_BYTES, value
 from relay.core.headers import (
     OLD_CACHE_HEADERS,
     Pairs,
@@ -66,6 +67,12 @@ _NOT_KEPT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-
 
 _KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/)")
 _CHECKED_BYTES = 1024 * 1024
+_CHECKED_STREAM_BYTES = 256 * 1024
+"""A longer stream is searched, and not taken apart line by line."""
+_BAD_EVENT = re.compile(
+    rb'^event:[ \t]*error[ \t]*\r?$|"error"\s*:\s*(?!null)|"response\.(?:failed|incomplete)"',
+    re.MULTILINE,
+)
 _verdicts: dict[str, str] = {}
 _VERDICTS_KEPT = 1024
 
@@ -180,9 +187,9 @@ def may_keep(status: int, header: Header) -> bool:
 class _Said(msgspec.Struct):
     """What tells an error within a 200."""
 
-    error: Any = None
-    type: Any = None
-    status: Any = None
+    error: msgspec.Raw = ABSENT
+    type: msgspec.Raw = ABSENT
+    status: msgspec.Raw = ABSENT
 
 
 _said = msgspec.json.Decoder(_Said)
@@ -202,6 +209,8 @@ def is_clean(body: bytes, content_type: str, content_encoding: str) -> bool:
 
 
 def _is_clean_stream(body: bytes) -> bool:
+    if len(body) > _CHECKED_STREAM_BYTES:
+        return _BAD_EVENT.search(body) is None
     for line in body.splitlines():
         if line.startswith(b"event:") and line[6:].strip() == b"error":
             return False
@@ -216,8 +225,10 @@ def _is_clean_json(text: bytes) -> bool:
         said = _said.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return True  # no object: nothing that says so
-    return (
-        not said.error
-        and said.type not in _BAD_TYPES
-        and (not isinstance(said.status, str) or said.status not in _BAD_STATUSES)
+    kind, status = value(said.type), value(said.status)
+    return not (
+        memoryview(said.error).nbytes > MOST_FIELD_BYTES
+        or value(said.error)
+        or (isinstance(kind, str) and kind in _BAD_TYPES)
+        or (isinstance(status, str) and status in _BAD_STATUSES)
     )

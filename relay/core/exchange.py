@@ -108,7 +108,7 @@ class Exchange:
     standings: tuple[Standing, ...] = field(init=False, default=())
     """How the client stands under them."""
     spoken: bytes = field(init=False, default=b"")
-    """The request's body, where it tells what is paid for: text made speech, images asked for."""
+    """What the request's body tells of what is paid for: text made speech, images asked for."""
     asks_usage: bool = field(init=False, default=False)
     """Its usage was asked for on its client's behalf: the event that tells it is taken out."""
     look: Callable[[bytes], None] | None = field(init=False, default=None)

@@ -5,16 +5,29 @@ Owns: model and stream flag of a JSON or form body, the model and kind that a pa
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
 import msgspec
 
+from relay.core.fields import (
+    ABSENT,
+    LARGE_BYTES,
+    MOST_FIELD_BYTES,
+    MOST_TEXT_BYTES,
+    by_name,
+    field,
+    is_readable,
+    is_value,
+    pairs,
+    value,
+)
 from relay.core.paths import query_value
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
-_FORM_MODEL = re.compile(rb'name="model(?:_id)?"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
+# A part's head has a few lines; without a bound, lines that look like one take quadratic time.
+_FORM_MODEL = re.compile(
+    rb'name="model(?:_id)?"\r\n(?:[^\r\n]{1,1000}\r\n){0,8}\r\n([^\r\n]{1,200})\r\n'
+)
 _TRUE = b"true"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORM_PEEK_BYTES = 64 * 1024
@@ -51,15 +64,27 @@ _KINDS: tuple[tuple[str, str], ...] = (
 class _Wanted(msgspec.Struct):
     """The fields looked for; everything else in the body is skipped without being built."""
 
-    model: Any = None
-    model_id: Any = None
-    stream: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    metadata: Any = None
+    model: msgspec.Raw = ABSENT
+    model_id: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+    safety_identifier: msgspec.Raw = ABSENT
+    metadata: msgspec.Raw = ABSENT
 
 
 _decoder = msgspec.json.Decoder(_Wanted)
+
+
+class _Paid(msgspec.Struct, omit_defaults=True):
+    """What a call is paid by where its answer tells nothing: how many images, which text."""
+
+    n: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
+    transcript: msgspec.Raw = ABSENT
+
+
+_paid_decoder = msgspec.json.Decoder(_Paid)
 
 
 class Peek(msgspec.Struct, frozen=True):
@@ -83,31 +108,48 @@ def peek_body(body: bytes, content_type: str) -> Peek:
         return Peek(found.group(1).decode("utf-8", "replace")) if found else NOTHING
     if body[:1] != b"{" and body.lstrip()[:1] != b"{":
         return NOTHING
+    if not is_readable(body):
+        return NOTHING
     try:
         wanted = _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return NOTHING
-    model = wanted.model if isinstance(wanted.model, str) else wanted.model_id
-    user = wanted.safety_identifier or wanted.user
-    if user is None and isinstance(wanted.metadata, dict):
-        user = wanted.metadata.get("user_id")
+    model = value(wanted.model)
+    if not isinstance(model, str):
+        model = value(wanted.model_id)
+    stream = value(wanted.stream)
+    user = value(wanted.safety_identifier) or value(wanted.user)
+    if user is None and wanted.metadata is not ABSENT:
+        user = value(field(wanted.metadata, "user_id"))
     return Peek(
         model if isinstance(model, str) else None,
-        wanted.stream if isinstance(wanted.stream, bool) else None,
+        stream if isinstance(stream, bool) else None,
         user if isinstance(user, str) else None,
     )
 
 
-_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+def paid_fields(body: bytes) -> bytes:
+    """The body itself if it is small; of a larger one an object with no more than what the call is
+    paid by: a meter reads it when the call is over, many calls in one turn of the event loop.
+    """
+    if len(body) <= MOST_FIELD_BYTES:
+        return body
+    try:
+        paid = _paid_decoder.decode(body) if is_readable(body) else _Paid()
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return b""
+    for name in _Paid.__struct_fields__:
+        if memoryview(getattr(paid, name)).nbytes > MOST_TEXT_BYTES:
+            setattr(paid, name, ABSENT)
+    return msgspec.json.encode(paid)
 
 
 def with_model(body: bytes, model: str) -> bytes:
     """A JSON object with this `model`, every other value's bytes as they were. Anything else comes
     back unchanged.
     """
-    try:
-        fields = _raw_fields.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    fields = by_name(body)
+    if fields is None:
         return body
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)
@@ -117,15 +159,12 @@ def asking_for_usage(body: bytes) -> bytes | None:
     """The body of a chat stream, made to ask for usage, every other value's bytes as they were.
     None where there is nothing to change: no stream, or it asks already.
     """
-    try:
-        fields = _raw_fields.decode(body)
-        options = fields.get("stream_options")
-        asked = _raw_fields.decode(options) if options and bytes(options) != b"null" else {}
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    fields = by_name(body)
+    if fields is None or value(fields.get("stream", ABSENT)) is not True:
         return None
-    if bytes(fields.get("stream", b"")).strip() != _TRUE:
-        return None
-    if bytes(asked.get("include_usage", b"")).strip() == _TRUE:
+    options = fields.get("stream_options", ABSENT)
+    asked = {} if options is ABSENT or bytes(options) == b"null" else by_name(bytes(options))
+    if asked is None or value(asked.get("include_usage", ABSENT)) is True:
         return None
     asked["include_usage"] = msgspec.Raw(_TRUE)
     fields["stream_options"] = msgspec.Raw(msgspec.json.encode(asked))
@@ -135,23 +174,23 @@ def asking_for_usage(body: bytes) -> bytes | None:
 def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     """True if whoever reads `body` finds the model that peek_body found, or none.
 
-    Readers differ on a name that comes twice. What is neither JSON nor a form names no model.
+    Readers differ on a name that comes twice. What is neither JSON nor a form names no model; a
+    body that cannot be read in bounded time may name any.
     """
     if content_type.startswith("multipart/form-data"):
         return body.count(b'name="model') <= 1
     is_json = "json" in content_type or body.lstrip().startswith((b"{", _BYTE_ORDER_MARK))
     if not body or not is_json:
         return True
-    names: list[str] = []
-
-    def pairs(found: list[tuple[str, Any]]) -> None:
-        names[:] = [name for name, _ in found]  # the outermost object comes last
-
-    try:
-        json.loads(body, object_pairs_hook=pairs)
-    except (ValueError, RecursionError):
+    text = body.removeprefix(_BYTE_ORDER_MARK)
+    if len(text) <= LARGE_BYTES or not text.lstrip().startswith(b"{"):
+        written = text.count(b'"model')
+        if written <= (model is not None) and b"\\u" not in text:
+            return is_value(text)
+    found = pairs(text)
+    if found is None:
         return False
-    named = sum(name in ("model", "model_id") for name in names)
+    named = sum(name in ("model", "model_id") for name, _ in found)
     return named == 0 or (named == 1 and model is not None)
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
+from relay.core.fields import ABSENT, field, is_readable, value
+
 BYTES_A_TOKEN = 4
 
 
@@ -97,13 +99,14 @@ def believable(usage: Usage | None) -> Usage | None:
 class _Bounds(msgspec.Struct):
     """The fields by which a call bounds its answer."""
 
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    generationConfig: Any = None
-    n: Any = None
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    generationConfig: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
 
 
+_NONE = _Bounds()
 _bounds = msgspec.json.Decoder(_Bounds)
 
 
@@ -122,20 +125,20 @@ class Estimate(NamedTuple):
 
 
 def estimate(body: bytes) -> Estimate:
-    """Of a request body, at four bytes a token."""
+    """Of a request body, at four bytes a token. One that cannot be read in bounded time names no
+    bound.
+    """
     try:
-        asked = _bounds.decode(body)
+        asked = _bounds.decode(body) if is_readable(body) else _NONE
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        asked = _Bounds()
-    config = asked.generationConfig
-    bounds = (
-        asked.max_completion_tokens,
-        asked.max_tokens,
-        asked.max_output_tokens,
-        config.get("maxOutputTokens") if isinstance(config, dict) else None,
-    )
-    bound = next((each for each in bounds if _is_bound(each)), None)
-    return Estimate(len(body) // BYTES_A_TOKEN, bound, asked.n if _is_bound(asked.n) else 1)
+        asked = _NONE
+    bounds = (asked.max_completion_tokens, asked.max_tokens, asked.max_output_tokens)
+    bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)
+    if bound is None and asked.generationConfig is not ABSENT:
+        given = value(field(asked.generationConfig, "maxOutputTokens"))
+        bound = given if _is_bound(given) else None
+    answers = value(asked.n)
+    return Estimate(len(body) // BYTES_A_TOKEN, bound, answers if _is_bound(answers) else 1)
 
 
 def _is_bound(given: Any) -> TypeGuard[int]:

@@ -9,6 +9,7 @@ once is counted here, in this process; what began, in windows.py.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from relay.core.errors import (
@@ -20,6 +21,7 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange
+from relay.core.fields import LARGE_BYTES
 from relay.core.limits import Admission, Charge, Counted, Rule, key
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
@@ -81,6 +83,7 @@ class Limits:
 
         Raises ModelUnknown besides what `admit` raises.
         """
+        await _give_way(body)
         if body is None or not model_is_plain(body, content_type, exchange.model):
             raise ModelUnknown
         assert exchange.admission is not None
@@ -93,6 +96,7 @@ class Limits:
 
         A call that others share was not admitted itself. Raises RateLimited.
         """
+        await _give_way(body)
         held = exchange.admission or self._begin(exchange, exchange.headers or {})
         held.estimate = estimate(body)
         wait = self._take(exchange, held, self._tokens)
@@ -181,6 +185,12 @@ def _taken(exchange: Exchange, held: Admission, taken: Taken) -> None:
         raise RateLimited(taken.full.text, taken.standings[0].reset_s)
     held.charges += taken.charges
     exchange.standings += taken.standings
+
+
+async def _give_way(body: bytes | None) -> None:
+    """Before a pass over a large body, whatever else is due is done."""
+    if body is not None and len(body) > LARGE_BYTES:
+        await asyncio.sleep(0)
 
 
 def _amount(rule: Rule, held: Admission) -> int:
