@@ -15,7 +15,7 @@ from relay.core.exchange import Exchange
 from relay.core.meters.answers import Sent, answer_meter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
-from relay.core.rewriting import split_events
+from relay.core.rewriting import events_with
 from relay.core.turns import HEAD_BYTES, Turns
 from relay.gateway import Gateway
 from relay.session import Session
@@ -48,16 +48,14 @@ def without_usage_event(events: bytes, exchange: Exchange) -> bytes:
     """The events of a chat stream but the one that tells its usage, which has no choices: its
     client did not ask for it, and some read the first choice of every event.
     """
-    if b'"usage"' not in events:
-        return events
-    kept = []
-    for event in split_events(events):
-        if b'"usage"' in event and _NO_CHOICES.search(event):
+    kept, at = [], 0
+    for start, end in events_with(b'"usage"', events):
+        if _NO_CHOICES.search(events, start, end):
+            kept.append(events[at:start])
+            at = end
             if exchange.look is not None:
-                exchange.look(event)
-        else:
-            kept.append(event)
-    return b"".join(kept)
+                exchange.look(events[start:end])
+    return b"".join([*kept, events[at:]]) if kept else events
 
 
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')

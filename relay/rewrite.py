@@ -7,7 +7,6 @@ text work is core/rewriting.py's. A call of a provider without rules passes none
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from aiohttp import ClientResponse, web
 from multidict import CIMultiDict
@@ -15,7 +14,7 @@ from multidict import CIMultiDict
 from relay.call import Call
 from relay.core.exchange import Exchange
 from relay.core.provider import Route
-from relay.core.rewriting import CHANGED_WITH_BODY, Rewriter, whole_events
+from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
 from relay.gateway import Gateway
 from relay.metering import without_usage_event
 
@@ -86,22 +85,19 @@ def takes_usage_out(upstream: ClientResponse, exchange: Exchange) -> bool:
     return "Content-Encoding" not in upstream.headers
 
 
-@dataclass(slots=True)
 class _Events:
-    """SSE read event by event, and changed."""
+    """SSE read event by event, and changed. An event of more than REWRITE_BYTES is not."""
 
-    read: Callable[[], Awaitable[bytes]]
-    change: Callable[[bytes], bytes]
-    held: bytes = b""
+    __slots__ = ("_changer", "_read")
+
+    def __init__(
+        self, read: Callable[[], Awaitable[bytes]], change: Callable[[bytes], bytes]
+    ) -> None:
+        self._read, self._changer = read, EventChanger(change, REWRITE_BYTES)
 
     async def next(self) -> bytes:
         """The next whole events; at the end what is left; empty after it."""
-        while chunk := await self.read():
-            self.held += chunk
-            size = whole_events(self.held) or (len(self.held) > REWRITE_BYTES and len(self.held))
-            if size:
-                events, self.held = self.held[:size], self.held[size:]
-                if changed := self.change(events):
-                    return changed
-        rest, self.held = self.held, b""
-        return rest
+        while chunk := await self._read():
+            if changed := self._changer.feed(chunk):
+                return changed
+        return self._changer.rest()

@@ -73,16 +73,18 @@ async def stream(
     upstream: ClientResponse, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
     """Relay the whole answer. Raises only before its first byte, or if the client left."""
-    first = b""
+    read = bytearray()
     whole = upstream.content.is_eof()
     # What is to be rewritten is read first, up to a limit. And of an error the beginning: whose it
     # is goes into a header, and its body tells.
     wanted_bytes = bytes_to_await(upstream, exchange)
-    while not whole and (len(first) < wanted_bytes or (upstream.status >= 400 and not first)):
-        first += await next_chunk(upstream.content.readany, exchange, gateway)
+    while not whole and (len(read) < wanted_bytes or (upstream.status >= 400 and not read)):
+        read += await next_chunk(upstream.content.readany, exchange, gateway)
         whole = upstream.content.is_eof()
-    if whole:
-        first += upstream.content.read_nowait()
+    if whole and not read:
+        first = upstream.content.read_nowait()
+    else:
+        first = bytes(read + upstream.content.read_nowait() if whole else read)
     pairs = passed_headers(upstream, exchange)
     tap = tapped(upstream, pairs, exchange, gateway, first if whole else None)
     headers = with_own_headers(pairs, upstream.headers, exchange, gateway)

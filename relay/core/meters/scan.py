@@ -21,8 +21,18 @@ else:
 _MAX_OBJECT_BYTES = 8 * 1024
 _MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 _STEP_BYTES = 1024 * 1024
+_MAX_OBJECT_MARKS = 2_000
+"""So many braces and texts."""
+_PLAIN_MARKS = 64
+"""So many braces, to find its end by braces alone."""
 _LONGEST_NEEDLE = 48
 """A needle that is cut between two chunks begins in so many bytes of the first."""
+_ENDS = (b"\n", b"}")
+_FEW_BYTES = 16 * 1024
+_MOST_OBJECTS = 64
+"""Of a larger chunk only so many objects are read, the last ones: no answer tells its usage more
+often, and the last one holds.
+"""
 
 _TEXT = rb'"(?:[^"\\]|\\.)*+"'
 
@@ -47,52 +57,153 @@ class Needle:
 
 
 class Scan:
-    """The objects behind a key, in pieces."""
+    """The objects behind a key, in pieces. Each byte is looked at a fixed number of times."""
 
-    __slots__ = ("_held", "_needle")
+    __slots__ = ("_begun", "_held", "_needle")
 
     def __init__(self, needle: Needle) -> None:
         self._needle, self._held = needle, b""
+        self._begun: _Begun | None = None
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The objects that this chunk completes."""
-        needle, held = self._needle, self._held
-        text = held + chunk if held else chunk
-        at, objects, done = text.find(needle.key), _NOTHING, 0
+        """The objects that this chunk completes; of very many the last ones."""
+        held = self._held
+        if self._begun is None:
+            text = held + chunk if held else chunk
+            at = text.find(self._needle.key)
+            if at >= 0:
+                return self._look(text, at, 0)
+            # No key is cut in two behind the end of a line or an object.
+            self._held = b"" if text.endswith(_ENDS) else text[-_LONGEST_NEEDLE:]
+            return _NOTHING
+        return self._go_on(chunk)
+
+    def _look(self, text: bytes, at: int, done: int) -> list[bytes]:
+        """Read the objects from the key at `at` on; what lies before `done` has been read."""
+        needle, objects = self._needle, list[bytes]()
+        if len(text) > _FEW_BYTES:
+            at = _one_of_the_last(needle.key, text, at)
         while at >= 0:
             found = needle.begins.match(text, at)
             if found is None:
                 at = text.find(needle.key, at + 1)
                 continue
-            end = end_of_object(text, found.end())
-            if end < 0:
-                self._held = text[at:] if len(text) - at <= _MAX_OBJECT_BYTES else b""
-                return objects
-            objects = [*objects, text[found.end() : end]]
-            done, at = end, text.find(needle.key, end)
-        # No key is cut in two behind the end of a line or an object.
-        whole = text.endswith((b"\n", b"}"))
-        self._held = b"" if whole else text[max(done, len(text) - _LONGEST_NEEDLE) :]
+            start = found.end()
+            done = end_of_object(text, start)
+            if done >= 0:
+                objects.append(text[start:done])
+            else:
+                begun = _Begun()
+                done = begun.go_on(text, start)
+                if done < 0:
+                    self._begun, self._held = begun, b""
+                    return objects
+                if begun.text:
+                    objects.append(begun.text)
+            at = text.find(needle.key, done)
+        self._held = b"" if text.endswith(_ENDS) else text[max(done, len(text) - _LONGEST_NEEDLE) :]
         return objects
+
+    def _go_on(self, chunk: bytes) -> list[bytes]:
+        begun = self._begun
+        assert begun is not None
+        end = begun.go_on(chunk, 0)
+        if end < 0:
+            return _NOTHING
+        self._begun = None
+        objects = self._look(chunk, chunk.find(self._needle.key, end), end)
+        return [begun.text, *objects] if begun.text else objects
 
 
 _NOTHING: list[bytes] = []
 
 
+def _one_of_the_last(key: bytes, text: bytes, at: int) -> int:
+    """Where the first of the last so many keys is, the first one of all being at `at`."""
+    first = end = len(text)
+    for _ in range(_MOST_OBJECTS):
+        end = text.rfind(key, at, end)
+        if end < 0:
+            break
+        first = end
+    return first
+
+
+class _Begun:
+    """An object that is not all here yet, or that only a closer look finds the end of."""
+
+    __slots__ = ("_depth", "_escaped", "_in_text", "_marks", "_seen", "text")
+
+    def __init__(self) -> None:
+        self._depth = self._marks = 0
+        self._in_text = self._escaped = False
+        self._seen = bytearray()
+        self.text = b""
+        """The object, once it is whole; empty if it is too large for one that tells usage."""
+
+    def go_on(self, text: bytes, start: int) -> int:
+        """Read on from `start`: where the object ends, or where it was given up; -1 if the text
+        ends before it does.
+        """
+        stop = min(len(text), start + _MAX_OBJECT_BYTES - len(self._seen))
+        at = start
+        if self._escaped and at < stop:
+            self._escaped, at = False, at + 1
+        while at < stop and self._marks < _MAX_OBJECT_MARKS:
+            self._marks += 1
+            if self._in_text:
+                at = self._read_text(text, at, stop)
+            elif (found := _MARK.search(text, at, stop)) is None:
+                at = stop
+            else:
+                at = found.end()
+                mark = found[0]
+                self._in_text = mark == b'"'
+                self._depth += _DEEPER.get(mark, 0)
+                if not self._depth:
+                    self.text = bytes(self._seen) + text[start:at]
+                    return at
+        self._seen += text[start:at]
+        whole = len(self._seen) < _MAX_OBJECT_BYTES and self._marks < _MAX_OBJECT_MARKS
+        return -1 if whole else at
+
+    def _read_text(self, text: bytes, at: int, stop: int) -> int:
+        found = _IN_TEXT.match(text, at, stop)
+        at = found.end() if found is not None else at
+        if at == stop:
+            return at
+        # A quote ends it; a backslash that is the last byte escapes what comes next.
+        self._in_text = text[at] != _QUOTE
+        self._escaped = self._in_text
+        return at + 1
+
+
+_MARK = re.compile(rb'[{}"]')
+_IN_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_DEEPER = {b"{": 1, b"}": -1}
+_QUOTE = ord('"')
+
+
 def end_of_object(text: bytes, start: int) -> int:
-    """Behind the object that begins at `start`; -1 if it is not whole."""
-    depth, at = 1, start + 1
-    while depth:
-        close = text.find(b"}", at)
+    """Behind the object that begins at `start`; -1 if it is not whole, or not a plain and small one
+    such as usage is told by.
+    """
+    stop, depth, at = start + _MAX_OBJECT_BYTES, 1, start + 1
+    for _ in range(_PLAIN_MARKS):
+        close = text.find(b"}", at, stop)
         if close < 0:
             return -1
         opened = text.find(b"{", at, close)
         depth += 1 if opened >= 0 else -1
         at = (opened if opened >= 0 else close) + 1
+        if not depth:
+            break
+    else:
+        return -1
     if text.count(b'"', start, at) % 2 == 0 and b"\\" not in text[start:at]:
         return at
     # Braces or escapes within texts, which are rare in such objects, take a slower look.
-    found = _WHOLE_OBJECT.match(text, start)
+    found = _WHOLE_OBJECT.match(text, start, stop)
     return found.end() if found is not None else -1
 
 
