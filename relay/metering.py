@@ -75,11 +75,11 @@ def session_looks(
     exchange.turns = turns = Turns(
         route.provider.meter, exchange.started_s, session.downstream, session.upstream, clock
     )
-    pieces = meter.pieces
+    pieces, most = meter.pieces, meter.searched_bytes
 
     def sent(data: bytes) -> None:
         try:
-            if meter.sent_hint is not None and meter.sent_hint(data):
+            if meter.sent_hint is not None and meter.sent_hint(data, 0, most):
                 meter.sent(data)
             if turns.sent_hint is not None and turns.sent_hint(data, 0, HEAD_BYTES):
                 turns.sent(data)
@@ -90,7 +90,7 @@ def session_looks(
         try:
             if turns.under_way and data.startswith(pieces):
                 return
-            if meter.received_hint is not None and meter.received_hint(data):
+            if meter.received_hint is not None and meter.received_hint(data, 0, most):
                 meter.received(data)
             if turns.received_hint is not None and turns.received_hint(data, 0, HEAD_BYTES):
                 turns.received(data)

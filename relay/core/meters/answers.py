@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from relay.core.exchange import Exchange
+from relay.core.fields import field, text, value
 from relay.core.meters import formats
 from relay.core.meters.scan import Needle, Scan, unpacker
 from relay.core.numbers import decimal_number, whole_number
@@ -27,6 +28,8 @@ _OF_TOKENS = frozenset({"chat", "completion", "responses", "messages", "generate
 """Kinds whose usage is estimated where it is not told."""
 _TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
 """The field of a request whose characters are spoken."""
+
+_SECONDS = rb'"%b"\s*:\s*(\d{1,9}(?:\.\d{1,30})?)(?=[^\d.])'
 
 Header = Callable[[str], str | None]
 
@@ -123,16 +126,16 @@ class AnswerMeter(_OneModel):
     def _look_for_model(self, chunk: bytes) -> None:
         if not self._held and b'"model' not in chunk and chunk.endswith(b"\n"):
             return
-        text = self._held + chunk if self._held else chunk
-        found = _MODEL.search(text)
+        passed = self._held + chunk if self._held else chunk
+        found = _MODEL.search(passed)
         if found is not None:
             self.model, self._held = found[1].decode("utf-8", "replace"), b""
         else:
-            self._held = text[-256:]
+            self._held = passed[-256:]
 
     def _estimated(self) -> Usage | None:
         if self._sent.kind == "image" and self._at:
-            asked = formats.fields(self._sent.body).get("n")
+            asked = value(field(self._sent.body, "n"))
             return Usage(images=asked if type(asked) is int and asked > 0 else 1, estimated=True)
         if not self._estimates or not self._at:
             return None
@@ -153,7 +156,8 @@ class Anthropic(AnswerMeter):
     def read(self, found: Sequence[bytes]) -> None:
         """See AnswerMeter."""
         for each in found:
-            self._said |= {k: v for k, v in formats.fields(each).items() if v is not None}
+            said = formats.fields(each)
+            self._said |= {k: v for k in formats.ANTHROPIC if (v := said.get(k)) is not None}
         self.told = formats.anthropic(self._said)
 
 
@@ -173,7 +177,7 @@ class Seconds(_OneModel):
     __slots__ = ("_held", "_needle", "_unpack", "_value_ms", "model")
 
     def __init__(self, key: str, content_encoding: str) -> None:
-        self._needle = re.compile(rb'"%b"\s*:\s*(\d+(?:\.\d+)?)(?=[^\d.])' % key.encode())
+        self._needle = re.compile(_SECONDS % key.encode())
         self._held = b""
         self._unpack = unpacker(content_encoding)
         self._value_ms: int | None = None
@@ -181,12 +185,12 @@ class Seconds(_OneModel):
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk."""
-        text = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
-        for found in self._needle.finditer(text):
-            seconds = decimal_number(found[1].decode(), 0, _MOST_SECONDS)
-            if seconds is not None:
-                self._value_ms = round(seconds * 1000)
-        self._held = text[-64:]
+        passed = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
+        told = self._needle.findall(passed)
+        seconds = decimal_number(told[-1].decode(), 0, _MOST_SECONDS) if told else None
+        if seconds is not None:
+            self._value_ms = round(seconds * 1000)
+        self._held = passed[-64:]
 
     @property
     def usage(self) -> Usage | None:
@@ -253,7 +257,7 @@ def _spoken(meter: str, sent: Sent, header: Header, coding: str) -> Meter | None
     characters = whole_number(header("character-cost") or "", 0, _MOST_UNITS)
     if characters is not None:
         return Known(Usage(characters=characters))
-    text = formats.fields(sent.body).get(_TEXTS[meter])
-    if not isinstance(text, str):
+    spoken = text(field(sent.body, _TEXTS[meter]))
+    if spoken is None:
         return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None
-    return Known(Usage(characters=len(text)))
+    return Known(Usage(characters=len(spoken)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from relay.core.fields import ABSENT, value
 from relay.core.pricing import MOST_USD
 from relay.core.usage import Usage
 
@@ -21,7 +22,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def fields(text: bytes) -> dict[str, Any]:
-    """An object's fields; none of what cannot be read."""
+    """The fields of a usage object, which is small; none of what cannot be read."""
     try:
         return _decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -73,7 +74,7 @@ class _OpenAI(msgspec.Struct):
 class _Answer(msgspec.Struct):
     """An answer that is all here."""
 
-    model: Any = None
+    model: msgspec.Raw = ABSENT
     usage: _OpenAI | None = None
 
 
@@ -102,7 +103,8 @@ def openai_answer(text: bytes) -> tuple[Usage, str | None] | None:
     usage = _usage(answer.usage) if answer.usage is not None else None
     if usage is None:
         return None
-    return usage, answer.model if isinstance(answer.model, str) else None
+    model = value(answer.model)
+    return usage, model if isinstance(model, str) else None
 
 
 def _usage(said: _OpenAI) -> Usage | None:
@@ -140,6 +142,16 @@ def _bill(usd: Decimal | None) -> int | None:
     if usd is None or not usd.is_finite() or not 0 <= usd <= MOST_USD:
         return None
     return round(usd * 10**9)
+
+
+ANTHROPIC = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation",
+)
+"""The fields that `anthropic` reads; a stream is not asked to remember others."""
 
 
 def anthropic(said: dict[str, Any]) -> Usage | None:

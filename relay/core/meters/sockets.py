@@ -8,8 +8,8 @@ added up over the session: a cancelled response costs what it used until then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from relay.core.fields import ABSENT, Text, field, text, value
 from relay.core.meters import formats
 from relay.core.meters.hints import Hint, hint
 from relay.core.meters.scan import end_of_object
@@ -22,6 +22,9 @@ class SocketMeter:
     """Sees nothing by itself."""
 
     __slots__ = ("_aside", "_sum", "model", "pieces", "received_hint", "sent_hint")
+
+    searched_bytes = _MAX_PARSED_BYTES
+    """So much of the beginning of a message is searched for a hint."""
 
     def __init__(self, model: str | None = None) -> None:
         self.sent_hint: Hint | None = None
@@ -93,34 +96,31 @@ class OpenAI(SocketMeter):
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
         if b'"usage"' in data and len(data) <= _MAX_PARSED_BYTES:
-            said = formats.fields(data)
-            holder = said.get("response") if isinstance(said.get("response"), dict) else said
-            if said.get("type") in _ENDS and holder:
+            kind = value(field(data, "type"))
+            if isinstance(kind, str) and kind in _ENDS:
                 at = data.rfind(b'"usage"')
-                heard = said["type"] == _TRANSCRIBED
+                heard = kind == _TRANSCRIBED
                 self.add(
                     formats.openai(_object_behind(data, at)),
                     (self._transcriber or _TRANSCRIBER) if heard else None,
                 )
         elif b'"session.' in data and len(data) <= _MAX_PARSED_BYTES:
-            session = formats.fields(data).get("session")
-            if not isinstance(session, dict):
+            session = field(data, "session")
+            if session is ABSENT:
                 return
-            if isinstance(session.get("model"), str):
-                self.model = session["model"]
-            self._transcriber = _transcriber(session) or self._transcriber
+            self.model = _name(session, "model") or self.model
+            # In `audio.input`, or at the top in the older API.
+            self._transcriber = (
+                _name(session, "audio", "input", "transcription", "model")
+                or _name(session, "input_audio_transcription", "model")
+                or self._transcriber
+            )
 
 
-def _transcriber(session: dict[str, Any]) -> str | None:
-    """Which model transcribes the input: in `audio.input`, or at the top in the older API."""
-    audio = session.get("audio")
-    given = audio.get("input") if isinstance(audio, dict) else None
-    now = given.get("transcription") if isinstance(given, dict) else None
-    older = session.get("input_audio_transcription")
-    for found in (now, older):
-        if isinstance(found, dict) and isinstance(found.get("model"), str):
-            return str(found["model"])
-    return None
+def _name(within: Text, *path: str) -> str | None:
+    """The text behind these names, if there is one."""
+    found = value(field(within, *path))
+    return found if isinstance(found, str) else None
 
 
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
@@ -142,6 +142,8 @@ class Google(SocketMeter):
 
     __slots__ = ()
 
+    searched_bytes = 1 << 62  # usage comes behind sound; a plain text is quickly found
+
     def __init__(self, model: str | None = None) -> None:
         super().__init__(model)
         self.sent_hint = hint('"setup"' if model is None else "")
@@ -156,9 +158,9 @@ class Google(SocketMeter):
     def sent(self, data: bytes) -> None:
         """The first message names the model."""
         if len(data) <= _MAX_PARSED_BYTES:
-            setup = formats.fields(data).get("setup")
-            if isinstance(setup, dict) and isinstance(setup.get("model"), str):
-                self.model = setup["model"].removeprefix("models/")
+            model = _name(data, "setup", "model")
+            if model is not None:
+                self.model = model.removeprefix("models/")
                 self.sent_hint = None
 
 
@@ -175,13 +177,12 @@ class Characters(SocketMeter):
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
         if len(data) <= _MAX_PARSED_BYTES:
-            said = formats.fields(data)
-            text = said.get(self._field)
-            if self.model is None and isinstance(said.get("model_id"), str):
-                self.model = said["model_id"]
+            spoken = text(field(data, self._field))
+            if self.model is None:
+                self.model = _name(data, "model_id")
             # A lone space opens a session of ElevenLabs, and an empty text closes it.
-            if isinstance(text, str) and text.strip():
-                self.add(Usage(characters=len(text)))
+            if spoken is not None and spoken.strip():
+                self.add(Usage(characters=len(spoken)))
 
 
 class Seconds(SocketMeter):
@@ -200,13 +201,12 @@ class Seconds(SocketMeter):
         """See SocketMeter."""
         if len(data) > _MAX_PARSED_BYTES:
             return
-        said = formats.fields(data)
-        kind, field = self._total
-        if said.get("type") == kind:
-            if (usage := _heard(said.get(field))) is not None:
+        kind, name = self._total
+        if value(field(data, "type")) == kind:
+            if (usage := _heard(value(field(data, name)))) is not None:
                 self._sum = usage
-        elif said.get(self._final) is True:
-            self.add(_heard(said.get(self._part)))
+        elif value(field(data, self._final)) is True:
+            self.add(_heard(value(field(data, self._part))))
 
 
 class Lasting(SocketMeter):
