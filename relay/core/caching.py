@@ -70,7 +70,7 @@ _CHECKED_BYTES = 1024 * 1024
 _CHECKED_STREAM_BYTES = 256 * 1024
 """A longer stream is searched, and not taken apart line by line."""
 _BAD_EVENT = re.compile(
-    rb'^event:[ \t]*error[ \t]*\r?$|"error"\s*:\s*(?!null)|"response\.(?:failed|incomplete)"',
+    rb'^event:[ \t]*error[ \t]*\r?$|"error"\s*+:\s*+(?!null)|"response\.(?:failed|incomplete)"',
     re.MULTILINE,
 )
 _verdicts: dict[str, str] = {}

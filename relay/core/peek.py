@@ -184,9 +184,10 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
         return True
     text = body.removeprefix(_BYTE_ORDER_MARK)
     if len(text) <= LARGE_BYTES or not text.lstrip().startswith(b"{"):
-        written = text.count(b'"model')
-        if written <= (model is not None) and b"\\u" not in text:
-            return is_value(text)
+        if not is_value(text):
+            return False
+        if text.count(b'"model') <= (model is not None) and b"\\u" not in text:
+            return True
     found = pairs(text)
     if found is None:
         return False

@@ -1,0 +1,183 @@
+"""Bodies that clients make to cost time and memory: what is read of them, and how much work it takes."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from relay.core import fields
+from relay.core.caching import is_clean
+from relay.core.fields import ABSENT, pairs, value
+from relay.core.peek import NOTHING, asking_for_usage, model_is_plain, paid_fields, peek_body, with_model
+from relay.core.usage import Estimate, estimate
+
+JSON = "application/json"
+BYTES = 5 * 1024 * 1024
+"""Decoded as a whole, such a body takes up to a second and 150 MiB."""
+
+
+def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
+    """A body of BYTES, of one thing over and over."""
+    return before + b",".join([unit] * (BYTES // (len(unit) + 1))) + after
+
+
+HOSTILE = {
+    "objects in metadata": filled(b'{"metadata":[', b"{}", b"]}"),
+    "lists as the model": filled(b'{"model":[', b"[]", b"]}"),
+    "numbers": filled(b'{"messages":[', b"1", b"]}"),
+    "strings": filled(b'{"messages":[', b'""', b"]}"),
+    "models at the top": filled(b"{", b'"model":1', b"}"),
+    "models within": filled(b'{"tools":[', b'{"model":1}', b"]}"),
+    "different keys": b"{" + b",".join([b'"%x":1' % number for number in range(BYTES // 10)]) + b"}",
+    "brackets within brackets": filled(b'{"x":[', b"[" * 900 + b"]" * 900, b"]}"),
+    "a bottomless list": b'{"model":' + b"[" * BYTES,
+    "broken at its end": filled(b'{"model":[', b"{}", b"]"),
+    "escaped quotes": b'{"model":"' + b'\\"' * (BYTES // 2) + b'"}',
+    "escapes": b'{"model":"' + b"\\u006d" * (BYTES // 6) + b'"}',
+    "a long name": b'{"' + b"a" * BYTES + b'":1}',
+    "a long model": b'{"model":"' + b"a" * BYTES + b'"}',
+    "whitespace": b'{"model":' + b" " * BYTES + b'"m"}',
+    "nothing but whitespace": b" " * BYTES,
+    "UTF-16": ('{"model":"' + "a" * (BYTES // 2) + '"}').encode("utf-16"),
+}
+FUNCTIONS: dict[str, Callable[[bytes], object]] = {
+    "peek": lambda body: peek_body(body, JSON),
+    "plain": lambda body: model_is_plain(body, JSON, "m"),
+    "estimate": estimate,
+    "with_model": lambda body: with_model(body, "m"),
+    "asking_for_usage": asking_for_usage,
+    "paid_fields": paid_fields,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_body_takes_much_time_or_memory(function: str, name: str) -> None:
+    call, body = FUNCTIONS[function], HOSTILE[name]
+    began_s = time.thread_time()
+    call(body)
+    assert time.thread_time() - began_s < 0.3  # 2 to 25 ms
+    tracemalloc.start()
+    call(body)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 3 * BYTES  # what is changed is copied; decoded it takes 30 times as much
+
+
+@pytest.mark.parametrize("size", [1000, fields._ALWAYS_READ_BYTES + 1000])
+def test_a_large_body_tells_what_a_small_one_does(size: int) -> None:
+    asked = {
+        "messages": [{"content": "x" * size, "model": "inner"}], "model": "m", "stream": True, "max_tokens": 5,
+        "n": 2, "metadata": {"user_id": "u"}, "input": "hello",
+    }  # fmt: skip
+    body = json.dumps(asked).encode()
+    seen = peek_body(body, JSON)
+    assert (seen.model, seen.stream, seen.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
+    assert estimate(body) == Estimate(len(body) // 4, 5, 2)
+    assert json.loads(with_model(body, "other")) == asked | {"model": "other"}
+    asking = asking_for_usage(body)
+    assert asking is not None and json.loads(asking) == asked | {"stream_options": {"include_usage": True}}
+    paid = json.loads(paid_fields(body))
+    assert (paid["n"], paid["input"]) == (2, "hello")
+
+
+def test_a_body_of_millions_of_values_tells_nothing_and_is_counted_by_its_size() -> None:
+    body = filled(b'{"model":"m","max_tokens":5,"x":[', b"{}", b"]}")
+    assert peek_body(body, JSON) == NOTHING and estimate(body) == Estimate(len(body) // 4)
+    assert not model_is_plain(body, JSON, "m")
+    assert with_model(body, "other") == body and asking_for_usage(body) is None
+
+
+@pytest.mark.parametrize(("size", "model"), [(1000, "m" * 1000), (65 * 1024, None)])
+def test_a_field_of_more_than_64_kib_is_not_decoded(size: int, model: str | None) -> None:
+    assert peek_body(json.dumps({"model": "m" * size}).encode(), JSON).model == model
+
+
+@pytest.mark.parametrize("pad", [b"", b'"pad":"' + b"x" * (fields.LARGE_BYTES + 1) + b'",'], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("text", "model", "plain"),
+    [
+        (b'"model":"a"', "a", True),
+        (b'"model":"a","model":"b"', "b", False),
+        (b'"model":"a","model":"a"', "a", False),
+        (b'"model":"a","\\u006dodel":"b"', "b", False),
+        (b'"\\u006dodel":"a"', "a", True),
+        (b'"model":"a","model_id":"b"', "a", False),
+        (b'"model":"a","x":{"model":"b"},"y":["model"]', "a", True),
+        (b'"x":{"model":"b"}', None, True),
+        (b'"model":5', None, False),
+        (b'"model":"a","x":"\\"model\\":1,\\u0022"', "a", True),
+        (b'"a":1', None, True),
+        (b'"model":"a",', None, False),
+        (b'"model" "a"', None, False),
+        (b'"model":"a"} {', None, False),
+        (b'"model":"a","x":truex', None, False),
+    ],
+)
+def test_a_model_is_plain_if_every_reader_finds_the_same(text: bytes, model: str | None, plain: bool, pad: bytes) -> None:
+    body = b" {" + pad + text + b" }\n"
+    assert peek_body(body, JSON).model == model
+    assert model_is_plain(body, JSON, model) is plain
+
+
+@pytest.mark.parametrize(
+    ("body", "plain"),
+    [
+        (b"[1, 2]", True), (b'["model"]', False), (b'"text"', True), (b"[1,", False), (b"", True), (b"{}", True), (b" { } ", True), (b"{ } x", False),
+        (b'\xef\xbb\xbf{"model": "a"}', False), (b'\xef\xbb\xbf{"a": "b"}', True), ('{"a": 1}'.encode("utf-16"), False),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_object_names_no_model_for_sure_or_is_not_plain(body: bytes, plain: bool) -> None:
+    assert model_is_plain(body, JSON, None) is plain
+
+
+def test_the_pairs_of_an_object_are_all_told_in_order_with_their_bytes() -> None:
+    body = b'{"a" : [1, {"b": "]"}]  ,\n"\\u0061":1.50 , "c":"\xc3\xa9\\"" ,"":{}}'
+    found = pairs(body)
+    assert found is not None
+    assert [(name, bytes(raw)) for name, raw in found] == [("a", b'[1, {"b": "]"}]'), ("a", b"1.50"), ("c", b'"\xc3\xa9\\""'), ("", b"{}")]
+
+
+def test_msgspec_tells_where_it_stopped() -> None:
+    """`pairs` reads it in the text of an error: a version that words it in another way must not be installed."""
+    view = memoryview(b'[1, "]"]   ,2')
+    assert fields._behind_value(view, 0) == 11 and fields._behind_value(view[:5], 0) is None
+
+
+def test_a_value_that_cannot_be_read_is_none() -> None:
+    assert value(ABSENT) is None
+    found = pairs(b'{"a":"\xff","b":' + b"[" * 5 + b"]" * 5 + b"}")
+    assert found is not None and value(found[0][1]) is None and value(found[1][1]) == [[[[[]]]]]
+
+
+def test_a_form_whose_lines_all_look_like_a_model_takes_linear_time() -> None:
+    form = b'name="model"\r\n' * (64 * 1024 // 14)
+    began_s = time.thread_time()
+    assert peek_body(form, "multipart/form-data; boundary=b") == NOTHING
+    assert time.thread_time() - began_s < 0.2  # 4 ms; quadratic it is 1 s
+
+
+@pytest.mark.parametrize(
+    ("line", "clean"),
+    [
+        (b'data: {"type": "response.created", "response": {"error": null}}', True), (b'data: {"type": "response.failed"}', False),
+        (b'data: {"error": {"code": "x"}}', False), (b"event: error", False), (b'data: {"text": "\\"error\\": 1"}', True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [100, 1024 * 1024])
+def test_an_error_in_a_stream_is_found_whatever_its_length(line: bytes, clean: bool, size: int) -> None:
+    body = b"data: {}\n\n" * (size // 10) + line + b"\n\n"
+    assert is_clean(body, "text/event-stream", "") is clean
+
+
+def test_a_kept_answer_of_errors_and_odd_types_takes_no_time() -> None:
+    nested: Any = b'{"error":[' + b",".join([b"{}"] * 300_000) + b"]}"
+    assert not is_clean(nested, JSON, "") and is_clean(b'{"type": [], "status": {}}', JSON, "")
+    began_s = time.thread_time()
+    is_clean(b'data: "error"\n' * 500_000, "text/event-stream", "")
+    assert time.thread_time() - began_s < 0.3

@@ -1,0 +1,179 @@
+"""Scanning answers: work grows with the bytes that pass, whatever came before and however they are cut."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.sockets import socket_meter
+from relay.core.rewriting import EventChanger, events_with, field_pattern, first_event, whole_events
+from relay.core.usage import Usage
+
+USAGE = b'"usage":{"prompt_tokens":7,"completion_tokens":3}'
+HOSTILE = {
+    "empty usage objects": b'"usage":{}',
+    "usage objects": USAGE,
+    "usage objects that never end": b'"usage":{',
+    "usage objects with a text that never ends": b'"usage":{"',
+    "braces": b'"usage":{' + b"{}" * 4000,
+    "opening braces": b'"usage":{' + b"{" * 4000,
+    "escapes": b'"usage":{"a":"' + b'\\"' * 4000,
+    "usage of nothing": b'"usage":null,',
+    "usage before whitespace": b'"usage"' + b" " * 4000,
+}
+
+
+def meter(name: str = "openai") -> Any:
+    made = answer_meter(name, Sent("chat", b"", 400), {}.get)
+    assert made is not None
+    return made
+
+
+def seconds_of(feed: Callable[[bytes], object], data: bytes, size: int) -> float:
+    """What it takes in pieces of this size."""
+    began_s = time.thread_time()
+    for at in range(0, len(data), size):
+        feed(data[at : at + size])
+    return time.thread_time() - began_s
+
+
+@pytest.mark.parametrize("size", [16, 1024, 64 * 1024, 3_000_000])
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_three_megabytes_of_usage_are_scanned_in_no_time(name: str, vendor: str, size: int) -> None:
+    data = HOSTILE[name]
+    whole = (data * (3_000_000 // len(data) + 1))[: 3_000_000 if size > 16 else 300_000]
+    assert seconds_of(meter(vendor).feed, whole, size) < 5  # 0.05 to 0.5 s; quadratic it is 10 s to minutes
+
+
+@pytest.mark.parametrize("size", [1, 1024, 16 * 1024, 1 << 20])
+def test_an_event_without_an_end_is_searched_once(size: int) -> None:
+    """And no more than the limit is held of it; all of it goes down."""
+    changer = EventChanger(lambda events: events, 1 << 20)
+    total = 4 << 20 if size > 1 else 1 << 17
+    piece = b"x" * size
+    down = 0
+    began_s = time.thread_time()
+    for _ in range(total // size):
+        down += len(changer.feed(piece))
+        assert len(changer._held) <= 1 << 20
+    assert time.thread_time() - began_s < 2  # 5 to 200 ms; searched from its beginning with each chunk, 30 s
+    assert down + len(changer.rest()) == total
+
+
+@pytest.mark.parametrize("size", [16 * 1024, 256 * 1024])
+def test_256_mib_without_a_boundary_pass_meter_and_changer_within_seconds(size: int) -> None:
+    """A quarter of it, to be fast: the goal is 2 s for all, and it takes 0.7 s."""
+    chunk = b"data: " + b"x" * (size - 6)
+    sees = meter().feed
+    changer = EventChanger(lambda events: events, 1 << 20)
+    began_s = time.thread_time()
+    for _ in range((64 << 20) // size):
+        sees(changer.feed(chunk))
+    assert time.thread_time() - began_s < 5  # ten times the goal
+
+
+def changed_in_pieces(data: bytes, cuts: list[int], most_bytes: int) -> bytes:
+    changer = EventChanger(lambda events: events.replace(b"x", b"yy"), most_bytes)
+    pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    return b"".join(map(changer.feed, pieces)) + changer.rest()
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n"])
+@given(data=st.data())
+def test_a_large_event_flows_on_unchanged_and_its_neighbours_are_changed(end: bytes, data: st.DataObject) -> None:
+    """However they are cut, but for the one that is held when the limit is passed: it may end before."""
+    events = [b"data: x1", b"data: " + b"x" * 100, b"data: x2", b"tail x"]
+    whole = end.join(events)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
+    large = events[1] if any(14 + 30 < cut < 14 + 100 for cut in cuts) else None
+    passed = changed_in_pieces(whole, cuts, 30)
+    first, second, third, rest = passed.split(end)
+    assert (first, third, rest) == (b"data: yy1", b"data: yy2", b"tail x")
+    assert second == large if large else second in (events[1], events[1].replace(b"x", b"yy"))
+
+
+@given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"data: b"]), max_size=20).map(b"".join))
+def test_the_ends_of_events_are_found_as_a_reader_of_lines_finds_them(text: bytes) -> None:
+    lines, at, ends = text.splitlines(keepends=True), 0, []
+    for number, line in enumerate(lines):
+        at += len(line)
+        if not line.strip() and number and line.endswith((b"\n", b"\r")):
+            ends.append(at)
+    assert whole_events(text) == (ends[-1] if ends else 0)
+    assert first_event(text) == (ends[0] if ends else 0)
+
+
+def test_the_events_that_hold_a_mark_are_found() -> None:
+    text = b"a: 1\n\nb: *\r\n\r\n*\n\nc\n\nd: *x*\n\n* e"
+    assert [text[start:end] for start, end in events_with(b"*", text)] == [b"b: *\r\n\r\n", b"*\n\n", b"d: *x*\n\n", b"* e"]
+    assert list(events_with(b"*", b"a: 1\n\n")) == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_a_usage_behind_what_only_looks_like_one_is_found(size: int) -> None:
+    for junk in (b'"usage":{' + b"a" * 9000, b'"usage":{' + b"{}" * 3000, b'"usage":{"a":"}\\\\"},', b'"usage":{"b":"' + b'{\\"' * 100 + b'"},'):
+        sees = meter()
+        for at in range(0, len(data := junk + b"\n" + USAGE + b"\n"), size):
+            sees.feed(data[at : at + size])
+        assert sees.usage == Usage(7, 3), junk[:20]
+
+
+def test_of_very_many_usages_the_last_holds() -> None:
+    sees = meter()
+    sees.feed(b"".join(b'"usage":{"prompt_tokens":%d,"completion_tokens":1}\n' % number for number in range(1, 5000)))
+    assert sees.usage == Usage(4999, 1)
+
+
+@pytest.mark.parametrize("cost", ["1e999990", "9" * 5000, "1e-999999"])
+def test_a_bill_without_bounds_is_none(cost: str) -> None:
+    sees = meter()
+    sees.feed(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 3, "cost": %b}}' % cost.encode())
+    assert sees.usage is not None and not sees.usage.billed_nano_usd
+
+
+@pytest.mark.parametrize("cost", ["9" * 5000, "1" * 13])
+def test_a_number_of_characters_without_bounds_is_not_believed(cost: str) -> None:
+    made = answer_meter("elevenlabs", Sent("speech", b'{"text": "hello"}', 17), {"character-cost": cost}.get)
+    assert made is not None and made.usage == Usage(characters=5)
+
+
+def test_seconds_without_bounds_are_not_believed() -> None:
+    made = answer_meter("deepgram", Sent("transcription", b"", 0), {}.get)
+    assert made is not None
+    made.feed(b'{"duration": %b, "x": {"duration": 2.5}}' % (b"9" * 5000))
+    assert made.usage == Usage(audio_ms=2500)
+
+
+@pytest.mark.parametrize("unit", [b'""', b'"u', b'"usage":{},', b'"session.":{},', b"{},"])
+@pytest.mark.parametrize(("vendor", "endpoint"), [("openai", "realtime"), ("google", "x"), ("cartesia", "tts"), ("deepgram", "listen"), ("elevenlabs", "text-to-speech")])
+def test_a_message_of_a_session_takes_no_time(vendor: str, endpoint: str, unit: bytes) -> None:
+    sees = socket_meter(vendor, endpoint, None, lambda: 0.0)
+    assert sees is not None
+    message = b'{"type":"session.updated","usage":{},"transcript":[' + unit * ((8 << 20) // len(unit))
+    began_s = time.thread_time()
+    for data in (message, message[: 250 * 1024] + b"1]}"):
+        for hint, see in ((sees.sent_hint, sees.sent), (sees.received_hint, sees.received)):
+            if hint is not None and hint(data, 0, sees.searched_bytes):
+                see(data)
+    assert time.thread_time() - began_s < 0.5  # 5 to 60 ms
+
+
+def test_a_rewritten_text_of_nothing_but_urls_takes_no_time() -> None:
+    from relay.core.rewriting import Home, Rewriter
+
+    home = Home("https://queue.fal.run", "", "queue/")
+    rewriter = Rewriter([home], "https://relay.test/fal/", frozenset(), field_pattern(["status_url"]))
+    text = json.dumps({"status_url": "https://queue.fal.run/x"}).encode()
+    assert rewriter.body(text) == json.dumps({"status_url": "https://relay.test/fal/queue/x"}).encode()
+    began_s = time.thread_time()
+    rewriter.body(text * ((1 << 20) // len(text)))
+    rewriter.body(b'"status_url":"' + b'\\"' * (1 << 19))
+    assert time.thread_time() - began_s < 0.3
