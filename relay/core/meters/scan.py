@@ -27,8 +27,7 @@ _PLAIN_MARKS = 64
 """So many braces, to find its end by braces alone."""
 _LONGEST_NEEDLE = 48
 """A needle that is cut between two chunks begins in so many bytes of the first."""
-_ENDS = (b"\n", b"}")
-_FEW_BYTES = 16 * 1024
+_FEW_BYTES = 4 * 1024
 _MOST_OBJECTS = 64
 """Of a larger chunk only so many objects are read, the last ones: no answer tells its usage more
 often, and the last one holds.
@@ -67,21 +66,17 @@ class Scan:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The objects that this chunk completes; of very many the last ones."""
-        held = self._held
-        if self._begun is None:
-            text = held + chunk if held else chunk
-            at = text.find(self._needle.key)
-            if at >= 0:
-                return self._look(text, at, 0)
-            # No key is cut in two behind the end of a line or an object.
-            self._held = b"" if text.endswith(_ENDS) else text[-_LONGEST_NEEDLE:]
-            return _NOTHING
-        return self._go_on(chunk)
-
-    def _look(self, text: bytes, at: int, done: int) -> list[bytes]:
-        """Read the objects from the key at `at` on; what lies before `done` has been read."""
-        needle, objects = self._needle, list[bytes]()
-        if len(text) > _FEW_BYTES:
+        needle, held = self._needle, self._held
+        text = held + chunk if held else chunk
+        objects, done = _NOTHING, 0
+        if self._begun is not None:
+            done = self._begun.go_on(chunk, 0)
+            if done < 0:
+                return _NOTHING
+            objects = [self._begun.text] if self._begun.text else _NOTHING
+            self._begun = None
+        at = text.find(needle.key, done)
+        if at >= 0 and len(text) > _FEW_BYTES:
             at = _one_of_the_last(needle.key, text, at)
         while at >= 0:
             found = needle.begins.match(text, at)
@@ -91,28 +86,22 @@ class Scan:
             start = found.end()
             done = end_of_object(text, start)
             if done >= 0:
-                objects.append(text[start:done])
+                told = text[start:done]
             else:
                 begun = _Begun()
                 done = begun.go_on(text, start)
                 if done < 0:
                     self._begun, self._held = begun, b""
                     return objects
-                if begun.text:
-                    objects.append(begun.text)
+                told = begun.text
+            if told:
+                objects = [*objects, told]
             at = text.find(needle.key, done)
-        self._held = b"" if text.endswith(_ENDS) else text[max(done, len(text) - _LONGEST_NEEDLE) :]
+        # No key is cut in two behind the end of a line or an object.
+        self._held = (
+            b"" if text.endswith((b"\n", b"}")) else text[max(done, len(text) - _LONGEST_NEEDLE) :]
+        )
         return objects
-
-    def _go_on(self, chunk: bytes) -> list[bytes]:
-        begun = self._begun
-        assert begun is not None
-        end = begun.go_on(chunk, 0)
-        if end < 0:
-            return _NOTHING
-        self._begun = None
-        objects = self._look(chunk, chunk.find(self._needle.key, end), end)
-        return [begun.text, *objects] if begun.text else objects
 
 
 _NOTHING: list[bytes] = []
