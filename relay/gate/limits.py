@@ -34,6 +34,7 @@ _OF_CALLS = frozenset({"requests", "calls_at_once"})
 _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
 
+_GIVE_WAY_S = 0.001
 _NOTHING_SAID: Metadata = {}
 
 
@@ -188,9 +189,11 @@ def _taken(exchange: Exchange, held: Admission, taken: Taken) -> None:
 
 
 async def _give_way(body: bytes | None) -> None:
-    """Before a pass over a large body, whatever else is due is done."""
+    """Before a pass over a large body, whatever else is due is done: with one turn of the loop alone
+    a request that came meanwhile would be read, and not answered.
+    """
     if body is not None and len(body) > LARGE_BYTES:
-        await asyncio.sleep(0)
+        await asyncio.sleep(_GIVE_WAY_S)
 
 
 def _amount(rule: Rule, held: Admission) -> int:
