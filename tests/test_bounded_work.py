@@ -14,6 +14,8 @@ from tests.conftest import StartRelay
 from tests.relays import Relay, provider
 from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
 
+pytestmark = pytest.mark.serial  # how long /healthz takes is looked at
+
 BYTES = 25 * 1024 * 1024
 LIMITS = [{"requests": 1000, "per": "model"}, {"tokens": 1 << 40}]
 LONGEST_S = 1.0

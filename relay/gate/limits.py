@@ -189,8 +189,8 @@ def _taken(exchange: Exchange, held: Admission, taken: Taken) -> None:
 
 
 async def _give_way(body: bytes | None) -> None:
-    """Before a pass over a large body, whatever else is due is done: with one turn of the loop alone
-    a request that came meanwhile would be read, and not answered.
+    """Before a pass over a large body, do whatever else is due: in one turn of the loop a request
+    that came meanwhile would be read, but not answered.
     """
     if body is not None and len(body) > LARGE_BYTES:
         await asyncio.sleep(_GIVE_WAY_S)

@@ -186,10 +186,11 @@ class Seconds(_OneModel):
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk."""
         passed = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
-        told = self._needle.findall(passed)
-        seconds = decimal_number(told[-1].decode(), 0, _MOST_SECONDS) if told else None
-        if seconds is not None:
-            self._value_ms = round(seconds * 1000)
+        for told in reversed(self._needle.findall(passed)):
+            seconds = decimal_number(told.decode(), 0, _MOST_SECONDS)
+            if seconds is not None:
+                self._value_ms = round(seconds * 1000)
+                break
         self._held = passed[-64:]
 
     @property
