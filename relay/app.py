@@ -92,9 +92,11 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
 
 
 async def _outbound(app: web.Application) -> AsyncIterator[None]:
-    await app[GATEWAY].start()
-    yield
-    await app[GATEWAY].stop()
+    try:
+        await app[GATEWAY].start()
+        yield
+    finally:  # after a start that failed too, for part of it may be open
+        await app[GATEWAY].stop()
 
 
 async def reload(gateway: Gateway, sources: Sources) -> None:

@@ -163,10 +163,13 @@ class RelayRunner(web.AppRunner):
 
     __slots__ = ("_transports",)
 
+    def __init__(self, app: web.Application, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._transports: set[asyncio.BaseTransport] = set()
+
     async def _make_server(self) -> Server:
         server = await super()._make_server()
         server.__class__ = _RelayServer
-        self._transports: set[asyncio.BaseTransport] = set()
         server.transports = self._transports  # type: ignore[attr-defined]
         prefix, _ = self.app[STRAIGHT]
         server.door = Door(self.app[GATEWAY], prefix)  # type: ignore[attr-defined]

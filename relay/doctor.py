@@ -7,17 +7,21 @@ in this process: what they find is what a client would.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 from relay.client import AIGateway, AIGatewayError
+from relay.client.answers import Stream
 from relay.core.provider import Provider, Target
 from relay.registry.load import Config, Sources, load
 from relay.storage.shared import Shared
 from relay.upstream.failures import NO_NAME
 
 TIMEOUT_S = 20.0
+_TEXT_CHARS = 500
+_ANSWER_BYTES = 4 * 1024 * 1024
 
 Say = Callable[[str], object]
 
@@ -56,6 +60,7 @@ _MODEL = _Leg(
     "model", "name a model that this account may use: websocket.default_query in gateway.yaml"
 )
 _PROVIDER = _Leg("the provider", "it failed on its own side; see its status page, and try again")
+_RELAY = _Leg("the relay", "this is on this machine: see the message; no provider was asked")
 _REFUSED = _Leg(
     "the request", "the provider did not take the probe; check base_url, paths and check"
 )
@@ -91,10 +96,15 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
 
 def _report(name: str, finding: Finding, say: Say) -> None:
     if finding.leg:
-        say(f"{name}  FAILED  {finding.what}  [{finding.leg}]")
+        say(f"{name}  FAILED  {_printable(finding.what)}  [{finding.leg}]")
         say(f"{' ' * len(name)}          to do: {finding.advice}")
     else:
         say(f"{name}  ok      {finding.what}")
+
+
+def _printable(text: str) -> str:
+    """In it are a provider's own words, and they go to a terminal."""
+    return "".join(each if each.isprintable() else " " for each in text[:_TEXT_CHARS])
 
 
 def _way(config: Config) -> str:
@@ -107,10 +117,22 @@ def _way(config: Config) -> str:
 async def _examine_one(gateway: AIGateway, provider: Provider) -> list[Finding]:
     findings = []
     if provider.check is not None:
-        findings.append(await _rest(gateway, provider, provider.check))
+        probe = _rest(gateway, provider, provider.check)
+        findings.append(await _alone(f"GET {provider.check.partition('?')[0]}", probe))
     if provider.websocket_rules is not None:
-        findings.append(await _websocket(gateway, provider))
+        findings.append(await _alone("WebSocket handshake", _websocket(gateway, provider)))
     return findings or [Finding("no probe: it has neither `check` nor WebSockets")]
+
+
+async def _alone(what: str, probe: Coroutine[Any, Any, Finding]) -> Finding:
+    """What a probe found. One that fails in a way that nobody thought of must not end the others:
+    that is what it found.
+    """
+    try:
+        return await probe
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        return Finding(f"{what}: {cause}", "the probe", "a bug of the relay's: please report it")
 
 
 async def _redis(url: str, timeout_s: float) -> Finding:
@@ -127,21 +149,30 @@ async def _redis(url: str, timeout_s: float) -> Finding:
 
 async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Finding:
     what, began = f"GET {endpoint.partition('?')[0]}", monotonic()
+    uncached = {"cf-aig-skip-cache": "true"}
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            answer = await gateway.request(
-                provider=provider.name, endpoint=endpoint, headers={"cf-aig-skip-cache": "true"}
-            )
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            gateway.stream(provider=provider.name, endpoint=endpoint, headers=uncached) as answer,
+        ):
+            status = answer.status
+            await _read(answer)
     except TimeoutError:
         return _failed(what, _SILENCE, provider, provider.rest)
     except AIGatewayError as error:
-        return _diagnosed(what, error, provider, provider.rest)
-    if not answer.ok and answer.status != 404:
-        try:
-            answer.raise_for_status()
-        except AIGatewayError as error:
+        if error.status != 404 or error.source == "relay":
             return _diagnosed(what, error, provider, provider.rest)
-    return Finding(f"{what}: {answer.status} in {_ms(began)} ({provider.rest.via})")
+        status = error.status
+    return Finding(f"{what}: {status} in {_ms(began)} ({provider.rest.via})")
+
+
+async def _read(answer: Stream) -> None:
+    """An answer to its end, which may show that it is none, but not an endless one."""
+    count = 0
+    async for chunk in answer.chunks():
+        count += len(chunk)
+        if count > _ANSWER_BYTES:
+            return
 
 
 async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
@@ -172,6 +203,7 @@ def _leg(error: AIGatewayError) -> _Leg:
     if error.code == "upstream_unreachable":
         return _DNS if NO_NAME in error.message else _NETWORK
     by_code = {
+        "relay_not_started": _RELAY,
         "upstream_tls_failed": _TLS,
         "upstream_timeout": _SILENCE,
         "upstream_disconnected": _NETWORK,

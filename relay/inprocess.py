@@ -1,7 +1,7 @@
 """The relay within a program of yours, without a server: for `AIGateway.from_config`.
 
-Owns: that life. Calls take the same line as through a port, over socket pairs, so that streams,
-sockets and backpressure are the same.
+Owns: that life. Who starts it, once, is client/gateway.py's. Calls take the same line as through a
+port, over socket pairs, so that streams, sockets and backpressure are the same.
 """
 
 from __future__ import annotations
@@ -22,19 +22,47 @@ from relay.registry.load import Sources, load
 
 
 class InProcess:
-    """Started at the first call, stopped by `close`. Raises ConfigError when made."""
+    """A relay that `start` brings up and `stop` takes down, as often as one likes. Raises
+    ConfigError when made.
+    """
 
     def __init__(self, config: Path, env_file: Path | None = None) -> None:
-        sources = Sources(config, env_file or config.parent / ".env")
+        self._config, self._env_file = config, env_file or config.parent / ".env"
+        self._life: _Life | None = _Life(self._config, self._env_file)
+
+    async def start(self) -> aiohttp.BaseConnector:
+        """Bring it up; what a client session reaches it by. Where it fails, nothing is left."""
+        life = self._life = self._life or _Life(self._config, self._env_file)
+        try:
+            return await life.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End running calls and take it down. In its own event loop."""
+        life, self._life = self._life, None
+        if life is not None:
+            await life.stop()
+
+    def abandon(self) -> None:
+        """Let go of one whose event loop is closed: nothing of it can be ended any more."""
+        self._life = None
+
+
+class _Life:
+    """One application, from its start to its end: aiohttp's can have but one."""
+
+    def __init__(self, config: Path, env_file: Path) -> None:
+        sources = Sources(config, env_file)
         self._demo: Demo | None = None
         if load(sources).settings.demo.enabled:
             self._demo = Demo.bind()
-            sources = Sources(config, sources.env_file, self._demo.url)
+            sources = Sources(config, env_file, self._demo.url)
         self._runner = RelayRunner(standalone(load(sources), sources), **RUNNER_OPTIONS)
         self._demo_life: AsyncIterator[None] | None = None
 
     async def start(self) -> aiohttp.BaseConnector:
-        """Bring it up; what a client session reaches it by."""
         if self._demo is not None:
             self._demo_life = self._demo.running()
             await anext(self._demo_life)
@@ -43,10 +71,11 @@ class InProcess:
         return _Connector(self._runner.server)
 
     async def stop(self) -> None:
-        """End running calls and take it down."""
         await self._runner.cleanup()
         if self._demo_life is not None:
             await anext(self._demo_life, None)
+        elif self._demo is not None:
+            self._demo.socket.close()
 
 
 class _Connector(aiohttp.BaseConnector):

@@ -26,6 +26,7 @@ class Later:
         self._work: deque[Work] = deque()
         self._come = asyncio.Event()
         self._empty = asyncio.Event()
+        self._empty.set()
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
 
@@ -41,7 +42,6 @@ class Later:
 
     async def start(self) -> None:
         """Begin to work."""
-        self._empty.set()
         self._task = asyncio.create_task(self._run())
 
     async def done(self) -> None:

@@ -20,6 +20,8 @@ from yarl import URL
 from relay.client.errors import error_of, unreachable
 from relay.core.sse import Event, EventParser
 
+_ERROR_BYTES = 1024 * 1024
+
 
 class Call(TypedDict, total=False):
     """One call as its caller puts it.
@@ -46,6 +48,17 @@ def options(call: Call, url: URL) -> dict[str, Any]:
         headers.setdefault("Content-Type", "application/json")
     url = url.update_query(call.get("query") or {})
     return {"method": method, "url": url, "data": body, "headers": headers}
+
+
+async def _beginning(response: ClientResponse) -> bytes:
+    """An error's body, or so much of it as is worth reading; the connection is closed then."""
+    body = b""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) >= _ERROR_BYTES:
+            break
+    response.close()
+    return body[:_ERROR_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class Stream(AbstractAsyncContextManager["Stream"]):
         try:
             response = await self._send()
             if response.status >= 400:
-                body = await response.read()
+                body = await _beginning(response)
                 raise error_of(response.status, response.headers, body)
         except aiohttp.ClientError as error:
             raise unreachable(error) from error

@@ -71,7 +71,7 @@ def _message(body: bytes) -> str:
     """The sentence in an error's body, whichever vendor's shape it has."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second for one that is nested without end
         return body[:500].decode("utf-8", "replace").strip()
     for key in ("error", "detail", "message"):
         if isinstance(found, dict) and key in found:

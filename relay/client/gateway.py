@@ -6,8 +6,9 @@ Owns: that. Answers, sessions and errors are their modules'.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Required, TypedDict
 
@@ -17,7 +18,14 @@ from typing_extensions import Unpack
 from yarl import URL
 
 from relay.client.answers import Answer, Call, Stream, options
-from relay.client.errors import error_of, unreachable
+from relay.client.errors import (
+    AIGatewayError,
+    RelayFailed,
+    RelayUnreachable,
+    RequestRefused,
+    error_of,
+    unreachable,
+)
 from relay.client.session import Connecting
 
 if TYPE_CHECKING:
@@ -41,14 +49,17 @@ class Realtime(TypedDict, total=False):
 class AIGateway:
     """One relay, at `url`, at RELAY_URL, or in this process (`from_config`).
 
-    Use it as it is, in one event loop or one after another; `close` it, or use it with `async
-    with`.
+    Use it as it is, in one event loop at a time; `close` it, or use it with `async with`. After
+    `close` the next call begins anew, in whichever loop. A relay in this process must be closed in
+    the loop of its first call, before another loop can use it.
     """
 
     def __init__(self, url: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
         self._url, self._headers = url, dict(headers or {})
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening: asyncio.Task[None] | None = None
+        """The start of the relay in this process, which all first calls wait for."""
         self._inside: InProcess | None = None
 
     @classmethod
@@ -90,9 +101,9 @@ class AIGateway:
 
     async def _send(self, call: Call) -> ClientResponse:
         session = await self._ready()
-        return await session.request(
-            **options(call, _url(self.url, "providers", call["provider"], call["endpoint"]))
-        )
+        url = _url(self.url, "providers", call["provider"], call["endpoint"])
+        with _closed_is_said(session):
+            return await session.request(**options(call, url))
 
     def connect(self, **session: Unpack[Realtime]) -> Connecting:
         """A WebSocket session: `async with gateway.connect(…) as session`, or `await` it.
@@ -104,20 +115,30 @@ class AIGateway:
     async def _dial(self, session: Realtime) -> aiohttp.ClientWebSocketResponse:
         url = _url(self.url, "ws", session["provider"], session.get("endpoint", ""))
         client = await self._ready()
-        return await client.ws_connect(
-            url.update_query(session.get("query") or {}),
-            headers=session.get("headers"),
-            protocols=session.get("protocols", ()),
-            max_msg_size=0,
-        )
+        with _closed_is_said(client):
+            return await client.ws_connect(
+                url.update_query(session.get("query") or {}),
+                headers=session.get("headers"),
+                protocols=session.get("protocols", ()),
+                max_msg_size=0,
+            )
 
     async def close(self) -> None:
-        """Close connections; end the relay if it runs in this process."""
+        """Close connections; end the relay if it runs in this process, also while it starts.
+
+        Raises AIGatewayError (`wrong_event_loop`) while another loop that runs uses it.
+        """
+        if self._belongs_elsewhere():
+            self._let_go_of_closed_loop()
+            return
+        if (opening := self._opening) is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-            if self._inside is not None:
-                await self._inside.stop()
+        if self._inside is not None:
+            await self._inside.stop()
 
     async def __aenter__(self) -> AIGateway:
         return self
@@ -126,21 +147,96 @@ class AIGateway:
         await self.close()
 
     async def _ready(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        if self._session is not None and self._loop is not loop:
-            # The loop that it belonged to is over.
-            self._session.detach()
-            self._session = None
+        """The session of this event loop. Raises AIGatewayError."""
+        if self._belongs_elsewhere():
+            if self._inside is not None:
+                raise self._wrong_loop()
+            self._let_go_of_closed_loop()
         if self._session is None:
-            connector = await self._inside.start() if self._inside else None
-            self._loop = loop
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                middlewares=(_refusals_are_errors,),
-            )
+            self._loop = asyncio.get_running_loop()
+            if self._inside is None:
+                self._session = self._made(None)
+            else:
+                await self._opened(self._inside)
+        if self._session is None:
+            raise _closed()
         return self._session
+
+    def _made(self, connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            middlewares=(_refusals_are_errors,),
+        )
+
+    async def _opened(self, inside: InProcess) -> None:
+        """Wait for the one start of the relay; a caller that leaves does not end it for others."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(inside))
+            self._opening.add_done_callback(self._over)
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and not (task and task.cancelling()):
+                raise _closed() from None
+            raise
+
+    async def _open(self, inside: InProcess) -> None:
+        try:
+            self._session = self._made(await inside.start())
+        except Exception as error:
+            # Whatever it is: each call that waits gets it as an error of this client's.
+            why = f"the relay in this process did not start: {error or type(error).__name__}"
+            raise RelayFailed("relay_not_started", why) from error
+
+    def _over(self, opening: asyncio.Task[None]) -> None:
+        """The start came to an end: after a failure the next call tries again."""
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # told to whoever waits; nobody may
+
+    def _belongs_elsewhere(self) -> bool:
+        """True if it is in use, and by another event loop than this one."""
+        in_use = self._session is not None or self._opening is not None
+        return in_use and self._loop is not asyncio.get_running_loop()
+
+    def _let_go_of_closed_loop(self) -> None:
+        """Drop what belongs to a loop that does not run any more. Raises AIGatewayError if it
+        does.
+        """
+        if self._loop is not None and self._loop.is_running():
+            raise self._wrong_loop()
+        if self._session is not None:
+            self._session.detach()
+        self._session = self._opening = None
+        if self._inside is not None:
+            self._inside.abandon()
+
+    def _wrong_loop(self) -> AIGatewayError:
+        closed = self._loop is not None and self._loop.is_closed()
+        what = "was closed without `await gateway.close()`" if closed else "is another than this"
+        return RequestRefused(
+            "wrong_event_loop",
+            f"this AIGateway belongs to the event loop of its first call, which {what}."
+            " Close it in its own loop first, or make one AIGateway for each loop.",
+        )
+
+
+def _closed() -> AIGatewayError:
+    return RelayUnreachable("gateway_closed", "this AIGateway was closed during the call")
+
+
+@contextlib.contextmanager
+def _closed_is_said(session: aiohttp.ClientSession) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not session.closed:
+            raise
+        raise _closed() from error
 
 
 def _url(base: str, surface: str, provider: str, endpoint: str) -> URL:
