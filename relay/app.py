@@ -25,6 +25,7 @@ from relay.gateway import GATEWAY, Gateway
 from relay.janitor import janitor
 from relay.ledger import log
 from relay.registry.load import Config, ConfigError, Sources, load
+from relay.registry.restart import needing_restart
 from relay.surfaces import admin, health, native, records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
@@ -79,7 +80,14 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     app = web.Application(middlewares=[middleware])
     app[GATEWAY] = gateway
     app[CORS] = Cors(app, gateway)
-    gateway.reload = lambda: reload(gateway, sources)
+    reloading = asyncio.Lock()
+
+    async def reload_alone() -> list[str]:
+        # One that read the files earlier must not replace what a later one has read.
+        async with reloading:
+            return await reload(gateway, sources)
+
+    gateway.reload = reload_alone
     log.protect(gateway.config)
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
@@ -99,11 +107,11 @@ async def _outbound(app: web.Application) -> AsyncIterator[None]:
         await app[GATEWAY].stop()
 
 
-async def reload(gateway: Gateway, sources: Sources) -> None:
-    """Read the same places again and put the result in force. Raises ConfigInvalid, the old one
-    kept.
+async def reload(gateway: Gateway, sources: Sources) -> list[str]:
+    """Read the same places again and put the result in force; the changed settings that need a
+    restart. Raises ConfigInvalid, the old one kept.
 
-    Running exchanges go on with what they began with. Address, port and workers need a restart.
+    Running exchanges go on with what they began with.
     """
     try:
         config = await asyncio.to_thread(load, sources)
@@ -111,4 +119,6 @@ async def reload(gateway: Gateway, sources: Sources) -> None:
         log.warn("reload.refused", problems=[str(problem) for problem in error.problems])
         raise ConfigInvalid([str(problem) for problem in error.problems]) from error
     gateway.replace(config)
-    log.event("reload.done", providers=len(config.registry.providers))
+    restart = needing_restart(gateway.started_with, config.settings)
+    log.event("reload.done", providers=len(config.registry.providers), needs_restart=restart)
+    return restart

@@ -76,7 +76,9 @@ class Gateway:
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
-        self.reload: Callable[[], Awaitable[None]] | None = None
+        self.started_with = config.settings
+        self.reload: Callable[[], Awaitable[list[str]]] | None = None
+        """Gives the changed settings that need a restart."""
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
         """Of this process; where there are several, of all."""
         self.upstream: UpstreamSessions

@@ -21,6 +21,7 @@
       StoreUnavailable               store_unavailable          relay      503    1008   later
       LogNotFound                    log_not_found              client     404    1008   never
       ConfigInvalid                  config_invalid             client     422    1008   never
+      WorkersIncomplete              workers_incomplete         relay      503    1011   later
       ClientGone                     client_gone                client     499    1011   never
       ClientStalled                  client_stalled             client     499    1013   never
       ProviderNotConfigured          provider_not_configured    relay      503    1011   never
@@ -298,6 +299,26 @@ class ConfigInvalid(RelayError, code="config_invalid", status=422):
 
 
 @dataclass(eq=False)
+class WorkersIncomplete(
+    RelayError,
+    code="workers_incomplete",
+    side="relay",
+    status=503,
+    close_code=1011,
+    retryable=True,
+):
+    """Of several workers not all did what was asked: `missing` names the others."""
+
+    order: str
+    missing: Sequence[str]
+
+    @property
+    def message(self) -> str:
+        missing = "\n".join(self.missing)
+        return f"Not every worker carried out the {self.order}. Ask again.\n{missing}"
+
+
+@dataclass(eq=False)
 class ClientGone(RelayError, code="client_gone", status=499, close_code=1011):
     """The caller left before the end: not our failure, not the provider's."""
 
@@ -437,8 +458,8 @@ CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
     OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
     RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
-    StoreUnavailable, LogNotFound, ConfigInvalid, ClientGone, ClientStalled, ProviderNotConfigured,
-    Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout,
-    UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
+    StoreUnavailable, LogNotFound, ConfigInvalid, WorkersIncomplete, ClientGone, ClientStalled,
+    ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
+    UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

@@ -66,6 +66,8 @@ class Sources:
     """Base URL of the running built-in provider, or empty if it does not run."""
     certificate: Certificate | None = None
     """Instead of the one that the file names."""
+    overrides: tuple[tuple[str, str, object], ...] = ()
+    """(section, key, value) of settings that the command line gives: they win over the file."""
 
 
 def packaged() -> Path:
@@ -103,6 +105,7 @@ def load(sources: Sources) -> Config:
     files = [_validated(document, schema.ProvidersFile) for document in documents[1:]]
     _raise_if_any(documents)
     assert isinstance(settings, schema.GatewayFile)
+    settings = _overridden(settings, sources.overrides)
     entries: dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]] = {}
     for at, (document, file) in enumerate(zip(documents, [settings, *files], strict=True)):
         for name, entry in file.providers.items():  # type: ignore[union-attr]
@@ -119,6 +122,20 @@ def load(sources: Sources) -> Config:
     certificate = sources.certificate or _certificate(main, settings.tls, sources.config.parent)
     _raise_if_any(documents)
     return Config(sources.config, settings, registry, certificate, limits)
+
+
+def _overridden(
+    settings: schema.GatewayFile, overrides: tuple[tuple[str, str, object], ...]
+) -> schema.GatewayFile:
+    changed: dict[str, Section] = {}
+    for section, key, value in overrides:
+        now = changed.get(section, getattr(settings, section))
+        try:
+            changed[section] = type(now).model_validate(now.model_dump() | {key: value})
+        except ValidationError as error:
+            text = str(error.errors()[0]["msg"])
+            raise ConfigError([Problem("command line", 1, 1, (section, key), text)]) from error
+    return settings.model_copy(update=changed)
 
 
 def _certificate(main: Document, tls: schema.Tls, folder: Path) -> Certificate | None:

@@ -59,14 +59,15 @@ async def providers(request: web.Request) -> web.Response:
 
 
 async def reload(request: web.Request) -> web.Response:
-    """Load gateway.yaml again: 200 with the providers, or 422 with every problem and the old one
-    kept.
+    """Load gateway.yaml again: 200 with the providers and the changed settings that need a restart;
+    422 with every problem and the old one kept; 503 with the workers that did not take it.
     """
     require_local(request)
     gateway = request.app[GATEWAY]
     assert gateway.reload is not None
-    await gateway.reload()
-    return web.json_response({"reloaded": True, "providers": sorted(gateway.registry.providers)})
+    restart = await gateway.reload()
+    providers = sorted(gateway.registry.providers)
+    return web.json_response({"reloaded": True, "providers": providers, "needs_restart": restart})
 
 
 async def purge(request: web.Request) -> web.Response:
