@@ -178,10 +178,11 @@ class _Copy:
                 exchange.waiting_for = "client"
                 exchange.waiting_since_s = clock()
                 exchange.response_bytes += len(chunk)
+                # Before the write: one that is cut short while it waits for room has written all.
+                tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 await write(chunk)
                 if tap is not None:
                     tap(chunk)
-                tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 exchange.waiting_for = "upstream"
                 exchange.waiting_since_s = clock()
                 chunk = await read()

@@ -213,7 +213,8 @@ class Exchange:
         if isinstance(error, RelayError):
             return error
         if isinstance(error, asyncio.CancelledError):
-            return self.expired or ClientGone()
+            # One that failed already is ended a second time only to be done with it.
+            return self.expired or self.error or ClientGone()
         return ClientGone() if isinstance(error, ConnectionError) else InternalError()
 
     def finish(self) -> None:

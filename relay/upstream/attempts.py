@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from relay.core.credentials import Brought, choose
-from relay.core.errors import HandshakeRefused, ProviderNotConfigured, RelayError
+from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
 from relay.core.exchange import Attempt, Exchange
 from relay.core.policy import (
     RetryRules,
@@ -202,11 +202,14 @@ class Attempts:
             exchange.at_end += (lambda: self.health.done(route, keys),)
 
     def _cut(self, exchange: Exchange, route: Route, keys: Keys) -> Tried:
-        """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep."""
+        """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep.
+
+        The end of a drain is no fault of the target's, and no other target follows.
+        """
         cut = exchange.revived()
-        if cut is None:
+        if cut is None or isinstance(cut, Draining):
             self.health.left(route, keys)
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError if cut is None else Draining
         return Tried(0, cut)
 
     def _failure(self, error: Exception, route: Route, acting: Acting[T]) -> Tried:
