@@ -30,7 +30,6 @@ from relay.explain import explain
 from relay.ledger import log
 from relay.ledger.traces import TracingUnavailable
 from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
-from relay.registry.entries import Section
 from relay.registry.load import (
     Certificate,
     Config,
@@ -50,12 +49,14 @@ from relay.tls import self_signed
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-OK, FAILED, BAD_CONFIG = 0, 1, 2
+OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 _CANNOT = (CannotListen, BadDatabaseUrl, DatabaseNewer, TracingUnavailable, report.NoAnswer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments."""
+    """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments, 130
+    interrupted.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _CANNOT as error:
         print(f"relay: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         log.flush()
 
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--tls-fd", type=int)
     worker.add_argument("--tls-certificate")
     worker.add_argument("--tls-key")
+    worker.add_argument("--overrides", type=json.loads, default=[])
     return parser
 
 
@@ -163,8 +167,9 @@ def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
 
 def _serve(options: argparse.Namespace) -> int:
     assert_fast_parser()
-    sources = _with_certificate(_sources(options), options)
-    config = _overridden(load(sources), options)
+    sources = replace(_sources(options), overrides=_overrides(options))
+    sources = _with_certificate(sources, options)
+    config = load(sources)
     check_workers(config)
     settings = config.settings
     log.setup(settings.log.level, settings.log.format)
@@ -173,7 +178,7 @@ def _serve(options: argparse.Namespace) -> int:
     demo = Demo.bind() if settings.demo.enabled else None
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
-        config = _overridden(load(sources), options)
+        config = load(sources)
     print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
     uvloop.run(_run(config, sources, listeners, demo))
     return OK
@@ -187,19 +192,10 @@ _OVERRIDES = (
 )
 
 
-def _overridden(config: Config, options: argparse.Namespace) -> Config:
-    """The command line wins over the file."""
-    changed: dict[str, Section] = {}
-    for section, key, option in _OVERRIDES:
-        if (value := getattr(options, option)) is None:
-            continue
-        now = changed.get(section, getattr(config.settings, section))
-        try:
-            changed[section] = type(now).model_validate(now.model_dump() | {key: value})
-        except ValueError as error:
-            text = str(error).splitlines()[2].strip()
-            raise ConfigError([Problem("command line", 1, 1, (section, key), text)]) from error
-    return replace(config, settings=config.settings.model_copy(update=changed))
+def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ...]:
+    """What the command line says instead of the file, at the start and at each reload."""
+    given = ((section, key, getattr(options, option)) for section, key, option in _OVERRIDES)
+    return tuple(override for override in given if override[2] is not None)
 
 
 async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
@@ -217,7 +213,8 @@ async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Dem
 
 def _worker(options: argparse.Namespace) -> int:
     """One of several, started by the supervisor."""
-    sources = _sources(options)
+    overrides = tuple((section, key, value) for section, key, value in options.overrides)
+    sources = replace(_sources(options), overrides=overrides)
     config = load(sources)
     log.setup(config.settings.log.level, config.settings.log.format)
     raise_file_limit()

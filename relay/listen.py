@@ -31,6 +31,16 @@ class Listeners:
     plain: socket.socket
     tls: socket.socket | None = None
 
+    def descriptors(self) -> list[int]:
+        """To be inherited by workers."""
+        return [sock.fileno() for sock in (self.plain, self.tls) if sock is not None]
+
+    def close(self) -> None:
+        """Let go of them. What no other process holds refuses connections from now on."""
+        for sock in (self.plain, self.tls):
+            if sock is not None:
+                sock.close()
+
 
 def listen(config: Config, *, allow_beyond_loopback: bool) -> Listeners:
     """All that the configuration asks for, bound here or handed over by systemd. Raises

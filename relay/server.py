@@ -11,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import aiohttp.http_parser
 from aiohttp import web
 
+from relay import signals
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.cache.store import Purge
 from relay.connection import RelayRunner
-from relay.control import Control
-from relay.core.errors import ConfigInvalid, InternalError
+from relay.control import Answer, Control, Leaving, Order, Ready
+from relay.core.errors import ConfigInvalid, Draining, WorkersIncomplete
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.listen import BACKLOG, CannotListen, Listeners
@@ -33,6 +33,8 @@ from relay.websocket import draining
 
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
+_CUT_S = 3.0
+"""What a call that is cut gets to tell its client so."""
 
 
 def assert_fast_parser() -> None:
@@ -43,9 +45,8 @@ def assert_fast_parser() -> None:
         )
 
 
-async def _start(
-    runner: web.AppRunner, listeners: Listeners, gateway: Gateway
-) -> list[web.SockSite]:
+def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> list[web.SockSite]:
+    """What is to be listened on; nothing is yet. A reload takes a renewed certificate."""
     sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
     certificate = gateway.config.certificate
     if listeners.tls is not None and certificate is not None:
@@ -54,14 +55,13 @@ async def _start(
         reload_config = gateway.reload
         assert reload_config is not None
 
-        async def reload() -> None:
-            await reload_config()
+        async def reload() -> list[str]:
+            restart = await reload_config()
             # A renewed certificate serves the next handshake.
             context.load_cert_chain(certificate.chain, certificate.key)
+            return restart
 
         gateway.reload = reload
-    for site in sites:
-        await site.start()
     return sites
 
 
@@ -75,15 +75,21 @@ async def serve(
         app, keepalive_timeout=config.settings.server.keepalive_timeout_s, **RUNNER_OPTIONS
     )
     await runner.setup()
-    sites = await _start(runner, listeners, gateway)
-    async with _supervised(gateway, control), _signals(gateway) as stop:
+    sites = _sites(runner, listeners, gateway)
+    stop = Stop(asyncio.Event(), asyncio.Event())
+    async with _supervised(gateway, control, stop), _signals(gateway, stop):
+        for site in sites:
+            await site.start()
         _settle_memory()
         if control is not None:
-            await control.say("ready")
+            control.tell(Ready())
         await stop.first.wait()
+        # At once: what a connection that nobody accepts waits for is no queue, but a time-out.
+        for site in sites:
+            await site.stop()
         if control is not None:
-            await control.say("leaving")
-        await drain(gateway, sites, stop.second)
+            control.tell(Leaving())
+        await drain(gateway, stop.second)
         await runner.cleanup()
 
 
@@ -98,39 +104,36 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What ends a process: `first` drains it, `second` cuts what still runs."""
+
+    first: asyncio.Event
+    second: asyncio.Event
+
+    def signalled(self) -> None:
+        """One more signal to stop."""
+        (self.second if self.first.is_set() else self.first).set()
+
+
 @contextlib.asynccontextmanager
-async def _supervised(gateway: Gateway, control: Control | None) -> AsyncIterator[None]:
-    """Under a supervisor, what concerns all workers goes through it, and comes from it to each."""
+async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> AsyncIterator[None]:
+    """Under a supervisor, what concerns all workers goes through it, and comes from it to each.
+    When the supervisor is gone the worker drains: nobody would restart or reload it any more.
+    """
     if control is None:
         yield
         return
-    reload_here, purge_here = gateway.reload, gateway.purge
-    assert reload_here is not None
+    orders = _orders(gateway, stop)
+    _ask_all(gateway, control)
 
-    async def reload(given: dict[str, Any]) -> dict[str, Any]:
+    async def listen() -> None:
         try:
-            await reload_here()
-        except ConfigInvalid as error:
-            return {"problems": list(error.problems)}
-        return {}
+            await control.listen(orders)
+        finally:
+            stop.first.set()
 
-    async def purge(given: dict[str, Any]) -> dict[str, Any]:
-        return {"count": await purge_here(Purge(**given))}
-
-    async def reload_everywhere() -> None:
-        if problems := (await control.ask("reload", {}))["problems"]:
-            raise ConfigInvalid(problems)
-
-    async def purge_everywhere(which: Purge) -> int:
-        answer = await control.ask("purge", asdict(which))
-        if answer["problems"]:
-            raise InternalError
-        return int(answer["count"])
-
-    gateway.reload = reload_everywhere
-    if gateway.settings.cache.store == "memory":  # Redis is one for all
-        gateway.purge = purge_everywhere
-    listener = asyncio.create_task(control.listen({"reload": reload, "purge": purge}))
+    listener = asyncio.create_task(listen())
     try:
         yield
     finally:
@@ -138,34 +141,69 @@ async def _supervised(gateway: Gateway, control: Control | None) -> AsyncIterato
         await asyncio.gather(listener, return_exceptions=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    first: asyncio.Event
-    second: asyncio.Event
+def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
+    """What the supervisor may order of this worker."""
+    reload_here, purge_here = gateway.reload, gateway.purge
+    assert reload_here is not None
+
+    async def reload(_given: dict[str, Any]) -> Answer:
+        try:
+            return Answer(restart=await reload_here())
+        except ConfigInvalid as error:
+            return Answer(list(error.problems))
+
+    async def purge(given: dict[str, Any]) -> Answer:
+        return Answer(count=await purge_here(Purge(**given)))
+
+    async def drain(_given: dict[str, Any]) -> Answer:
+        stop.first.set()
+        return Answer()
+
+    async def cut(_given: dict[str, Any]) -> Answer:
+        stop.first.set()
+        stop.second.set()
+        return Answer()
+
+    return {"reload": reload, "purge": purge, "drain": drain, "cut": cut}
+
+
+def _ask_all(gateway: Gateway, control: Control) -> None:
+    """What is asked of this worker is asked of all."""
+
+    async def reload() -> list[str]:
+        answer = await control.ask("reload", {})
+        if answer.problems:
+            raise ConfigInvalid(answer.problems)
+        if answer.missing:
+            raise WorkersIncomplete("reload", answer.missing)
+        return answer.restart
+
+    async def purge(which: Purge) -> int:
+        answer = await control.ask("purge", asdict(which))
+        if answer.problems or answer.missing:
+            raise WorkersIncomplete("purge", [*answer.problems, *answer.missing])
+        return answer.count
+
+    gateway.reload = reload
+    if gateway.settings.cache.store == "memory":  # Redis is one for all
+        gateway.purge = purge
 
 
 @contextlib.asynccontextmanager
-async def _signals(gateway: Gateway) -> AsyncIterator[_Stop]:
-    loop = asyncio.get_running_loop()
-    stop = _Stop(asyncio.Event(), asyncio.Event())
+async def _signals(gateway: Gateway, stop: Stop) -> AsyncIterator[None]:
     tasks: set[asyncio.Task[None]] = set()
-
-    def terminate() -> None:
-        (stop.second if stop.first.is_set() else stop.first).set()
 
     def hang_up() -> None:
         task = asyncio.create_task(_reload_logged(gateway))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    handlers = {signal.SIGTERM: terminate, signal.SIGINT: terminate, signal.SIGHUP: hang_up}
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+    signals.handle(stop.signalled, hang_up)
     try:
-        yield stop
+        yield
     finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -173,13 +211,16 @@ async def _reload_logged(gateway: Gateway) -> None:
     try:
         assert gateway.reload is not None
         await gateway.reload()
-    except ConfigInvalid:
-        return  # logged where it was refused; the old configuration stays
+    except (ConfigInvalid, WorkersIncomplete):
+        return  # logged where it was refused
+    except Exception as error:
+        # Nobody waits for an answer: it is logged, and what was in force goes on.
+        log.bug("reload.failed", error)
 
 
-async def drain(gateway: Gateway, sites: Sequence[web.SockSite], at_once: asyncio.Event) -> None:
-    """Take nothing new; let what runs end within `drain_timeout_s`; tell sessions that the relay
-    restarts.
+async def drain(gateway: Gateway, at_once: asyncio.Event) -> None:
+    """Let what runs end within `drain_timeout_s`, and cut the rest; tell sessions that the relay
+    restarts. Nothing listens any more.
 
     Kept connections may still bring a call while this lasts: it is served, with `Connection:
     close`.
@@ -187,8 +228,6 @@ async def drain(gateway: Gateway, sites: Sequence[web.SockSite], at_once: asynci
     gateway.draining = True
     loop = asyncio.get_running_loop()
     log.event("drain.started", running=len(gateway.running), sessions=len(gateway.sessions))
-    for site in sites:
-        await site.stop()
     for session in list(gateway.sessions):
         session.end(draining())
     deadline = loop.time() + gateway.settings.server.drain_timeout_s
@@ -200,6 +239,18 @@ async def drain(gateway: Gateway, sites: Sequence[web.SockSite], at_once: asynci
             break
         await asyncio.sleep(_DRAIN_POLL_S)
     log.event("drain.ended", cut=len(gateway.running))
+    await _cut(gateway)
+
+
+async def _cut(gateway: Gateway) -> None:
+    """End what still runs as `draining`, and wait until it is written down."""
     for exchange in list(gateway.running):
-        if exchange.task is not None:
-            exchange.task.cancel()
+        if exchange.task is None or exchange.expired is not None:
+            continue
+        if exchange.error is None:  # one that has failed already keeps its failure
+            exchange.expired = Draining()
+        exchange.task.cancel()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _CUT_S
+    while gateway.running and loop.time() < deadline:  # noqa: ASYNC110 (bounded, at the end)
+        await asyncio.sleep(_DRAIN_POLL_S)

@@ -33,11 +33,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "connection": BELOW_LINES | LINES | {"surfaces"},
     "listen": {"core", "registry"},
     "tls": {"core", "registry"},
-    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection"},
-    "control": set(),
-    "supervisor": {"core", "registry", "ledger", "demo", "listen", "control"},
+    "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection", "signals"},
+    "control": {"ledger"},
+    "signals": set(),
+    "supervisor": {"core", "registry", "ledger", "demo", "listen", "control", "signals"},
     "cli": {"core", "registry", "ledger", "storage", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor", "report"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "signals"},
     "__init__": set(),
 } | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip
 
