@@ -100,6 +100,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
 
 
 async def _outbound(app: web.Application) -> AsyncIterator[None]:
+    log.setup_embedded()
     try:
         await app[GATEWAY].start()
         yield

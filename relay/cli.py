@@ -70,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    finally:
-        log.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -130,7 +130,7 @@ class Gateway:
             "relay_ledger_rows_dropped_total": lost.rows,
             "relay_ledger_bodies_dropped_total": lost.bodies,
             "relay_meter_failures_total": lost.meters,
-            "relay_log_lines_lost_total": log.failures,
+            "relay_log_lines_lost_total": log.losses.lines,
             "relay_settling_dropped_total": self.later.dropped,
             "relay_refused_at_the_door_total": self.refused_at_the_door,
             "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,

@@ -2,19 +2,20 @@
 query, credential or body.
 
 Owns: structlog's set-up, and the redaction of tracebacks. Lines are JSON to a file or
-pipe, pretty on a terminal. Writing never raises into a call.
+pipe, pretty on a terminal. Writing never raises into a call and never blocks (output.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any, BinaryIO, TextIO
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import structlog
@@ -22,36 +23,45 @@ import structlog
 from relay.core.errors import InternalError
 from relay.core.exchange import Exchange
 from relay.core.record import Record
+from relay.core.redaction import Redactor
+from relay.ledger.output import Losses, Output, TextOutput, output_of
 from relay.registry.load import Config
 
 FLUSH_S = 0.02
 """What a kill -9 may lose of the log."""
+EXIT_S = 1.0
+"""How long the end of the process waits for a reader of the log that is slow."""
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _log: Any = structlog.get_logger("relay")
 _lines: _Lines | None = None
-_secrets: tuple[str, ...] = ()
-failures = 0
-"""Lines that could not be written."""
+secrets = Redactor(())
+"""Those that are taken out of whatever is logged or stored."""
+_in_force: frozenset[str] = frozenset()
+losses = Losses()
+"""Lines that were never written."""
 
 
 class _Lines:
-    """structlog's output for JSON: lines go out together, at most FLUSH_S after the first of them.
+    """structlog's output: JSON lines go out together, at most FLUSH_S after the first of them.
 
-    A write to a file costs several times what making a line does. Warnings and errors go out at
-    once, with what waits before them; so does everything outside an event loop.
+    Handing a line over costs several times what making it does. Warnings and errors go out at once,
+    with what waits before them; so does everything outside an event loop, and every line for
+    people.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, output: Output, wait_s: float) -> None:
+        self.output, self._wait_s = output, wait_s
         self._pending: list[bytes] = []
 
     def msg(self, line: bytes) -> None:
         """Take one line, without its end."""
         self._pending.append(line)
-        if len(self._pending) == 1:
+        if not self._wait_s:
+            self.flush()
+        elif len(self._pending) == 1:
             try:
-                asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+                asyncio.get_running_loop().call_later(self._wait_s, self.flush)
             except RuntimeError:
                 self.flush()
 
@@ -65,42 +75,66 @@ class _Lines:
     error = warning
 
     def flush(self) -> None:
-        """Write what is there."""
-        global failures
+        """Hand over what is there."""
         lines, self._pending = self._pending, []
-        if not lines:
-            return
-        lines.append(b"")
-        try:
-            self._stream.write(b"\n".join(lines))
-            self._stream.flush()
-        except (OSError, ValueError):  # a full disk or a closed pipe must not end a call; counted
-            failures += len(lines) - 1
+        if lines:
+            self.output.write(b"\n".join([*lines, b""]), len(lines))
 
 
 def setup(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Write to `stream` (standard error by default) in this process from now on."""
+    """Write to `stream` in this process from now on; by default to standard error, and then what
+    others write there goes the same way.
+    """
     global _log, _lines, _write_line
-    stream = stream or sys.stderr
+    own = sys.stderr if stream is None else stream
     threshold = structlog.make_filtering_bound_logger(_LEVELS[level])
-    if style == "pretty" or (style == "auto" and stream.isatty()):
+    pretty = style == "pretty" or (style == "auto" and own.isatty())
+    if pretty:
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         console = structlog.dev.ConsoleRenderer()
-        processors: list[Any] = [structlog.processors.add_log_level, stamp, console]
-        _log = structlog.wrap_logger(structlog.PrintLogger(stream), processors, threshold).bind()
-        _lines, _write_line = None, _write_pretty
+        render: list[Any] = [structlog.processors.add_log_level, stamp, console, _as_bytes]
     else:
-        _lines = _Lines(stream.buffer)
-        processors = [structlog.processors.add_log_level, _stamped, _as_json]
-        _log = structlog.wrap_logger(_lines, processors, threshold).bind()
+        render = [structlog.processors.add_log_level, _stamped, _as_json]
+    output = output_of(own, losses, lambda lost: _lost_lines(render, lost))
+    _lines = _Lines(output, 0 if pretty else FLUSH_S)
+    _log = structlog.wrap_logger(_lines, render, threshold).bind()
+    if pretty:
+        _write_line = _write_pretty
+    else:
         _write_line = _write_json if _LEVELS[level] <= _LEVELS["info"] else _drop
+    if stream is None:
+        sys.stderr = TextOutput(output, own, redacted)
     _quiet_aiohttp()
 
 
+def setup_embedded() -> None:
+    """In somebody else's process: its configuration of structlog holds. Where there is none,
+    structlog would print to standard output and block there: lines go there without blocking.
+    """
+    if _lines is None and not structlog.is_configured():
+        setup("info", "pretty", sys.stdout)
+
+
+@atexit.register
 def flush() -> None:
-    """Write what is still held; for the end of the process."""
+    """Write what is still held; for the end of the process, which a reader that stopped delays by
+    EXIT_S at most.
+    """
     if _lines is not None:
         _lines.flush()
+        _lines.output.flush(EXIT_S)
+
+
+def _lost_lines(render: Sequence[Any], lost: int) -> bytes:
+    """The line that tells how many others are missing."""
+    made: Any = {"event": "log.lines_lost", "lines": lost}
+    for step in render:
+        made = step(None, "warning", made)
+    return bytes(made) + b"\n"
+
+
+def _as_bytes(_logger: Any, _name: str, line: str) -> bytes:
+    return line.encode("utf-8", "backslashreplace")
 
 
 def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
@@ -155,19 +189,28 @@ def _quiet_aiohttp() -> None:
 
 
 def protect(config: Config) -> None:
-    """Know the secrets in force, so that no traceback shows one."""
-    global _secrets
-    redis = urlsplit(config.settings.redis.url or "")
-    database = urlsplit(config.settings.database or "")
-    found = {config.settings.cloudflare.api_key, redis.password or "", database.password or ""}
-    found |= set(config.settings.tracing.headers.values())
+    """Know the secrets in force, so that nothing that is logged or stored shows one. Those in force
+    before stay known: calls may still run with them.
+    """
+    global secrets, _in_force
+    before, _in_force = _in_force, _secrets_of(config)
+    secrets = Redactor(before | _in_force)
+
+
+def _secrets_of(config: Config) -> frozenset[str]:
+    settings = config.settings
+    found = {settings.cloudflare.api_key, *settings.tracing.headers.values()}
+    for url in (settings.redis.url, settings.database):
+        password = urlsplit(url or "").password or ""
+        found |= {password, unquote(password)}
     for provider in config.registry.providers.values():
-        targets = [provider.rest, provider.websocket, *(rule.target for rule in provider.paths)]
-        for credential in (c for t in targets for keys in t.pool if (c := keys.provider)):
+        targets = [
+            provider.rest, provider.websocket, provider.rest_after, provider.websocket_after,
+            *(rule.target for rule in provider.paths),
+        ]  # fmt: skip
+        for credential in (c for t in targets if t for keys in t.pool if (c := keys.provider)):
             found |= {credential.value, credential.value.rpartition(" ")[2]}
-    _secrets = tuple(
-        sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True)
-    )
+    return frozenset(secret for secret in found if secret)
 
 
 def event(name: str, **fields: Any) -> None:
@@ -188,9 +231,7 @@ def bug(name: str, error: BaseException, **fields: Any) -> None:
 
 def redacted(text: str) -> str:
     """Without any secret in force."""
-    for secret in _secrets:
-        text = text.replace(secret, "[redacted]")
-    return text
+    return secrets.redact_text(text)
 
 
 def exchange_failed(exchange: Exchange) -> None:
@@ -201,18 +242,16 @@ def exchange_failed(exchange: Exchange) -> None:
 
 def exchange_ended(record: Record, unix_s: float) -> bytes | None:
     """The one line of an Exchange that ended then; as it was written, where that is JSON."""
-    global failures
     record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
     try:
         return _write_line(record)
     except Exception:  # a log that cannot be written must not end a call; counted
-        failures += 1
+        losses.add(1)
         return None
 
 
 def _write(level: str, name: str, fields: dict[str, Any]) -> None:
-    global failures
     try:
         getattr(_log, level)(name, **fields)
     except Exception:  # a log that cannot be written must not end a call; counted
-        failures += 1
+        losses.add(1)

@@ -76,7 +76,9 @@ LOSSES = {
     "relay_ledger_rows_dropped_total": "Rows that were never written.",
     "relay_ledger_bodies_dropped_total": "Bodies that were never written.",
     "relay_meter_failures_total": "Meters that failed and were dropped.",
-    "relay_log_lines_lost_total": "Log lines that could not be written.",
+    "relay_log_lines_lost_total": (
+        "Log lines that were not written: nobody read them, or the disk was full."
+    ),
     "relay_settling_dropped_total": "Work after calls that was dropped: bookings, kept answers.",
     "relay_refused_at_the_door_total": "Calls that got a 503 before anything was made of them.",
     "relay_redis_failures_total": "Times that Redis did not answer.",

@@ -35,7 +35,7 @@ async def readyz(request: web.Request) -> web.Response:
         "status": state,
         "running": len(gateway.running),
         "sessions": len(gateway.sessions),
-        "log_lines_lost": log.failures,
+        "log_lines_lost": log.losses.lines,
         "meter_failures": ledger.lost.meters,
         "refused_at_the_door": gateway.refused_at_the_door,
         "settling_dropped": gateway.later.dropped,

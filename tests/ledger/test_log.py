@@ -20,15 +20,15 @@ async def test_a_full_disk_costs_lines_and_no_call(start: StartRelay, raw: RawUp
     def full(_line: object) -> int:
         raise OSError(28, "No space left on device")
 
-    before = log.failures
+    before = log.losses.lines
     with monkeypatch.context() as patch:
         patch.setattr(relay.logged, "write", full)
         assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
         async with asyncio.timeout(HANG_GUARD_S):
-            while log.failures == before:
+            while log.losses.lines == before:
                 await asyncio.sleep(0.01)
         _, _, body = await relay.call("GET", f"{relay.url}/readyz")
-    assert log.failures > before and f'"log_lines_lost": {log.failures}'.encode() in body
+    assert log.losses.lines > before and f'"log_lines_lost": {log.losses.lines}'.encode() in body
     assert (await relay.call("GET", relay.path("openai", "x")))[2] == b"fine"
     await relay.events()
 

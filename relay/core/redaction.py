@@ -1,0 +1,102 @@
+"""Take secrets out of bytes that are to be stored or logged.
+
+Owns: the spellings in which a secret may stand in a body: as it is, or escaped for a URL, JSON or
+HTML. It works on bytes, so that binary and cut text are searched like any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator
+from html.entities import codepoint2name
+
+MARK = b"[redacted]"
+SHORTEST = 4
+"""A shorter secret would be found everywhere."""
+_NEVER_ESCAPED = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
+)  # RFC 3986 2.3: no encoder touches these
+_ESCAPED_BYTES = 16
+"""The longest spelling of one character."""
+
+
+class Redactor:
+    """Some secrets, and the search for them."""
+
+    __slots__ = ("_patterns", "_plain", "longest")
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        known = {each for secret in secrets for each in _with_decoded(secret)}
+        wanted = sorted((s for s in known if len(s) >= SHORTEST), key=lambda s: (-len(s), s))
+        plain = [secret for secret in wanted if _NEVER_ESCAPED.issuperset(secret)]
+        escaped = [secret for secret in wanted if not _NEVER_ESCAPED.issuperset(secret)]
+        self._plain = tuple(secret.encode() for secret in plain)
+        self._patterns = tuple(re.compile(b"".join(map(_spellings, s))) for s in escaped)
+        lengths = [*map(len, plain), *(len(secret) * _ESCAPED_BYTES for secret in escaped)]
+        self.longest = max(lengths, default=0)
+        """Bytes of the longest spelling of any secret."""
+
+    def redact(self, data: bytes, most: int | None = None) -> bytes:
+        """The first `most` bytes of `data`, all of them by default, without a secret. A secret that
+        begins among these and ends behind them is found too, and no part of it is left.
+        """
+        most = len(data) if most is None else most
+        spans = sorted(span for span in self._spans(data) if span[0] < most)
+        if not spans:
+            return data[:most]
+        parts, at = [], 0
+        for start, end in spans:
+            if start >= at:
+                parts += [data[at:start], MARK]
+            at = max(at, end)  # one secret may hold another
+        return b"".join([*parts, data[at:most]])
+
+    def redact_text(self, text: str) -> str:
+        """Without a secret."""
+        data = text.encode("utf-8", "surrogatepass")
+        found = self.redact(data)
+        return text if found is data else found.decode("utf-8", "surrogatepass")
+
+    def _spans(self, data: bytes) -> Iterator[tuple[int, int]]:
+        for secret in self._plain:
+            at = data.find(secret)
+            while at >= 0:
+                yield at, at + len(secret)
+                at = data.find(secret, at + len(secret))
+        for pattern in self._patterns:
+            for found in pattern.finditer(data):
+                yield found.span()
+
+
+def _with_decoded(secret: str) -> Iterator[str]:
+    """A secret, and what it is in base64: `Basic` credentials stand in gateway.yaml encoded."""
+    yield secret
+    try:
+        decoded = base64.b64decode(secret, validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        return
+    if decoded.isprintable() and ":" in decoded:
+        yield decoded
+        yield decoded.partition(":")[2]
+
+
+def _spellings(character: str) -> bytes:
+    """A pattern for one character of a secret, in any encoder's spelling."""
+    if character in _NEVER_ESCAPED:
+        return re.escape(character).encode()
+    raw, code = character.encode("utf-8", "surrogatepass"), ord(character)
+    percent = b"".join(b"(?i:%%%02x)" % byte for byte in raw)
+    units = character.encode("utf-16-be", "surrogatepass")
+    pairs = [units[at : at + 2].hex().encode() for at in range(0, len(units), 2)]
+    unicode = rb"\\{0,3}".join(b"(?i:u%s)" % pair for pair in pairs)
+    html = [b"#0{0,2}%d" % code, b"(?i:#x0{0,2}%x)" % code]
+    if code in codepoint2name:
+        html.append(codepoint2name[code].encode())
+    others = [percent, b"&(?:%s);" % b"|".join(html)]
+    if character == " ":
+        others.append(rb"\+")
+    # Backslashes: JSON within JSON doubles them.
+    in_json = rb"\\{0,3}(?:%s|%s)" % (re.escape(raw), unicode)
+    return b"(?:%s)" % b"|".join([in_json, *others])
