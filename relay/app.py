@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from relay.core.errors import ConfigInvalid
+from relay.core.errors import ConfigInvalid, UnknownRoute
 from relay.demo import Demo
 from relay.gateway import GATEWAY, Gateway
 from relay.janitor import janitor
@@ -94,9 +94,15 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     admin.add_routes(app, prefix)
     records.add_routes(app, prefix)
     health.add_routes(app, "")
+    # aiohttp makes a route for each request that finds none, and each is a cycle of objects.
+    app.router.add_route("*", "/{nothing:.*}", _nothing)
     app.cleanup_ctx.append(_outbound)
     app.cleanup_ctx.append(janitor)
     return app
+
+
+async def _nothing(request: web.Request) -> web.StreamResponse:
+    raise UnknownRoute(request.method)
 
 
 async def _outbound(app: web.Application) -> AsyncIterator[None]:

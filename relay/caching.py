@@ -202,8 +202,8 @@ def _land(
         flight.ended(flown.error)
         gateway.release(flown)
         gateway.landed(leader)
-        # What holds it: the task, and the frames in the tracebacks of its errors.
-        flown.task = flown.error = flown.cause = None
+        flown.task = None
+        flown.let_go()
 
 
 async def _pass_on(

@@ -203,6 +203,8 @@ class _Connection(RequestHandler):
         self._head_came = False
         self._manager.transports.add(transport)  # type: ignore[union-attr]
         super().connection_made(transport)
+        assert self._task_handler is not None
+        self._task_handler.add_done_callback(_drop_traceback)
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"HEAD "):
@@ -250,12 +252,25 @@ class _Connection(RequestHandler):
                 cause=type(exc).__name__,
             )
             error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
+        if exc is not None:
+            exc.__traceback__ = None  # a frame in it holds this connection and the exception
         response = plain(error, "openai", new_id())
         if self._head_came:
             # The parser does not tell the method of what it could not read: this may be a HEAD.
             response.body = None
         response.force_close()
         return response
+
+
+def _drop_traceback(task: asyncio.Task[None]) -> None:
+    """A task that was cancelled keeps the cancellation, with its traceback, and a frame in that,
+    one of aiohttp's, keeps the task. To ask for the exception takes it out of the task.
+    """
+    if task.cancelled():
+        try:
+            task.exception()
+        except asyncio.CancelledError as error:
+            error.__traceback__ = None
 
 
 _PARSE_REASONS = {

@@ -60,7 +60,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         finally:
             upstream.close()
     except (Exception, asyncio.CancelledError) as error:
-        raise exchange.verdict(error) from error
+        raise exchange.verdict(error) from None
     finally:
         gateway.close(exchange)
 

@@ -112,6 +112,10 @@ class Leg:
             self.transport.close()
         # With its transport closing this only tidies up what aiohttp keeps of the socket.
         await self.socket.close()
+        for holder in (self.socket, self.socket._reader):
+            # The frames of such a traceback hold this leg, and so the holder: a cycle.
+            if holder is not None and (error := holder.exception()) is not None:
+                error.__traceback__ = None
 
 
 @dataclass(slots=True, eq=False)

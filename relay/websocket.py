@@ -57,7 +57,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         await _run(session, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
-        raise exchange.verdict(error) from error
+        raise exchange.verdict(error) from None
     finally:
         gateway.close(exchange)
 

@@ -72,6 +72,7 @@ class Flight:
         if not self._watchers and not self.over.is_set() and self.task is not None:
             self.left = True
             self.task.cancel()
+        self._forget_error()
         self._tell()
 
     async def until_begun(self) -> Head:
@@ -118,7 +119,13 @@ class Flight:
         """It is over."""
         self.error = error
         self.over.set()
+        self._forget_error()
         self._tell()
+
+    def _forget_error(self) -> None:
+        """When nobody asks for it any more: its traceback holds frames that hold this flight."""
+        if not self._watchers and self.over.is_set():
+            self.error = None
 
     def _let_go(self) -> None:
         """Drop the chunks that every watcher has taken."""

@@ -185,7 +185,8 @@ class Exchange:
         """Record why the call ends, and return what to raise for it.
 
         After the first byte nothing can be answered any more: the connection is all there is to
-        end. A client's own leaving stays the cancellation that it was.
+        end. A client's own leaving stays the cancellation that it was. Raise it `from None`: it may
+        be `error` itself, and an exception that is its own cause keeps itself alive.
         """
         failure = self.fail(error)
         if isinstance(error, asyncio.CancelledError) and self.revived() is None:
@@ -203,6 +204,9 @@ class Exchange:
         self.error = failure
         if failure is not error and not isinstance(error, asyncio.CancelledError):
             self.cause = error
+        else:
+            # Nobody prints it, and each of its frames may hold the exception: a cycle.
+            error.__traceback__ = None
         if isinstance(failure, ClientGone | ClientStalled):
             self.outcome = "client_gone"
         else:
@@ -221,6 +225,13 @@ class Exchange:
         """The call came to a clean end."""
         if self.outcome == "running":
             self.outcome = "cached" if self.cached else "relayed"
+
+    def let_go(self) -> None:
+        """Let go of what leads back here, once the call is recorded: an exception's traceback holds
+        the frames that it passed, turns hold a session's legs, and all of these hold the exchange.
+        Such a cycle of fifty objects would be freed by the garbage collector alone.
+        """
+        self.error = self.cause = self.expired = self.turns = None
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

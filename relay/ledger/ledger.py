@@ -142,6 +142,7 @@ class Ledger:
                 except Exception as error:  # whatever it is, the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
+                exchange.let_go()
             self._sorting = max(0, len(ended) - at - _TURN)
             await asyncio.sleep(0)
 

@@ -32,8 +32,9 @@ MAPPED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 
 def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     """The RelayError that a failure of the upstream leg is. `phase` is BEFORE_ANSWER or
-    WITHIN_ANSWER.
+    WITHIN_ANSWER. Nobody prints the traceback of such a failure: it is dropped.
     """
+    _drop_tracebacks(error)
     host = route.target.host
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return UpstreamUnreachable(host, f"none within {route.provider.connect_timeout_s:g} s")
@@ -48,6 +49,20 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     if isinstance(error, aiohttp.InvalidURL):
         return BadPath("it does not make a URL")
     return _mapped_later(error, phase)
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    """Of an exception and of those behind it. Their frames, aiohttp's and ours, hold the exceptions
+    as well as the call: cycles that only the garbage collector would free.
+    """
+    seen: set[int] = set()
+    left: list[object] = [error]
+    while left:
+        each = left.pop()
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__, getattr(each, "os_error", None)]
 
 
 def _mapped_later(error: Exception, phase: str) -> RelayError:
