@@ -47,6 +47,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, ClassVar, Literal
 
+from relay.core.text import quoted
+
 Side = Literal["client", "relay", "upstream"]
 
 
@@ -107,7 +109,7 @@ class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002
     @property
     def message(self) -> str:
         return (
-            f"Nothing answers {self.method} here. Providers live at"
+            f"Nothing answers {quoted(self.method)} here. Providers live at"
             " /api/v1/ai-gateway/providers/{provider}/{endpoint}."
         )
 
@@ -136,7 +138,7 @@ class UnknownProvider(RelayError, code="unknown_provider", status=404):
     @property
     def message(self) -> str:
         hint = f" Did you mean '{self.nearest}'?" if self.nearest else ""
-        return f"There is no provider named '{self.name[:80]}' in gateway.yaml.{hint}"
+        return f"There is no provider named '{quoted(self.name)}' in gateway.yaml.{hint}"
 
 
 @dataclass(eq=False)
@@ -148,7 +150,7 @@ class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
     @property
     def message(self) -> str:
         return (
-            f"Access is open, so the host name '{self.host[:80]}' must be listed in gateway.yaml"
+            f"Access is open, so the host name '{quoted(self.host)}' must be listed in gateway.yaml"
             " under server.hosts."
         )
 
@@ -162,7 +164,7 @@ class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
     @property
     def message(self) -> str:
         return (
-            f"Pages of the origin '{self.origin[:80]}' may not use this relay."
+            f"Pages of the origin '{quoted(self.origin)}' may not use this relay."
             " List it in gateway.yaml under cors.origins to allow it."
         )
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from relay.core.text import clean
+
 HEADER = "cf-aig-metadata"
 MAX_ENTRIES = 5
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -30,7 +32,15 @@ def metadata(header: str | None) -> Metadata:
     if not all(isinstance(value, str | int | float | bool) for value in given.values()):
         return {}
     named = [(name, value) for name, value in given.items() if not name.startswith("cf.")]
-    return dict(named[:MAX_ENTRIES])
+    return bounded(dict(named[:MAX_ENTRIES]))
+
+
+def bounded(entries: Metadata) -> Metadata:
+    """The same entries, their names and texts cut and cleaned."""
+    return {
+        clean(name): clean(value) if isinstance(value, str) else value
+        for name, value in entries.items()
+    }
 
 
 def as_text(value: str | float | bool) -> str:

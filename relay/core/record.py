@@ -90,13 +90,3 @@ class Bodies(NamedTuple):
     request_complete: bool
     response: bytes
     response_complete: bool
-
-
-_MOST_TEXT = 256
-
-
-def clean(text: str) -> str:
-    """Text of a client's, made such as any log and database takes."""
-    if text.isascii() and "\0" not in text:
-        return text[:_MOST_TEXT]
-    return text[:_MOST_TEXT].replace("\0", "").encode("utf-8", "replace").decode("utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from relay.core.metadata import Metadata
+from relay.core.metadata import Metadata, bounded
 from relay.ledger.queries import BadQuestion, Filter, export
 from relay.ledger.rows import tags_of
 from relay.storage.database import Database
@@ -29,6 +29,7 @@ async def change(
     given = {"feedback": feedback, "score": score}
     values = {name: value for name, value in given.items() if value is not KEEP}
     if metadata is not KEEP:
+        metadata = bounded(metadata or {})
         text = msgspec.json.encode(metadata).decode() if metadata else None
         values["metadata"] = text
     async with database.writing() as connection:
@@ -39,7 +40,7 @@ async def change(
             there = sa.select(sa.func.count()).where(exchanges.c.id == id)
             found = (await connection.execute(there)).scalar_one()
         if found and metadata is not KEEP:
-            await _tag(connection, id, metadata or {})
+            await _tag(connection, id, metadata)
         return bool(found)
 
 

@@ -24,6 +24,7 @@ from relay.core.errors import InternalError
 from relay.core.exchange import Exchange
 from relay.core.record import Record
 from relay.core.redaction import Redactor
+from relay.core.text import clean
 from relay.ledger.output import Losses, Output, TextOutput, output_of
 from relay.registry.load import Config
 
@@ -31,6 +32,7 @@ FLUSH_S = 0.02
 """What a kill -9 may lose of the log."""
 EXIT_S = 1.0
 """How long the end of the process waits for a reader of the log that is slow."""
+_MOST_TRACEBACK = 16 * 1024
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _log: Any = structlog.get_logger("relay")
@@ -226,6 +228,8 @@ def warn(name: str, **fields: Any) -> None:
 def bug(name: str, error: BaseException, **fields: Any) -> None:
     """A failure of the relay's own, with its traceback, redacted."""
     text = redacted("".join(traceback.format_exception(error)))
+    if len(text) > _MOST_TRACEBACK:  # its exceptions may quote what came from outside
+        text = f"{text[: _MOST_TRACEBACK // 2]}\n…\n{text[-_MOST_TRACEBACK // 2 :]}"
     _write("error", name, {**fields, "traceback": text})
 
 
@@ -251,6 +255,9 @@ def exchange_ended(record: Record, unix_s: float) -> bytes | None:
 
 
 def _write(level: str, name: str, fields: dict[str, Any]) -> None:
+    for field, value in fields.items():
+        if isinstance(value, str) and field != "traceback":
+            fields[field] = clean(value)
     try:
         getattr(_log, level)(name, **fields)
     except Exception:  # a log that cannot be written must not end a call; counted

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
 from relay.core.provider import Provider
+from relay.core.text import clean
 from relay.core.usage import Parts, Usage, believable, total
 
 _KEPT_S = 900
@@ -80,9 +81,11 @@ class Prices:
         if isinstance(own, int):
             return own
         asked = exchange.route.replaced_model if exchange.route else None
+        named = asked or exchange.model
         whole = None
         for model, usage in parts:
-            models = (model, asked or exchange.model)
+            # Names from outside: the list's cache holds what it was asked for.
+            models = tuple(clean(name) if name else None for name in (model, named))
             if usage.billed_nano_usd is not None:
                 cost: int | None = usage.billed_nano_usd
             elif own is not None:

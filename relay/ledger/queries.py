@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from relay.core.exchange import least_id
 from relay.core.numbers import unix_time_s
 from relay.core.record import went_wrong
+from relay.core.text import clean
 from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
 
@@ -101,7 +102,7 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
 
 def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
     columns = exchanges.c
-    made = [columns[name] == value for name, value in which.equal.items()]
+    made = [columns[name] == as_stored(value) for name, value in which.equal.items()]
     made += [columns[name] > value for name, value in which.above.items()]
     if which.failed is not None:
         wrong: Any = sa.text(WENT_WRONG) if which.failed else sa.text(f"NOT {WENT_WRONG}")
@@ -110,10 +111,15 @@ def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
         made.append((columns.outcome == "cached") == which.cached)
     for name, value in which.metadata.items():
         tagged = sa.select(1).where(
-            tags.c.name == name, tags.c.id == columns.id, tags.c.value == value
+            tags.c.name == clean(name), tags.c.id == columns.id, tags.c.value == clean(value)
         )
         made.append(sa.exists(tagged))
     return made
+
+
+def as_stored(value: str | int) -> str | int:
+    """A value to compare with: a long one stands cut in its column."""
+    return clean(value) if isinstance(value, str) else value
 
 
 async def one(database: Database, id: str) -> dict[str, Any] | None:

@@ -1,14 +1,18 @@
 """The record of an exchange that ended.
 
-Owns: what of an Exchange goes into its Record. Nothing here waits, and nothing raises for what a
-client or provider sent.
+Owns: what of an Exchange goes into its Record, and that every text from outside is cut and cleaned
+as it enters. Nothing here waits, and nothing raises for what a client or provider sent.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
-from relay.core.record import Bodies, Record, clean
+from relay.core.record import Bodies, Record
+from relay.core.redaction import Redactor
+from relay.core.text import MOST_PATH_CHARACTERS, clean
 from relay.core.turns import Turns
 from relay.ledger import log
 
@@ -23,25 +27,28 @@ def record_of(exchange: Exchange) -> Record:
     error, route, meter, model = exchange.error, exchange.route, exchange.meter, exchange.model
     provider = route.provider.name if route is not None else exchange.provider
     answered = meter.model if meter is not None else None
+    if answered is not None:
+        answered = _from_provider(log.secrets, answered) if answered != model else None
+    model = clean(model) if model is not None else None
     record = Record(
         exchange.id,
         exchange.surface,
-        exchange.method,
-        exchange.provider,
-        exchange.endpoint,
+        clean(exchange.method),
+        clean(exchange.provider),
+        clean(exchange.endpoint, MOST_PATH_CHARACTERS),
         exchange.status or (error.status if error else 0),
         exchange.outcome,
         _ms(exchange.started_s, exchange.ended_s),
         exchange.request_bytes,
         exchange.response_bytes,
-        exchange.client,
+        clean(exchange.client),
         int(exchange.own_s * 1e5) / 100,
         exchange.kind,
         model,
         _ms(exchange.started_s, exchange.first_byte_s) if exchange.first_byte_s else None,
         route.target.via if route is not None else None,
         provider if provider != exchange.provider else None,
-        answered if answered != model else None,
+        answered,
         exchange.stream,
         exchange.attempts or None,
         exchange.cache_status or None,
@@ -79,7 +86,7 @@ def _add_names(record: Record, exchange: Exchange) -> None:
     if exchange.user:
         record.user = clean(exchange.user)
     if exchange.cloudflare_log_id:
-        record.cloudflare_log_id = clean(exchange.cloudflare_log_id)
+        record.cloudflare_log_id = _from_provider(log.secrets, exchange.cloudflare_log_id)
     header = exchange.headers.get if exchange.headers is not None else None
     if header is None:
         return
@@ -106,6 +113,12 @@ def _redacted(body: bytes) -> bytes:
         return log.redacted(body.decode("utf-8")).encode()
     except UnicodeDecodeError:
         return body  # not text: sound, an image, or packed
+
+
+@lru_cache(maxsize=1024)
+def _from_provider(secrets: Redactor, text: str) -> str:
+    """Text that a provider chose, which knows the key that it was called with."""
+    return secrets.redact_text(clean(text))
 
 
 def _ms(from_s: float, to_s: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from relay.core.metadata import Metadata, as_text
-from relay.core.record import Bodies, Record, clean
+from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
 
@@ -44,16 +44,19 @@ class Entry:
     tags: tuple[tuple[Any, ...], ...] = ()
     body: tuple[Any, ...] | None = None
     body_bytes: int = 0
+    row_bytes: int = 0
+    """Of its record, which is most of it."""
 
 
 def tags_of(metadata: Metadata) -> list[tuple[str, str]]:
     """The entries of a call's metadata, as they are kept."""
-    return [(clean(name), clean(as_text(value))) for name, value in metadata.items()]
+    return [(name, as_text(value)) for name, value in metadata.items()]
 
 
 def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
     """`line` is the record encoded, if it is already."""
-    entry = Entry(row(record, line or _encode(record)))
+    line = line or _encode(record)
+    entry = Entry(row(record, line), row_bytes=len(line))
     if record.metadata:
         entry.tags = tuple((name, record.id, value) for name, value in tags_of(record.metadata))
     if kept is not None:
@@ -71,7 +74,7 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
     model = record.model_answered or record.model
     always = (
         record.id, record.surface, record.answered_by or record.provider,
-        clean(model) if model else "", record.client, record.status, record.outcome,
+        model or "", record.client, record.status, record.outcome,
         record.duration_ms,
         usage.input_tokens if usage is not None else 0,
         usage.output_tokens if usage is not None else 0,
@@ -82,8 +85,8 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
     return (
         *always,
         record.cache,
-        clean(record.event_id) if record.event_id else None,
-        clean(record.user) if record.user else None,
+        record.event_id,
+        record.user,
         _encode(tags).decode() if tags else None,
     )
 

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from relay.core.record import Record, clean, went_wrong
+from relay.core.record import Record, went_wrong
 from relay.core.spread import spread, to_bytes
 from relay.core.usage import COUNTS, counts_of
 from relay.ledger.rows import tags_of
@@ -111,7 +111,7 @@ def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
         group.append(record)
     tallies: dict[Key, Tally] = {}
     for (client, provider, model, surface, outcome), group in alike.items():
-        key = Key(client, provider, clean(model or ""), surface, outcome)
+        key = Key(client, provider, model or "", surface, outcome)
         tallies.setdefault(key, Tally()).take(group)
     return tallies
 

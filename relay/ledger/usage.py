@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from relay.core.spread import percentiles
+from relay.core.text import clean
 from relay.core.usage import COUNTS
 from relay.ledger.queries import BadQuestion, iso, usd
 from relay.storage import spreads
@@ -75,7 +76,7 @@ async def usage(database: Database, asked: Question) -> dict[str, Any]:
         rollups.c.span_s == span_s,
         rollups.c.at_s >= since_s,
         rollups.c.at_s < asked.until_s,
-        *(rollups.c[name] == value for name, value in asked.only.items()),
+        *(rollups.c[name] == clean(value) for name, value in asked.only.items()),
     )
     rows = await _summed(database, rollups, columns, within)
     names = (["at"] if asked.bucket is not None else []) + list(asked.by)
@@ -100,7 +101,7 @@ async def _by_metadata(database: Database, asked: Question, tagged: list[str]) -
         raise BadQuestion("by metadata goes back seven days at most")
     since_s = int(asked.since_s // 3600) * 3600
     within = (
-        tag_rollups.c.name == tagged[0].removeprefix(_METADATA),
+        tag_rollups.c.name == clean(tagged[0].removeprefix(_METADATA)),
         tag_rollups.c.at_s >= since_s,
         tag_rollups.c.at_s < asked.until_s,
     )

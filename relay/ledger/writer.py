@@ -22,6 +22,7 @@ from relay.ledger.tallies import Key, Tallies, Tally, by_tag
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 
 MOST_ROWS = 50_000
+MOST_ROWS_BYTES = 64 * 1024 * 1024
 MOST_BODIES_BYTES = 64 * 1024 * 1024
 _AT_ONCE = 512
 _RETRY_S = 1.0
@@ -50,7 +51,7 @@ class Writer:
         self._tallies = self._by_key, self._by_tag
         self._entries: deque[Entry] = deque()
         self._writing = 0
-        self._bodies_bytes = 0
+        self._rows_bytes = self._bodies_bytes = 0
         self._at_once = _AT_ONCE
         self._come, self._stopping = asyncio.Event(), asyncio.Event()
         self.away = False
@@ -70,6 +71,7 @@ class Writer:
         self._by_key.take(sums, now_s)
         self._by_tag.take(by_tag(records), now_s)
         self._entries.extend(entries)
+        self._rows_bytes += sum([entry.row_bytes for entry in entries])
         self._bodies_bytes += sum([entry.body_bytes for entry in entries])
         self._bound()
         self._come.set()
@@ -137,6 +139,7 @@ class Writer:
                 self._writing = 0
             if not back:
                 self._is_back()
+                self._rows_bytes -= sum([entry.row_bytes for entry in entries])
                 self._bodies_bytes -= sum([entry.body_bytes for entry in entries])
                 if count > 1 or not self._entries:
                     self._at_once = _AT_ONCE
@@ -173,8 +176,12 @@ class Writer:
                     self._lost.bodies += 1
                     self._bodies_bytes -= entry.body_bytes
                     entry.body, entry.body_bytes = None, 0
-        while len(self._entries) > MOST_ROWS:
-            self._bodies_bytes -= self._entries.popleft().body_bytes
+        while self._entries and (
+            len(self._entries) > MOST_ROWS or self._rows_bytes > MOST_ROWS_BYTES
+        ):
+            entry = self._entries.popleft()
+            self._rows_bytes -= entry.row_bytes
+            self._bodies_bytes -= entry.body_bytes
             self._lost.rows += 1
 
     def _is_away(self, error: Exception) -> None:

@@ -21,6 +21,7 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.provider import Route
+from relay.core.text import quoted
 
 NO_NAME = "the name does not resolve"
 BEFORE_ANSWER = "before its answer began"
@@ -70,7 +71,7 @@ def _mapped_later(error: Exception, phase: str) -> RelayError:
     if isinstance(error, aiohttp.ServerTimeoutError):
         return UpstreamTimeout(phase, 0)
     if isinstance(error, aiohttp.WSServerHandshakeError):
-        return UpstreamProtocolError(f"its WebSocket handshake is wrong ({error.message})")
+        return UpstreamProtocolError(f"its WebSocket handshake is wrong ({quoted(error.message)})")
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | OSError):
         # A body that cannot be parsed comes as ClientPayloadError too: for the caller it is cut all
         # the same.

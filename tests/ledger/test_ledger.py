@@ -210,7 +210,7 @@ async def test_while_the_database_is_away_calls_go_on_and_their_rows_come_later(
 
 async def test_a_row_that_the_database_refuses_keeps_no_other_from_being_written(start: StartRelay, raw: RawUpstream, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(USAGE, "Content-Type: application/json"))
-    monkeypatch.setattr("relay.ledger.rows.clean", lambda text: text)  # so that PostgreSQL meets a NUL
+    monkeypatch.setattr("relay.core.metadata.clean", lambda text: text)  # so that PostgreSQL meets a NUL
     relay = await start({"database": await postgres.database()}, openai=provider(raw.url))
     bad = {"cf-aig-metadata": json.dumps({"team": chr(0)})}
     await asyncio.gather(*(post(relay, headers=headers) for headers in ({}, bad, {}, {})))

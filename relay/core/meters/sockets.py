@@ -13,9 +13,13 @@ from relay.core.fields import ABSENT, Text, field, text, value
 from relay.core.meters import formats
 from relay.core.meters.hints import Hint, hint
 from relay.core.meters.scan import end_of_object
+from relay.core.text import clean
 from relay.core.usage import Parts, Usage, total
 
 _MAX_PARSED_BYTES = 256 * 1024
+
+
+_MOST_MODELS = 50
 
 
 class SocketMeter:
@@ -57,6 +61,9 @@ class SocketMeter:
         if usage is None:
             return
         if model is not None:
+            # A client may name one after another.
+            many = len(self._aside) >= _MOST_MODELS and model not in self._aside
+            model = _TRANSCRIBER if many else clean(model)
             before = self._aside.get(model)
             self._aside[model] = usage if before is None else before + usage
         else:

@@ -1,0 +1,37 @@
+"""Text that a client or a provider chose, made fit for a log, a database and a label.
+
+Owns: what such text may hold and how long it may be. It is applied where a value enters a record
+(ledger/records.py), a log event, an error message or the price list's cache.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+MOST_CHARACTERS = 256
+"""Of a name: a model, a user, an id, an entry of metadata."""
+MOST_PATH_CHARACTERS = 512
+MOST_QUOTED_CHARACTERS = 80
+"""Of what an error message quotes."""
+_DIGEST_DIGITS = 12
+
+# C0 and C1 controls, among them NUL, which PostgreSQL refuses, and ESC, which terminals obey; lone
+# surrogates, which UTF-8 cannot hold; line separators and bidirectional overrides, which make a
+# line read as another.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+
+
+def clean(text: str, most: int = MOST_CHARACTERS) -> str:
+    """`text` without what no log may hold, in `most` characters. What is longer is cut and ends in
+    a digest of the whole, so that two long names that begin alike remain two.
+    """
+    if len(text) > most:
+        digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_DIGITS]
+        text = f"{text[: most - _DIGEST_DIGITS - 1]}…{digest}"
+    return text if text.isprintable() else _UNFIT.sub("\ufffd", text)
+
+
+def quoted(text: str) -> str:
+    """The same for an error message."""
+    return clean(text, MOST_QUOTED_CHARACTERS)
