@@ -1,24 +1,36 @@
 """Bodies, where they are collected: what a REST call said and was told, each up to a bound.
 
-Owns: whether, and the collecting. What becomes of them is the ledger's.
+Owns: whether, and the collecting. What becomes of them is the ledger's (ledger/bodies.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from relay.core.exchange import Exchange
+from aiohttp import ClientResponse
+
+from relay.core import paths
+from relay.core.credentials import bare
+from relay.core.exchange import Capture, Exchange
+from relay.core.headers import CREDENTIAL_HEADERS
 from relay.gateway import Gateway
+from relay.ledger.bodies import capture_bytes
 
 _LOG, _PAYLOAD = "cf-aig-collect-log", "cf-aig-collect-log-payload"
+_SHORTEST_CREDENTIAL = 8
+"""A client may send anything in a credential's place; a shorter one is a placeholder."""
 
 
-def collect(exchange: Exchange, body: bytes, gateway: Gateway) -> None:
+def collect(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -> None:
     """Begin with the request's, if this call's bodies are to be kept."""
-    rules = gateway.settings.ledger
-    if exchange.headers is not None and _wanted(rules.bodies, exchange.headers):
-        exchange.said = body[: rules.body_bytes]
-        exchange.told = bytearray()
+    rules, headers = gateway.settings.ledger, exchange.headers
+    if headers is None or not _wanted(rules.bodies, headers):
+        return
+    own = _credentials(exchange, headers, raw_query)
+    most_bytes = capture_bytes(rules.body_bytes, own)
+    # A host's server has undone a request's coding.
+    given = "" if gateway.mounted else coding(headers)
+    exchange.capture = Capture(body[:most_bytes], given, rules.body_bytes, most_bytes, own)
 
 
 def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
@@ -30,13 +42,30 @@ def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
     return rule == "on" and said != "false" and not forbidden
 
 
-def collector(exchange: Exchange, gateway: Gateway) -> Callable[[bytes], None] | None:
+def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
+    """What the client brought in a place of credentials: no body shows that either."""
+    found = [bare(value) for name in CREDENTIAL_HEADERS if (value := headers.get(name))]
+    if raw_query and exchange.route is not None:
+        for name in exchange.route.provider.query_credentials:
+            found.append(paths.query_value(raw_query, name) or "")
+    return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
+
+
+def coding(headers: Mapping[str, str]) -> str:
+    """The Content-Encoding of a body; empty if it is as it is."""
+    given = headers.get("Content-Encoding", "").strip().lower()
+    return "" if given == "identity" else given
+
+
+def collector(upstream: ClientResponse, exchange: Exchange) -> Callable[[bytes], None] | None:
     """What takes the chunks of the answer; None where bodies are not collected."""
-    told, most = exchange.told, gateway.settings.ledger.body_bytes
-    if told is None:
+    capture = exchange.capture
+    if capture is None:
         return None
+    capture.response_coding = coding(upstream.headers)
+    response, most = capture.response, capture.captured_bytes
 
     def take(chunk: bytes) -> None:
-        told.extend(chunk[: most - len(told)] if len(told) < most else b"")
+        response.extend(chunk[: most - len(response)] if len(response) < most else b"")
 
     return take

@@ -40,7 +40,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, call)
         if gateway.settings.ledger.bodies != "off":
-            collect(exchange, body.whole, gateway)
+            collect(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.asks_model:
             whole = body.whole if wanted.whole else None
             await limits.check(exchange, whole, request.headers.get("Content-Type", ""))

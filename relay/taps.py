@@ -23,10 +23,10 @@ def tapped(
 ) -> Tap | None:
     """What sees the chunks of this answer: the meter, whoever keeps it, several or nobody."""
     meter = answer_look(upstream, exchange, gateway, whole)
-    if exchange.keeping is None and exchange.told is None:
+    if exchange.keeping is None and exchange.capture is None:
         return meter
     keeper = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
-    taps = [tap for tap in (meter, keeper, collector(exchange, gateway)) if tap is not None]
+    taps = [tap for tap in (meter, keeper, collector(upstream, exchange)) if tap is not None]
     if len(taps) < 2:
         return taps[0] if taps else None
 

@@ -69,6 +69,23 @@ class Attempt:
 
 
 @dataclass(eq=False, repr=False, slots=True)
+class Capture:
+    """What was collected of a call's bodies, as they passed: not yet searched for keys."""
+
+    request: bytes
+    request_coding: str
+    """Its Content-Encoding; empty if it is not compressed."""
+    most_bytes: int
+    """So much of each may be stored."""
+    captured_bytes: int
+    """So much is collected for that."""
+    credentials: tuple[str, ...] = ()
+    """The client's own."""
+    response: bytearray = field(default_factory=bytearray)
+    response_coding: str = ""
+
+
+@dataclass(eq=False, repr=False, slots=True)
 class Exchange:
     """See the module. The `_s` stamps are of the gateway's clock."""
 
@@ -126,10 +143,8 @@ class Exchange:
     saved_nano_usd: int | None = field(init=False, default=None)
     """What a kept answer cost when it was made."""
     turns: Turns | None = field(init=False, default=None)
-    said: bytes = field(init=False, default=b"")
-    """The request's body, where bodies are collected."""
-    told: bytearray | None = field(init=False, default=None)
-    """The answer's, up to a bound."""
+    capture: Capture | None = field(init=False, default=None)
+    """Its bodies, where they are collected."""
     trace: Trace | None = field(init=False, default=None)
     cloudflare_log_id: str | None = field(init=False, default=None)
     keeping: Keeping | None = field(init=False, default=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from html.entities import codepoint2name
@@ -20,6 +21,7 @@ _NEVER_ESCAPED = frozenset(
 )  # RFC 3986 2.3: no encoder touches these
 _ESCAPED_BYTES = 16
 """The longest spelling of one character."""
+_SEARCHED_BYTES = 1024 * 1024
 
 
 class Redactor:
@@ -34,16 +36,17 @@ class Redactor:
         escaped = [secret for secret in wanted if not _NEVER_ESCAPED.issuperset(secret)]
         self._plain = tuple(secret.encode() for secret in plain)
         self._patterns = tuple(re.compile(b"".join(map(_spellings, s))) for s in escaped)
-        lengths = [*map(len, plain), *(len(secret) * _ESCAPED_BYTES for secret in escaped)]
-        self.longest = max(lengths, default=0)
+        self.longest = max(map(longest_spelling, wanted), default=0)
         """Bytes of the longest spelling of any secret."""
 
-    def redact(self, data: bytes, most: int | None = None) -> bytes:
-        """The first `most` bytes of `data`, all of them by default, without a secret. A secret that
-        begins among these and ends behind them is found too, and no part of it is left.
+    def redact(self, data: bytes, most: int | None = None, others: Redactor | None = None) -> bytes:
+        """The first `most` bytes of `data`, all of them by default, without a secret, of these or
+        the `others`. A secret that begins among these bytes and ends behind them is found too, and
+        no part of it is left.
         """
         most = len(data) if most is None else most
-        spans = sorted(span for span in self._spans(data) if span[0] < most)
+        found = itertools.chain(self._spans(data), others._spans(data) if others else ())
+        spans = sorted(span for span in found if span[0] < most)
         if not spans:
             return data[:most]
         parts, at = [], 0
@@ -66,8 +69,15 @@ class Redactor:
                 yield at, at + len(secret)
                 at = data.find(secret, at + len(secret))
         for pattern in self._patterns:
-            for found in pattern.finditer(data):
-                yield found.span()
+            # In pieces: a search holds Python's lock to its end.
+            for start in range(0, len(data), _SEARCHED_BYTES):
+                for found in pattern.finditer(data, start, start + _SEARCHED_BYTES + self.longest):
+                    yield found.span()
+
+
+def longest_spelling(secret: str) -> int:
+    """Bytes of the longest spelling of one secret."""
+    return len(secret) * (1 if _NEVER_ESCAPED.issuperset(secret) else _ESCAPED_BYTES)
 
 
 def _with_decoded(secret: str) -> Iterator[str]:
@@ -99,4 +109,4 @@ def _spellings(character: str) -> bytes:
         others.append(rb"\+")
     # Backslashes: JSON within JSON doubles them.
     in_json = rb"\\{0,3}(?:%s|%s)" % (re.escape(raw), unicode)
-    return b"(?:%s)" % b"|".join([in_json, *others])
+    return b"(?:%s)" % b"|".join([*others, in_json])  # % and & begin their own spellings

@@ -15,8 +15,9 @@ from relay.core.exchange import Exchange
 from relay.core.meters.answers import Sent, read_whole
 from relay.core.record import Record
 from relay.ledger import log
+from relay.ledger.bodies import bodies_of
 from relay.ledger.pricing import Prices
-from relay.ledger.records import bodies_of, record_of
+from relay.ledger.records import record_of
 from relay.ledger.retention import Retention
 from relay.ledger.rows import Entry, entry_of
 from relay.ledger.tallies import Key, Tally, by_key
@@ -134,24 +135,26 @@ class Ledger:
         third of what it does one by one.
         """
         ended, self._ended = self._ended, []
+        self._sorting = len(ended)
         at_zero = time.time() - self._clock()
         for at in range(0, len(ended), _TURN):
             for exchange in ended[at : at + _TURN]:
                 try:
-                    self._record(exchange, at_zero)
+                    await self._record(exchange, at_zero)
                 except Exception as error:  # whatever it is, the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
                 exchange.let_go()
-            self._sorting = max(0, len(ended) - at - _TURN)
+                self._sorting -= 1
             await asyncio.sleep(0)
 
-    def _record(self, exchange: Exchange, at_zero: float) -> None:
+    async def _record(self, exchange: Exchange, at_zero: float) -> None:
         self.settle(exchange)
         record = record_of(exchange)
         line = log.exchange_ended(record, at_zero + exchange.ended_s)
         if self._writer is not None:
-            self._entries.append(entry_of(record, line, bodies_of(exchange)))
+            bodies = await bodies_of(exchange) if exchange.capture is not None else None
+            self._entries.append(entry_of(record, line, bodies))
         self._records.append(record)
 
     def _add_up(self) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
-from relay.core.record import Bodies, Record
+from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MOST_PATH_CHARACTERS, clean
 from relay.core.turns import Turns
@@ -94,25 +94,6 @@ def _add_names(record: Record, exchange: Exchange) -> None:
         record.event_id = clean(given)
     if given := header(HEADER):
         record.metadata = metadata(given) or None
-
-
-def bodies_of(exchange: Exchange) -> Bodies | None:
-    """What was collected of them; None where nothing was to be."""
-    told = exchange.told
-    if told is None:
-        return None
-    said = exchange.said
-    return Bodies(
-        _redacted(said), len(said) == exchange.request_bytes,
-        _redacted(bytes(told)), len(told) == exchange.response_bytes,
-    )  # fmt: skip
-
-
-def _redacted(body: bytes) -> bytes:
-    try:
-        return log.redacted(body.decode("utf-8")).encode()
-    except UnicodeDecodeError:
-        return body  # not text: sound, an image, or packed
 
 
 @lru_cache(maxsize=1024)

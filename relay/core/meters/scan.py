@@ -230,13 +230,44 @@ def _step(coding: str, decoder: Any, chunk: bytes, most: int) -> bytes:
     return bytes(decoder.decompress(chunk, most))
 
 
+_SMALL_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+"""8 MiB, the most that HTTP allows (RFC 9659): by default a frame may ask for 128."""
+_MOST_MEMBERS = 64
+"""Of gzip, or frames of zstd, in one body: each costs a copy of what follows."""
 _DECODERS: dict[str, Any] = {
     "gzip": lambda: zlib.decompressobj(wbits=47),  # either header
     "x-gzip": lambda: zlib.decompressobj(wbits=47),
     "deflate": lambda: zlib.decompressobj(wbits=47),
     "br": brotli.Decompressor,
-    "zstd": zstd.ZstdDecompressor,
+    "zstd": lambda: zstd.ZstdDecompressor(options=_SMALL_WINDOW),
 }
+
+
+def unpack(data: bytes, content_encoding: str, most_bytes: int) -> tuple[bytes, bool] | None:
+    """`data` unpacked, `most_bytes` at most, and whether that is all of it. None for a coding that
+    is not known here, and for what is broken.
+    """
+    coding = content_encoding.strip().lower()
+    if coding not in _DECODERS:
+        return None
+    decoder: Any = _DECODERS[coding]()
+    unpacked = bytearray()
+    try:
+        for _ in range(_MOST_MEMBERS):
+            unpacked += _step(coding, decoder, data, most_bytes - len(unpacked))
+            if not _is_at_end(decoder):
+                return bytes(unpacked[:most_bytes]), False
+            data = getattr(decoder, "unused_data", b"")
+            if not data or len(unpacked) >= most_bytes:
+                return bytes(unpacked[:most_bytes]), not data and len(unpacked) <= most_bytes
+            decoder = _DECODERS[coding]()  # another member or frame follows
+    except (zlib.error, brotli.error, zstd.ZstdError, EOFError):
+        return None
+    return bytes(unpacked[:most_bytes]), False
+
+
+def _is_at_end(decoder: Any) -> bool:
+    return bool(decoder.is_finished() if hasattr(decoder, "is_finished") else decoder.eof)
 
 
 def unpacker(content_encoding: str) -> Unpacker | None:

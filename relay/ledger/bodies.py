@@ -1,0 +1,66 @@
+"""The bodies of a call, as they are stored: unpacked, without any key, cut.
+
+Owns: that order. A key that the cut would divide is taken out first, and so is one that stands in
+compressed bytes. What cannot be searched is not stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from relay.core.exchange import Exchange
+from relay.core.meters.scan import unpack
+from relay.core.record import Bodies
+from relay.core.redaction import Redactor, longest_spelling
+from relay.ledger import log
+
+_AT_ONCE_BYTES = 256 * 1024
+"""A larger body is searched in a thread: it would hold up the loop."""
+
+
+async def bodies_of(exchange: Exchange) -> Bodies | None:
+    """What was captured of a call's bodies; None where nothing was to be."""
+    capture = exchange.capture
+    if capture is None:
+        return None
+    own = Redactor(capture.credentials)
+    request, response = bytes(capture.request), bytes(capture.response)
+    found = []
+    for body, coding, passed_bytes in (
+        (request, capture.request_coding, exchange.request_bytes),
+        (response, capture.response_coding, exchange.response_bytes),
+    ):
+        asked = (body, coding, len(body) == passed_bytes, capture.most_bytes, own)
+        if len(body) > _AT_ONCE_BYTES or (coding and capture.most_bytes > _AT_ONCE_BYTES):
+            found.append(await asyncio.to_thread(_stored, *asked))
+        else:
+            found.append(_stored(*asked))
+            await asyncio.sleep(0)
+    return Bodies(*found[0], *found[1])
+
+
+def _stored(
+    body: bytes, coding: str, whole: bool, most_bytes: int, own: Redactor
+) -> tuple[bytes, bool]:
+    """What is stored of a body, and whether that is all of it. `own` are its client's secrets."""
+    secrets = log.secrets
+    longest = max(secrets.longest, own.longest)
+    if coding and body:
+        unpacked = unpack(body, coding, most_bytes + longest)
+        if unpacked is None:
+            return b"", False
+        body, ended = unpacked
+        whole = whole and ended
+    kept_bytes = most_bytes
+    if not whole:
+        # Where it was cut, the beginning of a key may stand at the end of what is here.
+        kept_bytes = min(most_bytes, max(0, len(body) - max(0, longest - 1)))
+    kept = secrets.redact(body, kept_bytes, own)[:most_bytes]  # a mark may be longer than a key
+    return kept, whole and len(body) <= most_bytes
+
+
+def capture_bytes(most_bytes: int, credentials: Sequence[str]) -> int:
+    """How much of a body must be captured, so that so much can be stored."""
+    longest = max([log.secrets.longest, *map(longest_spelling, credentials)])
+    return most_bytes + max(0, longest - 1)
