@@ -39,18 +39,23 @@ class Event:
 class EventParser:
     """Bytes in as they come, events out as they are whole. What is cut at the end is no event."""
 
-    _held: bytes = b""
+    _held: bytearray = field(default_factory=bytearray)
     _data: list[str] = field(default_factory=list)
     _event: str = ""
     _id: str = ""
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes."""
+        fresh = bytes(self._held[-1:]) + chunk
         self._held += chunk
         # A CR at the very end may be half of a CRLF: wait for what follows.
-        end = max(self._held.rfind(b"\n"), self._held.rfind(b"\r", 0, -1)) + 1
-        whole, self._held = self._held[:end].decode("utf-8", "replace"), self._held[end:]
-        lines = _LINE_END.split(whole)[:-1] if whole else []
+        end = max(fresh.rfind(b"\n"), fresh.rfind(b"\r", 0, -1)) + 1
+        if not end:
+            return []
+        end += len(self._held) - len(fresh)
+        whole = self._held[:end].decode("utf-8", "replace")
+        del self._held[:end]
+        lines = _LINE_END.split(whole)[:-1]
         return [event for line in lines if (event := self._line(line.removeprefix("\ufeff")))]
 
     def _line(self, line: str) -> Event | None:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.meters.answers import Sent, answer_meter
 from relay.core.meters.sockets import socket_meter
 from relay.core.rewriting import EventChanger, events_with, field_pattern, first_event, whole_events
+from relay.core.sse import EventParser
 from relay.core.usage import Usage
 
 USAGE = b'"usage":{"prompt_tokens":7,"completion_tokens":3}'
@@ -87,6 +88,7 @@ def changed_in_pieces(data: bytes, cuts: list[int], most_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n"])
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_large_event_flows_on_unchanged_and_its_neighbours_are_changed(end: bytes, data: st.DataObject) -> None:
     """However they are cut, but for the one that is held when the limit is passed: it may end before."""
@@ -100,6 +102,7 @@ def test_a_large_event_flows_on_unchanged_and_its_neighbours_are_changed(end: by
     assert second == large if large else second in (events[1], events[1].replace(b"x", b"yy"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"data: b"]), max_size=20).map(b"".join))
 def test_the_ends_of_events_are_found_as_a_reader_of_lines_finds_them(text: bytes) -> None:
     lines, at, ends = text.splitlines(keepends=True), 0, []
@@ -177,3 +180,15 @@ def test_a_rewritten_text_of_nothing_but_urls_takes_no_time() -> None:
     rewriter.body(text * ((1 << 20) // len(text)))
     rewriter.body(b'"status_url":"' + b'\\"' * (1 << 19))
     assert time.thread_time() - began_s < 0.3
+
+
+@given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"data: b"]), max_size=20).map(b"".join), st.integers(1, 5))
+@settings(deadline=None)
+def test_a_parser_of_events_gives_the_same_however_they_are_cut(text: bytes, size: int) -> None:
+    whole, pieces = EventParser(), EventParser()
+    expected = whole.feed(text + b"x")
+    assert [event for at in range(0, len(text + b"x"), size) for event in pieces.feed((text + b"x")[at : at + size])] == expected
+
+
+def test_a_parser_searches_a_line_without_an_end_once() -> None:
+    assert seconds_of(EventParser().feed, b"data: " + b"x" * (16 << 20), 4096) < 2  # 0.05 s; quadratic it is 20 s
