@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +358,39 @@ async def test_the_body_of_a_shared_call_counts_as_held_until_it_is_sent(start: 
     assert relay.gateway.held_bytes == 0
 
 
+
+
+async def _uncollected(relay: Relay, rounds: Any) -> dict[str, int]:
+    """What `rounds` leaves for the garbage collector, by type."""
+    await rounds()
+    gc.collect()
+    gc.disable()
+    try:
+        await rounds()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return collections.Counter(type(each).__name__ for each in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream) -> None:
+    relay, _ = await begin(start, raw)
+    count = 20
+
+    async def rounds() -> None:
+        for _ in range(count):
+            gate = asyncio.Event()
+            raw.scripts[:] = [(gate, SSE_HEAD, chunk(USAGE), LAST_CHUNK)]
+            arrived = len(raw.arrived)
+            leader, other = await together(relay, 2)
+            await until(lambda: len(raw.arrived) > arrived)  # noqa: B023
+            await leave(relay, leader)
+            gate.set()
+            assert await other == (200, USAGE)
+        await relay.idle()
+
+    left = await _uncollected(relay, rounds)
+    assert {name for name in ("Flight", "Exchange", "Watcher", "Sending") if left.get(name, 0) >= count} == set(), left
