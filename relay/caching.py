@@ -196,7 +196,7 @@ def _land(
         log.bug("shared_call.failed", error, id=leader.id)
     finally:
         _tell(leader, flown)
-        leader.settled, leader.used = flown.settled, flown.used
+        leader.settled, leader.parts, leader.used = flown.settled, flown.parts, flown.used
         leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
         gateway.inflight.land(kept.key, flight)
         flight.ended(flown.error)
@@ -212,8 +212,8 @@ async def _pass_on(
     exchange.status = upstream.status
     pairs = passed_headers(upstream, exchange)
     tap = tapped(upstream, pairs, exchange, gateway)
-    first = b""
-    if upstream.status >= 400 and not upstream.content.is_eof():
+    first = exchange.begun
+    if upstream.status >= 400 and not first and not upstream.content.is_eof():
         first = await next_chunk(upstream.content.readany, exchange, gateway)
     if upstream.status >= 400:
         pairs.append(("x-relay-error-source", error_source(exchange, first)))

@@ -68,9 +68,9 @@ class Door:
         if provider is None:
             return None
         gateway.refused_at_the_door += 1
-        answer = self._answers.get(provider.meter)
+        answer = self._answers.get(provider.format)
         if answer is None:
-            answer = self._answers[provider.meter] = _ready(provider.meter)
+            answer = self._answers[provider.format] = _ready(provider.format)
         head, body = answer
         return head if message.method == "HEAD" else head + body
 

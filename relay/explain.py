@@ -46,6 +46,7 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
         keys = Keys()
     url = str(upstream_url(route, query, Keys()))
     lines += [f"sends        {method} {url}", f"kind         {route.kind}"]
+    lines.append(f"format       {route.format}")
     lines += [
         f"credential   {_shown(credential)}"
         for credential in (keys.provider, keys.gateway)

@@ -20,6 +20,7 @@ from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
+from relay.core.injection import Refusals
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.limits import Limits
@@ -130,6 +131,7 @@ class Gateway:
             "relay_ledger_rows_dropped_total": lost.rows,
             "relay_ledger_bodies_dropped_total": lost.bodies,
             "relay_meter_failures_total": lost.meters,
+            "relay_usage_fields_ignored_total": lost.usage_fields,
             "relay_log_lines_lost_total": log.losses.lines,
             "relay_settling_dropped_total": self.later.dropped,
             "relay_refused_at_the_door_total": self.refused_at_the_door,
@@ -164,6 +166,7 @@ class Gateway:
         if config.limits:
             self.limits = Limits(config.limits, self.windows, self.ledger.settle)
         self.proxies = Proxies(server.trusted_proxies)
+        self.usage_refusals = Refusals()
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:
         """A new Exchange for `request`, counted as running until `close`."""
@@ -225,7 +228,8 @@ class Gateway:
         self.running.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
-        at_end, exchange.at_end, exchange.look = exchange.at_end, (), None
+        at_end, exchange.at_end = exchange.at_end, ()
+        exchange.look = exchange.look_past = None
         for give in at_end:
             try:
                 give()

@@ -6,16 +6,16 @@ have told stays unknown.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from aiohttp import ClientResponse
 
 from relay.core.exchange import Exchange
-from relay.core.meters.answers import Sent, answer_meter
+from relay.core.meters.answers import AnswerMeter, answer_meter
+from relay.core.meters.sent import Sent
+from relay.core.meters.sessions import Opened, SocketMeter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
-from relay.core.rewriting import events_with
 from relay.core.turns import HEAD_BYTES, Turns
 from relay.gateway import Gateway
 from relay.session import Session
@@ -32,55 +32,38 @@ def answer_look(
     """
     if upstream.status >= 300 or exchange.route is None:
         return None
-    if whole and not exchange.asks_usage and len(whole) <= _MOST_HELD_BYTES:
+    if whole and len(whole) <= _MOST_HELD_BYTES:
         exchange.answer, exchange.answer_headers = whole, upstream.headers
         return None
-    name, header = exchange.route.provider.meter, upstream.headers.get
-    meter = answer_meter(name, Sent.of(exchange), header)
+    meter = answer_meter(exchange.route.format, Sent.of(exchange), upstream.headers.get)
     if meter is None:
         return None
     exchange.meter = meter
-    exchange.look = look = _guarded(meter.feed, exchange, gateway)
-    return look
-
-
-def without_usage_event(events: bytes, exchange: Exchange) -> bytes:
-    """The events of a chat stream but the one that tells its usage, which has no choices: its
-    client did not ask for it, and some read the first choice of every event.
-    """
-    kept, at = [], 0
-    for start, end in events_with(b'"usage"', events):
-        if _NO_CHOICES.search(events, start, end):
-            kept.append(events[at:start])
-            at = end
-            if exchange.look is not None:
-                exchange.look(events[start:end])
-    return b"".join([*kept, events[at:]]) if kept else events
-
-
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+    guarded = _Guarded(meter, exchange, gateway)
+    exchange.look, exchange.look_past = guarded.see, guarded.see_past
+    return guarded.see
 
 
 def session_looks(
-    session: Session, route: Route, gateway: Gateway
+    session: Session, route: Route, query: str, gateway: Gateway
 ) -> tuple[Look | None, Look | None]:
     """What sees the client's messages, and the provider's, once they have passed. Each is one call
     of ours and a search or two in C, unless something is found.
     """
-    exchange, clock = session.exchange, gateway.clock
-    meter = socket_meter(route.provider.meter, route.endpoint, exchange.model, clock)
+    exchange, sides = session.exchange, (session.downstream, session.upstream)
+    opened = Opened(route.endpoint, query, exchange.model, *sides, gateway.clock)
+    meter = socket_meter(route.format, opened)
     if meter is None:
         return None, None
     exchange.meter = meter
-    exchange.turns = turns = Turns(
-        route.provider.meter, exchange.started_s, session.downstream, session.upstream, clock
-    )
+    exchange.turns = turns = Turns(route.format, exchange.started_s, *sides, gateway.clock)
     pieces, most = meter.pieces, meter.searched_bytes
 
     def sent(data: bytes) -> None:
         try:
-            if meter.sent_hint is not None and meter.sent_hint(data, 0, most):
+            if meter.sent_hint is not None and (len(data) > most or meter.sent_hint(data)):
                 meter.sent(data)
+                _name_model(exchange, meter)
             if turns.sent_hint is not None and turns.sent_hint(data, 0, HEAD_BYTES):
                 turns.sent(data)
         except Exception as error:  # whatever it is, the session goes on; counted
@@ -90,8 +73,9 @@ def session_looks(
         try:
             if turns.under_way and data.startswith(pieces):
                 return
-            if meter.received_hint is not None and meter.received_hint(data, 0, most):
+            if meter.received_hint is not None and (len(data) > most or meter.received_hint(data)):
                 meter.received(data)
+                _name_model(exchange, meter)
             if turns.received_hint is not None and turns.received_hint(data, 0, HEAD_BYTES):
                 turns.received(data)
         except Exception as error:  # likewise
@@ -105,16 +89,37 @@ def session_looks(
     return sent, received
 
 
-def _guarded(look: Look, exchange: Exchange, gateway: Gateway) -> Look:
-    def see(chunk: bytes) -> None:
-        nonlocal look
-        try:
-            look(chunk)
-        except Exception as error:  # whatever it is, the stream goes on; counted
-            look = _blind
-            gateway.ledger.meter_failed(exchange, error)
+def _name_model(exchange: Exchange, meter: SocketMeter) -> None:
+    """Where its URL names none, a session is of the model that its messages name first."""
+    if exchange.model is None:
+        exchange.model = meter.asked or meter.model
 
-    return see
+
+class _Guarded:
+    """Shows chunks to a meter until it fails."""
+
+    __slots__ = ("_exchange", "_gateway", "_look", "_look_past")
+
+    def __init__(self, meter: AnswerMeter, exchange: Exchange, gateway: Gateway) -> None:
+        self._look: Look = meter.feed
+        self._look_past: Look = meter.feed_without_usage
+        self._exchange, self._gateway = exchange, gateway
+
+    def see(self, chunk: bytes) -> None:
+        try:
+            self._look(chunk)
+        except Exception as error:  # whatever it is, the stream goes on; counted
+            self._failed(error)
+
+    def see_past(self, chunk: bytes) -> None:
+        try:
+            self._look_past(chunk)
+        except Exception as error:  # likewise
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._look = self._look_past = _blind
+        self._gateway.ledger.meter_failed(self._exchange, error)
 
 
 def _blind(_chunk: bytes) -> None:

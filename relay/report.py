@@ -129,7 +129,7 @@ _HEADS = ("requests", "errors", "input", "output", "cached", "cost USD", "p50 ms
 
 def _columns(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
     latency = row["latency_ms"] or {}
-    cost = _text(row["cost_usd"])
+    cost = ("~" if row["estimated"] else "") + _text(row["cost_usd"])
     return [
         *(str(row.get(key, "") or ("-" if key in row else "")) for key in keys),
         str(row["requests"]), str(row["errors"]), str(row["input_tokens"]),
@@ -163,11 +163,12 @@ def _line(call: dict[str, Any], as_json: bool) -> str:
         return _encode(call).decode()
     usage_of = call.get("usage") or {}
     cost = _text(call["cost_usd"])
+    mark = "~$" if usage_of.get("estimated") else "$"
     return _shown(
         f"{call['created_at']}  {call['status']}  {call['outcome']:<11}  {call['provider']}/"
         f"{call['endpoint']}  {call.get('model') or '-'}  {call['duration_ms']:.0f} ms"
         f"  {usage_of.get('input_tokens', 0)}+{usage_of.get('output_tokens', 0)} tokens"
-        f"  {'$' + cost if cost != '-' else 'not priced'}"
+        f"  {mark + cost if cost != '-' else 'not priced'}"
         + (f"  {call['error']}" if call.get("error") else "")
     )
 

@@ -16,6 +16,7 @@ from relay.caching import answered, keeping
 from relay.call import Call, asked
 from relay.collecting import collect
 from relay.core.exchange import Exchange
+from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.gateway import Gateway
 from relay.sending import Sending
@@ -71,10 +72,12 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
     assert route is not None
     exchange.kind = route.kind
     exchange.model = route.model or model_elsewhere(
-        route.provider.meter, route.endpoint, call.query
+        route.format, route.endpoint, call.query
     )
     if route.kind in ("speech", "image"):
         exchange.spoken = paid_fields(body.whole)
+    if len(body.whole) > PLAIN_BYTES:
+        exchange.input_estimate = input_tokens(body.whole, route.format)
     if body.whole:
         seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user

@@ -1,22 +1,24 @@
-"""URLs of a provider's own hosts in an answer, on their way down: they come back as the relay's.
+"""Change an answer on its way down: URLs of a provider's own hosts come back as the relay's, and
+the event that tells the usage which the relay asked for is removed.
 
-Owns: which answers are read for that, and how far. The rules are `rewrite:` of gateway.yaml, the
-text work is core/rewriting.py's. A call of a provider without rules passes none of this.
+Owns: which answers are read for that, and how far. The text work is that of core/rewriting.py and
+core/injection.py. Any other answer passes none of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aiohttp import ClientResponse, web
 from multidict import CIMultiDict
 
 from relay.call import Call
 from relay.core.exchange import Exchange
+from relay.core.injection import UsageEventRemover
 from relay.core.provider import Route
 from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
 from relay.gateway import Gateway
-from relay.metering import without_usage_event
 
 _SSE = "text/event-stream"
 _TEXTS = ("application/json", _SSE)
@@ -68,32 +70,96 @@ def bytes_to_await(upstream: ClientResponse, exchange: Exchange) -> int:
     return REWRITE_BYTES + 1 if is_rewritten(upstream, exchange) else 0
 
 
-def reader(upstream: ClientResponse, exchange: Exchange) -> Callable[[], Awaitable[bytes]]:
-    """What gives the next chunk of a stream; of SSE that is changed on its way, whole events."""
-    read, rewriter = upstream.content.readany, exchange.rewriter
-    if takes_usage_out(upstream, exchange):
-        return _Events(read, lambda events: without_usage_event(events, exchange)).next
-    if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
-        return read
-    return _Events(read, rewriter.body).next
-
-
-def takes_usage_out(upstream: ClientResponse, exchange: Exchange) -> bool:
+def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
     """True for a stream whose usage was asked for on its client's behalf."""
-    if not exchange.asks_usage or upstream.content_type != _SSE:
+    if not exchange.asks_usage or upstream.content_type != _SSE or upstream.status >= 300:
         return False
-    return "Content-Encoding" not in upstream.headers
+    return upstream.headers.get("Content-Encoding", "identity").lower() == "identity"
 
 
-class _Events:
-    """SSE read event by event, and changed. An event of more than REWRITE_BYTES is not."""
+class Changing(Protocol):
+    """A stream that is changed on its way."""
 
-    __slots__ = ("_changer", "_read")
+    async def next(self) -> bytes:
+        """The next chunk that goes down; empty at the end."""
+
+    def rest(self, left: bytes) -> bytes:
+        """What goes down when reading has failed: what is held, and what was `left` unread."""
+
+    def close(self) -> None:
+        """Nothing more is read."""
+
+
+def changing(upstream: ClientResponse, exchange: Exchange) -> Changing | None:
+    """What changes a stream; None where its chunks pass as they come."""
+    read, rewriter = upstream.content.readany, exchange.rewriter
+    made: Changing | None = None
+    if removes_usage(upstream, exchange):
+        made = _UsageRemoved(read, exchange)
+    if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
+        return made
+    return _Rewritten(read, made, rewriter.body)
+
+
+class _UsageRemoved:
+    """A stream without the event that tells the usage for which its client did not ask. The meter
+    sees it as it came, each chunk once it has gone down.
+    """
+
+    __slots__ = ("_look", "_passes", "_past", "_read", "_remover", "_show", "_unseen")
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> None:
+        self._read, self._remover = read, UsageEventRemover()
+        self._passes = self._remover.passes
+        self._look = self._show = exchange.look or _overlook
+        self._past = exchange.look_past or _overlook
+        exchange.look = exchange.look_past = None
+        self._unseen = b""
+
+    async def next(self) -> bytes:
+        """See Changing."""
+        if self._unseen:
+            self._show(self._unseen)
+        self._unseen = b""
+        while chunk := await self._read():
+            if self._passes(chunk):
+                self._unseen, self._show = chunk, self._past
+                return chunk
+            if passed := self._remover.feed(chunk):
+                self._unseen, self._show = chunk, self._look
+                return passed
+            self._look(chunk)
+        return self._remover.rest()
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        self._unseen, self._show = self._unseen + left, self._look
+        return self._remover.feed(left) + self._remover.rest()
+
+    def close(self) -> None:
+        """See Changing."""
+        if self._unseen:
+            self._look(self._unseen)
+        self._unseen = b""
+
+
+def _overlook(_chunk: bytes) -> None:
+    pass
+
+
+class _Rewritten:
+    """SSE of whole events, changed. An event of more than REWRITE_BYTES is not."""
+
+    __slots__ = ("_changer", "_inner", "_read")
 
     def __init__(
-        self, read: Callable[[], Awaitable[bytes]], change: Callable[[bytes], bytes]
+        self,
+        read: Callable[[], Awaitable[bytes]],
+        inner: Changing | None,
+        change: Callable[[bytes], bytes],
     ) -> None:
-        self._read, self._changer = read, EventChanger(change, REWRITE_BYTES)
+        self._read = read if inner is None else inner.next
+        self._inner, self._changer = inner, EventChanger(change, REWRITE_BYTES)
 
     async def next(self) -> bytes:
         """The next whole events; at the end what is left; empty after it."""
@@ -101,3 +167,13 @@ class _Events:
             if changed := self._changer.feed(chunk):
                 return changed
         return self._changer.rest()
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        left = left if self._inner is None else self._inner.rest(left)
+        return self._changer.feed(left) + self._changer.rest()
+
+    def close(self) -> None:
+        """See Changing."""
+        if self._inner is not None:
+            self._inner.close()

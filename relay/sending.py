@@ -6,6 +6,7 @@ Owns: that making. Which attempts there are is upstream/attempts.py's.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -17,17 +18,25 @@ from relay.body import Body
 from relay.call import Call
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
-from relay.core.peek import asking_for_usage, with_model
+from relay.core.injection import asked_model, asking_for_usage
+from relay.core.meters.unpack import unpacker
+from relay.core.peek import with_model
 from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
+from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
+from relay.ledger import log
 from relay.rewrite import rewriter
-from relay.upstream.failures import BEFORE_ANSWER, mapped
+from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
 _GOOD = Tried(200)
+_REFUSALS = (400, 422)
+_REFUSAL_BYTES = 64 * 1024
+"""So much of such an answer is read, to see whether it names what the relay added."""
+_ADDED = b"stream_options"
 
 
 @dataclass(slots=True)
@@ -39,6 +48,8 @@ class Sending:
     exchange: Exchange
     gateway: Gateway
     body: Body
+    refused: tuple[str, str] | None = None
+    """The model of a provider that refused `stream_options` in this call."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
@@ -46,21 +57,53 @@ class Sending:
         exchange.rewriter = rewriter(self.request, self.call, route, gateway)
         url = upstream_url(route, self.call.query, keys)
         headers = self._headers(route, keys)
-        whole = body.whole
-        if route.replaced_model is not None and whole:
-            whole = with_model(whole, route.replaced_model)
-        exchange.asks_usage = False
-        if route.provider.inject_usage and exchange.stream and exchange.kind == "chat":
-            asking = asking_for_usage(whole)
-            if asking is not None:
-                whole, exchange.asks_usage = asking, True
-                headers["Accept-Encoding"] = "identity"
+        whole = self._whole(route)
+        if whole is not body.whole:
+            for name in CHANGED_WITH_BODY:
+                headers.popall(name, None)
+        if exchange.asks_usage:
+            headers["Accept-Encoding"] = "identity"
+        exchange.begun = b""
         now = gateway.clock()
         exchange.sent_s = exchange.sent_s or now
         if body.stream is None:
             exchange.wait("first_byte", now)
         outgoing = Outgoing(headers, body.stream or whole)
-        return send(gateway.upstream.rest, route, self.request.method, url, outgoing)
+        sent = send(gateway.upstream.rest, route, self.request.method, url, outgoing)
+        return self._examined(sent, route) if exchange.asks_usage else sent
+
+    def _whole(self, route: Route) -> bytes:
+        """The body as `route` is to get it."""
+        exchange, whole = self.exchange, self.body.whole
+        if route.replaced_model is not None and whole:
+            whole = with_model(whole, route.replaced_model)
+        exchange.asks_usage = False
+        if not route.injects_usage or not exchange.stream or self.request.method != "POST":
+            return whole
+        model = self._model(route)
+        if model == self.refused or model in self.gateway.usage_refusals:
+            return whole
+        asking = asking_for_usage(whole)
+        exchange.asks_usage = asking is not None
+        return asking or whole
+
+    def _model(self, route: Route) -> tuple[str, str]:
+        model = route.replaced_model or self.exchange.model
+        return asked_model(route.provider.name, model, route.endpoint)
+
+    async def _examined(self, sent: Awaitable[ClientResponse], route: Route) -> ClientResponse:
+        """The answer to a call that asks for usage; see whether it refuses that."""
+        answer = await sent
+        if answer.status in _REFUSALS:
+            try:
+                self.exchange.begun = read = await _beginning(answer)
+            except BaseException:
+                answer.close()
+                raise
+            unpack = unpacker(answer.headers.get("Content-Encoding", ""))
+            if _ADDED in (read if unpack is None else unpack.feed(read)):
+                self.refused = self._model(route)
+        return answer
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
         """Why it failed: the client's upload, or the upstream leg."""
@@ -90,6 +133,29 @@ class Sending:
 
     def look(self, answer: ClientResponse) -> Tried:
         """What the head of an answer says of the attempt."""
+        exchange, refused = self.exchange, self.refused
+        if refused is not None:
+            assert exchange.route is not None
+            if self._model(exchange.route) == refused:
+                if exchange.asks_usage:
+                    return Tried(answer.status, note="stream_options_refused")
+                self._remember(refused, answer.status)
         if answer.status < 400:
             return _GOOD
         return answered(answer.status, answer.headers.get, time.time())
+
+    def _remember(self, refused: tuple[str, str], status: int) -> None:
+        """Where the call without it was accepted, the model is not asked again until a reload."""
+        known = self.gateway.usage_refusals
+        if status < 400 and refused not in known:
+            known.add(refused)
+            log.warn("inject_usage.refused", provider=refused[0], model=refused[1])
+
+
+async def _beginning(answer: ClientResponse) -> bytes:
+    """The beginning of a body, up to _REFUSAL_BYTES. If it breaks off, whoever reads on is told."""
+    read, content = bytearray(), answer.content
+    with contextlib.suppress(*MAPPED):
+        while len(read) < _REFUSAL_BYTES and (chunk := await content.readany()):
+            read += chunk
+    return bytes(read)

@@ -21,12 +21,13 @@ from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import downstream_headers
+from relay.core.injection import without_usage_event
+from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
-from relay.metering import without_usage_event
 from relay.recording import Tap
 from relay.response import RelayedResponse, with_own_headers
-from relay.rewrite import bytes_to_await, is_rewritten, reader, rewritten, takes_usage_out
+from relay.rewrite import bytes_to_await, changing, is_rewritten, removes_usage, rewritten
 from relay.taps import tapped
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
@@ -37,6 +38,7 @@ _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 _DRAINED_BYTES = 64 * 1024
 """After more than this the call is over when the client has room again."""
 _ENVELOPE_PEEK_BYTES = 64 * 1024
+_UNTRUE_WITHOUT_USAGE = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
 
 
 class Source(Protocol):
@@ -73,7 +75,7 @@ async def stream(
     upstream: ClientResponse, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
     """Relay the whole answer. Raises only before its first byte, or if the client left."""
-    read = bytearray()
+    read = bytearray(exchange.begun)
     whole = upstream.content.is_eof()
     # What is to be rewritten is read first, up to a limit. And of an error the beginning: whose it
     # is goes into a header, and its body tells.
@@ -88,10 +90,10 @@ async def stream(
     pairs = passed_headers(upstream, exchange)
     tap = tapped(upstream, pairs, exchange, gateway, first if whole else None)
     headers = with_own_headers(pairs, upstream.headers, exchange, gateway)
+    if whole and removes_usage(upstream, exchange):
+        first = without_usage_event(first)
     if whole and is_rewritten(upstream, exchange):
         first = rewritten(first, headers, exchange)
-    if whole and takes_usage_out(upstream, exchange):
-        first = without_usage_event(first, exchange)
     if upstream.status >= 400:
         headers["x-relay-error-source"] = error_source(exchange, first)
     source = None if whole else FromUpstream(upstream, exchange)
@@ -145,13 +147,21 @@ class FromUpstream:
 
     def __init__(self, upstream: ClientResponse, exchange: Exchange) -> None:
         self.raw: Mapping[str, str] = upstream.headers
-        self.read = reader(upstream, exchange)
-        self.release = end_with_connection(upstream)
         self._content = upstream.content
+        self._changing = change = changing(upstream, exchange)
+        self.read = upstream.content.readany if change is None else change.next
+        self._forget = end_with_connection(upstream)
 
     def rest(self) -> bytes:
         """See Source."""
-        return self._content._read_nowait(-1)
+        left: bytes = self._content._read_nowait(-1)
+        return left if self._changing is None else self._changing.rest(left)
+
+    def release(self) -> None:
+        """See Source."""
+        self._forget()
+        if self._changing is not None:
+            self._changing.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +244,8 @@ class _Copy:
         kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
         is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
         if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
-            meter = exchange.route.provider.meter
-            rest += shapes.event(failure, meter, exchange.kind, exchange.id)
+            format_ = exchange.route.format
+            rest += shapes.event(failure, format_, exchange.kind, exchange.id)
         try:
             async with asyncio.timeout(_FLUSH_S):
                 await self.response.write(rest)
@@ -278,7 +288,8 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
     pairs = downstream_headers(given.items(), given.get("Connection"))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
-    changed = "Transfer-Encoding" in given or takes_usage_out(upstream, exchange)
-    if changed and "Content-Length" in given:
+    if removes_usage(upstream, exchange):
+        return [pair for pair in pairs if pair[0].lower() not in _UNTRUE_WITHOUT_USAGE]
+    if "Transfer-Encoding" in given and "Content-Length" in given:
         return [pair for pair in pairs if pair[0].lower() != "content-length"]
     return pairs

@@ -12,6 +12,7 @@ from relay.core.exchange import Exchange
 from relay.gateway import Gateway
 from relay.metering import answer_look
 from relay.recording import Tap, recording
+from relay.rewrite import removes_usage
 
 
 def tapped(
@@ -23,6 +24,10 @@ def tapped(
 ) -> Tap | None:
     """What sees the chunks of this answer: the meter, whoever keeps it, several or nobody."""
     meter = answer_look(upstream, exchange, gateway, whole)
+    if meter is not None and removes_usage(upstream, exchange):
+        if whole is not None:
+            meter(whole)
+        meter = None  # whoever removes the usage shows it what came (relay/rewrite.py)
     if exchange.keeping is None and exchange.capture is None:
         return meter
     keeper = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None

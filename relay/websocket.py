@@ -54,7 +54,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         except BaseException:
             upstream._response.close()
             raise
-        await _run(session, gateway)
+        await _run(session, call.query, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
         raise exchange.verdict(error) from None
@@ -62,14 +62,14 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         gateway.close(exchange)
 
 
-async def _run(session: Session, gateway: Gateway) -> None:
+async def _run(session: Session, query: str, gateway: Gateway) -> None:
     """Pump both ways until the session ends, then say goodbye to both sides. Whatever fails here
     ends the session: neither side is left in silence.
     """
     pumps: list[asyncio.Task[None]] = []
     gateway.sessions.add(session)
     try:
-        _start(pumps, session, gateway)
+        _start(pumps, session, query, gateway)
         if gateway.draining:
             session.end(draining())
         await asyncio.shield(session.ended)
@@ -86,11 +86,13 @@ async def _run(session: Session, gateway: Gateway) -> None:
         await goodbye  # the client's end of the connection cancels the handler: both are told still
 
 
-def _start(pumps: list[asyncio.Task[None]], session: Session, gateway: Gateway) -> None:
+def _start(
+    pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway
+) -> None:
     client, provider, clock = session.downstream, session.upstream, gateway.clock
     route = session.exchange.route
     assert route is not None
-    sent, received = session_looks(session, route, gateway)
+    sent, received = session_looks(session, route, query, gateway)
     for source, sink, look in ((client, provider, sent), (provider, client, received)):
         task = asyncio.create_task(pump(source, sink, session, clock, look))
         task.add_done_callback(partial(_stopped, session))

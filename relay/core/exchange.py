@@ -54,6 +54,10 @@ class Metering(Protocol):
     def parts(self) -> Parts:
         """What was used so far, by model; none if nothing is known."""
 
+    @property
+    def ignored(self) -> int:
+        """How many fields were not read though they may tell usage."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -126,10 +130,16 @@ class Exchange:
     """How the client stands under them."""
     spoken: bytes = field(init=False, default=b"")
     """What the request's body tells of what is paid for: text made speech, images asked for."""
+    input_estimate: int | None = field(init=False, default=None)
+    """Tokens of the request, where they cannot be told from its length."""
     asks_usage: bool = field(init=False, default=False)
-    """Its usage was asked for on its client's behalf: the event that tells it is taken out."""
+    """Its usage was asked for on its client's behalf: the event that tells it is removed."""
+    begun: bytes = field(init=False, default=b"")
+    """What an attempt has read already of the body of the answer."""
     look: Callable[[bytes], None] | None = field(init=False, default=None)
     """Shows the meter a chunk."""
+    look_past: Callable[[bytes], None] | None = field(init=False, default=None)
+    """The same, of whole events in which no usage was found."""
     meter: Metering | None = field(init=False, default=None)
     """Sees what passes, and tells what it used."""
     answer: bytes = field(init=False, default=b"")
@@ -137,6 +147,8 @@ class Exchange:
     answer_headers: Mapping[str, str] | None = field(init=False, default=None)
     settled: bool = field(init=False, default=False)
     """What it used and cost is known, as far as it will be."""
+    parts: Parts = field(init=False, default=())
+    """What the meter told when the call ended, by model, and is counted with this call."""
     used: Usage | None = field(init=False, default=None)
     """What the meter told when the call ended."""
     cost_nano_usd: int | None = field(init=False, default=None)
@@ -243,10 +255,12 @@ class Exchange:
 
     def let_go(self) -> None:
         """Let go of what leads back here, once the call is recorded: an exception's traceback holds
-        the frames that it passed, turns hold a session's legs, and all of these hold the exchange.
+        the frames that it passed, turns and meter hold a session's legs, and these the exchange.
         Such a cycle of fifty objects would be freed by the garbage collector alone.
         """
         self.error = self.cause = self.expired = self.turns = None
+        if self.surface == "websocket":
+            self.meter = None
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

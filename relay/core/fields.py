@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -125,9 +125,24 @@ _BLANK = re.compile(_SPACE)
 _BEHIND = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
 
 
+class Span(NamedTuple):
+    """A field of an object: its name, and where its value begins and ends in the text."""
+
+    name: str
+    start: int
+    end: int
+
+
 def pairs(body: bytes) -> list[tuple[str, msgspec.Raw]] | None:
     """The names and values of an object, in order, with the names that come twice; None if it
     cannot be read or has more than 10,000 fields.
+    """
+    found, view = spans(body), memoryview(body)
+    return None if found is None else [(n, msgspec.Raw(view[start:end])) for n, start, end in found]
+
+
+def spans(body: bytes) -> list[Span] | None:
+    """The same with the places of the values.
 
     Each byte is looked at once, and nothing but names is built.
     """
@@ -135,7 +150,7 @@ def pairs(body: bytes) -> list[tuple[str, msgspec.Raw]] | None:
     if opening is None or not is_readable(body):
         return None
     view, at = memoryview(body), opening.end()
-    found: list[tuple[str, msgspec.Raw]] = []
+    found: list[Span] = []
     more = body[at : at + 1] != b"}"
     while more:
         if len(found) == _MOST_PAIRS or (key := _key(body, view, at)) is None:
@@ -144,7 +159,7 @@ def pairs(body: bytes) -> list[tuple[str, msgspec.Raw]] | None:
         end = _behind_value(view, at)
         if end is None or body[end : end + 1] not in (b",", b"}"):
             return None
-        found.append((name, msgspec.Raw(_trimmed(view, at, end))))
+        found.append(Span(name, at, _trimmed(view, at, end)))
         more = body[end : end + 1] == b","
         at = _blank(body, end + 1) if more else end
     return found if _blank(body, at + 1) == len(body) else None
@@ -180,11 +195,11 @@ def _behind_value(view: memoryview, at: int) -> int | None:
     return None
 
 
-def _trimmed(view: memoryview, start: int, end: int) -> memoryview:
-    """A value without the whitespace behind it."""
+def _trimmed(view: memoryview, start: int, end: int) -> int:
+    """The end of a value without the whitespace behind it."""
     if view[end - 1] not in b" \t\n\r":
-        return view[start:end]
-    return view[start : start + len(bytes(view[start:end]).rstrip(b" \t\n\r"))]
+        return end
+    return start + len(bytes(view[start:end]).rstrip(b" \t\n\r"))
 
 
 def _blank(body: bytes, at: int) -> int:

@@ -28,7 +28,6 @@ _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _FORM_MODEL = re.compile(
     rb'name="model(?:_id)?"\r\n(?:[^\r\n]{1,1000}\r\n){0,8}\r\n([^\r\n]{1,200})\r\n'
 )
-_TRUE = b"true"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORM_PEEK_BYTES = 64 * 1024
 
@@ -42,23 +41,45 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("messages/count_tokens", "count_tokens"),
     ("embeddings", "embeddings"),
     ("audio/speech", "speech"),
+    ("responses/compact", "responses"),
+    ("responses/input_tokens", "count_tokens"),
+    ("interactions", "interactions"),
+    ("rerank", "rerank"),
+    ("v1/chat", "chat"),
+    ("v2/chat", "chat"),
+    ("embed", "embeddings"),
     ("audio/transcriptions", "transcription"),
     ("audio/translations", "transcription"),
     ("images/generations", "image"),
     ("images/edits", "image"),
+    ("images/variations", "image"),
     ("models", "models"),
     (":generateContent", "generate"),
     (":streamGenerateContent", "generate"),
     (":embedContent", "embeddings"),
     (":batchEmbedContents", "embeddings"),
     (":countTokens", "count_tokens"),
+    (":predict", "image"),
     ("tts/bytes", "speech"),
     ("tts/sse", "speech"),
     ("listen", "transcription"),
+    ("stt", "transcription"),
+    ("speech-to-text", "transcription"),
     ("speak", "speech"),
     ("realtime", "realtime"),
     ("BidiGenerateContent", "realtime"),
 )
+
+
+_OBJECTS = re.compile(
+    r"(?:^|/)(batches|batch/jobs|videos|operations|transcripts?|interactions|responses)(?:/|$)"
+)
+_OBJECT_KINDS = {
+    "batches": "batch", "batch/jobs": "batch", "videos": "video", "operations": "video",
+    "transcript": "transcription", "transcripts": "transcription",
+    "interactions": "interactions", "responses": "responses",
+}  # fmt: skip
+"""Kinds of what is made now and read later."""
 
 
 class _Wanted(msgspec.Struct):
@@ -82,6 +103,7 @@ class _Paid(msgspec.Struct, omit_defaults=True):
     input: msgspec.Raw = ABSENT
     text: msgspec.Raw = ABSENT
     transcript: msgspec.Raw = ABSENT
+    parameters: msgspec.Raw = ABSENT
 
 
 _paid_decoder = msgspec.json.Decoder(_Paid)
@@ -155,22 +177,6 @@ def with_model(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def asking_for_usage(body: bytes) -> bytes | None:
-    """The body of a chat stream, made to ask for usage, every other value's bytes as they were.
-    None where there is nothing to change: no stream, or it asks already.
-    """
-    fields = by_name(body)
-    if fields is None or value(fields.get("stream", ABSENT)) is not True:
-        return None
-    options = fields.get("stream_options", ABSENT)
-    asked = {} if options is ABSENT or bytes(options) == b"null" else by_name(bytes(options))
-    if asked is None or value(asked.get("include_usage", ABSENT)) is True:
-        return None
-    asked["include_usage"] = msgspec.Raw(_TRUE)
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(asked))
-    return msgspec.json.encode(fields)
-
-
 def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     """True if whoever reads `body` finds the model that peek_body found, or none.
 
@@ -202,7 +208,9 @@ def kind_of(endpoint: str) -> str:
             return kind
     if "text-to-speech/" in endpoint:
         return "speech"
-    return "transcription" if endpoint.endswith("speech-to-text") else "other"
+    if (found := _OBJECTS.search(endpoint)) is not None:
+        return _OBJECT_KINDS[found[1]]
+    return "other"
 
 
 def model_elsewhere(meter: str, endpoint: str, raw_query: str) -> str | None:

@@ -60,6 +60,9 @@ class Tried:
     status: int = 0
     failure: RelayError | None = None
     retry_after_s: float | None = None
+    note: str = ""
+    """The code of an attempt whose answer is for the relay alone: it refused what the relay had
+    added to the body, and the call as its client made it is still to be tried."""
 
     @property
     def unsent(self) -> bool:

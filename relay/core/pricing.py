@@ -49,6 +49,8 @@ class Rates:
     audio_hour: Decimal | None = None
     unit: Decimal | None = None
     image: Decimal | None = None
+    web_search: Decimal | None = None
+    page: Decimal | None = None
     call: Decimal | None = None
 
 
@@ -107,6 +109,8 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         "audio_ms": round((r.audio_hour or Decimal(0)) * _PER_HOUR),
         "units_milli": int((r.unit or Decimal(0)) * _ATTO / 1000),
         "images": int((r.image or Decimal(0)) * _ATTO),
+        "web_searches": int((r.web_search or Decimal(0)) * _ATTO),
+        "pages": int((r.page or Decimal(0)) * _ATTO),
     }
     unpriced = _unpriced(rates, audio_is_text=audio_is_text)
     return Tariff(
@@ -126,6 +130,8 @@ def _unpriced(r: Rates, *, audio_is_text: bool) -> set[str]:
         "audio_ms": r.audio_hour,
         "units_milli": r.unit,
         "images": r.image,
+        "web_searches": r.web_search,
+        "pages": r.page,
     }
     if not audio_is_text:
         needed["input_audio_tokens"] = r.input_audio
@@ -141,6 +147,8 @@ class PriceRule:
     from_s: float
     until_s: float
     tariff: Tariff
+    service_tier: str = ""
+    """Of calls that this tier served; empty is the standard one."""
 
     def holds(self, model: str | None, unix_s: float) -> bool:
         """True if it is for this model, at this time."""

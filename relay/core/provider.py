@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
 from relay.core.caching import CacheRules
+from relay.core.formats import PathFormat, format_of
+from relay.core.injection import can_be_asked
 from relay.core.policy import RetryRules
 from relay.core.pricing import PriceRule
 from relay.core.rewriting import Home, Rewrites
@@ -128,8 +130,11 @@ class Provider:
     """An AI provider as the registry knows it."""
 
     name: str
-    meter: str
-    """Whose wire format it speaks: how usage is read, and the shape of the relay's own errors."""
+    format: str
+    """The wire format that it speaks: how usage is read, and the shape of the relay's own errors
+    (core/formats.py)."""
+    formats: tuple[PathFormat, ...]
+    """Those of some of its paths."""
     base_path: str
     """The path of the direct base URL, such as `/v1`."""
     rest: Target
@@ -156,8 +161,9 @@ class Provider:
     """What the public list of prices calls it; None: by its own name."""
     drain_s: float | None
     """How long a stream whose client left is read on, to learn its usage; None: not at all."""
-    inject_usage: bool
-    """Chat streams are made to tell their usage, whether or not the client asks."""
+    inject_usage: bool | None
+    """Streams of completions are asked for their usage (core/injection.py); None: only where it is
+    a fallback of a provider whose streams are."""
     idempotency_header: str | None
     """Carries one key over all attempts of a call, which makes repeating it safe."""
     homes: tuple[Home, ...]
@@ -194,6 +200,8 @@ class Route:
     path: str
     """Raw, with its leading slash, or empty: appended to the target's prefix."""
 
+    format: str
+    """The wire format of this path."""
     kind: str = "other"
     """What kind of call the endpoint is: `chat`, `embeddings`, … (core/peek.py)."""
     model: str | None = None
@@ -208,6 +216,8 @@ class Route:
     by_weight: bool = False
     default_query: Mapping[str, str] = field(default_factory=dict)
     """Added where the client names nothing of the kind."""
+    injects_usage: bool = False
+    """Its streams are asked for their usage."""
 
     @property
     def keeps_wishes(self) -> bool:
@@ -243,9 +253,11 @@ def websocket_route(provider: Provider, endpoint: str, target: Target | None = N
 def _route(provider: Provider, base: Target, endpoint: str) -> Route:
     target, named, sent = _place(provider, base, endpoint)
     path = f"/{sent}" if sent else ""
+    format_ = format_of(named, provider.format, provider.formats)
     return Route(
-        provider, target, named, path, peek.kind_of(named), peek.model_in_path(named),
+        provider, target, named, path, format_, peek.kind_of(named), peek.model_in_path(named),
         weight=provider.weight, by_weight=provider.by_weight,
+        injects_usage=provider.inject_usage is True and can_be_asked(named, format_),
     )  # fmt: skip
 
 

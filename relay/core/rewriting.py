@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _MOST_FIELDS = 1000
 """So many URLs of one text are rewritten; each takes about 5 us."""
-_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _SECURE = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 CHANGED_WITH_BODY = ("ETag", "Digest", "Content-Digest", "Repr-Digest", "Content-MD5")
-"""Headers that a rewritten body makes untrue."""
+"""Headers that a changed body makes untrue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +136,6 @@ def first_event(held: bytes) -> int:
 def _behind_cr(held: bytes, at: int) -> int:
     """Behind the end of a line at `at` and the CR or CRLF that follows; 0 if `at` is -1."""
     return 0 if at < 0 else at + 3 if held[at + 2 : at + 3] == b"\n" else at + 2
-
-
-def events_with(mark: bytes, events: bytes) -> Iterator[tuple[int, int]]:
-    """Where those SSE events begin and end that hold `mark`."""
-    start, at = 0, events.find(mark)
-    while at >= 0:
-        start += whole_events(events[start:at])
-        found = _EVENT_END.search(events, at)
-        end = found.end() if found is not None else len(events)
-        yield start, end
-        start, at = end, events.find(mark, end)
 
 
 class EventChanger:

@@ -5,7 +5,7 @@ Owns: the noun Usage, and the estimate. Reading an answer is core/meters/'s.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -42,10 +42,19 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Thousandths of a provider's own unit, such as fal's."""
     images: int = 0
     """Made, where nothing else is told of them."""
+    web_searches: int = 0
+    """Billed beside the tokens, each."""
+    pages: int = 0
+    """Of documents read."""
     billed_nano_usd: int | None = None
     """What the provider itself says that it costs, in billionths of a US dollar."""
     estimated: bool = False
     """Counted here, since the provider did not say."""
+    service_tier: str = ""
+    """The tier that served it where that is not the standard one: flex, priority, batch, …"""
+    incomplete: bool = False
+    """Something else was used, and is billed, that these counts do not tell: the cost is
+    unknown."""
 
     @property
     def tokens(self) -> int:
@@ -59,14 +68,33 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
             **sums,
             billed_nano_usd=sum(bills) if bills else None,
             estimated=self.estimated or other.estimated,
+            service_tier=self.service_tier if self.service_tier == other.service_tier else "",
+            incomplete=self.incomplete or other.incomplete,
         )
 
 
-Parts = tuple[tuple[str | None, Usage], ...]
-"""A usage by model; None where the model is not named."""
-COUNTS = tuple(
-    name for name in Usage.__struct_fields__ if name not in ("billed_nano_usd", "estimated")
-)
+Booking = Literal["once", "made", "so_far"]
+"""How the usage of a provider's object is counted: unless it was counted before; by all means,
+since this call made the object; or as much of a growing count as was not counted before."""
+
+
+class Part(NamedTuple):
+    """What one model used."""
+
+    model: str | None
+    """None where it is not named."""
+    usage: Usage
+    billed: Usage | None = None
+    """What is charged for, where the provider bills other counts than it used (Cohere)."""
+    object_id: str = ""
+    """The provider's id of what it was used for, where that can be read again: its usage counts
+    once, however often the provider repeats it."""
+    booking: Booking = "once"
+
+
+Parts = tuple[Part, ...]
+_NO_COUNTS = frozenset({"billed_nano_usd", "estimated", "service_tier", "incomplete"})
+COUNTS = tuple(name for name in Usage.__struct_fields__ if name not in _NO_COUNTS)
 """The counts of a Usage, in its own order."""
 _KINDS = len(COUNTS)
 
@@ -80,9 +108,41 @@ def counts_of(usage: Usage) -> tuple[int, ...]:
 def total(parts: Parts) -> Usage | None:
     """All parts together; None of none."""
     whole = None
-    for _, usage in parts:
-        whole = usage if whole is None else whole + usage
+    for part in parts:
+        whole = part.usage if whole is None else whole + part.usage
     return whole
+
+
+def clamped(usage: Usage) -> Usage:
+    """No part larger than its whole: vendors' details contradict their sums now and then."""
+    given, made = usage.input_tokens, usage.output_tokens
+    if (
+        usage.cache_read_tokens + usage.cache_write_tokens <= given
+        and usage.cache_write_1h_tokens <= usage.cache_write_tokens
+        and usage.reasoning_tokens <= made
+        and usage.input_audio_tokens + usage.input_image_tokens <= given
+        and usage.output_audio_tokens + usage.output_image_tokens <= made
+        and usage.cache_audio_read_tokens + usage.cache_image_read_tokens <= usage.cache_read_tokens
+    ):
+        return usage
+    read = min(usage.cache_read_tokens, given)
+    wrote = min(usage.cache_write_tokens, given - read)
+    heard = min(usage.input_audio_tokens, given)
+    said = min(usage.output_audio_tokens, made)
+    heard_again = min(usage.cache_audio_read_tokens, read)
+    return msgspec.structs.replace(
+        usage,
+        cache_read_tokens=read,
+        cache_write_tokens=wrote,
+        cache_write_1h_tokens=min(usage.cache_write_1h_tokens, wrote),
+        reasoning_tokens=min(usage.reasoning_tokens, made),
+        input_audio_tokens=heard,
+        input_image_tokens=min(usage.input_image_tokens, given - heard),
+        output_audio_tokens=said,
+        output_image_tokens=min(usage.output_image_tokens, made - said),
+        cache_audio_read_tokens=heard_again,
+        cache_image_read_tokens=min(usage.cache_image_read_tokens, read - heard_again),
+    )
 
 
 _MOST = 1 << 40
@@ -124,9 +184,9 @@ class Estimate(NamedTuple):
         return self.input_tokens + bound * self.answers
 
 
-def estimate(body: bytes) -> Estimate:
-    """Of a request body, at four bytes a token. One that cannot be read in bounded time names no
-    bound.
+def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
+    """Of a request body, at four bytes a token where `input_tokens` does not say it. One that
+    cannot be read in bounded time names no bound.
     """
     try:
         asked = _bounds.decode(body) if is_readable(body) else _NONE
@@ -135,10 +195,11 @@ def estimate(body: bytes) -> Estimate:
     bounds = (asked.max_completion_tokens, asked.max_tokens, asked.max_output_tokens)
     bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)
     if bound is None and asked.generationConfig is not ABSENT:
-        given = value(field(asked.generationConfig, "maxOutputTokens"))
-        bound = given if _is_bound(given) else None
+        most = value(field(asked.generationConfig, "maxOutputTokens"))
+        bound = most if _is_bound(most) else None
     answers = value(asked.n)
-    return Estimate(len(body) // BYTES_A_TOKEN, bound, answers if _is_bound(answers) else 1)
+    given = len(body) // BYTES_A_TOKEN if input_tokens is None else input_tokens
+    return Estimate(given, bound, answers if _is_bound(answers) else 1)
 
 
 def _is_bound(given: Any) -> TypeGuard[int]:

@@ -99,7 +99,7 @@ class Limits:
         """
         await _give_way(body)
         held = exchange.admission or self._begin(exchange, exchange.headers or {})
-        held.estimate = estimate(body)
+        held.estimate = estimate(body, exchange.input_estimate)
         wait = self._take(exchange, held, self._tokens)
         if wait is not None:
             await wait

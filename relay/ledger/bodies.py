@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 
 from relay.core.exchange import Exchange
-from relay.core.meters.scan import unpack
+from relay.core.meters.unpack import unpack
 from relay.core.record import Bodies
 from relay.core.redaction import Redactor, longest_spelling
 from relay.ledger import log

@@ -11,11 +11,16 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from relay.core.exchange import Exchange
-from relay.core.meters.answers import Sent, read_whole
+from relay.core.meters.answers import read_whole
+from relay.core.meters.sent import Sent
 from relay.core.record import Record
+from relay.core.usage import Part
 from relay.ledger import log
 from relay.ledger.bodies import bodies_of
+from relay.ledger.booked import Booked
 from relay.ledger.pricing import Prices
 from relay.ledger.records import record_of
 from relay.ledger.retention import Retention
@@ -44,6 +49,7 @@ class Ledger:
         self.lost = Lost()
         self.database = database
         self.prices = Prices()
+        self._booked = Booked(database)
         self.counted: list[Callable[[Sequence[Record], Mapping[Key, Tally]], None]] = []
         """Who else is told of each batch: metrics and traces."""
         self._writer = None if database is None else Writer(database, new_id, self.lost)
@@ -65,9 +71,64 @@ class Ledger:
         try:
             if exchange.answer:
                 _read(exchange)
+            self._book(exchange)
             self.prices.settle(exchange, time.time())
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
+
+    def _book(self, exchange: Exchange) -> None:
+        """Take what it used, without what an answer before it told of the same object."""
+        if exchange.meter is None or exchange.route is None:
+            return
+        provider, parts = exchange.route.provider.name, exchange.meter.parts
+        self.lost.usage_fields += exchange.meter.ignored
+        if exchange.method == "GET" and exchange.surface == "rest" and exchange.error is not None:
+            return  # a stored object of which a part was read: it counts when it is read whole
+        named = {part.object_id for part in parts if part.object_id and part.booking != "so_far"}
+        known = {name for name in named if not self._booked.claim((provider, name))}
+        exchange.parts = tuple(
+            rest
+            for part in parts
+            if part.object_id not in known or part.booking == "made"
+            if (rest := self._rest(provider, part)) is not None
+        )
+
+    def _rest(self, provider: str, part: Part) -> Part | None:
+        """What this process has not counted before of a count that grows; any other part whole."""
+        if part.booking != "so_far" or not part.object_id:
+            return part
+        audio_ms = part.usage.audio_ms
+        before_ms = self._booked.claim_up_to((provider, part.object_id), audio_ms)
+        if before_ms == 0:
+            return part
+        if before_ms >= audio_ms:
+            return None
+        usage = msgspec.structs.replace(part.usage, audio_ms=audio_ms - before_ms)
+        return part._replace(usage=usage, object_id="")
+
+    async def _unbook(self, exchanges: Sequence[Exchange]) -> None:
+        """Take back what another worker has counted, or this one before it was restarted."""
+        claimed = {
+            (exchange.route.provider.name, part.object_id): exchange
+            for exchange in exchanges
+            if exchange.route is not None
+            for part in exchange.parts
+            if part.object_id
+        }
+        if not claimed:
+            return
+        try:
+            for named in await self._booked.counted_elsewhere(list(claimed)):
+                exchange, object_id = claimed[named], named[1]
+                exchange.parts = tuple(
+                    part
+                    for part in exchange.parts
+                    if part.object_id != object_id or part.booking == "made"
+                )
+                self.prices.settle(exchange, time.time())
+        except Exception as error:  # whatever it is, the calls are written as they stand; counted
+            self.lost.meters += 1
+            log.bug("ledger.booking_failed", error)
 
     def meter_failed(self, exchange: Exchange, error: Exception) -> None:
         """What it used stays unknown."""
@@ -138,7 +199,12 @@ class Ledger:
         self._sorting = len(ended)
         at_zero = time.time() - self._clock()
         for at in range(0, len(ended), _TURN):
-            for exchange in ended[at : at + _TURN]:
+            turn = ended[at : at + _TURN]
+            for exchange in turn:
+                self.settle(exchange)
+            if self._booked.is_shared and self.state == "ok":
+                await self._unbook(turn)
+            for exchange in turn:
                 try:
                     await self._record(exchange, at_zero)
                 except Exception as error:  # whatever it is, the others are written; counted
@@ -149,7 +215,6 @@ class Ledger:
             await asyncio.sleep(0)
 
     async def _record(self, exchange: Exchange, at_zero: float) -> None:
-        self.settle(exchange)
         record = record_of(exchange)
         line = log.exchange_ended(record, at_zero + exchange.ended_s)
         if self._writer is not None:
@@ -177,6 +242,6 @@ def _read(exchange: Exchange) -> None:
     each within its own call.
     """
     assert exchange.route is not None and exchange.answer_headers is not None
-    name, header = exchange.route.provider.meter, exchange.answer_headers.get
-    exchange.meter = read_whole(name, Sent.of(exchange), header, exchange.answer)
+    header = exchange.answer_headers.get
+    exchange.meter = read_whole(exchange.route.format, Sent.of(exchange), header, exchange.answer)
     exchange.answer = b""

@@ -76,6 +76,7 @@ LOSSES = {
     "relay_ledger_rows_dropped_total": "Rows that were never written.",
     "relay_ledger_bodies_dropped_total": "Bodies that were never written.",
     "relay_meter_failures_total": "Meters that failed and were dropped.",
+    "relay_usage_fields_ignored_total": "Fields of usage of an unknown type, and usage not read.",
     "relay_log_lines_lost_total": (
         "Log lines that were not written: nobody read them, or the disk was full."
     ),
@@ -194,6 +195,7 @@ class _Children:
         for name, unit, part in (
             ("characters", "characters", 1), ("audio_ms", "audio_seconds", 1000),
             ("units_milli", "units", 1000), ("images", "images", 1),
+            ("web_searches", "web_searches", 1), ("pages", "pages", 1),
         ):  # fmt: skip
             if value := tally.count(name):
                 self._units(unit).inc(value / part)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import msgspec
+
 from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
 from relay.core.provider import Provider
@@ -47,18 +49,26 @@ _LISTED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_LISTED_BY_THOUSAND: Mapping[str, str] = {
+    "call": "requests_kcount",
+    "web_search": "web_searches_kcount",
+    "page": "input_document_kpages",
+}
+
+
 class _Tiers(NamedTuple):
     """Tariffs by how long the input is: the one at `bisect_left(starts, input_tokens)` holds."""
 
     starts: tuple[int, ...]
     tariffs: tuple[Tariff, ...]
+    least_audio_ms: int = 0
 
 
 class Prices:
     """What is known of prices, for one process."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, int], _Tiers | None] = {}
+        self._kept: dict[tuple[str, str, str, int], _Tiers | None] = {}
 
     def settle(self, exchange: Exchange, unix_s: float) -> None:
         """Write down what an exchange cost."""
@@ -66,8 +76,8 @@ class Prices:
         if exchange.cached:
             exchange.cost_nano_usd = 0
         elif meter is not None and route is not None:
-            parts = meter.parts
-            exchange.used = believable(total(parts))
+            parts = exchange.parts
+            exchange.used, exchange.cost_nano_usd = believable(total(parts)), None
             if exchange.used is None:
                 return
             cost = self._cost(exchange, parts, route.provider, unix_s)
@@ -83,15 +93,18 @@ class Prices:
         asked = exchange.route.replaced_model if exchange.route else None
         named = asked or exchange.model
         whole = None
-        for model, usage in parts:
-            # Names from outside: the list's cache holds what it was asked for.
-            models = tuple(clean(name) if name else None for name in (model, named))
+        for part in parts:
+            usage, billed = part.usage, part.billed or part.usage
             if usage.billed_nano_usd is not None:
                 cost: int | None = usage.billed_nano_usd
+            elif usage.incomplete:
+                cost = None
             elif own is not None:
-                cost = own.cost_nano_usd(usage)
+                cost = own.cost_nano_usd(billed)
             else:
-                cost = self.cost_nano_usd(provider, models, usage, unix_s)
+                # Names from outside: the list's cache holds what it was asked for.
+                models = tuple(clean(name) if name else None for name in (part.model, named))
+                cost = self.cost_nano_usd(provider, models, billed, unix_s)
             if cost is None:
                 return None
             whole = cost + (whole or 0)
@@ -102,28 +115,57 @@ class Prices:
     ) -> int | None:
         """By the first of `models` that has a price; None if none has."""
         for rule in provider.pricing:
-            if any(rule.holds(model, unix_s) for model in models):
+            if rule.service_tier == usage.service_tier and any(
+                rule.holds(model, unix_s) for model in models
+            ):
                 return rule.tariff.cost_nano_usd(usage)
         name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
         for model in models:
-            if model and (tiers := self._listed(name, model, unix_s)) is not None:
+            if not model:
+                continue
+            tiers = self._listed(name, model, usage.service_tier, unix_s)
+            if tiers is not None:
                 at = bisect_left(tiers.starts, usage.input_tokens) if tiers.starts else 0
+                if tiers.least_audio_ms > usage.audio_ms > 0:
+                    usage = msgspec.structs.replace(usage, audio_ms=tiers.least_audio_ms)
                 return tiers.tariffs[at].cost_nano_usd(usage)
         return None
 
-    def _listed(self, provider: str, model: str, unix_s: float) -> _Tiers | None:
-        key = (provider, model, int(unix_s // _KEPT_S))
+    def _listed(
+        self, provider: str, model: str, service_tier: str, unix_s: float
+    ) -> _Tiers | None:
+        key = (provider, model, service_tier, int(unix_s // _KEPT_S))
         try:
             return self._kept[key]
         except KeyError:
             pass
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
-        found = self._kept[key] = _look_up(provider, model, unix_s)
+        found = self._kept[key] = _look_up(provider, model, service_tier, unix_s)
         return found
 
 
-def _look_up(provider: str, model: str, unix_s: float) -> _Tiers | None:
+def _context(service_tier: str, model: Any) -> dict[str, str] | None:
+    """What the list calls a service tier of a model; None if it has no prices of it."""
+    listed = [each.when for each in model.price_variants or ()]
+    for context in ({"service_tier": service_tier}, *_CONTEXTS.get(service_tier, ())):
+        if context in listed:
+            return context
+    return None
+
+
+_CONTEXTS: Mapping[str, tuple[dict[str, str], ...]] = {
+    "batch": ({"processing": "batch"},),
+    "fast": ({"speed": "fast"},),  # Anthropic's; OpenAI's is a tier
+}
+_LEAST_AUDIO_MS = {
+    ("groq", "whisper-large-v3"): 10_000,
+    ("groq", "whisper-large-v3-turbo"): 10_000,
+}
+"""What a call is billed for at the least."""
+
+
+def _look_up(provider: str, model: str, service_tier: str, unix_s: float) -> _Tiers | None:
     # Imported with the first price asked for: its list takes a quarter of a second to load.
     from genai_prices.data_snapshot import get_snapshot
 
@@ -132,7 +174,10 @@ def _look_up(provider: str, model: str, unix_s: float) -> _Tiers | None:
         _, found = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
-    listed = found.get_prices(when)
+    context = _context(service_tier, found) if service_tier else None
+    if service_tier and context is None:
+        return None  # the list would say the standard price
+    listed = found.get_prices(when, context)
     starts: set[int] = set()
     for names in _LISTED.values():
         for name in names:
@@ -141,7 +186,7 @@ def _look_up(provider: str, model: str, unix_s: float) -> _Tiers | None:
     tariffs = tuple(
         tariff(_rates(listed, above), audio_is_text=provider == "google") for above in (0, *ordered)
     )
-    return _Tiers(ordered, tariffs)
+    return _Tiers(ordered, tariffs, _LEAST_AUDIO_MS.get((provider, found.id), 0))
 
 
 def _own(listed: Any, name: str) -> Any:
@@ -159,6 +204,7 @@ def _rates(listed: Any, above: int) -> Rates:
             price = tier.price if tier is not None else price.base
         if price is not None:
             found[field] = price
-    if (calls := _own(listed, "requests_kcount")) is not None:
-        found["call"] = calls / 1000
+    for rate, name in _LISTED_BY_THOUSAND.items():
+        if isinstance(price := _own(listed, name), Decimal):
+            found[rate] = price / 1000
     return Rates(**found)

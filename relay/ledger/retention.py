@@ -17,7 +17,7 @@ from relay.core.exchange import least_id
 from relay.ledger import log
 from relay.ledger.changes import forget
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
-from relay.storage.tables import bodies, exchanges, rollups, tag_rollups
+from relay.storage.tables import bodies, booked, exchanges, rollups, tag_rollups
 
 _MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * 86400, 60 * 86400
 _BATCH = 500
@@ -62,6 +62,7 @@ async def sweep(database: Database, keep: Retention) -> int:
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
             past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s)
             await connection.execute(sa.delete(rollups).where(past))
+        await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
         old_tags = tag_rollups.c.at_s < now - _HOURS_KEPT_S
         await connection.execute(sa.delete(tag_rollups).where(old_tags))
     return len(old_calls) + len(old_bodies)

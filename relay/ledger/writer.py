@@ -39,6 +39,9 @@ class Lost:
     bodies: int = 0
     meters: int = 0
     """Meters that failed and were dropped."""
+    usage_fields: int = 0
+    """Fields of usage that were not read: of another type or size than is known, or within more
+    than is read."""
 
 
 class Writer:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from yarl import URL
 
 from relay.core.caching import CacheRules
+from relay.core.formats import PathFormat
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
@@ -60,6 +62,7 @@ def build_registry(
 def _demo(settings: schema.GatewayFile, url: str) -> Provider:
     entry = ProviderEntry(
         base_url=url,
+        inject_usage=True,
         websocket=ProviderWebSocket(
             default_path="realtime",
             default_query={"model": "demo-realtime"},
@@ -95,7 +98,8 @@ class _Builder:
         rules = self._paths(base, direct, rest)
         return Provider(
             name=self.name,
-            meter=entry.meter,
+            format=entry.format,
+            formats=tuple(PathFormat(*each) for each in entry.formats.items()),
             base_path=base.raw_path.rstrip("/"),
             rest=rest,
             websocket=self._websocket_target(base, direct),
@@ -110,10 +114,9 @@ class _Builder:
             weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
             cache=self._cache(),
-            pricing=price_rules(entry.pricing, entry.meter),
+            pricing=price_rules(entry.pricing, entry.format),
             priced_as=entry.priced_as,
-            drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,
-            inject_usage=entry.inject_usage,
+            inject_usage=self.settings.inject_usage and entry.inject_usage,
             jobs=Jobs(**self.settings.jobs.model_dump()),
             idempotency_header=entry.idempotency_header,
             homes=homes(direct, rules),
@@ -125,12 +128,11 @@ class _Builder:
             **self._timeouts(),
         )
 
-    def _timeouts(self) -> dict[str, float]:
+    def _timeouts(self) -> dict[str, Any]:
         """The entry's own, or those of all."""
-        return {
-            name: getattr(self.entry, name) or common
-            for name, common in self.settings.upstream.model_dump().items()
-        }
+        entry, of_all = self.entry, self.settings.upstream.model_dump()
+        drain_s = entry.drain_s if entry.on_disconnect == "drain" else None
+        return {"drain_s": drain_s} | {n: getattr(entry, n) or s for n, s in of_all.items()}
 
     @property
     def auth(self) -> AuthReader:
@@ -183,12 +185,8 @@ class _Builder:
             self._complain(where, "may have no user, query or fragment")
             return None
         secret = self.entry.auth is not None or self.entry.client_credentials == "allow"
-        if (
-            url.scheme == "http"
-            and secret
-            and not self.entry.allow_http
-            and not is_loopback(url.raw_host)
-        ):
+        exposed = secret and not self.entry.allow_http and not is_loopback(url.raw_host)
+        if url.scheme == "http" and exposed:
             self._complain(
                 where,
                 "would send a credential over plain http://; use https:// or allow_http: true",

@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -18,9 +18,10 @@ Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=0)]
 Via = Literal["direct", "cloudflare"]
 Verdict = Literal["pass", "drop", "credential", "credential_next"]
-ErrorShape = Literal[
-    "openai", "anthropic", "google", "elevenlabs", "cartesia", "fal", "deepgram", "assemblyai"
-]
+Format = Literal[
+    "openai", "anthropic", "google", "cohere", "elevenlabs", "cartesia", "fal", "deepgram",
+    "assemblyai",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -177,6 +178,9 @@ class Pricing(Section):
     models: list[str] = Field([], description="Of these models, `*` is allowed; empty is all.")
     since: datetime.date | None = Field(None, description="From this day on, UTC.")
     until: datetime.date | None = Field(None, description="Until this day, which is not in it.")
+    service_tier: str = Field(
+        "", description="Of calls served in this tier, such as flex, priority or batch; empty: standard."
+    )
     input_per_mtok: Usd | None = Field(None, description="US dollars a million tokens of input.")
     output_per_mtok: Usd | None = Field(None, description="The same of output.")
     cache_read_per_mtok: Usd | None = Field(
@@ -197,6 +201,8 @@ class Pricing(Section):
     audio_per_hour: Usd | None = Field(None, description="US dollars an hour of audio.")
     per_unit: Usd | None = Field(None, description="Of the provider's own unit, such as fal's.")
     per_image: Usd | None = Field(None, description="Of an image, where no tokens are told.")
+    per_web_search: Usd | None = Field(None, description="Of a web search that the model made.")
+    per_page: Usd | None = Field(None, description="Of a page of a document read.")
     per_call: Usd | None = Field(None, description="Of every call, beside the rest.")
 
 
@@ -236,9 +242,9 @@ class ProviderEntry(Section):
         description="When a client leaves a stream: cancel it, or drain it, unseen, to learn its exact usage.",
     )
     drain_s: Seconds = Field(30, description="For how long at most, with `on_disconnect: drain`.")
-    inject_usage: bool = Field(
-        False,
-        description="Ask for the usage of chat streams (`stream_options.include_usage`), and take the event that tells it out again.",
+    inject_usage: bool | None = Field(
+        None,
+        description="Ask for the usage of streamed completions (`stream_options.include_usage`), and remove the event that tells it; none: only as a fallback of a provider with `true`.",
     )
     idempotency_header: str | None = Field(
         None,
@@ -272,9 +278,14 @@ class ProviderEntry(Section):
     websocket: ProviderWebSocket | None = Field(
         None, description="How its WebSockets are opened; none: it has none."
     )
-    meter: ErrorShape = Field(
+    format: Format = Field(
         "openai",
-        description="Whose wire format it speaks: how usage is read, and the shape of the relay's own errors.",
+        validation_alias=AliasChoices("format", "meter"),
+        description="The wire format that it speaks: how usage is read, and the shape of the relay's own errors. `meter` is the same.",
+    )
+    formats: dict[str, Format] = Field(
+        {},
+        description="The wire format of endpoints that match a pattern (`*` is anything), where it is another.",
     )
     allow_http: bool = Field(False, description="Allow http:// with a credential beyond loopback.")
     connect_timeout_s: Seconds | None = Field(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
+from relay.core.injection import can_be_asked
 from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
 
 _ROUTES_KEPT = 2048
@@ -65,9 +66,8 @@ class Registry:
                 other = self.providers[fallback.provider]
                 named = fallback.endpoint or route.endpoint
                 made = rest_route(other, named)
-                yield _as_fallback(made, fallback)
-                for direct in _other_way(made, rest_route, other.rest_after, named):
-                    yield _as_fallback(direct, fallback)
+                for each in (made, *_other_way(made, rest_route, other.rest_after, named)):
+                    yield _as_rest_fallback(each, fallback, route.provider)
 
     def _socket_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
         after = route.provider.websocket_after
@@ -89,6 +89,14 @@ def _other_way(
         made = make(route.provider, endpoint, after)
         if made.target != route.target:
             yield made
+
+
+def _as_rest_fallback(route: Route, fallback: Fallback, of: Provider) -> Route:
+    """A provider that says nothing of `inject_usage` does as the one that it stands in for."""
+    made = _as_fallback(route, fallback)
+    if route.provider.inject_usage is None and of.inject_usage:
+        return replace(made, injects_usage=can_be_asked(route.endpoint, route.format))
+    return made
 
 
 def _as_fallback(route: Route, fallback: Fallback) -> Route:

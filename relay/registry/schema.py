@@ -208,6 +208,9 @@ class GatewayFile(Section):
     limits: list[Limit] = Field([], description="How often, how much, and what may run at once.")
     jobs: Jobs = Jobs()
     cache: Cache = Cache()
+    inject_usage: bool = Field(
+        True, description="false: `inject_usage` is off at every provider, whatever it says."
+    )
     redis: Redis = Redis()
     database: Annotated[str | None, AfterValidator(_database)] = Field(
         "data/relay.db",

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.spreads import Connection
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema that this relay writes: the newest of migrations/versions."""
 READ_S = 1.0
 _BUSY_MS = 5000

@@ -79,6 +79,14 @@ tags = Table(
 """One row an entry of a call's metadata."""
 
 
+_ADDED = frozenset({"web_searches", "pages"})
+"""Sums that older databases got later: 0 in the rows that were there."""
+
+
+def _default(name: str) -> str | None:
+    return "0" if name in _ADDED else None
+
+
 def _rollup(name: str, *keys: Column[Any]) -> Table:
     """Sums under keys. Each writer has its own: it writes whole values, never adds to another's."""
     return Table(
@@ -86,7 +94,7 @@ def _rollup(name: str, *keys: Column[Any]) -> Table:
         metadata,
         *keys,
         Column("writer", String(36), primary_key=True),
-        *(Column(name, _Big, nullable=False) for name in SUMS),
+        *(Column(name, _Big, nullable=False, server_default=_default(name)) for name in SUMS),
         Column("spread", LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
@@ -109,6 +117,18 @@ bodies = Table(
     Column("response", LargeBinary),
     Column("response_complete", SmallInteger, nullable=False),
 )
+
+booked = Table(
+    "booked",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("object_id", Text, primary_key=True),
+    Column("at_s", _Big, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The provider's objects whose usage is counted, such as a response: reading one again adds
+nothing."""
+Index("booked_at", booked.c.at_s)
 
 rollups = _rollup(
     "rollups",

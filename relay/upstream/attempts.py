@@ -227,7 +227,7 @@ class Attempts:
         assert route is not None
         self.health.report(route, keys, ended)
         label = keys.provider.label if keys.provider else ""
-        code = ended.failure.code if ended.failure else ""
+        code = ended.failure.code if ended.failure else ended.note
         took = self._clock() - began
         exchange.attempts += (
             Attempt(route.provider.name, route.target.via, label, ended.status, code, took),
@@ -236,6 +236,9 @@ class Attempts:
     def _move(self, plan: _Plan, ended: Tried, exchange: Exchange) -> Move:
         """What follows an attempt."""
         asked, rules, route = plan.asked, plan.rules, plan.route
+        if ended.note:
+            plan.tried = plan.tried[:-1]
+            return 0.0
         if not asked.whole or not failed(ended, rules):
             return "stop"
         keyed = route.provider.idempotency_header is not None

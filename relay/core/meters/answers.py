@@ -1,264 +1,276 @@
 """Meters of REST answers: each sees the chunks as they pass, and tells what the call used.
 
-Owns: which meter reads which answer. Where a provider says nothing, characters of the request are
-counted, or tokens are estimated from what passed.
+Owns: which reader reads which answer, and what of it counts. Usage is read in JSON and server-sent
+events alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
-from relay.core.exchange import Exchange
-from relay.core.fields import field, text, value
-from relay.core.meters import formats
-from relay.core.meters.scan import Needle, Scan, unpacker
-from relay.core.numbers import decimal_number, whole_number
-from relay.core.usage import BYTES_A_TOKEN, Parts, Usage
+from relay.core.formats import counting_of, goes_on, makes_objects
+from relay.core.meters import google, speech
+from relay.core.meters.anthropic import Anthropic
+from relay.core.meters.cohere import Cohere
+from relay.core.meters.documents import Document, Scanner
+from relay.core.meters.events import Events
+from relay.core.meters.openai import OpenAI, plain
+from relay.core.meters.reader import FormatReader
+from relay.core.meters.sent import Sent
+from relay.core.meters.texts import Texts
+from relay.core.meters.typed import Odd
+from relay.core.meters.unpack import unpacker
+from relay.core.meters.untold import ESTIMATED, Header, in_headers, untold
+from relay.core.usage import Booking, Part, Parts, Usage, total
 
-_USAGE, _METADATA = Needle("usage"), Needle("usageMetadata")
-_MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
-_MODEL_WITHIN_BYTES = 64 * 1024
-_MOST_SECONDS, _MOST_UNITS = 10**7, 10**9
-"""What says more is no measure of one call."""
-_OF_TOKENS = frozenset({"chat", "completion", "responses", "messages", "generate"})
-"""Kinds whose usage is estimated where it is not told."""
-_TEXTS = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
-"""The field of a request whose characters are spoken."""
-
-_SECONDS = rb'"%b"\s*:\s*(\d{1,9}(?:\.\d{1,30})?)(?=[^\d.])'
-
-Header = Callable[[str], str | None]
+_JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.IGNORECASE)
 
 
-class Sent(msgspec.Struct, frozen=True):
-    """The call, as far as meters look at it."""
+_READERS: dict[str, Callable[[Sent, Odd], FormatReader]] = {
+    "openai": OpenAI,
+    "anthropic": Anthropic,
+    "google": google.Google,
+    "cohere": Cohere,
+    "deepgram": speech.Deepgram,
+    "assemblyai": speech.AssemblyAI,
+    "elevenlabs": speech.ElevenLabs,
+    "cartesia": speech.Cartesia,
+}
 
-    kind: str
-    body: bytes
-    body_bytes: int
 
-    @classmethod
-    def of(cls, exchange: Exchange) -> Sent:
-        """What an exchange sent."""
-        return cls(exchange.kind, exchange.spoken, exchange.request_bytes)
+class AnswerMeter:
+    """`feed` sees each chunk; `parts` is what the call came to, none if nothing is known."""
 
+    __slots__ = (
+        "_bytes", "_format", "_header", "_kind", "_mark", "_odd", "_reader", "_sent", "_source",
+        "_tail", "_texts", "_unpack",
+    )  # fmt: skip
 
-class _Metered(Protocol):
-    """What an answer came to: it is of one model."""
+    def __init__(self, format_: str, sent: Sent, header: Header) -> None:
+        self._format, self._sent, self._header = format_, sent, header
+        self._odd = Odd()
+        made = _READERS.get(format_)
+        self._reader = reader = made(sent, self._odd) if made is not None else None
+        coding = header("Content-Encoding")
+        self._unpack = unpacker(coding) if coding else None
+        self._kind = _kind_of(header("Content-Type")) if reader is not None else ""
+        self._source: Events | Scanner | None = None
+        """Made with the first chunk: an answer that is all here mostly needs none."""
+        self._bytes = 0
+        self._texts: Texts | None = None
+        if reader is not None and sent.kind in ESTIMATED:
+            self._texts = Texts(reader.texts)
+        self._mark = reader.mark if reader is not None else b""
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at one chunk."""
+        if not self._bytes:
+            self._open()
+        self._bytes += len(chunk)
+        if self._unpack is not None:
+            chunk = self._unpack.feed(chunk)
+        if self._texts is not None:
+            self._texts.feed(chunk)
+        if self._mark:
+            self._look_for_mark(chunk)
+        if self._source is not None:
+            for document in self._source.feed(chunk):
+                self._read(document)
+
+    def feed_without_usage(self, chunk: bytes) -> None:
+        """Look at a chunk of whole events in which somebody has found no usage."""
+        source = self._source
+        if (
+            self._unpack is not None
+            or not isinstance(source, Events)
+            or not source.seeks_usage_alone
+        ):
+            self.feed(chunk)
+            return
+        self._bytes += len(chunk)
+        if self._texts is not None:
+            self._texts.feed(chunk)
+
+    def _open(self) -> None:
+        if self._reader is not None and self._kind:
+            wanted, needle = self._reader.wanted, self._reader.needle
+            self._source = Events(wanted, needle) if self._kind == "events" else Scanner(wanted)
+
+    def read_whole(self, body: bytes) -> None:
+        """Look at an answer that is all here, as `feed` does."""
+        reader = self._reader
+        if (
+            reader is not None
+            and self._unpack is None
+            and body[:1] == b"{"
+            and self._kind == "json"
+            and (found := reader.wanted.of(body))
+        ):
+            self._bytes += len(body)
+            if self._texts is not None:
+                self._texts.feed(body)
+            if self._mark:
+                self._look_for_mark(body)
+            reader.read(found)
+        else:
+            self.feed(body)
+
+    def _read(self, document: Document) -> None:
+        reader = self._reader
+        assert reader is not None
+        reader.read(document)
+        if reader.model is not None and isinstance(self._source, Events):
+            self._source.named()
+
+    def _look_for_mark(self, chunk: bytes) -> None:
+        """An empty mark was found, or there is none."""
+        seen = self._tail + chunk
+        if self._mark in seen:
+            self._mark = self._tail = b""
+        else:
+            self._tail = seen[1 - len(self._mark) :]
 
     @property
     def model(self) -> str | None:
         """The one that answered, if the answer names it."""
+        return self._reader.model if self._reader is not None else None
+
+    @property
+    def ignored(self) -> int:
+        """How many fields, or whole documents, were not read though they may tell usage."""
+        return self._odd.count + self._gave_up
+
+    @property
+    def _gave_up(self) -> bool:
+        """Some of the answer was not looked at."""
+        unread = self._unpack is not None and self._unpack.gave_up
+        return unread or (self._source is not None and self._source.gave_up)
 
     @property
     def usage(self) -> Usage | None:
-        """None if nothing is known."""
-
-
-class _OneModel:
-    """An answer is of one model: its usage by model has one part."""
-
-    __slots__ = ()
+        """All of it together."""
+        return total(self.parts)
 
     @property
-    def parts(self: _Metered) -> Parts:
-        """The usage, by model."""
-        usage = self.usage
-        return ((self.model, usage),) if usage is not None else ()
-
-
-class AnswerMeter(_OneModel):
-    """`feed` sees each chunk; `usage` is what it came to, None if nothing is known."""
-
-    __slots__ = (
-        "_at", "_end", "_estimates", "_held", "_scan", "_sent", "_unpack", "events", "model",
-        "told",
-    )  # fmt: skip
-
-    def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
-        self._sent = sent
-        self._scan = Scan(needle)
-        self._unpack = unpacker(content_encoding) if content_encoding else None
-        self._at = 0
-        self._held = b""
-        self._estimates = sent.kind in _OF_TOKENS
-        self._end = b"\n"
-        self.events = 0
-        """Server-sent events that passed."""
-        self.model: str | None = None
-        """The one that answered, if the answer names it."""
-        self.told: Usage | None = None
-
-    def feed(self, chunk: bytes) -> None:
-        """Look at one chunk."""
-        if self._unpack is not None:
-            chunk = self._unpack.feed(chunk)
-        if found_objects := self._scan.feed(chunk):
-            self.read(found_objects)
-        if self.model is None and self._at < _MODEL_WITHIN_BYTES:
-            self._look_for_model(chunk)
-        self._at += len(chunk)
-        if self._estimates and self.told is None:
-            self.events += (self._end + chunk).count(b"\ndata:")
-            self._end = chunk[-5:] if len(chunk) >= 5 else (self._end + chunk)[-5:]
-
-    def read(self, found: Sequence[bytes]) -> None:
-        """Take what objects tell: the last one holds."""
-        told = formats.openai(found[-1])
-        if told is not None:
-            self._hear(told)
-
-    def _hear(self, told: Usage) -> None:
-        if self._sent.kind == "image" and not told.output_image_tokens:
-            # What images are made of, where the answer has no details.
-            told = msgspec.structs.replace(told, output_image_tokens=told.output_tokens)
-        self.told = told
+    def parts(self) -> Parts:
+        """What was told, or what stands in for it; none of what an answer only repeats."""
+        counting = self._sent.counting
+        if counting == "nothing" or not self._bytes:
+            return ()
+        if (known := in_headers(self._format, self._sent, self._header)) is not None:
+            return (known,)
+        told = self._told()
+        if told is None:
+            return ()  # still to come: a later read tells it
+        if counting == "stored":
+            reader = self._reader
+            if not told and (reader is None or reader.is_paid_job):
+                told = (Part(self.model, Usage(incomplete=True)),)
+            named = self._object_id or self._sent.named_id
+            return tuple(part._replace(object_id=named) for part in told)
+        named = self._object_id if self._sent.makes_objects else ""
+        if not told:
+            made = self._texts.tokens if self._texts is not None and self._kind else None
+            told = untold(self._format, self._sent, self.model, made)
+        booking: Booking = "once" if goes_on(self._sent.endpoint) or not named else "made"
+        return tuple(part._replace(object_id=named, booking=booking) for part in told)
 
     @property
-    def usage(self) -> Usage | None:
-        """As told, or as estimated."""
-        return self.told or self._estimated()
+    def _object_id(self) -> str:
+        return self._reader.object_id if self._reader is not None else ""
 
-    def _look_for_model(self, chunk: bytes) -> None:
-        if not self._held and b'"model' not in chunk and chunk.endswith(b"\n"):
-            return
-        passed = self._held + chunk if self._held else chunk
-        found = _MODEL.search(passed)
-        if found is not None:
-            self.model, self._held = found[1].decode("utf-8", "replace"), b""
-        else:
-            self._held = passed[-256:]
+    def _told(self) -> Parts | None:
+        """What the answer itself tells; None where it says that it is still to come."""
+        reader = self._reader
+        if reader is None:
+            return ()
+        told = tuple(reader.parts())
+        if not reader.is_final:
+            # A stream that broke off has told what it will, unless its object goes on by itself.
+            breaks_off = self._kind == "events" and not reader.in_background
+            if self._sent.counting == "stored" or not breaks_off:
+                return None
+        if told and reader.lacks_output:
+            told = (self._with_output(told[0]), *told[1:])
+        unread = self._gave_up or (bool(reader.mark) and not self._mark)
+        if unread or self._odd.count:
+            told = tuple(
+                _changed(part, incomplete=True) if unread or _is_half(part.usage) else part
+                for part in told
+            )
+        if self._format == "google" and (tier := google.tier(self._header(google.TIER_HEADER))):
+            told = tuple(_changed(p, service_tier=p.usage.service_tier or tier) for p in told)
+        return told
 
-    def _estimated(self) -> Usage | None:
-        if self._sent.kind == "image" and self._at:
-            asked = value(field(self._sent.body, "n"))
-            return Usage(images=asked if type(asked) is int and asked > 0 else 1, estimated=True)
-        if not self._estimates or not self._at:
-            return None
-        # An event is about a token; of what is no stream, four bytes are.
-        output = self.events or self._at // BYTES_A_TOKEN
-        return Usage(self._sent.body_bytes // BYTES_A_TOKEN, output, estimated=True)
-
-
-class Anthropic(AnswerMeter):
-    """The start tells the input, later events overwrite what they name; nothing is added up."""
-
-    __slots__ = ("_said",)
-
-    def __init__(self, sent: Sent, needle: Needle, content_encoding: str) -> None:
-        super().__init__(sent, needle, content_encoding)
-        self._said: dict[str, Any] = {}
-
-    def read(self, found: Sequence[bytes]) -> None:
-        """See AnswerMeter."""
-        for each in found:
-            said = formats.fields(each)
-            self._said |= {k: v for k in formats.ANTHROPIC if (v := said.get(k)) is not None}
-        self.told = formats.anthropic(self._said)
+    def _with_output(self, part: Part) -> Part:
+        """A part whose output is not told, with an estimate of it."""
+        made = self._texts.tokens if self._texts is not None else 0
+        return _changed(part, output_tokens=made, estimated=True)
 
 
-class Google(AnswerMeter):
-    """Every chunk tells the whole so far: the last one holds."""
-
-    __slots__ = ()
-
-    def read(self, found: Sequence[bytes]) -> None:
-        """See AnswerMeter."""
-        self.told = formats.google(found[-1]) or self.told
+def _is_half(usage: Usage) -> bool:
+    """True where a field that could not be read may have told the input, or the output."""
+    return bool(usage.input_tokens) != bool(usage.output_tokens)
 
 
-class Seconds(_OneModel):
-    """Seconds of audio that stand in the answer: the last number holds."""
-
-    __slots__ = ("_held", "_needle", "_unpack", "_value_ms", "model")
-
-    def __init__(self, key: str, content_encoding: str) -> None:
-        self._needle = re.compile(_SECONDS % key.encode())
-        self._held = b""
-        self._unpack = unpacker(content_encoding)
-        self._value_ms: int | None = None
-        self.model: str | None = None
-
-    def feed(self, chunk: bytes) -> None:
-        """Look at one chunk."""
-        passed = self._held + (chunk if self._unpack is None else self._unpack.feed(chunk))
-        for told in reversed(self._needle.findall(passed)):
-            seconds = decimal_number(told.decode(), 0, _MOST_SECONDS)
-            if seconds is not None:
-                self._value_ms = round(seconds * 1000)
-                break
-        self._held = passed[-64:]
-
-    @property
-    def usage(self) -> Usage | None:
-        """None if it was not there."""
-        return None if self._value_ms is None else Usage(audio_ms=self._value_ms)
+def _changed(part: Part, **fields: object) -> Part:
+    return part._replace(usage=msgspec.structs.replace(part.usage, **fields))
 
 
-class Known(_OneModel):
-    """What is known already: nothing more is looked at."""
-
-    __slots__ = ("model", "usage")
-
-    def __init__(self, usage: Usage, model: str | None = None) -> None:
-        self.usage: Usage | None = usage
-        self.model = model
-
-    def feed(self, chunk: bytes) -> None:
-        """Nothing to see."""
+@lru_cache(64)
+def _kind_of(content_type: str | None) -> str:
+    """`events` or `json`; empty where no documents are looked for."""
+    kind = (content_type or "application/json").partition(";")[0].strip()
+    if kind.lower() == "text/event-stream":
+        return "events"
+    return "json" if _JSON.search(kind) else ""
 
 
-Meter = AnswerMeter | Seconds | Known
+def answer_meter(format_: str, sent: Sent, header: Header) -> AnswerMeter | None:
+    """What reads the answer of a call; None where nothing is to be read."""
+    return AnswerMeter(format_, sent, header) if sent.counting != "nothing" else None
 
 
-def read_whole(meter: str, sent: Sent, header: Header, answer: bytes) -> Meter | None:
-    """What has read an answer that is all here, as `answer_meter` and `feed` do."""
-    if meter == "openai" and answer[:1] == b"{" and sent.kind not in ("speech", "image"):
-        if (found := formats.openai_answer(answer)) is not None:
-            return Known(*found)
-    made = answer_meter(meter, sent, header)
+def read_whole(
+    format_: str, sent: Sent, header: Header, answer: bytes
+) -> AnswerMeter | Plain | None:
+    """What has read an answer that is all here."""
+    if (
+        format_ == "openai"
+        and _is_plain(sent.kind, sent.method, sent.endpoint)
+        and not header("Content-Encoding")
+        and _kind_of(header("Content-Type")) == "json"
+        and (part := plain(answer)) is not None
+    ):
+        return Plain(part)
+    made = answer_meter(format_, sent, header)
     if made is not None:
-        made.feed(answer)
+        made.read_whole(answer)
     return made
 
 
-def answer_meter(meter: str, sent: Sent, header: Header) -> Meter | None:
-    """What reads the answer of a call to a provider that speaks `meter`; None if nothing does."""
-    coding = header("Content-Encoding") or ""
-    if meter == "openai" and sent.kind != "speech":
-        return AnswerMeter(sent, _USAGE, coding)
-    if meter == "fal":
-        return _units(header("x-fal-billable-units"))
-    if sent.kind == "speech" and meter in _TEXTS:
-        return _spoken(meter, sent, header, coding)
-    if meter == "deepgram":
-        return Seconds("duration", coding)
-    if meter == "assemblyai":
-        return Seconds("audio_duration", coding)
-    if meter == "cartesia" and sent.kind == "transcription":
-        return Seconds("duration", coding)
-    if meter == "anthropic":
-        return Anthropic(sent, _USAGE, coding)
-    if meter == "google":
-        return Google(sent, _METADATA, coding)
-    return None
+@lru_cache(1024)
+def _is_plain(kind: str, method: str, endpoint: str) -> bool:
+    """True of calls whose answers mostly are a model and its usage, and count at once."""
+    known = kind in ("chat", "completion", "embeddings")
+    return known and counting_of(method, endpoint) == "new" and not makes_objects(endpoint)
 
 
-def _units(given: str | None) -> Known | None:
-    units = decimal_number(given or "", 0, _MOST_UNITS)
-    return None if units is None else Known(Usage(units_milli=round(units * 1000)))
+class Plain:
+    """The meter of an answer that needed no reader (core/meters/openai.py)."""
 
+    __slots__ = ("model", "parts")
+    ignored = 0
 
-def _spoken(meter: str, sent: Sent, header: Header, coding: str) -> Meter | None:
-    """Speech is billed by characters; ElevenLabs says how many it billed."""
-    characters = whole_number(header("character-cost") or "", 0, _MOST_UNITS)
-    if characters is not None:
-        return Known(Usage(characters=characters))
-    spoken = text(field(sent.body, _TEXTS[meter]))
-    if spoken is None:
-        return AnswerMeter(sent, _USAGE, coding) if meter == "openai" else None
-    return Known(Usage(characters=len(spoken)))
+    def __init__(self, part: Part) -> None:
+        self.model, self.parts = part.model, (part,)
+
+    @property
+    def usage(self) -> Usage | None:
+        """All of it together."""
+        return self.parts[0].usage

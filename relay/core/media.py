@@ -1,0 +1,150 @@
+"""Tokens of a request that is not sent yet: of its text by length, of its images by the vendors'
+rules. Base64 is not text.
+
+Owns: finding media in a request body, the size of an image from its first bytes, and the rules. An
+estimate, bounded in time: the body is searched, never decoded.
+
+Sources of the rules: developers.openai.com/api/docs/guides/images-vision (32-pixel patches),
+platform.claude.com/docs/en/build-with-claude/vision (28-pixel patches),
+ai.google.dev/gemini-api/docs/tokens (tiles of 258).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from relay.core.meters.texts import BYTES_A_TOKEN
+
+PLAIN_BYTES = 16 * 1024
+"""What is shorter is taken for text: media in it would be too small to matter."""
+_MARKS = (b";base64,", b'data":')
+_VALUE = re.compile(rb'(?:;base64,|data":\s*")([A-Za-z0-9+/_-]{64})')
+_MOST_MARKS = 1000
+_MOST_SEARCHED_BYTES = 8 * 1024 * 1024
+"""Of text between media; what follows is taken for text."""
+_MOST_IMAGES = 32
+"""More are not looked into."""
+_HEAD_CHARACTERS = 96 * 1024
+"""A JPEG's size may stand behind its EXIF data."""
+_LEAST_CHARACTERS = 1024
+_BYTES_A_TOKEN_OF_SOUND = 400
+"""Sound and documents: 32 tokens a second of an MP3 at 128 kbit/s, 258 a page of 100 kB."""
+
+
+_MOST_UNKNOWN = 20_000
+
+
+class Size(NamedTuple):
+    """Of an image, in pixels."""
+
+    width: int
+    height: int
+
+
+def input_tokens(body: bytes, format_: str) -> int:
+    """About how many tokens a request's body comes to, for a provider of this wire format."""
+    if len(body) <= PLAIN_BYTES:
+        return len(body) // BYTES_A_TOKEN
+    text_bytes, tokens = len(body), 0
+    for at, blob in enumerate(_blobs(body)):
+        text_bytes -= blob.end - blob.start
+        head = body[blob.start : min(blob.end, blob.start + _HEAD_CHARACTERS)]
+        size = image_size(_decoded(head)) if at < _MOST_IMAGES else None
+        if size is not None:
+            tokens += image_tokens(size, format_)
+        else:
+            blob_bytes = (blob.end - blob.start) * 3 // 4
+            tokens += min(_MOST_UNKNOWN, blob_bytes // _BYTES_A_TOKEN_OF_SOUND)
+    return max(0, text_bytes) // BYTES_A_TOKEN + tokens
+
+
+class _Blob(NamedTuple):
+    start: int
+    end: int
+
+
+def _blobs(body: bytes) -> Iterator[_Blob]:
+    """Where base64 stands: behind `;base64,` of a data URL, or as a `data` or `file_data`."""
+    for mark in _MARKS:
+        start = searched = 0
+        for _ in range(_MOST_MARKS):
+            at = body.find(mark, start, start + _MOST_SEARCHED_BYTES - searched)
+            if at < 0:
+                break
+            searched += at - start
+            found = _VALUE.match(body, at)
+            start = at + len(mark)
+            if found is None:
+                continue
+            end = body.find(b'"', found.end())
+            start = len(body) if end < 0 else end
+            if start - found.start(1) >= _LEAST_CHARACTERS:
+                yield _Blob(found.start(1), start)
+
+
+def _decoded(text: bytes) -> bytes:
+    whole = text[: len(text) // 4 * 4].translate(_URL_SAFE)
+    try:
+        return base64.b64decode(whole)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def image_tokens(size: Size, format_: str) -> int:
+    """By the vendor's rule; those without one are taken to follow OpenAI's."""
+    if format_ == "anthropic":
+        return min(4784, -(-size.width // 28) * -(-size.height // 28))
+    if format_ == "google":
+        if size.width <= 384 and size.height <= 384:
+            return 258
+        return 258 * min(64, -(-size.width // 768) * -(-size.height // 768))
+    return min(2500, -(-size.width // 32) * -(-size.height // 32))
+
+
+def image_size(start: bytes) -> Size | None:
+    """From the first bytes of a PNG, GIF, WebP or JPEG; None of anything else."""
+    if start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) >= 24:
+        return Size(*struct.unpack(">II", start[16:24]))
+    if start.startswith((b"GIF87a", b"GIF89a")) and len(start) >= 10:
+        return Size(*struct.unpack("<HH", start[6:10]))
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP" and len(start) >= 30:
+        return _webp(start)
+    return _jpeg(start) if start.startswith(b"\xff\xd8") else None
+
+
+def _webp(start: bytes) -> Size | None:
+    """developers.google.com/speed/webp/docs/riff_container"""
+    kind = start[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
+        return Size(width, height)
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", start[26:30])
+        return Size(width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        return Size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    return None
+
+
+_SIZELESS = frozenset({0xC4, 0xC8, 0xCC})
+
+
+def _jpeg(start: bytes) -> Size | None:
+    """The frame header (ISO 10918-1 B.2.2), behind however many other segments."""
+    at = 2
+    while at + 9 <= len(start) and start[at] == 0xFF:
+        marker = start[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _SIZELESS:
+            height, width = struct.unpack(">HH", start[at + 5 : at + 9])
+            return Size(width, height)
+        at += 2 + max(2, int.from_bytes(start[at + 2 : at + 4], "big"))
+    return None

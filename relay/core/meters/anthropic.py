@@ -1,0 +1,191 @@
+"""Anthropic's Messages, its own and those of other vendors that speak it.
+
+Owns: how the usage of `message_start` and of each `message_delta` make one. Its input is without
+what a cache read or wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.reader import FormatReader
+from relay.core.meters.sent import Sent
+from relay.core.meters.typed import Count, Odd, Reader, text_of
+from relay.core.usage import Part, Usage, clamped
+
+_BESIDE_THE_WHOLE = frozenset({"compaction", "advisor_message"})
+"""Iterations whose tokens the counts at the top do not hold."""
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_5m_input_tokens: Count | None = None
+    ephemeral_1h_input_tokens: Count | None = None
+
+
+class _ServerTools(msgspec.Struct):
+    web_search_requests: Count | None = None
+    code_execution_requests: Count | None = None
+
+
+class _Thinking(msgspec.Struct):
+    thinking_tokens: Count | None = None
+
+
+class _Iteration(msgspec.Struct):
+    type: str | None = None
+    model: str | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation: _CacheCreation | None = None
+    server_tool_use: _ServerTools | None = None
+    output_tokens_details: _Thinking | None = None
+    service_tier: str | None = None
+    speed: str | None = None
+    inference_geo: str | None = None
+    iterations: list[_Iteration] | None = None
+
+
+_usage = Reader(_Usage)
+_INPUTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+class Anthropic(FormatReader):
+    """Reads the documents of one answer: later ones overwrite what they name. Each line of a
+    batch's results is an answer of its own.
+    """
+
+    wanted = Wanted(
+        "type", "model", "usage", "stop_reason", "processing_status", "message.model",
+        "message.usage", "delta.stop_reason", "result.message.model", "result.message.usage",
+        "result.message.stop_reason",
+    )  # fmt: skip
+    texts = (b'"text":', b'"thinking":', b'"partial_json":')
+
+    def __init__(self, sent: Sent, odd: Odd) -> None:
+        super().__init__(sent, odd)
+        self._said: _Usage | None = None
+        self._refused = False
+        self._results: dict[tuple[str | None, str, bool], Usage] = {}
+        """Of a batch, by model and terms."""
+
+    def read(self, document: Document) -> None:
+        """Take what a document tells."""
+        if "result.message.usage" in document:
+            self._read_message(document, "result.message.")
+            self._add_result()
+        elif "processing_status" in document:
+            self.is_final = False  # a batch: its results tell what it used
+        else:
+            starts = "message.usage" in document or "message.model" in document
+            self._read_message(document, "message." if starts else "")
+
+    def _read_message(self, document: Document, within: str) -> None:
+        self.model = text_of(document.get(f"{within}model")) or self.model
+        stopped = document.get("delta.stop_reason") or document.get(f"{within}stop_reason")
+        if stopped is not None:
+            self._refused = stopped == b'"refusal"'
+        raw = document.get(f"{within}usage")
+        if raw is None or raw == b"null":
+            return
+        said = _usage(raw, self._odd)
+        starts = text_of(document.get("type")) == "message_start"
+        self.lacks_output = starts
+        self._said = said if self._said is None or starts else _merged(self._said, said)
+        for each in said.iterations or ():
+            if each.type == "fallback_message" and each.model:
+                self.model = each.model
+
+    def _add_result(self) -> None:
+        for part in self._message_parts():
+            used = part.usage
+            key = part.model, used.service_tier, used.incomplete
+            before = self._results.get(key)
+            self._results[key] = used if before is None else before + used
+        self._said, self._refused = None, False
+
+    def parts(self) -> Iterator[Part]:
+        """What it came to, by model."""
+        for (model, _, _), used in self._results.items():
+            yield Part(model, used)
+        yield from self._message_parts()
+
+    def _message_parts(self) -> Iterator[Part]:
+        said = self._said
+        if said is None:
+            return
+        terms = _terms(said)
+        own = _usage_of(said)
+        others: list[Part] = []
+        for each in said.iterations or ():
+            if each.type not in _BESIDE_THE_WHOLE:
+                continue
+            beside = _counted(each)
+            if each.model and each.model != self.model:
+                others.append(Part(each.model, msgspec.structs.replace(beside, **terms)))
+            else:
+                own = own + beside
+        if own.tokens:
+            if self._refused and not own.output_tokens:
+                terms["billed_nano_usd"] = 0  # a refusal that says nothing is free
+            yield Part(self.model, msgspec.structs.replace(own, **terms))
+        yield from others
+
+
+def _merged(before: _Usage, now: _Usage) -> _Usage:
+    """What `now` names replaces what was, but an input of zeros, which some vendors send at the
+    end, is none.
+    """
+    named = {name: getattr(now, name) for name in _Usage.__struct_fields__}
+    changed = {name: value for name, value in named.items() if value is not None}
+    if not any(changed.get(name) for name in _INPUTS):
+        for name in _INPUTS:
+            changed.pop(name, None)
+    return msgspec.structs.replace(before, **changed)
+
+
+def _usage_of(said: _Usage) -> Usage:
+    thinking, tools = said.output_tokens_details, said.server_tool_use
+    usage = msgspec.structs.replace(
+        _counted(said),
+        reasoning_tokens=(thinking.thinking_tokens or 0) if thinking is not None else 0,
+        web_searches=(tools.web_search_requests or 0) if tools is not None else 0,
+    )
+    return clamped(usage)
+
+
+def _counted(said: _Usage | _Iteration) -> Usage:
+    read, wrote = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
+    split = said.cache_creation
+    for_an_hour = (split.ephemeral_1h_input_tokens or 0) if split is not None else 0
+    return clamped(
+        Usage(
+            (said.input_tokens or 0) + read + wrote,
+            said.output_tokens or 0,
+            read,
+            wrote,
+            for_an_hour,
+        )
+    )
+
+
+def _terms(said: _Usage) -> dict[str, object]:
+    """Under which terms it was served: what changes the price."""
+    tier = said.service_tier if said.service_tier not in (None, "standard") else ""
+    if said.speed == "fast":
+        tier = "fast" if not tier else f"{tier}+fast"
+    executed = said.server_tool_use.code_execution_requests if said.server_tool_use else None
+    elsewhere = said.inference_geo == "us"  # dearer, by a factor that no price list has
+    return {"service_tier": tier, "incomplete": bool(executed) or elsewhere}

@@ -1,0 +1,89 @@
+"""Cohere's wire format: chat, embeddings, rerank, in both versions.
+
+Owns: `usage` and `meta`, which tell what was used and, apart from that, what is billed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.reader import FormatReader
+from relay.core.meters.sent import Sent
+from relay.core.meters.typed import Odd, Reader
+from relay.core.usage import Part, Usage, clamped
+
+Count = Annotated[float, msgspec.Meta(ge=0, le=1 << 40)]
+"""Cohere writes its counts with a decimal point."""
+
+
+class _Counts(msgspec.Struct):
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    search_units: Count | None = None
+    classifications: Count | None = None
+    images: Count | None = None
+    image_tokens: Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    billed_units: _Counts | None = None
+    tokens: _Counts | None = None
+    cached_tokens: Count | None = None
+
+
+_usage = Reader(_Usage)
+_NONE = _Counts()
+
+
+class Cohere(FormatReader):
+    """Reads the documents of one answer; the last holds."""
+
+    wanted = Wanted("usage", "meta", "delta.usage", "response.meta")
+    texts = (b'"text":',)
+
+    def __init__(self, sent: Sent, odd: Odd) -> None:
+        super().__init__(sent, odd)
+        self._told: tuple[Usage, Usage] | None = None
+
+    def read(self, document: Document) -> None:
+        """Take what a document tells."""
+        for place in ("usage", "meta", "delta.usage", "response.meta"):
+            if (raw := document.get(place)) is not None:
+                self._told = _usage_of(_usage(raw, self._odd)) or self._told
+
+    def parts(self) -> Iterator[Part]:
+        """What it came to."""
+        if self._told is not None:
+            used, billed = self._told
+            yield Part(None, used, None if billed == used else billed)
+
+
+def _usage_of(said: _Usage) -> tuple[Usage, Usage] | None:
+    """What was used, and what is billed: the prompt's template, for one, is free."""
+    cached = round(said.cached_tokens or 0)
+    used = _counted(said.tokens or said.billed_units or _NONE, cached)
+    billed = _counted(said.billed_units or said.tokens or _NONE, cached)
+    return (used, billed) if used != _NOTHING or billed != _NOTHING else None
+
+
+def _counted(counts: _Counts, cached: int) -> Usage:
+    units = (counts.search_units or 0) + (counts.classifications or 0)
+    seen = round(counts.image_tokens or 0)
+    return clamped(
+        Usage(
+            round(counts.input_tokens or 0) + seen,
+            round(counts.output_tokens or 0),
+            cached,
+            input_image_tokens=seen,
+            units_milli=round(units * 1000),
+            images=0 if seen else round(counts.images or 0),
+            incomplete=seen > 0,  # dearer than text, which no list tells
+        )
+    )
+
+
+_NOTHING = Usage()

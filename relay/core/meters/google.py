@@ -1,0 +1,223 @@
+"""Google's wire formats: Gemini's generateContent and its siblings, and the Interactions API.
+
+Owns: `usageMetadata` and the interactions' `usage`. Each tells the whole so far: the last holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.reader import FormatReader
+from relay.core.meters.sent import Sent
+from relay.core.meters.typed import Count, Odd, Reader, text_of
+from relay.core.usage import Part, Usage, clamped
+
+TIER_HEADER = "x-gemini-service-tier"
+_STILL_TO_COME = frozenset({"in_progress", "queued"})
+_STANDARD_TIERS = frozenset({"standard", "unspecified"})
+_GENERATED = frozenset({"usageMetadata", "modelVersion"})
+_GENERATED_WANTED = Wanted(*_GENERATED)
+_tells = re.compile(rb'TokenCount"\s*:\s*[^0\s]').search
+"""A count that is not 0, whatever it is."""
+_MAX_TIER = 32
+
+
+class Modality(msgspec.Struct):
+    """Tokens of a kind, as Gemini and interactions say it."""
+
+    modality: str | None = None
+    tokenCount: Count | None = None
+    tokens: Count | None = None
+
+
+class Metadata(msgspec.Struct):
+    """`usageMetadata`; the Live API calls the answer a response."""
+
+    promptTokenCount: Count | None = None
+    candidatesTokenCount: Count | None = None
+    responseTokenCount: Count | None = None
+    thoughtsTokenCount: Count | None = None
+    toolUsePromptTokenCount: Count | None = None
+    cachedContentTokenCount: Count | None = None
+    promptTokensDetails: list[Modality] | None = None
+    promptTokenDetails: list[Modality] | None = None  # of embeddings
+    candidatesTokensDetails: list[Modality] | None = None
+    responseTokensDetails: list[Modality] | None = None
+    cacheTokensDetails: list[Modality] | None = None
+    serviceTier: str | None = None
+
+
+class _Tool(msgspec.Struct):
+    type: str | None = None
+    count: Count | None = None
+
+
+class _Interaction(msgspec.Struct):
+    """The Interactions API's `usage`."""
+
+    total_input_tokens: Count | None = None
+    total_output_tokens: Count | None = None
+    total_thought_tokens: Count | None = None
+    total_cached_tokens: Count | None = None
+    total_tool_use_tokens: Count | None = None
+    input_tokens_by_modality: list[Modality] | None = None
+    output_tokens_by_modality: list[Modality] | None = None
+    cached_tokens_by_modality: list[Modality] | None = None
+    grounding_tool_count: list[_Tool] | None = None
+
+
+_metadata = Reader(Metadata)
+_interaction = Reader(_Interaction)
+
+
+def usage_of(raw: bytes, odd: Odd) -> Usage | None:
+    """`usageMetadata`; None if it tells nothing."""
+    said = _metadata(raw, odd)
+    thoughts = said.thoughtsTokenCount or 0
+    return _usage(
+        (said.promptTokenCount or 0) + (said.toolUsePromptTokenCount or 0),
+        (said.candidatesTokenCount or said.responseTokenCount or 0) + thoughts,
+        (said.cachedContentTokenCount or 0, thoughts),
+        said.promptTokensDetails or said.promptTokenDetails or (),
+        said.candidatesTokensDetails or said.responseTokensDetails or (),
+        said.cacheTokensDetails or (),
+        tier(said.serviceTier),
+    )
+
+
+def interaction_of(raw: bytes, odd: Odd) -> Usage | None:
+    """An interaction's `usage`; None if it tells nothing."""
+    said = _interaction(raw, odd)
+    thoughts = said.total_thought_tokens or 0
+    usage = _usage(
+        (said.total_input_tokens or 0) + (said.total_tool_use_tokens or 0),
+        (said.total_output_tokens or 0) + thoughts,
+        (said.total_cached_tokens or 0, thoughts),
+        said.input_tokens_by_modality or (),
+        said.output_tokens_by_modality or (),
+        said.cached_tokens_by_modality or (),
+        "",
+    )
+    if usage is not None and any(tool.count for tool in said.grounding_tool_count or ()):
+        return msgspec.structs.replace(usage, incomplete=True)
+    return usage
+
+
+def _usage(  # noqa: PLR0913 (the same seven of both spellings)
+    given: int,
+    made: int,
+    cached_and_thoughts: tuple[int, int],
+    asked: Sequence[Modality],
+    gave: Sequence[Modality],
+    cached: Sequence[Modality],
+    tier: str,
+) -> Usage | None:
+    if not (given or made):
+        return None
+    read, thoughts = cached_and_thoughts
+    return clamped(
+        Usage(
+            given,
+            made,
+            read,
+            reasoning_tokens=thoughts,
+            input_audio_tokens=_of(asked, "AUDIO"),
+            output_audio_tokens=_of(gave, "AUDIO"),
+            cache_audio_read_tokens=_of(cached, "AUDIO"),
+            input_image_tokens=_of(asked, "IMAGE"),
+            output_image_tokens=_of(gave, "IMAGE"),
+            cache_image_read_tokens=_of(cached, "IMAGE"),
+            service_tier=tier,
+        )
+    )
+
+
+def _of(listed: Sequence[Modality], kind: str) -> int:
+    return sum(
+        each.tokenCount or each.tokens or 0
+        for each in listed
+        if each.modality is not None and each.modality.upper() == kind
+    )
+
+
+def tier(given: str | None) -> str:
+    """A service tier; empty of the standard one."""
+    name = (given or "").lower().removeprefix("service_tier_")[:_MAX_TIER]
+    return "" if name in _STANDARD_TIERS else name
+
+
+class Google(FormatReader):
+    """Reads the documents of one answer."""
+
+    wanted = Wanted(
+        "usageMetadata", "modelVersion", "model", "id", "status", "usage", "service_tier",
+        "background", "event_type", "interaction.id", "interaction.model", "interaction.status",
+        "interaction.usage", "interaction.service_tier", "interaction.background",
+        "name", "done", "error",
+    )  # fmt: skip
+    texts = (b'"text":',)
+    mark = b'"webSearchQueries"'
+    """Of answers that searched the web, which is billed beside the tokens."""
+
+    def __init__(self, sent: Sent, odd: Odd) -> None:
+        super().__init__(sent, odd)
+        if sent.kind == "generate":
+            self.wanted = _GENERATED_WANTED
+        self._told: Usage | None = None
+        self._metadata = self._version = b""
+        """The last `usageMetadata` that tells something, and the last `modelVersion`."""
+        self._tier = ""
+
+    def read(self, document: Document) -> None:
+        """Take what a document tells."""
+        get = document.get
+        # Every chunk of a stream tells the usage so far: only the last is decoded.
+        if (raw := get("usageMetadata")) is not None and _tells(raw) is not None:
+            self._metadata = raw
+        if (raw := get("modelVersion")) is not None and raw != self._version:
+            self._version, self.model = raw, text_of(raw) or self.model
+        if not document.keys() <= _GENERATED:
+            self._read_object(document)
+
+    def _read_object(self, document: Document) -> None:
+        """An interaction, a decision, a batch or a long operation."""
+        get = document.get
+        if "name" in document:
+            self._read_job(document)
+        within = "interaction." if "event_type" in document else ""
+        if (given := text_of(get(f"{within}id"))) is not None:
+            self.object_id = given
+        if (model := text_of(get(f"{within}model"))) is not None:
+            self.model = model
+        if (status := text_of(get(f"{within}status"))) is not None:
+            self.is_final = status not in _STILL_TO_COME
+        if (raw := get(f"{within}background")) is not None:
+            self.in_background = raw == b"true"
+        if (raw := get(f"{within}usage")) is not None:
+            self._told = interaction_of(raw, self._odd) or self._told
+        if (given := text_of(get(f"{within}service_tier"))) is not None:
+            self._tier = tier(given)
+
+    def _read_job(self, document: Document) -> None:
+        """A batch or a long operation, such as one that makes a video: neither tells its usage."""
+        name = text_of(document.get("name")) or ""
+        if name.startswith("batches/") or "operations/" in name:
+            self.object_id = name
+            self.is_final = document.get("done") == b"true"
+            self.is_paid_job = self.is_final and document.get("error", b"null") == b"null"
+
+    def parts(self) -> Iterator[Part]:
+        """What it came to."""
+        if self._metadata:
+            self._told = usage_of(self._metadata, self._odd) or self._told
+            self._metadata = b""
+        told = self._told
+        if told is None:
+            return
+        if self._tier and not told.service_tier:
+            told = msgspec.structs.replace(told, service_tier=self._tier)
+        yield Part(self.model, told)

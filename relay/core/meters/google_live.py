@@ -1,0 +1,95 @@
+"""Gemini's Live API. Its messages are JSON in binary frames.
+
+Owns: which messages tell usage: each `usageMetadata` is of its own turn, and they are added up; and
+the estimate of an answer that a client left.
+"""
+
+from __future__ import annotations
+
+import re
+
+from relay.core.meters import google
+from relay.core.meters.documents import Wanted
+from relay.core.meters.hints import hint
+from relay.core.meters.sessions import Opened, Payload, SocketMeter, of_base64
+from relay.core.meters.texts import BYTES_A_TOKEN
+from relay.core.meters.typed import text_of
+from relay.core.usage import Part, Parts, Usage
+
+_told = hint('"(?:usageMetadata|webSearchQueries)"')
+_told_or_said = hint('"(?:usageMetadata|webSearchQueries|modelTurn)"')
+_SEARCHED = b'"webSearchQueries"'
+"""Searches are billed beside the tokens."""
+_SAMPLED = 8
+_METADATA, _SETUP = Wanted("usageMetadata"), Wanted("setup.model")
+_AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
+_TEXT = re.compile(rb'"text"\s*:\s*"((?:[^"\\]++|\\.)*+)"')
+_TOKENS_A_SECOND = 25
+_BYTES_A_SECOND_IN, _BYTES_A_SECOND_OUT = 32_000, 48_000
+"""Of 16-bit PCM at the rates of the Live API, which counts 25 tokens for a second."""
+
+
+class GoogleLive(SocketMeter):
+    """See the module."""
+
+    __slots__ = ("_answer", "_context_tokens", "_heard_from", "_speaks", "_to_sample")
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self.sent_hint = hint('"setup"' if opened.model is None else "")
+        self.received_hint = _told_or_said
+        self._answer = Payload(opened.provider)
+        self._to_sample = _SAMPLED
+        self._speaks = False
+        self._context_tokens = self._heard_from = 0
+
+    def sent(self, data: bytes) -> None:
+        """The first message names the model."""
+        model = text_of(_SETUP.of(data).get("setup.model"))
+        if model is not None:
+            self.model = model.removeprefix("models/")
+            self.named(self.model)
+            self.sent_hint = None
+            self._context_tokens = len(data) // BYTES_A_TOKEN
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        if _SEARCHED in data:
+            self.add(Part(None, Usage(incomplete=True)), "searches")
+        raw = _METADATA.of(data).get("usageMetadata")
+        usage = google.usage_of(raw, self.odd) if raw is not None else None
+        if usage is not None:
+            self.add(Part(None, usage))
+            self._context_tokens = usage.tokens
+            self._heard_from = self.opened.client.bytes
+            self._answer.begin()
+        elif self._to_sample:
+            self._sample(data)
+
+    def _sample(self, data: bytes) -> None:
+        audio = _AUDIO.search(data)
+        found = audio or _TEXT.search(data)
+        if found is not None:
+            self._answer.sample(data, len(found[1]))
+        self._speaks = audio is not None
+        self._to_sample = 0 if self._speaks else self._to_sample - 1
+        if not self._to_sample:
+            self.received_hint = _told
+
+    @property
+    def parts(self) -> Parts:
+        """See SocketMeter."""
+        made_bytes = self._answer.bytes
+        if self._speaks:
+            made = of_base64(made_bytes) * _TOKENS_A_SECOND // _BYTES_A_SECOND_OUT
+        else:
+            made = made_bytes // BYTES_A_TOKEN
+        if not made:
+            return super().parts
+        sent_bytes = of_base64(self.opened.client.bytes - self._heard_from)
+        heard = sent_bytes * _TOKENS_A_SECOND // _BYTES_A_SECOND_IN
+        spoken = made if self._speaks else 0
+        usage = Usage(
+            self._context_tokens + heard, made, output_audio_tokens=spoken, estimated=True
+        )
+        return (*super().parts, Part(self.model, usage))

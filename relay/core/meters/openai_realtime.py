@@ -1,0 +1,178 @@
+"""OpenAI's Realtime sessions, spoken ones and transcriptions, and xAI's.
+
+Owns: the models of a session and what else they bill: transcriptions of the input, xAI's seconds.
+How usage of responses is read is openai_sockets.py's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from relay.core.meters import openai
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.hints import hint
+from relay.core.meters.openai_sockets import Answering, Open
+from relay.core.meters.sessions import MAX_PARTS, Opened, bytes_a_second, of_base64
+from relay.core.meters.texts import BYTES_A_TOKEN
+from relay.core.meters.typed import Reader, Seconds, text_of
+from relay.core.usage import Part, Parts, Usage
+
+_ASKED = Wanted(
+    "type", "session.model", "session.audio.input.transcription.model",
+    "session.input_audio_transcription.model",
+)  # fmt: skip
+_TRANSCRIBERS = (
+    "session.input_audio_transcription.model", "session.audio.input.transcription.model",
+)  # fmt: skip
+_INPUT_AUDIO_TOKENS_A_SECOND = 10
+_OUTPUT_AUDIO_TOKENS_A_SECOND = 20
+"""OpenAI counts a token for 100 ms of a user's audio and for 50 ms of its own."""
+
+
+class _Voice(msgspec.Struct):
+    """What xAI tells beside the tokens."""
+
+    billable_audio_seconds: Seconds | None = None
+
+
+_voice = Reader(_Voice)
+
+
+class Realtime(Answering):
+    """Realtime: every response, and every transcription of the input under the model that made it.
+
+    xAI bills seconds of audio instead of tokens, and texts that the client writes, which have no
+    price here. Its seconds are said to add up over the session: as long as they grow they are taken
+    so, else as those of each response; with more than one response it is an estimate.
+    """
+
+    sampled_deltas = 8
+    """Transcripts come before the audio."""
+    __slots__ = (
+        "_attached", "_context_tokens", "_heard_from", "_input_bytes_a_s", "_output_bytes_a_s",
+        "_transcriber", "_voice_s", "_wrote",
+    )  # fmt: skip
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        # All who attach themselves to a call see the same responses; others cannot be read again.
+        self._attached = bool(opened.asked("call_id"))
+        self._transcriber: str | None = None
+        self._context_tokens = 0
+        self._heard_from = 0
+        self._input_bytes_a_s = self._output_bytes_a_s = 0
+        self._voice_s: dict[str, float] = {}
+        self._wrote = False
+        if opened.model is None:
+            self.sent_hint = hint('"session"')
+        self._look_for_texts()
+
+    def sent(self, data: bytes) -> None:
+        """See SocketMeter."""
+        said = _ASKED.of(data)
+        if text_of(said.get("type")) == "conversation.item.create":
+            self._wrote = True
+            return
+        model, transcriber = text_of(said.get("session.model")), _transcriber(said)
+        if model is None and self.opened.asked("intent") == "transcription":
+            model = transcriber
+        self._transcriber = self._transcriber or transcriber
+        if model is not None:
+            self.named(model)
+            self.sent_hint = None
+            self._look_for_texts()
+
+    def _look_for_texts(self) -> None:
+        if self.sent_hint is None and (self.model or self.asked or "").startswith("grok"):
+            self.sent_hint = hint(r'"conversation\.item\.create"')
+
+    def _told(self, kind: str, said: Document, data: bytes) -> None:
+        if kind == _TRANSCRIBED:
+            told = said.get("usage")
+            usage = openai.usage_of(told, self.odd) if told is not None else None
+            if usage is not None:
+                self.add(Part(self._transcriber or _TRANSCRIBER, usage))
+        elif "session." in kind:
+            self._session(said, len(data))
+
+    def _session(self, said: Document, session_bytes: int) -> None:
+        self.model = text_of(said.get("session.model")) or self.model
+        self._transcriber = _transcriber(said) or self._transcriber
+        self._context_tokens = self._context_tokens or session_bytes // BYTES_A_TOKEN
+        self._input_bytes_a_s = _audio(said, "input") or self._input_bytes_a_s
+        self._output_bytes_a_s = _audio(said, "output") or self._output_bytes_a_s
+        if self.model is not None and not self._wrote:
+            self.sent_hint = None
+            self._look_for_texts()
+
+    def _opening(self, model: str | None) -> Open:
+        """It reads the conversation so far, and what was said since."""
+        heard = 0
+        if self._input_bytes_a_s:
+            audio_bytes = of_base64(self.opened.client.bytes - self._heard_from)
+            heard = audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
+        return Open(model, self._context_tokens + heard)
+
+    def _ended(self, said: Document) -> None:
+        if (beside := said.get("usage")) is not None:  # xAI tells it beside the response
+            said = {**said, "response.usage": beside}
+            seconds = _voice(beside, self.odd).billable_audio_seconds
+            if seconds is not None and len(self._voice_s) < MAX_PARTS:
+                named = text_of(said.get("response.id")) or str(len(self._voice_s))
+                self._voice_s[named] = seconds
+        super()._ended(said)
+
+    def _add(self, part: Part) -> None:
+        self._context_tokens = part.usage.tokens or self._context_tokens
+        self._heard_from = self.opened.client.bytes
+        self.add(self._bookable(part), part.object_id)
+
+    def _bookable(self, part: Part) -> Part:
+        return part if self._attached else part._replace(object_id="")
+
+    def _estimate(self, named: str, left: Open) -> Part:
+        if not (self._speaks and self._output_bytes_a_s):
+            return self._bookable(super()._estimate(named, left))
+        audio_bytes = of_base64(left.output_bytes)
+        made = audio_bytes * _OUTPUT_AUDIO_TOKENS_A_SECOND // self._output_bytes_a_s
+        usage = Usage(left.input_tokens, made, output_audio_tokens=made, estimated=True)
+        return self._bookable(Part(left.model, usage, object_id=named))
+
+    @property
+    def parts(self) -> Parts:
+        """See SocketMeter."""
+        parts, told = super().parts, list(self._voice_s.values())
+        if not told:
+            return parts
+        grew = told == sorted(told)
+        usage = Usage(
+            audio_ms=round((told[-1] if grew else sum(told)) * 1000),
+            estimated=len(told) > 1,
+            incomplete=self._wrote,
+        )
+        return (*(part._replace(billed=Usage()) for part in parts), Part(self.model, usage))
+
+
+def _transcriber(said: Document) -> str | None:
+    return next((model for place in _TRANSCRIBERS if (model := text_of(said.get(place)))), None)
+
+
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_TRANSCRIBER = "input-transcription"
+"""Stands for a transcribing model that the session has not named: it has no price."""
+
+
+def _audio(said: Document, side: str) -> int | None:
+    """Bytes a second of one side's audio, as a session tells its format."""
+    format_ = f"session.audio.{side}.format"
+    named = said.get(f"{format_}.type") or said.get(f"session.{side}_audio_format")
+    if (encoding := text_of(named)) is None:
+        return None
+    rate_hz = (said.get(f"{format_}.rate") or b"").decode("ascii", "replace")
+    if not rate_hz and encoding in ("pcm16", "audio/pcm"):
+        rate_hz = _PCM_HZ
+    return bytes_a_second(encoding, rate_hz)
+
+
+_PCM_HZ = "24000"
+"""Of PCM, where a session tells no rate."""

@@ -1,0 +1,207 @@
+"""OpenAI's sockets that answer with responses, and those that xAI speaks like them: what Responses
+and Realtime have in common, and Responses.
+
+Owns: which of their messages tell usage, of which response and model, and the estimate of a
+response that a client left. What a usage object means is openai.py's; openai_realtime.py has
+Realtime.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from relay.core import media
+from relay.core.meters import openai
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.hints import hint
+from relay.core.meters.sent import Sent
+from relay.core.meters.sessions import Opened, Payload, SocketMeter
+from relay.core.meters.texts import BYTES_A_TOKEN
+from relay.core.meters.typed import Odd, text_of
+from relay.core.usage import Booking, Part, Parts, Usage
+
+_PIECES = tuple(
+    f'{{"type":{space}"response.{name}.delta"'.encode()
+    for space in ("", " ")
+    for name in (
+        "output_audio",
+        "audio",
+        "output_audio_transcript",
+        "audio_transcript",
+        "output_text",
+        "text",
+        "function_call_arguments",
+    )
+)
+"""As OpenAI writes them, and Python. One that begins in another way is looked at like the rest."""
+
+_TELLING = (
+    r'"(?:usage"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
+    r'|response\.[a-z_.]*+"'
+)
+_without_deltas = hint(_TELLING + r'(?<!\.delta"))')
+_with_deltas = hint(_TELLING + ")")
+"""While a delta is to be looked into for how it is written."""
+
+_MESSAGE = Wanted(
+    "type", "usage", "delta", "session.model", "session.audio.input.transcription.model",
+    "session.input_audio_transcription.model", "session.audio.input.format.type",
+    "session.audio.input.format.rate", "session.input_audio_format",
+    "session.audio.output.format.type", "session.audio.output.format.rate",
+    "session.output_audio_format",
+    "response.id", "response.model", "response.status", "response.service_tier", "response.usage",
+    "response.tool_usage",
+)  # fmt: skip
+_CREATE = Wanted("type", "model", "previous_response_id", "response.model")
+ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
+_AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_SENT = Sent("responses", endpoint="responses")
+_MOST_OPEN = 64
+
+
+class Open:
+    """A response that was asked for, or created, and has not ended."""
+
+    __slots__ = ("input_tokens", "model", "output_bytes")
+
+    def __init__(self, model: str | None, input_tokens: int) -> None:
+        self.model, self.input_tokens = model, input_tokens
+        self.output_bytes = 0
+
+
+class Answering(SocketMeter):
+    """What answers with responses: each tells its usage when it ends. Of what is still under way
+    when the session ends, the deltas are counted.
+    """
+
+    booking: Booking = "once"
+    sampled_deltas = 1
+    __slots__ = ("_deltas", "_open", "_speaks", "_to_sample")
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self.received_hint = _without_deltas
+        self.pieces = _PIECES
+        self._open: dict[str, Open] = {}
+        self._deltas = Payload(opened.provider)
+        self._to_sample = 0
+        self._speaks = False
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        said = _MESSAGE.of(data)
+        kind = text_of(said.get("type")) or ""
+        if kind.endswith(".delta"):
+            self._sample(kind, data, said)
+            return
+        self._deltas.leave_out(data)
+        if kind == "response.created":
+            self._began(said)
+        elif kind in ENDS:
+            self._ended(said)
+        else:
+            self._told(kind, said, data)
+
+    def _told(self, kind: str, said: Document, data: bytes) -> None:
+        """A message that neither begins nor ends a response."""
+
+    def _sample(self, kind: str, data: bytes, said: Document) -> None:
+        self._to_sample -= 1
+        if (delta := said.get("delta")) is not None and delta.startswith(b'"'):
+            self._deltas.sample(data, len(delta) - 2)
+        self._speaks = kind in _AUDIO_DELTAS
+        if self._to_sample <= 0 or self._speaks:
+            self.received_hint = _without_deltas
+
+    def _began(self, said: Document) -> None:
+        self._share()
+        named = text_of(said.get("response.id")) or ""
+        if len(self._open) < _MOST_OPEN:
+            self._open[named] = self._opening(text_of(said.get("response.model")))
+        self._to_sample, self.received_hint = self.sampled_deltas, _with_deltas
+
+    def _opening(self, model: str | None) -> Open:
+        """A response that begins, with what it was given."""
+        return Open(model, 0)
+
+    def _ended(self, said: Document) -> None:
+        self._share()
+        named = text_of(said.get("response.id")) or ""
+        left = self._open.pop(named, None)
+        parts = parts_of(said, self.odd)
+        if not parts and text_of(said.get("response.status")) == "completed" and left is not None:
+            parts = (self._estimate(named, left),)
+        for part in parts:
+            self._add(part)
+
+    def _add(self, part: Part) -> None:
+        """What a response came to."""
+        booked = part._replace(booking=self.booking)
+        self.add(booked, f"{part.object_id} {part.model}" if part.object_id else "")
+
+    def _share(self) -> None:
+        """What was streamed since the last time is of the responses that were under way, alike."""
+        streamed = self._deltas.bytes
+        self._deltas.begin()
+        for each in self._open.values():
+            each.output_bytes += streamed // len(self._open)
+
+    def _estimate(self, named: str, left: Open) -> Part:
+        usage = Usage(left.input_tokens, left.output_bytes // BYTES_A_TOKEN, estimated=True)
+        return Part(left.model, usage, object_id=named)
+
+    @property
+    def parts(self) -> Parts:
+        """See SocketMeter."""
+        self._share()
+        cut = (self._estimate(*each)._replace(booking=self.booking) for each in self._open.items())
+        left = (part if part.model else part._replace(model=self.model) for part in cut)
+        return (*super().parts, *(part for part in left if part.usage.tokens))
+
+
+def parts_of(said: Document, odd: Odd) -> Parts:
+    """What a response that ended came to, with its id; none where it does not tell."""
+    reader = openai.OpenAI(_SENT, odd)
+    reader.read(said)
+    named = text_of(said.get("response.id")) or ""
+    return tuple(part._replace(object_id=named) for part in reader.parts())
+
+
+class Responses(Answering):
+    """The Responses socket: many responses, of several models, some at once. They can be read again
+    by their ids.
+    """
+
+    booking = "made"
+    __slots__ = ("_asked", "_totals")
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self.sent_hint = hint(r'"response\.create"')
+        self._asked: deque[Open] = deque(maxlen=_MOST_OPEN)
+        self._totals: dict[str, int] = {}
+        """Tokens of the last responses, which one that goes on from them reads again."""
+
+    def sent(self, data: bytes) -> None:
+        """See SocketMeter."""
+        said = _CREATE.of(data)
+        if text_of(said.get("type")) != "response.create":
+            return
+        model = text_of(said.get("model")) or text_of(said.get("response.model"))
+        self.named(model)
+        before = text_of(said.get("previous_response_id"))
+        context = self._totals.get(before, 0) if before is not None else 0
+        self._asked.append(Open(model, context + media.input_tokens(data, "openai")))
+
+    def _opening(self, model: str | None) -> Open:
+        opened = self._asked.popleft() if self._asked else Open(None, 0)
+        opened.model = model or opened.model
+        return opened
+
+    def _add(self, part: Part) -> None:
+        super()._add(part)
+        self.model = part.model or self.model
+        if part.object_id:
+            if len(self._totals) >= _MOST_OPEN:
+                self._totals.pop(next(iter(self._totals)))
+            self._totals[part.object_id] = part.usage.tokens

@@ -1,0 +1,52 @@
+"""What a call sent, as far as readers of its answer look at it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from relay.core.exchange import Exchange
+from relay.core.formats import Counting, counting_of, makes_objects
+from relay.core.meters.texts import BYTES_A_TOKEN
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """See the module."""
+
+    kind: str
+    """`chat`, `speech`, … (core/peek.py)."""
+    body: bytes = b""
+    """The request's, where it tells what is paid for: text made speech, images asked for."""
+    input_tokens: int = 0
+    """As estimated from the request."""
+    method: str = "POST"
+    endpoint: str = ""
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> Sent:
+        """What an exchange sent."""
+        assert exchange.route is not None
+        return cls(
+            exchange.kind,
+            exchange.spoken,
+            exchange.request_bytes // BYTES_A_TOKEN
+            if exchange.input_estimate is None
+            else exchange.input_estimate,
+            exchange.method,
+            exchange.route.endpoint,
+        )  # fmt: skip
+
+    @property
+    def counting(self) -> Counting:
+        """Whether its answer tells new usage."""
+        return counting_of(self.method, self.endpoint)
+
+    @property
+    def makes_objects(self) -> bool:
+        """True if what its answer tells can be read again later, by an id."""
+        return self.method != "POST" or makes_objects(self.endpoint)
+
+    @property
+    def named_id(self) -> str:
+        """The id at the end of the path, of a read."""
+        parts = self.endpoint.rstrip("/").removesuffix("/results").rsplit("/", 1)
+        return parts[-1] if self.method == "GET" else ""

@@ -1,0 +1,107 @@
+"""Speech, both ways, by the vendors that bill seconds or characters: Deepgram, AssemblyAI,
+ElevenLabs, Cartesia.
+
+Owns: the fields in which each tells how much audio it heard, and which field of a request is
+spoken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import msgspec
+
+from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.reader import FormatReader
+from relay.core.meters.sent import Sent
+from relay.core.meters.typed import UNREADABLE, Odd, milliseconds, text_of
+from relay.core.usage import Part, Usage
+
+MAX_SPOKEN_BYTES = 1024 * 1024
+SPOKEN = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
+"""The field of a request whose characters are spoken, by wire format."""
+
+
+class Heard(FormatReader):
+    """An answer that tells seconds of audio; the last number holds. Made by one of its children."""
+
+    needle = b'"'
+    places: ClassVar[tuple[str, ...]]
+
+    def __init__(self, sent: Sent, odd: Odd) -> None:
+        super().__init__(sent, odd)
+        self._heard_ms: int | None = None
+
+    def read(self, document: Document) -> None:
+        """Take what a document tells."""
+        for place in self.places:
+            heard_ms = milliseconds(document.get(place), self._odd)
+            if heard_ms is not None:
+                self._heard_ms = heard_ms
+
+    def parts(self) -> Iterator[Part]:
+        """What it came to."""
+        if self._heard_ms is not None:
+            yield Part(self.model, Usage(audio_ms=self._heard_ms))
+
+
+class Cartesia(Heard):
+    """`duration`."""
+
+    wanted, places = Wanted("duration"), ("duration",)
+
+
+class ElevenLabs(Heard):
+    """`audio_duration_secs`, of all channels together."""
+
+    wanted = Wanted("audio_duration_secs", "transcription_id", "request_id")
+    places = ("audio_duration_secs",)
+
+    def read(self, document: Document) -> None:
+        """See Heard. A transcript can be read again by its id; one that a webhook will get is still
+        to come.
+        """
+        super().read(document)
+        self.object_id = text_of(document.get("transcription_id")) or ""
+        self.is_final = self._heard_ms is not None or "request_id" not in document
+
+
+class AssemblyAI(Heard):
+    """`audio_duration`, once the transcript is there."""
+
+    wanted = Wanted("id", "status", "audio_duration")
+    places = ("audio_duration",)
+
+    def read(self, document: Document) -> None:
+        """See Heard."""
+        super().read(document)
+        self.object_id = text_of(document.get("id")) or ""
+        status = text_of(document.get("status"))
+        self.is_final = status not in ("queued", "processing")
+
+
+class Deepgram(Heard):
+    """`metadata.duration`."""
+
+    wanted, places = Wanted("metadata.duration"), ("metadata.duration",)
+
+
+def characters(format_: str, sent: Sent) -> int | None:
+    """How many are to be spoken; None where the request does not tell."""
+    name = SPOKEN.get(format_)
+    if name is None or len(sent.body) > MAX_SPOKEN_BYTES:
+        return None
+    try:
+        text: str | None = _FIELDS[name].decode(sent.body).text
+    except UNREADABLE:
+        return None
+    return None if text is None else len(text)
+
+
+def _field(name: str) -> msgspec.json.Decoder[Any]:
+    fields = [("text", str | None, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("Spoken", fields, rename={"text": name}))
+
+
+_FIELDS = {name: _field(name) for name in set(SPOKEN.values())}

@@ -1,0 +1,133 @@
+"""Sockets that make speech from text: ElevenLabs, Cartesia, Deepgram, xAI.
+
+Owns: which of a client's messages hold text to be spoken, and where a provider tells what it bills.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, field, text
+from relay.core.meters.documents import Wanted
+from relay.core.meters.hints import hint
+from relay.core.meters.sessions import MAX_PARTS, Opened, SocketMeter
+from relay.core.meters.typed import UNREADABLE, Count, text_of
+from relay.core.usage import Part, Parts, Usage
+
+
+class Characters(SocketMeter):
+    """Speech from text that a client sends: the characters of one field, in messages of one type
+    where they have types.
+    """
+
+    __slots__ = ("_field", "_type")
+
+    def __init__(self, opened: Opened, field_: str, type_: str = "") -> None:
+        super().__init__(opened)
+        self._field, self._type = field_, type_
+        self.sent_hint = hint(f'"{field_}"')
+
+    def sent(self, data: bytes) -> None:
+        """See SocketMeter."""
+        said = _TEXT.of(data)
+        if self._type and text_of(said.get("type")) != self._type:
+            return
+        model = text_of(said.get("model_id"))
+        self.named(model)
+        self.model = self.model or model
+        if (characters := self._characters(data)) is None:
+            self.add(Part(model, Usage(incomplete=True)))
+        elif characters:
+            self.add(Part(model, Usage(characters=characters)))
+
+    def _characters(self, data: bytes) -> int | None:
+        """How many are to be spoken; None if they are too many to be counted."""
+        raw = field(data, self._field)
+        if memoryview(raw).nbytes > MOST_TEXT_BYTES:
+            return None
+        spoken = text(raw)
+        # A lone space opens a session of ElevenLabs, and an empty text closes it.
+        return len(spoken) if spoken is not None and spoken.strip() else 0
+
+
+_TEXT = Wanted("type", "model_id")
+
+
+class _Line(msgspec.Struct):
+    text: str = ""
+
+
+_lines = msgspec.json.Decoder(list[_Line]).decode
+
+
+class Dialogue(Characters):
+    """ElevenLabs' dialogues: the texts of all `inputs`."""
+
+    __slots__ = ()
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, "inputs")
+
+    def _characters(self, data: bytes) -> int | None:
+        raw = field(data, "inputs")
+        if memoryview(raw).nbytes > MOST_FIELD_BYTES:
+            return None
+        try:
+            return sum(len(line.text) for line in _lines(raw))
+        except UNREADABLE:
+            return 0
+
+
+class FluxSpeech(Characters):
+    """Deepgram's v2/speak, which tells the characters it bills: of each turn, and of the session so
+    far. A turn that is still under way is estimated by the texts sent.
+    """
+
+    __slots__ = ("_total", "_turns")
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, "text", "Speak")
+        self.received_hint = hint('billable_character_count"')
+        self._turns: dict[str, int] = {}
+        self._total = 0
+
+    def received(self, data: bytes) -> None:
+        """See SocketMeter."""
+        said = _FLUX_SPEECH.of(data)
+        kind = text_of(said.get("type"))
+        if kind == "SessionMetadata":
+            self._total = _count(said.get("total_billable_character_count")) or self._total
+        elif kind in ("SpeechMetadata", "SpeechInterrupted"):
+            within = "metadata." if kind == "SpeechInterrupted" else ""
+            characters = _count(said.get(f"{within}billable_character_count"))
+            if characters is not None and len(self._turns) < MAX_PARTS:
+                named = text_of(said.get(f"{within}speech_id")) or str(len(self._turns))
+                self._turns[named] = characters
+                self._sums.clear()
+
+    @property
+    def parts(self) -> Parts:
+        """See SocketMeter."""
+        told = max(self._total, sum(self._turns.values()))
+        under_way = tuple(
+            part._replace(usage=msgspec.structs.replace(part.usage, estimated=True))
+            for part in super().parts
+        )
+        return (Part(self.model, Usage(characters=told)), *under_way) if told else under_way
+
+
+_FLUX_SPEECH = Wanted(
+    "type", "total_billable_character_count", "billable_character_count", "speech_id",
+    "metadata.billable_character_count", "metadata.speech_id",
+)  # fmt: skip
+_decode_count = msgspec.json.Decoder(Count).decode
+
+
+def _count(raw: bytes | None) -> int | None:
+    if raw is None:
+        return None
+    try:
+        count: int = _decode_count(raw)
+    except UNREADABLE:
+        return None
+    return count

@@ -1,0 +1,174 @@
+"""Typed fields out of JSON that may hold anything: a field that does not fit is left out and
+counted, the others are read all the same.
+
+Owns: that reading, and the types with bounds that the formats' structs are made of.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from types import NoneType
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+"""Of tokens, characters, images: nobody uses more in a call."""
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
+Money = Decimal
+"""US dollars; bounded where it is used."""
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+_MAX_NAME = 256
+
+T = TypeVar("T", bound=msgspec.Struct)
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Odd:
+    """How many fields were there that did not fit."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Reader(Generic[T]):
+    """Reads one kind of struct; never raises.
+
+    A struct whose every field fits costs one decoding. Only where one does not is each tried by
+    itself.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
+        self._decode = msgspec.json.Decoder(kind).decode
+        self._tolerant = _Tolerant(kind)
+
+    def __call__(self, text: bytes, odd: Odd) -> T:
+        """What of `text` fits; fields that do not are counted in `odd`. null is an empty struct."""
+        try:
+            return self._decode(text)
+        except UNREADABLE:
+            made: T | None = self._tolerant.read(text, odd)
+            return self._kind() if made is None else made
+
+
+class _Tolerant:
+    """Field by field."""
+
+    def __init__(self, kind: type[msgspec.Struct]) -> None:
+        self._kind = kind
+        hints = get_type_hints(kind, include_extras=True)
+        names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
+        self._fields = [(name, encoded, _part(hints[name])) for name, encoded in names]
+
+    def read(self, text: bytes, odd: Odd) -> Any:
+        """None of null, and of what is no object."""
+        if text.strip() == b"null":
+            return None
+        try:
+            given = _raw_fields(text)
+        except UNREADABLE:
+            odd.count += 1
+            return None
+        fitting: dict[str, Any] = {}
+        for name, encoded, part in self._fields:
+            if encoded in given:
+                value = part.read(bytes(given[encoded]), odd)
+                if value is not None:
+                    fitting[name] = value
+        return self._kind(**fitting)
+
+
+class _Items:
+    """A list of structs, item by item."""
+
+    def __init__(self, of: _Tolerant) -> None:
+        self._of = of
+
+    def read(self, text: bytes, odd: Odd) -> Any:
+        try:
+            items = [self._of.read(bytes(item), odd) for item in _raw_items(text)]
+        except UNREADABLE:
+            odd.count += 1
+            return None
+        return [item for item in items if item is not None]
+
+
+class _Leaf:
+    """A value that fits or does not."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decode = msgspec.json.Decoder(kind).decode
+
+    def read(self, text: bytes, odd: Odd) -> Any:
+        try:
+            return self._decode(text)
+        except UNREADABLE:
+            odd.count += 1
+            return None
+
+
+def _part(hint: Any) -> _Tolerant | _Items | _Leaf:
+    kinds = [each for each in get_args(hint) if each is not NoneType] or [hint]
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return _Tolerant(kind) if len(kinds) == 1 else _Leaf(hint)
+        inner = get_args(kind)
+        if getattr(kind, "__origin__", None) is list and issubclass(inner[0], msgspec.Struct):
+            return _Items(_Tolerant(inner[0]))
+    return _Leaf(hint)
+
+
+def text_of(raw: bytes | None) -> str | None:
+    """A short string, such as a name or an id; None of anything else."""
+    if raw is None or len(raw) > 4 * _MAX_NAME:
+        return None
+    try:
+        found: str = _text(raw)
+    except UNREADABLE:
+        return None
+    return found if is_name(found) else None
+
+
+def is_name(text: str) -> bool:
+    """True if it is no longer than a name may be, nor empty."""
+    return 0 < len(text) <= _MAX_NAME
+
+
+_text = msgspec.json.Decoder(str).decode
+_seconds = msgspec.json.Decoder(Seconds).decode
+
+
+def milliseconds(raw: bytes | None, odd: Odd) -> int | None:
+    """Of a number of seconds, or one that stands in a string; None of anything else."""
+    if raw is None or raw == b"null":
+        return None
+    try:
+        return round(_seconds(raw.strip(b'"')) * 1000)
+    except UNREADABLE:
+        odd.count += 1
+        return None
+
+
+def count_of(raw: bytes, odd: Odd) -> int | None:
+    """A count; None of anything else."""
+    try:
+        found: int | None = _count(raw)
+    except UNREADABLE:
+        odd.count += 1
+        return None
+    return found
+
+
+_count = msgspec.json.Decoder(Count | None).decode
+_MOST_USD = 1_000_000
+
+
+def nano_usd(usd: Decimal | None) -> int | None:
+    """In billionths; None of what is no amount: then the price list says what it costs."""
+    if usd is None or not usd.is_finite() or not 0 <= usd <= _MOST_USD:
+        return None
+    return round(usd * 10**9)

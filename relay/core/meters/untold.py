@@ -1,0 +1,101 @@
+"""What a call is paid by where its answer tells nothing: a header, what the request asked for, an
+estimate.
+
+Owns: these stand-ins, and which calls use something whether or not anything tells what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from decimal import Decimal
+
+import msgspec
+
+from relay.core.meters import speech
+from relay.core.meters.sent import Sent
+from relay.core.meters.typed import UNREADABLE
+from relay.core.usage import Part, Parts, Usage
+
+Header = Callable[[str], str | None]
+ESTIMATED = frozenset(
+    {"chat", "completion", "responses", "messages", "generate", "interactions"}
+)
+"""Kinds whose usage is estimated where it is not told."""
+_PAID = ESTIMATED | {"embeddings", "speech", "transcription", "image", "rerank"}
+"""Kinds that use something, whether or not the answer tells what."""
+_PAYS = {
+    "fal": re.compile(r"^(?!(?:queue|rest|ws)/)"),
+    "elevenlabs": re.compile(
+        r"text-to-|speech-to-|sound-generation|music|voice-changer|audio-isolation|dubbing"
+    ),
+    "cartesia": re.compile(r"infill/|voice-changer/"),
+    "deepgram": re.compile(r"(?:^|/)(?:read|listen|speak)$"),
+}
+"""Endpoints of a vendor that use something, whatever they answer."""
+_MAX_ID = 256
+_CHARACTERS = {"elevenlabs": "character-cost", "deepgram": "dg-char-count"}
+_DECIMAL = re.compile(r"\d{1,12}(?:\.\d{1,9})?\Z")
+
+
+def _decimal(given: str | None) -> Decimal | None:
+    return Decimal(given) if given is not None and _DECIMAL.match(given) else None
+
+
+class _Parameters(msgspec.Struct):
+    sampleCount: int | None = None
+
+
+class _Images(msgspec.Struct):
+    n: int | None = None
+    parameters: _Parameters | None = None
+
+
+_images = msgspec.json.Decoder(_Images).decode
+_FORM_N = re.compile(rb'name="n"\r\n\r\n(\d{1,3})\r\n')
+_FORM_PEEK_BYTES = 64 * 1024
+_MAX_IMAGES = 100
+
+
+def images_asked(body: bytes) -> int:
+    """How many images a request asks for: `n` of JSON or of a form, Google's `sampleCount`; one
+    where it is not named.
+    """
+    asked: int | None = None
+    if body[:1] == b"{":
+        with contextlib.suppress(*UNREADABLE):
+            said = _images(body)
+            asked = said.n if said.parameters is None else said.parameters.sampleCount
+    elif (found := _FORM_N.search(body, 0, _FORM_PEEK_BYTES)) is not None:
+        asked = int(found[1])
+    return asked if asked is not None and 0 < asked <= _MAX_IMAGES else 1
+
+
+def in_headers(format_: str, sent: Sent, header: Header) -> Part | None:
+    """What a header tells."""
+    if format_ == "fal":
+        units = _decimal(header("x-fal-billable-units"))
+        if units is None:
+            return None
+        named = header("x-fal-request-id") or sent.named_id
+        return Part(None, Usage(units_milli=round(units * 1000)), object_id=named[:_MAX_ID])
+    name = _CHARACTERS.get(format_)
+    count = _decimal(header(name)) if name is not None else None
+    return Part(None, Usage(characters=round(count))) if count is not None else None
+
+
+def untold(format_: str, sent: Sent, model: str | None, made: int | None) -> Parts:
+    """What stands in for an answer that tells nothing; `made` is an estimate of its output, None
+    where there is none.
+    """
+    if sent.kind == "speech" and (spoken := speech.characters(format_, sent)) is not None:
+        return (Part(model, Usage(characters=spoken)),)
+    if sent.kind == "image":
+        return (Part(model, Usage(images=images_asked(sent.body), estimated=True)),)
+    if made is not None:
+        return (Part(model, Usage(sent.input_tokens, made, estimated=True)),)
+    pays = _PAYS.get(format_)
+    if sent.kind in _PAID or (pays is not None and pays.search(sent.endpoint)):
+        return (Part(model, Usage(incomplete=True)),)
+    return ()

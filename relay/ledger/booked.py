@@ -1,0 +1,81 @@
+"""Which of the providers' objects (responses, batches, transcripts, …) have their usage counted:
+reading one again, or by another worker, or after a restart, counts nothing.
+
+Owns: that memory: of this process, and of the database where there is one. While the database is
+away, or slow, this process goes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+
+from sqlalchemy.dialects import postgresql, sqlite
+
+from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
+from relay.storage.tables import booked
+
+MOST_KNOWN = 10_000
+_AT_ONCE = 200
+_WAIT_S = 1.0
+
+Object = tuple[str, str]
+"""(provider, its id)"""
+
+
+class Booked:
+    """One per process."""
+
+    def __init__(self, database: Database | None) -> None:
+        self._database = database
+        self._known: dict[Object, int] = {}
+        """With the milliseconds that were counted, of one whose count grows."""
+
+    @property
+    def is_shared(self) -> bool:
+        """True if others may have counted what this process has not."""
+        return self._database is not None
+
+    def claim(self, named: Object) -> bool:
+        """True if this process has not counted it yet; from now on it has."""
+        if named in self._known:
+            return False
+        if len(self._known) >= MOST_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[named] = 0
+        return True
+
+    def claim_up_to(self, named: Object, audio_ms: int) -> int:
+        """How much of a count that grows this process had counted before."""
+        self.claim(named)
+        before_ms = self._known[named]
+        self._known[named] = max(before_ms, audio_ms)
+        return before_ms
+
+    async def counted_elsewhere(self, claimed: Collection[Object]) -> Collection[Object]:
+        """Which of what this process claimed another one had counted before."""
+        if self._database is None or not claimed:
+            return ()
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return set(claimed) - await self._insert(list(claimed))
+        except (DatabaseAway, DatabaseNewer, RowsRefused, TimeoutError):
+            return ()
+
+    async def _insert(self, claimed: list[Object]) -> set[Object]:
+        assert self._database is not None
+        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        now_s, new = int(time.time()), set()
+        async with self._database.writing() as connection:
+            for at in range(0, len(claimed), _AT_ONCE):
+                rows = [
+                    {"provider": provider, "object_id": object_id, "at_s": now_s}
+                    for provider, object_id in claimed[at : at + _AT_ONCE]
+                ]
+                statement = insert(booked).values(rows).on_conflict_do_nothing()
+                found = await connection.execute(
+                    statement.returning(booked.c.provider, booked.c.object_id)
+                )
+                new |= {(provider, object_id) for provider, object_id in found}
+        return new
