@@ -104,7 +104,7 @@ async def test_events_come_as_they_are_sent(start: StartRelay, raw: RawUpstream)
 
 async def test_a_session_speaks_json_text_and_bytes(gateway: AIGateway) -> None:
     async with asyncio.timeout(HANG_GUARD_S), gateway.connect(provider="openai") as session:
-        assert (await session.receive())["session"]["model"] == "gpt-realtime"
+        assert (await session.receive())["session"]["model"] == "gpt-realtime-2.1"
         await session.send({"type": "response.create"})
         async for message in session:
             if message["type"] == "response.done":

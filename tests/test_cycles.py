@@ -33,6 +33,7 @@ from tests.upstream.raw import (
     RESET,
     SILENCE,
     SSE_HEAD,
+    Pause,
     RawUpstream,
     Step,
     chunk,
@@ -42,6 +43,7 @@ from tests.upstream.raw import (
 
 JSON = ok(b'{"model": "m", "usage": {"prompt_tokens": 1, "completion_tokens": 2}}', "Content-Type: application/json")
 STREAM = SSE_HEAD + chunk(b"data: 1\n\n") + chunk(b"data: 2\n\n") + LAST_CHUNK
+PIECES = (SSE_HEAD, chunk(b"data: 1\n\n"), Pause(0.002), chunk(b"data: 2\n\n"), LAST_CHUNK)
 CALLS = 20
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,9 +55,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("answer", [JSON, STREAM], ids=["whole", "stream"])
-async def test_a_call_leaves_nothing_for_the_collector(setting: str, answer: bytes, start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(answer)
+@pytest.mark.parametrize("answer", [(JSON,), (STREAM,), PIECES], ids=["whole", "stream", "stream in pieces"])
+async def test_a_call_leaves_nothing_for_the_collector(setting: str, answer: tuple[Any, ...], start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(*answer)
     relay = await start(SETTINGS[setting], openai=provider(raw.url, inject_usage=True))
 
     async def calls() -> None:

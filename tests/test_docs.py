@@ -40,7 +40,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
     assert [row for row in rows if row not in GATEWAY_YAML] == []
     documented = re.findall(r"^\| `([a-z0-9_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
-    assert len(documented) == len(rows) + 2, "and `include` and `database`; nothing else is promised"
+    assert len(documented) == len(rows) + 3, "and `include`, `database` and `inject_usage`; nothing else is promised"
 
 
 def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -
     for line, problem in ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.startswith("  ") and "://" not in line):
         assert problem or line
     loaded = load(Sources(ROOT / "gateway.yaml", None)).settings
-    for section in ("server", "tls", "upstream", "websocket", "retries", "retry_budget", "jobs", "database", "ledger", "metrics", "tracing", "cors", "log", "demo"):
+    for section in ("server", "tls", "upstream", "websocket", "retries", "retry_budget", "jobs", "database", "ledger", "metrics", "tracing", "cors", "log", "demo", "inject_usage"):
         assert getattr(loaded, section) == getattr(defaults, section), section
     for key in entries.ProviderEntry.model_fields:
         assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key

@@ -12,6 +12,7 @@ from relay.core import shapes
 from relay.core.errors import ConfigInvalid, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
 from relay.explain import explain
 from relay.registry.load import Sources, load
+from tests.core.usage_table import BEGIN, END, text_with_table
 from tests.processes import ROOT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,6 +21,7 @@ CALLS = [
     ("POST", "/api/v1/ai-gateway/providers/google-ai-studio/v1beta/models/gemini-2.5-flash:generateContent?key=theirs"),
     ("WS", "/api/v1/ai-gateway/ws/google-ai-studio"), ("WS", "/api/v1/ai-gateway/ws/elevenlabs"), ("WS", "/api/v1/ai-gateway/ws/cartesia"),
     ("GET", "/api/v1/ai-gateway/providers/fal/queue/fal-ai/flux/requests/1/status"), ("POST", "/api/v1/ai-gateway/providers/anthropic/v1/messages"),
+    ("POST", "/api/v1/ai-gateway/providers/google-ai-studio/v1beta/openai/chat/completions"),
 ]  # fmt: skip
 ERRORS = [
     ProviderNotConfigured("openai", ("OPENAI_API_KEY",)), UnknownProvider("opnai", "openai"),
@@ -56,3 +58,12 @@ def test_error_bodies() -> None:
         for meter in ("openai", "anthropic", "google", "elevenlabs")
     ]
     _hold("errors.txt", "\n".join(shown))
+
+
+def test_the_table_of_where_usage_is_read() -> None:
+    file = ROOT / "docs/ledger.md"
+    text = file.read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    if os.environ.get("GOLDEN") == "write":
+        file.write_text(text_with_table(text))
+    assert file.read_text() == text_with_table(text)

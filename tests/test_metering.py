@@ -10,8 +10,7 @@ import pytest
 from aiohttp import web
 
 from relay.core.meters.answers import AnswerMeter
-from relay.core.meters.sockets import OpenAI
-from relay.core.peek import asking_for_usage
+from relay.core.meters.openai_realtime import Realtime
 from tests.conftest import StartRelay
 from tests.relays import provider
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, gated_events, ok
@@ -31,7 +30,7 @@ async def test_the_log_line_of_a_call_tells_its_usage_and_the_model_that_answere
 
 
 async def test_what_was_used_until_a_break_is_estimated_and_says_so(start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(SSE_HEAD, chunk(b"data: {}\n\n") * 3, CLOSE)
+    raw.plays(SSE_HEAD, chunk(b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n') * 3, CLOSE)
     relay = await start(openai=provider(raw.url))
     with pytest.raises(Exception, match=r"not enough data|payload|closed"):
         await relay.call("POST", relay.path("openai", "chat/completions"), data=b"x" * 40)
@@ -58,8 +57,8 @@ async def test_a_stream_whose_client_left_can_be_read_on_to_learn_its_usage(star
 
 
 async def test_it_is_read_on_for_so_long_and_no_longer(start: StartRelay, raw: RawUpstream) -> None:
-    gates, steps = gated_events(1)
-    raw.plays(*steps[:-1], asyncio.Event())
+    gates = [asyncio.Event()]
+    raw.plays(SSE_HEAD, gates[0], chunk(b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n'), asyncio.Event())
     relay = await start(openai=provider(raw.url, on_disconnect="drain", drain_s=0.1))
     await _left(relay, gates)
     (line,) = await relay.events()
@@ -128,64 +127,16 @@ async def test_a_meter_that_fails_is_dropped_and_the_stream_goes_on(start: Start
 
 
 async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: OpenAI, data: bytes) -> None:
+    def broken(self: Realtime, data: bytes) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(OpenAI, "received", broken)
+    monkeypatch.setattr(Realtime, "received", broken)
     relay = await _sessions(start, aiohttp_server)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         for _ in range(3):
             await socket.send_str("{}")
             assert "response.done" in await socket.receive_str()
     assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.ledger.lost.meters == 1
-
-
-@pytest.mark.parametrize("cut", range(0, len(b"".join(CHAT)), 7))
-async def test_usage_that_was_asked_for_on_the_clients_behalf_is_taken_out_again(cut: int, start: StartRelay, raw: RawUpstream) -> None:
-    whole = b"".join(CHAT)
-    gate = asyncio.Event()
-    raw.plays(SSE_HEAD, *([chunk(whole[:cut])] if cut else []), gate, chunk(whole[cut:]), LAST_CHUNK)
-    relay = await start(openai=provider(raw.url, inject_usage=True))
-    call = asyncio.create_task(relay.call("POST", relay.path("openai", "chat/completions"), data=b'{"stream": true, "model": "m", "x": 1.50}', headers={"Accept-Encoding": "gzip"}))
-    await asyncio.sleep(0.01)
-    gate.set()
-    assert (await call)[2] == CHAT[0] + CHAT[2]
-    assert (await relay.events())[0]["usage"] == {"input_tokens": 7, "output_tokens": 3}
-    assert raw.arrived[0].body == b'{"stream":true,"model":"m","x":1.50,"stream_options":{"include_usage":true}}'
-    assert raw.arrived[0].header("Accept-Encoding") == ["identity"]
-
-
-async def test_usage_is_taken_out_of_a_stream_that_came_at_once_too(start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(ok(b"".join(CHAT), "Content-Type: text/event-stream"))
-    relay = await start(openai=provider(raw.url, inject_usage=True))
-    _, headers, body = await relay.call("POST", relay.path("openai", "chat/completions"), json={"stream": True})
-    assert body == CHAT[0] + CHAT[2] and "Content-Length" not in headers
-    assert (await relay.events())[0]["usage"] == {"input_tokens": 7, "output_tokens": 3}
-
-
-async def test_it_is_taken_out_of_a_shared_stream_and_not_kept(start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(ok(b"".join(CHAT), "Content-Type: text/event-stream"))
-    relay = await start({"cache": {"coalesce": True, "ttl_s": 60}}, openai=provider(raw.url, inject_usage=True))
-    for _ in range(2):
-        assert (await relay.call("POST", relay.path("openai", "chat/completions"), json={"stream": True}))[2] == CHAT[0] + CHAT[2]
-    led, kept = await relay.events(count=2)
-    assert led["usage"] == {"input_tokens": 7, "output_tokens": 3} and kept["cache"] == "HIT" and "usage" not in kept
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b'{"stream": true, "stream_options": {"include_usage": true}}', b'{"stream": false}', b'{"model": "m"}', b"[1]"],
-    ids=["asks itself", "no stream", "says nothing", "no object"],
-)
-async def test_a_call_that_needs_no_asking_passes_as_it_is(body: bytes, start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(SSE_HEAD, chunk(b"".join(CHAT)), LAST_CHUNK)
-    relay = await start(openai=provider(raw.url, inject_usage=True))
-    assert (await relay.call("POST", relay.path("openai", "chat/completions"), data=body))[2] == b"".join(CHAT)
-    assert raw.arrived[0].body == body
-
-
-def test_other_stream_options_stay() -> None:
-    assert asking_for_usage(b'{"stream": true, "stream_options": {"a": 1.0, "include_usage": false}}') == b'{"stream":true,"stream_options":{"a":1.0,"include_usage":true}}'
 
 
 async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_share(start: StartRelay, aiohttp_server: Any) -> None:

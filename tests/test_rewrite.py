@@ -13,7 +13,7 @@ from relay.core.rewriting import Home, Rewriter, endpoint_of, field_pattern, who
 from relay.gate.proxies import Proxies
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, KEYS, Relay, provider
-from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, head, ok
+from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, head, ok
 from tests.upstream.vendors import SEEN, noted, vendor
 
 HOMES = (
@@ -153,6 +153,17 @@ async def test_events_are_rewritten_whole_however_they_are_cut(start: StartRelay
     raw.plays(SSE_HEAD, *(chunk(event[at : at + 7]) for at in range(0, len(event), 7)), chunk(b"data: tail"), LAST_CHUNK)
     _, _, body = await relay.call("GET", relay.path("fal", "queue/a/status/stream"))
     assert body == event.replace(raw.url.encode(), relay.path("fal", "queue").encode()) + b"data: tail"
+
+
+async def test_an_event_that_is_held_when_the_provider_breaks_off_is_passed_on(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
+    raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), chunk(b"data: 2"), CLOSE)
+    got = b""
+    async with relay.client.get(relay.path("fal", "queue/a/status/stream")) as answer:
+        with pytest.raises(Exception, match=r"not enough data|payload|closed"):
+            while True:
+                got += await answer.content.readany()
+    assert got == b"data: 1\n\ndata: 2"
 
 
 async def test_an_answer_too_large_to_rewrite_passes_as_it_is(start: StartRelay, raw: RawUpstream) -> None:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from relay import janitor
-from relay.core.meters.sockets import OpenAI
+from relay.core.meters.openai_realtime import Realtime
 from relay.session import Ending, Leg
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
@@ -18,7 +18,7 @@ from tests.upstream.raw import SILENCE, RawUpstream
 from tests.upstream.vendors import SEEN, Seen, echo, vendor
 
 Patch = Callable[[pytest.MonkeyPatch, Relay], None]
-TEXT = '{"type": "session.update", "session": {"model": "é"}}'
+TEXT = '{"type": "session.updated", "session": {"model": "é"}}'
 
 
 class Bug(Exception):
@@ -71,7 +71,7 @@ def _pump_is_cancelled(patch: pytest.MonkeyPatch, relay: Relay) -> None:
 
 
 def _observer_and_its_guard_break(patch: pytest.MonkeyPatch, relay: Relay) -> None:
-    patch.setattr(OpenAI, "received", _raises)
+    patch.setattr(Realtime, "received", _raises)
     patch.setattr(relay.gateway.ledger, "meter_failed", _raises)
 
 
@@ -100,7 +100,7 @@ async def test_an_unexpected_exception_while_messages_pass_ends_the_session(sess
 
 async def test_a_meter_that_breaks_still_harms_no_session(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
-    monkeypatch.setattr(OpenAI, "received", _raises)
+    monkeypatch.setattr(Realtime, "received", _raises)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         for _ in range(2):
             await socket.send_str(TEXT)

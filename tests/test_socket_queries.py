@@ -14,7 +14,7 @@ from tests.conftest import StartRelay, Through
 from tests.relays import Relay, packaged_provider, provider
 from tests.upstream.vendors import SEEN, Seen, echo, vendor
 
-CARTESIA_DEFAULT, CARTESIA_OTHER = "2025-04-16", "2026-03-01"
+CARTESIA_DEFAULT, CARTESIA_OTHER = "2026-03-01", "2026-08-14"
 
 
 async def _seen(relay: Relay, endpoint: str, seen: list[Seen], name: str = "openai", **options: Any) -> Seen:
@@ -39,8 +39,8 @@ async def openai(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, list[Se
 @pytest.mark.parametrize("endpoint", ["", "realtime", "v1/realtime", "realtime?x=1"])
 async def test_the_default_path_gets_the_default_model(openai: tuple[Relay, list[Seen]], endpoint: str) -> None:
     relay, seen = openai
-    assert _query(await _seen(relay, endpoint, seen))["model"] == ["gpt-realtime"]
-    assert (await relay.events())[0]["model"] == "gpt-realtime"
+    assert _query(await _seen(relay, endpoint, seen))["model"] == ["gpt-realtime-2.1"]
+    assert (await relay.events())[0]["model"] == "gpt-realtime-2.1"
 
 
 OTHERS = ["v1/responses", "responses", "v1/live/sessions", "v1/live/sessions/live_1/attach", "v1/realtime/translations", "realtime/x"]
@@ -58,7 +58,7 @@ async def test_no_other_path_gets_one_through_cloudflare_either(through: Through
     seen = await _seen(through.relay, "v1/responses", through.vendors.seen("openai"))
     assert seen.target.endswith("/responses")
     seen = await _seen(through.relay, "", through.vendors.seen("openai"))
-    assert _query(seen) == {"model": ["gpt-realtime"]}
+    assert _query(seen) == {"model": ["gpt-realtime-2.1"]}
 
 
 @pytest.mark.parametrize("query", ["model=", "MODEL=a", "%6dodel=a", "intent=transcription", "call_id=c", "agent_id=a"])
@@ -106,8 +106,8 @@ async def cartesia(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, list[
 
 
 VERSIONS: dict[str, tuple[str, dict[str, str], str | None, str | None]] = {
-    "the default path": ("", {}, None, CARTESIA_DEFAULT),
-    "the default path, named": ("tts/websocket", {}, None, CARTESIA_DEFAULT),
+    "the default path": ("", {}, CARTESIA_DEFAULT, None),
+    "the default path, named": ("tts/websocket", {}, CARTESIA_DEFAULT, None),
     "another path": ("stt/websocket?model=ink-2", {}, CARTESIA_DEFAULT, None),
     "a header": ("tts/websocket", {"Cartesia-Version": CARTESIA_OTHER}, CARTESIA_OTHER, None),
     "a header, another path": ("stt/websocket", {"Cartesia-Version": CARTESIA_OTHER}, CARTESIA_OTHER, None),

@@ -55,7 +55,7 @@ async def test_the_native_url_upgrades_too_and_any_path_is_a_socket(through: Thr
 
 async def test_a_default_model_is_used_when_the_client_names_none(through: Through) -> None:
     relay, seen = through.relay, through.vendors.seen("openai")
-    for query, expected in (("", "model=gpt-realtime"), ("?intent=transcription", "intent=transcription"), ("?call_id=c1", "call_id=c1")):
+    for query, expected in (("", "model=gpt-realtime-2.1"), ("?intent=transcription", "intent=transcription"), ("?call_id=c1", "call_id=c1")):
         async with relay.client.ws_connect(relay.ws("openai") + query):
             pass
         assert seen[-1].target.partition("?")[2] == expected
@@ -447,7 +447,7 @@ async def test_a_realtime_session_has_its_model_in_the_log(through: Through) -> 
         answers = [json.loads((await socket.receive(20)).data) for _ in range(5)]
         assert answers[-1]["response"]["usage"]["total_tokens"] == 253
     [event] = await relay.events()
-    assert (event["model"], event["messages_up"]) == ("gpt-realtime", 1)
+    assert (event["model"], event["messages_up"]) == ("gpt-realtime-2.1", 1)
 
 
 async def test_subprotocols_of_a_plain_client_stay_out_of_the_logs(vendors: Vendors, start: StartRelay) -> None:

@@ -13,14 +13,8 @@ import pytest
 from relay.core import fields
 from relay.core.caching import is_clean
 from relay.core.fields import ABSENT, pairs, value
-from relay.core.peek import (
-    NOTHING,
-    asking_for_usage,
-    model_is_plain,
-    paid_fields,
-    peek_body,
-    with_model,
-)
+from relay.core.injection import asking_for_usage
+from relay.core.peek import NOTHING, model_is_plain, paid_fields, peek_body, with_model
 from relay.core.usage import Estimate, estimate
 
 JSON = "application/json"

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from relay.core.caching import CacheRules, wished_ttl_s
 from relay.core.errors import BadRequest
-from relay.core.meters.answers import Seconds
-from relay.core.meters.formats import openai
+from relay.core.meters.answers import read_whole
+from relay.core.meters.sent import Sent
+from relay.core.meters.spellings import usage_of
+from relay.core.meters.typed import Odd
 from relay.core.numbers import LATEST_S, decimal_number, unix_time_s, whole_number
 from relay.core.policy import RetryRules, request_timeout_s, retry_after_s, wishes
 
@@ -94,13 +96,13 @@ def test_reading_a_wait_never_raises(text: str) -> None:
 
 
 def test_a_measure_beyond_belief_is_ignored() -> None:
-    meter = Seconds("duration", "")
-    meter.feed(b'{"duration": ' + b"9" * 60 + b"}")
-    assert meter.usage is None
-    meter.feed(b'{"duration": 2.5}')
-    assert meter.usage is not None and meter.usage.audio_ms == 2500
+    for duration, audio_ms in ((b"9" * 60, None), (b"2.5", 2500)):
+        meter = read_whole("deepgram", Sent("transcription", endpoint="v1/listen"), {}.get, b'{"metadata": {"duration": %b}}' % duration)
+        assert meter is not None
+        usage = meter.usage
+        assert (usage.audio_ms if usage is not None and usage.audio_ms else None) == audio_ms
     for cost in ("1e999990", "1e30", "-1", "9" * 4000):
-        usage = openai(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": %b}' % cost.encode())
+        usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": %b}' % cost.encode(), Odd())
         assert usage is None or usage.billed_nano_usd is None, cost
-    usage = openai(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}')
+    usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}', Odd())
     assert usage is not None and usage.billed_nano_usd == Decimal("0.25") * 10**9

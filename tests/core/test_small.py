@@ -109,7 +109,7 @@ OWN = Credential("header", "Authorization", "Bearer own")
 
 def _route(via: str, auth: AuthRule | None, pool: tuple[Keys, ...]) -> Route:
     target = Target(via=via, origin="", host="", port=0, prefix="", auth=auth, pool=pool, gateway_credential=GATEWAY if via == "cloudflare" else None, missing=("K",))  # type: ignore[arg-type]
-    return Route(SimpleNamespace(name="p"), target, "", "")  # type: ignore[arg-type]
+    return Route(SimpleNamespace(name="p"), target, "", "", "openai")  # type: ignore[arg-type]
 
 
 BEARER = AuthRule("header", "Authorization", "Bearer ")

@@ -76,7 +76,7 @@ async def test_the_websocket_example(stage: Stage) -> None:
     )
     assert done["response"]["usage"]["total_tokens"] == 253
     [seen] = stage.vendors.seen("openai")
-    assert seen.target == "/v1/realtime?model=gpt-realtime"
+    assert seen.target == "/v1/realtime?model=gpt-realtime-2.1"
     assert seen.messages == [{"type": "response.create", "response": {"output_modalities": ["text"], "instructions": "Say hello."}}]
     _check(stage)
 

@@ -210,15 +210,15 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_tokens_are_set_aside_first_and_booked_as_used(answer: str, technique: str, start: StartRelay, raw: RawUpstream) -> None:
     script, used = ANSWERS[answer]
-    meter = {"anthropic": "anthropic", "gemini": "google"}.get(answer.split()[0], "openai")
+    endpoint = {"anthropic": "messages", "gemini": "models/m:streamGenerateContent"}.get(answer.split()[0], "responses")
     raw.plays(script)
-    relay = await start({"limits": [{"tokens": 1000, "window_s": 86400, "technique": technique, "name": "t"}]}, openai=provider(raw.url, meter=meter))
+    relay = await start({"limits": [{"tokens": 1000, "window_s": 86400, "technique": technique, "name": "t"}]}, openai=provider(raw.url))
     body = b'{"max_tokens": 200, "input": "%s"}' % (b"x" * 68)
     assert len(body) // 4 == 25
-    _, headers, _ = await relay.call("POST", relay.path("openai", "responses"), data=body)
+    _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=body)
     assert f'"t";r={1000 - 225}' in headers["ratelimit"]
     await relay.gateway.later.done()
-    _, headers, _ = await relay.call("POST", relay.path("openai", "responses"), data=body)
+    _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=body)
     assert f'"t";r={1000 - used - 225}' in headers["ratelimit"]
 
 
@@ -258,7 +258,7 @@ async def test_sessions_at_once_are_counted_by_model(start: StartRelay, vendors:
     relay = await start({"limits": [{"sessions_at_once": 1, "per": ["client", "model"]}], "providers": vendors.entries()})
     async with relay.client.ws_connect(relay.ws("openai")), relay.client.ws_connect(relay.ws("openai") + "?model=gpt-other"):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime")
+            await relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime-2.1")
         assert refused.value.status == 429 and refused.value.headers is not None
         assert refused.value.headers["x-relay-error"] == "too_many_sessions"
     await relay.idle()

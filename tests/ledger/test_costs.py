@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.meters.answers import Sent, answer_meter, read_whole
+from relay.core.meters.answers import answer_meter, read_whole
+from relay.core.meters.sent import Sent
+from relay.core.meters.sessions import Opened
 from relay.core.meters.sockets import socket_meter
 from relay.core.pricing import custom_cost
 from relay.core.usage import Usage
@@ -102,7 +104,89 @@ ANSWERS: Sequence[tuple[str, str, str, Any, str | None]] = (
     ("grok", "grok-4", "chat", {"usage": usage(100, 50, total_tokens=350, completion_tokens_details={"reasoning_tokens": 200})}, "100*3 + 250*15"),
     ("grok", "grok-4", "chat", {"usage": usage(1000, 50, total_tokens=1050, **CACHED)}, "200*3 + 800*0.75 + 50*15"),
     ("perplexity", "sonar", "chat", {"usage": usage(1000, 500)}, "1000*1 + 500*1 + 12000"),
-    ("cohere", "command-r-plus", "chat", {"usage": usage(1000, 500)}, "1000*2.50 + 500*10"),
+    ("cohere", "command-r-plus", "chat", {"usage": {"billed_units": spent(1000.0, 500.0), "tokens": spent(1683.0, 520.0)}}, "1000*2.50 + 500*10"),
+    ("cohere", "command-a", "chat", {"meta": {"billed_units": spent(39, 49), "tokens": spent(1683, 50)}}, "39*2.50 + 49*10"),
+    ("cohere", "embed-v4.0", "embeddings", {"meta": {"billed_units": {"input_tokens": 100}}}, "100*0.12"),
+    ("cohere", "embed-v4.0", "embeddings", {"meta": {"billed_units": {"input_tokens": 100, "image_tokens": 50}}}, None),
+    ("cohere", "rerank-v3.5", "rerank", {"meta": {"billed_units": {"search_units": 1}}}, None),
+    # tiers
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500, **CACHED), "service_tier": "flex"}, "200*0.625 + 800*0.0625 + 500*5"),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500, **CACHED), "service_tier": "priority"}, "200*2.50 + 800*0.25 + 500*20"),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500), "service_tier": "fast"}, "1000*2.50 + 500*20"),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500), "service_tier": "default"}, "1000*1.25 + 500*10"),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500), "service_tier": "auto"}, "1000*1.25 + 500*10"),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500), "service_tier": "scale"}, None),
+    ("openai", "gpt-5", "chat", {"usage": usage(1000, 500), "service_tier": "ultrafast"}, None),
+    ("openai", "gpt-5-mini", "responses", {"usage": spent(1000, 500), "service_tier": "flex"}, "1000*0.125 + 500*1"),
+    ("openai", "gpt-5-mini", "responses", {"usage": spent(1000, 500), "service_tier": "priority"}, "1000*0.45 + 500*3.60"),
+    ("openai", "gpt-5-nano", "chat", {"usage": usage(1000, 500), "service_tier": "flex"}, "1000*0.025 + 500*0.20"),
+    ("openai", "gpt-5-nano", "chat", {"usage": usage(1000, 500), "service_tier": "priority"}, None),
+    ("openai", "o3", "chat", {"usage": usage(1000, 500, **CACHED), "service_tier": "priority"}, "200*3.50 + 800*0.875 + 500*14"),
+    ("openai", "gpt-4o", "chat", {"usage": usage(1000, 500), "service_tier": "priority"}, "1000*4.25 + 500*17"),
+    ("openai", "gpt-4o", "chat", {"usage": usage(1000, 500), "service_tier": "flex"}, None),
+    ("openai", "gpt-5", "batch", {"object": "batch", "usage": spent(1000, 500, input_tokens_details={"cached_tokens": 800})}, "200*0.625 + 800*0.0625 + 500*5"),
+    ("openai", "gpt-4.1-mini", "batch", {"object": "batch", "usage": spent(1000, 500)}, "1000*0.20 + 500*0.80"),
+    ("openai", "text-embedding-3-small", "batch", {"object": "batch", "usage": spent(1000, 0)}, None),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(1000, 500, service_tier="batch", cache_read_input_tokens=100)}, "1000*1.50 + 100*0.15 + 500*7.50"),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(250_000, 100, service_tier="batch")}, "250000*3 + 100*11.25"),
+    ("anthropic", "claude-haiku-4-5", "messages", {"usage": spent(1000, 500, service_tier="batch", cache_creation_input_tokens=10, cache_creation={"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 6})}, "1000*0.50 + 4*0.625 + 6*1 + 500*2.50"),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(1000, 500, service_tier="priority")}, None),
+    ("anthropic", "claude-opus-4-8", "messages", {"usage": spent(1000, 500, speed="fast")}, "1000*10 + 500*50"),
+    ("anthropic", "claude-opus-4-8", "messages", {"usage": spent(1000, 500, speed="fast", service_tier="batch")}, None),
+    ("anthropic", "claude-opus-4-7", "messages", {"usage": spent(1000, 500, speed="fast")}, None),
+    ("anthropic", "claude-opus-4-8", "messages", {"usage": spent(1000, 500, inference_geo="us")}, None),
+    ("anthropic", "claude-opus-4-8", "messages", {"usage": spent(1000, 500, inference_geo="global", speed="standard", service_tier="standard")}, "1000*5 + 500*25"),
+    ("google-ai-studio", "gemini-2.5-flash", "generate", gemini(promptTokenCount=10, candidatesTokenCount=4, serviceTier="flex"), None),
+    ("google-ai-studio", "gemini-2.5-flash", "generate", gemini(promptTokenCount=10, candidatesTokenCount=4, serviceTier="standard"), "10*0.30 + 4*2.50"),
+    ("groq", "openai/gpt-oss-20b", "chat", {"usage": usage(1000, 500, **CACHED), "service_tier": "on_demand"}, "200*0.075 + 800*0.0375 + 500*0.30"),
+    ("groq", "openai/gpt-oss-20b", "chat", {"usage": usage(1000, 500), "service_tier": "flex"}, None),
+    # long context, cache writes
+    ("openai", "gpt-5.4", "chat", {"usage": usage(272_000, 10)}, "272000*2.50 + 10*15"),
+    ("openai", "gpt-5.4", "chat", {"usage": usage(272_001, 10)}, "272001*5 + 10*22.50"),
+    ("openai", "gpt-5.4", "chat", {"usage": usage(300_000, 10), "service_tier": "flex"}, "300000*2.50 + 10*11.25"),
+    ("openai", "gpt-5.4", "chat", {"usage": usage(300_000, 10), "service_tier": "priority"}, "300000*5 + 10*30"),
+    ("openai", "gpt-5.6-sol", "responses", {"usage": spent(4020, 10, input_tokens_details={"cached_tokens": 0, "cache_write_tokens": 4012})}, "8*4 + 4012*5 + 10*20"),
+    ("openai", "gpt-5.6-sol", "responses", {"usage": spent(280_000, 10, input_tokens_details={"cached_tokens": 270_000, "cache_write_tokens": 5000})}, "5000*8 + 270000*0.80 + 5000*10 + 10*30"),
+    ("anthropic", "claude-haiku-5-5", "messages", {"usage": spent(100_001, 10)}, "100001*0.50 + 10*2.50"),
+    ("anthropic", "claude-opus-4-5", "messages", {"usage": spent(0, 5, cache_creation_input_tokens=1000, cache_creation={"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 1000})}, "1000*10 + 5*25"),
+    ("google-ai-studio", "gemini-3-pro-preview", "generate", gemini(promptTokenCount=200_001, candidatesTokenCount=10, cachedContentTokenCount=100_000), "100001*4 + 100000*0.40 + 10*18"),
+    # several models, refusals, tools
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(4727, 3391, iterations=[{"type": "advisor_message", "model": "claude-opus-4-7", **spent(2728, 3880)}])}, "4727*3 + 3391*15 + 2728*5 + 3880*25"),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(612, 2819, iterations=[{"type": "compaction", **spent(60385, 522)}, {"type": "message", **spent(612, 2819)}])}, "60997*3 + 3341*15"),
+    ("anthropic", "claude-opus-4-8", "messages", {"stop_reason": "refusal", "usage": spent(412, 0)}, "0"),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(1000, 100, server_tool_use={"web_search_requests": 5, "web_fetch_requests": 2})}, "1000*3 + 100*15 + 5*10000"),
+    ("anthropic", "claude-sonnet-4-5", "messages", {"usage": spent(1000, 100, server_tool_use={"code_execution_requests": 1})}, None),
+    ("openai", "gpt-5", "responses", {"usage": spent(1000, 100), "tool_usage": {"web_search": {"num_requests": 3}}}, "1000*1.25 + 100*10 + 3*10000"),
+    ("openai", "gpt-5", "responses", {"usage": spent(1000, 100), "tool_usage": {"image_gen": spent(10, 272)}}, None),
+    ("google-ai-studio", "gemini-2.5-flash", "generate", {"candidates": [{"groundingMetadata": {"webSearchQueries": ["x"]}}], **gemini(promptTokenCount=10, candidatesTokenCount=4)}, None),
+    ("grok", "grok-3-mini", "chat", {"usage": {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 241, "cost_in_usd_ticks": 1176500}}, "117.65"),
+    ("grok", "grok-4", "chat", {"usage": usage(100, 50, num_sources_used=2)}, None),
+    ("mistral", "mistral-large-latest", "chat", {"usage": usage(1000, 500, connectors={"web_search": 1})}, None),
+    # audio, images, pages
+    ("openai", "gpt-4o-mini-tts", "speech", {"type": "speech.audio.done", "usage": spent(14, 101)}, "14*0.60 + 101*12"),
+    ("openai", "gpt-transcribe", "transcription", {"usage": {"type": "duration", "seconds": 60}}, "60*0.27/3600*1000000"),
+    ("openai", "whisper-1", "transcription", {"duration": 36.7, "usage": {"type": "duration", "seconds": 37}}, "37*0.36/3600*1000000"),
+    ("openai", "whisper-1", "transcription", {"duration": 60.0}, "60*0.36/3600*1000000"),
+    ("openai", "whisper-1", "transcription", {"text": "hello"}, None),
+    ("groq", "whisper-large-v3", "transcription", {"duration": 2.5}, "10*0.111/3600*1000000"),
+    ("groq", "whisper-large-v3-turbo", "transcription", {"duration": 9.9}, "10*0.04/3600*1000000"),
+    ("groq", "whisper-large-v3-turbo", "transcription", {"duration": 10.5}, "10.5*0.04/3600*1000000"),
+    ("openai", "gpt-audio-mini", "chat", {"usage": usage(110, 220, prompt_tokens_details={"audio_tokens": 100}, completion_tokens_details={"audio_tokens": 200})}, "10*0.60 + 100*10 + 20*2.40 + 200*20"),
+    ("openai", "gpt-image-1-mini", "image", {"usage": spent(50, 272, input_tokens_details={"text_tokens": 10, "image_tokens": 40}, output_tokens_details={"image_tokens": 272})}, "10*2 + 40*2.50 + 272*8"),
+    ("openai", "dall-e-3", "image", {"data": [{"url": "x"}]}, None),
+    ("google-ai-studio", "gemini-2.0-flash", "generate", gemini(promptTokenCount=110, candidatesTokenCount=4, cachedContentTokenCount=60, promptTokensDetails=[modality("TEXT", 10), modality("AUDIO", 100)], cacheTokensDetails=[modality("AUDIO", 60)]), "10*0.10 + 40*0.70 + 60*0.175 + 4*0.40"),
+    ("google-ai-studio", "gemini-embedding-001", "embeddings", {"usageMetadata": {"promptTokenCount": 9, "promptTokenDetails": [modality("TEXT", 9)]}}, "9*0.15"),
+    ("mistral", "mistral-ocr-latest", "other", {"usage_info": {"pages_processed": 3}}, "3*4000"),
+    ("mistral", "mistral-ocr-latest", "other", {"document_annotation": "{}", "usage_info": {"pages_processed": 3}}, None),
+    ("mistral", "mistral-embed", "embeddings", {"usage": {"prompt_tokens": 8, "total_tokens": 8, "completion_tokens": 0}}, "8*0.10"),
+    ("mistral", "mistral-small-latest", "chat", {"usage": usage(1000, 500, num_cached_tokens=800)}, "200*0.15 + 800*0.015 + 500*0.60"),
+    ("deepseek", "deepseek-chat", "chat", {"usage": usage(1000, 500, prompt_cache_hit_tokens=800)}, "200*0.27 + 800*0.07 + 500*1.10"),
+    # the provider's own bill
+    ("perplexity", "sonar", "chat", {"usage": usage(1000, 500, cost={"total_cost": 0.0065, "request_cost": 0.005})}, "6500"),
+    ("perplexity", "sonar-pro", "chat", {"usage": usage(1000, 500)}, "1000*3 + 500*15 + 14000"),
+    ("openrouter", "a/b", "chat", {"usage": usage(1000, 500, cost=0, is_byok=True, cost_details={"upstream_inference_cost": 0.0003253})}, "325.30"),
+    ("openrouter", "openai/gpt-4o-mini", "chat", {"usage": usage(1000, 500, cost=None)}, "1000*0.15 + 500*0.60"),
+    ("deepinfra", "qwen", "chat", {"usage": usage(11, 5, estimated_cost=8.775e-06), "service_tier": "priority"}, "8.775"),
     ("openrouter", "openai/gpt-4o-mini", "chat", {"usage": usage(1000, 500, cost=0.00052)}, "520"),
     ("openrouter", "somebody/free", "chat", {"usage": usage(1000, 500, cost=0)}, "0"),
     ("openrouter", "openai/gpt-4o-mini", "chat", {"usage": usage(1000, 500)}, "1000*0.15 + 500*0.60"),
@@ -141,7 +225,7 @@ SESSIONS: Sequence[tuple[str, str | None, Sequence[dict[str, Any]], str | None]]
     ("google-ai-studio", LIVE.removeprefix("models/"), [gemini(promptTokenCount=110, responseTokenCount=60, promptTokensDetails=[modality("TEXT", 10), modality("AUDIO", 100)], responseTokensDetails=[modality("AUDIO", 60)])], "10*0.50 + 100*3 + 60*12"),
 )  # fmt: skip
 
-METERS = {"anthropic": "anthropic", "google-ai-studio": "google"}
+METERS = {"anthropic": "anthropic", "google-ai-studio": "google", "cohere": "cohere"}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +260,7 @@ def micro_usd(expression: str) -> Decimal:
 
 
 def cost(provider: Any, meter: Any, model: str | None) -> int | None:
-    exchange = SimpleNamespace(cached=False, meter=meter, route=SimpleNamespace(provider=provider, replaced_model=None), headers={}, model=model, cost_nano_usd=None)
+    exchange = SimpleNamespace(cached=False, meter=meter, route=SimpleNamespace(provider=provider, replaced_model=None), headers={}, model=model, cost_nano_usd=None, parts=meter.parts)
     Prices().settle(exchange, NOW_S)  # type: ignore[arg-type]
     return exchange.cost_nano_usd
 
@@ -195,7 +279,8 @@ def _id(value: Any) -> str | None:
 @pytest.mark.parametrize(("name", "model", "kind", "told", "expected"), ANSWERS, ids=_id)
 def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, told: Any, expected: str | None) -> None:
     body = json.dumps({"model": model, "modelVersion": model} | told).encode()
-    reads, sent = METERS.get(name, "openai"), Sent(kind, b"", 100)
+    reads = METERS.get(name, "openai")
+    sent = Sent(kind, method="GET", endpoint="batches/b") if kind == "batch" else Sent(kind, input_tokens=100)
     meter = answer_meter(reads, sent, {}.get)
     assert meter is not None
     meter.feed(body)
@@ -207,7 +292,8 @@ def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, 
 
 @pytest.mark.parametrize(("name", "model", "messages", "expected"), SESSIONS, ids=_id)
 def test_what_a_session_costs(providers: Any, name: str, model: str | None, messages: Any, expected: str | None) -> None:
-    meter = socket_meter(METERS.get(name, "openai"), "realtime", model, lambda: 0.0)
+    nothing = SimpleNamespace(messages=0, bytes=0)
+    meter = socket_meter(METERS.get(name, "openai"), Opened("realtime", "", model, nothing, nothing, lambda: 0.0))
     assert meter is not None
     for message in messages:
         data = json.dumps(message).encode()
@@ -216,8 +302,8 @@ def test_what_a_session_costs(providers: Any, name: str, model: str | None, mess
     check(cost(providers[name], meter, model), expected)
 
 
-def test_there_are_sixty_of_them() -> None:
-    assert len(ANSWERS) + len(SESSIONS) >= 60
+def test_there_are_120_of_them() -> None:
+    assert len(ANSWERS) + len(SESSIONS) >= 120
 
 
 @pytest.mark.parametrize(

@@ -253,3 +253,13 @@ def test_the_conventions_metrics_are_documented() -> None:
 
     text = (ROOT / "docs/metrics.md").read_text()
     assert all(name in text or f"….{name.removeprefix(genai._USAGE + '.')}" in text for name in (*genai.COUNTERS, *genai.HISTOGRAMS))
+
+
+async def test_fields_of_usage_that_were_not_read_are_counted(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b'{"model": "m", "usage": {"prompt_tokens": 7, "completion_tokens": "many", "prompt_tokens_details": {"cached_tokens": []}}}', JSON))
+    raw.plays(ok(b'{"model": "m", "usage": ' + b"[" * 20_000 + b"}", JSON))
+    relay = await start(openai=provider(raw.url))
+    await post(relay)
+    assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 2
+    await post(relay)
+    assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 3, "a document that was given up"

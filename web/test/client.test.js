@@ -29,7 +29,7 @@ describe("sessions", () => {
     const done = await until(client, (message) => message.type === "response.done");
     client.disconnect();
     expect(done.response.usage.total_tokens).toBe(253);
-    expect(messages[0].session.model).toBe("gpt-realtime");
+    expect(messages[0].session.model).toBe("gpt-realtime-2.1");
     expect(asked.response.modalities).toEqual(["text"]);
     expect(client.state).toMatch(/open|closed/);
     const seen = await (await aiGateway.request({ provider: "seen", endpoint: "openai" })).json();

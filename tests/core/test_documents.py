@@ -1,0 +1,227 @@
+"""Documents in streamed bytes: what is found of them equals a plain `json.loads`, however they are cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.meters import documents
+from relay.core.meters.documents import MAX_FIELD_BYTES, Scanner, Wanted
+from relay.core.meters.events import MAX_WHOLE_BYTES, Events
+
+PLACES = ("id", "usage", "response.usage", "response.model", "a.b.c")
+WANTED = Wanted(*PLACES)
+
+
+def plain(document: Any) -> dict[str, Any]:
+    """The wanted fields of a document that json.loads has read."""
+    found = {}
+    for place in PLACES:
+        value = document
+        for name in place.split("."):
+            value = value[name] if isinstance(value, dict) and name in value else ...
+        if value is not ...:
+            found[place] = value
+    return found
+
+
+def loaded(found: Any) -> dict[str, Any]:
+    return {place: json.loads(raw) for place, raw in found.items()}
+
+
+def scanned(pieces: Sequence[bytes]) -> list[dict[str, Any]]:
+    scanner = Scanner(WANTED)
+    return [loaded(each) for piece in pieces for each in scanner.feed(piece)]
+
+
+def seen(pieces: Sequence[bytes], needle: bytes = b'"usage') -> list[dict[str, Any]]:
+    events = Events(WANTED, needle)
+    return [loaded(each) for piece in pieces for each in events.feed(piece)]
+
+
+def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    ends = sorted(min(at, len(data)) for at in cuts)
+    return [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12) | st.sampled_from(['"', "\\", '\\"', "{", "}", "[", "]", "usage", "a\nb", "é", "\u2028", "😀"])
+NAMES = st.sampled_from(["id", "usage", "response", "model", "a", "b", "c", "Usage", "usag\u0065", "", "us\\age", '"usage"']) | st.text(max_size=5)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5), max_leaves=20)
+OBJECTS = st.dictionaries(NAMES, VALUES, max_size=6)
+CUTS = st.lists(st.integers(0, 400), max_size=10)
+
+
+@given(document=OBJECTS, cuts=CUTS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_one_object_is_read_as_json_reads_it(document: Any, cuts: list[int], ascii_only: bool, indent: int | None) -> None:
+    data = json.dumps(document, ensure_ascii=ascii_only, indent=indent).encode()
+    assert scanned(cut(data, cuts)) == [plain(document)]
+    assert loaded(WANTED.of(data)) == plain(document)
+
+
+@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS, between=st.sampled_from(["", "\n", "\r\n", " \t\n\n", "\x1e"]))
+def test_objects_a_line_and_in_one_read_are_read_each(listed: list[Any], cuts: list[int], between: str) -> None:
+    data = between.join(json.dumps(each) for each in listed).encode()
+    assert scanned(cut(data, cuts)) == [plain(each) for each in listed]
+
+
+@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS)
+def test_the_objects_of_an_array_are_read_each(listed: list[Any], cuts: list[int]) -> None:
+    data = json.dumps(listed, indent=1).encode()
+    assert scanned(cut(data, cuts)) == [plain(each) for each in listed]
+
+
+@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS, end=st.sampled_from(["\n", "\r\n", "\r"]), mark=st.booleans(), space=st.sampled_from(["", " "]))
+def test_events_are_read_as_the_standard_reads_them(listed: list[Any], cuts: list[int], end: str, mark: bool, space: str) -> None:
+    lines = [["event: x", "id: 7", f"data:{space}{json.dumps(each)}", ": usage", ""] for each in listed]
+    text = end.join(line for event in lines for line in [*event, ""][:-1]) + end
+    data = (b"\xef\xbb\xbf" if mark else b"") + text.encode()
+    found = seen(cut(data, cuts))
+    assert found == [wanted for each in listed if (wanted := plain(each))]
+
+
+EVERY_BYTE = {
+    "escaped keys": b'{"us\\u0061ge": {"x": 1}, "\\"usage": 2, "i\\u0064": "\\u00e9\\\\\\""}',
+    "an array of two": b'[{"usage": 1, "response": {"usage": [1, {"usage": 2}]}}, {"id": null}]',
+    "empty things": b' {"a": {}, "id": "", "response": {}, "usage": []} {} {"usage": {}} ',
+    "levels": b'{"a": {"b": {"c": {"d": [[[[[[["]}"]]]]]]]}}}, "usage": -1.5e-7}',
+    "texts of brackets": b'{"text": "}{][\\\\\\"", "usage": "{\\"usage\\": 3}", "id": true}',
+    "a key twice": b'{"usage": 1, "usage": {"x": 2}}',
+}
+
+
+@pytest.mark.parametrize("name", EVERY_BYTE)
+def test_a_cut_at_every_byte_changes_nothing(name: str) -> None:
+    data = EVERY_BYTE[name]
+    whole = scanned([data])
+    decoder, at, expected, text = json.JSONDecoder(), 0, [], data.decode().strip()
+    while at < len(text):
+        document, at = decoder.raw_decode(text, at)
+        expected += [plain(each) for each in (document if isinstance(document, list) else [document])]
+        at += len(text[at:]) - len(text[at:].lstrip())
+    assert whole == expected
+    for at in range(len(data) + 1):
+        assert scanned([data[:at], data[at:]]) == whole
+    assert scanned([bytes([byte]) for byte in data]) == whole
+
+
+STREAM = b'\xef\xbb\xbf: hello\r\n\r\nevent: a\r\ndata: {"id": "1"}\r\n\r\ndata: {"usage": {"x": 1}}\n\ndata:{"usage":\ndata: {"x": 2}}\n\n\ndata: {"usage": {"x": 3}}\r\rdata: [DONE]\n\n'
+
+
+def test_events_are_the_same_cut_at_every_byte() -> None:
+    expected = [{"id": "1"}, {"usage": {"x": 1}}, {"usage": {"x": 2}}, {"usage": {"x": 3}}]
+    assert seen([STREAM]) == expected
+    for at in range(len(STREAM) + 1):
+        assert seen([STREAM[:at], STREAM[at:]]) == expected, at
+    assert seen([bytes([byte]) for byte in STREAM]) == expected
+
+
+def test_an_event_without_its_end_is_none() -> None:
+    assert seen([b'data: {"usage": {"x": 1}}\n']) == []
+
+
+def test_once_the_model_is_known_only_events_with_an_object_behind_the_needle_are_read() -> None:
+    events = Events(WANTED, b'"usage')
+    events.named()
+    found = [loaded(each) for each in events.feed(b'data: {"id": 1, "usage": null}\n\ndata: {"id": 2}\n\ndata: {"id": 3, "usage" : {}}\n\n')]
+    assert found == [{"id": 3, "usage": {}}]
+
+
+@pytest.mark.parametrize("size", [1000, 4096, MAX_WHOLE_BYTES])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\ndata: more\n\n"])
+def test_a_long_event_is_scanned_and_not_held(size: int, end: bytes) -> None:
+    data = b'event: x\ndata: {"text": "' + b"x" * (1 << 20) + b'", "response": {"usage": {"x": 1}}}' + end + b'data: {"id": 5}\n\n'
+    events, found, most = Events(WANTED, b'"usage'), [], 0
+    for at in range(0, len(data), size):
+        found += [loaded(each) for each in events.feed(data[at : at + size])]
+        most = max(most, sum(map(len, events._held)))
+    assert found == [{"response.usage": {"x": 1}}, {"id": 5}]
+    assert most <= MAX_WHOLE_BYTES + size
+
+
+def test_a_field_that_is_too_long_is_there_and_empty() -> None:
+    """Whole and in pieces; those beside it are read."""
+    data = b'{"usage": "' + b"x" * MAX_FIELD_BYTES + b'", "id": 1}'
+    scanner = Scanner(WANTED)
+    pieces = [dict(each) for at in range(0, len(data), 999) for each in scanner.feed(data[at : at + 999])]
+    assert pieces == [WANTED.of(data)] == [{"usage": b"", "id": b"1"}]
+
+
+def test_of_what_is_wanted_no_more_than_its_limit_is_held() -> None:
+    scanner = Scanner(WANTED)
+    for piece in [b'{"usage": "', *[b"x" * 4096] * 100]:
+        scanner.feed(piece)
+        assert sum(map(len, scanner._take or [])) + len(scanner._held) <= MAX_FIELD_BYTES
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5, 50, 1000])
+def test_deep_nesting_is_passed_over(depth: int) -> None:
+    data = b'{"x": ' + b"[" * depth + b'"usage"' + b"]" * depth + b', "usage": 1}'
+    for size in (1, 7, len(data)):
+        assert scanned([data[at : at + size] for at in range(0, len(data), size)]) == [{"usage": 1}]
+
+
+def test_what_is_no_json_is_nothing_and_harms_nothing_behind_it() -> None:
+    for junk in (b"hello", b"]]}}", b'"text" ', b"\x00\xff", b"null 5 , :"):
+        assert scanned([junk, b'\n{"usage": 1}']) == [{"usage": 1}], junk
+    assert WANTED.of(b"[1]") == WANTED.of(b'{"usage": ') == WANTED.of(b"") == {}
+
+
+def steps_of(data: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many bytes the scanner's patterns pass over: each is one match in C."""
+    passed = 0
+
+    class Counting:
+        def __init__(self, pattern: Any) -> None:
+            self.pattern = pattern
+
+        def match(self, text: bytes, at: int) -> Any:
+            nonlocal passed
+            found = self.pattern.match(text, at)
+            passed += 1 + (found.end() - at if found is not None else 0)
+            return found
+
+    for name in ("_BALANCED", "_REST_OF_STRING", "_SPACE", "_STRING", "_SCALAR"):
+        monkeypatch.setattr(documents, name, Counting(getattr(documents, name)))
+    scanner = Scanner(WANTED)
+    for at in range(0, len(data), size):
+        scanner.feed(data[at : at + size])
+    monkeypatch.undo()
+    return passed
+
+
+@pytest.mark.parametrize("size", [16, 1000, 1 << 20])
+@pytest.mark.parametrize("unit", [b"x", b'\\"', b"{}", b'"a":{"b":[1,2]},', b" "], ids=["text", "escapes", "objects", "nested", "space"])
+def test_work_is_proportional_to_the_bytes(unit: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = b'{"text": "' if unit in (b"x", b'\\"') else b'{"more": [' if unit == b"{}" else b'{"a": {'
+    once, twice = ((start + unit * (count // len(unit))) for count in (40_000, 80_000))
+    first, second = steps_of(once, size, monkeypatch), steps_of(twice, size, monkeypatch)
+    assert second <= 2.2 * first + 4 * len(once) and second <= 12 * len(twice)
+
+
+def test_256_mib_without_a_boundary_are_held_nowhere() -> None:
+    """A quarter of it, to be fast."""
+    scanner, events, chunk = Scanner(WANTED), Events(WANTED, b'"usage'), b"x" * (1 << 20)
+    scanner.feed(b'{"text": "')
+    events.feed(b'data: {"text": "')
+    for _ in range(64):
+        assert not scanner.feed(chunk) and not events.feed(chunk)
+        assert len(scanner._held) < 300 and sum(map(len, events._held)) <= MAX_WHOLE_BYTES + len(chunk)
+    assert [loaded(each) for each in scanner.feed(b'", "usage": 1}')] == [{"usage": 1}]
+    assert [loaded(each) for each in events.feed(b'", "usage": 1}\n\n')] == [{"usage": 1}]
+
+
+def test_json_of_nothing_but_brackets_is_given_up_and_says_so() -> None:
+    scanner = Scanner(WANTED)
+    scanner.feed(b'{"usage": 1, "a": {' + b'"b":[[[[[[],[]]]]],' * 200_000)
+    assert scanner.gave_up and not scanner.feed(b'"usage": 2}}') and not scanner.unfinished
+
+
+def test_what_came_of_a_document_that_was_cut_off_is_told() -> None:
+    scanner = Scanner(WANTED)
+    scanner.feed(b'{"id": 7, "usage": {"x": 1}, "text": "and')
+    assert loaded(scanner.unfinished) == {"id": 7, "usage": {"x": 1}}
