@@ -257,7 +257,7 @@ def read_whole(
 @lru_cache(1024)
 def _is_plain(kind: str, method: str, endpoint: str) -> bool:
     """True of calls whose answers mostly are a model and its usage, and count at once."""
-    known = kind in ("chat", "completion", "embeddings")
+    known = kind in ("chat", "completion", "embeddings", "other")
     return known and counting_of(method, endpoint) == "new" and not makes_objects(endpoint)
 
 
