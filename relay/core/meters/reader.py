@@ -6,6 +6,7 @@ siblings).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from relay.core.meters.typed import Odd
 from relay.core.usage import Part
 
 
-class FormatReader:
+class FormatReader(ABC):
     """Made by one of its children, for one answer."""
 
     wanted: Wanted
@@ -42,10 +43,10 @@ class FormatReader:
         self.is_paid_job = False
         """A job that has ended and is paid for, though it may not tell what it used."""
 
+    @abstractmethod
     def read(self, document: Document) -> None:
         """Take what a document tells."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> Iterator[Part]:
         """What it came to, by model."""
-        raise NotImplementedError
