@@ -124,7 +124,7 @@ async def test_a_whole_answer_and_its_row(session: aiohttp.ClientSession, shippe
         request_id = answer.headers["cf-aig-log-id"]
     row = await _row(session, request_id)
     assert (row["provider"], row["model"], row["outcome"], row["status"]) == ("demo", "demo-chat", "relayed", 200)
-    assert row["usage"]["output_tokens"] > 20
+    assert row["usage"]["output_tokens"] > 20 and row["cost_usd"] > 0
     with sqlite3.connect(shipped.folder / "data/relay.db") as database:
         assert database.execute("SELECT count(*) FROM exchanges WHERE id = ?", (request_id,)).fetchone() == (1,)
 
@@ -136,7 +136,15 @@ async def test_a_streamed_answer_and_its_row(session: aiohttp.ClientSession) -> 
         request_id = answer.headers["cf-aig-log-id"]
     assert text.count("data: ") > 20 and text.endswith("data: [DONE]\n\n")
     row = await _row(session, request_id)
-    assert row["stream"] is True and row["usage"]["output_tokens"] > 20
+    assert row["stream"] is True and row["usage"]["output_tokens"] > 20 and row["cost_usd"] > 0
+
+
+async def test_speech_of_the_demo_has_a_price(session: aiohttp.ClientSession) -> None:
+    async with session.post(f"{DEMO}/audio/speech", json={"model": "demo-speech", "input": "hi", "voice": "alloy"}) as answer:
+        assert answer.status == 200 and await answer.read()
+        request_id = answer.headers["cf-aig-log-id"]
+    row = await _row(session, request_id)
+    assert (row["usage"]["characters"], row["cost_usd"]) == (2, 0.00003)
 
 
 async def test_a_session_and_its_row(session: aiohttp.ClientSession, shipped: Shipped) -> None:
@@ -152,6 +160,7 @@ async def test_a_session_and_its_row(session: aiohttp.ClientSession, shipped: Sh
                     break
             await asyncio.sleep(0.02)
     assert (rows[0]["provider"], rows[0]["close_code"], rows[0]["outcome"]) == ("demo", 1000, "relayed")
+    assert rows[0]["cost_usd"] > 0
 
 
 async def test_usage_adds_the_calls_up(session: aiohttp.ClientSession) -> None:
@@ -164,7 +173,7 @@ async def test_usage_adds_the_calls_up(session: aiohttp.ClientSession) -> None:
             if ("demo", "demo-embedding") in sums:
                 break
             await asyncio.sleep(0.02)
-    assert sums["demo", "demo-embedding"]["input_tokens"] >= 3
+    assert sums["demo", "demo-embedding"]["input_tokens"] >= 3 and sums["demo", "demo-embedding"]["cost_usd"] > 0
 
 
 async def test_the_cache_where_a_call_asks_for_it_and_a_purge_in_every_worker(session: aiohttp.ClientSession) -> None:

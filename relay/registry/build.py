@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from yarl import URL
@@ -29,7 +30,7 @@ from relay.core.rewriting import Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
-from relay.registry.entries import ProviderEntry, ProviderWebSocket
+from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket
 from relay.registry.pricing import price_rules
 from relay.registry.registry import Registry
 from relay.registry.targets import fallbacks, header_queries, homes, retry_rules, target
@@ -59,10 +60,21 @@ def build_registry(
     return Registry(providers)
 
 
+_DEMO_PRICE = Pricing(
+    input_per_mtok=Decimal(2),
+    output_per_mtok=Decimal(8),
+    input_audio_per_mtok=Decimal(32),
+    output_audio_per_mtok=Decimal(64),
+    characters_per_million=Decimal(15),
+)
+"""Nobody pays it: the first question about costs shows what an answer looks like."""
+
+
 def _demo(settings: schema.GatewayFile, url: str) -> Provider:
     entry = ProviderEntry(
         base_url=url,
         inject_usage=True,
+        pricing=[_DEMO_PRICE],
         websocket=ProviderWebSocket(
             default_path="realtime",
             default_query={"model": "demo-realtime"},

@@ -168,7 +168,10 @@ class Log(Section):
 
 
 class Demo(Section):
-    enabled: bool = Field(True, description="Offer the built-in provider `demo`.")
+    enabled: bool = Field(
+        True,
+        description="Offer the built-in provider `demo`. Its prices are invented: nobody pays them.",
+    )
 
 
 class Cloudflare(Section):
