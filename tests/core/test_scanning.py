@@ -45,13 +45,13 @@ def feed_in_pieces(feed: Callable[[bytes], object], data: bytes, size: int) -> N
         feed(data[at : at + size])
 
 
-@pytest.mark.parametrize("size", [16, 1024, 64 * 1024, 3_000_000])
+@pytest.mark.parametrize("size", [16, 1024, 1_000_000])
 @pytest.mark.parametrize("vendor", ["openai", "anthropic"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_three_megabytes_of_usage_are_scanned_in_no_time(name: str, vendor: str, size: int) -> None:
+def test_a_megabyte_of_usage_is_scanned_in_linear_time(name: str, vendor: str, size: int) -> None:
     data = HOSTILE[name]
-    whole = (data * (3_000_000 // len(data) + 1))[: 3_000_000 if size > 16 else 300_000]
-    assert_cheap(lambda: feed_in_pieces(meter(vendor).feed, whole, size), 5)  # 0.05 to 0.5 s; quadratic it is 10 s to minutes
+    whole = (data * (1_000_000 // len(data) + 1))[: 1_000_000 if size > 16 else 100_000]
+    assert_cheap(lambda: feed_in_pieces(meter(vendor).feed, whole, size), 2)  # 0.02 to 0.2 s; quadratic it is seconds to minutes
 
 
 @pytest.mark.parametrize("size", [1, 1024, 16 * 1024, 1 << 20])

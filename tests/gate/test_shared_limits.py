@@ -13,14 +13,15 @@ from relay.storage import shared
 from tests.conftest import StartRelay
 from tests.processes import Served, serve
 from tests.redis import RedisServer
-from tests.relays import provider
+from tests.relays import HANG_GUARD_S, provider
 from tests.upstream.raw import RawUpstream, ok
 
 pytestmark = pytest.mark.programs
 
 
 def _document(server: RedisServer, raw: RawUpstream, *rules: dict[str, Any]) -> dict[str, Any]:
-    return {"redis": {"url": server.url}, "limits": list(rules), "providers": {"openai": provider(raw.url)}}
+    redis = {"url": server.url, "timeout_s": HANG_GUARD_S}  # a busy machine is no lost Redis
+    return {"redis": redis, "limits": list(rules), "providers": {"openai": provider(raw.url)}}
 
 
 @pytest.fixture
