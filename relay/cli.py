@@ -44,7 +44,6 @@ from relay.registry.yamlfile import Problem
 from relay.server import assert_fast_parser, serve
 from relay.storage.database import BadDatabaseUrl, DatabaseNewer, try_out
 from relay.supervisor import Supervisor
-from relay.tls import self_signed
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -154,6 +153,9 @@ def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
     """With --tls-self-signed: the certificate in data/tls, made if need be."""
     if not options.tls_self_signed:
         return sources
+    # Imported only where it is used: its certificates take a tenth of a second.
+    from relay.tls import self_signed
+
     hosts = load(sources).settings.server.hosts
     now = datetime.datetime.now(datetime.UTC)
     try:

@@ -28,7 +28,6 @@ from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.listen import BACKLOG, CannotListen, Listeners
 from relay.registry.load import Config, Sources
-from relay.tls import server_context
 from relay.websocket import draining
 
 _QUIET_S = 0.1
@@ -50,6 +49,8 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
     sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
     certificate = gateway.config.certificate
     if listeners.tls is not None and certificate is not None:
+        from relay.tls import server_context  # only where it is used: it takes a tenth of a second
+
         context = server_context(certificate)
         sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
         reload_config = gateway.reload

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-
-from sqlalchemy.dialects import postgresql, sqlite
+from typing import Any
 
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 from relay.storage.tables import booked
@@ -65,7 +64,7 @@ class Booked:
 
     async def _insert(self, claimed: list[Object]) -> set[Object]:
         assert self._database is not None
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        insert = _inserting(self._database)
         now_s, new = int(time.time()), set()
         async with self._database.writing() as connection:
             for at in range(0, len(claimed), _AT_ONCE):
@@ -79,3 +78,14 @@ class Booked:
                 )
                 new |= {(provider, object_id) for provider, object_id in found}
         return new
+
+
+def _inserting(database: Database) -> Any:
+    """The `insert` of a database's dialect. Only that one is imported: each takes 50 ms."""
+    if database.is_sqlite:
+        from sqlalchemy.dialects.sqlite import insert as into_sqlite
+
+        return into_sqlite
+    from sqlalchemy.dialects.postgresql import insert as into_postgresql
+
+    return into_postgresql
