@@ -1,4 +1,5 @@
-"""Compressed answers, unpacked beside their way down so that their usage can be read.
+"""Undo the codings of compressed bodies: of responses beside their way down, so that their usage
+can be read; of whole requests and stored bodies step by step.
 
 Owns: the codings, and the bounds: what unpacks to too much at once, or in all, is left unread.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import brotli
@@ -16,6 +18,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+_BROKEN = (zlib.error, brotli.error, zstd.ZstdError, EOFError)
+_MOST_CODINGS = 3
+"""Of one body, one upon the other."""
 _MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 _STEP_BYTES = 4 * 1024 * 1024
 """What one chunk may unpack to: reading more than that would hold up the loop."""
@@ -44,7 +49,7 @@ class Unpacker:
             return b""
         try:
             text = _step(self._coding, self._decoder, chunk, min(self._room, _STEP_BYTES))
-        except (zlib.error, brotli.error, zstd.ZstdError, EOFError):
+        except _BROKEN:
             self._room = 0
             return b""
         # A step that is full has more to come than a usage is worth: a bomb, or a very large text.
@@ -73,27 +78,86 @@ _DECODERS: dict[str, Any] = {
 }
 
 
+class CannotUnpack(ValueError):
+    """A body is in a coding that is not known here, or broken."""
+
+
+class CutShort(CannotUnpack):
+    """The end is missing, or too far away."""
+
+
+def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> Iterator[bytes]:
+    """A whole body with its codings undone, about `step_bytes` at a time. Each step releases the
+    GIL. Raises CannotUnpack.
+    """
+    pieces: Iterator[bytes] = iter((data,))
+    codings = [each.strip() for each in content_encoding.lower().split(",")]
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if len(codings) > _MOST_CODINGS:
+        raise CannotUnpack
+    for coding in reversed(codings):
+        pieces = _undone(pieces, coding, step_bytes)
+    return pieces
+
+
+def _undone(packed: Iterator[bytes], coding: str, step_bytes: int) -> Iterator[bytes]:
+    if coding not in _DECODERS:
+        raise CannotUnpack
+    decoder: Any = None
+    members = 0
+    try:
+        for chunk in packed:
+            rest: bytes | None = chunk or None
+            while rest is not None:
+                if decoder is None:
+                    decoder, members = _decoder(coding, rest), members + 1
+                    if members > _MOST_MEMBERS:
+                        raise CutShort
+                piece = _step(coding, decoder, rest, step_bytes)
+                if piece:
+                    yield piece
+                rest = _rest(coding, decoder, len(piece) >= step_bytes)
+                if _is_at_end(decoder):
+                    # Another member or frame may follow.
+                    rest, decoder = getattr(decoder, "unused_data", b"") or None, None
+    except _BROKEN as error:
+        raise CannotUnpack from error
+    if decoder is not None:
+        raise CutShort
+
+
+def _decoder(coding: str, start: bytes) -> Any:
+    """Some write `deflate` without the header of RFC 1950 that it is to have."""
+    if coding == "deflate" and (start[0] & 0x0F != 8 or int.from_bytes(start[:2]) % 31):
+        return zlib.decompressobj(wbits=-15)
+    return _DECODERS[coding]()
+
+
+def _rest(coding: str, decoder: Any, full: bool) -> bytes | None:
+    """What a decoder is to be given next for more of its last input; None if there is no more."""
+    if coding == "br":
+        return b"" if full or not decoder.can_accept_more_data() else None
+    if coding == "zstd":
+        return None if decoder.needs_input else b""
+    tail: bytes = decoder.unconsumed_tail
+    return tail if tail or full else None
+
+
 def unpack(data: bytes, content_encoding: str, most_bytes: int) -> tuple[bytes, bool] | None:
     """`data` unpacked, `most_bytes` at most, and whether that is all of it. None for a coding that
     is not known here, and for what is broken.
     """
-    coding = content_encoding.strip().lower()
-    if coding not in _DECODERS:
-        return None
-    decoder: Any = _DECODERS[coding]()
     unpacked = bytearray()
     try:
-        for _ in range(_MOST_MEMBERS):
-            unpacked += _step(coding, decoder, data, most_bytes - len(unpacked))
-            if not _is_at_end(decoder):
+        for piece in steps(data, content_encoding, min(most_bytes + 1, _STEP_BYTES)):
+            unpacked += piece
+            if len(unpacked) > most_bytes:
                 return bytes(unpacked[:most_bytes]), False
-            data = getattr(decoder, "unused_data", b"")
-            if not data or len(unpacked) >= most_bytes:
-                return bytes(unpacked[:most_bytes]), not data and len(unpacked) <= most_bytes
-            decoder = _DECODERS[coding]()  # another member or frame follows
-    except (zlib.error, brotli.error, zstd.ZstdError, EOFError):
+    except CutShort:
+        return bytes(unpacked), False
+    except CannotUnpack:
         return None
-    return bytes(unpacked[:most_bytes]), False
+    return bytes(unpacked), True
 
 
 def _is_at_end(decoder: Any) -> bool:

@@ -1,0 +1,70 @@
+"""Whole bodies unpacked step by step: every coding, stacked ones, and what cannot be undone."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import brotli
+import pytest
+
+from relay.core.meters.unpack import CannotUnpack, CutShort, steps, unpack, zstd
+
+TEXT = b'{"model":"m","x":"' + bytes(range(32, 127)).replace(b'"', b"").replace(b"\\", b"") * 5000 + b'"}'
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+PACKERS = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+def test_every_coding_is_undone_in_bounded_steps(coding: str) -> None:
+    pieces = list(steps(PACKERS[coding](TEXT), coding.upper(), 10_000))
+    assert b"".join(pieces) == TEXT and len(pieces) > 5
+    assert max(map(len, pieces)) <= 70_000  # brotli and zstd round up
+
+
+def test_deflate_without_its_header_is_undone_too() -> None:
+    assert b"".join(steps(raw_deflate(TEXT), "deflate")) == TEXT
+
+
+@pytest.mark.parametrize("codings", [["gzip", "br"], ["zstd", "deflate"], ["br", "gzip", "zstd"]])
+def test_stacked_codings_are_undone_from_the_last_on(codings: list[str]) -> None:
+    packed = TEXT
+    for coding in codings:
+        packed = PACKERS[coding](packed)
+    assert b"".join(steps(packed, " , ".join([*codings, "identity"]), 10_000)) == TEXT
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_members_that_follow_each_other_are_one_text(coding: str) -> None:
+    pack = PACKERS[coding]
+    assert b"".join(steps(pack(TEXT) + pack(b"more") + pack(b""), coding, 10_000)) == TEXT + b"more"
+    with pytest.raises(CutShort):
+        list(steps(pack(b"x") * 100, coding))
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+def test_what_is_broken_cut_or_followed_by_something_is_not_undone(coding: str) -> None:
+    packed = PACKERS[coding](TEXT)
+    for broken in (packed[:-5], packed + b"garbage", b"\x00" + packed, b"garbage"):
+        with pytest.raises(CannotUnpack):
+            list(steps(broken, coding))
+    assert unpack(packed[:-5], coding, 100) == (TEXT[:100], False)
+
+
+@pytest.mark.parametrize("codings", ["compress", "aws-chunked", "gzip, nonsense", "gzip, gzip, gzip, gzip"])
+def test_an_unknown_coding_is_not_undone(codings: str) -> None:
+    with pytest.raises(CannotUnpack):
+        list(steps(gzip.compress(TEXT), codings))
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+def test_a_bomb_costs_no_more_than_the_steps_that_are_taken(coding: str) -> None:
+    pack = (lambda data: brotli.compress(data, quality=1)) if coding == "br" else PACKERS[coding]
+    pieces = steps(pack(bytes(16 << 20)), coding, 256 << 10)
+    assert sum(len(next(pieces)) for _ in range(4)) <= 4 << 20
