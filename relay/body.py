@@ -1,12 +1,13 @@
 """A request body on its way up: held whole where it is small enough, streamed where it is not.
 
-Owns: reading it from the client, the memory that whole bodies take, and the 100 Continue that
-invites it.
+Owns: reading it from the client, the memory that whole bodies take, unpacked ones too, and the 100
+Continue that invites it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -16,7 +17,11 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from relay.core.errors import BadRequest, ClientGone, RelayError
 from relay.core.exchange import Exchange
+from relay.core.meters.unpack import CannotUnpack, CutShort, steps
 from relay.gateway import Gateway
+
+_STEP_BYTES = 256 * 1024
+"""Unpacked at a time: about a millisecond."""
 
 
 @dataclass(slots=True)
@@ -24,12 +29,19 @@ class Body:
     """Either `whole`, which may be empty, or a `stream` that can be sent once."""
 
     whole: bytes = b""
+    text: bytes | None = None
+    """What can be looked into: `whole`, unpacked if it is compressed. None of a stream, and of what
+    cannot be unpacked or is too large then."""
     stream: AsyncIterator[bytes] | None = None
     length: int | None = None
     """Bytes of the stream, if the client said so."""
     error: RelayError | None = None
     """Why the stream ended early: the client's doing, not the provider's."""
     head: list[bytes] = field(default_factory=list)
+
+    def let_go(self) -> None:
+        """It is not sent again."""
+        self.whole, self.text = b"", None
 
 
 def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body | None:
@@ -42,12 +54,12 @@ def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> 
     if not content.is_eof() or content.total_bytes > gateway.settings.server.buffer_bytes:
         return None
     if not request.body_exists:
-        return Body()
-    if "Expect" in request.headers:
+        return Body(text=b"")
+    if "Expect" in request.headers or "Content-Encoding" in request.headers:
         return None
     whole = content.read_nowait()
     exchange.request_bytes = len(whole)
-    return Body(whole)
+    return Body(whole, whole)
 
 
 async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
@@ -58,7 +70,13 @@ async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) 
     """
     if "Expect" in request.headers:
         await _invite(request)
-    return await _read(request, exchange, gateway)
+    body = await _read(request, exchange, gateway)
+    if body.stream is None:
+        codings = ",".join(request.headers.getall("Content-Encoding", ()))
+        # A host's server has undone them.
+        plain = gateway.mounted or codings.strip().lower() in ("", "identity")
+        body.text = body.whole if plain else await _unpacked(body.whole, codings, exchange, gateway)
+    return body
 
 
 def _check_framing(request: web.Request) -> None:
@@ -96,6 +114,40 @@ async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> B
             gateway.hold(exchange, len(chunk))
     body.stream = _streamed(request, exchange, gateway, body)
     return body
+
+
+async def _unpacked(
+    packed: bytes, codings: str, exchange: Exchange, gateway: Gateway
+) -> bytes | None:
+    """Undo the codings of a body, up to `server.json_buffer_bytes`; the text is held like a body.
+    None if it cannot be undone, or is too large.
+
+    Of a text that is JSON already, the relay and a provider that ignores codings could read
+    different models.
+    """
+    server, text = gateway.settings.server, bytearray()
+    if packed.lstrip().startswith((b"{", b"[")):
+        return None
+    try:
+        pieces = steps(packed, codings, _STEP_BYTES)
+        stacked = _STEP_BYTES if "," in codings else 0
+        while piece := await _next_piece(pieces, len(packed) + len(text) + stacked):
+            gateway.hold(exchange, len(piece))
+            text += piece
+            full = gateway.held_bytes > server.buffer_total_bytes
+            if full or len(text) > server.json_buffer_bytes:
+                raise CutShort
+    except CannotUnpack:
+        gateway.let_go(exchange, len(text))
+        return None
+    return bytes(text)
+
+
+async def _next_piece(pieces: Iterator[bytes], seen_bytes: int) -> bytes:
+    """The next one, empty at the end. What may take more than a millisecond is left to a thread."""
+    if seen_bytes <= _STEP_BYTES:
+        return next(pieces, b"")
+    return await asyncio.to_thread(next, pieces, b"")
 
 
 async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway) -> bytes:

@@ -156,10 +156,10 @@ async def _fly(flight: Flight, leader: Exchange, sending: Sending, asked: Asked)
     try:
         limits = gateway.limits
         if limits is not None and limits.counts_tokens:
-            await limits.reserve(exchange, body.whole)
+            await limits.reserve(exchange, body.text or body.whole)
         upstream = await gateway.attempts.open(exchange, asked, sending)
         exchange.first_byte_s = gateway.clock()
-        body.whole = b""
+        body.let_go()
         if exchange.held_bytes:
             gateway.let_go(exchange, exchange.held_bytes)
         try:

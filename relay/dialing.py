@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from aiohttp import ClientWebSocketResponse, web
 
@@ -16,6 +15,7 @@ from relay.call import Call
 from relay.core import paths, subprotocols
 from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
+from relay.core.models import query_with_model
 from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
@@ -28,7 +28,6 @@ from relay.upstream.send import upstream_headers, upstream_url
 # A client that names one of these has chosen its session itself: no default of ours is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
 _GOOD = Tried(101)
-_MODEL_NAMES = frozenset({"model", "model_id"})
 
 
 @dataclass(slots=True)
@@ -79,11 +78,9 @@ class Dialing:
     def _handshake(self, route: Route, keys: Keys) -> Handshake:
         rules, given = route.provider.websocket_rules, self.request.headers
         assert rules is not None
-        query = self.call.query
+        query = _with_defaults(self.call.query, route, given)
         if route.replaced_model is not None:
-            named = f"model={quote(route.replaced_model, safe='')}"
-            query = paths.join_query(paths.cut_query(query, _MODEL_NAMES), named)
-        query = _with_defaults(query, route, given)
+            query = query_with_model(query, route.replaced_model, route.format)
         headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
         in_query = paths.query_names(query)
         for header, parameter in rules.header_queries.items():

@@ -43,17 +43,16 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.asks_model:
-            whole = body.whole if wanted.whole else None
-            await limits.check(exchange, whole, request.headers.get("Content-Type", ""))
+            await limits.check(exchange, body.text, request.headers.get("Content-Type", ""))
         sending = Sending(request, call, exchange, gateway, body)
         kept = keeping(sending, wanted)
         if kept is not None and (answer := await answered(kept, sending, wanted)) is not None:
             return answer
         if limits is not None and limits.counts_tokens:
-            await limits.reserve(exchange, body.whole)
+            await limits.reserve(exchange, body.text or body.whole)
         upstream = await gateway.attempts.open(exchange, wanted, sending)
         exchange.first_byte_s = gateway.clock()
-        body.whole = b""
+        body.let_go()
         if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
             gateway.let_go(exchange, exchange.held_bytes)
         try:
@@ -68,17 +67,18 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 
 def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> None:
     """What the call is about, for rules, meters and the ledger."""
-    route = exchange.route
+    route, text = exchange.route, body.text or b""
     assert route is not None
     exchange.kind = route.kind
     exchange.model = route.model or model_elsewhere(
         route.format, route.endpoint, call.query
     )
     if route.kind in ("speech", "image"):
-        exchange.spoken = paid_fields(body.whole)
-    if len(body.whole) > PLAIN_BYTES:
-        exchange.input_estimate = input_tokens(body.whole, route.format)
-    if body.whole:
-        seen = peek_body(body.whole, request.headers.get("Content-Type", ""))
+        exchange.spoken = paid_fields(text)
+    if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
+        exchange.input_estimate = input_tokens(text, route.format)
+    if text:
+        seen = peek_body(text, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user
-        exchange.model = seen.model or exchange.model
+        # Where the path or the query names the model, providers do not look for it in the body.
+        exchange.model = exchange.model or seen.model

@@ -20,7 +20,12 @@ from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.injection import asked_model, asking_for_usage
 from relay.core.meters.unpack import unpacker
-from relay.core.peek import with_model
+from relay.core.models import (
+    body_with_added_model,
+    body_with_model,
+    query_names_model,
+    query_with_model,
+)
 from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
 from relay.core.rewriting import CHANGED_WITH_BODY
@@ -55,11 +60,11 @@ class Sending:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
         exchange.rewriter = rewriter(self.request, self.call, route, gateway)
-        url = upstream_url(route, self.call.query, keys)
+        url = upstream_url(route, self._query(route), keys)
         headers = self._headers(route, keys)
         whole = self._whole(route)
         if whole is not body.whole:
-            for name in CHANGED_WITH_BODY:
+            for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
                 headers.popall(name, None)
         if exchange.asks_usage:
             headers["Accept-Encoding"] = "identity"
@@ -72,20 +77,39 @@ class Sending:
         sent = send(gateway.upstream.rest, route, self.request.method, url, outgoing)
         return self._examined(sent, route) if exchange.asks_usage else sent
 
+    def _query(self, route: Route) -> str:
+        """The query as `route` is to get it, but for credentials."""
+        query, model = self.call.query, route.replaced_model
+        return query if model is None else query_with_model(query, model, route.format)
+
     def _whole(self, route: Route) -> bytes:
-        """The body as `route` is to get it."""
-        exchange, whole = self.exchange, self.body.whole
-        if route.replaced_model is not None and whole:
-            whole = with_model(whole, route.replaced_model)
-        exchange.asks_usage = False
-        if not route.injects_usage or not exchange.stream or self.request.method != "POST":
-            return whole
+        """The body as `route` is to get it; unpacked if anything is changed in it."""
+        text = self.body.text
+        self.exchange.asks_usage = False
+        if not text:
+            return self.body.whole
+        changed = self._with_model(text, route)
+        if self._may_ask_usage(route):
+            asking = asking_for_usage(changed)
+            self.exchange.asks_usage = asking is not None
+            changed = asking or changed
+        return self.body.whole if changed is text else changed
+
+    def _with_model(self, text: bytes, route: Route) -> bytes:
+        model = route.replaced_model
+        if model is None:
+            return text
+        content_type = self.request.headers.get("Content-Type", "")
+        changed = body_with_model(text, content_type, model, route.format)
+        if changed is not text or route.model is not None or query_names_model(self.call.query):
+            return changed
+        return body_with_added_model(text, model, route.format)
+
+    def _may_ask_usage(self, route: Route) -> bool:
+        if not (route.injects_usage and self.exchange.stream and self.request.method == "POST"):
+            return False
         model = self._model(route)
-        if model == self.refused or model in self.gateway.usage_refusals:
-            return whole
-        asking = asking_for_usage(whole)
-        exchange.asks_usage = asking is not None
-        return asking or whole
+        return model != self.refused and model not in self.gateway.usage_refusals
 
     def _model(self, route: Route) -> tuple[str, str]:
         model = route.replaced_model or self.exchange.model

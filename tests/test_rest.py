@@ -257,7 +257,7 @@ async def test_chunked_and_multipart_uploads_arrive_whole(start: StartRelay, raw
         assert raw.arrived[-1].body == expected
         framing = (raw.arrived[-1].header("Content-Length"), raw.arrived[-1].header("Transfer-Encoding"))
         assert len([part for part in framing if part]) == 1
-    assert (await relay.events("exchange", 2))[0]["model"] == "whisper-1"
+    assert "model" not in (await relay.events("exchange", 2))[0], "where the broken form's field ends nobody knows"
 
 
 async def test_bodies_on_both_sides_of_every_limit_arrive_whole(start: StartRelay, raw: RawUpstream) -> None:

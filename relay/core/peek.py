@@ -14,22 +14,20 @@ from relay.core.fields import (
     LARGE_BYTES,
     MOST_FIELD_BYTES,
     MOST_TEXT_BYTES,
-    by_name,
+    Reader,
     field,
-    is_readable,
     is_value,
     pairs,
     value,
 )
+from relay.core.forms import form_fields, is_form
 from relay.core.paths import query_value
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
-# A part's head has a few lines; without a bound, lines that look like one take quadratic time.
-_FORM_MODEL = re.compile(
-    rb'name="model(?:_id)?"\r\n(?:[^\r\n]{1,1000}\r\n){0,8}\r\n([^\r\n]{1,200})\r\n'
-)
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_FORM_PEEK_BYTES = 64 * 1024
+_MOST_MODEL_BYTES = 200
+"""Of a form's field."""
+_BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
+"""Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
 
 # The end of an endpoint, and what kind of call it is. Longer ends first where one is part of
 # another.
@@ -93,7 +91,8 @@ class _Wanted(msgspec.Struct):
     metadata: msgspec.Raw = ABSENT
 
 
-_decoder = msgspec.json.Decoder(_Wanted)
+MODEL_NAMES = ("model", "model_id")
+_wanted = Reader(_Wanted)
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
@@ -106,7 +105,7 @@ class _Paid(msgspec.Struct, omit_defaults=True):
     parameters: msgspec.Raw = ABSENT
 
 
-_paid_decoder = msgspec.json.Decoder(_Paid)
+_paid = Reader(_Paid)
 
 
 class Peek(msgspec.Struct, frozen=True):
@@ -125,16 +124,12 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     """Model and stream flag of a whole request body. Anything unreadable gives NOTHING, never an
     error.
     """
-    if content_type.startswith("multipart/form-data"):
-        found = _FORM_MODEL.search(body, 0, _FORM_PEEK_BYTES)
-        return Peek(found.group(1).decode("utf-8", "replace")) if found else NOTHING
-    if body[:1] != b"{" and body.lstrip()[:1] != b"{":
+    if is_form(content_type):
+        return Peek(_model_of_form(body, content_type))
+    if body[:1] != b"{" and not _looks_like_json(body):
         return NOTHING
-    if not is_readable(body):
-        return NOTHING
-    try:
-        wanted = _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    wanted = _wanted.read(body)
+    if wanted is None:
         return NOTHING
     model = value(wanted.model)
     if not isinstance(model, str):
@@ -150,31 +145,35 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     )
 
 
+def _model_of_form(body: bytes, content_type: str) -> str | None:
+    """The last one, as the last one of a name counts in JSON."""
+    for name, start, end in reversed(form_fields(body, content_type) or ()):
+        if name.decode("latin-1") in MODEL_NAMES and end - start <= _MOST_MODEL_BYTES:
+            try:
+                return body[start:end].decode() or None
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def _looks_like_json(body: bytes) -> bool:
+    """An object in any encoding that a lenient reader may take for JSON."""
+    return body.lstrip(_BEFORE_JSON).startswith(b"{")
+
+
 def paid_fields(body: bytes) -> bytes:
     """The body itself if it is small; of a larger one an object with no more than what the call is
     paid by: a meter reads it when the call is over, many calls in one turn of the event loop.
     """
     if len(body) <= MOST_FIELD_BYTES:
         return body
-    try:
-        paid = _paid_decoder.decode(body) if is_readable(body) else _Paid()
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    paid = _paid.read(body)
+    if paid is None:
         return b""
     for name in _Paid.__struct_fields__:
         if memoryview(getattr(paid, name)).nbytes > MOST_TEXT_BYTES:
             setattr(paid, name, ABSENT)
     return msgspec.json.encode(paid)
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """A JSON object with this `model`, every other value's bytes as they were. Anything else comes
-    back unchanged.
-    """
-    fields = by_name(body)
-    if fields is None:
-        return body
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(fields)
 
 
 def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
@@ -183,21 +182,20 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     Readers differ on a name that comes twice. What is neither JSON nor a form names no model; a
     body that cannot be read in bounded time may name any.
     """
-    if content_type.startswith("multipart/form-data"):
-        return body.count(b'name="model') <= 1
-    is_json = "json" in content_type or body.lstrip().startswith((b"{", _BYTE_ORDER_MARK))
-    if not body or not is_json:
+    if is_form(content_type):
+        fields = form_fields(body, content_type)
+        return fields is not None and _is_plain([f.name.decode("latin-1") for f in fields], model)
+    if not body or not ("json" in content_type.lower() or _looks_like_json(body)):
         return True
-    text = body.removeprefix(_BYTE_ORDER_MARK)
-    if len(text) <= LARGE_BYTES or not text.lstrip().startswith(b"{"):
-        if not is_value(text):
-            return False
-        if text.count(b'"model') <= (model is not None) and b"\\u" not in text:
+    if (len(body) <= LARGE_BYTES or not _looks_like_json(body)) and is_value(body):
+        if body.count(b'"model') <= (model is not None) and b"\\u" not in body:
             return True
-    found = pairs(text)
-    if found is None:
-        return False
-    named = sum(name in ("model", "model_id") for name, _ in found)
+    found = pairs(body)
+    return found is not None and _is_plain([name for name, _ in found], model)
+
+
+def _is_plain(names: list[str], model: str | None) -> bool:
+    named = sum(name in MODEL_NAMES for name in names)
     return named == 0 or (named == 1 and model is not None)
 
 

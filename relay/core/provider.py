@@ -211,7 +211,7 @@ class Route:
     is_alternative: bool = False
     """Another provider's: a client's own credential is not for it."""
     replaced_model: str | None = None
-    """Written into the body instead of the client's."""
+    """Replaces the client's, wherever the call names it (core/models.py)."""
     weight: float = 1.0
     by_weight: bool = False
     default_query: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
-from relay.core.fields import ABSENT, field, is_readable, value
+from relay.core.fields import ABSENT, Reader, field, value
 
 BYTES_A_TOKEN = 4
 
@@ -167,7 +167,7 @@ class _Bounds(msgspec.Struct):
 
 
 _NONE = _Bounds()
-_bounds = msgspec.json.Decoder(_Bounds)
+_bounds = Reader(_Bounds)
 
 
 class Estimate(NamedTuple):
@@ -188,10 +188,7 @@ def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
     """Of a request body, at four bytes a token where `input_tokens` does not say it. One that
     cannot be read in bounded time names no bound.
     """
-    try:
-        asked = _bounds.decode(body) if is_readable(body) else _NONE
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        asked = _NONE
+    asked = _bounds.read(body) or _NONE
     bounds = (asked.max_completion_tokens, asked.max_tokens, asked.max_output_tokens)
     bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)
     if bound is None and asked.generationConfig is not ABSENT:

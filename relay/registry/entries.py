@@ -153,7 +153,7 @@ class Retries(Section):
 
 class Fallback(Section):
     provider: str = Field(description="A provider of this file; it may be the same one.")
-    model: str | None = Field(None, description="Written into the body instead of the call's.")
+    model: str | None = Field(None, description="Replaces the call's, in the body, path, query or form field that names it.")
     endpoint: str | None = Field(None, description="Called instead of the call's.")
     weight: float = Field(1, gt=0, description="Its share, with `order: weight`.")
 

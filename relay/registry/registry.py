@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
 from relay.core.injection import can_be_asked
+from relay.core.models import path_with_model
+from relay.core.peek import MODEL_NAMES
 from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
 
 _ROUTES_KEPT = 2048
@@ -75,7 +77,8 @@ class Registry:
         for fallback in route.provider.fallbacks:
             other = self.providers[fallback.provider]
             if other.websocket_rules is not None:
-                yield _as_fallback(websocket_route(other, fallback.endpoint or ""), fallback)
+                made = websocket_route(other, fallback.endpoint or "")
+                yield _as_socket_fallback(made, fallback, route)
 
 
 def _other_way(
@@ -99,7 +102,23 @@ def _as_rest_fallback(route: Route, fallback: Fallback, of: Provider) -> Route:
     return made
 
 
+def _as_socket_fallback(route: Route, fallback: Fallback, of: Route) -> Route:
+    """A model that only the default query of the first provider names is named here too."""
+    made = _as_fallback(route, fallback)
+    if fallback.model is None:
+        return made
+    named = {k: fallback.model for k in of.default_query if k.lower() in MODEL_NAMES}
+    return replace(made, default_query=named | dict(made.default_query))
+
+
 def _as_fallback(route: Route, fallback: Fallback) -> Route:
-    return replace(
+    made = replace(
         route, is_alternative=True, replaced_model=fallback.model, weight=fallback.weight
     )
+    if fallback.model is None:
+        return made
+    prefix = route.target.prefix  # Azure's ends where its path names the deployment
+    named = path_with_model(prefix + route.path, fallback.model)
+    if named is None or not named.startswith(f"{prefix}/"):
+        return made
+    return replace(made, path=named.removeprefix(prefix), model=fallback.model)

@@ -83,7 +83,7 @@ class Server(Section):
         1024 * 1024,
         description="Request bodies up to this size are read whole before they are sent.",
     )
-    json_buffer_bytes: Bytes = Field(32 * 1024 * 1024, description="The same for JSON bodies.")
+    json_buffer_bytes: Bytes = Field(32 * 1024 * 1024, description="The same for JSON bodies, and for what compressed bodies unpack to.")
     buffer_total_bytes: Bytes = Field(
         256 * 1024 * 1024,
         description="Memory that all bodies held whole may take in a process; past it they stream.",

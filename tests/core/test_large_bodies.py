@@ -13,7 +13,8 @@ from relay.core import fields
 from relay.core.caching import is_clean
 from relay.core.fields import ABSENT, pairs, value
 from relay.core.injection import asking_for_usage
-from relay.core.peek import NOTHING, model_is_plain, paid_fields, peek_body, with_model
+from relay.core.models import body_with_model
+from relay.core.peek import NOTHING, model_is_plain, paid_fields, peek_body
 from relay.core.usage import Estimate, estimate
 from tests.core.cost import assert_cheap
 
@@ -44,13 +45,16 @@ HOSTILE = {
     "a long model": b'{"model":"' + b"a" * BYTES + b'"}',
     "whitespace": b'{"model":' + b" " * BYTES + b'"m"}',
     "nothing but whitespace": b" " * BYTES,
+    "NaN over and over": filled(b'{"model":"m","x":[', b"NaN", b"]}")[: 4 << 20] + b"]}",
+    "almost NaN": b'{"model":"m","n":NaN,"x":"' + b"a" * (4 * 1024 * 1024 - 100) + b'"}',
+    "escaped surrogates": b'{"model":"m","x":"' + b"\\ud83d" * (BYTES // 8) + b'"}',
     "UTF-16": ('{"model":"' + "a" * (BYTES // 2) + '"}').encode("utf-16"),
 }
 FUNCTIONS: dict[str, Callable[[bytes], object]] = {
     "peek": lambda body: peek_body(body, JSON),
     "plain": lambda body: model_is_plain(body, JSON, "m"),
     "estimate": estimate,
-    "with_model": lambda body: with_model(body, "m"),
+    "body_with_model": lambda body: body_with_model(body, JSON, "m", "google"),
     "asking_for_usage": asking_for_usage,
     "paid_fields": paid_fields,
 }
@@ -78,7 +82,7 @@ def test_a_large_body_tells_what_a_small_one_does(size: int) -> None:
     seen = peek_body(body, JSON)
     assert (seen.model, seen.stream, seen.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
     assert estimate(body) == Estimate(len(body) // 4, 5, 2)
-    assert json.loads(with_model(body, "other")) == asked | {"model": "other"}
+    assert json.loads(body_with_model(body, JSON, "other", "openai")) == asked | {"model": "other"}
     asking = asking_for_usage(body)
     assert asking is not None and json.loads(asking) == asked | {"stream_options": {"include_usage": True}}
     paid = json.loads(paid_fields(body))
@@ -89,7 +93,7 @@ def test_a_body_of_millions_of_values_tells_nothing_and_is_counted_by_its_size()
     body = filled(b'{"model":"m","max_tokens":5,"x":[', b"{}", b"]}")
     assert peek_body(body, JSON) == NOTHING and estimate(body) == Estimate(len(body) // 4)
     assert not model_is_plain(body, JSON, "m")
-    assert with_model(body, "other") == body and asking_for_usage(body) is None
+    assert body_with_model(body, JSON, "other", "openai") == body and asking_for_usage(body) is None
 
 
 @pytest.mark.parametrize(("size", "model"), [(1000, "m" * 1000), (65 * 1024, None)])

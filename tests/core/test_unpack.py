@@ -40,6 +40,12 @@ def test_stacked_codings_are_undone_from_the_last_on(codings: list[str]) -> None
     assert b"".join(steps(packed, " , ".join([*codings, "identity"]), 10_000)) == TEXT
 
 
+def test_stacked_codings_cannot_hide_work_that_makes_no_text() -> None:
+    empty_blocks = b"\x00\x00\x00\xff\xff" * (40 * 1024 * 1024 // 5)
+    with pytest.raises(CutShort):
+        list(steps(zlib.compress(b"\x78\x9c" + empty_blocks, 1), "deflate, deflate", 1 << 20))
+
+
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
 def test_members_that_follow_each_other_are_one_text(coding: str) -> None:
     pack = PACKERS[coding]

@@ -177,7 +177,7 @@ async def test_each_model_has_its_own_count_and_a_refusal_uses_nothing_up(start:
 
 @pytest.mark.parametrize(
     ("body", "content_type"),
-    [(b'{"model": "a", "model": "b"}', "application/json"), (b"{broken", "application/json"), (b'\xef\xbb\xbf{"model": "a"}', "text/plain"), (b'  {"model": "a", "model": "b"}', "application/octet-stream")],
+    [(b'{"model": "a", "model": "b"}', "application/json"), (b"{broken", "application/json"), (b'\xef\xbb\xbf{"model": "a", "model": "b"}', "text/plain"), (b'{"model": "a", "n": NaN, "model_id": "b"}', "application/json"), (b'  {"model": "a", "model": "b"}', "application/octet-stream")],
 )
 async def test_a_model_that_cannot_be_told_is_refused_where_a_rule_asks_for_it(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))

@@ -142,11 +142,7 @@ def _details(said: Spelled) -> tuple[_Details, _Details]:
         or said.input_token_details
         or said.prompt_token_details
     )
-    gave = (
-        said.completion_tokens_details
-        or said.output_tokens_details
-        or said.output_token_details
-    )
+    gave = said.completion_tokens_details or said.output_tokens_details or said.output_token_details
     return asked or _NONE, gave or _NONE
 
 

@@ -21,6 +21,7 @@ else:
 _BROKEN = (zlib.error, brotli.error, zstd.ZstdError, EOFError)
 _MOST_CODINGS = 3
 """Of one body, one upon the other."""
+_MOST_BETWEEN_BYTES = 32 * 1024 * 1024
 _MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 _STEP_BYTES = 4 * 1024 * 1024
 """What one chunk may unpack to: reading more than that would hold up the loop."""
@@ -95,9 +96,22 @@ def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> 
     codings = [coding for coding in codings if coding not in ("", "identity")]
     if len(codings) > _MOST_CODINGS:
         raise CannotUnpack
-    for coding in reversed(codings):
+    for left, coding in enumerate(reversed(codings), 1 - len(codings)):
         pieces = _undone(pieces, coding, step_bytes)
+        pieces = _bounded(pieces) if left else pieces
     return pieces
+
+
+def _bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """What lies between two codings is compressed still, so no longer than a body may be: without
+    a bound one would make gigabytes of which the next makes nothing.
+    """
+    room = _MOST_BETWEEN_BYTES
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            raise CutShort
+        yield piece
 
 
 def _undone(packed: Iterator[bytes], coding: str, step_bytes: int) -> Iterator[bytes]:

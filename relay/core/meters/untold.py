@@ -19,9 +19,7 @@ from relay.core.meters.typed import UNREADABLE
 from relay.core.usage import Part, Parts, Usage
 
 Header = Callable[[str], str | None]
-ESTIMATED = frozenset(
-    {"chat", "completion", "responses", "messages", "generate", "interactions"}
-)
+ESTIMATED = frozenset({"chat", "completion", "responses", "messages", "generate", "interactions"})
 """Kinds whose usage is estimated where it is not told."""
 _PAID = ESTIMATED | {"embeddings", "speech", "transcription", "image", "rerank"}
 """Kinds that use something, whether or not the answer tells what."""

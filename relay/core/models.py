@@ -1,0 +1,123 @@
+"""Put another model in the place of the one that a call names, for a fallback with a model.
+
+Owns: the places where vendors name the model of a call: a path, a query, a form, a JSON body. Each
+place that names one is changed, and no other byte. Reading the model is core/peek.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import msgspec
+
+from relay.core.fields import Span, items, spans
+from relay.core.forms import form_fields, is_form
+from relay.core.paths import join_query, query_name, query_names
+from relay.core.peek import MODEL_NAMES
+
+# Gemini and Vertex AI, then Azure, whose deployments stand for models.
+_IN_PATH = re.compile(r"((?:^|/)(?:models|tunedModels|deployments)/)[^/:]+")
+_GOOGLE_PREFIX = "models/"
+_ADDED_NAMES = {"elevenlabs": "model_id", "cartesia": "model_id"}
+"""How formats name the model in a body; others call it `model`."""
+_NOT_IN_BODY = frozenset({"google", "fal", "deepgram"})
+"""Formats that name it in the path or the query."""
+
+
+def path_with_model(path: str, model: str) -> str | None:
+    """A raw path with this model instead of the one that it names; None if it names none."""
+    named = quote(model.removeprefix(_GOOGLE_PREFIX), safe="")
+
+    def replaced(found: re.Match[str]) -> str:
+        return found[1].replace("tunedModels/", _GOOGLE_PREFIX) + named
+
+    changed, count = _IN_PATH.subn(replaced, path, count=1)
+    return changed if count else None
+
+
+def query_names_model(raw_query: str) -> bool:
+    """True if a segment of the query names the model."""
+    return not query_names(raw_query).isdisjoint(MODEL_NAMES)
+
+
+def query_with_model(raw_query: str, model: str, format_: str) -> str:
+    """A raw query with this model in each segment that names one. A format that takes the model
+    from there, and from nowhere else, gets it there in any case.
+    """
+    if not query_names_model(raw_query):
+        added = f"model={quote(model, safe='')}" if format_ == "deepgram" else ""
+        return join_query(raw_query, added)
+    return "&".join(
+        f"{segment.partition('=')[0]}={quote(model, safe='')}"
+        if query_name(segment) in MODEL_NAMES
+        else segment
+        for segment in raw_query.split("&")
+    )
+
+
+def body_with_model(body: bytes, content_type: str, model: str, format_: str) -> bytes:
+    """A whole body with this model wherever it names the model of the call. A body that cannot be
+    read comes back as it is.
+    """
+    if is_form(content_type):
+        fields = form_fields(body, content_type) or ()
+        places = [(f.start, f.end) for f in fields if f.name.decode("latin-1") in MODEL_NAMES]
+        return _spliced(body, [(start, end, model.encode()) for start, end in places])
+    found = spans(body)
+    if found is None:
+        return body
+    changes = _changes(body, found, model, format_)
+    if format_ == "google":
+        changes += _changes_of_requests(body, found, model)
+    return _spliced(body, sorted(changes))
+
+
+def body_with_added_model(body: bytes, model: str, format_: str) -> bytes:
+    """A JSON object that names no model, nor does its call anywhere else, with this one."""
+    found = spans(body)
+    if found is None or format_ in _NOT_IN_BODY:
+        return body
+    name = _ADDED_NAMES.get(format_, "model")
+    at = body.index(b"{") + 1
+    more = msgspec.json.encode(name) + b":" + msgspec.json.encode(model) + (b"," if found else b"")
+    return _spliced(body, [(at, at, more)])
+
+
+_Change = tuple[int, int, bytes]
+"""Where a text begins and ends, and what comes there instead."""
+
+
+def _changes(body: bytes, found: list[Span], model: str, format_: str) -> list[_Change]:
+    """Those of one object. A `model` that is an object or a list is no model's name."""
+    changes = []
+    for name, start, end in found:
+        given = body[start : min(end, start + len(_GOOGLE_PREFIX) + 1)]
+        if name in MODEL_NAMES and (given.startswith(b'"') or given == b"null"):
+            qualified = format_ == "google" and given == b'"models/' and "/" not in model
+            written = _GOOGLE_PREFIX + model if qualified else model
+            changes.append((start, end, msgspec.json.encode(written)))
+    return changes
+
+
+def _changes_of_requests(body: bytes, found: list[Span], model: str) -> list[_Change]:
+    """Those of batchEmbedContents: each of its `requests` repeats the model of the path."""
+    changes: list[_Change] = []
+    for name, start, end in found:
+        if name == "requests":
+            for at, behind in items(body[start:end]):
+                request = body[start + at : start + behind]
+                inner = _changes(request, spans(request) or [], model, "google")
+                changes += [(start + at + a, start + at + b, new) for a, b, new in inner]
+    return changes
+
+
+def _spliced(body: bytes, changes: list[_Change]) -> bytes:
+    if not changes:
+        return body
+    view, at = memoryview(body), 0
+    parts: list[memoryview | bytes] = []
+    for start, end, new in changes:
+        parts += [view[at:start], new]
+        at = end
+    return b"".join([*parts, view[at:]])
