@@ -43,6 +43,7 @@ class _Leg:
 
 _DNS = _Leg("DNS", "check base_url in gateway.yaml, and this machine's name server")
 _NETWORK = _Leg("network", "check that this machine may reach {host}:{port} (firewall, proxy)")
+_PROXY = _Leg("the proxy", "check {proxy}, and that it lets this machine reach {host}:{port}")
 _TLS = _Leg(
     "TLS", "check this machine's clock and CA certificates, and for a proxy that breaks TLS up"
 )
@@ -163,7 +164,7 @@ async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Findin
         if error.status != 404 or error.source == "relay":
             return _diagnosed(what, error, provider, provider.rest)
         status = error.status
-    return Finding(f"{what}: {status} in {_ms(began)} ({provider.rest.via})")
+    return Finding(f"{what}: {status} in {_ms(began)} ({_path(provider.rest)})")
 
 
 async def _read(answer: Stream) -> None:
@@ -191,15 +192,21 @@ async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
             # The credential was taken; a session needs what a probe cannot know: an agent, a voice.
             return Finding(f"{what}: reached, it wants more than a probe has ({error.status})")
         return _diagnosed(what, error, provider, provider.websocket)
-    return Finding(f"{what}: 101 in {took} ({provider.websocket.via})")
+    return Finding(f"{what}: 101 in {took} ({_path(provider.websocket)})")
+
+
+def _path(target: Target) -> str:
+    return target.via if target.proxy is None else f"{target.via}, proxy {target.proxy}"
 
 
 def _diagnosed(what: str, error: AIGatewayError, provider: Provider, target: Target) -> Finding:
-    return _failed(f"{what}: {error.message}", _leg(error), provider, target)
+    return _failed(f"{what}: {error.message}", _leg(error, target), provider, target)
 
 
-def _leg(error: AIGatewayError) -> _Leg:
+def _leg(error: AIGatewayError, target: Target) -> _Leg:
     """Whose failure it is, from the relay's code or the answer's status and source."""
+    if target.proxy is not None and target.proxy.shown in error.message:
+        return _PROXY
     if error.code == "upstream_unreachable":
         return _DNS if NO_NAME in error.message else _NETWORK
     by_code = {
@@ -224,7 +231,9 @@ def _leg(error: AIGatewayError) -> _Leg:
 def _failed(what: str, leg: _Leg, provider: Provider, target: Target) -> Finding:
     labels = [keys.provider.label for keys in target.pool if keys.provider]
     variables = ", ".join(dict.fromkeys(labels)) or "the key stored at Cloudflare"
-    advice = leg.advice.format(host=target.host, port=target.port, variables=variables)
+    advice = leg.advice.format(
+        host=target.host, port=target.port, variables=variables, proxy=target.proxy
+    )
     return Finding(what, leg.name, advice)
 
 

@@ -9,6 +9,7 @@ from relay.core import paths, subprotocols
 from relay.core.credentials import first_of
 from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
 from relay.core.limits import Rule
+from relay.core.models import query_with_model
 from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
@@ -52,9 +53,9 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
         for credential in (keys.provider, keys.gateway)
         if credential
     ]
-    for other in route.alternatives:
-        model = f", model {other.replaced_model}" if other.replaced_model else ""
-        lines.append(f"then         {_then(other, query)}   ({other.provider.name}{model})")
+    if target.proxy is not None:
+        lines.append(f"proxy        {target.proxy.shown}   (from {target.proxy.variable})")
+    lines += [f"then         {_then(other, query)}" for other in route.alternatives]
     if provider.headers:
         defaults = ", ".join(f"{name}: {value}" for name, value in provider.headers)
         lines.append(f"defaults     {defaults}")
@@ -80,9 +81,12 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
 
 
 def _then(route: Route, query: str) -> str:
+    model, proxy, to = route.replaced_model, route.target.proxy, route.provider.name
+    notes = f"   ({to}{f', model {model}' if model else ''}{f', proxy {proxy}' if proxy else ''})"
     if not route.target.pool:
-        return f"nothing: set {', '.join(route.target.missing)}"
-    return str(upstream_url(route, query, Keys()))
+        return f"nothing: set {', '.join(route.target.missing)}{notes}"
+    query = query if model is None else query_with_model(query, model, route.format)
+    return f"{upstream_url(route, query, Keys())}{notes}"
 
 
 def _shown(credential: Credential) -> str:

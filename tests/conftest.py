@@ -45,6 +45,9 @@ class _EveryLine(logging.Handler):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hear every logger of the process, at DEBUG; judge the run as a whole."""
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        for spelt in (name, name.lower()):
+            os.environ.pop(spelt, None)  # this machine's; what a test sets for itself counts
     config.pluginmanager.register(WholeRun(config))
     logging.getLogger().addHandler(_EveryLine())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)

@@ -56,6 +56,21 @@ class AuthRule:
         return Credential(self.place, self.name, self.scheme + secret, label)
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A forward proxy, through which a target is reached."""
+
+    url: str = field(repr=False)
+    """With the user and password, if it has any."""
+    shown: str
+    """Without them: `http://proxy.example:3128`."""
+    variable: str
+    """Which names it: `HTTPS_PROXY`."""
+
+    def __str__(self) -> str:
+        return f"{self.shown} ({self.variable})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One way to reach a provider. `origin` has no path; `prefix` has no slash at its end."""
@@ -76,6 +91,8 @@ class Target:
     """Cloudflare's own, beside the provider's."""
     missing: tuple[str, ...] = ()
     """Variables that must be set before this target can be used."""
+    proxy: Proxy | None = None
+    """None: it is called directly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,9 @@ def _secrets_of(config: Config) -> frozenset[str]:
             provider.rest, provider.websocket, provider.rest_after, provider.websocket_after,
             *(rule.target for rule in provider.paths),
         ]  # fmt: skip
+        for url in (t.proxy.url for t in targets if t and t.proxy):
+            password = urlsplit(url).password or ""
+            found |= {password, unquote(password)}
         for credential in (c for t in targets if t for keys in t.pool if (c := keys.provider)):
             found |= {credential.value, credential.value.rpartition(" ")[2]}
     return frozenset(secret for secret in found if secret)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 from yarl import URL
@@ -30,8 +29,10 @@ from relay.core.rewriting import Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
-from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket
+from relay.registry.demo import demo_entry
+from relay.registry.entries import ProviderEntry
 from relay.registry.pricing import price_rules
+from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
 from relay.registry.targets import fallbacks, header_queries, homes, retry_rules, target
 from relay.registry.yamlfile import Document, Where
@@ -45,45 +46,22 @@ _CREDENTIAL_QUERIES = frozenset({"cf-aig-authorization"})
 
 
 def build_registry(
-    settings: schema.GatewayFile, entries: Mapping[str, Entry], demo_url: str
+    settings: schema.GatewayFile, entries: Mapping[str, Entry], demo_url: str, proxies: Proxies
 ) -> Registry:
     """The registry of all `entries`, and of `demo` if it runs. Problems go into the entries'
     Documents.
     """
     providers: dict[str, Provider] = {}
     for name, (entry, document, templates) in entries.items():
-        builder = _Builder(settings, name, entry, document, templates, entries)
+        builder = _Builder(settings, proxies, name, entry, document, templates, entries)
         if (provider := builder.provider()) is not None:
             providers[name] = provider
     if demo_url and "demo" not in providers:
-        providers["demo"] = _demo(settings, demo_url)
+        entry, document = demo_entry(demo_url), Document("(built in)")
+        demo = _Builder(settings, proxies, "demo", entry, document, {}).provider()
+        assert demo is not None
+        providers["demo"] = demo
     return Registry(providers)
-
-
-_DEMO_PRICE = Pricing(
-    input_per_mtok=Decimal(2),
-    output_per_mtok=Decimal(8),
-    input_audio_per_mtok=Decimal(32),
-    output_audio_per_mtok=Decimal(64),
-    characters_per_million=Decimal(15),
-)
-"""Nobody pays it: the first question about costs shows what an answer looks like."""
-
-
-def _demo(settings: schema.GatewayFile, url: str) -> Provider:
-    entry = ProviderEntry(
-        base_url=url,
-        inject_usage=True,
-        pricing=[_DEMO_PRICE],
-        websocket=ProviderWebSocket(
-            default_path="realtime",
-            default_query={"model": "demo-realtime"},
-            subprotocols={"realtime": "pass", "openai-beta.": "drop"},
-        ),
-    )
-    provider = _Builder(settings, "demo", entry, Document("(built in)"), {}).provider()
-    assert provider is not None
-    return provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +69,7 @@ class _Builder:
     """Builds one provider; `None` where that was impossible and a problem was noted."""
 
     settings: schema.GatewayFile
+    proxies: Proxies
     name: str
     entry: ProviderEntry
     document: Document
@@ -105,7 +84,7 @@ class _Builder:
         base = self._base(entry.base_url, ("base_url",))
         if base is None:
             return None
-        direct = target("direct", base, self.auth.own())
+        direct = target("direct", base, self.auth.own(), self.proxies)
         rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
         rules = self._paths(base, direct, rest)
         return Provider(
@@ -221,7 +200,7 @@ class _Builder:
             own = Credential("header", "cf-aig-authorization", token, "CLOUDFLARE_API_KEY")
         if self.entry.stored_at_cloudflare:
             auth = Auth(missing=() if own else ("CLOUDFLARE_API_KEY",))
-        return target("cloudflare", base, auth, own)
+        return target("cloudflare", base, auth, self.proxies, own)
 
     def _websocket_target(self, base: URL, direct: Target) -> Target:
         socket = self.entry.websocket
@@ -240,10 +219,10 @@ class _Builder:
     def _direct_websocket(self, base: URL) -> Target:
         socket = self.entry.websocket
         if socket is None:
-            return target("direct", base, self.auth.own())
+            return target("direct", base, self.auth.own(), self.proxies)
         other = self._base(socket.base_url, ("websocket", "base_url")) if socket.base_url else base
         auth = self.auth.merged(socket.auth, ("websocket", "auth"))
-        return target("direct", other or base, auth)
+        return target("direct", other or base, auth, self.proxies)
 
     def _websocket_root(self) -> str | None:
         slug = self.entry.cloudflare
@@ -286,6 +265,7 @@ class _Builder:
                 host=moved.raw_host or "",
                 port=moved.port or 0,
                 prefix=moved.raw_path.rstrip("/"),
+                proxy=self.proxies.find(moved),
             )
             rules.append(PathRule(prefix, made))
         return tuple(sorted(rules, key=lambda rule: -len(rule.prefix)))

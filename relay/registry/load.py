@@ -21,6 +21,7 @@ from relay.registry import credentials, schema
 from relay.registry.build import build_registry
 from relay.registry.entries import ProviderEntry, Section
 from relay.registry.limits import limit_rules
+from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
 from relay.registry.yamlfile import Document, Problem, Where, read
 
@@ -115,7 +116,10 @@ def load(sources: Sources) -> Config:
                     ("providers", name), f"a provider of this name stands in {other} too"
                 )
             entries[name] = (entry, document, unset[at])
-    registry = build_registry(settings, entries, sources.demo_url)
+    outside = Document("environment")
+    documents.append(outside)
+    proxies = Proxies(variables, lambda name, text: outside.complain((name,), text))
+    registry = build_registry(settings, entries, sources.demo_url, proxies)
     if settings.cache.store == "redis" and settings.redis.url is None:
         main.complain(("cache", "store"), "needs redis.url")
     limits = limit_rules(settings, {*entries, "demo"}, main)

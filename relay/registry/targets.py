@@ -15,6 +15,7 @@ from relay.core.provider import Credential, Fallback, Keys, PathRule, Target, Vi
 from relay.core.rewriting import Home
 from relay.registry import entries
 from relay.registry.auth import Auth
+from relay.registry.proxies import Proxies
 from relay.registry.yamlfile import Where
 
 
@@ -66,7 +67,9 @@ def header_queries(
     return socket.header_queries
 
 
-def target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -> Target:
+def target(
+    via: Via, base: URL, auth: Auth, proxies: Proxies, gateway: Credential | None = None
+) -> Target:
     """The Target at `base`."""
     assert base.raw_host is not None and base.port is not None
     return Target(
@@ -81,6 +84,7 @@ def target(via: Via, base: URL, auth: Auth, gateway: Credential | None = None) -
         pool=() if auth.missing else tuple(Keys(one, gateway) for one in auth.ready or (None,)),
         gateway_credential=gateway,
         missing=auth.missing,
+        proxy=proxies.find(base),
     )
 
 

@@ -19,6 +19,7 @@ from yarl import URL
 from relay.core.errors import HandshakeRefused, RelayError, UpstreamTimeout
 from relay.core.provider import Keys, Route
 from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.send import proxy_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ async def connect(
                 # aiohttp refuses a message of exactly its limit.
                 max_msg_size=handshake.max_message_bytes + 1,
                 timeout=ClientWSTimeout(ws_close=1.0),
+                proxy=proxy_url(route.target.proxy),
             )
     except HandshakeRefused as refusal:
         _redact(refusal, handshake.keys)

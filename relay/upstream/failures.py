@@ -20,12 +20,17 @@ from relay.core.errors import (
     UpstreamTlsFailed,
     UpstreamUnreachable,
 )
-from relay.core.provider import Route
+from relay.core.provider import Proxy, Route
 from relay.core.text import quoted
 
 NO_NAME = "the name does not resolve"
 BEFORE_ANSWER = "before its answer began"
 WITHIN_ANSWER = "in the middle of its answer"
+
+
+class ProxyBroke(aiohttp.ClientConnectionError):
+    """A proxy ended the connection, or answered what is no HTTP, instead of opening a tunnel."""
+
 
 MAPPED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """What `mapped` takes."""
@@ -36,9 +41,13 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     WITHIN_ANSWER. Nobody prints the traceback of such a failure: it is dropped.
     """
     _drop_tracebacks(error)
-    host = route.target.host
+    host, proxy = route.target.host, route.target.proxy
+    if proxy is not None and (failure := _of_proxy(error, host, proxy)) is not None:
+        return failure
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamUnreachable(host, f"none within {route.provider.connect_timeout_s:g} s")
+        through = f" through the proxy {proxy}" if proxy is not None else ""
+        limit_s = route.provider.connect_timeout_s
+        return UpstreamUnreachable(host, f"none within {limit_s:g} s{through}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return UpstreamTlsFailed(host, "its certificate is not trusted")
     if isinstance(error, aiohttp.ClientSSLError):
@@ -50,6 +59,24 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     if isinstance(error, aiohttp.InvalidURL):
         return BadPath("it does not make a URL")
     return _mapped_later(error, phase)
+
+
+def _of_proxy(error: Exception, host: str, proxy: Proxy) -> RelayError | None:
+    """Where it is the proxy that failed; nothing was sent to the provider then."""
+    named = f"the proxy {proxy}"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        hint = ": it wants another user or password" if error.status == 407 else ""
+        return UpstreamUnreachable(host, f"{named} answered {error.status}{hint}")
+    if isinstance(error, ProxyBroke):
+        return UpstreamUnreachable(host, f"{named} broke off, or answered no HTTP")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return UpstreamUnreachable(host, f"the name of {named} does not resolve")
+    tls = aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError
+    if isinstance(error, tls) and proxy.shown == f"https://{error.host}:{error.port}":
+        return UpstreamTlsFailed(host, f"{named} has no certificate that is trusted")
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return UpstreamUnreachable(host, f"{named}: {_os_reason(error.os_error)}")
+    return None
 
 
 def _drop_tracebacks(error: BaseException) -> None:

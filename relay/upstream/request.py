@@ -83,7 +83,9 @@ class RelayRequest(ClientRequest):
         protocol = conn.protocol
         if not self._small:
             return await super().send(conn)
-        if protocol is None or protocol.writing_paused or self._traces:
+        # Without TLS a proxy gets the request itself, with the whole URL in it.
+        to_proxy = self.proxy is not None and not self.is_ssl()
+        if protocol is None or protocol.writing_paused or self._traces or to_proxy:
             super().update_body_from_data(self._small)
             return await super().send(conn)
         writer = StreamWriter(protocol, self.loop)

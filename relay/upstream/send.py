@@ -25,7 +25,7 @@ from relay.core.headers import (
     normal,
 )
 from relay.core.policy import RETRY_HEADERS
-from relay.core.provider import Credential, Keys, Route
+from relay.core.provider import Credential, Keys, Proxy, Route
 from relay.upstream.request import Outgoing
 
 
@@ -98,7 +98,16 @@ def send(
         data=outgoing,
         allow_redirects=False,
         timeout=_timeout(route.provider.connect_timeout_s),
+        proxy=proxy_url(route.target.proxy),
     )
+
+
+def proxy_url(proxy: Proxy | None) -> URL | None:
+    """As aiohttp takes it."""
+    return None if proxy is None else _parsed(proxy.url)
+
+
+_parsed = lru_cache(maxsize=64)(URL)
 
 
 def end_with_connection(response: ClientResponse) -> Callable[[], None]:

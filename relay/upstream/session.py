@@ -11,11 +11,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Container
 from functools import partial
+from typing import Any
 
 from aiohttp import (
+    ClientConnectionError,
+    ClientConnectorError,
     ClientHandlerType,
+    ClientHttpProxyError,
     ClientRequest,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
@@ -24,8 +29,8 @@ from aiohttp import (
 from aiohttp.connector import Connection
 from multidict import CIMultiDict
 
-from relay.core.errors import HandshakeRefused
-from relay.upstream.failures import MAPPED
+from relay.core.errors import HandshakeRefused, RelayError
+from relay.upstream.failures import MAPPED, ProxyBroke
 from relay.upstream.protocol import FINAL_STATUSES, ProviderConnection
 from relay.upstream.request import RelayRequest
 
@@ -63,7 +68,7 @@ class UpstreamSessions:
 def _session(
     request: type[RelayRequest], middlewares: tuple[object, ...], statuses: Container[int]
 ) -> ClientSession:
-    connector = TCPConnector(limit=0, keepalive_timeout=30)
+    connector = _Connector(limit=0, keepalive_timeout=30)
     # It has no public switch for the class of its connections.
     connector._factory = partial(ProviderConnection, statuses, asyncio.get_running_loop())  # type: ignore[assignment]
     session = ClientSession(
@@ -77,6 +82,18 @@ def _session(
     # aiohttp sends an idempotent call again on a stale connection, unseen. It has no public switch.
     session._retry_connection = False
     return session
+
+
+class _Connector(TCPConnector):
+    """Tells what a proxy does wrong from what the provider does."""
+
+    async def _create_proxy_connection(self, *given: Any) -> tuple[Any, Any]:
+        try:
+            return await super()._create_proxy_connection(*given)
+        except (ClientHttpProxyError, ClientConnectorError):
+            raise
+        except (ClientConnectionError, ClientResponseError, RelayError) as error:
+            raise ProxyBroke from error
 
 
 class _Handshake(RelayRequest):
