@@ -67,6 +67,10 @@ class Dialing:
         """It is open."""
         return _GOOD
 
+    async def examine(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+        """It is open: there is no body."""
+        return _GOOD
+
     def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:
         """Nothing is better than an open socket."""
         upstream._response.close()

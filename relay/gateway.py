@@ -21,6 +21,7 @@ from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
+from relay.core.policy import Tried
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.limits import Limits
@@ -265,9 +266,10 @@ def _retention(settings: GatewayFile) -> Retention:
     return Retention(rules.retention_days * day_s, rules.body_retention_days * day_s)
 
 
-def _alarm(provider: str, label: str, status: int, rest_s: float) -> None:
+def _alarm(provider: str, label: str, ended: Tried, rest_s: float) -> None:
     """A key that is refused is an operator's business."""
-    log.warn("key.refused", provider=provider, key=label, status=status, rests_s=rest_s)
+    told = {"status": ended.status, "code": ended.dead_key or str(ended.status)}
+    log.warn("key.refused", provider=provider, key=label, **told, rests_s=rest_s)
 
 
 def _redis_changed(event: str, why: str) -> None:

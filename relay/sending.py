@@ -6,6 +6,7 @@ Owns: that making. Which attempts there are is upstream/attempts.py's.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable
@@ -28,6 +29,7 @@ from relay.core.models import (
 )
 from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
+from relay.core.refusals import MOST_ERROR_BYTES
 from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
@@ -39,8 +41,8 @@ from relay.upstream.send import send, upstream_headers, upstream_url
 
 _GOOD = Tried(200)
 _REFUSALS = (400, 422)
-_REFUSAL_BYTES = 64 * 1024
-"""So much of such an answer is read, to see whether it names what the relay added."""
+_ERROR_BYTES, _ERROR_BODY_S = MOST_ERROR_BYTES, 2.0
+"""So much of an error is read before it goes down, and for so long it is waited for."""
 _ADDED = b"stream_options"
 
 
@@ -74,8 +76,7 @@ class Sending:
         if body.stream is None:
             exchange.wait("first_byte", now)
         outgoing = Outgoing(headers, body.stream or whole)
-        sent = send(gateway.upstream.rest, route, self.request.method, url, outgoing)
-        return self._examined(sent, route) if exchange.asks_usage else sent
+        return send(gateway.upstream.rest, route, self.request.method, url, outgoing)
 
     def _query(self, route: Route) -> str:
         """The query as `route` is to get it, but for credentials."""
@@ -115,20 +116,6 @@ class Sending:
         model = route.replaced_model or self.exchange.model
         return asked_model(route.provider.name, model, route.endpoint)
 
-    async def _examined(self, sent: Awaitable[ClientResponse], route: Route) -> ClientResponse:
-        """The answer to a call that asks for usage; see whether it refuses that."""
-        answer = await sent
-        if answer.status in _REFUSALS:
-            try:
-                self.exchange.begun = read = await _beginning(answer)
-            except BaseException:
-                answer.close()
-                raise
-            unpack = unpacker(answer.headers.get("Content-Encoding", ""))
-            if _ADDED in (read if unpack is None else unpack.feed(read)):
-                self.refused = self._model(route)
-        return answer
-
     def mapped(self, error: Exception, route: Route) -> RelayError:
         """Why it failed: the client's upload, or the upstream leg."""
         return self.body.error or mapped(error, route, BEFORE_ANSWER)
@@ -155,31 +142,45 @@ class Sending:
             headers[key] = self.exchange.id
         return headers
 
-    def look(self, answer: ClientResponse) -> Tried:
-        """What the head of an answer says of the attempt."""
-        exchange, refused = self.exchange, self.refused
-        if refused is not None:
-            assert exchange.route is not None
-            if self._model(exchange.route) == refused:
-                if exchange.asks_usage:
-                    return Tried(answer.status, note="stream_options_refused")
-                self._remember(refused, answer.status)
-        if answer.status < 400:
-            return _GOOD
-        return answered(answer.status, answer.headers.get, time.time())
+    def look(self, answer: ClientResponse) -> Tried | None:
+        """What the head of an answer says of the attempt; None for an error: its body says more."""
+        if answer.status >= 400:
+            return None
+        if self.refused is not None:
+            self._remember(self.refused)
+        return _GOOD
 
-    def _remember(self, refused: tuple[str, str], status: int) -> None:
-        """Where the call without it was accepted, the model is not asked again until a reload."""
-        known = self.gateway.usage_refusals
-        if status < 400 and refused not in known:
+    async def examine(self, answer: ClientResponse) -> Tried:
+        """What an error says of the attempt, of the key, and of what the relay had added."""
+        exchange, given = self.exchange, answer.headers
+        try:
+            exchange.begun = read = await _beginning(answer)
+        except BaseException:
+            answer.close()
+            raise
+        if exchange.asks_usage and answer.status in _REFUSALS:
+            unpack = unpacker(given.get("Content-Encoding", ""))
+            if _ADDED in (read if unpack is None else unpack.feed(read)):
+                assert exchange.route is not None
+                self.refused = self._model(exchange.route)
+                return Tried(answer.status, note="stream_options_refused")
+        whole = read if answer.content.is_eof() else b""
+        return answered(answer.status, given.get, time.time(), whole)
+
+    def _remember(self, refused: tuple[str, str]) -> None:
+        """The call without it was accepted: the model is not asked again until a reload."""
+        known, route = self.gateway.usage_refusals, self.exchange.route
+        assert route is not None
+        if refused == self._model(route) and refused not in known:
             known.add(refused)
             log.warn("inject_usage.refused", provider=refused[0], model=refused[1])
 
 
 async def _beginning(answer: ClientResponse) -> bytes:
-    """The beginning of a body, up to _REFUSAL_BYTES. If it breaks off, whoever reads on is told."""
+    """The beginning of a body, up to _ERROR_BYTES. If it breaks off, whoever reads on is told."""
     read, content = bytearray(), answer.content
-    with contextlib.suppress(*MAPPED):
-        while len(read) < _REFUSAL_BYTES and (chunk := await content.readany()):
-            read += chunk
+    with contextlib.suppress(*MAPPED):  # TimeoutError is an OSError
+        async with asyncio.timeout(_ERROR_BODY_S):
+            while len(read) < _ERROR_BYTES and (chunk := await content.readany()):
+                read += chunk
     return bytes(read)

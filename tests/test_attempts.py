@@ -20,6 +20,7 @@ from relay.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from relay.core.exchange import Exchange
 from relay.core.policy import (
     RetryRules,
     Tried,
@@ -31,7 +32,7 @@ from relay.core.policy import (
     wishes,
 )
 from relay.registry.load import ConfigError
-from relay.upstream.attempts import Budget
+from relay.upstream.attempts import Asked, Budget
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, canary, provider, write_config
 from tests.upstream.raw import SILENCE, RawUpstream, gated_events, ok
@@ -361,6 +362,7 @@ class Keyed:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, dict[str, str]]] = {}
+        self.bodies: dict[str, Any] = {}
         self.used: list[str] = []
         self.gate: asyncio.Event | None = None
 
@@ -370,7 +372,7 @@ class Keyed:
         if self.gate is not None:
             await self.gate.wait()
         status, headers = self.answers.get(key, (200, {}))
-        return web.json_response({}, status=status, headers=headers)
+        return web.json_response(self.bodies.get(key, {}), status=status, headers=headers)
 
 
 @pytest.fixture
@@ -419,10 +421,121 @@ async def test_a_refused_key_rests_long_and_is_said_aloud(keyed: Any) -> None:
     assert [await call() for _ in range(6)] == [200] * 6
     assert upstream.used.count(B) == 1
     [alarm] = await relay.events("key.refused")
-    assert (alarm["key"], alarm["status"], alarm["level"]) == ("FAL_KEY", 401, "warning")
+    assert (alarm["key"], alarm["status"], alarm["code"], alarm["level"]) == ("FAL_KEY", 401, "401", "warning")
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/providers")
     [health] = json.loads(body)["providers"][0]["health"]
     assert [(each["key"], each["failures"]) for each in health["keys"]] == [("OPENAI_API_KEY", 0), ("FAL_KEY", 1), ("GROQ_API_KEY", 0)]
+
+
+NO_KEY = {"error": {"code": 400, "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]}}
+
+
+@pytest.mark.parametrize(("status", "body", "code"), [(400, NO_KEY, "API_KEY_INVALID"), (402, {}, "402"), (429, {"error": {"code": "insufficient_quota"}}, "insufficient_quota")])
+async def test_a_dead_key_gives_way_to_another_in_whichever_form_it_is_refused(keyed: Any, status: int, body: Any, code: str) -> None:
+    relay, upstream, call, later = keyed
+    upstream.answers[B], upstream.bodies[B] = (status, {}), body
+    assert [await call() for _ in range(9)] == [200] * 9
+    later(200)
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(B) == 1
+    [alarm] = await relay.events("key.refused")
+    assert (alarm["key"], alarm["status"], alarm["code"]) == ("FAL_KEY", status, code)
+
+
+async def test_a_key_that_was_limited_before_is_still_said_aloud_when_it_is_refused(keyed: Any) -> None:
+    relay, upstream, call, later = keyed
+    upstream.answers[A] = (429, {"Retry-After": "30"})
+    await call()
+    later(31)
+    upstream.answers[A] = (401, {})
+    assert [await call() for _ in range(3)] == [200] * 3
+    assert (await relay.events("key.refused"))[0]["key"] == "OPENAI_API_KEY"
+
+
+TOLD: dict[str, tuple[dict[str, str], Any]] = {
+    "Retry-After": ({"Retry-After": "1800"}, {}),
+    "RetryInfo": ({}, {"error": {"details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1800s"}]}}),
+    "resets_in_seconds": ({}, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 1800}}),
+    "reset header": ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30m0s"}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TOLD)
+async def test_a_limited_key_waits_as_long_as_it_is_told_in_whichever_form(keyed: Any, form: str) -> None:
+    _, upstream, call, later = keyed
+    headers, upstream.bodies[A] = TOLD[form]
+    upstream.answers[A] = (429, headers)
+    assert [await call() for _ in range(6)] == [200] * 6
+    later(1790)
+    assert [await call() for _ in range(6)] == [200] * 6
+    assert upstream.used.count(A) == 1
+    later(20)
+    assert [await call() for _ in range(3)] == [200] * 3
+    assert upstream.used.count(A) == 2
+
+
+async def test_no_cooldown_is_longer_than_an_hour(keyed: Any) -> None:
+    _, upstream, call, later = keyed
+    upstream.answers[A] = (429, {"Retry-After": "86400"})
+    await call()
+    later(3601)
+    assert [await call() for _ in range(3)] == [200] * 3
+    assert upstream.used.count(A) == 2
+
+
+async def test_a_call_that_must_wait_for_longer_is_not_repeated(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(json.dumps(TOLD["RetryInfo"][1]).encode(), status="429 Slow"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 429
+    assert len(raw.arrived) == 1
+
+
+async def test_a_retry_uses_no_key_in_cooldown_while_another_is_well(start: StartRelay, aiohttp_server: Any) -> None:
+    """One key waits for half an hour, the other for no time at all: the second is asked again."""
+    upstream = Keyed()
+    server = await aiohttp_server(vendor(("POST", "/x", upstream.answer)))
+    auth = POOL | {"value": POOL["value"][:2]}
+    relay = await start({"retries": QUICK}, openai={"base_url": str(server.make_url("")), "auth": auth})
+    upstream.answers = {A: (429, {"Retry-After": "1800"}), B: (429, {"Retry-After": "0"})}
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 429
+    assert upstream.used.count(A) == 1 and upstream.used.count(B) == 3
+
+
+@pytest.mark.parametrize("status", [401, 429])
+async def test_a_target_whose_only_key_is_in_cooldown_is_passed_over(start: StartRelay, raw: RawUpstream, other: RawUpstream, status: int) -> None:
+    raw.plays(busy(f"{status} No"))
+    other.plays(ok(b"other"))
+    relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url, "FAL_KEY"))
+    now = 1000.0
+    relay.gateway.attempts.health._clock = lambda: now
+    call: Callable[[], Awaitable[Any]] = lambda: relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT)  # noqa: E731
+    assert [(await call())[2] for _ in range(3)] == [b"other"] * 3
+    assert len(raw.arrived) == 1
+    now += 301
+    assert [(await call())[2] for _ in range(3)] == [b"other"] * 3
+    assert len(raw.arrived) == 2, "one call tries it out"
+
+
+async def test_a_provider_may_say_that_no_retry_helps(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("503 Busy", "x-should-retry: false"))
+    relay = await start({"retries": QUICK}, openai=provider(raw.url))
+    status, headers, _ = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    assert (status, headers["x-should-retry"], len(raw.arrived)) == (503, "false", 1)
+
+
+async def test_where_no_retry_helps_another_target_may(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+    raw.plays(busy("503 Busy", "x-should-retry: false"))
+    other.plays(ok(b"other"))
+    entry = provider(raw.url, fallback=[{"provider": "other"}])
+    relay = await start({"retries": QUICK}, openai=entry, other=provider(other.url))
+    assert (await relay.call("POST", relay.path("openai", "chat/completions"), data=CHAT))[2] == b"other"
+    assert len(raw.arrived) == 1
+
+
+async def test_where_no_retry_helps_with_a_refused_key_another_key_may(keyed: Any) -> None:
+    _, upstream, call, _ = keyed
+    upstream.answers[A] = (401, {"x-should-retry": "false"})
+    assert [await call() for _ in range(3)] == [200] * 3
 
 
 async def test_after_its_rest_one_call_tries_a_key_out(keyed: Any) -> None:
@@ -531,6 +644,86 @@ async def test_a_clients_own_key_that_is_refused_is_replaced_by_none(start: Star
     status, _, _ = await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"Authorization": f"Bearer {CLIENT_KEY}"})
     assert status == 401
     assert [request.header("Authorization") for request in raw.arrived] == [[f"Bearer {CLIENT_KEY}"]]
+
+
+async def test_nothing_is_remembered_of_clients_own_keys(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("429 Slow"))
+    raw.plays(ok(b"fine"))
+    entry = {"base_url": raw.url, "auth": POOL | {"pool": "least_busy"}, "client_credentials": "allow"}
+    relay = await start({"retries": QUICK}, openai=entry)
+    for number in range(5):
+        await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"Authorization": f"Bearer {CLIENT_KEY}{number}"})
+    assert relay.gateway.attempts.health._keys == {}
+
+
+async def test_a_key_beside_a_clients_token_for_cloudflare_is_still_the_pools(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(busy("401 No"))
+    raw.plays(ok(b"fine"))
+    account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
+    entry = {"base_url": "http://127.0.0.1:9", "auth": POOL, "cloudflare": {"slug": "openai"}, "client_credentials": "allow"}
+    relay = await start({"cloudflare": account, "retries": QUICK}, openai=entry)
+    for _ in range(4):
+        await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers={"cf-aig-authorization": f"Bearer {CLIENT_KEY}"})
+    used = [request.header("Authorization")[0] for request in raw.arrived]
+    assert len(used) == 5 and used.count(used[0]) == 1, "the refused one is in cooldown"
+    states = relay.gateway.attempts.health._keys.values()
+    assert sorted(state.failures for state in states)[-1] == 1 and not any(state.tried_out for state in states)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("bug"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["attempt", "look", "examine", "mapped"])
+async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, where: str, fault: BaseException) -> None:
+    relay, upstream, call, later = keyed
+    attempts = relay.gateway.attempts
+    for key in (A, B, C):
+        upstream.answers[key] = (429, {"Retry-After": "30"})
+    await call()
+    later(31)
+    route = relay.gateway.registry.match_rest("openai", "x")
+
+    class Faulty:
+        async def attempt(self, *_: Any) -> str:
+            if where == "mapped":
+                raise OSError
+            return self.fail("attempt") or "answer"
+
+        def look(self, _: Any) -> Any:
+            return self.fail("look")
+
+        async def examine(self, _: Any) -> Any:
+            return self.fail("examine")
+
+        def mapped(self, *_: Any) -> Any:
+            return self.fail("mapped")
+
+        def drop(self, _: Any) -> None: ...
+
+        def fail(self, at: str) -> None:
+            if at == where:
+                raise fault
+
+    exchange = Exchange("id", "rest", "POST", "client", 0.0)
+    exchange.route = route
+    with pytest.raises(type(fault)):
+        await attempts.open(exchange, Asked("POST"), Faulty())
+    assert not any(state.tried_out for state in attempts.health._keys.values())
+
+
+async def test_a_key_stays_as_busy_as_it_is_over_a_reload(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    raw.plays(ok(b"fine"))
+    relay = await start(openai={"base_url": raw.url, "auth": POOL | {"pool": "least_busy"}})
+    async with relay.client.post(relay.path("openai", "x"), data=b"{}") as streaming:
+        await relay.call("POST", f"{relay.url}/api/v1/ai-gateway/providers/reload")
+        for _ in range(6):
+            await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+        used = [request.header("Authorization")[0] for request in raw.arrived]
+        assert used[0] not in used[1:]
+        gates[0].set()
+        await streaming.read()
+    await relay.idle()
+    assert all(state.running == 0 for state in relay.gateway.attempts.health._keys.values())
 
 
 async def test_keys_by_weight(start: StartRelay, aiohttp_server: Any) -> None:

@@ -64,7 +64,7 @@ def _pooled(raw: RawUpstream, spare: Any) -> dict[str, Any]:
     return {"retries": EAGER, "providers": {"openai": first, "spare": provider(str(spare.make_url("")), **SOCKETS)}}
 
 
-FINAL = ["200 OK", "204 No Content", "301 Moved", "302 Found", "304 Not Modified", "308 Permanent", "400 Bad Request", "402 Pay", "404 Not Found", "409 Conflict", "413 Too Large", "422 Unprocessable", "426 Upgrade Required"]
+FINAL = ["200 OK", "204 No Content", "301 Moved", "302 Found", "304 Not Modified", "308 Permanent", "400 Bad Request", "404 Not Found", "409 Conflict", "413 Too Large", "422 Unprocessable", "426 Upgrade Required"]
 
 
 @pytest.mark.parametrize("status", FINAL)
@@ -95,7 +95,7 @@ async def test_the_row_of_a_refusal_has_what_the_client_saw_and_who_refused(star
 
 @pytest.mark.parametrize(
     ("answer", "rests_s"),
-    [(("401 No",), 300), (("403 No",), 300), (("429 Slow",), 20), (("429 Slow", "Retry-After: 1800"), 1800), (("500 Oops",), 1), (("503 Busy",), 1)],
+    [(("401 No",), 300), (("402 Pay",), 300), (("403 No",), 300), (("429 Slow",), 20), (("429 Slow", "Retry-After: 1800"), 1800), (("500 Oops",), 1), (("503 Busy",), 1)],
 )
 @pytest.mark.parametrize("surface", ["rest", "websocket"])
 async def test_a_refused_key_rests_as_long_after_a_handshake_as_after_a_call(start: StartRelay, raw: RawUpstream, surface: str, answer: tuple[str, ...], rests_s: float) -> None:
@@ -110,7 +110,7 @@ async def test_a_refused_key_rests_as_long_after_a_handshake_as_after_a_call(sta
     assert key.failures == 1 and rests_s - 5 < key.resting_until_s - health._clock() <= rests_s
 
 
-@pytest.mark.parametrize("status", ["401 No", "403 No", "429 Slow"])
+@pytest.mark.parametrize("status", ["401 No", "402 Pay", "403 No", "429 Slow"])
 async def test_another_key_takes_over_from_one_that_is_refused(start: StartRelay, aiohttp_server: Any, status: str) -> None:
     from aiohttp import web
 

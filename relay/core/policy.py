@@ -20,14 +20,18 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.numbers import decimal_number, whole_number
+from relay.core.refusals import (
+    DEAD_KEY_STATUSES,
+    MOST_WAIT_S,
+    Header,
+    of_answer,
+    reset_headers_s,
+)
 
 Backoff = Literal["constant", "linear", "exponential"]
-Header = Callable[[str], str | None]
-"""The value of a header, by its name."""
-
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
-_NOT_DONE = frozenset({401, 403, 429})
+_NOT_DONE = DEAD_KEY_STATUSES | {429}
 """Statuses by which a provider says that it did nothing for this key."""
 _FAULTS = range(500, 600)
 
@@ -60,6 +64,11 @@ class Tried:
     status: int = 0
     failure: RelayError | None = None
     retry_after_s: float | None = None
+    """How long the provider asks to wait, in whichever form."""
+    dead_key: str = ""
+    """By which code or status the provider refuses the key (core/refusals.py)."""
+    final: bool = False
+    """The provider says `x-should-retry: false`."""
     note: str = ""
     """The code of an attempt whose answer is for the relay alone: it refused what the relay had
     added to the body, and the call as its client made it is still to be tried."""
@@ -72,17 +81,32 @@ class Tried:
     @property
     def refused_key(self) -> bool:
         """True if the credential was refused."""
-        return self.status in (401, 403)
+        return self.status in DEAD_KEY_STATUSES or self.dead_key != ""
+
+    @property
+    def needs_another_key(self) -> bool:
+        """True if this key is refused or limited: another may be accepted."""
+        return self.refused_key or self.status == 429
 
 
 def answered(
-    status: int, header: Header, now_unix_s: float, refusal: HandshakeRefused | None = None
-) -> Tried:
+    status: int, header: Header, now_unix_s: float, body: bytes = b"",
+    refusal: HandshakeRefused | None = None,
+) -> Tried:  # fmt: skip
     """What a provider's answer says of an attempt: to a REST call, or the `refusal` of a WebSocket
-    handshake. Everything that follows from it is decided alike for both.
+    handshake. `body` is the error's, if it is whole and small. Everything that follows from it is
+    decided alike for both.
     """
-    retry_after = retry_after_s(header, now_unix_s) if status >= 400 else None
-    return Tried(status, refusal, retry_after)
+    if status < 400:
+        return Tried(status, refusal)
+    said = of_answer(status, body, header("content-encoding") or "", now_unix_s)
+    wait_s = retry_after_s(header, now_unix_s)
+    if wait_s is None:
+        wait_s = said.wait_s
+    if wait_s is None and status == 429:
+        wait_s = reset_headers_s(header, now_unix_s)
+    final = (header("x-should-retry") or "").strip().lower() == "false"
+    return Tried(status, refusal, wait_s, said.dead, final)
 
 
 def failed(ended: Tried, rules: RetryRules) -> bool:
@@ -90,6 +114,7 @@ def failed(ended: Tried, rules: RetryRules) -> bool:
     return (
         ended.status in rules.statuses
         or ended.status in _NOT_DONE
+        or ended.refused_key
         or ended.status in _FAULTS
         or (ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream")
     )
@@ -101,6 +126,7 @@ def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
         ended.unsent
         or ended.status in rules.statuses
         or ended.status in _NOT_DONE
+        or ended.refused_key
         or method in SAFE_METHODS
     )
 
@@ -160,7 +186,6 @@ def _whole(name: str, text: str | None, least: int, most: int) -> int | None:
     return number
 
 
-_MOST_WAIT_S = 366 * 86400
 _LONGEST_DATE = 64
 RETRY_HEADERS = (
     "cf-aig-max-attempts",
@@ -177,25 +202,25 @@ def retry_after_s(header: Header, now_unix_s: float) -> float | None:
     is 0.
     """
     in_ms = (header("retry-after-ms") or "").strip()
-    if (ms := decimal_number(in_ms, 0, _MOST_WAIT_S * 1000)) is not None:
+    if (ms := decimal_number(in_ms, 0, MOST_WAIT_S * 1000)) is not None:
         return ms / 1000
     if (given := header("retry-after")) is None or len(given) > _LONGEST_DATE:
         return None
-    if (seconds := decimal_number(given.strip(), 0, _MOST_WAIT_S)) is not None:
+    if (seconds := decimal_number(given.strip(), 0, MOST_WAIT_S)) is not None:
         return seconds
     try:
         wait_s = parsedate_to_datetime(given).timestamp() - now_unix_s
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return max(0.0, wait_s) if wait_s <= _MOST_WAIT_S else None
+    return max(0.0, wait_s) if wait_s <= MOST_WAIT_S else None
 
 
 def rest_s(ended: Tried, failures: int) -> float:
     """How long a key that failed `failures` times in a row rests; 0 if it is not to blame."""
+    asked = ended.retry_after_s
     if ended.refused_key:
-        return KEY_REFUSED_S
+        return min(MAX_REST_S, max(KEY_REFUSED_S, asked or 0.0))
     if ended.status == 429:
-        asked = ended.retry_after_s
         return min(MAX_REST_S, RATE_LIMITED_S if asked is None else asked)
     return fault_rest_s(ended, failures)
 

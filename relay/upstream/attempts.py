@@ -82,8 +82,12 @@ class Acting(Protocol[T]):
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
         """Make it. Raises a RelayError, or one of failures.MAPPED."""
 
-    def look(self, result: T) -> Tried:
-        """What its result says."""
+    def look(self, result: T) -> Tried | None:
+        """What its result says; None where that stands in its body: see `examine`."""
+
+    def examine(self, result: T) -> Awaitable[Tried]:
+        """Read the beginning of its body, and tell what it says. Where that fails, the result is
+        dropped."""
 
     def drop(self, result: T) -> None:
         """Another result is better."""
@@ -162,25 +166,29 @@ class Attempts:
             exchange.route = route
             keys, began = self._keys(plan, route), self._clock()
             result: T | None = None
+            probing = True
             try:
-                result = await acting.attempt(route, keys)
-                ended = acting.look(result)
-            except asyncio.CancelledError:
-                ended = self._cut(exchange, route, keys)
-            except (RelayError, *MAPPED) as error:
-                ended = self._failure(error, route, acting)
-            except Exception:  # a fault of ours: the key is not busy with it, nor to blame
-                self.health.left(route, keys)
-                raise
-            if ended.status < 400 and result is not None and not exchange.attempts:
-                self.health.worked(route, keys)
-                self._until_end(exchange, route, keys)
-                return result
-            self._note(exchange, keys, ended, began)
+                try:
+                    result = await acting.attempt(route, keys)
+                    ended = acting.look(result)
+                    if ended is None:
+                        ended = await acting.examine(result)
+                except asyncio.CancelledError:
+                    ended, result = self._cut(exchange), None
+                except (RelayError, *MAPPED) as error:
+                    ended, result = self._failure(error, route, acting), None
+                if ended.status < 400 and result is not None and not exchange.attempts:
+                    self.health.worked(route, keys)
+                    probing = False
+                    return self._until_end(exchange, route, keys, result)
+                self._note(exchange, keys, ended, began)
+                probing = False
+            finally:
+                if probing:  # it came to nothing: by the client's leaving, or by a fault of ours
+                    self.health.left(route, keys)
             move = self._move(plan, ended, exchange)
             if move == "stop" and result is not None:
-                self._until_end(exchange, route, keys)
-                return result
+                return self._until_end(exchange, route, keys, result)
             self.health.done(route, keys)
             if move == "stop":
                 assert ended.failure is not None
@@ -194,21 +202,22 @@ class Attempts:
             await asyncio.sleep(move)
 
     def _plan(self, route: Route, asked: Asked) -> _Plan:
-        return _Plan(self._order(route) if route.alternatives else ((0, route),), asked)
+        routes = self._order(route, asked) if route.alternatives else ((0, route),)
+        return _Plan(routes, asked)
 
-    def _until_end(self, exchange: Exchange, route: Route, keys: Keys) -> None:
-        """These credentials are busy until the call is over."""
+    def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
+        """The result: these credentials are busy until the call is over."""
         if route.target.strategy == "least_busy":
             exchange.at_end += (lambda: self.health.done(route, keys),)
+        return result
 
-    def _cut(self, exchange: Exchange, route: Route, keys: Keys) -> Tried:
+    def _cut(self, exchange: Exchange) -> Tried:
         """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep.
 
         The end of a drain is no fault of the target's, and no other target follows.
         """
         cut = exchange.revived()
         if cut is None or isinstance(cut, Draining):
-            self.health.left(route, keys)
             raise asyncio.CancelledError if cut is None else Draining
         return Tried(0, cut)
 
@@ -218,7 +227,8 @@ class Attempts:
             failure.__cause__ = error
             return Tried(0, failure)
         if isinstance(error, HandshakeRefused):
-            return answered(error.status, error.headers.get, self._wall(), error)
+            header, body = error.headers.get, error.body
+            return answered(error.status, header, self._wall(), body, error)
         return Tried(0, error)
 
     def _note(self, exchange: Exchange, keys: Keys, ended: Tried, began: float) -> None:
@@ -246,9 +256,9 @@ class Attempts:
             return plan.other if asked.first_byte_s and timed_out(ended) else "stop"
         # Without an entry in `tried` the key was the client's own: no other stands in for it.
         another = plan.tried and self.health.has_another(route, plan.tried)
-        if another and ended.status in (401, 403, 429):
+        if another and ended.needs_another_key:
             return 0.0
-        if ended.refused_key:
+        if ended.refused_key or ended.final:
             return plan.other
         wait = wait_s(rules, plan.number, ended, self._random)
         if (
@@ -274,15 +284,20 @@ class Attempts:
         plan.tried += (keys,)
         return keys
 
-    def _order(self, route: Route) -> list[tuple[int, Route]]:
-        """(number, route) of each target to be tried: configured, and not resting while another is
-        well.
+    def _order(self, route: Route, asked: Asked) -> list[tuple[int, Route]]:
+        """(number, route) of each target to be tried: configured, and neither it nor all its keys
+        in cooldown while another is well.
         """
         routes = [(number, each) for number, each in enumerate((route, *route.alternatives))]
         ready = [item for item in routes if item[1].target.pool] or routes[:1]
         if route.by_weight:
             ready = self._drawn_order(ready)
-        return [item for item in ready if self.health.open(item[1].target)] or ready
+        return [item for item in ready if self._may_call(item[1], asked)] or ready
+
+    def _may_call(self, route: Route, asked: Asked) -> bool:
+        """True if the target is open, and has a key that may be used."""
+        brings = asked.brought is not None and asked.brought.provider and not route.is_alternative
+        return self.health.open(route.target) and (bool(brings) or self.health.has_key(route))
 
     def _drawn_order(self, items: Sequence[tuple[int, Route]]) -> list[tuple[int, Route]]:
         left, ordered = list(items), []

@@ -1,10 +1,10 @@
 """How keys and targets fare: which one is used next, and which rest.
 
-Owns: the cooldowns of keys and the circuits of targets, in this process's memory. A key rests after
-a 401 or 403 (long, and said aloud), a 429 (as long as it says) or the provider's own faults
-(longer each time, capped); then one call tries it out. The last one that is left is always used:
-better a refusal by the provider than one by us. What a client did wrong, or its leaving, counts for
-nothing.
+Owns: the cooldowns of keys and the circuits of targets, in this process's memory. A key is in
+cooldown after it was refused (long, and logged), limited (as long as the provider says) or met the
+provider's own faults (longer each time, capped); then one call tries it out. If every key is in
+cooldown, and no other target can be called, the one that recovers first is used: better a refusal
+by the provider than one by the relay. What a client did wrong, or its leaving, counts for nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from relay.core.policy import Tried, fault_rest_s, rest_s
 from relay.core.provider import Keys, Route, Target
@@ -21,8 +21,11 @@ T = TypeVar("T")
 _GOOD = Tried(200)
 _OPENS_AFTER = 5
 """Faults in a row after which a target rests."""
-Alarm = Callable[[str, str, int, float], None]
-"""(provider, key's label, status, seconds that it rests)"""
+Alarm = Callable[[str, str, Tried, float], None]
+"""(provider, key's label, how it was refused, seconds of its cooldown)"""
+
+
+Blame = Literal["", "limited", "refused"]
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class State:
     running: int = 0
     tried_out: bool = False
     """A call is finding out whether it is well again."""
+    blame: Blame = ""
+    """What put it into cooldown, if that was not a fault of its provider's."""
 
     def usable(self, now_s: float) -> bool:
         """True if it is well, or rested and nobody tries it out yet."""
@@ -42,6 +47,7 @@ class State:
     def well(self) -> None:
         """It worked."""
         self.failures, self.tried_out, self.resting_until_s = 0, False, 0.0
+        self.blame = ""
 
 
 class Health:
@@ -59,24 +65,25 @@ class Health:
         """A call goes to `route`: the credentials that it takes. Of those that are well and not
         `tried` yet, else of those that are well, else the one that rests the shortest.
         """
-        target = self._target(route.target)
+        keys, target = self._pick(route, tried), self._target(route.target)
         if target is not None and target.failures >= _OPENS_AFTER:
             target.tried_out = True
-        keys = self._pick(route, tried)
         if route.target.strategy == "least_busy":
             self.key(route, keys).running += 1
         return keys
 
     def _pick(self, route: Route, tried: Sequence[Keys]) -> Keys:
         pool = route.target.pool
+        now = self._clock() if self._keys or len(pool) > 1 else 0.0
         if len(pool) == 1:
+            only = self._keys.get(_identity(route, pool[0])) if self._keys else None
+            if only is not None and only.failures and only.usable(now):
+                only.tried_out = True
             return pool[0]
-        now = self._clock()
-        fresh = [keys for keys in pool if keys not in tried] or list(pool)
-        well = [keys for keys in fresh if self.key(route, keys).usable(now)]
+        well = [keys for keys in pool if self.key(route, keys).usable(now)]
         if not well:
-            return min(fresh, key=lambda keys: self.key(route, keys).resting_until_s)
-        chosen = self._chosen(route, well)
+            return min(pool, key=lambda keys: self.key(route, keys).resting_until_s)
+        chosen = self._chosen(route, [keys for keys in well if keys not in tried] or well)
         state = self.key(route, chosen)
         state.tried_out = state.failures > 0
         return chosen
@@ -100,9 +107,15 @@ class Health:
         )
 
     def key(self, route: Route, keys: Keys) -> State:
-        """The state of these credentials."""
-        secret = keys.provider.value if keys.provider else ""
-        return self._keys.setdefault((route.provider.name, secret), State())
+        """The state of these credentials, which are of the target's pool."""
+        return self._keys.setdefault(_identity(route, keys), State())
+
+    def _known(self, route: Route, keys: Keys) -> State | None:
+        """The same where there is one. None for a client's own credential: nothing is remembered of
+        it. A pool's beside a client's own token for Cloudflare is still the pool's.
+        """
+        state = self._keys.get(_identity(route, keys)) if self._keys else None
+        return state if state is not None and _is_pooled(route, keys) else None
 
     def _target(self, target: Target) -> State | None:
         """The state of a target; None for nearly all: they never failed."""
@@ -113,12 +126,19 @@ class Health:
         state = self._target(target)
         return state is None or state.failures < _OPENS_AFTER or state.usable(self._clock())
 
+    def has_key(self, route: Route) -> bool:
+        """True if a key of this target's is not refused, limited, or being tried out after that."""
+        now, states = self._clock(), self._keys
+        for keys in route.target.pool:
+            state = states.get(_identity(route, keys)) if states else None
+            if state is None or not state.blame or state.usable(now):
+                return True
+        return False
+
     def left(self, route: Route, keys: Keys) -> None:
         """An attempt ended without a result, by the client's leaving: the next may try out."""
         self.done(route, keys)
-        target = self._target(route.target)
-        secret = keys.provider.value if keys.provider else ""
-        for state in (target, self._keys.get((route.provider.name, secret))):
+        for state in (self._target(route.target), self._known(route, keys)):
             if state is not None:
                 state.tried_out = False
 
@@ -130,8 +150,9 @@ class Health:
     def done(self, route: Route, keys: Keys) -> None:
         """These credentials are one call less busy."""
         if route.target.strategy == "least_busy":
-            state = self.key(route, keys)
-            state.running = max(0, state.running - 1)
+            state = self._known(route, keys)
+            if state is not None:
+                state.running = max(0, state.running - 1)
 
     def report(self, route: Route, keys: Keys, ended: Tried) -> None:
         """What came of an attempt."""
@@ -147,10 +168,14 @@ class Health:
             target.well()
         self._report_key(route, keys, ended, now)
 
+    def refused(self, route: Route, keys: Keys, code: str) -> None:
+        """A session's provider refused the key after its 101, by `code`."""
+        self._report_key(route, keys, Tried(101, dead_key=code), self._clock())
+
     def _report_key(self, route: Route, keys: Keys, ended: Tried, now: float) -> None:
-        if keys.provider is None or keys not in route.target.pool:
+        if keys.provider is None or not _is_pooled(route, keys):
             return  # a client's own key is the client's business
-        state = self._keys.get((route.provider.name, keys.provider.value))
+        state = self._known(route, keys)
         rest = rest_s(ended, 1 if state is None else state.failures + 1)
         if rest == 0.0:
             if state is not None and state.failures:
@@ -160,8 +185,9 @@ class Health:
         state.failures += 1
         state.tried_out = False
         state.resting_until_s = now + rest
-        if ended.refused_key and state.failures == 1:
-            self._alarm(route.provider.name, keys.provider.label, ended.status, rest)
+        known, state.blame = state.blame, _blame(ended)
+        if state.blame == "refused" != known:
+            self._alarm(route.provider.name, keys.provider.label, ended, rest)
 
     def shown(self, provider: str, target: Target) -> dict[str, object]:
         """How a target and its keys fare, for people: variables' names, never values."""
@@ -179,6 +205,21 @@ class Health:
             return {"failures": 0, "rests_s": 0.0}
         left = max(0.0, state.resting_until_s - self._clock())
         return {"failures": state.failures, "rests_s": round(left, 1)}
+
+
+def _identity(route: Route, keys: Keys) -> tuple[str, str]:
+    return route.provider.name, keys.provider.value if keys.provider else ""
+
+
+def _blame(ended: Tried) -> Blame:
+    if ended.refused_key:
+        return "refused"
+    return "limited" if ended.needs_another_key else ""
+
+
+def _is_pooled(route: Route, keys: Keys) -> bool:
+    """True if the provider's credential is the relay's own."""
+    return any(keys.provider is each.provider for each in route.target.pool)
 
 
 def drawn(items: Sequence[T], weights: Sequence[float], random: Callable[[], float]) -> T:
