@@ -57,6 +57,8 @@ class Gateway:
         self.shared = self._shared(config)
         memory = MemoryCounters(self.clock, time.time)
         self.windows = Windows(memory, self.shared, self.later, new_id)
+        self.at_once: dict[str, int] = {}
+        """What runs, by the keys of the limits that count it."""
         self.inflight = Inflight()
         self.ledger = Ledger(_database(config), self.clock, new_id)
         self.metrics, self.traces = self._observers(config.settings)
@@ -165,7 +167,8 @@ class Gateway:
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
         self.limits = None
         if config.limits:
-            self.limits = Limits(config.limits, self.windows, self.ledger.settle)
+            rules, settle = config.limits, self.ledger.settle
+            self.limits = Limits(rules, self.windows, self.at_once, settle)
         self.proxies = Proxies(server.trusted_proxies)
         self.usage_refusals = Refusals()
 

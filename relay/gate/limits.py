@@ -39,14 +39,18 @@ _NOTHING_SAID: Metadata = {}
 
 
 class Limits:
-    """The rules in force. A call keeps the ones that it began with."""
+    """The rules in force. A call keeps the ones that it began with. `running` is what runs at once,
+    by a rule's key: it outlives a reload, as the calls do.
+    """
 
     __slots__ = (
         "_calls", "_find_used", "_model_calls", "_overall", "_running", "_says",
         "_sockets", "_tokens", "_windows", "asks_model", "counts_tokens", "most",
     )  # fmt: skip
 
-    def __init__(self, rules: Sequence[Rule], windows: Windows, find_used: FindUsed) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], windows: Windows, running: dict[str, int], find_used: FindUsed
+    ) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
         self._calls = [rule for rule in calls if not rule.needs_model]
         self._model_calls = [rule for rule in calls if rule.needs_model]
@@ -58,7 +62,7 @@ class Limits:
         """True if what a call may use must be set aside: see `reserve`."""
         self._says = any(part.startswith("metadata.") for rule in rules for part in rule.per)
         self._windows, self._find_used = windows, find_used
-        self._running: dict[str, int] = {}
+        self._running = running
         overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
         self.most = self._overall.amount if self._overall else None

@@ -17,7 +17,7 @@ from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, configured, provider
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, gated_events, ok
-from tests.upstream.vendors import vendor
+from tests.upstream.vendors import echo, vendor
 
 
 async def _held(relay: Relay, name: str, count: int) -> list[asyncio.Task[Any]]:
@@ -60,6 +60,43 @@ async def test_a_client_with_too_many_calls_is_told_429(start: StartRelay, raw: 
         gates[0].set()
         await streaming.read()
         assert (await other)[0] == 200
+
+
+RELOAD = "/api/v1/ai-gateway/providers/reload"
+
+
+@pytest.mark.parametrize("most", [1, 2])
+async def test_a_call_that_runs_stays_counted_over_a_reload(start: StartRelay, raw: RawUpstream, most: int) -> None:
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    raw.plays(ok(b"fine"))
+    document = {"limits": [{"calls_at_once": 1, "per": "client"}]}
+    relay = await start(document, openai=provider(raw.url))
+    async with relay.client.get(relay.path("openai", "x")) as streaming:
+        config = relay.folder / "gateway.yaml"
+        config.write_text(config.read_text().replace("calls_at_once: 1", f"calls_at_once: {most}"))
+        assert (await relay.call("POST", f"{relay.url}{RELOAD}"))[0] == 200
+        assert (await relay.call("GET", relay.path("openai", "x")))[0] == (429 if most == 1 else 200)
+        gates[0].set()
+        await streaming.read()
+    await relay.idle()
+    assert (await relay.call("GET", relay.path("openai", "x")))[0] == 200
+    await relay.idle()
+    assert relay.gateway.at_once == {}
+
+
+async def test_a_session_that_runs_stays_counted_over_a_reload(start: StartRelay, aiohttp_server: Any) -> None:
+    server = await aiohttp_server(vendor(("GET", "/echo", echo)))
+    relay = await start({"websocket": {"max_sessions_per_client": 1}}, openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
+    async with relay.client.ws_connect(relay.ws("openai")):
+        assert (await relay.call("POST", f"{relay.url}{RELOAD}"))[0] == 200
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+            await relay.client.ws_connect(relay.ws("openai"))
+        assert refusal.value.status == 429
+    await relay.idle()
+    async with relay.client.ws_connect(relay.ws("openai")) as socket:
+        await socket.send_str("hello")
+        assert (await socket.receive(HANG_GUARD_S)).data == "hello"
 
 
 async def test_every_place_is_given_back_however_a_call_ends(start: StartRelay, raw: RawUpstream) -> None:
