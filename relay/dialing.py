@@ -49,7 +49,7 @@ class Dialing:
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
         handshake = self._handshake(route, keys)
-        self.exchange.kind = route.kind
+        self.exchange.kind, self.exchange.keys = route.kind, keys
         self.exchange.model = _model(handshake.url.raw_query_string, route)
         try:
             upstream = await connect(self.gateway.upstream.sockets, route, handshake)

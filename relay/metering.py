@@ -16,11 +16,16 @@ from relay.core.meters.sent import Sent
 from relay.core.meters.sessions import Opened, SocketMeter
 from relay.core.meters.sockets import socket_meter
 from relay.core.provider import Route
+from relay.core.refusals import of_message
 from relay.core.turns import HEAD_BYTES, Turns
 from relay.gateway import Gateway
 from relay.session import Session
 
 _MOST_HELD_BYTES = 64 * 1024
+_FIRST_MESSAGES, _MOST_EVENT_BYTES = 4, 4096
+"""A provider refuses the key in one of its first messages, in one that a meter reads anyway, or in
+its last, which is kept until the session ends: to search each one would cost more than to meter it.
+"""
 Look = Callable[[bytes], None]
 
 
@@ -51,6 +56,7 @@ def session_looks(
     of ours and a search or two in C, unless something is found.
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
+    provider = session.upstream
     opened = Opened(route.endpoint, query, exchange.model, *sides, gateway.clock)
     meter = socket_meter(route.format, opened)
     if meter is None:
@@ -73,7 +79,13 @@ def session_looks(
         try:
             if turns.under_way and data.startswith(pieces):
                 return
-            if meter.received_hint is not None and (len(data) > most or meter.received_hint(data)):
+            hint = meter.received_hint
+            telling = hint is not None and (len(data) > most or hint(data))
+            if telling or provider.messages <= _FIRST_MESSAGES:
+                session.refused(of_message(data))
+            elif len(data) <= _MOST_EVENT_BYTES:
+                session.last_event = data
+            if telling:
                 meter.received(data)
                 _name_model(exchange, meter)
             if turns.received_hint is not None and turns.received_hint(data, 0, HEAD_BYTES):

@@ -70,7 +70,7 @@ class Sending:
                 headers.popall(name, None)
         if exchange.asks_usage:
             headers["Accept-Encoding"] = "identity"
-        exchange.begun = b""
+        exchange.begun, exchange.keys = b"", keys
         now = gateway.clock()
         exchange.sent_s = exchange.sent_s or now
         if body.stream is None:

@@ -126,6 +126,11 @@ class Session:
     rules: WebSocketRules
     downstream: Leg
     upstream: Leg
+    refuse_key: Callable[[str], None]
+    """Tells the pool by which code the provider refused the key."""
+    key_is_refused: bool = False
+    last_event: bytes = b""
+    """The last small message of the provider's that nothing has read."""
     ended: asyncio.Future[Ending] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -134,6 +139,12 @@ class Session:
         """End the session. The first one to say so is right."""
         if not self.ended.done():
             self.ended.set_result(ending)
+
+    def refused(self, code: str) -> None:
+        """Count the key as refused, once a session; an empty `code` says that it is not."""
+        if code and not self.key_is_refused:
+            self.key_is_refused = True
+            self.refuse_key(code)
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
         """Both farewells, at once. One that fails is logged, and its connection is gone too."""

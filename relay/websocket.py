@@ -18,6 +18,7 @@ from relay.call import Call, asked
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange
 from relay.core.provider import Route
+from relay.core.refusals import of_close, of_message
 from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
 from relay.ledger import log
@@ -129,6 +130,9 @@ def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
     exchange.messages_up, exchange.request_bytes = client.messages, client.bytes
     exchange.messages_down, exchange.response_bytes = provider.messages, provider.bytes
     exchange.close_code, exchange.closed_by = ending.code, NAMES[ending.by]
+    session.refused(of_message(session.last_event))
+    if ending.by == "upstream":
+        session.refused(of_close(ending.code, ending.reason))
     if ending.error is not None:
         exchange.fail(ending.error)
     elif ending.lost == "downstream":
@@ -178,7 +182,7 @@ def _session(
     upstream: ClientWebSocketResponse[bool], gateway: Gateway,
 ) -> Session:  # fmt: skip
     assert exchange.route is not None and exchange.route.provider.websocket_rules is not None
-    now = gateway.clock()
+    now, health = gateway.clock(), gateway.attempts.health
     transport = request.transport
     if transport is None:
         raise ClientGone
@@ -187,4 +191,5 @@ def _session(
         exchange.route.provider.websocket_rules,
         Leg("downstream", downstream, transport, heard_s=now, message_s=now),
         Leg("upstream", upstream, upstream._writer.transport, heard_s=now, message_s=now),
+        partial(health.refused, exchange.route, exchange.keys),
     )

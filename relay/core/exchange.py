@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from relay.core.caching import Keeping
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
 from relay.core.limits import Admission, Standing
-from relay.core.provider import Route
+from relay.core.provider import Keys, Route
 from relay.core.rewriting import Rewriter
 from relay.core.traces import Trace
 from relay.core.turns import Turns
@@ -110,6 +110,8 @@ class Exchange:
     user: str | None = field(init=False, default=None)
     """The end user, as the body names it."""
     route: Route | None = field(init=False, default=None)
+    keys: Keys = field(init=False, default=Keys())
+    """The credentials that went up last."""
     rewriter: Rewriter | None = field(init=False, default=None)
     """Where URLs in the answer come back as the relay's."""
 

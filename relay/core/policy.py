@@ -20,13 +20,8 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.numbers import decimal_number, whole_number
-from relay.core.refusals import (
-    DEAD_KEY_STATUSES,
-    MOST_WAIT_S,
-    Header,
-    of_answer,
-    reset_headers_s,
-)
+from relay.core.refusals import DEAD_KEY_STATUSES, of_answer
+from relay.core.waits import MOST_WAIT_S, Header, reset_headers_s
 
 Backoff = Literal["constant", "linear", "exponential"]
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

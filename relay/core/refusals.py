@@ -1,30 +1,25 @@
-"""What a provider's error says of the key that was used: that it is dead, or how long it must wait.
+"""What a provider's error says of the key that was used: that it is dead.
 
 Owns: the vendors' forms, as tables, for REST bodies, events of a session and close frames. Only
 fields that a vendor fills with codes of its own are compared; where a vendor tells in a sentence
 alone, that sentence is compared as a whole. So no text of a client's that an error quotes can put a
-key into cooldown. What follows is decided in policy.py.
+key into cooldown. What follows is decided in policy.py; how long to wait is waits.py's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from relay.core.fields import MOST_FIELD_BYTES, value
 from relay.core.meters.unpack import unpack
-from relay.core.numbers import decimal_number, unix_time_s, whole_number
-
-Header = Callable[[str], str | None]
-"""The value of a header, by its name."""
+from relay.core.waits import details, told_s
 
 MOST_ERROR_BYTES = MOST_FIELD_BYTES
 """A larger error is not read: it says nothing of its key."""
-MOST_WAIT_S = 366 * 86400
-_MOST_DETAILS = 32
 
 DEAD_KEY_STATUSES = frozenset({401, 402, 403})
 """By which a provider refuses a key, whatever else it says. 402: DeepSeek, OpenRouter, Deepgram,
@@ -117,15 +112,17 @@ def of_answer(status: int, body: bytes, content_encoding: str, now_unix_s: float
     error = _object(body)
     if status < 500:
         dead = _code(error) or _sentence(error) or dead
-    return Said(dead, _told_wait_s(error, now_unix_s))
+    return Said(dead, told_s(error, now_unix_s))
 
 
+_ERROR = b'rror"'
+"""Each vendor's event that refuses a key has a name, or a value, that ends so."""
 _ERROR_TYPES = frozenset({"error", "response.done", "response.failed"})
 
 
 def of_message(message: bytes) -> str:
     """By which code a message of a session refuses the key; empty if it does not."""
-    said = _object(message)
+    said = _object(message) if _ERROR in message else {}
     kind = said.get("type")
     if kind is not None and (not isinstance(kind, str) or kind.casefold() not in _ERROR_TYPES):
         return ""
@@ -195,7 +192,7 @@ def _code(error: Mapping[str, Any]) -> str:
         found = _at(error, place)
         if isinstance(found, str) and found.casefold() in DEAD_KEY_CODES:
             return found
-    for detail in _details(error):
+    for detail in details(error):
         found = detail.get("reason")
         if isinstance(found, str) and found.casefold() in DEAD_KEY_CODES:
             return found
@@ -208,109 +205,3 @@ def _sentence(error: Mapping[str, Any]) -> str:
         if isinstance(found, str) and _DEAD_KEY_SENTENCES.fullmatch(found.strip()):
             return found.strip().partition(":")[0].partition(".")[0]
     return ""
-
-
-def _details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """google.rpc.Status.details."""
-    found = _at(error, ("error", "details"))
-    if isinstance(found, list):
-        yield from (each for each in found[:_MOST_DETAILS] if isinstance(each, dict))
-
-
-# How long to wait ------------------------------------------------------------------------------
-
-
-def _told_wait_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
-    for detail in _details(error):
-        kind = detail.get("@type")
-        if isinstance(kind, str) and kind.endswith("google.rpc.RetryInfo"):
-            given = detail.get("retryDelay")
-            return duration_s(given) if isinstance(given, str) else None
-    inner = error.get("error")
-    if not isinstance(inner, dict):
-        return None
-    if (seconds := _number(inner.get("resets_in_seconds"), MOST_WAIT_S)) is not None:
-        return seconds
-    at_s = _number(inner.get("resets_at"), 1e11)
-    return None if at_s is None else _until(at_s, now_unix_s)
-
-
-def _number(given: object, most: float) -> float | None:
-    if isinstance(given, str):
-        return decimal_number(given.strip(), 0, most)
-    number = given if type(given) in (int, float) else None
-    return float(number) if number is not None and 0 <= number <= most else None  # type: ignore[operator,arg-type]
-
-
-_DURATION = re.compile(
-    r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?"
-    r"(?:(\d{1,9}(?:\.\d{1,9})?)ms)?\Z"
-)
-_UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
-_EPOCH_S, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
-
-
-def duration_s(text: str) -> float | None:
-    """`37s`, `1.5s`, `6m0s`, `20ms` in seconds; None for anything else, or for more than a year."""
-    found = _DURATION.match(text) if text else None
-    if found is None:
-        return None
-    parts = zip(found.groups(), _UNITS_S, strict=True)
-    seconds = sum(float(part) * unit for part, unit in parts if part)
-    return seconds if seconds <= MOST_WAIT_S else None
-
-
-def reset_s(text: str, now_unix_s: float) -> float | None:
-    """Seconds until a reset that is told as a duration, as seconds, or as a time: RFC 3339, or
-    seconds or milliseconds since 1970. None for anything else.
-    """
-    text = text.strip()
-    number = decimal_number(text, 0, 1e14)
-    if number is None:
-        if (told_s := duration_s(text)) is not None:
-            return told_s
-        at_s = unix_time_s(text, now_unix_s) if len(text) > 9 else None
-        return None if at_s is None else _until(at_s, now_unix_s)
-    if number >= _EPOCH_MS:
-        return _until(number / 1000, now_unix_s)
-    if number >= _EPOCH_S:
-        return _until(number, now_unix_s)
-    return number if number <= MOST_WAIT_S else None
-
-
-def _until(at_s: float, now_unix_s: float) -> float | None:
-    wait_s = at_s - now_unix_s
-    return max(0.0, wait_s) if wait_s <= MOST_WAIT_S else None
-
-
-_RESETS = (
-    *(
-        (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
-        for what in (
-            "requests", "tokens", "project-requests", "project-tokens",  # OpenAI, Groq
-            "requests-day", "tokens-minute",  # Cerebras
-        )
-    ),
-    *(
-        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
-        for what in ("requests", "tokens", "input-tokens", "output-tokens")
-    ),
-    ("x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter
-    ("ratelimit-remaining", "ratelimit-reset"),  # draft-ietf-httpapi-ratelimit-headers-07
-)  # fmt: skip
-"""Headers that tell how much is left of a limit, and when there is more."""
-_UNIFIED = "anthropic-ratelimit-unified"
-
-
-def reset_headers_s(header: Header, now_unix_s: float) -> float | None:
-    """Seconds until all limits of which nothing is left are reset; None if no header tells."""
-    resets = [header(reset) for left, reset in _RESETS if is_zero(header(left))]
-    if header(f"{_UNIFIED}-status") == "rejected":
-        resets.append(header(f"{_UNIFIED}-reset"))
-    told = [reset_s(text, now_unix_s) for text in resets if text]
-    return max((wait_s for wait_s in told if wait_s is not None), default=None)
-
-
-def is_zero(text: str | None) -> bool:
-    """True for a count of nothing."""
-    return text is not None and whole_number(text.strip(), 0, 0) == 0

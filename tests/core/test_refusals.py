@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.policy import RetryRules, answered, failed, repeatable, rest_s
-from relay.core.refusals import (
-    MOST_ERROR_BYTES,
-    duration_s,
-    of_answer,
-    of_close,
-    of_message,
-    reset_headers_s,
-    reset_s,
-)
+from relay.core.refusals import MOST_ERROR_BYTES, of_answer, of_close, of_message
+from relay.core.waits import duration_s, reset_headers_s, reset_s
 
 NOW = 1_800_000_000.0
 

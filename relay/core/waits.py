@@ -1,0 +1,126 @@
+"""How long a provider asks to wait, told in the body of an error or in the headers of its limits.
+
+Owns: those forms, each number read within bounds. Retry-After, which comes before all of them, is
+policy.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from relay.core.numbers import decimal_number, unix_time_s, whole_number
+
+Header = Callable[[str], str | None]
+"""The value of a header, by its name."""
+
+MOST_WAIT_S = 366 * 86400
+_MOST_DETAILS = 32
+
+
+def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """google.rpc.Status.details."""
+    inner = error.get("error")
+    found = inner.get("details") if isinstance(inner, dict) else None
+    if isinstance(found, list):
+        yield from (each for each in found[:_MOST_DETAILS] if isinstance(each, dict))
+
+
+def told_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
+    """Seconds that an error tells: Google's RetryInfo, and Codex's `resets_in_seconds` or
+    `resets_at`. None if it tells none.
+    """
+    for detail in details(error):
+        kind = detail.get("@type")
+        if isinstance(kind, str) and kind.endswith("google.rpc.RetryInfo"):
+            given = detail.get("retryDelay")
+            return duration_s(given) if isinstance(given, str) else None
+    inner = error.get("error")
+    if not isinstance(inner, dict):
+        return None
+    if (seconds := _number(inner.get("resets_in_seconds"), MOST_WAIT_S)) is not None:
+        return seconds
+    at_s = _number(inner.get("resets_at"), 1e11)
+    return None if at_s is None else _until(at_s, now_unix_s)
+
+
+def _number(given: object, most: float) -> float | None:
+    if isinstance(given, str):
+        return decimal_number(given.strip(), 0, most)
+    number = given if type(given) in (int, float) else None
+    return float(number) if number is not None and 0 <= number <= most else None  # type: ignore[operator,arg-type]
+
+
+_DURATION = re.compile(
+    r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?"
+    r"(?:(\d{1,9}(?:\.\d{1,9})?)ms)?\Z"
+)
+_UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+_EPOCH_S, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
+
+
+def duration_s(text: str) -> float | None:
+    """`37s`, `1.5s`, `6m0s`, `20ms` in seconds; None for anything else, or for more than a year."""
+    found = _DURATION.match(text) if text else None
+    if found is None:
+        return None
+    parts = zip(found.groups(), _UNITS_S, strict=True)
+    seconds = sum(float(part) * unit for part, unit in parts if part)
+    return seconds if seconds <= MOST_WAIT_S else None
+
+
+def reset_s(text: str, now_unix_s: float) -> float | None:
+    """Seconds until a reset that is told as a duration, as seconds, or as a time: RFC 3339, or
+    seconds or milliseconds since 1970. None for anything else.
+    """
+    text = text.strip()
+    number = decimal_number(text, 0, 1e14)
+    if number is None:
+        if (told_s := duration_s(text)) is not None:
+            return told_s
+        at_s = unix_time_s(text, now_unix_s) if len(text) > 9 else None
+        return None if at_s is None else _until(at_s, now_unix_s)
+    if number >= _EPOCH_MS:
+        return _until(number / 1000, now_unix_s)
+    if number >= _EPOCH_S:
+        return _until(number, now_unix_s)
+    return number if number <= MOST_WAIT_S else None
+
+
+def _until(at_s: float, now_unix_s: float) -> float | None:
+    wait_s = at_s - now_unix_s
+    return max(0.0, wait_s) if wait_s <= MOST_WAIT_S else None
+
+
+_RESETS = (
+    *(
+        (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
+        for what in (
+            "requests", "tokens", "project-requests", "project-tokens",  # OpenAI, Groq
+            "requests-day", "tokens-minute",  # Cerebras
+        )
+    ),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+    ("x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter
+    ("ratelimit-remaining", "ratelimit-reset"),  # draft-ietf-httpapi-ratelimit-headers-07
+)  # fmt: skip
+"""Headers that tell how much is left of a limit, and when there is more."""
+_UNIFIED = "anthropic-ratelimit-unified"
+
+
+def reset_headers_s(header: Header, now_unix_s: float) -> float | None:
+    """Seconds until all limits of which nothing is left are reset; None if no header tells."""
+    resets = [header(reset) for left, reset in _RESETS if is_zero(header(left))]
+    if header(f"{_UNIFIED}-status") == "rejected":
+        resets.append(header(f"{_UNIFIED}-reset"))
+    told = [reset_s(text, now_unix_s) for text in resets if text]
+    return max((wait_s for wait_s in told if wait_s is not None), default=None)
+
+
+def is_zero(text: str | None) -> bool:
+    """True for a count of nothing."""
+    return text is not None and whole_number(text.strip(), 0, 0) == 0
