@@ -58,7 +58,7 @@ def keeping(sending: Sending, asked: Asked) -> Keeping | None:
     whose = (
         scope, "" if scope == "shared" else exchange.client, provider.name,
         # With a credential of the client's own its answers are for nobody else.
-        *((brought.provider, brought.gateway) if brought else ()),
+        *(brought.identity if brought else ()),
     )  # fmt: skip
     affecting = caching.affecting_headers(request.headers.items(), header("Connection"))
     own = header("cf-aig-cache-key")

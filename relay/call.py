@@ -42,7 +42,8 @@ def asked(
     brings = None
     if route.provider.clients_may_bring_keys:
         secrets = offer.credentials if offer else ()
-        brings = brought(header, call.query, route.provider, secrets)
+        own = route.provider.credential_headers
+        brings = brought(header, call.query, route.provider, secrets, own)
     made = Asked(
         request.method,
         brought=brings,

@@ -44,9 +44,12 @@ def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
 
 def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
     """What the client brought in a place of credentials: no body shows that either."""
-    found = [bare(value) for name in CREDENTIAL_HEADERS if (value := headers.get(name))]
-    if raw_query and exchange.route is not None:
-        for name in exchange.route.provider.query_credentials:
+    assert exchange.route is not None
+    provider = exchange.route.provider
+    names = {*CREDENTIAL_HEADERS, *provider.credential_headers}
+    found = [bare(value) for name in names if (value := headers.get(name))]
+    if raw_query:
+        for name in provider.query_credentials:
             found.append(paths.query_value(raw_query, name) or "")
     return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
 

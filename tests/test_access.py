@@ -253,3 +253,99 @@ async def test_of_several_credentials_the_first_place_is_used(start: StartRelay,
     await send_raw(relay, _head("GET", f"{MANAGE}/mine/x?key={canary('query')}", "Authorization: Bearer", f"x-relay-key: {canary('ours')}", "Connection: close"))
     assert raw.arrived[-1].header("Authorization") == [f"Bearer {canary('query')}"]
     assert not raw.arrived[-1].header("x-relay-key")
+
+
+# --- what passes as it came -------------------------------------------------------------------------------------------------
+
+OAUTH, KEY = f"Bearer {canary('oauth')}", canary("clients-key")
+BY_HEADER = {"header": "x-api-key", "value": "${OPENAI_API_KEY}"}
+BY_BEARER = {"header": "Authorization", "value": "Bearer ${OPENAI_API_KEY}"}
+BY_QUERY = {"query": "key", "value": "${OPENAI_API_KEY}"}
+OF_ITS_OWN = {"header": "X-Key", "value": "${OPENAI_API_KEY}"}
+BROUGHT: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict[str, list[str]]]] = {
+    "a subscription's token": (BY_HEADER, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "the provider's own header": (BY_HEADER, "", [("x-api-key", KEY)], {"x-api-key": [KEY]}),
+    "both": (BY_HEADER, "", [("x-api-key", KEY), ("Authorization", OAUTH)], {"Authorization": [OAUTH], "x-api-key": [KEY]}),
+    "a scheme of its own": (BY_BEARER, "", [("Authorization", f"Token  {KEY}")], {"Authorization": [f"Token  {KEY}"]}),
+    "a header that no SDK knows": (OF_ITS_OWN, "", [("x-key", KEY)], {"X-Key": [KEY]}),
+    "where the key stands in the query": (BY_QUERY, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "where the registry has no key": (None, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "another vendor's header": (BY_HEADER, "", [("x-goog-api-key", KEY)], {"x-api-key": [KEY]}),
+    "another vendor's header, with a scheme": (BY_BEARER, "", [("api-key", KEY)], {"Authorization": [f"Bearer {KEY}"]}),
+    "the query": (BY_HEADER, f"?key={KEY}", [], {"x-api-key": [KEY]}),
+    "a header to the query": (BY_QUERY, "", [("x-api-key", KEY)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("surface", ["rest", "websocket"])
+@pytest.mark.parametrize("what", BROUGHT)
+async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_place(start: StartRelay, raw: RawUpstream, what: str, surface: str) -> None:
+    auth, query, headers, expected = BROUGHT[what]
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    entry: dict[str, object] = {"base_url": raw.url, "client_credentials": "allow", "query_credentials": ["key"], "websocket": {"default_path": "x"}}
+    relay = await start(mine=entry | ({"auth": auth} if auth else {}))
+    lines = [f"{name}: {value}" for name, value in headers]
+    if surface == "rest":
+        await send_raw(relay, _head("GET", f"{MANAGE}/mine/x{query}", *lines, "Connection: close"))
+    else:
+        await send_raw(relay, _head("GET", f"/api/v1/ai-gateway/ws/mine/x{query}", *SOCKET, *lines))
+    [arrived] = raw.arrived
+    places = ("Authorization", "x-api-key", "api-key", "x-goog-api-key", "X-Key")
+    assert {name: found for name in places if (found := arrived.header(name))} == expected
+    assert arrived.target == (f"/x?key={KEY}" if what == "a header to the query" else "/x")
+
+
+async def test_what_passes_as_it_came_goes_to_no_other_provider(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    first = {"base_url": "http://127.0.0.1:9", "auth": BY_HEADER, "client_credentials": "allow", "fallback": [{"provider": "other"}]}
+    relay = await start(mine=first, other=provider(raw.url, "FAL_KEY"))
+    await relay.call("POST", relay.path("mine", "chat/completions"), data=b"{}", headers={"Authorization": OAUTH, "x-api-key": KEY})
+    assert raw.arrived[0].header("Authorization") == [f"Bearer {canary('fal')}"] and not raw.arrived[0].header("x-api-key")
+
+
+KEY_LIKE = [
+    "Cookie", "Cookie2", "Proxy-Authorization", "x-relay-key", "x-relay-anything", "cf-aig-authorization", "Ocp-Apim-Subscription-Key", "x-litellm-api-key",
+    "x-portkey-api-key", "x-openai-api-key", "x-dashscope-apikey", "apikey", "x-rapidapi-key", "x-auth-token", "x-access-token", "x-amz-security-token",
+    "x-functions-key", "private-token", "x-csrf-token", "x-authorization", "x-client-secret", "x-user-password", "Authentication", "X_Api_Key",
+]  # fmt: skip
+NOT_KEYS = ["Idempotency-Key", "x-max-tokens", "x-token-limit", "x-codex-turn-state", "x-claude-code-session-id", "chatgpt-account-id", "x-secretary", "prompt-cache-key"]
+
+
+@pytest.mark.parametrize("credentials", ["deny", "allow"])
+@pytest.mark.parametrize("surface", ["rest", "websocket"])
+async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUpstream, surface: str, credentials: str) -> None:
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    relay = await start(openai=provider(raw.url, client_credentials=credentials, websocket={"default_path": "x"}))
+    lines = [f"{name}: {canary(f'like{number}')}" for number, name in enumerate(KEY_LIKE)] + [f"{name}: kept" for name in NOT_KEYS]
+    if surface == "rest":
+        await send_raw(relay, _head("GET", CALL, *lines, "Authorization: Bearer x", "Connection: close"))
+    else:
+        await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET, *lines, "Authorization: Bearer x"))
+    [arrived] = raw.arrived
+    assert b"-like" not in arrived.head
+    assert [name for name in NOT_KEYS if arrived.header(name) != ["kept"]] == []
+
+
+# --- whose headers come down ------------------------------------------------------------------------------------------------
+
+SPOOFED = ["X-Relay-Error: rate_limited", "x_relay_error: rate_limited", "x-relay-error-source: relay", "x-relay-cache-key: k", "X-Relay-New: 1"]
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
+async def test_a_providers_own_relay_headers_never_come_down(start: StartRelay, raw: RawUpstream, status: str) -> None:
+    raw.plays(ok(b"{}", *SPOOFED, "X-Vendor: a", status=status))
+    document = {"cache": {"ttl_s": 60, "coalesce": True}}
+    relay = await start(document, openai=provider(raw.url))
+    for endpoint in ("x", "chat/completions", "chat/completions"):  # plain, shared and kept
+        _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=b"{}")
+        named = {name: value for name, value in headers.items() if name.lower().replace("_", "-").startswith("x-relay-")}
+        named.pop("x-relay-cache-key", None) if endpoint != "x" else None
+        assert named == ({} if status == "200 OK" else {"x-relay-error-source": "provider"}) and headers["X-Vendor"] == "a"
+
+
+async def test_nor_do_they_with_a_refused_handshake(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", *SPOOFED, status="400 Bad"))
+    relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
+    answer = (await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET))).lower()
+    assert answer.count(b"relay-error: ") + answer.count(b"relay_error: ") == 1 and b"x-relay-error: handshake_refused" in answer
+    assert answer.count(b"x-relay-error-source: ") == 1 and b"x-relay-new" not in answer and b"x-relay-cache-key" not in answer

@@ -242,3 +242,16 @@ def test_events_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
     assert found == EVENTS
 
 
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
+@pytest.mark.parametrize("between", [True, False])
+async def test_a_providers_header_is_not_taken_for_the_relays(start: StartRelay, raw: RawUpstream, status: str, between: bool) -> None:
+    """Through the relay it does not come down; from anything else it does not count."""
+    raw.plays(ok(b"{}", "x-relay-error: rate_limited", status=status))
+    relay = await start(openai=provider(raw.url))
+    async with AIGateway(relay.url if between else raw.url) as gateway:
+        answer = await gateway.request(provider="openai", endpoint="x")
+        assert answer.status == int(status[:3])
+        if not answer.ok:
+            with pytest.raises(ProviderError) as failure:
+                answer.raise_for_status()
+            assert (failure.value.code, failure.value.source) == ("provider_error", "provider")

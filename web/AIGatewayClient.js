@@ -285,7 +285,7 @@ export function createAIGateway({ url, token } = {}) {
     } catch (cause) {
       throw failed(cause, signal);
     }
-    if (response.headers.has("x-relay-error")) throw await failure(response);
+    if (relayError(response)) throw await failure(response);
     return response;
   }
   return {
@@ -386,10 +386,12 @@ async function constructor(given) {
 async function refusal(url, { code, reason }, secret) {
   const init = secret && { headers: { authorization: `Bearer ${secret}` } };
   const response = await fetch(url.replace(/^ws/, "http"), init).catch(() => null);
-  if (response?.headers.has("x-relay-error") && response.status !== 426) return failure(response);
+  if (response && response.status !== 426 && relayError(response)) return failure(response);
   const text = response ? "The provider did not open the session" : "The relay cannot be reached, or does not allow this page's origin";
   return new AIGatewayError("connect_failed", `${text}${reason ? ` (${reason})` : ""}.`, { status: code });
 }
+
+const relayError = ({ headers }) => headers.get("x-relay-error-source") === "relay" && headers.get("x-relay-error");
 
 async function failure(response) {
   const text = await response.text().catch(() => "");
@@ -399,7 +401,7 @@ async function failure(response) {
     const inner = error ?? detail ?? plain;
     message = inner?.message ?? (typeof inner === "string" ? inner : message);
   } catch {}
-  return new AIGatewayError(response.headers.get("x-relay-error") ?? "provider_error", message || `Answered with ${response.status}.`, {
+  return new AIGatewayError(relayError(response) || "provider_error", message || `Answered with ${response.status}.`, {
     status: response.status,
     source: response.headers.get("x-relay-error-source") ?? "provider",
     requestId: response.headers.get("cf-aig-log-id") ?? "",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from relay.core.errors import CATALOGUE
+from relay.core.errors import CATALOGUE, HandshakeRefused
 
 
 @dataclass(eq=False)
@@ -58,10 +58,19 @@ _BY_SIDE = {"client": RequestRefused, "relay": RelayFailed, "upstream": Upstream
 _BY_CODE = {error.code: _BY_SIDE[error.side] for error in CATALOGUE}
 
 
+def is_of_relay(headers: Mapping[str, str]) -> bool:
+    """True for an error of the relay's own, which names its source. A provider's header of the name
+    alone makes none: not every relay keeps those from its clients.
+    """
+    return "x-relay-error" in headers and headers.get("x-relay-error-source") == "relay"
+
+
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> AIGatewayError:
     """The error that an answer is."""
-    code = headers.get("x-relay-error", "provider_error")
     source = headers.get("x-relay-error-source", "provider")
+    code = headers.get("x-relay-error", "provider_error")
+    if not is_of_relay(headers) and code != HandshakeRefused.code:
+        code = "provider_error"
     request_id = headers.get("cf-aig-log-id", "")
     kind = _BY_CODE.get(code, ProviderError)
     return kind(code, _message(body) or f"answered with {status}", status, source, request_id)

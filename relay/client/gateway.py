@@ -24,6 +24,7 @@ from relay.client.errors import (
     RelayUnreachable,
     RequestRefused,
     error_of,
+    is_of_relay,
     unreachable,
 )
 from relay.client.session import Connecting
@@ -91,7 +92,7 @@ class AIGateway:
                 body = await response.read()
         except aiohttp.ClientError as error:
             raise unreachable(error) from error
-        if "x-relay-error" in response.headers:
+        if is_of_relay(response.headers):
             raise error_of(response.status, response.headers, body)
         return Answer(response.status, response.headers, body)
 

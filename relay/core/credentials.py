@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from relay.core import paths
 from relay.core.errors import ProviderNotConfigured
 from relay.core.headers import CREDENTIAL_HEADERS
-from relay.core.provider import Credential, Keys, Provider, Route
+from relay.core.provider import AuthRule, Credential, Keys, Provider, Route
 
 _GATEWAY_HEADER = "cf-aig-authorization"
 PROVIDER_HEADERS = tuple(
@@ -27,28 +27,39 @@ class Brought:
     """The bare secrets that a client brought, or empty."""
 
     provider: str = field(default="", repr=False)
+    """The first one."""
     gateway: str = field(default="", repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Those that came in headers, as they came: lower-case name, value."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """All that tells this client's calls from another's."""
+        return (self.provider, self.gateway, *(value for _, value in self.headers))
 
 
 def brought(
     header: Callable[[str], str | None], raw_query: str, provider: Provider,
-    subprotocols: Sequence[tuple[str, str]] = (),
+    subprotocols: Sequence[tuple[str, str]] = (), own_headers: Sequence[str] = (),
 ) -> Brought:  # fmt: skip
     """What the client sent in a header, a query parameter or a subprotocol: the first place of
-    these that has one wins, headers in the order of PROVIDER_HEADERS, the others as they came.
+    these that has one wins, headers in the order of PROVIDER_HEADERS, then the provider's
+    `own_headers` that are not among these, the others as they came.
     """
     gateway = bare(header(_GATEWAY_HEADER) or "")
-    own = next((secret for name in PROVIDER_HEADERS if (secret := bare(header(name) or ""))), "")
+    names = dict.fromkeys((*PROVIDER_HEADERS, *own_headers))
+    headers = tuple((name, value) for name in names if bare(value := header(name) or ""))
+    own = bare(headers[0][1]) if headers else ""
     if raw_query:
         gateway = gateway or paths.query_value(raw_query, _GATEWAY_HEADER) or ""
-        names = provider.query_credentials - {_GATEWAY_HEADER}
-        own = own or paths.first_value(raw_query, names)
+        parameters = provider.query_credentials - {_GATEWAY_HEADER}
+        own = own or paths.first_value(raw_query, parameters)
     for prefix, secret in subprotocols:
         if prefix.lower() == f"{_GATEWAY_HEADER}.":
             gateway = gateway or secret
         else:
             own = own or secret
-    return Brought(own, gateway)
+    return Brought(own, gateway, headers)
 
 
 def bare(value: str) -> str:
@@ -65,8 +76,8 @@ def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:
     target, token = route.target, None
     if came.gateway and target.via == "cloudflare":
         token = Credential("header", _GATEWAY_HEADER, f"Bearer {came.gateway}", "client")
-    if came.provider and target.auth is not None:
-        own = target.auth.credential(came.provider, "client")
+    own = _as_it_came(came, target.auth) or _moved(came, target.auth)
+    if own is not None:
         return Keys(own, token or target.gateway_credential)
     if token is not None and target.auth is None:
         return Keys(None, token)
@@ -74,6 +85,25 @@ def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:
         raise ProviderNotConfigured(route.provider.name, target.missing)
     keys = pick()
     return Keys(keys.provider, token) if token else keys
+
+
+def _as_it_came(came: Brought, rule: AuthRule | None) -> Credential | None:
+    """Authorization, and the provider's own header: a subscription's bearer token is not an API
+    key, and neither becomes the other.
+    """
+    places = {"authorization": "Authorization"}
+    if rule is not None and rule.place == "header":
+        places[rule.name.lower()] = rule.name
+    found = [(places[name], value) for name, value in came.headers if name in places]
+    if not found:
+        return None
+    (name, value), *others = found
+    return Credential("header", name, value, "client", tuple(others))
+
+
+def _moved(came: Brought, rule: AuthRule | None) -> Credential | None:
+    """A credential of any other place, in the place and scheme that the registry says."""
+    return rule.credential(came.provider, "client") if came.provider and rule is not None else None
 
 
 def first_of(route: Route) -> Keys:

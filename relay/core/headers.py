@@ -8,6 +8,7 @@ through.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 
 Pairs = Collection[tuple[str, str]]
@@ -53,24 +54,47 @@ _OF_NETWORKS_START = (
 )  # fmt: skip
 _OF_NETWORKS_END = ("client-ip", "clientip", "connecting-ip", "real-ip")
 
+# What names a key, a token or a session of anybody's: the relay's, the provider's, or that of some
+# other service, which a client sends everywhere.
+_OF_KEYS = frozenset({"authentication", "token", "x-bf-vk", "x-auth", "jwt"})
+_OF_KEYS_PART = re.compile(
+    r"(?:^|-)(?:"
+    r"(?:[a-z0-9]+-?)?api-?keys?|(?:access|auth|private|secret|subscription|functions|signing)-?key"
+    r"|(?:api|access|auth|bearer|csrf|id|identity|oidc|private|refresh|secret|security|session|xsrf"
+    r"|subscription)-?token"
+    r"|authorization|cookies?2?|credentials?|pass(?:wd|word|phrase)|secret"
+    r")(?:-|$)"
+)
+_OF_THE_RELAY = "x-relay-"
+
+
+def names_a_key(name: str) -> bool:
+    """True for a header that carries a credential of anybody's, by its normal name."""
+    return (
+        name in CREDENTIAL_HEADERS
+        or name in _OF_KEYS
+        or name.startswith(_OF_THE_RELAY)
+        or _OF_KEYS_PART.search(name) is not None
+    )
+
+
 OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
 """What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
 
 # Host and length are made anew; the rest tells a provider about the caller's browser, or, like
 # x-fal-target-url, would let a caller choose where a call goes.
-_UPSTREAM_DROP = HOP_BY_HOP.union(
-    CREDENTIAL_HEADERS,
-    {"host", "content-length", "cookie", "origin", "referer", "expect", "x-fal-target-url"},
-)
+_UPSTREAM_DROP = HOP_BY_HOP | {
+    "host", "content-length", "origin", "referer", "expect", "x-fal-target-url",
+}  # fmt: skip
 
 # A provider's cookies, CORS answers and security policy are about its own origin, not ours;
-# X-Accel-* would command the nginx in front of us.
+# X-Accel-* would command the nginx in front of us, X-Relay-* pass for the relay's own.
 _DOWNSTREAM_DROP = frozenset(
     {
         "set-cookie", "set-cookie2", "strict-transport-security", "alt-svc", "clear-site-data",
     }
 ) | HOP_BY_HOP  # fmt: skip
-_DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-")
+_DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-", _OF_THE_RELAY)
 
 _PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
 _NAMES_KEPT = 1024
@@ -137,7 +161,12 @@ def _is_control(lower: str) -> bool:
 
 def _passes_to_cloudflare(name: str) -> str | None:
     lower = normal(name)
-    dropped = lower in _UPSTREAM_DROP or lower.startswith("sec-websocket-") or is_of_network(lower)
+    dropped = (
+        lower in _UPSTREAM_DROP
+        or lower.startswith("sec-websocket-")
+        or is_of_network(lower)
+        or names_a_key(lower)
+    )
     return None if dropped else name
 
 

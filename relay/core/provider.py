@@ -32,6 +32,8 @@ class Credential:
     name: str
     value: str = field(repr=False)
     label: str = ""
+    beside: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """More headers of a client's own that go up with it."""
 
 
 class Keys(NamedTuple):
@@ -197,6 +199,13 @@ class Provider:
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
+
+    @property
+    def credential_headers(self) -> tuple[str, ...]:
+        """Lower-case names of the headers in which its targets take a credential."""
+        targets = (self.rest, self.websocket, self.rest_after, self.websocket_after)
+        auths = [target.auth for target in targets if target is not None and target.auth]
+        return tuple({auth.name.lower(): 1 for auth in auths if auth.place == "header"})
 
     @property
     def missing(self) -> tuple[str, ...]:

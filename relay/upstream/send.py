@@ -25,7 +25,7 @@ from relay.core.headers import (
     normal,
 )
 from relay.core.policy import RETRY_HEADERS
-from relay.core.provider import Credential, Keys, Proxy, Route
+from relay.core.provider import Keys, Proxy, Route
 from relay.upstream.request import Outgoing
 
 
@@ -47,19 +47,21 @@ def upstream_headers(
         if name not in headers:
             headers[name] = value
     if keys.provider is not None and keys.provider.place == "header":
-        _put(headers, keys.provider)
+        _put(headers, keys.provider.name, keys.provider.value)
+        for name, value in keys.provider.beside:
+            _put(headers, name, value)
     if keys.gateway is not None:
-        _put(headers, keys.gateway)
+        _put(headers, keys.gateway.name, keys.gateway.value)
     return headers
 
 
-def _put(headers: CIMultiDict[str], credential: Credential) -> None:
-    """Set the credential's header, and leave no twin of it that the client sent."""
-    name = normal(credential.name)
-    if name not in CREDENTIAL_HEADERS:
-        for twin in [given for given in headers if normal(given) == name]:
+def _put(headers: CIMultiDict[str], name: str, value: str) -> None:
+    """Set a credential's header, and leave no twin of it that the client sent."""
+    lower = normal(name)
+    if lower not in CREDENTIAL_HEADERS:
+        for twin in [given for given in headers if normal(given) == lower]:
             headers.popall(twin, None)
-    headers[credential.name] = credential.value
+    headers[name] = value
 
 
 def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:

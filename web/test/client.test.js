@@ -1,5 +1,6 @@
 // AIGatewayClient.js against a real relay with scriptable providers behind it; RELAY_URL says where.
 import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { gzipSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import {
@@ -271,6 +272,14 @@ describe("REST", () => {
     let bytes = 0;
     for await (const chunk of aiGateway.stream({ provider: "openai", endpoint: "audio/speech", data: { input: "hi" } })) bytes += chunk.length;
     expect(bytes).toBe(16384);
+  });
+
+  test("a provider's header is not taken for the relay's", async () => {
+    const spoofs = createServer((request, response) => response.writeHead(200, { "x-relay-error": "rate_limited" }).end("{}"));
+    await new Promise((listening) => spoofs.listen(0, "127.0.0.1", listening));
+    const answer = await createAIGateway({ url: `http://127.0.0.1:${spoofs.address().port}` }).request({ provider: "x", endpoint: "y" });
+    spoofs.close();
+    expect(answer.status).toBe(200);
   });
 
   test("what the relay refuses is thrown; a provider's own error is an answer, but of a stream", async () => {
