@@ -24,6 +24,7 @@ from relay.core.paths import cut_query
 from relay.gateway import Gateway
 from relay.ledger import log
 from relay.response import with_own_headers
+from relay.rewrite import redact_error
 from relay.sending import Sending
 from relay.stream import (
     Answer,
@@ -33,6 +34,7 @@ from relay.stream import (
     error_source,
     next_chunk,
     passed_headers,
+    reason,
 )
 from relay.taps import tapped
 from relay.upstream.attempts import Asked
@@ -215,15 +217,18 @@ async def _pass_on(
     first = exchange.begun
     if upstream.status >= 400 and not first and not upstream.content.is_eof():
         first = await next_chunk(upstream.content.readany, exchange, gateway)
+    whole = False
     if upstream.status >= 400:
-        pairs.append(("x-relay-error-source", error_source(exchange, first)))
+        headers = CIMultiDict([*pairs, ("x-relay-error-source", error_source(exchange, first))])
+        first, whole = redact_error(upstream, exchange, headers, first)
+        pairs = list(headers.items())
     raw = CIMultiDict(upstream.headers)
     _tell(leader, exchange)
-    flight.began(Head(upstream.status, upstream.reason or "", tuple(pairs), raw))
+    flight.began(Head(upstream.status, reason(upstream, exchange), tuple(pairs), raw))
     source = FromUpstream(upstream, exchange)
     try:
         chunk = first
-        while chunk or (chunk := await next_chunk(source.read, exchange, gateway)):
+        while chunk or (not whole and (chunk := await next_chunk(source.read, exchange, gateway))):
             if tap is not None:
                 tap(chunk)
             exchange.response_bytes += len(chunk)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import ClientWebSocketResponse, web
+from multidict import CIMultiDict
 
 from relay.call import Call
 from relay.core import paths, subprotocols
@@ -21,6 +22,7 @@ from relay.core.provider import Keys, Route
 from relay.core.subprotocols import Offer
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
+from relay.rewrite import redact_whole, redacted_pairs, redacted_text
 from relay.upstream.connect import Handshake, connect, offered_upstream
 from relay.upstream.failures import BEFORE_ANSWER, mapped
 from relay.upstream.send import upstream_headers, upstream_url
@@ -55,6 +57,7 @@ class Dialing:
             upstream = await connect(self.gateway.upstream.sockets, route, handshake)
         except HandshakeRefused as refusal:
             self._note(refusal.headers)
+            _redact(refusal, keys)
             raise
         self._note(upstream._response.headers)
         return upstream
@@ -98,8 +101,14 @@ class Dialing:
             subprotocols=offered_upstream(self.offer(route).passed, keys),
             max_message_bytes=rules.max_message_bytes,
             timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
-            keys=keys,
         )
+
+
+def _redact(refusal: HandshakeRefused, keys: Keys) -> None:
+    """Take the relay's credentials out of a refusal, as out of any other error."""
+    refusal.reason = redacted_text(refusal.reason, keys)
+    headers = CIMultiDict(redacted_pairs(list(refusal.headers.items()), keys))
+    refusal.body, refusal.headers = redact_whole(refusal.body, headers, keys), headers
 
 
 def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
-"""Change an answer on its way down: URLs of a provider's own hosts come back as the relay's, and
-the event that tells the usage which the relay asked for is removed.
+"""Change an answer on its way down: URLs of a provider's own hosts come back as the relay's, the
+event that tells the usage which the relay asked for is removed, and an error that quotes a key of
+the relay's comes without it.
 
-Owns: which answers are read for that, and how far. The text work is that of core/rewriting.py and
-core/injection.py. Any other answer passes none of this.
+Owns: which answers are read for that, and how far. The text work is that of core/rewriting.py,
+core/injection.py and core/redaction.py. Any other answer passes none of this.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from multidict import CIMultiDict
 from relay.call import Call
 from relay.core.exchange import Exchange
 from relay.core.injection import UsageEventRemover
-from relay.core.provider import Route
+from relay.core.provider import Keys, Route
+from relay.core.redaction import Redactor, redactor_of
 from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
 from relay.gateway import Gateway
 
@@ -55,9 +57,7 @@ def rewritten(body: bytes, headers: CIMultiDict[str], exchange: Exchange) -> byt
         return body
     ours = exchange.rewriter.body(body)
     if ours != body:
-        headers["Content-Length"] = str(len(ours))
-        for name in CHANGED_WITH_BODY:
-            headers.popall(name, None)
+        _changed(headers, ours)
     return ours
 
 
@@ -75,6 +75,65 @@ def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
     if not exchange.asks_usage or upstream.content_type != _SSE or upstream.status >= 300:
         return False
     return upstream.headers.get("Content-Encoding", "identity").lower() == "identity"
+
+
+def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:
+    """Headers without the relay's credentials: a Location, say, repeats one of the query."""
+    redactor = redactor_of(keys)
+    if redactor is None:
+        return pairs
+    return [(name, redactor.redact_text(value)) for name, value in pairs]
+
+
+def redacted_text(text: str, keys: Keys) -> str:
+    """A reason phrase, or the reason of a close frame, without the relay's credentials."""
+    redactor = redactor_of(keys)
+    return text if redactor is None else redactor.redact_text(text)
+
+
+def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
+    """An error's whole body without the relay's credentials; `headers` are made true to it."""
+    redactor = redactor_of(keys)
+    if redactor is None or not body:
+        return body
+    ours, coded = redactor.redact_coded(body, headers.get("Content-Encoding", ""))
+    if ours != body:
+        _changed(headers, ours)
+        if not coded:
+            headers.popall("Content-Encoding", None)
+    return ours
+
+
+def redact_error(
+    upstream: ClientResponse, exchange: Exchange, headers: CIMultiDict[str], first: bytes
+) -> tuple[bytes, bool]:
+    """What of an error's body goes down with its head, and whether that is all. A longer one is
+    redacted as it comes; one that is compressed cannot be, and is left out.
+    """
+    whole = upstream.content.is_eof()
+    if whole:
+        first = redact_whole(first, headers, exchange.keys)
+        if exchange.capture is not None and "Content-Encoding" not in headers:
+            exchange.capture.response_coding = ""
+        return first, True
+    if redactor_of(exchange.keys) is None:
+        return first, False
+    if _is_coded(upstream):
+        headers.popall("Content-Encoding", None)
+        _changed(headers, b"")
+        return b"", True
+    exchange.begun = first  # whatever changes the rest begins with it
+    return b"", False
+
+
+def _is_coded(upstream: ClientResponse) -> bool:
+    return upstream.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+
+
+def _changed(headers: CIMultiDict[str], body: bytes) -> None:
+    headers["Content-Length"] = str(len(body))
+    for name in CHANGED_WITH_BODY:
+        headers.popall(name, None)
 
 
 class Changing(Protocol):
@@ -96,6 +155,8 @@ def changing(upstream: ClientResponse, exchange: Exchange) -> Changing | None:
     made: Changing | None = None
     if removes_usage(upstream, exchange):
         made = _UsageRemoved(read, exchange)
+    elif upstream.status >= 400 and (redactor := redactor_of(exchange.keys)) is not None:
+        made = _Redacted(read, redactor, exchange.begun)
     if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
         return made
     return _Rewritten(read, made, rewriter.body)
@@ -145,6 +206,45 @@ class _UsageRemoved:
 
 def _overlook(_chunk: bytes) -> None:
     pass
+
+
+class _Redacted:
+    """An error's body, in which each byte of a key is an asterisk: its length stays. As much is
+    held as may be the beginning of a key.
+    """
+
+    __slots__ = ("_held", "_kept_bytes", "_mask", "_read")
+
+    def __init__(
+        self, read: Callable[[], Awaitable[bytes]], redactor: Redactor, begun: bytes
+    ) -> None:
+        self._read, self._mask = read, redactor.mask
+        self._kept_bytes = max(0, redactor.longest - 1)
+        self._held = redactor.mask(begun)
+
+    async def next(self) -> bytes:
+        """See Changing."""
+        while True:
+            if passed := self._pass():
+                return passed
+            if not (chunk := await self._read()):
+                return self.rest(b"")
+            self._held = self._mask(self._held + chunk)
+
+    def _pass(self) -> bytes:
+        end = len(self._held) - self._kept_bytes
+        if end <= 0:
+            return b""
+        passed, self._held = self._held[:end], self._held[end:]
+        return passed
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        rest, self._held = self._mask(self._held + left), b""
+        return rest
+
+    def close(self) -> None:
+        """See Changing."""
 
 
 class _Rewritten:

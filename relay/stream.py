@@ -27,7 +27,16 @@ from relay.core.sse import at_boundary
 from relay.gateway import Gateway
 from relay.recording import Tap
 from relay.response import RelayedResponse, with_own_headers
-from relay.rewrite import bytes_to_await, changing, is_rewritten, removes_usage, rewritten
+from relay.rewrite import (
+    bytes_to_await,
+    changing,
+    is_rewritten,
+    redact_error,
+    redacted_pairs,
+    redacted_text,
+    removes_usage,
+    rewritten,
+)
 from relay.taps import tapped
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
 from relay.upstream.send import end_with_connection
@@ -96,8 +105,9 @@ async def stream(
         first = rewritten(first, headers, exchange)
     if upstream.status >= 400:
         headers["x-relay-error-source"] = error_source(exchange, first)
+        first, whole = redact_error(upstream, exchange, headers, first)
     source = None if whole else FromUpstream(upstream, exchange)
-    answer = Answer(upstream.status, upstream.reason, headers, first, source, tap)
+    answer = Answer(upstream.status, reason(upstream, exchange), headers, first, source, tap)
     return await deliver(answer, request, exchange, gateway)
 
 
@@ -280,6 +290,12 @@ def error_source(exchange: Exchange, start: bytes) -> str:
     return "provider"
 
 
+def reason(upstream: ClientResponse, exchange: Exchange) -> str:
+    """The reason phrase that goes down: an error's may quote a key too."""
+    given = upstream.reason or ""
+    return redacted_text(given, exchange.keys) if upstream.status >= 400 else given
+
+
 def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[str, str]]:
     """The headers of an answer that go down with it."""
     given = upstream.headers
@@ -288,6 +304,9 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
     pairs = downstream_headers(given.items(), given.get("Connection"))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
+    credential = exchange.keys.provider
+    if upstream.status >= 300 or (credential is not None and credential.place == "query"):
+        pairs = redacted_pairs(pairs, exchange.keys)
     if removes_usage(upstream, exchange):
         return [pair for pair in pairs if pair[0].lower() not in _UNTRUE_WITHOUT_USAGE]
     if "Transfer-Encoding" in given and "Content-Length" in given:

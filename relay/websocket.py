@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from dataclasses import replace
 from functools import partial
 
 from aiohttp import ClientWebSocketResponse, web
@@ -24,6 +25,7 @@ from relay.gateway import Gateway
 from relay.ledger import log
 from relay.metering import session_looks
 from relay.pump import broken, lost, pump
+from relay.rewrite import redacted_text
 from relay.session import NAMES, Ending, Leg, Session
 
 
@@ -110,6 +112,8 @@ def _stopped(session: Session, task: asyncio.Task[None]) -> None:
 async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gateway) -> None:
     """Stop the pumps, account for the session, and say goodbye to both sides."""
     exchange, ending = session.exchange, session.ended.result()
+    if ending.by == "upstream" and ending.reason:
+        ending = replace(ending, reason=redacted_text(ending.reason, exchange.keys))
     for task in pumps:
         task.cancel()
     for error in await asyncio.gather(*pumps, return_exceptions=True):

@@ -1,4 +1,4 @@
-"""Take secrets out of bytes that are to be stored or logged.
+"""Take secrets out of bytes that are to be stored or logged, or that quote the relay's keys.
 
 Owns: the spellings in which a secret may stand in a body: as it is, or escaped for a URL, JSON or
 HTML. It works on bytes, so that binary and cut text are searched like any other.
@@ -11,7 +11,11 @@ import binascii
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from html.entities import codepoint2name
+
+from relay.core.meters.unpack import unpack
+from relay.core.provider import Keys
 
 MARK = b"[redacted]"
 SHORTEST = 4
@@ -22,6 +26,8 @@ _NEVER_ESCAPED = frozenset(
 _ESCAPED_BYTES = 16
 """The longest spelling of one character."""
 _SEARCHED_BYTES = 1024 * 1024
+_MOST_UNPACKED_BYTES = 1024 * 1024
+_KNOWN = 256
 
 
 class Redactor:
@@ -56,6 +62,26 @@ class Redactor:
             at = max(at, end)  # one secret may hold another
         return b"".join([*parts, data[at:most]])
 
+    def mask(self, data: bytes) -> bytes:
+        """All of `data`, each byte of a secret an asterisk: it keeps its length."""
+        masked: bytearray | None = None
+        for start, end in self._spans(data):
+            masked = bytearray(data) if masked is None else masked
+            masked[start:end] = b"*" * (end - start)
+        return data if masked is None else bytes(masked)
+
+    def redact_coded(self, body: bytes, coding: str) -> tuple[bytes, bool]:
+        """A whole body without a secret, and whether it is still in its `coding`: unpacked only if
+        a secret was found. What cannot be unpacked, or not within bounds, is left out.
+        """
+        if not body or coding.strip().lower() in ("", "identity"):
+            return self.redact(body), True
+        unpacked = unpack(body, coding, _MOST_UNPACKED_BYTES)
+        if unpacked is None or not unpacked[1]:
+            return b"", False
+        text = self.redact(unpacked[0])
+        return (body, True) if text == unpacked[0] else (text, False)
+
     def redact_text(self, text: str) -> str:
         """Without a secret."""
         data = text.encode("utf-8", "surrogatepass")
@@ -73,6 +99,19 @@ class Redactor:
             for start in range(0, len(data), _SEARCHED_BYTES):
                 for found in pattern.finditer(data, start, start + _SEARCHED_BYTES + self.longest):
                     yield found.span()
+
+
+def redactor_of(keys: Keys) -> Redactor | None:
+    """What takes the relay's own credentials of a call out of its answer; None if there are none: a
+    client's own are no secret to it.
+    """
+    own = tuple(each.value for each in keys if each is not None and each.label != "client")
+    return _redactor_of(own) if own else None
+
+
+@lru_cache(maxsize=_KNOWN)
+def _redactor_of(values: tuple[str, ...]) -> Redactor:
+    return Redactor({*values, *(value.rpartition(" ")[2] for value in values)})
 
 
 def longest_spelling(secret: str) -> int:
