@@ -1,7 +1,8 @@
 """A client's credentials: the places where SDKs and pages put them, and what becomes of them.
 
-Owns: finding them. By default they are dropped; a provider with `client_credentials: allow` gets
-them as its own, in the place and scheme that the registry says, never as they came.
+Owns: finding them. By default they are dropped. A provider with `client_credentials: allow` gets
+Authorization and its own header as they came; what came in any other place moves to the place and
+scheme that the registry says.
 """
 
 from __future__ import annotations

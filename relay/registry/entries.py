@@ -254,7 +254,9 @@ class ProviderEntry(Section):
         False, description="The provider's key lies at Cloudflare: send none."
     )
     client_credentials: Literal["deny", "allow"] = Field(
-        "deny", description="allow: a client's own key goes to the provider instead of the relay's."
+        "deny",
+        description="allow: a client's own credential goes to the provider instead of the relay's;"
+        " Authorization and the header of `auth` as they came.",
     )
     query_credentials: list[str] = Field(
         [], description="Query names in which its SDKs send a key: cut from every call."
