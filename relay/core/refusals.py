@@ -94,9 +94,6 @@ class Said(NamedTuple):
     """How long it must wait, as the body says."""
 
 
-_NOTHING = Said()
-
-
 def of_answer(status: int, body: bytes, content_encoding: str, now_unix_s: float) -> Said:
     """What the answer to a call, or a refused handshake, says. `body` may be compressed, and is not
     read unless it is whole.
