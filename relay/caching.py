@@ -144,7 +144,7 @@ def _launch(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> Ex
     flown = copy.copy(leader)
     flown.at_end, flown.admission, flown.client_left = (), None, None
     leader.leads, leader.held_bytes = True, 0
-    gateway.running.add(flown)
+    gateway.calls.add(flown)
     work = _fly(flight, leader, replace(sending, exchange=flown), asked)
     flown.task = task = gateway.inflight.launch(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
+from relay.core.due import DueTimes
 from relay.core.exchange import Exchange, Surface, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
@@ -68,8 +69,9 @@ class Gateway:
             there = RedisStore(self.shared, time.time)
         self.cache = Cache(kept, there, self.later)
         self._take(config)
-        self.running: set[Exchange] = set()
-        self.sessions: set[Session] = set()
+        self.calls: set[Exchange] = set()  # whose waits the janitor judges, at each sweep
+        self.in_session: set[Exchange] = set()  # of open WebSockets: their sessions are judged
+        self.sessions: DueTimes[Session] = DueTimes()
         self.held_bytes = 0
         self.draining = False
         self.arriving: set[object] = set()
@@ -120,7 +122,7 @@ class Gateway:
     def gauges(self) -> dict[str, float]:
         """How much there is now of what comes and goes (ledger/metrics.py)."""
         return {
-            "relay_running": len(self.running),
+            "relay_running": len(self.calls) + len(self.in_session),
             "relay_sessions": len(self.sessions),
             "relay_ledger_rows_waiting": self.ledger.waiting,
             "relay_request_bodies_held_bytes": self.held_bytes,
@@ -141,9 +143,20 @@ class Gateway:
             "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
         }
 
+    @property
+    def running(self) -> set[Exchange]:
+        """Every Exchange that has not ended."""
+        return self.calls | self.in_session
+
+    def open_session(self, exchange: Exchange) -> None:
+        """The WebSocket of `exchange` is open: from now on its session is what is judged."""
+        self.calls.discard(exchange)
+        self.in_session.add(exchange)
+
     def replace(self, config: Config) -> None:
         """Put a checked configuration in force. Running Exchanges keep what they began with."""
         self._take(config)
+        self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
         log.protect(config)
 
@@ -191,7 +204,7 @@ class Gateway:
             exchange.client_left = lambda: (
                 request.transport is None or request.transport.is_closing()
             )
-        self.running.add(exchange)
+        self.calls.add(exchange)
         request[EXCHANGE] = exchange
         return exchange
 
@@ -229,7 +242,8 @@ class Gateway:
         """Give back what an Exchange took, and let go of what holds it: a cycle would keep it for
         the collector. Does not raise.
         """
-        self.running.discard(exchange)
+        self.calls.discard(exchange)
+        self.in_session.discard(exchange)
         if exchange.held_bytes:
             self.let_go(exchange, exchange.held_bytes)
         at_end, exchange.at_end = exchange.at_end, ()

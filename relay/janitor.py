@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 
 from relay.core.errors import (
     BodyTimeout,
@@ -28,6 +28,9 @@ from relay.session import GONE, NAMES, Ending, Leg, Session
 
 MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
 _TICKS_PER_LIMIT = 5
+_SESSIONS_AT_ONCE = 100
+_RATED_EACH_S = 1.0
+"""How often a session that sends nothing is looked at where what clients send is limited."""
 
 
 async def janitor(app: web.Application):  # type: ignore[no-untyped-def]
@@ -67,9 +70,9 @@ def tick_s(gateway: Gateway) -> float:
 
 
 async def sweep(gateway: Gateway) -> None:
-    """Look once at everything that runs."""
+    """Look at every call, and at the sessions that are due: an idle one costs nothing between."""
     now, settings = gateway.clock(), gateway.settings
-    for exchange in list(gateway.running):
+    for exchange in list(gateway.calls):
         try:
             error = _overdue(exchange, settings, now)
         except Exception as bug:  # whatever it is, it ends this call and keeps no other from a look
@@ -77,21 +80,47 @@ async def sweep(gateway: Gateway) -> None:
             error = InternalError()
         if error is not None:
             _cut(exchange, error)
-    for session in list(gateway.sessions):
-        try:
-            await _look_at(session, settings, now)
-        except Exception as bug:  # likewise; logged when the session is accounted for
-            session.end(broken(bug))
+    for number, session in enumerate(gateway.sessions.take_due(now)):
+        if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
+            await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop
+        if session in gateway.sessions:
+            _look_at(session, gateway, now)
     _tell(gateway)
 
 
-async def _look_at(session: Session, settings: GatewayFile, now: float) -> None:
-    if (ending := _judge(session, settings, now)) is not None:
-        session.end(ending)
-        return
-    for leg in _to_ping(session, settings, now):
-        leg.pinged_s = now
-        await _ping(leg)
+def _look_at(session: Session, gateway: Gateway, now: float) -> None:
+    """Judge one session, ping its silent sides, and say when it is due again."""
+    try:
+        settings = gateway.settings
+        if (ending := _judge(session, settings, now)) is not None:
+            session.end(ending)
+            return
+        for leg in _to_ping(session, settings, now):
+            leg.pinged_s = now
+            _ping(leg)
+        gateway.sessions.add(session, _due_s(session, settings.websocket, now))
+    except Exception as bug:  # it ends this session alone; logged when that is accounted for
+        session.end(broken(bug))
+
+
+def _due_s(session: Session, common: WebSockets, now: float) -> float:
+    """The earliest time at which a limit of the session may be passed, whatever happens until
+    then: pumps only stamp what they do.
+    """
+    client, provider, rules = session.downstream, session.upstream, session.rules
+    due = now + common.send_timeout_s  # of a message that is sent from now on
+    for leg in (client, provider):
+        if leg.sending_since_s:
+            due = min(due, leg.sending_since_s + common.send_timeout_s)
+        due = min(due, max(leg.heard_s, leg.pinged_s) + common.ping_after_s)
+    if rules.max_session_s:
+        due = min(due, session.exchange.started_s + rules.max_session_s)
+    if rules.idle_timeout_s:
+        due = min(due, max(client.message_s, provider.message_s) + rules.idle_timeout_s)
+    if common.max_messages_per_s or common.max_bytes_per_s:
+        is_quiet = client.messages == client.judged_messages
+        due = min(due, now + _RATED_EACH_S if is_quiet else now)
+    return due
 
 
 def _tell(gateway: Gateway) -> None:
@@ -197,10 +226,15 @@ def _to_ping(session: Session, settings: GatewayFile, now: float) -> Iterator[Le
             yield leg
 
 
-async def _ping(leg: Leg) -> None:
+def _ping(leg: Leg) -> None:
+    """Send a ping and wait for nothing: where a side takes nothing, the frame is in its buffer, and
+    the wait for room is given up.
+    """
+    sending = leg.socket.send_frame(b"", WSMsgType.PING)
     try:
-        async with asyncio.timeout(0.1):
-            await leg.socket.ping(b"")
-    except (TimeoutError, *GONE):
-        # Gone or stuck: the pump or the next sweep says so.
-        return
+        room = sending.send(None)
+    except (StopIteration, *GONE):
+        return  # sent; or the connection is gone, which the pump says
+    if room is not None:  # others may wait for the same room: it is not cancelled
+        room.add_done_callback(lambda gone: gone.cancelled() or gone.exception())
+    sending.close()

@@ -54,6 +54,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             downstream = await _upgrade(request, dialing, exchange.route, upstream)
             exchange.status, exchange.committed = 101, True
             session = _session(exchange, request, downstream, upstream, gateway)
+            gateway.open_session(exchange)
         except BaseException:
             upstream._response.close()
             raise
@@ -70,7 +71,7 @@ async def _run(session: Session, query: str, gateway: Gateway) -> None:
     ends the session: neither side is left in silence.
     """
     pumps: list[asyncio.Task[None]] = []
-    gateway.sessions.add(session)
+    gateway.sessions.add(session, 0.0)
     try:
         _start(pumps, session, query, gateway)
         if gateway.draining:

@@ -1,0 +1,67 @@
+"""Items in the order of the times at which they are due.
+
+Owns: that order. An item costs nothing between its due times, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_SPARE = 64
+
+
+class DueTimes(Generic[T]):
+    """A collection of hashable items, each with the time at which it is due next."""
+
+    __slots__ = ("_heap", "_items", "_last", "_numbers")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+        # The heap holds numbers: one of an item that is gone holds nothing but itself.
+        self._items: dict[int, T] = {}
+        self._numbers: dict[T, int] = {}
+        self._last = 0
+
+    def add(self, item: T, due_s: float) -> None:
+        """Add `item`, or give it another due time."""
+        self.discard(item)
+        self._last = number = self._last + 1
+        self._items[number], self._numbers[item] = item, number
+        if len(self._heap) > 2 * len(self._items) + _SPARE:
+            self._heap = [entry for entry in self._heap if entry[1] in self._items]
+            heapify(self._heap)
+        heappush(self._heap, (due_s, number))
+
+    def discard(self, item: T) -> None:
+        """Remove `item` if it is here."""
+        number = self._numbers.pop(item, None)
+        if number is not None:
+            del self._items[number]
+
+    def take_due(self, now_s: float) -> list[T]:
+        """The items that are due, the earliest first. They stay here, and are due again only at the
+        time that `add` gives them.
+        """
+        due: list[T] = []
+        while self._heap and self._heap[0][0] <= now_s:
+            _, number = heappop(self._heap)
+            if number in self._items:
+                due.append(self._items[number])
+        return due
+
+    def make_all_due(self) -> None:
+        """Whatever times were given, each item is due now."""
+        self._heap = [(-inf, number) for number in self._items]
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._numbers
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
