@@ -24,7 +24,7 @@ async def pump(source: Leg, sink: Leg, session: Session, clock: Clock, look: Loo
     try:
         ending = await _copy(source, sink, clock, look)
     except WebSocketError as error:
-        ending = Ending(error.code, _protocol_reason(error.code, source), source.side)
+        ending = _failed(source, error.code, _protocol_reason(error.code, source))
     except GONE as error:
         if isinstance(error, RuntimeError) and not _closing(source, sink):
             raise  # not uvloop's about a closed connection, but a bug
@@ -42,7 +42,7 @@ async def _copy(source: Leg, sink: Leg, clock: Clock, look: Look | None) -> Endi
             source.heard_s = source.message_s = sink.sending_since_s = clock()
             if kind is _TEXT and not data.isascii() and not _is_utf8(data):
                 sink.sending_since_s = 0.0
-                return Ending(1007, f"invalid UTF-8 from the {NAMES[source.side]}", source.side)
+                return _failed(source, 1007, f"invalid UTF-8 from the {NAMES[source.side]}")
             source.messages += 1
             source.bytes += len(data)
             await send(data, kind)
@@ -73,8 +73,13 @@ def _close(message: Any, source: Leg) -> Ending:
     if not code:
         return Ending(None, "", source.side)
     if not code_allowed(code):
-        return Ending(1002, f"close code {code} is not allowed", source.side)
+        return _failed(source, 1002, f"close code {code} is not allowed")
     return Ending(code, reason, source.side)
+
+
+def _failed(source: Leg, code: int, reason: str) -> Ending:
+    """The ending by a leg that broke the protocol."""
+    return Ending(code, reason, source.side, failed=source.side)
 
 
 def _protocol_reason(code: int, source: Leg) -> str:

@@ -45,6 +45,8 @@ class Ending:
     """What went wrong, if anything did: a RelayError, or the bug of ours that ended it."""
     lost: Side | None = None
     """The leg that has no connection any more: it gets no farewell."""
+    failed: Side | None = None
+    """The leg that broke the protocol: its connection is failed (RFC 6455 7.1.7), not closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,11 +68,18 @@ class Leg:
     judged_bytes: int = 0
     """When its rate was last judged, and what it had sent by then."""
 
-    async def farewell(self, code: int | None, reason: str, timeout_s: float) -> None:
-        """Send a close frame, give its answer `timeout_s`, then let go of the connection."""
+    async def farewell(self, ending: Ending, timeout_s: float) -> None:
+        """Send a close frame, give its answer `timeout_s`, then let go of the connection.
+
+        A side that broke the protocol gets the FIN at once behind the frame: it may wait for it.
+        What it still sends is read all the same, since a reset could overtake the frame.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.socket.send_frame(close_payload(code, reason), WSMsgType.CLOSE)
+                frame = close_payload(ending.code, ending.reason)
+                await self.socket.send_frame(frame, WSMsgType.CLOSE)
+                if ending.failed == self.side:
+                    self._finish_sending()
                 if not self.close_received:
                     await self._until_close()
                 while self.transport.get_write_buffer_size():  # noqa: ASYNC110 (no event for it)
@@ -79,6 +88,12 @@ class Leg:
             pass
         finally:
             await self.cut()
+
+    def _finish_sending(self) -> None:
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()  # TLS: it says so once what was written has left
 
     async def read(self) -> Any:
         """The next frame, as aiohttp's parser hands it over.
@@ -152,7 +167,7 @@ class Session:
         farewells = (
             leg.cut()
             if leg.side == ending.lost
-            else leg.farewell(ending.code, ending.reason, timeout_s)
+            else leg.farewell(ending, timeout_s)
             for leg in legs
         )
         results = await asyncio.gather(*farewells, return_exceptions=True)
