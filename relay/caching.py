@@ -20,6 +20,7 @@ from relay.core import caching
 from relay.core.caching import Keeping
 from relay.core.errors import Draining, RelayError
 from relay.core.exchange import Exchange
+from relay.core.headers import connection_of
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
 from relay.ledger import log
@@ -62,7 +63,7 @@ def keeping(sending: Sending, asked: Asked) -> Keeping | None:
         # With a credential of the client's own its answers are for nobody else.
         *(brought.identity if brought else ()),
     )  # fmt: skip
-    affecting = caching.affecting_headers(request.headers.items(), header("Connection"))
+    affecting = caching.affecting_headers(request.headers.items(), connection_of(request.headers))
     own = header("cf-aig-cache-key")
     if own is None:
         query = cut_query(call.query, provider.query_credentials)

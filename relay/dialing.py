@@ -16,6 +16,7 @@ from relay.call import Call
 from relay.core import paths, subprotocols
 from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
+from relay.core.headers import connection_of
 from relay.core.models import query_with_model
 from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
@@ -88,7 +89,7 @@ class Dialing:
         query = _with_defaults(self.call.query, route, given)
         if route.replaced_model is not None:
             query = query_with_model(query, route.replaced_model, route.format)
-        headers = upstream_headers(route, given.items(), given.get("Connection"), keys)
+        headers = upstream_headers(route, given.items(), connection_of(given), keys)
         in_query = paths.query_names(query)
         for header, parameter in rules.header_queries.items():
             if header not in given and parameter.lower() in in_query:

@@ -16,13 +16,30 @@ from multidict import CIMultiDict
 
 from relay.core.errors import UpstreamProtocolError
 from relay.core.exchange import Exchange
+from relay.core.headers import all_ascii, head_bytes
 from relay.core.limits import headers as limit_headers
 from relay.gateway import Gateway
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
-class RelayedResponse(web.StreamResponse):
+class _OwnHead(web.StreamResponse):
+    """Writes header bytes outside ASCII as they came."""
+
+    async def _write_headers(self) -> None:
+        request, writer = self._req, self._payload_writer
+        if all_ascii(self._headers) and self._reason.isascii():
+            await super()._write_headers()
+            return
+        assert request is not None and writer is not None
+        version = request.version
+        first = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+        writer._headers_buf = head_bytes(first, self._headers)  # type: ignore[attr-defined]
+        if self._send_headers_immediately:
+            writer.send_headers()
+
+
+class RelayedResponse(_OwnHead):
     """A StreamResponse that adds nothing: no Content-Type, no Server, no length but the upstream's.
 
     It uses private parts of aiohttp's, since no public ones let a response go without additions;
@@ -58,10 +75,10 @@ class RelayedResponse(web.StreamResponse):
         if matched is not None and matched._apps:
             await request._prepare_hook(self)
         version = request.version
+        first = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+        plain = all_ascii(self._headers) and first.isascii()
         try:
-            head = _serialize_headers(
-                f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}", self._headers
-            )
+            head = (_serialize_headers if plain else head_bytes)(first, self._headers)
         except ValueError as error:
             raise self._unsent() from error
         if self._must_be_empty_body:
@@ -113,6 +130,37 @@ class RelayedResponse(web.StreamResponse):
         writer = self._payload_writer
         writer.chunked, writer.length = False, None  # type: ignore[union-attr]
         return UpstreamProtocolError("a header of it holds bytes that cannot be passed on")
+
+
+class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
+    """A WebSocketResponse whose 101 has the provider's headers, and nothing of aiohttp's but what
+    the handshake needs.
+    """
+
+    def take_headers(
+        self,
+        pairs: list[tuple[str, str]],
+        given: Mapping[str, str],
+        exchange: Exchange,
+        gateway: Gateway,
+    ) -> None:
+        """Send `pairs`, which are the provider's, and the relay's own, which win over them."""
+        own = with_own_headers([], given, exchange, gateway)
+        self._headers.extend(pair for pair in pairs if pair[0] not in own)
+        self._headers.extend(own)
+        for name in _NOT_IN_101:
+            self._headers.popall(name, None)
+
+    async def _prepare_headers(self) -> None:
+        server = self._headers.getall(hdrs.SERVER, ())
+        await super()._prepare_headers()
+        self._headers.pop(hdrs.CONTENT_TYPE, None)
+        if not server:
+            del self._headers[hdrs.SERVER]
+
+
+_NOT_IN_101 = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE)
+"""Headers of a body: it has none (RFC 9110 8.6)."""
 
 
 def with_own_headers(

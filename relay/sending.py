@@ -19,6 +19,7 @@ from relay.body import Body
 from relay.call import Call
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
+from relay.core.headers import connection_of
 from relay.core.injection import asked_model, asking_for_usage
 from relay.core.meters.unpack import unpacker
 from relay.core.models import (
@@ -127,7 +128,7 @@ class Sending:
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
         request, body = self.request, self.body
         headers = upstream_headers(
-            route, request.headers.items(), request.headers.get("Connection"), keys
+            route, request.headers.items(), connection_of(request.headers), keys
         )
         if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
-from relay.core.headers import downstream_headers
+from relay.core.headers import connection_of, downstream_headers
 from relay.core.injection import without_usage_event
 from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.sse import at_boundary
@@ -301,7 +301,7 @@ def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[s
     given = upstream.headers
     if exchange.route is not None and exchange.route.target.via == "cloudflare":
         exchange.cloudflare_log_id = given.get("cf-aig-log-id")
-    pairs = downstream_headers(given.items(), given.get("Connection"))
+    pairs = downstream_headers(given.items(), connection_of(given))
     if exchange.rewriter is not None:
         pairs = exchange.rewriter.pairs(pairs)
     credential = exchange.keys.provider

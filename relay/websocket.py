@@ -18,6 +18,7 @@ from aiohttp import ClientWebSocketResponse, web
 from relay.call import Call, asked
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange
+from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.provider import Route
 from relay.core.refusals import of_close, of_message
 from relay.dialing import Dialing, asked_model
@@ -25,6 +26,8 @@ from relay.gateway import Gateway
 from relay.ledger import log
 from relay.metering import session_looks
 from relay.pump import broken, lost, pump
+from relay.registry.registry import check_socket
+from relay.response import RelayedWebSocket
 from relay.rewrite import redacted_text
 from relay.session import NAMES, Ending, Leg, Session
 
@@ -37,6 +40,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         gateway.access.check(request.headers)
         _check_handshake(request)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        check_socket(route)
         exchange.model = asked_model(call.query, route, request.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, request.headers)):
@@ -159,17 +163,19 @@ def _check_handshake(request: web.Request) -> None:
         nonce = b""
     if len(nonce) != 16:
         raise BadRequest("Sec-WebSocket-Key is not 16 bytes in base64")
-    if "upgrade" not in request.headers.get("Connection", "").lower():
+    if not upgrades(request.headers):
         raise BadRequest("Connection does not name Upgrade")
 
 
 async def _upgrade(
     request: web.Request, dialing: Dialing, route: Route, upstream: ClientWebSocketResponse[bool]
 ) -> web.WebSocketResponse[bool]:
-    """Answer the client's handshake. The subprotocol is ours to pick: see Offer.echo."""
+    """Answer the client's handshake, with the headers of the provider's answer. The subprotocol is
+    ours to pick: see Offer.echo.
+    """
     assert route.provider.websocket_rules is not None
     echo = dialing.offer(route).echo(upstream.protocol)
-    downstream: web.WebSocketResponse[bool] = web.WebSocketResponse(
+    downstream = RelayedWebSocket(
         timeout=1.0,
         autoclose=False,
         autoping=False,
@@ -178,6 +184,9 @@ async def _upgrade(
         max_msg_size=route.provider.websocket_rules.max_message_bytes + 1,
         decode_text=False,
     )
+    given = upstream._response.headers
+    pairs = downstream_headers(given.items(), connection_of(given))
+    downstream.take_headers(pairs, given, dialing.exchange, dialing.gateway)
     await downstream.prepare(request)
     return downstream
 

@@ -120,6 +120,69 @@ async def test_hop_by_hop_headers_and_those_that_connection_names_stay(start: St
     assert b"x-secret" not in answer.lower() and b"keep-alive: timeout" not in answer.lower()
 
 
+async def test_every_connection_line_names_hop_by_hop_headers(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(head("Connection: keep-alive", "Connection: x-secret, X-Other", "X-Secret: 1", "X_Other: 2", "X-End: 3", "Content-Length: 2") + b"ok")
+    relay = await start(openai=provider(raw.url))
+    sent = ["Connection: keep-alive", "Connection: x-foo", "X-Foo: 1", "X-End: 2"]
+    answer = (await _raw_call(relay, "GET", "/api/v1/ai-gateway/providers/openai/x", b"", *sent)).lower()
+    assert {n.lower() for n, _ in raw.arrived[-1].headers} == {"host", "authorization", "x-end"}
+    assert b"\r\nx-end: 3\r\n" in answer and b"x-secret" not in answer and b"x_other" not in answer
+
+
+VALUES = {"latin-1": "Zoë".encode("latin-1"), "utf-8": "Zoë 日本 🎉".encode(), "neither": b"\xff\xfe\x80", "half a character": "日".encode()[:2]}
+BODIES = {"none": b"", "small": b"x" * 100, "large": b"x" * 200_000}
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("body", BODIES)
+async def test_header_bytes_outside_ascii_go_up_unchanged(start: StartRelay, raw: RawUpstream, value: str, body: str) -> None:
+    """With a body that is written with its head, one that follows piece by piece, and one that streams."""
+    raw.plays(ok())
+    for server in ({}, {"buffer_bytes": 10}):
+        relay = await start({"server": server}, openai=provider(raw.url))
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        lines = ["POST /api/v1/ai-gateway/providers/openai/x HTTP/1.1", "Host: localhost", f"Content-Length: {len(BODIES[body])}"]
+        writer.write("\r\n".join(lines).encode() + b"\r\nX-Title: " + VALUES[value] + b"\r\n\r\n" + BODIES[body])
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        writer.close()
+        arrived = raw.arrived[-1]
+        assert answer.startswith(b"HTTP/1.1 200") and b"X-Title: " + VALUES[value] + b"\r\n" in arrived.head
+        assert arrived.body == BODIES[body]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("framing", ["whole", "streamed", "error"])
+async def test_header_bytes_outside_ascii_come_down_unchanged(start: StartRelay, raw: RawUpstream, value: str, framing: str) -> None:
+    line = b"Content-Disposition: attachment; filename=" + VALUES[value] + b".mp3\r\n"
+    status = b"HTTP/1.1 404 N" + VALUES["latin-1"] + b"\r\n" if framing == "error" else b"HTTP/1.1 200 OK\r\n"
+    gate = asyncio.Event()
+    if framing == "streamed":
+        raw.plays(status + line + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", gate, b"0\r\n\r\n")
+    else:
+        raw.plays(status + line + b"Content-Length: 2\r\n\r\nok")
+    relay = await start(openai=provider(raw.url))
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    writer.write(b"GET /api/v1/ai-gateway/providers/openai/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    gate.set()
+    body = await asyncio.wait_for(reader.readuntil(b"ok"), 20)
+    writer.close()
+    assert answer.startswith(status) and line in answer and body.endswith(b"ok")
+
+
+async def test_an_answer_with_header_bytes_outside_ascii_is_kept_and_replayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
+    whole = b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
+    raw.plays(b"HTTP/1.1 200 OK\r\nX-Name: " + VALUES["latin-1"] + b"\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole)
+    relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
+    for status in (b"MISS", b"HIT"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        writer.write(b'POST /api/v1/ai-gateway/providers/openai/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n{"model":"m"}')
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        writer.close()
+        assert b"X-Name: " + VALUES["latin-1"] + b"\r\n" in answer and b"cf-aig-cache-status: " + status in answer
+        await relay.idle()
+
+
 async def test_what_tells_of_the_callers_browser_or_network_stays(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))

@@ -42,7 +42,7 @@ async def test_text_and_binary_cross_in_order_and_keep_their_kind(echoing) -> No
     assert (event["close_code"], event["closed_by"]) == (1000, "client")
 
 
-async def test_the_native_url_upgrades_too_and_any_path_is_a_socket(through: Through) -> None:
+async def test_the_native_url_upgrades_too_on_every_path_that_has_sockets(through: Through) -> None:
     """OpenAI has /realtime and /responses: a relay may not know only one."""
     relay = through.relay
     async with relay.client.ws_connect(relay.path("openai", "v1/responses")) as socket:
@@ -90,7 +90,7 @@ PROVIDER_OF = {"openai agents": "openai", "cloudflare openai": "openai", "two se
 async def test_every_browser_form_connects_and_no_secret_of_it_goes_up(through: Through, form: str) -> None:
     relay, name = through.relay, PROVIDER_OF.get(form, form)
     offered, echoed = BROWSER_FORMS[form]
-    endpoint = "fal-ai/fast-lcm-diffusion" if name == "fal" else ""
+    endpoint = "fal-ai/fast-lcm-diffusion/realtime" if name == "fal" else ""
     async with relay.client.ws_connect(relay.ws(name, endpoint), protocols=offered) as socket:
         assert socket.protocol == echoed
     seen = through.vendors.seen(name)[-1]
@@ -171,7 +171,7 @@ async def test_a_wrong_handshake_is_refused_before_anything_is_dialled(start: St
 
 async def test_refusals_of_the_relays_own(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url, **SOCKETS), plain=provider(raw.url), empty=provider(raw.url, key="NOT_SET", **SOCKETS))
-    table = {"plain": (400, "websocket_not_supported"), "empty": (503, "provider_not_configured"), "opnai": (404, "unknown_provider")}
+    table = {"plain": (426, "websocket_not_supported"), "empty": (503, "provider_not_configured"), "opnai": (404, "unknown_provider")}
     for name, expected in table.items():
         status, headers, body = await _upgrade(relay, f"/api/v1/ai-gateway/ws/{name}")
         assert (status, headers["x-relay-error"]) == expected

@@ -210,7 +210,10 @@ def _pack(entry: Entry) -> bytes:
     given = dict(entry.headers)
     kind = next((value for name, value in given.items() if name.lower() == "content-type"), "")
     coded = any(name.lower() == "content-encoding" for name in given)
-    packed = _encode(entry)
+    try:
+        packed = _encode(entry)
+    except UnicodeEncodeError:  # header bytes that are no UTF-8
+        return b"l" + _encode(_recoded(entry, _to_latin))
     if kind.lower().startswith(_SQUEEZED) and not coded:
         return b"z" + zlib.compress(packed, 1)
     return b"-" + packed
@@ -218,7 +221,23 @@ def _pack(entry: Entry) -> bytes:
 
 def _unpack(packed: bytes) -> Entry:
     rest = packed[1:]
+    if packed[:1] == b"l":
+        return _recoded(_decode(rest), _from_latin)
     return _decode(zlib.decompress(rest) if packed[:1] == b"z" else rest)
+
+
+def _recoded(entry: Entry, recode: Callable[[str], str]) -> Entry:
+    headers = tuple((name, recode(value)) for name, value in entry.headers)
+    return msgspec.structs.replace(entry, reason=recode(entry.reason), headers=headers)
+
+
+def _to_latin(text: str) -> str:
+    """A header's value, in which aiohttp escapes what is no UTF-8, byte by byte as Latin-1."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _from_latin(text: str) -> str:
+    return text.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 async def _read(packed: Any) -> Entry | None:
@@ -227,7 +246,7 @@ async def _read(packed: Any) -> Entry | None:
         return None
     try:
         return await _maybe_in_thread(len(packed), _unpack, packed)
-    except (msgspec.MsgspecError, zlib.error):
+    except (msgspec.MsgspecError, zlib.error, UnicodeError):
         return None
 
 

@@ -11,7 +11,7 @@
       CrossSiteRequest               cross_site_request         client     403    1008   never
       ManagementNotLocal             management_not_local       client     403    1008   never
       TargetNotAllowed               target_not_allowed         client     403    1008   never
-      WebSocketNotSupported          websocket_not_supported    client     400    1008   never
+      WebSocketNotSupported          websocket_not_supported    client     426    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
       BodyTimeout                    body_timeout               client     408    1008   never
       ModelUnknown                   model_unknown              client     403    1008   never
@@ -42,10 +42,12 @@ error, read by looking one up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, ClassVar, Literal
+
+from multidict import MultiMapping
 
 from relay.core.text import quoted
 
@@ -213,15 +215,25 @@ class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
 
 
 @dataclass(eq=False)
-class WebSocketNotSupported(RelayError, code="websocket_not_supported"):
-    """The provider has no WebSocket endpoint in the registry."""
+class WebSocketNotSupported(RelayError, code="websocket_not_supported", status=426):
+    """The registry has no WebSocket there. 426 is what clients that speak both take as the sign to
+    go on by plain HTTP.
+    """
 
     provider: str
+    endpoint: str = ""
+    """The path that no pattern of `websocket.paths` matches; empty: it has no sockets at all."""
 
     @property
     def message(self) -> str:
+        if self.endpoint:
+            return (
+                f"'{self.provider}' takes no WebSockets at '{quoted(self.endpoint)}': no pattern of"
+                " its websocket.paths in gateway.yaml matches. Use plain HTTP."
+            )
         return (
             f"'{self.provider}' has no 'websocket' section in gateway.yaml: it takes no WebSockets."
+            " Use plain HTTP."
         )
 
 
@@ -448,7 +460,7 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 
     status: int = field()  # without a default: the class has one, its base's
     reason: str
-    headers: Mapping[str, str] = field(repr=False)
+    headers: MultiMapping[str] = field(repr=False)
     body: bytes = field(repr=False)
 
     @property

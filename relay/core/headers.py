@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
+from multidict import MultiMapping
+
 Pairs = Collection[tuple[str, str]]
 _Judge = Callable[[str], str | None]
 
@@ -106,6 +108,21 @@ _to_provider: dict[str, str | None] = {}
 _downstream_verdicts: dict[str, str | None] = {}
 
 
+def connection_of(headers: MultiMapping[str]) -> str | None:
+    """The Connection value of a message: that of all its lines, as one list."""
+    first = headers.get("Connection")
+    if first is None:
+        return None
+    lines = headers.getall("Connection")
+    return first if len(lines) == 1 else ", ".join(lines)
+
+
+def upgrades(headers: MultiMapping[str]) -> bool:
+    """True if Connection names Upgrade."""
+    named = (connection_of(headers) or "").lower().split(",")
+    return any(name.strip() == "upgrade" for name in named)
+
+
 def headers_for_cloudflare(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """The end-to-end headers of a request, order and duplicates kept, with the `cf-aig-*` controls.
 
@@ -181,6 +198,24 @@ def _name_downstream(name: str) -> str | None:
     if lower.startswith("cf-aig-"):
         return "x-cloudflare-aig-" + lower.removeprefix("cf-aig-")
     return name
+
+
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def all_ascii(headers: MultiMapping[str]) -> bool:
+    """True if every value is plain ASCII, as nearly always."""
+    return "".join(headers.values()).isascii()
+
+
+def head_bytes(first_line: str, headers: MultiMapping[str]) -> bytes:
+    """The head of a message whose values are not all ASCII. Bytes that are no UTF-8, which aiohttp
+    reads as lone surrogates and would leave out, go as they came. Raises ValueError.
+    """
+    lines = [first_line, *(f"{name}: {value}" for name, value in headers.items())]
+    if any(_FORBIDDEN.search(line) for line in lines):
+        raise ValueError("a header holds a control character")
+    return "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:

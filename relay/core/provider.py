@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from relay.core import paths, peek
@@ -102,6 +103,8 @@ class WebSocketRules:
     """How a provider's WebSockets are opened. Times in seconds; None means no limit."""
 
     default_path: str
+    paths: tuple[str, ...]
+    """Patterns of the paths that have sockets (`*` is anything); empty: all have."""
     default_query: Mapping[str, str]
     """Of the default path alone."""
     header_queries: Mapping[str, str]
@@ -244,6 +247,14 @@ class Route:
     """Added where the client names nothing of the kind."""
     injects_usage: bool = False
     """Its streams are asked for their usage."""
+
+    @property
+    def takes_sockets(self) -> bool:
+        """True if there is a WebSocket at this endpoint, as far as the registry knows."""
+        rules = self.provider.websocket_rules
+        if rules is None:
+            return False
+        return not rules.paths or any(fnmatchcase(self.endpoint, path) for path in rules.paths)
 
     @property
     def keeps_wishes(self) -> bool:

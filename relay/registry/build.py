@@ -34,7 +34,14 @@ from relay.registry.entries import ProviderEntry
 from relay.registry.pricing import price_rules
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.targets import fallbacks, header_queries, homes, retry_rules, target
+from relay.registry.targets import (
+    fallbacks,
+    header_queries,
+    homes,
+    retry_rules,
+    socket_paths,
+    target,
+)
 from relay.registry.yamlfile import Document, Where
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -236,6 +243,7 @@ class _Builder:
             return None
         return WebSocketRules(
             default_path=socket.default_path,
+            paths=socket_paths(self.entry, self._complain),
             default_query=socket.default_query,
             header_queries=header_queries(self.entry, self._complain),
             subprotocols=socket.subprotocols,

@@ -89,6 +89,10 @@ class CloudflareSlug(Section):
 
 class ProviderWebSocket(Section):
     default_path: str = Field(description="Opened when the client names no endpoint.")
+    paths: list[str] = Field(
+        [],
+        description="Patterns of the paths that have WebSockets (`*` is anything), where not all do; elsewhere a handshake gets 426.",
+    )
     default_query: dict[str, str] = Field(
         {},
         description="Added on the default path alone, when the client names no model, intent, call_id or agent_id, nor any of these.",

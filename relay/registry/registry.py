@@ -53,11 +53,8 @@ class Registry:
         return route
 
     def match_websocket(self, name: str, endpoint: str) -> Route:
-        """The route of a WebSocket. Raises UnknownProvider, WebSocketNotSupported."""
-        provider = self.provider(name)
-        if provider.websocket_rules is None:
-            raise WebSocketNotSupported(name)
-        route = websocket_route(provider, endpoint)
+        """The route of a WebSocket; see `check_socket`. Raises UnknownProvider."""
+        route = websocket_route(self.provider(name), endpoint)
         return replace(route, alternatives=tuple(self._socket_alternatives(route, endpoint)))
 
     def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
@@ -76,9 +73,16 @@ class Registry:
         yield from _other_way(route, websocket_route, after, endpoint)
         for fallback in route.provider.fallbacks:
             other = self.providers[fallback.provider]
-            if other.websocket_rules is not None:
-                made = websocket_route(other, fallback.endpoint or "")
+            made = websocket_route(other, fallback.endpoint or "")
+            if made.takes_sockets:
                 yield _as_socket_fallback(made, fallback, route)
+
+
+def check_socket(route: Route) -> None:
+    """Raise WebSocketNotSupported where `route` leads to no WebSocket."""
+    if not route.takes_sockets:
+        has_some = route.provider.websocket_rules is not None
+        raise WebSocketNotSupported(route.provider.name, route.endpoint if has_some else "")
 
 
 def _other_way(

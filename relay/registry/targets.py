@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
 
 from yarl import URL
 
+from relay.core import paths
 from relay.core.policy import RetryRules
 from relay.core.provider import Credential, Fallback, Keys, PathRule, Target, Via
 from relay.core.rewriting import Home
@@ -65,6 +67,24 @@ def header_queries(
                 f" no '{parameter}' in websocket.default_query",
             )
     return socket.header_queries
+
+
+def socket_paths(
+    entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
+) -> tuple[str, ...]:
+    """The patterns of the paths that have sockets, in the form in which endpoints are named. One
+    that leaves the default path out is complained of.
+    """
+    socket = entry.websocket
+    if socket is None or not socket.paths:
+        return ()
+    base_path = URL(entry.base_url, encoded=True).raw_path
+    named = [paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)]
+    if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
+        complain(
+            ("websocket", "paths"), f"none of them matches the default path '{socket.default_path}'"
+        )
+    return tuple(named[1:])
 
 
 def target(

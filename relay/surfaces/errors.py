@@ -9,7 +9,7 @@ from aiohttp import web
 from relay.core import limits, shapes
 from relay.core.errors import HandshakeRefused, MethodNotAllowed, RelayError
 from relay.core.exchange import Exchange
-from relay.core.headers import downstream_headers
+from relay.core.headers import connection_of, downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
 from relay.response import RelayedResponse, with_own_headers
 from relay.stream import error_source
@@ -53,7 +53,7 @@ def _refusal(
 ) -> web.StreamResponse:
     """What the provider answered a WebSocket handshake with, as it came."""
     gateway, given = request.app[GATEWAY], error.headers
-    pairs = downstream_headers(given.items(), given.get("Connection"))
+    pairs = downstream_headers(given.items(), connection_of(given))
     headers = with_own_headers(pairs, given, exchange, gateway)
     headers["Content-Length"] = str(len(error.body))
     headers["x-relay-error"] = error.code

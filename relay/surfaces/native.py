@@ -15,6 +15,7 @@ from relay.call import Call, aimed, asked
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY
+from relay.registry.registry import check_socket
 from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
@@ -116,6 +117,7 @@ class _ProviderSockets(_Calls):
         gateway, call = self._gateway, self._call(request)
         gateway.access.check(request.headers)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        check_socket(route)
         asked(request, call, route, gateway)
         raise UpgradeRequired
 

@@ -9,6 +9,7 @@ against the aiohttp that is locked.
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from aiohttp import ClientRequest, ClientResponse
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 from multidict import CIMultiDict
+
+from relay.core.headers import all_ascii, head_bytes
 
 SMALL_BODY_BYTES = 64 * 1024
 """Up to here a body goes out at once; a larger one is written by aiohttp as the connection takes
@@ -79,24 +82,36 @@ class RelayRequest(ClientRequest):
         """The relay invites bodies itself."""
 
     async def send(self, conn: Connection) -> ClientResponse:
-        """Write the request; with a small body in one go."""
-        protocol = conn.protocol
-        if not self._small:
+        """Write the request; with a small body in one go. Header bytes outside ASCII go as they
+        came.
+        """
+        protocol, plain = conn.protocol, all_ascii(self.headers)
+        if plain and not self._small:
             return await super().send(conn)
+        assert protocol is not None
+        if self._small and (protocol.writing_paused or self._traces):
+            super().update_body_from_data(self._small)
+            self._small = b""
+            return await self.send(conn)
+        writer = StreamWriter(protocol, self.loop)
         # Without TLS a proxy gets the request itself, with the whole URL in it.
         to_proxy = self.proxy is not None and not self.is_ssl()
-        if protocol is None or protocol.writing_paused or self._traces or to_proxy:
-            super().update_body_from_data(self._small)
-            return await super().send(conn)
-        writer = StreamWriter(protocol, self.loop)
-        await writer.write_headers(f"{self.method} {self.url.raw_path_qs} HTTP/1.1", self.headers)
-        await writer.write_eof(self._small)
+        target = str(self.url) if to_proxy else self.url.raw_path_qs
+        first = f"{self.method} {target} HTTP/1.1"
+        if plain:
+            await writer.write_headers(first, self.headers)
+        else:
+            writer._headers_buf = head_bytes(first, self.headers)
+        if self._small:
+            await writer.write_eof(self._small)
+        else:
+            self._write_body(writer, conn)
         response_class = self.response_class
         assert response_class is not None and self._session is not None
         response = response_class(
             self.method,
             self.original_url,
-            writer=None,
+            writer=self._writer,
             continue100=None,
             timer=self._timer,
             request_info=self.request_info,
@@ -107,3 +122,16 @@ class RelayRequest(ClientRequest):
         )
         self.response = response  # type: ignore[assignment]
         return response
+
+    def _write_body(self, writer: StreamWriter, conn: Connection) -> None:
+        """Write a body piece by piece, or none, as aiohttp's own `send` does."""
+        protocol = conn.protocol
+        assert protocol is not None
+        if self.chunked is not None:
+            writer.enable_chunking()
+        if self._body or protocol.writing_paused:
+            body = self.write_bytes(writer, conn, self._get_content_length())
+            self._writer = asyncio.create_task(body)
+        else:
+            protocol.start_timeout()
+            writer.set_eof()

@@ -27,9 +27,10 @@ from aiohttp import (
     TCPConnector,
 )
 from aiohttp.connector import Connection
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.core.errors import HandshakeRefused, RelayError
+from relay.core.headers import connection_of, upgrades, without_named
 from relay.upstream.failures import MAPPED, ProxyBroke
 from relay.upstream.protocol import FINAL_STATUSES, ProviderConnection
 from relay.upstream.request import RelayRequest
@@ -117,6 +118,10 @@ async def _refusals_are_errors(
     response = await handler(request)
     status, headers = response.status, CIMultiDict(response.headers)
     if status == 101:
+        if upgrades(headers):
+            # aiohttp compares the first Connection line with "upgrade", and has it cached.
+            response._headers = CIMultiDictProxy(_upgrading(headers))
+            response._cache.pop("headers", None)
         return response
     try:
         body, whole = await _start_of_body(response)
@@ -126,6 +131,19 @@ async def _refusals_are_errors(
         del headers["Content-Encoding"]
         body = b""  # the beginning of a compressed body cannot be read
     raise HandshakeRefused(status, response.reason or "", headers, body)
+
+
+def _upgrading(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """`headers` with the one Connection line that aiohttp takes; what else was named in it is gone,
+    as it may not pass.
+    """
+    if len(headers.getall("Connection")) == 1 and headers["Connection"].lower() == "upgrade":
+        return headers
+    named = [name.strip() for name in (connection_of(headers) or "").split(",")]
+    others = ",".join(name for name in named if name.lower() != "upgrade")
+    kept = CIMultiDict(without_named(list(headers.items()), others))
+    kept["Connection"] = "Upgrade"
+    return kept
 
 
 async def _start_of_body(response: ClientResponse) -> tuple[bytes, bool]:

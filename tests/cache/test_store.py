@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 import redis.asyncio
 
@@ -108,9 +109,18 @@ async def test_redis_gives_back_what_it_got_and_texts_take_little_room(kind: str
         assert (await client.strlen(name) < size / 2) is squeezed
 
 
+async def test_redis_gives_back_header_bytes_that_are_no_utf8(redis_server: RedisServer) -> None:
+    async with _redis(redis_server) as store:
+        odd = b"Zo\xeb \xe6\x97\xa5".decode("utf-8", "surrogateescape")
+        given = msgspec.structs.replace(entry(b"abc"), headers=(("x-name", odd), ("x-plain", "a")))
+        await store.put("k", given, 60)
+        hit = await store.get("openai", "k")
+        assert hit is not None and hit.entry == given
+
+
 async def test_what_another_version_kept_is_as_if_it_were_not_there(redis_server: RedisServer) -> None:
     async with _redis(redis_server) as store, redis.asyncio.Redis(port=redis_server.port) as client:
-        for rubbish in (b"", b"-\xc1", b"zrubbish"):
+        for rubbish in (b"", b"-\xc1", b"zrubbish", b"l\xc1"):
             await client.set("relay:cache:openai:k", rubbish)
             assert await store.get("openai", "k") is None
             assert await store.purge(Purge(older_than_s=0)) == 0
