@@ -117,6 +117,15 @@ def connection_of(headers: MultiMapping[str]) -> str | None:
     return first if len(lines) == 1 else ", ".join(lines)
 
 
+_KEPT = re.compile(r"(?:^|[,;])\s*timeout\s*=\s*\"?(\d{1,9})(?!\d)", re.IGNORECASE)
+
+
+def keep_alive_s(value: str | None) -> int | None:
+    """For how long a Keep-Alive header says that an idle connection is kept, if it does."""
+    found = _KEPT.search(value[:200]) if value else None
+    return int(found[1]) if found else None
+
+
 def upgrades(headers: MultiMapping[str]) -> bool:
     """True if Connection names Upgrade."""
     named = (connection_of(headers) or "").lower().split(",")

@@ -1,8 +1,10 @@
 """A provider's connection: how aiohttp's is changed, so that one request has one answer.
 
-Owns: which heads of answers are accepted. Interim answers are dropped and bounded in number, a
-final status that is none fails the call, what follows the head of a 205 is cut off, and an answer
-that nobody asked for ends its connection: aiohttp would give it to the next request.
+Owns: which heads of answers are accepted, and when a connection may be used again. Interim answers
+are dropped and bounded in number, a final status that is none fails the call, what follows the head
+of a 205 is cut off, and an answer that nobody asked for ends its connection: aiohttp would give it
+to the next request. A connection that has been idle for as long as its provider keeps it
+(`Keep-Alive: timeout=N`) is not used again; one whose other end is gone is found out by TCP.
 """
 
 from __future__ import annotations
@@ -16,10 +18,16 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from relay.core.errors import UpstreamProtocolError
+from relay.core.headers import keep_alive_s
+from relay.upstream.tcp import probe_when_idle
 
 MAX_INTERIM_ANSWERS = 100
 """Enough for a provider that says `102 Processing` every few seconds; more is a flood."""
 FINAL_STATUSES = range(200, 600)
+KEEP_ALIVE_MARGIN_S = 1.0
+"""Sent so much before the provider closes, a request still reaches it."""
+PROBED_AFTER_S = 30
+"""Networks forget idle connections after a few minutes, some cloud load balancers after 60 s."""
 
 
 class ProviderConnection(ResponseHandler):
@@ -30,10 +38,37 @@ class ProviderConnection(ResponseHandler):
         self._statuses = statuses
         self._interim_left = -1
         """Of the answer that is awaited; negative if none is."""
+        self._idle_limit_s: float | None = None
+        self._released_s: float | None = None
+        """When it went to the pool; None while it is in use."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        super().connection_made(transport)
+        probe_when_idle(transport, PROBED_AFTER_S)
+
+    @property
+    def should_close(self) -> bool:
+        """True if it is of no use when this answer is over."""
+        limit = self._idle_limit_s
+        return (limit is not None and limit <= 0) or super().should_close
+
+    def released(self) -> None:
+        """It goes to the pool, unless it is closed now."""
+        if self._idle_limit_s is not None:
+            self._released_s = self._loop.time()
+
+    def is_connected(self) -> bool:
+        """True if another request may be sent on it."""
+        since, limit = self._released_s, self._idle_limit_s
+        if since is not None and limit is not None and self._loop.time() - since > limit:
+            return False
+        return super().is_connected()
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
         self._interim_left = MAX_INTERIM_ANSWERS
+        self._idle_limit_s = self._released_s = None
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
@@ -50,6 +85,9 @@ class ProviderConnection(ResponseHandler):
             self._fail(f"it has the status {status}")
         else:
             self._interim_left = -1
+            kept_s = keep_alive_s(message.headers.get("Keep-Alive"))
+            if kept_s is not None:
+                self._idle_limit_s = kept_s - KEEP_ALIVE_MARGIN_S
             if status in (204, 205):
                 data = (message, EMPTY_PAYLOAD)
                 if _announces_body(message):
