@@ -18,6 +18,7 @@ from aiohttp.web_urldispatcher import ResourceRoute, UrlMappingMatchInfo
 from relay.core import shapes
 from relay.core.errors import BadRequest, InternalError, Overloaded
 from relay.gateway import GATEWAY, Gateway, new_id
+from relay.half_close import HalfClosing
 from relay.ledger import log
 from relay.surfaces.admin import BESIDE_CALLS
 from relay.surfaces.errors import plain
@@ -195,7 +196,7 @@ class _RelayServer(Server):
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 
-class _Connection(RequestHandler):
+class _Connection(HalfClosing):
     __slots__ = ("_head_came", "_open")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -207,6 +208,7 @@ class _Connection(RequestHandler):
         self._task_handler.add_done_callback(_drop_traceback)
 
     def data_received(self, data: bytes) -> None:
+        self._heard_s = self._loop.time()
         if data.startswith(b"HEAD "):
             self._head_came = True
         manager = self._manager

@@ -20,6 +20,7 @@ from relay.core.errors import (
     UpstreamTimeout,
 )
 from relay.core.exchange import Exchange
+from relay.files import Files
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.pump import broken, lost
@@ -42,10 +43,12 @@ async def janitor(app: web.Application):  # type: ignore[no-untyped-def]
 
 
 async def _loop(gateway: Gateway) -> None:
+    files = Files()
     while True:
         await asyncio.sleep(tick_s(gateway))
         try:
             await sweep(gateway)
+            files.look()
         except Exception as error:
             # One bad sweep must not end all that follow; it is logged each time.
             log.bug("janitor.failed", error)

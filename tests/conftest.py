@@ -79,6 +79,13 @@ def need(tool: str) -> None:
         pytest.skip(f"{tool} is not installed: scripts/install-test-tools installs it")
 
 
+@pytest.fixture(autouse=True)
+def _who_closes_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that closes its connection within a test has left, however soon that is after its request
+    (tests/test_connections.py is about those that only close their sending half)."""
+    monkeypatch.setattr("relay.half_close.BEHIND_REQUEST_S", -1.0)
+
+
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[StartRelay]:
     """`await start({...gateway.yaml...})`, or `await start(openai={...})` for providers alone."""

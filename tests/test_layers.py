@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
 
-LINES = {"body", "caching", "call", "collecting", "dialing", "gateway", "janitor", "later", "metering", "pump", "recording", "response", "rest", "rewrite", "sending", "session", "stream", "taps", "websocket"}
+LINES = {"body", "caching", "call", "collecting", "dialing", "files", "gateway", "janitor", "later", "metering", "pump", "recording", "response", "rest", "rewrite", "sending", "session", "stream", "taps", "websocket"}
 BELOW_LINES = {"core", "registry", "storage", "gate", "upstream", "cache", "ledger"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": {"core"},
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "banner": {"registry", "app"},
     "client": {"core", "client", "inprocess"},  # the last within from_config alone
     "inprocess": {"app", "connection", "demo", "registry"},
-    "connection": BELOW_LINES | LINES | {"surfaces"},
+    "connection": BELOW_LINES | LINES | {"surfaces", "half_close"},
+    "half_close": {"upstream"},
     "listen": {"core", "registry"},
     "tls": {"core", "registry"},
     "server": BELOW_LINES | LINES | {"surfaces", "app", "listen", "tls", "control", "connection", "signals"},

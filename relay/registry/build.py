@@ -23,7 +23,6 @@ from relay.core.provider import (
     Provider,
     Target,
     Via,
-    WebSocketRules,
 )
 from relay.core.rewriting import Rewrites, field_pattern
 from relay.registry import schema
@@ -34,14 +33,7 @@ from relay.registry.entries import ProviderEntry
 from relay.registry.pricing import price_rules
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.targets import (
-    fallbacks,
-    header_queries,
-    homes,
-    retry_rules,
-    socket_paths,
-    target,
-)
+from relay.registry.targets import fallbacks, homes, retry_rules, socket_rules, target
 from relay.registry.yamlfile import Document, Where
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -101,7 +93,7 @@ class _Builder:
             base_path=base.raw_path.rstrip("/"),
             rest=rest,
             websocket=self._websocket_target(base, direct),
-            websocket_rules=self._rules(),
+            websocket_rules=socket_rules(entry, self.settings.websocket, self._complain),
             websocket_root_path=self._websocket_root(),
             paths=rules,
             headers=tuple(entry.headers.items()),
@@ -236,21 +228,6 @@ class _Builder:
         if slug is None or slug.websocket is None or self._via("websocket") != "cloudflare":
             return None
         return slug.websocket.path
-
-    def _rules(self) -> WebSocketRules | None:
-        socket, common = self.entry.websocket, self.settings.websocket
-        if socket is None:
-            return None
-        return WebSocketRules(
-            default_path=socket.default_path,
-            paths=socket_paths(self.entry, self._complain),
-            default_query=socket.default_query,
-            header_queries=header_queries(self.entry, self._complain),
-            subprotocols=socket.subprotocols,
-            max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
-            idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
-            max_session_s=socket.max_session_s or common.max_session_s,
-        )
 
     def _paths(self, base: URL, direct: Target, rest: Target) -> tuple[PathRule, ...]:
         rules = []

@@ -90,8 +90,7 @@ class CloudflareSlug(Section):
 class ProviderWebSocket(Section):
     default_path: str = Field(description="Opened when the client names no endpoint.")
     paths: list[str] = Field(
-        [],
-        description="Patterns of the paths that have WebSockets (`*` is anything), where not all do; elsewhere a handshake gets 426.",
+        [], description="Patterns of the paths that have WebSockets (`*` is anything), where not all do; elsewhere a handshake gets 426."
     )
     default_query: dict[str, str] = Field(
         {},

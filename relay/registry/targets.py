@@ -1,4 +1,5 @@
-"""The smaller nouns of a provider: its Targets, its own hosts, its fallbacks and retry rules.
+"""The smaller nouns of a provider: its Targets, its own hosts, its fallbacks, retry rules and how
+its sockets are opened.
 
 Owns: their making from what was written. Putting a Provider together is build.py's.
 """
@@ -13,11 +14,20 @@ from yarl import URL
 
 from relay.core import paths
 from relay.core.policy import RetryRules
-from relay.core.provider import Credential, Fallback, Keys, PathRule, Target, Via
+from relay.core.provider import (
+    Credential,
+    Fallback,
+    Keys,
+    PathRule,
+    Target,
+    Via,
+    WebSocketRules,
+)
 from relay.core.rewriting import Home
 from relay.registry import entries
 from relay.registry.auth import Auth
 from relay.registry.proxies import Proxies
+from relay.registry.schema import WebSockets
 from relay.registry.yamlfile import Where
 
 
@@ -48,7 +58,7 @@ def fallbacks(
     )
 
 
-def header_queries(
+def _header_queries(
     entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
 ) -> dict[str, str]:
     """Headers to the query parameters that mean the same, for sockets. One that has no default to
@@ -69,7 +79,7 @@ def header_queries(
     return socket.header_queries
 
 
-def socket_paths(
+def _socket_paths(
     entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
 ) -> tuple[str, ...]:
     """The patterns of the paths that have sockets, in the form in which endpoints are named. One
@@ -85,6 +95,25 @@ def socket_paths(
             ("websocket", "paths"), f"none of them matches the default path '{socket.default_path}'"
         )
     return tuple(named[1:])
+
+
+def socket_rules(
+    entry: entries.ProviderEntry, common: WebSockets, complain: Callable[[Where, str], None]
+) -> WebSocketRules | None:
+    """How a provider's sockets are opened; None: it has none."""
+    socket = entry.websocket
+    if socket is None:
+        return None
+    return WebSocketRules(
+        default_path=socket.default_path,
+        paths=_socket_paths(entry, complain),
+        default_query=socket.default_query,
+        header_queries=_header_queries(entry, complain),
+        subprotocols=socket.subprotocols,
+        max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
+        idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
+        max_session_s=socket.max_session_s or common.max_session_s,
+    )
 
 
 def target(

@@ -4,10 +4,18 @@ go with it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from relay.core import limits, shapes
-from relay.core.errors import HandshakeRefused, MethodNotAllowed, RelayError
+from relay.core.errors import (
+    BadRequest,
+    BodyTimeout,
+    HandshakeRefused,
+    MethodNotAllowed,
+    RelayError,
+)
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of, downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
@@ -37,9 +45,27 @@ def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
     headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
     body = shapes.body(error, meter, request_id)
-    return web.Response(
-        status=error.status, body=body, content_type="application/json", headers=headers
-    )
+    made = _LastAnswer if isinstance(error, BadRequest | BodyTimeout) else web.Response
+    return made(status=error.status, body=body, content_type="application/json", headers=headers)
+
+
+class _LastAnswer(web.Response):
+    """The answer to a request of which nobody knows where it ends: nothing follows it. The FIN goes
+    out with it, while the server reads on for a while what the client still sends: a reset could
+    overtake the answer.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.force_close()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send the end of the answer, and of the connection's own half."""
+        request = self._req
+        await super().write_eof(data)
+        transport = request.transport if request is not None else None
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
 
 
 def vary(request: web.Request, response: web.StreamResponse) -> None:

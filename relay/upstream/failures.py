@@ -113,4 +113,6 @@ def _mapped_later(error: Exception, phase: str) -> RelayError:
 def _os_reason(error: OSError) -> str:
     if error.errno == errno.ECONNREFUSED:
         return "it was refused"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "the relay has no file descriptor left (ulimit -n)"
     return os.strerror(error.errno).lower() if error.errno else "the network said no"

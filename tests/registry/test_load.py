@@ -37,6 +37,10 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
         ("server: {host: '${NOPE}'}", "gateway.yaml:1:10: server.host: NOPE is not set; set it, or write ${NAME:-default}"),
         ("server: {host: '${1x}'}", "gateway.yaml:1:10: server.host: '${1x}' is not ${NAME}, ${NAME:-default} or ${file:PATH}"),
         ("server: {host: '${X'}", "gateway.yaml:1:10: server.host: a '${' is not closed"),
+        (
+            "providers:\n  p:\n    base_url: https://x.example/v1\n    websocket: {default_path: v1/realtime, paths: [responses]}",
+            "gateway.yaml:4:44: providers.p.websocket.paths: none of them matches the default path 'v1/realtime'",
+        ),
         ("include: [nothing.yaml]", "gateway.yaml:1:11: include.0: no file matches 'nothing.yaml'"),
         ("cors: {origins: [example.com]}", "gateway.yaml:1:18: cors.origins.0: should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173"),
         ("providers:\n  p: {base_url: http://example.com, auth: {header: x, value: '${K}'}}", "gateway.yaml:2:7: providers.p.base_url: would send a credential over plain http://; use https:// or allow_http: true"),
