@@ -13,6 +13,7 @@ from relay.core.models import query_with_model
 from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
+from relay.registry.registry import check_socket
 from relay.upstream.connect import offered_upstream
 from relay.upstream.send import upstream_url
 
@@ -33,6 +34,8 @@ def explain(config: Config, method: str, target: str) -> str:
     websocket = method == "WS"
     match = config.registry.match_websocket if websocket else config.registry.match_rest
     route = match(name, endpoint)
+    if websocket:
+        check_socket(route)
     shown = WEBSOCKET if websocket else method
     return "\n".join(_lines(route, query, shown, config.limits))
 
