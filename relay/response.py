@@ -20,6 +20,7 @@ from relay.core.headers import all_ascii, head_bytes
 from relay.core.limits import headers as limit_headers
 from relay.gateway import Gateway
 
+_UNFIT_HEADER = "a header of it holds bytes that cannot be passed on"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
@@ -129,7 +130,7 @@ class RelayedResponse(_OwnHead):
         """Nothing is written yet: put the writer back, so that an error can be answered."""
         writer = self._payload_writer
         writer.chunked, writer.length = False, None  # type: ignore[union-attr]
-        return UpstreamProtocolError("a header of it holds bytes that cannot be passed on")
+        return UpstreamProtocolError(_UNFIT_HEADER)
 
 
 class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
@@ -157,6 +158,12 @@ class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
         self._headers.pop(hdrs.CONTENT_TYPE, None)
         if not server:
             del self._headers[hdrs.SERVER]
+
+    async def _write_headers(self) -> None:
+        try:
+            await super()._write_headers()
+        except ValueError as error:
+            raise UpstreamProtocolError(_UNFIT_HEADER) from error
 
 
 _NOT_IN_101 = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE)

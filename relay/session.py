@@ -165,9 +165,7 @@ class Session:
         """Both farewells, at once. One that fails is logged, and its connection is gone too."""
         legs = (self.downstream, self.upstream)
         farewells = (
-            leg.cut()
-            if leg.side == ending.lost
-            else leg.farewell(ending, timeout_s)
+            leg.cut() if leg.side == ending.lost else leg.farewell(ending, timeout_s)
             for leg in legs
         )
         results = await asyncio.gather(*farewells, return_exceptions=True)

@@ -138,6 +138,17 @@ async def test_header_bytes_outside_ascii_cross_a_handshake_unchanged(start: Sta
     assert b"x-title: " + value + b"\r\n" in accepting.heads[0]
 
 
+async def test_a_101_with_a_header_that_cannot_be_passed_on_is_the_providers_protocol_error(start: StartRelay, accepting: Accepting) -> None:
+    accepting.extra = b"x-odd: a\x01b\r\n"
+    relay = await start(openai=provider(accepting.url, **SOCKETS))
+    socket = await dial(relay)
+    socket.writer.close()
+    assert (socket.status, socket.lines(b"x-relay-error")) == (502, [b"upstream_protocol_error"])
+    upstream = await asyncio.wait_for(accepting.sockets.get(), 20)
+    await upstream.until_end()
+    upstream.writer.close()
+
+
 async def test_a_101_whose_connection_header_has_two_lines_is_an_upgrade(start: StartRelay, accepting: Accepting) -> None:
     accepting.connection = b"Connection: keep-alive, x-hop\r\nConnection: Upgrade, x-second\r\n"
     accepting.extra = b"x-hop: 1\r\nx-second: 2\r\nx-end: 3\r\n"
