@@ -28,6 +28,7 @@ from relay.demo import Demo
 from relay.doctor import examine
 from relay.explain import explain
 from relay.ledger import log
+from relay.ledger.metrics_folder import remove_dead_folders
 from relay.ledger.traces import TracingUnavailable
 from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
 from relay.registry.load import (
@@ -199,6 +200,7 @@ def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ..
 
 
 async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
+    remove_dead_folders()
     if config.settings.server.workers > 1:
         if config.settings.database:
             # Refused once and for all, not by each worker again and again.

@@ -18,7 +18,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +38,7 @@ from relay.control import (
 )
 from relay.demo import Demo
 from relay.ledger import log
+from relay.ledger.metrics_folder import metrics_folder
 from relay.listen import CannotListen, Listeners, check_workers
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
@@ -101,7 +101,7 @@ class Supervisor:
         signals.handle(self.stop, self._hang_up)
         demo = contextlib.asynccontextmanager(self._demo.running)() if self._demo else None
         # Where workers put their numbers, for whichever of them is asked for /metrics.
-        with tempfile.TemporaryDirectory(prefix="relay-metrics-") as self._metrics:
+        with metrics_folder() as self._metrics:
             async with demo or contextlib.nullcontext():
                 try:
                     async with asyncio.TaskGroup() as group:
@@ -143,6 +143,7 @@ class Supervisor:
 
     async def _start(self, number: int) -> _Worker:
         """Start a worker. Raises OSError where there is no room for a process or its files."""
+        inherited = (*self._listeners.descriptors(), self._metrics.lock)
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened:
             opened.callback(ours.close)
@@ -150,8 +151,8 @@ class Supervisor:
                 # Not the loop's own way: uvloop's (0.22) leaks descriptors when it fails.
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 (a few ms; our own command)
                     self._command(theirs),
-                    env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics},
-                    pass_fds=(*self._listeners.descriptors(), theirs.fileno()),
+                    env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics.path},
+                    pass_fds=(*inherited, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
@@ -210,7 +211,7 @@ class Supervisor:
 
     def _forget_gauges(self, pid: int) -> None:
         """What came and went in a worker is gone with it; what was counted stays."""
-        for file in Path(self._metrics).glob(f"gauge_live*_{pid}.db"):
+        for file in Path(self._metrics.path).glob(f"gauge_live*_{pid}.db"):
             file.unlink(missing_ok=True)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
