@@ -19,6 +19,7 @@ from relay.ledger.queries import BadQuestion, Filter, moment_s
 from relay.ledger.usage import SPANS, Question, keys_of, usage
 from relay.registry.load import Config
 from relay.storage.database import Database, DatabaseAway, database_url
+from relay.storage.readers import QuestionRefused
 from relay.storage.tables import KEYS
 
 _FOLLOW_S = 0.5
@@ -72,7 +73,7 @@ async def logs(config: Config, options: argparse.Namespace, out: Print) -> None:
             out(_line(call, options.json))
         if options.follow:
             await _follow(database, seq, options, out)
-    except (BadQuestion, DatabaseAway) as error:
+    except (BadQuestion, DatabaseAway, QuestionRefused) as error:
         raise NoAnswer(str(error)) from error
     finally:
         await database.close()
@@ -108,7 +109,7 @@ async def spent(config: Config, options: argparse.Namespace, out: Print) -> None
         since_s = moment_s("--since", options.since, now_s)
         asked = Question(since_s, until_s, now_s, by, options.bucket, _equal(options))
         answer = await usage(database, asked)
-    except (BadQuestion, DatabaseAway) as error:
+    except (BadQuestion, DatabaseAway, QuestionRefused) as error:
         raise NoAnswer(str(error)) from error
     finally:
         await database.close()

@@ -19,6 +19,8 @@
       Overloaded                     overloaded                 relay      503    1013   later
       TooManySessions                too_many_sessions          client     429    1013   later
       StoreUnavailable               store_unavailable          relay      503    1008   later
+      LedgerBusy                     ledger_busy                relay      503    1008   later
+      QueryTimeout                   query_timeout              relay      503    1008   never
       LogNotFound                    log_not_found              client     404    1008   never
       ConfigInvalid                  config_invalid             client     422    1008   never
       WorkersIncomplete              workers_incomplete         relay      503    1011   later
@@ -294,6 +296,28 @@ class StoreUnavailable(
     message = "Where this is kept (Redis or the database) does not answer: nothing was done."
 
 
+class LedgerBusy(RelayError, code="ledger_busy", side="relay", status=503, retryable=True):
+    """As many questions to the ledger run and wait as may."""
+
+    retry_after_s = 1.0
+
+    message = "The ledger answers as many queries as it can at once. Ask again in a second."
+
+
+@dataclass(eq=False)
+class QueryTimeout(RelayError, code="query_timeout", side="relay", status=503):
+    """A question to the ledger took too long and was ended."""
+
+    after_s: float
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The query was ended after {self.after_s:g} s:"
+            " ask for less time, fewer keys or a larger bucket."
+        )
+
+
 class LogNotFound(RelayError, code="log_not_found", status=404, close_code=1008):
     """The ledger has no call of this id, or none any more."""
 
@@ -472,8 +496,9 @@ CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
     OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
     RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
-    StoreUnavailable, LogNotFound, ConfigInvalid, WorkersIncomplete, ClientGone, ClientStalled,
-    ProviderNotConfigured, Draining, InternalError, UpstreamUnreachable, UpstreamTlsFailed,
-    UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError, HandshakeRefused,
+    StoreUnavailable, LedgerBusy, QueryTimeout, LogNotFound, ConfigInvalid, WorkersIncomplete,
+    ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
+    UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
+    UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 BUCKETS = 48
 """Two an octave, from 1/16 ms to some 17 minutes."""
@@ -16,7 +17,10 @@ LEAST_MS = 1 / 16
 LANE_BITS = 32
 MEASURES = ("duration", "first_byte", "own")
 _lanes = struct.Struct(f"<{len(MEASURES) * BUCKETS}I")
-_BOUNDS = [LEAST_MS * 2 ** (number / 2) for number in range(BUCKETS - 1)]
+_measure = struct.Struct(f"<{BUCKETS}I")
+_ALL = (1 << (LANE_BITS * BUCKETS)) - 1
+_UPPER = [LEAST_MS * 2 ** (number / 2) for number in range(BUCKETS)]
+_BOUNDS = _UPPER[:-1]
 _ONES = tuple(1 << (LANE_BITS * at) for at in range(BUCKETS))
 
 
@@ -27,7 +31,7 @@ def bucket(ms: float) -> int:
 
 def bound_ms(number: int) -> float:
     """The upper bound of a bucket."""
-    return float(LEAST_MS * 2 ** (number / 2))
+    return _UPPER[number]
 
 
 def spread(durations: Iterable[float], first_bytes: Iterable[float], owns: Iterable[float]) -> int:
@@ -49,21 +53,19 @@ def percentiles(whole: int, measure: str, wanted: Iterable[float]) -> dict[str, 
     """`{"p50": ms, …}`, each exact to a bucket's width (the square root of two) and laid straight
     between its bounds; None if nothing was counted.
     """
-    found = counts(whole)[measure]
-    total = sum(found)
-    if not total:
+    at = LANE_BITS * BUCKETS * MEASURES.index(measure)
+    found = _measure.unpack(((whole >> at) & _ALL).to_bytes(_measure.size, "little"))
+    passed = list(accumulate(found))
+    if not passed[-1]:
         return None
-    return {f"p{share:g}": round(_at(found, total * share / 100), 2) for share in wanted}
-
-
-def _at(found: tuple[int, ...], rank: float) -> float:
-    passed = 0
-    for number, count in enumerate(found):
-        if count and passed + count >= rank:
-            below = bound_ms(number - 1) if number else 0.0
-            return below + (bound_ms(number) - below) * (rank - passed) / count
-        passed += count
-    return bound_ms(BUCKETS - 1)
+    made = {}
+    for share in wanted:
+        rank = passed[-1] * share / 100
+        number = bisect_left(passed, rank)
+        below = _UPPER[number - 1] if number else 0.0
+        within = (rank - passed[number] + found[number]) / found[number]
+        made[f"p{share:g}"] = round(below + (_UPPER[number] - below) * within, 2)
+    return made
 
 
 def to_bytes(whole: int) -> bytes:

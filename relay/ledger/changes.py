@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.metadata import Metadata, bounded
 from relay.ledger.queries import BadQuestion, Filter, export
@@ -71,7 +72,12 @@ async def delete(database: Database, which: Filter) -> int:
 async def forget(database: Database, ids: Sequence[str]) -> int:
     """Delete these calls, with their metadata and bodies; how many there were."""
     async with database.writing() as connection:
-        for table in (tags, bodies):
-            await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
-        gone = await connection.execute(sa.delete(exchanges).where(exchanges.c.id.in_(ids)))
-        return int(gone.rowcount)
+        return await forget_on(connection, ids)
+
+
+async def forget_on(connection: AsyncConnection, ids: Sequence[str]) -> int:
+    """The same within a transaction."""
+    for table in (tags, bodies):
+        await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
+    gone = await connection.execute(sa.delete(exchanges).where(exchanges.c.id.in_(ids)))
+    return int(gone.rowcount)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.exchange import least_id
 from relay.ledger import log
-from relay.ledger.changes import forget
+from relay.ledger.changes import forget_on
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
 from relay.storage.tables import bodies, booked, exchanges, rollups, tag_rollups
 
@@ -52,11 +53,12 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
 async def sweep(database: Database, keep: Retention) -> int:
     """Delete a batch of what is older than it may be; how many rows went. Raises DatabaseAway."""
     now = time.time()
-    old_calls = await _oldest(database, exchanges, now - keep.rows_s)
-    if old_calls:
-        await forget(database, old_calls)
-    old_bodies = await _oldest(database, bodies, now - keep.bodies_s)
     async with database.writing() as connection:
+        old_calls = await _oldest(connection, exchanges, now - keep.rows_s)
+        if old_calls:
+            await forget_on(connection, old_calls)
+    async with database.writing() as connection:
+        old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
         if old_bodies:
             await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
@@ -68,7 +70,8 @@ async def sweep(database: Database, keep: Retention) -> int:
     return len(old_calls) + len(old_bodies)
 
 
-async def _oldest(database: Database, table: sa.Table, before_s: float) -> list[str]:
+async def _oldest(connection: AsyncConnection, table: sa.Table, before_s: float) -> list[str]:
     """Some ids of calls that began before."""
     older = sa.select(table.c.id).where(table.c.id < least_id(before_s))
-    return [each.id for each in await database.rows(older.order_by(table.c.id).limit(_BATCH))]
+    found = await connection.execute(older.order_by(table.c.id).limit(_BATCH))
+    return list(found.scalars())

@@ -1,8 +1,7 @@
 """The database of what must last: SQLite beside the relay, or PostgreSQL.
 
-Owns: the engine, its schema's version, and that nobody reads for longer than a second: a reader
-that stays keeps SQLite's log of changes from shrinking. The driver's errors come out as
-DatabaseAway, RowsRefused or DatabaseNewer.
+Owns: the connections that write, and the schema's version. Questions have connections of their own
+(readers.py). The driver's errors come out as DatabaseAway, RowsRefused or DatabaseNewer.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from relay.storage.inserts import Batch, SqliteWriter
-from relay.storage.spreads import Connection
+from relay.storage.readers import Readers
 
 HEAD = "0002"
 """The schema that this relay writes: the newest of migrations/versions."""
-READ_S = 1.0
+_CONNECTION_S = 1.0
+"""How long a change waits for a connection while others use all of them."""
 _BUSY_MS = 5000
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
@@ -93,12 +93,14 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._path = url.database or ""
         self._made = False
-        options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0, "pool_timeout": READ_S}
-        options["connect_args"] = (
-            {"factory": Connection} if self.is_sqlite else {"timeout": 5, "command_timeout": 30}
-        )
+        options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0}
+        if not self.is_sqlite:
+            options["connect_args"] = {"timeout": 5, "command_timeout": 30}
         try:
-            self._engine: AsyncEngine = create_async_engine(url, **options)
+            self._engine: AsyncEngine = create_async_engine(
+                url, pool_timeout=_CONNECTION_S, **options
+            )
+            self._readers = Readers(url)
         except (ImportError, sa.exc.NoSuchModuleError):
             raise BadDatabaseUrl(
                 "needs a driver: pip install 'ai-gateway-relay[postgres]'"
@@ -147,29 +149,15 @@ class Database:
                     raise
 
     async def read(self, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `ask` finds, in one short transaction. Raises all three."""
+        """What `ask` finds, in one transaction that changes nothing. Raises all three, and
+        QuestionRefused.
+        """
         await self.prepare()
         with _mapped():
-            async with self._engine.connect() as connection:
-                asking = asyncio.ensure_future(ask(connection))
-                try:
-                    return await asyncio.wait_for(asyncio.shield(asking), READ_S)
-                except (TimeoutError, asyncio.CancelledError):
-                    # Too long, or nobody waits any more: it must not go on by itself.
-                    await self._interrupt(connection)
-                    await asyncio.gather(asking, return_exceptions=True)
-                    raise
+            return await self._readers.ask(ask)
 
-    async def _interrupt(self, connection: AsyncConnection) -> None:
-        raw = await connection.get_raw_connection()
-        driver = raw.driver_connection
-        if self.is_sqlite and driver is not None:
-            await driver.interrupt()
-        elif driver is not None:
-            driver.terminate()
-
-    async def rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        """All rows of a query. Raises DatabaseAway, DatabaseNewer."""
+    async def rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+        """All rows of a query. Raises DatabaseAway, DatabaseNewer, QuestionRefused."""
 
         async def ask(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
             found: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
@@ -194,6 +182,7 @@ class Database:
         if self._writer is not None:
             self._writer.close()
         with contextlib.suppress(*_LOST):
+            await self._readers.close()
             await self._engine.dispose()
 
     def __repr__(self) -> str:

@@ -17,7 +17,14 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
-from relay.core.errors import BadRequest, BodyTimeout, LogNotFound, StoreUnavailable
+from relay.core.errors import (
+    BadRequest,
+    BodyTimeout,
+    LedgerBusy,
+    LogNotFound,
+    QueryTimeout,
+    StoreUnavailable,
+)
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.gateway import GATEWAY
@@ -25,6 +32,7 @@ from relay.ledger import changes, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
 from relay.ledger.usage import SPANS, Question, keys_of, usage
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
+from relay.storage.readers import QuestionRefused, QuestionTooSlow, TooManyQuestions
 from relay.storage.tables import KEYS
 from relay.surfaces.admin import require_local
 
@@ -97,7 +105,7 @@ async def export(request: web.Request) -> web.StreamResponse:
         await response.write(lines)
         try:
             lines = await _lines(calls)
-        except (DatabaseAway, DatabaseNewer):
+        except (DatabaseAway, DatabaseNewer, QuestionRefused):
             # What came so far is no whole export: the connection's end says so.
             if request.transport is not None:
                 request.transport.close()
@@ -170,6 +178,10 @@ def _answered() -> Iterator[None]:
         raise BadRequest(str(error)) from error
     except RowsRefused as error:
         raise BadRequest("it names a value that no row can have") from error
+    except TooManyQuestions as error:
+        raise LedgerBusy from error
+    except QuestionTooSlow as error:
+        raise QueryTimeout(error.after_s) from error
     except (DatabaseAway, DatabaseNewer) as error:
         raise StoreUnavailable from error
 

@@ -15,7 +15,7 @@ from tests.relays import HANG_GUARD_S
 @pytest.fixture(autouse=True)
 def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine an answer may take longer than a relay waits for one; the test of that limit sets its own."""
-    monkeypatch.setattr("relay.storage.database.READ_S", HANG_GUARD_S)
+    monkeypatch.setattr("relay.storage.readers.READ_S", HANG_GUARD_S)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from relay.core.exchange import least_id
 from relay.ledger.queries import Filter, export
 from relay.ledger.retention import Retention, sweep
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer, database_url
+from relay.storage.database import Database, DatabaseNewer, database_url
+from relay.storage.readers import QuestionTooSlow
 from relay.storage.tables import exchanges, rollups, tags
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, provider
@@ -352,13 +353,13 @@ async def test_the_steps_make_what_the_tables_say(database: Database) -> None:
     assert ScriptDirectory(str(Path(steps.__file__).parent)).get_current_head() == HEAD
 
 
-async def test_nobody_reads_for_longer_than_a_second(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.storage.database.READ_S", 0.2)
+async def test_a_question_that_takes_too_long_is_ended(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.storage.readers.READ_S", 0.2)
     forever = {
         True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
         False: "SELECT pg_sleep(60)",
     }[database.is_sqlite]
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(QuestionTooSlow):
         await database.read(lambda connection: connection.execute(sa.text(forever)))
     assert list(await database.rows(sa.select(exchanges))) == []
 
