@@ -26,7 +26,7 @@ from relay.janitor import janitor
 from relay.ledger import log
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, native, records
+from relay.surfaces import admin, health, native, records, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 
@@ -93,6 +93,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
     records.add_routes(app, prefix)
+    usage.add_routes(app, prefix)
     health.add_routes(app, "")
     # aiohttp makes a route for each request that finds none, and each is a cycle of objects.
     app.router.add_route("*", "/{nothing:.*}", _nothing)

@@ -31,6 +31,7 @@ from relay.gate.proxies import Proxies
 from relay.gate.windows import Windows
 from relay.later import Later
 from relay.ledger import log
+from relay.ledger.groups import grouping
 from relay.ledger.ledger import Ledger
 from relay.ledger.metrics import Metrics
 from relay.ledger.retention import Retention
@@ -105,7 +106,9 @@ class Gateway:
     async def start(self) -> None:
         """Open the outbound pools."""
         self.upstream = UpstreamSessions()
-        await self.ledger.start(lambda: _retention(self.settings))
+        await self.ledger.start(
+            lambda: _retention(self.settings), lambda: grouping(self.settings.ledger)
+        )
         await self.later.start()
 
     async def stop(self) -> None:
@@ -280,7 +283,11 @@ def _database(config: Config) -> Database | None:
 
 def _retention(settings: GatewayFile) -> Retention:
     day_s, rules = 86400, settings.ledger
-    return Retention(rules.retention_days * day_s, rules.body_retention_days * day_s)
+    return Retention(
+        rules.retention_days * day_s,
+        rules.body_retention_days * day_s,
+        rules.group_retention_days * day_s,
+    )
 
 
 def _alarm(provider: str, label: str, ended: Tried, rest_s: float) -> None:

@@ -21,6 +21,7 @@ from relay.core.usage import Part
 from relay.ledger import log
 from relay.ledger.bodies import bodies_of
 from relay.ledger.booked import Booked
+from relay.ledger.groups import Grouping
 from relay.ledger.pricing import Prices
 from relay.ledger.records import record_of
 from relay.ledger.retention import Retention
@@ -157,10 +158,12 @@ class Ledger:
         """For /readyz."""
         return "away" if self._writer is not None and self._writer.away else "ok"
 
-    async def start(self, keep: Callable[[], Retention]) -> None:
+    async def start(
+        self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]
+    ) -> None:
         """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
         if self._writer is not None:
-            await self._writer.start(keep)
+            await self._writer.start(keep, grouping)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

@@ -140,10 +140,13 @@ async def body(database: Database, id: str, side: str) -> tuple[bytes, bool] | N
     return bytes(kept or b""), bool(whole)
 
 
-async def after(database: Database, seq: int, limit: int = 500) -> list[tuple[int, dict[str, Any]]]:
+async def after(
+    database: Database, seq: int, which: Filter, limit: int = 500
+) -> list[tuple[int, dict[str, Any]]]:
     """What was written after a place in the order of writing, and where that is."""
-    later = sa.select(exchanges).where(exchanges.c.seq > seq).order_by(exchanges.c.seq).limit(limit)
-    return [(row.seq, shown(row)) for row in await database.rows(later)]
+    later = sa.select(exchanges).where(exchanges.c.seq > seq, *_bounds(which), *_conditions(which))
+    rows = await database.rows(later.order_by(exchanges.c.seq).limit(limit))
+    return [(row.seq, shown(row)) for row in rows]
 
 
 async def last_seq(database: Database) -> int:

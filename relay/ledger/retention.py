@@ -17,10 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from relay.core.exchange import least_id
 from relay.ledger import log
 from relay.ledger.changes import forget_on
+from relay.ledger.groups import SPANS_S
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
-from relay.storage.tables import bodies, booked, exchanges, rollups, tag_rollups
+from relay.storage.tables import bodies, booked, exchanges, group_rollups, group_values, rollups
 
-_MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * 86400, 60 * 86400
+_DAY_S = 86400
+_MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * _DAY_S, 60 * _DAY_S
 _BATCH = 500
 _EVERY_S = 60.0
 _BETWEEN_S = 0.05
@@ -31,6 +33,8 @@ class Retention(NamedTuple):
 
     rows_s: float
     bodies_s: float
+    groups_s: float = 60 * _DAY_S
+    """Sums by user and by names of metadata."""
 
 
 async def retention(database: Database, keep: Callable[[], Retention]) -> None:
@@ -61,13 +65,29 @@ async def sweep(database: Database, keep: Retention) -> int:
         old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
         if old_bodies:
             await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
+        # Sums are kept until the end of their span is as old: a question takes its time down to
+        # whole spans.
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
-            past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s)
+            past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s - span_s)
             await connection.execute(sa.delete(rollups).where(past))
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
-        old_tags = tag_rollups.c.at_s < now - _HOURS_KEPT_S
-        await connection.execute(sa.delete(tag_rollups).where(old_tags))
+        await _forget_groups(connection, now - keep.groups_s - _DAY_S)
     return len(old_calls) + len(old_bodies)
+
+
+async def _forget_groups(connection: AsyncConnection, before_s: float) -> None:
+    """Delete the sums by name of the oldest day that began before: they may be many."""
+    oldest = await connection.execute(sa.select(sa.func.min(group_values.c.at_s)))
+    day_s = oldest.scalar()
+    if day_s is None or day_s >= before_s:
+        return
+    of_day = group_values.c.at_s == day_s
+    names = await connection.execute(sa.select(group_values.c.name).where(of_day).distinct())
+    for name in list(names.scalars()):
+        columns = group_rollups.c  # the key begins with these three
+        sums = columns.name == name, columns.span_s.in_(SPANS_S), columns.at_s < day_s + _DAY_S
+        await connection.execute(sa.delete(group_rollups).where(*sums))
+    await connection.execute(sa.delete(group_values).where(of_day))
 
 
 async def _oldest(connection: AsyncConnection, table: sa.Table, before_s: float) -> list[str]:

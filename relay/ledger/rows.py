@@ -14,7 +14,7 @@ import msgspec
 from relay.core.metadata import Metadata, as_text
 from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
-from relay.storage.tables import KEYS, SUMS, bodies, exchanges, rollups, tag_rollups, tags
+from relay.storage.tables import KEYS, SUMS, bodies, exchanges, group_rollups, rollups, tags
 
 _ALWAYS = (
     "id", "surface", "provider", "model", "client", "status", "outcome", "duration_ms",
@@ -24,9 +24,9 @@ PLAIN = Insert(exchanges, _ALWAYS)
 """Most calls have nothing of what the others have: to say so of each column takes its time."""
 ROW = Insert(exchanges, (*_ALWAYS, "cache", "event_id", "end_user", "metadata"))
 TAG = Insert(tags, ("name", "id", "value"))
-TAG_SUM = Insert(
-    tag_rollups,
-    ("at_s", "name", "value", "writer", *SUMS, "spread"),
+GROUP_SUM = Insert(
+    group_rollups,
+    ("span_s", "at_s", "name", "value", "provider", "model", "writer", *SUMS, "spread"),
     replace=(*SUMS, "spread"),
 )
 BODY = Insert(bodies, [column.name for column in bodies.columns])
@@ -91,10 +91,8 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
     )
 
 
-def inserts(entries: Sequence[Entry], sums: Rows, tag_sums: Rows) -> Batch:
-    """All that is to be written of some calls. `sums` and `tag_sums` are rows of Tallies: those of
-    the second have one span, which is no column.
-    """
+def inserts(entries: Sequence[Entry], sums: Rows, group_sums: Rows) -> Batch:
+    """All that is to be written of some calls. `sums` and `group_sums` are rows of Tallies."""
     rows = [entry.row for entry in entries]
     return (
         (PLAIN, [row for row in rows if len(row) == len(_ALWAYS)]),
@@ -102,5 +100,5 @@ def inserts(entries: Sequence[Entry], sums: Rows, tag_sums: Rows) -> Batch:
         (TAG, [tag for entry in entries for tag in entry.tags]),
         (BODY, [entry.body for entry in entries if entry.body]),
         (SUM, sums),
-        (TAG_SUM, [row[1:] for row in tag_sums]),
+        (GROUP_SUM, group_sums),
     )

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from relay.core.record import Record, went_wrong
 from relay.core.spread import spread, to_bytes
 from relay.core.usage import COUNTS, counts_of
-from relay.ledger.rows import tags_of
 
 SPANS_S = (60, 3600, 86400)
 _MOST_KEPT = 20_000
@@ -98,34 +97,24 @@ class Tally:
         )  # fmt: skip
 
 
+def answered_by(record: Record) -> tuple[str, str]:
+    """The provider and the model that a call counts for."""
+    # A name that nobody has is no key: anybody could make as many as they like.
+    provider = record.answered_by or (record.provider if record.via is not None else "")
+    return provider, record.model_answered or record.model or ""
+
+
 def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
     """What calls came to, by what usage is told apart by."""
-    alike: dict[tuple[str, str, str | None, str, str], list[Record]] = {}
+    alike: dict[tuple[str, str, str, str, str], list[Record]] = {}
     for record in records:
-        # A name that nobody has is no key: anybody could make as many as they like.
-        provider = record.answered_by or (record.provider if record.via is not None else "")
-        model = record.model_answered or record.model
-        key = (record.client, provider, model, record.surface, record.outcome)
+        key = (record.client, *answered_by(record), record.surface, record.outcome)
         if (group := alike.get(key)) is None:
             group = alike[key] = []
         group.append(record)
     tallies: dict[Key, Tally] = {}
-    for (client, provider, model, surface, outcome), group in alike.items():
-        key = Key(client, provider, model or "", surface, outcome)
-        tallies.setdefault(key, Tally()).take(group)
-    return tallies
-
-
-def by_tag(records: Sequence[Record]) -> dict[tuple[str, str], Tally]:
-    """The same by the entries of their metadata."""
-    alike: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.metadata:
-            for tag in tags_of(record.metadata):
-                alike.setdefault(tag, []).append(record)
-    tallies: dict[tuple[str, str], Tally] = {}
-    for tag, group in alike.items():
-        tallies[tag] = tally = Tally()
+    for key, group in alike.items():
+        tallies[Key(*key)] = tally = Tally()
         tally.take(group)
     return tallies
 
@@ -141,14 +130,19 @@ class Tallies:
         self._new_id, self._spans_s = new_id, spans_s
         self.writer = new_id()
         self._kept: dict[tuple[int, int, tuple[str, ...]], Tally] = {}
+        self._latest_s = 0
         self._touched: dict[_Place, Tally] = {}
         self._writing: dict[_Place, Tally] = {}
 
     def take(self, batch: Mapping[Any, Tally], unix_s: float) -> None:
         """What came together since the last time, put to now."""
-        if len(self._kept) > _MOST_KEPT:
+        begun_s = int(unix_s // self._spans_s[0]) * self._spans_s[0]
+        # Sums of a time before the last may be let go of already: written from nothing under the
+        # same id they would replace what was written.
+        if len(self._kept) > _MOST_KEPT or begun_s < self._latest_s:
             self._kept.clear()
             self.writer = self._new_id()
+        self._latest_s = begun_s
         for span_s in self._spans_s:
             at_s = int(unix_s // span_s) * span_s
             for key, tally in batch.items():
@@ -171,6 +165,11 @@ class Tallies:
     def failed(self) -> None:
         """They are to be written again, as they are by then."""
         self._writing, self._touched = {}, self._writing | self._touched
+
+    def drop(self, unix_s: float) -> None:
+        """Let go of what is not written: the database refuses it."""
+        self.begin()
+        self.written(unix_s)
 
     def written(self, unix_s: float) -> None:
         """They are; what is past is let go of."""

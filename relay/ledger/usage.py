@@ -1,13 +1,17 @@
-"""What was used and what it cost: sums by time, client, provider, model, surface, outcome, or an
-entry of the calls' metadata.
+"""What was used and what it cost: sums by time, client, provider, model, surface, outcome, and by
+user or a name of metadata.
 
-Owns: which rollup answers a question, and the putting together of sums and percentiles.
+Owns: which rollup answers a question, and the putting together of sums and percentiles. Whatever a
+question goes by, its rows add up to its total.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +20,31 @@ import sqlalchemy as sa
 from relay.core.spread import percentiles
 from relay.core.text import clean
 from relay.core.usage import COUNTS
+from relay.ledger.groups import METADATA, NONE, USER, Grouping
 from relay.ledger.queries import BadQuestion, iso, usd
 from relay.storage import spreads
 from relay.storage.database import Database
-from relay.storage.tables import KEYS, SUMS, rollups, tag_rollups
+from relay.storage.tables import KEYS, SUMS, group_rollups, rollups
 
 SPANS = {"minute": 60, "hour": 3600, "day": 86400}
+REST = "(rest)"
+"""The keys of the row that holds what `top` leaves out."""
+MOST_TOP = 10_000
 _REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
 """How far back minutes and hours are kept."""
-_METADATA = "metadata."
-_METADATA_S = 7 * 86400
+_BESIDE_NAMES = ("provider", "model")
+"""What sums by user or metadata can be told apart by besides."""
 _MOST_GROUPS = 10_000
 _PERCENTILES = (50, 95, 99)
 _NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "own": "overhead_ms"}
+_SORTS = {
+    **{name: name for name in SUMS},
+    "cost": "cost_nano_usd", "cost_usd": "cost_nano_usd", "saved": "saved_nano_usd",
+    "saved_usd": "saved_nano_usd", "input": "input_tokens", "output": "output_tokens",
+    "cached_tokens": "cache_read_tokens", "seconds": "audio_ms",
+}  # fmt: skip
+SORTS = ("name", "tokens", *(name for name in _SORTS if not name.endswith("nano_usd")))
+"""What the rows of an answer can be sorted by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +55,14 @@ class Question:
     until_s: float
     now_s: float
     by: Sequence[str] = ()
-    """Of KEYS, or one `metadata.NAME` alone."""
+    """Of KEYS; or `user` or one `metadata.NAME`, alone or with provider and model."""
     bucket: str | None = None
     """minute, hour or day: a row for each."""
     only: Mapping[str, str] = field(default_factory=dict)
+    sort: str = "cost"
+    """Of SORTS. The largest first, but names from A to Z."""
+    top: int | None = None
+    """So many rows (of each bucket), and one for the rest."""
 
 
 @dataclass(slots=True)
@@ -50,76 +70,129 @@ class _Group:
     sums: Sequence[int]
     spread: int = 0
 
+    def __add__(self, other: _Group) -> _Group:
+        return self._with(other, operator.add)
+
+    def __sub__(self, other: _Group) -> _Group:
+        return self._with(other, operator.sub)
+
+    def _with(self, other: _Group, step: Callable[[int, int], int]) -> _Group:
+        sums = list(map(step, self.sums, other.sums))
+        return _Group(sums, step(self.spread, other.spread))
+
+
+_Rows = list[tuple[tuple[Any, ...], _Group]]
+_EMPTY = _Group([0] * len(SUMS))
+
 
 def keys_of(text: str) -> list[str]:
-    """`provider,model` as keys. Raises BadQuestion."""
-    by = [name for name in text.split(",") if name]
+    """`provider,model` as keys, each once. Raises BadQuestion."""
+    by = list(dict.fromkeys(name for name in text.split(",") if name))
     for name in by:
-        if name not in KEYS and not name.startswith(_METADATA):
-            raise BadQuestion(f"by '{name[:40]}': it goes by {', '.join(KEYS)} or metadata.NAME")
+        if name not in KEYS and not _is_name(name):
+            raise BadQuestion(
+                f"by '{clean(name, 40)}': it goes by {', '.join(KEYS)}, user or metadata.NAME"
+            )
     return by
 
 
-async def usage(database: Database, asked: Question) -> dict[str, Any]:
+def columns_of(asked: Question) -> list[str]:
+    """The keys of an answer's rows, in their order."""
+    return (["at"] if asked.bucket is not None else []) + list(asked.by)
+
+
+def sort_of(text: str) -> str:
+    """A sort. Raises BadQuestion."""
+    if text not in SORTS:
+        raise BadQuestion(f"sort '{clean(text, 40)}': it goes by {', '.join(SORTS)}")
+    return text
+
+
+async def usage(database: Database, asked: Question, grouping: Grouping) -> dict[str, Any]:
     """`{"since", "until", "rows": [{…keys, requests, errors, …}], "total": {…}}`. The time is taken
-    down to the span that answers. Raises BadQuestion, DatabaseAway.
+    down to the span that answers. Raises BadQuestion, DatabaseAway, QuestionRefused.
     """
-    tagged = [name for name in asked.by if name.startswith(_METADATA)]
-    if tagged:
-        return await _by_metadata(database, asked, tagged)
-    span_s = _span_s(asked)
+    name = _name_of(asked, grouping)
+    span_s = _span_s(asked, name)
     since_s = int(asked.since_s // span_s) * span_s
-    columns = [rollups.c[name] for name in asked.by]
-    if asked.bucket is not None:
-        columns = [rollups.c.at_s, *columns]
-    within = (
-        rollups.c.span_s == span_s,
-        rollups.c.at_s >= since_s,
-        rollups.c.at_s < asked.until_s,
-        *(rollups.c[name] == clean(value) for name, value in asked.only.items()),
+    summed = functools.partial(
+        _summed, asked=asked, since=(since_s, span_s), is_sqlite=database.is_sqlite
     )
-    rows = await _summed(database, rollups, columns, within)
-    names = (["at"] if asked.bucket is not None else []) + list(asked.by)
-    return await asyncio.to_thread(_answer, since_s, asked.until_s, names, rows)
+    query: Any = summed(rollups)
+    if name is not None:
+        # One statement sees both tables at one moment: the rest is exact while others write.
+        query = summed(group_rollups).where(group_rollups.c.name == name).union_all(query)
+    rows = await database.rows(query.limit(_MOST_GROUPS + 1))
+    if len(rows) > _MOST_GROUPS:
+        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
+    return await asyncio.to_thread(_answer, asked, since_s, rows)
 
 
-def _span_s(asked: Question) -> int:
+def _is_name(key: str) -> bool:
+    return key == USER or key.startswith(METADATA)
+
+
+def _name_of(asked: Question, grouping: Grouping) -> str | None:
+    """The name whose values a question goes by, if it goes by one. Raises BadQuestion."""
+    names = [key for key in asked.by if _is_name(key)]
+    if not names:
+        return None
+    name = names[0]
+    if len(names) > 1:
+        raise BadQuestion(f"by {name} and {clean(names[1], 40)}: one of them at a time")
+    if name not in grouping.names:
+        raise BadQuestion(
+            f"{clean(name, 60)} has no sums: list {clean(name.removeprefix(METADATA), 40)} under"
+            " ledger.group_by, and calls are added up by it from then on"
+        )
+    if others := (set(asked.by) | set(asked.only)) - {name, *_BESIDE_NAMES}:
+        raise BadQuestion(f"by {name}: only provider and model go with it, not {min(others)}")
+    if asked.now_s - asked.since_s > grouping.kept_s + 60:
+        raise BadQuestion(f"by {name}: sums go back {grouping.kept_s / 86400:g} days")
+    return name
+
+
+def _span_s(asked: Question, name: str | None) -> int:
     """The span of the rollup that answers: as coarse as may be, or as was asked for."""
+    if asked.bucket == "minute" and name is not None:
+        raise BadQuestion(f"by {name}: sums are by hour and day")
+    ago_s = asked.now_s - asked.since_s
+    if asked.bucket == "hour" and name is not None and ago_s > _REACH_S[3600] + 60:
+        raise BadQuestion(f"by {name}: hours go back {_REACH_S[3600] / 86400:g} days")
     if asked.bucket is not None:
         return SPANS[asked.bucket]
     for span_s, most_s in ((60, 6 * 3600), (3600, 3 * 86400)):
-        within_reach = asked.now_s - asked.since_s <= _REACH_S[span_s]
-        if asked.until_s - asked.since_s <= most_s and within_reach:
-            return span_s
+        if asked.until_s - asked.since_s <= most_s and ago_s <= _REACH_S[span_s]:
+            return max(span_s, 3600) if name is not None else span_s
     return 86400
 
 
-async def _by_metadata(database: Database, asked: Question, tagged: list[str]) -> dict[str, Any]:
-    if len(asked.by) > 1 or asked.bucket is not None or asked.only:
-        raise BadQuestion("by metadata goes alone: no bucket, no other key, no condition")
-    if asked.until_s - asked.since_s > _METADATA_S + 60:
-        raise BadQuestion("by metadata goes back seven days at most")
-    since_s = int(asked.since_s // 3600) * 3600
+def _summed(
+    table: sa.Table, asked: Question, since: tuple[int, int], *, is_sqlite: bool
+) -> sa.Select[Any]:
+    """Keys, sums and spreads, a row a group; null for a name that the table has no values of.
+    `since` is (time, span) in seconds.
+    """
+    since_s, span_s = since
+    columns: list[sa.ColumnElement[Any]] = [_column(table, key) for key in asked.by]
+    if asked.bucket is not None:
+        columns.insert(0, table.c.at_s)
     within = (
-        tag_rollups.c.name == clean(tagged[0].removeprefix(_METADATA)),
-        tag_rollups.c.at_s >= since_s,
-        tag_rollups.c.at_s < asked.until_s,
+        table.c.span_s == span_s,
+        table.c.at_s >= since_s,
+        table.c.at_s < asked.until_s,
+        *(table.c[key] == clean(value) for key, value in asked.only.items()),
     )
-    rows = await _summed(database, tag_rollups, [tag_rollups.c.value], within)
-    return await asyncio.to_thread(_answer, since_s, asked.until_s, tagged, rows)
-
-
-async def _summed(
-    database: Database, table: sa.Table, columns: list[Any], within: Sequence[Any]
-) -> Sequence[sa.Row[Any]]:
-    """Columns, sums and spreads, a row a group. Raises BadQuestion where there are too many."""
     sums = [sa.func.sum(table.c[name]) for name in SUMS]
-    spread = spreads.summed(table.c.spread, is_sqlite=database.is_sqlite)
-    asked = sa.select(*columns, *sums, spread).where(*within).group_by(*columns)
-    rows = await database.rows(asked.limit(_MOST_GROUPS + 1))
-    if len(rows) > _MOST_GROUPS:
-        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
-    return rows
+    spread = spreads.summed(table.c.spread, is_sqlite=is_sqlite)
+    keys = [column for column in columns if not isinstance(column, sa.Cast)]
+    return sa.select(*columns, *sums, spread).where(*within).group_by(*keys)
+
+
+def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
+    if not _is_name(key):
+        return table.c[key]
+    return table.c.value if "value" in table.c else sa.cast(sa.null(), sa.Text)
 
 
 def _group(row: Sequence[Any]) -> _Group:
@@ -127,21 +200,21 @@ def _group(row: Sequence[Any]) -> _Group:
     return _Group([int(n) for n in sums], spreads.whole(spread))
 
 
-def _answer(
-    since_s: float, until_s: float, names: list[str], found: Sequence[sa.Row[Any]]
-) -> dict[str, Any]:
+def _answer(asked: Question, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:
     """On a thread of its own: of ten thousand groups it takes longer than a stream may wait."""
+    names = columns_of(asked)
     keys = len(names)
     # Without keys there is one row, whether there was a call or not.
-    groups = [(row[:keys], _group(row[keys:])) for row in found if row[keys]]
-    total = _Group([sum(column) for column in zip(*(g.sums for _, g in groups), strict=True)])
-    total.spread = sum(group.spread for _, group in groups)
+    groups: _Rows = [(tuple(row[:keys]), _group(row[keys:])) for row in found if row[keys]]
+    for at, name in enumerate(names):
+        if _is_name(name):
+            groups = _with_none(groups, at)
+    total = sum((group for _, group in groups), _EMPTY)
+    timed = asked.bucket is not None
+    groups.sort(key=lambda row: (row[0][0] if timed else 0, *_rank(asked.sort, *row)))
+    if asked.top is not None:
+        groups = _first(groups, asked.top, 1 if timed else 0)
     rows = []
-    by_cost = SUMS.index("cost_nano_usd")
-    timed = "at" in names
-    groups.sort(
-        key=lambda item: (item[0][0] if timed else 0, -item[1].sums[by_cost], -item[1].sums[0]),
-    )
     for key, group in groups:
         named = dict(zip(names, key, strict=True))
         if timed:
@@ -149,10 +222,47 @@ def _answer(
         rows.append(named | _shown(group))
     return {
         "since": iso(since_s),
-        "until": iso(until_s),
+        "until": iso(asked.until_s),
         "rows": rows,
-        "total": _shown(total if total.sums else _Group([0] * len(SUMS))),
+        "total": _shown(total),
     }
+
+
+def _with_none(found: _Rows, at: int) -> _Rows:
+    """The groups by a name's values, and what the sums of all calls, where the value is null, hold
+    besides.
+    """
+    rest = {key: group for key, group in found if key[at] is None}
+    valued = [(key, group) for key, group in found if key[at] is not None]
+    for key, group in valued:
+        of_all = (*key[:at], None, *key[at + 1 :])
+        if of_all in rest:
+            rest[of_all] -= group
+    return valued + [
+        ((*key[:at], NONE, *key[at + 1 :]), group) for key, group in rest.items() if any(group.sums)
+    ]
+
+
+def _rank(sort: str, key: tuple[Any, ...], group: _Group) -> tuple[Any, ...]:
+    """What rows are ordered by."""
+    sums = dict(zip(SUMS, group.sums, strict=True))
+    if sort == "name":
+        return key
+    if sort == "tokens":
+        return -sums["input_tokens"] - sums["output_tokens"], -sums["requests"], key
+    return -sums[_SORTS[sort]], -sums["requests"], key
+
+
+def _first(groups: _Rows, top: int, timed: int) -> _Rows:
+    """The first rows (of each bucket, where the first key is its time), and one for the rest."""
+    first: _Rows = []
+    for bucket, each in itertools.groupby(groups, lambda row: row[0][:timed]):
+        rows = list(each)
+        first += rows[:top]
+        if len(rows) > top:
+            rest = sum((group for _, group in rows[top:]), _EMPTY)
+            first.append(((*bucket, *[REST] * (len(rows[0][0]) - timed)), rest))
+    return first
 
 
 def _shown(group: _Group) -> dict[str, Any]:

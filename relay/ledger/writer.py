@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from relay.core.record import Record
 from relay.ledger import log
+from relay.ledger.groups import Grouping, GroupSums, by_group
 from relay.ledger.retention import Retention, retention
 from relay.ledger.rows import Entry, inserts
-from relay.ledger.tallies import Key, Tallies, Tally, by_tag
+from relay.ledger.tallies import Key, Tallies, Tally
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 
 MOST_ROWS = 50_000
@@ -50,8 +51,9 @@ class Writer:
     def __init__(self, database: Database, new_id: Callable[[], str], lost: Lost) -> None:
         self.database = database
         self._lost = lost
-        self._by_key, self._by_tag = Tallies(new_id), Tallies(new_id, (3600,))
-        self._tallies = self._by_key, self._by_tag
+        self._by_key, self._by_group = Tallies(new_id), GroupSums(database, new_id)
+        self._sums = self._by_key, self._by_group
+        self._grouping: Callable[[], Grouping] = Grouping
         self._entries: deque[Entry] = deque()
         self._writing = 0
         self._rows_bytes = self._bodies_bytes = 0
@@ -72,15 +74,16 @@ class Writer:
         """Write these soon: rows, and what they add up to."""
         now_s = time.time()
         self._by_key.take(sums, now_s)
-        self._by_tag.take(by_tag(records), now_s)
+        self._by_group.take(by_group(records, self._grouping().names), now_s)
         self._entries.extend(entries)
         self._rows_bytes += sum([entry.row_bytes for entry in entries])
         self._bodies_bytes += sum([entry.body_bytes for entry in entries])
         self._bound()
         self._come.set()
 
-    async def start(self, keep: Callable[[], Retention]) -> None:
+    async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
         """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
+        self._grouping = grouping
         try:
             await self.database.prepare()
         except DatabaseAway as error:
@@ -149,15 +152,18 @@ class Writer:
         return True
 
     async def _insert(self, entries: Sequence[Entry]) -> None:
-        sums, tag_sums = [tallies.begin() for tallies in self._tallies]
+        while self._by_group.undecided:
+            await self._by_group.decide()
+        # Both of the same calls: nothing is taken between these two.
+        sums, group_sums = [kept.begin() for kept in self._sums]
         try:
-            await self.database.write(inserts(entries, sums, tag_sums))
+            await self.database.write(inserts(entries, sums, group_sums))
         except BaseException:
-            for tallies in self._tallies:
-                tallies.failed()
+            for kept in self._sums:
+                kept.failed()
             raise
-        for tallies in self._tallies:
-            tallies.written(time.time())
+        for kept in self._sums:
+            kept.written(time.time())
 
     async def _sums_are_refused(self) -> bool:
         """Whether it is the sums that the database does not take: then those are let go."""
@@ -165,9 +171,8 @@ class Writer:
             await self._insert([])
         except RowsRefused as error:
             log.warn("ledger.sums_refused", cause=str(error))
-            for tallies in self._tallies:
-                tallies.begin()
-                tallies.written(time.time())
+            for kept in self._sums:
+                kept.drop(time.time())
             return True
         return False
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from relay.core.text import clean
 from relay.registry.entries import Bytes, ProviderCache, Seconds, Section
 
 
@@ -104,6 +105,21 @@ class Cache(ProviderCache):
     max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="A larger answer is not kept.")
 
 
+_GROUP = re.compile(r"(?!metadata\.|cf\.)[^,\x00-\x1f\x7f]{1,100}\Z")
+
+
+def _group_by(given: list[str]) -> list[str]:
+    if bad := [name for name in given if not _GROUP.match(name)]:
+        raise PydanticCustomError(
+            "group_by",
+            "should name entries of cf-aig-metadata as clients send them, such as team: not '{name}'",
+            {"name": clean(bad[0], 40)},
+        )
+    if len(set(given)) < len(given):
+        raise PydanticCustomError("group_by", "should name each entry once")
+    return given
+
+
 class Ledger(Section):
     retention_days: float = Field(
         30, gt=0, le=36500, description="How long the row of a call is kept."
@@ -117,6 +133,21 @@ class Ledger(Section):
     )
     body_retention_days: float = Field(
         7, gt=0, le=36500, description="How long bodies are kept; never longer than the row."
+    )
+    group_by: Annotated[
+        list[str],
+        BeforeValidator(
+            lambda given: [given] if isinstance(given, str) else given,
+            json_schema_input_type=str | list[str],
+        ),
+        Field(max_length=4),
+        AfterValidator(_group_by),
+    ] = Field(
+        [],
+        description="Entries of cf-aig-metadata to add calls up by, at most four, such as team; by user they are always added up.",
+    )
+    group_retention_days: float = Field(
+        60, gt=0, le=36500, description="How long the sums by user and by `group_by` are kept."
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import Readers
 
-HEAD = "0002"
+HEAD = "0003"
 """The schema that this relay writes: the newest of migrations/versions."""
 _CONNECTION_S = 1.0
 """How long a change waits for a connection while others use all of them."""

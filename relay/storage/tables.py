@@ -100,13 +100,27 @@ def _rollup(name: str, *keys: Column[Any]) -> Table:
     )
 
 
-tag_rollups = _rollup(
-    "tag_rollups",
+group_rollups = _rollup(
+    "group_rollups",
     Column("name", Text, primary_key=True),
+    Column("span_s", Integer, primary_key=True),
     Column("at_s", _Big, primary_key=True),
     Column("value", Text, primary_key=True),
+    Column("provider", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
 )
-"""Sums by hour and entry of metadata: never more rows than `tags` has, mostly far fewer."""
+"""Sums by hour and day of the calls that have a value of this name: `user`, or a `metadata.NAME` of
+`ledger.group_by`. Calls without a value are the rest of `rollups`."""
+
+group_values = Table(
+    "group_values",
+    metadata,
+    Column("at_s", _Big, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""The values of each name that have sums of their own on the day that begins at `at_s`."""
 
 bodies = Table(
     "bodies",

@@ -1,7 +1,7 @@
-"""The ledger's questions over HTTP: …/logs and …/usage, for the machine's own people while access
-is open.
+"""The ledger's calls over HTTP: …/logs, for local administrators while access is open.
 
 Owns: the reading of query and body, and the shape of answers. What they ask for is ledger/'s.
+Sums are usage.py's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from math import floor
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -28,14 +28,14 @@ from relay.core.errors import (
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.gateway import GATEWAY
-from relay.ledger import changes, queries
+from relay.ledger import changes, queries, sheets
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
-from relay.ledger.usage import SPANS, Question, keys_of, usage
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 from relay.storage.readers import QuestionRefused, QuestionTooSlow, TooManyQuestions
-from relay.storage.tables import KEYS
 from relay.surfaces.admin import require_local
 
+Format = Literal["json", "csv"]
+CSV = "text/csv; charset=utf-8"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _WHOLE = {"status": (0, 999), "feedback": (-1, 1)}
 """Conditions that are whole numbers, and their bounds."""
@@ -54,35 +54,34 @@ def add_routes(app: web.Application, prefix: str) -> None:
     router.add_patch(f"{prefix}/logs/{{id}}", patch_log)
     router.add_delete(f"{prefix}/logs/{{id}}", delete_log)
     router.add_get(f"{prefix}/logs/{{id}}/{{side:request|response}}", body)
-    router.add_get(f"{prefix}/usage", used)
 
 
 async def logs(request: web.Request) -> web.Response:
     """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
-    database, given = _asked(request)
-    with _answered():
-        limit = _whole("limit", given.pop("limit", str(_PAGE)), 1, _MOST_A_PAGE)
+    database, given = asked(request)
+    with answered():
+        limit = whole_of("limit", given.pop("limit", str(_PAGE)), 1, _MOST_A_PAGE)
         cursor = given.pop("cursor", None)
         found = await queries.page(database, _filter(given), cursor, limit)
-    return _json({"logs": found.logs, "cursor": found.cursor})
+    return as_json({"logs": found.logs, "cursor": found.cursor})
 
 
 async def log(request: web.Request) -> web.Response:
     """One call, with its attempts and turns."""
-    database, _ = _asked(request)
-    with _answered():
+    database, _ = asked(request)
+    with answered():
         found = await queries.one(database, request.match_info["id"])
     if found is None:
         raise LogNotFound
-    return _json(found)
+    return as_json(found)
 
 
 async def body(request: web.Request) -> web.Response:
     """What a call said, or was told, where that was kept; `x-relay-complete: false` if it was cut
     off.
     """
-    database, _ = _asked(request)
-    with _answered():
+    database, _ = asked(request)
+    with answered():
         side = request.match_info["side"]
         found = await queries.body(database, request.match_info["id"], side)
     if found is None:
@@ -93,18 +92,22 @@ async def body(request: web.Request) -> web.Response:
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """All calls that fit, the oldest first, a JSON object a line."""
-    database, given = _asked(request)
-    with _answered():
+    """All calls that fit, the oldest first: a JSON object a line, or CSV (`format=csv`)."""
+    database, given = asked(request)
+    with answered():
+        shape = format_of(given.pop("format", "json"))
         calls = queries.export(database, _filter(given))
-        first = await _lines(calls)
-    response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        first = await _lines(calls, shape)
+    kind = CSV if shape == "csv" else "application/x-ndjson"
+    response = web.StreamResponse(headers={"content-type": kind})
     await response.prepare(request)
+    if shape == "csv":
+        first = f"{sheets.row(sheets.CALL_COLUMNS)}\r\n".encode() + first
     lines = b"" if request.method == "HEAD" else first
     while lines:
         await response.write(lines)
         try:
-            lines = await _lines(calls)
+            lines = await _lines(calls, shape)
         except (DatabaseAway, DatabaseNewer, QuestionRefused):
             # What came so far is no whole export: the connection's end says so.
             if request.transport is not None:
@@ -114,10 +117,11 @@ async def export(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _lines(calls: AsyncIterator[dict[str, Any]], at_once: int = 200) -> bytes:
+async def _lines(calls: AsyncIterator[dict[str, Any]], shape: Format, at_once: int = 200) -> bytes:
     lines = []
     async for call in calls:
-        lines.append(_encode(call) + b"\n")
+        line = f"{sheets.call_row(call)}\r\n".encode() if shape == "csv" else _encode(call) + b"\n"
+        lines.append(line)
         if len(lines) == at_once:
             break
     return b"".join(lines)
@@ -127,13 +131,13 @@ async def patch_log(request: web.Request) -> web.Response:
     """Change feedback (1, -1), score (a number) and metadata of a call; null takes it away. 200
     with the call.
     """
-    database, _ = _asked(request)
-    with _answered():
+    database, _ = asked(request)
+    with answered():
         given = _changes(await _body(request))
         found = await changes.change(database, request.match_info["id"], **given)
         if not found:
             raise LogNotFound
-        return _json(await queries.one(database, request.match_info["id"]))
+        return as_json(await queries.one(database, request.match_info["id"]))
 
 
 async def delete_log(request: web.Request) -> web.Response:
@@ -143,25 +147,27 @@ async def delete_log(request: web.Request) -> web.Response:
 
 async def delete_logs(request: web.Request) -> web.Response:
     """Delete the calls that fit; at least one condition must be named. 200 with how many."""
-    _, given = _asked(request)
-    with _answered():
+    _, given = asked(request)
+    with answered():
         return await _delete(request, _filter(given))
 
 
 async def _delete(request: web.Request, which: Filter) -> web.Response:
-    database, _ = _asked(request)
-    with _answered():
-        return _json({"deleted": await changes.delete(database, which)})
+    database, _ = asked(request)
+    with answered():
+        return as_json({"deleted": await changes.delete(database, which)})
 
 
-async def used(request: web.Request) -> web.Response:
-    """What was used and what it cost: `?since=7d&by=provider,model&bucket=day`."""
-    database, given = _asked(request)
-    with _answered():
-        return _json(await usage(database, _question(given)))
+def format_of(text: str) -> Format:
+    """What `format` says. Raises BadQuestion."""
+    if text == "csv":
+        return "csv"
+    if text != "json":
+        raise BadQuestion("format is json or csv")
+    return "json"
 
 
-def _asked(request: web.Request) -> tuple[Database, dict[str, str]]:
+def asked(request: web.Request) -> tuple[Database, dict[str, str]]:
     """The ledger's database and the query. Raises what keeps others out, and StoreUnavailable."""
     require_local(request)
     database = request.app[GATEWAY].ledger.database
@@ -171,7 +177,8 @@ def _asked(request: web.Request) -> tuple[Database, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
+    """What keeps a question from its answer, as errors for the client."""
     try:
         yield
     except BadQuestion as error:
@@ -197,7 +204,7 @@ def _filter(given: Mapping[str, str]) -> Filter:
         column = {"user": "end_user"}.get(name, name)
         least = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
         if column in EQUAL:
-            equal[column] = _whole(name, value, *_WHOLE[name]) if name in _WHOLE else value
+            equal[column] = whole_of(name, value, *_WHOLE[name]) if name in _WHOLE else value
         elif name in ("since", "until"):
             times[f"{name}_s"] = moment_s(name, value, now_s)
         elif name in ("success", "cached"):
@@ -213,21 +220,8 @@ def _filter(given: Mapping[str, str]) -> Filter:
     return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
 
 
-def _question(given: Mapping[str, str]) -> Question:
-    now_s = time.time()
-    only = {name: value for name, value in given.items() if name in KEYS}
-    if unknown := set(given) - set(only) - {"since", "until", "by", "bucket"}:
-        raise BadQuestion(f"there is no condition '{min(unknown)[:40]}'")
-    by = keys_of(given.get("by", ""))
-    bucket = given.get("bucket")
-    if bucket is not None and bucket not in SPANS:
-        raise BadQuestion("a bucket is a minute, hour or day")
-    since_s = moment_s("since", given.get("since", "24h"), now_s)
-    until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
-    return Question(since_s, until_s, now_s, by, bucket, only)
-
-
-def _whole(name: str, text: str, least: int, most: int) -> int:
+def whole_of(name: str, text: str, least: int, most: int) -> int:
+    """What a parameter says, within its bounds. Raises BadQuestion."""
     number = whole_number(text, least, most)
     if number is None:
         raise BadQuestion(f"{name} is not a whole number from {least} to {most}")
@@ -297,5 +291,6 @@ def _is_score(given: object) -> bool:
     )
 
 
-def _json(answer: Any) -> web.Response:
+def as_json(answer: Any) -> web.Response:
+    """An answer in JSON."""
     return web.Response(body=_encode(answer), content_type="application/json")

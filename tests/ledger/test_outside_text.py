@@ -20,7 +20,7 @@ from relay.core.errors import (
 )
 from relay.core.text import MOST_CHARACTERS, MOST_PATH_CHARACTERS, clean
 from relay.ledger import log
-from relay.storage.tables import bodies, exchanges, rollups, tag_rollups, tags
+from relay.storage.tables import bodies, exchanges, group_rollups, rollups, tags
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import rows
 from tests.relays import KEYS, Relay, provider
@@ -47,7 +47,7 @@ async def _stored(relay: Relay) -> list[str]:
     database = relay.gateway.ledger.database
     assert database is not None
     found = []
-    for table in (exchanges, tags, rollups, tag_rollups, bodies):
+    for table in (exchanges, tags, rollups, group_rollups, bodies):
         for row in await database.rows(sa.select(table)):
             found += [part for part in row if isinstance(part, str)]
     return found

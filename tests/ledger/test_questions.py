@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 import pytest
 
-from relay.cli import _parser
 from relay.core.record import Record
 from relay.core.spread import (
     BUCKETS,
@@ -20,9 +18,10 @@ from relay.core.spread import (
     spread,
     to_bytes,
 )
-from relay.report import NoAnswer, logs, spent
+from relay.report import logs
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import USAGE, post, rows
+from tests.ledger.test_report import options
 from tests.relays import Relay, provider
 from tests.upstream.raw import RawUpstream, ok
 
@@ -145,13 +144,6 @@ async def test_usage_adds_up_whatever_span_answers(relay: Relay, since: str, buc
     assert 0 < total["overhead_ms"]["p50"] <= total["latency_ms"]["p95"]
 
 
-async def test_usage_goes_by_an_entry_of_the_metadata_that_calls_came_with(relay: Relay) -> None:
-    _, answer = await ask(relay, "usage?by=metadata.team&since=7d")
-    found = {row["metadata.team"]: (row["requests"], row["errors"], row["output_tokens"]) for row in answer["rows"]}
-    assert found == {"a": (3, 0, 1500), "b": (2, 1, 500)}
-    assert all(row["latency_ms"]["p50"] > 0 for row in answer["rows"])
-
-
 async def test_nothing_used_is_no_rows_and_zeros(relay: Relay) -> None:
     _, answer = await ask(relay, "usage?provider=nobody")
     assert (answer["rows"], answer["total"]["requests"], answer["total"]["latency_ms"]) == ([], 0, None)
@@ -168,26 +160,6 @@ async def test_without_a_ledger_the_answer_says_so(start: StartRelay) -> None:
     relay = await start({"providers": {}})
     status, answer = await ask(relay, "logs")
     assert (status, answer["error"]["code"]) == (503, "store_unavailable")
-
-
-def options(*arguments: str) -> argparse.Namespace:
-    return _parser().parse_args(list(arguments))
-
-
-async def test_the_command_line_prints_the_same(relay: Relay) -> None:
-    config, lines = relay.gateway.config, []  # type: ignore[var-annotated]
-    await spent(config, options("usage", "--by", "provider", "--since", "7d"), lines.append)
-    assert [line.split() for line in lines[1:]] == [
-        ["openai", "6", "1", "5000", "2500", "0", "0.002175", *lines[1].split()[-2:]], ["total", "6", "1", "5000", "2500", "0", "0.002175", *lines[2].split()[-2:]],
-    ]  # fmt: skip
-    lines.clear()
-    await logs(config, options("logs", "--failed"), lines.append)
-    assert len(lines) == 1 and " 500 " in lines[0] and "openai/chat/completions" in lines[0]
-    lines.clear()
-    await logs(config, options("logs", "--json", "--limit", "2"), lines.append)
-    assert len(lines) == 2 and all(json.loads(line)["provider"] == "openai" for line in lines)
-    with pytest.raises(NoAnswer, match="--since is not a time"):
-        await spent(config, options("usage", "--since", "never"), lines.append)
 
 
 async def test_following_prints_every_call_that_ends(relay: Relay, raw: RawUpstream) -> None:

@@ -121,7 +121,7 @@ async def relay(start: StartRelay, raw: RawUpstream, database_setting: str) -> R
     return made
 
 
-@pytest.mark.parametrize("path", ["logs", "usage", "logs/export"])
+@pytest.mark.parametrize("path", ["logs", "usage", "logs/export", "usage?by=user&format=csv"])
 async def test_over_http_too_many_questions_get_a_503_that_says_when_to_ask_again(relay: Relay, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     database = relay.gateway.ledger.database
     assert database is not None

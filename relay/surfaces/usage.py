@@ -1,0 +1,56 @@
+"""The ledger's sums over HTTP: …/usage, for local administrators while access is open.
+
+Owns: the reading of its query, and the shape of its answer. The sums are ledger/usage.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from relay.core.text import clean
+from relay.gateway import GATEWAY
+from relay.ledger import sheets
+from relay.ledger.groups import grouping
+from relay.ledger.queries import BadQuestion, moment_s
+from relay.ledger.usage import MOST_TOP, SPANS, Question, columns_of, keys_of, sort_of, usage
+from relay.storage.tables import KEYS
+from relay.surfaces.records import CSV, answered, as_json, asked, format_of, whole_of
+
+
+def add_routes(app: web.Application, prefix: str) -> None:
+    """Add the surface."""
+    app.router.add_get(f"{prefix}/usage", used)
+
+
+async def used(request: web.Request) -> web.Response:
+    """What was used and what it cost: `?since=7d&by=provider,model&bucket=day`."""
+    database, given = asked(request)
+    rules = grouping(request.app[GATEWAY].settings.ledger)
+    with answered():
+        shape = format_of(given.pop("format", "json"))
+        question = _question(given)
+        answer = await usage(database, question, rules)
+    if shape == "json":
+        return as_json(answer)
+    lines = sheets.usage_rows(answer, columns_of(question))
+    text = "".join(f"{line}\r\n" for line in lines)
+    return web.Response(text=text, headers={"content-type": CSV})
+
+
+def _question(given: Mapping[str, str]) -> Question:
+    now_s = time.time()
+    only = {name: value for name, value in given.items() if name in KEYS}
+    if unknown := set(given) - set(only) - {"since", "until", "by", "bucket", "sort", "top"}:
+        raise BadQuestion(f"unknown parameter '{clean(min(unknown), 40)}'")
+    by = keys_of(given.get("by", ""))
+    bucket = given.get("bucket")
+    if bucket is not None and bucket not in SPANS:
+        raise BadQuestion("a bucket is a minute, hour or day")
+    since_s = moment_s("since", given.get("since", "24h"), now_s)
+    until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
+    sort = sort_of(given.get("sort", "cost"))
+    top = whole_of("top", given["top"], 1, MOST_TOP) if "top" in given else None
+    return Question(since_s, until_s, now_s, by, bucket, only, sort, top)
