@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import os
 import shutil
 import socket
 import sys
@@ -55,11 +56,14 @@ _CANNOT = (CannotListen, BadDatabaseUrl, DatabaseNewer, TracingUnavailable, repo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments, 130
-    interrupted.
+    interrupted. A reader of the output that leaves early has what it wanted: that is 0.
     """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        if options.run not in _SERVING:
+            sys.stdout.flush()
+        return code
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -70,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        if options.run in _SERVING:
+            raise
+        # The reader, such as `head`, has enough. Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -294,3 +304,6 @@ def _init(options: argparse.Namespace) -> int:
         print(f"wrote  {file}")
     print("Next: copy .env.example to .env, put your keys in, and run `relay serve`.")
     return OK
+
+
+_SERVING = (_serve, _worker)
