@@ -92,7 +92,7 @@ def test_what_asks_for_more_than_the_cap_is_not_waited_for() -> None:
         (Tried(503), "POST", True), (Tried(429), "POST", True), (Tried(529), "POST", True), (Tried(401), "POST", True),
         (Tried(500), "POST", False), (Tried(502), "POST", False), (Tried(504), "POST", False),
         (Tried(500), "GET", True), (Tried(502), "PUT", False), (Tried(502), "DELETE", False),
-        (Tried(0, UpstreamUnreachable("h", "refused")), "POST", True),
+        (Tried(0, UpstreamUnreachable("p", "h:1", "refused")), "POST", True),
         (Tried(0, UpstreamDisconnected("x")), "POST", False), (Tried(0, UpstreamDisconnected("x")), "GET", True),
         (Tried(0, UpstreamTimeout("x", 1)), "POST", False), (Tried(0, UpstreamTimeout("x", 1)), "GET", True),
     ],

@@ -12,7 +12,9 @@ import pytest
 import trustme
 from aiohttp import ClientConnectorDNSError, WSMsgType
 
+from relay.core.errors import UpstreamUnreachable
 from relay.janitor import sweep
+from relay.session import close_payload
 from tests.conftest import StartRelay
 from tests.processes import free_port
 from tests.relays import Relay, provider
@@ -82,6 +84,20 @@ async def test_an_upstream_that_cannot_be_reached_is_502(start: StartRelay, kind
     port = free_port()
     relay = await start(openai=provider(f"http://127.0.0.1:{port}", websocket={"default_path": "x"}))
     assert await _ask(relay, kind) == (502, "upstream_unreachable")
+    message = f"No connection to the provider 'openai' at 127.0.0.1:{port}: it was refused."
+    assert (await relay.events("exchange"))[0]["cause"] == message
+    if kind != "ws":
+        assert message in (await relay.call("GET", relay.path("openai", "x")))[2].decode()
+
+
+def test_what_cannot_be_reached_fits_into_the_reason_of_a_close() -> None:
+    error = UpstreamUnreachable("google-ai-studio", "generativelanguage.googleapis.com:443", "it was refused")
+    assert error.message.encode() == close_payload(1014, error.message)[2:]
+
+
+async def test_an_ipv6_address_that_cannot_be_reached_is_named_in_brackets(start: StartRelay) -> None:
+    relay = await start(openai=provider(f"http://[::1]:{free_port()}"))
+    assert b" at [::1]:" in (await relay.call("GET", relay.path("openai", "x")))[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,6 +108,8 @@ async def test_a_certificate_that_is_not_trusted_is_502(start: StartRelay, kind:
     port = server.sockets[0].getsockname()[1]
     relay = await start(openai=provider(f"https://127.0.0.1:{port}", websocket={"default_path": "x"}))
     assert await _ask(relay, kind) == (502, "upstream_tls_failed")
+    message = f"TLS with the provider 'openai' at 127.0.0.1:{port} failed: its certificate is not trusted."
+    assert (await relay.events("exchange"))[0]["cause"] == message
     server.close()
 
 

@@ -415,27 +415,32 @@ class _Upstream(RelayError, side="upstream", status=502, close_code=1014):
 
 
 @dataclass(eq=False)
-class UpstreamUnreachable(_Upstream, code="upstream_unreachable", retryable=True):
-    """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
+class UpstreamNotConnected(_Upstream):
+    """No connection that could carry a request. Base class only."""
 
-    host: str
+    provider: str
+    address: str
+    """Host and port, and what stands between if the connection goes through something."""
     reason: str
-
-    @property
-    def message(self) -> str:
-        return f"No connection to {self.host}: {self.reason}."
 
 
 @dataclass(eq=False)
-class UpstreamTlsFailed(_Upstream, code="upstream_tls_failed"):
-    """The TLS handshake with the provider failed. Nothing was sent."""
-
-    host: str
-    reason: str
+class UpstreamUnreachable(UpstreamNotConnected, code="upstream_unreachable", retryable=True):
+    """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
 
     @property
     def message(self) -> str:
-        return f"TLS with {self.host} failed: {self.reason}."
+        return f"No connection to the provider '{self.provider}' at {self.address}: {self.reason}."
+
+
+@dataclass(eq=False)
+class UpstreamTlsFailed(UpstreamNotConnected, code="upstream_tls_failed"):
+    """The TLS handshake with the provider failed. Nothing was sent."""
+
+    @property
+    def message(self) -> str:
+        where = f"the provider '{self.provider}' at {self.address}"
+        return f"TLS with {where} failed: {self.reason}."
 
 
 @dataclass(eq=False)

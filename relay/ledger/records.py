@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
 from relay.core.record import Record
@@ -60,8 +61,7 @@ def record_of(exchange: Exchange) -> Record:
         _add_session(record, exchange)
     if error is not None:
         record.error = error.code
-        if exchange.cause is not None:
-            record.cause = _cause(exchange.cause)
+        record.cause = _cause(error, exchange.cause)
     _add_names(record, exchange)
     return record
 
@@ -107,10 +107,16 @@ def _ms(from_s: float, to_s: float) -> float:
     return int((to_s - from_s) * 1e5) / 100
 
 
-def _cause(error: BaseException) -> str:
-    """The types of a failure and of what caused it: their texts may hold URLs with keys."""
-    names = [type(error).__name__]
-    inner = error.__cause__ or getattr(error, "os_error", None)
-    if inner is not None and inner is not error:
+def _cause(error: RelayError, cause: BaseException | None) -> str | None:
+    """Where no connection came up; else the types of a failure and of what caused it: their texts
+    may hold URLs with keys.
+    """
+    if isinstance(error, UpstreamNotConnected):
+        return clean(error.message)
+    if cause is None:
+        return None
+    names = [type(cause).__name__]
+    inner = cause.__cause__ or getattr(cause, "os_error", None)
+    if inner is not None and inner is not cause:
         names.append(type(inner).__name__)
     return " from ".join(names)

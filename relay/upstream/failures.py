@@ -41,42 +41,49 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     WITHIN_ANSWER. Nobody prints the traceback of such a failure: it is dropped.
     """
     _drop_tracebacks(error)
-    host, proxy = route.target.host, route.target.proxy
-    if proxy is not None and (failure := _of_proxy(error, host, proxy)) is not None:
-        return failure
+    name, address, proxy = route.provider.name, _address(route), route.target.proxy
+    if proxy is not None:
+        if (failure := _of_proxy(error, route, proxy)) is not None:
+            return failure
+        address = f"{address} through the proxy {proxy}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        through = f" through the proxy {proxy}" if proxy is not None else ""
         limit_s = route.provider.connect_timeout_s
-        return UpstreamUnreachable(host, f"none within {limit_s:g} s{through}")
+        return UpstreamUnreachable(name, address, f"none within {limit_s:g} s")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return UpstreamTlsFailed(host, "its certificate is not trusted")
+        return UpstreamTlsFailed(name, address, "its certificate is not trusted")
     if isinstance(error, aiohttp.ClientSSLError):
-        return UpstreamTlsFailed(host, "the handshake was refused")
+        return UpstreamTlsFailed(name, address, "the handshake was refused")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return UpstreamUnreachable(host, NO_NAME)
+        return UpstreamUnreachable(name, address, NO_NAME)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamUnreachable(host, _os_reason(error.os_error))
+        return UpstreamUnreachable(name, address, _os_reason(error.os_error))
     if isinstance(error, aiohttp.InvalidURL):
         return BadPath("it does not make a URL")
     return _mapped_later(error, phase)
 
 
-def _of_proxy(error: Exception, host: str, proxy: Proxy) -> RelayError | None:
+def _of_proxy(error: Exception, route: Route, proxy: Proxy) -> RelayError | None:
     """Where it is the proxy that failed; nothing was sent to the provider then."""
-    named = f"the proxy {proxy}"
+    name, address, named = route.provider.name, _address(route), f"the proxy {proxy}"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         hint = ": it wants another user or password" if error.status == 407 else ""
-        return UpstreamUnreachable(host, f"{named} answered {error.status}{hint}")
+        return UpstreamUnreachable(name, address, f"{named} answered {error.status}{hint}")
     if isinstance(error, ProxyBroke):
-        return UpstreamUnreachable(host, f"{named} broke off, or answered no HTTP")
+        return UpstreamUnreachable(name, address, f"{named} broke off, or answered no HTTP")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return UpstreamUnreachable(host, f"the name of {named} does not resolve")
+        return UpstreamUnreachable(name, address, f"the name of {named} does not resolve")
     tls = aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError
     if isinstance(error, tls) and proxy.shown == f"https://{error.host}:{error.port}":
-        return UpstreamTlsFailed(host, f"{named} has no certificate that is trusted")
+        return UpstreamTlsFailed(name, address, f"{named} has no certificate that is trusted")
     if isinstance(error, aiohttp.ClientProxyConnectionError):
-        return UpstreamUnreachable(host, f"{named}: {_os_reason(error.os_error)}")
+        return UpstreamUnreachable(name, address, f"{named}: {_os_reason(error.os_error)}")
     return None
+
+
+def _address(route: Route) -> str:
+    """Host and port of the target."""
+    host = route.target.host
+    return f"[{host}]:{route.target.port}" if ":" in host else f"{host}:{route.target.port}"
 
 
 def _drop_tracebacks(error: BaseException) -> None:
@@ -115,4 +122,4 @@ def _os_reason(error: OSError) -> str:
         return "it was refused"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "the relay has no file descriptor left (ulimit -n)"
-    return os.strerror(error.errno).lower() if error.errno else "the network said no"
+    return os.strerror(error.errno).lower() if error.errno else "network error"
