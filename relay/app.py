@@ -24,6 +24,7 @@ from relay.demo import Demo
 from relay.gateway import GATEWAY, Gateway
 from relay.janitor import janitor
 from relay.ledger import log
+from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
 from relay.surfaces import admin, health, native, records, usage
@@ -87,7 +88,11 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
         async with reloading:
             return await reload(gateway, sources)
 
-    gateway.reload = reload_alone
+    async def apply_alone(files: Snapshot) -> list[str]:
+        async with reloading:
+            return await reload(gateway, sources, files)
+
+    gateway.reload, gateway.apply = reload_alone, apply_alone
     log.protect(gateway.config)
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
@@ -115,18 +120,24 @@ async def _outbound(app: web.Application) -> AsyncIterator[None]:
         await app[GATEWAY].stop()
 
 
-async def reload(gateway: Gateway, sources: Sources) -> list[str]:
+async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = None) -> list[str]:
     """Read the same places again and put the result in force; the changed settings that need a
     restart. Raises ConfigInvalid, the old one kept.
 
-    Running exchanges go on with what they began with.
+    With `files`, which the supervisor has read and checked, those are taken instead. Running
+    exchanges go on with what they began with.
     """
     try:
-        config = await asyncio.to_thread(load, sources)
+        if files is None:
+            config = await asyncio.to_thread(load, sources, None, gateway.config)
+        else:
+            config = await asyncio.to_thread(load, sources, Files(files))
     except ConfigError as error:
         log.warn("reload.refused", problems=[str(problem) for problem in error.problems])
         raise ConfigInvalid([str(problem) for problem in error.problems]) from error
+    restart = needing_restart(gateway.started_with.settings, config.settings)
     gateway.replace(config)
-    restart = needing_restart(gateway.started_with, config.settings)
+    if files is None:
+        log.config_warnings(config)
     log.event("reload.done", providers=len(config.registry.providers), needs_restart=restart)
     return restart

@@ -30,7 +30,7 @@ def banner(config: Config, sock: socket.socket, tls: socket.socket | None = None
         f"  ledger          {_ledger(config)}",
     ]
     if tls is not None and config.certificate is not None:
-        lines.append(f"  tls             {address(tls, 'https')}   ({config.certificate.chain})")
+        lines.append(f"  tls             {address(tls, 'https')}   ({config.certificate.shown})")
     if config.settings.server.workers > 1:
         lines.append(f"  workers         {config.settings.server.workers}")
     if "demo" in config.registry.providers:

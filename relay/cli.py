@@ -1,4 +1,4 @@
-"""The command line: serve, check, explain, doctor, logs, usage, schema, init.
+"""The command line: serve, check, reload, explain, doctor, logs, usage, schema, init.
 
 It reads arguments, calls, prints.
 """
@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 import relay
-from relay import report
+from relay import reloading, report, worker
 from relay.banner import banner
-from relay.control import Control
 from relay.core.errors import RelayError
 from relay.demo import Demo
 from relay.doctor import examine
@@ -32,8 +30,8 @@ from relay.ledger import log
 from relay.ledger.metrics_folder import remove_dead_folders
 from relay.ledger.traces import TracingUnavailable
 from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
+from relay.registry.files import Files
 from relay.registry.load import (
-    Certificate,
     Config,
     ConfigError,
     Sources,
@@ -42,7 +40,7 @@ from relay.registry.load import (
     load,
     packaged,
 )
-from relay.registry.yamlfile import Problem
+from relay.registry.problems import Problem
 from relay.server import assert_fast_parser, serve
 from relay.storage.database import BadDatabaseUrl, DatabaseNewer, try_out
 from relay.supervisor import Supervisor
@@ -51,7 +49,14 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
-_CANNOT = (CannotListen, BadDatabaseUrl, DatabaseNewer, TracingUnavailable, report.NoAnswer)
+_CANNOT = (
+    CannotListen,
+    BadDatabaseUrl,
+    DatabaseNewer,
+    TracingUnavailable,
+    report.NoAnswer,
+    reloading.NoReload,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ConfigError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(problem.in_full, file=sys.stderr)
         print(f"{len(error.problems)} problem(s); nothing was started.", file=sys.stderr)
         return BAD_CONFIG
     except _CANNOT as error:
@@ -88,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _serving(_command(commands, "serve", "run the relay", _serve))
     _command(commands, "check", "check gateway.yaml and list the providers", _check)
+    reloading.add_arguments(
+        _command(commands, "reload", "have the running relay read its files again", _reload)
+    )
     explaining = _command(
         commands, "explain", "print what a call would become, without making it", _explain
     )
@@ -108,14 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "init", "write gateway.yaml, config/providers and .env.example here", _init
     )
     writing.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
-    worker = _command(commands, "worker", argparse.SUPPRESS, _worker)
-    worker.add_argument("--listen-fd", type=int, required=True)
-    worker.add_argument("--control-fd", type=int, required=True)
-    worker.add_argument("--demo-url", default="")
-    worker.add_argument("--tls-fd", type=int)
-    worker.add_argument("--tls-certificate")
-    worker.add_argument("--tls-key")
-    worker.add_argument("--overrides", type=json.loads, default=[])
+    worker.add_arguments(_command(commands, "worker", argparse.SUPPRESS, worker.run))
     return parser
 
 
@@ -154,10 +155,7 @@ def _sources(options: argparse.Namespace) -> Sources:
     config = find_config(options.config)
     if options.env_file != ".env" and not Path(options.env_file).exists():
         raise ConfigError([Problem(options.env_file, 1, 1, (), "there is no such file")])
-    certificate = None
-    if getattr(options, "tls_certificate", None):
-        certificate = Certificate(Path(options.tls_certificate), Path(options.tls_key))
-    return Sources(config, Path(options.env_file), getattr(options, "demo_url", ""), certificate)
+    return Sources(config, Path(options.env_file))
 
 
 def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
@@ -184,12 +182,13 @@ def _serve(options: argparse.Namespace) -> int:
     check_workers(config)
     settings = config.settings
     log.setup(settings.log.level, settings.log.format)
+    log.config_warnings(config)
     raise_file_limit()
     listeners = listen(config, allow_beyond_loopback=options.open)
     demo = Demo.bind() if settings.demo.enabled else None
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
-        config = load(sources)
+        config = load(sources, Files(config.read.files))
     print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
     uvloop.run(_run(config, sources, listeners, demo))
     return OK
@@ -223,27 +222,21 @@ async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Dem
         await serve(config, sources, listeners)
 
 
-def _worker(options: argparse.Namespace) -> int:
-    """One of several, started by the supervisor."""
-    overrides = tuple((section, key, value) for section, key, value in options.overrides)
-    sources = replace(_sources(options), overrides=overrides)
-    config = load(sources)
-    log.setup(config.settings.log.level, config.settings.log.format)
-    raise_file_limit()
-    tls = socket.socket(fileno=options.tls_fd) if options.tls_fd is not None else None
-    listeners = Listeners(socket.socket(fileno=options.listen_fd), tls)
-    uvloop.run(_run_worker(config, sources, listeners, options.control_fd))
+def _reload(options: argparse.Namespace) -> int:
+    config = load(_sources(options))
+    _print_warnings(config)
+    reloading.reload(config, options.url, print)
     return OK
 
 
-async def _run_worker(
-    config: Config, sources: Sources, listeners: Listeners, control_fd: int
-) -> None:
-    await serve(config, sources, listeners, await Control.open(control_fd))
+def _print_warnings(config: Config) -> None:
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:
     config = load(_sources(options))
+    _print_warnings(config)
     width = max(map(len, config.registry.providers), default=0)
     for name, provider in sorted(config.registry.providers.items()):
         sockets = f", WebSockets {provider.websocket.via}" if provider.websocket_rules else ""

@@ -24,7 +24,9 @@ ANSWER_TIMEOUT_S = 10.0
 """How long a worker may take to carry out an order."""
 _ASK_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
 _LINE_BYTES = 256 * 1024
-_UNREAD_BYTES = 1024 * 1024
+_CONFIG_LINE_BYTES = 16 * 1024 * 1024
+"""From the supervisor, which sends the files of the configuration; twice in a Begin."""
+_UNREAD_BYTES = 8 * 1024 * 1024
 _MOST_PROBLEMS, _PROBLEM_CHARS = 100, 500
 
 
@@ -38,6 +40,17 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int = 0
     restart: list[str] = []
     """Changed settings that need a restart."""
+
+
+class Begin(msgspec.Struct, tag_field="say", tag="begin"):
+    """The first message to a worker: the files that it makes its configuration of. They are not
+    read again by each worker: since a refused reload they may be bad.
+    """
+
+    files: dict[str, Any]
+    """A Snapshot (registry/files.py): of the supervisor's own start."""
+    reloaded: dict[str, Any] | None = None
+    """Of the last reload."""
 
 
 class Ready(msgspec.Struct, tag_field="say", tag="ready"):
@@ -78,7 +91,7 @@ class Done(msgspec.Struct, tag_field="say", tag="done"):
     answer: Answer
 
 
-Message = Ready | Leaving | Do | Did | Ask | Done
+Message = Begin | Ready | Leaving | Do | Did | Ask | Done
 _decode = msgspec.json.Decoder(Message).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -93,9 +106,15 @@ class Channel:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def open(cls, sock: socket.socket) -> Channel:
+    async def open(cls, sock: socket.socket, line_bytes: int = _LINE_BYTES) -> Channel:
         """Take over one socket of the pair. Raises OSError."""
-        return cls(*await asyncio.open_connection(sock=sock, limit=_LINE_BYTES))
+        return cls(*await asyncio.open_connection(sock=sock, limit=line_bytes))
+
+    async def first(self) -> Message | None:
+        """The next message; None if the other process has ended."""
+        async for message in self.messages():
+            return message
+        return None
 
     def post(self, message: Message) -> None:
         """Send one message without waiting. Raises ConnectionError if the other process is gone, or
@@ -151,7 +170,12 @@ class Control:
     @classmethod
     async def open(cls, fd: int) -> Control:
         """Take over the inherited descriptor."""
-        return cls(await Channel.open(socket.socket(fileno=fd)))
+        return cls(await Channel.open(socket.socket(fileno=fd), _CONFIG_LINE_BYTES))
+
+    async def begin(self) -> Begin | None:
+        """What the supervisor sends first; None if it has ended."""
+        message = await self._channel.first()
+        return message if isinstance(message, Begin) else None
 
     def tell(self, message: Ready | Leaving) -> None:
         """Tell the supervisor, if it is there."""

@@ -70,6 +70,8 @@ _REFUSED = _Leg(
 async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
     """Probe the providers, all at once; say a line for each probe. True if all is well."""
     config = load(sources)
+    for warning in config.warnings:
+        say(f"warning: {warning}")
     chosen = [p for p in config.registry.providers.values() if not names or p.name in names]
     unknown = set(names) - {provider.name for provider in chosen}
     for name in sorted(unknown):

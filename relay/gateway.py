@@ -36,8 +36,10 @@ from relay.ledger.ledger import Ledger
 from relay.ledger.metrics import Metrics
 from relay.ledger.retention import Retention
 from relay.ledger.traces import Traces
+from relay.registry.files import Snapshot
 from relay.registry.load import Config
 from relay.registry.registry import Registry
+from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
 from relay.storage.counters import MemoryCounters
 from relay.storage.database import Database, database_url
@@ -65,9 +67,7 @@ class Gateway:
         self.ledger = Ledger(_database(config), self.clock, new_id)
         self.metrics, self.traces = self._observers(config.settings)
         kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)
-        there = None
-        if self.shared is not None and config.settings.cache.store == "redis":
-            there = RedisStore(self.shared, time.time)
+        there = RedisStore(self.shared, time.time) if self.shared is not None else None
         self.cache = Cache(kept, there, self.later)
         self._take(config)
         self.calls: set[Exchange] = set()  # whose waits the janitor judges, at each sweep
@@ -83,9 +83,13 @@ class Gateway:
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
-        self.started_with = config.settings
+        self.started_with = config
         self.reload: Callable[[], Awaitable[list[str]]] | None = None
-        """Gives the changed settings that need a restart."""
+        """Reads the files again, in all processes; the changed settings that need a restart."""
+        self.apply: Callable[[Snapshot], Awaitable[list[str]]] | None = None
+        """The same with files that were read elsewhere, in this process."""
+        self.when_replaced: Callable[[Config], None] | None = None
+        """Takes over what the server needs of a new configuration."""
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
         """Of this process; where there are several, of all."""
         self.upstream: UpstreamSessions
@@ -157,11 +161,16 @@ class Gateway:
         self.in_session.add(exchange)
 
     def replace(self, config: Config) -> None:
-        """Put a checked configuration in force. Running Exchanges keep what they began with."""
+        """Put a checked configuration in force. Running Exchanges keep what they began with.
+        Settings that need a restart stay as they were at the start.
+        """
+        config = taken_over(self.started_with, config)
         self._take(config)
         self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
         log.protect(config)
+        if self.when_replaced is not None:
+            self.when_replaced(config)
 
     def _budget(self) -> Budget:
         given = self.settings.retry_budget
@@ -177,7 +186,7 @@ class Gateway:
         self.config = config
         self.settings: GatewayFile = config.settings
         self.registry: Registry = config.registry
-        self.cache.memory.limit_bytes = config.settings.cache.memory_bytes
+        self.cache.configure(config.settings.cache.store, config.settings.cache.memory_bytes)
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import aiohttp.http_parser
+import msgspec
 from aiohttp import web
 
 from relay import signals
@@ -27,6 +28,7 @@ from relay.core.errors import ConfigInvalid, Draining, WorkersIncomplete
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.listen import BACKLOG, CannotListen, Listeners
+from relay.registry.files import Snapshot
 from relay.registry.load import Config, Sources
 from relay.websocket import draining
 
@@ -53,23 +55,30 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
 
         context = server_context(certificate)
         sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
-        reload_config = gateway.reload
-        assert reload_config is not None
 
-        async def reload() -> list[str]:
-            restart = await reload_config()
-            # A renewed certificate serves the next handshake.
-            context.load_cert_chain(certificate.chain, certificate.key)
-            return restart
+        def renew(config: Config) -> None:
+            # It serves the next handshake.
+            if config.certificate is not None:
+                config.certificate.load_into(context)
 
-        gateway.reload = reload
+        gateway.when_replaced = renew
     return sites
 
 
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What a worker has of its supervisor."""
+
+    control: Control
+    reloaded: Snapshot | None = None
+    """The files in force, where a reload has replaced those of the start."""
+
+
 async def serve(
-    config: Config, sources: Sources, listeners: Listeners, control: Control | None = None
+    config: Config, sources: Sources, listeners: Listeners, supervised: Supervised | None = None
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
+    control = supervised.control if supervised else None
     app = standalone(config, sources)
     gateway = app[GATEWAY]
     runner = RelayRunner(
@@ -78,6 +87,10 @@ async def serve(
     await runner.setup()
     sites = _sites(runner, listeners, gateway)
     stop = Stop(asyncio.Event(), asyncio.Event())
+    if supervised is not None and supervised.reloaded is not None:
+        # A worker of an earlier start has the settings of the start, and what a reload took over.
+        assert gateway.apply is not None
+        await gateway.apply(supervised.reloaded)
     async with _supervised(gateway, control, stop), _signals(gateway, stop):
         for site in sites:
             await site.start()
@@ -144,12 +157,12 @@ async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> 
 
 def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
     """What the supervisor may order of this worker."""
-    reload_here, purge_here = gateway.reload, gateway.purge
-    assert reload_here is not None
+    apply_here, purge_here = gateway.apply, gateway.purge
+    assert apply_here is not None
 
-    async def reload(_given: dict[str, Any]) -> Answer:
+    async def reload(given: dict[str, Any]) -> Answer:
         try:
-            return Answer(restart=await reload_here())
+            return Answer(restart=await apply_here(msgspec.convert(given, Snapshot)))
         except ConfigInvalid as error:
             return Answer(list(error.problems))
 
@@ -179,15 +192,17 @@ def _ask_all(gateway: Gateway, control: Control) -> None:
             raise WorkersIncomplete("reload", answer.missing)
         return answer.restart
 
+    purge_here = gateway.purge
+
     async def purge(which: Purge) -> int:
+        if gateway.cache.is_shared:
+            return await purge_here(which)
         answer = await control.ask("purge", asdict(which))
         if answer.problems or answer.missing:
             raise WorkersIncomplete("purge", [*answer.problems, *answer.missing])
         return answer.count
 
-    gateway.reload = reload
-    if gateway.settings.cache.store == "memory":  # Redis is one for all
-        gateway.purge = purge
+    gateway.reload, gateway.purge = reload, purge
 
 
 @contextlib.asynccontextmanager

@@ -23,11 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from relay import signals
 from relay.control import (
     ANSWER_TIMEOUT_S,
     Answer,
     Ask,
+    Begin,
     Channel,
     Did,
     Do,
@@ -40,8 +43,9 @@ from relay.demo import Demo
 from relay.ledger import log
 from relay.ledger.metrics_folder import metrics_folder
 from relay.listen import CannotListen, Listeners, check_workers
+from relay.registry.files import Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
-from relay.registry.restart import needing_restart
+from relay.registry.restart import needing_restart, taken_over
 
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STABLE_S = 30.0
@@ -67,7 +71,7 @@ class _Worker:
     """Done when it has ended and all that it held is let go."""
     answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
 
-    def post(self, message: Do | Done) -> None:
+    def post(self, message: Begin | Do | Done) -> None:
         """Send it one message, if it is there."""
         with contextlib.suppress(ConnectionError):
             self.channel.post(message)
@@ -86,7 +90,7 @@ class Supervisor:
     def __init__(
         self, config: Config, sources: Sources, listeners: Listeners, demo: Demo | None
     ) -> None:
-        self._started_with, self._config = config.settings, config
+        self._started_with, self._config = config, config
         self._sources, self._listeners, self._demo = sources, listeners, demo
         self._workers: dict[int, _Worker] = {}
         self._serving = [asyncio.Event() for _ in range(config.settings.server.workers)]
@@ -160,12 +164,18 @@ class Supervisor:
             channel = await Channel.open(ours)
             opened.pop_all()
         worker = _Worker(number, process, channel)
+        worker.post(self._begin())
         worker.ended.add_done_callback(lambda _: self._leaves(worker))
         self._workers[process.pid] = worker
         worker.followed = self._own(self._follow(worker))
         if self._stopping.is_set():  # the signal came while the process was made
             self._end(worker)
         return worker
+
+    def _begin(self) -> Begin:
+        """A new worker starts as the first ones did, and then takes the reload that they took."""
+        started, now = self._started_with.read.files, self._config.read.files
+        return Begin(_sent(started), None if self._config is self._started_with else _sent(now))
 
     def _command(self, control: socket.socket) -> Sequence[str]:
         arguments = worker_arguments(self._sources, self._listeners, control.fileno())
@@ -267,7 +277,8 @@ class Supervisor:
 
     async def _reload(self) -> Answer:
         try:
-            config = await asyncio.to_thread(load, self._sources)
+            loaded = await asyncio.to_thread(load, self._sources, None, self._config)
+            config = taken_over(self._started_with, loaded)
             check_workers(config)
         except (ConfigError, CannotListen) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
@@ -275,9 +286,10 @@ class Supervisor:
             log.warn("reload.refused", problems=texts)
             return Answer(texts)
         self._config = config
-        restart = needing_restart(self._started_with, config.settings)
+        log.config_warnings(config)
+        restart = needing_restart(self._started_with.settings, loaded.settings)
         deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
-        missing = (await self._all("reload", {})).missing
+        missing = (await self._all("reload", _sent(config.read.files))).missing
         missing += await self._not_serving(deadline)
         if missing:
             log.warn("reload.incomplete", missing=missing)
@@ -306,7 +318,7 @@ class Supervisor:
         del worker.answers[ask_id]
         if answer.done():
             return answer.result()
-        # What a process held is gone with it, and its successor reads the files again.
+        # What a process held is gone with it, and its successor begins with what is in force.
         return Answer() if worker.ended.done() else Answer([worker.state])
 
     async def _not_serving(self, deadline_s: float) -> list[str]:
@@ -321,7 +333,7 @@ class Supervisor:
         await asyncio.gather(*either, return_exceptions=True)
         starting = {worker.number for worker in self._workers.values() if not worker.over.is_set()}
         return [
-            f"worker {number}: it has died, and reads the new configuration when it starts again"
+            f"worker {number}: it has died, and gets the new configuration when it starts again"
             for number, serving in enumerate(self._serving)
             if not serving.is_set() and number not in starting
         ]
@@ -354,6 +366,12 @@ async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
     while worker.process.poll() is None:  # noqa: ASYNC110 (a process has no event; a few ms)
         await asyncio.sleep(_REAP_POLL_S)
     worker.ended.set_result(None)
+
+
+def _sent(files: Snapshot) -> dict[str, Any]:
+    """As a message holds it."""
+    built: dict[str, Any] = msgspec.to_builtins(files)
+    return built
 
 
 def _pause_s(failures: int) -> float:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.core.hosts import LOOPBACK_NAMES
-from relay.registry.load import Certificate
+from relay.registry.certificates import Certificate, CertificateFiles
 
 SELF_SIGNED_DAYS = 397
 """The longest that browsers accept."""
@@ -27,18 +27,18 @@ _RENEW_BEFORE = datetime.timedelta(days=30)
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """TLS 1.2 and later, HTTP/1.1. Raises OSError or ssl.SSLError if the files do not fit."""
+    """TLS 1.2 and later, HTTP/1.1. Raises ssl.SSLError if the two do not fit."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     # With TLS 1.3's session tickets uvloop (0.22) left a request right behind the handshake unread
     # about once in 150 under load, until the client gave up. Without them it never did.
     context.num_tickets = 0
-    context.load_cert_chain(certificate.chain, certificate.key)
+    certificate.load_into(context)
     return context
 
 
-def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> Certificate:
+def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> CertificateFiles:
     """A certificate for loopback and `hosts` in `folder`; one that is there and good is kept.
 
     Kept, so that a client that was told to trust the file goes on trusting it. The key's file is
@@ -47,7 +47,7 @@ def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> C
     chain, key_file = folder / "self-signed.pem", folder / "self-signed-key.pem"
     names = list(dict.fromkeys([*LOOPBACK_NAMES, *hosts]))
     if key_file.exists() and _still_good(chain, names, now):
-        return Certificate(chain, key_file)
+        return CertificateFiles(chain, key_file)
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     key_file.touch(mode=0o600)
@@ -60,7 +60,7 @@ def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> C
     )
     made = _certificate(key, names, now)
     chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return Certificate(chain, key_file)
+    return CertificateFiles(chain, key_file)
 
 
 def _certificate(

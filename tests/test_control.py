@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from relay import control
-from relay.control import Answer, Channel, Control, Did, Do
+from relay.control import Answer, Begin, Channel, Control, Did, Do
 from relay.ledger import log
 from relay.listen import Listeners, bind
+from relay.registry.files import MAX_TOTAL_BYTES, Snapshot
 from relay.supervisor import Supervisor
 from tests.relays import HANG_GUARD_S, LogStream, configured
 
@@ -172,6 +174,12 @@ if behaviour not in ("starting", "deaf"):
     say(say="ready")
 for line in channel:
     said = json.loads(line)
+    if said["say"] == "begin":
+        open("began.tmp", "w").write(line)
+        os.rename("began.tmp", f"began.{os.getpid()}.json")
+        continue
+    if said.get("order") == "reload":
+        open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(said["given"]))
     open("orders.txt", "a").write(f"{said.get('order', said['say'])}\\n")
     if said["say"] == "done":
         open(f"done{said['id']}.json", "w").write(json.dumps(said["answer"]))
@@ -283,8 +291,12 @@ async def test_a_second_signal_cuts_what_the_first_lets_go_on(supervise: Supervi
 async def test_a_worker_that_dies_at_its_start_is_started_again_ever_more_slowly(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.supervisor._BACKOFF_S", (0.01, 0.02, 0.03))
     run = await supervise("dies")
-    await run.until(lambda: len(run.events("worker.died")) >= 8)
-    pauses = [event["restart_in_s"] for event in run.events("worker.died") if event["worker"] == 0]
+
+    def pauses_of_the_first() -> list[float]:
+        return [event["restart_in_s"] for event in run.events("worker.died") if event["worker"] == 0]
+
+    await run.until(lambda: len(pauses_of_the_first()) >= 4)
+    pauses = pauses_of_the_first()
     assert pauses[:4] == [0.01, 0.02, 0.03, 0.03] and run.events("worker.died")[0]["exit_code"] == 3
 
 
@@ -356,3 +368,61 @@ async def test_a_reload_names_the_settings_that_need_a_restart(supervise: Superv
     configured(run.folder, {"server": {"workers": 3, "drain_timeout_s": 1}, "log": {"level": "debug"}})
     answer = await run.supervisor.order("reload", {})
     assert answer.restart == ["server.workers", "log.level"] and answer.missing == []
+
+
+# What workers make their configuration of -------------------------------------------------------------
+
+
+async def _begun(run: Supervised, pid: int) -> Begin:
+    file = run.folder / f"began.{pid}.json"
+    await run.until(file.exists)
+    return msgspec.json.decode(file.read_bytes(), type=Begin)
+
+
+def _file(sent: dict[str, Any] | None, folder: Path) -> bytes:
+    return msgspec.convert(sent, Snapshot).files[str(folder / "gateway.yaml")]
+
+
+async def test_every_worker_takes_the_bytes_that_the_supervisor_read(supervise: Supervise) -> None:
+    run = await supervise("good")
+    await run.until(lambda: len(run.events("worker.ready")) == 2)
+    config = run.folder / "gateway.yaml"
+    first = config.read_bytes()
+    for pid in run.started:
+        begin = await _begun(run, pid)
+        assert _file(begin.files, run.folder) == first and begin.reloaded is None
+    config.write_bytes(first + b"# changed\n")
+    assert (await run.supervisor.order("reload", {})).problems == []
+    for pid in run.started:
+        given = json.loads((run.folder / f"reloaded.{pid}.json").read_text())
+        assert _file(given, run.folder) == first + b"# changed\n"
+
+
+async def test_a_worker_that_is_started_again_gets_what_is_in_force_and_not_the_bad_file(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.supervisor._BACKOFF_S", (0.01,))
+    run = await supervise("good", server={"workers": 1, "drain_timeout_s": 0.5})
+    await run.until(lambda: len(run.events("worker.ready")) == 1)
+    config = run.folder / "gateway.yaml"
+    first = config.read_bytes()
+    for text, reloaded in ((b"sever: {}\n", None), (first + b"# new\n", first + b"# new\n"), (b"", first + b"# new\n")):
+        config.write_bytes(text)
+        answer = await run.supervisor.order("reload", {})
+        assert bool(answer.problems) == (not text.startswith(first))
+        before = len(run.events("worker.ready"))
+        os.kill(run.events("worker.ready")[-1]["pid"], signal.SIGKILL)
+        await run.until(lambda before=before: len(run.events("worker.ready")) == before + 1)
+        begin = await _begun(run, run.events("worker.ready")[-1]["pid"])
+        assert _file(begin.files, run.folder) == first, "it starts as the first one did"
+        assert (begin.reloaded and _file(begin.reloaded, run.folder)) == reloaded
+
+
+async def test_a_configuration_as_large_as_one_may_be_reaches_a_worker() -> None:
+    ours, theirs = socket.socketpair()
+    supervisor, worker = await Channel.open(ours), await Control.open(theirs.detach())
+    files = msgspec.to_builtins(Snapshot({"gateway.yaml": os.urandom(MAX_TOTAL_BYTES)}))
+    supervisor.post(Begin(files, files))
+    begin = await asyncio.wait_for(worker.begin(), HANG_GUARD_S)
+    assert begin is not None and begin.reloaded == files
+    supervisor.close()
+    assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor is gone"
+    worker._channel.close()

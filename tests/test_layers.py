@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"ledger"},
     "signals": set(),
     "supervisor": {"core", "registry", "ledger", "demo", "listen", "control", "signals"},
-    "cli": {"core", "registry", "ledger", "storage", "listen", "server", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor", "report"},
+    "reloading": {"registry"},
+    "worker": {"registry", "ledger", "control", "listen", "server"},
+    "cli": {"core", "registry", "ledger", "storage", "listen", "server", "worker", "reloading", "supervisor", "control", "demo", "banner", "explain", "tls", "doctor", "report"},
     "__main__": {"cli", "signals"},
     "__init__": set(),
 } | dict.fromkeys(LINES, BELOW_LINES | LINES)  # fmt: skip

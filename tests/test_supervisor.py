@@ -117,6 +117,29 @@ async def test_a_reload_reaches_every_worker_or_none(pair: Served, raw: RawUpstr
                 assert answer.status == 200
 
 
+async def test_a_worker_that_dies_after_a_refused_reload_comes_back_with_what_is_in_force(pair: Served, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    config = pair.folder / "gateway.yaml"
+    config.write_text(config.read_text().replace("  up:", "  moved:").replace("enabled: true", "enabled: true\nmetrics:\n  enabled: false"))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        async with session.post(f"{pair.url}/api/v1/ai-gateway/providers/reload") as answer:
+            assert (await answer.json())["needs_restart"] == ["metrics.enabled"]
+        config.write_text("sever: {}")
+        (pair.folder / ".env").unlink()
+        async with session.post(f"{pair.url}/api/v1/ai-gateway/providers/reload") as answer:
+            assert answer.status == 422
+        first = await _workers(pair, 2)
+        for pid in first.values():
+            os.kill(pid, signal.SIGKILL)
+        await _workers(pair, 4)
+        for _ in range(10):
+            async with session.get(pair.path("moved", "x")) as answer:
+                assert await answer.read() == b"fine"
+            async with session.get(f"{pair.url}/metrics") as answer:
+                assert answer.status == 200, "what needs a restart is as it was in every worker"
+    assert sum("worker.died" in line for line in pair.lines) == 2
+
+
 async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     relay = await serve(tmp_path, {"cache": {"ttl_s": 3600}, "providers": {"up": provider(raw.url)}}, "--workers", "2")

@@ -175,8 +175,19 @@ class RedisStore:
 class Cache:
     """The cache of a process: in its memory, or in Redis."""
 
-    def __init__(self, memory: MemoryStore, there: RedisStore | None, later: Later) -> None:
-        self.memory, self._there, self._later = memory, there, later
+    def __init__(self, memory: MemoryStore, redis: RedisStore | None, later: Later) -> None:
+        self.memory, self._redis, self._later = memory, redis, later
+        self._there = redis
+
+    def configure(self, store: str, memory_bytes: int) -> None:
+        """Use the `store` that a configuration names, Redis only where there is one."""
+        self._there = self._redis if store == "redis" else None
+        self.memory.limit_bytes = memory_bytes
+
+    @property
+    def is_shared(self) -> bool:
+        """True if all workers use one store."""
+        return self._there is not None
 
     async def find(self, kept: Keeping) -> Hit | None:
         """What is kept for this call."""

@@ -228,6 +228,12 @@ def warn(name: str, **fields: Any) -> None:
     _write("warning", name, fields)
 
 
+def config_warnings(config: Config) -> None:
+    """What may be a mistake in the configuration."""
+    for warning in config.warnings:
+        warn("config.warning", place=warning.place, message=warning.said)
+
+
 def bug(name: str, error: BaseException, **fields: Any) -> None:
     """A failure of the relay's own, with its traceback, redacted."""
     text = redacted("".join(traceback.format_exception(error)))

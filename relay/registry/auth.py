@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from relay.core.provider import AuthRule, Credential, Strategy
 from relay.registry import entries
 from relay.registry.credentials import Expanded
-from relay.registry.yamlfile import Where
+from relay.registry.problems import Where
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,28 +31,32 @@ from relay.registry.credentials import Expanded
 from relay.registry.demo import demo_entry
 from relay.registry.entries import ProviderEntry
 from relay.registry.pricing import price_rules
+from relay.registry.problems import Document, Where
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
 from relay.registry.targets import fallbacks, homes, retry_rules, socket_rules, target
-from relay.registry.yamlfile import Document, Where
+from relay.registry.urls import BadUrl, path_problem, read_url
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
-_DEFAULT_PORTS = {"https": 443, "http": 80}
 _CREDENTIAL_QUERIES = frozenset({"cf-aig-authorization"})
 
 
 def build_registry(
-    settings: schema.GatewayFile, entries: Mapping[str, Entry], demo_url: str, proxies: Proxies
+    settings: schema.GatewayFile,
+    entries: Mapping[str, Entry],
+    demo_url: str,
+    names: Collection[str],
+    proxies: Proxies,
 ) -> Registry:
     """The registry of all `entries`, and of `demo` if it runs. Problems go into the entries'
-    Documents.
+    Documents. `names` are those that a fallback may name: of providers with problems too.
     """
     providers: dict[str, Provider] = {}
     for name, (entry, document, templates) in entries.items():
-        builder = _Builder(settings, proxies, name, entry, document, templates, entries)
+        builder = _Builder(settings, proxies, name, entry, document, templates, names)
         if (provider := builder.provider()) is not None:
             providers[name] = provider
     if demo_url and "demo" not in providers:
@@ -163,17 +167,11 @@ class _Builder:
 
     def _base(self, text: str, where: Where) -> URL | None:
         try:
-            url = URL(text, encoded=True)
-            port = url.port
-        except ValueError:
-            self._complain(where, "is not a URL")
+            url = read_url(text)
+        except BadUrl as error:
+            self._complain(where, str(error))
             return None
-        if url.scheme not in _DEFAULT_PORTS or not url.raw_host or port is None:
-            self._complain(where, "should be an http:// or https:// URL")
-            return None
-        if url.raw_user or url.raw_password or url.raw_query_string or url.raw_fragment:
-            self._complain(where, "may have no user, query or fragment")
-            return None
+        assert url.raw_host is not None
         secret = self.entry.auth is not None or self.entry.client_credentials == "allow"
         exposed = secret and not self.entry.allow_http and not is_loopback(url.raw_host)
         if url.scheme == "http" and exposed:
@@ -233,6 +231,9 @@ class _Builder:
         rules = []
         for prefix, to in self.entry.paths.items():
             if to.startswith("/"):
+                if problem := path_problem(to):
+                    self._complain(("paths", prefix), problem)
+                    continue
                 target = rest if rest.via == "cloudflare" else direct
                 moved = URL(f"{target.origin}{to}", encoded=True)
                 if target.via == "cloudflare":

@@ -14,10 +14,13 @@ from pydantic_core import PydanticCustomError
 
 from relay.core.text import clean
 from relay.registry.entries import Bytes, ProviderCache, Seconds, Section
+from relay.registry.urls import BadUrl, HeaderName, is_service_url, read_url
 
 
 def _redis_url(given: str | None) -> str | None:
-    if given and not given.startswith(("redis://", "rediss://", "unix://")):
+    given = (given or "").strip()
+    schemes = ("redis://", "rediss://", "unix://")
+    if given and not (given.startswith(schemes) and is_service_url(given)):
         raise PydanticCustomError("redis_url", "should be a redis://, rediss:// or unix:// URL")
     return given or None
 
@@ -159,9 +162,14 @@ class Metrics(Section):
 
 
 def _otlp(given: str | None) -> str | None:
-    if given and not given.startswith(("http://", "https://")):
-        raise PydanticCustomError("otlp", "should be a URL such as http://localhost:4318")
-    return given or None
+    given = (given or "").strip()
+    if not given:
+        return None
+    try:
+        return str(read_url(given))
+    except BadUrl as error:
+        words = f"{error} (such as http://localhost:4318)"
+        raise PydanticCustomError("otlp", "{words}", {"words": words}) from None
 
 
 class Tracing(Section):
@@ -169,7 +177,7 @@ class Tracing(Section):
         None,
         description="OTLP endpoint (http/protobuf), such as http://localhost:4318; none: no traces.",
     )
-    headers: dict[str, str] = Field(
+    headers: dict[HeaderName, str] = Field(
         {}, repr=False, description="Sent with every export, such as a vendor's key."
     )
     sample: float = Field(

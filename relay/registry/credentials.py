@@ -7,13 +7,18 @@ Never logs or shows a value; messages name variables only.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from relay.core.text import quoted
+from relay.registry.files import Files, TooLarge, Unreadable
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -21,22 +26,60 @@ _PLACEHOLDER = re.compile(r"your[_-]|<.*>\Z|changeme\Z|x{3,}\Z", re.IGNORECASE)
 
 
 class EnvFileProblem(Exception):
-    """The `.env` file is there but cannot be read."""
+    """The `.env` file is there but cannot be read; the text says why."""
 
 
-def environment(env_file: Path | None) -> dict[str, str]:
-    """The variables in force: those of `env_file`, overridden by the process's own."""
-    values: dict[str, str] = {}
-    if env_file is not None and env_file.exists():
-        try:
-            with env_file.open(encoding="utf-8") as stream:
-                values = {
-                    k: v for k, v in dotenv_values(stream=stream, interpolate=False).items() if v
-                }
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise EnvFileProblem(f"{env_file.name}: cannot be read: {reason}") from error
-    return values | dict(os.environ)
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """What `${NAME}` may name."""
+
+    values: Mapping[str, str] = field(repr=False)
+    unquoted: frozenset[str] = frozenset()
+    """Of the process's environment: those that stood in quotes, which were removed."""
+    from_file: frozenset[str] = frozenset()
+    """Those that the `.env` file sets."""
+    bad_lines: tuple[int, ...] = ()
+    """Lines of the `.env` file that set nothing and are no comment."""
+
+
+def read_variables(env_file: Path | None, files: Files) -> Variables:
+    """The variables in force: those of `env_file`, overridden by the process's own. Raises
+    EnvFileProblem.
+    """
+    given: dict[str, str] = {}
+    bad: list[int] = []
+    for binding in parse_stream(io.StringIO(_env_text(env_file, files))):
+        if binding.error:
+            bad.append(binding.original.line)
+        elif binding.key is not None and binding.value:
+            given[binding.key] = binding.value
+    own = dict(os.environ)
+    unquoted = {name: text for name in own if (text := _without_quotes(own[name])) is not None}
+    return Variables(given | own | unquoted, frozenset(unquoted), frozenset(given), tuple(bad))
+
+
+def _env_text(env_file: Path | None, files: Files) -> str:
+    if env_file is None:
+        return ""
+    try:
+        return files.read(env_file).decode("utf-8-sig")
+    except TooLarge:
+        said = "the files of the configuration are larger than 4 MiB together"
+        raise EnvFileProblem(said) from None
+    except Unreadable as error:
+        if error.number == errno.ENOENT:
+            return ""
+        raise EnvFileProblem(f"cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise EnvFileProblem("cannot be read: it is not UTF-8 text") from error
+
+
+def _without_quotes(value: str) -> str | None:
+    """What stands in quotes; None if it stands in none. `docker run --env-file` passes them on."""
+    text = value.strip()
+    if len(text) >= len('""') and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    return None
 
 
 def is_set(value: str | None) -> bool:
@@ -60,12 +103,15 @@ class Expanded:
     """The text before the first reference: `Bearer `."""
 
 
-def expand(template: str, variables: Mapping[str, str], folder: Path) -> Expanded:
+def expand(
+    template: str, variables: Mapping[str, str], folder: Path, files: Files | None = None
+) -> Expanded:
     """Replace `${NAME}`, `${NAME:-default}` and `${file:PATH}` in `template`.
 
     Relative secret files are read from `folder`; one newline at their end is not part of the
     secret.
     """
+    files = files or Files()
     names: list[str] = []
     missing: list[str] = []
     bad: list[str] = []
@@ -74,13 +120,14 @@ def expand(template: str, variables: Mapping[str, str], folder: Path) -> Expande
         reference = match.group(1)
         if reference.startswith("file:"):
             names.append(reference)
-            text = _secret_file(folder, reference.removeprefix("file:"))
+            text = _secret_file(folder / reference.removeprefix("file:"), files)
             if text is None:
                 missing.append(reference)
             return text or ""
         name, has_default, default = reference.partition(":-")
         if not _NAME.match(name):
-            bad.append(f"'${{{reference}}}' is not ${{NAME}}, ${{NAME:-default}} or ${{file:PATH}}")
+            forms = "${NAME}, ${NAME:-default} or ${file:PATH}"
+            bad.append(f"'${{{quoted(reference)}}}' is not {forms}")
             return ""
         names.append(name)
         found = variables.get(name)
@@ -98,10 +145,10 @@ def expand(template: str, variables: Mapping[str, str], folder: Path) -> Expande
     return Expanded(text, tuple(names), tuple(missing), bad[0] if bad else "", scheme)
 
 
-def _secret_file(folder: Path, name: str) -> str | None:
+def _secret_file(path: Path, files: Files) -> str | None:
     try:
-        text = (folder / name).read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError):
+        text = files.read(path).decode("utf-8").rstrip("\r\n")
+    except (Unreadable, TooLarge, UnicodeDecodeError):
         return None
     return text if is_set(text) else None
 

@@ -1,6 +1,7 @@
 """What may stand under a provider's name: one pydantic model a section, as in schema.py.
 
 Owns: the keys of a provider. It holds what was written; build.py gives it its meaning.
+Longer than a module should be because it is a catalogue: one field a key.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath
+
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
-Seconds = Annotated[float, Field(gt=0)]
-Bytes = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 Via = Literal["direct", "cloudflare"]
 Verdict = Literal["pass", "drop", "credential", "credential_next"]
 Format = Literal[
@@ -27,13 +30,13 @@ Format = Literal[
 class Section(BaseModel):
     """Unknown keys are errors; nothing changes after the start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Auth(Section):
-    header: str | None = Field(None, description="Header that takes the credential.")
-    query: str | None = Field(None, description="Query parameter that takes it.")
-    subprotocol: str | None = Field(
+    header: HeaderName | None = Field(None, description="Header that takes the credential.")
+    query: QueryName | None = Field(None, description="Query parameter that takes it.")
+    subprotocol: HeaderName | None = Field(
         None, description="Subprotocol prefix that takes it, such as `xi-api-key.`."
     )
     value: Annotated[
@@ -69,8 +72,8 @@ class ProviderCache(Section):
 
 
 class CloudflareWebSocket(Section):
-    slug: str = Field(description="The provider's name on Cloudflare's sockets.")
-    path: str | None = Field(
+    slug: UrlPath = Field(description="The provider's name on Cloudflare's sockets.")
+    path: UrlPath | None = Field(
         None, description="What the default path becomes there; none: it is sent as it is."
     )
     auth: Auth | None = Field(
@@ -80,15 +83,15 @@ class CloudflareWebSocket(Section):
 
 
 class CloudflareSlug(Section):
-    slug: str = Field(description="The provider's name in Cloudflare's URLs.")
-    path: str = Field("", description="Put between the slug and the endpoint.")
+    slug: UrlPath = Field(description="The provider's name in Cloudflare's URLs.")
+    path: UrlPath = Field("", description="Put between the slug and the endpoint.")
     websocket: CloudflareWebSocket | None = Field(
         None, description="How sockets go through Cloudflare; none: they go direct."
     )
 
 
 class ProviderWebSocket(Section):
-    default_path: str = Field(description="Opened when the client names no endpoint.")
+    default_path: Endpoint = Field(description="Opened when the client names no endpoint.")
     paths: list[str] = Field(
         [], description="Patterns of the paths that have WebSockets (`*` is anything), where not all do; elsewhere a handshake gets 426."
     )
@@ -96,7 +99,7 @@ class ProviderWebSocket(Section):
         {},
         description="Added on the default path alone, when the client names no model, intent, call_id or agent_id, nor any of these.",
     )
-    header_queries: dict[str, str] = Field(
+    header_queries: dict[HeaderName, QueryName] = Field(
         {},
         description="Header to the query parameter that means the same: a default of either is left out where the other goes up.",
     )
@@ -157,7 +160,7 @@ class Retries(Section):
 class Fallback(Section):
     provider: str = Field(description="A provider of this file; it may be the same one.")
     model: str | None = Field(None, description="Replaces the call's, in the body, path, query or form field that names it.")
-    endpoint: str | None = Field(None, description="Called instead of the call's.")
+    endpoint: Endpoint | None = Field(None, description="Called instead of the call's.")
     weight: float = Field(1, gt=0, description="Its share, with `order: weight`.")
 
 
@@ -168,7 +171,7 @@ def _field_name(given: str) -> str:
 
 
 class Rewrite(Section):
-    headers: list[str] = Field([], description="Response headers that hold one URL.")
+    headers: list[HeaderName] = Field([], description="Response headers that hold one URL.")
     fields: dict[str, list[Annotated[str, AfterValidator(_field_name)]]] = Field(
         {}, description="Endpoint prefix to the JSON fields of its answers that hold a URL."
     )
@@ -249,7 +252,7 @@ class ProviderEntry(Section):
         None,
         description="Ask for the usage of streamed completions (`stream_options.include_usage`), and remove the event that tells it; none: only as a fallback of a provider with `true`.",
     )
-    idempotency_header: str | None = Field(
+    idempotency_header: HeaderName | None = Field(
         None,
         description="Header in which it takes one key for all attempts of a call, which makes any call repeatable.",
     )
@@ -264,7 +267,9 @@ class ProviderEntry(Section):
     query_credentials: list[str] = Field(
         [], description="Query names in which its SDKs send a key: cut from every call."
     )
-    headers: dict[str, str] = Field({}, description="Sent when the client sends none of that name.")
+    headers: dict[DefaultHeader, str] = Field(
+        {}, description="Sent when the client sends none of that name."
+    )
     paths: dict[str, str] = Field(
         {},
         description="Endpoint prefix to another path (/x) or another host of the provider's (https://…).",
@@ -273,11 +278,11 @@ class ProviderEntry(Section):
         None,
         description="Where absolute URLs of the provider's own hosts come back as the relay's.",
     )
-    target_header: str | None = Field(
+    target_header: HeaderName | None = Field(
         None,
         description="Header in which its SDK names the URL it wants when it calls the endpoint `proxy`.",
     )
-    check: str | None = Field(
+    check: Endpoint | None = Field(
         None, description="Endpoint of a GET that costs nothing, for `relay doctor`."
     )
     websocket: ProviderWebSocket | None = Field(

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from relay.core.limits import Counts, Rule
 from relay.registry import schema
 from relay.registry.controls import Limit
-from relay.registry.yamlfile import Document
+from relay.registry.problems import Document
 
 _COUNTS: tuple[Counts, ...] = (
     "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",

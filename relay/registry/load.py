@@ -6,10 +6,10 @@ Either a whole Config comes out, or ConfigError with every problem found; nothin
 
 from __future__ import annotations
 
-import difflib
-import ssl
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shlex
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,35 @@ from pydantic import ValidationError
 
 import relay
 from relay.core.limits import Rule
+from relay.core.text import quoted
 from relay.registry import credentials, schema
 from relay.registry.build import build_registry
+from relay.registry.certificates import (
+    Certificate,
+    CertificateFiles,
+    read_certificate,
+    written_paths,
+)
 from relay.registry.entries import ProviderEntry, Section
+from relay.registry.expansion import Expander
+from relay.registry.files import BadPattern, Files
 from relay.registry.limits import limit_rules
+from relay.registry.problems import MAX_PROBLEMS, Document, Problem, Where
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.yamlfile import Document, Problem, Where, read
+from relay.registry.unfinished import InForce, look_for_unfinished, lost_files
+from relay.registry.validation import validated
+from relay.registry.yamlfile import read
 
-_ACCOUNT = ("account_id", "gateway_id", "api_key")
+_READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 
 class ConfigError(Exception):
     """The configuration is refused. `problems` are complete, in the order of the files."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
+        super().__init__("\n".join(problem.in_full for problem in problems))
         self.problems = problems
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """The PEM files that the relay serves TLS with."""
-
-    chain: Path
-    key: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Config:
     registry: Registry
     certificate: Certificate | None = None
     limits: tuple[Rule, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    """What may be a mistake, but is taken."""
+    read: InForce = field(default_factory=InForce)
+    """The files that it was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class Sources:
     env_file: Path | None
     demo_url: str = ""
     """Base URL of the running built-in provider, or empty if it does not run."""
-    certificate: Certificate | None = None
+    certificate: CertificateFiles | None = None
     """Instead of the one that the file names."""
     overrides: tuple[tuple[str, str, object], ...] = ()
     """(section, key, value) of settings that the command line gives: they win over the file."""
@@ -89,43 +97,130 @@ def find_config(given: str | None) -> Path:
     return local if local.exists() else packaged() / "gateway.yaml"
 
 
-def load(sources: Sources) -> Config:
-    """Read and check everything. Raises ConfigError."""
+def load(sources: Sources, files: Files | None = None, before: Config | None = None) -> Config:
+    """Read and check everything, from disk or from `files`. Raises ConfigError.
+
+    With the configuration in force as `before`, as a reload does, a file that is empty or cut, and
+    was not before, is a problem.
+    """
+    files = files or Files()
+    variables = _variables(sources, files)
+    paths, documents = _read_all(sources.config, files)
+    if before is not None:
+        pairs = list(zip(paths, documents, strict=True))
+        look_for_unfinished(pairs, before.read, files.snapshot())
+    if any(document.data is None for document in documents):
+        _raise_if_any(documents)  # names that are in a file that cannot be read would be unknown
+    expander = Expander(variables, sources.config.parent, files)
+    templates = [expander.expand(document) for document in documents]
+    found = _Found(documents, templates, variables)
+    config = found.build(sources, files)
+    snapshot = files.snapshot()
+    lost = lost_files(sources.env_file, before.read, snapshot, paths) if before else ()
+    _raise_if_any([*documents, found.outside], list(lost))
+    assert config is not None
+    in_force = InForce(snapshot, found.with_providers(paths))
+    warnings = (*_env_warnings(sources, files, variables), *found.warnings)
+    return replace(config, warnings=warnings, read=in_force)
+
+
+@dataclass(slots=True)
+class _Found:
+    """The documents of a configuration, on their way to a Config."""
+
+    documents: list[Document]
+    templates: list[dict[Where, credentials.Expanded]]
+    variables: credentials.Variables
+    outside: Document = field(default_factory=lambda: Document("environment"))
+    """For the problems of variables that no file names."""
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [warning for document in self.documents for warning in document.warnings]
+
+    def with_providers(self, paths: list[Path]) -> frozenset[str]:
+        pairs = zip(paths, self.documents, strict=True)
+        return frozenset(str(path) for path, document in pairs if _providers(document))
+
+    def build(self, sources: Sources, files: Files) -> Config | None:
+        """The Config; None where the documents have problems already that leave none to build."""
+        main = self.documents[0]
+        names = {*_names(self.documents), "demo"}
+        settings = validated(main, schema.GatewayFile)
+        others = [validated(document, schema.ProvidersFile) for document in self.documents[1:]]
+        if settings is None or None in others:
+            return None
+        assert isinstance(settings, schema.GatewayFile)
+        settings = _overridden(settings, sources.overrides)
+        entries = self._entries([settings, *others])
+        proxies = Proxies(
+            self.variables.values, lambda name, text: self.outside.complain((name,), text)
+        )
+        registry = build_registry(settings, entries, sources.demo_url, names, proxies)
+        if settings.cache.store == "redis" and settings.redis.url is None:
+            main.complain(("cache", "store"), "needs redis.url")
+        limits = limit_rules(settings, names, main)
+        paths = sources.certificate or written_paths(main, settings.tls, sources.config.parent)
+        certificate = read_certificate(main, paths, files) if paths else None
+        return Config(sources.config, settings, registry, certificate, limits)
+
+    def _entries(
+        self, validated: list[Any]
+    ) -> dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]]:
+        entries: dict[str, Any] = {}
+        for document, file, templates in zip(
+            self.documents, validated, self.templates, strict=True
+        ):
+            for name, entry in file.providers.items():
+                if name in entries:
+                    other = entries[name][1].file
+                    document.complain(
+                        ("providers", name), f"a provider of this name stands in {other} too"
+                    )
+                entries[name] = (entry, document, templates)
+        return entries
+
+
+def _names(documents: list[Document]) -> set[str]:
+    """Of all providers that are written down, right or wrong."""
+    return {name for document in documents for name in _providers(document)}
+
+
+def _providers(document: Document) -> Mapping[str, Any]:
+    found = document.data.get("providers") if isinstance(document.data, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _variables(sources: Sources, files: Files) -> credentials.Variables:
     try:
-        variables = credentials.environment(sources.env_file)
+        return credentials.read_variables(sources.env_file, files)
     except credentials.EnvFileProblem as error:
-        name = sources.env_file.name if sources.env_file else ".env"
-        raise ConfigError([Problem(name, 1, 1, (), str(error).partition(": ")[2])]) from error
-    documents = _read_all(sources.config)
-    unset = {
-        at: _expand(document, variables, sources.config.parent)
-        for at, document in enumerate(documents)
-    }
-    main = documents[0]
-    settings = _validated(main, schema.GatewayFile)
-    files = [_validated(document, schema.ProvidersFile) for document in documents[1:]]
-    _raise_if_any(documents)
-    assert isinstance(settings, schema.GatewayFile)
-    settings = _overridden(settings, sources.overrides)
-    entries: dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]] = {}
-    for at, (document, file) in enumerate(zip(documents, [settings, *files], strict=True)):
-        for name, entry in file.providers.items():  # type: ignore[union-attr]
-            if name in entries:
-                other = entries[name][1].file
-                document.complain(
-                    ("providers", name), f"a provider of this name stands in {other} too"
-                )
-            entries[name] = (entry, document, unset[at])
-    outside = Document("environment")
-    documents.append(outside)
-    proxies = Proxies(variables, lambda name, text: outside.complain((name,), text))
-    registry = build_registry(settings, entries, sources.demo_url, proxies)
-    if settings.cache.store == "redis" and settings.redis.url is None:
-        main.complain(("cache", "store"), "needs redis.url")
-    limits = limit_rules(settings, {*entries, "demo"}, main)
-    certificate = sources.certificate or _certificate(main, settings.tls, sources.config.parent)
-    _raise_if_any(documents)
-    return Config(sources.config, settings, registry, certificate, limits)
+        raise ConfigError([_of_env_file(sources, 1, str(error))]) from error
+
+
+def _of_env_file(sources: Sources, line: int, message: str) -> Problem:
+    name = sources.env_file.name if sources.env_file else ".env"
+    return Problem(name, line, 1, (), message)
+
+
+def _env_warnings(
+    sources: Sources, files: Files, variables: credentials.Variables
+) -> list[Problem]:
+    """Of the file with the variables: lines that set nothing, and who may read it."""
+    said = "sets nothing: a line is NAME=value, and a quote that begins must end"
+    found = [_of_env_file(sources, line, said) for line in variables.bad_lines[:MAX_PROBLEMS]]
+    path = sources.env_file
+    if path is None or not variables.from_file or not files.on_disk:
+        return found
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return found
+    if mode & _READABLE_BY_OTHERS:
+        command = f"chmod 600 {shlex.quote(str(path))}"
+        said = f"others on this machine may read it (mode {stat.S_IMODE(mode):04o}): {command}"
+        found.append(_of_env_file(sources, 1, said))
+    return found
 
 
 def _overridden(
@@ -142,147 +237,48 @@ def _overridden(
     return settings.model_copy(update=changed)
 
 
-def _certificate(main: Document, tls: schema.Tls, folder: Path) -> Certificate | None:
-    """The files under `tls:`, relative to gateway.yaml, tried out: a relay must not start to find
-    them wrong.
-    """
-    if tls.certificate is None and tls.key is None:
-        return None
-    if tls.certificate is None or tls.key is None:
-        main.complain(("tls",), "needs both certificate and key")
-        return None
-    found = Certificate(folder / tls.certificate, folder / tls.key)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found.chain, found.key)
-    except ssl.SSLError as error:
-        reason = (error.reason or "not PEM").lower().replace("_", " ")
-        main.complain(("tls", "certificate"), f"does not make a certificate with tls.key: {reason}")
-    except OSError as error:
-        at = "key" if found.chain.is_file() else "certificate"
-        main.complain(("tls", at), f"cannot be read: {error.strerror}")
-    return found
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of gateway.yaml, for editors."""
     return schema.GatewayFile.model_json_schema()
 
 
-def _raise_if_any(documents: list[Document]) -> None:
+def _raise_if_any(documents: list[Document], others: list[Problem] | None = None) -> None:
     in_order = (
         sorted(document.problems, key=lambda p: (p.line, p.column)) for document in documents
     )
-    if problems := [problem for ordered in in_order for problem in ordered]:
+    if problems := [*(problem for ordered in in_order for problem in ordered), *(others or [])]:
         raise ConfigError(problems)
 
 
-def _read_all(path: Path) -> list[Document]:
-    main = read(path, path.name)
-    documents = [main]
+def _read_all(path: Path, files: Files) -> tuple[list[Path], list[Document]]:
+    main = read(path, path.name, files)
+    paths, documents = [path], [main]
     includes = main.data.get("include") if isinstance(main.data, dict) else None
-    for at, pattern in enumerate(includes if isinstance(includes, list) else []):
-        found = sorted(path.parent.glob(pattern)) if isinstance(pattern, str) and pattern else []
-        if not found:
-            main.complain(("include", at), f"no file matches '{pattern}'")
-        documents += [read(file, _shown(file, path.parent)) for file in found]
-    return documents
+    known = {path.resolve()}
+    for at in range(len(includes) if isinstance(includes, list) else 0):
+        for file in _included(main, path.parent, at, files):
+            if (real := file.resolve()) == path.resolve():
+                main.complain(("include", at), f"{path.name} includes itself")
+            if real not in known:
+                known.add(real)
+                paths.append(file)
+                documents.append(read(file, _shown(file, path.parent), files))
+    return paths, documents
+
+
+def _included(main: Document, folder: Path, at: int, files: Files) -> list[Path]:
+    pattern = main.data["include"][at]
+    if not isinstance(pattern, str):
+        return []  # the schema says so
+    try:
+        found = files.matching(folder, pattern)
+    except BadPattern as error:
+        main.complain(("include", at), str(error))
+        return []
+    if not found:
+        main.complain(("include", at), f"no file matches '{quoted(pattern)}'")
+    return found
 
 
 def _shown(file: Path, folder: Path) -> str:
     return str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
-
-
-def _expand(
-    document: Document, variables: Mapping[str, str], folder: Path
-) -> dict[Where, credentials.Expanded]:
-    """Expand every text of the document in place.
-
-    Inside a provider's `auth` a missing variable leaves that provider unconfigured: those templates
-    are returned, by place, for the registry. Anywhere else it is a problem.
-    """
-    templates: dict[Where, credentials.Expanded] = {}
-    for where, holder, key in list(_texts(document.data, ())):
-        expanded = credentials.expand(holder[key], variables, folder)
-        if expanded.bad:
-            document.complain(where, expanded.bad)
-        if _is_auth(where):
-            templates[where] = expanded
-        elif expanded.missing:
-            names = ", ".join(expanded.missing)
-            document.complain(where, f"{names} is not set; set it, or write ${{NAME:-default}}")
-        else:
-            holder[key] = expanded.text
-    return templates
-
-
-def _is_auth(where: Where) -> bool:
-    return where[0] == "providers" and "auth" in where[2:] and "value" in where
-
-
-def _texts(node: Any, where: Where) -> Iterator[tuple[Where, Any, Any]]:
-    pairs = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    for key, value in pairs:
-        if isinstance(value, str):
-            yield (*where, key), node, key
-        else:
-            yield from _texts(value, (*where, key))
-
-
-def _validated(document: Document, model: type[Section]) -> Section | None:
-    data = document.data
-    if data is None or (document.problems and not isinstance(data, dict)):
-        return None
-    if isinstance(data, dict) and isinstance(account := data.get("cloudflare"), dict):
-        # An empty variable means the default here, not an empty gateway name.
-        data["cloudflare"] = {k: v for k, v in account.items() if v != "" or k not in _ACCOUNT}
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False, include_context=False):
-            document.complain(detail["loc"], _worded(detail, detail["loc"], model))
-    return None
-
-
-def _worded(detail: Any, where: Where, model: type[Section]) -> str:
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = known_names(where[:-1], model)
-        near = difflib.get_close_matches(str(where[-1]), known, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key; {hint}"
-    if kind == "missing":
-        return "is missing"
-    if kind == "model_type":
-        return "should be a mapping"
-    return str(detail["msg"]).replace("Input should be", "should be")
-
-
-def known_names(where: Where, model: type[Section]) -> list[str]:
-    """The keys that the schema has at `where`."""
-    whole = model.model_json_schema()
-    node: Any = whole
-    for part in where:
-        node = _child(whole, node, part)
-    return sorted(_resolved(whole, node).get("properties", {}))
-
-
-def _child(whole: Any, node: Any, part: str | int) -> Any:
-    node = _resolved(whole, node)
-    if part in node.get("properties", {}):
-        return node["properties"][part]
-    other = node.get("items") if isinstance(part, int) else node.get("additionalProperties")
-    return other if isinstance(other, dict) else {}
-
-
-def _resolved(whole: Any, node: Any) -> Any:
-    """Follow a reference; of alternatives take the one that is a section."""
-    for option in node.get("anyOf", [node]):
-        if "$ref" in option:
-            return whole["$defs"][option["$ref"].rpartition("/")[2]]
-    return node

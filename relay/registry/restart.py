@@ -1,16 +1,21 @@
 """Which settings a running relay cannot take over from a reload.
 
-Owns: that list. A reload names those that changed, so that nobody takes them for being in force.
+Owns: that list. A reload names those that changed, and goes on with the values of the start: no
+part of the process may take one of them over while the others have not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from relay.registry.load import Config
 from relay.registry.schema import GatewayFile
 
-AT_START = {
+AT_START: Mapping[str, tuple[str, ...]] = {
     "server": ("host", "port", "workers", "keepalive_timeout_s"),
-    "tls": ("certificate", "key", "host", "port"),
-    "cache": ("store",),
+    "tls": ("host", "port"),
     "redis": ("url", "timeout_s"),
     "metrics": ("enabled", "max_models"),
     "tracing": ("endpoint", "headers", "service_name"),
@@ -18,15 +23,38 @@ AT_START = {
     "demo": ("enabled",),
 }
 """Settings that are read when the process starts, and `database`. All others hold from the next
-call on."""
+call on: but for `cache.store` where there was no Redis, and `tls.certificate` and `tls.key` where
+there was no TLS, or is none any more."""
 
 
-def needing_restart(in_force: GatewayFile, loaded: GatewayFile) -> list[str]:
+def _at_start(started: GatewayFile, loaded: GatewayFile) -> dict[str, tuple[str, ...]]:
+    """The settings that need a restart to change from the one to the other."""
+    needed = dict(AT_START)
+    if started.redis.url is None:
+        needed["cache"] = ("store",)
+    if (started.tls.certificate is None) != (loaded.tls.certificate is None):
+        needed["tls"] = ("certificate", "key", *needed["tls"])
+    return needed
+
+
+def needing_restart(started: GatewayFile, loaded: GatewayFile) -> list[str]:
     """The changed settings that need a restart, such as `server.port`."""
     changed = [
         f"{section}.{key}"
-        for section, keys in AT_START.items()
+        for section, keys in _at_start(started, loaded).items()
         for key in keys
-        if getattr(getattr(in_force, section), key) != getattr(getattr(loaded, section), key)
+        if getattr(getattr(started, section), key) != getattr(getattr(loaded, section), key)
     ]
-    return changed + (["database"] if in_force.database != loaded.database else [])
+    return changed + (["database"] if started.database != loaded.database else [])
+
+
+def taken_over(started: Config, loaded: Config) -> Config:
+    """What is in force after a reload: `loaded`, but for the settings that need a restart."""
+    before, now = started.settings, loaded.settings
+    kept: dict[str, Any] = {"database": before.database}
+    for section, keys in _at_start(before, now).items():
+        values = {key: getattr(getattr(before, section), key) for key in keys}
+        kept[section] = getattr(now, section).model_copy(update=values)
+    has_tls = (started.certificate is None) == (loaded.certificate is None)
+    certificate = loaded.certificate if has_tls else started.certificate
+    return replace(loaded, settings=now.model_copy(update=kept), certificate=certificate)

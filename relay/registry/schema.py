@@ -24,16 +24,20 @@ from relay.registry.controls import (
     Tracing,
 )
 from relay.registry.entries import Bytes, ProviderEntry, Retries, Seconds, Section
+from relay.registry.urls import BadUrl, HttpUrl, UrlPath, is_service_url, read_url
 
-_PUBLIC = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[A-Za-z0-9._~/-]*)?\Z")
 _ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
 
 
 def _public_url(given: str | None) -> str | None:
-    given = (given or "").rstrip("/")
-    if given and not _PUBLIC.match(given):
-        raise PydanticCustomError("public_url", "should be a URL such as https://ai.example.com")
-    return given or None
+    given = (given or "").strip().rstrip("/")
+    if not given:
+        return None
+    try:
+        return str(read_url(given)).rstrip("/")
+    except BadUrl as error:
+        words = f"{error} (such as https://ai.example.com)"
+        raise PydanticCustomError("public_url", "{words}", {"words": words}) from None
 
 
 def _network(given: str) -> str:
@@ -175,21 +179,21 @@ class Demo(Section):
 
 
 class Cloudflare(Section):
-    account_id: str = Field(
+    account_id: UrlPath = Field(
         "", description="Set: providers with a slug go through Cloudflare AI Gateway."
     )
-    gateway_id: str = Field("default", description="The gateway's name; empty is `default`.")
+    gateway_id: UrlPath = Field("default", description="The gateway's name; empty is `default`.")
     api_key: str = Field(
         "", repr=False, description="Sent as cf-aig-authorization; empty sends none."
     )
-    base_url: str = Field(
+    base_url: HttpUrl = Field(
         "https://gateway.ai.cloudflare.com/v1", description="For private gateways and tests."
     )
 
 
 def _database(given: str | None) -> str | None:
     kind, colon, _ = (given or "").partition("://")
-    if colon and kind not in _DATABASES:
+    if colon and (kind not in _DATABASES or not is_service_url(given or "")):
         raise PydanticCustomError(
             "database", "should be a path, sqlite:///PATH or postgresql+asyncpg://…"
         )

@@ -26,9 +26,9 @@ from relay.core.provider import (
 from relay.core.rewriting import Home
 from relay.registry import entries
 from relay.registry.auth import Auth
+from relay.registry.problems import Where
 from relay.registry.proxies import Proxies
 from relay.registry.schema import WebSockets
-from relay.registry.yamlfile import Where
 
 
 def retry_rules(given: entries.Retries) -> RetryRules:

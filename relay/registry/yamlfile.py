@@ -1,164 +1,232 @@
 """YAML read strictly, with the place of every key and value remembered.
 
-Owns: the file's size, syntax, aliases, duplicate keys, plain types. Knows nothing of what the keys
-mean. Strings stay strings: `on`, `no`, `1e3` and dates are text here, as in YAML 1.2's core schema.
+Owns: the file's size, syntax, aliases, tags, duplicate keys, depth, plain types. Knows nothing of
+what the keys mean. Strings stay strings: `on`, `no`, `1e3` and dates are text here, as in YAML
+1.2's core schema. Time is bounded: a file is given up where it passes MAX_DEPTH or MAX_VALUES.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-MAX_FILE_BYTES = 1024 * 1024
+from relay.registry.files import Files, TooLarge, Unreadable
+from relay.registry.problems import Document, Place, Problem, Where
+from relay.registry.syntax import excerpt, explain
+
 MAX_DEPTH = 32
-
-Where = tuple[str | int, ...]
-"""A path into the document: `("providers", "openai", "base_url")`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the configuration. Lines and columns count from 1."""
-
-    file: str
-    line: int
-    column: int
-    where: Where
-    message: str
-
-    def __str__(self) -> str:
-        path = ".".join(map(str, self.where))
-        return f"{self.file}:{self.line}:{self.column}: {path + ': ' if path else ''}{self.message}"
-
-
-@dataclass(slots=True)
-class Document:
-    """A file's data and where each part of it stands."""
-
-    file: str
-    data: Any = None
-    marks: dict[Where, tuple[int, int]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def complain(self, where: Where, message: str) -> None:
-        """Add a problem at `where`, or at the nearest place above it that the file has."""
-        known = where
-        while known and known not in self.marks:
-            known = known[:-1]
-        line, column = self.marks.get(known, (1, 1))
-        problem = Problem(self.file, line, column, where, message)
-        if problem not in self.problems:
-            self.problems.append(problem)
+MAX_VALUES = 50_000
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader whose plain scalars are null, true/false, numbers, or text."""
 
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Give up before the scanner looks for what a thousand brackets may be the key of."""
+        if self.flow_level >= MAX_DEPTH:
+            raise _GivenUp(self.get_mark(), (), "nested too deeply")
+        super().fetch_flow_collection_start(token)
+
 
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag.endswith((":null", ":int", ":float", ":merge"))
+        (tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":int", ":float"))
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_BOOLEANS: Mapping[str, bool] = {"true": True, "True": True, "false": False, "False": False}
+_BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
+_TEXT_TAGS = ("!", "tag:yaml.org,2002:str")
+_ODD_BLANK = re.compile("[^\\S ]|[\u200b\ufeff]")
+_TYPOGRAPHIC_QUOTES = ("\u201c", "\u201d", "\u201e", "\u2018", "\u2019")
+# What no setting may hold: controls, and lone surrogates, which no encoding takes.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
-def read(path: Path, shown: str) -> Document:
+def unfit_character(text: str) -> str:
+    """Words for the first character of `text` that no setting may hold; empty if there is none."""
+    found = _UNFIT.search(text)
+    return f"holds a control character (U+{ord(found[0]):04X})" if found else ""
+
+
+def read(path: Path, shown: str, files: Files) -> Document:
     """Parse the file at `path`; problems are collected under the name `shown`, never raised."""
     document = Document(shown)
-    text = _text(path, document)
+    text = _text(path, document, files)
     if text is None:
         return document
     try:
-        node = _compose(text, document)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        document.problems.append(
-            Problem(shown, line, column, (), error.problem or "not valid YAML")
-        )
-        return document
+        built = _Builder(text, document).build()
+        document.data = {} if built is None else built
     except yaml.YAMLError as error:
-        document.complain((), f"not valid YAML: {str(error).splitlines()[0]}")
-        return document
-    document.data = {} if node is None else _build(node, (), document)
+        place, message = explain(error, text)
+        lines = text.splitlines()
+        line = lines[place[0] - 1] if place[0] <= len(lines) else ""
+        shown_line = excerpt(line, place[1]) if line.strip() else ()
+        document.problems.append(Problem(shown, *place, (), message, shown_line))
+    except _GivenUp as given_up:
+        document.complain_at(given_up.place, given_up.where, given_up.message)
     return document
 
 
-def _text(path: Path, document: Document) -> str | None:
+def _text(path: Path, document: Document, files: Files) -> str | None:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            document.complain((), "the file is larger than 1 MiB")
-            return None
-        return path.read_text("utf-8")
-    except OSError as error:
-        document.complain((), f"cannot be read: {error.strerror or error}")
-    except UnicodeDecodeError:
-        document.complain((), "is not UTF-8 text")
+        data = files.read(path)
+    except Unreadable as error:
+        said = str(error)
+        document.complain((), said if said.startswith("the file") else f"cannot be read: {said}")
+        return None
+    except TooLarge:
+        document.complain((), "the files of the configuration are larger than 4 MiB together")
+        return None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        place = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        hint = " but UTF-16; save it as UTF-8" if utf16 else ""
+        document.complain_at(place, (), f"is not UTF-8 text{hint}")
     return None
 
 
-def _compose(text: str, document: Document) -> yaml.Node | None:
-    """The node tree, unless aliases or anchors (bombs, and hard to read) are in it."""
-    for event in yaml.parse(text, Loader=_Loader):
-        if getattr(event, "anchor", None):
-            mark = event.start_mark
-            assert mark is not None
+_SHOWN_PARTS = 4
+
+
+class _GivenUp(Exception):
+    """The file passes a bound: the rest of it is not read."""
+
+    def __init__(self, mark: yaml.Mark | None, where: Where, message: str) -> None:
+        super().__init__(message)
+        self.place, self.where, self.message = _place(mark), where[:_SHOWN_PARTS], message
+
+
+def _place(mark: yaml.Mark | None) -> Place:
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+
+
+class _Builder:
+    """Makes the data of one file out of PyYAML's events, one pass, without its node tree."""
+
+    def __init__(self, text: str, document: Document) -> None:
+        self._document, self._values = document, 0
+        self._loader: Any = _Loader(text)
+
+    def build(self) -> Any:
+        """The data; an empty file is an empty mapping. Raises yaml.YAMLError, _GivenUp."""
+        events = self._loader
+        try:
+            events.get_event()
+            if events.check_event(yaml.StreamEndEvent):
+                return {}
+            events.get_event()
+            data = self._node(())
+            events.get_event()
+            after = events.get_event()
+            if not isinstance(after, yaml.StreamEndEvent):
+                message = "a second document begins here; a file holds one"
+                self._document.complain_at(_place(after.start_mark), (), message)
+            return data
+        finally:
+            events.dispose()
+
+    def _node(self, where: Where) -> Any:
+        event = self._loader.get_event()
+        self._document.marks.setdefault(where, _place(event.start_mark))
+        self._values += 1
+        if len(where) > MAX_DEPTH:
+            raise _GivenUp(event.start_mark, where, "nested too deeply")
+        if self._values > MAX_VALUES:
+            raise _GivenUp(event.start_mark, where, f"the file has more than {MAX_VALUES} values")
+        self._refuse_extras(event, where)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(where)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._sequence(where)
+        return self._scalar(event, where) if isinstance(event, yaml.ScalarEvent) else None
+
+    def _refuse_extras(self, event: Any, where: Where) -> None:
+        """Anchors and aliases (bombs, and hard to read), and tags."""
+        place, tag = _place(event.start_mark), getattr(event, "tag", None)
+        if event.anchor:
             kind = "aliases" if isinstance(event, yaml.AliasEvent) else "anchors"
             message = f"{kind} are not taken: write the value out"
-            document.problems.append(
-                Problem(document.file, mark.line + 1, mark.column + 1, (), message)
-            )
-    return None if document.problems else yaml.compose(text, Loader=_Loader)
+            self._document.complain_at(place, (), message)
+        if tag and tag not in _TEXT_TAGS:
+            message = "a value that begins with ! needs quotes: tags are not taken"
+            self._document.complain_at(place, where, message)
 
+    def _sequence(self, where: Where) -> list[Any]:
+        built: list[Any] = []
+        while not self._loader.check_event(yaml.SequenceEndEvent):
+            built.append(self._node((*where, len(built))))
+        self._loader.get_event()
+        return built
 
-def _build(node: yaml.Node, where: Where, document: Document) -> Any:
-    document.marks.setdefault(where, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if len(where) > MAX_DEPTH:
-        document.complain(where, "nested too deeply")
-        return None
-    if isinstance(node, yaml.MappingNode):
-        return _build_mapping(node, where, document)
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(child, (*where, at), document) for at, child in enumerate(node.value)]
-    return _scalar(node)
+    def _mapping(self, where: Where) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        document = self._document
+        while not self._loader.check_event(yaml.MappingEndEvent):
+            key_event = self._loader.peek_event()
+            key = self._key(where)
+            if key is None:
+                self._node((*where, "?"))
+                continue
+            place, inner = _place(key_event.start_mark), (*where, key)
+            if key in built:
+                first = document.marks[inner][0]
+                message = f"given twice; the first is in line {first}"
+                document.complain_at(place, inner, message)
+                self._node((*where, key, "?"))
+                continue
+            document.marks[inner] = place
+            built[key] = self._node(inner)
+        self._loader.get_event()
+        return built
 
-
-def _build_mapping(node: yaml.MappingNode, where: Where, document: Document) -> dict[str, Any]:
-    built: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = str(key_node.value)
-        inner = (*where, key)
-        mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-        if key in built:
-            first = document.marks[inner][0]
-            document.problems.append(
-                Problem(document.file, *mark, inner, f"given twice; the first is in line {first}")
-            )
-            continue
-        document.marks[inner] = mark
-        built[key] = _build(value_node, inner, document)
-    return built
-
-
-def _scalar(node: yaml.Node) -> Any:
-    value, plain = node.value, getattr(node, "style", None) is None
-    if plain and value in _BOOLEANS:
-        return _BOOLEANS[value]
-    try:
-        if node.tag == "tag:yaml.org,2002:null":
+    def _key(self, where: Where) -> str | None:
+        """The next key; None for one that is refused."""
+        event = self._loader.peek_event()
+        place = _place(event.start_mark)
+        if not isinstance(event, yaml.ScalarEvent):
+            self._node((*where, "?"))
+            if not isinstance(event, yaml.AliasEvent):
+                message = "a key is plain text; put one that begins with { or [ in quotes"
+                self._document.complain_at(place, where, message)
             return None
-        if node.tag == "tag:yaml.org,2002:int":
-            return int(value)
-        if node.tag == "tag:yaml.org,2002:float":
-            return float(value)
-    except ValueError:
-        return str(value)
-    return str(value)
+        self._loader.get_event()
+        self._refuse_extras(event, where)
+        if not event.value:
+            self._document.complain_at(place, where, "a key is missing before the colon")
+        elif unfit := unfit_character(event.value):
+            self._document.complain_at(place, where, f"the key {unfit}")
+        elif found := _ODD_BLANK.search(event.value):
+            message = f"the key holds U+{ord(found[0]):04X}, which looks like a space and is none"
+            self._document.complain_at(place, where, message)
+        else:
+            return str(event.value)
+        return None
+
+    def _scalar(self, event: Any, where: Where) -> Any:
+        value = str(event.value)
+        if event.style is None and value in _BOOLEANS and event.tag is None:
+            return _BOOLEANS[value]
+        tag = event.tag or self._loader.resolve(yaml.ScalarNode, value, event.implicit)
+        try:
+            if tag == "tag:yaml.org,2002:null":
+                return None
+            if tag == "tag:yaml.org,2002:int":
+                return int(value)
+            if tag == "tag:yaml.org,2002:float":
+                return float(value)
+        except ValueError:
+            return value
+        if event.style is None and value.startswith(_TYPOGRAPHIC_QUOTES):
+            message = f"{value[0]} is no quote of YAML's; write \" or '"
+            self._document.complain_at(_place(event.start_mark), where, message)
+        if unfit := unfit_character(value):
+            hint = "; write |- or >- instead of | or >" if event.style in ("|", ">") else ""
+            self._document.complain_at(_place(event.start_mark), where, unfit + hint)
+        return value

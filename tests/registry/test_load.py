@@ -27,13 +27,13 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
     ("text", "problem"),
     [
         ("sever: {}", "gateway.yaml:1:1: sever: unknown key; did you mean 'server'?"),
-        ("server:\n  port: x", "gateway.yaml:2:3: server.port: should be a valid integer, unable to parse string as an integer"),
+        ("server:\n  port: x", "gateway.yaml:2:3: server.port: should be a whole number, but is text"),
         ("server: {port: 1}\nserver: {}", "gateway.yaml:2:1: server: given twice; the first is in line 1"),
         ("a: &x 1", "gateway.yaml:1:4: anchors are not taken: write the value out"),
         ("a: *x", "gateway.yaml:1:4: aliases are not taken: write the value out"),
-        ("server: [1", "gateway.yaml:1:11: expected ',' or ']', but got '<stream end>'"),
-        ("server: []", "gateway.yaml:1:1: server: should be a mapping"),
-        ("- 1", "gateway.yaml:1:1: should be a mapping"),
+        ("server: [1", "gateway.yaml:1:9: the [ that begins here is not closed"),
+        ("server: []", "gateway.yaml:1:1: server: should be a mapping, but is a list: write `key: value`, without the -"),
+        ("- 1", "gateway.yaml:1:1: should be a mapping, but is a list: write `key: value`, without the -"),
         ("server: {host: '${NOPE}'}", "gateway.yaml:1:10: server.host: NOPE is not set; set it, or write ${NAME:-default}"),
         ("server: {host: '${1x}'}", "gateway.yaml:1:10: server.host: '${1x}' is not ${NAME}, ${NAME:-default} or ${file:PATH}"),
         ("server: {host: '${X'}", "gateway.yaml:1:10: server.host: a '${' is not closed"),
@@ -45,7 +45,7 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
         ("cors: {origins: [example.com]}", "gateway.yaml:1:18: cors.origins.0: should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173"),
         ("providers:\n  p: {base_url: http://example.com, auth: {header: x, value: '${K}'}}", "gateway.yaml:2:7: providers.p.base_url: would send a credential over plain http://; use https:// or allow_http: true"),
         ("providers:\n  p: {base_url: 'ftp://x'}", "gateway.yaml:2:7: providers.p.base_url: should be an http:// or https:// URL"),
-        ("providers:\n  p: {base_url: 'https://u:p@x'}", "gateway.yaml:2:7: providers.p.base_url: may have no user, query or fragment"),
+        ("providers:\n  p: {base_url: 'https://u:p@x'}", "gateway.yaml:2:7: providers.p.base_url: may have no user and password (…@); a credential goes under `auth`"),
         ("providers:\n  p: {base_url: 'https://x', auth: {value: x}}", "gateway.yaml:2:30: providers.p.auth: should name exactly one of header, query, subprotocol"),
         ("providers:\n  p: {base_url: 'https://x', via: cloudflare}", "gateway.yaml:2:30: providers.p.via: needs a cloudflare slug for rest"),
         ("providers:\n  P: {base_url: 'https://x'}", "gateway.yaml:2:3: providers.P: a provider's name is lower-case letters, digits, dots and dashes"),
@@ -130,7 +130,10 @@ def test_included_files_add_providers_and_may_not_repeat_one(tmp_path: Path) -> 
     assert set(config.registry.providers) == {"p", "q"}
     (tmp_path / "more.yaml").write_text("providers: {p: {base_url: https://q}}\nserver: {}")
     text = "include: [more.yaml]\nproviders: {p: {base_url: https://p}}"
-    assert _problems(tmp_path, text) == ["more.yaml:2:1: server: unknown key; known here: providers"]
+    assert _problems(tmp_path, text) == [
+        "more.yaml:1:13: providers.p: a provider of this name stands in gateway.yaml too",
+        "more.yaml:2:1: server: unknown key; known here: providers",
+    ]
     (tmp_path / "more.yaml").write_text("providers: {p: {base_url: https://q}}")
     assert _problems(tmp_path, text) == ["more.yaml:1:13: providers.p: a provider of this name stands in gateway.yaml too"]
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from relay.app import API
 from relay.ledger import log
-from relay.registry.load import Certificate
+from relay.registry.certificates import Certificate
 from relay.tls import server_context
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import rows
@@ -96,7 +96,7 @@ async def front(
         issued = authority.issue_cert("localhost", "127.0.0.1")
         issued.private_key_pem.write_to_path(tmp_path / "key.pem")
         issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-        context = server_context(Certificate(tmp_path / "cert.pem", tmp_path / "key.pem"))
+        context = server_context(Certificate((tmp_path / "cert.pem").read_bytes(), (tmp_path / "key.pem").read_bytes()))
         await web.TCPSite(relay.runner, "127.0.0.1", 0, ssl_context=context).start()
         url, tls_url = relay.url, f"https://127.0.0.1:{relay.runner.addresses[-1][1]}"
     made = Front(url, tls_url, tmp_path / "authority.pem", relay, servers)

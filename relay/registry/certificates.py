@@ -1,0 +1,90 @@
+"""The certificate that the relay serves TLS with, as bytes: what was checked is what is served.
+
+Owns: reading and trying the files, and the way of their bytes into an SSL context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay.registry.files import Files, TooLarge, Unreadable
+from relay.registry.problems import Document
+from relay.registry.schema import Tls
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """Where the PEM files are."""
+
+    chain: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The contents of the PEM files."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+
+    shown: str = ""
+    """The path of the chain, for people."""
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Serve it from the next handshake on. Raises ssl.SSLError if the two do not fit.
+
+        OpenSSL reads paths alone. An encrypted key is an error: it must not ask at a terminal.
+        """
+        with _as_path(self.chain) as chain, _as_path(self.key) as key:
+            context.load_cert_chain(chain, key, password="")
+
+
+@contextlib.contextmanager
+def _as_path(data: bytes) -> Iterator[str]:
+    """A path to these bytes: in memory on Linux, else in a file that only this user may read."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("relay-certificate"), "wb", buffering=0) as file:
+            file.write(data)
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.NamedTemporaryFile() as named:
+        named.write(data)
+        named.flush()
+        yield named.name
+
+
+def written_paths(main: Document, tls: Tls, folder: Path) -> CertificateFiles | None:
+    """What `tls:` names, relative to gateway.yaml."""
+    if tls.certificate is None and tls.key is None:
+        return None
+    if tls.certificate is None or tls.key is None:
+        main.complain(("tls",), "needs both certificate and key")
+        return None
+    return CertificateFiles(folder / tls.certificate, folder / tls.key)
+
+
+def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> Certificate | None:
+    """The certificate, tried out, so that no relay starts to find it wrong."""
+    read: dict[str, bytes] = {}
+    for at, path in (("certificate", paths.chain), ("key", paths.key)):
+        try:
+            read[at] = files.read(path)
+        except Unreadable as error:
+            main.complain(("tls", at), f"cannot be read: {error}")
+        except TooLarge:
+            main.complain(("tls", at), "the files of the configuration are too large together")
+    if len(read) < len(("certificate", "key")):
+        return None
+    found = Certificate(read["certificate"], read["key"], str(paths.chain))
+    try:
+        found.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    except ssl.SSLError as error:
+        reason = (error.reason or "not PEM").lower().replace("_", " ")
+        main.complain(("tls", "certificate"), f"does not make a certificate with tls.key: {reason}")
+    return found

@@ -1,0 +1,98 @@
+"""Put values into the `${…}` of a document, and look for what was meant as one.
+
+Owns: which texts are expanded when, and the warnings about spellings of other programs. What a
+reference is worth is credentials.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay.core.text import quoted
+from relay.registry import credentials
+from relay.registry.files import Files
+from relay.registry.problems import Document, Where
+from relay.registry.yamlfile import unfit_character
+
+_REFERENCE = re.compile(r"\$\{[^}]*\}")
+_WITHOUT_BRACES = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_OF_LITELLM = re.compile(r"(?:\A|\s)os\.environ/([A-Za-z_][A-Za-z0-9_]{0,63})")
+
+
+@dataclass(frozen=True, slots=True)
+class Expander:
+    """Expands the documents of one configuration."""
+
+    variables: credentials.Variables
+    folder: Path
+    """Of gateway.yaml: relative secret files lie there."""
+    files: Files
+
+    def expand(self, document: Document) -> dict[Where, credentials.Expanded]:
+        """Expand every text of the document in place.
+
+        Inside a provider's `auth` a missing variable leaves that provider unconfigured: those
+        templates are returned, by place, for the registry. Anywhere else it is a problem.
+        """
+        templates: dict[Where, credentials.Expanded] = {}
+        for where, holder, key in list(_texts(document.data, ())):
+            template = holder[key]
+            expanded = credentials.expand(template, self.variables.values, self.folder, self.files)
+            if expanded.bad:
+                document.complain(where, expanded.bad)
+            self._look_for_spellings(document, where, template)
+            self._look_for_quotes(document, where, expanded)
+            if _is_auth(where):
+                templates[where] = expanded
+            elif expanded.missing:
+                names = ", ".join(map(quoted, expanded.missing))
+                document.complain(where, f"{names} is not set; set it, or write ${{NAME:-default}}")
+            else:
+                holder[key] = expanded.text
+                if (unfit := unfit_character(expanded.text)) and not unfit_character(template):
+                    document.complain(where, unfit)
+        return templates
+
+    def _look_for_spellings(self, document: Document, where: Where, template: str) -> None:
+        if found := _OF_LITELLM.search(template):
+            document.complain(where, f"os.environ/… is not taken; here it is ${{{found[1]}}}")
+        for found in _WITHOUT_BRACES.finditer(_REFERENCE.sub("", template)):
+            # It may be within a password: only the name of a variable that there is is shown.
+            name = found[1] if found[1] in self.variables.values else "NAME"
+            document.warn(
+                where, f"`$` without braces is plain text; a variable is written ${{{name}}}"
+            )
+
+    def _look_for_quotes(
+        self, document: Document, where: Where, expanded: credentials.Expanded
+    ) -> None:
+        for name in expanded.names:
+            if name in self.variables.unquoted:
+                document.warn(
+                    where,
+                    f"the environment variable {name} stands in quotes, which were removed"
+                    " (docker's --env-file keeps them); write its value without",
+                )
+
+
+def _is_auth(where: Where) -> bool:
+    return where[0] == "providers" and "auth" in where[2:] and "value" in where
+
+
+def _texts(node: Any, where: Where) -> Iterator[tuple[Where, Any, Any]]:
+    pairs = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    for key, value in pairs:
+        if isinstance(value, str):
+            yield (*where, key), node, key
+        else:
+            yield from _texts(value, (*where, key))

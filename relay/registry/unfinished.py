@@ -1,0 +1,91 @@
+"""Whether a reload met a file that somebody is still writing, or that was lost.
+
+Owns: that judgement. Only what is in force tells it: a file that was like this from the start is
+taken as it is. Most programs empty a file before they write it, and many write it in pieces.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay.registry.files import Snapshot, reason
+from relay.registry.problems import Document, Problem
+
+_GONE = "; what it held before stays in force (a restart takes it as it is)"
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a reload is compared with."""
+
+    files: Snapshot = field(default_factory=Snapshot)
+    with_providers: frozenset[str] = frozenset()
+    """The files that have providers."""
+
+
+def look_for_unfinished(
+    documents: Sequence[tuple[Path, Document]], before: InForce, now: Snapshot
+) -> None:
+    """Complain of each document that is empty or cut, where it was not before."""
+    for path, document in documents:
+        old, new = before.files.files.get(str(path)), now.files.get(str(path))
+        if old is None or new is None or _is_blank(old):
+            continue
+        if _is_blank(new):
+            document.complain((), f"is empty{_GONE}")
+        elif (place := _cut_at(old, new)) is not None:
+            document.complain_at(place, (), _CUT)
+        elif (
+            str(path) in before.with_providers
+            and isinstance(document.data, dict)
+            and document.data.get("providers") is None
+        ):
+            document.complain((), _WITHOUT_PROVIDERS)
+
+
+_WITHOUT_PROVIDERS = (
+    "has no providers, and those that it had are in force: is it half-written?"
+    " To remove them, write `providers: {}`"
+)
+_CUT = "the last line does not end, as it did before: is the file half-written?"
+
+
+def lost_files(
+    env_file: Path | None, before: InForce, now: Snapshot, documents: Sequence[Path]
+) -> Iterator[Problem]:
+    """Problems of the other files: the variables, and secrets that lie in files."""
+    others = set(before.files.files).difference(map(str, documents))
+    for name in sorted(others):
+        old = before.files.files[name]
+        new, failed = now.files.get(name), now.failed.get(name)
+        message, place = "", (1, 1)
+        if _is_blank(old):
+            continue
+        if failed is not None:
+            cause = "is gone" if failed == errno.ENOENT else f"cannot be read: {reason(failed)}"
+            message = cause + _GONE
+        elif new is not None and _is_blank(new):
+            message = f"is empty{_GONE}"
+        elif new is not None and name == str(env_file) and (cut := _cut_at(old, new)):
+            message, place = _CUT, cut
+        if message:
+            yield Problem(Path(name).name, *place, (), message)
+
+
+def _is_blank(data: bytes) -> bool:
+    """Nothing but comments."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").split()
+    if not lines:
+        return True
+    return all(not line.strip() or line.lstrip()[:1] == b"#" for line in data.splitlines())
+
+
+def _cut_at(old: bytes, new: bytes) -> tuple[int, int] | None:
+    """The end of `new`, if its last line does not end and that of `old` did."""
+    if not old.endswith((b"\n", b"\r")) or new.endswith((b"\n", b"\r")):
+        return None
+    last = new.splitlines()[-1].decode("utf-8", "replace")
+    return len(new.splitlines()), len(last) + 1
