@@ -26,7 +26,7 @@ _ASK_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
 _LINE_BYTES = 256 * 1024
 _CONFIG_LINE_BYTES = 16 * 1024 * 1024
 """From the supervisor, which sends the files of the configuration; twice in a Begin."""
-_UNREAD_BYTES = 8 * 1024 * 1024
+_UNREAD_BYTES = 32 * 1024 * 1024
 _MOST_PROBLEMS, _PROBLEM_CHARS = 100, 500
 
 

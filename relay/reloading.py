@@ -72,3 +72,5 @@ def _ask(host: str, port: int) -> tuple[int, Any]:
             f"no relay answers on {host}:{port} ({reason}); if it listens elsewhere, name it with"
             " --url, such as --url http://127.0.0.1:8787"
         ) from None
+    finally:
+        connection.close()

@@ -136,7 +136,7 @@ async def test_an_answer_of_many_problems_is_cut_to_fit(pair: tuple[Control, Cha
 async def test_a_process_that_stopped_reading_is_noticed_and_holds_nobody_up(pair: tuple[Control, Channel]) -> None:
     _, supervisor = pair
     with pytest.raises(ConnectionError):
-        for number in range(100):
+        for number in range(1000):
             supervisor.post(Do(number, "echo", {"text": "x" * 100_000}))
 
 
@@ -421,8 +421,11 @@ async def test_a_configuration_as_large_as_one_may_be_reaches_a_worker() -> None
     supervisor, worker = await Channel.open(ours), await Control.open(theirs.detach())
     files = msgspec.to_builtins(Snapshot({"gateway.yaml": os.urandom(MAX_TOTAL_BYTES)}))
     supervisor.post(Begin(files, files))
+    supervisor.post(Do(1, "reload", files))  # while it still starts
     begin = await asyncio.wait_for(worker.begin(), HANG_GUARD_S)
     assert begin is not None and begin.reloaded == files
+    order = await asyncio.wait_for(worker._channel.first(), HANG_GUARD_S)
+    assert isinstance(order, Do) and order.given == files
     supervisor.close()
     assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor is gone"
     worker._channel.close()
