@@ -70,8 +70,6 @@ _REFUSED = _Leg(
 async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
     """Probe the providers, all at once; say a line for each probe. True if all is well."""
     config = load(sources)
-    for warning in config.warnings:
-        say(f"warning: {warning}")
     chosen = [p for p in config.registry.providers.values() if not names or p.name in names]
     unknown = set(names) - {provider.name for provider in chosen}
     for name in sorted(unknown):
@@ -92,6 +90,8 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
         redis = await _redis(url, config.settings.redis.timeout_s)
         _report(f"{'redis':<{width}}", redis, say)
         found.append([redis])
+    for warning in config.warnings:
+        say(f"warning: {warning}")
     bad = [finding for findings in found for finding in findings if finding.leg]
     say(f"{len(ready)} provider(s) tried, {len(bad)} problem(s). {_way(config)}")
     return not bad and not unknown

@@ -148,7 +148,7 @@ async def test_a_proxy_that_opens_no_tunnel_is_named_and_the_call_goes_elsewhere
     relay = await start(openai=ENTRY, backed=ENTRY | {"fallback": [{"provider": "other"}]}, other=provider(raw.url))
     status, headers, body = await call(relay)
     assert (status, headers["x-relay-error"]) == (502, "upstream_unreachable")
-    assert f"No connection to {HOST}: the proxy http://{proxy.address} (HTTPS_PROXY) {said}." in body.decode()
+    assert f"No connection to the provider 'openai' at {HOST}:443: the proxy http://{proxy.address} (HTTPS_PROXY) {said}." in body.decode()
     assert (await relay.call("POST", relay.path("backed", "chat/completions"), data=b"{}"))[2] == b"from the other"
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await relay.client.ws_connect(relay.ws("openai"))

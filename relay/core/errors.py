@@ -420,7 +420,7 @@ class UpstreamNotConnected(_Upstream):
 
     provider: str
     address: str
-    """Host and port, and what stands between if the connection goes through something."""
+    """Host and port."""
     reason: str
 
 

@@ -42,13 +42,12 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
     """
     _drop_tracebacks(error)
     name, address, proxy = route.provider.name, _address(route), route.target.proxy
-    if proxy is not None:
-        if (failure := _of_proxy(error, route, proxy)) is not None:
-            return failure
-        address = f"{address} through the proxy {proxy}"
+    if proxy is not None and (failure := _of_proxy(error, route, proxy)) is not None:
+        return failure
     if isinstance(error, aiohttp.ConnectionTimeoutError):
+        through = f" through the proxy {proxy}" if proxy is not None else ""
         limit_s = route.provider.connect_timeout_s
-        return UpstreamUnreachable(name, address, f"none within {limit_s:g} s")
+        return UpstreamUnreachable(name, address, f"none within {limit_s:g} s{through}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return UpstreamTlsFailed(name, address, "its certificate is not trusted")
     if isinstance(error, aiohttp.ClientSSLError):
