@@ -128,16 +128,14 @@ async def test_a_worker_that_dies_after_a_refused_reload_comes_back_with_what_is
         (pair.folder / ".env").unlink()
         async with session.post(f"{pair.url}/api/v1/ai-gateway/providers/reload") as answer:
             assert answer.status == 422
-        first = await _workers(pair, 2)
-        for pid in first.values():
-            os.kill(pid, signal.SIGKILL)
-        await _workers(pair, 4)
+        os.kill((await _workers(pair, 2))[0], signal.SIGKILL)
+        await _workers(pair, 3)
         for _ in range(10):
             async with session.get(pair.path("moved", "x")) as answer:
                 assert await answer.read() == b"fine"
             async with session.get(f"{pair.url}/metrics") as answer:
                 assert answer.status == 200, "what needs a restart is as it was in every worker"
-    assert sum("worker.died" in line for line in pair.lines) == 2
+    assert sum("worker.died" in line for line in pair.lines) == 1, "once, and not in a loop"
 
 
 async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: RawUpstream) -> None:
