@@ -299,4 +299,4 @@ def _init(options: argparse.Namespace) -> int:
     return OK
 
 
-_SERVING = (_serve, _worker)
+_SERVING = (_serve, worker.run)

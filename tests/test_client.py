@@ -109,7 +109,7 @@ async def test_a_session_speaks_json_text_and_bytes(gateway: AIGateway) -> None:
         async for message in session:
             if message["type"] == "response.done":
                 break
-    async with asyncio.timeout(HANG_GUARD_S), gateway.connect(provider="openai", endpoint="echo") as session:
+    async with asyncio.timeout(HANG_GUARD_S), gateway.connect(provider="openai", endpoint="realtime/echo") as session:
         await session.send(b"\x00\xff")
         assert await session.receive() == b"\x00\xff"
         await session.send("plain text")
@@ -117,7 +117,7 @@ async def test_a_session_speaks_json_text_and_bytes(gateway: AIGateway) -> None:
 
 
 async def test_a_session_may_be_awaited_and_closed_by_hand(gateway: AIGateway, vendors: Vendors) -> None:
-    session = await gateway.connect(provider="openai", endpoint="echo", protocols=("one",))
+    session = await gateway.connect(provider="openai", endpoint="realtime/echo", protocols=("one",))
     assert session.protocol is None or session.protocol == "one"
     await session.close(4001, "enough")
     seen = vendors.seen("openai")[-1]
@@ -183,7 +183,7 @@ async def test_a_stream_that_is_cut_is_not_taken_for_whole(start: StartRelay, ra
 
 async def test_a_close_by_the_relay_is_raised_with_its_reason(relay: Relay) -> None:
     async with AIGateway(relay.url) as gateway, asyncio.timeout(HANG_GUARD_S):
-        session = await gateway.connect(provider="openai", endpoint="echo")
+        session = await gateway.connect(provider="openai", endpoint="realtime/echo")
         for running in relay.gateway.sessions:
             running.end(draining())
         with pytest.raises(SessionClosed, match="restarting") as closed:

@@ -241,7 +241,7 @@ def openai() -> web.Application:
     return vendor(
         *((method, f"{base}/{path}", handler) for base in ("/v1", "") for method, path, handler in routes),
         ("GET", "/", openai_realtime),
-        ("GET", "/echo", echo), ("GET", "/v1/echo", echo),
+        ("GET", "/realtime/echo", echo), ("GET", "/v1/realtime/echo", echo),
     )
 
 
