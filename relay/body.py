@@ -15,7 +15,7 @@ from aiohttp.http import HttpVersion11
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestPayloadError
 
-from relay.core.errors import BadRequest, ClientGone, RelayError
+from relay.core.errors import BadFraming, ClientGone, RelayError
 from relay.core.exchange import Exchange
 from relay.core.meters.unpack import CannotUnpack, CutShort, steps
 from relay.gateway import Gateway
@@ -47,7 +47,7 @@ class Body:
 def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body | None:
     """The body if it is here already and small, as most are: no await, no bookkeeping.
 
-    None if it must be read. Raises BadRequest for a framing that nobody may trust.
+    None if it must be read. Raises BadFraming for a framing that nobody may trust.
     """
     _check_framing(request)
     content = request.content
@@ -63,7 +63,7 @@ def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> 
 
 
 async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
-    """Read the request's body until it ends or passes its limit. Raises BadRequest, BodyTimeout.
+    """Read the request's body until it ends or passes its limit. Raises BadFraming, BodyTimeout.
 
     The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for the rest, and what
     is left of `server.buffer_total_bytes` for both.
@@ -84,7 +84,7 @@ def _check_framing(request: web.Request) -> None:
     if coding is not None and (
         coding.strip().lower() != "chunked" or request.version < HttpVersion11
     ):
-        raise BadRequest("its transfer coding is not plain chunked")
+        raise BadFraming("its transfer coding is not plain chunked")
 
 
 async def _invite(request: web.Request) -> None:
@@ -93,7 +93,7 @@ async def _invite(request: web.Request) -> None:
     if request.version < HttpVersion11:
         return
     if expectation.strip().lower() != "100-continue":
-        raise BadRequest("its expectation is not 100-continue")
+        raise BadFraming("its expectation is not 100-continue")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0
 
@@ -156,7 +156,7 @@ async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway
     try:
         chunk = await request.content.readany()
     except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
-        raise BadRequest("its body is not framed right") from error
+        raise BadFraming("its body is not framed right") from error
     exchange.request_bytes += len(chunk)
     return chunk
 

@@ -16,7 +16,7 @@ from aiohttp.web_server import Server
 from aiohttp.web_urldispatcher import ResourceRoute, UrlMappingMatchInfo
 
 from relay.core import shapes
-from relay.core.errors import BadRequest, InternalError, Overloaded
+from relay.core.errors import BadFraming, InternalError, Overloaded
 from relay.gateway import GATEWAY, Gateway, new_id
 from relay.half_close import HalfClosing
 from relay.ledger import log
@@ -245,7 +245,7 @@ class _Connection(HalfClosing):
             raise ConnectionError("an answer has begun already")
         if status >= 500 and exc is not None:
             log.bug("connection.failed", exc)
-            error: BadRequest | InternalError = InternalError()
+            error: BadFraming | InternalError = InternalError()
         else:
             log.event(
                 "request.refused",
@@ -253,7 +253,7 @@ class _Connection(HalfClosing):
                 client=request.remote,
                 cause=type(exc).__name__,
             )
-            error = BadRequest(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
+            error = BadFraming(_PARSE_REASONS.get(type(exc).__name__, "it is not valid HTTP/1.1"))
         if exc is not None:
             exc.__traceback__ = None  # a frame in it holds this connection and the exception
         response = plain(error, "openai", new_id())

@@ -104,6 +104,10 @@ class BadRequest(RelayError, code="bad_request", close_code=1002):
         return f"The request is malformed: {self.reason}."
 
 
+class BadFraming(BadRequest):
+    """Nobody knows where the request ends: it is the last one of its connection."""
+
+
 @dataclass(eq=False)
 class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002):
     """No surface of the relay answers at this path or method."""

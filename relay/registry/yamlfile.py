@@ -198,7 +198,7 @@ class _Builder:
             return None
         self._loader.get_event()
         self._refuse_extras(event, where)
-        if not event.value:
+        if not event.value and event.style is None:
             self._document.complain_at(place, where, "a key is missing before the colon")
         elif unfit := unfit_character(event.value):
             self._document.complain_at(place, where, f"the key {unfit}")

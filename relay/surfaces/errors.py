@@ -10,7 +10,7 @@ from aiohttp import web
 
 from relay.core import limits, shapes
 from relay.core.errors import (
-    BadRequest,
+    BadFraming,
     BodyTimeout,
     HandshakeRefused,
     MethodNotAllowed,
@@ -45,7 +45,7 @@ def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
     headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
     body = shapes.body(error, meter, request_id)
-    made = _LastAnswer if isinstance(error, BadRequest | BodyTimeout) else web.Response
+    made = _LastAnswer if isinstance(error, BadFraming | BodyTimeout) else web.Response
     return made(status=error.status, body=body, content_type="application/json", headers=headers)
 
 

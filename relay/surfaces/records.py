@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from relay.core.errors import (
+    BadFraming,
     BadRequest,
     BodyTimeout,
     LedgerBusy,
@@ -247,7 +248,7 @@ def _flag(text: str, name: str) -> bool:
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object that is the body. Raises BadQuestion, BadRequest, BodyTimeout."""
+    """The JSON object that is the body. Raises BadQuestion, BadFraming, BodyTimeout."""
     pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
     body = b""
     try:
@@ -262,7 +263,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
     except TimeoutError:
         raise BodyTimeout(pause_s) from None
     except RequestPayloadError:
-        raise BadRequest("its body is not framed right") from None
+        raise BadFraming("its body is not framed right") from None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise BadQuestion("the body is no JSON object") from None
 
