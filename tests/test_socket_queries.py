@@ -141,7 +141,7 @@ async def test_both_that_a_client_sends_pass(cartesia: tuple[Relay, list[Seen]])
         ),
         (
             "providers:\n  p:\n    base_url: https://x\n    websocket: {default_path: s, header_queries: [a]}\n",
-            "gateway.yaml:4:34: providers.p.websocket.header_queries: should be a valid dictionary",
+            "gateway.yaml:4:34: providers.p.websocket.header_queries: should be a mapping, but is a list: write `key: value`, without the -",
         ),
     ],
 )

@@ -110,7 +110,7 @@ PLAIN = {
     "second document": ("log: {}\n---\nlog: {}\n", "gateway.yaml:2:1: a second document begins here; a file holds one"),
     "tag": ("server: !!python/object:os.system {}", "gateway.yaml:1:9: server: a value that begins with ! needs quotes: tags are not taken"),
     "key that is a mapping": ("{a: 1}: 2", "gateway.yaml:1:1: a key is plain text; put one that begins with { or [ in quotes"),
-    "key that is nothing": ("server:\n  : 1", "gateway.yaml:2:3: server: a key is missing before the colon"),
+    "key that is nothing": ("server: {? : 1}", "gateway.yaml:1:11: server: a key is missing before the colon"),
     "no-break space": ("server:\n\u00a0\u00a0port: 1", "gateway.yaml:2:1: the key holds U+00A0, which looks like a space and is none"),
     "typographic quotes": ("server: {host: \u201cx\u201d}", "gateway.yaml:1:16: server.host: \u201c is no quote of YAML's; write \" or '"),
     "escaped control character": ('server: {host: "a\\0b"}', "gateway.yaml:1:16: server.host: holds a control character (U+0000)"),
