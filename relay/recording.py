@@ -1,18 +1,26 @@
 """Take down an answer as it passes, so that it can be given again.
 
-Owns: what is taken down, and that only a whole and clean answer is kept. What may be kept at all is
-core/caching.py's to say, where it is kept cache/store.py's.
+Owns: what is taken down, and that only a complete answer is kept. What may be kept at all is
+core/caching.py's to say, what is complete core/completeness.py's, where it is kept
+cache/store.py's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from aiohttp import ClientResponse
 
-from relay.cache.store import Entry
-from relay.core.caching import is_clean, kept_headers, may_keep
+from relay.cache.store import Cache, Entry
+from relay.core.caching import Keeping, kept_headers, may_keep
+from relay.core.completeness import (
+    MOST_READ_BYTES,
+    READ_AT_ONCE_BYTES,
+    Response,
+    is_complete,
+)
 from relay.core.exchange import Exchange
 from relay.gateway import Gateway
 
@@ -42,20 +50,33 @@ def recording(
 
     def settle() -> None:
         body = recorder.body()
-        if exchange.outcome != "relayed" or body is None:
+        if exchange.outcome != "relayed" or not body:
             return
-        kind, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
-        if is_clean(body, kind.lower(), coding):
-            gateway.ledger.settle(exchange)
-            pieces = _pieces(body)
-            entry = Entry(
-                keeping.provider, upstream.reason or "", headers, pieces, streamed, time.time(),
-                exchange.cost_nano_usd,
-            )  # fmt: skip
+        media, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
+        response = Response(route.format, route.kind, media, coding, body)
+        verdict = is_complete(response, READ_AT_ONCE_BYTES)
+        if verdict is False:
+            return
+        gateway.ledger.settle(exchange)
+        entry = Entry(
+            keeping.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
+            exchange.cost_nano_usd,
+        )  # fmt: skip
+        if verdict:
             gateway.cache.keep(keeping, entry)
+        else:
+            gateway.later(_keep_if_complete(response, keeping, entry, gateway.cache))
 
     exchange.at_end += (settle,)
     return recorder.feed
+
+
+async def _keep_if_complete(
+    response: Response, keeping: Keeping, entry: Entry, cache: Cache
+) -> None:
+    """Decide in a thread: to read a long response would hold up all calls."""
+    if await asyncio.to_thread(is_complete, response, MOST_READ_BYTES):
+        cache.keep(keeping, entry)
 
 
 def _pieces(body: bytes) -> tuple[bytes, ...]:

@@ -160,10 +160,11 @@ async def test_a_stream_that_is_drained_is_metered_once(start: StartRelay, raw: 
 
 
 async def test_the_event_is_removed_from_a_shared_stream_and_not_kept(start: StartRelay, raw: RawUpstream) -> None:
-    streams(raw, FILTER, DELTA, USAGE + DONE)
+    finish = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": null}\n\n'
+    streams(raw, FILTER, DELTA, finish, USAGE + DONE)
     relay = await start({"cache": {"coalesce": True, "ttl_s": 60}}, openai=provider(raw.url, inject_usage=True))
     for _ in range(2):
-        assert (await post(relay))[2] == WITHOUT
+        assert (await post(relay))[2] == FILTER + DELTA + finish + DONE
     led, kept = await relay.events(count=2)
     assert led["usage"] == TOLD and kept["cache"] == "HIT" and "usage" not in kept
 

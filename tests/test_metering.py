@@ -73,7 +73,7 @@ async def test_an_error_uses_nothing(start: StartRelay, raw: RawUpstream) -> Non
 
 
 async def test_an_answer_from_the_cache_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    raw.plays(ok(USAGE[:-1] + b', "choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json"))
     relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
     for _ in range(2):
         await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "gpt-x"})

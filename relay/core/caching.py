@@ -1,6 +1,7 @@
 """What may be kept of a call's answer, for how long, and for whom: decided here, from texts alone.
 
-Owns: the key of a call, what its client wishes, and which answers are fit to be given again.
+Owns: the key of a call, what its client wishes, and which answers are fit to be given again by
+their head. Whether one is complete is completeness.py's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
-import msgspec
-
 from relay.core.errors import BadRequest
-from relay.core.fields import ABSENT, MOST_FIELD_BYTES, value
 from relay.core.headers import (
     OLD_CACHE_HEADERS,
     Pairs,
@@ -65,14 +63,9 @@ _NOT_KEPT = frozenset(
 )  # fmt: skip
 _NOT_KEPT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-")
 
-_KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/)")
-_CHECKED_BYTES = 1024 * 1024
-_CHECKED_STREAM_BYTES = 256 * 1024
-"""A longer stream is searched, and not taken apart line by line."""
-_BAD_EVENT = re.compile(
-    rb'^event:[ \t]*error[ \t]*\r?$|"error"\s*+:\s*+(?!null)|"response\.(?:failed|incomplete)"',
-    re.MULTILINE,
-)
+_KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/(?!html))")
+_ENDS_ITSELF = re.compile(r"application/|text/event-stream")
+"""Of these the body tells whether it is whole. Of others only HTTP does."""
 _verdicts: dict[str, str] = {}
 _VERDICTS_KEPT = 1024
 
@@ -174,61 +167,18 @@ def kept_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def may_keep(status: int, header: Header) -> bool:
     """True if the head of an answer is one that may be kept: a whole 200 of a kind that is asked
-    for again. `private` is no hindrance: the key holds whose credential it was.
+    for again. `private` is no hindrance: the key holds whose credential it was. A body that ends
+    with its connection may have been cut.
     """
+    media = (header("Content-Type") or "").lower()
     return (
         status == 200
-        and _KEPT_TYPES.match((header("Content-Type") or "").lower()) is not None
+        and _KEPT_TYPES.match(media) is not None
+        and (
+            _ENDS_ITSELF.match(media) is not None
+            or header("Content-Length") is not None
+            or header("Transfer-Encoding") is not None
+        )
         and "no-store" not in (header("Cache-Control") or "").lower()
         and (header("Vary") or "").strip() != "*"
-    )
-
-
-class _Said(msgspec.Struct):
-    """What tells an error within a 200."""
-
-    error: msgspec.Raw = ABSENT
-    type: msgspec.Raw = ABSENT
-    status: msgspec.Raw = ABSENT
-
-
-_said = msgspec.json.Decoder(_Said)
-_BAD_TYPES = frozenset({"error", "response.failed", "response.incomplete"})
-_BAD_STATUSES = frozenset({"failed", "incomplete", "cancelled", "in_progress", "queued"})
-
-
-def is_clean(body: bytes, content_type: str, content_encoding: str) -> bool:
-    """True unless a 200 says in its body that it is an error or not finished. What is compressed or
-    large is taken at its head's word; a compressed event stream is not.
-    """
-    if content_type.startswith("text/event-stream"):
-        return not content_encoding and _is_clean_stream(body)
-    if "json" not in content_type or content_encoding or len(body) > _CHECKED_BYTES:
-        return True
-    return _is_clean_json(body)
-
-
-def _is_clean_stream(body: bytes) -> bool:
-    if len(body) > _CHECKED_STREAM_BYTES:
-        return _BAD_EVENT.search(body) is None
-    for line in body.splitlines():
-        if line.startswith(b"event:") and line[6:].strip() == b"error":
-            return False
-        suspicious = b'"error"' in line or b"response." in line
-        if suspicious and line.startswith(b"data:") and not _is_clean_json(line[5:].strip()):
-            return False
-    return True
-
-
-def _is_clean_json(text: bytes) -> bool:
-    try:
-        said = _said.decode(text)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return True  # no object: nothing that says so
-    kind, status = value(said.type), value(said.status)
-    return not (
-        memoryview(said.error).nbytes > MOST_FIELD_BYTES
-        or value(said.error)
-        or (isinstance(kind, str) and kind in _BAD_TYPES)
-        or (isinstance(status, str) and status in _BAD_STATUSES)
     )

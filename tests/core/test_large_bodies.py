@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from relay.core import fields
-from relay.core.caching import is_clean
 from relay.core.fields import ABSENT, pairs, value
 from relay.core.injection import asking_for_usage
 from relay.core.models import body_with_model
@@ -162,22 +160,3 @@ def test_a_form_whose_lines_all_look_like_a_model_takes_linear_time() -> None:
     form = b'name="model"\r\n' * (64 * 1024 // 14)
     assert peek_body(form, "multipart/form-data; boundary=b") == NOTHING
     assert_cheap(lambda: peek_body(form, "multipart/form-data; boundary=b"), 0.2)  # 4 ms; quadratic it is 1 s
-
-
-@pytest.mark.parametrize(
-    ("line", "clean"),
-    [
-        (b'data: {"type": "response.created", "response": {"error": null}}', True), (b'data: {"type": "response.failed"}', False),
-        (b'data: {"error": {"code": "x"}}', False), (b"event: error", False), (b'data: {"text": "\\"error\\": 1"}', True),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("size", [100, 1024 * 1024])
-def test_an_error_in_a_stream_is_found_whatever_its_length(line: bytes, clean: bool, size: int) -> None:
-    body = b"data: {}\n\n" * (size // 10) + line + b"\n\n"
-    assert is_clean(body, "text/event-stream", "") is clean
-
-
-def test_a_kept_answer_of_errors_and_odd_types_takes_no_time() -> None:
-    nested: Any = b'{"error":[' + b",".join([b"{}"] * 300_000) + b"]}"
-    assert not is_clean(nested, JSON, "") and is_clean(b'{"type": [], "status": {}}', JSON, "")
-    assert_cheap(lambda: is_clean(b'data: "error"\n' * 500_000, "text/event-stream", ""), 0.3)

@@ -127,7 +127,7 @@ async def test_a_call_that_was_sent_counts_however_it_ends(begin: Begin, raw: Ra
 
 
 async def test_an_answer_from_the_cache_counts_as_a_request(begin: Begin, raw: RawUpstream) -> None:
-    raw.plays(ok(b"{}", "Content-Type: application/json"))
+    raw.plays(ok(b'{"choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json"))
     relay = await begin({"requests": 100, "name": "all"})
     kept = {"cf-aig-cache-ttl": "600"}
     assert [_left((await _post(relay, kept))[1], "all") for _ in range(3)] == [99, 98, 97]

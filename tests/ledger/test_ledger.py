@@ -97,7 +97,7 @@ async def test_attempts_stand_in_the_row_with_status_and_time(start: StartRelay,
 
 
 async def test_an_answer_from_the_cache_costs_nothing_and_tells_what_it_saved(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
-    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    raw.plays(ok(USAGE[:-1] + b', "choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json"))
     relay = await start({"database": database_setting, "cache": {"ttl_s": 60}}, openai=provider(raw.url))
     await post(relay)
     await post(relay)

@@ -131,7 +131,7 @@ class Events:
             found = self._wanted.of(data)
             return (found,) if found else ()
         documents: list[Document] = []
-        each = [event for event in _split(events) if event]
+        each = [event for event in split_events(events) if event]
         for event in each:
             if self._at_first > 0:
                 self._at_first -= 1
@@ -157,7 +157,7 @@ def last_end(text: bytes, start: int = 0, stop: int | None = None) -> int:
     return behind
 
 
-def _split(events: bytes) -> list[bytes]:
+def split_events(events: bytes) -> list[bytes]:
     """Whole events, one by one."""
     if b"\r" not in events:
         return events.split(b"\n\n")
