@@ -2,6 +2,7 @@
 
 Owns: both ways, for the REST line. A hit is replayed; of identical calls in flight one is made, by
 a task of its own, so that no client's leaving or failing is another's.
+Longer than a module should be: what a shared call hands to its leader is told in one place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from relay.cache.store import Hit
 from relay.core import caching
 from relay.core.caching import Keeping
 from relay.core.errors import Draining, RelayError
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
@@ -32,6 +33,7 @@ from relay.stream import (
     FromUpstream,
     Source,
     deliver,
+    drain,
     error_source,
     next_chunk,
     passed_headers,
@@ -92,7 +94,7 @@ async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamR
         return None
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(kept.key, room)
-    watcher = flight.watch()
+    watcher = flight.watch(exchange)
     flown = _launch(flight, kept, sending, asked) if leads else None
     try:
         return await _follow(flight, watcher, sending, kept if leads else None)
@@ -120,6 +122,8 @@ _NONE: Mapping[str, str] = {}
 
 class _Pieces:
     """The rest of a kept answer."""
+
+    waits_for: WaitingFor = "nothing"
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.raw = _NONE
@@ -212,6 +216,7 @@ def _land(
 async def _pass_on(
     upstream: ClientResponse, flight: Flight, leader: Exchange, exchange: Exchange, gateway: Gateway
 ) -> None:
+    assert exchange.route is not None
     exchange.status = upstream.status
     pairs = passed_headers(upstream, exchange)
     tap = tapped(upstream, pairs, exchange, gateway)
@@ -226,7 +231,7 @@ async def _pass_on(
     raw = CIMultiDict(upstream.headers)
     _tell(leader, exchange)
     flight.began(Head(upstream.status, reason(upstream, exchange), tuple(pairs), raw))
-    source = FromUpstream(upstream, exchange)
+    source, drain_s = FromUpstream(upstream, exchange), exchange.route.provider.drain_s
     try:
         chunk = first
         while chunk or (not whole and (chunk := await next_chunk(source.read, exchange, gateway))):
@@ -236,6 +241,10 @@ async def _pass_on(
             exchange.wait("nothing", gateway.clock())
             await flight.add(chunk)
             chunk = b""
+    except asyncio.CancelledError:
+        if flight.left and exchange.expired is None and drain_s is not None:
+            await drain(source, exchange, gateway.clock, drain_s)
+        raise
     finally:
         source.release()
 
@@ -285,7 +294,11 @@ async def _follow(
 
 
 class _Watched:
-    """The rest of an answer that others take too."""
+    """The rest of an answer that others take too. Its call is watched for all of them: a client
+    that waits for a slower one has a provider that is well.
+    """
+
+    waits_for: WaitingFor = "nothing"
 
     def __init__(self, flight: Flight, watcher: Watcher, raw: Mapping[str, str]) -> None:
         self._flight, self._watcher, self.raw = flight, watcher, raw

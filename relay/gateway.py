@@ -63,7 +63,7 @@ class Gateway:
         self.windows = Windows(memory, self.shared, self.later, new_id)
         self.at_once: dict[str, int] = {}
         """What runs, by the keys of the limits that count it."""
-        self.inflight = Inflight()
+        self.inflight = Inflight(self.clock)
         self.ledger = Ledger(_database(config), self.clock, new_id)
         self.metrics, self.traces = self._observers(config.settings)
         kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)

@@ -60,6 +60,7 @@ def tick_s(gateway: Gateway) -> float:
     limits = [
         settings.server.body_idle_timeout_s,
         settings.server.write_timeout_s,
+        settings.cache.stall_timeout_s,
         settings.websocket.send_timeout_s,
         settings.websocket.ping_after_s,
         settings.websocket.idle_timeout_s or MAX_TICK_S * _TICKS_PER_LIMIT,
@@ -83,6 +84,10 @@ async def sweep(gateway: Gateway) -> None:
             error = InternalError()
         if error is not None:
             _cut(exchange, error)
+    stall_s = settings.cache.stall_timeout_s
+    for watcher in gateway.inflight.stalled(stall_s):
+        if watcher.exchange.expired is None:
+            _cut(watcher.exchange, ClientStalled(stall_s))
     for number, session in enumerate(gateway.sessions.take_due(now)):
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
             await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop

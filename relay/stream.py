@@ -2,6 +2,7 @@
 
 Owns: the commit point, and the truth about the end of an answer: the terminal chunk is written
 after a clean end only; a cut answer reaches the client as a cut connection.
+Longer than a module should be: a stream's states make sense only together.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from multidict import CIMultiDict
 
 from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of, downstream_headers
 from relay.core.injection import without_usage_event
 from relay.core.rewriting import CHANGED_WITH_BODY
@@ -55,6 +56,8 @@ class Source(Protocol):
 
     raw: Mapping[str, str]
     """The headers as the provider sent them."""
+    waits_for: WaitingFor
+    """What a read waits for: `nothing` where the provider is read elsewhere, or nowhere."""
 
     def read(self) -> Awaitable[bytes]:
         """The next chunk; empty at the end. Raises one of MAPPED, or a RelayError."""
@@ -155,6 +158,8 @@ async def next_chunk(
 class FromUpstream:
     """The rest of an answer from its provider."""
 
+    waits_for: WaitingFor = "upstream"
+
     def __init__(self, upstream: ClientResponse, exchange: Exchange) -> None:
         self.raw: Mapping[str, str] = upstream.headers
         self._content = upstream.content
@@ -187,12 +192,12 @@ class _Copy:
     async def run(self, first: bytes) -> web.StreamResponse:
         """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
         read, write, clock, tap = self.source.read, self.response.write, self.clock, self.tap
-        exchange = self.exchange
+        exchange, waits_for = self.exchange, self.source.waits_for
         chunk, tail = first, b""
         try:
             if not chunk:
                 self.response.send_headers()
-                exchange.wait("upstream", clock())
+                exchange.wait(waits_for, clock())
                 chunk = await read()
             while chunk:
                 exchange.waiting_for = "client"
@@ -203,7 +208,7 @@ class _Copy:
                 await write(chunk)
                 if tap is not None:
                     tap(chunk)
-                exchange.waiting_for = "upstream"
+                exchange.waiting_for = waits_for
                 exchange.waiting_since_s = clock()
                 chunk = await read()
             exchange.wait("client", clock())
@@ -227,23 +232,15 @@ class _Copy:
             failure = exchange.fail(mapped(error, exchange.route, WITHIN_ANSWER))
             exchange.cause = error
         if isinstance(failure, ClientGone):
-            if (most_s := exchange.route.provider.drain_s) is not None:
-                await self._drain(most_s)
+            most_s = exchange.route.provider.drain_s
+            if most_s is not None and self.source.waits_for == "upstream":
+                await drain(self.source, exchange, self.clock, most_s)
             raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError):
             exchange.revived()
         if not isinstance(failure, ClientStalled):
             await self._last_words(failure, tail)
         _cut(self.response)
-
-    async def _drain(self, most_s: float) -> None:
-        """Read what nobody gets any more, to learn what it used: its end tells."""
-        self.exchange.wait("nothing", self.clock())
-        with contextlib.suppress(TimeoutError, RelayError, *MAPPED):
-            async with asyncio.timeout(most_s):
-                while chunk := await self.source.read():
-                    if self.exchange.look is not None:
-                        self.exchange.look(chunk)
 
     async def _last_words(self, failure: RelayError, tail: bytes) -> None:
         """Pass on what came before the break, and say between two SSE events what happened."""
@@ -261,6 +258,18 @@ class _Copy:
                 await self.response.write(rest)
         except (*_CLIENT_GONE, TimeoutError):
             return
+
+
+async def drain(
+    source: Source, exchange: Exchange, clock: Callable[[], float], most_s: float
+) -> None:
+    """Read what nobody gets any more, to learn what it used: its end tells."""
+    exchange.wait("nothing", clock())
+    with contextlib.suppress(TimeoutError, RelayError, *MAPPED):
+        async with asyncio.timeout(most_s):
+            while chunk := await source.read():
+                if exchange.look is not None:
+                    exchange.look(chunk)
 
 
 def _cut(response: RelayedResponse) -> None:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from relay.app import API, create
 from relay.cache.inflight import Inflight
+from relay.core.exchange import Exchange
 from relay.core.record import Record
 from relay.gateway import GATEWAY
 from relay.janitor import sweep
@@ -322,9 +323,9 @@ async def test_a_mounted_leader_that_leaves_does_not_end_the_others(aiohttp_clie
 
 def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
     async def run() -> None:
-        inflight = Inflight()
+        inflight = Inflight(lambda: 0.0)
         flight, _ = inflight.enter("k", 100)
-        watcher = flight.watch()
+        watcher = flight.watch(Exchange("i", "rest", "POST", "c", 0.0))
         task = inflight.launch(flight, asyncio.sleep(60))  # type: ignore[arg-type]
         flight.leave(watcher)
         again, leads = inflight.enter("k", 100)
@@ -394,3 +395,169 @@ async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: Star
 
     left = await _uncollected(relay, rounds)
     assert {name for name in ("Flight", "Exchange", "Watcher", "Sending") if left.get(name, 0) >= count} == set(), left
+
+
+# A client that stalls, and clients that leave what is to be read to its end.
+
+
+async def test_a_shared_call_that_all_have_left_is_read_on_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
+    end = asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(FIRST), end, chunk(USAGE), LAST_CHUNK)
+    relay, records = await begin(start, raw, on_disconnect="drain")
+    streams = [await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) for _ in range(3)]
+    for each in streams:
+        await each.content.readexactly(len(FIRST))
+        each.close()
+    await until(lambda: len(relay.gateway.running) == 1)  # no client waits for that, but the call itself
+    end.set()
+    await relay.idle()
+    assert told(records) == [("client_gone", COST), ("client_gone", 0), ("client_gone", 0)]
+
+
+async def test_a_shared_call_is_read_on_for_so_long_and_no_longer(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(SSE_HEAD, chunk(FIRST), SILENCE)
+    relay, records = await begin(start, raw, on_disconnect="drain", drain_s=0.05)
+    async with relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) as left:
+        await left.content.readexactly(len(FIRST))
+    async with asyncio.timeout(HANG_GUARD_S):
+        await raw.closed.wait()
+    await relay.idle()
+    assert [record.outcome for record in records] == ["client_gone"]
+
+
+async def test_a_client_that_leaves_a_call_that_others_share_is_not_kept_to_read_on(start: StartRelay, raw: RawUpstream) -> None:
+    end = asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(FIRST), end, chunk(USAGE), LAST_CHUNK)
+    relay, records = await begin(start, raw, {"limits": [{"calls_at_once": 9}]}, on_disconnect="drain")
+    leaving, staying = [await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) for _ in range(2)]
+    await leaving.content.readexactly(len(FIRST))
+    leaving.close()
+    await until(lambda: relay.gateway.limits.running == 1)  # type: ignore[union-attr]
+    end.set()
+    assert await staying.read() == FIRST + USAGE
+    await relay.idle()
+    assert told(records) == [("client_gone", COST), ("cached", 0)]
+
+
+LARGE = bytes(range(256)) * 4096 * 16
+STALLS = {"cache": {"coalesce": True, "max_answer_bytes": 100_000, "stall_timeout_s": 0.05}}
+
+
+@pytest.mark.parametrize("stalled_at", [0, 2])
+async def test_a_client_that_stalls_is_cut_off_and_the_others_get_all(stalled_at: int, start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, ok(LARGE, "Content-Type: audio/mpeg"))
+    relay, records = await begin(start, raw, STALLS)
+    url, body = relay.path("openai", "chat/completions"), {"model": "m", "stream": True}
+    others: list[Call] = []
+    for at in range(3):
+        if at == stalled_at:
+            stalled = asyncio.create_task(relay.client.post(url, json=body))
+        else:
+            others.append(asyncio.create_task(post(relay)))
+        await until(lambda: len(relay.gateway.running) == at + 2)  # noqa: B023
+    gate.set()
+    assert {given for _, given in await asyncio.gather(*others)} == {LARGE}, "while the stalled one reads nothing"
+    with pytest.raises(aiohttp.ClientError):
+        await (await stalled).read()
+    await relay.idle()
+    assert sorted(record.error or "" for record in records) == ["", "", "client_stalled"] and len(raw.arrived) == 1
+
+
+async def test_a_client_that_waits_for_a_slower_one_is_not_taken_for_one_whose_provider_fell_silent(start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, ok(LARGE, "Content-Type: audio/mpeg"))
+    document: dict[str, Any] = {"cache": STALLS["cache"] | {"stall_timeout_s": 1000}}
+    relay, _ = await begin(start, raw, document, idle_timeout_s=10)
+    gateway, url, body = relay.gateway, relay.path("openai", "chat/completions"), {"model": "m", "stream": True}
+    slow, fast = asyncio.create_task(relay.client.post(url, json=body)), asyncio.create_task(post(relay))
+    await until(lambda: len(gateway.running) == 3)
+    gate.set()
+    await until(lambda: any(flight._held_up_since_s is not None for flight in gateway.inflight._tasks.values()))
+    clock, gateway.clock = gateway.clock, lambda: clock() + 100
+    await sweep(gateway)
+    gateway.clock = clock
+    assert all(exchange.expired is None for exchange in gateway.running) and len(gateway.running) == 3
+    assert await (await slow).read() == LARGE and (await fast)[1] == LARGE
+
+
+class Shared:
+    """A call that watchers share, under a clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.flight, _ = Inflight(lambda: self.now_s).enter("k", 100)
+        self.adding: asyncio.Task[None] | None = None
+
+    def watch(self) -> Any:
+        return self.flight.watch(Exchange("i", "rest", "POST", "c", 0.0))
+
+    async def add(self, *sizes: int) -> None:
+        """Chunks come, as far as there is room for them."""
+
+        async def work() -> None:
+            for size in sizes:
+                await self.flight.add(bytes(size))
+
+        self.adding = asyncio.create_task(work())
+        await asyncio.sleep(0)
+
+    async def take(self, watcher: Any) -> None:
+        assert await self.flight.next(watcher)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> None:
+    shared = Shared()
+    slow, fast = shared.watch(), shared.watch()
+    await shared.add(60, 60)
+    shared.now_s += 100
+    assert shared.flight.stalled(5) == [], "nobody waits yet"
+    await shared.take(fast)
+    assert shared.flight.stalled(5) == []
+    shared.now_s += 5
+    assert shared.flight.stalled(5) == []
+    shared.now_s += 1
+    assert shared.flight.stalled(5) == [slow]
+    shared.flight.leave(slow)
+    await asyncio.sleep(0)
+    assert shared.adding is not None and shared.adding.done() and shared.flight.stalled(5) == []
+
+
+async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
+    shared = Shared()
+    slow, fast = shared.watch(), shared.watch()
+    await shared.add(*[60] * 20)
+    for _ in range(3):
+        await shared.take(fast)
+        shared.now_s += 2
+        assert shared.flight.stalled(5) == ([] if shared.now_s < 5 else [slow])
+        slow.next_chunk += 1  # a chunk of those that wait for it
+        shared.flight._tell()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await shared.take(fast)
+    shared.now_s += 0.1
+    assert shared.flight.stalled(5) == [slow]
+
+
+async def test_who_catches_up_has_its_time_anew() -> None:
+    shared = Shared()
+    slow, fast = shared.watch(), shared.watch()
+    for _ in range(5):
+        await shared.add(60, 60)
+        await shared.take(fast)
+        shared.now_s += 4
+        assert shared.flight.stalled(5) == []
+        await shared.take(slow)
+        await shared.take(fast) if fast.next_chunk < slow.next_chunk else None
+    assert not shared.flight.joinable
+
+
+async def test_two_that_stall_alike_hold_nobody_up() -> None:
+    shared = Shared()
+    shared.watch(), shared.watch()
+    await shared.add(60, 60)
+    shared.now_s += 100
+    assert shared.flight.stalled(5) == []

@@ -3,17 +3,19 @@
 Owns: the list of its chunks, who watches it, and when it waits or ends. A watcher that comes late
 gets what has passed at once and then lives along. While the answer is small all of it is held;
 past `room_bytes` nobody new may join, what all have taken is let go, and the slowest watcher holds
-the others up rather than lose anything.
+the others up rather than lose anything, but only for a while: then it is one of `stalled`, and
+whoever asks ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from relay.core.errors import RelayError
+from relay.core.exchange import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,14 @@ class Head:
 class Watcher:
     """One client's place: the number of the chunk that it takes next."""
 
+    exchange: Exchange
     next_chunk: int = 0
 
 
 class Flight:
     """One upstream call. Its task calls `began`, `add` and `ended`; watchers the rest."""
 
-    def __init__(self, room_bytes: int) -> None:
+    def __init__(self, room_bytes: int, clock: Callable[[], float]) -> None:
         self.head: Head | None = None
         self.over = asyncio.Event()
         """It ended, well or not."""
@@ -44,7 +47,7 @@ class Flight:
         self.error: RelayError | None = None
         self.cost_nano_usd: int | None = None
         """Of the call, once it is over and if it is known."""
-        self._room_bytes = room_bytes
+        self._room_bytes, self._clock = room_bytes, clock
         self._chunks: list[bytes] = []
         self._first = 0
         """The number of the first chunk that is still held."""
@@ -52,6 +55,10 @@ class Flight:
         self._all_held = True
         self.left = False
         """Nobody watches any more: it is being cancelled."""
+        self._held_up_s = 0.0
+        """How long watchers that had taken everything waited for those that are far behind."""
+        self._held_up_since_s: float | None = None
+        """They wait now."""
         self._watchers: set[Watcher] = set()
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -60,9 +67,9 @@ class Flight:
         """True while a newcomer would get all of it."""
         return self._all_held and not self.left and self.error is None
 
-    def watch(self) -> Watcher:
+    def watch(self, exchange: Exchange) -> Watcher:
         """A place at the beginning; give it back to `leave`."""
-        watcher = Watcher()
+        watcher = Watcher(exchange)
         self._watchers.add(watcher)
         return watcher
 
@@ -113,7 +120,36 @@ class Flight:
             self._all_held = False
             self._let_go()
             if self._held_bytes > self._room_bytes:
-                await self._change()
+                await self._wait_for_room()
+        if self._held_bytes <= self._room_bytes // 2:
+            self._held_up_s = 0.0  # the slowest has caught up
+
+    async def _wait_for_room(self) -> None:
+        """Wait for a change, and take the time if a watcher waits too, that has taken all."""
+        end = self._first + len(self._chunks)
+        if any(watcher.next_chunk == end for watcher in self._watchers):
+            self._held_up_since_s = self._clock()
+        try:
+            await self._change()
+        finally:
+            if self._held_up_since_s is not None:
+                self._held_up_s += self._clock() - self._held_up_since_s
+                self._held_up_since_s = None
+
+    def stalled(self, limit_s: float) -> list[Watcher]:
+        """Those for which others wait, and have waited for longer than this without a pause in
+        which they caught up.
+        """
+        if self._held_up_since_s is None:
+            return []
+        held_up_s = self._held_up_s + self._clock() - self._held_up_since_s
+        if held_up_s <= limit_s:
+            return []
+        return [each for each in self._watchers if self._behind(each) > self._room_bytes // 2]
+
+    def _behind(self, watcher: Watcher) -> int:
+        """How many bytes a watcher has still to take."""
+        return sum(map(len, self._chunks[watcher.next_chunk - self._first :]))
 
     def ended(self, error: RelayError | None = None) -> None:
         """It is over."""
@@ -151,9 +187,11 @@ class Flight:
 class Inflight:
     """The flights of a process, by the key of their call."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._flights: dict[str, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Flight] = {}
+        """All that run, those too that nobody new may join."""
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -163,14 +201,18 @@ class Inflight:
         flight = self._flights.get(key)
         if flight is not None and flight.joinable:
             return flight, False
-        flight = self._flights[key] = Flight(room_bytes)
+        flight = self._flights[key] = Flight(room_bytes, self._clock)
         return flight, True
+
+    def stalled(self, limit_s: float) -> list[Watcher]:
+        """Clients that have kept the others of their call waiting for longer than this."""
+        return [each for flight in self._tasks.values() for each in flight.stalled(limit_s)]
 
     def launch(self, flight: Flight, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin its task."""
         flight.task = task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = flight
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def stop(self) -> None:

@@ -106,6 +106,10 @@ class Cache(ProviderCache):
         64 * 1024 * 1024, description="What memory may hold; the least recently used goes first."
     )
     max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="A larger answer is not kept.")
+    stall_timeout_s: Seconds = Field(
+        4,
+        description="How long a client may keep the others of a shared call waiting; then it is cut off.",
+    )
 
 
 _GROUP = re.compile(r"(?!metadata\.|cf\.)[^,\x00-\x1f\x7f]{1,100}\Z")
