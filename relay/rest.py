@@ -42,7 +42,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         _peek(exchange, request, body, call)
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, call.query, gateway)
-        if limits is not None and limits.asks_model:
+        if limits is not None and limits.needs_body:
             await limits.check(exchange, body.text, request.headers.get("Content-Type", ""))
         sending = Sending(request, call, exchange, gateway, body)
         kept = keeping(sending, wanted)

@@ -17,7 +17,7 @@ from relay.core.usage import Estimate
 
 Counts = Literal["requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once"]
 """What a rule counts: so many in a window of time, or so many at once."""
-_OF_A_CALLER = ("client", "address", "metadata.")
+_OF_A_CALLER = ("client", "address", "user", "metadata.")
 _LONGEST_VALUE = 100
 
 
@@ -37,7 +37,7 @@ class Rule:
     answer_tokens: int = 0
     """Set aside for an answer whose call names no bound."""
     per: tuple[str, ...] = ()
-    """Of client, provider, model, address, metadata.NAME; empty: all together."""
+    """Of client, provider, model, address, user, metadata.NAME; empty: all together."""
     providers: frozenset[str] = frozenset()
     """Of these providers only; empty: of all."""
     models: frozenset[str] = frozenset()
@@ -59,6 +59,11 @@ class Rule:
     def needs_model(self) -> bool:
         """True if it cannot be judged before the model is known."""
         return "model" in self.per or bool(self.models)
+
+    @property
+    def needs_body(self) -> bool:
+        """True if it cannot be judged before the body is known, which may name model and user."""
+        return self.needs_model or "user" in self.per
 
     @property
     def of_all(self) -> bool:
@@ -99,7 +104,7 @@ class Charge(NamedTuple):
 class Admission:
     """What a call has been counted for so far."""
 
-    said: Metadata
+    metadata: Metadata
     running: tuple[str, ...] = ()
     """Keys."""
     charges: tuple[Charge, ...] = ()
@@ -126,18 +131,20 @@ def headers(standings: Sequence[Standing]) -> tuple[tuple[str, str], tuple[str, 
     return ("ratelimit", state), ("ratelimit-policy", policy)
 
 
-def key(rule: Rule, values: Sequence[str]) -> str:
-    """What the values of a rule's `per` are counted under; long ones, which callers make up, by
-    digest.
+def key(rule: Rule, parts: Sequence[str]) -> str:
+    """What the parts of a rule's `per` are counted under."""
+    return "|".join((rule.name, *parts)) if parts else rule.name
+
+
+def part(value: str, client: str) -> str:
+    """A part of a key; long values, which callers make up, by digest. Calls that have no such value
+    count for each client: in one bucket they would take each other's room.
     """
-    if not values:
-        return rule.name
-    if len(values) == 1:
-        return f"{rule.name}|{_short(values[0])}"
-    return "|".join([rule.name, *[_short(value) for value in values]])
+    return _short(value) if value else f"={_short(client)}"
 
 
 def _short(value: str) -> str:
-    if len(value) <= _LONGEST_VALUE and "|" not in value:
+    plain = len(value) <= _LONGEST_VALUE and value.isascii() and "|" not in value
+    if plain and not value.startswith("="):
         return value
-    return sha256(value.encode()).hexdigest()
+    return sha256(value.encode("utf-8", "replace")).hexdigest()

@@ -1,10 +1,10 @@
 """Limits: how often a caller may call, how much it may use, and how much runs at once.
 
 Owns: which rules a call falls under, and that all of a step are tested before one counts. A call
-takes three steps, each as early as it can be: `admit` before its body is read, `check` when its
-model is known, `reserve` when it is really sent. When it ends, all that it took is given back,
-unless it was answered or sent: then what began counts, and of tokens what was used. What runs at
-once is counted here, in this process; what began, in windows.py.
+takes three steps, each as early as it can be: `admit` before its body is read, `check` when the
+body has named its model and user, `reserve` when it is really sent. When it ends, all that it took
+is given back, unless it was answered or sent: then what began counts, and of tokens what was used.
+What runs at once is counted here, in this process; what began, in windows.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from relay.core.errors import (
 )
 from relay.core.exchange import Exchange
 from relay.core.fields import LARGE_BYTES
-from relay.core.limits import Admission, Charge, Counted, Rule, key
+from relay.core.formats import counting_of
+from relay.core.limits import Admission, Charge, Counted, Rule, key, part
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
 from relay.core.peek import model_is_plain
@@ -35,7 +36,7 @@ _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
 
 _GIVE_WAY_S = 0.001
-_NOTHING_SAID: Metadata = {}
+_NO_METADATA: Metadata = {}
 
 
 class Limits:
@@ -44,23 +45,26 @@ class Limits:
     """
 
     __slots__ = (
-        "_calls", "_find_used", "_model_calls", "_overall", "_running", "_says",
-        "_sockets", "_tokens", "_windows", "asks_model", "counts_tokens", "most",
+        "_asking_model", "_body_calls", "_calls", "_find_used", "_needs_metadata", "_overall",
+        "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "most", "needs_body",
     )  # fmt: skip
 
     def __init__(
         self, rules: Sequence[Rule], windows: Windows, running: dict[str, int], find_used: FindUsed
     ) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
-        self._calls = [rule for rule in calls if not rule.needs_model]
-        self._model_calls = [rule for rule in calls if rule.needs_model]
+        self._calls = [rule for rule in calls if not rule.needs_body]
+        self._body_calls = [rule for rule in calls if rule.needs_body]
         self._sockets = [rule for rule in rules if rule.counts in _OF_SOCKETS]
         self._tokens = [rule for rule in rules if rule.counts == "tokens"]
-        self.asks_model = any(rule.needs_model for rule in (*calls, *self._tokens))
-        """True if a call must be asked for its model: see `check`."""
+        self._asking_model = [rule for rule in (*calls, *self._tokens) if rule.needs_model]
+        self.needs_body = bool(self._body_calls or self._asking_model)
+        """True if a call must be judged once its body is known: see `check`."""
         self.counts_tokens = bool(self._tokens)
         """True if what a call may use must be set aside: see `reserve`."""
-        self._says = any(part.startswith("metadata.") for rule in rules for part in rule.per)
+        self._needs_metadata = any(
+            name == "user" or name.startswith("metadata.") for rule in rules for name in rule.per
+        )
         self._windows, self._find_used = windows, find_used
         self._running = running
         overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
@@ -84,23 +88,28 @@ class Limits:
         return self._take(exchange, held, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:
-        """Count a call under the rules that ask for its model. `body` is None if it streams.
+        """Count a call under the rules that ask for what its body names. `body` is None if it
+        streams.
 
         Raises ModelUnknown besides what `admit` raises.
         """
-        await _give_way(body)
-        if body is None or not model_is_plain(body, content_type, exchange.model):
-            raise ModelUnknown
+        if any(_is_for(rule, exchange) for rule in self._asking_model):
+            await _give_way(body)
+            if body is None or not model_is_plain(body, content_type, exchange.model):
+                raise ModelUnknown
         assert exchange.admission is not None
-        wait = self._take(exchange, exchange.admission, self._model_calls)
+        wait = self._take(exchange, exchange.admission, self._body_calls)
         if wait is not None:
             await wait
 
     async def reserve(self, exchange: Exchange, body: bytes) -> None:
         """Set aside the tokens that a call may use; what it did not use comes back when it ends.
+        Of a call that uses none (token counts, files, any read) nothing is.
 
         A call that others share was not admitted itself. Raises RateLimited.
         """
+        if counting_of(exchange.method, exchange.endpoint) != "new":
+            return
         await _give_way(body)
         held = exchange.admission or self._begin(exchange, exchange.headers or {})
         held.estimate = estimate(body, exchange.input_estimate)
@@ -110,8 +119,8 @@ class Limits:
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
         """What `exchange` is counted for from now on; given back when it ends."""
-        said = metadata(headers.get(METADATA)) if self._says else _NOTHING_SAID
-        exchange.admission = held = Admission(said)
+        given = metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
+        exchange.admission = held = Admission(given)
         exchange.at_end += (lambda: self._end(exchange, held),)
         return held
 
@@ -124,11 +133,12 @@ class Limits:
         # Cloudflare counts what goes through it, if that is its job; what runs here is ours.
         others = route.target.via == "cloudflare" and route.provider.jobs.limits != "relay"
         for rule in rules:
-            if rule.providers and exchange.provider not in rule.providers:
+            if not _is_for(rule, exchange):
                 continue
             if rule.models and exchange.model not in rule.models:
                 continue
-            its = key(rule, [_value(part, exchange, held.said) for part in rule.per])
+            client = exchange.client
+            its = key(rule, [part(_value(n, exchange, held), client) for n in rule.per])
             if rule.at_once:
                 self._run(rule, its, exchange, held)
             elif not others:
@@ -220,15 +230,21 @@ def _used(exchange: Exchange, reserved: int) -> int:
     return 0 if nothing else reserved
 
 
-def _value(part: str, exchange: Exchange, said: Metadata) -> str:
-    if part in ("client", "address"):
+def _is_for(rule: Rule, exchange: Exchange) -> bool:
+    return not rule.providers or exchange.provider in rule.providers
+
+
+def _value(name: str, exchange: Exchange, held: Admission) -> str:
+    """What a call has for a part of `per`; empty if it has nothing."""
+    if name in ("client", "address"):
         # One and the same until clients have keys.
         return exchange.client
-    if part == "provider":
+    if name == "provider":
         return exchange.provider
-    if part == "model":
+    if name == "model":
         return exchange.model or ""
-    return as_text(said.get(part.removeprefix("metadata."), ""))
+    given = as_text(held.metadata.get(name.removeprefix("metadata."), ""))
+    return given or (exchange.user or "" if name == "user" else "")
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:

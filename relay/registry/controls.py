@@ -32,13 +32,13 @@ class RetryBudget(Section):
     per_s: float = Field(10, ge=0, description="And so many a second besides.")
 
 
-_PER = re.compile(r"(?:all|client|provider|model|address|metadata\.[^|]{1,100})\Z")
+_PER = re.compile(r"(?:all|client|provider|model|address|user|metadata\.[^|]{1,100})\Z")
 
 
 def _per(given: str) -> str:
     if not _PER.match(given):
         raise PydanticCustomError(
-            "per", "should be all, client, provider, model, address or metadata.NAME"
+            "per", "should be all, client, provider, model, address, user or metadata.NAME"
         )
     return given
 
@@ -73,7 +73,7 @@ class Limit(Section):
         ),
     ] = Field(
         ["all"],
-        description="Counted together (all), or for each client, provider, model, address, metadata.NAME; a list counts each combination.",
+        description="Counted together (all), or for each client, provider, model, address, user, metadata.NAME; a list counts each combination.",
     )
     providers: list[str] = Field([], description="Of these providers only; empty is all.")
     models: list[str] = Field([], description="Of these models only; empty is all.")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from relay.core.limits import Rule, key
+from relay.core.limits import Rule, key, part
 from relay.core.metadata import metadata
 from relay.core.usage import Estimate, estimate
 
@@ -52,5 +52,7 @@ def test_metadata_is_read_as_cloudflare_reads_it(header: str | None, entries: di
 
 def test_values_that_callers_make_up_cannot_take_each_others_place() -> None:
     rule = Rule(name="r", counts="requests", amount=1)
-    assert key(rule, ["a|b", "c"]) != key(rule, ["a", "b|c"])
-    assert len(key(rule, ["x" * 100_000])) < 70
+    values = [("a|b", "c"), ("a", "b|c"), ("", "c"), ("=client", "c"), ("client", "c"), ("a", "")]
+    assert len({key(rule, [part(value, "client") for value in each]) for each in values}) == len(values)
+    for odd in ("x" * 100_000, "\ud800", "\r\n|", "é" * 99):
+        assert len(key(rule, [part(odd, "client")]).encode()) < 70

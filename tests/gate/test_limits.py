@@ -268,6 +268,116 @@ async def test_a_call_that_may_use_more_than_is_allowed_waits_for_an_empty_windo
     assert (status, headers["ratelimit"].partition(";t")[0]) == (429, '"tokens-60s";r=98')
 
 
+FREE = {
+    "a count of tokens": ("POST", "v1/messages/count_tokens"),
+    "OpenAI's count": ("POST", "v1/responses/input_tokens"),
+    "Gemini's count": ("POST", "v1beta/models/m:countTokens"),
+    "a list of models": ("GET", "v1/models"),
+    "an upload": ("POST", "v1/files"),
+    "a read of a file": ("GET", "v1/files/f/content"),
+    "a read of a response": ("GET", "v1/responses/r"),
+    "a deletion": ("DELETE", "v1/responses/r"),
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+async def test_a_call_that_uses_no_tokens_takes_none(name: str, start: StartRelay, raw: RawUpstream) -> None:
+    method, endpoint = FREE[name]
+    raw.plays(ok(b'{"input_tokens": 10000}', "Content-Type: application/json"))
+    relay = await start({"limits": [{"tokens": 2000, "window_s": 86400}]}, openai=provider(raw.url))
+    for _ in range(3):
+        status, headers, _ = await relay.call(method, relay.path("openai", endpoint), data=b'{"a": "%s"}' % (b"x" * 20_000))
+        assert status == 200 and "ratelimit" not in headers
+    await relay.idle()
+    status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), json={"max_tokens": 1900})
+    assert status == 200 and int(headers["ratelimit"].partition("r=")[2].partition(";")[0]) > 0
+
+
+def _user(named: Any) -> dict[str, Any]:
+    """What `named` is put into: body or, as text, the header."""
+    return {"headers": {"cf-aig-metadata": named}, "json": {}} if isinstance(named, str) else {"json": named}
+
+
+USERS = {
+    "user": ({"user": "ann"}, {"user": "bob"}),
+    "safety_identifier": ({"safety_identifier": "ann"}, {"safety_identifier": "bob", "user": "ann"}),
+    "metadata.user_id": ({"metadata": {"user_id": "ann"}}, {"metadata": {"user_id": "bob"}}),
+    "the header": ('{"user": "ann"}', '{"user": "bob"}'),
+    "a number in the header": ('{"user": 1}', '{"user": 2}'),
+    "a long name": ({"user": "a" * 5000}, {"user": "a" * 4999}),
+    "one whose name is a client's address": ({"user": "127.0.0.1"}, {}),
+    "one whose name looks like a client": ({"user": "=127.0.0.1"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+@pytest.mark.parametrize("rule", [{"requests": 1}, {"tokens": 1}])
+async def test_each_user_has_a_count_of_its_own(name: str, rule: dict[str, Any], start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    one, other = map(_user, USERS[name])
+    relay = await start({"limits": [rule | {"window_s": 86400, "per": "user"}]}, openai=provider(raw.url))
+    url = relay.path("openai", "chat/completions")
+    found = [(await relay.call("POST", url, **who))[0] for who in (one, one, other, other)]
+    assert found == [200, 429, 200, 429]
+
+
+async def test_the_user_of_the_identity_counts_before_the_bodys(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 1, "window_s": 86400, "per": "user"}]}, openai=provider(raw.url))
+    url, said = relay.path("openai", "chat/completions"), {"cf-aig-metadata": '{"user": "ann"}'}
+    found = [(await relay.call("POST", url, json={"user": user}, headers=headers))[0] for user, headers in (("bob", said), ("eve", said), ("bob", {}))]
+    assert found == [200, 429, 200]
+
+
+async def test_a_users_calls_at_once_are_told_429(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    relay = await start({"limits": [{"calls_at_once": 1, "per": "user"}]}, openai=provider(raw.url))
+    url = relay.path("openai", "chat/completions")
+    async with relay.client.post(url, json={"user": "ann"}) as running:
+        status, headers, _ = await relay.call("POST", url, json={"user": "ann"})
+        assert (status, headers["x-relay-error"]) == (429, "rate_limited")
+        gates[0].set()
+        await running.read()
+    await relay.idle()
+    assert relay.gateway.limits._running == {}
+
+
+async def test_a_session_is_its_users_by_the_header_else_its_clients(start: StartRelay, vendors: Any) -> None:
+    relay = await start({"limits": [{"handshakes": 1, "window_s": 86400, "per": "user"}], "providers": vendors.entries()})
+    for headers in ({"cf-aig-metadata": '{"user": "ann"}'}, {}):
+        async with relay.client.ws_connect(relay.ws("openai"), headers=headers):
+            pass
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await relay.client.ws_connect(relay.ws("openai"), headers=headers)
+        assert refused.value.status == 429
+
+
+@pytest.mark.parametrize("per", ["user", "metadata.team", "model"])
+@pytest.mark.parametrize("size", [10, 3000])
+async def test_calls_without_a_value_count_for_each_client(per: str, size: int, start: StartRelay, raw: RawUpstream) -> None:
+    """Not in one bucket, in which the clients would take each other's room."""
+    raw.plays(ok(b"{}"))
+    document = {"server": {"trusted_proxies": ["127.0.0.1"], "buffer_bytes": 2000 if per == "user" else 4000}, "limits": [{"requests": 1, "window_s": 86400, "per": per}]}
+    relay = await start(document, openai=provider(raw.url))
+
+    async def status(client: str) -> int:
+        headers = {"X-Forwarded-For": client, "Content-Type": "audio/wav"}
+        return (await relay.call("POST", relay.path("openai", "x"), data=bytes(size), headers=headers))[0]
+
+    found = [await status(client) for client in ("198.51.100.1", "198.51.100.2", "198.51.100.1", "198.51.100.2")]
+    assert found == [200, 200, 429, 429]
+
+
+async def test_a_rule_about_models_asks_nothing_of_the_other_providers(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    rule = {"requests": 9, "models": ["m"], "providers": ["openai"]}
+    relay = await start({"limits": [rule]}, openai=provider(raw.url), other=provider(raw.url))
+    unclear = b'{"model": "m", "model": "n"}'
+    found = [(await relay.call("POST", relay.path(name, "chat/completions"), data=unclear))[0] for name in ("openai", "other")]
+    assert found == [403, 200]
+
+
 async def test_what_goes_through_cloudflare_is_not_counted_twice(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     account = {"account_id": "a", "base_url": raw.url}
