@@ -148,6 +148,9 @@ class Gateway:
             "relay_settling_dropped_total": self.later.dropped,
             "relay_refused_at_the_door_total": self.refused_at_the_door,
             "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
+            "relay_redis_foreign_values_total": (
+                self.shared.foreign_values if self.shared is not None else 0
+            ),
         }
 
     @property

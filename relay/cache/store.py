@@ -7,6 +7,7 @@ calls go on without it.
 from __future__ import annotations
 
 import asyncio
+import math
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -135,7 +136,11 @@ class RedisStore:
     async def get(self, provider: str, key: str) -> Hit | None:
         """See MemoryStore; finds nothing while Redis is away."""
         client = self._shared.client
-        entry = await _read(await self._shared.ask(lambda: client.get(_name(provider, key))))
+        name = _name(provider, key)
+        packed = await self._shared.ask(lambda: client.get(name))
+        entry = await _read(packed)
+        if packed is not None and entry is None:
+            self._shared.found_foreign(name)
         return None if entry is None else Hit(entry, self._age_s(entry))
 
     async def put(self, key: str, entry: Entry, ttl_s: int) -> None:
@@ -252,13 +257,26 @@ def _from_latin(text: str) -> str:
 
 
 async def _read(packed: Any) -> Entry | None:
-    """What was packed; None for nothing, and for what another version of the relay kept."""
+    """What was packed; None for nothing, for what another version of the relay kept, and for what
+    no relay did.
+    """
     if packed is None:
         return None
     try:
-        return await _maybe_in_thread(len(packed), _unpack, packed)
-    except (msgspec.MsgspecError, zlib.error, UnicodeError):
+        entry = await _maybe_in_thread(len(packed), _unpack, packed)
+    except (msgspec.MsgspecError, zlib.error, UnicodeError, RecursionError):
         return None
+    return entry if _is_sound(entry) else None
+
+
+def _is_sound(entry: Entry) -> bool:
+    """True if it can be sent down: a value that was changed in Redis may be anything."""
+    texts = (entry.reason, *(text for pair in entry.headers for text in pair))
+    return (
+        bool(entry.chunks)
+        and math.isfinite(entry.stored_unix_s)
+        and not any("\r" in text or "\n" in text or "\0" in text for text in texts)
+    )
 
 
 async def _maybe_in_thread(size: int, act: Callable[[T], R], given: T) -> R:

@@ -62,7 +62,9 @@ class Windows:
         new_id: Callable[[], str],
     ) -> None:
         self.here = _Here(here)
-        self._there = _There(RedisWindows(shared.client, new_id)) if shared else None
+        self._there = None
+        if shared is not None:
+            self._there = _There(RedisWindows(shared.client, new_id, shared.found_foreign))
         self._shared, self._later = shared, later
         self._owed: deque[Charge] = deque(maxlen=_MOST_OWED)
         """What is to be given back in Redis. Past the most the oldest is dropped: its window only

@@ -83,6 +83,7 @@ LOSSES = {
     "relay_settling_dropped_total": "Work after calls that was dropped: bookings, kept answers.",
     "relay_refused_at_the_door_total": "Calls that got a 503 before anything was made of them.",
     "relay_redis_failures_total": "Times that Redis did not answer.",
+    "relay_redis_foreign_values_total": "Keys in Redis with values that the relay did not write.",
 }
 
 _LOSSES: Mapping[str, tuple[str, Sequence[str]]] = {n: (help, ()) for n, help in LOSSES.items()}

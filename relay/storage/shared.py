@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from relay.core.text import clean
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
@@ -19,11 +21,15 @@ PREFIX = "relay"
 _CONNECTIONS = 64
 
 Report = Callable[[str, str], None]
-"""Told `redis.lost` or `redis.back`, and why."""
+"""Told `redis.lost`, `redis.back` or `redis.foreign_value`, and why."""
+_FOREIGN_TOLD_S = 1.0
+_MOST_KEY_CHARACTERS = 200
 
 
 class Shared:
-    """One Redis. `failures` are counted for /readyz."""
+    """One Redis. `failures` are counted for /readyz, and `foreign_values`: keys of the relay's that
+    held something which it did not write.
+    """
 
     def __init__(
         self, url: str, timeout_s: float, clock: Callable[[], float], report: Report
@@ -45,7 +51,8 @@ class Shared:
         )
         self.client: Redis = Redis(connection_pool=self._pool)
         self.errors: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
-        self.failures = 0
+        self.failures = self.foreign_values = 0
+        self._foreign_told_s = -_FOREIGN_TOLD_S
         self._clock, self._report = clock, report
         self._away = False
         self._again_s = 0.0
@@ -72,10 +79,21 @@ class Shared:
         try:
             answer = await work()
         except self.errors as error:
-            self._lost(error)
+            if str(error).startswith("WRONGTYPE"):
+                self.found_foreign("a key of another type")
+            else:
+                self._lost(error)
             return None
         self._worked()
         return answer
+
+    def found_foreign(self, key: str) -> None:
+        """A key held something else than it should: Redis itself is well. Logged once a second."""
+        self.foreign_values += 1
+        now = self._clock()
+        if now - self._foreign_told_s >= _FOREIGN_TOLD_S:
+            self._foreign_told_s = now
+            self._report("redis.foreign_value", clean(key, _MOST_KEY_CHARACTERS))
 
     def _lost(self, error: Exception) -> None:
         """One of `errors` came: leave it alone for a while."""

@@ -18,46 +18,75 @@ if TYPE_CHECKING:
 _TAKE = """
 -- Count in every window if each has room, else in none.
 -- ARGV: a name for what begins; then for each key: '1' if it slides, its length in ms, its limit
--- and the amount. Returns the number of the key that has no room, or 0; then the name, the number
+-- and the amount. Returns the number of the key that has no room, or 0; the number of a key that
+-- held no window, or 0: it is deleted, and a window begins; then the name, the number
 -- since 1970 of a sliding window (0 of a fixed one), count, count of the window before and ms left:
 -- of that key alone, or of all.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local most, year = 2 ^ 45, 366 * 86400000
+local foreign = 0
+
+local function whole(text, most)
+  local number = tonumber(text)
+  return number and number >= 0 and number <= most and number == math.floor(number) and number
+end
+
+-- The four fields of a window, and the ms that it has; nothing where there is none.
+local function read(at, key, slides, length)
+  local held = redis.pcall('HMGET', key, 'born', 'number', 'count', 'before')
+  if held.err then
+    foreign = at
+    redis.call('DEL', key)
+    return
+  end
+  if not held[1] then
+    return
+  end
+  local left, born = redis.call('PTTL', key), held[1]
+  local number = whole(held[2], slides and (now + year) / length or most)
+  local count, before = whole(held[3], most), whole(held[4], most)
+  if left >= 0 and left <= (slides and 2 or 1) * length and number and count and before
+    and #born <= 64 and not born:find('[^%w-]')
+  then
+    return born, number, count, before, left
+  end
+  foreign = at
+  redis.call('DEL', key)
+end
 
 local function window(at)
   local key, slides, length = KEYS[at], ARGV[4 * at - 2] == '1', tonumber(ARGV[4 * at - 1])
-  local held = redis.call('HMGET', key, 'born', 'number', 'count', 'before')
-  local left = redis.call('PTTL', key)
+  local born, last, count, before, left = read(at, key, slides, length)
   local number = 0
   if slides then
-    number, left = math.floor(now / length), length - now % length
+    number, left = math.floor(now / length), left and length - now % length
   end
-  if not held[1] or left <= 0 then
-    return ARGV[1], number, 0, 0, slides and left or length
+  if not left or left <= 0 then
+    return ARGV[1], number, 0, 0, slides and length - now % length or length
   end
-  local last, count, before = tonumber(held[2]), tonumber(held[3]), tonumber(held[4])
   if last == number - 1 then
     before, count = count, 0
   elseif last < number then
     before, count = 0, 0
   end
   -- A clock that was set back opens no window again.
-  return held[1], math.max(last, number), count, before, left
+  return born, math.max(last, number), count, before, left
 end
 
-local found = {0}
+local found = {0, 0}
 for at = 1, #KEYS do
   local length, limit, amount = ARGV[4 * at - 1], tonumber(ARGV[4 * at]), tonumber(ARGV[4 * at + 1])
   local born, number, count, before, left = window(at)
   if math.floor(before * left / length) + count + amount > limit then
-    return {at, born, number, count, before, left}
+    return {at, foreign, born, number, count, before, left}
   end
   for _, each in ipairs({born, number, count + amount, before, left}) do
     found[#found + 1] = each
   end
 end
 for at = 1, #KEYS do
-  local born, number, count, before, left = unpack(found, 5 * at - 3, 5 * at + 1)
+  local born, number, count, before, left = unpack(found, 5 * at - 2, 5 * at + 2)
   redis.call(
     'HSET', KEYS[at], 'born', born, 'number', number, 'count', count, 'before', before
   )
@@ -67,19 +96,20 @@ for at = 1, #KEYS do
     redis.call('PEXPIRE', KEYS[at], left)
   end
 end
+found[2] = foreign
 return found
 """
 _GIVE_BACK = """
 -- Count less in each window that still counts. ARGV: for each key: its name and number, the amount.
 for at = 1, #KEYS do
   local born, number, amount = ARGV[3 * at - 2], tonumber(ARGV[3 * at - 1]), tonumber(ARGV[3 * at])
-  local held = redis.call('HMGET', KEYS[at], 'born', 'number', 'count', 'before')
-  if held[1] == born then
-    local passed = held[2] - number
-    if passed == 0 then
-      redis.call('HSET', KEYS[at], 'count', math.max(0, held[3] - amount))
-    elseif passed == 1 then
-      redis.call('HSET', KEYS[at], 'before', math.max(0, held[4] - amount))
+  local held = redis.pcall('HMGET', KEYS[at], 'born', 'number', 'count', 'before')
+  if not held.err and held[1] == born then
+    local last, count, before = tonumber(held[2]), tonumber(held[3]), tonumber(held[4])
+    if last == number and count then
+      redis.call('HSET', KEYS[at], 'count', math.max(0, count - amount))
+    elseif last == number + 1 and before then
+      redis.call('HSET', KEYS[at], 'before', math.max(0, before - amount))
     end
   end
 end
@@ -117,12 +147,18 @@ class State(NamedTuple):
 
 
 class RedisWindows:
-    """What all that use one Redis count together. Raises what its client does."""
+    """What all that use one Redis count together. Raises what its client does.
 
-    def __init__(self, client: Redis, new_id: Callable[[], str]) -> None:
+    A key that holds something else than a window, or numbers that none can have, is deleted, and
+    told to `foreign`: a limit fails open.
+    """
+
+    def __init__(
+        self, client: Redis, new_id: Callable[[], str], foreign: Callable[[str], None]
+    ) -> None:
         self._take = client.register_script(_TAKE)
         self._give_back = client.register_script(_GIVE_BACK)
-        self._new_id = new_id
+        self._new_id, self._foreign = new_id, foreign
 
     async def take(self, wanted: Sequence[Wanted]) -> tuple[int | None, list[State]]:
         """Count all of `wanted`: (None, the windows). If one has no room, count nothing: (which,
@@ -131,7 +167,10 @@ class RedisWindows:
         given: list[Any] = [self._new_id()]
         for each in wanted:
             given += [int(each.slides), each.length_s * 1000, each.limit, each.amount]
-        full, *found = await self._take([_key(each) for each in wanted], given)
+        keys = [_key(each) for each in wanted]
+        full, foreign, *found = await self._take(keys, given)
+        if foreign:
+            self._foreign(keys[foreign - 1])
         states = [
             State(Spot(born.decode(), number), counted, before, left_ms / 1000)
             for born, number, counted, before, left_ms in zip(*[iter(found)] * 5, strict=True)

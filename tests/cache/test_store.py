@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import redis.asyncio
 
-from relay.cache.store import Entry, MemoryStore, Purge, RedisStore
+from relay.cache.store import Entry, MemoryStore, Purge, RedisStore, _pack
 from relay.storage.shared import Shared
 from tests.redis import RedisServer
 
@@ -124,3 +124,37 @@ async def test_what_another_version_kept_is_as_if_it_were_not_there(redis_server
             await client.set("relay:cache:openai:k", rubbish)
             assert await store.get("openai", "k") is None
             assert await store.purge(Purge(older_than_s=0)) == 0
+
+
+FOREIGN = {
+    "nothing": b"",
+    "a text": b"hello",
+    "no such coding": b"z" + b"hello",
+    "no chunks": _pack(Entry("openai", "OK", (), (), False, 0.0)),
+    "no time": _pack(Entry("openai", "OK", (), (b"x",), False, float("-inf"))),
+    "a header that is two": _pack(Entry("openai", "OK", (("a", "b\r\nc: d"),), (b"x",), False, 0.0)),
+    "a reason that is a header": _pack(Entry("openai", "OK\r\nc: d", (), (b"x",), False, 0.0)),
+    "text that is none": b"-" + msgspec.msgpack.encode({"provider": "\ud800".encode("utf-8", "surrogatepass")}),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_what_the_relay_has_not_kept_is_not_given(name: str, redis_server: RedisServer) -> None:
+    events: list[str] = []
+    shared = Shared(redis_server.url, 5.0, time.monotonic, lambda event, _: events.append(event))
+    store = RedisStore(shared, time.time)
+    await shared.client.set("relay:cache:openai:k", FOREIGN[name])
+    assert await store.get("openai", "k") is None
+    assert (shared.foreign_values, shared.state, events) == (1, "ok", ["redis.foreign_value"])
+    await shared.close()
+
+
+async def test_a_key_of_another_type_finds_nothing_and_is_kept_anew(redis_server: RedisServer) -> None:
+    shared = Shared(redis_server.url, 5.0, time.monotonic, lambda *_: None)
+    store = RedisStore(shared, time.time)
+    await shared.client.rpush("relay:cache:openai:k", "x")  # type: ignore[misc]
+    assert await store.get("openai", "k") is None
+    assert (shared.foreign_values, shared.failures, shared.state) == (1, 0, "ok")
+    await store.put("k", entry(), 60)
+    assert await store.get("openai", "k") is not None
+    await shared.close()

@@ -389,3 +389,64 @@ async def test_what_was_used_beyond_is_counted_in_redis_room_or_not(redis_places
     await place.settle()
     assert (await _hash(place, each))["count"] == "35"
     assert (await place.windows.take([Counted(each, "r", 1)])).standings[0].remaining == 0
+
+
+# What somebody else has written into Redis.
+
+FOREIGN = {
+    "a text": [("SET", "KEY", "x")],
+    "a list": [("DEL", "KEY"), ("RPUSH", "KEY", "x")],
+    "a text for a count": [("HSET", "KEY", "count", "many")],
+    "a text for a number": [("HSET", "KEY", "number", "x")],
+    "nothing for a count": [("HDEL", "KEY", "count", "before")],
+    "a count below nothing": [("HSET", "KEY", "count", "-5")],
+    "a fraction": [("HSET", "KEY", "count", "1.5")],
+    "a huge count": [("HSET", "KEY", "count", "99999999999999999999")],
+    "a count beyond all": [("HSET", "KEY", "count", "inf")],
+    "no number": [("HSET", "KEY", "count", "nan")],
+    "a huge number": [("HSET", "KEY", "number", "99999999999999999999")],
+    "a huge count before": [("HSET", "KEY", "before", "1e300")],
+    "bytes for a name": [("HSET", "KEY", "born", b"\xff\xfe")],
+    "a long name": [("HSET", "KEY", "born", "a" * 1000)],
+    "no end": [("PERSIST", "KEY")],
+    "an end that is far": [("PEXPIRE", "KEY", 10**15)],
+}
+
+
+@TECHNIQUES
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_in_redis_a_key_that_holds_no_window_lets_calls_pass_and_is_told_once(name: str, technique: str, redis_places: Any) -> None:
+    place, each = redis_places(), rule(10, technique)
+    key = f"relay:windows:{technique}:{WINDOW_S}:r"
+    early = await place.take(Counted(each, "r", 9))
+    for command in FOREIGN[name]:
+        await place.shared.client.execute_command(*[key if part == "KEY" else part for part in command])
+    assert await place.take(Counted(each, "r", 9)) is not None, "the call passes"
+    assert (place.shared.foreign_values, place.shared.failures, place.shared.state) == (1, 0, "ok")
+    assert place.events == ["redis.foreign_value"]
+    assert await place.take(Counted(each, "r", 9)) is None, "and its limit holds again"
+    place.windows.give_back(early)
+    await place.settle()
+    assert place.shared.foreign_values == 1 and await place.take(Counted(each, "r", 2)) is None
+
+
+async def test_in_redis_what_is_given_back_to_a_key_of_another_type_goes_nowhere(redis_places: Any) -> None:
+    place, each = redis_places(), rule(10)
+    taken = await place.take(Counted(each, "r", 9))
+    key = f"relay:windows:fixed:{WINDOW_S}:r"
+    for command in (("DEL", key), ("SET", key, "x")):
+        await place.shared.client.execute_command(*command)
+    place.windows.give_back(taken)
+    await place.settle()
+    assert place.shared.failures == 0 and place.shared.state == "ok"
+
+
+async def test_many_foreign_values_are_counted_and_logged_once_a_second(redis_places: Any) -> None:
+    place = redis_places()
+    for at in range(5):
+        await place.shared.client.set(f"relay:windows:fixed:{WINDOW_S}:k{at}", "x")
+        assert await place.take(Counted(rule(10, name=f"k{at}"), f"k{at}", 1)) is not None
+    assert place.shared.foreign_values == 5 and len(place.events) == 1
+    place.now += AWAY_S
+    place.shared.found_foreign("x" * 10_000)
+    assert len(place.events) == 2
