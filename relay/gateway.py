@@ -198,6 +198,8 @@ class Gateway:
             rules, settle = config.limits, self.ledger.settle
             self.limits = Limits(rules, self.windows, self.at_once, settle)
         self.proxies = Proxies(server.trusted_proxies)
+        if self.metrics is not None:
+            self.metrics.configured = config.models
         self.usage_refusals = Refusals()
 
     def begin(self, request: web.Request, surface: Surface) -> Exchange:

@@ -132,7 +132,8 @@ def _due_s(session: Session, common: WebSockets, now: float) -> float:
 
 
 def _tell(gateway: Gateway) -> None:
-    """Gauges and counts, for metrics and the log."""
+    """Gauges and counts, for metrics and the log; and what nobody needs any more."""
+    gateway.windows.forget()
     if gateway.metrics is not None:
         gateway.metrics.tell(gateway.gauges(), gateway.losses())
     if refused := gateway.refused_at_the_door - gateway.refused_told:

@@ -89,6 +89,10 @@ class Windows:
             self._later(self._undo(work))
             raise
 
+    def forget(self) -> None:
+        """Let go of what ended in this process: callers make up names, and each had a window."""
+        self.here.forget()
+
     def give_back(self, charges: Sequence[Charge]) -> None:
         """Take back what was counted, in the windows in which it was; nothing where they are over.
         In Redis it is done soon, and not at all if Redis fails meanwhile.
@@ -179,6 +183,10 @@ class _Here:
         rule, key, amount = place
         add = self._counters.add_sliding if rule.sliding else self._counters.add
         return Charge(rule, key, amount, add(key, rule.window_s, amount))
+
+    def forget(self) -> None:
+        """See Windows.forget."""
+        self._counters.forget()
 
     def _standing(self, rule: Rule, key: str) -> Standing:
         if not rule.sliding:

@@ -2,7 +2,8 @@
 
 Owns: their names, labels and buckets, and that they cost a call nothing: they are fed from batches
 that were added up already, a few steps for each group of like calls. Labels are bounded: providers
-are the registry's, and of models only so many are told apart.
+are the registry's, and of models only those are told apart that the configuration names, and the
+first so many that a provider has answered for: a name that a client made up is `other`.
 
 With several workers each writes to files in PROMETHEUS_MULTIPROC_DIR, which the supervisor sets
 before they start; whichever is asked answers for all.
@@ -97,6 +98,9 @@ class Metrics:
         self._multiprocess = DIRECTORY in os.environ
         self._max_models = max_models
         self._models: set[str] = set()
+        """Those that a provider has answered for."""
+        self.configured: frozenset[str] = frozenset()
+        """Those that gateway.yaml names."""
         self._told: dict[str, float] = {}
 
         self.counters = {
@@ -115,6 +119,10 @@ class Metrics:
 
     def count(self, records: Sequence[Record], batch: Mapping[Key, Tally]) -> None:
         """A batch of calls that ended."""
+        for record in records:
+            model = record.model_answered or record.model
+            if model and model not in self._models and _proves(record):
+                self._admit(model)
         for key, tally in batch.items():
             label = (key.provider or _OTHER, self._model(key.model), key.surface, key.outcome)
             children = self._bound.get(label)
@@ -131,13 +139,13 @@ class Metrics:
                 if record.interruptions:
                     cut.labels(provider).inc(record.interruptions)
 
+    def _admit(self, model: str) -> None:
+        if len(self._models) < self._max_models and model not in self.configured:
+            self._models.add(model)
+
     def _model(self, model: str) -> str:
-        if model in self._models or not model:
-            return model
-        if len(self._models) >= self._max_models:
-            return _OTHER
-        self._models.add(model)
-        return model
+        known = not model or model in self._models or model in self.configured
+        return model if known else _OTHER
 
     def text(self, gauges: Mapping[str, float], losses: Mapping[str, float]) -> bytes:
         """All of it, in Prometheus' text format; of all workers, once `tell` has told of each."""
@@ -155,6 +163,12 @@ class Metrics:
         for name, value in losses.items():
             self.counters[name].inc(max(0.0, value - self._told.get(name, 0)))
             self._told[name] = value
+
+
+def _proves(record: Record) -> bool:
+    """True if a provider, or a stored answer of its, shows that there is the model of this call."""
+    answered = 200 <= record.status < 300 or record.status == 101
+    return answered and (record.usage is not None or record.outcome == "cached")
 
 
 class _Children:

@@ -64,6 +64,13 @@ class Config:
     read: InForce = field(default_factory=InForce)
     """The files that it was read from."""
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Those that are named, in limits and fallbacks; not the patterns of prices."""
+        fallbacks = (each for one in self.registry.providers.values() for each in one.fallbacks)
+        named = {each.model for each in fallbacks if each.model}
+        return frozenset(named.union(*(rule.models for rule in self.limits)))
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:

@@ -1,7 +1,8 @@
 """Counters of time windows in this process's memory, behind the interface of the `limits` library.
 
-Owns: counting and expiry. Each hit forgets a few windows that have ended, so that none costs more
-with many keys than with few (the library's own backend walks all of them). Both clocks are given:
+Owns: counting and expiry. Each new window forgets a few that have ended, so that none costs more
+with many keys than with few (the library's own backend walks all of them); the janitor has the rest
+forgotten, when no new ones come. Both clocks are given:
 the monotonic one rules, so that a clock that is set changes no limit.
 """
 
@@ -16,6 +17,8 @@ from limits.storage.base import SlidingWindowCounterSupport, Storage
 MAX_KEYS = 100_000
 """Past this the window that ends first is forgotten for each new one: memory stays bounded."""
 _FORGOTTEN_A_HIT = 32
+_FORGOTTEN_AT_ONCE = 5000
+"""By `forget`: it takes a few milliseconds."""
 
 
 class Window:
@@ -155,15 +158,22 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         self._forget(now)
         return window
 
+    def forget(self) -> None:
+        """Drop windows that have ended: those too whose rules nobody falls under any more."""
+        self._drop_ended(self._clock(), _FORGOTTEN_AT_ONCE)
+
     def _forget(self, now: float) -> None:
         """Drop a few windows that have ended, and one that has not where there are too many."""
+        self._drop_ended(now, _FORGOTTEN_A_HIT)
+        while len(self._windows) > MAX_KEYS:
+            self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
+
+    def _drop_ended(self, now: float, most: int) -> None:
         for ends in self._ends.values():
-            for _ in range(_FORGOTTEN_A_HIT):
+            for _ in range(most):
                 if not ends or ends[0][0] > now:
                     break
                 self._drop(ends)
-        while len(self._windows) > MAX_KEYS:
-            self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
 
     def _drop(self, ends: deque[tuple[float, str]]) -> None:
         ends_s, key = ends.popleft()

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from relay.janitor import sweep
 from relay.listen import CannotListen, check_workers
 from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
@@ -432,3 +433,16 @@ async def _flood(socket: Any, message: str) -> None:
     while not socket.closed:
         await socket.send_str(message)
         await asyncio.sleep(0.0005)
+
+
+async def test_names_that_callers_made_up_are_forgotten_when_their_window_is_over(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 9, "window_s": 600, "per": per} for per in ("model", "user")]}, openai=provider(raw.url))
+    for number in range(20):
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": f"made-up-{number}", "user": f"nobody-{number}"})
+    counters = relay.gateway.windows.here._counters
+    assert len(counters) == 40
+    clock = counters._clock
+    counters._clock = lambda: clock() + 601
+    await sweep(relay.gateway)
+    assert len(counters) == 0

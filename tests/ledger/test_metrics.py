@@ -21,7 +21,7 @@ from tests.conftest import StartRelay
 from tests.ledger.test_ledger import CALL, USAGE, post, rows
 from tests.processes import ROOT, serve
 from tests.relays import Relay, provider
-from tests.upstream.raw import RawUpstream, ok
+from tests.upstream.raw import CLOSE, RawUpstream, ok
 
 JSON = "Content-Type: application/json"
 
@@ -68,6 +68,40 @@ async def test_models_beyond_so_many_are_one(start: StartRelay, raw: RawUpstream
     found = await scraped(relay)
     models = {dict(labels).get("model") for name, labels in found if name == "relay_requests_total"}
     assert models == {"one", "two", "other"}
+
+
+async def models(relay: Relay) -> set[str | None]:
+    return {dict(labels).get("model") for name, labels in await scraped(relay) if name == "relay_requests_total"}
+
+
+@pytest.mark.parametrize("answer", [ok(b'{"error": {"code": "model_not_found"}}', JSON, status="404 Not Found"), ok(USAGE, JSON, status="500 Broken"), CLOSE])
+async def test_names_that_no_provider_answered_for_take_no_room_from_those_of_models(answer: bytes | str, start: StartRelay, raw: RawUpstream) -> None:
+    for _ in range(3):
+        raw.plays(answer)
+    raw.plays(ok(b'{"choices": []}', JSON))
+    relay = await start({"metrics": {"max_models": 2}}, openai=provider(raw.url))
+    for model in ("made-up-1", "made-up-2", "made-up-3", "real"):
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": model})
+    assert await models(relay) == {"other", "real"}
+    assert relay.gateway.metrics is not None and relay.gateway.metrics._models == {"real"}
+
+
+async def test_an_endpoint_that_takes_any_name_proves_no_model(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", JSON))
+    relay = await start(openai=provider(raw.url))
+    for number in range(3):
+        await relay.call("POST", relay.path("openai", "files"), json={"model": f"made-up-{number}"})
+    assert await models(relay) == {"other"}
+
+
+async def test_models_that_the_configuration_names_have_a_label_of_their_own_from_the_start(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", JSON, status="404 Not Found"))
+    rules = [{"requests": 9, "models": ["limited"]}]
+    entry = provider(raw.url, fallback=[{"provider": "other", "model": "second"}])
+    relay = await start({"metrics": {"max_models": 0}, "limits": rules}, openai=entry, other=provider(raw.url))
+    for model in ("limited", "second", "made-up"):
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": model})
+    assert await models(relay) == {"limited", "second", "other"}
 
 
 async def test_a_provider_that_there_is_not_makes_no_label(start: StartRelay, raw: RawUpstream) -> None:

@@ -79,6 +79,20 @@ def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryCounte
     assert len(memory) == 4
 
 
+def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryCounters, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "_FORGOTTEN_AT_ONCE", 60)
+    for number in range(100):
+        memory.incr(f"old{number}", 10)
+    memory.incr("long", 600)
+    memory.forget()
+    assert len(memory) == 101
+    clocks.pass_s(11)
+    memory.forget()
+    assert len(memory) == 41
+    memory.forget()
+    assert (len(memory), memory.get("long"), sum(map(len, memory._ends.values()))) == (1, 1, 1)
+
+
 def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryCounters, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "MAX_KEYS", 3)
     memory.incr("short", 5)
