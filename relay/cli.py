@@ -29,7 +29,7 @@ from relay.explain import explain
 from relay.ledger import log
 from relay.ledger.metrics_folder import remove_dead_folders
 from relay.ledger.traces import TracingUnavailable
-from relay.listen import CannotListen, Listeners, check_workers, listen, raise_file_limit
+from relay.listen import CannotListen, Listeners, listen, raise_file_limit
 from relay.registry.files import Files
 from relay.registry.load import (
     Config,
@@ -179,7 +179,6 @@ def _serve(options: argparse.Namespace) -> int:
     sources = replace(_sources(options), overrides=_overrides(options))
     sources = _with_certificate(sources, options)
     config = load(sources)
-    check_workers(config)
     settings = config.settings
     log.setup(settings.log.level, settings.log.format)
     log.config_warnings(config)

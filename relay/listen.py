@@ -114,20 +114,3 @@ def raise_file_limit() -> None:
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def check_workers(config: Config) -> None:
-    """Raise CannotListen where several processes would break a promise made of one."""
-    if config.settings.server.workers == 1:
-        return
-    for rule in config.limits:
-        if rule.at_once and rule.of_caller:
-            raise CannotListen(
-                f"{rule.name} is counted in each process, so several workers would allow a multiple"
-                " of it. Remove it, or set server.workers to 1."
-            )
-        if not rule.at_once and config.settings.redis.url is None:
-            raise CannotListen(
-                f"the limit {rule.name} is counted in each process, so several workers would allow"
-                " a multiple of it. Set redis.url, remove it, or set server.workers to 1."
-            )

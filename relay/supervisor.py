@@ -42,8 +42,9 @@ from relay.control import (
 from relay.demo import Demo
 from relay.ledger import log
 from relay.ledger.metrics_folder import metrics_folder
-from relay.listen import CannotListen, Listeners, check_workers
+from relay.listen import Listeners
 from relay.registry.files import Snapshot
+from relay.registry.limits import promise_broken
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
 
@@ -278,13 +279,11 @@ class Supervisor:
     async def _reload(self) -> Answer:
         try:
             loaded = await asyncio.to_thread(load, self._sources, None, self._config)
-            config = taken_over(self._started_with, loaded)
-            check_workers(config)
-        except (ConfigError, CannotListen) as error:
-            problems = error.problems if isinstance(error, ConfigError) else [error]
-            texts = bounded([str(problem) for problem in problems])
-            log.warn("reload.refused", problems=texts)
-            return Answer(texts)
+        except ConfigError as error:
+            return _refused([str(problem) for problem in error.problems])
+        config = taken_over(self._started_with, loaded)
+        if problems := _promises_broken(config):
+            return _refused(problems)
         self._config = config
         log.config_warnings(config)
         restart = needing_restart(self._started_with.settings, loaded.settings)
@@ -372,6 +371,18 @@ def _sent(files: Snapshot) -> dict[str, Any]:
     """As a message holds it."""
     built: dict[str, Any] = msgspec.to_builtins(files)
     return built
+
+
+def _promises_broken(config: Config) -> list[str]:
+    """Of the limits, by the workers and the Redis that stay as they were at the start."""
+    found = (promise_broken(rule, config.settings) for rule in config.limits)
+    return [problem for problem in found if problem is not None]
+
+
+def _refused(problems: list[str]) -> Answer:
+    texts = bounded(problems)
+    log.warn("reload.refused", problems=texts)
+    return Answer(texts)
 
 
 def _pause_s(failures: int) -> float:

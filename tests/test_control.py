@@ -22,7 +22,7 @@ from relay.ledger import log
 from relay.listen import Listeners, bind
 from relay.registry.files import MAX_TOTAL_BYTES, Snapshot
 from relay.supervisor import Supervisor
-from tests.relays import HANG_GUARD_S, LogStream, configured
+from tests.relays import HANG_GUARD_S, LogStream, configured, write_config
 
 
 @pytest.fixture
@@ -353,10 +353,12 @@ async def test_a_reload_names_the_worker_that_is_not_there(supervise: Supervise,
     assert f"worker {run.events('worker.died')[0]['worker']}: it has died" in missing
 
 
-async def test_a_reload_is_refused_where_a_start_would_be(supervise: Supervise) -> None:
+@pytest.mark.parametrize("more", [{"server": {"workers": 2}}, {"server": {"workers": 1}}, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}}])
+async def test_a_reload_is_refused_where_a_start_would_be(more: dict[str, Any], supervise: Supervise) -> None:
+    """Two workers without Redis run until a restart, whatever the file says now."""
     run = await supervise("good")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
-    configured(run.folder, {"server": {"workers": 2}, "limits": [{"requests": 5, "name": "few"}]})
+    write_config(run.folder, {"limits": [{"requests": 5, "name": "few"}]} | more)
     answer = await run.supervisor.order("reload", {})
     assert "few is counted in each process" in answer.problems[0] and answer.missing == []
     assert not (run.folder / "orders.txt").exists(), "no worker was told"

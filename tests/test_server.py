@@ -218,7 +218,7 @@ async def test_bad_configuration_is_refused_with_file_and_line(tmp_path: Path) -
 async def test_several_workers_are_refused_where_they_would_break_a_promise(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_text("websocket: {max_sessions_per_client: 5}")
     code, text = await _refused(tmp_path, "--workers", "2", "--port", "0")
-    assert code == 1 and "max_sessions_per_client" in text
+    assert code == 2 and "gateway.yaml:1:" in text and "max_sessions_per_client is counted in each process" in text
 
 
 async def test_no_secret_stands_in_banner_or_arguments(served: Serve, raw: RawUpstream) -> None:

@@ -1,6 +1,7 @@
 """Turn the `limits` of gateway.yaml into the Rules that calls are counted by.
 
-Owns: their names, their checks, and `websocket.max_sessions_per_client`, which is one of them.
+Owns: their names, their checks, among them that several workers keep what they promise, and
+`websocket.max_sessions_per_client`, which is one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection
 from relay.core.limits import Counts, Rule
 from relay.registry import schema
 from relay.registry.controls import Limit
-from relay.registry.problems import Document
+from relay.registry.problems import Document, Where
 
 _COUNTS: tuple[Counts, ...] = (
     "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",
@@ -39,10 +40,34 @@ def limit_rules(
         rules.append(_rule(limit, given[0], taken))
         if limit.name in taken:
             document.complain(("limits", at, "name"), "another rule has this name")
+        _check(rules[-1], settings, ("limits", at), document)
     if most := settings.websocket.max_sessions_per_client:
         name = "websocket.max_sessions_per_client"
         rules.append(Rule(name=name, counts="sessions_at_once", amount=most, per=("client",)))
+        _check(rules[-1], settings, ("websocket", "max_sessions_per_client"), document)
     return tuple(rules)
+
+
+def _check(rule: Rule, settings: schema.GatewayFile, where: Where, document: Document) -> None:
+    if (problem := promise_broken(rule, settings)) is not None:
+        document.complain(where, problem)
+
+
+def promise_broken(rule: Rule, settings: schema.GatewayFile) -> str | None:
+    """Why several workers would let through a multiple of what a rule allows; None if not."""
+    if settings.server.workers == 1:
+        return None
+    if rule.at_once and rule.of_caller:
+        return (
+            f"{rule.name} is counted in each process, so several workers would allow a multiple of"
+            " it. Remove it, or set server.workers to 1"
+        )
+    if not rule.at_once and settings.redis.url is None:
+        return (
+            f"{rule.name} is counted in each process, so several workers would allow a multiple of"
+            " it. Set redis.url, remove it, or set server.workers to 1"
+        )
+    return None
 
 
 def _rule(limit: Limit, counts: Counts, taken: Collection[str]) -> Rule:

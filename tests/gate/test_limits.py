@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from relay.app import API
 from relay.janitor import sweep
-from relay.listen import CannotListen, check_workers
 from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, configured, provider
@@ -138,14 +138,28 @@ async def test_a_reload_leaves_what_runs_in_its_own_count(start: StartRelay, raw
     ],
 )
 def test_several_workers_cannot_keep_what_each_counts_for_itself(rule: dict[str, Any], tmp_path: Path) -> None:
-    config, _ = configured(tmp_path, {"server": {"workers": 2}, "limits": [rule]})
-    with pytest.raises(CannotListen, match="counted in each process"):
-        check_workers(config)
+    with pytest.raises(ConfigError, match="counted in each process") as refused:
+        configured(tmp_path, {"server": {"workers": 2}, "limits": [{"calls_at_once": 9}, rule]})
+    (problem,) = refused.value.problems
+    assert problem.where[:2] == ("limits", 1) and problem.line > 1
+
+
+def test_several_workers_cannot_keep_what_each_counts_for_itself_of_sessions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="counted in each process"):
+        configured(tmp_path, {"server": {"workers": 2}, "websocket": {"max_sessions_per_client": 3}})
+
+
+async def test_a_reload_refuses_what_a_start_would(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start({"limits": [{"requests": 9}]}, openai=provider(raw.url))
+    file = relay.folder / "gateway.yaml"
+    file.write_text(file.read_text() + "server: {workers: 2}\n")
+    status, headers, body = await relay.call("POST", f"{relay.url}{API}/providers/reload")
+    assert (status, headers["x-relay-error"]) == (422, "config_invalid") and b"counted in each process" in body
+    assert relay.gateway.settings.server.workers == 1
 
 
 def test_several_workers_share_windows_by_redis(tmp_path: Path) -> None:
-    config, _ = configured(tmp_path, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}, "limits": [{"requests": 5}, {"calls_at_once": 9}]})
-    check_workers(config)
+    configured(tmp_path, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}, "limits": [{"requests": 5}, {"calls_at_once": 9}]})
 
 
 @pytest.mark.parametrize(
