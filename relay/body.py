@@ -151,13 +151,17 @@ async def _next_piece(pieces: Iterator[bytes], seen_bytes: int) -> bytes:
 
 
 async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway) -> bytes:
-    if not exchange.committed:
-        exchange.wait("request_body", gateway.clock())
+    watched = not exchange.committed
+    if watched:
+        exchange.wait("request_body", began_s := gateway.clock())
     try:
         chunk = await request.content.readany()
     except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
         raise BadFraming("its body is not framed right") from error
     exchange.request_bytes += len(chunk)
+    if watched and (rate := gateway.settings.server.min_body_bytes_per_s):
+        waited_s = gateway.clock() - began_s
+        exchange.body_behind_s = max(0.0, exchange.body_behind_s + waited_s - len(chunk) / rate)
     return chunk
 
 

@@ -13,6 +13,7 @@ from aiohttp import WSMsgType, web
 
 from relay.core.errors import (
     BodyTimeout,
+    BodyTooSlow,
     ClientGone,
     ClientStalled,
     InternalError,
@@ -24,7 +25,7 @@ from relay.files import Files
 from relay.gateway import GATEWAY, Gateway
 from relay.ledger import log
 from relay.pump import broken, lost
-from relay.registry.schema import GatewayFile, WebSockets
+from relay.registry.schema import GatewayFile, Server, WebSockets
 from relay.session import GONE, NAMES, Ending, Leg, Session
 
 MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
@@ -152,10 +153,11 @@ def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayErro
     if waiting == "nothing":
         return None
     waited = now - exchange.waiting_since_s
-    if waiting in ("request_body", "client"):
-        body = waiting == "request_body"
-        limit = settings.server.body_idle_timeout_s if body else settings.server.write_timeout_s
-        return None if waited <= limit else BodyTimeout(limit) if body else ClientStalled(limit)
+    if waiting == "request_body":
+        return _body_overdue(exchange, settings.server, waited)
+    if waiting == "client":
+        limit = settings.server.write_timeout_s
+        return ClientStalled(limit) if waited > limit else None
     provider = exchange.route.provider if exchange.route else None
     if provider is None:
         return None
@@ -163,6 +165,16 @@ def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayErro
     own = exchange.first_byte_limit_s
     limit = (own or provider.first_byte_timeout_s) if first else provider.idle_timeout_s
     return None if waited <= limit else UpstreamTimeout(_PHASES[waiting], limit)
+
+
+def _body_overdue(exchange: Exchange, server: Server, waited_s: float) -> RelayError | None:
+    """A body may fall as far behind its least rate as it may pause."""
+    limit = server.body_idle_timeout_s
+    if waited_s > limit:
+        return BodyTimeout(limit)
+    if exchange.body_behind_s + waited_s > limit:
+        return BodyTooSlow(server.min_body_bytes_per_s, limit)
+    return None
 
 
 _PHASES = {

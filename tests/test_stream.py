@@ -10,6 +10,7 @@ import shutil
 import aiohttp
 import pytest
 
+from relay.janitor import sweep
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
 from tests.upstream.raw import (
@@ -225,6 +226,76 @@ async def test_a_slow_upload_ends_with_408(start: StartRelay, raw: RawUpstream) 
     writer.close()
     assert answer.startswith(b"HTTP/1.1 408") and b"x-relay-error: body_timeout" in answer
     assert raw.connections == 0
+
+
+HELD, STREAMED = 1 << 20, 5
+"""server.buffer_bytes: the body is read before it is sent, or sent as it comes."""
+
+
+async def _trickle(relay: Relay, *pieces: tuple[float, int]) -> bytes:
+    """The answer to a body of which so many bytes came after each pause, and then, after 20 s, none; nothing yet: empty."""
+    gateway, clock, passed_s, sent = relay.gateway, relay.gateway.clock, 0.0, 0
+    gateway.clock = lambda: clock() + passed_s
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    writer.write(b"POST /api/v1/ai-gateway/providers/openai/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+    async with asyncio.timeout(20):
+        while not any(exchange.waiting_for == "request_body" for exchange in gateway.running):
+            await asyncio.sleep(0.001)
+        (exchange,) = gateway.running
+        for pause_s, size in pieces:
+            passed_s += pause_s
+            await sweep(gateway)
+            sent += size
+            writer.write(bytes(size))
+            while exchange.expired is None and (exchange.request_bytes < sent or exchange.waiting_for != "request_body"):
+                await asyncio.sleep(0.001)
+        passed_s += 20
+        await sweep(gateway)
+        cut = exchange.expired is not None or exchange.outcome != "running"
+        answer = await reader.readuntil(b"\r\n\r\n") if cut else b""
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("buffer_bytes", [HELD, STREAMED])
+@pytest.mark.parametrize(
+    ("pieces", "rate", "slow"),
+    [
+        ([(25, 10), (25, 10)], 512, True),
+        ([(25, 10), (25, 10)], 0, False),
+        ([(25, 10), (25, 10)], 1, False),
+        ([(25, 20_000), (25, 10)], 512, False),
+        ([(1, 60_000), (25, 10), (25, 10)], 512, True),
+    ],
+    ids=["trickles", "may trickle", "fast enough", "catches up", "was fast once"],
+)
+async def test_a_body_that_trickles_ends_with_408_though_it_never_pauses_for_long(
+    pieces: list[tuple[float, int]], rate: int, slow: bool, buffer_bytes: int, start: StartRelay, raw: RawUpstream
+) -> None:
+    raw.plays(SILENCE)
+    server = {"body_idle_timeout_s": 60, "buffer_bytes": buffer_bytes} | ({} if rate == 512 else {"min_body_bytes_per_s": rate})
+    relay = await start({"server": server}, openai=provider(raw.url, first_byte_timeout_s=9999, idle_timeout_s=9999))
+    answer = await _trickle(relay, *pieces)
+    assert (answer.startswith(b"HTTP/1.1 408") and b"x-relay-error: body_too_slow" in answer) is slow
+    assert bool(answer) is slow
+
+
+async def test_the_time_that_a_provider_takes_for_an_upload_is_not_its_clients(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays("deaf", asyncio.Event())
+    relay = await start({"server": {"buffer_bytes": 10, "body_idle_timeout_s": 60}}, openai=provider(raw.url, idle_timeout_s=9999))
+    gateway, clock, passed_s = relay.gateway, relay.gateway.clock, 0.0
+    gateway.clock = lambda: clock() + passed_s
+    _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    writer.write(b"POST /api/v1/ai-gateway/providers/openai/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n" + bytes(20_000_000))
+    async with asyncio.timeout(20):
+        before = -1
+        while not (exchange := next(iter(gateway.running), None)) or exchange.waiting_for != "upload" or exchange.request_bytes != before:
+            before = exchange.request_bytes if exchange else -1
+            await asyncio.sleep(0.02)
+    passed_s += 600
+    await sweep(gateway)
+    assert exchange.expired is None and exchange.body_behind_s < 60
+    writer.close()
 
 
 async def test_an_upload_the_provider_does_not_take_ends_with_504(start: StartRelay, raw: RawUpstream) -> None:

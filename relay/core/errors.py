@@ -14,6 +14,7 @@
       WebSocketNotSupported          websocket_not_supported    client     426    1008   never
       UpgradeRequired                upgrade_required           client     426    1002   never
       BodyTimeout                    body_timeout               client     408    1008   never
+      BodyTooSlow                    body_too_slow              client     408    1008   never
       ModelUnknown                   model_unknown              client     403    1008   never
       RateLimited                    rate_limited               client     429    1008   later
       Overloaded                     overloaded                 relay      503    1013   later
@@ -262,6 +263,21 @@ class BodyTimeout(RelayError, code="body_timeout", status=408):
 
 
 @dataclass(eq=False)
+class BodyTooSlow(RelayError, code="body_too_slow", status=408):
+    """The caller sends its request body so slowly that it only holds a place."""
+
+    bytes_per_s: int
+    behind_s: float
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The request body fell {self.behind_s:g} s behind {self.bytes_per_s} bytes a second,"
+            " the least that this relay takes."
+        )
+
+
+@dataclass(eq=False)
 class ModelUnknown(RelayError, code="model_unknown", status=403):
     """A rule asks for the model of a call, and it cannot be told."""
 
@@ -504,9 +520,9 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 CATALOGUE: tuple[type[RelayError], ...] = (
     BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
     OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
-    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, TooManySessions,
-    StoreUnavailable, LedgerBusy, QueryTimeout, LogNotFound, ConfigInvalid, WorkersIncomplete,
-    ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
+    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, BodyTooSlow,
+    TooManySessions, StoreUnavailable, LedgerBusy, QueryTimeout, LogNotFound, ConfigInvalid,
+    WorkersIncomplete, ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
     UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
     UpstreamProtocolError, HandshakeRefused,
 )  # fmt: skip

@@ -117,6 +117,8 @@ class Exchange:
 
     waiting_for: WaitingFor = field(init=False, default="nothing")
     waiting_since_s: float = field(init=False, default=0.0)
+    body_behind_s: float = field(init=False, default=0.0)
+    """How far the request's body lags behind the least rate that it may have."""
     expired: RelayError | None = field(init=False, default=None)
     """What the janitor ended the call for."""
     client_left: Callable[[], bool] | None = field(init=False, default=None)

@@ -80,6 +80,11 @@ class Server(Section):
     body_idle_timeout_s: Seconds = Field(
         60, description="How long a client may pause while it sends a request body."
     )
+    min_body_bytes_per_s: int = Field(
+        512,
+        ge=0,
+        description="A request body that falls body_idle_timeout_s behind this rate is refused; 0 is no limit.",
+    )
     write_timeout_s: Seconds = Field(
         300, description="How long a client may take nothing of its answer."
     )
