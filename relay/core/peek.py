@@ -20,11 +20,12 @@ from relay.core.fields import (
     pairs,
     value,
 )
+from relay.core.forms import Field as FormField
 from relay.core.forms import form_fields, is_form
 from relay.core.paths import query_value
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
-_MOST_MODEL_BYTES = 200
+_MOST_NAME_BYTES = 200
 """Of a form's field."""
 _BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
 """Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
@@ -121,11 +122,11 @@ NOTHING = Peek()
 
 
 def peek_body(body: bytes, content_type: str) -> Peek:
-    """Model and stream flag of a whole request body. Anything unreadable gives NOTHING, never an
-    error.
+    """Model, stream flag and user of a whole request body. Anything unreadable gives NOTHING, never
+    an error.
     """
     if is_form(content_type):
-        return Peek(_model_of_form(body, content_type))
+        return _peek_form(body, content_type)
     if body[:1] != b"{" and not _looks_like_json(body):
         return NOTHING
     wanted = _wanted.read(body)
@@ -145,10 +146,15 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     )
 
 
-def _model_of_form(body: bytes, content_type: str) -> str | None:
+def _peek_form(body: bytes, content_type: str) -> Peek:
+    fields = form_fields(body, content_type) or []
+    return Peek(_of_form(body, fields, MODEL_NAMES), None, _of_form(body, fields, ("user",)))
+
+
+def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> str | None:
     """The last one, as the last one of a name counts in JSON."""
-    for name, start, end in reversed(form_fields(body, content_type) or ()):
-        if name.decode("latin-1") in MODEL_NAMES and end - start <= _MOST_MODEL_BYTES:
+    for name, start, end in reversed(fields):
+        if name.decode("latin-1") in names and end - start <= _MOST_NAME_BYTES:
             try:
                 return body[start:end].decode() or None
             except UnicodeDecodeError:

@@ -336,6 +336,17 @@ async def test_each_user_has_a_count_of_its_own(name: str, rule: dict[str, Any],
     assert found == [200, 429, 200, 429]
 
 
+async def test_the_user_of_a_form_has_a_count_of_its_own(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}"))
+    relay = await start({"limits": [{"requests": 1, "window_s": 86400, "per": "user"}]}, openai=provider(raw.url))
+
+    async def status(user: str) -> int:
+        form = aiohttp.FormData({"image": b"x" * 70_000, "user": user}, default_to_multipart=True)
+        return (await relay.call("POST", relay.path("openai", "images/edits"), data=form))[0]
+
+    assert [await status(user) for user in ("ann", "ann", "bob")] == [200, 429, 200]
+
+
 async def test_the_user_of_the_identity_counts_before_the_bodys(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 1, "window_s": 86400, "per": "user"}]}, openai=provider(raw.url))
