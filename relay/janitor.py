@@ -69,6 +69,7 @@ def tick_s(gateway: Gateway) -> float:
     ]
     for provider in gateway.registry.providers.values():
         limits += [provider.first_byte_timeout_s, provider.idle_timeout_s]
+        limits += [provider.fallback_after_s] if provider.fallback_after_s else []
         if rules := provider.websocket_rules:
             limits += [limit for limit in (rules.idle_timeout_s, rules.max_session_s) if limit]
     return max(MIN_TICK_S, min(MAX_TICK_S, min(limits) / _TICKS_PER_LIMIT))

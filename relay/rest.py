@@ -38,7 +38,6 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if body is None:
             body = await read_body(request, exchange, gateway)
         wanted.whole = body.stream is None
-        exchange.first_byte_limit_s = wanted.first_byte_s
         _peek(exchange, request, body, call)
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, call.query, gateway)

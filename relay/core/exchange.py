@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from relay.core.caching import Keeping
 from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
 from relay.core.limits import Admission, Standing
@@ -59,8 +61,7 @@ class Metering(Protocol):
         """How many fields were not read though they may tell usage."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One try at one target: `status` of its answer, or the code of what came instead."""
 
     provider: str
@@ -70,6 +71,8 @@ class Attempt:
     status: int
     error: str
     duration_s: float
+    maybe_billed: bool = False
+    """The provider may have executed it, and another target was called after it."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -175,7 +178,8 @@ class Exchange:
     """Which of the route's targets answered, the first being 0."""
     steps: int = field(init=False, default=1)
     first_byte_limit_s: float | None = field(init=False, default=None)
-    """The client's own limit, instead of the provider's."""
+    """Of the attempt that runs, instead of its provider's: the client's own limit, or a shorter one
+    because another target can answer."""
 
     sent_s: float = field(init=False, default=0.0)
     ended_s: float = field(init=False, default=0.0)

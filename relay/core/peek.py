@@ -6,6 +6,7 @@ Owns: model and stream flag of a JSON or form body, the model and kind that a pa
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -52,6 +53,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("images/generations", "image"),
     ("images/edits", "image"),
     ("images/variations", "image"),
+    ("moderations", "moderation"),
     ("models", "models"),
     (":generateContent", "generate"),
     (":streamGenerateContent", "generate"),
@@ -68,6 +70,17 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("realtime", "realtime"),
     ("BidiGenerateContent", "realtime"),
 )
+
+
+GENERATION_KINDS = frozenset(
+    {
+        "chat", "completion", "responses", "messages", "generate", "interactions", "embeddings",
+        "rerank", "speech", "transcription", "image", "count_tokens", "moderation",
+    }
+)  # fmt: skip
+"""Kinds of calls that take all they need with them and are answered at once: any provider that
+speaks the same format can answer one instead."""
+_STREAMS = re.compile(r":streamGenerateContent$|/sse$|/stream(?:/with-timestamps)?$")
 
 
 _OBJECTS = re.compile(
@@ -207,14 +220,33 @@ def _is_plain(names: list[str], model: str | None) -> bool:
 
 def kind_of(endpoint: str) -> str:
     """`v1/chat/completions` -> `chat`; `other` for an endpoint that no kind is known for."""
-    for end, kind in _KINDS:
-        if endpoint.endswith(end):
-            return kind
-    if "text-to-speech/" in endpoint:
-        return "speech"
+    if (kind := _answered_kind(endpoint)) is not None:
+        return kind
     if (found := _OBJECTS.search(endpoint)) is not None:
         return _OBJECT_KINDS[found[1]]
     return "other"
+
+
+def _answered_kind(endpoint: str) -> str | None:
+    """The kind of an endpoint that answers at once; None of objects that are read later."""
+    for end, kind in _KINDS:
+        if endpoint.endswith(end):
+            return kind
+    return "speech" if "text-to-speech/" in endpoint else None
+
+
+@lru_cache(maxsize=1024)
+def generates(method: str, endpoint: str) -> bool:
+    """True of a call that any provider of the same format can answer instead: not of an upload, a
+    batch, a job that is submitted, nor of what changes an object of the provider's.
+    """
+    return method == "POST" and _answered_kind(endpoint.rstrip("/")) in GENERATION_KINDS
+
+
+@lru_cache(maxsize=1024)
+def streams_by_path(endpoint: str) -> bool:
+    """True of an endpoint whose answer is a stream without a word of the body."""
+    return _STREAMS.search(endpoint) is not None
 
 
 def model_elsewhere(meter: str, endpoint: str, raw_query: str) -> str | None:

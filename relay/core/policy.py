@@ -1,7 +1,9 @@
 """What is tried again, where, and when: decided here, in tables, and done in upstream/attempts.py.
 
-Owns: whether an attempt may be followed by another (a call that may have been executed is not sent
-twice), how long to wait, and how long a key or a target that failed rests. Reads no clock.
+Owns: whether an attempt may be followed by another, how long to wait, and how long a key or a
+target that failed rests. A call that a provider may have executed is sent again only to another
+target of the operator's `fallback:`, and only if it generates something (core/peek.py); never to
+the same target, nor to the same provider by another way. Reads no clock.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Literal, get_args
 
 from relay.core.errors import (
     BadRequest,
     HandshakeRefused,
     RelayError,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamTlsFailed,
     UpstreamUnreachable,
@@ -24,11 +28,28 @@ from relay.core.refusals import DEAD_KEY_STATUSES, of_answer
 from relay.core.waits import MOST_WAIT_S, Header, reset_headers_s
 
 Backoff = Literal["constant", "linear", "exponential"]
+FallbackCause = Literal[
+    "connect", "disconnect", "timeout", "refused_key", "not_executed", "5xx", "first_event_error",
+]  # fmt: skip
+"""Why an attempt failed, as `fallback_on` names it."""
+FALLBACK_CAUSES: frozenset[FallbackCause] = frozenset(get_args(FallbackCause))
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
 _NOT_DONE = DEAD_KEY_STATUSES | {429}
 """Statuses by which a provider says that it did nothing for this key."""
 _FAULTS = range(500, 600)
+_NOT_EXECUTED = frozenset({429, 498, 503, 521, 522, 523, 529})
+"""Statuses by which a provider, or the CDN before it, says that it did not execute a call: 498 is
+Groq's, 529 Anthropic's, 521 to 523 are Cloudflare's."""
+_CAUSE_OF_FAILURE: tuple[tuple[type[RelayError], FallbackCause], ...] = (
+    (UpstreamUnreachable, "connect"),
+    (UpstreamTlsFailed, "connect"),
+    (UpstreamTimeout, "timeout"),
+    (UpstreamDisconnected, "disconnect"),
+    (UpstreamProtocolError, "disconnect"),
+)
+FALLBACK_AFTER_S = 60.0
+"""How long a streamed call waits for the first byte while another target can answer it."""
 
 KEY_REFUSED_S = 300.0
 RATE_LIMITED_S = 20.0
@@ -47,7 +68,7 @@ class RetryRules:
     max_delay_s: float = 5.0
     """The longest wait, a provider's Retry-After included: what asks for more is not waited for."""
     deadline_s: float = 60.0
-    """After this no new attempt begins."""
+    """After this no retry begins at the same target."""
     statuses: frozenset[int] = frozenset({429, 503, 529})
     """By which the provider says that it did not execute the call: any method is sent again."""
 
@@ -67,6 +88,28 @@ class Tried:
     note: str = ""
     """The code of an attempt whose answer is for the relay alone: it refused what the relay had
     added to the body, and the call as its client made it is still to be tried."""
+    first_event_status: int | None = None
+    """Of a 200 whose stream is empty or begins with an error: the status that the error stands for,
+    0 if it says none. None of any other answer."""
+
+    @property
+    def is_good(self) -> bool:
+        """True of an answer that is not an error."""
+        return 0 < self.status < 400 and self.first_event_status is None
+
+    @property
+    def error(self) -> str:
+        """The code of what was wrong beside a status; empty if nothing was."""
+        if self.first_event_status is not None:
+            return "first_event_error"
+        return self.failure.code if self.failure is not None else self.note
+
+    @property
+    def told_status(self) -> int:
+        """The status by which the provider judged the call: the answer's, or what an error in the
+        first event stands for.
+        """
+        return self.status if self.first_event_status is None else self.first_event_status
 
     @property
     def unsent(self) -> bool:
@@ -76,12 +119,12 @@ class Tried:
     @property
     def refused_key(self) -> bool:
         """True if the credential was refused."""
-        return self.status in DEAD_KEY_STATUSES or self.dead_key != ""
+        return self.told_status in DEAD_KEY_STATUSES or self.dead_key != ""
 
     @property
     def needs_another_key(self) -> bool:
         """True if this key is refused or limited: another may be accepted."""
-        return self.refused_key or self.status == 429
+        return self.refused_key or self.told_status == 429
 
 
 def answered(
@@ -104,14 +147,22 @@ def answered(
     return Tried(status, refusal, wait_s, said.dead, final)
 
 
-def failed(ended: Tried, rules: RetryRules) -> bool:
-    """True if another attempt could do better: not for what the client did wrong."""
-    return (
-        ended.status in rules.statuses
-        or ended.status in _NOT_DONE
-        or ended.refused_key
-        or ended.status in _FAULTS
-        or (ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream")
+def fallback_cause(ended: Tried, rules: RetryRules) -> FallbackCause | None:
+    """Why an attempt failed; None if no other could do better: it was good, or the client is to
+    blame.
+    """
+    if ended.first_event_status is not None:
+        return "first_event_error"
+    if ended.refused_key:
+        return "refused_key"
+    if ended.status in _NOT_EXECUTED or ended.status in rules.statuses:
+        return "not_executed"
+    if ended.status in _FAULTS:
+        return "5xx"
+    if ended.status:
+        return None
+    return next(
+        (cause for kind, cause in _CAUSE_OF_FAILURE if isinstance(ended.failure, kind)), None
     )
 
 
@@ -124,6 +175,12 @@ def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
         or ended.refused_key
         or method in SAFE_METHODS
     )
+
+
+def may_be_executed(ended: Tried, rules: RetryRules, method: str) -> bool:
+    """True if the provider may have executed the call, and may bill it."""
+    not_executed = ended.told_status in _NOT_EXECUTED or ended.told_status in _NOT_DONE
+    return not not_executed and not repeatable(ended, rules, method)
 
 
 def wait_s(
@@ -215,7 +272,7 @@ def rest_s(ended: Tried, failures: int) -> float:
     asked = ended.retry_after_s
     if ended.refused_key:
         return min(MAX_REST_S, max(KEY_REFUSED_S, asked or 0.0))
-    if ended.status == 429:
+    if ended.told_status == 429:
         return min(MAX_REST_S, RATE_LIMITED_S if asked is None else asked)
     return fault_rest_s(ended, failures)
 
@@ -223,7 +280,7 @@ def rest_s(ended: Tried, failures: int) -> float:
 def fault_rest_s(ended: Tried, failures: int) -> float:
     """The same for a target: only the provider's own faults count, and what does not answer."""
     silent = ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream"
-    if ended.status in _FAULTS or silent:
+    if ended.told_status in _FAULTS or ended.first_event_status == 0 or silent:
         return float(min(FAULT_CAP_S, FAULT_S * 2 ** min(failures - 1, 10)))
     return 0.0
 

@@ -13,7 +13,7 @@ from relay.core import paths, peek
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat, format_of
 from relay.core.injection import can_be_asked
-from relay.core.policy import RetryRules
+from relay.core.policy import FallbackCause, RetryRules
 from relay.core.pricing import PriceRule
 from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
@@ -171,6 +171,11 @@ class Provider:
     """Where REST goes when `rest` fails: direct after Cloudflare, if the file says so."""
     websocket_after: Target | None
     fallbacks: tuple[Fallback, ...]
+    fallback_on: frozenset[FallbackCause]
+    """Which failures reach them."""
+    fallback_after_s: float | None
+    """How long the first byte may take while a fallback can still answer; None: as long as
+    core/policy.py says for a streamed call, and the provider's own limit for any other."""
     by_weight: bool
     """Targets are drawn by weight, not taken in order."""
     weight: float
@@ -237,8 +242,9 @@ class Route:
     """The model, where the path names it."""
     alternatives: tuple[Route, ...] = ()
     """Where the call goes when this fails, in order."""
-    is_alternative: bool = False
-    """Another provider's: a client's own credential is not for it."""
+    fallback_number: int = 0
+    """0 at the provider that was called, n at its nth fallback: two ways to one provider have the
+    same number."""
     replaced_model: str | None = None
     """Replaces the client's, wherever the call names it (core/models.py)."""
     weight: float = 1.0
@@ -255,6 +261,11 @@ class Route:
         if rules is None:
             return False
         return not rules.paths or any(fnmatchcase(self.endpoint, path) for path in rules.paths)
+
+    @property
+    def is_alternative(self) -> bool:
+        """True of a fallback: a client's own credential is not for it."""
+        return self.fallback_number > 0
 
     @property
     def keeps_wishes(self) -> bool:

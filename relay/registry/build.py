@@ -16,6 +16,7 @@ from yarl import URL
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat
 from relay.core.hosts import is_loopback
+from relay.core.policy import FALLBACK_CAUSES
 from relay.core.provider import (
     Credential,
     Jobs,
@@ -103,9 +104,6 @@ class _Builder:
             headers=tuple(entry.headers.items()),
             rest_after=self._after("rest", direct),
             websocket_after=self._after("websocket", self._direct_websocket(base)),
-            fallbacks=fallbacks(entry, self.names, self._complain),
-            by_weight=entry.order == "weight",
-            weight=entry.weight,
             retries=retry_rules(entry.retries or self.settings.retries),
             cache=self._cache(),
             pricing=price_rules(entry.pricing, entry.format),
@@ -119,8 +117,20 @@ class _Builder:
             target_header=entry.target_header,
             query_credentials=self._query_credentials(),
             clients_may_bring_keys=entry.client_credentials == "allow",
+            **self._fallbacks(),
             **self._timeouts(),
         )
+
+    def _fallbacks(self) -> dict[str, Any]:
+        """What follows when the provider fails, and when."""
+        entry = self.entry
+        return {
+            "fallbacks": fallbacks(entry, self.names, self._complain),
+            "fallback_on": frozenset(entry.fallback_on or FALLBACK_CAUSES),
+            "fallback_after_s": entry.fallback_after_s,
+            "by_weight": entry.order == "weight",
+            "weight": entry.weight,
+        }
 
     def _timeouts(self) -> dict[str, Any]:
         """The entry's own, or those of all."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from relay.core.policy import FallbackCause
 from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -150,7 +151,10 @@ class Retries(Section):
     max_delay_s: Seconds = Field(
         5, description="The longest wait, Retry-After included; for more nobody waits."
     )
-    deadline_s: Seconds = Field(60, description="After this no new attempt begins.")
+    deadline_s: Seconds = Field(
+        60,
+        description="After this no retry begins at the same target; the next target is called all the same.",
+    )
     statuses: list[Annotated[int, Field(ge=400, le=599)]] = Field(
         [429, 503, 529],
         description="By which a provider says that it did not execute a call, so that a POST may be sent again.",
@@ -229,7 +233,16 @@ class ProviderEntry(Section):
         description="Which way it is reached; none: Cloudflare if account and slug are set.",
     )
     fallback: list[Fallback] = Field(
-        [], description="What is called when it fails, for calls of a model."
+        [],
+        description="What is called when it fails, for calls that generate something and for sockets; a call that it may have executed too, and may bill.",
+    )
+    fallback_on: Annotated[list[FallbackCause], Field(min_length=1)] | None = Field(
+        None,
+        description="Which failures reach `fallback`, of connect, disconnect, timeout, refused_key, not_executed (429, 498, 503, 521 to 523, 529), 5xx, first_event_error; none: all of them.",
+    )
+    fallback_after_s: Seconds | None = Field(
+        None,
+        description="How long the first byte may take while a fallback can still answer; none: 60 for streamed calls, first_byte_timeout_s for any other.",
     )
     order: Literal["listed", "weight"] = Field(
         "listed", description="weight: it and its fallbacks are drawn by weight."

@@ -13,16 +13,10 @@ from dataclasses import dataclass, field, replace
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
 from relay.core.injection import can_be_asked
 from relay.core.models import path_with_model
-from relay.core.peek import MODEL_NAMES
+from relay.core.peek import GENERATION_KINDS, MODEL_NAMES
 from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
 
 _ROUTES_KEPT = 2048
-_OF_A_MODEL = frozenset(
-    {
-        "chat", "completion", "responses", "messages", "embeddings", "generate", "speech",
-        "transcription", "image",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +54,24 @@ class Registry:
     def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
         """Where a call goes when `route` fails. Only a call of a model falls back to others."""
         yield from _other_way(route, rest_route, route.provider.rest_after, endpoint)
-        if route.kind in _OF_A_MODEL:
-            for fallback in route.provider.fallbacks:
+        if route.kind in GENERATION_KINDS:
+            for number, fallback in enumerate(route.provider.fallbacks, 1):
                 other = self.providers[fallback.provider]
                 named = fallback.endpoint or route.endpoint
                 made = rest_route(other, named)
                 for each in (made, *_other_way(made, rest_route, other.rest_after, named)):
-                    yield _as_rest_fallback(each, fallback, route.provider)
+                    other_route = _as_fallback(each, fallback, number)
+                    yield _asking_for_usage(other_route, route.provider)
 
     def _socket_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
         after = route.provider.websocket_after
         yield from _other_way(route, websocket_route, after, endpoint)
-        for fallback in route.provider.fallbacks:
+        for number, fallback in enumerate(route.provider.fallbacks, 1):
             other = self.providers[fallback.provider]
             made = websocket_route(other, fallback.endpoint or "")
             if made.takes_sockets:
-                yield _as_socket_fallback(made, fallback, route)
+                other_route = _as_fallback(made, fallback, number)
+                yield _naming_model(other_route, fallback.model, route)
 
 
 def check_socket(route: Route) -> None:
@@ -98,26 +94,26 @@ def _other_way(
             yield made
 
 
-def _as_rest_fallback(route: Route, fallback: Fallback, of: Provider) -> Route:
-    """A provider that says nothing of `inject_usage` does as the one that it stands in for."""
-    made = _as_fallback(route, fallback)
-    if route.provider.inject_usage is None and of.inject_usage:
-        return replace(made, injects_usage=can_be_asked(route.endpoint, route.format))
-    return made
+def _asking_for_usage(route: Route, called: Provider) -> Route:
+    """A fallback that says nothing of `inject_usage` does as the provider that was called."""
+    if route.provider.inject_usage is None and called.inject_usage:
+        return replace(route, injects_usage=can_be_asked(route.endpoint, route.format))
+    return route
 
 
-def _as_socket_fallback(route: Route, fallback: Fallback, of: Route) -> Route:
-    """A model that only the default query of the first provider names is named here too."""
-    made = _as_fallback(route, fallback)
-    if fallback.model is None:
-        return made
-    named = {k: fallback.model for k in of.default_query if k.lower() in MODEL_NAMES}
-    return replace(made, default_query=named | dict(made.default_query))
+def _naming_model(route: Route, model: str | None, called: Route) -> Route:
+    """A model that only the default query of the provider that was called names is named in the
+    fallback's too.
+    """
+    if model is None:
+        return route
+    named = {k: model for k in called.default_query if k.lower() in MODEL_NAMES}
+    return replace(route, default_query=named | dict(route.default_query))
 
 
-def _as_fallback(route: Route, fallback: Fallback) -> Route:
+def _as_fallback(route: Route, fallback: Fallback, number: int) -> Route:
     made = replace(
-        route, is_alternative=True, replaced_model=fallback.model, weight=fallback.weight
+        route, fallback_number=number, replaced_model=fallback.model, weight=fallback.weight
     )
     if fallback.model is None:
         return made

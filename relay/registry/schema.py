@@ -111,7 +111,7 @@ class Tls(Section):
 class Upstream(Section):
     connect_timeout_s: Seconds = Field(10, description="DNS, TCP and TLS together.")
     first_byte_timeout_s: Seconds = Field(
-        300, description="From the request sent to the answer's head."
+        600, description="From the request sent to the answer's head."
     )
     idle_timeout_s: Seconds = Field(300, description="Silence within an answer or an upload.")
 

@@ -46,7 +46,12 @@ def retry_rules(given: entries.Retries) -> RetryRules:
 def fallbacks(
     entry: entries.ProviderEntry, names: Collection[str], complain: Callable[[Where, str], None]
 ) -> tuple[Fallback, ...]:
-    """A provider's fallbacks; one that names nobody is complained of."""
+    """A provider's fallbacks; one that names nobody is complained of, and so is what says when they
+    are called where there are none.
+    """
+    for name in ("fallback_on", "fallback_after_s"):
+        if getattr(entry, name) is not None and not entry.fallback:
+            complain((name,), "needs `fallback`: there is nothing to fall back to")
     for at, fallback in enumerate(entry.fallback):
         if fallback.provider not in names:
             near = difflib.get_close_matches(fallback.provider, names, 1)

@@ -13,13 +13,22 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from relay.core.credentials import Brought, choose
-from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
+from relay.core.errors import (
+    Draining,
+    HandshakeRefused,
+    ProviderNotConfigured,
+    RelayError,
+    UpstreamTimeout,
+)
 from relay.core.exchange import Attempt, Exchange
+from relay.core.peek import generates, streams_by_path
 from relay.core.policy import (
+    FALLBACK_AFTER_S,
     RetryRules,
     Tried,
     answered,
-    failed,
+    fallback_cause,
+    may_be_executed,
     repeatable,
     timed_out,
     wait_s,
@@ -103,11 +112,15 @@ class _Plan:
     routes: Sequence[tuple[int, Route]]
     """(number, route) of each target, in order."""
     asked: Asked
+    called: Route
+    """The client's: its provider says which failures reach which fallbacks."""
     at: int = 0
     number: int = 1
     """Of the tries at this target that were paid for."""
     tried: tuple[Keys, ...] = ()
     """The credentials that this target saw."""
+    executed_at: tuple[int, ...] = ()
+    """The fallback numbers of the targets that may have executed the call."""
 
     @property
     def route(self) -> Route:
@@ -122,13 +135,63 @@ class _Plan:
             return _ONCE
         return self.asked.rules or route.provider.retries
 
-    @property
-    def other(self) -> Move:
-        """What follows where nothing more is tried here."""
-        return "next" if self.at + 1 < len(self.routes) else "stop"
+    def is_repeatable(self, ended: Tried) -> bool:
+        """True if the provider that was asked may get the call again."""
+        keyed = self.route.provider.idempotency_header is not None
+        return keyed or repeatable(ended, self.rules, self.asked.method)
+
+    def next_target(self, ended: Tried) -> int | None:
+        """The place of the target that is called after this one; None if there is none."""
+        places = range(self.at + 1, len(self.routes))
+        return next((at for at in places if self._may_follow(self.routes[at][1], ended)), None)
+
+    def _may_follow(self, route: Route, ended: Tried) -> bool:
+        if self.asked.first_byte_s and timed_out(ended):
+            return True  # its client asked for this
+        number = route.fallback_number
+        if number in self.executed_at:
+            return False
+        if number == self.route.fallback_number:
+            return self.is_repeatable(ended)  # another way to the same provider
+        if fallback_cause(ended, self.rules) not in self.called.provider.fallback_on:
+            return False
+        return self.is_repeatable(ended) or generates(self.asked.method, self.called.endpoint)
+
+    def elsewhere(self, ended: Tried) -> Move:
+        """What follows where nothing more is tried at this target."""
+        return "stop" if self.next_target(ended) is None else "next"
+
+    def go_on(self, ended: Tried) -> None:
+        """Go to the next target."""
+        at = self.next_target(ended)
+        assert at is not None
+        if not self.is_repeatable(ended):
+            self.executed_at += (self.route.fallback_number,)
+        self.at, self.number, self.tried = at, 1, ()
+
+    def attempt(self, keys: Keys, ended: Tried, move: Move, took_s: float) -> Attempt:
+        """The record of an attempt at this target."""
+        route, label = self.route, keys.provider.label if keys.provider else ""
+        twice = move == "next" and may_be_executed(ended, self.rules, self.asked.method)
+        return Attempt(
+            route.provider.name, route.target.via, label, ended.status, ended.error, took_s, twice
+        )
+
+    def first_byte_limit_s(self, streamed: bool | None) -> float | None:
+        """How long this target's first byte may take; None: as long as its provider says."""
+        own = self.asked.first_byte_s
+        if own is not None or self.at + 1 == len(self.routes) or not self.asked.whole:
+            return own
+        if self.next_target(_TIMED_OUT) is None:
+            return None
+        after = self.called.provider.fallback_after_s
+        if after is None and (streamed or streams_by_path(self.called.endpoint)):
+            after = FALLBACK_AFTER_S
+        return None if after is None else min(after, self.route.provider.first_byte_timeout_s)
 
 
 _ONCE = RetryRules(max_attempts=1)
+_TIMED_OUT = Tried(0, UpstreamTimeout("", 0))
 
 
 class Attempts:
@@ -165,6 +228,7 @@ class Attempts:
             exchange.step, route = plan.routes[plan.at]
             exchange.route = route
             keys, began = self._keys(plan, route), self._clock()
+            exchange.first_byte_limit_s = plan.first_byte_limit_s(exchange.stream)
             result: T | None = None
             probing = True
             try:
@@ -177,16 +241,17 @@ class Attempts:
                     ended, result = self._cut(exchange), None
                 except (RelayError, *MAPPED) as error:
                     ended, result = self._failure(error, route, acting), None
-                if ended.status < 400 and result is not None and not exchange.attempts:
+                if ended.is_good and result is not None and not exchange.attempts:
                     self.health.worked(route, keys)
                     probing = False
                     return self._until_end(exchange, route, keys, result)
-                self._note(exchange, keys, ended, began)
+                self.health.report(route, keys, ended)
                 probing = False
             finally:
                 if probing:  # it came to nothing: by the client's leaving, or by a fault of ours
                     self.health.left(route, keys)
             move = self._move(plan, ended, exchange)
+            exchange.attempts += (plan.attempt(keys, ended, move, self._clock() - began),)
             if move == "stop" and result is not None:
                 return self._until_end(exchange, route, keys, result)
             self.health.done(route, keys)
@@ -196,14 +261,14 @@ class Attempts:
             if result is not None:
                 acting.drop(result)
             if move == "next":
-                plan.at, plan.number, plan.tried = plan.at + 1, 1, ()
+                plan.go_on(ended)
                 continue
             exchange.wait("nothing", self._clock())
             await asyncio.sleep(move)
 
     def _plan(self, route: Route, asked: Asked) -> _Plan:
         routes = self._order(route, asked) if route.alternatives else ((0, route),)
-        return _Plan(routes, asked)
+        return _Plan(routes, asked, route)
 
     def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
         """The result: these credentials are busy until the call is over."""
@@ -231,35 +296,18 @@ class Attempts:
             return answered(error.status, header, self._wall(), body, error)
         return Tried(0, error)
 
-    def _note(self, exchange: Exchange, keys: Keys, ended: Tried, began: float) -> None:
-        """Remember an attempt, and what it says of its key and target."""
-        route = exchange.route
-        assert route is not None
-        self.health.report(route, keys, ended)
-        label = keys.provider.label if keys.provider else ""
-        code = ended.failure.code if ended.failure else ended.note
-        took = self._clock() - began
-        exchange.attempts += (
-            Attempt(route.provider.name, route.target.via, label, ended.status, code, took),
-        )
-
     def _move(self, plan: _Plan, ended: Tried, exchange: Exchange) -> Move:
         """What follows an attempt."""
-        asked, rules, route = plan.asked, plan.rules, plan.route
+        asked, rules = plan.asked, plan.rules
         if ended.note:
             plan.tried = plan.tried[:-1]
             return 0.0
-        if not asked.whole or not failed(ended, rules):
+        if not asked.whole or fallback_cause(ended, rules) is None:
             return "stop"
-        keyed = route.provider.idempotency_header is not None
-        if not keyed and not repeatable(ended, rules, asked.method):
-            return plan.other if asked.first_byte_s and timed_out(ended) else "stop"
-        # Without an entry in `tried` the key was the client's own: no other stands in for it.
-        another = plan.tried and self.health.has_another(route, plan.tried)
-        if another and ended.needs_another_key:
+        if ended.needs_another_key and self._has_another_key(plan):
             return 0.0
-        if ended.refused_key or ended.final:
-            return plan.other
+        if ended.refused_key or ended.final or not plan.is_repeatable(ended):
+            return plan.elsewhere(ended)
         wait = wait_s(rules, plan.number, ended, self._random)
         if (
             plan.number < rules.max_attempts
@@ -269,7 +317,11 @@ class Attempts:
         ):
             plan.number += 1
             return wait
-        return plan.other
+        return plan.elsewhere(ended)
+
+    def _has_another_key(self, plan: _Plan) -> bool:
+        """Without an entry in `tried` the key was the client's own: no other replaces it."""
+        return bool(plan.tried) and self.health.has_another(plan.route, plan.tried)
 
     def _keys(self, plan: _Plan, route: Route) -> Keys:
         brought = plan.asked.brought
