@@ -233,7 +233,7 @@ async def _pass_on(
     flight.began(Head(upstream.status, reason(upstream, exchange), tuple(pairs), raw))
     source, drain_s = FromUpstream(upstream, exchange), exchange.route.provider.drain_s
     try:
-        chunk = first
+        chunk = first if whole else source.begin(first)
         while chunk or (not whole and (chunk := await next_chunk(source.read, exchange, gateway))):
             if tap is not None:
                 tap(chunk)

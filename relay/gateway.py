@@ -306,7 +306,7 @@ def _retention(settings: GatewayFile) -> Retention:
 
 def _alarm(provider: str, label: str, ended: Tried, rest_s: float) -> None:
     """A key that is refused is an operator's business."""
-    told = {"status": ended.status, "code": ended.dead_key or str(ended.status)}
+    told = {"status": ended.told_status, "code": ended.dead_key or str(ended.told_status)}
     log.warn("key.refused", provider=provider, key=label, **told, rests_s=rest_s)
 
 

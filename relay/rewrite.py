@@ -70,9 +70,14 @@ def bytes_to_await(upstream: ClientResponse, exchange: Exchange) -> int:
     return REWRITE_BYTES + 1 if is_rewritten(upstream, exchange) else 0
 
 
+def is_stream(upstream: ClientResponse) -> bool:
+    """True of server-sent events that are no error."""
+    return upstream.status < 300 and upstream.content_type == _SSE
+
+
 def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
     """True for a stream whose usage was asked for on its client's behalf."""
-    if not exchange.asks_usage or upstream.content_type != _SSE or upstream.status >= 300:
+    if not exchange.asks_usage or not is_stream(upstream):
         return False
     return upstream.headers.get("Content-Encoding", "identity").lower() == "identity"
 
@@ -116,14 +121,11 @@ def redact_error(
         if exchange.capture is not None and "Content-Encoding" not in headers:
             exchange.capture.response_coding = ""
         return first, True
-    if redactor_of(exchange.keys) is None:
-        return first, False
-    if _is_coded(upstream):
+    if redactor_of(exchange.keys) is not None and _is_coded(upstream):
         headers.popall("Content-Encoding", None)
         _changed(headers, b"")
         return b"", True
-    exchange.begun = first  # whatever changes the rest begins with it
-    return b"", False
+    return first, False
 
 
 def _is_coded(upstream: ClientResponse) -> bool:
@@ -138,6 +140,9 @@ def _changed(headers: CIMultiDict[str], body: bytes) -> None:
 
 class Changing(Protocol):
     """A stream that is changed on its way."""
+
+    def begin(self, begun: bytes) -> bytes:
+        """What goes down of what an attempt has read already."""
 
     async def next(self) -> bytes:
         """The next chunk that goes down; empty at the end."""
@@ -156,7 +161,7 @@ def changing(upstream: ClientResponse, exchange: Exchange) -> Changing | None:
     if removes_usage(upstream, exchange):
         made = _UsageRemoved(read, exchange)
     elif upstream.status >= 400 and (redactor := redactor_of(exchange.keys)) is not None:
-        made = _Redacted(read, redactor, exchange.begun)
+        made = _Redacted(read, redactor)
     if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
         return made
     return _Rewritten(read, made, rewriter.body)
@@ -176,6 +181,11 @@ class _UsageRemoved:
         self._past = exchange.look_past or _overlook
         exchange.look = exchange.look_past = None
         self._unseen = b""
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        self._unseen, self._show = begun, self._look
+        return self._remover.feed(begun)
 
     async def next(self) -> bytes:
         """See Changing."""
@@ -215,12 +225,15 @@ class _Redacted:
 
     __slots__ = ("_held", "_kept_bytes", "_mask", "_read")
 
-    def __init__(
-        self, read: Callable[[], Awaitable[bytes]], redactor: Redactor, begun: bytes
-    ) -> None:
+    def __init__(self, read: Callable[[], Awaitable[bytes]], redactor: Redactor) -> None:
         self._read, self._mask = read, redactor.mask
         self._kept_bytes = max(0, redactor.longest - 1)
-        self._held = redactor.mask(begun)
+        self._held = b""
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        self._held = self._mask(begun)
+        return self._pass()
 
     async def next(self) -> bytes:
         """See Changing."""
@@ -260,6 +273,10 @@ class _Rewritten:
     ) -> None:
         self._read = read if inner is None else inner.next
         self._inner, self._changer = inner, EventChanger(change, REWRITE_BYTES)
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        return self._changer.feed(begun if self._inner is None else self._inner.begin(begun))
 
     async def next(self) -> bytes:
         """The next whole events; at the end what is left; empty after it."""

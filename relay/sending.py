@@ -21,6 +21,7 @@ from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.injection import asked_model, asking_for_usage
+from relay.core.meters.inner_errors import FirstEvent
 from relay.core.meters.unpack import unpacker
 from relay.core.models import (
     body_with_added_model,
@@ -30,21 +31,23 @@ from relay.core.models import (
 )
 from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
-from relay.core.refusals import MOST_ERROR_BYTES
+from relay.core.refusals import MOST_ERROR_BYTES, of_answer
 from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.ledger import log
-from relay.rewrite import rewriter
+from relay.rewrite import is_stream, rewriter
 from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 from relay.upstream.request import Outgoing
-from relay.upstream.send import send, upstream_headers, upstream_url
+from relay.upstream.send import end_with_connection, send, upstream_headers, upstream_url
 
 _GOOD = Tried(200)
 _REFUSALS = (400, 422)
 _ERROR_BYTES, _ERROR_BODY_S = MOST_ERROR_BYTES, 2.0
 """So much of an error is read before it goes down, and for so long it is waited for."""
 _ADDED = b"stream_options"
+_HELD_BYTES, _HELD_S = 64 * 1024, 15.0
+"""A stream whose first event is larger, or takes longer, passes as it is."""
 
 
 @dataclass(slots=True)
@@ -144,17 +147,26 @@ class Sending:
         return headers
 
     def look(self, answer: ClientResponse) -> Tried | None:
-        """What the head of an answer says of the attempt; None for an error: its body says more."""
-        if answer.status >= 400:
+        """What the head of an answer says of the attempt; None where its body says more: that of an
+        error, and of a stream that may begin with one.
+        """
+        if answer.status >= 400 or (self.exchange.looks_at_first_event and is_stream(answer)):
             return None
+        return self._accepted()
+
+    def _accepted(self) -> Tried:
         if self.refused is not None:
             self._remember(self.refused)
         return _GOOD
 
     async def examine(self, answer: ClientResponse) -> Tried:
-        """What an error says of the attempt, of the key, and of what the relay had added."""
+        """What an error says of the attempt, of the key, and of what the relay had added; or what
+        the first event of a stream says.
+        """
         exchange, given = self.exchange, answer.headers
         try:
+            if answer.status < 400:
+                return await self._examine_stream(answer)
             exchange.begun = read = await _beginning(answer)
         except BaseException:
             answer.close()
@@ -167,6 +179,35 @@ class Sending:
                 return Tried(answer.status, note="stream_options_refused")
         whole = read if answer.content.is_eof() else b""
         return answered(answer.status, given.get, time.time(), whole)
+
+    async def _examine_stream(self, answer: ClientResponse) -> Tried:
+        """Hold a stream up to its first event that is no comment, to see whether it is an error."""
+        coding = answer.headers.get("Content-Encoding", "identity")
+        unpack = unpacker(coding)
+        if unpack is None and coding.lower() != "identity":
+            return self._accepted()
+        first, held = FirstEvent(), bytearray()
+        self.exchange.wait("upstream", self.gateway.clock())
+        forget = end_with_connection(answer)
+        try:
+            async with asyncio.timeout(_HELD_S):
+                while len(held) < _HELD_BYTES:
+                    chunk = await answer.content.readany()
+                    held += chunk
+                    if not chunk:
+                        first.end()
+                        break
+                    if first.feed(chunk if unpack is None else unpack.feed(chunk)):
+                        break
+        except TimeoutError:
+            pass  # it is slow, which is no error: what is here passes
+        finally:
+            forget()
+        self.exchange.begun, status = bytes(held), first.error_status
+        if status is None:
+            return self._accepted()
+        said = of_answer(status or 400, first.error, "", time.time())
+        return Tried(answer.status, None, said.wait_s, said.dead, first_event_status=status)
 
     def _remember(self, refused: tuple[str, str]) -> None:
         """The call without it was accepted: the model is not asked again until a reload."""

@@ -87,7 +87,7 @@ async def stream(
     upstream: ClientResponse, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
     """Relay the whole answer. Raises only before its first byte, or if the client left."""
-    read = bytearray(exchange.begun)
+    read, exchange.begun = bytearray(exchange.begun), b""
     whole = upstream.content.is_eof()
     # What is to be rewritten is read first, up to a limit. And of an error the beginning: whose it
     # is goes into a header, and its body tells.
@@ -109,7 +109,10 @@ async def stream(
     if upstream.status >= 400:
         headers["x-relay-error-source"] = error_source(exchange, first)
         first, whole = redact_error(upstream, exchange, headers, first)
-    source = None if whole else FromUpstream(upstream, exchange)
+    source = None
+    if not whole:
+        source = FromUpstream(upstream, exchange)
+        first = source.begin(first)
     answer = Answer(upstream.status, reason(upstream, exchange), headers, first, source, tap)
     return await deliver(answer, request, exchange, gateway)
 
@@ -166,6 +169,10 @@ class FromUpstream:
         self._changing = change = changing(upstream, exchange)
         self.read = upstream.content.readany if change is None else change.next
         self._forget = end_with_connection(upstream)
+
+    def begin(self, begun: bytes) -> bytes:
+        """What goes down of what is read already."""
+        return begun if self._changing is None or not begun else self._changing.begin(begun)
 
     def rest(self) -> bytes:
         """See Source."""

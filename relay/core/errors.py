@@ -35,6 +35,7 @@
       UpstreamTimeout                upstream_timeout           upstream   504    1014   if unsent
       UpstreamDisconnected           upstream_disconnected      upstream   502    1014   never
       UpstreamProtocolError          upstream_protocol_error    upstream   502    1014   never
+      UpstreamErrorInAnswer          upstream_error_in_answer   upstream   502    1014   never
       HandshakeRefused               (the provider's own)       upstream   as is  1014   never
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
@@ -499,6 +500,14 @@ class UpstreamProtocolError(_Upstream, code="upstream_protocol_error"):
         return f"The provider's answer cannot be relayed: {self.reason}."
 
 
+class UpstreamErrorInAnswer(_Upstream, code="upstream_error_in_answer"):
+    """The provider answered 200, and the answer is an error, ends with one, or is an empty stream.
+    It has passed as it came: this is for the log and the ledger.
+    """
+
+    message = "The provider's answer has a status of success, and is an error."
+
+
 @dataclass(eq=False)
 class HandshakeRefused(_Upstream, code="handshake_refused"):
     """The provider answered a WebSocket handshake with something else than 101: passed on as it
@@ -524,6 +533,6 @@ CATALOGUE: tuple[type[RelayError], ...] = (
     TooManySessions, StoreUnavailable, LedgerBusy, QueryTimeout, LogNotFound, ConfigInvalid,
     WorkersIncomplete, ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
     UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
-    UpstreamProtocolError, HandshakeRefused,
+    UpstreamProtocolError, UpstreamErrorInAnswer, HandshakeRefused,
 )  # fmt: skip
 """Every error there is: docs/errors.md and its test are held against this table."""

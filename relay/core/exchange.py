@@ -14,7 +14,13 @@ from typing import Literal, Protocol
 import msgspec
 
 from relay.core.caching import Keeping
-from relay.core.errors import ClientGone, ClientStalled, InternalError, RelayError
+from relay.core.errors import (
+    ClientGone,
+    ClientStalled,
+    InternalError,
+    RelayError,
+    UpstreamErrorInAnswer,
+)
 from relay.core.limits import Admission, Standing
 from relay.core.provider import Keys, Route
 from relay.core.rewriting import Rewriter
@@ -55,6 +61,10 @@ class Metering(Protocol):
     @property
     def parts(self) -> Parts:
         """What was used so far, by model; none if nothing is known."""
+
+    @property
+    def tells_error(self) -> bool:
+        """True if the answer is an error, whatever its status."""
 
     @property
     def ignored(self) -> int:
@@ -143,6 +153,8 @@ class Exchange:
     """Its usage was asked for on its client's behalf: the event that tells it is removed."""
     begun: bytes = field(init=False, default=b"")
     """What an attempt has read already of the body of the answer."""
+    looks_at_first_event: bool = field(init=False, default=False)
+    """Something else can be tried if the stream of the attempt that runs begins with an error."""
     look: Callable[[bytes], None] | None = field(init=False, default=None)
     """Shows the meter a chunk."""
     look_past: Callable[[bytes], None] | None = field(init=False, default=None)
@@ -255,6 +267,11 @@ class Exchange:
             # One that failed already is ended a second time only to be done with it.
             return self.expired or self.error or ClientGone()
         return ClientGone() if isinstance(error, ConnectionError) else InternalError()
+
+    def fail_if_answer_tells_error(self) -> None:
+        """Judge an answer that came to a clean end by what it holds, once that is read."""
+        if self.outcome == "relayed" and self.meter is not None and self.meter.tells_error:
+            self.fail(UpstreamErrorInAnswer())
 
     def finish(self) -> None:
         """The call came to a clean end."""

@@ -77,6 +77,12 @@ class Ledger:
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
+    def _judge(self, exchange: Exchange) -> None:
+        try:
+            exchange.fail_if_answer_tells_error()
+        except Exception as error:  # a meter that fails must not end a call; counted
+            self.meter_failed(exchange, error)
+
     def _book(self, exchange: Exchange) -> None:
         """Take what it used, without what an answer before it told of the same object."""
         if exchange.meter is None or exchange.route is None:
@@ -205,6 +211,7 @@ class Ledger:
             turn = ended[at : at + _TURN]
             for exchange in turn:
                 self.settle(exchange)
+                self._judge(exchange)
             if self._booked.is_shared and self.state == "ok":
                 await self._unbook(turn)
             for exchange in turn:

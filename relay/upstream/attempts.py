@@ -13,17 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from relay.core.credentials import Brought, choose
-from relay.core.errors import (
-    Draining,
-    HandshakeRefused,
-    ProviderNotConfigured,
-    RelayError,
-    UpstreamTimeout,
-)
+from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
 from relay.core.exchange import Attempt, Exchange
 from relay.core.peek import generates, streams_by_path
 from relay.core.policy import (
     FALLBACK_AFTER_S,
+    FallbackCause,
     RetryRules,
     Tried,
     answered,
@@ -177,13 +172,21 @@ class _Plan:
             route.provider.name, route.target.via, label, ended.status, ended.error, took_s, twice
         )
 
+    def may_fall_back(self, cause: FallbackCause) -> bool:
+        """True if a fallback is called should this target fail so, executed or not."""
+        if cause not in self.called.provider.fallback_on or not self.asked.whole:
+            return False
+        gone = (self.route.fallback_number, *self.executed_at)
+        for _, route in self.routes[self.at + 1 :]:
+            if route.fallback_number not in gone:
+                return generates(self.asked.method, self.called.endpoint)
+        return False
+
     def first_byte_limit_s(self, streamed: bool | None) -> float | None:
         """How long this target's first byte may take; None: as long as its provider says."""
         own = self.asked.first_byte_s
-        if own is not None or self.at + 1 == len(self.routes) or not self.asked.whole:
+        if own is not None or not self.may_fall_back("timeout"):
             return own
-        if self.next_target(_TIMED_OUT) is None:
-            return None
         after = self.called.provider.fallback_after_s
         if after is None and (streamed or streams_by_path(self.called.endpoint)):
             after = FALLBACK_AFTER_S
@@ -191,7 +194,6 @@ class _Plan:
 
 
 _ONCE = RetryRules(max_attempts=1)
-_TIMED_OUT = Tried(0, UpstreamTimeout("", 0))
 
 
 class Attempts:
@@ -228,7 +230,9 @@ class Attempts:
             exchange.step, route = plan.routes[plan.at]
             exchange.route = route
             keys, began = self._keys(plan, route), self._clock()
-            exchange.first_byte_limit_s = plan.first_byte_limit_s(exchange.stream)
+            exchange.first_byte_limit_s = asked.first_byte_s
+            if exchange.steps > 1 or len(route.target.pool) > 1:
+                self._expect_failure(plan, exchange)
             result: T | None = None
             probing = True
             try:
@@ -318,6 +322,13 @@ class Attempts:
             plan.number += 1
             return wait
         return plan.elsewhere(ended)
+
+    def _expect_failure(self, plan: _Plan, exchange: Exchange) -> None:
+        """Say what to look at in the attempt that begins, for something else can be tried."""
+        exchange.first_byte_limit_s = plan.first_byte_limit_s(exchange.stream)
+        exchange.looks_at_first_event = plan.may_fall_back("first_event_error") or (
+            plan.asked.whole and self._has_another_key(plan)
+        )
 
     def _has_another_key(self, plan: _Plan) -> bool:
         """Without an entry in `tried` the key was the client's own: no other replaces it."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.policy import RetryRules, answered, failed, repeatable, rest_s
+from relay.core.policy import RetryRules, answered, fallback_cause, repeatable, rest_s
 from relay.core.refusals import MOST_ERROR_BYTES, of_answer, of_close, of_message
 from relay.core.waits import duration_s, reset_headers_s, reset_s
 
@@ -52,7 +52,7 @@ def test_a_dead_key_is_recognised_in_each_vendors_form(vendor: str) -> None:
     status, document = DEAD[vendor]
     assert of_answer(status, body(document), "", NOW).dead
     ended = answered(status, {}.get, NOW, body(document))
-    assert ended.refused_key and failed(ended, RetryRules()) and repeatable(ended, RetryRules(), "POST")
+    assert ended.refused_key and fallback_cause(ended, RetryRules()) and repeatable(ended, RetryRules(), "POST")
     assert rest_s(ended, 1) == 300
 
 

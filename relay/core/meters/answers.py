@@ -7,6 +7,7 @@ events alone.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -18,6 +19,7 @@ from relay.core.meters.anthropic import Anthropic
 from relay.core.meters.cohere import Cohere
 from relay.core.meters.documents import Document, Scanner
 from relay.core.meters.events import Events
+from relay.core.meters.inner_errors import is_empty, is_error, tells_error
 from relay.core.meters.openai import OpenAI, plain
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
@@ -30,6 +32,8 @@ from relay.core.usage import Booking, Part, Parts, Usage, total
 _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.IGNORECASE)
 
 
+_LAST_CHUNKS, _LAST_BYTES = 4, 128 * 1024
+"""An error that ends a stream, the usage behind it, and `[DONE]` come one by one."""
 _READERS: dict[str, Callable[[Sent, Odd], FormatReader]] = {
     "openai": OpenAI,
     "anthropic": Anthropic,
@@ -46,8 +50,8 @@ class AnswerMeter:
     """`feed` sees each chunk; `parts` is what the call came to, none if nothing is known."""
 
     __slots__ = (
-        "_bytes", "_format", "_header", "_kind", "_mark", "_odd", "_reader", "_sent", "_source",
-        "_tail", "_texts", "_unpack",
+        "_bytes", "_format", "_header", "_keep", "_kind", "_last", "_mark", "_odd", "_reader",
+        "_sent", "_source", "_tail", "_tells_error", "_texts", "_unpack",
     )  # fmt: skip
 
     def __init__(self, format_: str, sent: Sent, header: Header) -> None:
@@ -61,6 +65,10 @@ class AnswerMeter:
         self._source: Events | Scanner | None = None
         """Made with the first chunk: an answer that is all here mostly needs none."""
         self._bytes = 0
+        self._tells_error = False
+        # An error ends a stream: it is looked for in the end alone, which costs a chunk nothing.
+        self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
+        self._keep = self._last.append
         self._texts: Texts | None = None
         if reader is not None and sent.kind in ESTIMATED:
             self._texts = Texts(reader.texts)
@@ -74,6 +82,7 @@ class AnswerMeter:
         self._bytes += len(chunk)
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
+        self._keep(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
         if self._mark:
@@ -93,6 +102,7 @@ class AnswerMeter:
             self.feed(chunk)
             return
         self._bytes += len(chunk)
+        self._keep(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
 
@@ -116,13 +126,15 @@ class AnswerMeter:
                 self._texts.feed(body)
             if self._mark:
                 self._look_for_mark(body)
-            reader.read(found)
+            self._read(found)
         else:
             self.feed(body)
 
     def _read(self, document: Document) -> None:
         reader = self._reader
         assert reader is not None
+        if is_error(document):
+            self._tells_error = True
         reader.read(document)
         if reader.model is not None and isinstance(self._source, Events):
             self._source.named()
@@ -144,6 +156,26 @@ class AnswerMeter:
     def ignored(self) -> int:
         """How many fields, or whole documents, were not read though they may tell usage."""
         return self._odd.count + self._gave_up
+
+    @property
+    def tells_error(self) -> bool:
+        """True if the answer is an error, or ends with one; or is a stream without an event."""
+        if not self._sent.generates or not self._kind:
+            return False
+        if self._tells_error or self._kind != "events" or self._is_unread:
+            return self._tells_error
+        last, events = b"".join(self._last)[-_LAST_BYTES:], self._source
+        if tells_error(last):
+            return True
+        if self._bytes <= _LAST_BYTES and len(self._last) < _LAST_CHUNKS:
+            return is_empty(last)  # these are all there were
+        return isinstance(events, Events) and not events.began and is_empty(events.rest)
+
+    @property
+    def _is_unread(self) -> bool:
+        """The answer is packed in a coding that is not known here, or some was not looked at."""
+        packed = (self._header("Content-Encoding") or "identity").lower() != "identity"
+        return self._gave_up or (packed and self._unpack is None)
 
     @property
     def _gave_up(self) -> bool:
@@ -176,6 +208,8 @@ class AnswerMeter:
         named = self._object_id if self._sent.makes_objects else ""
         if not told:
             made = self._texts.tokens if self._texts is not None and self._kind else None
+            if not made and self.tells_error:
+                return ()  # nothing was made, and nothing is told of the rest
             told = untold(self._format, self._sent, self.model, made)
         booking: Booking = "once" if goes_on(self._sent.endpoint) or not named else "made"
         return tuple(part._replace(object_id=named, booking=booking) for part in told)
@@ -233,7 +267,8 @@ def _kind_of(content_type: str | None) -> str:
 
 def answer_meter(format_: str, sent: Sent, header: Header) -> AnswerMeter | None:
     """What reads the answer of a call; None where nothing is to be read."""
-    return AnswerMeter(format_, sent, header) if sent.counting != "nothing" else None
+    looks = sent.counting != "nothing" or sent.generates
+    return AnswerMeter(format_, sent, header) if looks else None
 
 
 def read_whole(
@@ -266,6 +301,7 @@ class Plain:
 
     __slots__ = ("model", "parts")
     ignored = 0
+    tells_error = False
 
     def __init__(self, part: Part) -> None:
         self.model, self.parts = part.model, (part,)

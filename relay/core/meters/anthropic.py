@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.typed import Count, Odd, Reader, text_of
@@ -70,7 +71,7 @@ class Anthropic(FormatReader):
     wanted = Wanted(
         "type", "model", "usage", "stop_reason", "processing_status", "message.model",
         "message.usage", "delta.stop_reason", "result.message.model", "result.message.usage",
-        "result.message.stop_reason",
+        "result.message.stop_reason", *ERROR_PLACES,
     )  # fmt: skip
     texts = (b'"text":', b'"thinking":', b'"partial_json":')
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.typed import Odd, Reader
@@ -42,7 +43,7 @@ _NONE = _Counts()
 class Cohere(FormatReader):
     """Reads the documents of one answer; the last holds."""
 
-    wanted = Wanted("usage", "meta", "delta.usage", "response.meta")
+    wanted = Wanted("usage", "meta", "delta.usage", "response.meta", *ERROR_PLACES)
     texts = (b'"text":',)
 
     def __init__(self, sent: Sent, odd: Odd) -> None:

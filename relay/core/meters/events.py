@@ -57,6 +57,16 @@ class Events:
         return self._scanner.unfinished if self._scanner is not None else {}
 
     @property
+    def began(self) -> bool:
+        """True once there was an event with data."""
+        return self._at_first < _READ_AT_FIRST
+
+    @property
+    def rest(self) -> bytes:
+        """What is here of an event that has not ended and is not too long."""
+        return b"".join(self._held)
+
+    @property
     def seeks_usage_alone(self) -> bool:
         """True between two events, once the model is known."""
         return self._at_first == 0 and not self._held_bytes
@@ -96,6 +106,7 @@ class Events:
             return
         self._held.append(part)
         if self._held_bytes > MAX_WHOLE_BYTES:
+            self._at_first = max(0, self._at_first - 1)
             self._scanner, begun = Scanner(self._wanted), b"".join(self._held)
             self._held = []
             data = _DATA_LINE.search(begun)
@@ -113,7 +124,10 @@ class Events:
     def _finish(self, part: bytes) -> Sequence[Document]:
         """The rest of the event that is under way."""
         if self._scanner is None:
-            documents = self._read(b"".join([*self._held, part]))
+            event = b"".join([*self._held, part])
+            documents = self._read(event)
+            if not documents and b"error" in event:
+                documents = [self._wanted.of(data_of(event))]  # it may be one, however long
         else:
             self._scan(part)
             self.gave_up = self.gave_up or self._scanner.gave_up
@@ -133,11 +147,12 @@ class Events:
         documents: list[Document] = []
         each = [event for event in split_events(events) if event]
         for event in each:
-            if self._at_first > 0:
-                self._at_first -= 1
-            elif len(each) > 1 and self._worth(event) is None:
+            if self._at_first == 0 and len(each) > 1 and self._worth(event) is None:
                 continue
-            if found := self._wanted.of(data_of(event)):
+            if not (data := data_of(event)):
+                continue  # a comment
+            self._at_first = max(0, self._at_first - 1)
+            if found := self._wanted.of(data):
                 documents.append(found)
         return documents
 

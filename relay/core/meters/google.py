@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.typed import Count, Odd, Reader, text_of
@@ -20,7 +21,7 @@ TIER_HEADER = "x-gemini-service-tier"
 _STILL_TO_COME = frozenset({"in_progress", "queued"})
 _STANDARD_TIERS = frozenset({"standard", "unspecified"})
 _GENERATED = frozenset({"usageMetadata", "modelVersion"})
-_GENERATED_WANTED = Wanted(*_GENERATED)
+_GENERATED_WANTED = Wanted(*_GENERATED, *ERROR_PLACES)
 _tells = re.compile(rb'TokenCount"\s*:\s*[^0\s]').search
 """A count that is not 0, whatever it is."""
 _MAX_TIER = 32
@@ -157,7 +158,7 @@ class Google(FormatReader):
         "usageMetadata", "modelVersion", "model", "id", "status", "usage", "service_tier",
         "background", "event_type", "interaction.id", "interaction.model", "interaction.status",
         "interaction.usage", "interaction.service_tier", "interaction.background",
-        "name", "done", "error",
+        "name", "done", *ERROR_PLACES,
     )  # fmt: skip
     texts = (b'"text":',)
     mark = b'"webSearchQueries"'

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from relay.core.meters.documents import MAX_FIELD_BYTES, Document, Wanted
+from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.spellings import STANDARD_TIERS, Spelled, told_by
@@ -90,7 +91,7 @@ class OpenAI(FormatReader):
         "duration", "usage_info", "document_annotation", "x_groq.usage", "svg_usage", "tool_usage",
         "trained_tokens", "per_model_usage", "request_id", "response.id", "response.model",
         "response.status", "response.background", "response.service_tier", "response.usage",
-        "response.tool_usage",
+        "response.tool_usage", *ERROR_PLACES,
     )  # fmt: skip
     texts = (
         b'"content":', b'"reasoning_content":', b'"reasoning":', b'"arguments":', b'"text":',

@@ -20,7 +20,7 @@ class FormatReader(ABC):
     """Made by one of its children, for one answer."""
 
     wanted: Wanted
-    """The fields that it reads."""
+    """The fields that it reads, and those where errors stand (core/meters/inner_errors.py)."""
     needle: ClassVar[bytes] = b'"usage'
     """Stands before the usage in every event that tells some."""
     texts: ClassVar[tuple[bytes, ...]] = ()

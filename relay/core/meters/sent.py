@@ -7,6 +7,7 @@ import msgspec
 from relay.core.exchange import Exchange
 from relay.core.formats import Counting, counting_of, makes_objects
 from relay.core.meters.texts import BYTES_A_TOKEN
+from relay.core.peek import generates
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -39,6 +40,11 @@ class Sent(msgspec.Struct, frozen=True):
     def counting(self) -> Counting:
         """Whether its answer tells new usage."""
         return counting_of(self.method, self.endpoint)
+
+    @property
+    def generates(self) -> bool:
+        """True if its answer is what was asked for: an error in it is an error of this call."""
+        return generates(self.method, self.endpoint)
 
     @property
     def makes_objects(self) -> bool:

@@ -51,6 +51,8 @@ class SocketMeter:
     that the client sent by `sent`, those of the provider by `received`.
     """
 
+    tells_error = False
+    """Errors of a session are its client's to judge: it may go on after one."""
     searched_bytes = 256 * 1024
     """A larger message is read without a search for a hint, which is slower than to read it."""
     __slots__ = (

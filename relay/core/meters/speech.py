@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.typed import UNREADABLE, Odd, milliseconds, text_of
@@ -49,13 +50,13 @@ class Heard(FormatReader):
 class Cartesia(Heard):
     """`duration`."""
 
-    wanted, places = Wanted("duration"), ("duration",)
+    wanted, places = Wanted("duration", *ERROR_PLACES), ("duration",)
 
 
 class ElevenLabs(Heard):
     """`audio_duration_secs`, of all channels together."""
 
-    wanted = Wanted("audio_duration_secs", "transcription_id", "request_id")
+    wanted = Wanted("audio_duration_secs", "transcription_id", "request_id", *ERROR_PLACES)
     places = ("audio_duration_secs",)
 
     def read(self, document: Document) -> None:
@@ -70,7 +71,7 @@ class ElevenLabs(Heard):
 class AssemblyAI(Heard):
     """`audio_duration`, once the transcript is there."""
 
-    wanted = Wanted("id", "status", "audio_duration")
+    wanted = Wanted("id", "status", "audio_duration", *ERROR_PLACES)
     places = ("audio_duration",)
 
     def read(self, document: Document) -> None:
@@ -84,7 +85,7 @@ class AssemblyAI(Heard):
 class Deepgram(Heard):
     """`metadata.duration`."""
 
-    wanted, places = Wanted("metadata.duration"), ("metadata.duration",)
+    wanted, places = Wanted("metadata.duration", *ERROR_PLACES), ("metadata.duration",)
 
 
 def characters(format_: str, sent: Sent) -> int | None:

@@ -1,0 +1,151 @@
+"""Errors inside a 200: the error objects and error events of every format.
+
+Owns: what counts as one, and the status that it stands for. What follows from it is decided in
+core/policy.py before the first byte of the answer has gone down, and by the ledger after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from relay.core.meters.documents import Document, Scanner, Wanted
+from relay.core.meters.events import data_of, split_events, first_end, last_end
+from relay.core.meters.typed import UNREADABLE
+
+ERROR_PLACES = ("type", "error", "delta.error")
+"""Where errors stand: OpenAI's, Anthropic's and Google's at the top, Cohere's in the delta of a
+stream's last event."""
+_NO_ERROR = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
+_ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
+_ERROR_NAMES = frozenset({b"error", b"response.failed"})
+_DONE = b"[DONE]"
+_NO_DATA = frozenset({b"", _DONE})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MOST_BYTES = 64 * 1024
+
+_STATUSES = {
+    "invalid_request_error": 400, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400,
+    "authentication_error": 401, "invalid_api_key": 401, "UNAUTHENTICATED": 401,
+    "billing_error": 402, "permission_error": 403, "PERMISSION_DENIED": 403,
+    "not_found_error": 404, "NOT_FOUND": 404, "request_too_large": 413,
+    "rate_limit_error": 429, "rate_limit_exceeded": 429, "insufficient_quota": 429,
+    "RESOURCE_EXHAUSTED": 429, "api_error": 500, "server_error": 500, "INTERNAL": 500,
+    "UNAVAILABLE": 503, "timeout_error": 504, "DEADLINE_EXCEEDED": 504, "overloaded_error": 529,
+}  # fmt: skip
+"""The status with which OpenAI, Anthropic and Google answer the same error."""
+_wanted = Wanted(*ERROR_PLACES)
+
+
+def is_error(document: Document) -> bool:
+    """True of a document of an answer, an event's or a whole one, that is an error."""
+    if document.get("type") in _ERROR_TYPES:
+        return True
+    return any(document.get(place, b"null") not in _NO_ERROR for place in ERROR_PLACES[1:])
+
+
+def tells_error(events: bytes) -> bool:
+    """True if one of some events is an error; the first and the last may be cut."""
+    if b"error" not in events and b"response.failed" not in events:
+        return False
+    return any(_is_error_event(event) for event in split_events(events))
+
+
+def is_empty(events: bytes) -> bool:
+    """True if none of some events says anything: a whole stream of these has failed."""
+    return all(_data_of(event) in _NO_DATA for event in split_events(events))
+
+
+class FirstEvent:
+    """Finds the first event of a stream that is no comment. `feed` it until it says True, or `end`
+    it; then `error_status` tells what it is.
+    """
+
+    __slots__ = ("_held", "_tail", "error", "error_status")
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+        self._tail = b""
+        self.error = b""
+        """The data of a first event that is an error."""
+        self.error_status: int | None = None
+        """Of a stream that is empty or begins with an error: the status that the error stands for,
+        0 if it says none. None of any other."""
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take a chunk; True if the first event is known."""
+        self._held.append(chunk)
+        seen, self._tail = self._tail + chunk, (self._tail + chunk)[-3:]
+        if first_end(seen) < 0:
+            return False
+        text = b"".join(self._held)
+        end = last_end(text)
+        self._held = [text[end:]]
+        return any(self._judge(event) for event in split_events(text[:end]) if event)
+
+    def end(self) -> None:
+        """The stream has ended: what is left of it is its first event, or there is none."""
+        if not self._judge(b"".join(self._held)):
+            self.error_status = 0
+
+    def _judge(self, event: bytes) -> bool:
+        data = _data_of(event)
+        if not data and _name_of(event) not in _ERROR_NAMES:
+            return False
+        if data == _DONE:
+            self.error_status = 0
+        elif _is_error_event(event):
+            self.error, self.error_status = data, _status_of(data)
+        return True
+
+
+def _is_error_event(event: bytes) -> bool:
+    if b"error" not in event and b"response.failed" not in event:
+        return False
+    if _name_of(event) in _ERROR_NAMES:
+        return True
+    data = _data_of(event)
+    if data[:1] != b"[":
+        return is_error(_wanted.of(data))
+    return any(is_error(document) for document in Scanner(_wanted).feed(data))
+
+
+def _data_of(event: bytes) -> bytes:
+    """The data of an event; JSON that is framed as none is data too."""
+    bare = event.removeprefix(_BYTE_ORDER_MARK).strip()
+    return bare if bare[:1] in (b"{", b"[") else data_of(event).strip()
+
+
+def _name_of(event: bytes) -> bytes:
+    for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
+        if line.startswith(b"event:"):
+            return line[6:].strip()
+    return b""
+
+
+def _status_of(data: bytes) -> int:
+    """The status that an error stands for; 0 if it says none."""
+    try:
+        told = msgspec.json.decode(data) if len(data) <= _MOST_BYTES else None
+    except UNREADABLE:
+        return 0
+    if isinstance(told, list) and told:
+        told = told[0]
+    response = told.get("response") if isinstance(told, dict) else None
+    for place in (told, response):
+        if isinstance(place, dict):
+            for each in (place.get("error"), place):
+                if isinstance(each, dict) and (status := _status_in(each)):
+                    return status
+    return 0
+
+
+def _status_in(error: dict[str, Any]) -> int:
+    for name in ("code", "status", "status_code", "type"):
+        told = error.get(name)
+        if isinstance(told, int) and 400 <= told <= 599:
+            return told
+        if isinstance(told, str) and told in _STATUSES:
+            return _STATUSES[told]
+    return 0

@@ -1,0 +1,180 @@
+"""What is an error inside a 200, in every format, however its bytes are cut."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from relay.core.meters.answers import AnswerMeter, answer_meter, read_whole
+from relay.core.meters.inner_errors import FirstEvent, tells_error
+from relay.core.meters.sent import Sent
+
+ANTHROPIC = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
+OPENROUTER = b'data: {"error":{"code":502,"message":"Provider returned error"},"choices":[]}\n\n'
+RESPONSES = b'event: error\ndata: {"type":"error","code":"server_error","message":"overloaded"}\n\n'
+FAILED = b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded"}}}\n\n'
+GEMINI = b'data: {"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED"}}\r\n\r\n'
+GEMINI_ARRAY = b'data: [{"error": {"code": 503, "status": "UNAVAILABLE"}}]\n\n'
+COHERE = b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"ERROR","error":"it failed"}}\n\n'
+PLAIN = b"event: error\ndata: upstream timed out\n\n"
+STRING = b'data: {"error": "model is loading"}\n\n'
+
+ERRORS = {
+    "anthropic": (ANTHROPIC, 529), "openrouter": (OPENROUTER, 502), "responses": (RESPONSES, 500), "response.failed": (FAILED, 429),
+    "gemini": (GEMINI, 429), "gemini array": (GEMINI_ARRAY, 503), "cohere": (COHERE, 0), "plain text": (PLAIN, 0), "a string": (STRING, 0),
+    "a key": (b'data: {"error":{"type":"authentication_error"}}\n\n', 401), "bare JSON": (b'{"error":{"code":403}}', 403),
+}  # fmt: skip
+GOOD = {
+    "chat": b'data: {"choices":[{"delta":{"content":"an \\"error\\": yes"}}]}\n\n',
+    "error is null": b'data: {"type":"response.created","response":{"error":null},"error":null}\n\n',
+    "error is empty": b'data: {"error":{},"choices":[]}\n\n',
+    "messages": b'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n',
+    "an error within": b'data: {"choices":[{"delta":{"tool":{"error":{"code":500}}}}]}\n\n',
+    "text": b"data: hello\n\n",
+}
+EMPTY = {"nothing": b"", "comments": b": keep-alive\n\n: keep-alive\n\n", "done": b"data: [DONE]\n\n", "a field": b"retry: 3000\n\n", "half a comment": b": kee"}
+
+
+def _first(stream: bytes, size: int) -> FirstEvent:
+    found = FirstEvent()
+    if not any(found.feed(stream[at : at + size]) for at in range(0, len(stream), size)):
+        found.end()
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("before", [b"", b": OPENROUTER PROCESSING\n\n", b"retry: 3\r\n\r\n:\r\r", b"\xef\xbb\xbf"])
+def test_a_first_event_that_is_an_error_and_its_status(name: str, before: bytes, size: int) -> None:
+    event, status = ERRORS[name]
+    assert _first(before + event, size).error_status == status
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("name", GOOD)
+def test_a_first_event_that_is_no_error(name: str, size: int) -> None:
+    assert _first(b": wait\n\n" + GOOD[name] + ANTHROPIC, size).error_status is None
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_stream_without_an_event_has_failed(name: str) -> None:
+    assert _first(EMPTY[name], 3).error_status == 0
+
+
+def test_what_comes_behind_the_first_event_is_not_looked_at() -> None:
+    found = FirstEvent()
+    assert not found.feed(b": wait\n\ndata: {")
+    assert found.feed(b"}\n\n" + ANTHROPIC)
+    assert found.error_status is None
+
+
+@pytest.mark.parametrize("name", [name for name in ERRORS if name != "bare JSON"])
+def test_an_error_among_events(name: str) -> None:
+    assert tells_error(GOOD["chat"] + ERRORS[name][0] + b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_error_among_events(name: str) -> None:
+    assert not tells_error(GOOD[name] * 3)
+
+
+# What a meter tells of a whole answer ----------------------------------------------------------------
+
+SSE = {"Content-Type": "text/event-stream"}
+JSON = {"Content-Type": "application/json"}
+CHAT, MESSAGES, GENERATE = (Sent(kind, endpoint=end) for kind, end in (
+    ("chat", "chat/completions"), ("messages", "v1/messages"), ("generate", "v1beta/models/m:streamGenerateContent")))  # fmt: skip
+DELTA = b'data: {"model":"m","choices":[{"delta":{"content":"hello"}}]}\n\n'
+
+
+def _metered(format_: str, sent: Sent, headers: dict[str, str], *chunks: bytes) -> AnswerMeter:
+    meter = answer_meter(format_, sent, headers.get)
+    assert meter is not None
+    for chunk in chunks:
+        meter.feed(chunk)
+    return meter
+
+
+@pytest.mark.parametrize("name", [name for name in ERRORS if name != "bare JSON"])
+@pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "cohere", "cartesia"])
+def test_a_stream_that_ends_with_an_error(format_: str, name: str) -> None:
+    chunks = [DELTA] * 20 + [ERRORS[name][0], b'data: {"usage":{"prompt_tokens":1}}\n\n', b"data: [DONE]\n\n"]
+    assert _metered(format_, CHAT, SSE, *chunks).tells_error
+    assert not _metered(format_, CHAT, SSE, *chunks[:20]).tells_error
+
+
+def test_a_stream_whose_usage_event_was_taken_out_is_judged_too() -> None:
+    meter = _metered("openai", CHAT, SSE, *[DELTA] * 9)
+    for chunk in (DELTA, OPENROUTER, b"data: [DONE]\n\n"):
+        meter.feed_without_usage(chunk)
+    assert meter.tells_error
+
+
+@pytest.mark.parametrize(("length", "size"), [(300_000, 16_000), (20_000, 1400), (70_000, 100), (100, 1)])
+def test_an_error_event_of_any_length(length: int, size: int) -> None:
+    event = b'event: response.failed\ndata: {"type":"response.failed","response":{"output":"%b","error":{}}}\n\n' % (b"x" * length)
+    pieces = [event[at : at + size] for at in range(0, len(event), size)]
+    assert _metered("openai", Sent("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).tells_error
+
+
+@pytest.mark.parametrize(("format_", "sent", "body"), [
+    ("openai", CHAT, b'{"error":{"message":"Provider returned error","code":502},"user_id":"u"}'),
+    ("openai", Sent("responses", endpoint="responses"), b'{"object":"response","model":"m","status":"failed","error":{"code":"server_error"},"usage":null}'),
+    ("anthropic", MESSAGES, b'{"type":"error","error":{"type":"api_error","message":"x"}}'),
+    ("google", GENERATE, b'[{"error":{"code":503,"status":"UNAVAILABLE"}}]'),
+    ("google", Sent("generate", endpoint="v1beta/models/m:generateContent"), b'{"error":{"code":503}}'),
+    ("openai", Sent("moderation", endpoint="moderations"), b'{"error":{"message":"x"}}'),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_a_whole_answer_that_is_an_error(format_: str, sent: Sent, body: bytes, size: int) -> None:
+    assert _metered(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).tells_error
+    meter = read_whole(format_, sent, JSON.get, body)
+    assert meter is not None and meter.tells_error
+    assert meter.parts == (), "an estimate would be a guess at what an error costs"
+
+
+@pytest.mark.parametrize("body", [
+    {"model": "m", "choices": [{"message": {"content": "an error"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    {"model": "m", "error": None, "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    {"model": "m", "choices": [{"message": {"tool_calls": [{"error": {"code": 1}}]}}]},
+])  # fmt: skip
+def test_a_whole_answer_that_is_none(body: dict[str, Any]) -> None:
+    meter = read_whole("openai", CHAT, JSON.get, json.dumps(body).encode())
+    assert meter is not None and not meter.tells_error
+
+
+def test_usage_beside_an_error_is_told() -> None:
+    body = b'{"model":"m","error":{"code":502},"usage":{"prompt_tokens":7,"completion_tokens":2}}'
+    meter = read_whole("openai", CHAT, JSON.get, body)
+    assert meter is not None and meter.tells_error and meter.usage is not None
+    assert (meter.usage.input_tokens, meter.usage.output_tokens) == (7, 2)
+
+
+@pytest.mark.parametrize("stream", EMPTY.values(), ids=EMPTY)
+def test_an_empty_stream_is_an_error(stream: bytes) -> None:
+    assert _metered("openai", CHAT, SSE, stream).tells_error
+    assert _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20).tells_error
+    assert not _metered("openai", CHAT, SSE, DELTA, stream).tells_error
+
+
+@pytest.mark.parametrize("coding", ["compress", "gzip, br", "gzip"])
+def test_what_cannot_be_unpacked_is_not_judged(coding: str) -> None:
+    assert not _metered("openai", CHAT, SSE | {"Content-Encoding": coding}, b"\x01\x02\x03").tells_error
+
+
+def test_a_compressed_stream_is_judged() -> None:
+    stream = gzip.compress(DELTA + ANTHROPIC)
+    assert _metered("openai", CHAT, SSE | {"Content-Encoding": "gzip"}, stream[:20], stream[20:]).tells_error
+
+
+def test_many_comments_before_the_first_event_hide_nothing_of_it() -> None:
+    meter = _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20, DELTA)
+    assert meter.model == "m" and not meter.tells_error
+
+
+def test_reading_a_stored_answer_that_failed_is_no_failure() -> None:
+    meter = read_whole("openai", Sent("responses", method="GET", endpoint="responses/resp_1"), JSON.get, b'{"status":"failed","error":{"code":"x"}}')
+    assert meter is None or not meter.tells_error
