@@ -273,7 +273,7 @@ def test_what_generates(endpoint: str) -> None:
     assert generates("POST", endpoint) and not generates("GET", endpoint)
 
 
-@pytest.mark.parametrize("endpoint", ["responses/resp_1", "responses/resp_1/cancel", "batches", "v1/messages/batches", "videos", "files", "models", "x"])
+@pytest.mark.parametrize("endpoint", ["responses/resp_1", "responses/resp_1/cancel", "batches", "v1/messages/batches", "videos", "files", "models", "x", "queue/fal-ai/speech-to-text", "async/chat/completions"])
 def test_what_does_not(endpoint: str) -> None:
     assert not generates("POST", endpoint)
 

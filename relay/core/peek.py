@@ -80,6 +80,8 @@ GENERATION_KINDS = frozenset(
 )  # fmt: skip
 """Kinds of calls that take all they need with them and are answered at once: any provider that
 speaks the same format can answer one instead."""
+_SUBMITS = re.compile(r"(?:^|/)(?:queue|async)/")
+"""Where jobs are submitted that are read later: fal's queue, Perplexity's chat."""
 _STREAMS = re.compile(r":streamGenerateContent$|/sse$|/stream(?:/with-timestamps)?$")
 
 
@@ -240,12 +242,14 @@ def generates(method: str, endpoint: str) -> bool:
     """True of a call that any provider of the same format can answer instead: not of an upload, a
     batch, a job that is submitted, nor of what changes an object of the provider's.
     """
-    return method == "POST" and _answered_kind(endpoint.rstrip("/")) in GENERATION_KINDS
+    if method != "POST" or _SUBMITS.search(endpoint):
+        return False
+    return _answered_kind(endpoint.rstrip("/")) in GENERATION_KINDS
 
 
 @lru_cache(maxsize=1024)
 def streams_by_path(endpoint: str) -> bool:
-    """True of an endpoint whose answer is a stream without a word of the body."""
+    """True of an endpoint whose answer is a stream, whatever the body says."""
     return _STREAMS.search(endpoint) is not None
 
 

@@ -52,7 +52,7 @@ class Registry:
         return replace(route, alternatives=tuple(self._socket_alternatives(route, endpoint)))
 
     def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
-        """Where a call goes when `route` fails. Only a call of a model falls back to others."""
+        """Where a call goes when `route` fails. Only a call that generates falls back."""
         yield from _other_way(route, rest_route, route.provider.rest_after, endpoint)
         if route.kind in GENERATION_KINDS:
             for number, fallback in enumerate(route.provider.fallbacks, 1):

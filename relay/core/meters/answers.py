@@ -33,7 +33,7 @@ _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.
 
 
 _LAST_CHUNKS, _LAST_BYTES = 4, 128 * 1024
-"""An error that ends a stream, the usage behind it, and `[DONE]` come one by one."""
+"""Where an error that ends a stream is looked for: usage and `[DONE]` may follow it."""
 _READERS: dict[str, Callable[[Sent, Odd], FormatReader]] = {
     "openai": OpenAI,
     "anthropic": Anthropic,
@@ -66,7 +66,7 @@ class AnswerMeter:
         """Made with the first chunk: an answer that is all here mostly needs none."""
         self._bytes = 0
         self._tells_error = False
-        # An error ends a stream: it is looked for in the end alone, which costs a chunk nothing.
+        # An error ends a stream: to search each chunk for one would take as long as all the rest.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._keep = self._last.append
         self._texts: Texts | None = None
