@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from relay.core.meters.documents import Document, Scanner, Wanted
-from relay.core.meters.events import data_of, split_events, first_end, last_end
+from relay.core.meters.events import data_of, first_end, last_end, split_events
 from relay.core.meters.typed import UNREADABLE
 
 ERROR_PLACES = ("type", "error", "delta.error")
