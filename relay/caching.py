@@ -2,7 +2,6 @@
 
 Owns: both ways, for the REST line. A hit is replayed; of identical calls in flight one is made, by
 a task of its own, so that no client's leaving or failing is another's.
-Longer than a module should be: what a shared call hands to its leader is told in one place.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Owns: chat (JSON, and SSE with usage), Responses, embeddings, models, a binary audio stream. Realtime is in
 demo_realtime.py. It says the same few words to everyone, counts words as tokens, and refuses unknown or
 outdated fields with the errors that OpenAI gives, so that what works here is worth trying there.
-Longer than a module should be since it is one vendor's answers, read side by side.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from relay.call import Call, asked
 from relay.collecting import collect
 from relay.core.exchange import Exchange
 from relay.core.media import PLAIN_BYTES, input_tokens
+from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.gateway import Gateway
 from relay.sending import Sending
@@ -39,6 +40,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
             body = await read_body(request, exchange, gateway)
         wanted.whole = body.stream is None
         _peek(exchange, request, body, call)
+        wanted.submits = exchange.submits
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
@@ -72,6 +74,8 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
     exchange.model = route.model or model_elsewhere(
         route.format, route.endpoint, call.query
     )
+    if route.kind == "transcription" and "callback" in query_names(call.query):
+        exchange.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
         exchange.spoken = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
@@ -79,5 +83,6 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
     if text:
         seen = peek_body(text, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user
+        exchange.submits = exchange.submits or seen.submits
         # Where the path or the query names the model, providers do not look for it in the body.
         exchange.model = exchange.model or seen.model

@@ -2,7 +2,6 @@
 
 Owns: the commit point, and the truth about the end of an answer: the terminal chunk is written
 after a clean end only; a cut answer reaches the client as a cut connection.
-Longer than a module should be: a stream's states make sense only together.
 """
 
 from __future__ import annotations

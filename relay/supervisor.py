@@ -5,7 +5,6 @@ worker (control.py). A worker that dies is started again with back-off; one that
 running calls while its successor takes the new ones. A ready worker is told over its channel to
 drain, so that a signal which reaches it as well is not taken for a second one; a worker that is
 still starting gets SIGTERM. Only processes that were started here are ever signalled, by id.
-Longer than a module should be, for a worker's life and the orders to all are one state machine.
 """
 
 from __future__ import annotations

@@ -105,6 +105,23 @@ async def test_jobs_uploads_and_batches_are_not_sent_twice(start: StartRelay, ra
     assert other.arrived == []
 
 
+JSON, FORM = "application/json", "multipart/form-data; boundary=b"
+SUBMITTED = {
+    "a response in the background": ("responses", JSON, b'{"model":"m","background":true}'),
+    "a transcript for a callback": ("listen?callback=https%3A%2F%2Fexample.com", "audio/wav", b"RIFF"),
+    "a transcript for a webhook": ("speech-to-text", FORM, b'--b\r\nContent-Disposition: form-data; name="webhook"\r\n\r\ntrue\r\n--b--\r\n'),
+}
+
+
+@pytest.mark.parametrize("job", SUBMITTED)
+async def test_a_job_that_ends_later_is_not_sent_twice(start: StartRelay, raw: RawUpstream, other: RawUpstream, job: str) -> None:
+    endpoint, content_type, body = SUBMITTED[job]
+    raw.plays(failing("500 Broken"))
+    relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
+    status, _, _ = await relay.call("POST", relay.path("openai", endpoint), data=body, headers={"Content-Type": content_type})
+    assert status == 500 and other.arrived == []
+
+
 async def test_a_body_that_streams_is_not_sent_twice(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(failing("500 Broken"))
     document = {"server": {"buffer_bytes": 10, "json_buffer_bytes": 10}}

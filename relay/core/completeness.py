@@ -3,7 +3,6 @@
 Owns: how each format ends a response of each kind, and what an error inside a 200 looks like. Which
 response may be cached at all is caching.py's. Everything is read in bounded time: documents are
 decoded field by field in C, compressed responses are unpacked up to a bound.
-Longer than a module should be: one table, and what it takes to read a response by it.
 """
 
 from __future__ import annotations

@@ -40,8 +40,7 @@
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
 An error that an SDK must not retry says so by `retryable = False`; it is answered with
-`x-should-retry: false`. Longer than a module should be because it is a catalogue: one paragraph an
-error, read by looking one up.
+`x-should-retry: false`.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class _Wanted(msgspec.Struct):
     user: msgspec.Raw = ABSENT
     safety_identifier: msgspec.Raw = ABSENT
     metadata: msgspec.Raw = ABSENT
+    background: msgspec.Raw = ABSENT
 
 
 MODEL_NAMES = ("model", "model_id")
@@ -131,6 +132,8 @@ class Peek(msgspec.Struct, frozen=True):
     stream: bool | None = None
     user: str | None = None
     """The end user, whatever the provider calls that."""
+    submits: bool = False
+    """It asks for a job whose result is read or delivered later."""
 
 
 NOTHING = Peek()
@@ -158,12 +161,15 @@ def peek_body(body: bytes, content_type: str) -> Peek:
         model if isinstance(model, str) else None,
         stream if isinstance(stream, bool) else None,
         user if isinstance(user, str) else None,
+        value(wanted.background) is True,
     )
 
 
 def _peek_form(body: bytes, content_type: str) -> Peek:
     fields = form_fields(body, content_type) or []
-    return Peek(_of_form(body, fields, MODEL_NAMES), None, _of_form(body, fields, ("user",)))
+    model, user = _of_form(body, fields, MODEL_NAMES), _of_form(body, fields, ("user",))
+    # ElevenLabs delivers the transcript to a webhook.
+    return Peek(model, None, user, (_of_form(body, fields, ("webhook",)) or "").lower() == "true")
 
 
 def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> str | None:

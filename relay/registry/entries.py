@@ -1,7 +1,6 @@
 """What may stand under a provider's name: one pydantic model a section, as in schema.py.
 
 Owns: the keys of a provider. It holds what was written; build.py gives it its meaning.
-Longer than a module should be because it is a catalogue: one field a key.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ class Asked:
     method: str
     whole: bool = True
     """False: the body streams, and can be sent once."""
+    submits: bool = False
+    """It asks for a job whose result is read or delivered later."""
     brought: Brought | None = None
     """The client's own credentials, where the provider takes them."""
     rules: RetryRules | None = None
@@ -130,6 +132,11 @@ class _Plan:
             return _ONCE
         return self.asked.rules or route.provider.retries
 
+    @property
+    def generates(self) -> bool:
+        """True if any provider of the same format can answer it instead."""
+        return not self.asked.submits and generates(self.asked.method, self.called.endpoint)
+
     def is_repeatable(self, ended: Tried) -> bool:
         """True if the provider that was asked may get the call again."""
         keyed = self.route.provider.idempotency_header is not None
@@ -150,7 +157,7 @@ class _Plan:
             return self.is_repeatable(ended)  # another way to the same provider
         if fallback_cause(ended, self.rules) not in self.called.provider.fallback_on:
             return False
-        return self.is_repeatable(ended) or generates(self.asked.method, self.called.endpoint)
+        return self.is_repeatable(ended) or self.generates
 
     def elsewhere(self, ended: Tried) -> Move:
         """What follows where nothing more is tried at this target."""
@@ -179,7 +186,7 @@ class _Plan:
         gone = (self.route.fallback_number, *self.executed_at)
         for _, route in self.routes[self.at + 1 :]:
             if route.fallback_number not in gone:
-                return generates(self.asked.method, self.called.endpoint)
+                return self.generates
         return False
 
     def first_byte_limit_s(self, streamed: bool | None) -> float | None:

@@ -8,7 +8,6 @@ tool's arguments, an echoed schema, text) is skipped. What the fields mean is th
 The result never depends on how the bytes are cut; memory is bounded; the work on a chunk is
 proportional to its size.
 
-Longer than a module should be: a Scanner's states make sense only together.
 """
 
 from __future__ import annotations
