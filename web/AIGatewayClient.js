@@ -386,7 +386,8 @@ async function constructor(given) {
 async function refusal(url, { code, reason }, secret) {
   const init = secret && { headers: { authorization: `Bearer ${secret}` } };
   const response = await fetch(url.replace(/^ws/, "http"), init).catch(() => null);
-  if (response && response.status !== 426 && relayError(response)) return failure(response);
+  const why = response && relayError(response);
+  if (why && why !== "upgrade_required") return failure(response);
   const text = response ? "The provider did not open the session" : "The relay cannot be reached, or does not allow this page's origin";
   return new AIGatewayError("connect_failed", `${text}${reason ? ` (${reason})` : ""}.`, { status: code });
 }
