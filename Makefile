@@ -5,8 +5,9 @@ PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
 # The lock names everything, with hashes: pip resolves nothing of its own (--no-deps), and falls back to nothing.
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
-# Two processes share the tests. Those marked serial come after them and have the machine to themselves.
-TOGETHER = $(PY) -m pytest -n 2 --dist worksteal
+# Four processes share the tests: many wait for a program. Those marked serial come after them and
+# have the machine to themselves.
+TOGETHER = $(PY) -m pytest -n 4 --dist worksteal
 # With ARGS it is no failure (5) that one of two runs has nothing to do.
 SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
@@ -19,6 +20,7 @@ run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787, set up first if need be
 	@exec $(PY) -m relay serve $(ARGS)
 
 test: $(VENV)/test.stamp lint types  ## all checks and tests
+	$(PY) -m compileall -q relay  # hundreds of relays start: none compiles it again
 	$(TOGETHER) -m "not soak and not serial" $(SELECTED)
 	$(PY) -m pytest -m "serial and not soak" $(SELECTED)
 
