@@ -263,7 +263,6 @@ async def _left_by(acts: Callable[[], Awaitable[None]], relay: Relay, ended: Cal
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
-        gc.unfreeze()
         gc.enable()
 
 

@@ -382,12 +382,12 @@ async function constructor(given) {
   });
 }
 
-/** WebSockets do not say why a handshake was refused; a plain GET of the same URL does. */
+/** A WebSocket does not say why it was refused; a GET of its URL does. */
 async function refusal(url, { code, reason }, secret) {
   const init = secret && { headers: { authorization: `Bearer ${secret}` } };
   const response = await fetch(url.replace(/^ws/, "http"), init).catch(() => null);
-  const why = response && relayError(response);
-  if (why && why !== "upgrade_required") return failure(response);
+  const error = response && relayError(response);
+  if (error && error !== "upgrade_required") return failure(response);
   const text = response ? "The provider did not open the session" : "The relay cannot be reached, or does not allow this page's origin";
   return new AIGatewayError("connect_failed", `${text}${reason ? ` (${reason})` : ""}.`, { status: code });
 }
