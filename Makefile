@@ -8,6 +8,8 @@ PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
 # Four processes share the tests: many wait for a program. Those marked serial come after them and
 # have the machine to themselves.
 TOGETHER = $(PY) -m pytest -n 4 --dist worksteal
+# Of the modules that have some alone: to collect all the others would take as long as to run them.
+SERIAL = $(PY) -m pytest -m "serial and not soak" $(if $(ARGS),,$$(grep -rl --include='test_*.py' 'mark\.serial' tests))
 # With ARGS it is no failure (5) that one of two runs has nothing to do.
 SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
@@ -22,7 +24,7 @@ run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787, set up first if need be
 test: $(VENV)/test.stamp lint types  ## all checks and tests
 	$(PY) -m compileall -q relay  # hundreds of relays start: none compiles it again
 	$(TOGETHER) -m "not soak and not serial" $(SELECTED)
-	$(PY) -m pytest -m "serial and not soak" $(SELECTED)
+	$(SERIAL) $(SELECTED)
 
 fast: $(VENV)/test.stamp  ## the tests that start no other program
 	$(TOGETHER) -m "not soak and not serial and not programs" $(SELECTED)
@@ -48,7 +50,7 @@ soak: $(VENV)/test.stamp  ## the waits of minutes, in full
 cover: $(VENV)/test.stamp  ## coverage of relay/
 	$(PY) -m coverage erase
 	PYTEST_PLUGINS=tests.measured $(TOGETHER) -m "not soak and not serial" $(SELECTED)
-	PYTEST_PLUGINS=tests.measured $(PY) -m pytest -m "serial and not soak" $(SELECTED)
+	PYTEST_PLUGINS=tests.measured $(SERIAL) $(SELECTED)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --skip-covered
 

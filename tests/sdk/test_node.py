@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anthropic
-import openai
 import pytest
-from google import genai
-from google.genai import types
 
 from tests.conftest import StartRelay, need
 from tests.nginx import Nginx
 from tests.processes import output
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, packaged_provider
 from tests.sdk.conftest import Front
+from tests.sdk.lazy import Lazy
 
+anthropic, openai = Lazy("anthropic"), Lazy("openai")
+genai, types = Lazy("google.genai"), Lazy("google.genai.types")
 pytestmark = pytest.mark.programs
 
 NODE = Path(__file__).parent / "node"

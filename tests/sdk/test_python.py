@@ -7,25 +7,21 @@ import base64
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import anthropic
-import cartesia
-import deepgram
-import elevenlabs
-import elevenlabs.client
-import elevenlabs.realtime
-import groq
 import httpx
-import openai
 import pytest
-from elevenlabs.conversational_ai.conversation import AudioInterface, Conversation
-from google import genai
-from google.genai import types
 
 from tests.processes import ROOT
 from tests.relays import CLIENT_KEY, HANG_GUARD_S
 from tests.sdk.conftest import Front
+from tests.sdk.lazy import Lazy
 from tests.upstream.media import AUDIO
+
+anthropic, cartesia, deepgram, groq, openai = map(Lazy, ("anthropic", "cartesia", "deepgram", "groq", "openai"))
+elevenlabs, elevenlabs_client = Lazy("elevenlabs"), Lazy("elevenlabs.client")
+conversational_ai = Lazy("elevenlabs.conversational_ai.conversation")
+genai, types = Lazy("google.genai"), Lazy("google.genai.types")
 
 pytestmark = pytest.mark.programs
 
@@ -119,13 +115,13 @@ async def test_google_live_over_tls(front: Front) -> None:
 # ElevenLabs -------------------------------------------------------------------------------------
 
 
-def _elevenlabs(front: Front) -> elevenlabs.client.ElevenLabs:
-    return elevenlabs.client.ElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs", tls=True), timeout=HANG_GUARD_S)
+def _elevenlabs(front: Front) -> Any:
+    return elevenlabs_client.ElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs", tls=True), timeout=HANG_GUARD_S)
 
 
 async def test_elevenlabs_speech_stream(front: Front) -> None:
     async with httpx.AsyncClient() as http:
-        client = elevenlabs.client.AsyncElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs"), httpx_client=http)
+        client = elevenlabs_client.AsyncElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs"), httpx_client=http)
         pieces = [piece async for piece in client.text_to_speech.stream("voice", text="hello there")]
     assert b"".join(pieces) == AUDIO
 
@@ -138,7 +134,7 @@ async def test_elevenlabs_stream_input_over_tls(front: Front) -> None:
 
 
 async def test_elevenlabs_scribe(front: Front) -> None:
-    client = elevenlabs.client.AsyncElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs"), httpx_client=httpx.AsyncClient())
+    client = elevenlabs_client.AsyncElevenLabs(api_key=CLIENT_KEY, base_url=front.base("elevenlabs"), httpx_client=httpx.AsyncClient())
     options = {"model_id": "scribe_v2_realtime", "audio_format": elevenlabs.AudioFormat.PCM_16000, "sample_rate": 16000, "commit_strategy": elevenlabs.CommitStrategy.MANUAL}
     connection = await client.speech_to_text.realtime.connect(options)  # type: ignore[arg-type]
     heard: asyncio.Queue[object] = asyncio.Queue()
@@ -149,11 +145,14 @@ async def test_elevenlabs_scribe(front: Front) -> None:
     await connection.close()
 
 
-class _Silent(AudioInterface):
-    def start(self, input_callback: object) -> None: ...
-    def stop(self) -> None: ...
-    def output(self, audio: bytes) -> None: ...
-    def interrupt(self) -> None: ...
+def _silent() -> Any:
+    class Silent(conversational_ai.AudioInterface):  # type: ignore[misc]
+        def start(self, input_callback: object) -> None: ...
+        def stop(self) -> None: ...
+        def output(self, audio: bytes) -> None: ...
+        def interrupt(self) -> None: ...
+
+    return Silent()
 
 
 @pytest.mark.parametrize("requires_auth", [False, True], ids=["public", "signed-url"])
@@ -161,8 +160,8 @@ async def test_elevenlabs_agent(front: Front, requires_auth: bool) -> None:
     """With a signed URL too: it comes back as the relay's, so that the session does not bypass it."""
     heard: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    conversation = Conversation(
-        _elevenlabs(front), "agent-1", requires_auth=requires_auth, audio_interface=_Silent(),
+    conversation = conversational_ai.Conversation(
+        _elevenlabs(front), "agent-1", requires_auth=requires_auth, audio_interface=_silent(),
         callback_agent_response=lambda text: loop.call_soon_threadsafe(heard.put_nowait, text),
     )  # fmt: skip
     await asyncio.to_thread(conversation.start_session)

@@ -1,0 +1,18 @@
+"""Vendors' SDKs as modules that are imported with their first use: together they take seconds, and
+each test process collects every test module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class Lazy:
+    """Stands for a module."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
