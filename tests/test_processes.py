@@ -116,8 +116,18 @@ def _connect(port: int) -> int:
 # Signals at any moment --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGINT)], ids=["TERM", "INT", "both"])
-@pytest.mark.parametrize("moment", ["its workers are not there", "they start", "one is ready"])
+@pytest.mark.parametrize(
+    ("moment", "numbers"),
+    [
+        ("its workers are not there", (signal.SIGTERM,)),
+        ("its workers are not there", (signal.SIGTERM, signal.SIGINT)),
+        ("they start", (signal.SIGINT,)),
+        ("they start", (signal.SIGTERM, signal.SIGINT)),
+        ("one is ready", (signal.SIGTERM,)),
+        ("one is ready", (signal.SIGINT, signal.SIGINT)),
+    ],
+    ids=str,
+)
 async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Start, moment: str, numbers: tuple[int, ...]) -> None:
     relay = await started({"providers": {}}, "--workers", "2")
     await relay.until(r"on (http://\S+)")

@@ -67,9 +67,8 @@ def test_a_credential_in_a_log_line_fails_the_run(tmp_path: Path, workers: tuple
     assert f"CANARY: 1 log lines or error bodies hold a credential, such as:\na line with {CANARY}-openai" in output
 
 
-@in_one_process_and_in_two
-def test_a_run_without_leak_or_skip_passes(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    code, output = run(tmp_path, PASSING, *workers, FORBID_SKIPS="1")
+def test_a_run_without_leak_or_skip_passes(tmp_path: Path) -> None:
+    code, output = run(tmp_path, PASSING, "-n", "2", FORBID_SKIPS="1")
     assert code == 0 and "2 passed" in output
 
 
@@ -81,9 +80,8 @@ def test_a_skip_fails_the_run_where_skips_are_forbidden(tmp_path: Path, workers:
     assert "SKIPPED: test_first.py" in output and "no such p" in output
 
 
-@in_one_process_and_in_two
-def test_a_skip_is_named_and_passes_elsewhere(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    code, output = run(tmp_path, SKIPPING, *workers)
+def test_a_skip_is_named_and_passes_elsewhere(tmp_path: Path) -> None:
+    code, output = run(tmp_path, SKIPPING, "-n", "2")
     assert code == 0 and "SKIPPED: test_first.py::test_one: Skipped: no such program" in output
 
 
