@@ -42,8 +42,8 @@ async def test_a_connection_is_not_used_for_longer_than_its_provider_keeps_it(st
     relay = await start(openai=provider(raw.url))
     for idle_s, connections in ((0.0, 1), (3.9, 1), (4.1, 2)):  # a second less than the provider says
         for connection in pooled(relay):
-            assert connection._released_s is not None
-            connection._released_s -= idle_s
+            assert connection.released_s is not None
+            connection.released_s -= idle_s
         await relay.call("POST", relay.path("openai", "x"), data=b"{}")
         assert raw.connections == connections
 
@@ -63,7 +63,7 @@ async def test_the_last_answer_says_how_long_a_connection_is_kept(start: StartRe
     for _ in range(3):
         await relay.call("GET", relay.path("openai", "x"))
         [connection] = pooled(relay)
-    assert raw.connections == 1 and connection._idle_limit_s is None
+    assert raw.connections == 1 and connection.idle_limit_s is None
 
 
 def _probed(sock: Any) -> tuple[bool, int]:

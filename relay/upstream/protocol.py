@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container
+from math import inf
 from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
@@ -38,37 +39,26 @@ class ProviderConnection(ResponseHandler):
         self._statuses = statuses
         self._interim_left = -1
         """Of the answer that is awaited; negative if none is."""
-        self._idle_limit_s: float | None = None
-        self._released_s: float | None = None
-        """When it went to the pool; None while it is in use."""
+        self.idle_limit_s: float | None = None
+        """How long it may wait in the pool, where its provider says so."""
+        self.released_s = inf
+        """When it went there; endless while it is in use."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
         super().connection_made(transport)
         probe_when_idle(transport, PROBED_AFTER_S)
 
-    @property
-    def should_close(self) -> bool:
-        """True if it is of no use when this answer is over."""
-        limit = self._idle_limit_s
-        return (limit is not None and limit <= 0) or super().should_close
-
     def released(self) -> None:
-        """It goes to the pool, unless it is closed now."""
-        if self._idle_limit_s is not None:
-            self._released_s = self._loop.time()
-
-    def is_connected(self) -> bool:
-        """True if another request may be sent on it."""
-        since, limit = self._released_s, self._idle_limit_s
-        if since is not None and limit is not None and self._loop.time() - since > limit:
-            return False
-        return super().is_connected()
+        """It goes to the pool, unless it is closed now. Called if it has an `idle_limit_s`."""
+        self.released_s = self._loop.time()
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
         self._interim_left = MAX_INTERIM_ANSWERS
-        self._idle_limit_s = self._released_s = None
+        if self.idle_limit_s is not None:
+            self.idle_limit_s, self.released_s = None, inf
+            self.__class__ = ProviderConnection
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
@@ -87,7 +77,10 @@ class ProviderConnection(ResponseHandler):
             self._interim_left = -1
             kept_s = keep_alive_s(message.headers.get("Keep-Alive"))
             if kept_s is not None:
-                self._idle_limit_s = kept_s - KEEP_ALIVE_MARGIN_S
+                self.idle_limit_s = kept_s - KEEP_ALIVE_MARGIN_S
+                self.__class__ = _LimitedConnection
+                if self.idle_limit_s <= 0:
+                    self.force_close()
             if status in (204, 205):
                 data = (message, EMPTY_PAYLOAD)
                 if _announces_body(message):
@@ -102,6 +95,17 @@ class ProviderConnection(ResponseHandler):
     def _end(self) -> None:
         if self.transport is not None:
             self.transport.close()
+
+
+class _LimitedConnection(ProviderConnection):
+    """One whose provider said how long it keeps it: the others are not asked for each call."""
+
+    def is_connected(self) -> bool:
+        """True if another request may be sent on it."""
+        waited_s = self._loop.time() - self.released_s
+        if self.idle_limit_s is not None and waited_s > self.idle_limit_s:
+            return False
+        return super().is_connected()
 
 
 def _announces_body(message: RawResponseMessage) -> bool:

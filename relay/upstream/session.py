@@ -104,7 +104,8 @@ class _Connector(TCPConnector):
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
     ) -> None:
         assert isinstance(protocol, ProviderConnection)
-        protocol.released()
+        if protocol.idle_limit_s is not None:
+            protocol.released()
         super()._release(key, protocol, should_close=should_close)
 
 
