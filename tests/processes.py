@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -21,14 +22,17 @@ from tests.relays import HANG_GUARD_S, LogStream, write_config
 ROOT = Path(__file__).parent.parent
 # Below those that Linux gives to outgoing connections, which would take one between its choice and its use.
 FIRST_PORT, PORTS_EACH = 16384, 2048
+_turns = itertools.count(random.randrange(PORTS_EACH))
 
 
 def free_port() -> int:
-    """A port for a program that cannot choose one itself; each process of the tests has a range of its own."""
+    """A port for a program that cannot choose one itself, and no port twice in a row: each process
+    of the tests goes round a range of its own.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = FIRST_PORT + worker % 8 * PORTS_EACH
     while True:
-        port = random.randrange(first, first + PORTS_EACH)
+        port = first + next(_turns) % PORTS_EACH
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
