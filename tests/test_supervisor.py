@@ -79,7 +79,7 @@ async def test_workers_restart_one_by_one_without_a_failed_call(pair: Served, ra
                 done += 1
                 await asyncio.sleep(0.01)  # or the load takes the CPU from the workers that start
 
-    loads = [asyncio.create_task(load(fresh)) for fresh in (True, False) * 8]
+    loads = [asyncio.create_task(load(fresh)) for fresh in (True, False) * 4]
     pids = await _workers(pair, 2)
     for at, number in enumerate((0, 1)):
         await asyncio.sleep(0.5)
@@ -88,7 +88,7 @@ async def test_workers_restart_one_by_one_without_a_failed_call(pair: Served, ra
     await asyncio.sleep(0.5)
     stop.set()
     await asyncio.gather(*loads)
-    assert failed == [] and done > 500
+    assert failed == [] and done > 200
     assert all("worker.died" not in line for line in pair.lines)
 
 

@@ -92,7 +92,7 @@ async def _under_load(url: str) -> AsyncIterator[dict[int, int]]:
             await asyncio.sleep(0.01)
 
     async with aiohttp.ClientSession() as session:
-        loads = [asyncio.create_task(load(session)) for _ in range(8)]
+        loads = [asyncio.create_task(load(session)) for _ in range(4)]
         yield statuses
         await asyncio.sleep(0.5)
         stop.set()
@@ -106,11 +106,10 @@ async def test_a_rolling_restart_of_two_workers_fails_no_call(tmp_path: Path, ra
     await _workers(relay, 2)
     url = await nginx.before(int(relay.url.rpartition(":")[2]))
     async with _under_load(url) as statuses:
-        for round_ in range(2):
-            for number in (0, 1):
-                await asyncio.sleep(0.5)
-                os.kill((await _workers(relay, 2))[number], signal.SIGTERM)
-                await _workers(relay, 2 + round_ * 2 + number + 1)
+        for number in (0, 1):
+            await asyncio.sleep(0.5)
+            os.kill((await _workers(relay, 2))[number], signal.SIGTERM)
+            await _workers(relay, 2 + number + 1)
     await relay.stop()
     assert set(statuses) == {200}
 

@@ -44,12 +44,15 @@ def test_no_snippet_is_left_out() -> None:
     assert len(NODE_SDKS) == SDKS.count("```js") == 6
 
 
+# What works through nginx works without it too (test_python.py, test_node.py): once is enough.
+@pytest.mark.parametrize("front", ["nginx"], indirect=True)
 @pytest.mark.parametrize("name", PYTHON)
 async def test_python(front: Front, name: str) -> None:
     assert (await _run(front, sys.executable, "-c", _here(PYTHON[name], front))).strip()
     front.check_credentials()
 
 
+@pytest.mark.parametrize("front", ["nginx"], indirect=True)
 @pytest.mark.parametrize("name", NODE_SDKS)
 async def test_node(front: Front, name: str) -> None:
     need_packages(NODE)
