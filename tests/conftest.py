@@ -18,6 +18,7 @@ import pytest
 import uvloop
 from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
+from hypothesis import settings
 
 from tests.relays import (
     CLOUDFLARE_TOKEN,
@@ -33,6 +34,8 @@ from tests.upstream.vendors import APPS, SEEN, Seen
 from tests.whole_run import WholeRun
 
 gc.disable()  # until all tests are collected: nothing of that is let go of before the end
+settings.register_profile("tests", deadline=None, max_examples=40)  # a busy machine is no failure
+settings.load_profile("tests")
 StartRelay = Callable[..., Awaitable[Relay]]
 
 

@@ -153,7 +153,7 @@ async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: 
     assert relay.lines == []
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Start, workers: str) -> None:
     relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--workers", workers)
     await _until(lambda: _catches_hang_ups(relay.pid))
@@ -222,7 +222,7 @@ async def test_the_supervisor_waits_for_a_worker_that_was_draining_already(serve
 # Sockets ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection_is_served(served: Serve, raw: RawUpstream, workers: str) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
@@ -247,7 +247,7 @@ async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection
     assert await relay.ended() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(started: Start, raw: RawUpstream, workers: str) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
@@ -500,7 +500,7 @@ async def _holds(condition: Callable[[], bool]) -> bool:
 # Reload -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 async def test_a_reload_names_what_needs_a_restart_and_the_command_line_still_wins(served: Serve, raw: RawUpstream, workers: str) -> None:
     document: dict[str, Any] = {"server": {"port": 1, "workers": 1}, "providers": {"up": provider(raw.url)}}
     relay = await served(document, "--workers", workers)

@@ -64,7 +64,7 @@ async def test_a_fal_queue_submitted_by_proxy_is_polled_through_the_relay(front:
 # @copilotkit/aimock --------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["bare", "nginx"])
+@pytest.fixture(params=[pytest.param("bare", marks=pytest.mark.soak), "nginx"])
 async def aimock(request: pytest.FixtureRequest, start: StartRelay, nginx: Nginx) -> AsyncIterator[tuple[Relay, str]]:
     need_packages(NODE)
     process = await asyncio.create_subprocess_exec("node", str(NODE / "aimock.mjs"), stdout=asyncio.subprocess.PIPE)

@@ -78,7 +78,7 @@ class Model:
         return socket
 
 
-@pytest.fixture(scope="module", params=["19", "18"], ids=["react-19", "react-18"])
+@pytest.fixture(scope="module", params=["19", pytest.param("18", marks=pytest.mark.soak)], ids=["react-19", "react-18"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example app, built once with each React."""
     need_packages(WEB)
