@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from relay.core.errors import BadFraming, ClientGone, RelayError
 from relay.core.exchange import Exchange
-from relay.core.meters.unpack import CannotUnpack, CutShort, steps
+from relay.core.meters.unpack import CannotUnpack, CutShort, coding_of, steps
 from relay.gateway import Gateway
 
 _STEP_BYTES = 256 * 1024
@@ -74,7 +74,7 @@ async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) 
     if body.stream is None:
         codings = ",".join(request.headers.getall("Content-Encoding", ()))
         # A host's server has undone them.
-        plain = gateway.mounted or codings.strip().lower() in ("", "identity")
+        plain = gateway.mounted or not coding_of(codings)
         body.text = body.whole if plain else await _unpacked(body.whole, codings, exchange, gateway)
     return body
 

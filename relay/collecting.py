@@ -13,6 +13,7 @@ from relay.core import paths
 from relay.core.credentials import bare
 from relay.core.exchange import Capture, Exchange
 from relay.core.headers import CREDENTIAL_HEADERS
+from relay.core.meters.unpack import coding_of
 from relay.gateway import Gateway
 from relay.ledger.bodies import capture_bytes
 
@@ -29,7 +30,7 @@ def collect(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -
     own = _credentials(exchange, headers, raw_query)
     most_bytes = capture_bytes(rules.body_bytes, own)
     # A host's server has undone a request's coding.
-    given = "" if gateway.mounted else coding(headers)
+    given = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
     exchange.capture = Capture(body[:most_bytes], given, rules.body_bytes, most_bytes, own)
 
 
@@ -54,18 +55,12 @@ def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str)
     return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
 
 
-def coding(headers: Mapping[str, str]) -> str:
-    """The Content-Encoding of a body; empty if it is as it is."""
-    given = headers.get("Content-Encoding", "").strip().lower()
-    return "" if given == "identity" else given
-
-
 def collector(upstream: ClientResponse, exchange: Exchange) -> Callable[[bytes], None] | None:
     """What takes the chunks of the answer; None where bodies are not collected."""
     capture = exchange.capture
     if capture is None:
         return None
-    capture.response_coding = coding(upstream.headers)
+    capture.response_coding = coding_of(upstream.headers.get("Content-Encoding"))
     response, most = capture.response, capture.captured_bytes
 
     def take(chunk: bytes) -> None:

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 from relay.call import Call
 from relay.core.exchange import Exchange
 from relay.core.injection import UsageEventRemover
+from relay.core.meters.unpack import coding_of
 from relay.core.provider import Keys, Route
 from relay.core.redaction import Redactor, redactor_of
 from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
@@ -79,7 +80,7 @@ def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
     """True for a stream whose usage was asked for on its client's behalf."""
     if not exchange.asks_usage or not is_stream(upstream):
         return False
-    return upstream.headers.get("Content-Encoding", "identity").lower() == "identity"
+    return not _is_coded(upstream)
 
 
 def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:
@@ -129,7 +130,7 @@ def redact_error(
 
 
 def _is_coded(upstream: ClientResponse) -> bool:
-    return upstream.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+    return coding_of(upstream.headers.get("Content-Encoding")) != ""
 
 
 def _changed(headers: CIMultiDict[str], body: bytes) -> None:

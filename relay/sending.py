@@ -22,7 +22,7 @@ from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.injection import asked_model, asking_for_usage
 from relay.core.meters.inner_errors import FirstEvent
-from relay.core.meters.unpack import unpacker
+from relay.core.meters.unpack import coding_of, unpacker
 from relay.core.models import (
     body_with_added_model,
     body_with_model,
@@ -43,8 +43,8 @@ from relay.upstream.send import end_with_connection, send, upstream_headers, ups
 
 _GOOD = Tried(200)
 _REFUSALS = (400, 422)
-_ERROR_BYTES, _ERROR_BODY_S = MOST_ERROR_BYTES, 2.0
-"""So much of an error is read before it goes down, and for so long it is waited for."""
+_ERROR_BODY_S = 2.0
+"""How long the beginning of an error's body is waited for before it goes down."""
 _ADDED = b"stream_options"
 _HELD_BYTES, _HELD_S = 64 * 1024, 15.0
 """A stream whose first event is larger, or takes longer, passes as it is."""
@@ -182,9 +182,9 @@ class Sending:
 
     async def _examine_stream(self, answer: ClientResponse) -> Tried:
         """Hold a stream up to its first event that is no comment, to see whether it is an error."""
-        coding = answer.headers.get("Content-Encoding", "identity")
+        coding = coding_of(answer.headers.get("Content-Encoding"))
         unpack = unpacker(coding)
-        if unpack is None and coding.lower() != "identity":
+        if unpack is None and coding:
             return self._accepted()
         first, held = FirstEvent(), bytearray()
         self.exchange.wait("upstream", self.gateway.clock())
@@ -219,10 +219,12 @@ class Sending:
 
 
 async def _beginning(answer: ClientResponse) -> bytes:
-    """The beginning of a body, up to _ERROR_BYTES. If it breaks off, whoever reads on is told."""
+    """The beginning of a body, up to MOST_ERROR_BYTES. If it breaks off, whoever reads on gets the
+    error.
+    """
     read, content = bytearray(), answer.content
     with contextlib.suppress(*MAPPED):  # TimeoutError is an OSError
         async with asyncio.timeout(_ERROR_BODY_S):
-            while len(read) < _ERROR_BYTES and (chunk := await content.readany()):
+            while len(read) < MOST_ERROR_BYTES and (chunk := await content.readany()):
                 read += chunk
     return bytes(read)

@@ -16,7 +16,7 @@ import msgspec
 from relay.core.fields import ABSENT, MOST_FIELD_BYTES, field, is_readable, is_value, value
 from relay.core.meters.events import data_of, split_events
 from relay.core.meters.typed import UNREADABLE
-from relay.core.meters.unpack import unpack
+from relay.core.meters.unpack import coding_of, unpack
 
 READ_AT_ONCE_BYTES = 512 * 1024
 """So much of a stream of documents, or of a compressed response, is read in some milliseconds."""
@@ -43,7 +43,7 @@ def is_complete(response: Response, most_bytes: int) -> bool | None:
     to be taken apart for the answer.
     """
     body: bytes = response.body
-    if coding := _coding(response.content_encoding):
+    if coding := coding_of(response.content_encoding):
         unpacked = unpack(body, coding, most_bytes)
         if unpacked is None:
             return False
@@ -64,11 +64,6 @@ def is_complete(response: Response, most_bytes: int) -> bool | None:
 
 def _is_long(body: bytes, mark: bytes, most_bytes: int) -> bool:
     return len(body) > most_bytes or body.count(mark) > most_bytes // _BYTES_A_PART
-
-
-def _coding(content_encoding: str) -> str:
-    coding = content_encoding.strip().lower()
-    return "" if coding == "identity" else coding
 
 
 Media = Literal["events", "json", "audio", "image", "text"]

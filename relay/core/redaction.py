@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from html.entities import codepoint2name
 
-from relay.core.meters.unpack import unpack
+from relay.core.meters.unpack import coding_of, unpack
 from relay.core.provider import Keys
 
 MARK = b"[redacted]"
@@ -74,7 +74,7 @@ class Redactor:
         """A whole body without a secret, and whether it is still in its `coding`: unpacked only if
         a secret was found. What cannot be unpacked, or not within bounds, is left out.
         """
-        if not body or coding.strip().lower() in ("", "identity"):
+        if not body or not coding_of(coding):
             return self.redact(body), True
         unpacked = unpack(body, coding, _MOST_UNPACKED_BYTES)
         if unpacked is None or not unpacked[1]:

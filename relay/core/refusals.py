@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from relay.core.fields import MOST_FIELD_BYTES, value
-from relay.core.meters.unpack import unpack
+from relay.core.meters.unpack import coding_of, unpack
 from relay.core.waits import details, told_s
 
 MOST_ERROR_BYTES = MOST_FIELD_BYTES
@@ -101,8 +101,8 @@ def of_answer(status: int, body: bytes, content_encoding: str, now_unix_s: float
     dead = str(status) if status in DEAD_KEY_STATUSES else ""
     if status < 400 or not body:
         return Said(dead)
-    if content_encoding and content_encoding.strip().lower() != "identity":
-        unpacked = unpack(body, content_encoding, MOST_ERROR_BYTES)
+    if coding := coding_of(content_encoding):
+        unpacked = unpack(body, coding, MOST_ERROR_BYTES)
         if unpacked is None or not unpacked[1]:
             return Said(dead)
         body = unpacked[0]

@@ -25,7 +25,7 @@ from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
 from relay.core.meters.texts import Texts
 from relay.core.meters.typed import Odd
-from relay.core.meters.unpack import unpacker
+from relay.core.meters.unpack import coding_of, unpacker
 from relay.core.meters.untold import ESTIMATED, Header, in_headers, untold
 from relay.core.usage import Booking, Part, Parts, Usage, total
 
@@ -174,8 +174,8 @@ class AnswerMeter:
     @property
     def _is_unread(self) -> bool:
         """The answer is packed in a coding that is not known here, or some was not looked at."""
-        packed = (self._header("Content-Encoding") or "identity").lower() != "identity"
-        return self._gave_up or (packed and self._unpack is None)
+        packed = self._unpack is None and coding_of(self._header("Content-Encoding")) != ""
+        return self._gave_up or packed
 
     @property
     def _gave_up(self) -> bool:

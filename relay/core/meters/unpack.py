@@ -79,6 +79,12 @@ _DECODERS: dict[str, Any] = {
 }
 
 
+def coding_of(content_encoding: str | None) -> str:
+    """The codings of a body by its Content-Encoding, in lower case; empty if it has none."""
+    coding = (content_encoding or "").strip().lower()
+    return "" if coding == "identity" else coding
+
+
 class CannotUnpack(ValueError):
     """A body is in a coding that is not known here, or broken."""
 
@@ -180,5 +186,5 @@ def _is_at_end(decoder: Any) -> bool:
 
 def unpacker(content_encoding: str) -> Unpacker | None:
     """None for what is not compressed, or not in a coding known here."""
-    coding = content_encoding.strip().lower()
+    coding = coding_of(content_encoding)
     return Unpacker(coding) if coding in _DECODERS else None
