@@ -27,15 +27,18 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 class _OwnHead(web.StreamResponse):
     """Writes header bytes outside ASCII as they came."""
 
+    def _first_line(self) -> str:
+        assert self._req is not None
+        version = self._req.version
+        return f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+
     async def _write_headers(self) -> None:
-        request, writer = self._req, self._payload_writer
+        writer = self._payload_writer
         if all_ascii(self._headers) and self._reason.isascii():
             await super()._write_headers()
             return
-        assert request is not None and writer is not None
-        version = request.version
-        first = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
-        writer._headers_buf = head_bytes(first, self._headers)  # type: ignore[attr-defined]
+        assert writer is not None
+        writer._headers_buf = head_bytes(self._first_line(), self._headers)  # type: ignore[attr-defined]
         if self._send_headers_immediately:
             writer.send_headers()
 
@@ -75,8 +78,7 @@ class RelayedResponse(_OwnHead):
         matched = request._match_info
         if matched is not None and matched._apps:
             await request._prepare_hook(self)
-        version = request.version
-        first = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+        first = self._first_line()
         plain = all_ascii(self._headers) and first.isascii()
         try:
             head = (_serialize_headers if plain else head_bytes)(first, self._headers)

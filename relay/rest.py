@@ -22,6 +22,7 @@ from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.gateway import Gateway
 from relay.sending import Sending
 from relay.stream import stream
+from relay.upstream.attempts import Asked
 
 
 async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -39,8 +40,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if body is None:
             body = await read_body(request, exchange, gateway)
         wanted.whole = body.stream is None
-        _peek(exchange, request, body, call)
-        wanted.submits = exchange.submits
+        _peek(exchange, request, body, call, wanted)
         if gateway.settings.ledger.bodies != "off":
             collect(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
@@ -66,8 +66,10 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         gateway.close(exchange)
 
 
-def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> None:
-    """What the call is about, for rules, meters and the ledger."""
+def _peek(
+    exchange: Exchange, request: web.Request, body: Body, call: Call, wanted: Asked
+) -> None:
+    """What the call is about, for rules, attempts, meters and the ledger."""
     route, text = exchange.route, body.text or b""
     assert route is not None
     exchange.kind = route.kind
@@ -75,7 +77,7 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
         route.format, route.endpoint, call.query
     )
     if route.kind == "transcription" and "callback" in query_names(call.query):
-        exchange.submits = True  # Deepgram delivers the transcript there
+        wanted.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
         exchange.spoken = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
@@ -83,6 +85,6 @@ def _peek(exchange: Exchange, request: web.Request, body: Body, call: Call) -> N
     if text:
         seen = peek_body(text, request.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user
-        exchange.submits = exchange.submits or seen.submits
+        wanted.submits = wanted.submits or seen.submits
         # Where the path or the query names the model, providers do not look for it in the body.
         exchange.model = exchange.model or seen.model

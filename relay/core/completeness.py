@@ -13,9 +13,17 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from relay.core.fields import ABSENT, MOST_FIELD_BYTES, field, is_readable, is_value, value
-from relay.core.meters.events import data_of, split_events
-from relay.core.meters.typed import UNREADABLE
+from relay.core.fields import (
+    ABSENT,
+    BYTE_ORDER_MARK,
+    MOST_FIELD_BYTES,
+    UNREADABLE,
+    field,
+    is_readable,
+    is_value,
+    value,
+)
+from relay.core.meters.events import DONE, data_of, split_events
 from relay.core.meters.unpack import coding_of, unpack
 
 READ_AT_ONCE_BYTES = 512 * 1024
@@ -138,7 +146,6 @@ _ERROR_REASONS = frozenset(
     }
 )  # fmt: skip
 """Reasons to finish, in lower case, that say that it was not finished."""
-_DONE = b"[DONE]"
 _NULL = b"null"
 
 
@@ -265,7 +272,7 @@ def _read_event(event: bytes, seen: _Seen) -> bool:
     try:
         seen.read(_document(data))
     except UNREADABLE:
-        if data.strip() == _DONE:
+        if data.strip() == DONE:
             seen.closed = True
             return True
         is_json = is_value(data)
@@ -275,7 +282,7 @@ def _read_event(event: bytes, seen: _Seen) -> bool:
 
 
 def _read_json(body: bytes, response: Response, most_bytes: int) -> bool | None:
-    text = body.removeprefix(b"\xef\xbb\xbf")
+    text = body.removeprefix(BYTE_ORDER_MARK)
     if not is_readable(text):
         return False
     seen, key = _Seen(), (response.format, response.kind)

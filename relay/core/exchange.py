@@ -149,8 +149,6 @@ class Exchange:
     """What the request's body tells of what is paid for: text made speech, images asked for."""
     input_estimate: int | None = field(init=False, default=None)
     """Tokens of the request, where they cannot be told from its length."""
-    submits: bool = field(init=False, default=False)
-    """It asks for a job whose result is read or delivered later."""
     asks_usage: bool = field(init=False, default=False)
     """Its usage was asked for on its client's behalf: the event that tells it is removed."""
     begun: bytes = field(init=False, default=b"")

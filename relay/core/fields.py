@@ -27,7 +27,8 @@ to 8 ns; a byte of a string takes it 0.4 ns, of whitespace or an escape 1.5 ns.
 """
 _WINDOW_BYTES = 256 * 1024
 _MOST_PAIRS = 10_000
-_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What msgspec raises for text that is no JSON, too deep, or of another type than was asked for."""
 
 ABSENT = msgspec.Raw()
 """A field that is not there."""
@@ -87,7 +88,7 @@ def is_value(body: bytes) -> bool:
         return False
     try:
         _skip(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True
 
@@ -106,7 +107,7 @@ class Reader(Generic[T]):
             return None
         try:
             return self._decode(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             names, found = self._kind.__struct_fields__, pairs(body)
         if found is None:
             return None
@@ -119,7 +120,7 @@ def value(raw: msgspec.Raw) -> Any:
         return None
     try:
         return _decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -129,7 +130,7 @@ def text(raw: msgspec.Raw) -> str | None:
         return None
     try:
         return _decode_text(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -139,7 +140,7 @@ def field(within: Text, *path: str) -> msgspec.Raw:
     for name in path:
         try:
             found = _only(name)(found).value
-        except _UNREADABLE:
+        except UNREADABLE:
             return ABSENT
     return found if isinstance(found, msgspec.Raw) else ABSENT
 
@@ -239,7 +240,7 @@ def _key(body: bytes, view: memoryview, at: int) -> tuple[str, int] | None:
         return None
     try:
         return _decode_text(body[at:end]), colon.end()
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -253,7 +254,7 @@ def _behind_value(view: memoryview, at: int) -> int | None:
     except msgspec.DecodeError as error:
         behind = _BEHIND.match(str(error))
         return at + int(behind[1]) - 1 if behind is not None else None
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return None
 

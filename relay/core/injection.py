@@ -11,9 +11,8 @@ import re
 
 import msgspec
 
-from relay.core.fields import ABSENT, Span, spans, value
+from relay.core.fields import ABSENT, UNREADABLE, Span, spans, value
 from relay.core.meters.events import data_of, first_end, last_end
-from relay.core.meters.typed import UNREADABLE
 
 MAX_EVENT_BYTES = 16 * 1024
 """A longer event does not tell usage alone: it is neither held nor removed."""

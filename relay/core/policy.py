@@ -35,8 +35,6 @@ FallbackCause = Literal[
 FALLBACK_CAUSES: frozenset[FallbackCause] = frozenset(get_args(FallbackCause))
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
-_NOT_DONE = DEAD_KEY_STATUSES | {429}
-"""Statuses by which a provider says that it did nothing for this key."""
 _FAULTS = range(500, 600)
 _NOT_EXECUTED = frozenset({429, 498, 503, 521, 522, 523, 529})
 """Statuses by which a provider, or the CDN before it, says that it did not execute a call: 498 is
@@ -171,7 +169,7 @@ def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
     return (
         ended.unsent
         or ended.status in rules.statuses
-        or ended.status in _NOT_DONE
+        or ended.status == 429
         or ended.refused_key
         or method in SAFE_METHODS
     )
@@ -179,8 +177,7 @@ def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
 
 def may_be_executed(ended: Tried, rules: RetryRules, method: str) -> bool:
     """True if the provider may have executed the call, and may bill it."""
-    not_executed = ended.told_status in _NOT_EXECUTED or ended.told_status in _NOT_DONE
-    return not not_executed and not repeatable(ended, rules, method)
+    return ended.told_status not in _NOT_EXECUTED and not repeatable(ended, rules, method)
 
 
 def wait_s(

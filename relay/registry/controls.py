@@ -161,7 +161,7 @@ class Ledger(Section):
 class Metrics(Section):
     enabled: bool = Field(True, description="Serve Prometheus metrics at /metrics.")
     max_models: int = Field(
-        200, ge=0, description="Models that are told apart, once a provider answered for them; the others are `other`."
+        200, ge=0, description="Models that get a label of their own, once a provider has answered for them; all others share the label `other`."
     )
 
 

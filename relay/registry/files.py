@@ -37,7 +37,7 @@ class Unreadable(Exception):
 
     def __init__(self, number: int) -> None:
         too_large = number == errno.EFBIG
-        super().__init__("the file is larger than 1 MiB" if too_large else reason(number))
+        super().__init__("the file is larger than 1 MiB" if too_large else os.strerror(number))
         self.number = number
 
 
@@ -108,11 +108,6 @@ class Files:
         return Snapshot(self._files, self._failed, self._found)
 
 
-def reason(number: int) -> str:
-    """The words for an errno."""
-    return os.strerror(number)
-
-
 def _check_pattern(pattern: str) -> None:
     if not pattern.strip():
         raise BadPattern("is empty: name a file, or remove the entry")
@@ -126,7 +121,7 @@ def _on_disk(folder: Path, pattern: str) -> list[Path]:
     try:
         files = (path for path in folder.glob(pattern) if path.is_file())
         found = sorted(itertools.islice(files, MAX_INCLUDED + 1))
-    except (ValueError, OSError, IndexError, NotImplementedError) as error:
+    except (ValueError, OSError, IndexError) as error:
         raise BadPattern("is not a pattern of file names") from error
     if len(found) > MAX_INCLUDED:
         raise BadPattern(f"matches more than {MAX_INCLUDED} files")

@@ -21,6 +21,11 @@ Where = tuple[str | int, ...]
 """A path into the document: `("providers", "openai", "base_url")`."""
 
 
+def place_behind(before: str) -> Place:
+    """The place of the character that follows this beginning of a text."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with the configuration. Lines and columns count from 1."""

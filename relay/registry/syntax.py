@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from relay.registry.problems import Place
+from relay.registry.problems import Place, place_behind
 
 _SHOWN_CHARACTERS = 100
 _BEFORE_COLUMN = 60
@@ -35,6 +35,16 @@ class _Seen:
     @property
     def before(self) -> str:
         return self.line[: self.at[1] - 1]
+
+    @property
+    def first(self) -> str:
+        """The character that the error is about; empty at the end of a line."""
+        return self.line[self.at[1] - 1 : self.at[1]]
+
+    @property
+    def opening(self) -> str:
+        """The character that begins what could not be finished."""
+        return self.line_at(self.began[0])[self.began[1] - 1 : self.began[1]]
 
     def line_at(self, number: int) -> str:
         return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
@@ -68,8 +78,7 @@ def explain(error: yaml.YAMLError, text: str) -> tuple[Place, str]:
 
 
 def _control_character(error: yaml.reader.ReaderError, text: str) -> _Said:
-    before = text[: error.position]
-    place = before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1
+    place = place_behind(text[: error.position])
     code = error.character if isinstance(error.character, int) else ord(error.character[0])
     return place, f"a control character (U+{code:04X}) stands here; remove it"
 
@@ -81,8 +90,7 @@ def _tab(seen: _Seen) -> _Said:
 
 
 def _first_character(seen: _Seen) -> _Said:
-    first = seen.line[seen.at[1] - 1 : seen.at[1]]
-    return seen.at, f"a value cannot begin with {first}; put it in quotes"
+    return seen.at, f"a value cannot begin with {seen.first}; put it in quotes"
 
 
 def _unclosed_quote(seen: _Seen) -> _Said:
@@ -97,12 +105,11 @@ def _escape(seen: _Seen) -> _Said:
 
 
 def _unclosed_brace(seen: _Seen) -> _Said:
-    brace = seen.line_at(seen.began[0])[seen.began[1] - 1 : seen.began[1]]
-    return seen.began, f"the {brace} that begins here is not closed"
+    return seen.began, f"the {seen.opening} that begins here is not closed"
 
 
 def _within_braces(seen: _Seen) -> _Said:
-    if seen.before.endswith("$") and seen.line[seen.at[1] - 1 : seen.at[1]] == "{":
+    if seen.before.endswith("$") and seen.first == "{":
         place = seen.at[0], seen.at[1] - 1
         return place, 'between { } or [ ] a ${NAME} needs quotes: "${NAME}"'
     if seen.at[0] != seen.began[0]:
@@ -154,9 +161,8 @@ def _not_beside(seen: _Seen) -> _Said:
         return seen.at, (
             "text follows a closing } or ]; put a value that begins with { or [ in quotes"
         )
-    first = seen.line[seen.at[1] - 1 : seen.at[1]]
-    if first in ("}", "]"):
-        return seen.at, f"this {first} closes nothing"
+    if seen.first in ("}", "]"):
+        return seen.at, f"this {seen.first} closes nothing"
     if "'-'" in seen.problem or "'?'" in seen.problem:
         return seen.at, (
             "a list (`- item`) and a mapping (`key: value`) stand at one indentation;"
@@ -168,10 +174,9 @@ def _not_beside(seen: _Seen) -> _Said:
 
 
 def _content(seen: _Seen) -> _Said:
-    first = seen.line[seen.at[1] - 1 : seen.at[1]]
-    if first == ",":
+    if seen.first == ",":
         return seen.at, "a value is missing before this comma"
-    return seen.at, f"this {first} closes nothing; put a value that begins with it in quotes"
+    return seen.at, f"this {seen.first} closes nothing; put a value that begins with it in quotes"
 
 
 def _list_here(seen: _Seen) -> _Said:
@@ -180,14 +185,9 @@ def _list_here(seen: _Seen) -> _Said:
     )
 
 
-def _alias(seen: _Seen) -> _Said:
-    first = seen.line_at(seen.began[0])[seen.began[1] - 1 : seen.began[1]]
-    return seen.began, f"a value that begins with {first} needs quotes"
-
-
-def _block_scalar(seen: _Seen) -> _Said:
-    first = seen.line_at(seen.began[0])[seen.began[1] - 1 : seen.began[1]]
-    return seen.began, f"a value that begins with {first} needs quotes"
+def _needs_quotes(seen: _Seen) -> _Said:
+    """A text that begins as an alias, an anchor or a block does."""
+    return seen.began, f"a value that begins with {seen.opening} needs quotes"
 
 
 def _directive(seen: _Seen) -> _Said:
@@ -208,8 +208,7 @@ _WORDS: tuple[tuple[str, Callable[[_Seen], _Said]], ...] = (
     (r".*\|expected the node content, but found '<stream end>'", _unclosed_brace),
     (r".*\|expected the node content", _content),
     (r".*\|sequence entries are not allowed", _list_here),
-    (r"while scanning an (?:alias|anchor)\|", _alias),
-    (r"while scanning a block scalar\|", _block_scalar),
+    (r"while scanning (?:an alias|an anchor|a block scalar)\|", _needs_quotes),
     (r"\|(?:found incompatible YAML|expected '<document start>')", _directive),
     (r"while scanning a directive\|", _directive),
 )  # fmt: skip

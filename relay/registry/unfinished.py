@@ -7,11 +7,13 @@ taken as it is. Most programs empty a file before they write it, and many write 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.registry.files import Snapshot, reason
+from relay.core.fields import BYTE_ORDER_MARK
+from relay.registry.files import Snapshot
 from relay.registry.problems import Document, Problem
 
 _GONE = "; what it held before stays in force (a restart takes it as it is)"
@@ -65,8 +67,8 @@ def lost_files(
         if _is_blank(old):
             continue
         if failed is not None:
-            cause = "is gone" if failed == errno.ENOENT else f"cannot be read: {reason(failed)}"
-            message = cause + _GONE
+            is_gone = failed == errno.ENOENT
+            message = ("is gone" if is_gone else f"cannot be read: {os.strerror(failed)}") + _GONE
         elif new is not None and _is_blank(new):
             message = f"is empty{_GONE}"
         elif new is not None and name == str(env_file) and (cut := _cut_at(old, new)):
@@ -77,7 +79,7 @@ def lost_files(
 
 def _is_blank(data: bytes) -> bool:
     """Nothing but comments."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split()
+    lines = data.removeprefix(BYTE_ORDER_MARK).split()
     if not lines:
         return True
     return all(not line.strip() or line.lstrip()[:1] == b"#" for line in data.splitlines())

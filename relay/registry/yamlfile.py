@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from relay.registry.files import Files, TooLarge, Unreadable
-from relay.registry.problems import Document, Place, Problem, Where
+from relay.registry.problems import Document, Place, Problem, Where, place_behind
 from relay.registry.syntax import excerpt, explain
 
 MAX_DEPTH = 32
@@ -84,8 +84,7 @@ def _text(path: Path, document: Document, files: Files) -> str | None:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        place = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        place = place_behind(data[: error.start].decode("latin-1"))
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         hint = " but UTF-16; save it as UTF-8" if utf16 else ""
         document.complain_at(place, (), f"is not UTF-8 text{hint}")

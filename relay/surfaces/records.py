@@ -26,6 +26,7 @@ from relay.core.errors import (
     QueryTimeout,
     StoreUnavailable,
 )
+from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.gateway import GATEWAY
@@ -264,7 +265,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
         raise BodyTimeout(pause_s) from None
     except RequestPayloadError:
         raise BadFraming("its body is not framed right") from None
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         raise BadQuestion("the body is no JSON object") from None
 
 

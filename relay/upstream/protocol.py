@@ -102,10 +102,9 @@ class _LimitedConnection(ProviderConnection):
 
     def is_connected(self) -> bool:
         """True if another request may be sent on it."""
+        assert self.idle_limit_s is not None
         waited_s = self._loop.time() - self.released_s
-        if self.idle_limit_s is not None and waited_s > self.idle_limit_s:
-            return False
-        return super().is_connected()
+        return waited_s <= self.idle_limit_s and super().is_connected()
 
 
 def _announces_body(message: RawResponseMessage) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.fields import is_readable
+from relay.core.fields import UNREADABLE, is_readable
 
 Document = Mapping[str, bytes]
 """Raw JSON of the wanted fields, by their place: `usage`, `response.usage`."""
@@ -26,8 +26,6 @@ Document = Mapping[str, bytes]
 MAX_FIELD_BYTES = 64 * 1024
 """Of a longer field nothing is told but that it is there: it is empty."""
 _MAX_KEY_BYTES = 256
-
-_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 Tree = dict[str, Any]
@@ -75,7 +73,7 @@ class _Level:
     def read(self, text: bytes, prefix: str, found: dict[str, bytes]) -> None:
         try:
             values = msgspec.structs.astuple(self._decode(text))
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         for name, value in zip(self._names, values, strict=True):
             if value is _ABSENT:
@@ -325,6 +323,6 @@ def _key(text: bytes) -> str | None:
         return text[1:-1].decode("utf-8", "replace")
     try:
         found: str = msgspec.json.decode(text, type=str)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from relay.core.fields import BYTE_ORDER_MARK
 from relay.core.meters.documents import Document, Scanner, Wanted
 
 MAX_WHOLE_BYTES = 64 * 1024
@@ -19,7 +20,8 @@ _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data: ?")
 _ENDS = (b"\n\n", b"\r\n\r\n")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+DONE = b"[DONE]"
+"""OpenAI's data of the event that ends a stream."""
 
 
 class Events:
@@ -192,6 +194,6 @@ def _only_data(events: bytes) -> bytes | None:
 
 def data_of(event: bytes) -> bytes:
     """The data of one event, its lines joined."""
-    lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
+    lines = event.removeprefix(BYTE_ORDER_MARK).splitlines()
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
     return data[0] if len(data) == 1 else b"\n".join(data)

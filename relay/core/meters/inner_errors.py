@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from relay.core.fields import BYTE_ORDER_MARK, UNREADABLE
 from relay.core.meters.documents import Document, Scanner, Wanted
-from relay.core.meters.events import data_of, first_end, last_end, split_events
-from relay.core.meters.typed import UNREADABLE
+from relay.core.meters.events import DONE, data_of, first_end, last_end, split_events
 
 ERROR_PLACES = ("type", "error", "delta.error")
 """Where errors stand: OpenAI's, Anthropic's and Google's at the top, Cohere's in the delta of a
@@ -20,9 +20,7 @@ stream's last event."""
 _NO_ERROR = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 _ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
 _ERROR_NAMES = frozenset({b"error", b"response.failed"})
-_DONE = b"[DONE]"
-_NO_DATA = frozenset({b"", _DONE})
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NO_DATA = frozenset({b"", DONE})
 _MOST_BYTES = 64 * 1024
 
 _STATUSES = {
@@ -93,7 +91,7 @@ class FirstEvent:
         data = _data_of(event)
         if not data and _name_of(event) not in _ERROR_NAMES:
             return False
-        if data == _DONE:
+        if data == DONE:
             self.error_status = 0
         elif _is_error_event(event):
             self.error, self.error_status = data, _status_of(data)
@@ -113,12 +111,12 @@ def _is_error_event(event: bytes) -> bool:
 
 def _data_of(event: bytes) -> bytes:
     """The data of an event; JSON that is framed as none is data too."""
-    bare = event.removeprefix(_BYTE_ORDER_MARK).strip()
+    bare = event.removeprefix(BYTE_ORDER_MARK).strip()
     return bare if bare[:1] in (b"{", b"[") else data_of(event).strip()
 
 
 def _name_of(event: bytes) -> bytes:
-    for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
+    for line in event.removeprefix(BYTE_ORDER_MARK).splitlines():
         if line.startswith(b"event:"):
             return line[6:].strip()
     return b""

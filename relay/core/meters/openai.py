@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from relay.core.fields import UNREADABLE
 from relay.core.meters.documents import MAX_FIELD_BYTES, Document, Wanted
 from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
@@ -18,7 +19,6 @@ from relay.core.meters.spellings import STANDARD_TIERS, Spelled, told_by
 from relay.core.meters.spellings import tier_of as tier_of
 from relay.core.meters.spellings import usage_of as usage_of
 from relay.core.meters.typed import (
-    UNREADABLE,
     Count,
     Odd,
     Reader,

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from relay.core.fields import UNREADABLE
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.reader import FormatReader
 from relay.core.meters.sent import Sent
-from relay.core.meters.typed import UNREADABLE, Odd, milliseconds, text_of
+from relay.core.meters.typed import Odd, milliseconds, text_of
 from relay.core.usage import Part, Usage
 
 MAX_SPOKEN_BYTES = 1024 * 1024

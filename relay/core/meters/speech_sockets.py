@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, field, text
+from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
 from relay.core.meters.hints import hint
 from relay.core.meters.sessions import MAX_PARTS, Opened, SocketMeter
-from relay.core.meters.typed import UNREADABLE, Count, text_of
+from relay.core.meters.typed import Count, text_of
 from relay.core.usage import Part, Parts, Usage
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.core.fields import field
+from relay.core.fields import UNREADABLE, field
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.hints import hint
 from relay.core.meters.sessions import Lasting, Opened, Payload, bytes_a_second, of_base64
-from relay.core.meters.typed import UNREADABLE, milliseconds, text_of
+from relay.core.meters.typed import milliseconds, text_of
 from relay.core.usage import Part, Parts, Usage
 
 

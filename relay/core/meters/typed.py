@@ -12,12 +12,13 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import msgspec
 
+from relay.core.fields import UNREADABLE
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 """Of tokens, characters, images: nobody uses more in a call."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
 Money = Decimal
 """US dollars; bounded where it is used."""
-UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _MAX_NAME = 256
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -13,9 +13,9 @@ from decimal import Decimal
 
 import msgspec
 
+from relay.core.fields import UNREADABLE
 from relay.core.meters import speech
 from relay.core.meters.sent import Sent
-from relay.core.meters.typed import UNREADABLE
 from relay.core.usage import Part, Parts, Usage
 
 Header = Callable[[str], str | None]
