@@ -40,7 +40,7 @@ docs-check: $(VENV)/test.stamp  ## docs against code
 	$(PY) -m pytest tests/test_docs.py
 
 golden: $(VENV)/test.stamp  ## rewrite the golden files; read the diff
-	GOLDEN=write $(PY) -m pytest tests/test_golden.py
+	GOLDEN=write $(PY) -m pytest tests/cli/test_golden.py
 
 bench: $(VENV)/test.stamp  ## speed beside nginx and a bare relay (needs gcc, wrk, nginx)
 	scripts/bench/run $(ARGS)

@@ -5,7 +5,7 @@ anything is imported.
 import gc
 import sys
 
-from relay import signals
+from relay.server import signals
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     if sys.argv[1:2] in (["serve"], ["worker"]):
         signals.before_start()
     gc.disable()  # what an import makes stays: to search it for cycles takes a sixth of its time
-    from relay.cli import main as run  # an import that takes a second
+    from relay.cli.main import main as run  # an import that takes a second
 
     gc.enable()
     return run()

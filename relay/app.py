@@ -19,15 +19,17 @@ from typing import Any
 
 from aiohttp import web
 
+from relay import log
 from relay.core.errors import ConfigInvalid, UnknownRoute
-from relay.demo import Demo
+from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
-from relay.janitor import janitor
-from relay.ledger import log
+from relay.periodic import janitor
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, native, records, usage
+from relay.registry.secrets import secrets_of
+from relay.surfaces import admin, health, native, usage
+from relay.surfaces import logs as records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 
@@ -93,7 +95,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
             return await reload(gateway, sources, files)
 
     gateway.reload, gateway.apply = reload_alone, apply_alone
-    log.protect(gateway.config)
+    log.protect(secrets_of(gateway.config))
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
@@ -138,6 +140,6 @@ async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = No
     restart = needing_restart(gateway.started_with.settings, config.settings)
     gateway.replace(config)
     if files is None:
-        log.config_warnings(config)
+        config.log_warnings()
     log.event("reload.done", providers=len(config.registry.providers), needs_restart=restart)
     return restart

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from relay import log
+from relay.background import Later
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.due import DueTimes
@@ -29,8 +31,6 @@ from relay.gate.limits import Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
 from relay.gate.windows import Windows
-from relay.later import Later
-from relay.ledger import log
 from relay.ledger.groups import grouping
 from relay.ledger.ledger import Ledger
 from relay.ledger.metrics import Metrics
@@ -41,15 +41,16 @@ from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
+from relay.registry.secrets import secrets_of
 from relay.storage.counters import MemoryCounters
 from relay.storage.database import Database, database_url
-from relay.storage.shared import Shared
+from relay.storage.redis import Shared
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import Health
 from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
-    from relay.session import Session
+    from relay.sessions.session import Session
 
 
 class Gateway:
@@ -171,7 +172,7 @@ class Gateway:
         self._take(config)
         self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
-        log.protect(config)
+        log.protect(secrets_of(config))
         if self.when_replaced is not None:
             self.when_replaced(config)
 

@@ -11,17 +11,17 @@ import asyncio
 
 from aiohttp import web
 
-from relay.body import Body, body_at_hand, read_body
-from relay.caching import answered, keeping
-from relay.call import Call, asked
-from relay.collecting import collect
+from relay.calls.attempt import Sending
+from relay.calls.body import Body, body_at_hand, read_body
+from relay.calls.caching import answered, keeping
+from relay.calls.call import Call, asked
+from relay.calls.observers import capture_request
+from relay.calls.stream import stream
 from relay.core.exchange import Exchange
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.gateway import Gateway
-from relay.sending import Sending
-from relay.stream import stream
 from relay.upstream.attempts import Asked
 
 
@@ -42,7 +42,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         wanted.whole = body.stream is None
         _peek(exchange, request, body, call, wanted)
         if gateway.settings.ledger.bodies != "off":
-            collect(exchange, body.whole, call.query, gateway)
+            capture_request(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
             await limits.check(exchange, body.text, request.headers.get("Content-Type", ""))
         sending = Sending(request, call, exchange, gateway, body)

@@ -15,21 +15,21 @@ from functools import partial
 
 from aiohttp import ClientWebSocketResponse, web
 
-from relay.call import Call, asked
+from relay import log
+from relay.calls.call import Call, asked
+from relay.calls.response import RelayedWebSocket
+from relay.calls.transforms import redacted_text
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.provider import Route
 from relay.core.refusals import of_close, of_message
-from relay.dialing import Dialing, asked_model
 from relay.gateway import Gateway
-from relay.ledger import log
-from relay.metering import session_looks
-from relay.pump import broken, lost, pump
 from relay.registry.registry import check_socket
-from relay.response import RelayedWebSocket
-from relay.rewrite import redacted_text
-from relay.session import NAMES, Ending, Leg, Session
+from relay.sessions.attempt import Dialing, asked_model
+from relay.sessions.observers import observe_session
+from relay.sessions.pump import broken, lost, pump
+from relay.sessions.session import NAMES, Ending, Leg, Session
 
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -100,7 +100,7 @@ def _start(
     client, provider, clock = session.downstream, session.upstream, gateway.clock
     route = session.exchange.route
     assert route is not None
-    sent, received = session_looks(session, route, query, gateway)
+    sent, received = observe_session(session, route, query, gateway)
     for source, sink, look in ((client, provider, sent), (provider, client, received)):
         task = asyncio.create_task(pump(source, sink, session, clock, look))
         task.add_done_callback(partial(_stopped, session))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from playwright.async_api import Page, async_playwright
 
-from tests.conftest import need
+from tests.tools import need
 
 
 @asynccontextmanager

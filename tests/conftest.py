@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 from hypothesis import settings
 
+from tests.databases import database, database_setting, patient_reads, postgres  # noqa: F401
 from tests.relays import (
     CLOUDFLARE_TOKEN,
     LogStream,
@@ -28,6 +28,7 @@ from tests.relays import (
     start_relay,
     stop_relay,
 )
+from tests.tools import need
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import RawUpstream
 from tests.upstream.vendors import APPS, SEEN, Seen
@@ -78,17 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.programs)
 
 
-def need(tool: str) -> None:
-    """Skip, loudly, where a program is not installed; in CI, which installs it, fail instead."""
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed: scripts/install-test-tools installs it")
-
-
 @pytest.fixture(autouse=True)
 def _who_closes_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that closes its connection within a test has left, however soon that is after its request
-    (tests/test_connections.py is about those that only close their sending half)."""
-    monkeypatch.setattr("relay.half_close.BEHIND_REQUEST_S", -1.0)
+    (tests/server/test_connections.py is about those that only close their sending half)."""
+    monkeypatch.setattr("relay.server.half_close.BEHIND_REQUEST_S", -1.0)
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import trustme
 
-from tests.conftest import need
 from tests.processes import ROOT, free_port
 from tests.relays import HANG_GUARD_S
+from tests.tools import need
 
 AROUND = """
 {user}

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.conftest import need
 from tests.processes import free_port
 from tests.relays import HANG_GUARD_S
+from tests.tools import need
 
 
 class PostgresServer:

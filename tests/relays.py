@@ -14,11 +14,11 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from relay import log
 from relay.app import API, RUNNER_OPTIONS, standalone
-from relay.connection import RelayRunner
 from relay.gateway import GATEWAY, Gateway
-from relay.ledger import log
 from relay.registry.load import Config, Sources, load
+from relay.server.connection import RelayRunner
 from tests.whole_run import LogStream, canary
 
 HANG_GUARD_S = 20.0
@@ -90,7 +90,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def write_config(folder: Path, document: dict[str, Any]) -> Sources:
-    """gateway.yaml and .env in `folder`. Without a word about it nothing is tried again (tests/test_attempts.py is about
+    """gateway.yaml and .env in `folder`. Without a word about it nothing is tried again (tests/upstream/test_attempts.py is about
     that), and no database is kept (tests/ledger is)."""
     quiet = {"demo": {"enabled": False}, "retries": {"max_attempts": 1}, "database": None}
     (folder / "gateway.yaml").write_text(yaml.dump(quiet | document, Dumper=_Dumper, sort_keys=False))

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from relay.cli import _parser
+from relay.cli.main import _parser
 from relay.core.errors import CATALOGUE
 from relay.registry import entries, schema
 from relay.registry.load import Sources, load
-from tests.conftest import need
 from tests.processes import ROOT, serve
+from tests.tools import need
 
 DOCS = {path: path.read_text() for path in (ROOT / name for name in ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"))}
 DOCS |= {path: path.read_text() for path in (ROOT / "docs").rglob("*.md")}

@@ -18,7 +18,7 @@ import msgspec
 
 from relay.core.caching import Keeping
 from relay.core.errors import StoreUnavailable
-from relay.storage.shared import PREFIX, Shared
+from relay.storage.redis import PREFIX, Shared
 
 Later = Callable[[Coroutine[Any, Any, None]], None]
 T = TypeVar("T")

@@ -30,7 +30,7 @@ from relay.client.errors import (
 from relay.client.session import Connecting
 
 if TYPE_CHECKING:
-    from relay.inprocess import InProcess
+    from relay.client.inprocess import InProcess
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 API = "/api/v1/ai-gateway"
@@ -70,7 +70,7 @@ class AIGateway:
         """A relay in this process, without a server; variables come from the environment and from
         `env_file`, by default the `.env` beside the file. Raises relay.registry.load.ConfigError.
         """
-        from relay.inprocess import InProcess
+        from relay.client.inprocess import InProcess
 
         made = cls("http://localhost")
         made._inside = InProcess(Path(path), Path(env_file) if env_file else None)

@@ -22,10 +22,10 @@ from relay.core.errors import (
     UpstreamErrorInAnswer,
 )
 from relay.core.limits import Admission, Standing
+from relay.core.meters.turns import Turns
 from relay.core.provider import Keys, Route
 from relay.core.rewriting import Rewriter
 from relay.core.traces import Trace
-from relay.core.turns import Turns
 from relay.core.usage import Parts, Usage
 
 Surface = Literal["rest", "websocket"]

@@ -12,7 +12,7 @@ import msgspec
 
 from relay.core.exchange import Attempt
 from relay.core.metadata import Metadata
-from relay.core.turns import Turn
+from relay.core.meters.turns import Turn
 from relay.core.usage import Usage
 
 

@@ -19,7 +19,7 @@ from limits import RateLimitItemPerSecond, strategies
 
 from relay.core.limits import Charge, Counted, Rule, Standing
 from relay.storage.counters import MemoryCounters, Window
-from relay.storage.shared import Shared
+from relay.storage.redis import Shared
 from relay.storage.windows import RedisWindows, Spot, State, Wanted
 
 Later = Callable[[Coroutine[Any, Any, None]], None]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from relay import log
 from relay.core.exchange import Exchange
 from relay.core.meters.unpack import unpack
 from relay.core.record import Bodies
 from relay.core.redaction import Redactor, longest_spelling
-from relay.ledger import log
 
 _AT_ONCE_BYTES = 256 * 1024
 """A larger body is searched in a thread: it would hold up the loop."""

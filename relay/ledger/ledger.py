@@ -13,21 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from relay import log
 from relay.core.exchange import Exchange
 from relay.core.meters.answers import read_whole
 from relay.core.meters.sent import Sent
 from relay.core.record import Record
 from relay.core.usage import Part
-from relay.ledger import log
 from relay.ledger.bodies import bodies_of
 from relay.ledger.booked import Booked
 from relay.ledger.groups import Grouping
-from relay.ledger.pricing import Prices
 from relay.ledger.records import record_of
 from relay.ledger.retention import Retention
 from relay.ledger.rows import Entry, entry_of
 from relay.ledger.tallies import Key, Tally, by_key
 from relay.ledger.writer import Lost, Writer
+from relay.prices.book import Prices
 from relay.storage.database import Database
 
 SORT_S = 0.005

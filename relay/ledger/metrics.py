@@ -24,8 +24,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from relay.core.histogram import BUCKETS, bound_ms, counts
 from relay.core.record import Record
-from relay.core.spread import BUCKETS, bound_ms, counts
 from relay.ledger.tallies import Key, Tally
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from relay import log
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
+from relay.core.meters.turns import Turns
 from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MOST_PATH_CHARACTERS, clean
-from relay.core.turns import Turns
-from relay.ledger import log
 
 EVENT_ID = "cf-aig-event-id"
 _TURNS_SHOWN = 50

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from relay import log
 from relay.core.exchange import least_id
-from relay.ledger import log
 from relay.ledger.changes import forget_on
 from relay.ledger.groups import SPANS_S
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer

@@ -11,8 +11,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from relay.core.histogram import spread, to_bytes
 from relay.core.record import Record, went_wrong
-from relay.core.spread import spread, to_bytes
 from relay.core.usage import COUNTS, counts_of
 
 SPANS_S = (60, 3600, 86400)

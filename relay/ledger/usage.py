@@ -17,12 +17,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from relay.core.spread import percentiles
+from relay.core.histogram import percentiles
 from relay.core.text import clean
 from relay.core.usage import COUNTS
 from relay.ledger.groups import METADATA, NONE, USER, Grouping
 from relay.ledger.queries import BadQuestion, iso, usd
-from relay.storage import spreads
+from relay.storage import histograms as spreads
 from relay.storage.database import Database
 from relay.storage.tables import KEYS, SUMS, group_rollups, rollups
 

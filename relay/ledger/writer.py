@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from relay import log
 from relay.core.record import Record
-from relay.ledger import log
 from relay.ledger.groups import Grouping, GroupSums, by_group
 from relay.ledger.retention import Retention, retention
 from relay.ledger.rows import Entry, inserts

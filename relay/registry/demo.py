@@ -1,6 +1,6 @@
 """The entry of the built-in provider `demo`, as gateway.yaml would have it.
 
-Owns: that entry. The provider that runs behind it is relay/demo.py.
+Owns: that entry. The provider that runs behind it is relay/demo/provider.py.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import relay
+from relay import log
 from relay.core.limits import Rule
 from relay.core.text import quoted
 from relay.registry import credentials, schema
@@ -70,6 +71,11 @@ class Config:
         fallbacks = (each for one in self.registry.providers.values() for each in one.fallbacks)
         named = {each.model for each in fallbacks if each.model}
         return frozenset(named.union(*(rule.models for rule in self.limits)))
+
+    def log_warnings(self) -> None:
+        """Log what may be a mistake."""
+        for warning in self.warnings:
+            log.warn("config.warning", place=warning.place, message=warning.said)
 
 
 @dataclass(frozen=True, slots=True)

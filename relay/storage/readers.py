@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from relay.storage.spreads import Connection
+from relay.storage.histograms import Connection
 
 AT_ONCE = 4
 """Questions that run at once, each on a connection of its own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relay.storage.shared import PREFIX
+from relay.storage.redis import PREFIX
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

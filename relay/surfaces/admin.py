@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from relay import log
 from relay.cache.store import Purge
 from relay.core.caching import MAX_TTL_S
 from relay.core.errors import BadRequest, ManagementNotLocal, OriginNotAllowed
@@ -20,7 +21,6 @@ from relay.core.numbers import whole_number
 from relay.core.provider import Provider
 from relay.gate.origins import is_own_page
 from relay.gateway import GATEWAY
-from relay.ledger import log
 from relay.upstream.health import Health
 
 BESIDE_CALLS = frozenset({"reload"})

@@ -8,6 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from relay.calls.response import RelayedResponse, with_own_headers
+from relay.calls.stream import error_source
 from relay.core import limits, shapes
 from relay.core.errors import (
     BadFraming,
@@ -19,8 +21,6 @@ from relay.core.errors import (
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of, downstream_headers
 from relay.gateway import EXCHANGE, GATEWAY, new_id
-from relay.response import RelayedResponse, with_own_headers
-from relay.stream import error_source
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:

@@ -7,9 +7,9 @@ from __future__ import annotations
 from aiohttp import web
 
 import relay
+from relay import log
 from relay.core.errors import UnknownRoute
 from relay.gateway import GATEWAY
-from relay.ledger import log
 from relay.ledger.metrics import CONTENT_TYPE
 
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from relay import log
 from relay.core.errors import InternalError, MethodNotAllowed, RelayError, UnknownRoute
 from relay.core.paths import check_target
 from relay.gateway import EXCHANGE
-from relay.ledger import log
 from relay.surfaces.errors import answer
 
 _NEVER_FORWARDED = frozenset({"TRACE", "CONNECT"})

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.call import Call, aimed, asked
+from relay.calls.call import Call, aimed, asked
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.gateway import GATEWAY

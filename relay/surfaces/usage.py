@@ -17,7 +17,7 @@ from relay.ledger.groups import grouping
 from relay.ledger.queries import BadQuestion, moment_s
 from relay.ledger.usage import MOST_TOP, SPANS, Question, columns_of, keys_of, sort_of, usage
 from relay.storage.tables import KEYS
-from relay.surfaces.records import CSV, answered, as_json, asked, format_of, whole_of
+from relay.surfaces.logs import CSV, answered, as_json, asked, format_of, whole_of
 
 
 def add_routes(app: web.Application, prefix: str) -> None:

@@ -14,7 +14,7 @@ import time
 
 import uvloop
 
-from relay.cli import main
+from relay.cli.main import main
 
 _run = asyncio.events.Handle._run
 longest_s, longest = 0.0, ""

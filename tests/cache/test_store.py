@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 
 from relay.cache.store import Entry, MemoryStore, Purge, RedisStore, _pack
-from relay.storage.shared import Shared
+from relay.storage.redis import Shared
 from tests.redis import RedisServer
 
 

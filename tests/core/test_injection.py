@@ -137,7 +137,7 @@ def events(*data: bytes, end: bytes = b"\n") -> bytes:
 
 
 def passed(data: bytes, cuts: list[int]) -> bytes:
-    """As relay/rewrite.py does it."""
+    """As relay/calls/transforms.py does it."""
     remover, down = UsageEventRemover(), []
     for start, end in itertools.pairwise([0, *cuts, len(data)]):
         if chunk := data[start:end]:

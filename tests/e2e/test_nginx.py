@@ -19,8 +19,8 @@ from tests.conftest import StartRelay
 from tests.nginx import Nginx
 from tests.processes import Served, run, serve
 from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
+from tests.server.test_supervisor import _workers
 from tests.test_security import SMUGGLING, send_raw, send_raw_to
-from tests.test_supervisor import _workers
 from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor
 

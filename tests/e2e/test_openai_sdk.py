@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from tests.conftest import Through, need
+from tests.conftest import Through
 from tests.relays import CLIENT_KEY, CLOUDFLARE_TOKEN, KEYS
+from tests.tools import need
 from tests.upstream.vendors import OPENAI_CHAT_USAGE, OPENAI_REALTIME_USAGE
 
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from relay.app import API
-from relay.janitor import sweep
+from relay.periodic import sweep
 from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, configured, provider

@@ -10,9 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import StartRelay, Vendors, need
+from tests.conftest import StartRelay, Vendors
 from tests.redis import RedisServer
 from tests.relays import HANG_GUARD_S, Relay, provider
+from tests.tools import need
 from tests.upstream.raw import RawUpstream, gated_events, ok
 
 WINDOW_S = 1_000_000

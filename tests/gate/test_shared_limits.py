@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.storage import shared
+from relay.storage import redis as shared
 from tests.conftest import StartRelay
 from tests.processes import Served, serve
 from tests.redis import RedisServer

@@ -19,7 +19,7 @@ from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, database_url
 from relay.storage.tables import booked
 from tests.conftest import StartRelay
-from tests.core.recorded import RESULTS
+from tests.core.meters.recorded import RESULTS
 from tests.ledger.test_ledger import rows
 from tests.relays import HANG_GUARD_S, Relay, provider, stop_relay
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok

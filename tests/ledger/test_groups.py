@@ -28,8 +28,8 @@ from relay.storage.database import Database, database_url
 from relay.storage.tables import SUMS, group_rollups, group_values, rollups
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import USAGE, post, rows
-from tests.ledger.test_questions import JSON, ask
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
+from tests.surfaces.test_questions import JSON, ask
 from tests.upstream.raw import RawUpstream, ok
 
 NAMES = ("user", "metadata.team", "metadata.env")

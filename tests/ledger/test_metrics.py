@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.core.spread import bound_ms, counts, spread
+from relay.core.histogram import bound_ms, counts, spread
 from relay.ledger import metrics
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import CALL, USAGE, post, rows

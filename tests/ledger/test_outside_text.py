@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import web
 
+from relay import log
 from relay.core.errors import (
     HostNotAllowed,
     OriginNotAllowed,
@@ -19,7 +20,6 @@ from relay.core.errors import (
     UnknownRoute,
 )
 from relay.core.text import MOST_CHARACTERS, MOST_PATH_CHARACTERS, clean
-from relay.ledger import log
 from relay.storage.tables import bodies, exchanges, group_rollups, rollups, tags
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import rows

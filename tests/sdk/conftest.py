@@ -17,10 +17,10 @@ import pytest
 import trustme
 from aiohttp import web
 
+from relay import log
 from relay.app import API
-from relay.ledger import log
 from relay.registry.certificates import Certificate
-from relay.tls import server_context
+from relay.server.tls import server_context
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import rows
 from tests.nginx import Nginx

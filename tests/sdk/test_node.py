@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import StartRelay, need
+from tests.conftest import StartRelay
 from tests.nginx import Nginx
 from tests.processes import output
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, packaged_provider
 from tests.sdk.conftest import Front
 from tests.sdk.lazy import Lazy
+from tests.tools import need
 
 anthropic, openai = Lazy("anthropic"), Lazy("openai")
 genai, types = Lazy("google.genai"), Lazy("google.genai.types")

@@ -1,0 +1,74 @@
+"""What is still to be done when a call is over, and may take a wait: booked tokens, kept answers.
+
+Owns: a bounded queue and the one task that empties it, in order. A call never waits for it; what
+finds it full is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from relay import log
+
+MOST_WAITING = 10_000
+_STOP_S = 2.0
+
+Work = Coroutine[Any, Any, None]
+
+
+class Later:
+    """Call it with a coroutine. `start` and `stop` frame its life inside the running loop."""
+
+    def __init__(self) -> None:
+        self._work: deque[Work] = deque()
+        self._come = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._task: asyncio.Task[None] | None = None
+        self.dropped = 0
+
+    def __call__(self, work: Work) -> None:
+        """Have it done soon."""
+        if len(self._work) >= MOST_WAITING:
+            work.close()
+            self.dropped += 1
+            return
+        self._work.append(work)
+        self._empty.clear()
+        self._come.set()
+
+    async def start(self) -> None:
+        """Begin to work."""
+        self._task = asyncio.create_task(self._run())
+
+    async def done(self) -> None:
+        """Wait until nothing is left."""
+        await self._empty.wait()
+
+    async def stop(self) -> None:
+        """Do what is left, within two seconds."""
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._empty.wait()
+        except TimeoutError:
+            log.warn("later.unfinished", left=len(self._work))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        while self._work:
+            self._work.popleft().close()
+
+    async def _run(self) -> None:
+        while True:
+            await self._come.wait()
+            self._come.clear()
+            while self._work:
+                try:
+                    await self._work.popleft()
+                except Exception as error:
+                    # One that fails must not end all that follow; it is logged each time.
+                    log.bug("later.failed", error)
+            self._empty.set()

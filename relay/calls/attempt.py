@@ -1,0 +1,230 @@
+"""One attempt of a REST call, made afresh each time: URL, headers, credential and body for whoever
+is asked now.
+
+Owns: that making. Which attempts there are is upstream/attempts.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+from aiohttp import ClientResponse, web
+from multidict import CIMultiDict
+
+from relay import log
+from relay.calls.body import Body
+from relay.calls.call import Call
+from relay.calls.transforms import is_stream, rewriter
+from relay.core.errors import RelayError
+from relay.core.exchange import Exchange
+from relay.core.headers import connection_of
+from relay.core.injection import asked_model, asking_for_usage
+from relay.core.meters.inner_errors import FirstEvent
+from relay.core.meters.unpack import coding_of, unpacker
+from relay.core.models import (
+    body_with_added_model,
+    body_with_model,
+    query_names_model,
+    query_with_model,
+)
+from relay.core.policy import Tried, answered
+from relay.core.provider import Keys, Route
+from relay.core.refusals import MOST_ERROR_BYTES, of_answer
+from relay.core.rewriting import CHANGED_WITH_BODY
+from relay.core.traces import HEADER as TRACE
+from relay.gateway import Gateway
+from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.request import Outgoing
+from relay.upstream.send import end_with_connection, send, upstream_headers, upstream_url
+
+_GOOD = Tried(200)
+_REFUSALS = (400, 422)
+_ERROR_BODY_S = 2.0
+"""How long the beginning of an error's body is waited for before it goes down."""
+_ADDED = b"stream_options"
+_HELD_BYTES, _HELD_S = 64 * 1024, 15.0
+"""A stream whose first event is larger, or takes longer, passes as it is."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """The call as its client made it."""
+
+    request: web.Request
+    call: Call
+    exchange: Exchange
+    gateway: Gateway
+    body: Body
+    refused: tuple[str, str] | None = None
+    """The model of a provider that refused `stream_options` in this call."""
+
+    def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
+        """Send it to `route`; await it for the head of the answer."""
+        exchange, gateway, body = self.exchange, self.gateway, self.body
+        exchange.rewriter = rewriter(self.request, self.call, route, gateway)
+        url = upstream_url(route, self._query(route), keys)
+        headers = self._headers(route, keys)
+        whole = self._whole(route)
+        if whole is not body.whole:
+            for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
+                headers.popall(name, None)
+        if exchange.asks_usage:
+            headers["Accept-Encoding"] = "identity"
+        exchange.begun, exchange.keys = b"", keys
+        now = gateway.clock()
+        exchange.sent_s = exchange.sent_s or now
+        if body.stream is None:
+            exchange.wait("first_byte", now)
+        outgoing = Outgoing(headers, body.stream or whole)
+        return send(gateway.upstream.rest, route, self.request.method, url, outgoing)
+
+    def _query(self, route: Route) -> str:
+        """The query as `route` is to get it, but for credentials."""
+        query, model = self.call.query, route.replaced_model
+        return query if model is None else query_with_model(query, model, route.format)
+
+    def _whole(self, route: Route) -> bytes:
+        """The body as `route` is to get it; unpacked if anything is changed in it."""
+        text = self.body.text
+        self.exchange.asks_usage = False
+        if not text:
+            return self.body.whole
+        changed = self._with_model(text, route)
+        if self._may_ask_usage(route):
+            asking = asking_for_usage(changed)
+            self.exchange.asks_usage = asking is not None
+            changed = asking or changed
+        return self.body.whole if changed is text else changed
+
+    def _with_model(self, text: bytes, route: Route) -> bytes:
+        model = route.replaced_model
+        if model is None:
+            return text
+        content_type = self.request.headers.get("Content-Type", "")
+        changed = body_with_model(text, content_type, model, route.format)
+        if changed is not text or route.model is not None or query_names_model(self.call.query):
+            return changed
+        return body_with_added_model(text, model, route.format)
+
+    def _may_ask_usage(self, route: Route) -> bool:
+        if not (route.injects_usage and self.exchange.stream and self.request.method == "POST"):
+            return False
+        model = self._model(route)
+        return model != self.refused and model not in self.gateway.usage_refusals
+
+    def _model(self, route: Route) -> tuple[str, str]:
+        model = route.replaced_model or self.exchange.model
+        return asked_model(route.provider.name, model, route.endpoint)
+
+    def mapped(self, error: Exception, route: Route) -> RelayError:
+        """Why it failed: the client's upload, or the upstream leg."""
+        return self.body.error or mapped(error, route, BEFORE_ANSWER)
+
+    def drop(self, answer: ClientResponse) -> None:
+        """Another attempt follows."""
+        answer.close()
+
+    def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
+        request, body = self.request, self.body
+        headers = upstream_headers(
+            route, request.headers.items(), connection_of(request.headers), keys
+        )
+        if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
+            headers["Accept-Encoding"] = "identity"
+        if body.stream is not None and body.length is not None:
+            headers["Content-Length"] = str(body.length)
+        if self.gateway.mounted and request.body_exists:
+            headers.popall("Content-Encoding", None)
+        if self.exchange.trace is not None:
+            headers[TRACE] = self.exchange.trace.header
+        key = route.provider.idempotency_header
+        if key is not None and request.method == "POST" and key not in headers:
+            headers[key] = self.exchange.id
+        return headers
+
+    def look(self, answer: ClientResponse) -> Tried | None:
+        """What the head of an answer says of the attempt; None where its body says more: that of an
+        error, and of a stream that may begin with one.
+        """
+        if answer.status >= 400 or (self.exchange.looks_at_first_event and is_stream(answer)):
+            return None
+        return self._accepted()
+
+    def _accepted(self) -> Tried:
+        if self.refused is not None:
+            self._remember(self.refused)
+        return _GOOD
+
+    async def examine(self, answer: ClientResponse) -> Tried:
+        """What an error says of the attempt, of the key, and of what the relay had added; or what
+        the first event of a stream says.
+        """
+        exchange, given = self.exchange, answer.headers
+        try:
+            if answer.status < 400:
+                return await self._examine_stream(answer)
+            exchange.begun = read = await _beginning(answer)
+        except BaseException:
+            answer.close()
+            raise
+        if exchange.asks_usage and answer.status in _REFUSALS:
+            unpack = unpacker(given.get("Content-Encoding", ""))
+            if _ADDED in (read if unpack is None else unpack.feed(read)):
+                assert exchange.route is not None
+                self.refused = self._model(exchange.route)
+                return Tried(answer.status, note="stream_options_refused")
+        whole = read if answer.content.is_eof() else b""
+        return answered(answer.status, given.get, time.time(), whole)
+
+    async def _examine_stream(self, answer: ClientResponse) -> Tried:
+        """Hold a stream up to its first event that is no comment, to see whether it is an error."""
+        coding = coding_of(answer.headers.get("Content-Encoding"))
+        unpack = unpacker(coding)
+        if unpack is None and coding:
+            return self._accepted()
+        first, held = FirstEvent(), bytearray()
+        self.exchange.wait("upstream", self.gateway.clock())
+        forget = end_with_connection(answer)
+        try:
+            async with asyncio.timeout(_HELD_S):
+                while len(held) < _HELD_BYTES:
+                    chunk = await answer.content.readany()
+                    held += chunk
+                    if not chunk:
+                        first.end()
+                        break
+                    if first.feed(chunk if unpack is None else unpack.feed(chunk)):
+                        break
+        except TimeoutError:
+            pass  # it is slow, which is no error: what is here passes
+        finally:
+            forget()
+        self.exchange.begun, status = bytes(held), first.error_status
+        if status is None:
+            return self._accepted()
+        said = of_answer(status or 400, first.error, "", time.time())
+        return Tried(answer.status, None, said.wait_s, said.dead, first_event_status=status)
+
+    def _remember(self, refused: tuple[str, str]) -> None:
+        """The call without it was accepted: the model is not asked again until a reload."""
+        known, route = self.gateway.usage_refusals, self.exchange.route
+        assert route is not None
+        if refused == self._model(route) and refused not in known:
+            known.add(refused)
+            log.warn("inject_usage.refused", provider=refused[0], model=refused[1])
+
+
+async def _beginning(answer: ClientResponse) -> bytes:
+    """The beginning of a body, up to MOST_ERROR_BYTES. If it breaks off, whoever reads on gets the
+    error.
+    """
+    read, content = bytearray(), answer.content
+    with contextlib.suppress(*MAPPED):  # TimeoutError is an OSError
+        async with asyncio.timeout(_ERROR_BODY_S):
+            while len(read) < MOST_ERROR_BYTES and (chunk := await content.readany()):
+                read += chunk
+    return bytes(read)

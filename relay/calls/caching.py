@@ -1,0 +1,314 @@
+"""A call that may be answered without its provider: from the cache, or by a call that runs already.
+
+Owns: both ways, for the REST line. A hit is replayed; of identical calls in flight one is made, by
+a task of its own, so that no client's leaving or failing is another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+from aiohttp import ClientResponse, web
+from multidict import CIMultiDict
+
+from relay import log
+from relay.cache.inflight import Flight, Head, Watcher
+from relay.cache.store import Hit
+from relay.calls.attempt import Sending
+from relay.calls.observers import observe_response
+from relay.calls.response import with_own_headers
+from relay.calls.stream import (
+    Answer,
+    FromUpstream,
+    Source,
+    deliver,
+    drain,
+    error_source,
+    next_chunk,
+    passed_headers,
+    reason,
+)
+from relay.calls.transforms import redact_error
+from relay.core import caching
+from relay.core.caching import Keeping
+from relay.core.errors import Draining, RelayError
+from relay.core.exchange import Exchange, WaitingFor
+from relay.core.headers import connection_of
+from relay.core.paths import cut_query
+from relay.gateway import Gateway
+from relay.upstream.attempts import Asked
+
+
+def keeping(sending: Sending, asked: Asked) -> Keeping | None:
+    """What the cache is to do for this call; None if it has nothing to do with it.
+
+    Raises BadRequest.
+    """
+    request, call, exchange = sending.request, sending.call, sending.exchange
+    route = exchange.route
+    assert route is not None
+    provider, header = route.provider, request.headers.get
+    ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.kind)
+    if ttl_s is None or request.method not in ("GET", "POST") or not asked.whole:
+        return None
+    if route.target.via == "cloudflare" and provider.jobs.cache != "relay":
+        return None
+    if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
+        return None  # its answers name the URL by which this client calls the relay
+    scope, brought = provider.cache.scope, asked.brought
+    whose = (
+        scope, "" if scope == "shared" else exchange.client, provider.name,
+        # With a credential of the client's own its answers are for nobody else.
+        *(brought.identity if brought else ()),
+    )  # fmt: skip
+    affecting = caching.affecting_headers(request.headers.items(), connection_of(request.headers))
+    own = header("cf-aig-cache-key")
+    if own is None:
+        query = cut_query(call.query, provider.query_credentials)
+        what = (request.method, route.url(query))
+        key = caching.key_of(whose, what, affecting, sending.body.whole)
+    else:
+        key = caching.own_key_of(whose, own, affecting)
+    reads = not caching.skips(header)
+    shares = reads and provider.cache.coalesce and exchange.kind in caching.KEPT_KINDS
+    exchange.cache_status = "MISS" if reads else "BYPASS"
+    exchange.keeping = Keeping(provider.name, key, ttl_s, reads, shares)
+    return exchange.keeping
+
+
+async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamResponse | None:
+    """The answer from the cache, or shared with identical calls; None if the call must be made for
+    its own.
+    """
+    exchange, gateway = sending.exchange, sending.gateway
+    exchange.wait("nothing", gateway.clock())
+    if kept.reads and kept.ttl_s:
+        hit = await gateway.cache.find(kept)
+        if hit is not None:
+            return await _replay(hit, sending)
+    if not kept.shares:
+        return None
+    room = gateway.settings.cache.max_answer_bytes
+    flight, leads = gateway.inflight.enter(kept.key, room)
+    watcher = flight.watch(exchange)
+    flown = _launch(flight, kept, sending, asked) if leads else None
+    try:
+        return await _follow(flight, watcher, sending, kept if leads else None)
+    finally:
+        if flown is not None:
+            _tell(exchange, flown)
+        flight.leave(watcher)
+
+
+async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
+    entry, exchange, gateway = hit.entry, sending.exchange, sending.gateway
+    exchange.cache_status, exchange.cached = "HIT", True
+    exchange.saved_nano_usd = entry.cost_nano_usd
+    exchange.sent_s = exchange.first_byte_s = gateway.clock()
+    pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
+    headers = with_own_headers(pairs, _NONE, exchange, gateway)
+    first, *more = entry.chunks
+    source = _Pieces(more) if more or entry.streamed else None
+    answer = Answer(200, entry.reason, headers, first, source)
+    return await deliver(answer, sending.request, exchange, gateway)
+
+
+_NONE: Mapping[str, str] = {}
+
+
+class _Pieces:
+    """The rest of a kept answer."""
+
+    waits_for: WaitingFor = "nothing"
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.raw = _NONE
+        self._pieces = iter(pieces)
+
+    async def read(self) -> bytes:
+        """See stream.Source."""
+        return next(self._pieces, b"")
+
+    def rest(self) -> bytes:
+        """Nothing: it cannot fail."""
+        return b""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def _launch(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> Exchange:
+    """Begin the call for all who watch. It has an exchange of its own, which the janitor watches;
+    what that comes to is written in the leader's row, whenever the leader itself ends.
+    """
+    leader, gateway = sending.exchange, sending.gateway
+    flown = copy.copy(leader)
+    flown.at_end, flown.admission, flown.client_left = (), None, None
+    leader.leads, leader.held_bytes = True, 0
+    gateway.calls.add(flown)
+    work = _fly(flight, leader, replace(sending, exchange=flown), asked)
+    flown.task = task = gateway.inflight.launch(flight, work)
+    # Not the task's own end: one that is cancelled before it began has none.
+    task.add_done_callback(lambda _: _land(flight, kept, leader, flown, gateway))
+    return flown
+
+
+async def _fly(flight: Flight, leader: Exchange, sending: Sending, asked: Asked) -> None:
+    """Make the call. How it ends is told by its exchange."""
+    exchange, gateway, body = sending.exchange, sending.gateway, sending.body
+    try:
+        limits = gateway.limits
+        if limits is not None and limits.counts_tokens:
+            await limits.reserve(exchange, body.text or body.whole)
+        upstream = await gateway.attempts.open(exchange, asked, sending)
+        exchange.first_byte_s = gateway.clock()
+        body.let_go()
+        if exchange.held_bytes:
+            gateway.let_go(exchange, exchange.held_bytes)
+        try:
+            await _pass_on(upstream, flight, leader, exchange, gateway)
+        finally:
+            upstream.close()
+        exchange.finish()
+    except Exception as error:
+        exchange.fail(error)
+    except asyncio.CancelledError:
+        _cut(flight, exchange)
+
+
+def _cut(flight: Flight, flown: Exchange) -> None:
+    """Record why the call was cancelled: by the janitor, by the last client's leaving, or with the
+    process.
+    """
+    alone = flown.expired is not None or flight.left
+    flown.fail(asyncio.CancelledError() if alone else Draining())
+
+
+def _land(
+    flight: Flight, kept: Keeping, leader: Exchange, flown: Exchange, gateway: Gateway
+) -> None:
+    """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
+    row.
+    """
+    if flown.outcome == "running":
+        _cut(flight, flown)
+    try:
+        gateway.ledger.settle(flown)
+    except Exception as error:
+        # What it cost is found out once more with the leader's row; logged.
+        log.bug("shared_call.failed", error, id=leader.id)
+    finally:
+        _tell(leader, flown)
+        leader.settled, leader.parts, leader.used = flown.settled, flown.parts, flown.used
+        leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
+        gateway.inflight.land(kept.key, flight)
+        flight.ended(flown.error)
+        gateway.release(flown)
+        gateway.landed(leader)
+        flown.task = None
+        flown.let_go()
+
+
+async def _pass_on(
+    upstream: ClientResponse, flight: Flight, leader: Exchange, exchange: Exchange, gateway: Gateway
+) -> None:
+    assert exchange.route is not None
+    exchange.status = upstream.status
+    pairs = passed_headers(upstream, exchange)
+    observe = observe_response(upstream, pairs, exchange, gateway)
+    first = exchange.begun
+    if upstream.status >= 400 and not first and not upstream.content.is_eof():
+        first = await next_chunk(upstream.content.readany, exchange, gateway)
+    whole = False
+    if upstream.status >= 400:
+        headers = CIMultiDict([*pairs, ("x-relay-error-source", error_source(exchange, first))])
+        first, whole = redact_error(upstream, exchange, headers, first)
+        pairs = list(headers.items())
+    raw = CIMultiDict(upstream.headers)
+    _tell(leader, exchange)
+    flight.began(Head(upstream.status, reason(upstream, exchange), tuple(pairs), raw))
+    source, drain_s = FromUpstream(upstream, exchange), exchange.route.provider.drain_s
+    try:
+        chunk = first if whole else source.begin(first)
+        while chunk or (not whole and (chunk := await next_chunk(source.read, exchange, gateway))):
+            if observe is not None:
+                observe(chunk)
+            exchange.response_bytes += len(chunk)
+            exchange.wait("nothing", gateway.clock())
+            await flight.add(chunk)
+            chunk = b""
+    except asyncio.CancelledError:
+        if flight.left and exchange.expired is None and drain_s is not None:
+            await drain(source, exchange, gateway.clock, drain_s)
+        raise
+    finally:
+        source.release()
+
+
+_TOLD = (
+    "attempts", "route", "step", "steps", "sent_s", "meter", "standings", "cloudflare_log_id",
+)  # fmt: skip
+
+
+def _tell(leader: Exchange, flown: Exchange) -> None:
+    """The leader's record is that of the call that was made, but for what came after it left."""
+    for name in _TOLD:
+        setattr(leader, name, getattr(flown, name))
+    if not leader.ended_s:
+        leader.first_byte_s = flown.first_byte_s
+        leader.cause = leader.cause or flown.cause
+
+
+async def _follow(
+    flight: Flight, watcher: Watcher, sending: Sending, led: Keeping | None
+) -> web.StreamResponse | None:
+    """The flight's answer for one client. One who does not lead inherits no failure: None then."""
+    exchange, gateway = sending.exchange, sending.gateway
+    began_s = gateway.clock()
+    try:
+        head = await flight.until_begun()
+    except RelayError:
+        if led is not None:
+            raise
+        return None
+    if led is None:
+        if head.status != 200:
+            return None
+        exchange.cache_status, exchange.cached = "HIT", True
+        exchange.sent_s, exchange.first_byte_s = began_s, gateway.clock()
+    headers = with_own_headers(list(head.pairs), head.raw, exchange, gateway)
+    source: Source | None = _Watched(flight, watcher, head.raw)
+    first = b""
+    if flight.over.is_set():
+        first = await flight.next(watcher)
+        source = None if flight.error is None else source
+    answer = Answer(head.status, head.reason, headers, first, source)
+    response = await deliver(answer, sending.request, exchange, gateway)
+    if led is None:
+        exchange.saved_nano_usd = flight.cost_nano_usd
+    return response
+
+
+class _Watched:
+    """The rest of an answer that others take too. Its call is watched for all of them: a client
+    that waits for a slower one has a provider that is well.
+    """
+
+    waits_for: WaitingFor = "nothing"
+
+    def __init__(self, flight: Flight, watcher: Watcher, raw: Mapping[str, str]) -> None:
+        self._flight, self._watcher, self.raw = flight, watcher, raw
+
+    async def read(self) -> bytes:
+        """See stream.Source."""
+        return await self._flight.next(self._watcher)
+
+    def rest(self) -> bytes:
+        """Nothing: a failure is told when all before it was taken."""
+        return b""
+
+    def release(self) -> None:
+        """The place is given back by whoever took it."""

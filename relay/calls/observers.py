@@ -1,0 +1,153 @@
+"""Observers of a response: they see each chunk as it passes and never touch it.
+
+Owns: which observers a response has (the meter, the recorder of the cache, the capture of bodies),
+and that none of them does harm: a meter that raises is dropped, logged and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiohttp import ClientResponse
+
+from relay.calls.recording import Observer, recording
+from relay.calls.transforms import removes_usage
+from relay.core import paths
+from relay.core.credentials import bare
+from relay.core.exchange import Capture, Exchange
+from relay.core.headers import CREDENTIAL_HEADERS
+from relay.core.meters.answers import AnswerMeter, answer_meter
+from relay.core.meters.sent import Sent
+from relay.core.meters.unpack import coding_of
+from relay.gateway import Gateway
+from relay.ledger.bodies import capture_bytes
+
+_MOST_HELD_BYTES = 64 * 1024
+_LOG, _PAYLOAD = "cf-aig-collect-log", "cf-aig-collect-log-payload"
+_SHORTEST_CREDENTIAL = 8
+"""A client may send anything in a credential's place; a shorter one is a placeholder."""
+
+
+def observe_response(
+    upstream: ClientResponse,
+    pairs: list[tuple[str, str]],
+    exchange: Exchange,
+    gateway: Gateway,
+    whole: bytes | None = None,
+) -> Observer | None:
+    """One observer for all that see the chunks of this response; None if nobody does."""
+    meter = observe_usage(upstream, exchange, gateway, whole)
+    if meter is not None and removes_usage(upstream, exchange):
+        if whole is not None:
+            meter(whole)
+        meter = None  # calls/transforms.py shows it the chunks as they came
+    if exchange.keeping is None and exchange.capture is None:
+        return meter
+    recorder = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
+    observers = [each for each in (meter, recorder, capture_response(upstream, exchange)) if each]
+    if len(observers) < 2:
+        return observers[0] if observers else None
+
+    def observe_all(chunk: bytes) -> None:
+        for observe in observers:
+            observe(chunk)
+
+    return observe_all
+
+
+def observe_usage(
+    upstream: ClientResponse, exchange: Exchange, gateway: Gateway, whole: bytes | None
+) -> Observer | None:
+    """The observer that meters this response; None if nothing is metered, or where the response is
+    `whole` and the ledger reads it later. Its meter is the exchange's.
+    """
+    if upstream.status >= 300 or exchange.route is None:
+        return None
+    if whole and len(whole) <= _MOST_HELD_BYTES:
+        exchange.answer, exchange.answer_headers = whole, upstream.headers
+        return None
+    meter = answer_meter(exchange.route.format, Sent.of(exchange), upstream.headers.get)
+    if meter is None:
+        return None
+    exchange.meter = meter
+    guarded = _Guarded(meter, exchange, gateway)
+    exchange.look, exchange.look_past = guarded.see, guarded.see_past
+    return guarded.see
+
+
+class _Guarded:
+    """Shows chunks to a meter until it fails."""
+
+    __slots__ = ("_exchange", "_gateway", "_look", "_look_past")
+
+    def __init__(self, meter: AnswerMeter, exchange: Exchange, gateway: Gateway) -> None:
+        self._look: Observer = meter.feed
+        self._look_past: Observer = meter.feed_without_usage
+        self._exchange, self._gateway = exchange, gateway
+
+    def see(self, chunk: bytes) -> None:
+        try:
+            self._look(chunk)
+        except Exception as error:  # whatever it is, the stream goes on; counted
+            self._failed(error)
+
+    def see_past(self, chunk: bytes) -> None:
+        try:
+            self._look_past(chunk)
+        except Exception as error:  # likewise
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._look = self._look_past = _blind
+        self._gateway.ledger.meter_failed(self._exchange, error)
+
+
+def _blind(_chunk: bytes) -> None:
+    pass
+
+
+def capture_request(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -> None:
+    """Capture the request body, if the bodies of this call are to be stored."""
+    rules, headers = gateway.settings.ledger, exchange.headers
+    if headers is None or not _wanted(rules.bodies, headers):
+        return
+    own = _credentials(exchange, headers, raw_query)
+    most_bytes = capture_bytes(rules.body_bytes, own)
+    # A host's server has undone a request's coding.
+    given = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
+    exchange.capture = Capture(body[:most_bytes], given, rules.body_bytes, most_bytes, own)
+
+
+def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
+    """As the file says; a call has the last word where the file leaves it one."""
+    said = (headers.get(_PAYLOAD) or headers.get(_LOG) or "").strip().lower()
+    forbidden = (headers.get(_LOG) or "").strip().lower() == "false"
+    if rule == "asked":
+        return said == "true" and not forbidden
+    return rule == "on" and said != "false" and not forbidden
+
+
+def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
+    """What the client brought in a place of credentials: no body shows that either."""
+    assert exchange.route is not None
+    provider = exchange.route.provider
+    names = {*CREDENTIAL_HEADERS, *provider.credential_headers}
+    found = [bare(value) for name in names if (value := headers.get(name))]
+    if raw_query:
+        for name in provider.query_credentials:
+            found.append(paths.query_value(raw_query, name) or "")
+    return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
+
+
+def capture_response(upstream: ClientResponse, exchange: Exchange) -> Observer | None:
+    """The observer that captures the response body; None where bodies are not stored."""
+    capture = exchange.capture
+    if capture is None:
+        return None
+    capture.response_coding = coding_of(upstream.headers.get("Content-Encoding"))
+    response, most = capture.response, capture.captured_bytes
+
+    def take(chunk: bytes) -> None:
+        response.extend(chunk[: most - len(response)] if len(response) < most else b"")
+
+    return take

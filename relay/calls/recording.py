@@ -1,0 +1,108 @@
+"""Take down an answer as it passes, so that it can be given again.
+
+Owns: what is taken down, and that only a complete answer is kept. What may be kept at all is
+core/caching.py's to say, what is complete core/completeness.py's, where it is kept
+cache/store.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aiohttp import ClientResponse
+
+from relay.cache.store import Cache, Entry
+from relay.core.caching import Keeping, kept_headers, may_keep
+from relay.core.completeness import (
+    MOST_READ_BYTES,
+    READ_AT_ONCE_BYTES,
+    Response,
+    is_complete,
+)
+from relay.core.exchange import Exchange
+from relay.gateway import Gateway
+
+Observer = Callable[[bytes], None]
+_PIECE_BYTES = 64 * 1024
+
+
+def recording(
+    upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
+) -> Observer | None:
+    """What takes the chunks of this answer; None if it is not to be kept. When the exchange ends
+    well, it is.
+    """
+    keeping, route = exchange.keeping, exchange.route
+    assert keeping is not None and route is not None
+    given = upstream.headers
+    changed = exchange.rewriter is not None and any(
+        name.lower() in exchange.rewriter.headers for name, _ in pairs
+    )
+    if not keeping.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
+        return None
+    if not may_keep(upstream.status, given.get):
+        return None
+    recorder = _Recorder(gateway.settings.cache.max_answer_bytes)
+    headers = tuple(kept_headers(pairs))
+    streamed = "Content-Length" not in given
+
+    def settle() -> None:
+        body = recorder.body()
+        if exchange.outcome != "relayed" or not body:
+            return
+        media, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
+        response = Response(route.format, route.kind, media, coding, body)
+        verdict = is_complete(response, READ_AT_ONCE_BYTES)
+        if verdict is False:
+            return
+        gateway.ledger.settle(exchange)
+        entry = Entry(
+            keeping.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
+            exchange.cost_nano_usd,
+        )  # fmt: skip
+        if verdict:
+            gateway.cache.keep(keeping, entry)
+        else:
+            gateway.later(_keep_if_complete(response, keeping, entry, gateway.cache))
+
+    exchange.at_end += (settle,)
+    return recorder.feed
+
+
+async def _keep_if_complete(
+    response: Response, keeping: Keeping, entry: Entry, cache: Cache
+) -> None:
+    """Decide in a thread: to read a long response would hold up all calls."""
+    if await asyncio.to_thread(is_complete, response, MOST_READ_BYTES):
+        cache.keep(keeping, entry)
+
+
+def _pieces(body: bytes) -> tuple[bytes, ...]:
+    """A body as it is given again: with backpressure between its pieces."""
+    if len(body) <= _PIECE_BYTES:
+        return (body,)
+    return tuple(body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES))
+
+
+class _Recorder:
+    """Holds what passed, up to a limit."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._chunks: list[bytes] | None = []
+
+    def feed(self, chunk: bytes) -> None:
+        """Take one chunk."""
+        if self._chunks is None:
+            return
+        self._bytes += len(chunk)
+        if self._bytes > self._most_bytes:
+            self._chunks = None
+            return
+        self._chunks.append(chunk)
+
+    def body(self) -> bytes | None:
+        """All of it; None if it was too large."""
+        return None if self._chunks is None else b"".join(self._chunks)

@@ -1,0 +1,197 @@
+"""The response that the relay answers with: it adds nothing of aiohttp's own.
+
+Owns: how the head of an answer is framed, and the headers that the relay adds to every one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from aiohttp import hdrs, web
+from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
+from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_writer import _serialize_headers
+from multidict import CIMultiDict
+
+from relay.core.errors import UpstreamProtocolError
+from relay.core.exchange import Exchange
+from relay.core.headers import all_ascii, head_bytes
+from relay.core.limits import headers as limit_headers
+from relay.gateway import Gateway
+
+_UNFIT_HEADER = "a header of it holds bytes that cannot be passed on"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+
+
+class _OwnHead(web.StreamResponse):
+    """Writes header bytes outside ASCII as they came."""
+
+    def _first_line(self) -> str:
+        assert self._req is not None
+        version = self._req.version
+        return f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+
+    async def _write_headers(self) -> None:
+        writer = self._payload_writer
+        if all_ascii(self._headers) and self._reason.isascii():
+            await super()._write_headers()
+            return
+        assert writer is not None
+        writer._headers_buf = head_bytes(self._first_line(), self._headers)  # type: ignore[attr-defined]
+        if self._send_headers_immediately:
+            writer.send_headers()
+
+
+class RelayedResponse(_OwnHead):
+    """A StreamResponse that adds nothing: no Content-Type, no Server, no length but the upstream's.
+
+    It uses private parts of aiohttp's, since no public ones let a response go without additions;
+    tests/calls/test_stream.py holds each promise against the aiohttp that is locked.
+    """
+
+    _send_headers_immediately = False
+
+    def __init__(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:
+        super().__init__(status=status, reason=reason or "", _real_headers=headers)
+
+    def send_headers(self) -> None:
+        """Send the head now: the body is not here yet."""
+        writer = self._payload_writer
+        assert writer is not None
+        writer.send_headers()
+
+    @property
+    def close_delimited(self) -> bool:
+        """True if only the end of the connection ends this body (HTTP/1.0 without a length)."""
+        writer = self._payload_writer
+        return writer is not None and not writer.chunked and writer.length is None  # type: ignore[attr-defined]
+
+    async def send_whole(self, request: web.Request, body: bytes) -> None:
+        """Send it, all in one write: what `prepare` and `write_eof` come to for a body that is
+        here. Raises UpstreamProtocolError before the first byte, and ConnectionError.
+        """
+        self._must_be_empty_body = must_be_empty_body(request.method, self.status)
+        self._req = request
+        writer = self._payload_writer = request._payload_writer
+        self._frame()
+        matched = request._match_info
+        if matched is not None and matched._apps:
+            await request._prepare_hook(self)
+        first = self._first_line()
+        plain = all_ascii(self._headers) and first.isascii()
+        try:
+            head = (_serialize_headers if plain else head_bytes)(first, self._headers)
+        except ValueError as error:
+            raise self._unsent() from error
+        if self._must_be_empty_body:
+            body = b""
+        elif writer.chunked:  # type: ignore[attr-defined]
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        writer._write(head + body)  # type: ignore[attr-defined]
+        self._eof_sent, self._body_length = True, writer.output_size
+        self._req = self._payload_writer = None
+
+    async def _prepare_headers(self) -> None:
+        self._frame()
+
+    def _frame(self) -> None:
+        request, writer, headers = self._req, self._payload_writer, self._headers
+        assert request is not None and writer is not None
+        version = request.version
+        keep_alive = request.keep_alive if self._keep_alive is None else self._keep_alive
+        if self.status == 205:
+            self._must_be_empty_body = True
+            headers[hdrs.CONTENT_LENGTH] = "0"
+        if self._must_be_empty_body:
+            writer.length = 0  # whatever is written, no byte of it leaves
+            if self.status == 204 or self.status < 200:
+                headers.pop(hdrs.CONTENT_LENGTH, None)
+        elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:
+            writer.length = int(length)
+        elif version >= HttpVersion11:
+            writer.enable_chunking()
+            headers[hdrs.TRANSFER_ENCODING] = "chunked"
+        else:
+            keep_alive = False
+        self._keep_alive = keep_alive
+        if hdrs.DATE not in headers:
+            headers[hdrs.DATE] = rfc822_formatted_time()
+        if not keep_alive:
+            headers[hdrs.CONNECTION] = "close"
+        elif version == HttpVersion10:
+            headers[hdrs.CONNECTION] = "keep-alive"
+
+    async def _write_headers(self) -> None:
+        try:
+            await super()._write_headers()
+        except ValueError as error:
+            raise self._unsent() from error
+
+    def _unsent(self) -> UpstreamProtocolError:
+        """Nothing is written yet: put the writer back, so that an error can be answered."""
+        writer = self._payload_writer
+        writer.chunked, writer.length = False, None  # type: ignore[union-attr]
+        return UpstreamProtocolError(_UNFIT_HEADER)
+
+
+class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
+    """A WebSocketResponse whose 101 has the provider's headers, and nothing of aiohttp's but what
+    the handshake needs.
+    """
+
+    def take_headers(
+        self,
+        pairs: list[tuple[str, str]],
+        given: Mapping[str, str],
+        exchange: Exchange,
+        gateway: Gateway,
+    ) -> None:
+        """Send `pairs`, which are the provider's, and the relay's own, which win over them."""
+        own = with_own_headers([], given, exchange, gateway)
+        self._headers.extend(pair for pair in pairs if pair[0] not in own)
+        self._headers.extend(own)
+        for name in _NOT_IN_101:
+            self._headers.popall(name, None)
+
+    async def _prepare_headers(self) -> None:
+        server = self._headers.getall(hdrs.SERVER, ())
+        await super()._prepare_headers()
+        self._headers.pop(hdrs.CONTENT_TYPE, None)
+        if not server:
+            del self._headers[hdrs.SERVER]
+
+    async def _write_headers(self) -> None:
+        try:
+            await super()._write_headers()
+        except ValueError as error:
+            raise UpstreamProtocolError(_UNFIT_HEADER) from error
+
+
+_NOT_IN_101 = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE)
+"""Headers of a body: it has none (RFC 9110 8.6)."""
+
+
+def with_own_headers(
+    pairs: list[tuple[str, str]], given: Mapping[str, str], exchange: Exchange, gateway: Gateway
+) -> CIMultiDict[str]:
+    """The headers that go down: those of the answer, and the relay's own. `given` are the
+    answer's as the provider sent them.
+    """
+    pairs.append(("cf-aig-log-id", exchange.id))
+    if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
+        pairs.append(("x-request-id", exchange.request_id))
+    if exchange.standings:
+        pairs += limit_headers(exchange.standings)
+    if exchange.cache_status:
+        pairs.append(("cf-aig-cache-status", exchange.cache_status))
+        if exchange.keeping is not None:
+            pairs.append(("x-relay-cache-key", exchange.keeping.key))
+    if exchange.steps > 1:
+        pairs.append(("cf-aig-step", str(exchange.step)))
+    now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
+    exchange.own_s = own = now - exchange.started_s - waited
+    pairs.append(("server-timing", f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
+    if gateway.access.origins.listed:
+        pairs.append(("Vary", "Origin"))
+    return CIMultiDict(pairs)

@@ -1,0 +1,297 @@
+"""Change an answer on its way down: URLs of a provider's own hosts come back as the relay's, the
+event that tells the usage which the relay asked for is removed, and an error that quotes a key of
+the relay's comes without it.
+
+Owns: which answers are read for that, and how far. The text work is that of core/rewriting.py,
+core/injection.py and core/redaction.py. Any other answer passes none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiohttp import ClientResponse, web
+from multidict import CIMultiDict
+
+from relay.calls.call import Call
+from relay.core.exchange import Exchange
+from relay.core.injection import UsageEventRemover
+from relay.core.meters.unpack import coding_of
+from relay.core.provider import Keys, Route
+from relay.core.redaction import Redactor, redactor_of
+from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
+from relay.gateway import Gateway
+
+_SSE = "text/event-stream"
+_TEXTS = ("application/json", _SSE)
+REWRITE_BYTES = 1024 * 1024
+"""A JSON answer, or an SSE event, larger than this passes as it is."""
+
+
+def rewriter(request: web.Request, call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
+    """What makes the provider's URLs in this call's answer the relay's; None if nothing is to
+    be.
+    """
+    rewrites = route.provider.rewrites
+    if rewrites is None:
+        return None
+    fields = rewrites.pattern(route.endpoint)
+    if fields is None and not rewrites.headers:
+        return None
+    root = f"{gateway.public_url(request)}{call.root}{route.provider.name}/"
+    return Rewriter(route.provider.homes, root, rewrites.headers, fields)
+
+
+def is_rewritten(upstream: ClientResponse, exchange: Exchange) -> bool:
+    """True for an answer whose listed fields hold URLs that must be the relay's."""
+    rewriter = exchange.rewriter
+    if rewriter is None or rewriter.fields is None or "Content-Encoding" in upstream.headers:
+        return False
+    return upstream.content_type in _TEXTS and upstream.status != 206
+
+
+def rewritten(body: bytes, headers: CIMultiDict[str], exchange: Exchange) -> bytes:
+    """The body with the relay's URLs; `headers` are made true to it."""
+    assert exchange.rewriter is not None
+    if len(body) > REWRITE_BYTES:
+        return body
+    ours = exchange.rewriter.body(body)
+    if ours != body:
+        _changed(headers, ours)
+    return ours
+
+
+def bytes_to_await(upstream: ClientResponse, exchange: Exchange) -> int:
+    """How much of an answer is read before its head goes down: all JSON that is rewritten, if it
+    is not too large.
+    """
+    if exchange.rewriter is None or upstream.content_type == _SSE:
+        return 0
+    return REWRITE_BYTES + 1 if is_rewritten(upstream, exchange) else 0
+
+
+def is_stream(upstream: ClientResponse) -> bool:
+    """True of server-sent events that are no error."""
+    return upstream.status < 300 and upstream.content_type == _SSE
+
+
+def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
+    """True for a stream whose usage was asked for on its client's behalf."""
+    if not exchange.asks_usage or not is_stream(upstream):
+        return False
+    return not _is_coded(upstream)
+
+
+def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:
+    """Headers without the relay's credentials: a Location, say, repeats one of the query."""
+    redactor = redactor_of(keys)
+    if redactor is None:
+        return pairs
+    return [(name, redactor.redact_text(value)) for name, value in pairs]
+
+
+def redacted_text(text: str, keys: Keys) -> str:
+    """A reason phrase, or the reason of a close frame, without the relay's credentials."""
+    redactor = redactor_of(keys)
+    return text if redactor is None else redactor.redact_text(text)
+
+
+def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
+    """An error's whole body without the relay's credentials; `headers` are made true to it."""
+    redactor = redactor_of(keys)
+    if redactor is None or not body:
+        return body
+    ours, coded = redactor.redact_coded(body, headers.get("Content-Encoding", ""))
+    if ours != body:
+        _changed(headers, ours)
+        if not coded:
+            headers.popall("Content-Encoding", None)
+    return ours
+
+
+def redact_error(
+    upstream: ClientResponse, exchange: Exchange, headers: CIMultiDict[str], first: bytes
+) -> tuple[bytes, bool]:
+    """What of an error's body goes down with its head, and whether that is all. A longer one is
+    redacted as it comes; one that is compressed cannot be, and is left out.
+    """
+    whole = upstream.content.is_eof()
+    if whole:
+        first = redact_whole(first, headers, exchange.keys)
+        if exchange.capture is not None and "Content-Encoding" not in headers:
+            exchange.capture.response_coding = ""
+        return first, True
+    if redactor_of(exchange.keys) is not None and _is_coded(upstream):
+        headers.popall("Content-Encoding", None)
+        _changed(headers, b"")
+        return b"", True
+    return first, False
+
+
+def _is_coded(upstream: ClientResponse) -> bool:
+    return coding_of(upstream.headers.get("Content-Encoding")) != ""
+
+
+def _changed(headers: CIMultiDict[str], body: bytes) -> None:
+    headers["Content-Length"] = str(len(body))
+    for name in CHANGED_WITH_BODY:
+        headers.popall(name, None)
+
+
+class Changing(Protocol):
+    """A stream that is changed on its way."""
+
+    def begin(self, begun: bytes) -> bytes:
+        """What goes down of what an attempt has read already."""
+
+    async def next(self) -> bytes:
+        """The next chunk that goes down; empty at the end."""
+
+    def rest(self, left: bytes) -> bytes:
+        """What goes down when reading has failed: what is held, and what was `left` unread."""
+
+    def close(self) -> None:
+        """Nothing more is read."""
+
+
+def changing(upstream: ClientResponse, exchange: Exchange) -> Changing | None:
+    """What changes a stream; None where its chunks pass as they come."""
+    read, rewriter = upstream.content.readany, exchange.rewriter
+    made: Changing | None = None
+    if removes_usage(upstream, exchange):
+        made = _UsageRemoved(read, exchange)
+    elif upstream.status >= 400 and (redactor := redactor_of(exchange.keys)) is not None:
+        made = _Redacted(read, redactor)
+    if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
+        return made
+    return _Rewritten(read, made, rewriter.body)
+
+
+class _UsageRemoved:
+    """A stream without the event that tells the usage for which its client did not ask. The meter
+    sees it as it came, each chunk once it has gone down.
+    """
+
+    __slots__ = ("_look", "_passes", "_past", "_read", "_remover", "_show", "_unseen")
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> None:
+        self._read, self._remover = read, UsageEventRemover()
+        self._passes = self._remover.passes
+        self._look = self._show = exchange.look or _overlook
+        self._past = exchange.look_past or _overlook
+        exchange.look = exchange.look_past = None
+        self._unseen = b""
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        self._unseen, self._show = begun, self._look
+        return self._remover.feed(begun)
+
+    async def next(self) -> bytes:
+        """See Changing."""
+        if self._unseen:
+            self._show(self._unseen)
+        self._unseen = b""
+        while chunk := await self._read():
+            if self._passes(chunk):
+                self._unseen, self._show = chunk, self._past
+                return chunk
+            if passed := self._remover.feed(chunk):
+                self._unseen, self._show = chunk, self._look
+                return passed
+            self._look(chunk)
+        return self._remover.rest()
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        self._unseen, self._show = self._unseen + left, self._look
+        return self._remover.feed(left) + self._remover.rest()
+
+    def close(self) -> None:
+        """See Changing."""
+        if self._unseen:
+            self._look(self._unseen)
+        self._unseen = b""
+
+
+def _overlook(_chunk: bytes) -> None:
+    pass
+
+
+class _Redacted:
+    """An error's body, in which each byte of a key is an asterisk: its length stays. As much is
+    held as may be the beginning of a key.
+    """
+
+    __slots__ = ("_held", "_kept_bytes", "_mask", "_read")
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]], redactor: Redactor) -> None:
+        self._read, self._mask = read, redactor.mask
+        self._kept_bytes = max(0, redactor.longest - 1)
+        self._held = b""
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        self._held = self._mask(begun)
+        return self._pass()
+
+    async def next(self) -> bytes:
+        """See Changing."""
+        while True:
+            if passed := self._pass():
+                return passed
+            if not (chunk := await self._read()):
+                return self.rest(b"")
+            self._held = self._mask(self._held + chunk)
+
+    def _pass(self) -> bytes:
+        end = len(self._held) - self._kept_bytes
+        if end <= 0:
+            return b""
+        passed, self._held = self._held[:end], self._held[end:]
+        return passed
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        rest, self._held = self._mask(self._held + left), b""
+        return rest
+
+    def close(self) -> None:
+        """See Changing."""
+
+
+class _Rewritten:
+    """SSE of whole events, changed. An event of more than REWRITE_BYTES is not."""
+
+    __slots__ = ("_changer", "_inner", "_read")
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[bytes]],
+        inner: Changing | None,
+        change: Callable[[bytes], bytes],
+    ) -> None:
+        self._read = read if inner is None else inner.next
+        self._inner, self._changer = inner, EventChanger(change, REWRITE_BYTES)
+
+    def begin(self, begun: bytes) -> bytes:
+        """See Changing."""
+        return self._changer.feed(begun if self._inner is None else self._inner.begin(begun))
+
+    async def next(self) -> bytes:
+        """The next whole events; at the end what is left; empty after it."""
+        while chunk := await self._read():
+            if changed := self._changer.feed(chunk):
+                return changed
+        return self._changer.rest()
+
+    def rest(self, left: bytes) -> bytes:
+        """See Changing."""
+        left = left if self._inner is None else self._inner.rest(left)
+        return self._changer.feed(left) + self._changer.rest()
+
+    def close(self) -> None:
+        """See Changing."""
+        if self._inner is not None:
+            self._inner.close()

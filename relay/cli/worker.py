@@ -1,0 +1,64 @@
+"""`relay worker`: one of several processes, started by the supervisor alone.
+
+Owns: its command line, and its start from what the supervisor sends. It reads no file of the
+configuration: since a refused reload they may be bad, and every worker has the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from relay import log
+from relay.registry.certificates import CertificateFiles
+from relay.registry.files import Files, Snapshot
+from relay.registry.load import Sources, load
+from relay.server.control import Control
+from relay.server.listen import Listeners, raise_file_limit
+from relay.server.worker import Supervised, serve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the supervisor passes on (supervisor.worker_arguments)."""
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--demo-url", default="")
+    parser.add_argument("--tls-fd", type=int)
+    parser.add_argument("--tls-certificate")
+    parser.add_argument("--tls-key")
+    parser.add_argument("--overrides", type=json.loads, default=[])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until the supervisor ends; 0."""
+    raise_file_limit()
+    tls = socket.socket(fileno=options.tls_fd) if options.tls_fd is not None else None
+    listeners = Listeners(socket.socket(fileno=options.listen_fd), tls)
+    uvloop.run(_run(_sources(options), listeners, options.control_fd))
+    return 0
+
+
+def _sources(options: argparse.Namespace) -> Sources:
+    """The names of the files; what is in them comes from the supervisor."""
+    certificate = None
+    if options.tls_certificate:
+        certificate = CertificateFiles(Path(options.tls_certificate), Path(options.tls_key))
+    overrides = tuple((section, key, value) for section, key, value in options.overrides)
+    env_file = Path(options.env_file)
+    return Sources(Path(options.config), env_file, options.demo_url, certificate, overrides)
+
+
+async def _run(sources: Sources, listeners: Listeners, control_fd: int) -> None:
+    control = await Control.open(control_fd)
+    begin = await control.begin()
+    if begin is None:
+        return  # the supervisor is gone
+    config = load(sources, Files(msgspec.convert(begin.files, Snapshot)))
+    log.setup(config.settings.log.level, config.settings.log.format)
+    reloaded = msgspec.convert(begin.reloaded, Snapshot) if begin.reloaded is not None else None
+    await serve(config, sources, listeners, Supervised(control, reloaded))

@@ -1,0 +1,97 @@
+"""The relay within a program of yours, without a server: for `AIGateway.from_config`.
+
+Owns: that life. Who starts it, once, is client/gateway.py's. Calls take the same line as through a
+port, over socket pairs, so that streams, sockets and backpressure are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from relay.app import RUNNER_OPTIONS, standalone
+from relay.demo.provider import Demo
+from relay.registry.load import Sources, load
+from relay.server.connection import RelayRunner
+
+
+class InProcess:
+    """A relay that `start` brings up and `stop` takes down, as often as one likes. Raises
+    ConfigError when made.
+    """
+
+    def __init__(self, config: Path, env_file: Path | None = None) -> None:
+        self._config, self._env_file = config, env_file or config.parent / ".env"
+        self._life: _Life | None = _Life(self._config, self._env_file)
+
+    async def start(self) -> aiohttp.BaseConnector:
+        """Bring it up; what a client session reaches it by. Where it fails, nothing is left."""
+        life = self._life = self._life or _Life(self._config, self._env_file)
+        try:
+            return await life.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End running calls and take it down. In its own event loop."""
+        life, self._life = self._life, None
+        if life is not None:
+            await life.stop()
+
+    def abandon(self) -> None:
+        """Let go of one whose event loop is closed: nothing of it can be ended any more."""
+        self._life = None
+
+
+class _Life:
+    """One application, from its start to its end: aiohttp's can have but one."""
+
+    def __init__(self, config: Path, env_file: Path) -> None:
+        sources = Sources(config, env_file)
+        self._demo: Demo | None = None
+        if load(sources).settings.demo.enabled:
+            self._demo = Demo.bind()
+            sources = Sources(config, env_file, self._demo.url)
+        self._runner = RelayRunner(standalone(load(sources), sources), **RUNNER_OPTIONS)
+        self._demo_life: AsyncIterator[None] | None = None
+
+    async def start(self) -> aiohttp.BaseConnector:
+        if self._demo is not None:
+            self._demo_life = self._demo.running()
+            await anext(self._demo_life)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        return _Connector(self._runner.server)
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        if self._demo_life is not None:
+            await anext(self._demo_life, None)
+        elif self._demo is not None:
+            self._demo.socket.close()
+
+
+class _Connector(aiohttp.BaseConnector):
+    """Connects to a server in this process: aiohttp's own connectors override the same method."""
+
+    def __init__(self, server: Callable[[], Any]) -> None:
+        super().__init__(limit=0)
+        self._server = server
+
+    async def _create_connection(
+        self, req: Any, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        await loop.connect_accepted_socket(self._server, theirs)
+        _, protocol = await loop.create_connection(self._factory, sock=ours)
+        return protocol

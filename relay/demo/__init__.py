@@ -1,0 +1,1 @@
+"""The built-in provider: a first call needs no key."""

@@ -1,0 +1,335 @@
+"""The built-in provider `demo`: OpenAI's API on loopback, so that the first call needs no key and no network.
+
+Owns: chat (JSON, and SSE with usage), Responses, embeddings, models, a binary audio stream. Realtime is in
+demo/realtime.py. It says the same few words to everyone, counts words as tokens, and refuses unknown or
+outdated fields with the errors that OpenAI gives, so that what works here is worth trying there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from relay.demo import realtime
+
+WORDS_PER_S = 25.0
+MODELS = ("demo-chat", "demo-embedding", "demo-speech", "demo-realtime")
+REPLY = (
+    "Hello! You are talking to the demo provider that is built into this relay. Every word of this answer came"
+    " to you as its own event, through the relay, the moment it was made. Put a key into .env and call a real"
+    " provider the same way."
+)
+
+_CHAT_FIELDS = frozenset(
+    [
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "modalities",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    ]
+)
+_RESPONSES_FIELDS = frozenset(
+    [
+        "background",
+        "conversation",
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "max_tool_calls",
+        "metadata",
+        "model",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "prompt",
+        "prompt_cache_key",
+        "reasoning",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "truncation",
+        "user",
+    ]
+)
+_EMBEDDINGS_FIELDS = frozenset(["dimensions", "encoding_format", "input", "model", "user"])
+_SPEECH_FIELDS = frozenset(
+    ["input", "instructions", "model", "response_format", "speed", "stream_format", "voice"]
+)
+
+
+class Demo:
+    """The running demo: `bind` takes a loopback port, `running` serves it for the life of an application."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+
+    @classmethod
+    def bind(cls) -> Demo:
+        """Take a free port on loopback; nothing is served yet."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.bind(("127.0.0.1", 0))
+        return cls(sock)
+
+    async def running(self, _app: web.Application | None = None) -> AsyncIterator[None]:
+        """A cleanup context."""
+        runner = web.AppRunner(
+            application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2
+        )
+        await runner.setup()
+        await web.SockSite(runner, self.socket).start()
+        yield
+        await runner.cleanup()
+
+
+def application() -> web.Application:
+    """The demo as an aiohttp application, under /v1."""
+    app = web.Application(client_max_size=32 * 1024 * 1024)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/responses", responses)
+    app.router.add_post("/v1/embeddings", embeddings)
+    app.router.add_post("/v1/audio/speech", speech)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/v1/realtime", realtime.realtime)
+    app.router.add_route("*", "/{path:.*}", _no_such_path)
+    return app
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    asked, refusal = await _asked(request, _CHAT_FIELDS, "messages")
+    if refusal:
+        return refusal
+    head = {
+        "id": f"chatcmpl-demo{time.time_ns():x}",
+        "created": int(time.time()),
+        "model": asked["model"],
+    }
+    usage = _chat_usage(asked["messages"])
+    if not asked.get("stream"):
+        message = {"role": "assistant", "content": REPLY, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        return web.json_response(
+            head | {"object": "chat.completion", "choices": [choice], "usage": usage}
+        )
+    stream = await _open_sse(request)
+    with_usage = (asked.get("stream_options") or {}).get("include_usage")
+    extra = {"usage": None} if with_usage else {}
+    head["object"] = "chat.completion.chunk"
+    for delta, finish in _deltas():
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        await _data(stream, head | {"choices": [choice]} | extra)
+        await asyncio.sleep(1 / WORDS_PER_S)
+    if with_usage:
+        await _data(stream, head | {"choices": [], "usage": usage})
+    await stream.write(b"data: [DONE]\n\n")
+    return stream
+
+
+def _deltas() -> list[tuple[dict[str, str], str | None]]:
+    words: list[tuple[dict[str, str], str | None]] = [
+        ({"content": word}, None) for word in pieces(REPLY)
+    ]
+    return [({"role": "assistant", "content": ""}, None), *words, ({}, "stop")]
+
+
+def pieces(text: str) -> list[str]:
+    """Words, each with the space before it."""
+    first, *rest = text.split(" ")
+    return [first, *(f" {word}" for word in rest)]
+
+
+def _chat_usage(messages: object) -> dict[str, Any]:
+    prompt, answer = len(json.dumps(messages).split()), len(pieces(REPLY))
+    return {
+        "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+    }  # fmt: skip
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    """POST /v1/responses."""
+    asked, refusal = await _asked(request, _RESPONSES_FIELDS, "input")
+    if refusal:
+        return refusal
+    prompt, answer = len(json.dumps(asked["input"]).split()), len(pieces(REPLY))
+    part = {"type": "output_text", "text": REPLY, "annotations": [], "logprobs": []}
+    item = {
+        "id": "msg_demo",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
+    whole: dict[str, Any] = {
+        "id": f"resp_demo{time.time_ns():x}", "object": "response", "created_at": int(time.time()),
+        "status": "completed", "model": asked["model"], "output": [item], "error": None,
+        "incomplete_details": None, "instructions": asked.get("instructions"), "metadata": {},
+        "parallel_tool_calls": True, "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0,
+        "usage": {
+            "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": answer,
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + answer,
+        },
+    }  # fmt: skip
+    if not asked.get("stream"):
+        return web.json_response(whole)
+    stream = await _open_sse(request)
+    for number, event in enumerate(_response_events(whole, item, part)):
+        body = json.dumps(event | {"sequence_number": number})
+        await stream.write(f"event: {event['type']}\ndata: {body}\n\n".encode())
+        await asyncio.sleep(1 / WORDS_PER_S)
+    return stream
+
+
+def _response_events(
+    whole: dict[str, Any], item: dict[str, Any], part: dict[str, Any]
+) -> list[dict[str, Any]]:
+    started = whole | {"status": "in_progress", "output": [], "usage": None}
+    at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    return [
+        {"type": "response.created", "response": started},
+        {"type": "response.in_progress", "response": started},
+        {"type": "response.output_item.added", "output_index": 0,
+         "item": item | {"status": "in_progress", "content": []}},
+        {"type": "response.content_part.added", "part": part | {"text": ""}, **at},
+        *({"type": "response.output_text.delta", "delta": piece, "logprobs": [], **at} for piece in pieces(REPLY)),
+        {"type": "response.output_text.done", "text": REPLY, "logprobs": [], **at},
+        {"type": "response.content_part.done", "part": part, **at},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": whole},
+    ]  # fmt: skip
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """POST /v1/embeddings: eight numbers that depend on the text alone."""
+    asked, refusal = await _asked(request, _EMBEDDINGS_FIELDS, "input")
+    if refusal:
+        return refusal
+    texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    data = [
+        {"object": "embedding", "index": at, "embedding": _embedding(str(text), asked)}
+        for at, text in enumerate(texts)
+    ]
+    tokens = sum(len(str(text).split()) for text in texts)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return web.json_response(
+        {"object": "list", "data": data, "model": asked["model"], "usage": usage}
+    )
+
+
+def _embedding(text: str, asked: Mapping[str, Any]) -> list[float] | str:
+    seed = sum(text.encode()) or 1
+    numbers = [math.sin(seed * (at + 1)) / math.sqrt(8) for at in range(8)]
+    if asked.get("encoding_format") != "base64":
+        return numbers
+    return base64.b64encode(struct.pack("<8f", *numbers)).decode()
+
+
+async def speech(request: web.Request) -> web.StreamResponse:
+    """POST /v1/audio/speech: a tone as raw 16-bit PCM, a tenth of a second at a time."""
+    asked, refusal = await _asked(request, _SPEECH_FIELDS, "input")
+    if refusal:
+        return refusal
+    stream = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
+    await stream.prepare(request)
+    for tenth in range(max(5, len(str(asked["input"]).split()) * 3)):
+        await stream.write(realtime.tone(tenth))
+        await asyncio.sleep(0.02)
+    return stream
+
+
+async def models(_request: web.Request) -> web.Response:
+    """GET /v1/models."""
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "relay"} for name in MODELS]
+    return web.json_response({"object": "list", "data": data})
+
+
+async def _no_such_path(request: web.Request) -> web.Response:
+    return refused(404, f"Invalid URL ({request.method} {request.path})", None, None)
+
+
+async def _asked(
+    request: web.Request, known: frozenset[str], needed: str
+) -> tuple[dict[str, Any], web.Response | None]:
+    """The JSON object that was sent, or the refusal that OpenAI would send for it."""
+    try:
+        asked = await request.json()
+    except ValueError:
+        return {}, refused(400, "We could not parse the JSON body of your request.", None, None)
+    if not isinstance(asked, dict):
+        return {}, refused(400, "The JSON body should be an object.", None, None)
+    if not asked.get("model"):
+        return {}, refused(400, "you must provide a model parameter", "model", None)
+    if unknown := sorted(set(asked) - known):
+        return {}, refused(
+            400, f"Unknown parameter: '{unknown[0]}'.", unknown[0], "unknown_parameter"
+        )
+    if needed not in asked:
+        message = f"Missing required parameter: '{needed}'."
+        return {}, refused(400, message, needed, "missing_required_parameter")
+    return asked, None
+
+
+def refused(status: int, message: str, param: str | None, code: str | None) -> web.Response:
+    """An error in OpenAI's shape."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return web.json_response({"error": error}, status=status)
+
+
+async def _open_sse(request: web.Request) -> web.StreamResponse:
+    headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    stream = web.StreamResponse(headers=headers)
+    await stream.prepare(request)
+    return stream
+
+
+async def _data(stream: web.StreamResponse, event: Mapping[str, Any]) -> None:
+    await stream.write(b"data: " + json.dumps(event).encode() + b"\n\n")

@@ -1,0 +1,246 @@
+"""The log: one line an exchange, which is its Record, and events of the relay's own life. Never a
+query, credential or body.
+
+Owns: structlog's set-up, and the redaction of tracebacks. Lines are JSON to a file or
+pipe, pretty on a terminal. Writing never raises into a call and never blocks (log_output.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+
+from relay.core.errors import InternalError
+from relay.core.exchange import Exchange
+from relay.core.record import Record
+from relay.core.redaction import Redactor
+from relay.core.text import clean
+from relay.log_output import Losses, Output, TextOutput, output_of
+
+FLUSH_S = 0.02
+"""What a kill -9 may lose of the log."""
+EXIT_S = 1.0
+"""How long the end of the process waits for a reader of the log that is slow."""
+_MOST_TRACEBACK = 16 * 1024
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_log: Any = structlog.get_logger("relay")
+_lines: _Lines | None = None
+secrets = Redactor(())
+"""Those that are taken out of whatever is logged or stored."""
+_in_force: frozenset[str] = frozenset()
+losses = Losses()
+"""Lines that were never written."""
+
+
+class _Lines:
+    """structlog's output: JSON lines go out together, at most FLUSH_S after the first of them.
+
+    Handing a line over costs several times what making it does. Warnings and errors go out at once,
+    with what waits before them; so does everything outside an event loop, and every line for
+    people.
+    """
+
+    def __init__(self, output: Output, wait_s: float) -> None:
+        self.output, self._wait_s = output, wait_s
+        self._pending: list[bytes] = []
+
+    def msg(self, line: bytes) -> None:
+        """Take one line, without its end."""
+        self._pending.append(line)
+        if not self._wait_s:
+            self.flush()
+        elif len(self._pending) == 1:
+            try:
+                asyncio.get_running_loop().call_later(self._wait_s, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    debug = info = msg
+
+    def warning(self, line: bytes) -> None:
+        """Take one line that must not wait."""
+        self._pending.append(line)
+        self.flush()
+
+    error = warning
+
+    def flush(self) -> None:
+        """Hand over what is there."""
+        lines, self._pending = self._pending, []
+        if lines:
+            self.output.write(b"\n".join([*lines, b""]), len(lines))
+
+
+def setup(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Write to `stream` in this process from now on; by default to standard error, and then what
+    others write there goes the same way.
+    """
+    global _log, _lines, _write_line
+    own = sys.stderr if stream is None else stream
+    threshold = structlog.make_filtering_bound_logger(_LEVELS[level])
+    pretty = style == "pretty" or (style == "auto" and own.isatty())
+    if pretty:
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        console = structlog.dev.ConsoleRenderer()
+        render: list[Any] = [structlog.processors.add_log_level, stamp, console, _as_bytes]
+    else:
+        render = [structlog.processors.add_log_level, _stamped, _as_json]
+    output = output_of(own, losses, lambda lost: _lost_lines(render, lost))
+    _lines = _Lines(output, 0 if pretty else FLUSH_S)
+    _log = structlog.wrap_logger(_lines, render, threshold).bind()
+    if pretty:
+        _write_line = _write_pretty
+    else:
+        _write_line = _write_json if _LEVELS[level] <= _LEVELS["info"] else _drop
+    if stream is None:
+        sys.stderr = TextOutput(output, own, redacted)
+    _quiet_aiohttp()
+
+
+def setup_embedded() -> None:
+    """In somebody else's process: its configuration of structlog holds. Where there is none,
+    structlog would print to standard output and block there: lines go there without blocking.
+    """
+    if _lines is None and not structlog.is_configured():
+        setup("info", "pretty", sys.stdout)
+
+
+@atexit.register
+def flush() -> None:
+    """Write what is still held; for the end of the process, which a reader that stopped delays by
+    EXIT_S at most.
+    """
+    if _lines is not None:
+        _lines.flush()
+        _lines.output.flush(EXIT_S)
+
+
+def _lost_lines(render: Sequence[Any], lost: int) -> bytes:
+    """The line that tells how many others are missing."""
+    made: Any = {"event": "log.lines_lost", "lines": lost}
+    for step in render:
+        made = step(None, "warning", made)
+    return bytes(made) + b"\n"
+
+
+def _as_bytes(_logger: Any, _name: str, line: str) -> bytes:
+    return line.encode("utf-8", "backslashreplace")
+
+
+def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
+    return _encode(event)
+
+
+def _stamped(_logger: Any, _name: str, event: Any) -> Any:
+    event["timestamp"] = _timestamp(time.time())
+    return event
+
+
+def _write_json(line: Record) -> bytes:
+    """The hot line: what structlog's processors would make of it, without their detour."""
+    assert _lines is not None
+    encoded = _encode(line)
+    _lines.msg(encoded)
+    return encoded
+
+
+def _write_pretty(line: Record) -> None:
+    fields = msgspec.to_builtins(line)
+    for name in ("event", "level", "timestamp"):
+        fields.pop(name, None)
+    _log.info("exchange", **fields)
+
+
+def _drop(_line: Record) -> None:
+    """The level says that calls are not logged."""
+
+
+_write_line: Callable[[Record], bytes | None] = _write_pretty
+_second, _second_text = 0, ""
+
+
+def _timestamp(now: float) -> str:
+    """ISO 8601 in UTC; the text of a second is made once."""
+    global _second, _second_text
+    second = int(now)
+    if second != _second:
+        _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return "%s.%06dZ" % (_second_text, (now - second) * 1e6)  # noqa: UP031 (faster)
+
+
+def _quiet_aiohttp() -> None:
+    """aiohttp's own loggers print request lines and offered subprotocols, which hold
+    credentials.
+    """
+    logging.getLogger("aiohttp.access").disabled = True
+    for name in ("aiohttp.websocket", "aiohttp.server", "aiohttp.web", "aiohttp.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+def protect(in_force: frozenset[str]) -> None:
+    """Know the secrets in force, so that nothing that is logged or stored shows one. Those in force
+    before stay known: calls may still run with them.
+    """
+    global secrets, _in_force
+    before, _in_force = _in_force, in_force
+    secrets = Redactor(before | _in_force)
+
+
+def event(name: str, **fields: Any) -> None:
+    """Something the relay did or noticed."""
+    _write("info", name, fields)
+
+
+def warn(name: str, **fields: Any) -> None:
+    """Something an operator should look at."""
+    _write("warning", name, fields)
+
+
+def bug(name: str, error: BaseException, **fields: Any) -> None:
+    """A failure of the relay's own, with its traceback, redacted."""
+    text = redacted("".join(traceback.format_exception(error)))
+    if len(text) > _MOST_TRACEBACK:  # its exceptions may quote what came from outside
+        text = f"{text[: _MOST_TRACEBACK // 2]}\n…\n{text[-_MOST_TRACEBACK // 2 :]}"
+    _write("error", name, {**fields, "traceback": text})
+
+
+def redacted(text: str) -> str:
+    """Without any secret in force."""
+    return secrets.redact_text(text)
+
+
+def exchange_failed(exchange: Exchange) -> None:
+    """A failure of the relay's own is told at once, with its traceback."""
+    if isinstance(exchange.error, InternalError) and exchange.cause is not None:
+        bug("exchange.failed", exchange.cause, id=exchange.id)
+
+
+def exchange_ended(record: Record, unix_s: float) -> bytes | None:
+    """The one line of an Exchange that ended then; as it was written, where that is JSON."""
+    record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
+    try:
+        return _write_line(record)
+    except Exception:  # a log that cannot be written must not end a call; counted
+        losses.add(1)
+        return None
+
+
+def _write(level: str, name: str, fields: dict[str, Any]) -> None:
+    for field, value in fields.items():
+        if isinstance(value, str) and field != "traceback":
+            fields[field] = clean(value)
+    try:
+        getattr(_log, level)(name, **fields)
+    except Exception:  # a log that cannot be written must not end a call; counted
+        losses.add(1)

@@ -1,0 +1,1 @@
+"""Price lists, and what a call costs by them."""

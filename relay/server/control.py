@@ -1,0 +1,242 @@
+"""The channel between a supervisor and each of its workers: one JSON message a line, over a socket
+pair that the worker inherits.
+
+Owns: the messages and their bounds, and the worker's end. What one worker is asked is done by all
+of them: the worker asks the supervisor, which orders it of every worker and collects the answers.
+No message, whatever is in it or becomes of it, ends the channel; its end is the end of the other
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from relay import log
+
+ANSWER_TIMEOUT_S = 10.0
+"""How long a worker may take to carry out an order."""
+_ASK_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
+_LINE_BYTES = 256 * 1024
+_CONFIG_LINE_BYTES = 16 * 1024 * 1024
+"""From the supervisor, which sends the files of the configuration; twice in a Begin."""
+_UNREAD_BYTES = 32 * 1024 * 1024
+_MOST_PROBLEMS, _PROBLEM_CHARS = 100, 500
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of an order."""
+
+    problems: list[str] = []
+    """Why it was refused: nothing changed."""
+    missing: list[str] = []
+    """Workers that did not carry it out, and why."""
+    count: int = 0
+    restart: list[str] = []
+    """Changed settings that need a restart."""
+
+
+class Begin(msgspec.Struct, tag_field="say", tag="begin"):
+    """The first message to a worker: the files that it makes its configuration of. They are not
+    read again by each worker: since a refused reload they may be bad.
+    """
+
+    files: dict[str, Any]
+    """A Snapshot (registry/files.py): of the supervisor's own start."""
+    reloaded: dict[str, Any] | None = None
+    """Of the last reload."""
+
+
+class Ready(msgspec.Struct, tag_field="say", tag="ready"):
+    """A worker takes calls."""
+
+
+class Leaving(msgspec.Struct, tag_field="say", tag="leaving"):
+    """A worker drains: somebody else is to take its place."""
+
+
+class Do(msgspec.Struct, tag_field="say", tag="do"):
+    """An order to a worker."""
+
+    id: int
+    order: str
+    given: dict[str, Any] = {}
+
+
+class Did(msgspec.Struct, tag_field="say", tag="did"):
+    """A worker's answer to a Do."""
+
+    id: int
+    answer: Answer
+
+
+class Ask(msgspec.Struct, tag_field="say", tag="ask"):
+    """What a worker wants all workers to do."""
+
+    id: int
+    order: str
+    given: dict[str, Any] = {}
+
+
+class Done(msgspec.Struct, tag_field="say", tag="done"):
+    """The supervisor's answer to an Ask."""
+
+    id: int
+    answer: Answer
+
+
+Message = Begin | Ready | Leaving | Do | Did | Ask | Done
+_decode = msgspec.json.Decoder(Message).decode
+_encode = msgspec.json.Encoder().encode
+
+Order = Callable[[dict[str, Any]], Awaitable[Answer]]
+"""Carries out an order with what was given."""
+
+
+class Channel:
+    """One end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, sock: socket.socket, line_bytes: int = _LINE_BYTES) -> Channel:
+        """Take over one socket of the pair. Raises OSError."""
+        return cls(*await asyncio.open_connection(sock=sock, limit=line_bytes))
+
+    async def first(self) -> Message | None:
+        """The next message; None if the other process has ended."""
+        async for message in self.messages():
+            return message
+        return None
+
+    def post(self, message: Message) -> None:
+        """Send one message without waiting. Raises ConnectionError if the other process is gone, or
+        has stopped reading.
+        """
+        transport = self._writer.transport
+        if transport.is_closing() or transport.get_write_buffer_size() > _UNREAD_BYTES:
+            raise ConnectionError("the other process does not read")
+        self._writer.write(_encode(message) + b"\n")
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """What the other process sends, until that process has ended or closed its end. A line that
+        is no message is logged and skipped.
+        """
+        while True:
+            try:
+                line = await self._reader.readline()
+            except ValueError:
+                log.warn("control.malformed", cause=f"a line of more than {_LINE_BYTES} bytes")
+                continue
+            except OSError:
+                return
+            if not line:
+                return
+            try:
+                message = _decode(line)
+            except msgspec.MsgspecError as error:
+                log.warn("control.malformed", cause=str(error)[:200])
+                continue
+            yield message
+
+    def close(self) -> None:
+        """Let go of this end."""
+        self._writer.close()
+
+
+def bounded(lines: list[str]) -> list[str]:
+    """Such lines in a size that fits into a message."""
+    kept = [line[:_PROBLEM_CHARS] for line in lines[:_MOST_PROBLEMS]]
+    left = len(lines) - len(kept)
+    return [*kept, f"and {left} more"] if left else kept
+
+
+class Control:
+    """A worker's end."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._ids = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(cls, fd: int) -> Control:
+        """Take over the inherited descriptor."""
+        return cls(await Channel.open(socket.socket(fileno=fd), _CONFIG_LINE_BYTES))
+
+    async def begin(self) -> Begin | None:
+        """What the supervisor sends first; None if it has ended."""
+        message = await self._channel.first()
+        return message if isinstance(message, Begin) else None
+
+    def tell(self, message: Ready | Leaving) -> None:
+        """Tell the supervisor, if it is there."""
+        with contextlib.suppress(ConnectionError):
+            self._channel.post(message)
+
+    async def ask(self, order: str, given: dict[str, Any]) -> Answer:
+        """Have all workers do it."""
+        request_id = next(self._ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[request_id] = answer
+        try:
+            self._channel.post(Ask(request_id, order, given))
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
+                return await answer
+        except (TimeoutError, ConnectionError):
+            return Answer(missing=["the supervisor did not answer"])
+        finally:
+            del self._asked[request_id]
+
+    async def listen(self, orders: Mapping[str, Order]) -> None:
+        """Carry out what the supervisor orders, each order by itself, until the supervisor is
+        gone.
+        """
+        try:
+            async for message in self._channel.messages():
+                if isinstance(message, Done):
+                    waiting = self._asked.get(message.id)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(message.answer)
+                elif isinstance(message, Do):
+                    task = asyncio.create_task(self._obey(message, orders))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                else:
+                    log.warn("control.unexpected", say=type(message).__name__.lower())
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _obey(self, message: Do, orders: Mapping[str, Order]) -> None:
+        answer = await _answer(message, orders)
+        with contextlib.suppress(ConnectionError):
+            self._channel.post(Did(message.id, answer))
+
+
+async def _answer(message: Do, orders: Mapping[str, Order]) -> Answer:
+    name = message.order[:40]
+    if (order := orders.get(message.order)) is None:
+        log.warn("control.unknown_order", order=name)
+        return Answer([f"it does not know the order '{name}'"])
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            answer = await order(message.given)
+    except TimeoutError:
+        log.warn("control.order_late", order=name)
+        return Answer([f"its {name} took longer than {ANSWER_TIMEOUT_S:g} s and was given up"])
+    except Exception as error:
+        # Whatever it is must end neither the channel nor the orders that follow; it is logged.
+        log.bug("control.order_failed", error, order=name)
+        return Answer([f"its {name} failed ({type(error).__name__}); its log has the cause"])
+    return msgspec.structs.replace(answer, problems=bounded(answer.problems))

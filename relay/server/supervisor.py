@@ -1,0 +1,407 @@
+"""Several workers: who starts them, restarts them and orders all of them at once.
+
+Owns: the listening sockets that all workers share, the demo, signals, and a control channel to each
+worker (control.py). A worker that dies is started again with back-off; one that drains keeps its
+running calls while its successor takes the new ones. A ready worker is told over its channel to
+drain, so that a signal which reaches it as well is not taken for a second one; a worker that is
+still starting gets SIGTERM. Only processes that were started here are ever signalled, by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from relay import log
+from relay.demo.provider import Demo
+from relay.ledger.metrics_folder import metrics_folder
+from relay.registry.files import Snapshot
+from relay.registry.limits import promise_broken
+from relay.registry.load import Config, ConfigError, Sources, load
+from relay.registry.restart import needing_restart, taken_over
+from relay.server import signals
+from relay.server.control import (
+    ANSWER_TIMEOUT_S,
+    Answer,
+    Ask,
+    Begin,
+    Channel,
+    Did,
+    Do,
+    Done,
+    Leaving,
+    Ready,
+    bounded,
+)
+from relay.server.listen import Listeners
+
+_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+_STABLE_S = 30.0
+"""A worker that was ready for this long begins a new row of failures when it dies."""
+_EXIT_GRACE_S = 5.0
+_REAP_POLL_S = 0.01
+_UNASKED = 0
+"""The id of an order whose answer nobody waits for."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    ended: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    ready_s: float = 0.0
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """It leaves, or has ended, or its channel has, or the supervisor stops."""
+    followed: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    """Done when it has ended and all that it held is let go."""
+    answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
+
+    def post(self, message: Begin | Do | Done) -> None:
+        """Send it one message, if it is there."""
+        with contextlib.suppress(ConnectionError):
+            self.channel.post(message)
+
+    @property
+    def state(self) -> str:
+        """Why it has not answered."""
+        if not self.ready.is_set():
+            return "it is still starting, and does it when it is ready"
+        return f"it did not answer within {ANSWER_TIMEOUT_S:g} s"
+
+
+class Supervisor:
+    """Runs until SIGTERM or SIGINT; `run` returns when every worker has ended."""
+
+    def __init__(
+        self, config: Config, sources: Sources, listeners: Listeners, demo: Demo | None
+    ) -> None:
+        self._started_with, self._config = config, config
+        self._sources, self._listeners, self._demo = sources, listeners, demo
+        self._workers: dict[int, _Worker] = {}
+        self._serving = [asyncio.Event() for _ in range(config.settings.server.workers)]
+        """For each number: a worker is ready and not leaving."""
+        self._ids = itertools.count(_UNASKED + 1)
+        self._reloading = asyncio.Lock()
+        self._stopping, self._cutting = asyncio.Event(), asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Start all, keep them running, end all."""
+        signals.handle(self.stop, self._hang_up)
+        demo = contextlib.asynccontextmanager(self._demo.running)() if self._demo else None
+        # Where workers put their numbers, for whichever of them is asked for /metrics.
+        with metrics_folder() as self._metrics:
+            async with demo or contextlib.nullcontext():
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for number in range(len(self._serving)):
+                            group.create_task(self._keep(number))
+                    while self._workers:  # those too that were draining already
+                        await asyncio.wait([one.followed for one in self._workers.values()])
+                finally:
+                    for task in list(self._tasks):
+                        task.cancel()
+                    await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep(self, number: int) -> None:
+        """Keep a worker of this number running until the end."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                worker = await self._start(number)
+            except OSError as error:
+                failures += 1
+                pause = _pause_s(failures)
+                cause = error.strerror or type(error).__name__
+                log.warn("worker.not_started", worker=number, cause=cause, retry_in_s=pause)
+            else:
+                await worker.over.wait()
+                if worker.leaving.is_set() and worker.ready.is_set():
+                    failures = 0
+                    continue  # it drains, and is reaped when it has ended
+                await worker.ended
+                served_s = asyncio.get_running_loop().time() - worker.ready_s
+                stable = worker.ready.is_set() and served_s >= _STABLE_S
+                failures = 1 if stable else failures + 1
+                pause = _pause_s(failures)
+                if not self._stopping.is_set():
+                    code = worker.process.returncode
+                    log.warn("worker.died", worker=number, exit_code=code, restart_in_s=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+
+    async def _start(self, number: int) -> _Worker:
+        """Start a worker. Raises OSError where there is no room for a process or its files."""
+        inherited = (*self._listeners.descriptors(), self._metrics.lock)
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as opened:
+            opened.callback(ours.close)
+            with theirs:
+                # Not the loop's own way: uvloop's (0.22) leaks descriptors when it fails.
+                process = subprocess.Popen(  # noqa: ASYNC220, S603 (a few ms; our own command)
+                    self._command(theirs),
+                    env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics.path},
+                    pass_fds=(*inherited, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            opened.callback(process.kill)
+            channel = await Channel.open(ours)
+            opened.pop_all()
+        worker = _Worker(number, process, channel)
+        worker.post(self._begin())
+        worker.ended.add_done_callback(lambda _: self._leaves(worker))
+        self._workers[process.pid] = worker
+        worker.followed = self._own(self._follow(worker))
+        if self._stopping.is_set():  # the signal came while the process was made
+            self._end(worker)
+        return worker
+
+    def _begin(self) -> Begin:
+        """A new worker starts as the first ones did, and then takes the reload that they took."""
+        started, now = self._started_with.read.files, self._config.read.files
+        return Begin(_sent(started), None if self._config is self._started_with else _sent(now))
+
+    def _command(self, control: socket.socket) -> Sequence[str]:
+        arguments = worker_arguments(self._sources, self._listeners, control.fileno())
+        return [sys.executable, "-m", "relay", *arguments]
+
+    async def _follow(self, worker: _Worker) -> None:
+        """Listen to a worker until its end, and see to it that it comes to one."""
+        listener = asyncio.create_task(self._listen(worker))
+        listener.add_done_callback(lambda _: self._leaves(worker))
+        reaper = asyncio.create_task(_reap(worker, listener))
+        try:
+            await worker.over.wait()
+            limit_s = _EXIT_GRACE_S
+            if not listener.done():
+                limit_s += self._config.settings.server.drain_timeout_s
+            await self._ended_within(worker, limit_s)
+        finally:
+            for task in (reaper, listener):
+                task.cancel()
+            await asyncio.gather(reaper, listener, return_exceptions=True)
+            worker.channel.close()
+            self._workers.pop(worker.process.pid, None)
+            self._forget_gauges(worker.process.pid)
+
+    async def _ended_within(self, worker: _Worker, limit_s: float) -> None:
+        """Wait for its end, and kill it when its time is over; sooner, once all is to be cut."""
+        cutting = asyncio.create_task(self._cutting.wait())
+        either: list[asyncio.Future[Any]] = [worker.ended, cutting]
+        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        cutting.cancel()
+        if not worker.ended.done() and self._cutting.is_set():
+            await asyncio.wait({worker.ended}, timeout=_EXIT_GRACE_S)
+        if not worker.ended.done():
+            log.warn("worker.killed", worker=worker.number, pid=worker.process.pid)
+            worker.process.kill()
+        await worker.ended
+
+    def _leaves(self, worker: _Worker) -> None:
+        """Its place is free for a successor."""
+        if not worker.over.is_set():
+            worker.over.set()
+            self._serving[worker.number].clear()
+
+    def _forget_gauges(self, pid: int) -> None:
+        """What came and went in a worker is gone with it; what was counted stays."""
+        for file in Path(self._metrics.path).glob(f"gauge_live*_{pid}.db"):
+            file.unlink(missing_ok=True)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it as a task whose failure is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.bug("supervisor.failed", error)
+
+    async def _listen(self, worker: _Worker) -> None:
+        """What a worker says: ready, leaving, how it did what it was told, or a wish for all."""
+        async for message in worker.channel.messages():
+            if isinstance(message, Ready):
+                worker.ready_s = asyncio.get_running_loop().time()
+                worker.ready.set()
+                if not worker.over.is_set():
+                    self._serving[worker.number].set()
+                log.event("worker.ready", worker=worker.number, pid=worker.process.pid)
+            elif isinstance(message, Leaving):
+                worker.leaving.set()
+                self._leaves(worker)
+            elif isinstance(message, Did):
+                if (waiting := worker.answers.get(message.id)) and not waiting.done():
+                    waiting.set_result(message.answer)
+            elif isinstance(message, Ask):
+                self._own(self._for_all(worker, message))
+            else:
+                log.warn("control.unexpected", say=type(message).__name__.lower())
+
+    async def _for_all(self, worker: _Worker, message: Ask) -> None:
+        try:
+            answer = await self.order(message.order, message.given)
+        except Exception as error:
+            # Whatever it is, the worker that asked gets an answer and the log the cause.
+            log.bug("control.order_failed", error, order=message.order[:40])
+            answer = Answer(missing=[f"the supervisor failed ({type(error).__name__})"])
+        worker.post(Done(message.id, answer))
+
+    async def order(self, order: str, given: dict[str, Any]) -> Answer:
+        """Have every worker do it. Those that did not are named in `missing`."""
+        if order == "reload":
+            async with self._reloading:
+                return await self._reload()
+        if order == "purge":
+            return await self._all(order, given)
+        log.warn("control.unknown_order", order=order[:40])
+        return Answer([f"the supervisor does not know the order '{order[:40]}'"])
+
+    async def _reload(self) -> Answer:
+        try:
+            loaded = await asyncio.to_thread(load, self._sources, None, self._config)
+        except ConfigError as error:
+            return _refused([str(problem) for problem in error.problems])
+        config = taken_over(self._started_with, loaded)
+        if problems := _promises_broken(config):
+            return _refused(problems)
+        self._config = config
+        config.log_warnings()
+        restart = needing_restart(self._started_with.settings, loaded.settings)
+        deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
+        missing = (await self._all("reload", _sent(config.read.files))).missing
+        missing += await self._not_serving(deadline)
+        if missing:
+            log.warn("reload.incomplete", missing=missing)
+        else:
+            log.event("reload.complete", workers=len(self._serving), needs_restart=restart)
+        return Answer(missing=bounded(missing), restart=restart)
+
+    async def _all(self, order: str, given: dict[str, Any]) -> Answer:
+        """Tell every process there is: those that start find it when they come to listen."""
+        workers = list(self._workers.values())
+        answers = await asyncio.gather(*(self._tell(worker, order, given) for worker in workers))
+        missing = [
+            f"worker {worker.number}: {problem}"
+            for worker, answer in zip(workers, answers, strict=True)
+            for problem in answer.problems
+        ]
+        return Answer(missing=bounded(missing), count=sum(answer.count for answer in answers))
+
+    async def _tell(self, worker: _Worker, order: str, given: dict[str, Any]) -> Answer:
+        ask_id = next(self._ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        worker.answers[ask_id] = answer
+        worker.post(Do(ask_id, order, given))
+        either: list[asyncio.Future[Any]] = [answer, worker.ended]
+        await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        del worker.answers[ask_id]
+        if answer.done():
+            return answer.result()
+        # What a process held is gone with it, and its successor begins with what is in force.
+        return Answer() if worker.ended.done() else Answer([worker.state])
+
+    async def _not_serving(self, deadline_s: float) -> list[str]:
+        """Who has no process that serves, once those that start had their time."""
+        left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+        all_serve = asyncio.gather(*(serving.wait() for serving in self._serving))
+        stopping = asyncio.create_task(self._stopping.wait())
+        either: list[asyncio.Future[Any]] = [all_serve, stopping]
+        await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in either:
+            waiting.cancel()
+        await asyncio.gather(*either, return_exceptions=True)
+        starting = {worker.number for worker in self._workers.values() if not worker.over.is_set()}
+        return [
+            f"worker {number}: it has died, and gets the new configuration when it starts again"
+            for number, serving in enumerate(self._serving)
+            if not serving.is_set() and number not in starting
+        ]
+
+    def _hang_up(self) -> None:
+        self._own(self._hung_up())
+
+    async def _hung_up(self) -> None:
+        await self.order("reload", {})
+
+    def stop(self) -> None:
+        """A signal to end: the first drains, each further one cuts."""
+        if self._stopping.is_set():
+            self._cutting.set()
+        self._stopping.set()
+        self._listeners.close()
+        for worker in list(self._workers.values()):
+            self._end(worker)
+
+    def _end(self, worker: _Worker) -> None:
+        worker.post(Do(_UNASKED, "cut" if self._cutting.is_set() else "drain"))
+        if not worker.ready.is_set():
+            worker.process.terminate()
+        self._leaves(worker)
+
+
+async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
+    """Learn of a worker's end from that of its channel, which nobody else holds."""
+    await asyncio.wait([listener])
+    while worker.process.poll() is None:  # noqa: ASYNC110 (a process has no event; a few ms)
+        await asyncio.sleep(_REAP_POLL_S)
+    worker.ended.set_result(None)
+
+
+def _sent(files: Snapshot) -> dict[str, Any]:
+    """As a message holds it."""
+    built: dict[str, Any] = msgspec.to_builtins(files)
+    return built
+
+
+def _promises_broken(config: Config) -> list[str]:
+    """Of the limits, by the workers and the Redis that stay as they were at the start."""
+    found = (promise_broken(rule, config.settings) for rule in config.limits)
+    return [problem for problem in found if problem is not None]
+
+
+def _refused(problems: list[str]) -> Answer:
+    texts = bounded(problems)
+    log.warn("reload.refused", problems=texts)
+    return Answer(texts)
+
+
+def _pause_s(failures: int) -> float:
+    return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+
+
+def worker_arguments(sources: Sources, listeners: Listeners, control_fd: int) -> Sequence[str]:
+    """The command line of a worker."""
+    arguments = [
+        "worker",
+        f"--listen-fd={listeners.plain.fileno()}",
+        f"--control-fd={control_fd}",
+        f"--config={sources.config}",
+        f"--overrides={json.dumps(sources.overrides)}",
+    ]
+    if sources.env_file is not None:
+        arguments += ["--env-file", str(sources.env_file)]
+    if listeners.tls is not None:
+        arguments += ["--tls-fd", str(listeners.tls.fileno())]
+    if sources.certificate is not None:
+        arguments += ["--tls-certificate", str(sources.certificate.chain)]
+        arguments += ["--tls-key", str(sources.certificate.key)]
+    return arguments + (["--demo-url", sources.demo_url] if sources.demo_url else [])

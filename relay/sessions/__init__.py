@@ -1,0 +1,1 @@
+"""WebSocket sessions: the handshake, the two pumps, and what watches the messages."""

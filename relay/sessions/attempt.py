@@ -1,0 +1,145 @@
+"""One attempt of a WebSocket handshake, made afresh each time: URL, headers, subprotocols and
+credential for whoever is asked now.
+
+Owns: that making. Which attempts there are is upstream/attempts.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import ClientWebSocketResponse, web
+from multidict import CIMultiDict
+
+from relay.calls.call import Call
+from relay.calls.transforms import redact_whole, redacted_pairs, redacted_text
+from relay.core import paths, subprotocols
+from relay.core.errors import HandshakeRefused, RelayError
+from relay.core.exchange import Exchange
+from relay.core.headers import connection_of
+from relay.core.models import query_with_model
+from relay.core.policy import Tried
+from relay.core.provider import Keys, Route
+from relay.core.subprotocols import Offer
+from relay.core.traces import HEADER as TRACE
+from relay.gateway import Gateway
+from relay.upstream.connect import Handshake, connect, offered_upstream
+from relay.upstream.failures import BEFORE_ANSWER, mapped
+from relay.upstream.send import upstream_headers, upstream_url
+
+# A client that names one of these has chosen its session itself: no default of ours is added.
+_CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
+_GOOD = Tried(101)
+
+
+@dataclass(slots=True)
+class Dialing:
+    """One attempt of a handshake, made afresh each time."""
+
+    request: web.Request
+    call: Call
+    exchange: Exchange
+    gateway: Gateway
+
+    def offer(self, route: Route) -> Offer:
+        """The client's subprotocols, as the provider that is asked wants them."""
+        rules = route.provider.websocket_rules
+        assert rules is not None
+        offered = self.request.headers.getall("Sec-WebSocket-Protocol", ())
+        return subprotocols.sort(subprotocols.split(offered), rules.subprotocols)
+
+    async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
+        """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
+        handshake = self._handshake(route, keys)
+        self.exchange.kind, self.exchange.keys = route.kind, keys
+        self.exchange.model = _model(handshake.url.raw_query_string, route)
+        try:
+            upstream = await connect(self.gateway.upstream.sockets, route, handshake)
+        except HandshakeRefused as refusal:
+            self._note(refusal.headers)
+            _redact(refusal, keys)
+            raise
+        self._note(upstream._response.headers)
+        return upstream
+
+    def _note(self, headers: Mapping[str, str]) -> None:
+        """Keep what an answer's headers say of it."""
+        self.exchange.cloudflare_log_id = headers.get("cf-aig-log-id")
+
+    def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+        """It is open."""
+        return _GOOD
+
+    async def examine(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+        """It is open: there is no body."""
+        return _GOOD
+
+    def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:
+        """Nothing is better than an open socket."""
+        upstream._response.close()
+
+    def mapped(self, error: Exception, route: Route) -> RelayError:
+        """`connect` maps all there is; what is left is the handshake's own making."""
+        return mapped(error, route, BEFORE_ANSWER)
+
+    def _handshake(self, route: Route, keys: Keys) -> Handshake:
+        rules, given = route.provider.websocket_rules, self.request.headers
+        assert rules is not None
+        query = _with_defaults(self.call.query, route, given)
+        if route.replaced_model is not None:
+            query = query_with_model(query, route.replaced_model, route.format)
+        headers = upstream_headers(route, given.items(), connection_of(given), keys)
+        in_query = paths.query_names(query)
+        for header, parameter in rules.header_queries.items():
+            if header not in given and parameter.lower() in in_query:
+                headers.popall(header, None)  # it is the registry's default
+        if self.exchange.trace is not None:
+            headers[TRACE] = self.exchange.trace.header
+        return Handshake(
+            url=upstream_url(route, query, keys),
+            headers=headers,
+            subprotocols=offered_upstream(self.offer(route).passed, keys),
+            max_message_bytes=rules.max_message_bytes,
+            timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
+        )
+
+
+def _redact(refusal: HandshakeRefused, keys: Keys) -> None:
+    """Take the relay's credentials out of a refusal, as out of any other error."""
+    refusal.reason = redacted_text(refusal.reason, keys)
+    headers = CIMultiDict(redacted_pairs(list(refusal.headers.items()), keys))
+    refusal.body, refusal.headers = redact_whole(refusal.body, headers, keys), headers
+
+
+def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> str:
+    """`raw_query` with the route's defaults, but for what the client says itself: there, or in one
+    of its `headers`.
+    """
+    rules = route.provider.websocket_rules
+    if rules is None or not route.default_query:
+        return raw_query
+    named = paths.query_names(raw_query)
+    if named & _CHOOSERS:
+        return raw_query
+    named |= {
+        parameter.lower() for header, parameter in rules.header_queries.items() if header in headers
+    }
+    added = [
+        f"{name}={value}"
+        for name, value in route.default_query.items()
+        if name.lower() not in named
+    ]
+    return paths.join_query(raw_query, *added)
+
+
+def asked_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:
+    """The model of a session before it is dialled, as its URL or the default of its path names it.
+    None where its messages will.
+    """
+    return _model(_with_defaults(raw_query, route, headers), route)
+
+
+def _model(raw_query: str, route: Route) -> str | None:
+    named = paths.query_value(raw_query, "model") or paths.query_value(raw_query, "model_id")
+    return named or route.model

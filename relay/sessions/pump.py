@@ -1,0 +1,105 @@
+"""Copy messages one way between the two legs of a session, in order, with backpressure.
+
+Owns: the loop, and what each kind of frame means for the session. A message waits for nothing but
+the other side's socket: no queue, no task, no parsing in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import WebSocketError, WSMsgType
+
+from relay.core.errors import InternalError
+from relay.sessions.observers import Observer
+from relay.sessions.session import GONE, NAMES, Clock, Ending, Leg, Session, code_allowed
+
+_TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
+
+
+async def pump(
+    source: Leg, sink: Leg, session: Session, clock: Clock, look: Observer | None
+) -> None:
+    """Relay from `source` to `sink` until either ends, and end the session with what was seen.
+    `look` sees every message. Raises what nobody expects: that ends the session too, see `broken`.
+    """
+    try:
+        ending = await _copy(source, sink, clock, look)
+    except WebSocketError as error:
+        ending = _failed(source, error.code, _protocol_reason(error.code, source))
+    except GONE as error:
+        if isinstance(error, RuntimeError) and not _closing(source, sink):
+            raise  # not uvloop's about a closed connection, but a bug
+        ending = lost(sink if sink.sending_since_s else source)
+    session.end(ending)
+
+
+async def _copy(source: Leg, sink: Leg, clock: Clock, look: Observer | None) -> Ending:
+    read, send = source.read, sink.socket.send_frame
+    while True:
+        message = await read()
+        kind = message.type
+        if kind is _TEXT or kind is _BINARY:
+            data: bytes = message.data
+            source.heard_s = source.message_s = sink.sending_since_s = clock()
+            if kind is _TEXT and not data.isascii() and not _is_utf8(data):
+                sink.sending_since_s = 0.0
+                return _failed(source, 1007, f"invalid UTF-8 from the {NAMES[source.side]}")
+            source.messages += 1
+            source.bytes += len(data)
+            await send(data, kind)
+            sink.sending_since_s = 0.0
+            if look is not None:
+                look(data)
+        elif kind is _PING:
+            source.heard_s = clock()
+            await source.socket.pong(message.data)
+        elif kind is _PONG:
+            source.heard_s = clock()
+        else:
+            return _close(message, source)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _close(message: Any, source: Leg) -> Ending:
+    """The ending that a close frame is."""
+    source.close_received = True
+    code, reason = message.data, message.extra or ""
+    if not code:
+        return Ending(None, "", source.side)
+    if not code_allowed(code):
+        return _failed(source, 1002, f"close code {code} is not allowed")
+    return Ending(code, reason, source.side)
+
+
+def _failed(source: Leg, code: int, reason: str) -> Ending:
+    """The ending by a leg that broke the protocol."""
+    return Ending(code, reason, source.side, failed=source.side)
+
+
+def _protocol_reason(code: int, source: Leg) -> str:
+    who = NAMES[source.side]
+    reasons = {1009: f"message too big from the {who}", 1007: f"invalid UTF-8 from the {who}"}
+    return reasons.get(code, f"protocol error of the {who}")
+
+
+def lost(leg: Leg) -> Ending:
+    """The ending when a leg's connection is gone without a close frame."""
+    code = 1014 if leg.side == "upstream" else 1011
+    return Ending(code, f"the {NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)
+
+
+def broken(error: BaseException) -> Ending:
+    """The ending when something of ours failed that should not: a bug, logged with the row."""
+    return Ending(InternalError.close_code, "the relay failed", "relay", error)
+
+
+def _closing(*legs: Leg) -> bool:
+    return any(leg.transport.is_closing() for leg in legs)

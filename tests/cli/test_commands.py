@@ -1,0 +1,142 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from relay.cli.main import main
+from tests.processes import ROOT
+from tests.relays import KEYS, provider, write_config
+from tests.whole_run import CANARY
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own working folder, without keys in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*KEYS, "CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_check_lists_the_providers_and_what_each_is_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / ".env").write_text(f"OPENAI_API_KEY={KEYS['OPENAI_API_KEY']}\n")
+    assert main(["check"]) == 0
+    out = capsys.readouterr().out
+    assert "openai            ready" in out and "not configured: set FAL_KEY" in out and "no problems" in out
+    assert CANARY not in out
+
+
+def test_check_prints_every_problem_and_exits_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gateway.yaml").write_text("sever: {}\nserver: {port: x}\n")
+    assert main(["check"]) == 2
+    err = capsys.readouterr().err
+    assert "gateway.yaml:1:1" in err and "gateway.yaml:2:10" in err and "2 problem(s)" in err
+    assert main(["check", "--config", "nowhere.yaml"]) == 2
+    assert main(["check", "--env-file", "nowhere.env"]) == 2
+    assert "nowhere.env:1:1: there is no such file" in capsys.readouterr().err
+
+
+def test_explain_masks_secrets_and_calls_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / ".env").write_text("OPENAI_API_KEY=sk-0123456789abcdefghijklmnop\nCLOUDFLARE_ACCOUNT_ID=acct\nCLOUDFLARE_API_KEY=cf-0123456789abcdefghij\n")
+    assert main(["explain", "POST", "/api/v1/ai-gateway/providers/openai/v1/chat/completions?x=1"]) == 0
+    out = capsys.readouterr().out
+    assert "sends        POST https://gateway.ai.cloudflare.com/v1/acct/default/openai/chat/completions?x=1" in out
+    assert "header Authorization: Bearer sk-…mnop   (from OPENAI_API_KEY)" in out and "cf-…ghij" in out
+    assert "0123456789" not in out
+    assert main(["explain", "WS", "/api/v1/ai-gateway/ws/openai"]) == 0
+    assert "subprotocols realtime" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [("GET", "/api/v1/ai-gateway/providers/opnai/x", "unknown_provider"), ("GET", "/x", "unknown_route"), ("GET", "/api/v1/ai-gateway/providers/openai/../x", "bad_path"), ("GET", "/api/v1/ai-gateway/ws/openai", "upgrade_required"), ("WS", "/api/v1/ai-gateway/ws/anthropic", "websocket_not_supported")],
+)
+def test_explain_tells_what_would_be_refused(folder: Path, capsys: pytest.CaptureFixture[str], method: str, path: str, code: str) -> None:
+    assert main(["explain", method, path]) == 1
+    assert code in capsys.readouterr().err
+
+
+def test_explain_shows_a_provider_that_is_not_configured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "/api/v1/ai-gateway/providers/fal/queue/x"]) == 0
+    out = capsys.readouterr().out
+    assert "refused      503 provider_not_configured: set FAL_KEY" in out and "https://queue.fal.run/x" in out
+
+
+def test_explain_names_the_limits_and_the_cache_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = [{"requests": 9, "name": "all"}, {"requests": 9, "name": "theirs", "providers": ["other"]}]
+    write_config(tmp_path, {"limits": limits, "cache": {"ttl_s": 60}, "providers": {name: provider("https://api.example.com") for name in ("openai", "other")}})
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", "GET", "/api/v1/ai-gateway/providers/openai/x"]) == 0
+    out = capsys.readouterr().out
+    assert "limits       all\n" in out and "cache        60 s, client\n" in out
+
+
+def test_schema_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert "providers" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_init_writes_the_files_and_keeps_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gateway.yaml").write_text("mine: 1")
+    assert main(["init"]) == 0
+    assert (folder / "gateway.yaml").read_text() == "mine: 1"
+    assert (folder / ".env.example").read_text() == (ROOT / ".env.example").read_text()
+    assert len(list((folder / "config/providers").glob("*.yaml"))) == len(list((ROOT / "config/providers").glob("*.yaml")))
+    assert "kept   gateway.yaml" in capsys.readouterr().out
+
+
+def test_the_command_line_wins_over_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(folder, {"server": {"port": 1}})
+    assert main(["serve", "--port", "70000"]) == 2
+    assert main(["serve", "--host", "0.0.0.0"]) == 1
+    assert "--open" in capsys.readouterr().err
+
+
+def test_the_example_names_exactly_the_variables_users_know(folder: Path) -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    names = [line.partition("=")[0] for line in lines if line and not line.startswith("#")]
+    assert names == ["CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_GATEWAY_ID", "CLOUDFLARE_API_KEY", "OPENAI_API_KEY", "GOOGLE_AI_API_KEY", "CARTESIA_API_KEY", "ELEVENLABS_API_KEY", "FAL_KEY"]
+    assert all(line.endswith("=") for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.programs
+@pytest.mark.timeout(600)
+def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
+    """`pip install .`, `relay check` and `relay init`, away from the checkout."""
+    wheels, empty = tmp_path / "wheels", tmp_path / "empty"
+    empty.mkdir()
+    source = tmp_path / "source"
+    subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True)
+    files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"], check=True, capture_output=True, text=True).stdout
+    for name in filter(None, files.split("\0")):
+        if name.startswith(("tests/", "docs/", "web/")) or not (ROOT / name).exists():
+            continue
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(source)], check=True, cwd=empty)
+    [wheel] = wheels.glob("*.whl")
+    venv.create(tmp_path / "venv", system_site_packages=False)
+    install = ("--python", str(tmp_path / "venv"), "install", "-q", "--no-deps", str(wheel))
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=empty)
+    # The dependencies are those of the lock that this test runs with.
+    site = subprocess.run([sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True).stdout.strip()
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": site}
+    relay = tmp_path / "venv/bin/relay"
+    out = subprocess.run([str(relay), "check"], check=True, cwd=empty, env=env, capture_output=True, text=True).stdout
+    assert "no problems, 15 providers" in out and str(ROOT) not in out
+    subprocess.run([str(relay), "init"], check=True, cwd=empty, env=env, capture_output=True)
+    assert (empty / "gateway.yaml").exists() and (empty / "config/providers/groq.yaml").exists() and (empty / ".env.example").exists()
+    assert not [name for name in _names(wheel) if name.endswith((".sh", ".c")) or "tests" in name or "bench" in name]
+
+
+def _names(wheel: Path) -> list[str]:
+    import zipfile
+
+    return zipfile.ZipFile(wheel).namelist()

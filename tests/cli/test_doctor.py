@@ -1,0 +1,139 @@
+"""`relay doctor`: which leg failed, and what to do."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+
+from relay.cli.doctor import examine
+from relay.cli.main import main
+from relay.registry.load import Sources
+from tests.conftest import Vendors
+from tests.redis import RedisServer
+from tests.relays import CLOUDFLARE_TOKEN, LogStream, provider, write_config
+from tests.upstream.cloudflare import cloudflare
+from tests.upstream.vendors import APPS, vendor
+
+
+async def _doctor(folder: Path, providers: dict[str, Any], *names: str, **more: Any) -> tuple[bool, str]:
+    write_config(folder, {"providers": providers} | more)
+    lines: list[str] = []
+    healthy = await examine(Sources(folder / "gateway.yaml", folder / ".env"), names, lines.append)
+    text = "\n".join(lines)
+    LogStream.everything.append(text)
+    return healthy, text
+
+
+def _answering(status: int, body: dict[str, Any]) -> Any:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status)
+
+    return vendor(("GET", "/{path:.*}", answer))
+
+
+async def test_all_is_well(tmp_path: Path, vendors: Vendors) -> None:
+    entries = vendors.entries()
+    healthy, text = await _doctor(tmp_path, {name: entries[name] for name in ("openai", "elevenlabs", "cartesia")})
+    assert healthy, text
+    assert "openai      ok      GET models: 200 in" in text
+    assert "openai      ok      WebSocket handshake: 101 in" in text
+    assert text.endswith("3 provider(s) tried, 0 problem(s). All were reached directly.")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "leg", "advice"),
+    [
+        (401, {"error": {"message": "bad key"}}, "the provider's credential", "check OPENAI_API_KEY"),
+        (403, {"error": {"message": "no access"}}, "the provider's credential", "check OPENAI_API_KEY"),
+        (429, {"error": {"message": "slow down"}}, "rate limit", "quota"),
+        (503, {"error": {"message": "overloaded"}}, "the provider", "status page"),
+        (400, {"error": {"message": "The model x does not exist"}}, "model", "default_query"),
+        (405, {"error": {"message": "no"}}, "the request", "check base_url"),
+    ],
+)
+async def test_what_the_provider_says_is_read(tmp_path: Path, aiohttp_server: Any, status: int, body: dict[str, Any], leg: str, advice: str) -> None:
+    server = await aiohttp_server(_answering(status, body))
+    entry = provider(str(server.make_url("")), check="models", websocket={"default_path": "realtime"})
+    healthy, text = await _doctor(tmp_path, {"openai": entry})
+    assert not healthy
+    assert f"GET models: {body['error']['message']}  [{leg}]" in text
+    assert f"WebSocket handshake: {body['error']['message']}  [{leg}]" in text
+    assert advice in text
+
+
+async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+    healthy, text = await _doctor(tmp_path, {"openai": provider("https://nowhere.invalid/v1", check="models")})
+    assert not healthy and "[DNS]" in text and "name server" in text
+
+
+async def test_a_port_that_nobody_listens_on(tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    healthy, text = await _doctor(tmp_path, {"openai": provider(f"http://127.0.0.1:{port}", check="models")})
+    assert not healthy and "[network]" in text and f"127.0.0.1:{port}" in text
+
+
+async def test_a_certificate_that_is_not_trusted(tmp_path: Path, aiohttp_server: Any) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = await aiohttp_server(_answering(200, {}), ssl=context)
+    healthy, text = await _doctor(tmp_path, {"openai": provider(str(server.make_url("")), check="models")})
+    assert not healthy and "[TLS]" in text
+
+
+async def test_cloudflares_credential_is_told_from_the_providers(tmp_path: Path, vendors: Vendors, aiohttp_server: Any) -> None:
+    front = await aiohttp_server(cloudflare({name: vendors.url(name) for name in APPS}, CLOUDFLARE_TOKEN))
+    account = {"account_id": "acct", "gateway_id": "gw", "api_key": "wrong", "base_url": str(front.make_url("/v1"))}
+    healthy, text = await _doctor(tmp_path, {"openai": vendors.entries()["openai"]}, cloudflare=account)
+    assert not healthy and "[Cloudflare's credential]" in text and "AI Gateway: Run" in text
+    assert text.endswith("Through Cloudflare's gateway 'gw', where they have a slug.")
+
+
+async def test_a_session_that_wants_more_than_a_probe_has_is_no_problem(tmp_path: Path, aiohttp_server: Any) -> None:
+    server = await aiohttp_server(_answering(422, {"detail": {"message": "agent_id is missing"}}))
+    entry = provider(str(server.make_url("")), websocket={"default_path": "x"})
+    healthy, text = await _doctor(tmp_path, {"elevenlabs": entry})
+    assert healthy and "reached, it wants more than a probe has (422)" in text
+
+
+async def test_only_those_named_and_what_is_not_configured(tmp_path: Path, vendors: Vendors) -> None:
+    entries = {"openai": vendors.entries()["openai"], "other": provider("http://127.0.0.1:9", "NOT_SET_KEY", check="x")}
+    healthy, text = await _doctor(tmp_path, entries, "other")
+    assert healthy and "other  not configured: set NOT_SET_KEY" in text and "No provider is configured" in text and "openai" not in text
+    healthy, text = await _doctor(tmp_path, entries, "opanai")
+    assert not healthy and "opanai: there is no such provider" in text
+
+
+def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9", check="models")}})
+    code = main(["doctor", "--config", str(tmp_path / "gateway.yaml"), "--env-file", str(tmp_path / ".env")])
+    assert code == 1 and "[network]" in capsys.readouterr().out
+
+
+async def test_redis_is_asked_too(tmp_path: Path, vendors: Vendors, redis_server: RedisServer) -> None:
+    openai = {"openai": vendors.entries()["openai"]}
+    healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
+    assert healthy and "redis   ok      PING: answered in" in text
+    await redis_server.stop()
+    healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
+    assert not healthy and "[Redis]" in text and "check redis.url" in text
+
+
+async def test_what_is_cached_is_no_sign_of_health(tmp_path: Path, aiohttp_server: Any, redis_server: RedisServer) -> None:
+    answers = [200, 401]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=answers.pop(0))
+
+    server = await aiohttp_server(vendor(("GET", "/{path:.*}", answer)))
+    entry = {"openai": provider(str(server.make_url("")), check="models")}
+    shared = {"redis": {"url": redis_server.url}, "cache": {"ttl_s": 60, "store": "redis"}}
+    assert (await _doctor(tmp_path, entry, **shared))[0]
+    assert not (await _doctor(tmp_path, entry, **shared))[0]

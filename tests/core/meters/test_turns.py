@@ -1,0 +1,188 @@
+"""Turns of spoken sessions: for each vendor, how long somebody waited for the first sound or word, and what was interrupted."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from relay.core.meters import turns
+from relay.core.meters.turns import HEAD_BYTES, MOST_TURNS, Turns
+
+SENT, CAME = "sent", "came"
+Step = tuple[float, str, Any]
+
+AUDIO = "UklGRg" * 20
+OPENAI_AUDIO = {"type": "response.output_audio.delta", "event_id": "e", "delta": AUDIO}
+GEMINI_AUDIO = {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm", "data": AUDIO}}]}}}
+
+CONVERSATIONS: dict[str, tuple[str, list[Step], list[tuple[float, float, str, bool]], int]] = {
+    "openai, the provider hears the end of speech": (
+        "openai",
+        [
+            (1.0, SENT, {"type": "input_audio_buffer.append", "audio": AUDIO}), (2.0, CAME, {"type": "input_audio_buffer.speech_stopped"}),
+            (2.1, CAME, {"type": "response.created"}), (2.5, CAME, OPENAI_AUDIO), (2.6, CAME, OPENAI_AUDIO), (3.0, CAME, {"type": "response.done"}),
+        ],
+        [(2000, 500, "audio", False)], 0,
+    ),
+    "openai, the client commits and asks": (
+        "openai",
+        [
+            (1.0, SENT, {"type": "input_audio_buffer.commit"}), (1.01, SENT, {"type": "response.create"}),
+            (1.3, CAME, {"type": "response.output_text.delta", "delta": "hi"}), (1.5, CAME, {"type": "response.done"}),
+            (2.0, SENT, {"type": "response.create"}), (2.4, CAME, {"type": "response.audio.delta", "delta": AUDIO}),
+        ],
+        [(1000, 300, "text", False), (2000, 400, "audio", False)], 0,
+    ),
+    "openai, somebody speaks into the answer": (
+        "openai",
+        [
+            (1.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (1.4, CAME, OPENAI_AUDIO), (1.6, CAME, {"type": "input_audio_buffer.speech_started"}),
+            (2.0, CAME, {"type": "response.done", "response": {"status": "cancelled"}}), (3.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (3.2, CAME, OPENAI_AUDIO),
+        ],
+        [(1000, 400, "audio", True), (3000, 200, "audio", False)], 1,
+    ),
+    "openai, the client cancels": (
+        "openai", [(1.0, SENT, {"type": "response.create"}), (1.4, CAME, OPENAI_AUDIO), (1.5, SENT, {"type": "response.cancel"})], [(1000, 400, "audio", True)], 1,
+    ),
+    "openai, speech that nobody answers": (
+        "openai",
+        [
+            (1.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (5.0, CAME, {"type": "input_audio_buffer.speech_started"}),
+            (6.0, CAME, {"type": "input_audio_buffer.speech_stopped"}), (6.1, CAME, OPENAI_AUDIO),
+        ],
+        [(6000, 100, "audio", False)], 0,
+    ),
+    "gemini, asked in writing": (
+        "google",
+        [(1.0, SENT, {"clientContent": {"turns": [], "turnComplete": True}}), (1.7, CAME, GEMINI_AUDIO), (2.0, CAME, {"serverContent": {"turnComplete": True}})],
+        [(1000, 700, "audio", False)], 0,
+    ),
+    "gemini, the end of activity, words, an interruption": (
+        "google",
+        [
+            (1.0, SENT, {"realtimeInput": {"activityEnd": {}}}), (1.2, CAME, {"serverContent": {"modelTurn": {"parts": [{"text": "hi"}]}}}),
+            (1.4, CAME, {"serverContent": {"interrupted": True}}),
+        ],
+        [(1000, 200, "text", True)], 1,
+    ),
+    "gemini hears by itself: what it heard marks the end": (
+        "google", [(1.0, CAME, {"serverContent": {"inputTranscription": {"text": "hello"}}}), (1.5, CAME, GEMINI_AUDIO)], [(1000, 500, "audio", False)], 0,
+    ),
+    "elevenlabs, an agent": (
+        "elevenlabs",
+        [
+            (1.0, CAME, {"user_transcription_event": {"user_transcript": "hi"}, "type": "user_transcript"}), (1.3, CAME, {"agent_response_event": {}, "type": "agent_response"}),
+            (1.4, CAME, {"audio_event": {"event_id": 1}, "type": "audio"}), (1.9, CAME, {"interruption_event": {"event_id": 1}, "type": "interruption"}),
+        ],
+        [(1000, 300, "text", True)], 1,
+    ),
+    "elevenlabs, speech from text": (
+        "elevenlabs",
+        [(0.5, SENT, {"text": " ", "voice_settings": {}}), (1.0, SENT, {"text": "Hello "}), (1.1, SENT, {"text": "you "}), (1.4, CAME, {"audio": AUDIO}), (2.0, CAME, {"isFinal": True})],
+        [(1000, 400, "audio", False)], 0,
+    ),
+    "cartesia, two sentences, one cancelled": (
+        "cartesia",
+        [
+            (1.0, SENT, {"transcript": "Hello", "context_id": "a"}), (1.2, CAME, {"type": "chunk", "data": AUDIO}), (1.9, CAME, {"type": "done"}),
+            (3.0, SENT, {"transcript": "Again", "context_id": "b"}), (3.1, CAME, {"type": "chunk", "data": AUDIO}), (3.2, SENT, {"context_id": "b", "cancel": True}),
+        ],
+        [(1000, 200, "audio", False), (3000, 100, "audio", True)], 1,
+    ),
+    "deepgram, an agent": (
+        "deepgram",
+        [
+            (1.0, CAME, {"type": "ConversationText", "role": "user", "content": "hi"}), (1.3, CAME, {"type": "ConversationText", "role": "assistant", "content": "hello"}),
+            (1.6, CAME, b"\x00\x01\x02\x03"), (1.8, CAME, {"type": "UserStartedSpeaking"}),
+        ],
+        [(1000, 600, "audio", True)], 1,
+    ),
+    "deepgram, speech from text": ("deepgram", [(1.0, SENT, {"type": "Speak", "text": "hi"}), (1.5, CAME, b"\xff\xf3\x00"), (2.0, CAME, {"type": "Flushed"})], [(1000, 500, "audio", False)], 0),
+    "fal, messages of its own": ("fal", [(1.0, SENT, b"\x81\xa6prompt"), (1.05, CAME, b"\x81\xa6images")], [(1000, 50, "audio", False)], 0),
+    "a wire format that is not known": ("assemblyai", [(1.0, SENT, {"type": "x"}), (1.5, CAME, {"type": "Turn"})], [], 0),
+}  # fmt: skip
+
+
+class Talk:
+    """A session whose messages come when a test says, and pass 2 ms later."""
+
+    def __init__(self, meter: str) -> None:
+        self.client, self.provider = SimpleNamespace(message_s=0.0), SimpleNamespace(message_s=0.0)
+        self.turns = Turns(meter, 0.0, self.client, self.provider, lambda: self.provider.message_s + 0.002)
+
+    def sent(self, at_s: float, data: bytes) -> None:
+        self.client.message_s = at_s
+        if self.turns.sent_hint is not None and self.turns.sent_hint(data, 0, HEAD_BYTES):
+            self.turns.sent(data)
+
+    def came(self, at_s: float, data: bytes) -> None:
+        self.provider.message_s = at_s
+        if self.turns.received_hint is not None and self.turns.received_hint(data, 0, HEAD_BYTES):
+            self.turns.received(data)
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_turn_lasts_from_the_end_of_speech_to_the_first_sound_or_word(name: str) -> None:
+    meter, steps, expected, interruptions = CONVERSATIONS[name]
+    talk = Talk(meter)
+    for at_s, way, message in steps:
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        (talk.sent if way == SENT else talk.came)(at_s, data)
+    turns = talk.turns
+    assert [(turn.at_ms, turn.wait_ms, turn.first, turn.interrupted) for turn in turns.found] == expected
+    assert turns.interruptions == interruptions and all(turn.own_ms == 2 for turn in turns.found)
+
+
+def test_only_the_beginning_of_a_message_is_looked_at() -> None:
+    talk = Talk("openai")
+    talk.sent(1.0, b'{"type":"response.create"}')
+    talk.came(2.0, b'{"delta":"' + b"x" * 1000 + b'","type":"response.audio.delta"}')
+    assert talk.turns.found == []
+
+
+@pytest.mark.parametrize("meter", ["cartesia", "deepgram"])
+def test_sound_in_a_binary_frame_may_begin_with_any_byte_that_json_does_not(meter: str) -> None:
+    missed = []
+    for first in set(range(256)) - set(b"{ \t\r\n"):
+        talk = Talk(meter)
+        talk.sent(1.0, b'{"type":"Speak","transcript":"hi"}')
+        talk.came(1.5, bytes([first, 0, 1, 2]))
+        if [turn.first for turn in talk.turns.found] != ["audio"]:
+            missed.append(first)
+    assert missed == []
+
+
+def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
+    talk = Talk("fal")
+    for at in range(MOST_TURNS + 50):
+        talk.sent(at, b"x")
+        talk.came(at + 0.5, b"y")
+    assert len(talk.turns.found) == MOST_TURNS
+
+
+KINDS = [
+    *(("openai", SENT, {"type": name}, kind) for name, kind in (("input_audio_buffer.commit", "asks"), ("response.create", "asks"), ("response.cancel", "cuts"), ("input_audio_buffer.append", None))),
+    *(("openai", CAME, {"event_id": "e", "type": f"response.{name}"}, "ends") for name in ("done", "completed", "incomplete", "failed")),
+    *(("openai", CAME, {"type": f"response.{name}.delta"}, kind) for name, kind in (("audio", "audio"), ("output_audio", "audio"), ("text", "text"), ("output_text", "text"), ("output_audio_transcript", None))),
+    ("openai", CAME, {"type": "input_audio_buffer.speech_started"}, "began"), ("openai", CAME, {"type": "input_audio_buffer.speech_stopped"}, "asks"),
+    *(("google", SENT, {name: {}}, "asks") for name in ("activityEnd", "audioStreamEnd", "clientContent", "client_content")),
+    ("google", SENT, {"realtimeInput": {"audio": {}}}, None), ("google", CAME, {"serverContent": {"turnComplete": True}}, "ends"),
+    ("elevenlabs", SENT, {"type": "user_message"}, "asks"), ("elevenlabs", SENT, {"text": " "}, None), ("elevenlabs", CAME, {"type": "agent_response_complete"}, "ends"),
+    ("elevenlabs", CAME, {"audio": AUDIO}, "audio"), ("elevenlabs", CAME, {"audio": None, "isFinal": True}, "ends"),
+    ("cartesia", SENT, {"cancel": True}, "cuts"), ("cartesia", CAME, {"type": "done"}, "ends"), ("cartesia", CAME, {"type": "timestamps"}, None),
+    ("deepgram", SENT, {"type": "InjectUserMessage"}, "asks"), ("deepgram", SENT, {"type": "Clear"}, "cuts"), ("deepgram", CAME, {"type": "AgentStartedSpeaking"}, "audio"),
+    ("deepgram", CAME, {"type": "UserStartedSpeaking"}, "began"), ("deepgram", CAME, {"type": "AgentAudioDone"}, "ends"), ("deepgram", CAME, {"type": "Results"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("meter", "way", "message", "kind"), KINDS, ids=str)
+@pytest.mark.parametrize("spaces", [(", ", ": "), (",", ":")])
+def test_every_mark_is_found_however_it_is_spaced(meter: str, way: str, message: Any, kind: str | None, spaces: tuple[str, str]) -> None:
+    table = turns._SENT if way == SENT else turns._RECEIVED
+    marks, data = table[meter], json.dumps(message, separators=spaces).encode()
+    assert marks.of(data) == kind
+    assert kind is None or (marks.hint is not None and marks.hint(data, 0, HEAD_BYTES))
+    assert kind in (None, "asks", "audio", "text") or (marks.between is not None and marks.between(data, 0, HEAD_BYTES))

@@ -1,0 +1,351 @@
+"""Who may call and manage while access is open, and what of a request in front never goes up: odd Hosts, proxies in front,
+pages without Origin, methods that are not forwarded, several credentials at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.headers import headers_for_cloudflare, headers_for_provider, is_of_network
+from relay.core.hosts import host_name, is_loopback
+from tests.conftest import StartRelay
+from tests.relays import canary, provider
+from tests.test_security import send_raw
+from tests.upstream.raw import RawUpstream, ok
+
+CALL, MANAGE = "/api/v1/ai-gateway/providers/openai/x", "/api/v1/ai-gateway/providers"
+SOCKET = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+
+
+def _head(method: str, target: str, *lines: str, host: str = "localhost") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode("latin-1")
+
+
+# --- hosts -----------------------------------------------------------------------------------------------------------------
+
+LOOPBACK = ["localhost", "LOCALHOST", "localhost.", "localhost:8787", "localhost:", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8787", "[::ffff:127.0.0.1]", "[::FFFF:7f00:1]:1"]
+NOT_LOOPBACK = [
+    "[localhost]evil.com", "[localhost]", "[::1]evil.com", "[::1]evil.com:80", "[127.0.0.1]", "[::1%25lo]", "[::1%lo]", "::1", "localhost:evil",
+    "localhost:80:80", "localhost:999999", "evil@localhost", "localhost@evil.com", "localhost/evil.com", "localhost..", "127.0.0.1.", "127.1",
+    "0x7f.0.0.1", "0177.0.0.1", "2130706433", "017700000001", "0.0.0.0", "[::]", "[::ffff:8.8.8.8]", "127.0.0.1.evil.com", "localhost.evil.com",
+    "evil-localhost", "", "\u0661\u0662\u0667.0.0.1", "loca\u017fhost", "[::1", "::1]", "localhost\t",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_a_loopback_host_is_recognised(host: str) -> None:
+    assert is_loopback(host_name(host))
+
+
+@pytest.mark.parametrize("host", NOT_LOOPBACK)
+def test_an_odd_host_is_not_loopback(host: str) -> None:
+    assert not is_loopback(host_name(host))
+
+
+@given(st.text(max_size=40))
+def test_reading_a_host_never_raises_and_names_no_more_than_a_name(host: str) -> None:
+    assert not set(host_name(host)) & set("@/[]% \t")
+
+
+def test_a_mapped_loopback_address_is_loopback() -> None:
+    assert is_loopback("::ffff:127.0.0.1") and not is_loopback("::ffff:10.0.0.1")
+
+
+async def test_a_host_that_only_looks_like_loopback_may_neither_call_nor_manage(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    for host in ("[localhost]evil.com", "[::1]evil.com", "evil@localhost", "127.1", "localhost:evil"):
+        for target, code in ((CALL, b"host_not_allowed"), (MANAGE, b"management_not_local")):
+            answer = await send_raw(relay, _head("GET", target, "Connection: close", host=host))
+            assert b" 403 " in answer and code in answer, (host, answer)
+    assert raw.connections == 0
+
+
+async def test_a_request_without_host_is_refused_and_no_name_is_looked_up(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP/1.0 needs none; aiohttp's request.host asks the resolver for this machine's name then, and the loop waits."""
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    monkeypatch.setattr("socket.getfqdn", lambda *_: pytest.fail("the resolver was asked"))
+    for target in (CALL, MANAGE):
+        assert b" 403 " in await send_raw(relay, f"GET {target} HTTP/1.0\r\n\r\n".encode()), target
+    assert raw.connections == 0
+
+
+# --- proxies in front -------------------------------------------------------------------------------------------------------
+
+OF_PROXIES = [
+    "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Client-Cert", "X_Forwarded_For",
+    "Forwarded", "Via", "X-Real-IP", "X-Client-IP", "Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "WL-Proxy-Client-IP", "X-Original-Forwarded-For",
+    "CF-Connecting-IP", "CF-Connecting-IPv6", "CF-IPCountry", "CF-Ray", "CF-Visitor", "CF-Worker", "CF-EW-Via", "Cf-Access-Jwt-Assertion", "CDN-Loop",
+    "Fastly-Client-IP", "Fastly-FF", "X-Akamai-Edgescape", "Akamai-Origin-Hop", "CloudFront-Viewer-Address", "X-Amz-Cf-Id", "X-Amzn-Trace-Id",
+    "X-Amzn-Oidc-Data", "Fly-Client-IP", "Fly-Forwarded-Proto", "Fly-Region", "X-Azure-ClientIP", "X-Azure-SocketIP", "X-Azure-FDID", "X-FD-HealthProbe",
+    "X-ARR-SSL", "X-MS-CLIENT-PRINCIPAL-NAME", "X-AppEngine-User-IP", "X-Appengine-Country", "X-Cloud-Trace-Context", "X-Goog-Iap-Jwt-Assertion",
+    "X-Goog-Authenticated-User-Email", "X-Envoy-External-Address", "X-Vercel-Forwarded-For", "X-Vercel-IP-Country", "X-NF-Client-Connection-IP",
+    "DO-Connecting-IP", "Tailscale-User-Login", "X-Auth-Request-Email", "Ssl-Client-Subject-Dn",
+]  # fmt: skip
+OF_CLIENTS = [
+    "x-goog-user-project", "x-goog-api-client", "x-goog-request-params", "x-goog-upload-command", "X-Amzn-Bedrock-Trace", "x-amz-date", "x-amz-content-sha256",
+    "x-ms-client-request-id", "x-ms-useragent", "traceparent", "tracestate", "X-Request-Id", "fly-force-instance-id", "openai-beta", "anthropic-version",
+    "x-stainless-timeout", "x-stainless-retry-count", "Helicone-Auth", "HTTP-Referer", "X-Title", "x-fal-queue-priority", "cartesia-version",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_PROXIES)
+def test_what_a_network_in_front_adds_goes_to_nobody(name: str) -> None:
+    for spelling in (name, name.lower(), name.upper(), name.replace("-", "_")):
+        assert is_of_network(spelling)
+        assert headers_for_provider([(spelling, "203.0.113.9")], None) == headers_for_cloudflare([(spelling, "203.0.113.9")], None) == []
+
+
+@pytest.mark.parametrize("name", OF_CLIENTS)
+def test_what_a_client_says_to_its_provider_goes_up(name: str) -> None:
+    assert headers_for_provider([(name, "1")], None) == headers_for_cloudflare([(name, "1")], None) == [(name, "1")]
+
+
+def test_cloudflares_controls_are_not_of_its_network() -> None:
+    for name in ("cf-aig-metadata", "cf-aig-cache-ttl", "cf-cache-ttl", "cf-skip-cache"):
+        assert not is_of_network(name)
+        assert headers_for_cloudflare([(name, "1")], None) == [(name, "1")] and headers_for_provider([(name, "1")], None) == []
+
+
+@pytest.mark.parametrize("kind", ["rest", "websocket"])
+async def test_no_header_of_a_network_in_front_reaches_the_provider(start: StartRelay, raw: RawUpstream, kind: str) -> None:
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
+    lines = [f"{name}: 203.0.113.9" for name in OF_PROXIES]
+    await send_raw(relay, _head("GET", CALL, *lines, *(SOCKET if kind == "websocket" else ["Connection: close"]), "X-Mine: 1"))
+    assert len(raw.arrived) == 1 and raw.arrived[0].header("X-Mine") == ["1"]
+    assert b"203.0.113.9" not in raw.arrived[0].head
+    assert not {name.lower() for name in OF_PROXIES} & {name.lower() for name, _ in raw.arrived[0].headers}
+
+
+async def test_management_refuses_whatever_a_proxy_sent(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start(openai=provider(raw.url))
+    assert b" 200 " in await send_raw(relay, _head("GET", MANAGE, "cf-aig-metadata: {}", "Connection: close"))
+    for name in (*OF_PROXIES, "Proxy-Connection"):
+        for method, target in (("GET", MANAGE), ("GET", "/api/v1/ai-gateway/usage"), ("DELETE", "/api/v1/ai-gateway/cache"), ("POST", f"{MANAGE}/reload")):
+            answer = await send_raw(relay, _head(method, target, f"{name}: 127.0.0.1", "Connection: close"))
+            assert b" 403 " in answer and b"management_not_local" in answer, (name, target)
+
+
+# --- pages without Origin ---------------------------------------------------------------------------------------------------
+
+SITES = {
+    "cross-site": False, "same-site": False, "CROSS-SITE": False, "cross-origin": False, "": False, "same-origin, cross-site": False,
+    "same-origin": True, "none": True, None: True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["rest", "websocket", "ws"])
+async def test_a_page_of_another_site_cannot_call_without_origin(start: StartRelay, raw: RawUpstream, kind: str) -> None:
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
+    target = "/api/v1/ai-gateway/ws/openai" if kind == "ws" else CALL
+    for site, allowed in SITES.items():
+        raw.arrived.clear()
+        lines = [] if site is None else [f"Sec-Fetch-Site: {site}"]
+        answer = await send_raw(relay, _head("GET", target, *lines, *(["Connection: close"] if kind == "rest" else SOCKET)))
+        assert bool(raw.arrived) == allowed, site
+        assert (b"x-relay-error: cross_site_request" in answer) == (not allowed), site
+
+
+async def test_an_allowed_origin_decides_alone(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    relay = await start({"cors": {"origins": ["https://app.example.com"]}}, openai=provider(raw.url))
+    for site in ("cross-site", "same-site", "same-origin", "nonsense"):
+        answer = await send_raw(relay, _head("POST", CALL, "Origin: https://app.example.com", f"Sec-Fetch-Site: {site}", "Content-Length: 0", "Connection: close"))
+        assert b" 200 " in answer, site
+        answer = await send_raw(relay, _head("POST", CALL, "Origin: https://evil.com", f"Sec-Fetch-Site: {site}", "Content-Length: 0", "Connection: close"))
+        assert b"origin_not_allowed" in answer, site
+    assert len(raw.arrived) == 4
+
+
+async def test_management_and_metrics_refuse_a_page_of_another_site(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start(openai=provider(raw.url))
+    for target in (MANAGE, "/api/v1/ai-gateway/logs", "/api/v1/ai-gateway/logs/export", "/api/v1/ai-gateway/usage", "/metrics"):
+        for site in ("cross-site", "same-site"):
+            navigation = ["Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"]
+            answer = await send_raw(relay, _head("GET", target, f"Sec-Fetch-Site: {site}", *navigation, "Connection: close"))
+            assert b"x-relay-error: cross_site_request" in answer, target
+        assert b"cross_site_request" not in await send_raw(relay, _head("GET", target, "Sec-Fetch-Site: none", "Connection: close"))
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/readyz", "/version"])
+async def test_a_link_to_health_and_version_works(start: StartRelay, target: str) -> None:
+    relay = await start()
+    lines = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document", "Sec-Fetch-User: ?1"]
+    assert b" 200 " in await send_raw(relay, _head("GET", target, *lines, "Connection: close"))
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [CALL, MANAGE, "/api/v1/ai-gateway/ws/openai", "/healthz", "/nowhere", "http://127.0.0.1:1/x"])
+async def test_trace_is_answered_405(start: StartRelay, raw: RawUpstream, target: str) -> None:
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    answer = await send_raw(relay, _head("TRACE", target, "X-Secret: 1", "Connection: close"))
+    assert answer.startswith(b"HTTP/1.1 405 ") and b"x-relay-error: method_not_allowed" in answer
+    assert b"\r\nallow: " in answer.lower() and b"X-Secret" not in answer
+    assert raw.connections == 0
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:22", CALL])
+async def test_connect_is_answered_405_and_closes(start: StartRelay, raw: RawUpstream, target: str) -> None:
+    raw.plays(ok())
+    relay = await start(openai=provider(raw.url))
+    answer = await send_raw(relay, _head("CONNECT", target) + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.count(b"HTTP/1.1 ") == 1
+    assert raw.connections == 0
+
+
+# --- several credentials ----------------------------------------------------------------------------------------------------
+
+PLACES = ["Authorization: Bearer {}", "x-api-key: {}", "api-key: {}", "xi-api-key: {}", "x-goog-api-key: {}"]
+_FIRST = """
+from types import SimpleNamespace
+from relay.core.credentials import brought
+from relay.core.headers import CREDENTIAL_HEADERS
+given = {name: name for name in sorted(CREDENTIAL_HEADERS)}
+provider = SimpleNamespace(query_credentials=frozenset({"key", "api_key", "token", "cf-aig-authorization"}))
+query, offered = "token=q1&key=q2&api_key=q3&cf-aig-authorization=gq", [("openai-insecure-api-key.", "s1"), ("xi-api-key.", "s2"), ("cf-aig-authorization.", "gs")]
+found = []
+while given:
+    got = brought(given.get, query, provider, offered)
+    found.append((got.provider, got.gateway))
+    given.pop("cf-aig-authorization", None)
+    given.pop(got.provider, None)
+    if got.provider not in CREDENTIAL_HEADERS:
+        break
+for text in (query, "api_key=&key=q2", ""):
+    got = brought(given.get, text, provider, offered)
+    found.append((got.provider, got.gateway))
+print(found)
+"""
+
+
+def test_the_order_of_credentials_does_not_depend_on_the_hash_seed() -> None:
+    root = Path(__file__).parent.parent.parent
+    seen = set()
+    for seed in ("0", "1", "2", "3", "4", "5"):
+        done = subprocess.run([sys.executable, "-c", _FIRST], env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=True, cwd=root)
+        seen.add(done.stdout)
+    (only,) = seen
+    assert eval(only) == [
+        ("authorization", "cf-aig-authorization"), ("x-api-key", "gq"), ("api-key", "gq"), ("xi-api-key", "gq"), ("x-goog-api-key", "gq"), ("q1", "gq"),
+        ("q1", "gq"), ("q2", "gs"), ("s1", "gs"),
+    ]  # fmt: skip
+
+
+async def test_of_several_credentials_the_first_place_is_used(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    relay = await start(mine=provider(raw.url, client_credentials="allow", query_credentials=["key"]))
+    for first in range(len(PLACES)):
+        lines = [place.format(canary(f"place{number}")) for number, place in enumerate(PLACES) if number >= first]
+        await send_raw(relay, _head("GET", f"{MANAGE}/mine/x?key={canary('query')}", *reversed(lines), "Connection: close"))
+        assert raw.arrived[-1].header("Authorization") == [f"Bearer {canary(f'place{first}')}"]
+    await send_raw(relay, _head("GET", f"{MANAGE}/mine/x?key={canary('query')}", "Authorization: Bearer", f"x-relay-key: {canary('ours')}", "Connection: close"))
+    assert raw.arrived[-1].header("Authorization") == [f"Bearer {canary('query')}"]
+    assert not raw.arrived[-1].header("x-relay-key")
+
+
+# --- what passes as it came -------------------------------------------------------------------------------------------------
+
+OAUTH, KEY = f"Bearer {canary('oauth')}", canary("clients-key")
+BY_HEADER = {"header": "x-api-key", "value": "${OPENAI_API_KEY}"}
+BY_BEARER = {"header": "Authorization", "value": "Bearer ${OPENAI_API_KEY}"}
+BY_QUERY = {"query": "key", "value": "${OPENAI_API_KEY}"}
+OF_ITS_OWN = {"header": "X-Key", "value": "${OPENAI_API_KEY}"}
+BROUGHT: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict[str, list[str]]]] = {
+    "a subscription's token": (BY_HEADER, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "the provider's own header": (BY_HEADER, "", [("x-api-key", KEY)], {"x-api-key": [KEY]}),
+    "both": (BY_HEADER, "", [("x-api-key", KEY), ("Authorization", OAUTH)], {"Authorization": [OAUTH], "x-api-key": [KEY]}),
+    "a scheme of its own": (BY_BEARER, "", [("Authorization", f"Token  {KEY}")], {"Authorization": [f"Token  {KEY}"]}),
+    "a header that no SDK knows": (OF_ITS_OWN, "", [("x-key", KEY)], {"X-Key": [KEY]}),
+    "where the key stands in the query": (BY_QUERY, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "where the registry has no key": (None, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "another vendor's header": (BY_HEADER, "", [("x-goog-api-key", KEY)], {"x-api-key": [KEY]}),
+    "another vendor's header, with a scheme": (BY_BEARER, "", [("api-key", KEY)], {"Authorization": [f"Bearer {KEY}"]}),
+    "the query": (BY_HEADER, f"?key={KEY}", [], {"x-api-key": [KEY]}),
+    "a header to the query": (BY_QUERY, "", [("x-api-key", KEY)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("surface", ["rest", "websocket"])
+@pytest.mark.parametrize("what", BROUGHT)
+async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_place(start: StartRelay, raw: RawUpstream, what: str, surface: str) -> None:
+    auth, query, headers, expected = BROUGHT[what]
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    entry: dict[str, object] = {"base_url": raw.url, "client_credentials": "allow", "query_credentials": ["key"], "websocket": {"default_path": "x"}}
+    relay = await start(mine=entry | ({"auth": auth} if auth else {}))
+    lines = [f"{name}: {value}" for name, value in headers]
+    if surface == "rest":
+        await send_raw(relay, _head("GET", f"{MANAGE}/mine/x{query}", *lines, "Connection: close"))
+    else:
+        await send_raw(relay, _head("GET", f"/api/v1/ai-gateway/ws/mine/x{query}", *SOCKET, *lines))
+    [arrived] = raw.arrived
+    places = ("Authorization", "x-api-key", "api-key", "x-goog-api-key", "X-Key")
+    assert {name: found for name in places if (found := arrived.header(name))} == expected
+    assert arrived.target == (f"/x?key={KEY}" if what == "a header to the query" else "/x")
+
+
+async def test_what_passes_as_it_came_goes_to_no_other_provider(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    first = {"base_url": "http://127.0.0.1:9", "auth": BY_HEADER, "client_credentials": "allow", "fallback": [{"provider": "other"}]}
+    relay = await start(mine=first, other=provider(raw.url, "FAL_KEY"))
+    await relay.call("POST", relay.path("mine", "chat/completions"), data=b"{}", headers={"Authorization": OAUTH, "x-api-key": KEY})
+    assert raw.arrived[0].header("Authorization") == [f"Bearer {canary('fal')}"] and not raw.arrived[0].header("x-api-key")
+
+
+KEY_LIKE = [
+    "Cookie", "Cookie2", "Proxy-Authorization", "x-relay-key", "x-relay-anything", "cf-aig-authorization", "Ocp-Apim-Subscription-Key", "x-litellm-api-key",
+    "x-portkey-api-key", "x-openai-api-key", "x-dashscope-apikey", "apikey", "x-rapidapi-key", "x-auth-token", "x-access-token", "x-amz-security-token",
+    "x-functions-key", "private-token", "x-csrf-token", "x-authorization", "x-client-secret", "x-user-password", "Authentication", "X_Api_Key",
+]  # fmt: skip
+NOT_KEYS = ["Idempotency-Key", "x-max-tokens", "x-token-limit", "x-codex-turn-state", "x-claude-code-session-id", "chatgpt-account-id", "x-secretary", "prompt-cache-key"]
+
+
+@pytest.mark.parametrize("credentials", ["deny", "allow"])
+@pytest.mark.parametrize("surface", ["rest", "websocket"])
+async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUpstream, surface: str, credentials: str) -> None:
+    raw.plays(ok(b"no", status="403 Forbidden"))
+    relay = await start(openai=provider(raw.url, client_credentials=credentials, websocket={"default_path": "x"}))
+    lines = [f"{name}: {canary(f'like{number}')}" for number, name in enumerate(KEY_LIKE)] + [f"{name}: kept" for name in NOT_KEYS]
+    if surface == "rest":
+        await send_raw(relay, _head("GET", CALL, *lines, "Authorization: Bearer x", "Connection: close"))
+    else:
+        await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET, *lines, "Authorization: Bearer x"))
+    [arrived] = raw.arrived
+    assert b"-like" not in arrived.head
+    assert [name for name in NOT_KEYS if arrived.header(name) != ["kept"]] == []
+
+
+# --- whose headers come down ------------------------------------------------------------------------------------------------
+
+SPOOFED = ["X-Relay-Error: rate_limited", "x_relay_error: rate_limited", "x-relay-error-source: relay", "x-relay-cache-key: k", "X-Relay-New: 1"]
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
+async def test_a_providers_own_relay_headers_never_come_down(start: StartRelay, raw: RawUpstream, status: str) -> None:
+    raw.plays(ok(b"{}", *SPOOFED, "X-Vendor: a", status=status))
+    document = {"cache": {"ttl_s": 60, "coalesce": True}}
+    relay = await start(document, openai=provider(raw.url))
+    for endpoint in ("x", "chat/completions", "chat/completions"):  # plain, shared and kept
+        _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=b"{}")
+        named = {name: value for name, value in headers.items() if name.lower().replace("_", "-").startswith("x-relay-")}
+        named.pop("x-relay-cache-key", None) if endpoint != "x" else None
+        assert named == ({} if status == "200 OK" else {"x-relay-error-source": "provider"}) and headers["X-Vendor"] == "a"
+
+
+async def test_nor_do_they_with_a_refused_handshake(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", *SPOOFED, status="400 Bad"))
+    relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
+    answer = (await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET))).lower()
+    assert answer.count(b"relay-error: ") + answer.count(b"relay_error: ") == 1 and b"x-relay-error: handshake_refused" in answer
+    assert answer.count(b"x-relay-error-source: ") == 1 and b"x-relay-new" not in answer and b"x-relay-cache-key" not in answer

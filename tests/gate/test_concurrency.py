@@ -1,0 +1,271 @@
+"""The places of `calls_at_once`: whatever a request was and however it ended, its place is free again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartRelay
+from tests.relays import HANG_GUARD_S, Relay, provider
+from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, ok
+
+CALLS = "/api/v1/ai-gateway/providers"
+Connect = Callable[[], Awaitable["Connection"]]
+
+
+class Connection:
+    """One kept connection, spoken to in bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    def send(self, *requests: bytes) -> None:
+        self.writer.write(b"".join(requests))
+
+    async def status(self, method: str = "POST") -> int:
+        """The status of the next answer; its body is read."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+            lengths = [line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:")]
+            if lengths and method != "HEAD":
+                await self._reader.readexactly(int(lengths[0]))
+        return int(head.split()[1])
+
+
+def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+CALL = request("POST", f"{CALLS}/openai/chat/completions", body=b'{"model": "m"}')
+
+
+@pytest.fixture
+async def one_place(start: StartRelay, raw: RawUpstream) -> AsyncIterator[tuple[Relay, Connect]]:
+    """(relay, connect): a relay that runs one call at once."""
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+    connections: list[Connection] = []
+
+    async def connect() -> Connection:
+        connections.append(Connection(*await asyncio.open_connection("127.0.0.1", relay.port)))
+        return connections[-1]
+
+    yield relay, connect
+    for connection in connections:
+        connection.writer.close()
+
+
+async def _is_free(relay: Relay, connect: Connect) -> None:
+    """Another connection gets the one place there is."""
+    await relay.idle()
+    other = await connect()
+    other.send(CALL)
+    assert await other.status() == 200
+    await relay.idle()
+    assert not relay.gateway.arriving and not relay.gateway.limits._running  # type: ignore[union-attr]
+
+
+ASKS_METHOD = "Access-Control-Request-Method: POST"
+NO_CALLS = {
+    "a preflight without an Origin": request("OPTIONS", f"{CALLS}/openai/x", ASKS_METHOD),
+    "a preflight of management": request("OPTIONS", f"{CALLS}/reload", ASKS_METHOD),
+    "an OPTIONS that is a call": request("OPTIONS", f"{CALLS}/openai/x"),
+    "a reload": request("POST", f"{CALLS}/reload"),
+    "a reload from elsewhere": request("POST", f"{CALLS}/reload", "X-Forwarded-For: 198.51.100.1"),
+    "a reload by another method": request("PUT", f"{CALLS}/reload", body=b"{}"),
+    "a reload that expects something odd": request("POST", f"{CALLS}/reload", "Expect: a-miracle", body=b"{}"),
+    "a call that expects something odd": request("POST", f"{CALLS}/openai/x", "Expect: a-miracle", body=b"{}"),
+    "below reload": request("GET", f"{CALLS}/reload/more"),
+    "no provider": request("GET", f"{CALLS}/"),
+    "no such provider": request("GET", f"{CALLS}/nobody/x"),
+    "a bad path": request("GET", f"{CALLS}/openai/%2e%2e/x"),
+    "a foreign host": request("GET", f"{CALLS}/openai/x").replace(b"127.0.0.1", b"evil.example"),
+    "TRACE": request("TRACE", f"{CALLS}/openai/x"),
+    "an upgrade without a connection header": request("GET", f"{CALLS}/openai/x", "Upgrade: websocket"),
+    "an upgrade that is not WebSocket": request("GET", f"{CALLS}/openai/x", "Upgrade: h2c", "Connection: Upgrade"),
+    "a bad chunked body": request("POST", f"{CALLS}/reload", "Transfer-Encoding: chunked") + b"zz\r\n",
+    "a wrong coding": request("POST", f"{CALLS}/openai/x", "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", NO_CALLS)
+async def test_a_request_on_a_kept_connection_holds_no_place_after_its_answer(what: str, one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+    kept = await connect()
+    kept.send(NO_CALLS[what])
+    await kept.status()
+    await _is_free(relay, connect)
+
+
+async def test_a_head_request_holds_no_place(one_place: tuple[Relay, Connect], raw: RawUpstream) -> None:
+    relay, connect = one_place
+    kept = await connect()
+    for path in (f"{CALLS}/reload", f"{CALLS}/nobody/x"):
+        kept.send(request("HEAD", path))
+        assert await kept.status("HEAD") >= 400
+    await _is_free(relay, connect)
+
+
+async def test_a_management_request_that_fails_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+
+    async def fail() -> None:
+        raise RuntimeError("as any handler might")
+
+    relay.gateway.reload = fail
+    kept = await connect()
+    kept.send(request("POST", f"{CALLS}/reload"))
+    assert await kept.status() == 500
+    await _is_free(relay, connect)
+
+
+async def test_a_management_request_takes_no_calls_place_while_it_runs(one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+    running, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        running.set()
+        await go_on.wait()
+
+    relay.gateway.reload = wait
+    kept = await connect()
+    kept.send(request("POST", f"{CALLS}/reload"))
+    async with asyncio.timeout(HANG_GUARD_S):
+        await running.wait()
+    await _is_free(relay, connect)
+    go_on.set()
+    assert await kept.status() == 200
+
+
+@pytest.mark.parametrize("first", ["a preflight without an Origin", "a reload", "no such provider"])
+async def test_pipelined_requests_hold_no_place(first: str, one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+    kept = await connect()
+    kept.send(NO_CALLS[first], NO_CALLS[first], CALL, NO_CALLS[first])
+    statuses = [await kept.status() for _ in range(4)]
+    assert statuses[2] == 200
+    await _is_free(relay, connect)
+
+
+async def test_garbage_behind_a_request_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+    kept = await connect()
+    kept.send(CALL, b"garbage\r\n\r\n")
+    assert await kept.status() in (200, 400)
+    await _is_free(relay, connect)
+
+
+async def test_a_client_that_is_gone_before_its_request_is_handled_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
+    relay, connect = one_place
+    for _ in range(20):
+        gone = await connect()
+        gone.send(CALL)
+        gone.writer.transport.abort()
+    async with asyncio.timeout(HANG_GUARD_S):
+        while relay.gateway.arriving or relay.gateway.running:
+            await asyncio.sleep(0.01)
+    await _is_free(relay, connect)
+
+
+async def test_a_call_cut_while_it_runs_holds_no_place(one_place: tuple[Relay, Connect], raw: RawUpstream) -> None:
+    relay, connect = one_place
+    raw.scripts[:] = [(SILENCE,), (ok(b"fine"),)]
+    gone = await connect()
+    gone.send(CALL)
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not raw.arrived:
+            await asyncio.sleep(0.01)
+    gone.writer.transport.abort()
+    await _is_free(relay, connect)
+
+
+async def test_as_many_calls_as_there_are_places_run_after_a_storm_of_other_requests(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 3}]}, openai=provider(raw.url))
+    opened = [Connection(*await asyncio.open_connection("127.0.0.1", relay.port)) for _ in range(9)]
+    for at, connection in enumerate(opened):
+        connection.send(list(NO_CALLS.values())[at])
+        await connection.status()
+    gate = asyncio.Event()
+    raw.scripts[:] = [(gate, ok(b"fine"))]
+    calls: list[asyncio.Task[Any]] = [asyncio.create_task(relay.call("POST", relay.path("openai", "x"), data=b"{}")) for _ in range(3)]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(raw.arrived) < 4:  # one OPTIONS among the storm was a call
+            await asyncio.sleep(0.01)
+    gate.set()
+    assert [(await call)[0] for call in calls] == [200, 200, 200]
+    for connection in opened:
+        connection.writer.close()
+
+
+async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_early(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held of a body that streams is let go of piece by piece, even behind the head of the answer."""
+    gate = asyncio.Event()
+    raw.plays("early", SSE_HEAD, chunk(b"data: 0\n\n"), gate, LAST_CHUNK)
+    relay = await start({"server": {"buffer_bytes": 4 << 20, "body_idle_timeout_s": HANG_GUARD_S}}, openai=provider(raw.url))
+    gateway, lowest = relay.gateway, [0]
+    let_go = gateway.let_go
+
+    def watched(exchange: Any, count: int) -> None:
+        let_go(exchange, count)
+        lowest.append(min(gateway.held_bytes, exchange.held_bytes))
+
+    monkeypatch.setattr(gateway, "let_go", watched)
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(128):  # without a length: it is held until it is too large
+            yield bytes(1 << 16)
+
+    async with relay.client.post(relay.path("openai", "files"), data=upload()) as answer:
+        assert await answer.content.readany() == b"data: 0\n\n"
+        async with asyncio.timeout(HANG_GUARD_S):
+            while gateway.held_bytes > 0:
+                await asyncio.sleep(0.01)
+        gate.set()
+        await answer.read()
+    await relay.idle()
+    assert len(lowest) > 2 and min(lowest) == 0 and gateway.held_bytes == 0
+
+
+async def test_one_that_fails_while_a_call_gives_back_keeps_the_others_from_nothing(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"fine"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+    begin = relay.gateway.begin
+
+    def fails() -> None:
+        raise RuntimeError("as anything might")
+
+    def beginning(*args: Any) -> Any:
+        exchange = begin(*args)
+        exchange.at_end += (fails,)
+        return exchange
+
+    relay.gateway.begin = beginning  # type: ignore[method-assign]
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+    await relay.idle()
+    assert relay.gateway.limits._running == {}  # type: ignore[union-attr]
+    (line,) = await relay.events()
+    assert line["outcome"] == "relayed"
+
+
+async def test_a_key_is_not_busy_after_an_attempt_that_failed_by_a_fault_of_ours(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.plays(ok(b"fine"))
+    keys = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}"], "pool": "least_busy"}
+    relay = await start(openai={"base_url": raw.url, "auth": keys})
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("as any code might")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relay.calls.attempt.send", fail)
+        for _ in range(3):
+            assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 500
+    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+    await relay.idle()
+    assert {state.running for state in relay.gateway.attempts.health._keys.values()} == {0}

@@ -1,0 +1,312 @@
+"""A reload: what it takes over, what it names for a restart, and which files it does not believe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization as how
+
+from relay.app import standalone
+from relay.cli.main import main
+from relay.gateway import GATEWAY, Gateway
+from relay.registry.files import Files
+from relay.registry.load import ConfigError, Sources, load
+from relay.registry.restart import needing_restart, taken_over
+from tests.conftest import StartRelay
+from tests.relays import KEYS, Relay, canary, configured, provider, write_config
+from tests.upstream.raw import RawUpstream, ok
+
+ONE = {"providers": {"one": provider("https://one.example.com")}}
+
+
+async def _reload(relay: Relay) -> tuple[int, Any]:
+    status, _, body = await relay.call("POST", f"{relay.url}/api/v1/ai-gateway/providers/reload")
+    return status, json.loads(body)
+
+
+async def _refusal(relay: Relay) -> list[str]:
+    """The problems with which a reload is refused; the old configuration stays."""
+    before = relay.gateway.config
+    status, answer = await _reload(relay)
+    assert status == 422 and answer["error"]["code"] == "config_invalid"
+    assert relay.gateway.config is before
+    problems = (await relay.events("reload.refused"))[0]["problems"]
+    assert answer["error"]["message"].splitlines()[1:] == problems
+    return problems
+
+
+# Files that are half-written ---------------------------------------------------------------------------
+
+GONE = "; what it held before stays in force (a restart takes it as it is)"
+UNFINISHED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda text: b"", f"gateway.yaml:1:1: is empty{GONE}"),
+    "comments alone": (lambda text: b"# soon\n\n", f"gateway.yaml:1:1: is empty{GONE}"),
+    "cut within a line": (lambda text: text[: text.index(b".example.com")], "the last line does not end, as it did before: is the file half-written?"),
+    "cut before the providers": (lambda text: text[: text.index(b"providers:")], "gateway.yaml:1:1: has no providers, and those that it had are in force: is it half-written? To remove them, write `providers: {}`"),
+    "cut behind providers:": (lambda text: text[: text.index(b"  one:")], "gateway.yaml:1:1: has no providers"),
+    "an empty mapping": (lambda text: b"{}\n", "gateway.yaml:1:1: has no providers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), UNFINISHED.values(), ids=UNFINISHED)
+async def test_a_file_that_is_empty_or_half_written_is_refused(start: StartRelay, change: Callable[[bytes], bytes], words: str) -> None:
+    relay = await start(ONE)
+    config = relay.folder / "gateway.yaml"
+    whole = config.read_bytes()
+    config.write_bytes(change(whole))
+    assert any(words in problem for problem in await _refusal(relay))
+    config.write_bytes(whole)
+    assert (await _reload(relay))[0] == 200
+
+
+def test_every_cut_of_the_file_is_refused_or_ends_a_line(tmp_path: Path) -> None:
+    """What is cut at the end of a line and still has providers cannot be told from a file that is meant so."""
+    config, sources = configured(tmp_path, ONE)
+    whole = sources.config.read_bytes()
+    for at in range(0, len(whole), 5):
+        sources.config.write_bytes(whole[:at])
+        try:
+            load(sources, before=config)
+        except ConfigError:
+            continue
+        assert whole[:at].endswith(b"\n") and whole[:at].count(b"one:") == 1
+
+
+async def test_an_included_file_that_is_half_written_is_refused(start: StartRelay) -> None:
+    relay = await start(ONE)
+    more = relay.folder / "more.yaml"
+    more.write_text("providers:\n  two: {base_url: https://two}\n")
+    config = relay.folder / "gateway.yaml"
+    config.write_text("include: [more.yaml]\n" + config.read_text())
+    assert (await _reload(relay))[1]["providers"] == ["one", "two"]
+    more.write_text("")
+    assert await _refusal(relay) == [f"more.yaml:1:1: is empty{GONE}"]
+    more.unlink()
+    assert await _refusal(relay) == ["gateway.yaml:1:11: include.0: no file matches 'more.yaml'"]
+
+
+async def test_providers_are_removed_where_the_file_says_so(start: StartRelay) -> None:
+    relay = await start(ONE)
+    (relay.folder / "gateway.yaml").write_text("providers: {}\ndemo: {enabled: false}\ndatabase: null\n")
+    assert await _reload(relay) == (200, {"reloaded": True, "providers": [], "needs_restart": []})
+
+
+async def test_a_file_that_was_like_this_from_the_start_is_taken(start: StartRelay) -> None:
+    relay = await start({})
+    config = relay.folder / "gateway.yaml"
+    config.write_text(config.read_text().rstrip("\n"))
+    assert (await _reload(relay))[0] == 422
+    config.write_text("")
+    loaded = load(Sources(config, None))
+    assert load(Sources(config, None), before=loaded).registry.providers == {}
+
+
+@pytest.mark.parametrize("change", ["gone", "empty", "cut", "folder", "not UTF-8"])
+async def test_variables_that_are_lost_leave_the_old_ones_in_force(start: StartRelay, raw: RawUpstream, change: str) -> None:
+    raw.plays(ok(b"x"))
+    relay = await start(one=provider(raw.url))
+    env = relay.folder / ".env"
+    whole = env.read_bytes()
+    env.unlink()
+    if change == "folder":
+        env.mkdir()
+    elif change != "gone":
+        env.write_bytes({"empty": b"\n# none\n", "cut": whole[:-5], "not UTF-8": b"A=\xff\n"}[change])
+    [problem] = await _refusal(relay)
+    assert problem.startswith(".env:")
+    words = {"gone": f".env:1:1: is gone{GONE}", "empty": f".env:1:1: is empty{GONE}", "folder": "cannot be read: Is a directory", "not UTF-8": "it is not UTF-8 text"}
+    assert words.get(change, "the last line does not end, as it did before") in problem
+    await relay.call("GET", relay.path("one", "x"))
+    assert raw.arrived[0].header("authorization") == [f"Bearer {KEYS['OPENAI_API_KEY']}"]
+
+
+@pytest.mark.parametrize("change", ["gone", "empty"])
+async def test_a_secret_file_that_is_lost_leaves_the_old_secret_in_force(start: StartRelay, tmp_path: Path, change: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(canary("file"))
+    entry = {"base_url": "https://x", "auth": {"header": "k", "value": f"${{file:{secret}}}"}}
+    relay = await start(one=entry)
+    if change == "gone":
+        secret.unlink()
+    else:
+        secret.write_text("\n")
+    assert await _refusal(relay) == [f"secret:1:1: is {change}{GONE}"]
+    secret.write_text(canary("file2"))  # without an end of line, as many tools write secrets
+    assert (await _reload(relay))[0] == 200
+    assert relay.gateway.registry.providers["one"].rest.pool[0].provider.value == canary("file2")
+
+
+# What is taken over ------------------------------------------------------------------------------------
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "server": {"host": "127.0.0.2", "port": 9, "workers": 3, "keepalive_timeout_s": 9},
+    "tls": {"host": "127.0.0.2", "port": 9},
+    "redis": {"url": "redis://other", "timeout_s": 9},
+    "metrics": {"enabled": False, "max_models": 9},
+    "tracing": {"endpoint": "http://other", "headers": {"a": "b"}, "service_name": "other"},
+    "log": {"level": "error", "format": "json"},
+    "demo": {"enabled": True},
+    "cache": {"store": "redis"},
+}
+RESTARTED = [f"{section}.{key}" for section, keys in CHANGED.items() for key in keys] + ["database"]
+
+
+def test_every_setting_that_needs_a_restart_is_named_and_stays_as_it_was(tmp_path: Path) -> None:
+    started, _ = configured(tmp_path, ONE)
+    loaded, _ = configured(tmp_path, ONE | CHANGED | {"database": "other.db", "upstream": {"idle_timeout_s": 9}})
+    assert needing_restart(started.settings, loaded.settings) == RESTARTED
+    config = taken_over(started, loaded)
+    assert needing_restart(started.settings, config.settings) == []
+    assert config.settings.upstream.idle_timeout_s == 9 and config.registry is loaded.registry
+
+
+async def test_what_is_in_force_after_a_reload_is_never_half_of_a_setting(start: StartRelay) -> None:
+    """A store that is named but not opened, or a database that only a new worker would open."""
+    relay = await start(ONE)
+    write_config(relay.folder, ONE | {"redis": {"url": "redis://127.0.0.1:9"}, "cache": {"store": "redis", "ttl_s": 9}, "database": "other.db"})
+    assert (await _reload(relay))[1]["needs_restart"] == ["redis.url", "cache.store", "database"]
+    settings = relay.gateway.settings
+    assert (settings.redis.url, settings.cache.store, settings.database, settings.cache.ttl_s) == (None, "memory", None, 9)
+    assert (await relay.events("reload.done"))[0]["needs_restart"] == ["redis.url", "cache.store", "database"]
+    write_config(relay.folder, ONE)
+    assert (await _reload(relay))[1]["needs_restart"] == [], "what is as at the start needs none"
+
+
+async def test_the_cache_moves_to_a_redis_that_is_there(tmp_path: Path) -> None:
+    redis = {"redis": {"url": "redis://127.0.0.1:9"}}
+    config, sources = configured(tmp_path, ONE | redis)
+    gateway: Gateway = standalone(config, sources)[GATEWAY]
+    assert not gateway.cache.is_shared
+    other, _ = configured(tmp_path, ONE | redis | {"cache": {"store": "redis"}})
+    assert needing_restart(config.settings, other.settings) == []
+    gateway.replace(other)
+    assert gateway.cache.is_shared
+    gateway.replace(config)
+    assert not gateway.cache.is_shared
+
+
+def _issue(authority: trustme.CA, folder: Path, name: str) -> dict[str, str]:
+    issued = authority.issue_cert(name)
+    issued.private_key_pem.write_to_path(folder / f"{name}-key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    return {"certificate": f"{name}.pem", "key": f"{name}-key.pem"}
+
+
+def test_a_certificate_at_another_path_needs_no_restart_and_none_at_all_does(tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    one, other = (_issue(authority, tmp_path, name) for name in ("a.example.com", "b.example.com"))
+    first, _ = configured(tmp_path, {"tls": one})
+    second, _ = configured(tmp_path, {"tls": other})
+    none, _ = configured(tmp_path, {})
+    assert needing_restart(first.settings, second.settings) == []
+    assert taken_over(first, second).certificate == second.certificate != first.certificate
+    assert needing_restart(first.settings, none.settings) == ["tls.certificate", "tls.key"]
+    assert taken_over(first, none).certificate == first.certificate
+    assert taken_over(none, first).certificate is None
+
+
+def test_what_was_checked_of_a_certificate_is_what_is_served(tmp_path: Path) -> None:
+    """The files may be bad by then."""
+    _issue(trustme.CA(key_type=trustme.KeyType.ECDSA), tmp_path, "a.example.com")
+    config, _ = configured(tmp_path, {"tls": {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}})
+    (tmp_path / "a.example.com-key.pem").write_text("not a key")
+    assert config.certificate is not None
+    config.certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    assert "PRIVATE KEY" not in repr(config)
+
+
+def test_a_key_with_a_passphrase_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
+    _issue(trustme.CA(key_type=trustme.KeyType.ECDSA), tmp_path, "a.example.com")
+    path = tmp_path / "a.example.com-key.pem"
+    key = how.load_pem_private_key(path.read_bytes(), None)
+    path.write_bytes(key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, how.BestAvailableEncryption(b"secret")))
+    with pytest.raises(ConfigError, match=r"gateway\.yaml:\d+:\d+: tls\.certificate: does not make a certificate with tls\.key"):
+        configured(tmp_path, {"tls": {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}})
+
+
+async def test_a_reload_logs_what_may_be_a_mistake(start: StartRelay) -> None:
+    relay = await start(ONE)
+    (relay.folder / ".env").chmod(0o600)
+    write_config(relay.folder, {"providers": {"one": provider("https://x", headers={"a": "$NAME"})}})
+    assert (await _reload(relay))[0] == 200
+    [warning] = await relay.events("config.warning")
+    assert warning["place"].startswith("gateway.yaml:") and warning["message"].startswith("providers.one.headers.a: `$` without braces")
+
+
+# The same bytes for every process ----------------------------------------------------------------------
+
+
+def test_another_process_makes_the_same_configuration_whatever_became_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/a.yaml").write_text("providers: {a: {base_url: https://a, auth: {header: k, value: '${file:secret} ${OPENAI_API_KEY}'}}}\n")
+    (tmp_path / "secret").write_text(canary("file"))
+    _issue(trustme.CA(key_type=trustme.KeyType.ECDSA), tmp_path, "a.example.com")
+    tls = {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}
+    config, sources = configured(tmp_path, ONE | {"include": ["more/*.yaml"], "tls": tls})
+    for file in [*tmp_path.rglob("*")]:
+        if file.is_file():
+            file.unlink()
+    again = load(sources, Files(config.read.files))
+    assert (again.settings, again.registry, again.certificate) == (config.settings, config.registry, config.certificate)
+    assert again.read == config.read and "CANARY" not in repr(config.read)
+
+
+def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.registry.files.MAX_TOTAL_BYTES", 200)
+    with pytest.raises(ConfigError, match="larger than 4 MiB together"):
+        configured(tmp_path, ONE | {"providers": {f"p{number}": provider("https://x") for number in range(9)}})
+
+
+# relay reload ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_config(tmp_path, ONE)
+    (tmp_path / ".env").chmod(0o600)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+async def _run_reload(relay: Relay, *arguments: str) -> int:
+    return await asyncio.to_thread(main, ["reload", "--config", str(relay.folder / "gateway.yaml"), "--env-file", str(relay.folder / ".env"), *arguments])
+
+
+async def test_the_command_says_what_came_of_a_reload(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+    relay = await start(ONE)
+    write_config(relay.folder, ONE | {"server": {"port": relay.port}, "log": {"level": "debug"}})
+    assert await _run_reload(relay) == 0
+    assert capsys.readouterr().out.splitlines() == ["reloaded: 1 providers", "needs a restart: server.port, log.level"]
+    assert await _run_reload(relay, "--url", relay.url) == 0
+
+
+async def test_the_command_fails_where_the_reload_does(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+    relay = await start(ONE)
+    (relay.folder / "gateway.yaml").write_text("demo: {enabled: false}\n")
+    assert await _run_reload(relay, "--url", relay.url) == 1
+    assert "gateway.yaml:1:1: has no providers" in capsys.readouterr().err
+
+
+def test_the_command_says_where_it_looked_for_a_relay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reload", "--url", "http://127.0.0.1:9"]) == 1
+    assert "no relay answers on 127.0.0.1:9 (Connection refused)" in capsys.readouterr().err
+    assert main(["reload", "--url", "nowhere"]) == 1
+    assert "--url should be an http:// or https:// URL" in capsys.readouterr().err
+    (folder / "gateway.yaml").write_text("server:\n\tport: 1")
+    assert main(["reload"]) == 2
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "gateway.yaml:2:1: the line is indented with a tab; YAML takes spaces alone", "     port: 1", "    ^",
+    ]  # fmt: skip
+
+
+def test_check_prints_warnings_and_succeeds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / ".env").chmod(0o644)
+    assert main(["check"]) == 0
+    assert capsys.readouterr().err == "warning: .env:1:1: others on this machine may read it (mode 0644): chmod 600 .env\n"

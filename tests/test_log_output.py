@@ -1,0 +1,265 @@
+"""The log's output: a reader that stops or goes costs lines and never a call, and the log says how many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from relay.log_output import MOST_WAITING_BYTES, DescriptorOutput, Losses
+from tests.processes import ROOT
+from tests.relays import HANG_GUARD_S, LogStream, write_config
+
+PIPE_BYTES = 64 * 1024
+LONG = {"X-Request-Id": "r" * 3000, "cf-aig-event-id": "e" * 3000, "cf-aig-metadata": json.dumps({f"{n}{'n' * 900}": "v" * 900 for n in range(5)})}
+"""Headers that make a line long."""
+
+
+class Unread:
+    """A process whose standard output and standard error go into one pipe, which is read only when a test says so."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.reader, writer = os.pipe()
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("CLOUDFLARE_", "RELAY_"))} | {"PYTHONPATH": str(ROOT)}
+        command = (sys.executable, "-m", "relay", *arguments)
+        self.process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
+        os.close(writer)
+        self.text = b""
+
+    async def until(self, pattern: bytes) -> re.Match[bytes]:
+        """Read until this is there."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            while (found := re.search(pattern, self.text)) is None:
+                if not await asyncio.to_thread(self._read):
+                    raise AssertionError(self.text[-2000:].decode())
+        return found
+
+    async def rest(self) -> bytes:
+        """All there is to read, to the end."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            while await asyncio.to_thread(self._read):
+                pass
+        return self.text
+
+    def _read(self) -> bytes:
+        data = os.read(self.reader, 1 << 20) if select.select([self.reader], [], [], HANG_GUARD_S)[0] else b""
+        self.text += data
+        return data
+
+    async def ended(self) -> int:
+        """Its exit code."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            return await asyncio.to_thread(self.process.wait)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log's lines among what was read."""
+        LogStream.everything.append(self.text.decode())
+        return [json.loads(line) for line in self.text.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self.reader)
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[Any]:
+    """`unread("serve", "--port", "0")`."""
+    begun: list[Unread] = []
+
+    def begin(*arguments: str) -> Unread:
+        begun.append(Unread(tmp_path, *arguments))
+        return begun[-1]
+
+    write_config(tmp_path, {"providers": {}})
+    yield begin
+    for each in begun:
+        each.close()
+
+
+async def _ready(relay: Unread) -> str:
+    url = (await relay.until(rb"on (http://\S+)")).group(1).decode()
+    async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S):
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with session.get(f"{url}/readyz") as answer:
+                    if answer.status == 200:
+                        return url
+            await asyncio.sleep(0.02)
+
+
+async def _calls(url: str, count: int) -> None:
+    """So many calls, each with a long line, each answered."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HANG_GUARD_S)) as session:
+        for _ in range(count):
+            async with session.get(f"{url}/api/v1/ai-gateway/providers/nobody/x", headers=LONG) as answer:
+                assert answer.status == 404
+
+
+async def _lost(url: str) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/readyz") as answer:
+        return int((await answer.json())["log_lines_lost"])
+
+
+async def test_nobody_reads_the_log_and_calls_go_on_and_the_loss_is_told_when_somebody_does(unread: Any) -> None:
+    relay = unread("serve", "--port", "0")
+    url, calls = await _ready(relay), 0
+    async with asyncio.timeout(HANG_GUARD_S * 2):
+        while not await _lost(url):
+            await _calls(url, 100)
+            calls += 100
+    await relay.until(rb"log.lines_lost")
+    await _calls(url, 1)
+    relay.process.send_signal(signal.SIGTERM)
+    await relay.rest()
+    assert await relay.ended() == 0
+    told = [line for line in relay.lines if line["event"] == "log.lines_lost"]
+    written = [line for line in relay.lines if line["event"] == "exchange"]
+    assert len(written) + sum(line["lines"] for line in told) == calls + 1
+    assert all(line["level"] == "warning" for line in told)
+    assert relay.lines[-1]["event"] == "drain.ended", "the last line is there"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sigterm_ends_a_relay_whose_log_nobody_reads(unread: Any, workers: str) -> None:
+    relay = unread("serve", "--port", "0", "--workers", workers)
+    url = await _ready(relay)
+    await _calls(url, 3 * PIPE_BYTES // 1000)
+    relay.process.send_signal(signal.SIGTERM)
+    assert await relay.ended() == 0
+
+
+async def test_a_reader_that_goes_costs_lines_and_no_call(unread: Any) -> None:
+    relay = unread("serve", "--port", "0")
+    url = await _ready(relay)
+    os.close(relay.reader)
+    await _calls(url, 3)
+    async with asyncio.timeout(HANG_GUARD_S):
+        while await _lost(url) < 3:
+            await asyncio.sleep(0.02)
+    relay.process.send_signal(signal.SIGTERM)
+    assert await relay.ended() == 0
+
+
+async def test_what_python_itself_writes_to_standard_error_blocks_nobody_and_shows_no_secret(tmp_path: Path) -> None:
+    script = """
+import asyncio, logging, sys, warnings
+from relay.core.redaction import Redactor
+from relay import log
+log.setup("info", "json")
+log.secrets = Redactor(["CANARY-secret-of-the-relay"])
+for n in range(200):
+    logging.getLogger("some.library").error("%d CANARY-secret-of-the-relay %s", n, "x" * 2000)
+    warnings.warn("careful", stacklevel=1)
+    print("y" * 2000, file=sys.stderr)
+print("went on")
+raise ValueError("the last words, CANARY-secret-of-the-relay")
+"""
+    reader, writer = os.pipe()
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=writer)
+    os.close(writer)
+    assert process.stdout is not None
+    assert await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), HANG_GUARD_S) == b"went on\n"
+    text = b""
+    while data := await asyncio.to_thread(os.read, reader, 1 << 20):
+        text += data
+    os.close(reader)
+    process.stdout.close()
+    assert process.wait() == 1
+    assert b"199 [redacted] xx" in text and b"UserWarning: careful" in text
+    assert text.endswith(b"ValueError: the last words, [redacted]\n") and b"CANARY" not in text
+
+
+def test_an_open_file_that_somebody_made_non_blocking_loses_no_line() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    losses = Losses()
+    output = DescriptorOutput(writer, losses, lambda lost: b"lost %d\n" % lost)
+    line = b"x" * 999 + b"\n"
+    for _ in range(1000):
+        output.write(line, 1)
+    text = b""
+    while len(text) < 1000 * len(line):
+        text += os.read(reader, 1 << 20)
+    output.flush(HANG_GUARD_S)
+    assert text == line * 1000 and losses.lines == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_notice_stands_where_the_lines_are_missing() -> None:
+    reader, writer = os.pipe()
+    losses = Losses()
+    output = DescriptorOutput(writer, losses, lambda lost: b"lost %d\n" % lost)
+    large = b"x" * (MOST_WAITING_BYTES // 2 - 1) + b"\n"
+    for data in (large, large, b"too much\n", b"too much\n"):
+        output.write(data, 1)
+    text = b""
+    while not text.endswith(b"lost 2\n"):
+        text += os.read(reader, 1 << 20)
+    assert text == large + large + b"lost 2\n" and losses.lines == 2
+    output.write(b"more\n", 1)
+    assert os.read(reader, 100) == b"more\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_forked_process_writes_too() -> None:
+    reader, writer = os.pipe()
+    output = DescriptorOutput(writer, Losses(), lambda lost: b"")
+    output.write(b"parent\n", 1)
+    output.flush(HANG_GUARD_S)
+    assert threading.active_count() > 1
+    child = os.fork()
+    if not child:
+        output.write(b"child\n", 1)
+        output.flush(HANG_GUARD_S)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reader, 100) == b"parent\nchild\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_host_that_configured_no_log_is_not_blocked_by_its_standard_output(tmp_path: Path) -> None:
+    write_config(tmp_path, {"providers": {}})
+    script = """
+import asyncio, sys
+from relay.client import AIGateway
+from relay.core.redaction import Redactor
+
+async def main():
+    async with AIGateway.from_config("gateway.yaml") as gateway:
+        for _ in range(300):
+            try:
+                await gateway.request(provider="nobody", endpoint="x", method="GET", headers={"X-Request-Id": "r" * 1000})
+            except Exception as error:
+                assert getattr(error, "code", "") == "unknown_provider", error
+    print("went on", file=sys.stderr)
+
+asyncio.run(main())
+"""
+    reader, writer = os.pipe()
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    _, errors = process.communicate(timeout=HANG_GUARD_S)
+    os.close(reader)
+    assert errors.endswith(b"went on\n") and process.returncode == 0, errors

@@ -1,0 +1,173 @@
+"""The janitor's work: what it looks at, how often, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType
+
+from relay import periodic as janitor
+from relay.sessions.session import Session
+from tests.conftest import StartRelay
+from tests.relays import Relay, configured, provider
+from tests.upstream.vendors import echo, vendor
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def looks(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """Every session that is looked at, each time."""
+    seen: list[Session] = []
+    judge = janitor._judge
+
+    def judging(session: Session, *rest: Any) -> Any:
+        seen.append(session)
+        return judge(session, *rest)
+
+    monkeypatch.setattr(janitor, "_judge", judging)
+    return seen
+
+
+@pytest.fixture
+async def sockets(aiohttp_server: Any, start: StartRelay) -> AsyncIterator[Any]:
+    """`await sockets(count, websocket={…}, **provider's)`: (relay, clock, the clients' sockets)."""
+    server = await aiohttp_server(vendor(("GET", "/echo", echo)))
+    stack = AsyncExitStack()
+
+    async def begin(count: int, websocket: dict[str, Any] | None = None, **more: Any) -> tuple[Relay, Clock, list[Any]]:
+        entry = provider(str(server.make_url("")), websocket={"default_path": "echo"} | more)
+        relay = await start({"websocket": websocket or {}}, openai=entry)
+        clock = relay.gateway.clock = Clock()
+        opened = [await stack.enter_async_context(relay.client.ws_connect(relay.ws("openai"), autoping=False)) for _ in range(count)]
+        for socket in opened:
+            await socket.send_str("there?")
+            assert (await socket.receive(20)).data == "there?"
+        await janitor.sweep(relay.gateway)
+        return relay, clock, opened
+
+    yield begin
+    await stack.aclose()
+
+
+async def test_an_idle_session_is_looked_at_only_when_something_may_be_due(sockets: Any, looks: list[Session]) -> None:
+    relay, clock, _ = await sockets(3)
+    looks.clear()
+    for _ in range(38):
+        clock.now += 0.5
+        await janitor.sweep(relay.gateway)
+    assert looks == [], "nothing can be due before the send time-out"
+    clock.now += 1.1
+    await janitor.sweep(relay.gateway)
+    assert len(looks) == 3
+
+
+async def test_an_open_session_is_none_of_the_calls_that_are_looked_at_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay, _, _ = await sockets(2)
+    assert not relay.gateway.calls and len(relay.gateway.running) == 2
+    assert relay.gateway.gauges()["relay_running"] == 2
+
+
+@pytest.mark.parametrize(("limit", "code"), [("idle_timeout_s", 4408), ("max_session_s", 4409)])
+async def test_a_limit_of_a_session_is_noticed_when_it_is_passed(sockets: Any, limit: str, code: int) -> None:
+    relay, clock, [socket] = await sockets(1, **{limit: 7.0})
+    clock.now += 6.9
+    await janitor.sweep(relay.gateway)
+    assert not next(iter(relay.gateway.sessions)).ended.done()
+    clock.now += 0.2
+    await janitor.sweep(relay.gateway)
+    assert (await socket.receive(20)).data == code
+
+
+async def test_a_message_puts_the_end_of_an_idle_session_off(sockets: Any) -> None:
+    relay, clock, [socket] = await sockets(1, idle_timeout_s=7.0)
+    clock.now += 6.0
+    await socket.send_str("still")
+    assert (await socket.receive(20)).data == "still"
+    clock.now += 6.0
+    await janitor.sweep(relay.gateway)
+    assert not next(iter(relay.gateway.sessions)).ended.done()
+    clock.now += 1.1
+    await janitor.sweep(relay.gateway)
+    assert (await socket.receive(20)).data == 4408
+
+
+async def test_a_message_that_is_not_taken_is_noticed_whenever_it_was_sent(sockets: Any) -> None:
+    relay, clock, [socket] = await sockets(1, {"send_timeout_s": 8.0})
+    [session] = relay.gateway.sessions
+    clock.now += 5.0
+    session.downstream.sending_since_s = clock.now  # as a pump stamps it
+    clock.now += 7.9
+    await janitor.sweep(relay.gateway)
+    assert not session.ended.done()
+    clock.now += 0.2
+    await janitor.sweep(relay.gateway)
+    assert session.ended.result().code == 1013
+    assert (await socket.receive(20)).type is WSMsgType.CLOSE
+
+
+async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_look_after_a_quiet_time(sockets: Any) -> None:
+    relay, clock, [socket] = await sockets(1, {"max_messages_per_s": 5})
+    for _ in range(10):
+        clock.now += 0.5
+        await janitor.sweep(relay.gateway)
+    for _ in range(20):
+        await socket.send_str("x")
+        await socket.receive(20)
+    clock.now += 1.0
+    await janitor.sweep(relay.gateway)
+    assert (await socket.receive(20)).data == 1008
+
+
+async def test_limits_that_a_reload_changes_hold_for_open_sessions(sockets: Any) -> None:
+    relay, clock, [socket] = await sockets(1, {"ping_after_s": 1000, "send_timeout_s": 1000})
+    document = {"websocket": {"ping_after_s": 3, "send_timeout_s": 1000}, "providers": {"openai": provider("http://127.0.0.1:1")}}
+    clock.now += 10.0
+    relay.gateway.replace(configured(relay.folder, document)[0])
+    await janitor.sweep(relay.gateway)
+    assert (await socket.receive(20)).type is WSMsgType.PING
+
+
+async def test_no_ping_waits_for_a_side_that_takes_nothing(sockets: Any) -> None:
+    relay, clock, opened = await sockets(3, {"ping_after_s": 5, "send_timeout_s": 1000})
+    for session in relay.gateway.sessions:
+        # All room is used, and no message waits for more.
+        writer = session.downstream.socket._writer
+        writer.protocol.pause_writing()
+        writer._output_size = writer._limit + 1
+    clock.now += 6.0
+    sweeping = janitor.sweep(relay.gateway)
+    with pytest.raises(StopIteration):
+        sweeping.send(None)  # in one step: nothing is awaited
+    for session in relay.gateway.sessions:
+        session.downstream.socket._writer.protocol.resume_writing()
+    for socket in opened:
+        assert (await socket.receive(20)).type is WSMsgType.PING
+
+
+async def test_thousands_that_are_due_at_once_do_not_hold_up_the_loop(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay, clock, _ = await sockets(3)
+    monkeypatch.setattr(janitor, "_SESSIONS_AT_ONCE", 2)
+    clock.now += 100.0
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        others += 1
+
+    task = asyncio.create_task(other())
+    await janitor.sweep(relay.gateway)
+    assert others == 1, "another task had its turn within the sweep"
+    await task
