@@ -112,7 +112,15 @@ class _Connection(HalfClosing):
         assert self._task_handler is not None
         self._task_handler.add_done_callback(_drop_traceback)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp asks for it whenever a chunk was read; mostly nothing is paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
+        if self._upgraded:
+            super().data_received(data)
+            return
         self._heard_s = self._loop.time()
         if data.startswith(b"HEAD "):
             self._head_came = True

@@ -41,23 +41,24 @@ class ProviderConnection(ResponseHandler):
         """Of the answer that is awaited; negative if none is."""
         self.idle_limit_s: float | None = None
         """How long it may wait in the pool, where its provider says so."""
-        self.released_s = inf
-        """When it went there; endless while it is in use."""
+        self.idle_since_s = inf
+        """When such an answer had come whole; endless before."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
         super().connection_made(transport)
         probe_when_idle(transport, PROBED_AFTER_S)
 
-    def released(self) -> None:
-        """It goes to the pool, unless it is closed now. Called if it has an `idle_limit_s`."""
-        self.released_s = self._loop.time()
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp asks for it whenever a chunk was read; mostly nothing is paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
         self._interim_left = MAX_INTERIM_ANSWERS
         if self.idle_limit_s is not None:
-            self.idle_limit_s, self.released_s = None, inf
+            self.idle_limit_s, self.idle_since_s = None, inf
             self.__class__ = ProviderConnection
         super().set_response_params(**params)
 
@@ -85,7 +86,12 @@ class ProviderConnection(ResponseHandler):
                 data = (message, EMPTY_PAYLOAD)
                 if _announces_body(message):
                     self.force_close()
+            if kept_s is not None:
+                data[1].on_eof(self._is_idle)
             super().feed_data(data, size)
+
+    def _is_idle(self) -> None:
+        self.idle_since_s = self._loop.time()
 
     def _fail(self, reason: str) -> None:
         self._interim_left = -1
@@ -103,7 +109,7 @@ class _LimitedConnection(ProviderConnection):
     def is_connected(self) -> bool:
         """True if another request may be sent on it."""
         assert self.idle_limit_s is not None
-        waited_s = self._loop.time() - self.released_s
+        waited_s = self._loop.time() - self.idle_since_s
         return waited_s <= self.idle_limit_s and super().is_connected()
 
 

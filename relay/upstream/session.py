@@ -26,8 +26,6 @@ from aiohttp import (
     DummyCookieJar,
     TCPConnector,
 )
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -88,9 +86,7 @@ def _session(
 
 
 class _Connector(TCPConnector):
-    """Tells what a proxy does wrong from what the provider does, and a connection when it goes back
-    to the pool.
-    """
+    """Tells what a proxy does wrong from what the provider does."""
 
     async def _create_proxy_connection(self, *given: Any) -> tuple[Any, Any]:
         try:
@@ -99,14 +95,6 @@ class _Connector(TCPConnector):
             raise
         except (ClientConnectionError, ClientResponseError, RelayError) as error:
             raise ProxyBroke from error
-
-    def _release(
-        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
-    ) -> None:
-        assert isinstance(protocol, ProviderConnection)
-        if protocol.idle_limit_s is not None:
-            protocol.released()
-        super()._release(key, protocol, should_close=should_close)
 
 
 class _Handshake(RelayRequest):
