@@ -27,6 +27,7 @@ from relay.core.injection import Refusals
 from relay.core.policy import Tried
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
+from relay.gate.identify import Callers
 from relay.gate.limits import Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
@@ -50,6 +51,7 @@ from relay.upstream.health import Health
 from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
+    from relay.calls.call import Call
     from relay.sessions.session import Session
 
 
@@ -194,57 +196,40 @@ class Gateway:
         server = config.settings.server
         own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
         self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
+        self.callers = Callers(Proxies(server.trusted_proxies), self.access, server.public_url)
         self.limits = None
         if config.limits:
             rules, settle = config.limits, self.ledger.settle
             self.limits = Limits(rules, self.windows, self.at_once, settle)
-        self.proxies = Proxies(server.trusted_proxies)
         if self.metrics is not None:
             self.metrics.configured = config.models
         self.usage_refusals = Refusals()
 
-    def begin(self, request: web.Request, surface: Surface) -> Exchange:
-        """A new Exchange for `request`, counted as running until `close`."""
+    def begin(self, call: Call, surface: Surface, client_left: Callable[[], bool]) -> Exchange:
+        """A new Exchange for `call`, counted as running until `close`. `client_left` tells whether
+        its client is gone: it is asked where the server does not cancel the handler then.
+        """
+        headers = call.headers
         exchange = Exchange(
             id=new_id(),
             surface=surface,
-            method=request.method,
-            client=self.client(request) if self.proxies.listed else request.remote or "",
+            method=call.method,
+            caller=call.caller,
             started_s=self.clock(),
             task=asyncio.current_task(),
-            request_id=request.headers.get("X-Request-Id", ""),
-            headers=request.headers,
+            request_id=headers.get("X-Request-Id", ""),
+            headers=headers,
+            provider=call.provider,
+            endpoint=call.endpoint,
+            surface_format=call.error_format,
         )
         if self.traces is not None:
-            given, share = request.headers.get(TRACE), self.settings.tracing.sample
+            given, share = headers.get(TRACE), self.settings.tracing.sample
             exchange.trace = trace(given, random.getrandbits, lambda: random.random() < share)  # noqa: S311
         if self.mounted:
-            exchange.client_left = lambda: (
-                request.transport is None or request.transport.is_closing()
-            )
+            exchange.client_left = client_left
         self.calls.add(exchange)
-        request[EXCHANGE] = exchange
         return exchange
-
-    def client(self, request: web.Request) -> str:
-        """The client's address: the peer's, or what a trusted proxy says of it."""
-        forwarded_for = request.headers.getall("X-Forwarded-For", ())
-        return self.proxies.client(request.remote or "", forwarded_for)
-
-    def public_url(self, request: web.Request) -> str:
-        """`https://host` by which this request's client reaches the relay, without a path of the
-        relay's.
-        """
-        configured = self.settings.server.public_url
-        if configured:
-            return configured
-        given = request.headers
-        return self.proxies.origin(
-            request.remote or "",
-            f"{request.scheme}://{request.host}",
-            given.get("X-Forwarded-Proto"),
-            given.get("X-Forwarded-Host"),
-        )
 
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""
@@ -321,6 +306,11 @@ def _redis_changed(event: str, why: str) -> None:
 def new_id() -> str:
     """A new UUIDv7. An id is no secret: whoever reads by one must be allowed to."""
     return uuid7(time.time_ns() // 1_000_000, random.getrandbits)
+
+
+def has_left(request: web.Request) -> bool:
+    """True if the client of `request` has closed its connection."""
+    return request.transport is None or request.transport.is_closing()
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -11,47 +11,49 @@ import asyncio
 
 from aiohttp import web
 
-from relay.calls.attempt import Sending
+from relay.calls.attempt import RestAttempt
 from relay.calls.body import Body, body_at_hand, read_body
-from relay.calls.caching import answered, keeping
-from relay.calls.call import Call, asked
+from relay.calls.caching import answer_from_cache, plan_cache
+from relay.calls.call import Call, attempt_options
 from relay.calls.observers import capture_request
 from relay.calls.stream import stream
 from relay.core.exchange import Exchange
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
-from relay.gateway import Gateway
-from relay.upstream.attempts import Asked
+from relay.gateway import EXCHANGE, Gateway, has_left
+from relay.upstream.attempts import AttemptOptions
 
 
 async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
     """Relay one REST call. Raises the RelayError that the middleware answers with."""
-    exchange = gateway.begin(request, "rest")
-    exchange.provider, exchange.endpoint = call.provider, call.endpoint
+    exchange = gateway.begin(call, "rest", lambda: has_left(request))
+    request[EXCHANGE] = exchange
     try:
-        gateway.access.check(request.headers)
+        gateway.callers.authorize(call.headers)
         exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
         limits = gateway.limits
-        if limits is not None and (wait := limits.admit(exchange, request.headers)):
+        if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
-        wanted = asked(request, call, route, gateway)
+        options = attempt_options(call, route, gateway.attempts)
         body = body_at_hand(request, exchange, gateway)
         if body is None:
             body = await read_body(request, exchange, gateway)
-        wanted.whole = body.stream is None
-        _peek(exchange, request, body, call, wanted)
+        options.whole = body.stream is None
+        _peek(exchange, body, call, options)
         if gateway.settings.ledger.bodies != "off":
             capture_request(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
-            await limits.check(exchange, body.text, request.headers.get("Content-Type", ""))
-        sending = Sending(request, call, exchange, gateway, body)
-        kept = keeping(sending, wanted)
-        if kept is not None and (answer := await answered(kept, sending, wanted)) is not None:
-            return answer
+            await limits.check(exchange, body.text, call.headers.get("Content-Type", ""))
+        attempt = RestAttempt(call, exchange, gateway, body)
+        plan = plan_cache(attempt, options)
+        if plan is not None:
+            answer = await answer_from_cache(plan, request, attempt, options)
+            if answer is not None:
+                return answer
         if limits is not None and limits.counts_tokens:
             await limits.reserve(exchange, body.text or body.whole)
-        upstream = await gateway.attempts.open(exchange, wanted, sending)
+        upstream = await gateway.attempts.open(exchange, options, attempt)
         exchange.first_byte_s = gateway.clock()
         body.let_go()
         if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
@@ -66,25 +68,21 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         gateway.close(exchange)
 
 
-def _peek(
-    exchange: Exchange, request: web.Request, body: Body, call: Call, wanted: Asked
-) -> None:
+def _peek(exchange: Exchange, body: Body, call: Call, options: AttemptOptions) -> None:
     """What the call is about, for rules, attempts, meters and the ledger."""
     route, text = exchange.route, body.text or b""
     assert route is not None
     exchange.kind = route.kind
-    exchange.model = route.model or model_elsewhere(
-        route.format, route.endpoint, call.query
-    )
+    exchange.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
     if route.kind == "transcription" and "callback" in query_names(call.query):
-        wanted.submits = True  # Deepgram delivers the transcript there
+        options.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
         exchange.spoken = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
         exchange.input_estimate = input_tokens(text, route.format)
     if text:
-        seen = peek_body(text, request.headers.get("Content-Type", ""))
+        seen = peek_body(text, call.headers.get("Content-Type", ""))
         exchange.stream, exchange.user = seen.stream, seen.user
-        wanted.submits = wanted.submits or seen.submits
+        options.submits = options.submits or seen.submits
         # Where the path or the query names the model, providers do not look for it in the body.
         exchange.model = exchange.model or seen.model

@@ -16,17 +16,16 @@ from functools import partial
 from aiohttp import ClientWebSocketResponse, web
 
 from relay import log
-from relay.calls.call import Call, asked
+from relay.calls.call import Call, attempt_options
 from relay.calls.response import RelayedWebSocket
 from relay.calls.transforms import redacted_text
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of, downstream_headers, upgrades
-from relay.core.provider import Route
 from relay.core.refusals import of_close, of_message
-from relay.gateway import Gateway
+from relay.gateway import EXCHANGE, Gateway, has_left
 from relay.registry.registry import check_socket
-from relay.sessions.attempt import Dialing, asked_model
+from relay.sessions.attempt import HandshakeAttempt, asked_model
 from relay.sessions.observers import observe_session
 from relay.sessions.pump import broken, lost, pump
 from relay.sessions.session import NAMES, Ending, Leg, Session
@@ -34,28 +33,28 @@ from relay.sessions.session import NAMES, Ending, Leg, Session
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
     """Relay one WebSocket session. Raises the RelayError that refuses the handshake."""
-    exchange = gateway.begin(request, "websocket")
-    exchange.provider, exchange.endpoint = call.provider, call.endpoint
+    exchange = gateway.begin(call, "websocket", lambda: has_left(request))
+    request[EXCHANGE] = exchange
     try:
-        gateway.access.check(request.headers)
-        _check_handshake(request)
+        gateway.callers.authorize(call.headers)
+        _check_handshake(call)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
-        exchange.model = asked_model(call.query, route, request.headers)
+        exchange.model = asked_model(call.query, route, call.headers)
         limits = gateway.limits
-        if limits is not None and (wait := limits.admit(exchange, request.headers)):
+        if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
-        dialing = Dialing(request, call, exchange, gateway)
-        wanted = asked(request, call, route, gateway, dialing.offer(route))
+        options = attempt_options(call, route, gateway.attempts, call.offer(route))
+        attempt = HandshakeAttempt(call, exchange, gateway)
         exchange.sent_s = gateway.clock()
         try:
-            upstream = await gateway.attempts.open(exchange, wanted, dialing)
+            upstream = await gateway.attempts.open(exchange, options, attempt)
         except HandshakeRefused as refusal:
             exchange.first_byte_s, exchange.response_bytes = gateway.clock(), len(refusal.body)
             raise
         exchange.first_byte_s = gateway.clock()
         try:
-            downstream = await _upgrade(request, dialing, exchange.route, upstream)
+            downstream = await _upgrade(request, attempt, upstream)
             exchange.status, exchange.committed = 101, True
             session = _session(exchange, request, downstream, upstream, gateway)
             gateway.open_session(exchange)
@@ -151,30 +150,31 @@ def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
     exchange.finish()
 
 
-def _check_handshake(request: web.Request) -> None:
+def _check_handshake(call: Call) -> None:
     """Refuse before anything is dialled what cannot be upgraded afterwards (RFC 6455 4.2.1)."""
-    if request.method != "GET":
+    if call.method != "GET":
         raise BadRequest("a WebSocket handshake is a GET")
-    if request.headers.get("Sec-WebSocket-Version") != "13":
+    if call.headers.get("Sec-WebSocket-Version") != "13":
         raise BadRequest("Sec-WebSocket-Version is not 13")
     try:
-        nonce = base64.b64decode(request.headers.get("Sec-WebSocket-Key", ""), validate=True)
+        nonce = base64.b64decode(call.headers.get("Sec-WebSocket-Key", ""), validate=True)
     except (binascii.Error, ValueError):
         nonce = b""
     if len(nonce) != 16:
         raise BadRequest("Sec-WebSocket-Key is not 16 bytes in base64")
-    if not upgrades(request.headers):
+    if not upgrades(call.headers):
         raise BadRequest("Connection does not name Upgrade")
 
 
 async def _upgrade(
-    request: web.Request, dialing: Dialing, route: Route, upstream: ClientWebSocketResponse[bool]
+    request: web.Request, attempt: HandshakeAttempt, upstream: ClientWebSocketResponse[bool]
 ) -> web.WebSocketResponse[bool]:
     """Answer the client's handshake, with the headers of the provider's answer. The subprotocol is
     ours to pick: see Offer.echo.
     """
-    assert route.provider.websocket_rules is not None
-    echo = dialing.offer(route).echo(upstream.protocol)
+    exchange, route = attempt.exchange, attempt.exchange.route
+    assert route is not None and route.provider.websocket_rules is not None
+    echo = attempt.call.offer(route).echo(upstream.protocol)
     downstream = RelayedWebSocket(
         timeout=1.0,
         autoclose=False,
@@ -186,7 +186,7 @@ async def _upgrade(
     )
     given = upstream._response.headers
     pairs = downstream_headers(given.items(), connection_of(given))
-    downstream.take_headers(pairs, given, dialing.exchange, dialing.gateway)
+    downstream.take_headers(pairs, given, exchange, attempt.gateway)
     await downstream.prepare(request)
     return downstream
 

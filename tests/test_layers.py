@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"core", "log"},
     **dict.fromkeys(MIDDLE, BASE),
     "background": BASE,
-    "gateway": BASE | MIDDLE | {"background", "sessions"},
+    "gateway": BASE | MIDDLE | {"background", "calls", "sessions"},
     "calls": GATEWAY,
     "sessions": GATEWAY | {"calls"},
     "periodic": CALLS,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from relay.core.caching import Keeping
+from relay.core.caching import CachePlan
 from relay.core.errors import StoreUnavailable
 from relay.storage.redis import PREFIX, Shared
 
@@ -194,13 +194,13 @@ class Cache:
         """True if all workers use one store."""
         return self._there is not None
 
-    async def find(self, kept: Keeping) -> Hit | None:
+    async def find(self, kept: CachePlan) -> Hit | None:
         """What is kept for this call."""
         if self._there is not None:
             return await self._there.get(kept.provider, kept.key)
         return self.memory.get(kept.key)
 
-    def keep(self, kept: Keeping, entry: Entry) -> None:
+    def keep(self, kept: CachePlan, entry: Entry) -> None:
         """Keep its answer; in Redis soon."""
         if self._there is not None:
             self._later(self._there.put(kept.key, entry, kept.ttl_s))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from aiohttp import ClientResponse, web
+from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
 from relay import log
@@ -51,10 +51,9 @@ _HELD_BYTES, _HELD_S = 64 * 1024, 15.0
 
 
 @dataclass(slots=True)
-class Sending:
-    """The call as its client made it."""
+class RestAttempt:
+    """Makes the attempts of one call."""
 
-    request: web.Request
     call: Call
     exchange: Exchange
     gateway: Gateway
@@ -65,7 +64,7 @@ class Sending:
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
-        exchange.rewriter = rewriter(self.request, self.call, route, gateway)
+        exchange.rewriter = rewriter(self.call, route, gateway)
         url = upstream_url(route, self._query(route), keys)
         headers = self._headers(route, keys)
         whole = self._whole(route)
@@ -80,7 +79,7 @@ class Sending:
         if body.stream is None:
             exchange.wait("first_byte", now)
         outgoing = Outgoing(headers, body.stream or whole)
-        return send(gateway.upstream.rest, route, self.request.method, url, outgoing)
+        return send(gateway.upstream.rest, route, self.call.method, url, outgoing)
 
     def _query(self, route: Route) -> str:
         """The query as `route` is to get it, but for credentials."""
@@ -104,14 +103,14 @@ class Sending:
         model = route.replaced_model
         if model is None:
             return text
-        content_type = self.request.headers.get("Content-Type", "")
+        content_type = self.call.headers.get("Content-Type", "")
         changed = body_with_model(text, content_type, model, route.format)
         if changed is not text or route.model is not None or query_names_model(self.call.query):
             return changed
         return body_with_added_model(text, model, route.format)
 
     def _may_ask_usage(self, route: Route) -> bool:
-        if not (route.injects_usage and self.exchange.stream and self.request.method == "POST"):
+        if not (route.injects_usage and self.exchange.stream and self.call.method == "POST"):
             return False
         model = self._model(route)
         return model != self.refused and model not in self.gateway.usage_refusals
@@ -129,20 +128,18 @@ class Sending:
         answer.close()
 
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
-        request, body = self.request, self.body
-        headers = upstream_headers(
-            route, request.headers.items(), connection_of(request.headers), keys
-        )
+        given, body = self.call.headers, self.body
+        headers = upstream_headers(route, given.items(), connection_of(given), keys)
         if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
-        if self.gateway.mounted and request.body_exists:
+        if body.is_decoded:
             headers.popall("Content-Encoding", None)
         if self.exchange.trace is not None:
             headers[TRACE] = self.exchange.trace.header
         key = route.provider.idempotency_header
-        if key is not None and request.method == "POST" and key not in headers:
+        if key is not None and self.call.method == "POST" and key not in headers:
             headers[key] = self.exchange.id
         return headers
 

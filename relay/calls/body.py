@@ -35,6 +35,8 @@ class Body:
     stream: AsyncIterator[bytes] | None = None
     length: int | None = None
     """Bytes of the stream, if the client said so."""
+    is_decoded: bool = False
+    """A host's server has undone its Content-Encoding."""
     error: RelayError | None = None
     """Why the stream ended early: the client's doing, not the provider's."""
     head: list[bytes] = field(default_factory=list)
@@ -71,10 +73,10 @@ async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) 
     if "Expect" in request.headers:
         await _invite(request)
     body = await _read(request, exchange, gateway)
+    body.is_decoded = gateway.mounted
     if body.stream is None:
         codings = ",".join(request.headers.getall("Content-Encoding", ()))
-        # A host's server has undone them.
-        plain = gateway.mounted or not coding_of(codings)
+        plain = body.is_decoded or not coding_of(codings)
         body.text = body.whole if plain else await _unpacked(body.whole, codings, exchange, gateway)
     return body
 

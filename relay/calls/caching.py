@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from relay import log
 from relay.cache.inflight import Flight, Head, Watcher
 from relay.cache.store import Hit
-from relay.calls.attempt import Sending
+from relay.calls.attempt import RestAttempt
 from relay.calls.observers import observe_response
 from relay.calls.response import with_own_headers
 from relay.calls.stream import (
@@ -33,78 +33,79 @@ from relay.calls.stream import (
 )
 from relay.calls.transforms import redact_error
 from relay.core import caching
-from relay.core.caching import Keeping
+from relay.core.caching import CachePlan
 from relay.core.errors import Draining, RelayError
 from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
-from relay.upstream.attempts import Asked
+from relay.upstream.attempts import AttemptOptions
 
 
-def keeping(sending: Sending, asked: Asked) -> Keeping | None:
-    """What the cache is to do for this call; None if it has nothing to do with it.
+def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | None:
+    """What the cache does for this call; None if it has nothing to do with it.
 
     Raises BadRequest.
     """
-    request, call, exchange = sending.request, sending.call, sending.exchange
+    call, exchange = attempt.call, attempt.exchange
     route = exchange.route
     assert route is not None
-    provider, header = route.provider, request.headers.get
+    provider, header = route.provider, call.headers.get
     ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.kind)
-    if ttl_s is None or request.method not in ("GET", "POST") or not asked.whole:
+    if ttl_s is None or call.method not in ("GET", "POST") or not options.whole:
         return None
     if route.target.via == "cloudflare" and provider.jobs.cache != "relay":
         return None
     if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
         return None  # its answers name the URL by which this client calls the relay
-    scope, brought = provider.cache.scope, asked.brought
+    scope, credential = provider.cache.scope, options.credential
     whose = (
-        scope, "" if scope == "shared" else exchange.client, provider.name,
+        scope, "" if scope == "shared" else exchange.caller.client, provider.name,
         # With a credential of the client's own its answers are for nobody else.
-        *(brought.identity if brought else ()),
+        *(credential.identity if credential else ()),
     )  # fmt: skip
-    affecting = caching.affecting_headers(request.headers.items(), connection_of(request.headers))
+    affecting = caching.affecting_headers(call.headers.items(), connection_of(call.headers))
     own = header("cf-aig-cache-key")
     if own is None:
         query = cut_query(call.query, provider.query_credentials)
-        what = (request.method, route.url(query))
-        key = caching.key_of(whose, what, affecting, sending.body.whole)
+        what = (call.method, route.url(query))
+        key = caching.key_of(whose, what, affecting, attempt.body.whole)
     else:
         key = caching.own_key_of(whose, own, affecting)
     reads = not caching.skips(header)
     shares = reads and provider.cache.coalesce and exchange.kind in caching.KEPT_KINDS
-    exchange.cache_status = "MISS" if reads else "BYPASS"
-    exchange.keeping = Keeping(provider.name, key, ttl_s, reads, shares)
-    return exchange.keeping
+    return CachePlan(provider.name, key, ttl_s, reads, shares)
 
 
-async def answered(kept: Keeping, sending: Sending, asked: Asked) -> web.StreamResponse | None:
+async def answer_from_cache(
+    plan: CachePlan, request: web.Request, attempt: RestAttempt, options: AttemptOptions
+) -> web.StreamResponse | None:
     """The answer from the cache, or shared with identical calls; None if the call must be made for
     its own.
     """
-    exchange, gateway = sending.exchange, sending.gateway
+    exchange, gateway = attempt.exchange, attempt.gateway
+    exchange.cache_plan, exchange.cache_status = plan, "MISS" if plan.reads else "BYPASS"
     exchange.wait("nothing", gateway.clock())
-    if kept.reads and kept.ttl_s:
-        hit = await gateway.cache.find(kept)
+    if plan.reads and plan.ttl_s:
+        hit = await gateway.cache.find(plan)
         if hit is not None:
-            return await _replay(hit, sending)
-    if not kept.shares:
+            return await _replay(hit, request, attempt)
+    if not plan.shares:
         return None
     room = gateway.settings.cache.max_answer_bytes
-    flight, leads = gateway.inflight.enter(kept.key, room)
+    flight, leads = gateway.inflight.enter(plan.key, room)
     watcher = flight.watch(exchange)
-    flown = _launch(flight, kept, sending, asked) if leads else None
+    flown = _launch(flight, plan, attempt, options) if leads else None
     try:
-        return await _follow(flight, watcher, sending, kept if leads else None)
+        return await _follow(flight, watcher, request, attempt)
     finally:
         if flown is not None:
             _tell(exchange, flown)
         flight.leave(watcher)
 
 
-async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
-    entry, exchange, gateway = hit.entry, sending.exchange, sending.gateway
+async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.StreamResponse:
+    entry, exchange, gateway = hit.entry, attempt.exchange, attempt.gateway
     exchange.cache_status, exchange.cached = "HIT", True
     exchange.saved_nano_usd = entry.cost_nano_usd
     exchange.sent_s = exchange.first_byte_s = gateway.clock()
@@ -113,7 +114,7 @@ async def _replay(hit: Hit, sending: Sending) -> web.StreamResponse:
     first, *more = entry.chunks
     source = _Pieces(more) if more or entry.streamed else None
     answer = Answer(200, entry.reason, headers, first, source)
-    return await deliver(answer, sending.request, exchange, gateway)
+    return await deliver(answer, request, exchange, gateway)
 
 
 _NONE: Mapping[str, str] = {}
@@ -140,30 +141,34 @@ class _Pieces:
         """Nothing is held."""
 
 
-def _launch(flight: Flight, kept: Keeping, sending: Sending, asked: Asked) -> Exchange:
+def _launch(
+    flight: Flight, plan: CachePlan, attempt: RestAttempt, options: AttemptOptions
+) -> Exchange:
     """Begin the call for all who watch. It has an exchange of its own, which the janitor watches;
     what that comes to is written in the leader's row, whenever the leader itself ends.
     """
-    leader, gateway = sending.exchange, sending.gateway
+    leader, gateway = attempt.exchange, attempt.gateway
     flown = copy.copy(leader)
     flown.at_end, flown.admission, flown.client_left = (), None, None
     leader.leads, leader.held_bytes = True, 0
     gateway.calls.add(flown)
-    work = _fly(flight, leader, replace(sending, exchange=flown), asked)
+    work = _fly(flight, leader, replace(attempt, exchange=flown), options)
     flown.task = task = gateway.inflight.launch(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.
-    task.add_done_callback(lambda _: _land(flight, kept, leader, flown, gateway))
+    task.add_done_callback(lambda _: _land(flight, plan, leader, flown, gateway))
     return flown
 
 
-async def _fly(flight: Flight, leader: Exchange, sending: Sending, asked: Asked) -> None:
+async def _fly(
+    flight: Flight, leader: Exchange, attempt: RestAttempt, options: AttemptOptions
+) -> None:
     """Make the call. How it ends is told by its exchange."""
-    exchange, gateway, body = sending.exchange, sending.gateway, sending.body
+    exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
     try:
         limits = gateway.limits
         if limits is not None and limits.counts_tokens:
             await limits.reserve(exchange, body.text or body.whole)
-        upstream = await gateway.attempts.open(exchange, asked, sending)
+        upstream = await gateway.attempts.open(exchange, options, attempt)
         exchange.first_byte_s = gateway.clock()
         body.let_go()
         if exchange.held_bytes:
@@ -188,7 +193,7 @@ def _cut(flight: Flight, flown: Exchange) -> None:
 
 
 def _land(
-    flight: Flight, kept: Keeping, leader: Exchange, flown: Exchange, gateway: Gateway
+    flight: Flight, plan: CachePlan, leader: Exchange, flown: Exchange, gateway: Gateway
 ) -> None:
     """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
     row.
@@ -204,7 +209,7 @@ def _land(
         _tell(leader, flown)
         leader.settled, leader.parts, leader.used = flown.settled, flown.parts, flown.used
         leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
-        gateway.inflight.land(kept.key, flight)
+        gateway.inflight.land(plan.key, flight)
         flight.ended(flown.error)
         gateway.release(flown)
         gateway.landed(leader)
@@ -263,18 +268,18 @@ def _tell(leader: Exchange, flown: Exchange) -> None:
 
 
 async def _follow(
-    flight: Flight, watcher: Watcher, sending: Sending, led: Keeping | None
+    flight: Flight, watcher: Watcher, request: web.Request, attempt: RestAttempt
 ) -> web.StreamResponse | None:
     """The flight's answer for one client. One who does not lead inherits no failure: None then."""
-    exchange, gateway = sending.exchange, sending.gateway
-    began_s = gateway.clock()
+    exchange, gateway = attempt.exchange, attempt.gateway
+    leads, began_s = exchange.leads, gateway.clock()
     try:
         head = await flight.until_begun()
     except RelayError:
-        if led is not None:
+        if leads:
             raise
         return None
-    if led is None:
+    if not leads:
         if head.status != 200:
             return None
         exchange.cache_status, exchange.cached = "HIT", True
@@ -286,8 +291,8 @@ async def _follow(
         first = await flight.next(watcher)
         source = None if flight.error is None else source
     answer = Answer(head.status, head.reason, headers, first, source)
-    response = await deliver(answer, sending.request, exchange, gateway)
-    if led is None:
+    response = await deliver(answer, request, exchange, gateway)
+    if not leads:
         exchange.saved_nano_usd = flight.cost_nano_usd
     return response
 

@@ -1,61 +1,79 @@
-"""What a surface makes of a request: the provider's name, the raw endpoint and query, and its
-credentials.
+"""A call: the whole question of a client, whatever URL form it used.
 
-Owns: that reading, for both lines. Whatever URL form a client used, from here on there is only
-this.
+Owns what a surface makes of a request. Below the two request paths nothing reads the request but
+the code that moves bytes, so that one call can be sent to several providers, and can outlive the
+client that made it first.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
+from multidict import CIMultiDictProxy
 
-from aiohttp import web
-
-from relay.core.credentials import brought
+from relay.core.caller import Caller
+from relay.core.credentials import client_credential
 from relay.core.errors import TargetNotAllowed
 from relay.core.paths import check_target, collapse_slashes
 from relay.core.policy import request_timeout_s, wishes
 from relay.core.provider import Route
 from relay.core.rewriting import endpoint_of
-from relay.core.subprotocols import Offer
-from relay.gateway import Gateway
-from relay.upstream.attempts import Asked
+from relay.core.subprotocols import Offer, sort
+from relay.registry.registry import Registry
+from relay.upstream.attempts import AttemptOptions, Attempts
 
 
-class Call(NamedTuple):
-    """`endpoint` and `query` are raw, as they came; `query` may hold a client's credential."""
+class Call(msgspec.Struct, frozen=True):
+    """`endpoint` and `query` are raw, as they came; `query`, `headers` and `subprotocols` may hold
+    a client's credential.
+    """
 
+    method: str
     provider: str
     endpoint: str
     query: str
+    headers: CIMultiDictProxy[str]
     root: str
     """The raw path under which providers are found: `/api/v1/ai-gateway/providers/`."""
+    caller: Caller
+    subprotocols: tuple[str, ...] = ()
+    """What a WebSocket client offers, in its order."""
+    error_format: str | None = None
+    """The wire format of the relay's own errors; None: that of the provider."""
+
+    def offer(self, route: Route) -> Offer:
+        """The subprotocols, sorted as the provider of `route` wants them."""
+        rules = route.provider.websocket_rules
+        assert rules is not None
+        return sort(self.subprotocols, rules.subprotocols)
+
+    def __repr__(self) -> str:
+        return f"<Call {self.method} {self.provider}/{self.endpoint}>"
 
 
-def asked(
-    request: web.Request, call: Call, route: Route, gateway: Gateway, offer: Offer | None = None
-) -> Asked:
-    """What attempts need to know of a call. Raises BadRequest, and ProviderNotConfigured where
-    nobody could be asked.
+def attempt_options(
+    call: Call, route: Route, attempts: Attempts, offer: Offer | None = None
+) -> AttemptOptions:
+    """What a call asks of its attempts. Raises BadRequest, and ProviderNotConfigured where no
+    target could be called.
     """
-    header, here = request.headers.get, route.keeps_wishes
-    brings = None
+    header, here = call.headers.get, route.keeps_wishes
+    credential = None
     if route.provider.clients_may_bring_keys:
         secrets = offer.credentials if offer else ()
         own = route.provider.credential_headers
-        brings = brought(header, call.query, route.provider, secrets, own)
-    made = Asked(
-        request.method,
-        brought=brings,
-        rules=wishes(header, route.provider.retries) if here else None,
+        credential = client_credential(header, call.query, route.provider, secrets, own)
+    rules = AttemptOptions(
+        call.method,
+        credential=credential,
+        retries=wishes(header, route.provider.retries) if here else None,
         first_byte_s=request_timeout_s(header) if here else None,
     )
     if not route.target.pool:
-        gateway.attempts.check(route, made)
-    return made
+        attempts.check(route, rules)
+    return rules
 
 
-def aimed(request: web.Request, call: Call, gateway: Gateway) -> Call:
+def resolve_target_header(call: Call, registry: Registry) -> Call:
     """The call that is meant: at `proxy`, fal's SDK names the URL it wants in a header.
 
     Raises TargetNotAllowed unless that URL lies on one of the provider's own hosts; only its path
@@ -63,13 +81,13 @@ def aimed(request: web.Request, call: Call, gateway: Gateway) -> Call:
     """
     if call.endpoint != "proxy":
         return call
-    provider = gateway.registry.providers.get(call.provider)
+    provider = registry.providers.get(call.provider)
     if provider is None or provider.target_header is None:
         return call
-    wanted = request.headers.get(provider.target_header, "")
+    wanted = call.headers.get(provider.target_header, "")
     found = endpoint_of(wanted, provider.homes)
     if found is None:
         raise TargetNotAllowed(provider.name, provider.target_header)
     endpoint, query = found
     check_target(f"/{endpoint}?{query}" if query else f"/{endpoint}")
-    return call._replace(endpoint=collapse_slashes(endpoint), query=query)
+    return msgspec.structs.replace(call, endpoint=collapse_slashes(endpoint), query=query)

@@ -41,9 +41,9 @@ def observe_response(
         if whole is not None:
             meter(whole)
         meter = None  # calls/transforms.py shows it the chunks as they came
-    if exchange.keeping is None and exchange.capture is None:
+    if exchange.cache_plan is None and exchange.capture is None:
         return meter
-    recorder = recording(upstream, pairs, exchange, gateway) if exchange.keeping else None
+    recorder = recording(upstream, pairs, exchange, gateway) if exchange.cache_plan else None
     observers = [each for each in (meter, recorder, capture_response(upstream, exchange)) if each]
     if len(observers) < 2:
         return observers[0] if observers else None

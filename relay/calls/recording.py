@@ -14,7 +14,7 @@ from collections.abc import Callable
 from aiohttp import ClientResponse
 
 from relay.cache.store import Cache, Entry
-from relay.core.caching import Keeping, kept_headers, may_keep
+from relay.core.caching import CachePlan, kept_headers, may_keep
 from relay.core.completeness import (
     MOST_READ_BYTES,
     READ_AT_ONCE_BYTES,
@@ -34,13 +34,13 @@ def recording(
     """What takes the chunks of this answer; None if it is not to be kept. When the exchange ends
     well, it is.
     """
-    keeping, route = exchange.keeping, exchange.route
-    assert keeping is not None and route is not None
+    plan, route = exchange.cache_plan, exchange.route
+    assert plan is not None and route is not None
     given = upstream.headers
     changed = exchange.rewriter is not None and any(
         name.lower() in exchange.rewriter.headers for name, _ in pairs
     )
-    if not keeping.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
+    if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
         return None
     if not may_keep(upstream.status, given.get):
         return None
@@ -59,24 +59,24 @@ def recording(
             return
         gateway.ledger.settle(exchange)
         entry = Entry(
-            keeping.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
+            plan.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
             exchange.cost_nano_usd,
         )  # fmt: skip
         if verdict:
-            gateway.cache.keep(keeping, entry)
+            gateway.cache.keep(plan, entry)
         else:
-            gateway.later(_keep_if_complete(response, keeping, entry, gateway.cache))
+            gateway.later(_keep_if_complete(response, plan, entry, gateway.cache))
 
     exchange.at_end += (settle,)
     return recorder.feed
 
 
 async def _keep_if_complete(
-    response: Response, keeping: Keeping, entry: Entry, cache: Cache
+    response: Response, plan: CachePlan, entry: Entry, cache: Cache
 ) -> None:
     """Decide in a thread: to read a long response would hold up all calls."""
     if await asyncio.to_thread(is_complete, response, MOST_READ_BYTES):
-        cache.keep(keeping, entry)
+        cache.keep(plan, entry)
 
 
 def _pieces(body: bytes) -> tuple[bytes, ...]:

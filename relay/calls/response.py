@@ -185,8 +185,8 @@ def with_own_headers(
         pairs += limit_headers(exchange.standings)
     if exchange.cache_status:
         pairs.append(("cf-aig-cache-status", exchange.cache_status))
-        if exchange.keeping is not None:
-            pairs.append(("x-relay-cache-key", exchange.keeping.key))
+        if exchange.cache_plan is not None:
+            pairs.append(("x-relay-cache-key", exchange.cache_plan.key))
     if exchange.steps > 1:
         pairs.append(("cf-aig-step", str(exchange.step)))
     now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s

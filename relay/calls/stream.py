@@ -258,8 +258,7 @@ class _Copy:
         kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
         is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
         if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
-            format_ = exchange.route.format
-            rest += shapes.event(failure, format_, exchange.kind, exchange.id)
+            rest += shapes.event(failure, exchange.error_format, exchange.kind, exchange.id)
         try:
             async with asyncio.timeout(_FLUSH_S):
                 await self.response.write(rest)

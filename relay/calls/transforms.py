@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from aiohttp import ClientResponse, web
+from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
 from relay.calls.call import Call
@@ -29,7 +29,7 @@ REWRITE_BYTES = 1024 * 1024
 """A JSON answer, or an SSE event, larger than this passes as it is."""
 
 
-def rewriter(request: web.Request, call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
+def rewriter(call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
     """What makes the provider's URLs in this call's answer the relay's; None if nothing is to
     be.
     """
@@ -39,7 +39,8 @@ def rewriter(request: web.Request, call: Call, route: Route, gateway: Gateway) -
     fields = rewrites.pattern(route.endpoint)
     if fields is None and not rewrites.headers:
         return None
-    root = f"{gateway.public_url(request)}{call.root}{route.provider.name}/"
+    public_url = gateway.callers.public_url(call.caller, call.headers)
+    root = f"{public_url}{call.root}{route.provider.name}/"
     return Rewriter(route.provider.homes, root, rewrites.headers, fields)
 
 

@@ -80,7 +80,7 @@ class CacheRules:
     coalesce: bool = False
 
 
-class Keeping(NamedTuple):
+class CachePlan(NamedTuple):
     """What is to be done for one call."""
 
     provider: str

@@ -24,7 +24,7 @@ _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class ClientCredential:
     """The bare secrets that a client brought, or empty."""
 
     provider: str = field(default="", repr=False)
@@ -39,10 +39,10 @@ class Brought:
         return (self.provider, self.gateway, *(value for _, value in self.headers))
 
 
-def brought(
+def client_credential(
     header: Callable[[str], str | None], raw_query: str, provider: Provider,
     subprotocols: Sequence[tuple[str, str]] = (), own_headers: Sequence[str] = (),
-) -> Brought:  # fmt: skip
+) -> ClientCredential:  # fmt: skip
     """What the client sent in a header, a query parameter or a subprotocol: the first place of
     these that has one wins, headers in the order of PROVIDER_HEADERS, then the provider's
     `own_headers` that are not among these, the others as they came.
@@ -60,7 +60,7 @@ def brought(
             gateway = gateway or secret
         else:
             own = own or secret
-    return Brought(own, gateway, headers)
+    return ClientCredential(own, gateway, headers)
 
 
 def bare(value: str) -> str:
@@ -69,7 +69,7 @@ def bare(value: str) -> str:
     return secret.strip() if scheme.lower() in _SCHEMES else value
 
 
-def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:
+def choose(route: Route, came: ClientCredential, pick: Callable[[], Keys]) -> Keys:
     """The credentials of a call whose client may bring its own; else what `pick` gives.
 
     Raises ProviderNotConfigured if there is nothing to send.
@@ -88,7 +88,7 @@ def choose(route: Route, came: Brought, pick: Callable[[], Keys]) -> Keys:
     return Keys(keys.provider, token) if token else keys
 
 
-def _as_it_came(came: Brought, rule: AuthRule | None) -> Credential | None:
+def _as_it_came(came: ClientCredential, rule: AuthRule | None) -> Credential | None:
     """Authorization, and the provider's own header: a subscription's bearer token is not an API
     key, and neither becomes the other.
     """
@@ -102,7 +102,7 @@ def _as_it_came(came: Brought, rule: AuthRule | None) -> Credential | None:
     return Credential("header", name, value, "client", tuple(others))
 
 
-def _moved(came: Brought, rule: AuthRule | None) -> Credential | None:
+def _moved(came: ClientCredential, rule: AuthRule | None) -> Credential | None:
     """A credential of any other place, in the place and scheme that the registry says."""
     return rule.credential(came.provider, "client") if came.provider and rule is not None else None
 

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from relay.core.caching import Keeping
+from relay.core.caching import CachePlan
+from relay.core.caller import Caller
 from relay.core.errors import (
     ClientGone,
     ClientStalled,
@@ -109,7 +110,7 @@ class Exchange:
     id: str
     surface: Surface
     method: str
-    client: str
+    caller: Caller
     started_s: float
     task: asyncio.Task[object] | None = None
     request_id: str = ""
@@ -117,6 +118,8 @@ class Exchange:
     """The request's."""
     provider: str = ""
     endpoint: str = ""
+    surface_format: str | None = None
+    """The wire format that the surface has for errors; None: the provider's."""
     kind: str = field(init=False, default="other")
     model: str | None = field(init=False, default=None)
     stream: bool | None = field(init=False, default=None)
@@ -178,7 +181,7 @@ class Exchange:
     """Its bodies, where they are collected."""
     trace: Trace | None = field(init=False, default=None)
     cloudflare_log_id: str | None = field(init=False, default=None)
-    keeping: Keeping | None = field(init=False, default=None)
+    cache_plan: CachePlan | None = field(init=False, default=None)
     """What the cache does for it."""
     leads: bool = field(init=False, default=False)
     """A call that others share runs on its behalf: what that comes to is still to be told."""
@@ -286,6 +289,11 @@ class Exchange:
         self.error = self.cause = self.expired = self.turns = None
         if self.surface == "websocket":
             self.meter = None
+
+    @property
+    def error_format(self) -> str:
+        """The wire format in which the relay's own errors are written."""
+        return self.surface_format or (self.route.format if self.route else "openai")
 
     def __repr__(self) -> str:
         where = f"{self.provider}/{self.endpoint}".rstrip("/")

@@ -137,7 +137,7 @@ class Limits:
                 continue
             if rule.models and exchange.model not in rule.models:
                 continue
-            client = exchange.client
+            client = exchange.caller.client
             its = key(rule, [part(_value(n, exchange, held), client) for n in rule.per])
             if rule.at_once:
                 self._run(rule, its, exchange, held)
@@ -238,7 +238,7 @@ def _value(name: str, exchange: Exchange, held: Admission) -> str:
     """What a call has for a part of `per`; empty if it has nothing."""
     if name in ("client", "address"):
         # One and the same until clients have keys.
-        return exchange.client
+        return exchange.caller.client
     if name == "provider":
         return exchange.provider
     if name == "model":

@@ -42,7 +42,7 @@ def record_of(exchange: Exchange) -> Record:
         _ms(exchange.started_s, exchange.ended_s),
         exchange.request_bytes,
         exchange.response_bytes,
-        clean(exchange.client),
+        clean(exchange.caller.client),
         int(exchange.own_s * 1e5) / 100,
         exchange.kind,
         model,

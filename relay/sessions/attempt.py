@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiohttp import ClientWebSocketResponse, web
+from aiohttp import ClientWebSocketResponse
 from multidict import CIMultiDict
 
 from relay.calls.call import Call
 from relay.calls.transforms import redact_whole, redacted_pairs, redacted_text
-from relay.core import paths, subprotocols
+from relay.core import paths
 from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.models import query_with_model
 from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
-from relay.core.subprotocols import Offer
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.connect import Handshake, connect, offered_upstream
@@ -34,20 +33,12 @@ _GOOD = Tried(101)
 
 
 @dataclass(slots=True)
-class Dialing:
-    """One attempt of a handshake, made afresh each time."""
+class HandshakeAttempt:
+    """Makes the attempts of one handshake."""
 
-    request: web.Request
     call: Call
     exchange: Exchange
     gateway: Gateway
-
-    def offer(self, route: Route) -> Offer:
-        """The client's subprotocols, as the provider that is asked wants them."""
-        rules = route.provider.websocket_rules
-        assert rules is not None
-        offered = self.request.headers.getall("Sec-WebSocket-Protocol", ())
-        return subprotocols.sort(subprotocols.split(offered), rules.subprotocols)
 
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
@@ -84,7 +75,7 @@ class Dialing:
         return mapped(error, route, BEFORE_ANSWER)
 
     def _handshake(self, route: Route, keys: Keys) -> Handshake:
-        rules, given = route.provider.websocket_rules, self.request.headers
+        rules, given = route.provider.websocket_rules, self.call.headers
         assert rules is not None
         query = _with_defaults(self.call.query, route, given)
         if route.replaced_model is not None:
@@ -99,7 +90,7 @@ class Dialing:
         return Handshake(
             url=upstream_url(route, query, keys),
             headers=headers,
-            subprotocols=offered_upstream(self.offer(route).passed, keys),
+            subprotocols=offered_upstream(self.call.offer(route).passed, keys),
             max_message_bytes=rules.max_message_bytes,
             timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
         )

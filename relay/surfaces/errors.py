@@ -28,7 +28,7 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     exchange = request.get(EXCHANGE)
     if isinstance(error, HandshakeRefused) and exchange is not None:
         return _refusal(request, error, exchange)
-    format_ = exchange.route.format if exchange and exchange.route else "openai"
+    format_ = exchange.error_format if exchange else "openai"
     response = plain(error, format_, exchange.id if exchange else new_id())
     if exchange and exchange.standings:
         response.headers.extend(limits.headers(exchange.standings))

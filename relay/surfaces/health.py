@@ -62,7 +62,7 @@ async def metrics(request: web.Request) -> web.Response:
     may call the relay.
     """
     gateway = request.app[GATEWAY]
-    gateway.access.check(request.headers)
+    gateway.callers.authorize(request.headers)
     if gateway.metrics is None:
         raise UnknownRoute(request.method)
     text = gateway.metrics.text(gateway.gauges(), gateway.losses())

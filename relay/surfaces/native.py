@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.calls.call import Call, aimed, asked
+from relay.calls.call import Call, attempt_options, resolve_target_header
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
+from relay.core.subprotocols import split
 from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
 from relay.rest import relay_rest
@@ -57,8 +58,15 @@ class _Calls(PrefixResource):
         if not raw.startswith(f"{self._prefix}/"):
             # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
             raise UnknownRoute(request.method)
-        call = Call(*split_endpoint(raw[start:]), self._root)
-        return aimed(request, call, self._gateway)
+        headers, gateway = request.headers, self._gateway
+        provider, endpoint, query = split_endpoint(raw[start:])
+        caller = gateway.callers.identify(request)
+        offered = headers.getall("Sec-WebSocket-Protocol", None)
+        call = Call(
+            request.method, provider, endpoint, query, headers, self._root, caller,
+            split(offered) if offered else (),
+        )  # fmt: skip
+        return resolve_target_header(call, gateway.registry)
 
     def add_prefix(self, prefix: str) -> None:
         super().add_prefix(prefix)
@@ -115,10 +123,10 @@ class _ProviderSockets(_Calls):
         Browsers do not show why a handshake failed: their client asks here.
         """
         gateway, call = self._gateway, self._call(request)
-        gateway.access.check(request.headers)
+        gateway.callers.authorize(call.headers)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
-        asked(request, call, route, gateway)
+        attempt_options(call, route, gateway.attempts)
         raise UpgradeRequired
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from relay.core.credentials import Brought, choose
+from relay.core.credentials import ClientCredential, choose
 from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
 from relay.core.exchange import Attempt, Exchange
 from relay.core.peek import generates, streams_by_path
@@ -66,23 +66,23 @@ class Budget:
 
 
 @dataclass(slots=True)
-class Asked:
-    """What a client asked for, as far as attempts go."""
+class AttemptOptions:
+    """What a call asks of its attempts."""
 
     method: str
     whole: bool = True
     """False: the body streams, and can be sent once."""
     submits: bool = False
     """It asks for a job whose result is read or delivered later."""
-    brought: Brought | None = None
+    credential: ClientCredential | None = None
     """The client's own credentials, where the provider takes them."""
-    rules: RetryRules | None = None
-    """The client's own wishes, instead of the provider's rules."""
+    retries: RetryRules | None = None
+    """The client's own rules, instead of the provider's."""
     first_byte_s: float | None = None
     """Its own limit for the first byte: what is slower is answered by the next target."""
 
 
-class Acting(Protocol[T]):
+class AttemptMaker(Protocol[T]):
     """How one attempt is made, and what its result says."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
@@ -108,7 +108,7 @@ class _Plan:
 
     routes: Sequence[tuple[int, Route]]
     """(number, route) of each target, in order."""
-    asked: Asked
+    options: AttemptOptions
     called: Route
     """The client's: its provider says which failures reach which fallbacks."""
     at: int = 0
@@ -130,17 +130,17 @@ class _Plan:
         route = self.route
         if route.target.via == "cloudflare" and route.provider.jobs.retries != "relay":
             return _ONCE
-        return self.asked.rules or route.provider.retries
+        return self.options.retries or route.provider.retries
 
     @property
     def generates(self) -> bool:
         """True if any provider of the same format can answer it instead."""
-        return not self.asked.submits and generates(self.asked.method, self.called.endpoint)
+        return not self.options.submits and generates(self.options.method, self.called.endpoint)
 
     def is_repeatable(self, ended: Tried) -> bool:
         """True if the provider that was asked may get the call again."""
         keyed = self.route.provider.idempotency_header is not None
-        return keyed or repeatable(ended, self.rules, self.asked.method)
+        return keyed or repeatable(ended, self.rules, self.options.method)
 
     def next_target(self, ended: Tried) -> int | None:
         """The place of the target that is called after this one; None if there is none."""
@@ -148,7 +148,7 @@ class _Plan:
         return next((at for at in places if self._may_follow(self.routes[at][1], ended)), None)
 
     def _may_follow(self, route: Route, ended: Tried) -> bool:
-        if self.asked.first_byte_s and timed_out(ended):
+        if self.options.first_byte_s and timed_out(ended):
             return True  # its client asked for this
         number = route.fallback_number
         if number in self.executed_at:
@@ -174,14 +174,14 @@ class _Plan:
     def attempt(self, keys: Keys, ended: Tried, move: Move, took_s: float) -> Attempt:
         """The record of an attempt at this target."""
         route, label = self.route, keys.provider.label if keys.provider else ""
-        twice = move == "next" and may_be_executed(ended, self.rules, self.asked.method)
+        twice = move == "next" and may_be_executed(ended, self.rules, self.options.method)
         return Attempt(
             route.provider.name, route.target.via, label, ended.status, ended.error, took_s, twice
         )
 
     def may_fall_back(self, cause: FallbackCause) -> bool:
         """True if a fallback is called should this target fail so, executed or not."""
-        if cause not in self.called.provider.fallback_on or not self.asked.whole:
+        if cause not in self.called.provider.fallback_on or not self.options.whole:
             return False
         gone = (self.route.fallback_number, *self.executed_at)
         for _, route in self.routes[self.at + 1 :]:
@@ -191,7 +191,7 @@ class _Plan:
 
     def first_byte_limit_s(self, streamed: bool | None) -> float | None:
         """How long this target's first byte may take; None: as long as its provider says."""
-        own = self.asked.first_byte_s
+        own = self.options.first_byte_s
         if own is not None or not self.may_fall_back("timeout"):
             return own
         after = self.called.provider.fallback_after_s
@@ -217,41 +217,42 @@ class Attempts:
         self.health, self.budget = health, budget
         self._clock, self._random, self._wall = clock, random, wall
 
-    def check(self, route: Route, asked: Asked) -> None:
-        """Raise ProviderNotConfigured if there is nobody that could be asked."""
-        if asked.brought is not None and (asked.brought.provider or asked.brought.gateway):
+    def check(self, route: Route, options: AttemptOptions) -> None:
+        """Raise ProviderNotConfigured if no target could be called."""
+        credential = options.credential
+        if credential is not None and (credential.provider or credential.gateway):
             return
         if not any(each.target.pool for each in (route, *route.alternatives)):
             raise ProviderNotConfigured(route.provider.name, route.target.missing)
 
-    async def open(self, exchange: Exchange, asked: Asked, acting: Acting[T]) -> T:
+    async def open(self, exchange: Exchange, options: AttemptOptions, maker: AttemptMaker[T]) -> T:
         """The result of the first attempt that is good, or that nothing better can follow.
 
         Raises the RelayError of the last one where none brought an answer.
         """
         assert exchange.route is not None
-        plan = self._plan(exchange.route, asked)
+        plan = self._plan(exchange.route, options)
         self.budget.earn()
         exchange.steps = len(exchange.route.alternatives) + 1
         while True:
             exchange.step, route = plan.routes[plan.at]
             exchange.route = route
             keys, began = self._keys(plan, route), self._clock()
-            exchange.first_byte_limit_s = asked.first_byte_s
+            exchange.first_byte_limit_s = options.first_byte_s
             if exchange.steps > 1 or len(route.target.pool) > 1:
                 self._expect_failure(plan, exchange)
             result: T | None = None
             probing = True
             try:
                 try:
-                    result = await acting.attempt(route, keys)
-                    ended = acting.look(result)
+                    result = await maker.attempt(route, keys)
+                    ended = maker.look(result)
                     if ended is None:
-                        ended = await acting.examine(result)
+                        ended = await maker.examine(result)
                 except asyncio.CancelledError:
                     ended, result = self._cut(exchange), None
                 except (RelayError, *MAPPED) as error:
-                    ended, result = self._failure(error, route, acting), None
+                    ended, result = self._failure(error, route, maker), None
                 if ended.is_good and result is not None and not exchange.attempts:
                     self.health.worked(route, keys)
                     probing = False
@@ -270,16 +271,16 @@ class Attempts:
                 assert ended.failure is not None
                 raise ended.failure
             if result is not None:
-                acting.drop(result)
+                maker.drop(result)
             if move == "next":
                 plan.go_on(ended)
                 continue
             exchange.wait("nothing", self._clock())
             await asyncio.sleep(move)
 
-    def _plan(self, route: Route, asked: Asked) -> _Plan:
-        routes = self._order(route, asked) if route.alternatives else ((0, route),)
-        return _Plan(routes, asked, route)
+    def _plan(self, route: Route, options: AttemptOptions) -> _Plan:
+        routes = self._order(route, options) if route.alternatives else ((0, route),)
+        return _Plan(routes, options, route)
 
     def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
         """The result: these credentials are busy until the call is over."""
@@ -297,9 +298,9 @@ class Attempts:
             raise asyncio.CancelledError if cut is None else Draining
         return Tried(0, cut)
 
-    def _failure(self, error: Exception, route: Route, acting: Acting[T]) -> Tried:
+    def _failure(self, error: Exception, route: Route, maker: AttemptMaker[T]) -> Tried:
         if not isinstance(error, RelayError):
-            failure = acting.mapped(error, route)
+            failure = maker.mapped(error, route)
             failure.__cause__ = error
             return Tried(0, failure)
         if isinstance(error, HandshakeRefused):
@@ -309,11 +310,11 @@ class Attempts:
 
     def _move(self, plan: _Plan, ended: Tried, exchange: Exchange) -> Move:
         """What follows an attempt."""
-        asked, rules = plan.asked, plan.rules
+        options, rules = plan.options, plan.rules
         if ended.note:
             plan.tried = plan.tried[:-1]
             return 0.0
-        if not asked.whole or fallback_cause(ended, rules) is None:
+        if not options.whole or fallback_cause(ended, rules) is None:
             return "stop"
         if ended.needs_another_key and self._has_another_key(plan):
             return 0.0
@@ -334,7 +335,7 @@ class Attempts:
         """Say what to look at in the attempt that begins, for something else can be tried."""
         exchange.first_byte_limit_s = plan.first_byte_limit_s(exchange.stream)
         exchange.looks_at_first_event = plan.may_fall_back("first_event_error") or (
-            plan.asked.whole and self._has_another_key(plan)
+            plan.options.whole and self._has_another_key(plan)
         )
 
     def _has_another_key(self, plan: _Plan) -> bool:
@@ -342,9 +343,9 @@ class Attempts:
         return bool(plan.tried) and self.health.has_another(plan.route, plan.tried)
 
     def _keys(self, plan: _Plan, route: Route) -> Keys:
-        brought = plan.asked.brought
-        if brought is not None and not route.is_alternative:
-            return choose(route, brought, lambda: self._pooled(plan, route))
+        credential = plan.options.credential
+        if credential is not None and not route.is_alternative:
+            return choose(route, credential, lambda: self._pooled(plan, route))
         if not route.target.pool:
             raise ProviderNotConfigured(route.provider.name, route.target.missing)
         return self._pooled(plan, route)
@@ -354,7 +355,7 @@ class Attempts:
         plan.tried += (keys,)
         return keys
 
-    def _order(self, route: Route, asked: Asked) -> list[tuple[int, Route]]:
+    def _order(self, route: Route, options: AttemptOptions) -> list[tuple[int, Route]]:
         """(number, route) of each target to be tried: configured, and neither it nor all its keys
         in cooldown while another is well.
         """
@@ -362,12 +363,15 @@ class Attempts:
         ready = [item for item in routes if item[1].target.pool] or routes[:1]
         if route.by_weight:
             ready = self._drawn_order(ready)
-        return [item for item in ready if self._may_call(item[1], asked)] or ready
+        return [item for item in ready if self._may_call(item[1], options)] or ready
 
-    def _may_call(self, route: Route, asked: Asked) -> bool:
+    def _may_call(self, route: Route, options: AttemptOptions) -> bool:
         """True if the target is open, and has a key that may be used."""
-        brings = asked.brought is not None and asked.brought.provider and not route.is_alternative
-        return self.health.open(route.target) and (bool(brings) or self.health.has_key(route))
+        if not self.health.open(route.target):
+            return False
+        credential = None if route.is_alternative else options.credential
+        has_own = credential is not None and bool(credential.provider)
+        return has_own or self.health.has_key(route)
 
     def _drawn_order(self, items: Sequence[tuple[int, Route]]) -> list[tuple[int, Route]]:
         left, ordered = list(items), []

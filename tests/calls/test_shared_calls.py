@@ -14,6 +14,7 @@ from aiohttp import web
 
 from relay.app import API, create
 from relay.cache.inflight import Inflight
+from relay.core.caller import Caller
 from relay.core.exchange import Exchange
 from relay.core.record import Record
 from relay.gateway import GATEWAY
@@ -325,7 +326,7 @@ def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
     async def run() -> None:
         inflight = Inflight(lambda: 0.0)
         flight, _ = inflight.enter("k", 100)
-        watcher = flight.watch(Exchange("i", "rest", "POST", "c", 0.0))
+        watcher = flight.watch(Exchange("i", "rest", "POST", Caller("c"), 0.0))
         task = inflight.launch(flight, asyncio.sleep(60))  # type: ignore[arg-type]
         flight.leave(watcher)
         again, leads = inflight.enter("k", 100)
@@ -394,7 +395,7 @@ async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: Star
         await relay.idle()
 
     left = await _uncollected(relay, rounds)
-    assert {name for name in ("Flight", "Exchange", "Watcher", "Sending") if left.get(name, 0) >= count} == set(), left
+    assert {name for name in ("Flight", "Exchange", "Watcher", "RestAttempt") if left.get(name, 0) >= count} == set(), left
 
 
 # A client that stalls, and clients that leave what is to be read to its end.
@@ -490,7 +491,7 @@ class Shared:
         self.adding: asyncio.Task[None] | None = None
 
     def watch(self) -> Any:
-        return self.flight.watch(Exchange("i", "rest", "POST", "c", 0.0))
+        return self.flight.watch(Exchange("i", "rest", "POST", Caller("c"), 0.0))
 
     async def add(self, *sizes: int) -> None:
         """Chunks come, as far as there is room for them."""

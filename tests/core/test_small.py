@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core import shapes
-from relay.core.credentials import Brought, bare, choose, first_of
+from relay.core.caller import Caller
+from relay.core.credentials import ClientCredential, bare, choose, first_of
 from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
 from relay.core.exchange import Exchange, uuid7
 from relay.core.peek import kind_of, model_in_path, peek_body
@@ -71,7 +72,7 @@ def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
 
 
 def test_an_exchange_shows_its_state() -> None:
-    exchange = Exchange(id="7f3aaaaa-b", surface="rest", method="POST", client="", started_s=0, provider="openai", endpoint="chat/completions")
+    exchange = Exchange(id="7f3aaaaa-b", surface="rest", method="POST", caller=Caller(""), started_s=0, provider="openai", endpoint="chat/completions")
     assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions running>"
     exchange.status = 200
     exchange.finish()
@@ -118,16 +119,16 @@ BEARER = AuthRule("header", "Authorization", "Bearer ")
 @pytest.mark.parametrize(
     ("via", "auth", "pool", "came", "expected"),
     [
-        ("direct", BEARER, (Keys(OWN),), Brought("theirs"), ("Bearer theirs", None)),
-        ("direct", BEARER, (Keys(OWN),), Brought("", "cf-theirs"), ("Bearer own", None)),
-        ("direct", BEARER, (), Brought("theirs"), ("Bearer theirs", None)),
-        ("direct", BEARER, (), Brought(), None),
-        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), Brought("theirs"), ("Bearer theirs", "Bearer cf")),
-        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), Brought("", "cf-theirs"), ("Bearer own", "Bearer cf-theirs")),
-        ("cloudflare", None, (), Brought("", "cf-theirs"), (None, "Bearer cf-theirs")),
+        ("direct", BEARER, (Keys(OWN),), ClientCredential("theirs"), ("Bearer theirs", None)),
+        ("direct", BEARER, (Keys(OWN),), ClientCredential("", "cf-theirs"), ("Bearer own", None)),
+        ("direct", BEARER, (), ClientCredential("theirs"), ("Bearer theirs", None)),
+        ("direct", BEARER, (), ClientCredential(), None),
+        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), ClientCredential("theirs"), ("Bearer theirs", "Bearer cf")),
+        ("cloudflare", BEARER, (Keys(OWN, GATEWAY),), ClientCredential("", "cf-theirs"), ("Bearer own", "Bearer cf-theirs")),
+        ("cloudflare", None, (), ClientCredential("", "cf-theirs"), (None, "Bearer cf-theirs")),
     ],
 )  # fmt: skip
-def test_a_client_that_may_bring_keys_brings_them_to_the_right_place(via: str, auth: AuthRule | None, pool: tuple[Keys, ...], came: Brought, expected: tuple[str | None, str | None] | None) -> None:
+def test_a_client_that_may_bring_keys_brings_them_to_the_right_place(via: str, auth: AuthRule | None, pool: tuple[Keys, ...], came: ClientCredential, expected: tuple[str | None, str | None] | None) -> None:
     """A token for Cloudflare goes to Cloudflare alone."""
     route = _route(via, auth, pool)
     if expected is None:

@@ -210,21 +210,21 @@ async def test_connect_is_answered_405_and_closes(start: StartRelay, raw: RawUps
 PLACES = ["Authorization: Bearer {}", "x-api-key: {}", "api-key: {}", "xi-api-key: {}", "x-goog-api-key: {}"]
 _FIRST = """
 from types import SimpleNamespace
-from relay.core.credentials import brought
+from relay.core.credentials import client_credential
 from relay.core.headers import CREDENTIAL_HEADERS
 given = {name: name for name in sorted(CREDENTIAL_HEADERS)}
 provider = SimpleNamespace(query_credentials=frozenset({"key", "api_key", "token", "cf-aig-authorization"}))
 query, offered = "token=q1&key=q2&api_key=q3&cf-aig-authorization=gq", [("openai-insecure-api-key.", "s1"), ("xi-api-key.", "s2"), ("cf-aig-authorization.", "gs")]
 found = []
 while given:
-    got = brought(given.get, query, provider, offered)
+    got = client_credential(given.get, query, provider, offered)
     found.append((got.provider, got.gateway))
     given.pop("cf-aig-authorization", None)
     given.pop(got.provider, None)
     if got.provider not in CREDENTIAL_HEADERS:
         break
 for text in (query, "api_key=&key=q2", ""):
-    got = brought(given.get, text, provider, offered)
+    got = client_credential(given.get, text, provider, offered)
     found.append((got.provider, got.gateway))
 print(found)
 """

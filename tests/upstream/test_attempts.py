@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from relay.core.caller import Caller
 from relay.core.errors import (
     BadRequest,
     ClientGone,
@@ -32,7 +33,7 @@ from relay.core.policy import (
     wishes,
 )
 from relay.registry.load import ConfigError
-from relay.upstream.attempts import Asked, Budget
+from relay.upstream.attempts import AttemptOptions, Budget
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, canary, provider, write_config
 from tests.upstream.raw import SILENCE, RawUpstream, gated_events, ok
@@ -704,10 +705,10 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
             if at == where:
                 raise fault
 
-    exchange = Exchange("id", "rest", "POST", "client", 0.0)
+    exchange = Exchange("id", "rest", "POST", Caller("client"), 0.0)
     exchange.route = route
     with pytest.raises(type(fault)):
-        await attempts.open(exchange, Asked("POST"), Faulty())
+        await attempts.open(exchange, AttemptOptions("POST"), Faulty())
     assert not any(state.tried_out for state in attempts.health._keys.values())
 
 
