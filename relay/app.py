@@ -21,6 +21,7 @@ from aiohttp import web
 
 from relay import log
 from relay.core.errors import ConfigInvalid, UnknownRoute
+from relay.core.paths import API
 from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
 from relay.periodic import janitor
@@ -32,8 +33,6 @@ from relay.surfaces import admin, health, native, usage
 from relay.surfaces import logs as records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
-
-API = "/api/v1/ai-gateway"
 
 RUNNER_OPTIONS: dict[str, Any] = {
     "handler_cancellation": True,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from relay.cli.main import _parser
+from relay.cli.main import build_parser
 from relay.core.errors import CATALOGUE
 from relay.registry import entries, schema
 from relay.registry.load import Sources, load
@@ -71,7 +71,7 @@ def test_every_error_code_is_documented_with_status_and_close_code() -> None:
 
 def test_every_command_and_option_is_documented() -> None:
     readme = DOCS[ROOT / "README.md"]
-    commands = next(action for action in _parser()._actions if action.choices)
+    commands = next(action for action in build_parser()._actions if action.choices)
     assert commands.choices is not None
     for name, parser in commands.choices.items():  # type: ignore[attr-defined]
         if name == "worker":

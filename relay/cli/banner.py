@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 import relay
-from relay.app import API
+from relay.core.paths import API
 from relay.registry.load import Config
 
 TRY = """\

@@ -6,12 +6,17 @@ in this process: what they find is what a client would.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import uvloop
+
+from relay import log
+from relay.cli.sources import sources_of
 from relay.client import AIGateway, AIGatewayError
 from relay.client.answers import Stream
 from relay.core.provider import Provider, Target
@@ -65,6 +70,18 @@ _RELAY = _Leg("the relay", "this is on this machine: see the message; no provide
 _REFUSED = _Leg(
     "the request", "the provider did not take the probe; check base_url, paths and check"
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("providers", nargs="*", help="only these")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Probe the providers; 0 if all is well, else 1."""
+    sources = sources_of(options)
+    log.setup("error", "json")
+    return 0 if uvloop.run(examine(sources, options.providers, print)) else 1
 
 
 async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 
-from relay.app import API
+from relay.cli.sources import load_config
 from relay.core import paths, subprotocols
 from relay.core.credentials import first_of
-from relay.core.errors import ProviderNotConfigured, UnknownRoute, UpgradeRequired
+from relay.core.errors import ProviderNotConfigured, RelayError, UnknownRoute, UpgradeRequired
 from relay.core.limits import Rule
 from relay.core.models import query_with_model
+from relay.core.paths import API
 from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
@@ -18,6 +21,23 @@ from relay.upstream.connect import offered_upstream
 from relay.upstream.send import upstream_url
 
 WEBSOCKET = "GET (WebSocket)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("method", help="GET, POST, … or WS")
+    parser.add_argument("path", help=f"path of the relay, such as {API}/providers/openai/models")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the call would become; 0, or 1 if the relay would refuse it."""
+    config = load_config(options)
+    try:
+        print(explain(config, options.method.upper(), options.path))
+    except RelayError as error:
+        print(f"refused with {error.status} {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def explain(config: Config, method: str, target: str) -> str:

@@ -10,42 +10,47 @@ import argparse
 import http.client
 import ipaddress
 import json
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from relay.cli.sources import load_config, print_warnings
+from relay.core.errors import OperatorError
+from relay.core.paths import API
 from relay.registry.load import Config
 from relay.registry.urls import BadUrl, read_url
 
-_PATH = "/api/v1/ai-gateway/providers/reload"
+_PATH = f"{API}/providers/reload"
 _TIMEOUT_S = 120.0
 _ANSWER_BYTES = 1024 * 1024
 
 
-class NoReload(Exception):
+class NoReload(OperatorError):
     """Nothing was reloaded; the text says why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "--url", help="where the relay listens (default: server.host and port of gateway.yaml)"
     )
 
 
-def reload(config: Config, url: str | None, say: Callable[[str], object]) -> None:
-    """Ask the relay, and say what it answers. Raises NoReload."""
+def run(options: argparse.Namespace) -> int:
+    """Ask the relay, and print what it answers; 0. Raises ConfigError, NoReload."""
+    config = load_config(options)
+    print_warnings(config)
     try:
-        place = urlsplit(str(read_url(url or _address(config))))
+        place = urlsplit(str(read_url(options.url or _address(config))))
     except BadUrl as error:
         raise NoReload(f"--url {error}") from None
     status, said = _ask(place.hostname or "", place.port or 80)
     if status != http.client.OK:
         message = said.get("error", {}).get("message") if isinstance(said, dict) else None
         raise NoReload(message or f"the relay answered with status {status}")
-    say(f"reloaded: {len(said.get('providers', ()))} providers")
+    print(f"reloaded: {len(said.get('providers', ()))} providers")
     if restart := said.get("needs_restart"):
-        say(f"needs a restart: {', '.join(map(str, restart))}")
+        print(f"needs a restart: {', '.join(map(str, restart))}")
+    return 0
 
 
 def _address(config: Config) -> str:

@@ -28,12 +28,12 @@ from relay.client.errors import (
     unreachable,
 )
 from relay.client.session import Connecting
+from relay.core.paths import API
 
 if TYPE_CHECKING:
     from relay.client.inprocess import InProcess
 
 DEFAULT_URL = "http://127.0.0.1:8787"
-API = "/api/v1/ai-gateway"
 _REFUSAL_BYTES = 64 * 1024
 
 

@@ -57,6 +57,20 @@ from relay.core.text import quoted
 Side = Literal["client", "relay", "upstream"]
 
 
+class OperatorError(Exception):
+    """A command cannot do what the operator asked for; the text says why, and what to do.
+
+    No call sees one: the command line prints its report and ends with its exit code.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def report(self) -> str:
+        """What the command line prints."""
+        return f"relay: {self}"
+
+
 class RelayError(Exception):
     """A failure with a stable code. Base class only: raise one of its children."""
 

@@ -26,6 +26,9 @@ _FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f\\]")
 _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*$")
 _MAX_DECODINGS = 4
 
+API = "/api/v1/ai-gateway"
+"""Where `relay serve` puts its surfaces."""
+
 
 def check_target(raw_target: str) -> None:
     """Raise BadPath unless `raw_target` (path and query as received) is a plain origin-form target.

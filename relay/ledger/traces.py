@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from relay.core.errors import OperatorError
 from relay.core.provider import Provider
 from relay.core.record import Record, went_wrong
 from relay.ledger.genai import GenAiMetrics
@@ -42,7 +43,7 @@ _COUNTS = {
 }
 
 
-class TracingUnavailable(Exception):
+class TracingUnavailable(OperatorError):
     """gateway.yaml asks for traces, and their packages are not installed."""
 
 

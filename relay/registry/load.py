@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-import relay
 from relay import log
+from relay.core.errors import OperatorError
 from relay.core.limits import Rule
 from relay.core.text import quoted
 from relay.registry import credentials, schema
@@ -41,12 +41,18 @@ from relay.registry.yamlfile import read
 _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 
-class ConfigError(Exception):
+class ConfigError(OperatorError):
     """The configuration is refused. `problems` are complete, in the order of the files."""
+
+    exit_code = 2
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(problem.in_full for problem in problems))
         self.problems = problems
+
+    @property
+    def report(self) -> str:
+        return f"{self}\n{len(self.problems)} problem(s); nothing was started."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +96,6 @@ class Sources:
     """Instead of the one that the file names."""
     overrides: tuple[tuple[str, str, object], ...] = ()
     """(section, key, value) of settings that the command line gives: they win over the file."""
-
-
-def packaged() -> Path:
-    """The folder with the gateway.yaml that comes with the relay: the checkout, or the wheel's
-    copy.
-    """
-    inside = Path(relay.__file__).parent / "defaults"
-    return inside if inside.is_dir() else Path(relay.__file__).parent.parent
-
-
-def find_config(given: str | None) -> Path:
-    """The gateway.yaml to use: the one named, else the one in this folder, else the packaged
-    one.
-    """
-    if given:
-        return Path(given)
-    local = Path("gateway.yaml")
-    return local if local.exists() else packaged() / "gateway.yaml"
 
 
 def load(sources: Sources, files: Files | None = None, before: Config | None = None) -> Config:
@@ -248,11 +236,6 @@ def _overridden(
             text = str(error.errors()[0]["msg"])
             raise ConfigError([Problem("command line", 1, 1, (section, key), text)]) from error
     return settings.model_copy(update=changed)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of gateway.yaml, for editors."""
-    return schema.GatewayFile.model_json_schema()
 
 
 def _raise_if_any(documents: list[Document], others: list[Problem] | None = None) -> None:

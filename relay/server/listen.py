@@ -13,6 +13,7 @@ import resource
 import socket
 from dataclasses import dataclass
 
+from relay.core.errors import OperatorError
 from relay.core.hosts import is_loopback
 from relay.registry.load import Config
 
@@ -20,7 +21,7 @@ BACKLOG = 1024
 _FIRST_HANDED_OVER = 3
 
 
-class CannotListen(Exception):
+class CannotListen(OperatorError):
     """The address cannot be taken, or must not be; the text says what to do."""
 
 

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from relay.core.errors import OperatorError
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import Readers
 
@@ -46,11 +47,11 @@ class RowsRefused(Exception):
     """It does not take these values, however often they are brought."""
 
 
-class DatabaseNewer(Exception):
+class DatabaseNewer(OperatorError):
     """A newer relay has changed its schema: this one must not write to it."""
 
 
-class BadDatabaseUrl(ValueError):
+class BadDatabaseUrl(OperatorError):
     """The setting names no database that there is a driver for."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.main import main
+from relay.cli.main import COMMANDS, main
 from tests.processes import ROOT
 from tests.relays import KEYS, provider, write_config
 from tests.whole_run import CANARY
@@ -76,6 +76,24 @@ def test_explain_names_the_limits_and_the_cache_of_a_call(tmp_path: Path, monkey
     assert main(["explain", "GET", "/api/v1/ai-gateway/providers/openai/x"]) == 0
     out = capsys.readouterr().out
     assert "limits       all\n" in out and "cache        60 s, client\n" in out
+
+
+def test_the_table_of_commands_names_every_command_module() -> None:
+    modules = {file.stem for file in (ROOT / "relay/cli").glob("*.py") if "\ndef run(" in file.read_text()}
+    assert modules == set(COMMANDS)
+
+
+@pytest.mark.programs
+def test_commands_that_ask_no_ledger_import_no_database() -> None:
+    """What they import delays each of them: of the whole relay it is more than a second."""
+    code = "import sys; from relay.cli.main import build_parser; build_parser(sys.argv[1:]); print(*sys.modules)"
+    small = ("check", "reload", "schema", "init")
+    loaded = {
+        names: subprocess.run([sys.executable, "-c", code, *names], check=True, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        for names in [(*small, "explain"), small, ("init",)]
+    }
+    assert not {"sqlalchemy", "alembic", "redis", "uvloop", "relay.app"} & set(loaded[*small, "explain"])
+    assert "aiohttp" not in loaded[small] and "pydantic" not in loaded["init",]
 
 
 def test_schema_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from relay.cli.main import OK, _parser, main
-from relay.cli.report import NoAnswer, _money, logs, spent
+from relay.cli.ledger_access import NoAnswer
+from relay.cli.logs import print_calls
+from relay.cli.main import OK, build_parser, main
+from relay.cli.usage import _money, print_usage
 from relay.core.exchange import uuid7
 from relay.core.record import Record
 from relay.core.usage import Usage
@@ -41,7 +43,7 @@ _number = itertools.count()
 
 
 def options(*arguments: str) -> argparse.Namespace:
-    return _parser().parse_args(list(arguments))
+    return build_parser().parse_args(list(arguments))
 
 
 def call(**facts: Any) -> Record:
@@ -75,12 +77,12 @@ async def config(database_setting: str, tmp_path: Path) -> Config:
 
 async def printed(command: Any, config: Config, *arguments: str) -> list[str]:
     lines: list[str] = []
-    await command(config, options("logs" if command is logs else "usage", *arguments), lines.append)
+    await command(config, options("logs" if command is print_calls else "usage", *arguments), lines.append)
     return lines
 
 
 async def test_usage_is_a_table_with_money_to_four_digits_under_each_other(config: Config) -> None:
-    head, *lines = await printed(spent, config, "--by", "provider")
+    head, *lines = await printed(print_usage, config, "--by", "provider")
     columns = ["requests", "errors", "cache hits", "input", "output", "cached tokens", "characters", "seconds", "cost USD", "p50 ms", "p95 ms"]
     assert [name for name in columns if name not in head] == []
     table = {line.split()[0]: line.split() for line in lines if not line.startswith(("~", "?"))}
@@ -100,40 +102,40 @@ def test_money_that_is_less_than_four_digits_is_not_shown_as_nothing() -> None:
 
 
 async def test_usage_by_team_and_by_user_with_sort_and_top(config: Config) -> None:
-    _, *lines = await printed(spent, config, "--by", "metadata.team,model", "--sort", "requests", "--since", "7d")
+    _, *lines = await printed(print_usage, config, "--by", "metadata.team,model", "--sort", "requests", "--since", "7d")
     pairs = [line.split()[:2] for line in lines[:5]]
     assert sorted(pairs) == [["(none)", "gpt-5"], ["(none)", r"m\x1b[2J"], ["=1+2", "sonic"], ["growth", "gpt-5"], ["growth", "gpt-5.1"]]
-    _, *lines = await printed(spent, config, "--by", "metadata.team", "--top", "1")
+    _, *lines = await printed(print_usage, config, "--by", "metadata.team", "--top", "1")
     assert [line.split()[:2] for line in lines[:3]] == [["growth", "2"], ["(rest)", "3"], ["total", "5"]]
-    _, *lines = await printed(spent, config, "--by", "user", "--sort", "name")
+    _, *lines = await printed(print_usage, config, "--by", "user", "--sort", "name")
     assert [line.split()[:2] for line in lines[:4]] == [["(none)", "3"], ["ann", "1"], ["bob", "1"], ["total", "5"]]
     for arguments, why in (
         (("--by", "metadata.cost"), "ledger.group_by"), (("--top", "0"), "--top is not a number"), (("--since", "never"), "--since is not a time"),
     ):  # fmt: skip
         with pytest.raises(NoAnswer, match=why):
-            await printed(spent, config, *arguments)
+            await printed(print_usage, config, *arguments)
 
 
 async def test_usage_as_csv_has_every_sum_and_tells_what_is_estimated_and_unpriced(config: Config) -> None:
-    found = list(csv.DictReader(await printed(spent, config, "--by", "provider,model", "--csv")))
+    found = list(csv.DictReader(await printed(print_usage, config, "--by", "provider,model", "--csv")))
     by_provider = {row["provider"]: row for row in found}
     assert (by_provider["azure"]["estimated"], by_provider["azure"]["cost_usd"], by_provider["azure"]["model"]) == ("1", "0.00005", "gpt-5.1")
     assert (by_provider["cartesia"]["unpriced"], by_provider["cartesia"]["characters"], by_provider["cartesia"]["audio_ms"]) == ("1", "42", "1500")
     assert sum(int(row["requests"]) for row in found) == 5, "no line holds others"
     assert float(by_provider["openai"]["latency_ms_p50"]) > 0
-    buckets = list(csv.DictReader(await printed(spent, config, "--by", "metadata.team", "--bucket", "day", "--csv")))
+    buckets = list(csv.DictReader(await printed(print_usage, config, "--by", "metadata.team", "--bucket", "day", "--csv")))
     assert {row["metadata.team"] for row in buckets} == {"growth", "'=1+2", "(none)"} and all(row["at"].endswith("Z") for row in buckets)
 
 
 async def test_usage_and_logs_in_json_tell_what_is_estimated(config: Config) -> None:
-    (line,) = await printed(spent, config, "--json")
+    (line,) = await printed(print_usage, config, "--json")
     assert json.loads(line)["total"]["estimated"] == 1
-    calls = [json.loads(line) for line in await printed(logs, config, "--json")]
+    calls = [json.loads(line) for line in await printed(print_calls, config, "--json")]
     assert [(call.get("usage") or {}).get("estimated") for call in calls] == [None, True, None, None, None]
 
 
 async def test_logs_show_who_answered_and_what_is_known_of_the_cost(config: Config) -> None:
-    lines = await printed(logs, config)
+    lines = await printed(print_calls, config)
     assert lines[0].endswith("  200  relayed      openai/chat/completions  gpt-5  12 ms  1000+500 tokens  $12.3456789")
     assert lines[1].endswith("  azure/chat/completions  gpt-5.1  12 ms  10+5 tokens  ~$0.00005  for openai/gpt-5")
     assert lines[2].endswith("  cartesia/tts/bytes  sonic  12 ms  0+0 tokens  ?")
@@ -148,9 +150,9 @@ async def test_logs_print_no_character_that_a_terminal_obeys(config: Config, dat
     writer.take([entry_of(odd, None, None)], [odd], by_key([odd]))
     await writer.stop()
     for arguments in ((), ("--json",), ("--csv",)):
-        lines = await printed(logs, config, "--limit", "1", *arguments)
+        lines = await printed(print_calls, config, "--limit", "1", *arguments)
         assert all(line.isprintable() for line in lines), (arguments, lines)
-    assert json.loads((await printed(logs, config, "--limit", "1", "--json"))[0])["model"] == odd.model
+    assert json.loads((await printed(print_calls, config, "--limit", "1", "--json"))[0])["model"] == odd.model
 
 
 @pytest.mark.parametrize(
@@ -161,16 +163,16 @@ async def test_logs_print_no_character_that_a_terminal_obeys(config: Config, dat
     ],
 )  # fmt: skip
 async def test_logs_of_a_team_or_a_user(config: Config, arguments: tuple[str, ...], count: int) -> None:
-    assert len(await printed(logs, config, *arguments)) == count
+    assert len(await printed(print_calls, config, *arguments)) == count
 
 
 async def test_metadata_without_a_value_is_no_condition(config: Config) -> None:
     with pytest.raises(NoAnswer, match="--metadata is NAME=VALUE, not 'team'"):
-        await printed(logs, config, "--metadata", "team")
+        await printed(print_calls, config, "--metadata", "team")
 
 
 async def test_logs_as_csv_are_a_line_a_call(config: Config) -> None:
-    found = list(csv.DictReader(await printed(logs, config, "--csv")))
+    found = list(csv.DictReader(await printed(print_calls, config, "--csv")))
     assert [row["estimated"] for row in found] == ["", "true", "", "", ""]
     assert [row["cost_usd"] for row in found] == ["12.3456789", "0.00005", "", "0", ""]
     assert found[0]["metadata"] == '{"team": "growth"}' and found[0]["user"] == "ann" and found[1]["answered_by"] == "azure"

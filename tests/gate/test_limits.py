@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from relay.app import API
+from relay.core.paths import API
 from relay.periodic import sweep
 from relay.registry.load import ConfigError
 from tests.conftest import StartRelay

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from relay.registry.credentials import expand, is_set
-from relay.registry.load import ConfigError, Sources, json_schema, load
+from relay.registry.load import ConfigError, Sources, load
+from relay.registry.schema import GatewayFile
 from tests.relays import KEYS, canary, configured
 
 ROOT = Path(__file__).parent.parent.parent
@@ -224,6 +225,6 @@ def test_the_shipped_files_load_and_every_example_provider_is_there(tmp_path: Pa
 
 
 def test_the_schema_describes_every_key(tmp_path: Path) -> None:
-    schema = json_schema()
+    schema = GatewayFile.model_json_schema()
     fields = [(name, field) for name, section in schema["$defs"].items() for field in section["properties"].values()]
     assert all("description" in field for _, field in fields)

@@ -27,7 +27,8 @@ from relay.cli import doctor
 from relay.cli.doctor import examine
 from relay.client import AIGateway, AIGatewayError
 from relay.demo.provider import REPLY
-from relay.registry.load import Sources, packaged
+from relay.registry.load import Sources
+from relay.registry.packaged import packaged
 from tests.conftest import Vendors
 from tests.processes import ROOT
 from tests.relays import CLOUDFLARE_TOKEN, HANG_GUARD_S, KEYS, LogStream

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.main import _parser
-from relay.cli.report import logs
+from relay.cli.logs import print_calls
+from relay.cli.main import build_parser
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import USAGE, post, rows
 from tests.relays import Relay, provider
@@ -116,6 +116,6 @@ async def test_what_clients_wrote_does_not_command_the_terminal(start: StartRela
     await relay.call("POST", relay.path("openai", "chat/completions"), data=body, headers={"Content-Type": "application/json"})
     await rows(relay)
     lines: list[str] = []
-    await logs(relay.gateway.config, _parser().parse_args(["logs"]), lines.append)
+    await print_calls(relay.gateway.config, build_parser().parse_args(["logs"]), lines.append)
     (line,) = lines
     assert line.isprintable() and "fake line \u65e5\u672c" in line

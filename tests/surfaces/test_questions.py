@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.cli.report import logs
+from relay.cli.logs import print_calls
 from relay.core.histogram import (
     BUCKETS,
     bound_ms,
@@ -166,7 +166,7 @@ async def test_following_prints_every_call_that_ends(relay: Relay, raw: RawUpstr
     import asyncio
 
     lines: list[str] = []
-    following = asyncio.create_task(logs(relay.gateway.config, options("logs", "--follow", "--limit", "1", "--json"), lines.append))
+    following = asyncio.create_task(print_calls(relay.gateway.config, options("logs", "--follow", "--limit", "1", "--json"), lines.append))
     async with asyncio.timeout(20):
         while not lines:
             await asyncio.sleep(0.01)

@@ -15,9 +15,9 @@ from aiohttp import web
 from yarl import URL
 
 from relay import log
-from relay.app import API
 from relay.cli.doctor import examine
 from relay.cli.explain import explain
+from relay.core.paths import API
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.proxies import Proxies
 from relay.registry.secrets import secrets_of

@@ -1,0 +1,76 @@
+"""What `relay logs` and `relay usage` share: options, the ledger's database, text for a terminal.
+
+They read the database itself, whether or not a relay runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from relay.core.errors import OperatorError
+from relay.ledger.queries import BadQuestion
+from relay.registry.load import Config
+from relay.storage.database import Database, DatabaseAway, database_url
+from relay.storage.readers import QuestionRefused
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class NoAnswer(OperatorError):
+    """There is no ledger, or it cannot be asked; the text says why."""
+
+
+def add_selection(parser: argparse.ArgumentParser, since: str | None) -> None:
+    """Add the options that select calls, and those for the format of the output."""
+    parser.add_argument("--since", default=since, help="7d, 12h, or a day or time in ISO 8601")
+    parser.add_argument("--provider", help="only this one")
+    parser.add_argument("--model", help="only this one")
+    parser.add_argument("--client", help="only this one")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="JSON, for programs")
+    shape.add_argument("--csv", action="store_true", help="CSV, for spreadsheets")
+
+
+def equal_filters(options: argparse.Namespace, *names: str) -> dict[str, str]:
+    """The columns that must equal an option, for the options that were given."""
+    given = {{"user": "end_user"}.get(name, name): getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(config: Config) -> AsyncIterator[Database]:
+    """Open the ledger's database for questions. Raises NoAnswer, for a question that fails too."""
+    if not config.settings.database:
+        raise NoAnswer("gateway.yaml names no `database`: there is no ledger")
+    database = Database(database_url(config.settings.database))
+    try:
+        yield database
+    except DatabaseAway as error:
+        raise NoAnswer(f"the database cannot be read ({error})") from error
+    except (BadQuestion, QuestionRefused) as error:
+        raise NoAnswer(str(error)) from error
+    finally:
+        await database.close()
+
+
+def to_json(answer: Any) -> str:
+    """`answer` as JSON; what a terminal would obey is escaped as JSON does."""
+    text: str = _encode(answer).decode()
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def to_printable(text: str) -> str:
+    """`text` with what a terminal would obey escaped: clients choose models and endpoints."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

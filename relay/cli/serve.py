@@ -1,0 +1,106 @@
+"""`relay serve`: run the relay, in this process or in several under a supervisor.
+
+Owns its options, which win over the file, and the order of the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+
+from relay import log
+from relay.cli.banner import banner
+from relay.cli.sources import sources_of
+from relay.demo.provider import Demo
+from relay.ledger.metrics_folder import remove_dead_folders
+from relay.registry.files import Files
+from relay.registry.load import Config, Sources, load
+from relay.server.listen import CannotListen, Listeners, listen, raise_file_limit
+from relay.server.supervisor import Supervisor
+from relay.server.worker import assert_fast_parser, serve
+from relay.storage.database import try_out
+
+_OVERRIDES = (
+    ("server", "host", "host"),
+    ("server", "port", "port"),
+    ("server", "workers", "workers"),
+    ("tls", "port", "tls_port"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("--host", help="address to listen on, instead of server.host")
+    parser.add_argument("--port", type=int, help="port to listen on, instead of server.port")
+    parser.add_argument("--workers", type=int, help="processes, instead of server.workers")
+    parser.add_argument(
+        "--open", action="store_true", help="listen beyond loopback although calls need no key"
+    )
+    parser.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
+    parser.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="serve TLS too, with a certificate made for this machine",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal ends it; 0. Raises OperatorError for what cannot be started."""
+    assert_fast_parser()
+    sources = replace(sources_of(options), overrides=_overrides(options))
+    sources = _with_certificate(sources, options)
+    config = load(sources)
+    settings = config.settings
+    log.setup(settings.log.level, settings.log.format)
+    config.log_warnings()
+    raise_file_limit()
+    listeners = listen(config, allow_beyond_loopback=options.open)
+    demo = Demo.bind() if settings.demo.enabled else None
+    if demo is not None:
+        sources = replace(sources, demo_url=demo.url)
+        config = load(sources, Files(config.read.files))
+    print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
+    uvloop.run(_run(config, sources, listeners, demo))
+    return 0
+
+
+def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
+    """With --tls-self-signed: the certificate in data/tls, made if need be."""
+    if not options.tls_self_signed:
+        return sources
+    # Imported only where it is used: its certificates take a tenth of a second.
+    from relay.server.tls import self_signed
+
+    hosts = load(sources).settings.server.hosts
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        made = self_signed(Path("data/tls"), [host for host in hosts if host != "*"], now)
+    except OSError as error:
+        raise CannotListen(f"cannot write {error.filename}: {error.strerror}") from error
+    return replace(sources, certificate=made)
+
+
+def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ...]:
+    """What the command line says instead of the file, at the start and at each reload."""
+    given = ((section, key, getattr(options, option)) for section, key, option in _OVERRIDES)
+    return tuple(override for override in given if override[2] is not None)
+
+
+async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
+    remove_dead_folders()
+    if config.settings.server.workers > 1:
+        if config.settings.database:
+            # Refused once and for all, not by each worker again and again.
+            await try_out(config.settings.database)
+        await Supervisor(config, sources, listeners, demo).run()
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        if demo is not None:
+            await stack.enter_async_context(contextlib.asynccontextmanager(demo.running)())
+        await serve(config, sources, listeners)

@@ -1,0 +1,35 @@
+"""The configuration files of a command: --config and --env-file.
+
+Owns those two options and how each command reads what they name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from relay.registry.load import Config, ConfigError, Sources, load
+from relay.registry.packaged import find_config
+from relay.registry.problems import Problem
+
+DEFAULT_ENV_FILE = ".env"
+
+
+def sources_of(options: argparse.Namespace) -> Sources:
+    """The files that the options name. Raises ConfigError for an --env-file that does not exist."""
+    env_file = Path(options.env_file)
+    if options.env_file != DEFAULT_ENV_FILE and not env_file.exists():
+        raise ConfigError([Problem(options.env_file, 1, 1, (), "there is no such file")])
+    return Sources(find_config(options.config), env_file)
+
+
+def load_config(options: argparse.Namespace) -> Config:
+    """Read and check the configuration. Raises ConfigError."""
+    return load(sources_of(options))
+
+
+def print_warnings(config: Config) -> None:
+    """Print what may be a mistake to stderr."""
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

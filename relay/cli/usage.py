@@ -1,0 +1,145 @@
+"""`relay usage`: what was used and what it cost, as a table, JSON or CSV.
+
+Owns how the table looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import msgspec
+import uvloop
+
+from relay.cli.ledger_access import (
+    add_selection,
+    equal_filters,
+    open_ledger,
+    to_json,
+    to_printable,
+)
+from relay.cli.sources import load_config
+from relay.ledger import sheets
+from relay.ledger.groups import grouping
+from relay.ledger.queries import BadQuestion, moment_s
+from relay.ledger.usage import MOST_TOP, SORTS, SPANS, Question, columns_of, keys_of, usage
+from relay.registry.load import Config
+from relay.storage.tables import KEYS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    names = "or user or metadata.NAME, alone or with provider and model"
+    parser.add_argument(
+        "--by", default="provider", help=f"{', '.join(KEYS)} (several with commas); {names}"
+    )
+    parser.add_argument("--bucket", choices=sorted(SPANS), help="a row for each")
+    parser.add_argument("--until", help="until when (now)")
+    parser.add_argument(
+        "--sort", default="cost", choices=SORTS, metavar="WHAT", help=f"{', '.join(SORTS)} (cost)"
+    )
+    parser.add_argument("--top", type=int, help="so many rows (of each bucket), and the rest")
+    add_selection(parser, since="24h")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; 0."""
+    uvloop.run(print_usage(load_config(options), options, print))
+    return 0
+
+
+async def print_usage(
+    config: Config, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
+    """Print what was used and what it cost. Raises NoAnswer."""
+    async with open_ledger(config) as database:
+        asked = _question(options)
+        answer = await usage(database, asked, grouping(config.settings.ledger))
+    keys = columns_of(asked)
+    if options.json:
+        lines = [to_json(answer)]
+    elif options.csv:
+        lines = sheets.usage_rows(answer, keys)
+    else:
+        total = dict.fromkeys(keys, "") | {keys[0] if keys else "total": "total"} | answer["total"]
+        lines = list(map(to_printable, _table(keys, [*answer["rows"], total])))
+        lines += _remarks(total)
+    for line in lines:
+        out(line)
+
+
+def _question(options: argparse.Namespace) -> Question:
+    """Raises BadQuestion."""
+    now_s = time.time()
+    until_s = moment_s("--until", options.until, now_s) if options.until else now_s
+    if options.top is not None and not 1 <= options.top <= MOST_TOP:
+        raise BadQuestion(f"--top is not a number from 1 to {MOST_TOP}")
+    return Question(
+        moment_s("--since", options.since, now_s),
+        until_s,
+        now_s,
+        keys_of(options.by),
+        options.bucket,
+        equal_filters(options, "provider", "model", "client"),
+        options.sort,
+        options.top,
+    )
+
+
+_HEADS = (
+    "requests", "errors", "cache hits", "input", "output", "cached tokens", "characters",
+    "seconds", "cost USD", "p50 ms", "p95 ms",
+)  # fmt: skip
+
+
+def _table(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A head and a line a row; numbers stand to the right, money digit under digit."""
+    is_marked = any(row["unpriced"] for row in rows)
+    cells = [[*keys, *_HEADS], *(_cells(row, keys, is_marked=is_marked) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        texts = [
+            text.ljust(width) if at < len(keys) else text.rjust(width)
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(texts).rstrip())
+    return lines
+
+
+def _cells(row: dict[str, Any], keys: Sequence[str], *, is_marked: bool) -> list[str]:
+    latency = row["latency_ms"] or {}
+    cost = ("~" if row["estimated"] else "") + _money(row["cost_usd"])
+    if is_marked:
+        cost += " + ?" if row["unpriced"] else "    "
+    return [
+        *(str(row.get(key, "") or ("-" if key in row else "")) for key in keys),
+        str(row["requests"]), str(row["errors"]), str(row["cache_hits"]),
+        str(row["input_tokens"]), str(row["output_tokens"]), str(row["cache_read_tokens"]),
+        str(row["characters"]), f"{row['audio_ms'] / 1000:.1f}", cost,
+        _number(latency.get("p50")), _number(latency.get("p95")),
+    ]  # fmt: skip
+
+
+def _money(given: msgspec.Raw) -> str:
+    """Dollars with four digits; what is less than that, but not nothing, shows as such."""
+    exact = Decimal(bytes(given).decode())
+    shown = exact.quantize(Decimal("0.0001"), ROUND_HALF_UP)
+    return "<0.0001" if exact > 0 and not shown else f"{shown:f}"
+
+
+def _remarks(total: dict[str, Any]) -> list[str]:
+    """What the marks beside money mean."""
+    remarks = []
+    if total["estimated"]:
+        remarks.append(f"~  usage of {total['estimated']} calls is estimated: docs/ledger.md")
+    if total["unpriced"]:
+        remarks.append(f"?  {total['unpriced']} calls have no price: docs/pricing.md")
+    return remarks
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

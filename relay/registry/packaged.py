@@ -1,0 +1,25 @@
+"""The configuration that comes with the relay, and which gateway.yaml a command uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import relay
+
+
+def packaged() -> Path:
+    """The folder with the gateway.yaml that comes with the relay: the checkout, or the wheel's
+    copy.
+    """
+    inside = Path(relay.__file__).parent / "defaults"
+    return inside if inside.is_dir() else Path(relay.__file__).parent.parent
+
+
+def find_config(given: str | None) -> Path:
+    """The gateway.yaml to use: the one named, else the one in this folder, else the packaged
+    one.
+    """
+    if given:
+        return Path(given)
+    local = Path("gateway.yaml")
+    return local if local.exists() else packaged() / "gateway.yaml"
