@@ -21,7 +21,7 @@ from relay.background import Later
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.due import DueTimes
-from relay.core.exchange import Exchange, Surface, uuid7
+from relay.core.exchange import Exchange, Transport, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
 from relay.core.policy import Tried
@@ -205,14 +205,14 @@ class Gateway:
             self.metrics.configured = config.models
         self.usage_refusals = Refusals()
 
-    def begin(self, call: Call, surface: Surface, client_left: Callable[[], bool]) -> Exchange:
+    def begin(self, call: Call, transport: Transport, client_left: Callable[[], bool]) -> Exchange:
         """A new Exchange for `call`, counted as running until `close`. `client_left` tells whether
         its client is gone: it is asked where the server does not cancel the handler then.
         """
         headers = call.headers
         exchange = Exchange(
             id=new_id(),
-            surface=surface,
+            transport=transport,
             method=call.method,
             caller=call.caller,
             started_s=self.clock(),

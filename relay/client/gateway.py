@@ -240,9 +240,9 @@ def _closed_is_said(session: aiohttp.ClientSession) -> Iterator[None]:
         raise _closed() from error
 
 
-def _url(base: str, surface: str, provider: str, endpoint: str) -> URL:
+def _url(base: str, kind: str, provider: str, endpoint: str) -> URL:
     tail = f"/{endpoint.lstrip('/')}" if endpoint else ""
-    return URL(f"{base}{API}/{surface}/{provider}{tail}", encoded=True)
+    return URL(f"{base}{API}/{kind}/{provider}{tail}", encoded=True)
 
 
 async def _refusals_are_errors(

@@ -29,7 +29,9 @@ from relay.core.rewriting import Rewriter
 from relay.core.traces import Trace
 from relay.core.usage import Parts, Usage
 
-Surface = Literal["rest", "websocket"]
+Transport = Literal["rest", "websocket"]
+Surface = Literal["native"]
+"""The form of the URL that the client called (surfaces/)."""
 Outcome = Literal["running", "relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
 
@@ -108,7 +110,7 @@ class Exchange:
     """See the module. The `_s` stamps are of the gateway's clock."""
 
     id: str
-    surface: Surface
+    transport: Transport
     method: str
     caller: Caller
     started_s: float
@@ -120,6 +122,7 @@ class Exchange:
     endpoint: str = ""
     surface_format: str | None = None
     """The wire format that the surface has for errors; None: the provider's."""
+    surface: Surface = "native"
     kind: str = field(init=False, default="other")
     model: str | None = field(init=False, default=None)
     stream: bool | None = field(init=False, default=None)
@@ -287,7 +290,7 @@ class Exchange:
         Such a cycle of fifty objects would be freed by the garbage collector alone.
         """
         self.error = self.cause = self.expired = self.turns = None
-        if self.surface == "websocket":
+        if self.transport == "websocket":
             self.meter = None
 
     @property

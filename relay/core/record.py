@@ -6,7 +6,7 @@ and never changed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,10 @@ class Record(msgspec.Struct, omit_defaults=True):
 
     id: str
     """UUIDv7 of when it began."""
+    transport: str
+    """`rest` or `websocket`."""
     surface: str
+    """The form of the URL that the client called: `native`."""
     method: str
     provider: str
     """The one that was asked for."""
@@ -75,6 +78,15 @@ class Record(msgspec.Struct, omit_defaults=True):
     """When it ended, ISO 8601 in UTC."""
 
 
+def with_current_names(stored: dict[str, Any]) -> dict[str, Any]:
+    """A record as an older relay may have stored it, under the names of Record."""
+    if "transport" in stored:
+        return stored
+    named = {_RENAMED.get(name, name): value for name, value in stored.items()}
+    return {"transport": "", "surface": "native"} | named
+
+
+_RENAMED = {"surface": "transport"}
 _FAILED = frozenset({"failed", "refused"})
 
 

@@ -84,7 +84,7 @@ class Limits:
         Raises RateLimited, TooManySessions, Overloaded.
         """
         held = self._begin(exchange, headers)
-        rules = self._sockets if exchange.surface == "websocket" else self._calls
+        rules = self._sockets if exchange.transport == "websocket" else self._calls
         return self._take(exchange, held, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:

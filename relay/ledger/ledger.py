@@ -89,7 +89,7 @@ class Ledger:
             return
         provider, parts = exchange.route.provider.name, exchange.meter.parts
         self.lost.usage_fields += exchange.meter.ignored
-        if exchange.method == "GET" and exchange.surface == "rest" and exchange.error is not None:
+        if exchange.method == "GET" and exchange.transport == "rest" and exchange.error is not None:
             return  # a stored object of which a part was read: it counts when it is read whole
         named = {part.object_id for part in parts if part.object_id and part.booking != "so_far"}
         known = {name for name in named if not self._booked.claim((provider, name))}

@@ -31,7 +31,7 @@ from relay.ledger.tallies import Key, Tally
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OTHER = "other"
-_CALL = ("provider", "model", "surface", "outcome")
+_CALL = ("provider", "model", "transport", "outcome")
 _BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
 """Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
 _MODEL = ("provider", "model")
@@ -47,9 +47,9 @@ COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_voice_interruptions_total": ("Answers that were cut.", ("provider",)),
 }
 HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "relay_request_duration_seconds": ("REST calls, to their end.", ("provider", "surface")),
-    "relay_first_byte_seconds": ("Until the answer, or the handshake.", ("provider", "surface")),
-    "relay_overhead_seconds": ("The relay's own part of that.", ("provider", "surface")),
+    "relay_request_duration_seconds": ("REST calls, to their end.", ("provider", "transport")),
+    "relay_first_byte_seconds": ("Until the answer, or the handshake.", ("provider", "transport")),
+    "relay_overhead_seconds": ("The relay's own part of that.", ("provider", "transport")),
     "relay_voice_turn_seconds": (
         "From the end of speech to the first sound or word.",
         ("provider", "first"),
@@ -124,7 +124,7 @@ class Metrics:
             if model and model not in self._models and _proves(record):
                 self._admit(model)
         for key, tally in batch.items():
-            label = (key.provider or _OTHER, self._model(key.model), key.surface, key.outcome)
+            label = (key.provider or _OTHER, self._model(key.model), key.transport, key.outcome)
             children = self._bound.get(label)
             if children is None:
                 children = self._bound[label] = _Children(self, *label)
@@ -176,20 +176,22 @@ class _Children:
     them.
     """
 
-    def __init__(self, of: Metrics, provider: str, model: str, surface: str, outcome: str) -> None:
+    def __init__(
+        self, of: Metrics, provider: str, model: str, transport: str, outcome: str
+    ) -> None:
         def child(name: str) -> Callable[..., Counter]:
             labels = (provider,) if name == "relay_cache_hits_total" else (provider, model)
             return functools.partial(of.counters[name].labels, *labels)
 
         self._requests = of.counters["relay_requests_total"].labels(
-            provider, model, surface, outcome
+            provider, model, transport, outcome
         )
         self._errors, self._hits = child("relay_errors_total"), child("relay_cache_hits_total")
         self._cost, self._saved = child("relay_cost_usd_total"), child("relay_saved_usd_total")
         self._unpriced = child("relay_unpriced_total")
         self._tokens, self._units = child("relay_tokens_total"), child("relay_units_total")
         self._times = {
-            measure: of.times[name].labels(provider, surface) for measure, name in _TIMES.items()
+            measure: of.times[name].labels(provider, transport) for measure, name in _TIMES.items()
         }
 
     def add(self, tally: Tally) -> None:

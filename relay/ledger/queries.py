@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from relay.core.exchange import least_id
 from relay.core.numbers import unix_time_s
-from relay.core.record import went_wrong
+from relay.core.record import went_wrong, with_current_names
 from relay.core.text import clean
 from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
@@ -58,8 +58,8 @@ class Filter:
 
 
 EQUAL = (
-    "id", "provider", "model", "client", "surface", "outcome", "status", "event_id", "end_user",
-    "feedback",
+    "id", "provider", "model", "client", "transport", "surface", "outcome", "status",
+    "event_id", "end_user", "feedback",
 )  # fmt: skip
 ABOVE = ("duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "score")
 
@@ -176,7 +176,7 @@ async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, A
 
 def shown(row: Any) -> dict[str, Any]:
     """A call as the API and the command line show it."""
-    record: dict[str, Any] = json.loads(row.record)
+    record = with_current_names(json.loads(row.record))
     for name in ("event", "level"):
         record.pop(name, None)
     cost, saved = record.pop("cost_nano_usd", None), record.pop("saved_nano_usd", None)

@@ -33,6 +33,7 @@ def record_of(exchange: Exchange) -> Record:
     model = clean(model) if model is not None else None
     record = Record(
         exchange.id,
+        exchange.transport,
         exchange.surface,
         clean(exchange.method),
         clean(exchange.provider),
@@ -57,7 +58,7 @@ def record_of(exchange: Exchange) -> Record:
         exchange.cost_nano_usd,
         exchange.saved_nano_usd,
     )
-    if exchange.surface == "websocket":
+    if exchange.transport == "websocket":
         _add_session(record, exchange)
     if error is not None:
         record.error = error.code

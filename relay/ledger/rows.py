@@ -17,8 +17,8 @@ from relay.storage.inserts import Batch, Insert, Rows
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, group_rollups, rollups, tags
 
 _ALWAYS = (
-    "id", "surface", "provider", "model", "client", "status", "outcome", "duration_ms",
-    "input_tokens", "output_tokens", "cost_nano_usd", "record",
+    "id", "transport", "surface", "provider", "model", "client", "status", "outcome",
+    "duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "record",
 )  # fmt: skip
 PLAIN = Insert(exchanges, _ALWAYS)
 """Most calls have nothing of what the others have: to say so of each column takes its time."""
@@ -73,7 +73,7 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
     usage, tags = record.usage, record.metadata
     model = record.model_answered or record.model
     always = (
-        record.id, record.surface, record.answered_by or record.provider,
+        record.id, record.transport, record.surface, record.answered_by or record.provider,
         model or "", record.client, record.status, record.outcome,
         record.duration_ms,
         usage.input_tokens if usage is not None else 0,

@@ -26,9 +26,9 @@ _SUMS = (
 _SHARES = ("p50", "p95", "p99")
 _USED = (*COUNTS, "estimated", "incomplete")
 CALL_COLUMNS = (
-    "id", "created_at", "ended_at", "surface", "method", "provider", "endpoint", "model",
-    "answered_by", "model_answered", "via", "kind", "status", "outcome", "success", "error",
-    "client", "user", "metadata", "event_id", "request_id", "cache", "duration_ms",
+    "id", "created_at", "ended_at", "transport", "surface", "method", "provider", "endpoint",
+    "model", "answered_by", "model_answered", "via", "kind", "status", "outcome", "success",
+    "error", "client", "user", "metadata", "event_id", "request_id", "cache", "duration_ms",
     "first_byte_ms", "own_ms", "bytes_up", "bytes_down", "cost_usd", "saved_usd", "feedback",
     "score", *_USED,
 )  # fmt: skip

@@ -28,6 +28,7 @@ class Key(NamedTuple):
     client: str
     provider: str
     model: str
+    transport: str
     surface: str
     outcome: str
 
@@ -65,7 +66,7 @@ class Tally:
                     self.unpriced += 1
         self.spread += spread(
             # How long a session lasts is not how long anybody waited.
-            [record.duration_ms for record in records if record.surface == "rest"],
+            [record.duration_ms for record in records if record.transport == "rest"],
             [record.first_byte_ms for record in records if record.first_byte_ms is not None],
             [record.own_ms for record in records if record.own_ms],
         )
@@ -106,9 +107,10 @@ def answered_by(record: Record) -> tuple[str, str]:
 
 def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
     """What calls came to, by what usage is told apart by."""
-    alike: dict[tuple[str, str, str, str, str], list[Record]] = {}
+    alike: dict[tuple[str, str, str, str, str, str], list[Record]] = {}
     for record in records:
-        key = (record.client, *answered_by(record), record.surface, record.outcome)
+        how = record.transport, record.surface, record.outcome
+        key = (record.client, *answered_by(record), *how)
         if (group := alike.get(key)) is None:
             group = alike[key] = []
         group.append(record)

@@ -115,7 +115,7 @@ class Traces:
             "relay.attempts": len(record.attempts) if record.attempts else None,
         }
         if provider is not None:
-            target = provider.websocket if record.surface == "websocket" else provider.rest
+            target = provider.websocket if record.transport == "websocket" else provider.rest
             found |= {"server.address": target.host, "server.port": target.port}
         if record.usage is not None:
             found |= {attr: getattr(record.usage, field) for attr, field in _COUNTS.items()}

@@ -1,5 +1,5 @@
-"""What was used and what it cost: sums by time, client, provider, model, surface, outcome, and by
-user or a name of metadata.
+"""What was used and what it cost: sums by time, client, provider, model, transport, surface and
+outcome, and by user or a name of metadata.
 
 Owns: which rollup answers a question, and the putting together of sums and percentiles. Whatever a
 question goes by, its rows add up to its total.

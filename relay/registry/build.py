@@ -150,25 +150,25 @@ class _Builder:
         own = self.entry.cache or self.settings.cache
         return CacheRules(own.ttl_s, own.scope, own.coalesce)
 
-    def _ways(self, surface: str) -> list[Via]:
-        return list(getattr(self.entry.via, surface) or [])
+    def _ways(self, transport: str) -> list[Via]:
+        return list(getattr(self.entry.via, transport) or [])
 
-    def _after(self, surface: str, direct: Target) -> Target | None:
+    def _after(self, transport: str, direct: Target) -> Target | None:
         """Direct, where `via` lists it after Cloudflare."""
-        ways = self._ways(surface)
+        ways = self._ways(transport)
         second = ways[1] if len(ways) > 1 else None
         if second == "cloudflare" or (second is not None and ways[0] == second):
             self._complain(("via",), "a second way can only be `direct`, after `cloudflare`")
-        return direct if second == "direct" and self._via(surface) == "cloudflare" else None
+        return direct if second == "direct" and self._via(transport) == "cloudflare" else None
 
-    def _via(self, surface: str) -> Via:
+    def _via(self, transport: str) -> Via:
         """As the entry says; where it says nothing, Cloudflare if account and slug are there."""
         entry = self.entry
-        chosen: Via | None = next(iter(self._ways(surface)), None)
+        chosen: Via | None = next(iter(self._ways(transport)), None)
         slug = entry.cloudflare
-        has_slug = slug is not None and (surface == "rest" or slug.websocket is not None)
+        has_slug = slug is not None and (transport == "rest" or slug.websocket is not None)
         if chosen == "cloudflare" and not has_slug:
-            self._complain(("via",), f"needs a cloudflare slug for {surface}")
+            self._complain(("via",), f"needs a cloudflare slug for {transport}")
             return "direct"
         usable = has_slug and bool(self.settings.cloudflare.account_id)
         if chosen == "cloudflare" and not usable:

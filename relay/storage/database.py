@@ -22,7 +22,7 @@ from relay.core.errors import OperatorError
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import Readers
 
-HEAD = "0003"
+HEAD = "0004"
 """The schema that this relay writes: the newest of migrations/versions."""
 _CONNECTION_S = 1.0
 """How long a change waits for a connection while others use all of them."""

@@ -33,7 +33,7 @@ SUMS = (
     *COUNTS,
 )  # fmt: skip
 """What is added up, wherever something is."""
-KEYS = ("client", "provider", "model", "surface", "outcome")
+KEYS = ("client", "provider", "model", "transport", "surface", "outcome")
 """What usage is told apart by, besides time."""
 
 exchanges = Table(
@@ -42,7 +42,8 @@ exchanges = Table(
     # In the order of writing. The order of beginning is that of `id`, a UUIDv7.
     Column("seq", _Big, primary_key=True, autoincrement=True),
     Column("id", String(36), nullable=False, unique=True),
-    Column("surface", Text, nullable=False),
+    Column("transport", Text, nullable=False),
+    Column("surface", Text, nullable=False, server_default="native"),
     Column("provider", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("client", Text, nullable=False),

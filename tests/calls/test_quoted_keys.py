@@ -53,12 +53,12 @@ async def test_a_key_in_the_query_is_found_as_it_was_escaped(start: StartRelay, 
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
-@pytest.mark.parametrize("surface", ["rest", "websocket"])
-async def test_a_compressed_error_that_quotes_a_key_is_unpacked(start: StartRelay, raw: RawUpstream, pack: Any, surface: str) -> None:
+@pytest.mark.parametrize("transport", ["rest", "websocket"])
+async def test_a_compressed_error_that_quotes_a_key_is_unpacked(start: StartRelay, raw: RawUpstream, pack: Any, transport: str) -> None:
     coding = "gzip" if pack is gzip.compress else "deflate"
     raw.plays(ok(pack(QUOTING), f"Content-Encoding: {coding}", status="400 Bad"))
     relay = await start(openai=provider(raw.url, **SOCKETS))
-    if surface == "rest":
+    if transport == "rest":
         _, headers, body = await relay.call("GET", relay.path("openai", "x"))
     else:
         seen = await refused(relay)

@@ -72,7 +72,7 @@ def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
 
 
 def test_an_exchange_shows_its_state() -> None:
-    exchange = Exchange(id="7f3aaaaa-b", surface="rest", method="POST", caller=Caller(""), started_s=0, provider="openai", endpoint="chat/completions")
+    exchange = Exchange(id="7f3aaaaa-b", transport="rest", method="POST", caller=Caller(""), started_s=0, provider="openai", endpoint="chat/completions")
     assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions running>"
     exchange.status = 200
     exchange.finish()

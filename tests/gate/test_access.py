@@ -277,15 +277,15 @@ BROUGHT: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("surface", ["rest", "websocket"])
+@pytest.mark.parametrize("transport", ["rest", "websocket"])
 @pytest.mark.parametrize("what", BROUGHT)
-async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_place(start: StartRelay, raw: RawUpstream, what: str, surface: str) -> None:
+async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_place(start: StartRelay, raw: RawUpstream, what: str, transport: str) -> None:
     auth, query, headers, expected = BROUGHT[what]
     raw.plays(ok(b"no", status="403 Forbidden"))
     entry: dict[str, object] = {"base_url": raw.url, "client_credentials": "allow", "query_credentials": ["key"], "websocket": {"default_path": "x"}}
     relay = await start(mine=entry | ({"auth": auth} if auth else {}))
     lines = [f"{name}: {value}" for name, value in headers]
-    if surface == "rest":
+    if transport == "rest":
         await send_raw(relay, _head("GET", f"{MANAGE}/mine/x{query}", *lines, "Connection: close"))
     else:
         await send_raw(relay, _head("GET", f"/api/v1/ai-gateway/ws/mine/x{query}", *SOCKET, *lines))
@@ -312,12 +312,12 @@ NOT_KEYS = ["Idempotency-Key", "x-max-tokens", "x-token-limit", "x-codex-turn-st
 
 
 @pytest.mark.parametrize("credentials", ["deny", "allow"])
-@pytest.mark.parametrize("surface", ["rest", "websocket"])
-async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUpstream, surface: str, credentials: str) -> None:
+@pytest.mark.parametrize("transport", ["rest", "websocket"])
+async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUpstream, transport: str, credentials: str) -> None:
     raw.plays(ok(b"no", status="403 Forbidden"))
     relay = await start(openai=provider(raw.url, client_credentials=credentials, websocket={"default_path": "x"}))
     lines = [f"{name}: {canary(f'like{number}')}" for number, name in enumerate(KEY_LIKE)] + [f"{name}: kept" for name in NOT_KEYS]
-    if surface == "rest":
+    if transport == "rest":
         await send_raw(relay, _head("GET", CALL, *lines, "Authorization: Bearer x", "Connection: close"))
     else:
         await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET, *lines, "Authorization: Bearer x"))

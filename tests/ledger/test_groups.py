@@ -43,7 +43,7 @@ def call(draw: random.Random, **facts: Any) -> Record:
     """A call of some team, user, provider and model, or of none."""
     names = {name: value for name in ("team", "env") if (value := draw.choice(["a", "b", "=c", None]))}
     made = Record(
-        new_id(), "rest", "POST", draw.choice(["openai", "anthropic"]), "chat/completions", draw.choice([200, 200, 502]),
+        new_id(), "rest", "native", "POST", draw.choice(["openai", "anthropic"]), "chat/completions", draw.choice([200, 200, 502]),
         draw.choice(["relayed", "cached", "failed"]), draw.uniform(1, 900), 10, 20, f"10.0.0.{draw.randrange(3)}",
     )  # fmt: skip
     made.via, made.model, made.user, made.metadata = "direct", draw.choice(["gpt-5", "m", None]), draw.choice(["ann", "bob", None]), names or None
@@ -228,7 +228,7 @@ def test_a_clock_that_goes_back_makes_no_sum_smaller() -> None:
     for now_s in (7195.0, 7205.0, 7196.0):
         tally = Tally()
         tally.requests = 1
-        tallies.take({Key("c", "p", "m", "rest", "relayed"): tally}, now_s)
+        tallies.take({Key("c", "p", "m", "rest", "native", "relayed"): tally}, now_s)
         for span_s, at_s, *rest in tallies.begin():
             written[span_s, at_s, *rest[:6]] = rest[6]  # key and writer, then requests
         tallies.written(now_s)

@@ -257,7 +257,7 @@ async def test_lines_and_metrics_do_not_wait_for_a_database_that_takes_its_time(
         while not writer._writing:
             await asyncio.sleep(0.01)
         await post(relay)
-        while b'outcome="relayed",provider="openai",surface="rest"} 2.0' not in (await relay.call("GET", f"{relay.url}/metrics"))[2]:
+        while b'outcome="relayed",provider="openai",transport="rest"} 2.0' not in (await relay.call("GET", f"{relay.url}/metrics"))[2]:
             await asyncio.sleep(0.01)
         assert len(await relay.events(count=2)) == 2
     assert (relay.gateway.ledger.waiting, relay.gateway.ledger.lost.failures) == (2, 0)

@@ -51,12 +51,12 @@ async def test_metrics_tell_what_calls_came_to(start: StartRelay, raw: RawUpstre
         await post(relay)
     found = await scraped(relay)
     call = {"provider": "openai", "model": "gpt-4o-mini"}
-    assert of(found, "relay_requests_total", **call, surface="rest", outcome="relayed") == 3
+    assert of(found, "relay_requests_total", **call, transport="rest", outcome="relayed") == 3
     assert of(found, "relay_errors_total", **call) == 1
     assert of(found, "relay_tokens_total", **call, kind="input") == 2000
     assert of(found, "relay_tokens_total", **call, kind="cache_read") == 400
     assert of(found, "relay_cost_usd_total", **call) == pytest.approx(0.00087)
-    assert of(found, "relay_request_duration_seconds_count", provider="openai", surface="rest") == 3
+    assert of(found, "relay_request_duration_seconds_count", provider="openai", transport="rest") == 3
     assert of(found, "relay_running") == of(found, "relay_sessions") == 0
 
 

@@ -156,7 +156,7 @@ async def test_a_session_and_its_row(session: aiohttp.ClientSession, shipped: Sh
             while (await ws.receive_json())["type"] != "response.done":
                 pass
         while True:
-            async with own.get(f"{API}/logs?surface=websocket") as answer:
+            async with own.get(f"{API}/logs?transport=websocket") as answer:
                 if rows := (await answer.json())["logs"]:
                     break
             await asyncio.sleep(0.02)

@@ -422,7 +422,7 @@ async def test_a_call_whose_client_left_before_stays_so(start: StartRelay, raw: 
 
 def test_a_second_cancellation_does_not_change_what_a_call_failed_with() -> None:
     """As aiohttp's own shutdown sends one, to a call that is still telling its client."""
-    exchange = Exchange(id="x", surface="rest", method="GET", caller=Caller(""), started_s=0.0)
+    exchange = Exchange(id="x", transport="rest", method="GET", caller=Caller(""), started_s=0.0)
     exchange.expired = Draining()
     exchange.fail(asyncio.CancelledError())
     exchange.expired = None  # as `revived` leaves it

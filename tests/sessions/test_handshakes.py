@@ -97,11 +97,11 @@ async def test_the_row_of_a_refusal_has_what_the_client_saw_and_who_refused(star
     ("answer", "rests_s"),
     [(("401 No",), 300), (("402 Pay",), 300), (("403 No",), 300), (("429 Slow",), 20), (("429 Slow", "Retry-After: 1800"), 1800), (("500 Oops",), 1), (("503 Busy",), 1)],
 )
-@pytest.mark.parametrize("surface", ["rest", "websocket"])
-async def test_a_refused_key_rests_as_long_after_a_handshake_as_after_a_call(start: StartRelay, raw: RawUpstream, surface: str, answer: tuple[str, ...], rests_s: float) -> None:
+@pytest.mark.parametrize("transport", ["rest", "websocket"])
+async def test_a_refused_key_rests_as_long_after_a_handshake_as_after_a_call(start: StartRelay, raw: RawUpstream, transport: str, answer: tuple[str, ...], rests_s: float) -> None:
     raw.plays(ok(MESSAGE, *answer[1:], status=answer[0]))
     relay = await start(openai={"base_url": raw.url, "auth": POOL | {"value": POOL["value"][0]}, **SOCKETS})
-    if surface == "rest":
+    if transport == "rest":
         await relay.call("GET", relay.path("openai", "x"))
     else:
         await refused(relay)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import relay.storage.migrations as migrations
 from relay.storage.database import HEAD, Database, database_url
 from relay.storage.tables import exchanges, group_rollups, rollups
+from tests.conftest import StartRelay
+from tests.ledger.test_ledger import USAGE, post, rows
+from tests.relays import Relay, provider
+from tests.surfaces.test_questions import ask
+from tests.upstream.raw import RawUpstream, ok
 
 ROWS = {"sqlite": 1_000_000, "postgresql": 100_000}
 OPENING_S = 30
@@ -31,11 +39,11 @@ ONE_REQUEST = "1, 0, 0, 0, 0, 5000, 0, 10, 20" + ", 0" * 14
 EMPTY = {"sqlite": "x''", "postgresql": "''::bytea"}
 
 
-async def old_database(setting: str, revision: str) -> int:
-    """Make the database of an older relay, with rows in each of its large tables. Their number."""
+async def old_database(setting: str, revision: str, statements: Sequence[str]) -> None:
+    """Make the database of an older relay, and run statements in it."""
     url = database_url(setting)
-    engine, dialect = create_async_engine(url), url.get_backend_name()
-    if dialect == "sqlite":
+    engine = create_async_engine(url)
+    if url.get_backend_name() == "sqlite":
         Path(setting).parent.mkdir()
 
     def upgrade(connection: sa.Connection) -> None:
@@ -44,6 +52,18 @@ async def old_database(setting: str, revision: str) -> int:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade)
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+    finally:
+        await engine.dispose()
+
+
+async def large_old_database(setting: str) -> int:
+    """The database of the first relay, with rows in each of its large tables. Their number."""
+    dialect = database_url(setting).get_backend_name()
     series, row_id = SERIES[dialect].format(rows=ROWS[dialect]), ID[dialect]
     statements = (
         "INSERT INTO exchanges (id, surface, provider, model, client, status, outcome, duration_ms, input_tokens, output_tokens, cost_nano_usd, record)"
@@ -53,20 +73,13 @@ async def old_database(setting: str, revision: str) -> int:
         f"INSERT INTO tag_rollups (name, at_s, value, writer, {SUMS}, spread)"
         f" {series} SELECT 'team', i * 3600, 'growth', 'w', {ONE_REQUEST}, {EMPTY[dialect]} FROM s WHERE i % 10 = 0",
     )
-    try:
-        async with engine.begin() as connection:
-            await connection.run_sync(upgrade)
-            for statement in statements:
-                await connection.exec_driver_sql(statement)
-    finally:
-        await engine.dispose()
+    await old_database(setting, "0001", statements)
     return ROWS[dialect]
 
 
-@pytest.mark.parametrize("revision", ["0001"])
-async def test_a_large_database_of_an_older_relay_is_opened_in_half_a_minute(revision: str, database_setting: str, database: Database) -> None:
+async def test_a_large_database_of_an_older_relay_is_opened_in_half_a_minute(database_setting: str, database: Database) -> None:
     """The bound is many times what it takes: a step that rewrites every row would pass it."""
-    number = await old_database(database_setting, revision)
+    number = await large_old_database(database_setting)
     async with asyncio.timeout(OPENING_S):
         await database.prepare()
     ((version,),) = await database.rows(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
@@ -75,3 +88,48 @@ async def test_a_large_database_of_an_older_relay_is_opened_in_half_a_minute(rev
     ((requests, pages),) = await database.rows(sa.select(sa.func.sum(rollups.c.requests), sa.func.sum(rollups.c.pages)))
     assert (requests, pages) == (number // 10, 0), "the sums hold, and what is new in them is 0"
     assert list(await database.rows(sa.select(group_rollups))) == [], "sums without provider and model are not taken over"
+
+
+@pytest.fixture
+async def upgraded(start: StartRelay, raw: RawUpstream, database_setting: str) -> Relay:
+    """A relay that opened the database of the relay before `transport`: two calls and a session."""
+    hour_s, empty = int(time.time() // 3600) * 3600, EMPTY[database_url(database_setting).get_backend_name()]
+    statements = []
+    for number, old in enumerate(("rest", "rest", "websocket")):
+        row_id = f"0000000{number}-0000-7000-8000-000000000000"
+        record = json.dumps({"id": row_id, "surface": old, "method": "GET", "provider": "openai", "endpoint": "realtime", "status": 200, "outcome": "relayed", "duration_ms": 12.5})
+        statements += [
+            "INSERT INTO exchanges (id, surface, provider, model, client, status, outcome, duration_ms, input_tokens, output_tokens, cost_nano_usd, record)"
+            f" VALUES ('{row_id}', '{old}', 'openai', 'gpt-x', '127.0.0.1', 200, 'relayed', 12.5, 10, 20, 5000, '{record}')",
+            f"INSERT INTO rollups (span_s, at_s, client, provider, model, surface, outcome, writer, {SUMS}, spread)"
+            f" VALUES (3600, {hour_s}, '127.0.0.1', 'openai', 'gpt-x', '{old}', 'relayed', 'w{number}', {ONE_REQUEST}, {empty})",
+        ]
+    await old_database(database_setting, "0003", statements)
+    raw.plays(ok(USAGE, "Content-Type: application/json"))
+    return await start({"database": database_setting}, openai=provider(raw.url))
+
+
+async def test_rows_of_the_relay_before_read_under_the_new_names(upgraded: Relay) -> None:
+    _, page = await ask(upgraded, "logs")
+    shown = [(call["transport"], call["surface"]) for call in page["logs"]]
+    assert shown == [("websocket", "native"), ("rest", "native"), ("rest", "native")]
+    _, call = await ask(upgraded, f"logs/{page['logs'][0]['id']}")
+    assert call == page["logs"][0]
+
+
+async def test_rows_of_the_relay_before_and_new_ones_are_found_by_transport_and_surface(upgraded: Relay) -> None:
+    await post(upgraded)
+    await rows(upgraded)
+    for condition, number in (("transport=rest", 3), ("transport=websocket", 1), ("surface=native", 4), ("surface=rest", 0)):
+        _, page = await ask(upgraded, f"logs?{condition}")
+        assert len(page["logs"]) == number, condition
+
+
+async def test_sums_of_the_relay_before_add_up_with_new_ones(upgraded: Relay) -> None:
+    await post(upgraded)
+    await rows(upgraded)
+    _, used = await ask(upgraded, "usage?by=transport,surface&sort=name")
+    assert [(row["transport"], row["surface"], row["requests"]) for row in used["rows"]] == [("rest", "native", 3), ("websocket", "native", 1)]
+    assert used["total"]["requests"] == 4
+    _, used = await ask(upgraded, "usage?transport=websocket")
+    assert used["total"]["requests"] == 1
