@@ -259,11 +259,11 @@ def streams_by_path(endpoint: str) -> bool:
     return _STREAMS.search(endpoint) is not None
 
 
-def model_elsewhere(meter: str, endpoint: str, raw_query: str) -> str | None:
+def model_elsewhere(format_: str, endpoint: str, raw_query: str) -> str | None:
     """Deepgram names the model in the query; what fal calls an app is in the path."""
-    if meter == "deepgram":
+    if format_ == "deepgram":
         return query_value(raw_query, "model")
-    if meter == "fal":
+    if format_ == "fal":
         app = endpoint.removeprefix("queue/").partition("/requests/")[0]
         return app.removesuffix("/stream") or None
     return None

@@ -28,19 +28,19 @@ _GOOGLE_STATUSES = {
 }  # fmt: skip
 
 
-def body(error: RelayError, meter: str, request_id: str) -> bytes:
-    """The JSON body of `error` for clients of a provider that speaks `meter`."""
-    return msgspec.json.encode(_SHAPES.get(meter, _openai)(error, request_id))
+def body(error: RelayError, format_: str, request_id: str) -> bytes:
+    """The JSON body of `error` for clients of a provider whose wire format is `format_`."""
+    return msgspec.json.encode(_SHAPES.get(format_, _openai)(error, request_id))
 
 
-def event(error: RelayError, meter: str, kind: str, request_id: str) -> bytes:
+def event(error: RelayError, format_: str, kind: str, request_id: str) -> bytes:
     """The same as an SSE event, complete with its blank line, for a stream at an event boundary."""
     data: dict[str, Any]
-    if meter == "openai" and kind == "responses":
+    if format_ == "openai" and kind == "responses":
         data = {"type": "error", "code": error.code, "message": error.message, "param": None}
         return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
-    name = b"event: error\n" if meter == "anthropic" else b""
-    return name + b"data: " + body(error, meter, request_id) + b"\n\n"
+    name = b"event: error\n" if format_ == "anthropic" else b""
+    return name + b"data: " + body(error, format_, request_id) + b"\n\n"
 
 
 def headers(error: RelayError) -> dict[str, str]:

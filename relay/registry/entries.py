@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from relay.core.policy import FallbackCause
@@ -302,8 +302,7 @@ class ProviderEntry(Section):
     )
     format: Format = Field(
         "openai",
-        validation_alias=AliasChoices("format", "meter"),
-        description="The wire format that it speaks: how usage is read, and the shape of the relay's own errors. `meter` is the same.",
+        description="The wire format that it speaks: how usage is read, and the shape of the relay's own errors.",
     )
     formats: dict[str, Format] = Field(
         {},

@@ -68,11 +68,15 @@ _AT_TOP: Mapping[str, str] = {
     "maxretries": "here it is retries: {max_attempts: …}",
 }  # fmt: skip
 """What is known elsewhere under these names, written without case, `-` and `_`."""
+_RENAMED: Mapping[Where, str] = {("providers", "meter"): "format"}
+"""Keys that an older relay took, of providers without the provider's name, and their names now."""
 
 
 def unknown_key(where: Where, model: type[BaseModel]) -> str:
     """Words for a key that the schema does not have."""
     key = str(where[-1])
+    if renamed := _RENAMED.get(where[:1] + where[2:] if where[0] == "providers" else where):
+        return f"`{key}` is called `{renamed}` now"
     plain = re.sub(r"[-_.\s]", "", key[:_NEAREST_CHARACTERS]).lower()
     known = known_names(where[:-1], model)
     same = [name for name in known if name.replace("_", "") == plain]

@@ -67,12 +67,12 @@ class LoadShedder:
         self._gateway.arriving.discard(connection)
 
 
-def _ready(meter: str) -> tuple[bytes, bytes]:
+def _ready(format_: str) -> tuple[bytes, bytes]:
     """Head and body of an answer. It has no id: nothing is recorded of such a call but that there
     was one.
     """
     error = Overloaded("calls at once, of all together,")
-    body = shapes.body(error, meter, "")
+    body = shapes.body(error, format_, "")
     head = [
         "HTTP/1.1 503 Service Unavailable",
         *(f"{name}: {value}" for name, value in shapes.headers(error).items()),

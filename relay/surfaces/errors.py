@@ -41,10 +41,10 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     return response
 
 
-def plain(error: RelayError, meter: str, request_id: str) -> web.Response:
+def plain(error: RelayError, format_: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
     headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
-    body = shapes.body(error, meter, request_id)
+    body = shapes.body(error, format_, request_id)
     made = _LastAnswer if isinstance(error, BadFraming | BodyTimeout) else web.Response
     return made(status=error.status, body=body, content_type="application/json", headers=headers)
 

@@ -133,16 +133,16 @@ async def _until_cut(relay: Relay, path: str = "chat/completions", name: str = "
 
 
 @pytest.mark.parametrize(
-    ("meter", "endpoint", "start_with"),
+    ("format_", "endpoint", "start_with"),
     [
         ("anthropic", "v1/messages", b'event: error\ndata: {"type":"error","error":{"type":"api_error"'),
         ("openai", "responses", b'event: error\ndata: {"type":"error","code":"upstream_disconnected"'),
         ("google", "v1/models/m:streamGenerateContent", b'data: {"error":{"code":502'),
     ],
 )
-async def test_the_error_event_has_the_providers_shape(start: StartRelay, raw: RawUpstream, meter: str, endpoint: str, start_with: bytes) -> None:
+async def test_the_error_event_has_the_providers_shape(start: StartRelay, raw: RawUpstream, format_: str, endpoint: str, start_with: bytes) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(0.1), RESET)
-    relay = await start(vendor=provider(raw.url, meter=meter))
+    relay = await start(vendor=provider(raw.url, format=format_))
     got = await _until_cut(relay, endpoint, "vendor")
     assert got.startswith(EVENT + start_with)
 

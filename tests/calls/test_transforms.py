@@ -110,7 +110,7 @@ async def fal(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, Any]:
 
 
 def fal_entry(base: str, queue_url: str) -> dict[str, Any]:
-    entry = provider(base, "FAL_KEY", meter="fal", paths={"queue/": queue_url}, target_header="x-fal-target-url")
+    entry = provider(base, "FAL_KEY", format="fal", paths={"queue/": queue_url}, target_header="x-fal-target-url")
     return {"fal": entry | {"rewrite": {"fields": {"queue/": list(QUEUE)}}}}
 
 

@@ -53,9 +53,9 @@ def test_explain(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_error_bodies() -> None:
     shown = [
-        f"{error.status} {error.code} for {meter}\n{json.dumps(json.loads(shapes.body(error, meter, 'the-id')), indent=1)}\n{shapes.event(error, meter, 'chat', 'the-id').decode()}"
+        f"{error.status} {error.code} for {format_}\n{json.dumps(json.loads(shapes.body(error, format_, 'the-id')), indent=1)}\n{shapes.event(error, format_, 'chat', 'the-id').decode()}"
         for error in ERRORS
-        for meter in ("openai", "anthropic", "google", "elevenlabs")
+        for format_ in ("openai", "anthropic", "google", "elevenlabs")
     ]
     _hold("errors.txt", "\n".join(shown))
 

@@ -85,19 +85,19 @@ def test_errors_have_one_code_each_and_a_status() -> None:
     assert all(400 <= error.status <= 599 and 1000 <= error.close_code <= 1014 for error in CATALOGUE)
 
 
-@pytest.mark.parametrize("meter", ["openai", "anthropic", "google", "elevenlabs", "fal"])
-def test_every_sdk_finds_code_and_message_where_it_looks(meter: str) -> None:
+@pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "elevenlabs", "fal"])
+def test_every_sdk_finds_code_and_message_where_it_looks(format_: str) -> None:
     error = ProviderNotConfigured("x", ("A_KEY",))
-    body = json.loads(shapes.body(error, meter, "id-1"))
+    body = json.loads(shapes.body(error, format_, "id-1"))
     where = {
         "openai": lambda b: (b["error"]["code"], b["error"]["message"]), "fal": lambda b: (b["error"]["code"], b["error"]["message"]),
         "anthropic": lambda b: (b["error"]["code"], b["error"]["message"]), "google": lambda b: (b["error"]["details"][0]["reason"], b["error"]["message"]),
         "elevenlabs": lambda b: (b["detail"]["status"], b["detail"]["message"]),
     }  # fmt: skip
-    code, message = where[meter](body)
+    code, message = where[format_](body)
     assert code == "provider_not_configured" and "A_KEY" in message
     assert shapes.headers(error) == {"x-relay-error": code, "x-relay-error-source": "relay", "x-should-retry": "false"}
-    assert shapes.event(UpstreamTimeout("x", 1), meter, "chat", "id").endswith(b"\n\n")
+    assert shapes.event(UpstreamTimeout("x", 1), format_, "chat", "id").endswith(b"\n\n")
 
 
 def test_what_was_sent_is_shown_shortened() -> None:

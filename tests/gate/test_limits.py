@@ -196,7 +196,7 @@ async def test_requests_of_a_window_are_counted_and_told(start: StartRelay, raw:
 )
 async def test_a_refusal_has_the_shape_that_the_vendors_sdk_reads(name: str, reads: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
-    relay = await start({"limits": [{"requests": 1}]}, vendor=provider(raw.url, meter=name))
+    relay = await start({"limits": [{"requests": 1}]}, vendor=provider(raw.url, format=name))
     await relay.call("GET", relay.path("vendor", "x"))
     status, _, body = await relay.call("GET", relay.path("vendor", "x"))
     expected = {"anthropic": "rate_limit_error", "openai": "rate_limit_error", "google": "RESOURCE_EXHAUSTED", "elevenlabs": "rate_limited"}

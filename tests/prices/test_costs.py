@@ -225,15 +225,15 @@ SESSIONS: Sequence[tuple[str, str | None, Sequence[dict[str, Any]], str | None]]
     ("google-ai-studio", LIVE.removeprefix("models/"), [gemini(promptTokenCount=110, responseTokenCount=60, promptTokensDetails=[modality("TEXT", 10), modality("AUDIO", 100)], responseTokensDetails=[modality("AUDIO", 60)])], "10*0.50 + 100*3 + 60*12"),
 )  # fmt: skip
 
-METERS = {"anthropic": "anthropic", "google-ai-studio": "google", "cohere": "cohere"}
+FORMATS = {"anthropic": "anthropic", "google-ai-studio": "google", "cohere": "cohere"}
 
 
 @pytest.fixture(scope="module")
 def providers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("costs")
     names = {name for name, *_ in (*ANSWERS, *SESSIONS)}
-    entries = {name: {"base_url": "https://x.example", "meter": METERS.get(name, "openai")} for name in names}
-    entries["tts"] = {"base_url": "https://x.example", "meter": "cartesia", "pricing": PRICING}
+    entries = {name: {"base_url": "https://x.example", "format": FORMATS.get(name, "openai")} for name in names}
+    entries["tts"] = {"base_url": "https://x.example", "format": "cartesia", "pricing": PRICING}
     return load(write_config(folder, {"providers": entries})).registry.providers
 
 
@@ -279,7 +279,7 @@ def _id(value: Any) -> str | None:
 @pytest.mark.parametrize(("name", "model", "kind", "told", "expected"), ANSWERS, ids=_id)
 def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, told: Any, expected: str | None) -> None:
     body = json.dumps({"model": model, "modelVersion": model} | told).encode()
-    reads = METERS.get(name, "openai")
+    reads = FORMATS.get(name, "openai")
     sent = Sent(kind, method="GET", endpoint="batches/b") if kind == "batch" else Sent(kind, input_tokens=100)
     meter = answer_meter(reads, sent, {}.get)
     assert meter is not None
@@ -293,7 +293,7 @@ def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, 
 @pytest.mark.parametrize(("name", "model", "messages", "expected"), SESSIONS, ids=_id)
 def test_what_a_session_costs(providers: Any, name: str, model: str | None, messages: Any, expected: str | None) -> None:
     nothing = SimpleNamespace(messages=0, bytes=0)
-    meter = socket_meter(METERS.get(name, "openai"), Opened("realtime", "", model, nothing, nothing, lambda: 0.0))
+    meter = socket_meter(FORMATS.get(name, "openai"), Opened("realtime", "", model, nothing, nothing, lambda: 0.0))
     assert meter is not None
     for message in messages:
         data = json.dumps(message).encode()

@@ -29,6 +29,20 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
     return [str(problem) for problem in _refused(folder, text, env).problems]
 
 
+# Keys of an older relay -------------------------------------------------------------------------------
+
+RENAMED = {
+    "meter": (f"{P}https://x.example\n    meter: openai\n", "gateway.yaml:4:5: providers.p.meter: `meter` is called `format` now"),
+    "meter, beside format": (f"{P}https://x.example\n    format: openai\n    meter: openai\n", "gateway.yaml:5:5: providers.p.meter: `meter` is called `format` now"),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_a_renamed_key_is_refused_with_its_new_name(case: str, tmp_path: Path) -> None:
+    text, expected = RENAMED[case]
+    assert _problems(tmp_path, text) == [expected]
+
+
 # YAML's own errors -----------------------------------------------------------------------------------
 
 SYNTAX = {

@@ -46,7 +46,7 @@ async def full(start: StartRelay, raw: RawUpstream):  # type: ignore[no-untyped-
     gates, steps = gated_events(1)
     raw.plays(*steps)
     raw.plays(ok(b"fine"))
-    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url), anthropic=provider(raw.url, meter="anthropic"))
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url), anthropic=provider(raw.url, format="anthropic"))
     running = asyncio.create_task(relay.call("GET", relay.path("openai", "x")))
     writers = []
 

@@ -155,14 +155,14 @@ class Turns:
 
     def __init__(
         self,
-        meter: str,
+        format_: str,
         began_s: float,
         client: Stamped,
         provider: Stamped,
         clock: Callable[[], float],
     ) -> None:
-        self._sent = _SENT.get(meter, _NOTHING)
-        self._received = _RECEIVED.get(meter, _NOTHING)
+        self._sent = _SENT.get(format_, _NOTHING)
+        self._received = _RECEIVED.get(format_, _NOTHING)
         self.sent_hint, self.received_hint = self._sent.hint, self._received.hint
         self._client, self._provider, self._clock = client, provider, clock
         self._began_s = began_s

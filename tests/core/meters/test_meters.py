@@ -21,7 +21,7 @@ from relay.core.usage import Usage
 
 CHAT_STREAM = b'data: {"model": "gpt-x", "choices": [1], "usage": null}\n\ndata: {"choices": [], "usage": {"prompt_tokens":7,"completion_tokens":3}}\n\ndata: [DONE]\n\n'
 
-# (meter, kind, answer, usage, model that answered)
+# (format, kind, answer, usage, model that answered)
 ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
     "chat": (
         "openai", "chat",
@@ -81,8 +81,8 @@ ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
 
 
 def meter_of(name: str, headers: dict[str, str] | None = None) -> Any:
-    meter, kind, body, *_ = ANSWERS[name]
-    made = answer_meter(meter, Sent(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
+    format_, kind, body, *_ = ANSWERS[name]
+    made = answer_meter(format_, Sent(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
     assert made is not None
     return made
 
@@ -104,8 +104,8 @@ def test_any_split_of_the_bytes_gives_the_same_usage(name: str, data: st.DataObj
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_that_is_all_here_is_read_as_one_in_pieces(name: str) -> None:
-    meter, kind, body, expected, model = ANSWERS[name]
-    made = read_whole(meter, Sent(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
+    format_, kind, body, expected, model = ANSWERS[name]
+    made = read_whole(format_, Sent(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
     assert made is not None and (made.usage, made.model) == (expected, model)
 
 
@@ -148,7 +148,7 @@ def test_a_usage_that_never_ends_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("meter", "kind", "body", "headers", "expected"),
+    ("format_", "kind", "body", "headers", "expected"),
     [
         ("elevenlabs", "speech", {"text": "hello"}, {"character-cost": "3"}, Usage(characters=3)),
         ("elevenlabs", "speech", {"text": "hällo"}, {}, Usage(characters=5)),
@@ -157,8 +157,8 @@ def test_a_usage_that_never_ends_is_not_kept() -> None:
         ("fal", "other", {}, {"x-fal-billable-units": "1.25"}, Usage(units_milli=1250)),
     ],
 )
-def test_what_is_known_before_the_answer(meter: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
-    made = answer_meter(meter, Sent(kind, json.dumps(body).encode(), 100), headers.get)
+def test_what_is_known_before_the_answer(format_: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
+    made = answer_meter(format_, Sent(kind, json.dumps(body).encode(), 100), headers.get)
     assert made is not None
     made.feed(b"\x00\x01 audio")
     assert made.usage == expected

@@ -109,9 +109,9 @@ CONVERSATIONS: dict[str, tuple[str, list[Step], list[tuple[float, float, str, bo
 class Talk:
     """A session whose messages come when a test says, and pass 2 ms later."""
 
-    def __init__(self, meter: str) -> None:
+    def __init__(self, format_: str) -> None:
         self.client, self.provider = SimpleNamespace(message_s=0.0), SimpleNamespace(message_s=0.0)
-        self.turns = Turns(meter, 0.0, self.client, self.provider, lambda: self.provider.message_s + 0.002)
+        self.turns = Turns(format_, 0.0, self.client, self.provider, lambda: self.provider.message_s + 0.002)
 
     def sent(self, at_s: float, data: bytes) -> None:
         self.client.message_s = at_s
@@ -126,8 +126,8 @@ class Talk:
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_a_turn_lasts_from_the_end_of_speech_to_the_first_sound_or_word(name: str) -> None:
-    meter, steps, expected, interruptions = CONVERSATIONS[name]
-    talk = Talk(meter)
+    format_, steps, expected, interruptions = CONVERSATIONS[name]
+    talk = Talk(format_)
     for at_s, way, message in steps:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
         (talk.sent if way == SENT else talk.came)(at_s, data)
@@ -143,11 +143,11 @@ def test_only_the_beginning_of_a_message_is_looked_at() -> None:
     assert talk.turns.found == []
 
 
-@pytest.mark.parametrize("meter", ["cartesia", "deepgram"])
-def test_sound_in_a_binary_frame_may_begin_with_any_byte_that_json_does_not(meter: str) -> None:
+@pytest.mark.parametrize("format_", ["cartesia", "deepgram"])
+def test_sound_in_a_binary_frame_may_begin_with_any_byte_that_json_does_not(format_: str) -> None:
     missed = []
     for first in set(range(256)) - set(b"{ \t\r\n"):
-        talk = Talk(meter)
+        talk = Talk(format_)
         talk.sent(1.0, b'{"type":"Speak","transcript":"hi"}')
         talk.came(1.5, bytes([first, 0, 1, 2]))
         if [turn.first for turn in talk.turns.found] != ["audio"]:
@@ -178,11 +178,11 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("meter", "way", "message", "kind"), KINDS, ids=str)
+@pytest.mark.parametrize(("format_", "way", "message", "kind"), KINDS, ids=str)
 @pytest.mark.parametrize("spaces", [(", ", ": "), (",", ":")])
-def test_every_mark_is_found_however_it_is_spaced(meter: str, way: str, message: Any, kind: str | None, spaces: tuple[str, str]) -> None:
+def test_every_mark_is_found_however_it_is_spaced(format_: str, way: str, message: Any, kind: str | None, spaces: tuple[str, str]) -> None:
     table = turns._SENT if way == SENT else turns._RECEIVED
-    marks, data = table[meter], json.dumps(message, separators=spaces).encode()
+    marks, data = table[format_], json.dumps(message, separators=spaces).encode()
     assert marks.of(data) == kind
     assert kind is None or (marks.hint is not None and marks.hint(data, 0, HEAD_BYTES))
     assert kind in (None, "asks", "audio", "text") or (marks.between is not None and marks.between(data, 0, HEAD_BYTES))
