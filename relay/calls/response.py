@@ -190,8 +190,8 @@ def with_own_headers(
     if exchange.steps > 1:
         pairs.append(("cf-aig-step", str(exchange.step)))
     now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
-    exchange.own_s = own = now - exchange.started_s - waited
-    pairs.append(("server-timing", f"relay;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
+    exchange.overhead_s = spent = now - exchange.started_s - waited
+    pairs.append(("server-timing", f"relay;dur={spent * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
     if gateway.access.origins.listed:
         pairs.append(("Vary", "Origin"))
     return CIMultiDict(pairs)

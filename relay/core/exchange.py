@@ -202,7 +202,7 @@ class Exchange:
     sent_s: float = field(init=False, default=0.0)
     ended_s: float = field(init=False, default=0.0)
     first_byte_s: float = field(init=False, default=0.0)
-    own_s: float = field(init=False, default=0.0)
+    overhead_s: float = field(init=False, default=0.0)
     """The relay's own time, until the head of the answer went down."""
     status: int = field(init=False, default=0)
     committed: bool = field(init=False, default=False)

@@ -15,7 +15,7 @@ BUCKETS = 48
 """Two an octave, from 1/16 ms to some 17 minutes."""
 LEAST_MS = 1 / 16
 LANE_BITS = 32
-MEASURES = ("duration", "first_byte", "own")
+MEASURES = ("duration", "first_byte", "overhead")
 _lanes = struct.Struct(f"<{len(MEASURES) * BUCKETS}I")
 _measure = struct.Struct(f"<{BUCKETS}I")
 _ALL = (1 << (LANE_BITS * BUCKETS)) - 1
@@ -34,10 +34,12 @@ def bound_ms(number: int) -> float:
     return _UPPER[number]
 
 
-def spread(durations: Iterable[float], first_bytes: Iterable[float], owns: Iterable[float]) -> int:
+def spread(
+    durations: Iterable[float], first_bytes: Iterable[float], overheads: Iterable[float]
+) -> int:
     """The Spread of some calls, from the times in ms that they have of each measure."""
     whole = 0
-    for at, times in enumerate((durations, first_bytes, owns)):
+    for at, times in enumerate((durations, first_bytes, overheads)):
         lanes = sum([_ONES[bisect_left(_BOUNDS, ms)] for ms in times])
         whole += lanes << (LANE_BITS * BUCKETS * at)
     return whole

@@ -35,7 +35,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     bytes_up: int
     bytes_down: int
     client: str
-    own_ms: float = 0.0
+    overhead_ms: float = 0.0
     """The relay's own time, until the head of the answer went down."""
     kind: str = "other"
     model: str | None = None
@@ -82,11 +82,17 @@ def with_current_names(stored: dict[str, Any]) -> dict[str, Any]:
     """A record as an older relay may have stored it, under the names of Record."""
     if "transport" in stored:
         return stored
-    named = {_RENAMED.get(name, name): value for name, value in stored.items()}
-    return {"transport": "", "surface": "native"} | named
+    named = {"transport": "", "surface": "native"} | _renamed(stored)
+    if turns := named.get("turns"):
+        named["turns"] = [_renamed(turn) for turn in turns]
+    return named
 
 
-_RENAMED = {"surface": "transport"}
+def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in stored.items()}
+
+
+_RENAMED = {"surface": "transport", "own_ms": "overhead_ms"}
 _FAILED = frozenset({"failed", "refused"})
 
 

@@ -49,7 +49,10 @@ COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
 HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_request_duration_seconds": ("REST calls, to their end.", ("provider", "transport")),
     "relay_first_byte_seconds": ("Until the answer, or the handshake.", ("provider", "transport")),
-    "relay_overhead_seconds": ("The relay's own part of that.", ("provider", "transport")),
+    "relay_overhead_seconds": (
+        "The relay's own time, until the head of the response went down.",
+        ("provider", "transport"),
+    ),
     "relay_voice_turn_seconds": (
         "From the end of speech to the first sound or word.",
         ("provider", "first"),
@@ -58,7 +61,7 @@ HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
 _TIMES = {
     "duration": "relay_request_duration_seconds",
     "first_byte": "relay_first_byte_seconds",
-    "own": "relay_overhead_seconds",
+    "overhead": "relay_overhead_seconds",
 }
 _TOKENS = {
     "input_tokens": "input", "output_tokens": "output", "cache_read_tokens": "cache_read",

@@ -44,7 +44,7 @@ def record_of(exchange: Exchange) -> Record:
         exchange.request_bytes,
         exchange.response_bytes,
         clean(exchange.caller.client),
-        int(exchange.own_s * 1e5) / 100,
+        int(exchange.overhead_s * 1e5) / 100,
         exchange.kind,
         model,
         _ms(exchange.started_s, exchange.first_byte_s) if exchange.first_byte_s else None,

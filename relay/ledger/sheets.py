@@ -29,7 +29,7 @@ CALL_COLUMNS = (
     "id", "created_at", "ended_at", "transport", "surface", "method", "provider", "endpoint",
     "model", "answered_by", "model_answered", "via", "kind", "status", "outcome", "success",
     "error", "client", "user", "metadata", "event_id", "request_id", "cache", "duration_ms",
-    "first_byte_ms", "own_ms", "bytes_up", "bytes_down", "cost_usd", "saved_usd", "feedback",
+    "first_byte_ms", "overhead_ms", "bytes_up", "bytes_down", "cost_usd", "saved_usd", "feedback",
     "score", *_USED,
 )  # fmt: skip
 

@@ -68,7 +68,7 @@ class Tally:
             # How long a session lasts is not how long anybody waited.
             [record.duration_ms for record in records if record.transport == "rest"],
             [record.first_byte_ms for record in records if record.first_byte_ms is not None],
-            [record.own_ms for record in records if record.own_ms],
+            [record.overhead_ms for record in records if record.overhead_ms],
         )
         if used:
             self.counts = tuple(map(sum, zip(self.counts, *used, strict=True)))

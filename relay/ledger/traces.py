@@ -109,7 +109,7 @@ class Traces:
             "http.response.status_code": record.status,
             "relay.log_id": record.id,
             "relay.outcome": record.outcome,
-            "relay.overhead_ms": record.own_ms,
+            "relay.overhead_ms": record.overhead_ms,
             "relay.first_byte_ms": record.first_byte_ms,
             "relay.cache": record.cache,
             "relay.attempts": len(record.attempts) if record.attempts else None,

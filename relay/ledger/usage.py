@@ -36,7 +36,7 @@ _BESIDE_NAMES = ("provider", "model")
 """What sums by user or metadata can be told apart by besides."""
 _MOST_GROUPS = 10_000
 _PERCENTILES = (50, 95, 99)
-_NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "own": "overhead_ms"}
+_NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "overhead": "overhead_ms"}
 _SORTS = {
     **{name: name for name in SUMS},
     "cost": "cost_nano_usd", "cost_usd": "cost_nano_usd", "saved": "saved_nano_usd",

@@ -147,7 +147,7 @@ async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_s
             await socket.receive_str()
     (line,) = await relay.events()
     assert [turn["first"] for turn in line["turns"]] == ["audio", "audio"]
-    assert all(turn["wait_ms"] >= 0 and 0 <= turn["own_ms"] < 1000 for turn in line["turns"])
+    assert all(turn["wait_ms"] >= 0 and 0 <= turn["overhead_ms"] < 1000 for turn in line["turns"])
 
 
 async def test_pieces_of_an_answer_are_passed_over_and_nothing_that_a_client_chose_hides_its_usage(start: StartRelay, aiohttp_server: Any) -> None:

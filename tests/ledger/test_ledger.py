@@ -50,7 +50,7 @@ async def test_a_call_has_one_row_with_what_it_used_and_cost(start: StartRelay, 
     assert row["usage"] == {"input_tokens": 1000, "output_tokens": 500, "cache_read_tokens": 200}
     assert bytes(row["cost_usd"]) == b"0.000435" and COST_NANO_USD == 435_000
     assert (row["event_id"], row["request_id"], row["metadata"]) == ("event-1", "req-1", {"team": "a", "paid": True})
-    assert 0 < row["own_ms"] <= row["first_byte_ms"] <= row["duration_ms"] and row["bytes_up"] and row["bytes_down"] == len(USAGE)
+    assert 0 < row["overhead_ms"] <= row["first_byte_ms"] <= row["duration_ms"] and row["bytes_up"] and row["bytes_down"] == len(USAGE)
 
 
 async def test_the_row_and_the_log_line_say_the_same(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:

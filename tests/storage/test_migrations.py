@@ -97,7 +97,7 @@ async def upgraded(start: StartRelay, raw: RawUpstream, database_setting: str) -
     statements = []
     for number, old in enumerate(("rest", "rest", "websocket")):
         row_id = f"0000000{number}-0000-7000-8000-000000000000"
-        record = json.dumps({"id": row_id, "surface": old, "method": "GET", "provider": "openai", "endpoint": "realtime", "status": 200, "outcome": "relayed", "duration_ms": 12.5})
+        record = json.dumps({"id": row_id, "surface": old, "method": "GET", "provider": "openai", "endpoint": "realtime", "status": 200, "outcome": "relayed", "duration_ms": 12.5, "own_ms": 0.25, "turns": [{"at_ms": 1.0, "own_ms": 0.5}]})
         statements += [
             "INSERT INTO exchanges (id, surface, provider, model, client, status, outcome, duration_ms, input_tokens, output_tokens, cost_nano_usd, record)"
             f" VALUES ('{row_id}', '{old}', 'openai', 'gpt-x', '127.0.0.1', 200, 'relayed', 12.5, 10, 20, 5000, '{record}')",
@@ -113,6 +113,8 @@ async def test_rows_of_the_relay_before_read_under_the_new_names(upgraded: Relay
     _, page = await ask(upgraded, "logs")
     shown = [(call["transport"], call["surface"]) for call in page["logs"]]
     assert shown == [("websocket", "native"), ("rest", "native"), ("rest", "native")]
+    overheads = [(call["overhead_ms"], call["turns"]) for call in page["logs"]]
+    assert overheads == [(0.25, [{"at_ms": 1.0, "overhead_ms": 0.5}])] * 3 and "own_ms" not in str(page)
     _, call = await ask(upgraded, f"logs/{page['logs'][0]['id']}")
     assert call == page["logs"][0]
 

@@ -186,11 +186,11 @@ def test_a_spread_keeps_counts_apart_and_is_added_by_adding() -> None:
     times = (1.0, 1.0, 100.0, 10_000.0)
     whole = sum(spread([ms], [ms / 2], []) for ms in times)
     found = counts(whole)
-    assert sum(found["duration"]) == sum(found["first_byte"]) == 4 and not any(found["own"])
+    assert sum(found["duration"]) == sum(found["first_byte"]) == 4 and not any(found["overhead"])
     assert from_bytes(to_bytes(whole)) == whole
     at = percentiles(whole, "duration", (50, 99))
     assert at is not None and 0.7 <= at["p50"] <= 1.0 and 7_000 <= at["p99"] <= 11_600
-    assert percentiles(whole, "own", (50,)) is None
+    assert percentiles(whole, "overhead", (50,)) is None
 
 
 def test_a_bucket_holds_what_its_bounds_say() -> None:

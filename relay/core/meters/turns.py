@@ -27,7 +27,7 @@ class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the speech ended, or the request came, since the session began."""
     wait_ms: float
     """From then to the first sound or word."""
-    own_ms: float
+    overhead_ms: float
     """How long the relay held that first message."""
     first: str
     """What came first: `audio` or `text`."""

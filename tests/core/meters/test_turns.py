@@ -133,7 +133,7 @@ def test_a_turn_lasts_from_the_end_of_speech_to_the_first_sound_or_word(name: st
         (talk.sent if way == SENT else talk.came)(at_s, data)
     turns = talk.turns
     assert [(turn.at_ms, turn.wait_ms, turn.first, turn.interrupted) for turn in turns.found] == expected
-    assert turns.interruptions == interruptions and all(turn.own_ms == 2 for turn in turns.found)
+    assert turns.interruptions == interruptions and all(turn.overhead_ms == 2 for turn in turns.found)
 
 
 def test_only_the_beginning_of_a_message_is_looked_at() -> None:
