@@ -36,7 +36,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     rows = [row for name, field in schema.GatewayFile.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) for row in _rows(field.annotation, f"{name}.")]
-    sections = {entries.ProviderEntry: "", entries.ViaEach: "via.", entries.Auth: "auth.", entries.CloudflareSlug: "cloudflare.", entries.CloudflareWebSocket: "cloudflare.websocket.", entries.ProviderWebSocket: "websocket.", entries.Rewrite: "rewrite.", entries.Fallback: "fallback.", schema.Limit: "limits.", entries.Pricing: "pricing."}
+    sections = {entries.ProviderEntry: "", entries.ViaEach: "via.", entries.Auth: "auth.", schema.Delegation: "cloudflare.delegate.", entries.CloudflareSlug: "cloudflare.", entries.CloudflareWebSocket: "cloudflare.websocket.", entries.ProviderWebSocket: "websocket.", entries.Rewrite: "rewrite.", entries.Fallback: "fallback.", schema.Limit: "limits.", entries.Pricing: "pricing."}
     rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
     assert [row for row in rows if row not in GATEWAY_YAML] == []
     documented = re.findall(r"^\| `([a-z0-9_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
@@ -54,8 +54,9 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -
     for line, problem in ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.startswith("  ") and "://" not in line):
         assert problem or line
     loaded = load(Sources(ROOT / "gateway.yaml", None)).settings
-    for section in ("server", "tls", "upstream", "websocket", "retries", "retry_budget", "jobs", "database", "ledger", "metrics", "tracing", "cors", "log", "demo", "inject_usage"):
+    for section in ("server", "tls", "upstream", "websocket", "retries", "retry_budget", "database", "ledger", "metrics", "tracing", "cors", "log", "demo", "inject_usage"):
         assert getattr(loaded, section) == getattr(defaults, section), section
+    assert loaded.cloudflare.delegate == defaults.cloudflare.delegate
     for key in entries.ProviderEntry.model_fields:
         assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key
 

@@ -54,7 +54,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.kind)
     if ttl_s is None or call.method not in ("GET", "POST") or not options.whole:
         return None
-    if route.target.via == "cloudflare" and provider.jobs.cache != "relay":
+    if route.target.via == "cloudflare" and provider.delegation.cache != "relay":
         return None
     if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
         return None  # its answers name the URL by which this client calls the relay

@@ -139,8 +139,8 @@ Who = Literal["relay", "cloudflare", "off"]
 
 
 @dataclass(frozen=True, slots=True)
-class Jobs:
-    """Who does what, of what goes through Cloudflare."""
+class Delegation:
+    """Who does what, of what goes through Cloudflare; `off`: neither does."""
 
     retries: Who = "relay"
     limits: Who = "relay"
@@ -180,7 +180,7 @@ class Provider:
     """Targets are drawn by weight, not taken in order."""
     weight: float
     retries: RetryRules
-    jobs: Jobs
+    delegation: Delegation
     cache: CacheRules
     pricing: tuple[PriceRule, ...]
     """The first that holds for a call is what it costs."""
@@ -270,7 +270,7 @@ class Route:
     @property
     def keeps_wishes(self) -> bool:
         """True if a client's wishes for retries are for the relay, and not for Cloudflare."""
-        return self.target.via == "direct" or self.provider.jobs.retries != "cloudflare"
+        return self.target.via == "direct" or self.provider.delegation.retries != "cloudflare"
 
     def url(self, raw_query: str) -> str:
         """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""

@@ -130,8 +130,8 @@ class Limits:
         """Count under all `rules` that apply, or under none, and raise."""
         route, places = exchange.route, []
         assert route is not None
-        # Cloudflare counts what goes through it, if that is its job; what runs here is ours.
-        others = route.target.via == "cloudflare" and route.provider.jobs.limits != "relay"
+        # Cloudflare counts what goes through it, if that is delegated; what runs here is ours.
+        others = route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
         for rule in rules:
             if not _is_for(rule, exchange):
                 continue

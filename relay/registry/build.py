@@ -19,7 +19,7 @@ from relay.core.hosts import is_loopback
 from relay.core.policy import FALLBACK_CAUSES
 from relay.core.provider import (
     Credential,
-    Jobs,
+    Delegation,
     PathRule,
     Provider,
     Target,
@@ -109,7 +109,7 @@ class _Builder:
             pricing=price_rules(entry.pricing, entry.format),
             priced_as=entry.priced_as,
             inject_usage=self.settings.inject_usage and entry.inject_usage,
-            jobs=Jobs(**self.settings.jobs.model_dump()),
+            delegation=Delegation(**self.settings.cloudflare.delegate.model_dump()),
             idempotency_header=entry.idempotency_header,
             homes=homes(direct, rules),
             rewrites=self._rewrites(),

@@ -1,4 +1,4 @@
-"""What may stand in gateway.yaml about control: limits, cache, jobs, Redis. As in schema.py, one
+"""What may stand in gateway.yaml about control: limits, cache, delegation, Redis. As in schema.py, one
 field a key.
 
 Owns: those sections. It holds what was written; limits.py makes rules of it.
@@ -7,7 +7,7 @@ Owns: those sections. It holds what was written; limits.py makes rules of it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -85,7 +85,7 @@ class Limit(Section):
 Who = Literal["relay", "cloudflare", "off"]
 
 
-class Jobs(Section):
+class Delegation(Section):
     retries: Who = Field(
         "relay",
         description="Who retries what goes through Cloudflare; its cf-aig-* headers go to that one only.",
@@ -96,6 +96,12 @@ class Jobs(Section):
     cache: Who = Field(
         "relay", description="Who caches it; the cf-aig-* headers go to that one only."
     )
+
+
+def listed_delegation(given: Any) -> Any:
+    """`delegate: [cache, limits]` is short for a mapping of these to `cloudflare`."""
+    listed = isinstance(given, list) and all(isinstance(each, str) for each in given)
+    return dict.fromkeys(given, "cloudflare") if listed else given
 
 
 class Cache(ProviderCache):

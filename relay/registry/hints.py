@@ -68,7 +68,10 @@ _AT_TOP: Mapping[str, str] = {
     "maxretries": "here it is retries: {max_attempts: …}",
 }  # fmt: skip
 """What is known elsewhere under these names, written without case, `-` and `_`."""
-_RENAMED: Mapping[Where, str] = {("providers", "meter"): "format"}
+_RENAMED: Mapping[Where, str] = {
+    ("jobs",): "cloudflare.delegate",
+    ("providers", "meter"): "format",
+}
 """Keys that an older relay took, of providers without the provider's name, and their names now."""
 
 

@@ -10,18 +10,19 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from relay.registry.controls import (
     Cache,
-    Jobs,
+    Delegation,
     Ledger,
     Limit,
     Metrics,
     Redis,
     RetryBudget,
     Tracing,
+    listed_delegation,
 )
 from relay.registry.entries import Bytes, ProviderEntry, Retries, Seconds, Section
 from relay.registry.urls import BadUrl, HttpUrl, UrlPath, is_service_url, read_url
@@ -194,6 +195,16 @@ class Cloudflare(Section):
     base_url: HttpUrl = Field(
         "https://gateway.ai.cloudflare.com/v1", description="For private gateways and tests."
     )
+    delegate: Annotated[
+        Delegation,
+        BeforeValidator(
+            listed_delegation,
+            json_schema_input_type=list[Literal["retries", "limits", "cache"]] | Delegation,
+        ),
+    ] = Field(
+        Delegation(),
+        description="What Cloudflare does instead of the relay: a list of retries, limits and cache, or who does each: relay, cloudflare, or off.",
+    )
 
 
 def _database(given: str | None) -> str | None:
@@ -218,7 +229,6 @@ class GatewayFile(Section):
     retries: Retries = Retries()
     retry_budget: RetryBudget = RetryBudget()
     limits: list[Limit] = Field([], description="How often, how much, and what may run at once.")
-    jobs: Jobs = Jobs()
     cache: Cache = Cache()
     inject_usage: bool = Field(
         True, description="false: `inject_usage` is off at every provider, whatever it says."

@@ -47,6 +47,8 @@ def _left(document: Document, model: type[Section]) -> Section | None:
         if problem.where[:1] == ("providers",) and len(problem.where) > 1:
             if isinstance(data.get("providers"), dict):
                 data["providers"].pop(problem.where[1], None)
+        elif problem.where[:2] == ("cloudflare", "delegate"):
+            data["cloudflare"] = {k: v for k, v in data["cloudflare"].items() if k != "delegate"}
         elif problem.where[:1] == ("cloudflare",):
             return None  # which way a provider is reached is not known
         elif problem.where:

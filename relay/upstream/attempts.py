@@ -128,7 +128,7 @@ class _Plan:
     def rules(self) -> RetryRules:
         """What holds for it."""
         route = self.route
-        if route.target.via == "cloudflare" and route.provider.jobs.retries != "relay":
+        if route.target.via == "cloudflare" and route.provider.delegation.retries != "relay":
             return _ONCE
         return self.options.retries or route.provider.retries
 

@@ -38,8 +38,8 @@ def upstream_headers(
     select = headers_for_cloudflare if route.target.via == "cloudflare" else headers_for_provider
     headers = CIMultiDict(select(pairs, connection))
     if route.target.via == "cloudflare":
-        jobs = route.provider.jobs
-        for names, who in ((RETRY_HEADERS, jobs.retries), (CACHE_HEADERS, jobs.cache)):
+        does = route.provider.delegation
+        for names, who in ((RETRY_HEADERS, does.retries), (CACHE_HEADERS, does.cache)):
             if who != "cloudflare":
                 for name in names:
                     headers.popall(name, None)

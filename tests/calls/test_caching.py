@@ -244,7 +244,7 @@ async def test_a_fallbacks_answer_is_not_kept_as_the_first_ones(start: StartRela
 @pytest.mark.parametrize("who", ["relay", "cloudflare", "off"])
 async def test_what_cloudflare_caches_is_not_cached_twice(who: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
-    document = CACHE | {"cloudflare": {"account_id": "a", "base_url": raw.url}, "jobs": {"cache": who}}
+    document = CACHE | {"cloudflare": {"account_id": "a", "base_url": raw.url, "delegate": {"cache": who}}}
     relay = await start(document, openai=provider("http://127.0.0.1:9", cloudflare={"slug": "openai"}))
     wish = {"cf-aig-cache-ttl": "60"}
     expected = ["MISS", "HIT"] if who == "relay" else [None, None]

@@ -409,7 +409,7 @@ async def test_what_goes_through_cloudflare_is_not_counted_twice(start: StartRel
     account = {"account_id": "a", "base_url": raw.url}
     limits = [{"requests": 1}, {"calls_at_once": 50}]
     entry = provider(raw.url, cloudflare={"slug": "openai"})
-    theirs = await start({"limits": limits, "cloudflare": account, "jobs": {"limits": "cloudflare"}}, openai=entry, direct=provider(raw.url))
+    theirs = await start({"limits": limits, "cloudflare": account | {"delegate": ["limits"]}}, openai=entry, direct=provider(raw.url))
     assert [(await theirs.call("GET", theirs.path("openai", "x")))[0] for _ in range(3)] == [200] * 3
     assert [(await theirs.call("GET", theirs.path("direct", "x")))[0] for _ in range(2)] == [200, 429]
     ours = await start({"limits": limits, "cloudflare": account}, openai=entry)

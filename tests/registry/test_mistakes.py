@@ -34,6 +34,7 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
 RENAMED = {
     "meter": (f"{P}https://x.example\n    meter: openai\n", "gateway.yaml:4:5: providers.p.meter: `meter` is called `format` now"),
     "meter, beside format": (f"{P}https://x.example\n    format: openai\n    meter: openai\n", "gateway.yaml:5:5: providers.p.meter: `meter` is called `format` now"),
+    "jobs": ("log: {}\njobs: {cache: cloudflare}\n", "gateway.yaml:2:1: jobs: `jobs` is called `cloudflare.delegate` now"),
 }
 
 
@@ -41,6 +42,20 @@ RENAMED = {
 def test_a_renamed_key_is_refused_with_its_new_name(case: str, tmp_path: Path) -> None:
     text, expected = RENAMED[case]
     assert _problems(tmp_path, text) == [expected]
+
+
+@pytest.mark.parametrize("text", ["[cache, limits]", "{cache: cloudflare, limits: cloudflare}"])
+def test_a_list_of_what_is_delegated_is_short_for_a_mapping(text: str, tmp_path: Path) -> None:
+    delegation = _load(tmp_path, f"cloudflare: {{delegate: {text}}}").settings.cloudflare.delegate
+    assert (delegation.retries, delegation.limits, delegation.cache) == ("relay", "cloudflare", "cloudflare")
+
+
+def test_a_mistake_in_what_is_delegated_hides_no_problem_of_a_provider(tmp_path: Path) -> None:
+    text = "cloudflare: {delegate: [cash]}\nproviders: {p: {base_url: https://x.example, fallback: [{provider: q}]}}\n"
+    assert _problems(tmp_path, text) == [
+        "gateway.yaml:1:14: cloudflare.delegate.cash: unknown key; did you mean 'cache'?",
+        "gateway.yaml:2:58: providers.p.fallback.0.provider: there is no provider 'q'",
+    ]
 
 
 # YAML's own errors -----------------------------------------------------------------------------------

@@ -749,7 +749,7 @@ async def test_what_cloudflare_does_is_not_done_twice(start: StartRelay, raw: Ra
     raw.plays(busy())
     account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
     entry = provider("http://127.0.0.1:9", cloudflare={"slug": "openai"})
-    relay = await start({"cloudflare": account, "jobs": {"retries": who}, "retries": QUICK}, openai=entry)
+    relay = await start({"cloudflare": account | {"delegate": {"retries": who}}, "retries": QUICK}, openai=entry)
     wish = {"cf-aig-max-attempts": "3", "cf-aig-retry-delay": "1", "cf-aig-collect-log": "true"}
     await relay.call("POST", relay.path("openai", "x"), data=b"{}", headers=wish)
     assert len(raw.arrived) == tries
@@ -762,7 +762,7 @@ async def test_a_sockets_wishes_go_to_whoever_retries(start: StartRelay, raw: Ra
     raw.plays(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
     entry = provider("http://127.0.0.1:9", cloudflare={"slug": "openai", "websocket": {"slug": "openai"}}, websocket={"default_path": "realtime"})
-    relay = await start({"cloudflare": account, "jobs": {"retries": who}, "retries": QUICK}, openai=entry)
+    relay = await start({"cloudflare": account | {"delegate": {"retries": who}}, "retries": QUICK}, openai=entry)
     with pytest.raises(aiohttp.WSServerHandshakeError):
         await relay.client.ws_connect(relay.ws("openai"), headers={"cf-aig-max-attempts": "2"})
     assert raw.arrived[0].header("cf-aig-max-attempts") == (["2"] if passed else [])
