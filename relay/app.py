@@ -28,7 +28,6 @@ from relay.periodic import janitor
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.registry.secrets import secrets_of
 from relay.surfaces import admin, health, native, usage
 from relay.surfaces import logs as records
 from relay.surfaces.cors import CORS, Cors
@@ -94,7 +93,6 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
             return await reload(gateway, sources, files)
 
     gateway.reload, gateway.apply = reload_alone, apply_alone
-    log.protect(secrets_of(gateway.config))
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)

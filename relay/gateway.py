@@ -25,6 +25,7 @@ from relay.core.exchange import Exchange, Transport, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
 from relay.core.policy import Tried
+from relay.core.redaction import Secrets
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.identify import Callers
@@ -67,7 +68,9 @@ class Gateway:
         self.at_once: dict[str, int] = {}
         """What runs, by the keys of the limits that count it."""
         self.inflight = Inflight(self.clock)
-        self.ledger = Ledger(_database(config), self.clock, new_id)
+        self.secrets = Secrets(secrets_of(config))
+        log.protect(self.secrets)
+        self.ledger = Ledger(_database(config), self.clock, new_id, self.secrets)
         self.metrics, self.traces = self._observers(config.settings)
         kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         there = RedisStore(self.shared, time.time) if self.shared is not None else None
@@ -120,6 +123,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Finish what calls left to do, and close the outbound pools."""
+        log.keep_protecting(self.secrets)
         await self.inflight.stop()
         await self.later.stop()
         await self.ledger.stop()
@@ -174,7 +178,7 @@ class Gateway:
         self._take(config)
         self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
-        log.protect(secrets_of(config))
+        self.secrets.replace(secrets_of(config))
         if self.when_replaced is not None:
             self.when_replaced(config)
 

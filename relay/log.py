@@ -11,8 +11,11 @@ import asyncio
 import atexit
 import logging
 import sys
+import threading
 import time
 import traceback
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
@@ -22,7 +25,7 @@ import structlog
 from relay.core.errors import InternalError
 from relay.core.exchange import Exchange
 from relay.core.record import Record
-from relay.core.redaction import Redactor
+from relay.core.redaction import Redactor, Secrets
 from relay.core.text import clean
 from relay.log_output import Losses, Output, TextOutput, output_of
 
@@ -31,13 +34,12 @@ FLUSH_S = 0.02
 EXIT_S = 1.0
 """How long the end of the process waits for a reader of the log that is slow."""
 _MOST_TRACEBACK = 16 * 1024
+_STOPPED_RELAYS = 16
+"""So many relays that stopped have their secrets redacted still: lines about them may follow."""
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _log: Any = structlog.get_logger("relay")
 _lines: _Lines | None = None
-secrets = Redactor(())
-"""Those that are taken out of whatever is logged or stored."""
-_in_force: frozenset[str] = frozenset()
 losses = Losses()
 """Lines that were never written."""
 
@@ -188,13 +190,48 @@ def _quiet_aiohttp() -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
-def protect(in_force: frozenset[str]) -> None:
-    """Know the secrets in force, so that nothing that is logged or stored shows one. Those in force
-    before stay known: calls may still run with them.
+class _Redaction:
+    """Removes the secrets of every relay of this process from what the log writes.
+
+    A relay's secrets are known for as long as the relay exists; no call of its own is needed to
+    forget them. Threads of a host may each have a relay.
     """
-    global secrets, _in_force
-    before, _in_force = _in_force, in_force
-    secrets = Redactor(before | _in_force)
+
+    def __init__(self) -> None:
+        self._known: tuple[weakref.ref[Secrets], ...] = ()
+        self._stopped: deque[Secrets] = deque(maxlen=_STOPPED_RELAYS)
+        self._lock = threading.Lock()
+
+    def add(self, secrets: Secrets) -> None:
+        with self._lock:
+            known = [reference for reference in self._known if reference() is not None]
+            self._known = (*known, weakref.ref(secrets))
+
+    def keep(self, secrets: Secrets) -> None:
+        self._stopped.append(secrets)
+
+    def redact(self, text: str) -> str:
+        found = [secrets for reference in self._known if (secrets := reference()) is not None]
+        return _NOTHING.redact_text(text, [secrets.redactor for secrets in found])
+
+
+_NOTHING = Redactor(())
+_redaction = _Redaction()
+
+
+def protect(secrets: Secrets) -> None:
+    """Redact the secrets of a relay, also those that it gets later, for as long as it exists."""
+    _redaction.add(secrets)
+
+
+def keep_protecting(secrets: Secrets) -> None:
+    """The relay has stopped: lines about it may still come."""
+    _redaction.keep(secrets)
+
+
+def redacted(text: str) -> str:
+    """`text` without any secret of any relay in this process."""
+    return _redaction.redact(text)
 
 
 def event(name: str, **fields: Any) -> None:
@@ -213,11 +250,6 @@ def bug(name: str, error: BaseException, **fields: Any) -> None:
     if len(text) > _MOST_TRACEBACK:  # its exceptions may quote what came from outside
         text = f"{text[: _MOST_TRACEBACK // 2]}\n…\n{text[-_MOST_TRACEBACK // 2 :]}"
     _write("error", name, {**fields, "traceback": text})
-
-
-def redacted(text: str) -> str:
-    """Without any secret in force."""
-    return secrets.redact_text(text)
 
 
 def exchange_failed(exchange: Exchange) -> None:

@@ -160,10 +160,11 @@ async def test_a_reader_that_goes_costs_lines_and_no_call(unread: Any) -> None:
 async def test_what_python_itself_writes_to_standard_error_blocks_nobody_and_shows_no_secret(tmp_path: Path) -> None:
     script = """
 import asyncio, logging, sys, warnings
-from relay.core.redaction import Redactor
+from relay.core.redaction import Secrets
 from relay import log
 log.setup("info", "json")
-log.secrets = Redactor(["CANARY-secret-of-the-relay"])
+secrets = Secrets(frozenset({"CANARY-secret-of-the-relay"}))
+log.protect(secrets)
 for n in range(200):
     logging.getLogger("some.library").error("%d CANARY-secret-of-the-relay %s", n, "x" * 2000)
     warnings.warn("careful", stacklevel=1)

@@ -45,13 +45,15 @@ class Redactor:
         self.longest = max(map(longest_spelling, wanted), default=0)
         """Bytes of the longest spelling of any secret."""
 
-    def redact(self, data: bytes, most: int | None = None, others: Redactor | None = None) -> bytes:
+    def redact(
+        self, data: bytes, most: int | None = None, others: Iterable[Redactor] = ()
+    ) -> bytes:
         """The first `most` bytes of `data`, all of them by default, without a secret, of these or
         the `others`. A secret that begins among these bytes and ends behind them is found too, and
         no part of it is left.
         """
         most = len(data) if most is None else most
-        found = itertools.chain(self._spans(data), others._spans(data) if others else ())
+        found = itertools.chain(self._spans(data), *[other._spans(data) for other in others])
         spans = sorted(span for span in found if span[0] < most)
         if not spans:
             return data[:most]
@@ -82,10 +84,10 @@ class Redactor:
         text = self.redact(unpacked[0])
         return (body, True) if text == unpacked[0] else (text, False)
 
-    def redact_text(self, text: str) -> str:
-        """Without a secret."""
+    def redact_text(self, text: str, others: Iterable[Redactor] = ()) -> str:
+        """`text` without a secret, of these or the `others`."""
         data = text.encode("utf-8", "surrogatepass")
-        found = self.redact(data)
+        found = self.redact(data, None, others)
         return text if found is data else found.decode("utf-8", "surrogatepass")
 
     def _spans(self, data: bytes) -> Iterator[tuple[int, int]]:
@@ -99,6 +101,23 @@ class Redactor:
             for start in range(0, len(data), _SEARCHED_BYTES):
                 for found in pattern.finditer(data, start, start + _SEARCHED_BYTES + self.longest):
                     yield found.span()
+
+
+class Secrets:
+    """The secrets of one relay: those in force, and those before the last reload, with which calls
+    may still run.
+    """
+
+    __slots__ = ("__weakref__", "_in_force", "redactor")
+
+    def __init__(self, in_force: frozenset[str]) -> None:
+        self._in_force = in_force
+        self.redactor = Redactor(in_force)
+
+    def replace(self, in_force: frozenset[str]) -> None:
+        """Put those of a reload in force."""
+        self.redactor = Redactor(self._in_force | in_force)
+        self._in_force = in_force
 
 
 def redactor_of(keys: Keys) -> Redactor | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from relay import log
 from relay.core.exchange import Exchange
 from relay.core.meters.unpack import unpack
 from relay.core.record import Bodies
@@ -19,19 +18,19 @@ _AT_ONCE_BYTES = 256 * 1024
 """A larger body is searched in a thread: it would hold up the loop."""
 
 
-async def bodies_of(exchange: Exchange) -> Bodies | None:
-    """What was captured of a call's bodies; None where nothing was to be."""
+async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
+    """The captured bodies of a call, without the relay's `secrets`; None where there are none."""
     capture = exchange.capture
     if capture is None:
         return None
-    own = Redactor(capture.credentials)
+    redactors = (secrets, Redactor(capture.credentials))
     request, response = bytes(capture.request), bytes(capture.response)
     found = []
     for body, coding, passed_bytes in (
         (request, capture.request_coding, exchange.request_bytes),
         (response, capture.response_coding, exchange.response_bytes),
     ):
-        asked = (body, coding, len(body) == passed_bytes, capture.most_bytes, own)
+        asked = (body, coding, len(body) == passed_bytes, capture.most_bytes, redactors)
         if len(body) > _AT_ONCE_BYTES or (coding and capture.most_bytes > _AT_ONCE_BYTES):
             found.append(await asyncio.to_thread(_stored, *asked))
         else:
@@ -41,10 +40,16 @@ async def bodies_of(exchange: Exchange) -> Bodies | None:
 
 
 def _stored(
-    body: bytes, coding: str, whole: bool, most_bytes: int, own: Redactor
+    body: bytes,
+    coding: str,
+    whole: bool,
+    most_bytes: int,
+    redactors: tuple[Redactor, Redactor],
 ) -> tuple[bytes, bool]:
-    """What is stored of a body, and whether that is all of it. `own` are its client's secrets."""
-    secrets = log.secrets
+    """What is stored of a body, and whether that is all of it. `redactors` know the relay's secrets
+    and those of the call's client.
+    """
+    secrets, own = redactors
     longest = max(secrets.longest, own.longest)
     if coding and body:
         unpacked = unpack(body, coding, most_bytes + longest)
@@ -56,11 +61,11 @@ def _stored(
     if not whole:
         # Where it was cut, the beginning of a key may stand at the end of what is here.
         kept_bytes = min(most_bytes, max(0, len(body) - max(0, longest - 1)))
-    kept = secrets.redact(body, kept_bytes, own)[:most_bytes]  # a mark may be longer than a key
+    kept = secrets.redact(body, kept_bytes, (own,))[:most_bytes]  # a mark may be longer than a key
     return kept, whole and len(body) <= most_bytes
 
 
-def capture_bytes(most_bytes: int, credentials: Sequence[str]) -> int:
-    """How much of a body must be captured, so that so much can be stored."""
-    longest = max([log.secrets.longest, *map(longest_spelling, credentials)])
+def capture_bytes(most_bytes: int, credentials: Sequence[str], secrets: Redactor) -> int:
+    """How much of a body must be captured, so that so much can be stored without a secret."""
+    longest = max([secrets.longest, *map(longest_spelling, credentials)])
     return most_bytes + max(0, longest - 1)

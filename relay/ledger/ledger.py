@@ -18,6 +18,7 @@ from relay.core.exchange import Exchange
 from relay.core.meters.answers import read_whole
 from relay.core.meters.sent import Sent
 from relay.core.record import Record
+from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
 from relay.ledger.booked import Booked
@@ -46,6 +47,7 @@ class Ledger:
         database: Database | None,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        secrets: Secrets,
     ) -> None:
         self.lost = Lost()
         self.database = database
@@ -55,6 +57,7 @@ class Ledger:
         """Who else is told of each batch: metrics and traces."""
         self._writer = None if database is None else Writer(database, new_id, self.lost)
         self._clock = clock
+        self._secrets = secrets
         self._ended: list[Exchange] = []
         self._sorting = 0
         self._records: list[Record] = []
@@ -225,10 +228,12 @@ class Ledger:
             await asyncio.sleep(0)
 
     async def _record(self, exchange: Exchange, at_zero: float) -> None:
-        record = record_of(exchange)
+        redactor = self._secrets.redactor
+        record = record_of(exchange, redactor)
         line = log.exchange_ended(record, at_zero + exchange.ended_s)
         if self._writer is not None:
-            bodies = await bodies_of(exchange) if exchange.capture is not None else None
+            captured = exchange.capture is not None
+            bodies = await bodies_of(exchange, redactor) if captured else None
             self._entries.append(entry_of(record, line, bodies))
         self._records.append(record)
 

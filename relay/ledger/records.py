@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from relay import log
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange
 from relay.core.metadata import HEADER, metadata
@@ -21,7 +20,7 @@ EVENT_ID = "cf-aig-event-id"
 _TURNS_SHOWN = 50
 
 
-def record_of(exchange: Exchange) -> Record:
+def record_of(exchange: Exchange, secrets: Redactor) -> Record:
     """All that is known of it. What every call has is given at once, in the order of Record's
     fields: to set a field later takes three times as long.
     """
@@ -29,7 +28,7 @@ def record_of(exchange: Exchange) -> Record:
     provider = route.provider.name if route is not None else exchange.provider
     answered = meter.model if meter is not None else None
     if answered is not None:
-        answered = _from_provider(log.secrets, answered) if answered != model else None
+        answered = _from_provider(secrets, answered) if answered != model else None
     model = clean(model) if model is not None else None
     record = Record(
         exchange.id,
@@ -63,7 +62,7 @@ def record_of(exchange: Exchange) -> Record:
     if error is not None:
         record.error = error.code
         record.cause = _cause(error, exchange.cause)
-    _add_names(record, exchange)
+    _add_names(record, exchange, secrets)
     return record
 
 
@@ -76,7 +75,7 @@ def _add_session(record: Record, exchange: Exchange) -> None:
         record.interruptions = turns.interruptions or None
 
 
-def _add_names(record: Record, exchange: Exchange) -> None:
+def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     """What others call it by."""
     if (trace := exchange.trace) is not None:
         record.trace_id, record.span_id = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
@@ -87,7 +86,7 @@ def _add_names(record: Record, exchange: Exchange) -> None:
     if exchange.user:
         record.user = clean(exchange.user)
     if exchange.cloudflare_log_id:
-        record.cloudflare_log_id = _from_provider(log.secrets, exchange.cloudflare_log_id)
+        record.cloudflare_log_id = _from_provider(secrets, exchange.cloudflare_log_id)
     header = exchange.headers.get if exchange.headers is not None else None
     if header is None:
         return

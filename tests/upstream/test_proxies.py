@@ -14,10 +14,10 @@ import trustme
 from aiohttp import web
 from yarl import URL
 
-from relay import log
 from relay.cli.doctor import examine
 from relay.cli.explain import explain
 from relay.core.paths import API
+from relay.core.redaction import Secrets
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.proxies import Proxies
 from relay.registry.secrets import secrets_of
@@ -288,8 +288,8 @@ def test_explain_shows_the_proxy_and_no_password(tmp_path: Path, monkeypatch: py
 
 def test_the_proxys_password_is_redacted_in_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:p%40ss%3Aw%2Frd@proxy.example:3128")
-    log.protect(secrets_of(loaded(tmp_path, openai=ENTRY)))
-    assert log.secrets.redact(f"{PASSWORD} p%40ss%3Aw%2Frd".encode()) == b"[redacted] [redacted]"
+    secrets = Secrets(secrets_of(loaded(tmp_path, openai=ENTRY)))
+    assert secrets.redactor.redact(f"{PASSWORD} p%40ss%3Aw%2Frd".encode()) == b"[redacted] [redacted]"
 
 
 async def test_doctor_tells_the_proxy_where_all_is_well_and_blames_it_where_it_fails(tmp_path: Path, proxy: ForwardProxy, beyond: web.Application) -> None:
