@@ -105,6 +105,13 @@ async def test_each_database_has_the_calls_of_its_own_relay(start: StartRelay, r
             assert connection.execute("SELECT count(*) FROM exchanges").fetchone() == (times,)
 
 
+def test_sqlite3_adapts_what_it_adapts_without_the_relay() -> None:
+    import relay.storage.database  # noqa: F401
+
+    adapted = {kind for kind, _ in sqlite3.adapters}  # type: ignore[attr-defined]
+    assert type(None) not in adapted
+
+
 def test_secrets_of_a_relay_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     redaction = log._Redaction()
     monkeypatch.setattr(log, "_redaction", redaction)

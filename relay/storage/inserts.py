@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
-
-# Python's driver looks for an adapter of every None, and takes a microsecond not to find one.
-sqlite3.register_adapter(type(None), lambda none: none)
 
 _MOST_AT_ONCE = 128
 _FEW = 8
