@@ -1,8 +1,9 @@
-"""The log: one line an exchange, which is its Record, and events of the relay's own life. Never a
-query, credential or body.
+"""The structured log: one line an exchange, which is its Record, and events of the relay's own
+life. It holds no query, credential or body.
 
-Owns: structlog's set-up, and the redaction of tracebacks. Lines are JSON to a file or
-pipe, pretty on a terminal. Writing never raises into a call and never blocks (log_output.py).
+Owns: the one structlog logger, its renderers, and the redaction of tracebacks. Lines are JSON to a
+file or pipe, pretty on a terminal. Writing never raises into a call and never blocks
+(log_output.py). A process has one log; the relays in it share it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 import structlog
@@ -33,13 +35,11 @@ FLUSH_S = 0.02
 """What a kill -9 may lose of the log."""
 EXIT_S = 1.0
 """How long the end of the process waits for a reader of the log that is slow."""
-_MOST_TRACEBACK = 16 * 1024
+_MAX_TRACEBACK_CHARACTERS = 16 * 1024
 _STOPPED_RELAYS = 16
 """So many relays that stopped have their secrets redacted still: lines about them may follow."""
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_log: Any = structlog.get_logger("relay")
-_lines: _Lines | None = None
 losses = Losses()
 """Lines that were never written."""
 
@@ -56,8 +56,8 @@ class _Lines:
         self.output, self._wait_s = output, wait_s
         self._pending: list[bytes] = []
 
-    def msg(self, line: bytes) -> None:
-        """Take one line, without its end."""
+    def msg(self, line: bytes) -> bytes:
+        """Take one line, without its end; return it."""
         self._pending.append(line)
         if not self._wait_s:
             self.flush()
@@ -66,6 +66,7 @@ class _Lines:
                 asyncio.get_running_loop().call_later(self._wait_s, self.flush)
             except RuntimeError:
                 self.flush()
+        return line
 
     debug = info = msg
 
@@ -83,27 +84,31 @@ class _Lines:
             self.output.write(b"\n".join([*lines, b""]), len(lines))
 
 
+class _Log(NamedTuple):
+    """The logger of this process, and what it writes to."""
+
+    logger: Any
+    lines: _Lines | None = None
+    """None where a host's configuration of structlog holds."""
+    is_json: bool = False
+
+
+_current = _Log(structlog.get_logger("relay"))
+
+
 def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     """Write to `stream` in this process from now on; by default to standard error, and then what
     others write there goes the same way.
     """
-    global _log, _lines, _write_line
+    global _current
     own = sys.stderr if stream is None else stream
+    is_pretty = style == "pretty" or (style == "auto" and own.isatty())
+    processors = _pretty_processors() if is_pretty else [_render_json]
+    output = output_of(own, losses, lambda lost: _render_notice(processors, lost))
+    lines = _Lines(output, 0 if is_pretty else FLUSH_S)
     threshold = structlog.make_filtering_bound_logger(_LEVELS[level])
-    pretty = style == "pretty" or (style == "auto" and own.isatty())
-    if pretty:
-        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
-        console = structlog.dev.ConsoleRenderer()
-        render: list[Any] = [structlog.processors.add_log_level, stamp, console, _as_bytes]
-    else:
-        render = [structlog.processors.add_log_level, _stamped, _as_json]
-    output = output_of(own, losses, lambda lost: _lost_lines(render, lost))
-    _lines = _Lines(output, 0 if pretty else FLUSH_S)
-    _log = structlog.wrap_logger(_lines, render, threshold).bind()
-    if pretty:
-        _write_line = _write_pretty
-    else:
-        _write_line = _write_json if _LEVELS[level] <= _LEVELS["info"] else _drop
+    logger = structlog.wrap_logger(lines, processors, threshold).bind()
+    _current = _Log(logger, lines, not is_pretty)
     if stream is None:
         sys.stderr = TextOutput(output, own, redacted)
     _quiet_aiohttp()
@@ -113,7 +118,7 @@ def setup_embedded() -> None:
     """In somebody else's process: its configuration of structlog holds. Where there is none,
     structlog would print to standard output and block there: lines go there without blocking.
     """
-    if _lines is None and not structlog.is_configured():
+    if _current.lines is None and not structlog.is_configured():
         setup("info", "pretty", sys.stdout)
 
 
@@ -122,62 +127,62 @@ def flush() -> None:
     """Write what is still held; for the end of the process, which a reader that stopped delays by
     EXIT_S at most.
     """
-    if _lines is not None:
-        _lines.flush()
-        _lines.output.flush(EXIT_S)
+    if _current.lines is not None:
+        _current.lines.flush()
+        _current.lines.output.flush(EXIT_S)
 
 
-def _lost_lines(render: Sequence[Any], lost: int) -> bytes:
-    """The line that tells how many others are missing."""
-    made: Any = {"event": "log.lines_lost", "lines": lost}
-    for step in render:
-        made = step(None, "warning", made)
-    return bytes(made) + b"\n"
-
-
-def _as_bytes(_logger: Any, _name: str, line: str) -> bytes:
-    return line.encode("utf-8", "backslashreplace")
-
-
-def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
+def _render_json(_logger: Any, level: str, event: Any) -> bytes:
+    """The only processor where lines are JSON: several would cost more than the line itself. A
+    record has its level and its time already.
+    """
+    record = event.get("record")
+    if record is not None:
+        return _encode(record)
+    event["level"], event["timestamp"] = level, _timestamp(time.time())
     return _encode(event)
 
 
-def _stamped(_logger: Any, _name: str, event: Any) -> Any:
-    event["timestamp"] = _timestamp(time.time())
-    return event
+def _pretty_processors() -> list[Any]:
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+    console = structlog.dev.ConsoleRenderer()
+    return [_expand_record, structlog.processors.add_log_level, stamp, console, _as_bytes]
 
 
-def _write_json(line: Record) -> bytes:
-    """The hot line: what structlog's processors would make of it, without their detour."""
-    assert _lines is not None
-    encoded = _encode(line)
-    _lines.msg(encoded)
-    return encoded
+def _expand_record(_logger: Any, _level: str, event: Any) -> Any:
+    record = event.pop("record", None)
+    return event if record is None else event | _fields(record)
 
 
-def _write_pretty(line: Record) -> None:
-    fields = msgspec.to_builtins(line)
+def _as_bytes(_logger: Any, _level: str, line: str) -> bytes:
+    return line.encode("utf-8", "backslashreplace")
+
+
+def _render_notice(processors: Sequence[Any], lost: int) -> bytes:
+    """The line that says how many others are missing."""
+    made: Any = {"event": "log.lines_lost", "lines": lost}
+    for process in processors:
+        made = process(None, "warning", made)
+    return bytes(made) + b"\n"
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    """A record for a renderer that adds the event's name, level and time itself."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
     for name in ("event", "level", "timestamp"):
         fields.pop(name, None)
-    _log.info("exchange", **fields)
-
-
-def _drop(_line: Record) -> None:
-    """The level says that calls are not logged."""
-
-
-_write_line: Callable[[Record], bytes | None] = _write_pretty
-_second, _second_text = 0, ""
+    return fields
 
 
 def _timestamp(now: float) -> str:
-    """ISO 8601 in UTC; the text of a second is made once."""
-    global _second, _second_text
+    """ISO 8601 in UTC."""
     second = int(now)
-    if second != _second:
-        _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return "%s.%06dZ" % (_second_text, (now - second) * 1e6)  # noqa: UP031 (faster)
+    return "%s.%06dZ" % (_second_text(second), (now - second) * 1e6)  # noqa: UP031 (faster)
+
+
+@lru_cache(maxsize=16)
+def _second_text(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _quiet_aiohttp() -> None:
@@ -247,22 +252,28 @@ def warn(name: str, **fields: Any) -> None:
 def bug(name: str, error: BaseException, **fields: Any) -> None:
     """A failure of the relay's own, with its traceback, redacted."""
     text = redacted("".join(traceback.format_exception(error)))
-    if len(text) > _MOST_TRACEBACK:  # its exceptions may quote what came from outside
-        text = f"{text[: _MOST_TRACEBACK // 2]}\n…\n{text[-_MOST_TRACEBACK // 2 :]}"
+    if len(text) > _MAX_TRACEBACK_CHARACTERS:  # its exceptions may quote what came from outside
+        half = _MAX_TRACEBACK_CHARACTERS // 2
+        text = f"{text[:half]}\n…\n{text[-half:]}"
     _write("error", name, {**fields, "traceback": text})
 
 
 def exchange_failed(exchange: Exchange) -> None:
-    """A failure of the relay's own is told at once, with its traceback."""
+    """Log a failure of the relay's own at once, with its traceback."""
     if isinstance(exchange.error, InternalError) and exchange.cause is not None:
         bug("exchange.failed", exchange.cause, id=exchange.id)
 
 
 def exchange_ended(record: Record, unix_s: float) -> bytes | None:
-    """The one line of an Exchange that ended then; as it was written, where that is JSON."""
+    """Write the line of an Exchange that ended at `unix_s`; return the line where it is JSON."""
     record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
+    logger, lines, is_json = _current
     try:
-        return _write_line(record)
+        if lines is None:
+            logger.info("exchange", **_fields(record))
+            return None
+        line: bytes | None = logger.info("exchange", record=record)
+        return line if is_json else None
     except Exception:  # a log that cannot be written must not end a call; counted
         losses.add(1)
         return None
@@ -273,6 +284,6 @@ def _write(level: str, name: str, fields: dict[str, Any]) -> None:
         if isinstance(value, str) and field != "traceback":
             fields[field] = clean(value)
     try:
-        getattr(_log, level)(name, **fields)
+        getattr(_current.logger, level)(name, **fields)
     except Exception:  # a log that cannot be written must not end a call; counted
         losses.add(1)
