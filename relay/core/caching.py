@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
@@ -66,8 +67,7 @@ _NOT_KEPT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-
 _KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/(?!html))")
 _ENDS_ITSELF = re.compile(r"application/|text/event-stream")
 """Of these the body tells whether it is whole. Of others only HTTP does."""
-_verdicts: dict[str, str] = {}
-_VERDICTS_KEPT = 1024
+_MAX_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +143,12 @@ def affecting_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, s
     return kept
 
 
+@lru_cache(maxsize=_MAX_NAMES)
 def _affecting(name: str) -> str:
     """Its lower-case form, or nothing if no answer differs by it."""
-    known = _verdicts.get(name)
-    if known is None:
-        if len(_verdicts) >= _VERDICTS_KEPT:
-            _verdicts.clear()
-        lower = normal(name)
-        harmless = lower in _IGNORED or lower.startswith(_IGNORED_PREFIXES)
-        known = "" if harmless or not headers_for_provider([(name, "")], None) else lower
-        _verdicts[name] = known
-    return known
+    lower = normal(name)
+    harmless = lower in _IGNORED or lower.startswith(_IGNORED_PREFIXES)
+    return "" if harmless or not headers_for_provider([(name, "")], None) else lower
 
 
 def kept_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

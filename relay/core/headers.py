@@ -9,12 +9,15 @@ through.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from multidict import MultiMapping
 
+from relay.core.memo import BoundedMemo
+
 Pairs = Collection[tuple[str, str]]
-_Judge = Callable[[str], str | None]
+_Names = BoundedMemo[str, str | None]
+"""The name under which a header passes; None if it does not."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -99,13 +102,7 @@ _DOWNSTREAM_DROP = frozenset(
 _DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-", _OF_THE_RELAY)
 
 _PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
-_NAMES_KEPT = 1024
-
-# Header names repeat from call to call: the verdict on a name is worked out once. Bounded, because
-# names come from outside.
-_to_cloudflare: dict[str, str | None] = {}
-_to_provider: dict[str, str | None] = {}
-_downstream_verdicts: dict[str, str | None] = {}
+_MAX_NAMES = 1024
 
 
 def connection_of(headers: MultiMapping[str]) -> str | None:
@@ -137,17 +134,17 @@ def headers_for_cloudflare(pairs: Pairs, connection: str | None) -> list[tuple[s
 
     `connection` is the request's Connection value: headers it names are hop-by-hop too.
     """
-    return _select(pairs, connection, _to_cloudflare, _passes_to_cloudflare)
+    return _select(pairs, connection, _names_to_cloudflare)
 
 
 def headers_for_provider(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """The same for a provider called directly: the `cf-aig-*` controls are not for it."""
-    return _select(pairs, connection, _to_provider, _passes_to_provider)
+    return _select(pairs, connection, _names_to_provider)
 
 
 def downstream_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """The end-to-end headers of a response; `cf-aig-*` come down as `x-cloudflare-aig-*`."""
-    return _select(pairs, connection, _downstream_verdicts, _name_downstream)
+    return _select(pairs, connection, _names_downstream)
 
 
 def normal(name: str) -> str:
@@ -156,17 +153,9 @@ def normal(name: str) -> str:
 
 
 def _select(
-    pairs: Pairs, connection: str | None, known: dict[str, str | None], judge: _Judge
+    pairs: Pairs, connection: str | None, names: _Names
 ) -> list[tuple[str, str]]:
-    try:
-        kept = [(out, value) for name, value in pairs if (out := known[name])]
-    except KeyError:
-        for name, _ in pairs:
-            if len(known) >= _NAMES_KEPT:
-                known.clear()
-            known[name] = judge(name)
-        # Judged one by one: more names than are kept must not start this over.
-        kept = [(out, value) for name, value in pairs if (out := known.get(name) or judge(name))]
+    kept = [(out, value) for name, value in pairs if (out := names[name])]
     return kept if connection is None else without_named(kept, connection)
 
 
@@ -233,3 +222,9 @@ def without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[s
         return pairs
     named = {normal(item.strip()) for item in connection.split(",")}
     return [pair for pair in pairs if normal(pair[0]) not in named]
+
+
+# Header names repeat from call to call.
+_names_to_cloudflare = _Names(_passes_to_cloudflare, _MAX_NAMES)
+_names_to_provider = _Names(_passes_to_provider, _MAX_NAMES)
+_names_downstream = _Names(_name_downstream, _MAX_NAMES)

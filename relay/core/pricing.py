@@ -2,7 +2,7 @@
 the end, and on the way units so small that no rate is rounded to be felt.
 
 Owns: the nouns Rates and PriceRule, what of a Usage is charged at which rate, and the reading of
-`cf-aig-custom-cost`. Where rates come from is prices/book.py's.
+`cf-aig-custom-cost`. Where rates come from is prices/price_list.py's.
 """
 
 from __future__ import annotations

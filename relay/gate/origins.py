@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 
 from relay.core.errors import CrossSiteRequest, HostNotAllowed, OriginNotAllowed
 from relay.core.hosts import host_name, is_loopback
+from relay.core.memo import BoundedMemo
 
-_HOSTS_KEPT = 256
+_MAX_HOSTS = 256
 _OWN_SITES = frozenset({"same-origin", "none"})
 
 
@@ -54,32 +55,26 @@ class Origins:
 class OpenAccess:
     """The rules in force while a call needs no key."""
 
-    __slots__ = ("_any_host", "_hosts", "_verdicts", "origins")
+    __slots__ = ("_any_host", "_hosts", "_is_allowed", "origins")
 
     def __init__(self, hosts: Iterable[str], origins: Origins) -> None:
         self._hosts = frozenset(host.lower() for host in hosts if host)
         self._any_host = "*" in self._hosts
-        self._verdicts: dict[str, bool] = {}
+        self._is_allowed = BoundedMemo(self._allow_host, _MAX_HOSTS)
         self.origins = origins
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Raise HostNotAllowed, OriginNotAllowed or CrossSiteRequest unless the sender of these
         headers may call.
         """
-        if not self._host_allowed(host := headers.get("Host", "")):
+        if not self._is_allowed[host := headers.get("Host", "")]:
             raise HostNotAllowed(host)
         if not is_own_page(headers) and not self.origins.allow(origin := headers["Origin"]):
             raise OriginNotAllowed(origin)
 
-    def _host_allowed(self, host: str) -> bool:
-        verdict = self._verdicts.get(host)
-        if verdict is None:
-            if len(self._verdicts) >= _HOSTS_KEPT:
-                self._verdicts.clear()
-            name = host_name(host)
-            verdict = self._any_host or is_loopback(name) or name in self._hosts
-            self._verdicts[host] = verdict
-        return verdict
+    def _allow_host(self, host: str) -> bool:
+        name = host_name(host)
+        return self._any_host or is_loopback(name) or name in self._hosts
 
 
 def is_own_page(headers: Mapping[str, str]) -> bool:

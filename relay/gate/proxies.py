@@ -9,30 +9,27 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-_PEERS_KEPT = 256
+from relay.core.memo import BoundedMemo
+
+_MAX_PEERS = 256
 
 
 class Proxies:
     """The addresses and networks of `server.trusted_proxies`."""
 
-    __slots__ = ("_networks", "_verdicts", "listed")
+    __slots__ = ("_is_trusted", "_networks", "listed")
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = tuple(ipaddress.ip_network(given, strict=False) for given in networks)
-        self._verdicts: dict[str, bool] = {}
+        self._is_trusted = BoundedMemo(self._contain, _MAX_PEERS)
         self.listed = bool(self._networks)
         """True if there are any."""
 
     def trust(self, address: str) -> bool:
         """True if `address` is one of them."""
-        verdict = self._verdicts.get(address)
-        if verdict is None:
-            if len(self._verdicts) >= _PEERS_KEPT:
-                self._verdicts.clear()
-            verdict = self._verdicts[address] = self._listed(address)
-        return verdict
+        return self._is_trusted[address]
 
-    def _listed(self, address: str) -> bool:
+    def _contain(self, address: str) -> bool:
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:

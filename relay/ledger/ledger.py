@@ -28,7 +28,7 @@ from relay.ledger.retention import Retention
 from relay.ledger.rows import Entry, entry_of
 from relay.ledger.tallies import Key, Tally, by_key
 from relay.ledger.writer import Lost, Writer
-from relay.prices.book import Prices
+from relay.prices import price_list
 from relay.storage.database import Database
 
 SORT_S = 0.005
@@ -51,7 +51,6 @@ class Ledger:
     ) -> None:
         self.lost = Lost()
         self.database = database
-        self.prices = Prices()
         self._booked = Booked(database)
         self.counted: list[Callable[[Sequence[Record], Mapping[Key, Tally]], None]] = []
         """Who else is told of each batch: metrics and traces."""
@@ -76,7 +75,7 @@ class Ledger:
             if exchange.answer:
                 _read(exchange)
             self._book(exchange)
-            self.prices.settle(exchange, time.time())
+            price_list.set_cost(exchange, time.time())
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
@@ -135,7 +134,7 @@ class Ledger:
                     for part in exchange.parts
                     if part.object_id != object_id or part.booking == "made"
                 )
-                self.prices.settle(exchange, time.time())
+                price_list.set_cost(exchange, time.time())
         except Exception as error:  # whatever it is, the calls are written as they stand; counted
             self.lost.meters += 1
             log.bug("ledger.booking_failed", error)

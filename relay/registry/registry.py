@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
 from relay.core.injection import can_be_asked
+from relay.core.memo import BoundedMemo
 from relay.core.models import path_with_model
 from relay.core.peek import GENERATION_KINDS, MODEL_NAMES
 from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
 
-_ROUTES_KEPT = 2048
+_MAX_ROUTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,11 @@ class Registry:
     """All providers. Replaced whole by a reload, never changed."""
 
     providers: Mapping[str, Provider]
-    _routes: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False, compare=False)
-    """Routes worked out before; endpoints repeat. Bounded, since they come from outside."""
+    _rest_routes: BoundedMemo[tuple[str, str], Route] = field(init=False, repr=False, compare=False)
+    """By provider and endpoint."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_rest_routes", BoundedMemo(self._rest_route, _MAX_ROUTES))
 
     def provider(self, name: str) -> Provider:
         """The provider of this name. Raises UnknownProvider with the nearest name."""
@@ -37,19 +41,17 @@ class Registry:
 
     def match_rest(self, name: str, endpoint: str) -> Route:
         """The route of a REST call. Raises UnknownProvider."""
-        route = self._routes.get((name, endpoint))
-        if route is None:
-            route = rest_route(self.provider(name), endpoint)
-            route = replace(route, alternatives=tuple(self._rest_alternatives(route, endpoint)))
-            if len(self._routes) >= _ROUTES_KEPT:
-                self._routes.clear()
-            self._routes[name, endpoint] = route
-        return route
+        return self._rest_routes[name, endpoint]
 
     def match_websocket(self, name: str, endpoint: str) -> Route:
         """The route of a WebSocket; see `check_socket`. Raises UnknownProvider."""
         route = websocket_route(self.provider(name), endpoint)
         return replace(route, alternatives=tuple(self._socket_alternatives(route, endpoint)))
+
+    def _rest_route(self, named: tuple[str, str]) -> Route:
+        name, endpoint = named
+        route = rest_route(self.provider(name), endpoint)
+        return replace(route, alternatives=tuple(self._rest_alternatives(route, endpoint)))
 
     def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
         """Where a call goes when `route` fails. Only a call that generates falls back."""

@@ -136,12 +136,7 @@ def end_with_connection(response: ClientResponse) -> Callable[[], None]:
     return forget
 
 
-_timeouts: dict[float, ClientTimeout] = {}
-
-
+@lru_cache(maxsize=64)
 def _timeout(connect_s: float) -> ClientTimeout:
-    """Only the connection is timed here; all other waits are the janitor's."""
-    made = _timeouts.get(connect_s)
-    if made is None:
-        made = _timeouts[connect_s] = ClientTimeout(total=None, connect=connect_s)
-    return made
+    """Only the connection is timed here; periodic.py ends every other wait."""
+    return ClientTimeout(total=None, connect=connect_s)

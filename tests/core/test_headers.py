@@ -44,4 +44,4 @@ def test_more_names_than_are_remembered_are_still_judged_right() -> None:
     pairs = [(f"X-{number}", "") for number in range(3000)] + [("Set-Cookie", "a"), ("Connection", "b")]
     for _ in range(2):
         assert headers.downstream_headers(pairs, None) == pairs[:3000]
-    assert len(headers._downstream_verdicts) <= 1024
+    assert len(headers._names_downstream) <= 1024

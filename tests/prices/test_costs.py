@@ -21,7 +21,7 @@ from relay.core.meters.sessions import Opened
 from relay.core.meters.sockets import socket_meter
 from relay.core.pricing import custom_cost
 from relay.core.usage import Usage
-from relay.prices.book import Prices
+from relay.prices import price_list
 from relay.registry.load import Sources, load
 from tests.relays import write_config
 
@@ -261,7 +261,7 @@ def micro_usd(expression: str) -> Decimal:
 
 def cost(provider: Any, meter: Any, model: str | None) -> int | None:
     exchange = SimpleNamespace(cached=False, meter=meter, route=SimpleNamespace(provider=provider, replaced_model=None), headers={}, model=model, cost_nano_usd=None, parts=meter.parts)
-    Prices().settle(exchange, NOW_S)  # type: ignore[arg-type]
+    price_list.set_cost(exchange, NOW_S)  # type: ignore[arg-type]
     return exchange.cost_nano_usd
 
 
@@ -319,12 +319,12 @@ def test_there_are_120_of_them() -> None:
     ],
 )
 def test_the_files_own_prices_come_first_with_their_dates_and_units(providers: Any, model: str, used: Usage, expected: str | None) -> None:
-    check(Prices().cost_nano_usd(providers["tts"], (model,), used, NOW_S), expected)
+    check(price_list.cost_nano_usd(providers["tts"], (model,), used, NOW_S), expected)
 
 
 def test_before_its_day_the_old_price_holds(providers: Any) -> None:
     october = NOW_S - 40 * 86400
-    check(Prices().cost_nano_usd(providers["tts"], ("sonic-2",), Usage(characters=1000), october), "1000*50")
+    check(price_list.cost_nano_usd(providers["tts"], ("sonic-2",), Usage(characters=1000), october), "1000*50")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_every_model_of_the_list_costs_what_its_library_says(which: tuple[str, s
     provider, model = which
     when = NOW_S - hour * 86400
     used = Usage(text + read + wrote, made, cache_read_tokens=read, cache_write_tokens=wrote)
-    ours = Prices().cost_nano_usd(SimpleNamespace(pricing=(), priced_as=provider, name=provider), (model,), used, when)  # type: ignore[arg-type]
+    ours = price_list.cost_nano_usd(SimpleNamespace(pricing=(), priced_as=provider, name=provider), (model,), used, when)  # type: ignore[arg-type]
     if ours is None:
         return
     counted = Counted(input_tokens=text + read + wrote, output_tokens=made, cache_read_tokens=read, cache_write_tokens=wrote)
@@ -373,12 +373,12 @@ def test_every_model_of_the_list_costs_what_its_library_says(which: tuple[str, s
     assert abs(Decimal(ours) / 10**9 - theirs) <= Decimal("1e-9"), (ours, theirs)
 
 
-def test_a_list_that_is_asked_twice_is_looked_up_once(providers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    prices = Prices()
+def test_a_list_that_is_asked_twice_is_looked_up_once(providers: Any) -> None:
     used = Usage(10, 10)
-    first = prices.cost_nano_usd(providers["openai"], ("gpt-4o",), used, NOW_S)
-    monkeypatch.setattr("relay.prices.book._look_up", None)
-    assert prices.cost_nano_usd(providers["openai"], ("gpt-4o",), used, NOW_S) == first
+    first = price_list.cost_nano_usd(providers["openai"], ("gpt-4o",), used, NOW_S)
+    misses = price_list._listed.cache_info().misses
+    assert misses and price_list.cost_nano_usd(providers["openai"], ("gpt-4o",), used, NOW_S) == first
+    assert price_list._listed.cache_info().misses == misses
 
 
 def test_a_bad_price_is_refused_at_its_place(tmp_path: Path) -> None:

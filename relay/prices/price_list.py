@@ -1,8 +1,7 @@
 """What calls cost: by gateway.yaml's own `pricing:`, or by the public list of genai-prices.
 
-Owns: whose rates hold for a call. The list comes with the relay and never calls home. A lookup in
-it takes as long as a whole call does, so what it says is kept for a quarter of an hour: some of
-its prices depend on the time of day.
+Owns: which rates hold for a call. The list comes with the relay and never calls home. A look-up in
+it takes as long as a whole call, so its result is kept for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import datetime
 from bisect import bisect_left
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,8 +21,8 @@ from relay.core.provider import Provider
 from relay.core.text import clean
 from relay.core.usage import Parts, Usage, believable, total
 
-_KEPT_S = 900
-_MOST_KEPT = 2000
+_PERIOD_S = 900
+"""For so long a price of the list holds: some depend on the time of day."""
 _MOST_NANO_USD = 10**13
 """Ten thousand dollars: nothing that a single call can cost."""
 _LISTED_AS: Mapping[str, str] = {
@@ -64,85 +64,66 @@ class _Tiers(NamedTuple):
     least_audio_ms: int = 0
 
 
-class Prices:
-    """What is known of prices, for one process."""
+def set_cost(exchange: Exchange, unix_s: float) -> None:
+    """Set what an exchange used and what that cost."""
+    meter, route = exchange.meter, exchange.route
+    if exchange.cached:
+        exchange.cost_nano_usd = 0
+    elif meter is not None and route is not None:
+        parts = exchange.parts
+        exchange.used, exchange.cost_nano_usd = believable(total(parts)), None
+        if exchange.used is None:
+            return
+        cost = _cost(exchange, parts, route.provider, unix_s)
+        exchange.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, str, int], _Tiers | None] = {}
 
-    def settle(self, exchange: Exchange, unix_s: float) -> None:
-        """Write down what an exchange cost."""
-        meter, route = exchange.meter, exchange.route
-        if exchange.cached:
-            exchange.cost_nano_usd = 0
-        elif meter is not None and route is not None:
-            parts = exchange.parts
-            exchange.used, exchange.cost_nano_usd = believable(total(parts)), None
-            if exchange.used is None:
-                return
-            cost = self._cost(exchange, parts, route.provider, unix_s)
-            exchange.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
+def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
+    custom = exchange.headers.get(CUSTOM_COST) if exchange.headers is not None else None
+    own = custom_cost(custom) if custom else None
+    if isinstance(own, int):
+        return own
+    asked = exchange.route.replaced_model if exchange.route else None
+    named = asked or exchange.model
+    whole = None
+    for part in parts:
+        usage, billed = part.usage, part.billed or part.usage
+        if usage.billed_nano_usd is not None:
+            cost: int | None = usage.billed_nano_usd
+        elif usage.incomplete:
+            cost = None
+        elif own is not None:
+            cost = own.cost_nano_usd(billed)
+        else:
+            # Names from outside: the list's cache holds what it was asked for.
+            models = tuple(clean(name) if name else None for name in (part.model, named))
+            cost = cost_nano_usd(provider, models, billed, unix_s)
+        if cost is None:
+            return None
+        whole = cost + (whole or 0)
+    return whole
 
-    def _cost(
-        self, exchange: Exchange, parts: Parts, provider: Provider, unix_s: float
-    ) -> int | None:
-        custom = exchange.headers.get(CUSTOM_COST) if exchange.headers is not None else None
-        own = custom_cost(custom) if custom else None
-        if isinstance(own, int):
-            return own
-        asked = exchange.route.replaced_model if exchange.route else None
-        named = asked or exchange.model
-        whole = None
-        for part in parts:
-            usage, billed = part.usage, part.billed or part.usage
-            if usage.billed_nano_usd is not None:
-                cost: int | None = usage.billed_nano_usd
-            elif usage.incomplete:
-                cost = None
-            elif own is not None:
-                cost = own.cost_nano_usd(billed)
-            else:
-                # Names from outside: the list's cache holds what it was asked for.
-                models = tuple(clean(name) if name else None for name in (part.model, named))
-                cost = self.cost_nano_usd(provider, models, billed, unix_s)
-            if cost is None:
-                return None
-            whole = cost + (whole or 0)
-        return whole
 
-    def cost_nano_usd(
-        self, provider: Provider, models: tuple[str | None, ...], usage: Usage, unix_s: float
-    ) -> int | None:
-        """By the first of `models` that has a price; None if none has."""
-        for rule in provider.pricing:
-            if rule.service_tier == usage.service_tier and any(
-                rule.holds(model, unix_s) for model in models
-            ):
-                return rule.tariff.cost_nano_usd(usage)
-        name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
-        for model in models:
-            if not model:
-                continue
-            tiers = self._listed(name, model, usage.service_tier, unix_s)
-            if tiers is not None:
-                at = bisect_left(tiers.starts, usage.input_tokens) if tiers.starts else 0
-                if tiers.least_audio_ms > usage.audio_ms > 0:
-                    usage = msgspec.structs.replace(usage, audio_ms=tiers.least_audio_ms)
-                return tiers.tariffs[at].cost_nano_usd(usage)
-        return None
-
-    def _listed(
-        self, provider: str, model: str, service_tier: str, unix_s: float
-    ) -> _Tiers | None:
-        key = (provider, model, service_tier, int(unix_s // _KEPT_S))
-        try:
-            return self._kept[key]
-        except KeyError:
-            pass
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept.clear()
-        found = self._kept[key] = _look_up(provider, model, service_tier, unix_s)
-        return found
+def cost_nano_usd(
+    provider: Provider, models: tuple[str | None, ...], usage: Usage, unix_s: float
+) -> int | None:
+    """By the first of `models` that has a price; None if none has."""
+    for rule in provider.pricing:
+        if rule.service_tier == usage.service_tier and any(
+            rule.holds(model, unix_s) for model in models
+        ):
+            return rule.tariff.cost_nano_usd(usage)
+    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+    for model in models:
+        if not model:
+            continue
+        tiers = _listed(name, model, usage.service_tier, int(unix_s // _PERIOD_S))
+        if tiers is not None:
+            at = bisect_left(tiers.starts, usage.input_tokens) if tiers.starts else 0
+            if tiers.least_audio_ms > usage.audio_ms > 0:
+                usage = msgspec.structs.replace(usage, audio_ms=tiers.least_audio_ms)
+            return tiers.tariffs[at].cost_nano_usd(usage)
+    return None
 
 
 def _context(service_tier: str, model: Any) -> dict[str, str] | None:
@@ -165,11 +146,12 @@ _LEAST_AUDIO_MS = {
 """What a call is billed for at the least."""
 
 
-def _look_up(provider: str, model: str, service_tier: str, unix_s: float) -> _Tiers | None:
+@lru_cache(maxsize=2000)
+def _listed(provider: str, model: str, service_tier: str, period: int) -> _Tiers | None:
     # Imported with the first price asked for: its list takes a quarter of a second to load.
     from genai_prices.data_snapshot import get_snapshot
 
-    when = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+    when = datetime.datetime.fromtimestamp(period * _PERIOD_S, datetime.UTC)
     try:
         _, found = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
