@@ -13,6 +13,9 @@ SERIAL = $(PY) -m pytest -m "serial and not soak" $(if $(ARGS),,$$(grep -rl --in
 # With ARGS it is no failure (5) that one of two runs has nothing to do.
 SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
+# Containers often set it: every test process would then compile all test modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test fast lint types docs-check golden bench soak cover locks clean help
 
 help:  ## list the targets

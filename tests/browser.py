@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from playwright.async_api import Page, async_playwright
+from typing import TYPE_CHECKING
 
 from tests.tools import need
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 
 @asynccontextmanager
@@ -18,6 +20,8 @@ async def chromium(url: str) -> AsyncIterator[Page]:
     need("chromium")
     # Root, as in containers, may not use the sandbox.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    from playwright.async_api import async_playwright  # a third of a second, and few tests need it
+
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         page = await browser.new_page()

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import openai
 import pytest
 
 from relay.demo.provider import REPLY, Demo
 from tests.relays import CLIENT_KEY, Relay, start_relay, stop_relay
+from tests.sdk.lazy import Lazy
+
+openai = Lazy("openai")
 
 
 @pytest.fixture

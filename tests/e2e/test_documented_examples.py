@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Page
 
 from tests.browser import chromium
 from tests.conftest import StartRelay, Vendors
 from tests.nginx import Nginx
 from tests.processes import ROOT
 from tests.relays import CLIENT_KEY, KEYS, Relay
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 pytestmark = pytest.mark.programs
 

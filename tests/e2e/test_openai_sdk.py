@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-import openai
 import pytest
 
 from tests.conftest import Through
 from tests.relays import CLIENT_KEY, CLOUDFLARE_TOKEN, KEYS
+from tests.sdk.lazy import Lazy
 from tests.tools import need
 from tests.upstream.vendors import OPENAI_CHAT_USAGE, OPENAI_REALTIME_USAGE
+
+openai = Lazy("openai")
 
 
 @pytest.fixture(params=["", "/v1"], ids=["without-v1", "with-v1"])

@@ -15,4 +15,6 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest asks every global of a test module for some such names
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)

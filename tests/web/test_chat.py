@@ -9,18 +9,23 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from playwright.async_api import Page, expect
 
 from tests.browser import chromium
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
 from tests.relays import HANG_GUARD_S, provider
+from tests.sdk.lazy import Lazy
 from tests.sdk.test_node import need_packages
 from tests.web.test_client import WEB
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
+
+playwright = Lazy("playwright.async_api")
 
 pytestmark = pytest.mark.programs
 
@@ -107,12 +112,12 @@ async def test_a_chat_streams_and_remembers(chat: tuple[Page, Model]) -> None:
     page, model = chat
     model.pauses.clear()
     await _say(page, "hi")
-    await expect(page.get_by_role("log")).to_contain_text("Hello")
-    await expect(page.get_by_role("log")).not_to_contain_text("the model.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
+    await playwright.expect(page.get_by_role("log")).not_to_contain_text("the model.")
     model.pauses.set()
-    await expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     await _say(page, "and again")
-    await expect(page.locator(".aigw-assistant[data-state=done]")).to_have_count(2)
+    await playwright.expect(page.locator(".aigw-assistant[data-state=done]")).to_have_count(2)
     assert [message["role"] for message in model.asked[1]["messages"]] == ["user", "assistant", "user"]
 
 
@@ -120,24 +125,24 @@ async def test_stop_ends_the_call_and_retry_asks_again(chat: tuple[Page, Model])
     page, model = chat
     model.pauses.clear()
     await _say(page, "hi")
-    await expect(page.get_by_role("log")).to_contain_text("Hello")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
     await page.keyboard.press("Escape")
-    await expect(page.get_by_text("Stopped.")).to_be_visible()
+    await playwright.expect(page.get_by_text("Stopped.")).to_be_visible()
     await asyncio.wait_for(model.cancelled.wait(), 15)
     model.pauses.set()
     await page.get_by_role("button", name="Retry").click()
-    await expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
-    await expect(page.get_by_role("article")).to_have_count(2)
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
+    await playwright.expect(page.get_by_role("article")).to_have_count(2)
 
 
 async def test_an_error_is_shown_nothing_typed_is_lost_and_retry_works(chat: tuple[Page, Model]) -> None:
     page, model = chat
     model.fails = 1
     await _say(page, "a precious question")
-    await expect(page.get_by_role("alert")).to_have_text("The model is overloaded.")
-    await expect(page.get_by_role("log")).to_contain_text("a precious question")
+    await playwright.expect(page.get_by_role("alert")).to_have_text("The model is overloaded.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("a precious question")
     await page.get_by_role("button", name="Retry").click()
-    await expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     assert [asked["messages"][-1]["content"] for asked in model.asked] == ["a precious question"] * 2
 
 
@@ -145,30 +150,30 @@ async def test_a_realtime_session_answers_reconnects_and_says_so(chat: tuple[Pag
     page, model = chat
     await page.get_by_label("Realtime").check()
     await _say(page, "hi")
-    await expect(page.get_by_role("log")).to_contain_text("Live answer.")
-    await expect(page.get_by_role("status")).to_have_text("Connected.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Live answer.")
+    await playwright.expect(page.get_by_role("status")).to_have_text("Connected.")
     model.drop = True
     await _say(page, "once more")
-    await expect(page.get_by_role("alert")).to_contain_text("connection was lost")
-    await expect(page.get_by_role("status")).to_have_text("Connected again.")
+    await playwright.expect(page.get_by_role("alert")).to_contain_text("connection was lost")
+    await playwright.expect(page.get_by_role("status")).to_have_text("Connected again.")
     await page.get_by_role("button", name="Retry").click()
-    await expect(page.locator(".aigw-assistant").last).to_have_text("AnswerLive answer.")
+    await playwright.expect(page.locator(".aigw-assistant").last).to_have_text("AnswerLive answer.")
     assert model.asked[1] == {"type": "response.create", "response": {"output_modalities": ["text"]}}
 
 
 async def test_it_is_used_by_keyboard_and_named_for_screen_readers(chat: tuple[Page, Model]) -> None:
     page, _ = chat
-    await expect(page.get_by_role("region", name="Chat")).to_be_visible()
-    await expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    await playwright.expect(page.get_by_role("region", name="Chat")).to_be_visible()
+    await playwright.expect(page.get_by_role("button", name="Send")).to_be_disabled()
     await page.get_by_label("Message").focus()
     await page.keyboard.type("one")
     await page.keyboard.press("Shift+Enter")
     await page.keyboard.type("two")
     assert await page.get_by_label("Message").input_value() == "one\ntwo"
     await page.keyboard.press("Tab")
-    await expect(page.get_by_role("button", name="Send")).to_be_focused()
+    await playwright.expect(page.get_by_role("button", name="Send")).to_be_focused()
     await page.keyboard.press("Enter")
-    await expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     color = await page.evaluate("() => { document.documentElement.style.setProperty('--aigw-accent', 'rgb(1, 2, 3)'); return getComputedStyle(document.querySelector('.aigw-user')).backgroundColor }")
     assert color == "rgb(1, 2, 3)"
 
