@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 import aiohttp
 
 from tests.relays import HANG_GUARD_S, LogStream, write_config
+from tests.template import ROOT, Command, Process, Start, forked
 
-ROOT = Path(__file__).parent.parent
 # Below those that Linux gives to outgoing connections, which would take one between its choice and its use.
 FIRST_PORT, PORTS_EACH = 16384, 2048
 _turns = itertools.count(random.randrange(PORTS_EACH))
@@ -42,7 +43,7 @@ def free_port() -> int:
 class Served:
     """`relay serve` in a folder of its own."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     folder: Path
     url: str = ""
     lines: list[str] = field(default_factory=list)
@@ -95,29 +96,32 @@ class Served:
             LogStream.everything.append(text)
 
 
-def _handing_over(sock: socket.socket | None) -> tuple[str, ...]:
-    if sock is None:
-        return ()
-    return ("bash", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{sock.fileno()}', "bash")
+def handing_over(sock: socket.socket) -> Start:
+    """Start a relay with a listening socket, as systemd does it."""
+
+    async def start(command: Command) -> Process:
+        return await asyncio.create_subprocess_exec(
+            "bash", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{sock.fileno()}', "bash", sys.executable, "-m", "relay", *command.arguments,
+            cwd=command.folder, env=command.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(sock.fileno(),),
+        )  # fmt: skip
+
+    return start
 
 
-async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, handed_over: socket.socket | None = None) -> Served:
-    """Start `relay ARGUMENTS` in `folder`; with a listening socket handed over as systemd does it."""
+async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, start: Start = forked) -> Served:
+    """Start `relay ARGUMENTS` in `folder`."""
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
-    process = await asyncio.create_subprocess_exec(
-        *_handing_over(handed_over), sys.executable, "-m", "relay", *arguments, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, pass_fds=(handed_over.fileno(),) if handed_over else (),
-    )  # fmt: skip
+    process = await start(Command(arguments, folder, clean | {"PYTHONPATH": str(ROOT)} | (env or {})))
     served = Served(process, folder)
     served._reader = asyncio.create_task(served._read())
     return served
 
 
-async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str) -> Served:
+async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str, start: Start = forked) -> Served:
     """`relay serve` on a free port, listening."""
     if document is not None:
         write_config(folder, document)
-    served = await run(folder, "serve", "--port", "0", *arguments)
+    served = await run(folder, "serve", "--port", "0", *arguments, start=start)
     served.url = (await served.until(r"on (http://\S+)")).group(1)
     async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S):
         while True:

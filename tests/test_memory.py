@@ -14,6 +14,7 @@ from aiohttp import web
 
 from tests.processes import Served, serve
 from tests.relays import provider
+from tests.template import executed
 
 pytestmark = [pytest.mark.serial, pytest.mark.programs]
 
@@ -60,7 +61,7 @@ async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
     app = web.Application()
     app.add_routes([web.post("/upload", upload), web.get("/flood", flood), web.get("/deaf", deaf), web.get("/flood_socket", flood_socket)])
     server = await aiohttp_server(app)
-    relay = await serve(tmp_path, {"providers": {"up": provider(str(server.make_url("")), websocket={"default_path": "deaf"})}})
+    relay = await serve(tmp_path, {"providers": {"up": provider(str(server.make_url("")), websocket={"default_path": "deaf"})}}, start=executed)
     yield relay
     over.set()
     await relay.stop()

@@ -23,8 +23,10 @@ from relay.core.errors import Draining
 from relay.core.exchange import Exchange
 from relay.server.worker import drain
 from tests.conftest import StartRelay
-from tests.processes import Served, run, serve
+from tests.processes import Served, handing_over, run, serve
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
+from tests.template import Start as StartProcess
+from tests.template import executed, forked
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, head, ok
 from tests.upstream.vendors import echo, vendor
 
@@ -37,10 +39,9 @@ async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Serve
     """`await started({...}, "--flag")` does not wait until it listens; whatever becomes of it, nothing is left."""
     running: list[Served] = []
 
-    async def begin(document: dict[str, Any], *arguments: str, handed_over: socket.socket | None = None) -> Served:
+    async def begin(document: dict[str, Any], *arguments: str, by: StartProcess = forked) -> Served:
         write_config(tmp_path, document)
-        port = () if handed_over else ("--port", "0")
-        running.append(await run(tmp_path, "serve", *port, *arguments, handed_over=handed_over))
+        running.append(await run(tmp_path, "serve", *arguments, start=by))
         return running[-1]
 
     yield begin
@@ -130,7 +131,7 @@ def _connect(port: int) -> int:
     ids=str,
 )
 async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Start, moment: str, numbers: tuple[int, ...]) -> None:
-    relay = await started({"providers": {}}, "--workers", "2")
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2")
     await relay.until(r"on (http://\S+)")
     workers: list[int] = []
     if moment != "its workers are not there":
@@ -146,7 +147,7 @@ async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Sta
 
 
 async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: Start) -> None:
-    relay = await started({"providers": {}}, "--workers", "2")
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
     # Its first statement catches SIGHUP: then the imports begin.
     await _until(lambda: _catches_hang_ups(relay.pid))
     relay.send(signal.SIGINT)
@@ -156,7 +157,7 @@ async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Start, workers: str) -> None:
-    relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--workers", workers)
+    relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--port", "0", "--workers", workers, by=executed)
     await _until(lambda: _catches_hang_ups(relay.pid))
     relay.send(signal.SIGHUP)
     await relay.until(r"on (http://\S+)")
@@ -179,7 +180,7 @@ async def test_a_worker_that_is_hung_up_on_while_it_starts_goes_on(served: Serve
 
 
 async def test_workers_end_when_their_supervisor_is_killed_while_they_start(started: Start) -> None:
-    relay = await started({"providers": {}}, "--workers", "2")
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2")
     workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
     relay.send(signal.SIGKILL)
     await relay.ended()
@@ -255,7 +256,7 @@ async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(st
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen(16)
-        relay = await started({"providers": {"up": provider(raw.url)}}, "--workers", workers, handed_over=held)
+        relay = await started({"providers": {"up": provider(raw.url)}}, "--workers", workers, by=handing_over(held))
         relay.url = f"http://127.0.0.1:{held.getsockname()[1]}"
         if workers != "1":
             await _ready(relay, int(workers))

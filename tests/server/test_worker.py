@@ -20,6 +20,7 @@ from aiohttp import WSMsgType
 from tests.conftest import StartRelay
 from tests.processes import ROOT, Served, run, serve
 from tests.relays import canary, provider
+from tests.template import Start, executed, forked
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, Pause, RawUpstream, chunk, ok
 from tests.upstream.vendors import echo, vendor
 
@@ -34,8 +35,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Serve]:
     """`await served({...}, "--flag")`, ended with the test."""
     running: list[Served] = []
 
-    async def begin(document: dict[str, Any] | None, *arguments: str) -> Served:
-        running.append(await serve(tmp_path, document, *arguments))
+    async def begin(document: dict[str, Any] | None, *arguments: str, by: Start = forked) -> Served:
+        running.append(await serve(tmp_path, document, *arguments, start=by))
         return running[-1]
 
     yield begin
@@ -46,7 +47,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Serve]:
 async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tmp_path: Path) -> None:
     """A folder with nothing in it but the copied example: no key, no network."""
     shutil.copy(ROOT / ".env.example", tmp_path / ".env")
-    relay = await served(None)
+    relay = await served(None, by=executed)
     banner = "\n".join(relay.lines)
     assert "ready           demo" in banner and "openai (OPENAI_API_KEY)" in banner and "OPEN" in banner
     command = banner.partition("Try it:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
@@ -222,6 +223,6 @@ async def test_several_workers_are_refused_where_they_would_break_a_promise(tmp_
 
 
 async def test_no_secret_stands_in_banner_or_arguments(served: Serve, raw: RawUpstream) -> None:
-    relay = await served({"providers": {"up": provider(raw.url)}, "cloudflare": {"api_key": canary("token")}})
+    relay = await served({"providers": {"up": provider(raw.url)}, "cloudflare": {"api_key": canary("token")}}, by=executed)
     assert "CANARY" not in "\n".join(relay.lines)
     assert b"CANARY" not in Path(f"/proc/{relay.pid}/cmdline").read_bytes()
