@@ -72,7 +72,7 @@ def _surface() -> sa.Column[Any]:
 
 
 def _rollups(keys: tuple[str, ...]) -> None:
-    types = {"span_s": sa.Integer(), "at_s": _BIG, "writer": sa.String(36)}
+    types: dict[str, Any] = {"span_s": sa.Integer(), "at_s": _BIG, "writer": sa.String(36)}
     op.create_table(
         "rollups",
         *(sa.Column(key, types.get(key, sa.Text()), primary_key=True) for key in keys),
