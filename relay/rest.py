@@ -16,7 +16,8 @@ from relay.calls.body import Body, body_at_hand, read_body
 from relay.calls.caching import answer_from_cache, plan_cache
 from relay.calls.call import Call, attempt_options
 from relay.calls.observers import capture_request
-from relay.calls.stream import stream
+from relay.calls.send import send_call
+from relay.calls.stream import deliver
 from relay.core.exchange import Exchange
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.paths import query_names
@@ -48,20 +49,14 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         attempt = RestAttempt(call, exchange, gateway, body)
         plan = plan_cache(attempt, options)
         if plan is not None:
-            answer = await answer_from_cache(plan, request, attempt, options)
-            if answer is not None:
-                return answer
-        if limits is not None and limits.counts_tokens:
-            await limits.reserve(exchange, body.text or body.whole)
-        upstream = await gateway.attempts.open(exchange, options, attempt)
-        exchange.first_byte_s = gateway.clock()
-        body.let_go()
-        if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
-            gateway.let_go(exchange, exchange.held_bytes)
+            response = await answer_from_cache(plan, request, attempt, options)
+            if response is not None:
+                return response
+        answer = await send_call(attempt, options)
         try:
-            return await stream(upstream, request, exchange, gateway)
+            return await deliver(answer, request, exchange, gateway)
         finally:
-            upstream.close()
+            answer.close()
     except (Exception, asyncio.CancelledError) as error:
         raise exchange.verdict(error) from None
     finally:

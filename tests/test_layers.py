@@ -87,3 +87,11 @@ def test_only_upstream_opens_outbound_sockets() -> None:
 def test_there_are_no_drawers() -> None:
     names = {module.stem for module in MODULES} | {module.parent.name for module in MODULES}
     assert not names & {"utils", "util", "helpers", "common", "manager", "misc"}
+
+
+@pytest.mark.parametrize("step", ["limits.reserve(", "attempts.open(", "body.let_go()", "plan_transform("])
+def test_a_rest_call_is_sent_by_one_function_whether_clients_share_it_or_not(step: str) -> None:
+    """What rest.py and calls/caching.py have in common is in calls/send.py."""
+    modules = [ROOT / "relay/rest.py", *(ROOT / "relay/calls").glob("*.py")]
+    counts = {module.name: module.read_text().replace(f"def {step}", "").count(step) for module in modules}
+    assert {name: count for name, count in counts.items() if count} == {"send.py": 1}

@@ -11,27 +11,15 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-from aiohttp import ClientResponse, web
+from aiohttp import web
 from multidict import CIMultiDict
 
 from relay import log
 from relay.cache.inflight import Flight, Head, Watcher
 from relay.cache.store import Hit
 from relay.calls.attempt import RestAttempt
-from relay.calls.observers import observe_response
-from relay.calls.response import with_own_headers
-from relay.calls.stream import (
-    Answer,
-    FromUpstream,
-    Source,
-    deliver,
-    drain,
-    error_source,
-    next_chunk,
-    passed_headers,
-    reason,
-)
-from relay.calls.transforms import redact_error
+from relay.calls.send import Answer, Source, next_chunk, send_call
+from relay.calls.stream import deliver, drain
 from relay.core import caching
 from relay.core.caching import CachePlan
 from relay.core.errors import Draining, RelayError
@@ -95,7 +83,7 @@ async def answer_from_cache(
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(plan.key, room)
     watcher = flight.watch(exchange)
-    flown = _launch(flight, plan, attempt, options) if leads else None
+    flown = _launch_flight(flight, plan, attempt, options) if leads else None
     try:
         return await _follow(flight, watcher, request, attempt)
     finally:
@@ -110,10 +98,9 @@ async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.S
     exchange.saved_nano_usd = entry.cost_nano_usd
     exchange.sent_s = exchange.first_byte_s = gateway.clock()
     pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
-    headers = with_own_headers(pairs, _NONE, exchange, gateway)
     first, *more = entry.chunks
     source = _Pieces(more) if more or entry.streamed else None
-    answer = Answer(200, entry.reason, headers, first, source)
+    answer = Answer(200, entry.reason, pairs, _NONE, first, source)
     return await deliver(answer, request, exchange, gateway)
 
 
@@ -126,7 +113,6 @@ class _Pieces:
     waits_for: WaitingFor = "nothing"
 
     def __init__(self, pieces: list[bytes]) -> None:
-        self.raw = _NONE
         self._pieces = iter(pieces)
 
     async def read(self) -> bytes:
@@ -141,7 +127,7 @@ class _Pieces:
         """Nothing is held."""
 
 
-def _launch(
+def _launch_flight(
     flight: Flight, plan: CachePlan, attempt: RestAttempt, options: AttemptOptions
 ) -> Exchange:
     """Begin the call for all who watch. It has an exchange of its own, which the janitor watches;
@@ -152,31 +138,25 @@ def _launch(
     flown.at_end, flown.admission, flown.client_left = (), None, None
     leader.leads, leader.held_bytes = True, 0
     gateway.calls.add(flown)
-    work = _fly(flight, leader, replace(attempt, exchange=flown), options)
+    work = _run_flight(flight, leader, replace(attempt, exchange=flown), options)
     flown.task = task = gateway.inflight.launch(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.
-    task.add_done_callback(lambda _: _land(flight, plan, leader, flown, gateway))
+    task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, flown, gateway))
     return flown
 
 
-async def _fly(
+async def _run_flight(
     flight: Flight, leader: Exchange, attempt: RestAttempt, options: AttemptOptions
 ) -> None:
-    """Make the call. How it ends is told by its exchange."""
-    exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
+    """Make the call for all who watch. Its exchange says how it ended."""
+    exchange = attempt.exchange
     try:
-        limits = gateway.limits
-        if limits is not None and limits.counts_tokens:
-            await limits.reserve(exchange, body.text or body.whole)
-        upstream = await gateway.attempts.open(exchange, options, attempt)
-        exchange.first_byte_s = gateway.clock()
-        body.let_go()
-        if exchange.held_bytes:
-            gateway.let_go(exchange, exchange.held_bytes)
+        answer = await send_call(attempt, options)
         try:
-            await _pass_on(upstream, flight, leader, exchange, gateway)
+            _tell(leader, exchange)
+            await _share(answer, flight, exchange, attempt.gateway)
         finally:
-            upstream.close()
+            answer.close()
         exchange.finish()
     except Exception as error:
         exchange.fail(error)
@@ -192,7 +172,7 @@ def _cut(flight: Flight, flown: Exchange) -> None:
     flown.fail(asyncio.CancelledError() if alone else Draining())
 
 
-def _land(
+def _finish_flight(
     flight: Flight, plan: CachePlan, leader: Exchange, flown: Exchange, gateway: Gateway
 ) -> None:
     """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
@@ -217,44 +197,36 @@ def _land(
         flown.let_go()
 
 
-async def _pass_on(
-    upstream: ClientResponse, flight: Flight, leader: Exchange, exchange: Exchange, gateway: Gateway
-) -> None:
+async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Gateway) -> None:
+    """Pass an answer on to the flight, chunk by chunk."""
     assert exchange.route is not None
-    exchange.status = upstream.status
-    pairs = passed_headers(upstream, exchange)
-    observe = observe_response(upstream, pairs, exchange, gateway)
-    first = exchange.begun
-    if upstream.status >= 400 and not first and not upstream.content.is_eof():
-        first = await next_chunk(upstream.content.readany, exchange, gateway)
-    whole = False
-    if upstream.status >= 400:
-        headers = CIMultiDict([*pairs, ("x-relay-error-source", error_source(exchange, first))])
-        first, whole = redact_error(upstream, exchange, headers, first)
-        pairs = list(headers.items())
-    raw = CIMultiDict(upstream.headers)
-    _tell(leader, exchange)
-    flight.began(Head(upstream.status, reason(upstream, exchange), tuple(pairs), raw))
-    source, drain_s = FromUpstream(upstream, exchange), exchange.route.provider.drain_s
+    exchange.status = answer.status
+    raw = CIMultiDict(answer.raw)
+    flight.began(Head(answer.status, answer.reason or "", tuple(answer.pairs), raw))
+    chunk, source, drain_s = answer.first, answer.source, exchange.route.provider.drain_s
     try:
-        chunk = first if whole else source.begin(first)
-        while chunk or (not whole and (chunk := await next_chunk(source.read, exchange, gateway))):
-            if observe is not None:
-                observe(chunk)
+        while chunk or (
+            source is not None and (chunk := await next_chunk(source.read, exchange, gateway))
+        ):
+            if answer.observe is not None:
+                answer.observe(chunk)
             exchange.response_bytes += len(chunk)
             exchange.wait("nothing", gateway.clock())
             await flight.add(chunk)
             chunk = b""
     except asyncio.CancelledError:
-        if flight.left and exchange.expired is None and drain_s is not None:
+        alone = flight.left and exchange.expired is None
+        if source is not None and drain_s is not None and alone:
             await drain(source, exchange, gateway.clock, drain_s)
         raise
     finally:
-        source.release()
+        if source is not None:
+            source.release()
 
 
 _TOLD = (
-    "attempts", "route", "step", "steps", "sent_s", "meter", "standings", "cloudflare_log_id",
+    "attempts", "route", "step", "steps", "sent_s", "meter", "answer", "answer_headers",
+    "standings", "cloudflare_log_id",
 )  # fmt: skip
 
 
@@ -284,13 +256,12 @@ async def _follow(
             return None
         exchange.cache_status, exchange.cached = "HIT", True
         exchange.sent_s, exchange.first_byte_s = began_s, gateway.clock()
-    headers = with_own_headers(list(head.pairs), head.raw, exchange, gateway)
-    source: Source | None = _Watched(flight, watcher, head.raw)
+    source: Source | None = _Watched(flight, watcher)
     first = b""
     if flight.over.is_set():
         first = await flight.next(watcher)
         source = None if flight.error is None else source
-    answer = Answer(head.status, head.reason, headers, first, source)
+    answer = Answer(head.status, head.reason, list(head.pairs), head.raw, first, source)
     response = await deliver(answer, request, exchange, gateway)
     if not leads:
         exchange.saved_nano_usd = flight.cost_nano_usd
@@ -304,8 +275,8 @@ class _Watched:
 
     waits_for: WaitingFor = "nothing"
 
-    def __init__(self, flight: Flight, watcher: Watcher, raw: Mapping[str, str]) -> None:
-        self._flight, self._watcher, self.raw = flight, watcher, raw
+    def __init__(self, flight: Flight, watcher: Watcher) -> None:
+        self._flight, self._watcher = flight, watcher
 
     async def read(self) -> bytes:
         """See stream.Source."""

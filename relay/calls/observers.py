@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from aiohttp import ClientResponse
 
 from relay.calls.recording import Observer, recording
-from relay.calls.transforms import removes_usage
 from relay.core import paths
 from relay.core.credentials import bare
 from relay.core.exchange import Capture, Exchange
@@ -29,18 +28,13 @@ _SHORTEST_CREDENTIAL = 8
 
 
 def observe_response(
+    meter: Observer | None,
     upstream: ClientResponse,
     pairs: list[tuple[str, str]],
     exchange: Exchange,
     gateway: Gateway,
-    whole: bytes | None = None,
 ) -> Observer | None:
-    """One observer for all that see the chunks of this response; None if nobody does."""
-    meter = observe_usage(upstream, exchange, gateway, whole)
-    if meter is not None and removes_usage(upstream, exchange):
-        if whole is not None:
-            meter(whole)
-        meter = None  # calls/transforms.py shows it the chunks as they came
+    """One observer for all that see the chunks of this response; None if nothing does."""
     if exchange.cache_plan is None and exchange.capture is None:
         return meter
     recorder = recording(upstream, pairs, exchange, gateway) if exchange.cache_plan else None

@@ -10,117 +10,33 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
-from aiohttp import ClientConnectionError, ClientResponse, web
-from multidict import CIMultiDict
+from aiohttp import ClientConnectionError, web
 
-from relay.calls.observers import observe_response
-from relay.calls.recording import Observer
 from relay.calls.response import RelayedResponse, with_own_headers
-from relay.calls.transforms import (
-    bytes_to_await,
-    changing,
-    is_rewritten,
-    redact_error,
-    redacted_pairs,
-    redacted_text,
-    removes_usage,
-    rewritten,
-)
+from relay.calls.send import Answer, Source
 from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError
-from relay.core.exchange import Exchange, WaitingFor
-from relay.core.headers import connection_of, downstream_headers
-from relay.core.injection import without_usage_event
-from relay.core.rewriting import CHANGED_WITH_BODY
+from relay.core.exchange import Exchange
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
 from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
-from relay.upstream.send import end_with_connection
 
 _FLUSH_S = 1.0
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 """What a write to a client that left raises; the second while it waits for room."""
 _DRAINED_BYTES = 64 * 1024
 """After more than this the call is over when the client has room again."""
-_ENVELOPE_PEEK_BYTES = 64 * 1024
-_UNTRUE_WITHOUT_USAGE = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
-
-
-class Source(Protocol):
-    """Where the rest of an answer comes from."""
-
-    raw: Mapping[str, str]
-    """The headers as the provider sent them."""
-    waits_for: WaitingFor
-    """What a read waits for: `nothing` where the provider is read elsewhere, or nowhere."""
-
-    def read(self) -> Awaitable[bytes]:
-        """The next chunk; empty at the end. Raises one of MAPPED, or a RelayError."""
-
-    def rest(self) -> bytes:
-        """What is here already, when reading on has failed."""
-
-    def release(self) -> None:
-        """Nothing more is read."""
-
-
-class Answer(NamedTuple):
-    """An answer on its way down."""
-
-    status: int
-    reason: str | None
-    headers: CIMultiDict[str]
-    first: bytes
-    """What is here of its body."""
-    source: Source | None
-    """None if that is all."""
-    observe: Observer | None = None
-    """Sees every chunk."""
-
-
-async def stream(
-    upstream: ClientResponse, request: web.Request, exchange: Exchange, gateway: Gateway
-) -> web.StreamResponse:
-    """Relay the whole answer. Raises only before its first byte, or if the client left."""
-    read, exchange.begun = bytearray(exchange.begun), b""
-    whole = upstream.content.is_eof()
-    # What is to be rewritten is read first, up to a limit. And of an error the beginning: whose it
-    # is goes into a header, and its body tells.
-    wanted_bytes = bytes_to_await(upstream, exchange)
-    while not whole and (len(read) < wanted_bytes or (upstream.status >= 400 and not read)):
-        read += await next_chunk(upstream.content.readany, exchange, gateway)
-        whole = upstream.content.is_eof()
-    if whole and not read:
-        first = upstream.content.read_nowait()
-    else:
-        first = bytes(read + upstream.content.read_nowait() if whole else read)
-    pairs = passed_headers(upstream, exchange)
-    observe = observe_response(upstream, pairs, exchange, gateway, first if whole else None)
-    headers = with_own_headers(pairs, upstream.headers, exchange, gateway)
-    if whole and removes_usage(upstream, exchange):
-        first = without_usage_event(first)
-    if whole and is_rewritten(upstream, exchange):
-        first = rewritten(first, headers, exchange)
-    if upstream.status >= 400:
-        headers["x-relay-error-source"] = error_source(exchange, first)
-        first, whole = redact_error(upstream, exchange, headers, first)
-    source = None
-    if not whole:
-        source = FromUpstream(upstream, exchange)
-        first = source.begin(first)
-    answer = Answer(upstream.status, reason(upstream, exchange), headers, first, source, observe)
-    return await deliver(answer, request, exchange, gateway)
 
 
 async def deliver(
     answer: Answer, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
     """Send an answer down. Raises only before its first byte, or if the client left."""
-    response = RelayedResponse(answer.status, answer.reason, answer.headers)
+    headers = with_own_headers(answer.pairs, answer.raw, exchange, gateway)
+    response = RelayedResponse(answer.status, answer.reason, headers)
     if gateway.draining:
         response.force_close()
     exchange.status = answer.status
@@ -129,8 +45,7 @@ async def deliver(
         response.headers["x-accel-buffering"] = "no"
         await response.prepare(request)
         exchange.committed = True
-        copy = _Copy(answer.source, response, exchange, gateway.clock, answer.observe)
-        return await copy.run(answer.first)
+        return await _Copy(answer, answer.source, response, exchange, gateway.clock).run()
     exchange.response_bytes = len(answer.first)
     if answer.observe is not None:
         answer.observe(answer.first)
@@ -145,62 +60,22 @@ async def deliver(
     return response
 
 
-async def next_chunk(
-    read: Callable[[], Awaitable[bytes]], exchange: Exchange, gateway: Gateway
-) -> bytes:
-    """The next chunk, while nothing has gone down yet. Raises a RelayError."""
-    exchange.wait("upstream", gateway.clock())
-    try:
-        return await read()
-    except MAPPED as error:
-        assert exchange.route is not None
-        raise mapped(error, exchange.route, WITHIN_ANSWER) from error
-
-
-class FromUpstream:
-    """The rest of an answer from its provider."""
-
-    waits_for: WaitingFor = "upstream"
-
-    def __init__(self, upstream: ClientResponse, exchange: Exchange) -> None:
-        self.raw: Mapping[str, str] = upstream.headers
-        self._content = upstream.content
-        self._changing = change = changing(upstream, exchange)
-        self.read = upstream.content.readany if change is None else change.next
-        self._forget = end_with_connection(upstream)
-
-    def begin(self, begun: bytes) -> bytes:
-        """What goes down of what is read already."""
-        return begun if self._changing is None or not begun else self._changing.begin(begun)
-
-    def rest(self) -> bytes:
-        """See Source."""
-        left: bytes = self._content._read_nowait(-1)
-        return left if self._changing is None else self._changing.rest(left)
-
-    def release(self) -> None:
-        """See Source."""
-        self._forget()
-        if self._changing is not None:
-            self._changing.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Copy:
     """One answer on its way down."""
 
+    answer: Answer
     source: Source
     response: RelayedResponse
     exchange: Exchange
     clock: Callable[[], float]
-    observe: Observer | None
 
-    async def run(self, first: bytes) -> web.StreamResponse:
+    async def run(self) -> web.StreamResponse:
         """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
         read, write, clock = self.source.read, self.response.write, self.clock
-        observe = self.observe
+        observe = self.answer.observe
         exchange, waits_for = self.exchange, self.source.waits_for
-        chunk, tail = first, b""
+        chunk, tail = self.answer.first, b""
         try:
             if not chunk:
                 self.response.send_headers()
@@ -251,7 +126,7 @@ class _Copy:
 
     async def _last_words(self, failure: RelayError, tail: bytes) -> None:
         """Pass on what came before the break, and say between two SSE events what happened."""
-        exchange, given = self.exchange, self.source.raw
+        exchange, given = self.exchange, self.answer.raw
         assert exchange.route is not None
         rest = self.source.rest()
         exchange.response_bytes += len(rest)
@@ -293,37 +168,3 @@ def _cut(response: RelayedResponse) -> None:
     transport.close()
     if transport.get_write_buffer_size():
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
-
-
-def error_source(exchange: Exchange, start: bytes) -> str:
-    """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
-    assert exchange.route is not None
-    if exchange.route.target.via == "cloudflare":
-        head = start[:_ENVELOPE_PEEK_BYTES].replace(b" ", b"")
-        if b'"AiGatewayError"' in head or b'"success":false' in head:
-            return "cloudflare"
-    return "provider"
-
-
-def reason(upstream: ClientResponse, exchange: Exchange) -> str:
-    """The reason phrase that goes down: an error's may quote a key too."""
-    given = upstream.reason or ""
-    return redacted_text(given, exchange.keys) if upstream.status >= 400 else given
-
-
-def passed_headers(upstream: ClientResponse, exchange: Exchange) -> list[tuple[str, str]]:
-    """The headers of an answer that go down with it."""
-    given = upstream.headers
-    if exchange.route is not None and exchange.route.target.via == "cloudflare":
-        exchange.cloudflare_log_id = given.get("cf-aig-log-id")
-    pairs = downstream_headers(given.items(), connection_of(given))
-    if exchange.rewriter is not None:
-        pairs = exchange.rewriter.pairs(pairs)
-    credential = exchange.keys.provider
-    if upstream.status >= 300 or (credential is not None and credential.place == "query"):
-        pairs = redacted_pairs(pairs, exchange.keys)
-    if removes_usage(upstream, exchange):
-        return [pair for pair in pairs if pair[0].lower() not in _UNTRUE_WITHOUT_USAGE]
-    if "Transfer-Encoding" in given and "Content-Length" in given:
-        return [pair for pair in pairs if pair[0].lower() != "content-length"]
-    return pairs

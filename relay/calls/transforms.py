@@ -9,6 +9,7 @@ core/injection.py and core/redaction.py. Any other answer passes none of this.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import ClientResponse
@@ -16,7 +17,7 @@ from multidict import CIMultiDict
 
 from relay.calls.call import Call
 from relay.core.exchange import Exchange
-from relay.core.injection import UsageEventRemover
+from relay.core.injection import UsageEventRemover, without_usage_event
 from relay.core.meters.unpack import coding_of
 from relay.core.provider import Keys, Route
 from relay.core.redaction import Redactor, redactor_of
@@ -25,6 +26,7 @@ from relay.gateway import Gateway
 
 _SSE = "text/event-stream"
 _TEXTS = ("application/json", _SSE)
+_UNTRUE_OF_CHANGED = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
 REWRITE_BYTES = 1024 * 1024
 """A JSON answer, or an SSE event, larger than this passes as it is."""
 
@@ -44,44 +46,89 @@ def rewriter(call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
     return Rewriter(route.provider.homes, root, rewrites.headers, fields)
 
 
-def is_rewritten(upstream: ClientResponse, exchange: Exchange) -> bool:
-    """True for an answer whose listed fields hold URLs that must be the relay's."""
-    rewriter = exchange.rewriter
-    if rewriter is None or rewriter.fields is None or "Content-Encoding" in upstream.headers:
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """What changes one response on its way down. Made by `plan_transform`."""
+
+    rewriter: Rewriter | None
+    """Makes the URLs in the body's fields the relay's."""
+    redactor: Redactor | None
+    """Takes keys out of an error."""
+    removes_usage: bool
+    """The event with the usage, for which its client did not ask, is removed."""
+    is_events: bool
+    is_coded: bool
+
+    @property
+    def bytes_first(self) -> int:
+        """How much is read before the head goes down: all JSON that is rewritten, if it is not too
+        large.
+        """
+        return 0 if self.rewriter is None or self.is_events else REWRITE_BYTES + 1
+
+    @property
+    def leaves_out_stream(self) -> bool:
+        """True for an error that may quote a key, is compressed, and is not here as a whole."""
+        return self.redactor is not None and self.is_coded
+
+    def true_headers(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Without those that events which are changed as they come make untrue."""
+        if self.removes_usage or (self.rewriter is not None and self.is_events):
+            return [pair for pair in pairs if pair[0].lower() not in _UNTRUE_OF_CHANGED]
+        return pairs
+
+    def change_whole(self, body: bytes, headers: CIMultiDict[str]) -> bytes:
+        """A whole body as it goes down; `headers` are made true to it."""
+        if self.removes_usage:
+            body = without_usage_event(body)
+        if self.rewriter is not None and len(body) <= REWRITE_BYTES:
+            ours = self.rewriter.body(body)
+            if ours != body:
+                body = ours
+                _changed(headers, body)
+        return body if self.redactor is None else _redact_whole(body, headers, self.redactor)
+
+    def stream(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> Changing | None:
+        """What changes a stream; None where its chunks pass as they come."""
+        made: Changing | None = None
+        if self.removes_usage:
+            made = _UsageRemoved(read, exchange)
+        elif self.redactor is not None:
+            made = _Redacted(read, self.redactor)
+        if self.rewriter is None or not self.is_events:
+            return made
+        return _Rewritten(read, made, self.rewriter.body)
+
+
+def plan_transform(upstream: ClientResponse, exchange: Exchange) -> Transform | None:
+    """Work out what is changed in a response; None where its body passes as it came, as that of
+    most does.
+    """
+    rewriter, redactor, status = exchange.rewriter, None, upstream.status
+    if status >= 400:
+        redactor = redactor_of(exchange.keys)
+    elif rewriter is None and not exchange.asks_usage:
+        return None
+    if rewriter is not None and not _is_rewritten(upstream, rewriter):
+        rewriter = None
+    is_coded = coding_of(upstream.headers.get("Content-Encoding")) != ""
+    removes_usage = exchange.asks_usage and not is_coded and is_stream(upstream)
+    if rewriter is None and redactor is None and not removes_usage:
+        return None
+    is_events = upstream.content_type == _SSE
+    return Transform(rewriter, redactor, removes_usage, is_events, is_coded)
+
+
+def _is_rewritten(upstream: ClientResponse, rewriter: Rewriter) -> bool:
+    """True for a response whose listed fields hold URLs that must be the relay's."""
+    if rewriter.fields is None or "Content-Encoding" in upstream.headers:
         return False
     return upstream.content_type in _TEXTS and upstream.status != 206
-
-
-def rewritten(body: bytes, headers: CIMultiDict[str], exchange: Exchange) -> bytes:
-    """The body with the relay's URLs; `headers` are made true to it."""
-    assert exchange.rewriter is not None
-    if len(body) > REWRITE_BYTES:
-        return body
-    ours = exchange.rewriter.body(body)
-    if ours != body:
-        _changed(headers, ours)
-    return ours
-
-
-def bytes_to_await(upstream: ClientResponse, exchange: Exchange) -> int:
-    """How much of an answer is read before its head goes down: all JSON that is rewritten, if it
-    is not too large.
-    """
-    if exchange.rewriter is None or upstream.content_type == _SSE:
-        return 0
-    return REWRITE_BYTES + 1 if is_rewritten(upstream, exchange) else 0
 
 
 def is_stream(upstream: ClientResponse) -> bool:
     """True of server-sent events that are no error."""
     return upstream.status < 300 and upstream.content_type == _SSE
-
-
-def removes_usage(upstream: ClientResponse, exchange: Exchange) -> bool:
-    """True for a stream whose usage was asked for on its client's behalf."""
-    if not exchange.asks_usage or not is_stream(upstream):
-        return False
-    return not _is_coded(upstream)
 
 
 def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:
@@ -101,7 +148,11 @@ def redacted_text(text: str, keys: Keys) -> str:
 def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
     """An error's whole body without the relay's credentials; `headers` are made true to it."""
     redactor = redactor_of(keys)
-    if redactor is None or not body:
+    return body if redactor is None else _redact_whole(body, headers, redactor)
+
+
+def _redact_whole(body: bytes, headers: CIMultiDict[str], redactor: Redactor) -> bytes:
+    if not body:
         return body
     ours, coded = redactor.redact_coded(body, headers.get("Content-Encoding", ""))
     if ours != body:
@@ -111,27 +162,11 @@ def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
     return ours
 
 
-def redact_error(
-    upstream: ClientResponse, exchange: Exchange, headers: CIMultiDict[str], first: bytes
-) -> tuple[bytes, bool]:
-    """What of an error's body goes down with its head, and whether that is all. A longer one is
-    redacted as it comes; one that is compressed cannot be, and is left out.
-    """
-    whole = upstream.content.is_eof()
-    if whole:
-        first = redact_whole(first, headers, exchange.keys)
-        if exchange.capture is not None and "Content-Encoding" not in headers:
-            exchange.capture.response_coding = ""
-        return first, True
-    if redactor_of(exchange.keys) is not None and _is_coded(upstream):
-        headers.popall("Content-Encoding", None)
-        _changed(headers, b"")
-        return b"", True
-    return first, False
-
-
-def _is_coded(upstream: ClientResponse) -> bool:
-    return coding_of(upstream.headers.get("Content-Encoding")) != ""
+def leave_out(headers: CIMultiDict[str]) -> bytes:
+    """An empty body; `headers` are made true to it."""
+    headers.popall("Content-Encoding", None)
+    _changed(headers, b"")
+    return b""
 
 
 def _changed(headers: CIMultiDict[str], body: bytes) -> None:
@@ -154,19 +189,6 @@ class Changing(Protocol):
 
     def close(self) -> None:
         """Nothing more is read."""
-
-
-def changing(upstream: ClientResponse, exchange: Exchange) -> Changing | None:
-    """What changes a stream; None where its chunks pass as they come."""
-    read, rewriter = upstream.content.readany, exchange.rewriter
-    made: Changing | None = None
-    if removes_usage(upstream, exchange):
-        made = _UsageRemoved(read, exchange)
-    elif upstream.status >= 400 and (redactor := redactor_of(exchange.keys)) is not None:
-        made = _Redacted(read, redactor)
-    if rewriter is None or upstream.content_type != _SSE or not is_rewritten(upstream, exchange):
-        return made
-    return _Rewritten(read, made, rewriter.body)
 
 
 class _UsageRemoved:

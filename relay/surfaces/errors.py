@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.calls.response import RelayedResponse, with_own_headers
-from relay.calls.stream import error_source
+from relay.calls.send import error_source
 from relay.core import limits, shapes
 from relay.core.errors import (
     BadFraming,

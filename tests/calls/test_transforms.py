@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from relay.calls import send
+from relay.calls.transforms import plan_transform
 from relay.core.rewriting import Home, Rewriter, endpoint_of, field_pattern, whole_events
 from relay.gate.proxies import Proxies
 from tests.conftest import StartRelay
@@ -125,6 +128,43 @@ async def test_a_queue_answer_leads_back_to_the_relay(fal: tuple[Relay, Any]) ->
     assert headers["Content-Length"] == str(len(body)) and "ETag" not in headers and "Digest" not in headers
     polled, _, _ = await relay.call("GET", answer["status_url"])
     assert polled == 200
+
+
+async def test_a_stream_of_known_length_arrives_whole_although_its_urls_are_longer(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
+    event = b'data: {"status_url":"%s/r1/status"}\n\n' % raw.url.encode()
+    gate = asyncio.Event()
+    raw.plays(head("Content-Type: text/event-stream", f"Content-Length: {2 * len(event)}", 'ETag: "1"'), event, gate, event)
+    async with relay.client.get(relay.path("fal", "queue/x")) as streamed:
+        assert "Content-Length" not in streamed.headers and "ETag" not in streamed.headers
+        gate.set()
+        ours = b'data: {"status_url":"%s/r1/status"}\n\n' % relay.path("fal", "queue").encode()
+        assert await streamed.read() == 2 * ours
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "script",
+    [
+        [ok(b'{"status_url":"x"}', "Content-Type: application/json")],
+        [SSE_HEAD, chunk(b"data: 1\n\n"), LAST_CHUNK],
+        [ok(b"no", status="500 No")],
+        [ok(b"fine")],
+    ],
+    ids=["JSON", "stream", "error", "plain"],
+)
+async def test_what_changes_a_response_is_worked_out_once(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, script: list[Any], shared: bool) -> None:
+    planned: list[Any] = []
+
+    def counted(upstream: Any, exchange: Any) -> Any:
+        planned.append(exchange)
+        return plan_transform(upstream, exchange)
+
+    monkeypatch.setattr(send, "plan_transform", counted)
+    relay = await start({"cache": {"coalesce": shared}, "providers": fal_entry(raw.url, raw.url)})
+    raw.plays(*script)
+    await relay.call("POST", relay.path("fal", "chat/completions"), data=b"{}")
+    assert len(planned) == 1
 
 
 async def test_the_provider_is_asked_for_plain_text_where_it_is_rewritten(fal: tuple[Relay, Any]) -> None:

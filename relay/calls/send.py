@@ -1,0 +1,212 @@
+"""Send a call, and bring its response as far as its head: what the REST path and a call that
+clients share do alike.
+
+Owns the order of it (count the tokens, make the attempts, stamp the first byte, let the body go,
+look at the head), and what of a response is read before its head goes downstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from aiohttp import ClientResponse
+from multidict import CIMultiDict
+
+from relay.calls.attempt import RestAttempt
+from relay.calls.observers import observe_response, observe_usage
+from relay.calls.recording import Observer
+from relay.calls.transforms import (
+    Transform,
+    leave_out,
+    plan_transform,
+    redacted_pairs,
+    redacted_text,
+)
+from relay.core.exchange import Exchange, WaitingFor
+from relay.core.headers import connection_of, downstream_headers
+from relay.gateway import Gateway
+from relay.upstream.attempts import AttemptOptions
+from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
+from relay.upstream.send import end_with_connection
+
+_ENVELOPE_PEEK_BYTES = 64 * 1024
+
+
+class Source(Protocol):
+    """Where the rest of a response comes from."""
+
+    waits_for: WaitingFor
+    """What a read of it waits for."""
+
+    def read(self) -> Awaitable[bytes]:
+        """The next chunk; empty at the end. Raises one of MAPPED, or a RelayError."""
+
+    def rest(self) -> bytes:
+        """What is here already, when reading on has failed."""
+
+    def release(self) -> None:
+        """Nothing more is read."""
+
+
+class Answer(NamedTuple):
+    """A response of which nothing has gone downstream yet."""
+
+    status: int
+    reason: str | None
+    pairs: list[tuple[str, str]]
+    """Its headers, as they go downstream."""
+    raw: Mapping[str, str]
+    """Its headers, as the provider sent them."""
+    first: bytes
+    """What is here of its body."""
+    source: Source | None
+    """None if that is all."""
+    observe: Observer | None = None
+    """Sees every chunk."""
+    close: Callable[[], None] = lambda: None
+    """Called when the call is over, however it ends."""
+
+
+async def send_call(attempt: RestAttempt, options: AttemptOptions) -> Answer:
+    """Send a call. Raises the RelayError that ended the last attempt, or that refuses the call."""
+    exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
+    limits = gateway.limits
+    if limits is not None and limits.counts_tokens:
+        await limits.reserve(exchange, body.text or body.whole)
+    upstream = await gateway.attempts.open(exchange, options, attempt)
+    exchange.first_byte_s = gateway.clock()
+    body.let_go()
+    if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
+        gateway.let_go(exchange, exchange.held_bytes)
+    try:
+        return await _begin(upstream, exchange, gateway)
+    except BaseException:
+        upstream.close()
+        raise
+
+
+async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> Answer:
+    """The answer that a response is. Of most responses only what is here already is read."""
+    transform = plan_transform(upstream, exchange)
+    first, whole = await _read_first(upstream, transform, exchange, gateway)
+    pairs = _passed_headers(upstream, transform, exchange)
+    meter = observe_usage(upstream, exchange, gateway, first if whole else None)
+    if meter is not None and transform is not None and transform.removes_usage:
+        # The meter is shown the response as it came: by the transform, if it is a stream.
+        if whole:
+            meter(first)
+        meter = None
+    observe = observe_response(meter, upstream, pairs, exchange, gateway)
+    if upstream.status >= 400:
+        pairs.append(("x-relay-error-source", error_source(exchange, first)))
+    if transform is not None and (whole or transform.leaves_out_stream):
+        headers = CIMultiDict(pairs)
+        first = transform.change_whole(first, headers) if whole else leave_out(headers)
+        if exchange.capture is not None and "Content-Encoding" not in headers:
+            exchange.capture.response_coding = ""
+        whole, pairs = True, list(headers.items())
+    source = None
+    if not whole:
+        source = _FromUpstream(upstream, transform, exchange)
+        first = source.begin(first)
+    reason = upstream.reason or ""
+    if upstream.status >= 400:
+        reason = redacted_text(reason, exchange.keys)  # it may quote a key, too
+    return Answer(
+        upstream.status, reason, pairs, upstream.headers, first, source, observe, upstream.close
+    )
+
+
+async def _read_first(
+    upstream: ClientResponse, transform: Transform | None, exchange: Exchange, gateway: Gateway
+) -> tuple[bytes, bool]:
+    """The part of a body that is read before its head goes down, and whether it is all."""
+    begun, exchange.begun = exchange.begun, b""
+    content = upstream.content
+    whole = content.is_eof()
+    # Of an error the beginning: a header says whose it is, and its body tells.
+    wanted_bytes = transform.bytes_first if transform is not None else 0
+    wanted_bytes = max(wanted_bytes, 1 if upstream.status >= 400 else 0)
+    if not whole and len(begun) < wanted_bytes:
+        read = bytearray(begun)
+        while not whole and len(read) < wanted_bytes:
+            read += await next_chunk(content.readany, exchange, gateway)
+            whole = content.is_eof()
+        begun = bytes(read)
+    if not whole:
+        return begun, False
+    left: bytes = content.read_nowait()
+    return begun + left if begun else left, True
+
+
+async def next_chunk(
+    read: Callable[[], Awaitable[bytes]], exchange: Exchange, gateway: Gateway
+) -> bytes:
+    """The next chunk, while nothing has gone down yet. Raises a RelayError."""
+    exchange.wait("upstream", gateway.clock())
+    try:
+        return await read()
+    except MAPPED as error:
+        assert exchange.route is not None
+        raise mapped(error, exchange.route, WITHIN_ANSWER) from error
+
+
+class _FromUpstream:
+    """The rest of a response from its provider."""
+
+    waits_for: WaitingFor = "upstream"
+
+    def __init__(
+        self, upstream: ClientResponse, transform: Transform | None, exchange: Exchange
+    ) -> None:
+        self._content = upstream.content
+        change = None if transform is None else transform.stream(upstream.content.readany, exchange)
+        self._change = change
+        self.read = upstream.content.readany if change is None else change.next
+        self._forget = end_with_connection(upstream)
+
+    def begin(self, begun: bytes) -> bytes:
+        """What goes down of what is read already."""
+        return begun if self._change is None or not begun else self._change.begin(begun)
+
+    def rest(self) -> bytes:
+        """See Source."""
+        left: bytes = self._content._read_nowait(-1)
+        return left if self._change is None else self._change.rest(left)
+
+    def release(self) -> None:
+        """See Source."""
+        self._forget()
+        if self._change is not None:
+            self._change.close()
+
+
+def error_source(exchange: Exchange, start: bytes) -> str:
+    """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
+    assert exchange.route is not None
+    if exchange.route.target.via == "cloudflare":
+        head = start[:_ENVELOPE_PEEK_BYTES].replace(b" ", b"")
+        if b'"AiGatewayError"' in head or b'"success":false' in head:
+            return "cloudflare"
+    return "provider"
+
+
+def _passed_headers(
+    upstream: ClientResponse, transform: Transform | None, exchange: Exchange
+) -> list[tuple[str, str]]:
+    """The headers of a response that go down with it."""
+    given = upstream.headers
+    if exchange.route is not None and exchange.route.target.via == "cloudflare":
+        exchange.cloudflare_log_id = given.get("cf-aig-log-id")
+    pairs = downstream_headers(given.items(), connection_of(given))
+    if exchange.rewriter is not None:
+        pairs = exchange.rewriter.pairs(pairs)
+    credential = exchange.keys.provider
+    if upstream.status >= 300 or (credential is not None and credential.place == "query"):
+        pairs = redacted_pairs(pairs, exchange.keys)
+    if transform is not None:
+        pairs = transform.true_headers(pairs)
+    if "Transfer-Encoding" in given and "Content-Length" in given:
+        return [pair for pair in pairs if pair[0].lower() != "content-length"]
+    return pairs
