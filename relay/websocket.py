@@ -93,9 +93,7 @@ async def _run(session: Session, query: str, gateway: Gateway) -> None:
         await goodbye  # the client's end of the connection cancels the handler: both are told still
 
 
-def _start(
-    pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway
-) -> None:
+def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway) -> None:
     client, provider, clock = session.downstream, session.upstream, gateway.clock
     route = session.exchange.route
     assert route is not None

@@ -80,5 +80,3 @@ def _name_model(exchange: Exchange, meter: SocketMeter) -> None:
     """Where its URL names none, a session is of the model that its messages name first."""
     if exchange.model is None:
         exchange.model = meter.asked or meter.model
-
-

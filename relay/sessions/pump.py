@@ -6,14 +6,25 @@ the other side's socket: no queue, no task, no parsing in between.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import WebSocketError, WSMsgType
 
 from relay.core.errors import InternalError
 from relay.sessions.observers import Observer
-from relay.sessions.session import GONE, NAMES, Clock, Ending, Leg, Session, code_allowed
+from relay.sessions.session import (
+    GONE,
+    NAMES,
+    Admit,
+    Clock,
+    Ending,
+    Leg,
+    Session,
+    code_allowed,
+)
 
+Read = Callable[[], Awaitable[Any]]
 _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
 
 
@@ -21,10 +32,14 @@ async def pump(
     source: Leg, sink: Leg, session: Session, clock: Clock, look: Observer | None
 ) -> None:
     """Relay from `source` to `sink` until either ends, and end the session with what was seen.
-    `look` sees every message. Raises what nobody expects: that ends the session too, see `broken`.
+    `look` sees every message that was sent on. Raises what nobody expects: that ends the session
+    too, see `broken`.
     """
+    read = source.read if source.admit is None else _admitted(source, source.admit, clock)
     try:
-        ending = await _copy(source, sink, clock, look)
+        ending = await _copy(read, source, sink, clock, look)
+    except _NotAdmitted as refusal:
+        ending = refusal.ending
     except WebSocketError as error:
         ending = _failed(source, error.code, _protocol_reason(error.code, source))
     except GONE as error:
@@ -34,8 +49,36 @@ async def pump(
     session.end(ending)
 
 
-async def _copy(source: Leg, sink: Leg, clock: Clock, look: Observer | None) -> Ending:
-    read, send = source.read, sink.socket.send_frame
+class _NotAdmitted(Exception):
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+
+
+def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
+    """Reads of `source` that return only messages that may be sent on. A refused one counts as
+    received: its sender is answered, or the session ends.
+    """
+
+    async def read() -> Any:
+        while True:
+            message = await source.read()
+            if message.type is not _TEXT and message.type is not _BINARY:
+                return message
+            refusal = admit(message.data)
+            if refusal is None:
+                return message
+            source.heard_s = source.message_s = clock()
+            source.messages += 1
+            source.bytes += len(message.data)
+            if isinstance(refusal, Ending):
+                raise _NotAdmitted(refusal)
+            await source.socket.send_frame(refusal, _TEXT)
+
+    return read
+
+
+async def _copy(read: Read, source: Leg, sink: Leg, clock: Clock, look: Observer | None) -> Ending:
+    send = sink.socket.send_frame
     while True:
         message = await read()
         kind = message.type

@@ -49,6 +49,11 @@ class Ending:
     """The leg that broke the protocol: its connection is failed (RFC 6455 7.1.7), not closed."""
 
 
+Admit = Callable[[bytes], bytes | Ending | None]
+"""Judges a message before it is sent on: None lets it pass, bytes are the error event that answers
+it in its place, an Ending ends the session."""
+
+
 @dataclass(slots=True, eq=False)
 class Leg:
     """One side. Stamps are of the gateway's clock; `sending_since_s` is 0 while nothing is sent."""
@@ -67,6 +72,8 @@ class Leg:
     judged_messages: int = 0
     judged_bytes: int = 0
     """When its rate was last judged, and what it had sent by then."""
+    admit: Admit | None = None
+    """Sees each message of this side before the other side gets it; None: all pass, unseen."""
 
     async def farewell(self, ending: Ending, timeout_s: float) -> None:
         """Send a close frame, give its answer `timeout_s`, then let go of the connection.
