@@ -32,6 +32,7 @@ from relay.surfaces import admin, health, native, usage
 from relay.surfaces import logs as records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
+from relay.surfaces.prefixes import CALL_PREFIXES
 
 RUNNER_OPTIONS: dict[str, Any] = {
     "handler_cancellation": True,
@@ -80,6 +81,7 @@ def standalone(config: Config, sources: Sources) -> web.Application:
 def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     app = web.Application(middlewares=[middleware])
     app[GATEWAY] = gateway
+    app[CALL_PREFIXES] = []
     app[CORS] = Cors(app, gateway)
     reloading = asyncio.Lock()
 

@@ -9,6 +9,7 @@ to the request path (docs/decisions/0011).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp.web_protocol import RequestHandler
@@ -21,10 +22,10 @@ from relay.gateway import Gateway
 class LoadShedder:
     """Refuses REST calls beyond `calls_at_once` of all callers together."""
 
-    __slots__ = ("_answers", "_gateway", "_prefix")
+    __slots__ = ("_answers", "_gateway", "_prefixes")
 
-    def __init__(self, gateway: Gateway, prefix: str) -> None:
-        self._gateway, self._prefix = gateway, prefix
+    def __init__(self, gateway: Gateway, prefixes: Iterable[str]) -> None:
+        self._gateway, self._prefixes = gateway, tuple(prefixes)
         self._answers: dict[str, tuple[bytes, bytes]] = {}
 
     @property
@@ -41,7 +42,7 @@ class LoadShedder:
         """
         gateway, path = self._gateway, message.path
         limits, arriving = gateway.limits, gateway.arriving
-        if limits is None or limits.most is None or not path.startswith(self._prefix):
+        if limits is None or limits.most is None or not path.startswith(self._prefixes):
             return None
         headers = message.headers
         if message.upgrade or "Origin" in headers:
@@ -51,7 +52,8 @@ class LoadShedder:
             return None
         if message.should_close or "Expect" in headers or not payload.is_eof():
             return None
-        name = path[len(self._prefix) :].partition("/")[0]
+        prefix = next(filter(path.startswith, self._prefixes))
+        name = path[len(prefix) :].partition("/")[0]
         provider = gateway.registry.providers.get(name)
         if provider is None:
             return None

@@ -19,6 +19,7 @@ from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
 from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
+from relay.surfaces.prefixes import CALL_PREFIXES, CallPrefix
 from relay.websocket import relay_websocket
 
 
@@ -27,11 +28,7 @@ def add_routes(app: web.Application, prefix: str) -> None:
     calls = _ProviderCalls(f"{prefix}/providers", app)
     app.router.register_resource(calls)
     app.router.register_resource(_ProviderSockets(f"{prefix}/ws", app))
-    app[STRAIGHT] = (calls.get_info()["prefix"] + "/", calls.route)
-
-
-STRAIGHT = web.AppKey("straight", tuple[str, ResourceRoute])
-"""The prefix of calls and where they go, for a server that asks no routing table."""
+    app[CALL_PREFIXES].append(CallPrefix(calls.get_info()["prefix"] + "/", calls.route))
 
 
 async def _not_yet(request: web.Request) -> None:

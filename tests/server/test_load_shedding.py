@@ -7,7 +7,9 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from relay.surfaces import native
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, provider
 from tests.upstream.raw import RawUpstream, gated_events, ok
@@ -214,3 +216,31 @@ async def test_half_a_head_never_lets_what_follows_be_answered_for_it(full: Any,
     assert (await connection.answer())[::2] == (200, b"fine")
     assert len(raw.arrived) == 2
 
+
+
+async def test_the_calls_of_every_surface_are_shed_and_take_the_fast_path(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_routes = native.add_routes
+
+    def add_twice(app: web.Application, prefix: str) -> None:
+        add_routes(app, prefix)
+        add_routes(app, "/elsewhere")
+
+    async def resolve(*_: object) -> None:
+        raise AssertionError("the routing table was asked")
+
+    monkeypatch.setattr(native, "add_routes", add_twice)
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+    monkeypatch.setattr(relay.app.router, "resolve", resolve)
+    elsewhere = f"{relay.url}/elsewhere/providers/openai/x"
+    running = asyncio.create_task(relay.call("GET", elsewhere))
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not raw.arrived:
+            await asyncio.sleep(0.01)
+    for url in (elsewhere, relay.path("openai", "x")):
+        status, headers, _ = await relay.call("GET", url)
+        assert (status, headers["x-relay-error"]) == (503, "overloaded")
+    gates[0].set()
+    assert (await running)[0] == 200
+    assert relay.gateway.refused_at_the_door == 2
