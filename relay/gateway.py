@@ -83,9 +83,9 @@ class Gateway:
         self.draining = False
         self.arriving: set[object] = set()
         """Connections whose request was let in at the door and is not handled yet."""
-        self.refused_at_the_door = 0
-        """Calls that got a 503 before they became an Exchange; the janitor logs how many."""
-        self.refused_told = 0
+        self.requests_shed = 0
+        """Requests that load shedding refused; relay/periodic.py logs how many."""
+        self.shed_logged = 0
         self.mounted = False
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
@@ -136,7 +136,7 @@ class Gateway:
     def gauges(self) -> dict[str, float]:
         """How much there is now of what comes and goes (ledger/metrics.py)."""
         return {
-            "relay_running": len(self.calls) + len(self.in_session),
+            "relay_requests_in_flight": len(self.calls) + len(self.in_session),
             "relay_sessions": len(self.sessions),
             "relay_ledger_rows_waiting": self.ledger.waiting,
             "relay_request_bodies_held_bytes": self.held_bytes,
@@ -152,8 +152,8 @@ class Gateway:
             "relay_meter_failures_total": lost.meters,
             "relay_usage_fields_ignored_total": lost.usage_fields,
             "relay_log_lines_lost_total": log.losses.lines,
-            "relay_settling_dropped_total": self.later.dropped,
-            "relay_refused_at_the_door_total": self.refused_at_the_door,
+            "relay_background_dropped_total": self.later.dropped,
+            "relay_requests_shed_total": self.requests_shed,
             "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
             "relay_redis_foreign_values_total": (
                 self.shared.foreign_values if self.shared is not None else 0

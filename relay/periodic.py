@@ -140,9 +140,9 @@ def _tell(gateway: Gateway) -> None:
     gateway.windows.forget()
     if gateway.metrics is not None:
         gateway.metrics.tell(gateway.gauges(), gateway.losses())
-    if refused := gateway.refused_at_the_door - gateway.refused_told:
-        gateway.refused_told += refused
-        log.warn("overload.refused", calls=refused)
+    if shed := gateway.requests_shed - gateway.shed_logged:
+        gateway.shed_logged += shed
+        log.warn("requests.shed", requests=shed)
 
 
 def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -77,7 +78,18 @@ async def test_an_idle_session_is_looked_at_only_when_something_may_be_due(socke
 async def test_an_open_session_is_none_of_the_calls_that_are_looked_at_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _, _ = await sockets(2)
     assert not relay.gateway.calls and len(relay.gateway.running) == 2
-    assert relay.gateway.gauges()["relay_running"] == 2
+    assert relay.gateway.gauges()["relay_requests_in_flight"] == 2
+
+
+async def test_readiness_names_what_is_in_flight_shed_and_dropped_as_the_metrics_do(sockets: Any) -> None:
+    relay, _, _ = await sockets(2)
+    relay.gateway.requests_shed, relay.gateway.later.dropped = 3, 4
+    _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
+    _, _, metrics = await relay.call("GET", f"{relay.url}/metrics")
+    told = json.loads(ready)
+    assert (told["in_flight"], told["requests_shed"], told["background_dropped"]) == (2, 3, 4)
+    for line in (b"relay_requests_in_flight 2.0", b"relay_requests_shed_total 3.0", b"relay_background_dropped_total 4.0"):
+        assert line in metrics.splitlines(), line
 
 
 @pytest.mark.parametrize(("limit", "code"), [("idle_timeout_s", 4408), ("max_session_s", 4409)])

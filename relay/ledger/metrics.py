@@ -36,25 +36,40 @@ _BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
 """Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
 _MODEL = ("provider", "model")
 COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "relay_requests_total": ("Calls and sessions that ended.", _CALL),
-    "relay_errors_total": ("Of those, what went wrong.", _MODEL),
-    "relay_tokens_total": ("Tokens; input and output hold the other kinds.", (*_MODEL, "kind")),
-    "relay_units_total": ("What is no token: characters, seconds, …", (*_MODEL, "unit")),
-    "relay_cost_usd_total": ("US dollars.", _MODEL),
-    "relay_saved_usd_total": ("US dollars that answers from the cache had cost.", _MODEL),
-    "relay_unpriced_total": ("Calls that used something that has no price.", _MODEL),
-    "relay_cache_hits_total": ("Answers from the cache.", ("provider",)),
-    "relay_voice_interruptions_total": ("Answers that were cut.", ("provider",)),
+    "relay_requests_total": ("Finished requests and sessions.", _CALL),
+    "relay_errors_total": ("Failed requests and sessions.", _MODEL),
+    "relay_tokens_total": (
+        "Tokens by kind; input and output include the other kinds.",
+        (*_MODEL, "kind"),
+    ),
+    "relay_units_total": (
+        "Usage that is not counted in tokens, by unit: characters, seconds, …",
+        (*_MODEL, "unit"),
+    ),
+    "relay_cost_usd_total": ("Cost in US dollars.", _MODEL),
+    "relay_saved_usd_total": ("Cost in US dollars that cache hits avoided.", _MODEL),
+    "relay_unpriced_total": ("Requests with usage that has no known price.", _MODEL),
+    "relay_cache_hits_total": ("Responses served from the cache.", ("provider",)),
+    "relay_voice_interruptions_total": (
+        "Spoken responses that the user interrupted.",
+        ("provider",),
+    ),
 }
 HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "relay_request_duration_seconds": ("REST calls, to their end.", ("provider", "transport")),
-    "relay_first_byte_seconds": ("Until the answer, or the handshake.", ("provider", "transport")),
+    "relay_request_duration_seconds": (
+        "Duration of REST requests until their end.",
+        ("provider", "transport"),
+    ),
+    "relay_first_byte_seconds": (
+        "Time until the first byte of the response, or the handshake.",
+        ("provider", "transport"),
+    ),
     "relay_overhead_seconds": (
-        "The relay's own time, until the head of the response went down.",
+        "Time spent in the relay itself until the response head was sent.",
         ("provider", "transport"),
     ),
     "relay_voice_turn_seconds": (
-        "From the end of speech to the first sound or word.",
+        "Time from the end of speech to the first sound or word of the reply.",
         ("provider", "first"),
     ),
 }
@@ -70,24 +85,28 @@ _TOKENS = {
     "input_image_tokens": "input_image", "output_image_tokens": "output_image",
 }  # fmt: skip
 GAUGES = {
-    "relay_running": "REST calls and sessions that run.",
-    "relay_sessions": "WebSocket sessions that are open.",
-    "relay_ledger_rows_waiting": "Rows that are not written yet.",
-    "relay_request_bodies_held_bytes": "Memory that whole request bodies take.",
+    "relay_requests_in_flight": "REST requests and WebSocket sessions in flight.",
+    "relay_sessions": "Open WebSocket sessions.",
+    "relay_ledger_rows_waiting": "Ledger rows waiting to be written.",
+    "relay_request_bodies_held_bytes": "Memory held by buffered request bodies.",
 }
 LOSSES = {
-    "relay_ledger_failures_total": "Times that the ledger's database was lost.",
-    "relay_ledger_rows_dropped_total": "Rows that were never written.",
-    "relay_ledger_bodies_dropped_total": "Bodies that were never written.",
-    "relay_meter_failures_total": "Meters that failed and were dropped.",
-    "relay_usage_fields_ignored_total": "Fields of usage of an unknown type, and usage not read.",
-    "relay_log_lines_lost_total": (
-        "Log lines that were not written: nobody read them, or the disk was full."
+    "relay_ledger_failures_total": "Failures of the ledger's database.",
+    "relay_ledger_rows_dropped_total": "Ledger rows dropped unwritten.",
+    "relay_ledger_bodies_dropped_total": "Stored bodies dropped unwritten.",
+    "relay_meter_failures_total": "Usage readers that failed and were dropped.",
+    "relay_usage_fields_ignored_total": (
+        "Usage fields ignored because of their type, and usage that was not read."
     ),
-    "relay_settling_dropped_total": "Work after calls that was dropped: bookings, kept answers.",
-    "relay_refused_at_the_door_total": "Calls that got a 503 before anything was made of them.",
-    "relay_redis_failures_total": "Times that Redis did not answer.",
-    "relay_redis_foreign_values_total": "Keys in Redis with values that the relay did not write.",
+    "relay_log_lines_lost_total": (
+        "Log lines dropped: their reader was too slow, or the disk was full."
+    ),
+    "relay_background_dropped_total": (
+        "Background work dropped because its queue was full: token refunds, cache writes."
+    ),
+    "relay_requests_shed_total": "Requests refused with 503 by load shedding.",
+    "relay_redis_failures_total": "Redis errors and timeouts.",
+    "relay_redis_foreign_values_total": "Redis keys with values that the relay did not write.",
 }
 
 _LOSSES: Mapping[str, tuple[str, Sequence[str]]] = {n: (help, ()) for n, help in LOSSES.items()}

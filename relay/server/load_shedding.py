@@ -57,7 +57,7 @@ class LoadShedder:
         provider = gateway.registry.providers.get(name)
         if provider is None:
             return None
-        gateway.refused_at_the_door += 1
+        gateway.requests_shed += 1
         answer = self._answers.get(provider.format)
         if answer is None:
             answer = self._answers[provider.format] = _ready(provider.format)

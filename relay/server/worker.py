@@ -245,7 +245,7 @@ async def drain(gateway: Gateway, at_once: asyncio.Event) -> None:
     """
     gateway.draining = True
     loop = asyncio.get_running_loop()
-    log.event("drain.started", running=len(gateway.running), sessions=len(gateway.sessions))
+    log.event("drain.started", in_flight=len(gateway.running), sessions=len(gateway.sessions))
     for session in list(gateway.sessions):
         session.end(draining())
     deadline = loop.time() + gateway.settings.server.drain_timeout_s

@@ -33,12 +33,12 @@ async def readyz(request: web.Request) -> web.Response:
     ledger = gateway.ledger
     body = {
         "status": state,
-        "running": len(gateway.running),
+        "in_flight": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.losses.lines,
         "meter_failures": ledger.lost.meters,
-        "refused_at_the_door": gateway.refused_at_the_door,
-        "settling_dropped": gateway.later.dropped,
+        "requests_shed": gateway.requests_shed,
+        "background_dropped": gateway.later.dropped,
     }
     if ledger.database is not None:
         body |= {

@@ -246,7 +246,7 @@ async def test_a_head_that_is_shed_has_no_body(start: StartRelay, raw: RawUpstre
         while not raw.arrived:
             await asyncio.sleep(0.01)
     first = await _has_no_body(relay, "HEAD", CALL + "x")
-    assert first.startswith(b"HTTP/1.1 503 ") and relay.gateway.refused_at_the_door == 1
+    assert first.startswith(b"HTTP/1.1 503 ") and relay.gateway.requests_shed == 1
     async with Kept(relay) as kept:
         refused = await kept.head("GET", CALL + "x")
         length = int(refused.lower().split(b"content-length: ")[1].split(b"\r\n")[0])

@@ -57,7 +57,7 @@ async def test_metrics_tell_what_calls_came_to(start: StartRelay, raw: RawUpstre
     assert of(found, "relay_tokens_total", **call, kind="cache_read") == 400
     assert of(found, "relay_cost_usd_total", **call) == pytest.approx(0.00087)
     assert of(found, "relay_request_duration_seconds_count", provider="openai", transport="rest") == 3
-    assert of(found, "relay_running") == of(found, "relay_sessions") == 0
+    assert of(found, "relay_requests_in_flight") == of(found, "relay_sessions") == 0
 
 
 async def test_models_beyond_so_many_are_one(start: StartRelay, raw: RawUpstream) -> None:

@@ -211,7 +211,7 @@ async def test_health_and_metrics(session: aiohttp.ClientSession) -> None:
         body = await answer.json()
         assert (answer.status, body["status"], body["ledger"]) == (200, "ready", "ok")
     async with session.get("/metrics") as answer:
-        assert answer.status == 200 and "relay_running" in await answer.text()
+        assert answer.status == 200 and "relay_requests_in_flight" in await answer.text()
 
 
 # Doctor -----------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ async def test_a_whole_request_is_refused_before_anything_is_made_of_it(full: An
     status, headers, body = await connection.answer()
     assert (status, headers["x-relay-error"], headers["x-relay-error-source"], headers["retry-after"]) == (503, "overloaded", "relay", "1")
     assert json.loads(body)["error"]["code"] == "overloaded" and "x-should-retry" not in headers
-    assert relay.gateway.refused_at_the_door == 1
+    assert relay.gateway.requests_shed == 1
     await free()
     connection.send(request())
     assert (await connection.answer())[::2] == (200, b"fine"), "the connection goes on"
@@ -96,9 +96,9 @@ async def test_it_is_told_in_the_vendors_shape_and_counted(full: Any) -> None:
     told = 0
     async with asyncio.timeout(HANG_GUARD_S):
         while told < 3:
-            told = sum(line["calls"] for line in await relay.events("overload.refused"))
+            told = sum(line["requests"] for line in await relay.events("requests.shed"))
     _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
-    assert json.loads(ready)["refused_at_the_door"] == told == 3
+    assert json.loads(ready)["requests_shed"] == told == 3
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ async def test_what_is_not_plainly_a_whole_call_is_refused_by_the_line(sent: lis
         await asyncio.sleep(0.05)
     status, headers, _ = await connection.answer()
     assert status in (503, 404) and "cf-aig-log-id" in headers
-    assert relay.gateway.refused_at_the_door == 0
+    assert relay.gateway.requests_shed == 0
 
 
 async def test_a_head_in_two_pieces_is_refused_when_it_is_whole(full: Any) -> None:
@@ -129,7 +129,7 @@ async def test_a_head_in_two_pieces_is_refused_when_it_is_whole(full: Any) -> No
     for piece in (request()[:40], request()[40:]):
         connection.send(piece)
         await asyncio.sleep(0.05)
-    assert (await connection.answer())[0] == 503 and relay.gateway.refused_at_the_door == 1
+    assert (await connection.answer())[0] == 503 and relay.gateway.requests_shed == 1
 
 
 async def test_health_and_management_answer_while_it_is_full(full: Any) -> None:
@@ -178,7 +178,7 @@ async def test_of_many_that_come_at_once_only_as_many_as_there_is_room_for_becom
     for connection in connections:
         connection.send(request())
     async with asyncio.timeout(HANG_GUARD_S):
-        while relay.gateway.refused_at_the_door < 47:
+        while relay.gateway.requests_shed < 47:
             await asyncio.sleep(0.01)
     gate.set()
     statuses = [(await connection.answer())[0] for connection in connections]
