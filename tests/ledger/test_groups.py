@@ -230,7 +230,7 @@ def test_a_clock_that_goes_back_makes_no_sum_smaller() -> None:
         tally.requests = 1
         tallies.take({Key("c", "p", "m", "rest", "native", "relayed"): tally}, now_s)
         for span_s, at_s, *rest in tallies.begin():
-            written[span_s, at_s, *rest[:6]] = rest[6]  # key and writer, then requests
+            written[span_s, at_s, *rest[:7]] = rest[7]  # key and writer, then requests
         tallies.written(now_s)
     assert sum(requests for key, requests in written.items() if key[0] == 3600) == 3
 
