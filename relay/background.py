@@ -54,7 +54,7 @@ class Later:
             async with asyncio.timeout(_STOP_S):
                 await self._empty.wait()
         except TimeoutError:
-            log.warn("later.unfinished", left=len(self._work))
+            log.warn("background.unfinished", left=len(self._work))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -70,5 +70,5 @@ class Later:
                     await self._work.popleft()
                 except Exception as error:
                     # One that fails must not end all that follow; it is logged each time.
-                    log.bug("later.failed", error)
+                    log.bug("background.failed", error)
             self._empty.set()

@@ -260,7 +260,7 @@ class Gateway:
                 give()
             except Exception as error:
                 # Whatever it is, the others give back and the call gets its row.
-                log.bug("close.failed", error, id=exchange.id)
+                log.bug("exchange.close_failed", error, id=exchange.id)
 
     def close(self, exchange: Exchange) -> None:
         """End an Exchange: exactly once, without waiting, without raising. What it used and cost,

@@ -54,7 +54,7 @@ async def _loop(gateway: Gateway) -> None:
             descriptors.check()
         except Exception as error:
             # One bad sweep must not end all that follow; it is logged each time.
-            log.bug("janitor.failed", error)
+            log.bug("periodic.failed", error)
 
 
 def tick_s(gateway: Gateway) -> float:
@@ -84,7 +84,7 @@ async def sweep(gateway: Gateway) -> None:
         try:
             error = _overdue(exchange, settings, now)
         except Exception as bug:  # whatever it is, it ends this call and keeps no other from a look
-            log.bug("janitor.failed", bug, id=exchange.id)
+            log.bug("periodic.failed", bug, id=exchange.id)
             error = InternalError()
         if error is not None:
             _cut(exchange, error)
@@ -280,9 +280,9 @@ class DescriptorCheck:
                 raise
             if not self._exhausted:
                 limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                log.warn("files.exhausted", limit=limit, cause=os.strerror(error.errno))
+                log.warn("file_descriptors.exhausted", limit=limit, cause=os.strerror(error.errno))
             self._exhausted = True
         else:
             if self._exhausted:
-                log.event("files.available")
+                log.event("file_descriptors.available")
             self._exhausted = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -59,6 +60,30 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -
     assert loaded.cloudflare.delegate == defaults.cloudflare.delegate
     for key in entries.ProviderEntry.model_fields:
         assert re.search(rf"^#? *{key}\b|[ ,]{key}[ ,]", text, re.MULTILINE), key
+
+
+_LEVELS = {"event": "info", "warn": "warning", "bug": "error"}
+
+
+def _events() -> set[tuple[str, str]]:
+    """The names and levels of all events that the relay logs, but `exchange`."""
+    found = {("log.lines_lost", "warning"), ("redis.recovered", "info")}
+    for path in (ROOT / "relay").rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args):
+            function, name = call.func, call.args[0]
+            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            if not isinstance(name, ast.Constant) or not re.fullmatch(r"[a-z_]+\.[a-z_]+", str(name.value)):
+                continue
+            if called == "_report":  # of Redis, to the gateway, which logs it
+                found |= {(name.value, "warning")} if name.value != "redis.recovered" else set()
+            elif called in _LEVELS:
+                found.add((name.value, _LEVELS[called]))
+    return found
+
+
+def test_every_log_event_is_documented_with_its_level() -> None:
+    documented = re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| (info|warning|error) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    assert documented == sorted(_events())
 
 
 def test_every_error_code_is_documented_with_status_and_close_code() -> None:

@@ -164,7 +164,7 @@ class Ledger:
     @property
     def state(self) -> str:
         """For /readyz."""
-        return "away" if self._writer is not None and self._writer.away else "ok"
+        return "unavailable" if self._writer is not None and self._writer.away else "ok"
 
     async def start(
         self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]

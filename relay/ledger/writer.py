@@ -101,7 +101,7 @@ class Writer:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.waiting:
-            log.warn("ledger.unwritten", rows=self.waiting)
+            log.warn("ledger.rows_dropped", rows=self.waiting)
         await self.database.close()
 
     async def _run(self) -> None:
@@ -196,9 +196,9 @@ class Writer:
         self._lost.failures += 1
         if not self.away:
             self.away = True
-            log.warn("ledger.lost", cause=str(error))
+            log.warn("database.unavailable", cause=str(error))
 
     def _is_back(self) -> None:
         if self.away:
             self.away = False
-            log.event("ledger.back", waiting=self.waiting)
+            log.event("database.recovered", waiting=self.waiting)

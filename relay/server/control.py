@@ -133,7 +133,9 @@ class Channel:
             try:
                 line = await self._reader.readline()
             except ValueError:
-                log.warn("control.malformed", cause=f"a line of more than {_LINE_BYTES} bytes")
+                log.warn(
+                    "control.malformed_message", cause=f"a line of more than {_LINE_BYTES} bytes"
+                )
                 continue
             except OSError:
                 return
@@ -142,7 +144,7 @@ class Channel:
             try:
                 message = _decode(line)
             except msgspec.MsgspecError as error:
-                log.warn("control.malformed", cause=str(error)[:200])
+                log.warn("control.malformed_message", cause=str(error)[:200])
                 continue
             yield message
 
@@ -211,7 +213,7 @@ class Control:
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 else:
-                    log.warn("control.unexpected", say=type(message).__name__.lower())
+                    log.warn("control.unexpected_message", say=type(message).__name__.lower())
         finally:
             tasks = list(self._tasks)
             for task in tasks:
@@ -233,7 +235,7 @@ async def _answer(message: Do, orders: Mapping[str, Order]) -> Answer:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             answer = await order(message.given)
     except TimeoutError:
-        log.warn("control.order_late", order=name)
+        log.warn("control.order_timed_out", order=name)
         return Answer([f"its {name} took longer than {ANSWER_TIMEOUT_S:g} s and was given up"])
     except Exception as error:
         # Whatever it is must end neither the channel nor the orders that follow; it is logged.

@@ -254,7 +254,7 @@ class Supervisor:
             elif isinstance(message, Ask):
                 self._own(self._for_all(worker, message))
             else:
-                log.warn("control.unexpected", say=type(message).__name__.lower())
+                log.warn("control.unexpected_message", say=type(message).__name__.lower())
 
     async def _for_all(self, worker: _Worker, message: Ask) -> None:
         try:

@@ -178,7 +178,7 @@ class Session:
         results = await asyncio.gather(*farewells, return_exceptions=True)
         for leg, error in zip(legs, results, strict=True):
             if error is not None:
-                log.bug("session.farewell_failed", error, id=self.exchange.id)
+                log.bug("session.close_failed", error, id=self.exchange.id)
                 leg.transport.abort()
                 await leg.socket.close()
 

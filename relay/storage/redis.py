@@ -21,7 +21,7 @@ PREFIX = "relay"
 _CONNECTIONS = 64
 
 Report = Callable[[str, str], None]
-"""Told `redis.lost`, `redis.back` or `redis.foreign_value`, and why."""
+"""Told `redis.unavailable`, `redis.recovered` or `redis.foreign_value`, and why."""
 _FOREIGN_TOLD_S = 1.0
 _MOST_KEY_CHARACTERS = 200
 
@@ -70,7 +70,7 @@ class Shared:
     @property
     def state(self) -> str:
         """For /readyz."""
-        return "away" if self._away else "ok"
+        return "unavailable" if self._away else "ok"
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T | None:
         """What `work`, which asks Redis, comes to; None while it is away."""
@@ -101,13 +101,13 @@ class Shared:
         self._again_s = self._clock() + AWAY_S
         if not self._away:
             self._away = True
-            self._report("redis.lost", type(error).__name__)
+            self._report("redis.unavailable", type(error).__name__)
 
     def _worked(self) -> None:
         """It answered."""
         if self._away:
             self._away = False
-            self._report("redis.back", "")
+            self._report("redis.recovered", "")
 
     async def close(self) -> None:
         """Close the connections."""

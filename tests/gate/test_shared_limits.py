@@ -94,15 +94,15 @@ async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
     assert await statuses(4) == [200, 200, 200, 429] and (await ready())["redis"] == "ok"
     await redis_server.stop()
     assert await statuses(4) == [200, 200, 200, 429], "it starts with a count of its own"
-    assert (await ready())["redis"] == "away" and (await ready())["redis_failures"] >= 1
-    (lost,) = await relay.events("redis.lost")
+    assert (await ready())["redis"] == "unavailable" and (await ready())["redis_failures"] >= 1
+    (lost,) = await relay.events("redis.unavailable")
     assert lost["level"] == "warning" and "Error" in lost["cause"]
     await redis_server.start()
     async with asyncio.timeout(20):
         while (await statuses(1))[0] != 200:
             await asyncio.sleep(0.02)
     assert await statuses(3) == [200, 200, 429] and (await ready())["redis"] == "ok"
-    await relay.events("redis.back")
+    await relay.events("redis.recovered")
 
 
 async def test_a_redis_that_hangs_holds_a_call_up_once_a_second_and_no_longer_than_its_limit(

@@ -202,11 +202,11 @@ async def test_while_the_database_is_away_calls_go_on_and_their_rows_come_later(
     folder.write_text("a file where a folder should be")
     relay = await start({"database": str(folder / "relay.db")}, openai=provider(raw.url))
     assert (await post(relay))[0] == 200
-    await relay.events("ledger.lost")
+    await relay.events("database.unavailable")
     _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
-    assert json.loads(ready)["ledger"] == "away"
+    assert json.loads(ready)["ledger"] == "unavailable"
     folder.unlink()
-    await relay.events("ledger.back")
+    await relay.events("database.recovered")
     assert len(await rows(relay)) == 1
 
 
@@ -238,9 +238,9 @@ async def test_a_full_disk_is_borne_and_got_over_without_a_restart(start: StartR
     headers = {"cf-aig-metadata": json.dumps({"filler": "x" * 4000})}
     for _ in range(40):
         assert (await post(relay, headers=headers))[0] == 200
-    await relay.events("ledger.lost")
+    await relay.events("database.unavailable")
     limit(1_000_000)
-    await relay.events("ledger.back")
+    await relay.events("database.recovered")
     assert len(await rows(relay)) == 41
 
 
@@ -274,9 +274,9 @@ async def test_a_database_that_is_lost_and_comes_back_gets_every_row_once(start:
     postgres.stop()
     for _ in range(20):
         assert (await post(relay))[0] == 200
-    await relay.events("ledger.lost")
+    await relay.events("database.unavailable")
     postgres.start()
-    await relay.events("ledger.back")
+    await relay.events("database.recovered")
     found = await rows(relay)
     assert len({row["id"] for row in found}) == len(found) == 21
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")
@@ -292,12 +292,12 @@ async def test_what_is_too_much_to_hold_is_dropped_bodies_first_and_the_sums_are
     relay = await start({"database": str(folder / "relay.db"), "ledger": {"bodies": "on"}}, openai=provider(raw.url))
     for _ in range(8):
         await post(relay)
-    await relay.events("ledger.lost")
+    await relay.events("database.unavailable")
     async with asyncio.timeout(10):
         while relay.gateway.ledger.lost.rows < 3:
             await asyncio.sleep(0.01)
     folder.unlink()
-    await relay.events("ledger.back")
+    await relay.events("database.recovered")
     assert len(await rows(relay)) == 5
     assert (relay.gateway.ledger.lost.rows, relay.gateway.ledger.lost.bodies >= 3) == (3, True)
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")

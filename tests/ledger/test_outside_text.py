@@ -216,7 +216,7 @@ async def test_rows_that_wait_are_bounded_in_bytes_and_the_sums_are_right(start:
         await relay.call("POST", relay.path("openai", "chat/completions"), json={}, headers=headers)
     await relay.events("exchange", 30)
     folder.unlink()
-    await relay.events("ledger.back")
+    await relay.events("database.recovered")
     kept, lost = await rows(relay), relay.gateway.ledger.lost
     assert 0 < lost.rows == 30 - len(kept) and sum(len(json.dumps(row)) for row in kept) < 2 * most_bytes
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")

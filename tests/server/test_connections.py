@@ -279,9 +279,9 @@ async def test_running_out_of_file_descriptors_is_logged_once(start: StartRelay,
                 os.close(descriptor)
     for _ in range(3):
         files.check()
-    [line] = await relay.events("files.exhausted")
+    [line] = await relay.events("file_descriptors.exhausted")
     assert (line["level"], line["cause"]) == ("warning", "Too many open files")
-    assert len(await relay.events("files.available")) == 1
+    assert len(await relay.events("file_descriptors.available")) == 1
     events = [line for line in relay.logged.lines if "files." in line]
     assert len(events) == 2
 

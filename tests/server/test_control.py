@@ -114,7 +114,7 @@ async def test_a_line_that_is_no_message_is_logged_and_skipped(pair: tuple[Contr
     supervisor._writer.write(line + b"\n")
     supervisor.post(Do(9, "echo", {"count": 3}))
     assert await _answers(supervisor, 1) == {9: Answer(count=3)}
-    assert any("control.malformed" in entry or "control.unexpected" in entry for entry in logged.lines)
+    assert any("control.malformed_message" in entry or "control.unexpected_message" in entry for entry in logged.lines)
     supervisor.close()
     await asyncio.wait_for(listening, HANG_GUARD_S)
 
@@ -263,7 +263,7 @@ async def test_a_worker_that_babbles_is_listened_to_and_answered(supervise: Supe
     await run.until(lambda: (run.folder / "done2.json").exists())
     assert "does not know the order 'dance'" in (run.folder / "done1.json").read_text()
     assert json.loads((run.folder / "done2.json").read_text())["count"] >= 1
-    assert run.events("control.malformed") and run.events("control.unexpected")
+    assert run.events("control.malformed_message") and run.events("control.unexpected_message")
 
 
 @pytest.mark.parametrize("behaviour", ["starting", "good", "silent", "deaf"])

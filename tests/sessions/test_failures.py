@@ -138,7 +138,7 @@ async def test_the_janitors_failure_over_one_call_ends_that_one(start: StartRela
     monkeypatch.setattr(janitor, "_overdue", _raises)
     status, headers, _ = await relay.call("GET", relay.path("openai", "x"))
     assert (status, headers["x-relay-error"]) == (500, "internal_error")
-    [row], [bug] = await relay.events(), await relay.events("janitor.failed")
+    [row], [bug] = await relay.events(), await relay.events("periodic.failed")
     assert (row["outcome"], bug["id"]) == ("failed", row["id"]) and "Bug: " in bug["traceback"]
 
 
@@ -170,5 +170,5 @@ async def test_a_goodbye_that_breaks_is_logged_and_leaves_no_connection(start: S
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         await socket.close()
     await asyncio.wait_for(gone.wait(), 20)
-    assert "Bug: " in (await relay.events("session.farewell_failed"))[0]["traceback"]
+    assert "Bug: " in (await relay.events("session.close_failed"))[0]["traceback"]
     assert (await relay.events())[0]["outcome"] == "relayed"

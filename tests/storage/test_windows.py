@@ -306,7 +306,7 @@ async def test_what_was_counted_in_redis_is_never_given_back_here(redis_places: 
     there = await place.take(Counted(each, "r", 10))
     await redis_server.stop()
     here = await place.take(Counted(each, "r", 8))
-    assert here is not None and isinstance(here[0].window, Window) and place.events == ["redis.lost"]
+    assert here is not None and isinstance(here[0].window, Window) and place.events == ["redis.unavailable"]
     place.windows.give_back(there)
     await place.settle()
     assert place.counters.get("r") == 8

@@ -237,7 +237,7 @@ async def test_one_bad_sweep_of_the_janitor_is_logged_and_the_next_goes_on(start
 
     monkeypatch.setattr("relay.periodic.sweep", flaky)
     assert await _ask(relay, "get") == (504, "upstream_timeout")
-    assert "once" in (await relay.events("janitor.failed"))[0]["traceback"]
+    assert "once" in (await relay.events("periodic.failed"))[0]["traceback"]
 
 
 async def test_tasks_sockets_and_descriptors_return_to_base(start: StartRelay, vendors: Any) -> None:
