@@ -1,0 +1,60 @@
+"""Public names that were renamed stand nowhere any more: not in the code, the configuration, the tests or the documents."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.processes import ROOT
+
+ROOTS = ("relay", "tests", "docs", "config", "scripts", "web", "gateway.yaml", "README.md", "ARCHITECTURE.md", "SECURITY.md")
+SUFFIXES = (".py", ".md", ".yaml", ".js", ".jsx", ".json", ".html", ".conf", ".txt", "")
+KEEPS_OLD_NAMES = {
+    "relay/core/record.py": "maps stored records",
+    "relay/registry/hints.py": "refuses old keys with their new names",
+    "relay/storage/migrations/versions/r0001_the_ledger.py": "a schema of then",
+    "relay/storage/migrations/versions/r0004_transport_and_surface.py": "renames columns",
+    "tests/registry/test_mistakes.py": "tests the refusals",
+    "tests/storage/test_migrations.py": "makes a database of then",
+    "tests/test_names.py": "this",
+}
+OLD_NAMES = {
+    "surface, of rest and websocket": r"""\bsurface\b["'`]?[ =:]+["'`]*(?:rest|websocket)\b""",
+    "the column surface": r"INSERT INTO \w+ \([^)]*\bsurface\b(?!.*\btransport\b)",
+    "own_ms": r"\bown_m?s\b",
+    "meter, a key": r"""^\s*meter: [a-z]+$|["']meter["']\s*:|[{,] ?meter: (?!\w+[,)\]])|\bmeter=["']""",
+    "jobs, a section": r"""^jobs:|`jobs[:.]|["']jobs["']\s*:\s*\{""",
+    "metrics": r"refused_at_the_door|settling_dropped|\brelay_running\b",
+    "events": r"""["'`](?:(?:ledger|redis)\.(?:lost|back)|later\.\w+|janitor\.\w+|overload\.refused|ledger\.unwritten|session\.farewell_failed|close\.failed"""
+    r"""|files\.(?:exhausted|available)|control\.(?:order_late|unexpected|malformed))["'`]""",
+    "away, a state": r"""["'`]away["'`]|`(?:redis|ledger): away`""",
+}
+EXAMPLES = {
+    "surface, of rest and websocket": ['surface="rest"', "logs?surface=websocket", '{"surface": "rest"}'],
+    "the column surface": ["INSERT INTO rollups (client, surface, outcome)"],
+    "own_ms": ["| `own_ms` | the relay's own |", "exchange.own_s"],
+    "meter, a key": ["    meter: openai", '{"meter": "openai"}', "{base_url: x, meter: openai}", 'provider(url, meter="fal")'],
+    "jobs, a section": ["jobs: {cache: off}", "`jobs.cache`", '{"jobs": {"cache": "off"}}'],
+    "metrics": ["relay_refused_at_the_door_total", "relay_settling_dropped_total", "relay_running"],
+    "events": ['"ledger.lost"', "`redis.back`", '"later.failed"', '"janitor.failed"'],
+    "away, a state": ['== "away"', "`redis: away`"],
+}
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """Every file that may have no old name."""
+    found = [path for name in ROOTS for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
+    ours = [path for path in found if path.is_file() and path.suffix in SUFFIXES and not {"node_modules", "__pycache__", "dist"} & set(path.parts)]
+    names = {str(path.relative_to(ROOT)): path for path in ours if path.stat().st_size < 300_000}
+    return {name: path.read_text(errors="replace") for name, path in names.items() if name not in KEEPS_OLD_NAMES}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_an_old_name_stands_nowhere(name: str, texts: dict[str, str]) -> None:
+    old = re.compile(OLD_NAMES[name], re.MULTILINE)
+    assert [example for example in EXAMPLES[name] if not old.search(example)] == [], "the pattern finds what it is for"
+    assert len(texts) > 400
+    found = [f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}" for path, text in texts.items() for match in old.finditer(text)]
+    assert found == []
