@@ -1,8 +1,5 @@
-"""Management: GET …/providers, POST …/providers/reload and DELETE …/cache, for the machine's own
-people while access is open.
-
-Owns: who may manage. While there are no keys that is loopback only: loopback peer, loopback Host,
-no header that a proxy adds, no page of another origin.
+"""Management: GET …/providers, POST …/providers/reload and DELETE …/cache, for local
+administrators alone (gate/local.py).
 """
 
 from __future__ import annotations
@@ -14,12 +11,10 @@ from aiohttp import web
 from relay import log
 from relay.cache.store import Purge
 from relay.core.caching import MAX_TTL_S
-from relay.core.errors import BadRequest, ManagementNotLocal, OriginNotAllowed
-from relay.core.headers import is_of_network
-from relay.core.hosts import host_name, is_loopback
+from relay.core.errors import BadRequest
 from relay.core.numbers import whole_number
 from relay.core.provider import Provider
-from relay.gate.origins import is_own_page
+from relay.gate.local import require_local
 from relay.gateway import GATEWAY
 from relay.upstream.health import Health
 
@@ -34,24 +29,11 @@ def add_routes(app: web.Application, prefix: str) -> None:
     app.router.add_post(f"{prefix}/providers/reload", reload)
 
 
-def require_local(request: web.Request) -> None:
-    """Raise unless the caller sits on this machine, by itself and not through a proxy."""
-    headers = request.headers
-    if not is_loopback(request.remote or ""):
-        raise ManagementNotLocal("this request came from another machine")
-    if not is_loopback(host_name(headers.get("Host", ""))):
-        raise ManagementNotLocal("this request's Host is not a loopback name")
-    if (name := next(filter(is_of_network, headers), None)) is not None:
-        raise ManagementNotLocal(f"the header '{name[:40]}' shows that a proxy sent this request")
-    if not is_own_page(headers):
-        raise OriginNotAllowed(headers["Origin"])
-
-
 async def providers(request: web.Request) -> web.Response:
     """Every provider, the way it is reached, and what it is missing. Names of variables, never
     values.
     """
-    require_local(request)
+    require_local(request.remote, request.headers)
     gateway = request.app[GATEWAY]
     known = gateway.registry.providers.values()
     health = gateway.attempts.health
@@ -62,7 +44,7 @@ async def reload(request: web.Request) -> web.Response:
     """Load gateway.yaml again: 200 with the providers and the changed settings that need a restart;
     422 with every problem and the old one kept; 503 with the workers that did not take it.
     """
-    require_local(request)
+    require_local(request.remote, request.headers)
     gateway = request.app[GATEWAY]
     assert gateway.reload is not None
     restart = await gateway.reload()
@@ -76,7 +58,7 @@ async def purge(request: web.Request) -> web.Response:
 
     Raises BadRequest, StoreUnavailable.
     """
-    require_local(request)
+    require_local(request.remote, request.headers)
     gateway, given = request.app[GATEWAY], request.query
     if unknown := set(given) - {"key", "provider", "older_than_s"}:
         raise BadRequest(f"there is no condition '{min(unknown)[:40]}' to purge by")

@@ -29,12 +29,12 @@ from relay.core.errors import (
 from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
+from relay.gate.local import require_local
 from relay.gateway import GATEWAY
 from relay.ledger import changes, queries, sheets
 from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
 from relay.storage.readers import QuestionRefused, QuestionTooSlow, TooManyQuestions
-from relay.surfaces.admin import require_local
 
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
@@ -171,7 +171,7 @@ def format_of(text: str) -> Format:
 
 def asked(request: web.Request) -> tuple[Database, dict[str, str]]:
     """The ledger's database and the query. Raises what keeps others out, and StoreUnavailable."""
-    require_local(request)
+    require_local(request.remote, request.headers)
     database = request.app[GATEWAY].ledger.database
     if database is None:
         raise StoreUnavailable
