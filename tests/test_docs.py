@@ -107,6 +107,16 @@ def test_every_command_and_option_is_documented() -> None:
             assert all(f"`{option}" in readme for action in parser._actions for option in action.option_strings if option in ("--host", "--port", "--workers", "--open", "--tls-port", "--tls-self-signed"))
 
 
+def test_the_map_of_the_architecture_names_every_module_and_no_other() -> None:
+    folder, named = "", []
+    for row in DOCS[ROOT / "ARCHITECTURE.md"].partition("\n## Map\n")[2].partition("\nBeside `relay/`")[0].splitlines():
+        if found := re.match(r"\| \*\*`([a-z/]+)`\*\*", row):
+            folder = found[1]
+        named += [f"{folder}{name}" for name in re.findall(r"`(\w+\.py)`", row)]
+    there = {str(module.relative_to(ROOT / "relay")) for module in (ROOT / "relay").rglob("*.py") if module.name != "__init__.py" and "migrations" not in module.parts}
+    assert set(named) == there and len(named) == len(there)
+
+
 def test_every_path_of_the_relays_own_is_documented() -> None:
     readme = DOCS[ROOT / "README.md"]
     for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version", "/metrics", "/api/v1/ai-gateway/logs", "/api/v1/ai-gateway/usage"):
