@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 _REQUEST_BYTES = 1 << 17
 # What `relay serve` imports, and what it imports where it is used.
 _MODULES = (
-    "relay.__main__", "relay.cli", "relay.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
+    "relay.__main__", "relay.cli.main", "relay.cli.serve", "relay.cli.worker", "relay.server.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
     "sqlalchemy.dialects.sqlite.aiosqlite", "redis.asyncio.retry", "genai_prices.data_snapshot",
 )  # fmt: skip
 # Variables that the interpreter or a library reads when it starts: with others of these a process is executed.
