@@ -131,14 +131,9 @@ def headers(standings: Sequence[Standing]) -> tuple[tuple[str, str], tuple[str, 
     return ("ratelimit", state), ("ratelimit-policy", policy)
 
 
-def key(rule: Rule, parts: Sequence[str]) -> str:
-    """What the parts of a rule's `per` are counted under."""
-    return "|".join((rule.name, *parts)) if parts else rule.name
-
-
 def part(value: str, client: str) -> str:
-    """A part of a key; long values, which callers make up, by digest. Calls that have no such value
-    count for each client: in one bucket they would take each other's room.
+    """A part of a key, without `|`; long values, which callers make up, by digest. Calls that have
+    no such value count for each client: in one bucket they would take each other's room.
     """
     return _short(value) if value else f"={_short(client)}"
 

@@ -23,11 +23,11 @@ from relay.core.errors import (
 from relay.core.exchange import Exchange
 from relay.core.fields import LARGE_BYTES
 from relay.core.formats import counting_of
-from relay.core.limits import Admission, Charge, Counted, Rule, key, part
+from relay.core.limits import Admission, Charge, Counted, Rule, part
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
 from relay.core.peek import model_is_plain
-from relay.core.usage import estimate
+from relay.core.usage import Estimate, estimate
 from relay.gate.windows import Taken, Windows
 
 FindUsed = Callable[[Exchange], None]
@@ -93,7 +93,8 @@ class Limits:
 
         Raises ModelUnknown besides what `admit` raises.
         """
-        if any(_is_for(rule, exchange) for rule in self._asking_model):
+        provider = exchange.provider
+        if any(not each.providers or provider in each.providers for each in self._asking_model):
             await _give_way(body)
             if body is None or not model_is_plain(body, content_type, exchange.model):
                 raise ModelUnknown
@@ -133,16 +134,16 @@ class Limits:
         # Cloudflare counts what goes through it, if that is delegated; what runs here is ours.
         others = route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
         for rule in rules:
-            if not _is_for(rule, exchange):
+            if rule.providers and exchange.provider not in rule.providers:
                 continue
             if rule.models and exchange.model not in rule.models:
                 continue
-            client = exchange.caller.client
-            its = key(rule, [part(_value(n, exchange, held), client) for n in rule.per])
+            its = _key(rule, exchange, held)
             if rule.at_once:
                 self._run(rule, its, exchange, held)
             elif not others:
-                places.append(Counted(rule, its, _amount(rule, held)))
+                amount = 1 if held.estimate is None else _amount(rule, held.estimate)
+                places.append(Counted(rule, its, amount))
         if not places:
             return None
         if self._windows.shared:
@@ -173,10 +174,10 @@ class Limits:
                 del self._running[its]
         if not held.charges:
             return
-        if exchange.sent_s:
-            self._settle(exchange, [each for each in held.charges if each.rule.counts == "tokens"])
-        else:
+        if not exchange.sent_s:
             self._windows.give_back(held.charges)
+        elif self._tokens:
+            self._settle(exchange, [each for each in held.charges if each.rule.counts == "tokens"])
 
     def _settle(self, exchange: Exchange, charges: Sequence[Charge]) -> None:
         """Give back the tokens that a call did not use of those set aside for it. What it used
@@ -210,13 +211,11 @@ async def _give_way(body: bytes | None) -> None:
         await asyncio.sleep(_GIVE_WAY_S)
 
 
-def _amount(rule: Rule, held: Admission) -> int:
-    """What a call counts for. One that may use more than is allowed at all waits for a window that
-    is empty.
+def _amount(rule: Rule, estimate: Estimate) -> int:
+    """The tokens that a call counts for. One that may use more than is allowed at all waits for a
+    window that is empty.
     """
-    if held.estimate is None:
-        return 1
-    return min(held.estimate.tokens(rule.answer_tokens), rule.amount)
+    return min(estimate.tokens(rule.answer_tokens), rule.amount)
 
 
 def _used(exchange: Exchange, reserved: int) -> int:
@@ -230,8 +229,12 @@ def _used(exchange: Exchange, reserved: int) -> int:
     return 0 if nothing else reserved
 
 
-def _is_for(rule: Rule, exchange: Exchange) -> bool:
-    return not rule.providers or exchange.provider in rule.providers
+def _key(rule: Rule, exchange: Exchange, held: Admission) -> str:
+    """What a call is counted under."""
+    found = rule.name
+    for name in rule.per:
+        found += f"|{part(_value(name, exchange, held), exchange.caller.client)}"
+    return found
 
 
 def _value(name: str, exchange: Exchange, held: Admission) -> str:

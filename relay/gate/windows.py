@@ -63,17 +63,14 @@ class Windows:
     ) -> None:
         self.here = _Here(here)
         self._there = None
+        self.shared = shared is not None
+        """True if it is not in this process alone that is counted."""
         if shared is not None:
             self._there = _There(RedisWindows(shared.client, new_id, shared.found_foreign))
         self._shared, self._later = shared, later
         self._owed: deque[Charge] = deque(maxlen=_MOST_OWED)
         """What is to be given back in Redis. Past the most the oldest is dropped: its window only
         lets less through until it ends."""
-
-    @property
-    def shared(self) -> bool:
-        """True if it is not in this process alone that is counted."""
-        return self._there is not None
 
     async def take(self, places: Sequence[Counted]) -> Taken:
         """Count under each, if each has room; else under none: then the one standing is that under
