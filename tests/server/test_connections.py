@@ -14,10 +14,11 @@ import pytest
 
 from relay.core.headers import keep_alive_s
 from relay.periodic import DescriptorCheck
+from relay.server.connection import _Connection
 from relay.upstream.protocol import ProviderConnection
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
-from tests.upstream.raw import SILENCE, SSE_HEAD, RawUpstream, chunk, gated_events, ok
+from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor
 
 
@@ -63,6 +64,25 @@ async def test_the_last_answer_says_how_long_a_connection_is_kept(start: StartRe
         await relay.call("GET", relay.path("openai", "x"))
         [connection] = pooled(relay)
     assert raw.connections == 1 and connection.idle_limit_s is None
+
+
+async def test_a_chunk_that_is_read_costs_no_pass_through_the_parser(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def received(received: Any) -> Any:
+        def data_received(connection: Any, data: bytes) -> None:
+            sizes.append(len(data))
+            received(connection, data)
+
+        return data_received
+
+    for kind in (ProviderConnection, _Connection):
+        monkeypatch.setattr(kind, "data_received", received(kind.data_received))
+    raw.plays(SSE_HEAD, *(chunk(b"data: {}\n\n") for _ in range(5)), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url))
+    status, _, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
+    assert status == 200 and body == b"data: {}\n\n" * 5
+    assert len(sizes) >= 2 and all(sizes)
 
 
 def _probed(sock: Any) -> tuple[bool, int]:
