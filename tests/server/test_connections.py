@@ -302,7 +302,7 @@ async def test_running_out_of_file_descriptors_is_logged_once(start: StartRelay,
     [line] = await relay.events("file_descriptors.exhausted")
     assert (line["level"], line["cause"]) == ("warning", "Too many open files")
     assert len(await relay.events("file_descriptors.available")) == 1
-    events = [line for line in relay.logged.lines if "files." in line]
+    events = [line for line in relay.logged.lines if "file_descriptors." in line]
     assert len(events) == 2
 
 
