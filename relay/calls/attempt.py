@@ -65,12 +65,15 @@ class RestAttempt:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
         exchange.rewriter = rewriter(self.call, route, gateway)
-        url = upstream_url(route, self._query(route), keys)
-        headers = self._headers(route, keys)
-        whole = self._whole(route)
-        if whole is not body.whole:
-            for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
-                headers.popall(name, None)
+        query, whole, exchange.asks_usage = self.call.query, body.whole, False
+        if route.replaced_model is not None:
+            query = query_with_model(query, route.replaced_model, route.format)
+        url, headers = upstream_url(route, query, keys), self._headers(route, keys)
+        if body.text and (route.replaced_model is not None or route.injects_usage):
+            whole = self._changed(body.text, route)
+            if whole is not body.whole:
+                for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
+                    headers.popall(name, None)
         if exchange.asks_usage:
             headers["Accept-Encoding"] = "identity"
         exchange.begun, exchange.keys = b"", keys
@@ -81,17 +84,8 @@ class RestAttempt:
         outgoing = Outgoing(headers, body.stream or whole)
         return send(gateway.upstream.rest, route, self.call.method, url, outgoing)
 
-    def _query(self, route: Route) -> str:
-        """The query as `route` is to get it, but for credentials."""
-        query, model = self.call.query, route.replaced_model
-        return query if model is None else query_with_model(query, model, route.format)
-
-    def _whole(self, route: Route) -> bytes:
+    def _changed(self, text: bytes, route: Route) -> bytes:
         """The body as `route` is to get it; unpacked if anything is changed in it."""
-        text = self.body.text
-        self.exchange.asks_usage = False
-        if not text:
-            return self.body.whole
         changed = self._with_model(text, route)
         if self._may_ask_usage(route):
             asking = asking_for_usage(changed)

@@ -179,8 +179,9 @@ def with_own_headers(
     answer's as the provider sent them.
     """
     pairs.append(("cf-aig-log-id", exchange.id))
-    if _SANE_REQUEST_ID.match(exchange.request_id) and "x-request-id" not in given:
-        pairs.append(("x-request-id", exchange.request_id))
+    request_id = exchange.request_id
+    if request_id and _SANE_REQUEST_ID.match(request_id) and "x-request-id" not in given:
+        pairs.append(("x-request-id", request_id))
     if exchange.standings:
         pairs += limit_headers(exchange.standings)
     if exchange.cache_status:

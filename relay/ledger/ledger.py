@@ -93,8 +93,12 @@ class Ledger:
         self.lost.usage_fields += exchange.meter.ignored
         if exchange.method == "GET" and exchange.transport == "rest" and exchange.error is not None:
             return  # a stored object of which a part was read: it counts when it is read whole
-        named = {part.object_id for part in parts if part.object_id and part.booking != "so_far"}
-        known = {name for name in named if not self._booked.claim((provider, name))}
+        named = [part for part in parts if part.object_id]
+        if not named:
+            exchange.parts = parts
+            return
+        ids = {part.object_id for part in named if part.booking != "so_far"}
+        known = {each for each in ids if not self._booked.claim((provider, each))}
         exchange.parts = tuple(
             rest
             for part in parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
             cost = own.cost_nano_usd(billed)
         else:
             # Names from outside: the list's cache holds what it was asked for.
-            models = tuple(clean(name) if name else None for name in (part.model, named))
+            models = [clean(name) if name else None for name in (part.model, named)]
             cost = cost_nano_usd(provider, models, billed, unix_s)
         if cost is None:
             return None
@@ -105,7 +105,7 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
 
 
 def cost_nano_usd(
-    provider: Provider, models: tuple[str | None, ...], usage: Usage, unix_s: float
+    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
 ) -> int | None:
     """By the first of `models` that has a price; None if none has."""
     for rule in provider.pricing:

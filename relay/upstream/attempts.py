@@ -230,10 +230,12 @@ class Attempts:
 
         Raises the RelayError of the last one where none brought an answer.
         """
-        assert exchange.route is not None
-        plan = self._plan(exchange.route, options)
+        called = exchange.route
+        assert called is not None
+        routes = self._order(called, options) if called.alternatives else ((0, called),)
+        plan = _Plan(routes, options, called)
         self.budget.earn()
-        exchange.steps = len(exchange.route.alternatives) + 1
+        exchange.steps = len(called.alternatives) + 1
         while True:
             exchange.step, route = plan.routes[plan.at]
             exchange.route = route
@@ -277,10 +279,6 @@ class Attempts:
                 continue
             exchange.wait("nothing", self._clock())
             await asyncio.sleep(move)
-
-    def _plan(self, route: Route, options: AttemptOptions) -> _Plan:
-        routes = self._order(route, options) if route.alternatives else ((0, route),)
-        return _Plan(routes, options, route)
 
     def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
         """The result: these credentials are busy until the call is over."""
@@ -355,7 +353,7 @@ class Attempts:
         plan.tried += (keys,)
         return keys
 
-    def _order(self, route: Route, options: AttemptOptions) -> list[tuple[int, Route]]:
+    def _order(self, route: Route, options: AttemptOptions) -> Sequence[tuple[int, Route]]:
         """(number, route) of each target to be tried: configured, and neither it nor all its keys
         in cooldown while another is well.
         """
