@@ -1,4 +1,4 @@
-"""THE REST LINE: everything that happens to a REST call, in order. Read this first.
+"""THE REST PATH: everything that happens to a REST call, in order. Read this first.
 
 1. One Exchange, closed exactly once, whatever happens. 2. Refusals come before the body is read and
 before anything is dialled. 3. After the first downstream byte there is no retry and no second

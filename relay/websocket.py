@@ -1,4 +1,4 @@
-"""THE WEBSOCKET LINE: everything that happens to a session, in order. Read this after rest.py.
+"""THE WEBSOCKET PATH: everything that happens to a session, in order. Read this after rest.py.
 
 1. The provider is connected first; only then is the client upgraded, so that a refusal keeps its
 status. 2. Two pumps, one each way; the first end of either is the end of both. 3. Whatever happens,
@@ -25,7 +25,7 @@ from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.refusals import of_close, of_message
 from relay.gateway import EXCHANGE, Gateway, has_left
 from relay.registry.registry import check_socket
-from relay.sessions.attempt import HandshakeAttempt, asked_model
+from relay.sessions.attempt import HandshakeAttempt, session_model
 from relay.sessions.observers import observe_session
 from relay.sessions.pump import broken, lost, pump
 from relay.sessions.session import NAMES, Ending, Leg, Session
@@ -40,7 +40,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         _check_handshake(call)
         exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
-        exchange.model = asked_model(call.query, route, call.headers)
+        exchange.model = session_model(call.query, route, call.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
@@ -98,8 +98,8 @@ def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gatewa
     route = session.exchange.route
     assert route is not None
     sent, received = observe_session(session, route, query, gateway)
-    for source, sink, look in ((client, provider, sent), (provider, client, received)):
-        task = asyncio.create_task(pump(source, sink, session, clock, look))
+    for source, sink, observe in ((client, provider, sent), (provider, client, received)):
+        task = asyncio.create_task(pump(source, sink, session, clock, observe))
         task.add_done_callback(partial(_stopped, session))
         pumps.append(task)
 

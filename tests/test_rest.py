@@ -1,4 +1,4 @@
-"""The REST line: what goes up, what comes down, what is refused."""
+"""The REST path: what goes up, what comes down, what is refused."""
 
 from __future__ import annotations
 

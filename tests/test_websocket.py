@@ -1,4 +1,4 @@
-"""The WebSocket line: handshakes, messages, closes, limits."""
+"""The WebSocket path: handshakes, messages, closes, limits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One attempt of a REST call, made afresh each time: URL, headers, credential and body for whoever
-is asked now.
+"""Make each attempt of a REST call afresh: URL, headers, credential and body for its target.
 
-Owns: that making. Which attempts there are is upstream/attempts.py's.
+Owns the making, and what a response says of the attempt. Which attempts there are is decided in
+upstream/attempts.py.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class RestAttempt:
             headers[key] = self.exchange.id
         return headers
 
-    def look(self, answer: ClientResponse) -> Tried | None:
+    def judge_head(self, answer: ClientResponse) -> Tried | None:
         """What the head of an answer says of the attempt; None where its body says more: that of an
         error, and of a stream that may begin with one.
         """
@@ -150,7 +150,7 @@ class RestAttempt:
             self._remember(self.refused)
         return _GOOD
 
-    async def examine(self, answer: ClientResponse) -> Tried:
+    async def judge_body(self, answer: ClientResponse) -> Tried:
         """What an error says of the attempt, of the key, and of what the relay had added; or what
         the first event of a stream says.
         """

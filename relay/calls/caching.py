@@ -1,7 +1,7 @@
-"""A call that may be answered without its provider: from the cache, or by a call that runs already.
+"""Answer a REST call without a provider: from the cache, or with a call that is in flight already.
 
-Owns: both ways, for the REST line. A hit is replayed; of identical calls in flight one is made, by
-a task of its own, so that no client's leaving or failing is another's.
+Owns both ways. A hit is replayed; of identical calls in flight one is sent, by a task of its own,
+so that a client that leaves or fails ends no other's call.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def answer_from_cache(
         return await _follow(flight, watcher, request, attempt)
     finally:
         if flown is not None:
-            _tell(exchange, flown)
+            _copy_to_leader(exchange, flown)
         flight.leave(watcher)
 
 
@@ -153,7 +153,7 @@ async def _run_flight(
     try:
         answer = await send_call(attempt, options)
         try:
-            _tell(leader, exchange)
+            _copy_to_leader(leader, exchange)
             await _share(answer, flight, exchange, attempt.gateway)
         finally:
             answer.close()
@@ -186,7 +186,7 @@ def _finish_flight(
         # What it cost is found out once more with the leader's row; logged.
         log.bug("shared_call.failed", error, id=leader.id)
     finally:
-        _tell(leader, flown)
+        _copy_to_leader(leader, flown)
         leader.settled, leader.parts, leader.used = flown.settled, flown.parts, flown.used
         leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
         gateway.inflight.land(plan.key, flight)
@@ -224,15 +224,15 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
             source.release()
 
 
-_TOLD = (
+_COPIED = (
     "attempts", "route", "step", "steps", "sent_s", "meter", "answer", "answer_headers",
     "standings", "cloudflare_log_id",
 )  # fmt: skip
 
 
-def _tell(leader: Exchange, flown: Exchange) -> None:
+def _copy_to_leader(leader: Exchange, flown: Exchange) -> None:
     """The leader's record is that of the call that was made, but for what came after it left."""
-    for name in _TOLD:
+    for name in _COPIED:
         setattr(leader, name, getattr(flown, name))
     if not leader.ended_s:
         leader.first_byte_s = flown.first_byte_s

@@ -1,7 +1,7 @@
-"""One attempt of a WebSocket handshake, made afresh each time: URL, headers, subprotocols and
-credential for whoever is asked now.
+"""Make each attempt of a WebSocket handshake afresh: URL, headers, subprotocols and credential for
+its target.
 
-Owns: that making. Which attempts there are is upstream/attempts.py's.
+Owns the making. Which attempts there are is decided in upstream/attempts.py.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class HandshakeAttempt:
         """Keep what an answer's headers say of it."""
         self.exchange.cloudflare_log_id = headers.get("cf-aig-log-id")
 
-    def look(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+    def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
         """It is open."""
         return _GOOD
 
-    async def examine(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+    async def judge_body(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
         """It is open: there is no body."""
         return _GOOD
 
@@ -124,7 +124,7 @@ def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> 
     return paths.join_query(raw_query, *added)
 
 
-def asked_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:
+def session_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:
     """The model of a session before it is dialled, as its URL or the default of its path names it.
     None where its messages will.
     """

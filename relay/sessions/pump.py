@@ -29,15 +29,15 @@ _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING,
 
 
 async def pump(
-    source: Leg, sink: Leg, session: Session, clock: Clock, look: Observer | None
+    source: Leg, sink: Leg, session: Session, clock: Clock, observe: Observer | None
 ) -> None:
     """Relay from `source` to `sink` until either ends, and end the session with what was seen.
-    `look` sees every message that was sent on. Raises what nobody expects: that ends the session
-    too, see `broken`.
+    `observe` sees every message that was sent on. Raises what nobody expects: that ends the
+    session too, see `broken`.
     """
     read = source.read if source.admit is None else _admitted(source, source.admit, clock)
     try:
-        ending = await _copy(read, source, sink, clock, look)
+        ending = await _copy(read, source, sink, clock, observe)
     except _NotAdmitted as refusal:
         ending = refusal.ending
     except WebSocketError as error:
@@ -77,7 +77,9 @@ def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
     return read
 
 
-async def _copy(read: Read, source: Leg, sink: Leg, clock: Clock, look: Observer | None) -> Ending:
+async def _copy(
+    read: Read, source: Leg, sink: Leg, clock: Clock, observe: Observer | None
+) -> Ending:
     send = sink.socket.send_frame
     while True:
         message = await read()
@@ -92,8 +94,8 @@ async def _copy(read: Read, source: Leg, sink: Leg, clock: Clock, look: Observer
             source.bytes += len(data)
             await send(data, kind)
             sink.sending_since_s = 0.0
-            if look is not None:
-                look(data)
+            if observe is not None:
+                observe(data)
         elif kind is _PING:
             source.heard_s = clock()
             await source.socket.pong(message.data)

@@ -32,7 +32,7 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 
 async def _not_yet(request: web.Request) -> None:
-    """No `100 Continue` before the call is admitted: the line sends it when it reads the body."""
+    """No `100 Continue` before the call is admitted: calls/body.py sends it."""
 
 
 class _Calls(PrefixResource):
@@ -128,5 +128,5 @@ class _ProviderSockets(_Calls):
 
 
 def _wants_websocket(request: web.Request) -> bool:
-    asked = request.headers.get("Upgrade")
-    return asked is not None and asked.strip().lower() == "websocket"
+    upgrade = request.headers.get("Upgrade")
+    return upgrade is not None and upgrade.strip().lower() == "websocket"

@@ -83,16 +83,16 @@ class AttemptOptions:
 
 
 class AttemptMaker(Protocol[T]):
-    """How one attempt is made, and what its result says."""
+    """Makes attempts, and judges them by their results."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
         """Make it. Raises a RelayError, or one of failures.MAPPED."""
 
-    def look(self, result: T) -> Tried | None:
-        """What its result says; None where that stands in its body: see `examine`."""
+    def judge_head(self, result: T) -> Tried | None:
+        """What the head of a result says; None where its body says more: see `judge_body`."""
 
-    def examine(self, result: T) -> Awaitable[Tried]:
-        """Read the beginning of its body, and tell what it says. Where that fails, the result is
+    def judge_body(self, result: T) -> Awaitable[Tried]:
+        """What the beginning of its body says, which is read. Where that fails, the result is
         dropped."""
 
     def drop(self, result: T) -> None:
@@ -248,9 +248,9 @@ class Attempts:
             try:
                 try:
                     result = await maker.attempt(route, keys)
-                    ended = maker.look(result)
+                    ended = maker.judge_head(result)
                     if ended is None:
-                        ended = await maker.examine(result)
+                        ended = await maker.judge_body(result)
                 except asyncio.CancelledError:
                     ended, result = self._cut(exchange), None
                 except (RelayError, *MAPPED) as error:

@@ -690,10 +690,10 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
                 raise OSError
             return self.fail("attempt") or "answer"
 
-        def look(self, _: Any) -> Any:
+        def judge_head(self, _: Any) -> Any:
             return self.fail("look")
 
-        async def examine(self, _: Any) -> Any:
+        async def judge_body(self, _: Any) -> Any:
             return self.fail("examine")
 
         def mapped(self, *_: Any) -> Any:
