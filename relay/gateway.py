@@ -21,7 +21,7 @@ from relay.background import Later
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.due import DueTimes
-from relay.core.exchange import Exchange, Transport, uuid7
+from relay.core.exchange import Exchange, Request, Transport, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
 from relay.core.policy import Tried
@@ -214,47 +214,46 @@ class Gateway:
         its client is gone: it is asked where the server does not cancel the handler then.
         """
         headers = call.headers
-        exchange = Exchange(
-            id=new_id(),
-            transport=transport,
-            method=call.method,
-            caller=call.caller,
-            started_s=self.clock(),
-            task=asyncio.current_task(),
-            request_id=headers.get("X-Request-Id", ""),
-            headers=headers,
-            provider=call.provider,
-            endpoint=call.endpoint,
+        request = Request(
+            transport,
+            call.method,
+            call.caller,
+            self.clock(),
+            headers,
+            call.provider,
+            call.endpoint,
             surface_format=call.error_format,
         )
+        exchange = Exchange(new_id(), request, asyncio.current_task())
         if self.traces is not None:
             given, share = headers.get(TRACE), self.settings.tracing.sample
-            exchange.trace = trace(given, random.getrandbits, lambda: random.random() < share)  # noqa: S311
+            request.trace = trace(given, random.getrandbits, lambda: random.random() < share)  # noqa: S311
         if self.mounted:
-            exchange.client_left = client_left
+            exchange.waiting.client_left = client_left
         self.calls.add(exchange)
         return exchange
 
     def hold(self, exchange: Exchange, count: int) -> None:
         """Count bytes of a request body that are held in memory."""
-        exchange.held_bytes += count
+        exchange.request.held_bytes += count
         self.held_bytes += count
 
     def let_go(self, exchange: Exchange, count: int) -> None:
         """They are held no more."""
-        exchange.held_bytes -= count
+        exchange.request.held_bytes -= count
         self.held_bytes -= count
 
     def release(self, exchange: Exchange) -> None:
         """Give back what an Exchange took, and let go of what holds it: a cycle would keep it for
         the collector. Does not raise.
         """
+        exchange.move_to("ended")
         self.calls.discard(exchange)
         self.in_session.discard(exchange)
-        if exchange.held_bytes:
-            self.let_go(exchange, exchange.held_bytes)
+        if exchange.request.held_bytes:
+            self.let_go(exchange, exchange.request.held_bytes)
         at_end, exchange.at_end = exchange.at_end, ()
-        exchange.look = exchange.look_past = None
+        exchange.response.meter_observer = None
         for give in at_end:
             try:
                 give()
@@ -268,15 +267,16 @@ class Gateway:
         still runs, when that is over.
         """
         self.release(exchange)
-        exchange.ended_s = self.clock()
-        if not exchange.leads:
-            self.ledger.take(exchange, exchange.ended_s)
+        exchange.outcome.ended_s = self.clock()
+        if exchange.cache is None or not exchange.cache.leads:
+            self.ledger.take(exchange)
 
     def landed(self, leader: Exchange) -> None:
         """The call that an Exchange led is over: if that has ended already, it is written now."""
-        leader.leads = False
-        if leader.ended_s:
-            self.ledger.take(leader, leader.ended_s)
+        assert leader.cache is not None
+        leader.cache.leads = False
+        if leader.state == "ended":
+            self.ledger.take(leader)
 
 
 def _database(config: Config) -> Database | None:

@@ -260,8 +260,8 @@ def bug(name: str, error: BaseException, **fields: Any) -> None:
 
 def exchange_failed(exchange: Exchange) -> None:
     """Log a failure of the relay's own at once, with its traceback."""
-    if isinstance(exchange.error, InternalError) and exchange.cause is not None:
-        bug("exchange.failed", exchange.cause, id=exchange.id)
+    if isinstance(exchange.outcome.error, InternalError) and exchange.outcome.cause is not None:
+        bug("exchange.failed", exchange.outcome.cause, id=exchange.id)
 
 
 def exchange_ended(record: Record, unix_s: float) -> bytes | None:

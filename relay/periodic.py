@@ -87,11 +87,11 @@ async def sweep(gateway: Gateway) -> None:
             log.bug("periodic.failed", bug, id=exchange.id)
             error = InternalError()
         if error is not None:
-            _cut(exchange, error)
+            exchange.expire(error)
     stall_s = settings.cache.stall_timeout_s
     for watcher in gateway.inflight.stalled(stall_s):
-        if watcher.exchange.expired is None:
-            _cut(watcher.exchange, ClientStalled(stall_s))
+        if watcher.exchange.waiting.expired is None:
+            watcher.exchange.expire(ClientStalled(stall_s))
     for number, session in enumerate(gateway.sessions.take_due(now)):
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
             await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop
@@ -126,7 +126,7 @@ def _due_s(session: Session, common: WebSockets, now: float) -> float:
             due = min(due, leg.sending_since_s + common.send_timeout_s)
         due = min(due, max(leg.heard_s, leg.pinged_s) + common.ping_after_s)
     if rules.max_session_s:
-        due = min(due, session.exchange.started_s + rules.max_session_s)
+        due = min(due, session.exchange.request.started_s + rules.max_session_s)
     if rules.idle_timeout_s:
         due = min(due, max(client.message_s, provider.message_s) + rules.idle_timeout_s)
     if common.max_messages_per_s or common.max_bytes_per_s:
@@ -147,25 +147,25 @@ def _tell(gateway: Gateway) -> None:
 
 def _overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:
     """The error to end a call with, or None while it may go on."""
-    if exchange.expired is not None:
+    if exchange.waiting.expired is not None:
         return None
-    if exchange.client_left is not None and exchange.client_left():
+    if exchange.waiting.client_left is not None and exchange.waiting.client_left():
         # Where the server cancels handlers itself this is never reached first.
         return ClientGone()
-    waiting = exchange.waiting_for
+    waiting = exchange.waiting.for_
     if waiting == "nothing":
         return None
-    waited = now - exchange.waiting_since_s
+    waited = now - exchange.waiting.since_s
     if waiting == "request_body":
         return _body_overdue(exchange, settings.server, waited)
     if waiting == "client":
         limit = settings.server.write_timeout_s
         return ClientStalled(limit) if waited > limit else None
-    provider = exchange.route.provider if exchange.route else None
+    provider = exchange.routing.route.provider if exchange.routing.route else None
     if provider is None:
         return None
     first = waiting == "first_byte"
-    own = exchange.first_byte_limit_s
+    own = exchange.waiting.first_byte_limit_s
     limit = (own or provider.first_byte_timeout_s) if first else provider.idle_timeout_s
     return None if waited <= limit else UpstreamTimeout(_PHASES[waiting], limit)
 
@@ -175,7 +175,7 @@ def _body_overdue(exchange: Exchange, server: Server, waited_s: float) -> RelayE
     limit = server.body_idle_timeout_s
     if waited_s > limit:
         return BodyTimeout(limit)
-    if exchange.body_behind_s + waited_s > limit:
+    if exchange.waiting.body_behind_s + waited_s > limit:
         return BodyTooSlow(server.min_body_bytes_per_s, limit)
     return None
 
@@ -185,12 +185,6 @@ _PHASES = {
     "upstream": "in the middle of its answer",
     "upload": "while it took the upload",
 }
-
-
-def _cut(exchange: Exchange, error: RelayError) -> None:
-    if exchange.task is not None:
-        exchange.expired = error
-        exchange.task.cancel()
 
 
 def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None:
@@ -203,7 +197,7 @@ def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None
             return Ending(
                 1013, f"the {who} took no message for {common.send_timeout_s:g} s", "relay"
             )
-    if rules.max_session_s and now - session.exchange.started_s > rules.max_session_s:
+    if rules.max_session_s and now - session.exchange.request.started_s > rules.max_session_s:
         return Ending(4409, f"the session reached its limit of {rules.max_session_s:g} s", "relay")
     last = max(leg.message_s for leg in legs)
     if rules.idle_timeout_s and now - last > rules.idle_timeout_s:

@@ -32,7 +32,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     request[EXCHANGE] = exchange
     try:
         gateway.callers.authorize(call.headers)
-        exchange.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
@@ -58,26 +58,28 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         finally:
             answer.close()
     except (Exception, asyncio.CancelledError) as error:
-        raise exchange.verdict(error) from None
+        exchange.raise_failure(error)
     finally:
         gateway.close(exchange)
 
 
 def _peek(exchange: Exchange, body: Body, call: Call, options: AttemptOptions) -> None:
     """What the call is about, for rules, attempts, meters and the ledger."""
-    route, text = exchange.route, body.text or b""
+    route, text = exchange.routing.route, body.text or b""
     assert route is not None
-    exchange.kind = route.kind
-    exchange.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
+    exchange.request.kind = route.kind
+    exchange.request.model = route.model or model_elsewhere(
+        route.format, route.endpoint, call.query
+    )
     if route.kind == "transcription" and "callback" in query_names(call.query):
         options.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
-        exchange.spoken = paid_fields(text)
+        exchange.request.billable_input = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
-        exchange.input_estimate = input_tokens(text, route.format)
+        exchange.request.input_estimate = input_tokens(text, route.format)
     if text:
         seen = peek_body(text, call.headers.get("Content-Type", ""))
-        exchange.stream, exchange.user = seen.stream, seen.user
+        exchange.request.stream, exchange.request.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
         # Where the path or the query names the model, providers do not look for it in the body.
-        exchange.model = exchange.model or seen.model
+        exchange.request.model = exchange.request.model or seen.model

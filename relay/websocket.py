@@ -20,7 +20,7 @@ from relay.calls.call import Call, attempt_options
 from relay.calls.response import RelayedWebSocket
 from relay.calls.transforms import redacted_text
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.refusals import of_close, of_message
 from relay.gateway import EXCHANGE, Gateway, has_left
@@ -38,24 +38,27 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
     try:
         gateway.callers.authorize(call.headers)
         _check_handshake(call)
-        exchange.route = route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        exchange.routing.route = route
         check_socket(route)
-        exchange.model = session_model(call.query, route, call.headers)
+        exchange.request.model = session_model(call.query, route, call.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
         options = attempt_options(call, route, gateway.attempts, call.offer(route))
         attempt = HandshakeAttempt(call, exchange, gateway)
-        exchange.sent_s = gateway.clock()
+        exchange.routing.sent_s = gateway.clock()
         try:
             upstream = await gateway.attempts.open(exchange, options, attempt)
         except HandshakeRefused as refusal:
-            exchange.first_byte_s, exchange.response_bytes = gateway.clock(), len(refusal.body)
+            exchange.response.first_byte_s = gateway.clock()
+            exchange.response.body_bytes = len(refusal.body)
             raise
-        exchange.first_byte_s = gateway.clock()
+        exchange.response.first_byte_s = gateway.clock()
         try:
             downstream = await _upgrade(request, attempt, upstream)
-            exchange.status, exchange.committed = 101, True
+            exchange.response.status = 101
+            exchange.move_to("committed")
             session = _session(exchange, request, downstream, upstream, gateway)
             gateway.open_session(exchange)
         except BaseException:
@@ -64,7 +67,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         await _run(session, call.query, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
-        raise exchange.verdict(error) from None
+        exchange.raise_failure(error)
     finally:
         gateway.close(exchange)
 
@@ -95,7 +98,7 @@ async def _run(session: Session, query: str, gateway: Gateway) -> None:
 
 def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway) -> None:
     client, provider, clock = session.downstream, session.upstream, gateway.clock
-    route = session.exchange.route
+    route = session.exchange.routing.route
     assert route is not None
     sent, received = observe_session(session, route, query, gateway)
     for source, sink, observe in ((client, provider, sent), (provider, client, received)):
@@ -115,7 +118,7 @@ async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gatew
     """Stop the pumps, account for the session, and say goodbye to both sides."""
     exchange, ending = session.exchange, session.ended.result()
     if ending.by == "upstream" and ending.reason:
-        ending = replace(ending, reason=redacted_text(ending.reason, exchange.keys))
+        ending = replace(ending, reason=redacted_text(ending.reason, exchange.routing.keys))
     for task in pumps:
         task.cancel()
     for error in await asyncio.gather(*pumps, return_exceptions=True):
@@ -133,18 +136,19 @@ def draining() -> Ending:
 
 def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
     client, provider = session.downstream, session.upstream
-    exchange.messages_up, exchange.request_bytes = client.messages, client.bytes
-    exchange.messages_down, exchange.response_bytes = provider.messages, provider.bytes
-    exchange.close_code, exchange.closed_by = ending.code, NAMES[ending.by]
+    exchange.request.body_bytes, exchange.response.body_bytes = client.bytes, provider.bytes
+    exchange.session = SessionSummary(
+        client.messages, provider.messages, ending.code, NAMES[ending.by], session.turns
+    )
     session.refused(of_message(session.last_event))
     if ending.by == "upstream":
         session.refused(of_close(ending.code, ending.reason))
     if ending.error is not None:
-        exchange.fail(ending.error)
+        exchange.fail(exchange.failure_of(ending.error), ending.error)
     elif ending.lost == "downstream":
         exchange.fail(ClientGone())
     elif ending.lost == "upstream":
-        exchange.outcome = "failed"
+        exchange.outcome.name = "failed"
     exchange.finish()
 
 
@@ -170,7 +174,7 @@ async def _upgrade(
     """Answer the client's handshake, with the headers of the provider's answer. The subprotocol is
     ours to pick: see Offer.echo.
     """
-    exchange, route = attempt.exchange, attempt.exchange.route
+    exchange, route = attempt.exchange, attempt.exchange.routing.route
     assert route is not None and route.provider.websocket_rules is not None
     echo = attempt.call.offer(route).echo(upstream.protocol)
     downstream = RelayedWebSocket(
@@ -193,15 +197,16 @@ def _session(
     exchange: Exchange, request: web.Request, downstream: web.WebSocketResponse[bool],
     upstream: ClientWebSocketResponse[bool], gateway: Gateway,
 ) -> Session:  # fmt: skip
-    assert exchange.route is not None and exchange.route.provider.websocket_rules is not None
+    route = exchange.routing.route
+    assert route is not None and route.provider.websocket_rules is not None
     now, health = gateway.clock(), gateway.attempts.health
     transport = request.transport
     if transport is None:
         raise ClientGone
     return Session(
         exchange,
-        exchange.route.provider.websocket_rules,
+        route.provider.websocket_rules,
         Leg("downstream", downstream, transport, heard_s=now, message_s=now),
         Leg("upstream", upstream, upstream._writer.transport, heard_s=now, message_s=now),
-        partial(health.refused, exchange.route, exchange.keys),
+        partial(health.refused, route, exchange.routing.keys),
     )

@@ -64,8 +64,8 @@ class RestAttempt:
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
-        exchange.rewriter = rewriter(self.call, route, gateway)
-        query, whole, exchange.asks_usage = self.call.query, body.whole, False
+        exchange.routing.rewriter = rewriter(self.call, route, gateway)
+        query, whole, exchange.routing.asks_usage = self.call.query, body.whole, False
         if route.replaced_model is not None:
             query = query_with_model(query, route.replaced_model, route.format)
         url, headers = upstream_url(route, query, keys), self._headers(route, keys)
@@ -74,11 +74,11 @@ class RestAttempt:
             if whole is not body.whole:
                 for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
                     headers.popall(name, None)
-        if exchange.asks_usage:
+        if exchange.routing.asks_usage:
             headers["Accept-Encoding"] = "identity"
-        exchange.begun, exchange.keys = b"", keys
+        exchange.routing.begun, exchange.routing.keys = b"", keys
         now = gateway.clock()
-        exchange.sent_s = exchange.sent_s or now
+        exchange.routing.sent_s = exchange.routing.sent_s or now
         if body.stream is None:
             exchange.wait("first_byte", now)
         outgoing = Outgoing(headers, body.stream or whole)
@@ -89,7 +89,7 @@ class RestAttempt:
         changed = self._with_model(text, route)
         if self._may_ask_usage(route):
             asking = asking_for_usage(changed)
-            self.exchange.asks_usage = asking is not None
+            self.exchange.routing.asks_usage = asking is not None
             changed = asking or changed
         return self.body.whole if changed is text else changed
 
@@ -104,13 +104,14 @@ class RestAttempt:
         return body_with_added_model(text, model, route.format)
 
     def _may_ask_usage(self, route: Route) -> bool:
-        if not (route.injects_usage and self.exchange.stream and self.call.method == "POST"):
+        streams = self.exchange.request.stream
+        if not (route.injects_usage and streams and self.call.method == "POST"):
             return False
         model = self._model(route)
         return model != self.refused and model not in self.gateway.usage_refusals
 
     def _model(self, route: Route) -> tuple[str, str]:
-        model = route.replaced_model or self.exchange.model
+        model = route.replaced_model or self.exchange.request.model
         return asked_model(route.provider.name, model, route.endpoint)
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
@@ -124,14 +125,15 @@ class RestAttempt:
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
         given, body = self.call.headers, self.body
         headers = upstream_headers(route, given.items(), connection_of(given), keys)
-        if self.exchange.rewriter is not None and self.exchange.rewriter.fields is not None:
+        rewriter = self.exchange.routing.rewriter
+        if rewriter is not None and rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
         if body.is_decoded:
             headers.popall("Content-Encoding", None)
-        if self.exchange.trace is not None:
-            headers[TRACE] = self.exchange.trace.header
+        if self.exchange.request.trace is not None:
+            headers[TRACE] = self.exchange.request.trace.header
         key = route.provider.idempotency_header
         if key is not None and self.call.method == "POST" and key not in headers:
             headers[key] = self.exchange.id
@@ -141,7 +143,8 @@ class RestAttempt:
         """What the head of an answer says of the attempt; None where its body says more: that of an
         error, and of a stream that may begin with one.
         """
-        if answer.status >= 400 or (self.exchange.looks_at_first_event and is_stream(answer)):
+        looks_on = self.exchange.routing.looks_at_first_event
+        if answer.status >= 400 or (looks_on and is_stream(answer)):
             return None
         return self._accepted()
 
@@ -158,15 +161,15 @@ class RestAttempt:
         try:
             if answer.status < 400:
                 return await self._examine_stream(answer)
-            exchange.begun = read = await _beginning(answer)
+            exchange.routing.begun = read = await _beginning(answer)
         except BaseException:
             answer.close()
             raise
-        if exchange.asks_usage and answer.status in _REFUSALS:
+        if exchange.routing.asks_usage and answer.status in _REFUSALS:
             unpack = unpacker(given.get("Content-Encoding", ""))
             if _ADDED in (read if unpack is None else unpack.feed(read)):
-                assert exchange.route is not None
-                self.refused = self._model(exchange.route)
+                assert exchange.routing.route is not None
+                self.refused = self._model(exchange.routing.route)
                 return Tried(answer.status, note="stream_options_refused")
         whole = read if answer.content.is_eof() else b""
         return answered(answer.status, given.get, time.time(), whole)
@@ -194,7 +197,7 @@ class RestAttempt:
             pass  # it is slow, which is no error: what is here passes
         finally:
             forget()
-        self.exchange.begun, status = bytes(held), first.error_status
+        self.exchange.routing.begun, status = bytes(held), first.error_status
         if status is None:
             return self._accepted()
         said = of_answer(status or 400, first.error, "", time.time())
@@ -202,7 +205,7 @@ class RestAttempt:
 
     def _remember(self, refused: tuple[str, str]) -> None:
         """The call without it was accepted: the model is not asked again until a reload."""
-        known, route = self.gateway.usage_refusals, self.exchange.route
+        known, route = self.gateway.usage_refusals, self.exchange.routing.route
         assert route is not None
         if refused == self._model(route) and refused not in known:
             known.add(refused)

@@ -60,7 +60,7 @@ def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> 
     if "Expect" in request.headers or "Content-Encoding" in request.headers:
         return None
     whole = content.read_nowait()
-    exchange.request_bytes = len(whole)
+    exchange.request.body_bytes = len(whole)
     return Body(whole, whole)
 
 
@@ -106,7 +106,8 @@ async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> B
     limit = server.json_buffer_bytes if is_json else server.buffer_bytes
     body = Body(length=request.content_length)
     if body.length is None or body.length <= limit:
-        while exchange.held_bytes <= limit and gateway.held_bytes <= server.buffer_total_bytes:
+        asked, total = exchange.request, server.buffer_total_bytes
+        while asked.held_bytes <= limit and gateway.held_bytes <= total:
             chunk = await _next_chunk(request, exchange, gateway)
             if not chunk:
                 body.whole = b"".join(body.head)
@@ -153,17 +154,18 @@ async def _next_piece(pieces: Iterator[bytes], seen_bytes: int) -> bytes:
 
 
 async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway) -> bytes:
-    watched = not exchange.committed
+    watched = exchange.state != "committed"
     if watched:
         exchange.wait("request_body", began_s := gateway.clock())
     try:
         chunk = await request.content.readany()
     except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
         raise BadFraming("its body is not framed right") from error
-    exchange.request_bytes += len(chunk)
+    exchange.request.body_bytes += len(chunk)
     if watched and (rate := gateway.settings.server.min_body_bytes_per_s):
         waited_s = gateway.clock() - began_s
-        exchange.body_behind_s = max(0.0, exchange.body_behind_s + waited_s - len(chunk) / rate)
+        behind_s = exchange.waiting.body_behind_s + waited_s - len(chunk) / rate
+        exchange.waiting.body_behind_s = max(0.0, behind_s)
     return chunk
 
 
@@ -183,7 +185,7 @@ async def _streamed(
             gateway.let_go(exchange, len(piece))
             yield piece
         while chunk := await _next_chunk(request, exchange, gateway):
-            if not exchange.committed:
+            if exchange.state != "committed":
                 exchange.wait("upload", gateway.clock())
             yield chunk
     except RelayError as error:
@@ -192,5 +194,5 @@ async def _streamed(
     except ConnectionError:
         body.error = ClientGone()
         raise
-    if not exchange.committed:
+    if exchange.state != "committed":
         exchange.wait("first_byte", gateway.clock())

@@ -7,7 +7,6 @@ so that a client that leaves or fails ends no other's call.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from relay.calls.stream import deliver, drain
 from relay.core import caching
 from relay.core.caching import CachePlan
 from relay.core.errors import Draining, RelayError
-from relay.core.exchange import Exchange, WaitingFor
+from relay.core.exchange import CacheUse, Exchange, WaitingFor
 from relay.core.headers import connection_of
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
@@ -36,10 +35,10 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     Raises BadRequest.
     """
     call, exchange = attempt.call, attempt.exchange
-    route = exchange.route
+    route = exchange.routing.route
     assert route is not None
     provider, header = route.provider, call.headers.get
-    ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.kind)
+    ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.request.kind)
     if ttl_s is None or call.method not in ("GET", "POST") or not options.whole:
         return None
     if route.target.via == "cloudflare" and provider.delegation.cache != "relay":
@@ -48,7 +47,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
         return None  # its answers name the URL by which this client calls the relay
     scope, credential = provider.cache.scope, options.credential
     whose = (
-        scope, "" if scope == "shared" else exchange.caller.client, provider.name,
+        scope, "" if scope == "shared" else exchange.request.caller.client, provider.name,
         # With a credential of the client's own its answers are for nobody else.
         *(credential.identity if credential else ()),
     )  # fmt: skip
@@ -61,7 +60,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     else:
         key = caching.own_key_of(whose, own, affecting)
     reads = not caching.skips(header)
-    shares = reads and provider.cache.coalesce and exchange.kind in caching.KEPT_KINDS
+    shares = reads and provider.cache.coalesce and exchange.request.kind in caching.KEPT_KINDS
     return CachePlan(provider.name, key, ttl_s, reads, shares)
 
 
@@ -72,7 +71,7 @@ async def answer_from_cache(
     its own.
     """
     exchange, gateway = attempt.exchange, attempt.gateway
-    exchange.cache_plan, exchange.cache_status = plan, "MISS" if plan.reads else "BYPASS"
+    exchange.cache = CacheUse(plan)
     exchange.wait("nothing", gateway.clock())
     if plan.reads and plan.ttl_s:
         hit = await gateway.cache.find(plan)
@@ -94,9 +93,10 @@ async def answer_from_cache(
 
 async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.StreamResponse:
     entry, exchange, gateway = hit.entry, attempt.exchange, attempt.gateway
-    exchange.cache_status, exchange.cached = "HIT", True
-    exchange.saved_nano_usd = entry.cost_nano_usd
-    exchange.sent_s = exchange.first_byte_s = gateway.clock()
+    assert exchange.cache is not None
+    exchange.cache.is_hit = True
+    exchange.usage.saved_nano_usd = entry.cost_nano_usd
+    exchange.routing.sent_s = exchange.response.first_byte_s = gateway.clock()
     pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
     first, *more = entry.chunks
     source = _Pieces(more) if more or entry.streamed else None
@@ -134,9 +134,7 @@ def _launch_flight(
     what that comes to is written in the leader's row, whenever the leader itself ends.
     """
     leader, gateway = attempt.exchange, attempt.gateway
-    flown = copy.copy(leader)
-    flown.at_end, flown.admission, flown.client_left = (), None, None
-    leader.leads, leader.held_bytes = True, 0
+    flown = leader.fork()
     gateway.calls.add(flown)
     work = _run_flight(flight, leader, replace(attempt, exchange=flown), options)
     flown.task = task = gateway.inflight.launch(flight, work)
@@ -159,7 +157,7 @@ async def _run_flight(
             answer.close()
         exchange.finish()
     except Exception as error:
-        exchange.fail(error)
+        exchange.fail(exchange.failure_of(error), error)
     except asyncio.CancelledError:
         _cut(flight, exchange)
 
@@ -168,8 +166,8 @@ def _cut(flight: Flight, flown: Exchange) -> None:
     """Record why the call was cancelled: by the janitor, by the last client's leaving, or with the
     process.
     """
-    alone = flown.expired is not None or flight.left
-    flown.fail(asyncio.CancelledError() if alone else Draining())
+    alone = flown.waiting.expired is not None or flight.left
+    flown.fail(flown.failure_of(asyncio.CancelledError()) if alone else Draining())
 
 
 def _finish_flight(
@@ -178,7 +176,7 @@ def _finish_flight(
     """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
     row.
     """
-    if flown.outcome == "running":
+    if flown.outcome.name is None:
         _cut(flight, flown)
     try:
         gateway.ledger.settle(flown)
@@ -187,10 +185,9 @@ def _finish_flight(
         log.bug("shared_call.failed", error, id=leader.id)
     finally:
         _copy_to_leader(leader, flown)
-        leader.settled, leader.parts, leader.used = flown.settled, flown.parts, flown.used
-        leader.cost_nano_usd = flight.cost_nano_usd = flown.cost_nano_usd
+        flight.cost_nano_usd = flown.usage.cost_nano_usd
         gateway.inflight.land(plan.key, flight)
-        flight.ended(flown.error)
+        flight.ended(flown.outcome.error)
         gateway.release(flown)
         gateway.landed(leader)
         flown.task = None
@@ -199,23 +196,23 @@ def _finish_flight(
 
 async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Gateway) -> None:
     """Pass an answer on to the flight, chunk by chunk."""
-    assert exchange.route is not None
-    exchange.status = answer.status
+    assert exchange.routing.route is not None
+    exchange.response.status = answer.status
     raw = CIMultiDict(answer.raw)
     flight.began(Head(answer.status, answer.reason or "", tuple(answer.pairs), raw))
-    chunk, source, drain_s = answer.first, answer.source, exchange.route.provider.drain_s
+    chunk, source, drain_s = answer.first, answer.source, exchange.routing.route.provider.drain_s
     try:
         while chunk or (
             source is not None and (chunk := await next_chunk(source.read, exchange, gateway))
         ):
             if answer.observe is not None:
                 answer.observe(chunk)
-            exchange.response_bytes += len(chunk)
+            exchange.response.body_bytes += len(chunk)
             exchange.wait("nothing", gateway.clock())
             await flight.add(chunk)
             chunk = b""
     except asyncio.CancelledError:
-        alone = flight.left and exchange.expired is None
+        alone = flight.left and exchange.waiting.expired is None
         if source is not None and drain_s is not None and alone:
             await drain(source, exchange, gateway.clock, drain_s)
         raise
@@ -224,19 +221,12 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
             source.release()
 
 
-_COPIED = (
-    "attempts", "route", "step", "steps", "sent_s", "meter", "answer", "answer_headers",
-    "standings", "cloudflare_log_id",
-)  # fmt: skip
-
-
 def _copy_to_leader(leader: Exchange, flown: Exchange) -> None:
     """The leader's record is that of the call that was made, but for what came after it left."""
-    for name in _COPIED:
-        setattr(leader, name, getattr(flown, name))
-    if not leader.ended_s:
-        leader.first_byte_s = flown.first_byte_s
-        leader.cause = leader.cause or flown.cause
+    leader.standings = flown.standings
+    if leader.state != "ended":
+        leader.response.first_byte_s = flown.response.first_byte_s
+        leader.outcome.cause = leader.outcome.cause or flown.outcome.cause
 
 
 async def _follow(
@@ -244,7 +234,9 @@ async def _follow(
 ) -> web.StreamResponse | None:
     """The flight's answer for one client. One who does not lead inherits no failure: None then."""
     exchange, gateway = attempt.exchange, attempt.gateway
-    leads, began_s = exchange.leads, gateway.clock()
+    cache, began_s = exchange.cache, gateway.clock()
+    assert cache is not None
+    leads = cache.leads
     try:
         head = await flight.until_begun()
     except RelayError:
@@ -254,8 +246,8 @@ async def _follow(
     if not leads:
         if head.status != 200:
             return None
-        exchange.cache_status, exchange.cached = "HIT", True
-        exchange.sent_s, exchange.first_byte_s = began_s, gateway.clock()
+        cache.is_hit = True
+        exchange.routing.sent_s, exchange.response.first_byte_s = began_s, gateway.clock()
     source: Source | None = _Watched(flight, watcher)
     first = b""
     if flight.over.is_set():
@@ -264,7 +256,7 @@ async def _follow(
     answer = Answer(head.status, head.reason, list(head.pairs), head.raw, first, source)
     response = await deliver(answer, request, exchange, gateway)
     if not leads:
-        exchange.saved_nano_usd = flight.cost_nano_usd
+        exchange.usage.saved_nano_usd = flight.cost_nano_usd
     return response
 
 

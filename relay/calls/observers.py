@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from aiohttp import ClientResponse
 
-from relay.calls.recording import Observer, recording
+from relay.calls.recording import Observer, record_response
 from relay.core import paths
 from relay.core.credentials import bare
-from relay.core.exchange import Capture, Exchange
+from relay.core.exchange import Capture, Exchange, UnreadResponse
 from relay.core.headers import CREDENTIAL_HEADERS
 from relay.core.meters.answers import AnswerMeter, answer_meter
 from relay.core.meters.sent import Sent
@@ -35,9 +35,9 @@ def observe_response(
     gateway: Gateway,
 ) -> Observer | None:
     """One observer for all that see the chunks of this response; None if nothing does."""
-    if exchange.cache_plan is None and exchange.capture is None:
+    if exchange.cache is None and exchange.capture is None:
         return meter
-    recorder = recording(upstream, pairs, exchange, gateway) if exchange.cache_plan else None
+    recorder = record_response(upstream, pairs, exchange, gateway) if exchange.cache else None
     observers = [each for each in (meter, recorder, capture_response(upstream, exchange)) if each]
     if len(observers) < 2:
         return observers[0] if observers else None
@@ -49,24 +49,23 @@ def observe_response(
     return observe_all
 
 
-def observe_usage(
+def attach_meter(
     upstream: ClientResponse, exchange: Exchange, gateway: Gateway, whole: bytes | None
 ) -> Observer | None:
-    """The observer that meters this response; None if nothing is metered, or where the response is
-    `whole` and the ledger reads it later. Its meter is the exchange's.
+    """Give the exchange the meter of this response, and return what shows it the chunks. None if
+    nothing is metered, or where the response is `whole` and the ledger reads it later.
     """
-    if upstream.status >= 300 or exchange.route is None:
+    if upstream.status >= 300 or exchange.routing.route is None:
         return None
     if whole and len(whole) <= _MOST_HELD_BYTES:
-        exchange.answer, exchange.answer_headers = whole, upstream.headers
+        exchange.usage.unread = UnreadResponse(whole, upstream.headers)
         return None
-    meter = answer_meter(exchange.route.format, Sent.of(exchange), upstream.headers.get)
+    meter = answer_meter(exchange.routing.route.format, Sent.of(exchange), upstream.headers.get)
     if meter is None:
         return None
-    exchange.meter = meter
-    guarded = _Guarded(meter, exchange, gateway)
-    exchange.look, exchange.look_past = guarded.see, guarded.see_past
-    return guarded.see
+    exchange.usage.meter = meter
+    exchange.response.meter_observer = observer = _Guarded(meter, exchange, gateway)
+    return observer.see
 
 
 class _Guarded:
@@ -102,7 +101,7 @@ def _blind(_chunk: bytes) -> None:
 
 def capture_request(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -> None:
     """Capture the request body, if the bodies of this call are to be stored."""
-    rules, headers = gateway.settings.ledger, exchange.headers
+    rules, headers = gateway.settings.ledger, exchange.request.headers
     if headers is None or not _wanted(rules.bodies, headers):
         return
     own = _credentials(exchange, headers, raw_query)
@@ -123,8 +122,8 @@ def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
 
 def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
     """What the client brought in a place of credentials: no body shows that either."""
-    assert exchange.route is not None
-    provider = exchange.route.provider
+    assert exchange.routing.route is not None
+    provider = exchange.routing.route.provider
     names = {*CREDENTIAL_HEADERS, *provider.credential_headers}
     found = [bare(value) for name in names if (value := headers.get(name))]
     if raw_query:

@@ -28,17 +28,18 @@ Observer = Callable[[bytes], None]
 _PIECE_BYTES = 64 * 1024
 
 
-def recording(
+def record_response(
     upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
 ) -> Observer | None:
-    """What takes the chunks of this answer; None if it is not to be kept. When the exchange ends
-    well, it is.
+    """Record this response if it may be cached: what takes its chunks, else None. It is cached when
+    the exchange ends well.
     """
-    plan, route = exchange.cache_plan, exchange.route
-    assert plan is not None and route is not None
+    cache, route = exchange.cache, exchange.routing.route
+    assert cache is not None and route is not None
+    plan = cache.plan
     given = upstream.headers
-    changed = exchange.rewriter is not None and any(
-        name.lower() in exchange.rewriter.headers for name, _ in pairs
+    changed = exchange.routing.rewriter is not None and any(
+        name.lower() in exchange.routing.rewriter.headers for name, _ in pairs
     )
     if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
         return None
@@ -50,7 +51,7 @@ def recording(
 
     def settle() -> None:
         body = recorder.body()
-        if exchange.outcome != "relayed" or not body:
+        if exchange.outcome.name != "relayed" or not body:
             return
         media, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
         response = Response(route.format, route.kind, media, coding, body)
@@ -60,7 +61,7 @@ def recording(
         gateway.ledger.settle(exchange)
         entry = Entry(
             plan.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
-            exchange.cost_nano_usd,
+            exchange.usage.cost_nano_usd,
         )  # fmt: skip
         if verdict:
             gateway.cache.keep(plan, entry)

@@ -179,19 +179,18 @@ def with_own_headers(
     answer's as the provider sent them.
     """
     pairs.append(("cf-aig-log-id", exchange.id))
-    request_id = exchange.request_id
+    request_id = exchange.request.request_id
     if request_id and _SANE_REQUEST_ID.match(request_id) and "x-request-id" not in given:
         pairs.append(("x-request-id", request_id))
     if exchange.standings:
         pairs += limit_headers(exchange.standings)
-    if exchange.cache_status:
-        pairs.append(("cf-aig-cache-status", exchange.cache_status))
-        if exchange.cache_plan is not None:
-            pairs.append(("x-relay-cache-key", exchange.cache_plan.key))
-    if exchange.steps > 1:
-        pairs.append(("cf-aig-step", str(exchange.step)))
-    now, waited = gateway.clock(), exchange.first_byte_s - exchange.sent_s
-    exchange.overhead_s = spent = now - exchange.started_s - waited
+    if (cache := exchange.cache) is not None:
+        pairs.append(("cf-aig-cache-status", cache.status))
+        pairs.append(("x-relay-cache-key", cache.plan.key))
+    if exchange.routing.step is not None:
+        pairs.append(("cf-aig-step", str(exchange.routing.step)))
+    now, waited = gateway.clock(), exchange.response.first_byte_s - exchange.routing.sent_s
+    exchange.response.overhead_s = spent = now - exchange.request.started_s - waited
     pairs.append(("server-timing", f"relay;dur={spent * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
     if gateway.access.origins.listed:
         pairs.append(("Vary", "Origin"))

@@ -14,7 +14,7 @@ from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
 from relay.calls.attempt import RestAttempt
-from relay.calls.observers import observe_response, observe_usage
+from relay.calls.observers import attach_meter, observe_response
 from relay.calls.recording import Observer
 from relay.calls.transforms import (
     Transform,
@@ -75,10 +75,10 @@ async def send_call(attempt: RestAttempt, options: AttemptOptions) -> Answer:
     if limits is not None and limits.counts_tokens:
         await limits.reserve(exchange, body.text or body.whole)
     upstream = await gateway.attempts.open(exchange, options, attempt)
-    exchange.first_byte_s = gateway.clock()
+    exchange.response.first_byte_s = gateway.clock()
     body.let_go()
-    if exchange.held_bytes and body.stream is None:  # a stream lets go piece by piece
-        gateway.let_go(exchange, exchange.held_bytes)
+    if exchange.request.held_bytes and body.stream is None:  # a stream lets go piece by piece
+        gateway.let_go(exchange, exchange.request.held_bytes)
     try:
         return await _begin(upstream, exchange, gateway)
     except BaseException:
@@ -91,7 +91,7 @@ async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway)
     transform = plan_transform(upstream, exchange)
     first, whole = await _read_first(upstream, transform, exchange, gateway)
     pairs = _passed_headers(upstream, transform, exchange)
-    meter = observe_usage(upstream, exchange, gateway, first if whole else None)
+    meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
         # The meter is shown the response as it came: by the transform, if it is a stream.
         if whole:
@@ -112,7 +112,7 @@ async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway)
         first = source.begin(first)
     reason = upstream.reason or ""
     if upstream.status >= 400:
-        reason = redacted_text(reason, exchange.keys)  # it may quote a key, too
+        reason = redacted_text(reason, exchange.routing.keys)  # it may quote a key, too
     return Answer(
         upstream.status, reason, pairs, upstream.headers, first, source, observe, upstream.close
     )
@@ -122,7 +122,7 @@ async def _read_first(
     upstream: ClientResponse, transform: Transform | None, exchange: Exchange, gateway: Gateway
 ) -> tuple[bytes, bool]:
     """The part of a body that is read before its head goes down, and whether it is all."""
-    begun, exchange.begun = exchange.begun, b""
+    begun, exchange.routing.begun = exchange.routing.begun, b""
     content = upstream.content
     whole = content.is_eof()
     # Of an error the beginning: a header says whose it is, and its body tells.
@@ -148,8 +148,8 @@ async def next_chunk(
     try:
         return await read()
     except MAPPED as error:
-        assert exchange.route is not None
-        raise mapped(error, exchange.route, WITHIN_ANSWER) from error
+        assert exchange.routing.route is not None
+        raise mapped(error, exchange.routing.route, WITHIN_ANSWER) from error
 
 
 class _FromUpstream:
@@ -184,8 +184,8 @@ class _FromUpstream:
 
 def error_source(exchange: Exchange, start: bytes) -> str:
     """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
-    assert exchange.route is not None
-    if exchange.route.target.via == "cloudflare":
+    assert exchange.routing.route is not None
+    if exchange.routing.route.target.via == "cloudflare":
         head = start[:_ENVELOPE_PEEK_BYTES].replace(b" ", b"")
         if b'"AiGatewayError"' in head or b'"success":false' in head:
             return "cloudflare"
@@ -197,14 +197,14 @@ def _passed_headers(
 ) -> list[tuple[str, str]]:
     """The headers of a response that go down with it."""
     given = upstream.headers
-    if exchange.route is not None and exchange.route.target.via == "cloudflare":
-        exchange.cloudflare_log_id = given.get("cf-aig-log-id")
+    if exchange.routing.route is not None and exchange.routing.route.target.via == "cloudflare":
+        exchange.routing.cloudflare_log_id = given.get("cf-aig-log-id")
     pairs = downstream_headers(given.items(), connection_of(given))
-    if exchange.rewriter is not None:
-        pairs = exchange.rewriter.pairs(pairs)
-    credential = exchange.keys.provider
+    if exchange.routing.rewriter is not None:
+        pairs = exchange.routing.rewriter.pairs(pairs)
+    credential = exchange.routing.keys.provider
     if upstream.status >= 300 or (credential is not None and credential.place == "query"):
-        pairs = redacted_pairs(pairs, exchange.keys)
+        pairs = redacted_pairs(pairs, exchange.routing.keys)
     if transform is not None:
         pairs = transform.true_headers(pairs)
     if "Transfer-Encoding" in given and "Content-Length" in given:

@@ -39,19 +39,19 @@ async def deliver(
     response = RelayedResponse(answer.status, answer.reason, headers)
     if gateway.draining:
         response.force_close()
-    exchange.status = answer.status
+    exchange.response.status = answer.status
     exchange.wait("client", gateway.clock())
     if answer.source is not None:
         response.headers["x-accel-buffering"] = "no"
         await response.prepare(request)
-        exchange.committed = True
+        exchange.move_to("committed")
         return await _Copy(answer, answer.source, response, exchange, gateway.clock).run()
-    exchange.response_bytes = len(answer.first)
+    exchange.response.body_bytes = len(answer.first)
     if answer.observe is not None:
         answer.observe(answer.first)
     try:
         await response.send_whole(request, answer.first)
-        exchange.committed = True
+        exchange.move_to("committed")
         if len(answer.first) > _DRAINED_BYTES:
             await request.writer.drain()
     except _CLIENT_GONE:
@@ -75,6 +75,7 @@ class _Copy:
         read, write, clock = self.source.read, self.response.write, self.clock
         observe = self.answer.observe
         exchange, waits_for = self.exchange, self.source.waits_for
+        waiting, sent = exchange.waiting, exchange.response
         chunk, tail = self.answer.first, b""
         try:
             if not chunk:
@@ -82,16 +83,16 @@ class _Copy:
                 exchange.wait(waits_for, clock())
                 chunk = await read()
             while chunk:
-                exchange.waiting_for = "client"
-                exchange.waiting_since_s = clock()
-                exchange.response_bytes += len(chunk)
+                waiting.for_ = "client"
+                waiting.since_s = clock()
+                sent.body_bytes += len(chunk)
                 # Before the write: one that is cut short while it waits for room has written all.
                 tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 await write(chunk)
                 if observe is not None:
                     observe(chunk)
-                exchange.waiting_for = waits_for
-                exchange.waiting_since_s = clock()
+                waiting.for_ = waits_for
+                waiting.since_s = clock()
                 chunk = await read()
             exchange.wait("client", clock())
             await self.response.write_eof()
@@ -105,21 +106,23 @@ class _Copy:
     async def _broke(self, error: BaseException, tail: bytes) -> None:
         """End a stream that did not end well, so that the client can tell."""
         exchange = self.exchange
-        assert exchange.route is not None
-        if exchange.waiting_for == "client" and isinstance(error, _CLIENT_GONE):
-            failure = exchange.fail(ClientGone())
+        assert exchange.routing.route is not None
+        failure: RelayError
+        is_client_gone = exchange.waiting.for_ == "client" and isinstance(error, _CLIENT_GONE)
+        if is_client_gone:
+            failure = ClientGone()
         elif isinstance(error, RelayError) or not isinstance(error, Exception):
-            failure = exchange.fail(error)
+            failure = exchange.failure_of(error)
         else:
-            failure = exchange.fail(mapped(error, exchange.route, WITHIN_ANSWER))
-            exchange.cause = error
+            failure = mapped(error, exchange.routing.route, WITHIN_ANSWER)
+        exchange.fail(failure, None if is_client_gone else error)
         if isinstance(failure, ClientGone):
-            most_s = exchange.route.provider.drain_s
+            most_s = exchange.routing.route.provider.drain_s
             if most_s is not None and self.source.waits_for == "upstream":
                 await drain(self.source, exchange, self.clock, most_s)
             raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError):
-            exchange.revived()
+            exchange.take_expiry()
         if not isinstance(failure, ClientStalled):
             await self._last_words(failure, tail)
         _cut(self.response)
@@ -127,13 +130,13 @@ class _Copy:
     async def _last_words(self, failure: RelayError, tail: bytes) -> None:
         """Pass on what came before the break, and say between two SSE events what happened."""
         exchange, given = self.exchange, self.answer.raw
-        assert exchange.route is not None
+        assert exchange.routing.route is not None
         rest = self.source.rest()
-        exchange.response_bytes += len(rest)
+        exchange.response.body_bytes += len(rest)
         kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
         is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
         if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
-            rest += shapes.event(failure, exchange.error_format, exchange.kind, exchange.id)
+            rest += shapes.event(failure, exchange.error_format, exchange.request.kind, exchange.id)
         try:
             async with asyncio.timeout(_FLUSH_S):
                 await self.response.write(rest)
@@ -146,11 +149,12 @@ async def drain(
 ) -> None:
     """Read what nobody gets any more, to learn what it used: its end tells."""
     exchange.wait("nothing", clock())
+    observer = exchange.response.meter_observer
     with contextlib.suppress(TimeoutError, RelayError, *MAPPED):
         async with asyncio.timeout(most_s):
             while chunk := await source.read():
-                if exchange.look is not None:
-                    exchange.look(chunk)
+                if observer is not None:
+                    observer.see(chunk)
 
 
 def _cut(response: RelayedResponse) -> None:

@@ -104,15 +104,15 @@ def plan_transform(upstream: ClientResponse, exchange: Exchange) -> Transform | 
     """Work out what is changed in a response; None where its body passes as it came, as that of
     most does.
     """
-    rewriter, redactor, status = exchange.rewriter, None, upstream.status
+    rewriter, redactor, status = exchange.routing.rewriter, None, upstream.status
     if status >= 400:
-        redactor = redactor_of(exchange.keys)
-    elif rewriter is None and not exchange.asks_usage:
+        redactor = redactor_of(exchange.routing.keys)
+    elif rewriter is None and not exchange.routing.asks_usage:
         return None
     if rewriter is not None and not _is_rewritten(upstream, rewriter):
         rewriter = None
     is_coded = coding_of(upstream.headers.get("Content-Encoding")) != ""
-    removes_usage = exchange.asks_usage and not is_coded and is_stream(upstream)
+    removes_usage = exchange.routing.asks_usage and not is_coded and is_stream(upstream)
     if rewriter is None and redactor is None and not removes_usage:
         return None
     is_events = upstream.content_type == _SSE
@@ -201,9 +201,10 @@ class _UsageRemoved:
     def __init__(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> None:
         self._read, self._remover = read, UsageEventRemover()
         self._passes = self._remover.passes
-        self._look = self._show = exchange.look or _overlook
-        self._past = exchange.look_past or _overlook
-        exchange.look = exchange.look_past = None
+        observer = exchange.response.meter_observer
+        self._look = self._show = observer.see if observer is not None else _overlook
+        self._past = observer.see_past if observer is not None else _overlook
+        exchange.response.meter_observer = None
         self._unseen = b""
 
     def begin(self, begun: bytes) -> bytes:

@@ -1,15 +1,17 @@
 """One call, from its first byte in to its last byte out. The only mutable noun of the relay.
 
-Owns: what is known of a call while it runs, and the verdict on it (`fail`, `finish`).
+Owns: what is known of a call while it runs, in parts of which each says who writes it; its state;
+and its outcome (`fail`, `finish`).
 Reads no clock: times are given, in seconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, NoReturn, Protocol
 
 import msgspec
 
@@ -32,7 +34,7 @@ from relay.core.usage import Parts, Usage
 Transport = Literal["rest", "websocket"]
 Surface = Literal["native"]
 """The form of the URL that the client called (surfaces/)."""
-Outcome = Literal["running", "relayed", "cached", "refused", "failed", "client_gone"]
+OutcomeName = Literal["relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
 
 
@@ -105,200 +107,335 @@ class Capture:
     response_coding: str = ""
 
 
+State = Literal["reading", "sending", "committed", "ended"]
+"""`reading`: the request is read, matched and admitted. `sending`: attempts are made. `committed`:
+the first byte went downstream, so nothing else can be answered. `ended`: recorded next."""
+_MOVES: Mapping[State, tuple[State, ...]] = {
+    "reading": ("sending", "committed", "ended"),
+    "sending": ("committed", "ended"),
+    "committed": ("ended",),
+    "ended": (),
+}
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Request:
+    """What the client asked for. Written by gateway.begin, the request path and calls/body.py."""
+
+    transport: Transport
+    method: str
+    caller: Caller
+    started_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+    provider: str = ""
+    endpoint: str = ""
+    surface: Surface = "native"
+    surface_format: str | None = None
+    """The wire format that the surface has for errors; None: the provider's."""
+    kind: str = "other"
+    model: str | None = None
+    stream: bool | None = None
+    user: str | None = None
+    """The end user, as the body names it."""
+    body_bytes: int = 0
+    held_bytes: int = 0
+    """Of its body, in memory."""
+    billable_input: bytes = b""
+    """The fields of the body that are paid for: text made speech, images asked for."""
+    input_estimate: int | None = None
+    """Tokens of the body, where they cannot be estimated from its length."""
+    trace: Trace | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The client's own name for the call."""
+        return self.headers.get("X-Request-Id", "")
+
+
+_NO_KEYS = Keys()
+
+
+_NO_KEYS = Keys()
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Routing:
+    """Where the call goes. Written by the request path (the first route), upstream/attempts.py and
+    the attempts; a shared call has it in common with its leader.
+    """
+
+    route: Route | None = None
+    attempts: tuple[Attempt, ...] = ()
+    """Empty where the first one was good."""
+    step: int | None = None
+    """Which of the route's targets answered, the first being 0; None where there is one."""
+    sent_s: float = 0.0
+    """When it was first sent; 0 if it never was."""
+    cloudflare_log_id: str | None = None
+
+    keys: Keys = _NO_KEYS
+    """The credentials of the last attempt, as the following are the last attempt's."""
+    rewriter: Rewriter | None = None
+    """Where URLs in the response come back as the relay's."""
+    asks_usage: bool = False
+    """Its usage was asked for on its client's behalf: the event that tells it is removed."""
+    looks_at_first_event: bool = False
+    """Something else can be tried if the stream begins with an error."""
+    begun: bytes = b""
+    """What the attempt has read already of the body of the response."""
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Response:
+    """What goes downstream. Written by calls/response.py, calls/stream.py and websocket.py."""
+
+    status: int = 0
+    body_bytes: int = 0
+    first_byte_s: float = 0.0
+    """When the provider answered."""
+    overhead_s: float = 0.0
+    """The relay's own time, until the head went downstream."""
+    meter_observer: MeterObserver | None = None
+
+
+class MeterObserver(Protocol):
+    """Shows the chunks of a response to its meter."""
+
+    def see(self, chunk: bytes) -> None:
+        """Meter a chunk."""
+
+    def see_past(self, chunk: bytes) -> None:
+        """The same, of whole events in which no usage was found."""
+
+
+class UnreadResponse(NamedTuple):
+    """A whole response, of which the meter is made when the usage is settled."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class UsageAndCost:
+    """Written by whoever attaches the meter, then by ledger.settle alone; a shared call has it in
+    common with its leader.
+    """
+
+    meter: Metering | None = None
+    unread: UnreadResponse | None = None
+    settled: bool = False
+    """What the call used and cost is known, as far as it will be."""
+    parts: Parts = ()
+    """What is counted with this call, by model."""
+    used: Usage | None = None
+    """The total of `parts`."""
+    cost_nano_usd: int | None = None
+    saved_nano_usd: int | None = None
+    """What a response from the cache cost when it was made."""
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Waiting:
+    """What the call waits for. Written by whoever waits; read by periodic.py, which writes
+    `expired`.
+    """
+
+    for_: WaitingFor = "nothing"
+    since_s: float = 0.0
+    first_byte_limit_s: float | None = None
+    """Instead of the provider's: the client's own limit, or a shorter one because another target
+    can answer."""
+    body_behind_s: float = 0.0
+    """How far the request's body lags behind the least rate that it may have."""
+    expired: RelayError | None = None
+    """The error for which the task was cancelled."""
+    client_left: Callable[[], bool] | None = None
+    """Where a server does not cancel its handlers: tells whether the client is gone."""
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Outcome:
+    """How the call ended. Written by Exchange.fail and finish, and by gateway.close."""
+
+    name: OutcomeName | None = None
+    """None until that is known."""
+    error: RelayError | None = None
+    cause: BaseException | None = None
+    ended_s: float = 0.0
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class CacheUse:
+    """What the cache does for the call. Written by calls/caching.py."""
+
+    plan: CachePlan
+    is_hit: bool = False
+    """Answered without a call of its own."""
+    leads: bool = False
+    """A call that others share runs on its behalf: its outcome is still to come."""
+
+    @property
+    def status(self) -> str:
+        """HIT, MISS or BYPASS."""
+        return "HIT" if self.is_hit else "MISS" if self.plan.reads else "BYPASS"
+
+
+class SessionSummary(NamedTuple):
+    """What a WebSocket session came to. Written by websocket.py when it ends."""
+
+    messages_up: int = 0
+    messages_down: int = 0
+    close_code: int | None = None
+    closed_by: str | None = None
+    """`client`, `provider` or `relay`."""
+    turns: Turns | None = None
+
+
 @dataclass(eq=False, repr=False, slots=True)
 class Exchange:
     """See the module. The `_s` stamps are of the gateway's clock."""
 
     id: str
-    transport: Transport
-    method: str
-    caller: Caller
-    started_s: float
+    request: Request
     task: asyncio.Task[object] | None = None
-    request_id: str = ""
-    headers: Mapping[str, str] | None = None
-    """The request's."""
-    provider: str = ""
-    endpoint: str = ""
-    surface_format: str | None = None
-    """The wire format that the surface has for errors; None: the provider's."""
-    surface: Surface = "native"
-    kind: str = field(init=False, default="other")
-    model: str | None = field(init=False, default=None)
-    stream: bool | None = field(init=False, default=None)
-    user: str | None = field(init=False, default=None)
-    """The end user, as the body names it."""
-    route: Route | None = field(init=False, default=None)
-    keys: Keys = field(init=False, default=Keys())
-    """The credentials that went up last."""
-    rewriter: Rewriter | None = field(init=False, default=None)
-    """Where URLs in the answer come back as the relay's."""
-
-    waiting_for: WaitingFor = field(init=False, default="nothing")
-    waiting_since_s: float = field(init=False, default=0.0)
-    body_behind_s: float = field(init=False, default=0.0)
-    """How far the request's body lags behind the least rate that it may have."""
-    expired: RelayError | None = field(init=False, default=None)
-    """What the janitor ended the call for."""
-    client_left: Callable[[], bool] | None = field(init=False, default=None)
-    """Where a server does not cancel its handlers: tells whether the client is gone."""
-
-    attempts: tuple[Attempt, ...] = field(init=False, default=())
-    """Empty where the first one was good."""
-    at_end: tuple[Callable[[], None], ...] = field(init=False, default=())
-    """What is given back when the call is over."""
-    admission: Admission | None = field(init=False, default=None)
+    state: State = "reading"
+    """Only `move_to` writes it."""
+    routing: Routing = field(default_factory=Routing)
+    response: Response = field(default_factory=Response)
+    usage: UsageAndCost = field(default_factory=UsageAndCost)
+    waiting: Waiting = field(default_factory=Waiting)
+    outcome: Outcome = field(default_factory=Outcome)
+    cache: CacheUse | None = None
+    """None where the cache has nothing to do with it."""
+    session: SessionSummary | None = None
+    admission: Admission | None = None
     """None while there are no limits."""
-    standings: tuple[Standing, ...] = field(init=False, default=())
-    """How the client stands under them."""
-    spoken: bytes = field(init=False, default=b"")
-    """What the request's body tells of what is paid for: text made speech, images asked for."""
-    input_estimate: int | None = field(init=False, default=None)
-    """Tokens of the request, where they cannot be told from its length."""
-    asks_usage: bool = field(init=False, default=False)
-    """Its usage was asked for on its client's behalf: the event that tells it is removed."""
-    begun: bytes = field(init=False, default=b"")
-    """What an attempt has read already of the body of the answer."""
-    looks_at_first_event: bool = field(init=False, default=False)
-    """Something else can be tried if the stream of the attempt that runs begins with an error."""
-    look: Callable[[bytes], None] | None = field(init=False, default=None)
-    """Shows the meter a chunk."""
-    look_past: Callable[[bytes], None] | None = field(init=False, default=None)
-    """The same, of whole events in which no usage was found."""
-    meter: Metering | None = field(init=False, default=None)
-    """Sees what passes, and tells what it used."""
-    answer: bytes = field(init=False, default=b"")
-    """A whole one, of which its meter is made when the call is settled."""
-    answer_headers: Mapping[str, str] | None = field(init=False, default=None)
-    settled: bool = field(init=False, default=False)
-    """What it used and cost is known, as far as it will be."""
-    parts: Parts = field(init=False, default=())
-    """What the meter told when the call ended, by model, and is counted with this call."""
-    used: Usage | None = field(init=False, default=None)
-    """What the meter told when the call ended."""
-    cost_nano_usd: int | None = field(init=False, default=None)
-    saved_nano_usd: int | None = field(init=False, default=None)
-    """What a kept answer cost when it was made."""
-    turns: Turns | None = field(init=False, default=None)
-    capture: Capture | None = field(init=False, default=None)
+    standings: tuple[Standing, ...] = ()
+    """How the client stands under the limits."""
+    capture: Capture | None = None
     """Its bodies, where they are collected."""
-    trace: Trace | None = field(init=False, default=None)
-    cloudflare_log_id: str | None = field(init=False, default=None)
-    cache_plan: CachePlan | None = field(init=False, default=None)
-    """What the cache does for it."""
-    leads: bool = field(init=False, default=False)
-    """A call that others share runs on its behalf: what that comes to is still to be told."""
-    cache_status: str = field(init=False, default="")
-    """HIT, MISS or BYPASS; empty where the cache has nothing to do with it."""
-    cached: bool = field(init=False, default=False)
-    """Answered without a call of its own."""
-    step: int = field(init=False, default=0)
-    """Which of the route's targets answered, the first being 0."""
-    steps: int = field(init=False, default=1)
-    first_byte_limit_s: float | None = field(init=False, default=None)
-    """Of the attempt that runs, instead of its provider's: the client's own limit, or a shorter one
-    because another target can answer."""
+    at_end: tuple[Callable[[], None], ...] = ()
+    """Called once when the call is over, each whatever becomes of the others."""
 
-    sent_s: float = field(init=False, default=0.0)
-    ended_s: float = field(init=False, default=0.0)
-    first_byte_s: float = field(init=False, default=0.0)
-    overhead_s: float = field(init=False, default=0.0)
-    """The relay's own time, until the head of the answer went down."""
-    status: int = field(init=False, default=0)
-    committed: bool = field(init=False, default=False)
-    held_bytes: int = field(init=False, default=0)
-    request_bytes: int = field(init=False, default=0)
-    response_bytes: int = field(init=False, default=0)
-    messages_up: int = field(init=False, default=0)
-    messages_down: int = field(init=False, default=0)
-    close_code: int | None = field(init=False, default=None)
-    closed_by: str | None = field(init=False, default=None)
-    """Who ended a session: `client`, `provider` or `relay`."""
-    outcome: Outcome = field(init=False, default="running")
-    error: RelayError | None = field(init=False, default=None)
-    cause: BaseException | None = field(init=False, default=None)
+    def fork(self) -> Exchange:
+        """An exchange for a call that this one leads and others share: it asks for the same, and
+        where it goes, what it uses and what that costs are this one's too.
+        """
+        request = copy.copy(self.request)
+        self.request.held_bytes = 0
+        cache = None
+        if self.cache is not None:
+            self.cache.leads = True
+            cache = CacheUse(self.cache.plan)
+        return Exchange(
+            self.id,
+            request,
+            routing=self.routing,
+            usage=self.usage,
+            cache=cache,
+            standings=self.standings,
+            capture=self.capture,
+        )
+
+    def move_to(self, state: State) -> None:
+        """Enter a state; there is no way back from any."""
+        if state not in _MOVES[self.state]:
+            raise RuntimeError(f"{self!r} cannot become {state}")
+        self.state = state
 
     def wait(self, for_: WaitingFor, now_s: float) -> None:
-        """Say what is awaited from now on; the janitor ends an Exchange that waits for too long."""
-        self.waiting_for = for_
-        self.waiting_since_s = now_s
+        """Say what is awaited from now on; periodic.py ends an Exchange that waits for too long."""
+        waiting = self.waiting
+        waiting.for_ = for_
+        waiting.since_s = now_s
 
-    def revived(self) -> RelayError | None:
-        """Where the janitor's cut is what cancelled the task: the error that it stands for, the
-        task going on. None if the client left, or somebody else cancelled.
+    def expire(self, error: RelayError) -> None:
+        """End the call with `error`, wherever its task waits."""
+        if self.task is not None:
+            self.waiting.expired = error
+            self.task.cancel()
+
+    def take_expiry(self) -> RelayError | None:
+        """Where `expire` is what cancelled the task: its error, the task going on. None if the
+        client left, or somebody else cancelled.
         """
-        cut = self.expired
-        if cut is None or isinstance(cut, ClientGone) or self.task is None:
+        expired = self.waiting.expired
+        if expired is None or isinstance(expired, ClientGone) or self.task is None:
             return None
         self.task.uncancel()
-        self.expired = None
-        return cut
+        self.waiting.expired = None
+        return expired
 
-    def verdict(self, error: BaseException) -> BaseException:
-        """Record why the call ends, and return what to raise for it.
-
-        After the first byte nothing can be answered any more: the connection is all there is to
-        end. A client's own leaving stays the cancellation that it was. Raise it `from None`: it may
-        be `error` itself, and an exception that is its own cause keeps itself alive.
+    def failure_of(self, error: BaseException) -> RelayError:
+        """The error that the caller is to see for `error`. A cancellation stands for what made it
+        one: a wait that expired, or a client that left.
         """
-        failure = self.fail(error)
-        if isinstance(error, asyncio.CancelledError) and self.revived() is None:
-            return error
-        if self.committed or isinstance(failure, ClientGone):
-            return ConnectionResetError(failure.code)
-        return failure
-
-    def fail(self, error: BaseException) -> RelayError:
-        """Record why the call ends, and return it as the error that the caller is to see.
-
-        A cancellation is what made it one: a wait that the janitor ended, or a client that left.
-        """
-        failure = self._failure(error)
-        self.error = failure
-        if failure is not error and not isinstance(error, asyncio.CancelledError):
-            self.cause = error
-        else:
-            # Nobody prints it, and each of its frames may hold the exception: a cycle.
-            error.__traceback__ = None
-        if isinstance(failure, ClientGone | ClientStalled):
-            self.outcome = "client_gone"
-        else:
-            self.outcome = "refused" if failure.side == "client" else "failed"
-        return failure
-
-    def _failure(self, error: BaseException) -> RelayError:
         if isinstance(error, RelayError):
             return error
         if isinstance(error, asyncio.CancelledError):
             # One that failed already is ended a second time only to be done with it.
-            return self.expired or self.error or ClientGone()
+            return self.waiting.expired or self.outcome.error or ClientGone()
         return ClientGone() if isinstance(error, ConnectionError) else InternalError()
+
+    def fail(self, failure: RelayError, cause: BaseException | None = None) -> None:
+        """Record why the call ends."""
+        outcome = self.outcome
+        outcome.error = failure
+        if cause is None or cause is failure or isinstance(cause, asyncio.CancelledError):
+            # Nobody prints it, and each of its frames may hold the exception: a cycle.
+            (cause or failure).__traceback__ = None
+        else:
+            outcome.cause = cause
+        if isinstance(failure, ClientGone | ClientStalled):
+            outcome.name = "client_gone"
+        else:
+            outcome.name = "refused" if failure.side == "client" else "failed"
+
+    def raise_failure(self, error: BaseException) -> NoReturn:
+        """Record why the call ends, and raise what its handler is to raise.
+
+        After the first byte nothing can be answered any more: the connection is all there is to
+        end. A client's own leaving stays the cancellation that it was. Nothing is raised from
+        `error`: it may be the same, and an exception that is its own cause keeps itself alive.
+        """
+        failure = self.failure_of(error)
+        self.fail(failure, error)
+        if isinstance(error, asyncio.CancelledError) and self.take_expiry() is None:
+            raise error
+        if self.state == "committed" or isinstance(failure, ClientGone):
+            raise ConnectionResetError(failure.code) from None
+        raise failure from None
 
     def fail_if_answer_tells_error(self) -> None:
         """Judge an answer that came to a clean end by what it holds, once that is read."""
-        if self.outcome == "relayed" and self.meter is not None and self.meter.tells_error:
+        meter = self.usage.meter
+        if self.outcome.name == "relayed" and meter is not None and meter.tells_error:
             self.fail(UpstreamErrorInAnswer())
 
     def finish(self) -> None:
-        """The call came to a clean end."""
-        if self.outcome == "running":
-            self.outcome = "cached" if self.cached else "relayed"
+        """Record that the call came to a clean end, unless it has failed."""
+        if self.outcome.name is None:
+            is_hit = self.cache is not None and self.cache.is_hit
+            self.outcome.name = "cached" if is_hit else "relayed"
 
     def let_go(self) -> None:
         """Let go of what leads back here, once the call is recorded: an exception's traceback holds
         the frames that it passed, turns and meter hold a session's legs, and these the exchange.
         Such a cycle of fifty objects would be freed by the garbage collector alone.
         """
-        self.error = self.cause = self.expired = self.turns = None
-        if self.transport == "websocket":
-            self.meter = None
+        self.outcome.error = self.outcome.cause = self.waiting.expired = self.session = None
+        if self.request.transport == "websocket":
+            self.usage.meter = None
 
     @property
     def error_format(self) -> str:
         """The wire format in which the relay's own errors are written."""
-        return self.surface_format or (self.route.format if self.route else "openai")
+        route = self.routing.route
+        return self.request.surface_format or (route.format if route is not None else "openai")
 
     def __repr__(self) -> str:
-        where = f"{self.provider}/{self.endpoint}".rstrip("/")
-        state = f"{self.outcome} {self.status}" if self.status else self.outcome
-        return f"<Exchange {self.id[:8]} {self.method} {where} {state}>"
+        where = f"{self.request.provider}/{self.request.endpoint}".rstrip("/")
+        state: str = self.outcome.name or self.state
+        if self.response.status:
+            state = f"{state} {self.response.status}"
+        return f"<Exchange {self.id[:8]} {self.request.method} {where} {state}>"

@@ -84,7 +84,7 @@ class Limits:
         Raises RateLimited, TooManySessions, Overloaded.
         """
         held = self._begin(exchange, headers)
-        rules = self._sockets if exchange.transport == "websocket" else self._calls
+        rules = self._sockets if exchange.request.transport == "websocket" else self._calls
         return self._take(exchange, held, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:
@@ -93,10 +93,10 @@ class Limits:
 
         Raises ModelUnknown besides what `admit` raises.
         """
-        provider = exchange.provider
+        provider = exchange.request.provider
         if any(not each.providers or provider in each.providers for each in self._asking_model):
             await _give_way(body)
-            if body is None or not model_is_plain(body, content_type, exchange.model):
+            if body is None or not model_is_plain(body, content_type, exchange.request.model):
                 raise ModelUnknown
         assert exchange.admission is not None
         wait = self._take(exchange, exchange.admission, self._body_calls)
@@ -109,11 +109,11 @@ class Limits:
 
         A call that others share was not admitted itself. Raises RateLimited.
         """
-        if counting_of(exchange.method, exchange.endpoint) != "new":
+        if counting_of(exchange.request.method, exchange.request.endpoint) != "new":
             return
         await _give_way(body)
-        held = exchange.admission or self._begin(exchange, exchange.headers or {})
-        held.estimate = estimate(body, exchange.input_estimate)
+        held = exchange.admission or self._begin(exchange, exchange.request.headers)
+        held.estimate = estimate(body, exchange.request.input_estimate)
         wait = self._take(exchange, held, self._tokens)
         if wait is not None:
             await wait
@@ -129,14 +129,14 @@ class Limits:
         self, exchange: Exchange, held: Admission, rules: Sequence[Rule]
     ) -> Awaitable[None] | None:
         """Count under all `rules` that apply, or under none, and raise."""
-        route, places = exchange.route, []
+        route, places = exchange.routing.route, []
         assert route is not None
         # Cloudflare counts what goes through it, if that is delegated; what runs here is ours.
         others = route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
         for rule in rules:
-            if rule.providers and exchange.provider not in rule.providers:
+            if rule.providers and exchange.request.provider not in rule.providers:
                 continue
-            if rule.models and exchange.model not in rule.models:
+            if rule.models and exchange.request.model not in rule.models:
                 continue
             its = _key(rule, exchange, held)
             if rule.at_once:
@@ -174,7 +174,7 @@ class Limits:
                 del self._running[its]
         if not held.charges:
             return
-        if not exchange.sent_s:
+        if not exchange.routing.sent_s:
             self._windows.give_back(held.charges)
         elif self._tokens:
             self._settle(exchange, [each for each in held.charges if each.rule.counts == "tokens"])
@@ -222,10 +222,10 @@ def _used(exchange: Exchange, reserved: int) -> int:
     """What a call that was sent used: as its answer said; what was set aside, where it was not
     told; nothing, where no provider did anything.
     """
-    usage = exchange.used
+    usage = exchange.usage.used
     if usage is not None and not usage.estimated:
         return usage.tokens
-    nothing = isinstance(exchange.error, _UNSENT) or exchange.status >= 400
+    nothing = isinstance(exchange.outcome.error, _UNSENT) or exchange.response.status >= 400
     return 0 if nothing else reserved
 
 
@@ -233,7 +233,7 @@ def _key(rule: Rule, exchange: Exchange, held: Admission) -> str:
     """What a call is counted under."""
     found = rule.name
     for name in rule.per:
-        found += f"|{part(_value(name, exchange, held), exchange.caller.client)}"
+        found += f"|{part(_value(name, exchange, held), exchange.request.caller.client)}"
     return found
 
 
@@ -241,13 +241,13 @@ def _value(name: str, exchange: Exchange, held: Admission) -> str:
     """What a call has for a part of `per`; empty if it has nothing."""
     if name in ("client", "address"):
         # One and the same until clients have keys.
-        return exchange.caller.client
+        return exchange.request.caller.client
     if name == "provider":
-        return exchange.provider
+        return exchange.request.provider
     if name == "model":
-        return exchange.model or ""
+        return exchange.request.model or ""
     given = as_text(held.metadata.get(name.removeprefix("metadata."), ""))
-    return given or (exchange.user or "" if name == "user" else "")
+    return given or (exchange.request.user or "" if name == "user" else "")
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:

@@ -27,8 +27,8 @@ async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
     request, response = bytes(capture.request), bytes(capture.response)
     found = []
     for body, coding, passed_bytes in (
-        (request, capture.request_coding, exchange.request_bytes),
-        (response, capture.response_coding, exchange.response_bytes),
+        (request, capture.request_coding, exchange.request.body_bytes),
+        (response, capture.response_coding, exchange.response.body_bytes),
     ):
         asked = (body, coding, len(body) == passed_bytes, capture.most_bytes, redactors)
         if len(body) > _AT_ONCE_BYTES or (coding and capture.most_bytes > _AT_ONCE_BYTES):

@@ -68,11 +68,11 @@ class Ledger:
         """Find out what it used, and what that cost, once: soon after it ended, or before, for whom
         it matters at once.
         """
-        if exchange.settled:
+        if exchange.usage.settled:
             return
-        exchange.settled = True
+        exchange.usage.settled = True
         try:
-            if exchange.answer:
+            if exchange.usage.unread is not None:
                 _read(exchange)
             self._book(exchange)
             price_list.set_cost(exchange, time.time())
@@ -87,19 +87,21 @@ class Ledger:
 
     def _book(self, exchange: Exchange) -> None:
         """Take what it used, without what an answer before it told of the same object."""
-        if exchange.meter is None or exchange.route is None:
+        if exchange.usage.meter is None or exchange.routing.route is None:
             return
-        provider, parts = exchange.route.provider.name, exchange.meter.parts
-        self.lost.usage_fields += exchange.meter.ignored
-        if exchange.method == "GET" and exchange.transport == "rest" and exchange.error is not None:
+        provider, parts = exchange.routing.route.provider.name, exchange.usage.meter.parts
+        self.lost.usage_fields += exchange.usage.meter.ignored
+        request = exchange.request
+        is_read = request.method == "GET" and request.transport == "rest"
+        if is_read and exchange.outcome.error is not None:
             return  # a stored object of which a part was read: it counts when it is read whole
         named = [part for part in parts if part.object_id]
         if not named:
-            exchange.parts = parts
+            exchange.usage.parts = parts
             return
         ids = {part.object_id for part in named if part.booking != "so_far"}
         known = {each for each in ids if not self._booked.claim((provider, each))}
-        exchange.parts = tuple(
+        exchange.usage.parts = tuple(
             rest
             for part in parts
             if part.object_id not in known or part.booking == "made"
@@ -122,10 +124,10 @@ class Ledger:
     async def _unbook(self, exchanges: Sequence[Exchange]) -> None:
         """Take back what another worker has counted, or this one before it was restarted."""
         claimed = {
-            (exchange.route.provider.name, part.object_id): exchange
+            (exchange.routing.route.provider.name, part.object_id): exchange
             for exchange in exchanges
-            if exchange.route is not None
-            for part in exchange.parts
+            if exchange.routing.route is not None
+            for part in exchange.usage.parts
             if part.object_id
         }
         if not claimed:
@@ -133,9 +135,9 @@ class Ledger:
         try:
             for named in await self._booked.counted_elsewhere(list(claimed)):
                 exchange, object_id = claimed[named], named[1]
-                exchange.parts = tuple(
+                exchange.usage.parts = tuple(
                     part
-                    for part in exchange.parts
+                    for part in exchange.usage.parts
                     if part.object_id != object_id or part.booking == "made"
                 )
                 price_list.set_cost(exchange, time.time())
@@ -145,15 +147,15 @@ class Ledger:
 
     def meter_failed(self, exchange: Exchange, error: Exception) -> None:
         """What it used stays unknown."""
-        exchange.meter = exchange.used = exchange.cost_nano_usd = None
+        exchange.usage.meter = exchange.usage.used = exchange.usage.cost_nano_usd = None
         self.lost.meters += 1
         log.bug("meter.failed", error, id=exchange.id)
 
-    def take(self, exchange: Exchange, ended_s: float) -> None:
+    def take(self, exchange: Exchange) -> None:
         """Write it down soon."""
-        exchange.ended_s = ended_s
-        exchange.task = exchange.client_left = None  # nothing that would keep its request alive
-        if exchange.error is not None:
+        # Nothing that would keep its request alive.
+        exchange.task = exchange.waiting.client_left = None
+        if exchange.outcome.error is not None:
             log.exchange_failed(exchange)
         self._ended.append(exchange)
         if len(self._ended) == 1:
@@ -170,9 +172,7 @@ class Ledger:
         """For /readyz."""
         return "unavailable" if self._writer is not None and self._writer.away else "ok"
 
-    async def start(
-        self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]
-    ) -> None:
+    async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
         """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
         if self._writer is not None:
             await self._writer.start(keep, grouping)
@@ -233,7 +233,7 @@ class Ledger:
     async def _record(self, exchange: Exchange, at_zero: float) -> None:
         redactor = self._secrets.redactor
         record = record_of(exchange, redactor)
-        line = log.exchange_ended(record, at_zero + exchange.ended_s)
+        line = log.exchange_ended(record, at_zero + exchange.outcome.ended_s)
         if self._writer is not None:
             captured = exchange.capture is not None
             bodies = await bodies_of(exchange, redactor) if captured else None
@@ -259,7 +259,8 @@ def _read(exchange: Exchange) -> None:
     """Make the meter of a whole answer: many read together cost a third of what they do one by one,
     each within its own call.
     """
-    assert exchange.route is not None and exchange.answer_headers is not None
-    header = exchange.answer_headers.get
-    exchange.meter = read_whole(exchange.route.format, Sent.of(exchange), header, exchange.answer)
-    exchange.answer = b""
+    route, unread = exchange.routing.route, exchange.usage.unread
+    assert route is not None and unread is not None
+    sent = Sent.of(exchange)
+    exchange.usage.meter = read_whole(route.format, sent, unread.headers.get, unread.body)
+    exchange.usage.unread = None

@@ -9,9 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from relay.core.errors import RelayError, UpstreamNotConnected
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, SessionSummary
 from relay.core.metadata import HEADER, metadata
-from relay.core.meters.turns import Turns
 from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MOST_PATH_CHARACTERS, clean
@@ -24,72 +23,76 @@ def record_of(exchange: Exchange, secrets: Redactor) -> Record:
     """All that is known of it. What every call has is given at once, in the order of Record's
     fields: to set a field later takes three times as long.
     """
-    error, route, meter, model = exchange.error, exchange.route, exchange.meter, exchange.model
-    provider = route.provider.name if route is not None else exchange.provider
+    request, response, outcome = exchange.request, exchange.response, exchange.outcome
+    usage, routing, model = exchange.usage, exchange.routing, exchange.request.model
+    error, route, meter = outcome.error, routing.route, usage.meter
+    provider = route.provider.name if route is not None else request.provider
     answered = meter.model if meter is not None else None
     if answered is not None:
         answered = _from_provider(secrets, answered) if answered != model else None
     model = clean(model) if model is not None else None
     record = Record(
         exchange.id,
-        exchange.transport,
-        exchange.surface,
-        clean(exchange.method),
-        clean(exchange.provider),
-        clean(exchange.endpoint, MOST_PATH_CHARACTERS),
-        exchange.status or (error.status if error else 0),
-        exchange.outcome,
-        _ms(exchange.started_s, exchange.ended_s),
-        exchange.request_bytes,
-        exchange.response_bytes,
-        clean(exchange.caller.client),
-        int(exchange.overhead_s * 1e5) / 100,
-        exchange.kind,
+        request.transport,
+        request.surface,
+        clean(request.method),
+        clean(request.provider),
+        clean(request.endpoint, MOST_PATH_CHARACTERS),
+        response.status or (error.status if error else 0),
+        outcome.name or "failed",
+        _ms(request.started_s, outcome.ended_s),
+        request.body_bytes,
+        response.body_bytes,
+        clean(request.caller.client),
+        int(response.overhead_s * 1e5) / 100,
+        request.kind,
         model,
-        _ms(exchange.started_s, exchange.first_byte_s) if exchange.first_byte_s else None,
+        _ms(request.started_s, response.first_byte_s) if response.first_byte_s else None,
         route.target.via if route is not None else None,
-        provider if provider != exchange.provider else None,
+        provider if provider != request.provider else None,
         answered,
-        exchange.stream,
-        exchange.attempts or None,
-        exchange.cache_status or None,
-        exchange.used,
-        exchange.cost_nano_usd,
-        exchange.saved_nano_usd,
+        request.stream,
+        routing.attempts or None,
+        exchange.cache.status if exchange.cache is not None else None,
+        usage.used,
+        usage.cost_nano_usd,
+        usage.saved_nano_usd,
     )
-    if exchange.transport == "websocket":
+    if request.transport == "websocket":
         _add_session(record, exchange)
     if error is not None:
         record.error = error.code
-        record.cause = _cause(error, exchange.cause)
+        record.cause = _cause(error, outcome.cause)
     _add_names(record, exchange, secrets)
     return record
 
 
 def _add_session(record: Record, exchange: Exchange) -> None:
-    record.messages_up, record.messages_down = exchange.messages_up, exchange.messages_down
-    record.close_code, record.closed_by = exchange.close_code, exchange.closed_by
-    turns: Turns | None = exchange.turns
+    session = exchange.session or _REFUSED
+    record.messages_up, record.messages_down = session.messages_up, session.messages_down
+    record.close_code, record.closed_by = session.close_code, session.closed_by
+    turns = session.turns
     if turns is not None and turns.found:
         record.turns = tuple(turns.found[:_TURNS_SHOWN])
         record.interruptions = turns.interruptions or None
 
 
+_REFUSED = SessionSummary()
+
+
 def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     """What others call it by."""
-    if (trace := exchange.trace) is not None:
+    if (trace := exchange.request.trace) is not None:
         record.trace_id, record.span_id = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
         record.parent_id = f"{trace.parent_id:016x}" if trace.parent_id else None
         record.sampled = trace.sampled
-    if exchange.request_id:
-        record.request_id = clean(exchange.request_id)
-    if exchange.user:
-        record.user = clean(exchange.user)
-    if exchange.cloudflare_log_id:
-        record.cloudflare_log_id = _from_provider(secrets, exchange.cloudflare_log_id)
-    header = exchange.headers.get if exchange.headers is not None else None
-    if header is None:
-        return
+    if exchange.request.request_id:
+        record.request_id = clean(exchange.request.request_id)
+    if exchange.request.user:
+        record.user = clean(exchange.request.user)
+    if exchange.routing.cloudflare_log_id:
+        record.cloudflare_log_id = _from_provider(secrets, exchange.routing.cloudflare_log_id)
+    header = exchange.request.headers.get
     if given := header(EVENT_ID):
         record.event_id = clean(given)
     if given := header(HEADER):

@@ -66,25 +66,25 @@ class _Tiers(NamedTuple):
 
 def set_cost(exchange: Exchange, unix_s: float) -> None:
     """Set what an exchange used and what that cost."""
-    meter, route = exchange.meter, exchange.route
-    if exchange.cached:
-        exchange.cost_nano_usd = 0
-    elif meter is not None and route is not None:
-        parts = exchange.parts
-        exchange.used, exchange.cost_nano_usd = believable(total(parts)), None
-        if exchange.used is None:
+    usage, route = exchange.usage, exchange.routing.route
+    if exchange.cache is not None and exchange.cache.is_hit:
+        usage.cost_nano_usd = 0
+    elif usage.meter is not None and route is not None:
+        parts = usage.parts
+        usage.used, usage.cost_nano_usd = believable(total(parts)), None
+        if usage.used is None:
             return
         cost = _cost(exchange, parts, route.provider, unix_s)
-        exchange.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
+        usage.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
 
 
 def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
-    custom = exchange.headers.get(CUSTOM_COST) if exchange.headers is not None else None
+    custom = exchange.request.headers.get(CUSTOM_COST)
     own = custom_cost(custom) if custom else None
     if isinstance(own, int):
         return own
-    asked = exchange.route.replaced_model if exchange.route else None
-    named = asked or exchange.model
+    asked = exchange.routing.route.replaced_model if exchange.routing.route else None
+    named = asked or exchange.request.model
     whole = None
     for part in parts:
         usage, billed = part.usage, part.billed or part.usage

@@ -263,11 +263,12 @@ async def drain(gateway: Gateway, at_once: asyncio.Event) -> None:
 async def _cut(gateway: Gateway) -> None:
     """End what still runs as `draining`, and wait until it is written down."""
     for exchange in list(gateway.running):
-        if exchange.task is None or exchange.expired is not None:
+        if exchange.task is None or exchange.waiting.expired is not None:
             continue
-        if exchange.error is None:  # one that has failed already keeps its failure
-            exchange.expired = Draining()
-        exchange.task.cancel()
+        if exchange.outcome.error is None:
+            exchange.expire(Draining())
+        else:  # it keeps its failure
+            exchange.task.cancel()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CUT_S
     while gateway.running and loop.time() < deadline:  # noqa: ASYNC110 (bounded, at the end)

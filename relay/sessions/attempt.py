@@ -43,8 +43,8 @@ class HandshakeAttempt:
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
         handshake = self._handshake(route, keys)
-        self.exchange.kind, self.exchange.keys = route.kind, keys
-        self.exchange.model = _model(handshake.url.raw_query_string, route)
+        self.exchange.request.kind, self.exchange.routing.keys = route.kind, keys
+        self.exchange.request.model = _model(handshake.url.raw_query_string, route)
         try:
             upstream = await connect(self.gateway.upstream.sockets, route, handshake)
         except HandshakeRefused as refusal:
@@ -56,7 +56,7 @@ class HandshakeAttempt:
 
     def _note(self, headers: Mapping[str, str]) -> None:
         """Keep what an answer's headers say of it."""
-        self.exchange.cloudflare_log_id = headers.get("cf-aig-log-id")
+        self.exchange.routing.cloudflare_log_id = headers.get("cf-aig-log-id")
 
     def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
         """It is open."""
@@ -85,8 +85,8 @@ class HandshakeAttempt:
         for header, parameter in rules.header_queries.items():
             if header not in given and parameter.lower() in in_query:
                 headers.popall(header, None)  # it is the registry's default
-        if self.exchange.trace is not None:
-            headers[TRACE] = self.exchange.trace.header
+        if self.exchange.request.trace is not None:
+            headers[TRACE] = self.exchange.request.trace.header
         return Handshake(
             url=upstream_url(route, query, keys),
             headers=headers,

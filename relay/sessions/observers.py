@@ -32,12 +32,12 @@ def observe_session(
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
     provider = session.upstream
-    opened = Opened(route.endpoint, query, exchange.model, *sides, gateway.clock)
+    opened = Opened(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
     meter = socket_meter(route.format, opened)
     if meter is None:
         return None, None
-    exchange.meter = meter
-    exchange.turns = turns = Turns(route.format, exchange.started_s, *sides, gateway.clock)
+    exchange.usage.meter = meter
+    session.turns = turns = Turns(route.format, exchange.request.started_s, *sides, gateway.clock)
     pieces, most = meter.pieces, meter.searched_bytes
 
     def sent(data: bytes) -> None:
@@ -78,5 +78,5 @@ def observe_session(
 
 def _name_model(exchange: Exchange, meter: SocketMeter) -> None:
     """Where its URL names none, a session is of the model that its messages name first."""
-    if exchange.model is None:
-        exchange.model = meter.asked or meter.model
+    if exchange.request.model is None:
+        exchange.request.model = meter.asked or meter.model

@@ -19,6 +19,7 @@ from aiohttp.streams import EofStream
 
 from relay import log
 from relay.core.exchange import Exchange
+from relay.core.meters.turns import Turns
 from relay.core.provider import WebSocketRules
 
 Side = Literal["downstream", "upstream"]
@@ -151,6 +152,7 @@ class Session:
     refuse_key: Callable[[str], None]
     """Tells the pool by which code the provider refused the key."""
     key_is_refused: bool = False
+    turns: Turns | None = None
     last_event: bytes = b""
     """The last small message of the provider's that nothing has read."""
     ended: asyncio.Future[Ending] = field(

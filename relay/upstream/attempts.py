@@ -230,18 +230,20 @@ class Attempts:
 
         Raises the RelayError of the last one where none brought an answer.
         """
-        called = exchange.route
+        called = exchange.routing.route
         assert called is not None
-        routes = self._order(called, options) if called.alternatives else ((0, called),)
+        has_alternatives = bool(called.alternatives)
+        routes = self._order(called, options) if has_alternatives else ((0, called),)
         plan = _Plan(routes, options, called)
         self.budget.earn()
-        exchange.steps = len(called.alternatives) + 1
+        exchange.move_to("sending")
         while True:
-            exchange.step, route = plan.routes[plan.at]
-            exchange.route = route
+            step, route = plan.routes[plan.at]
+            exchange.routing.route = route
+            exchange.routing.step = step if has_alternatives else None
             keys, began = self._keys(plan, route), self._clock()
-            exchange.first_byte_limit_s = options.first_byte_s
-            if exchange.steps > 1 or len(route.target.pool) > 1:
+            exchange.waiting.first_byte_limit_s = options.first_byte_s
+            if has_alternatives or len(route.target.pool) > 1:
                 self._expect_failure(plan, exchange)
             result: T | None = None
             probing = True
@@ -255,7 +257,7 @@ class Attempts:
                     ended, result = self._cut(exchange), None
                 except (RelayError, *MAPPED) as error:
                     ended, result = self._failure(error, route, maker), None
-                if ended.is_good and result is not None and not exchange.attempts:
+                if ended.is_good and result is not None and not exchange.routing.attempts:
                     self.health.worked(route, keys)
                     probing = False
                     return self._until_end(exchange, route, keys, result)
@@ -265,7 +267,7 @@ class Attempts:
                 if probing:  # it came to nothing: by the client's leaving, or by a fault of ours
                     self.health.left(route, keys)
             move = self._move(plan, ended, exchange)
-            exchange.attempts += (plan.attempt(keys, ended, move, self._clock() - began),)
+            exchange.routing.attempts += (plan.attempt(keys, ended, move, self._clock() - began),)
             if move == "stop" and result is not None:
                 return self._until_end(exchange, route, keys, result)
             self.health.done(route, keys)
@@ -291,7 +293,7 @@ class Attempts:
 
         The end of a drain is no fault of the target's, and no other target follows.
         """
-        cut = exchange.revived()
+        cut = exchange.take_expiry()
         if cut is None or isinstance(cut, Draining):
             raise asyncio.CancelledError if cut is None else Draining
         return Tried(0, cut)
@@ -322,7 +324,7 @@ class Attempts:
         if (
             plan.number < rules.max_attempts
             and wait is not None
-            and self._clock() + wait < exchange.started_s + rules.deadline_s
+            and self._clock() + wait < exchange.request.started_s + rules.deadline_s
             and self.budget.spend()
         ):
             plan.number += 1
@@ -331,8 +333,8 @@ class Attempts:
 
     def _expect_failure(self, plan: _Plan, exchange: Exchange) -> None:
         """Say what to look at in the attempt that begins, for something else can be tried."""
-        exchange.first_byte_limit_s = plan.first_byte_limit_s(exchange.stream)
-        exchange.looks_at_first_event = plan.may_fall_back("first_event_error") or (
+        exchange.waiting.first_byte_limit_s = plan.first_byte_limit_s(exchange.request.stream)
+        exchange.routing.looks_at_first_event = plan.may_fall_back("first_event_error") or (
             plan.options.whole and self._has_another_key(plan)
         )
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from relay.app import API, create
 from relay.cache.inflight import Inflight
 from relay.core.caller import Caller
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, Request
 from relay.core.record import Record
 from relay.gateway import GATEWAY
 from relay.periodic import sweep
@@ -129,10 +129,10 @@ async def test_the_janitor_does_not_judge_a_leader_that_has_left(start: StartRel
     other = asyncio.create_task(post(relay))
     await until(lambda: len(relay.gateway.running) == 3)
     leading.close()
-    await until(lambda: not any(exchange.leads and not exchange.ended_s for exchange in relay.gateway.running))
+    await until(lambda: not any(exchange.cache is not None and exchange.cache.leads and exchange.state != "ended" for exchange in relay.gateway.running))
     clock, relay.gateway.clock = relay.gateway.clock, lambda: clock() + 100_000
     for exchange in relay.gateway.running:  # but those that are still there were heard of just now
-        exchange.waiting_since_s += 100_000
+        exchange.waiting.since_s += 100_000
     await sweep(relay.gateway)
     gate.set()
     assert await other == (200, FIRST + USAGE)
@@ -326,7 +326,7 @@ def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
     async def run() -> None:
         inflight = Inflight(lambda: 0.0)
         flight, _ = inflight.enter("k", 100)
-        watcher = flight.watch(Exchange("i", "rest", "POST", Caller("c"), 0.0))
+        watcher = flight.watch(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
         task = inflight.launch(flight, asyncio.sleep(60))  # type: ignore[arg-type]
         flight.leave(watcher)
         again, leads = inflight.enter("k", 100)
@@ -478,7 +478,7 @@ async def test_a_client_that_waits_for_a_slower_one_is_not_taken_for_one_whose_p
     clock, gateway.clock = gateway.clock, lambda: clock() + 100
     await sweep(gateway)
     gateway.clock = clock
-    assert all(exchange.expired is None for exchange in gateway.running) and len(gateway.running) == 3
+    assert all(exchange.waiting.expired is None for exchange in gateway.running) and len(gateway.running) == 3
     assert await (await slow).read() == LARGE and (await fast)[1] == LARGE
 
 
@@ -491,7 +491,7 @@ class Shared:
         self.adding: asyncio.Task[None] | None = None
 
     def watch(self) -> Any:
-        return self.flight.watch(Exchange("i", "rest", "POST", Caller("c"), 0.0))
+        return self.flight.watch(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
 
     async def add(self, *sizes: int) -> None:
         """Chunks come, as far as there is room for them."""

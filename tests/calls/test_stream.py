@@ -239,7 +239,7 @@ async def _trickle(relay: Relay, *pieces: tuple[float, int]) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(b"POST /api/v1/ai-gateway/providers/openai/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
     async with asyncio.timeout(20):
-        while not any(exchange.waiting_for == "request_body" for exchange in gateway.running):
+        while not any(exchange.waiting.for_ == "request_body" for exchange in gateway.running):
             await asyncio.sleep(0.001)
         (exchange,) = gateway.running
         for pause_s, size in pieces:
@@ -247,11 +247,11 @@ async def _trickle(relay: Relay, *pieces: tuple[float, int]) -> bytes:
             await sweep(gateway)
             sent += size
             writer.write(bytes(size))
-            while exchange.expired is None and (exchange.request_bytes < sent or exchange.waiting_for != "request_body"):
+            while exchange.waiting.expired is None and (exchange.request.body_bytes < sent or exchange.waiting.for_ != "request_body"):
                 await asyncio.sleep(0.001)
         passed_s += 20
         await sweep(gateway)
-        cut = exchange.expired is not None or exchange.outcome != "running"
+        cut = exchange.waiting.expired is not None or exchange.outcome.name is not None
         answer = await reader.readuntil(b"\r\n\r\n") if cut else b""
     writer.close()
     return answer
@@ -289,12 +289,12 @@ async def test_the_time_that_a_provider_takes_for_an_upload_is_not_its_clients(s
     writer.write(b"POST /api/v1/ai-gateway/providers/openai/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n" + bytes(20_000_000))
     async with asyncio.timeout(20):
         before = -1
-        while not (exchange := next(iter(gateway.running), None)) or exchange.waiting_for != "upload" or exchange.request_bytes != before:
-            before = exchange.request_bytes if exchange else -1
+        while not (exchange := next(iter(gateway.running), None)) or exchange.waiting.for_ != "upload" or exchange.request.body_bytes != before:
+            before = exchange.request.body_bytes if exchange else -1
             await asyncio.sleep(0.02)
     passed_s += 600
     await sweep(gateway)
-    assert exchange.expired is None and exchange.body_behind_s < 60
+    assert exchange.waiting.expired is None and exchange.waiting.body_behind_s < 60
     writer.close()
 
 

@@ -14,7 +14,7 @@ from relay.core import shapes
 from relay.core.caller import Caller
 from relay.core.credentials import ClientCredential, bare, choose, first_of
 from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
-from relay.core.exchange import Exchange, uuid7
+from relay.core.exchange import Exchange, Request, uuid7
 from relay.core.peek import kind_of, model_in_path, peek_body
 from relay.core.provider import AuthRule, Credential, Keys, Route, Target
 from relay.core.sse import at_boundary
@@ -72,9 +72,9 @@ def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
 
 
 def test_an_exchange_shows_its_state() -> None:
-    exchange = Exchange(id="7f3aaaaa-b", transport="rest", method="POST", caller=Caller(""), started_s=0, provider="openai", endpoint="chat/completions")
-    assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions running>"
-    exchange.status = 200
+    exchange = Exchange("7f3aaaaa-b", Request("rest", "POST", Caller(""), 0.0, provider="openai", endpoint="chat/completions"))
+    assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions reading>"
+    exchange.response.status = 200
     exchange.finish()
     assert repr(exchange) == "<Exchange 7f3aaaaa POST openai/chat/completions relayed 200>"
 

@@ -214,7 +214,7 @@ async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_e
 
     def watched(exchange: Any, count: int) -> None:
         let_go(exchange, count)
-        lowest.append(min(gateway.held_bytes, exchange.held_bytes))
+        lowest.append(min(gateway.held_bytes, exchange.request.held_bytes))
 
     monkeypatch.setattr(gateway, "let_go", watched)
 

@@ -110,7 +110,7 @@ async def test_a_client_that_leaves_before_its_call_is_sent_uses_nothing(begin: 
     path = relay.path("openai", "x").partition(str(relay.port))[2]
     writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{{".encode())
     async with asyncio.timeout(HANG_GUARD_S):
-        while not any(exchange.waiting_for == "request_body" for exchange in relay.gateway.running):
+        while not any(exchange.waiting.for_ == "request_body" for exchange in relay.gateway.running):
             await asyncio.sleep(0.005)
     writer.transport.abort()
     await relay.idle()

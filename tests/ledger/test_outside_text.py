@@ -151,7 +151,7 @@ async def test_a_session_of_endless_names_is_bounded(start: StartRelay, aiohttp_
         while (await socket.receive()).data != "last":
             pass
         (session,) = relay.gateway.sessions
-        assert len(session.exchange.meter.parts) <= 60  # type: ignore[union-attr]
+        assert len(session.exchange.usage.meter.parts) <= 60  # type: ignore[union-attr]
     (row,) = await rows(relay)
     assert row["model"] == clean("q" * 3000) and row["model_answered"] == clean(UNFIT + "s" * 200)
     await _is_bounded(relay)

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.core.caller import Caller
+from relay.core.exchange import Exchange, Request
 from relay.core.meters.answers import answer_meter, read_whole
 from relay.core.meters.sent import Sent
 from relay.core.meters.sessions import Opened
@@ -260,9 +262,11 @@ def micro_usd(expression: str) -> Decimal:
 
 
 def cost(provider: Any, meter: Any, model: str | None) -> int | None:
-    exchange = SimpleNamespace(cached=False, meter=meter, route=SimpleNamespace(provider=provider, replaced_model=None), headers={}, model=model, cost_nano_usd=None, parts=meter.parts)
-    price_list.set_cost(exchange, NOW_S)  # type: ignore[arg-type]
-    return exchange.cost_nano_usd
+    exchange = Exchange("i", Request("rest", "POST", Caller("c"), 0.0, model=model))
+    exchange.routing.route = SimpleNamespace(provider=provider, replaced_model=None)  # type: ignore[assignment]
+    exchange.usage.meter, exchange.usage.parts = meter, meter.parts
+    price_list.set_cost(exchange, NOW_S)
+    return exchange.usage.cost_nano_usd
 
 
 def check(found: int | None, expected: str | None) -> None:

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType
 
 from relay.core.caller import Caller
 from relay.core.errors import Draining
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
 from tests.processes import Served, handing_over, run, serve
@@ -417,18 +417,18 @@ async def test_a_call_whose_client_left_before_stays_so(start: StartRelay, raw: 
     answer = await relay.client.get(relay.path("up", "x"))
     assert await answer.content.readany() == EVENT
     answer.close()
-    await _until(lambda: all(exchange.error is not None for exchange in relay.gateway.running))
+    await _until(lambda: all(exchange.outcome.error is not None for exchange in relay.gateway.running))
     assert (await _drained(relay))["outcome"] == "client_gone"
 
 
 def test_a_second_cancellation_does_not_change_what_a_call_failed_with() -> None:
     """As aiohttp's own shutdown sends one, to a call that is still telling its client."""
-    exchange = Exchange(id="x", transport="rest", method="GET", caller=Caller(""), started_s=0.0)
-    exchange.expired = Draining()
-    exchange.fail(asyncio.CancelledError())
-    exchange.expired = None  # as `revived` leaves it
-    exchange.fail(asyncio.CancelledError())
-    assert exchange.error is not None and (exchange.error.code, exchange.outcome) == ("draining", "failed")
+    exchange = Exchange("x", Request("rest", "GET", Caller(""), 0.0))
+    exchange.waiting.expired = Draining()
+    exchange.fail(exchange.failure_of(asyncio.CancelledError()), asyncio.CancelledError())
+    exchange.waiting.expired = None  # as `take_expiry` leaves it
+    exchange.fail(exchange.failure_of(asyncio.CancelledError()), asyncio.CancelledError())
+    assert exchange.outcome.error is not None and (exchange.outcome.error.code, exchange.outcome.name) == ("draining", "failed")
 
 
 async def test_a_drain_that_cuts_leaves_its_rows_in_the_database(served: Serve, raw: RawUpstream) -> None:
@@ -462,8 +462,8 @@ async def test_a_stream_cut_while_its_client_reads_nothing_gets_no_event_within_
             for piece in (part, b"\n\n"):
                 writer.write(chunk(piece))
                 sent += len(piece)
-                await _until(lambda sent=sent: exchange.response_bytes == sent)
-                if await _holds(lambda: exchange.waiting_for == "client"):
+                await _until(lambda sent=sent: exchange.response.body_bytes == sent)
+                if await _holds(lambda: exchange.waiting.for_ == "client"):
                     stuck.set()
                     break
         await reader.read()
@@ -477,8 +477,8 @@ async def test_a_stream_cut_while_its_client_reads_nothing_gets_no_event_within_
     await asyncio.wait_for(stuck.wait(), HANG_GUARD_S)
     [exchange] = relay.gateway.running
     cutting = asyncio.create_task(drain(relay.gateway, asyncio.Event()))
-    await _until(lambda: exchange.error is not None)
-    failure = exchange.error
+    await _until(lambda: exchange.outcome.error is not None)
+    failure = exchange.outcome.error
     got = b""
     async with asyncio.timeout(HANG_GUARD_S):
         while data := await reader.read(1 << 20):

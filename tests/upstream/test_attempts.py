@@ -21,7 +21,7 @@ from relay.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, Request
 from relay.core.policy import (
     RetryRules,
     Tried,
@@ -705,8 +705,8 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
             if at == where:
                 raise fault
 
-    exchange = Exchange("id", "rest", "POST", Caller("client"), 0.0)
-    exchange.route = route
+    exchange = Exchange("id", Request("rest", "POST", Caller("client"), 0.0))
+    exchange.routing.route = route
     with pytest.raises(type(fault)):
         await attempts.open(exchange, AttemptOptions("POST"), Faulty())
     assert not any(state.tried_out for state in attempts.health._keys.values())

@@ -190,10 +190,10 @@ async def _limit_s(relay: Relay, body: bytes, endpoint: str = "chat/completions"
     """The limit of a call whose provider is silent, while it waits."""
     calling = asyncio.create_task(_called(relay, endpoint, body))
     async with asyncio.timeout(HANG_GUARD_S):
-        while not any(exchange.waiting_for == "first_byte" for exchange in relay.gateway.running):
+        while not any(exchange.waiting.for_ == "first_byte" for exchange in relay.gateway.running):
             await asyncio.sleep(0.001)
     [exchange] = relay.gateway.running
-    limit_s = exchange.first_byte_limit_s
+    limit_s = exchange.waiting.first_byte_limit_s
     calling.cancel()
     await relay.idle()
     return limit_s
@@ -229,7 +229,7 @@ async def test_the_last_target_has_all_the_time_of_its_provider(start: StartRela
         while not other.arrived:
             await asyncio.sleep(0.001)
     [exchange] = relay.gateway.running
-    assert exchange.first_byte_limit_s is None
+    assert exchange.waiting.first_byte_limit_s is None
     calling.cancel()
 
 

@@ -169,7 +169,7 @@ async def test_a_client_that_leaves_while_a_stream_is_held_ends_it(start: StartR
     relay = await _with_fallback(start, raw, other)
     calling = asyncio.create_task(_called(relay))
     async with asyncio.timeout(HANG_GUARD_S):
-        while not any(exchange.waiting_for == "upstream" for exchange in relay.gateway.running):
+        while not any(exchange.waiting.for_ == "upstream" for exchange in relay.gateway.running):
             await asyncio.sleep(0.001)
         calling.cancel()
         await raw.closed.wait()

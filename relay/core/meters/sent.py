@@ -25,15 +25,15 @@ class Sent(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, exchange: Exchange) -> Sent:
         """What an exchange sent."""
-        assert exchange.route is not None
+        assert exchange.routing.route is not None
         return cls(
-            exchange.kind,
-            exchange.spoken,
-            exchange.request_bytes // BYTES_A_TOKEN
-            if exchange.input_estimate is None
-            else exchange.input_estimate,
-            exchange.method,
-            exchange.route.endpoint,
+            exchange.request.kind,
+            exchange.request.billable_input,
+            exchange.request.body_bytes // BYTES_A_TOKEN
+            if exchange.request.input_estimate is None
+            else exchange.request.input_estimate,
+            exchange.request.method,
+            exchange.routing.route.endpoint,
         )  # fmt: skip
 
     @property
