@@ -169,7 +169,7 @@ POINTS = [
     ("aiohttp.client.ClientSession._request", RuntimeError("session gone mad")),
     ("relay.rest.body_at_hand", OSError("read")),
     ("relay.calls.attempt.upstream_headers", KeyError("x")),
-    ("relay.rest.stream", ZeroDivisionError("stream")),
+    ("relay.rest.deliver", ZeroDivisionError("stream")),
     ("relay.calls.stream.RelayedResponse.send_whole", OSError("prepare")),
     ("relay.calls.response._serialize_headers", ValueError("not a header")),
     ("relay.upstream.attempts.Attempts._keys", ValueError("pool")),
