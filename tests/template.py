@@ -3,8 +3,9 @@
 To import the relay takes a second of CPU, and hundreds of tests start one. What is forked here is a
 process as real as any: its own id, descriptors, environment, folder, signals and exit code, and it
 runs `relay.__main__` from its first statement. What differs: the modules are imported already, it is
-the template's child, and /proc shows the template's command line. Tests about any of that take
-`executed` instead of `forked`.
+the template's child, /proc shows the template's command line, and the workers of a supervisor are
+forked before it asks for them (see _Spares). Tests about any of that take `executed` instead of
+`forked`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -26,13 +29,14 @@ from asyncio import StreamReader, StreamReaderProtocol
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 ROOT = Path(__file__).parent.parent
-_REQUEST_BYTES = 1 << 17
+_REQUEST_BYTES, _DESCRIPTORS = 1 << 17, 16
+_RESTARTS = 2  # a supervisor's spares beyond its workers
 # What `relay serve` imports, and what it imports where it is used.
 _MODULES = (
-    "relay.__main__", "relay.cli.main", "relay.cli.serve", "relay.cli.worker", "relay.server.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
+    "relay.cli.main", "relay.cli.serve", "relay.cli.worker", "relay.server.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
     "sqlalchemy.dialects.sqlite.aiosqlite", "redis.asyncio.retry", "genai_prices.data_snapshot",
 )  # fmt: skip
 # Variables that the interpreter or a library reads when it starts: with others of these a process is executed.
@@ -107,7 +111,7 @@ class Forked:
         reader, writer = os.pipe()
         with theirs, open(os.devnull, "r+b") as null:
             try:
-                template.request(command, null.fileno(), null.fileno(), writer, theirs.fileno())
+                template.request(command, [null.fileno(), null.fileno(), writer, theirs.fileno()])
             finally:
                 os.close(writer)
         status, closing = await asyncio.open_connection(sock=ours)
@@ -152,39 +156,69 @@ class _Template:
             )  # fmt: skip
         atexit.register(self.close)
 
-    def request(self, command: Command, *descriptors: int) -> None:
+    def request(self, command: Command, descriptors: list[int]) -> None:
         """Have it fork `command`, with standard input, output and error, and the socket that says how it goes."""
-        message = json.dumps([command.arguments, str(command.folder.absolute()), command.env]).encode()
-        assert len(message) < _REQUEST_BYTES
-        socket.send_fds(self._socket, [message], descriptors)
+        _send(self._socket, {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": [0, 1, 2]}, descriptors)
 
     def close(self) -> None:
         self._socket.close()
         self._process.wait()
 
 
-# The template itself ----------------------------------------------------------------------------------
+# Requests, as both sides and a supervisor's spares know them -------------------------------------------
+
+
+def _send(sock: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
+    message = json.dumps(request).encode()
+    assert len(message) < _REQUEST_BYTES
+    socket.send_fds(sock, [message], descriptors)
+
+
+def _receive(sock: socket.socket) -> tuple[_Request, list[int]] | None:
+    """A request and the descriptors that came with it; None when nobody will send another one."""
+    message, descriptors, *_ = socket.recv_fds(sock, _REQUEST_BYTES, _DESCRIPTORS)
+    return (_Request(**json.loads(message)), descriptors) if message else None
 
 
 @dataclass
 class _Request:
+    """What a process that was forked just now is to become: `python -m relay ARGUMENTS`."""
+
     arguments: list[str]
     folder: str
     env: dict[str, str]
-    descriptors: list[int]
+    targets: list[int]
+    """As what it has the descriptors that came along."""
+    starts_session: bool = False
 
-    def become(self) -> None:
-        """Make this process, forked just now, what a fresh interpreter is that runs `-m relay`."""
-        for target, descriptor in enumerate(self.descriptors):
+    def become(self, descriptors: list[int]) -> None:
+        """Change all that a fresh interpreter would have otherwise. Every other descriptor is closed, but 0, 1 and 2."""
+        above = max(self.targets) + 1
+        for target, descriptor in zip(self.targets, [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, above) for each in descriptors], strict=True):
             os.dup2(descriptor, target)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _close_all_but(self.targets)
+        if self.starts_session:
+            os.setsid()
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.env)
+        from prometheus_client import values
+
         sys.path[0] = self.folder
         sys.argv = ["-m", *self.arguments]
         sys.orig_argv = [sys.executable, "-m", "relay", *self.arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        values.ValueClass = values.get_value_class()  # of the environment, read as it is imported
+
+
+def _close_all_but(kept: list[int]) -> None:
+    """Beside standard input, output and error."""
+    for low, high in itertools.pairwise([2, *sorted(each for each in kept if each > 2), os.sysconf("SC_OPEN_MAX")]):
+        if low + 1 < high:
+            os.closerange(low + 1, high)
+
+
+# The template itself ----------------------------------------------------------------------------------
 
 
 class _Forking:
@@ -198,35 +232,39 @@ class _Forking:
         """By the descriptor of a process: its id, and where to say how it ended."""
 
     def run(self) -> _Request | None:
-        """In each process that it forks, what that is to become; None in the template, at its end."""
+        """Returns in each process that it forks, which has become what was requested, and at the end of the tests: None."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor != self._requests.fileno():
                     self._reap(descriptor)
-                    continue
-                message, received, *_ = socket.recv_fds(self._requests, _REQUEST_BYTES, 4)
-                if not message:
+                elif (received := _receive(self._requests)) is None:
                     return None
-                request, status = _Request(*json.loads(message), received[:3]), socket.socket(fileno=received[3])
-                if (pid := os.fork()) == 0:
-                    status.close()
-                    self._forget()
-                    return request
-                self._follow(pid, status)
-                for each in request.descriptors:
-                    os.close(each)
+                elif self._fork(*received):
+                    return received[0]
 
-    def _follow(self, pid: int, status: socket.socket) -> None:
-        descriptor = os.pidfd_open(pid)
-        self._running[descriptor] = (pid, status)
-        self._poll.register(descriptor, select.POLLIN)
+    def _fork(self, request: _Request, descriptors: list[int]) -> bool:
+        """Whether this is the new process."""
+        if (pid := os.fork()) == 0:
+            # Closed as what they are: none may close a later descriptor of its number.
+            self._requests.close()
+            for _, status in self._running.values():
+                status.close()
+            request.become(descriptors[:3])
+            return True
+        for each in descriptors[:3]:
+            os.close(each)
+        status = socket.socket(fileno=descriptors[3])
+        ending = os.pidfd_open(pid)
+        self._running[ending] = (pid, status)
+        self._poll.register(ending, select.POLLIN)
         self._say(status, pid)
+        return False
 
-    def _reap(self, descriptor: int) -> None:
-        pid, status = self._running.pop(descriptor)
+    def _reap(self, ending: int) -> None:
+        pid, status = self._running.pop(ending)
         _, ended = os.waitpid(pid, 0)
-        self._poll.unregister(descriptor)
-        os.close(descriptor)
+        self._poll.unregister(ending)
+        os.close(ending)
         self._say(status, os.waitstatus_to_exitcode(ended))
         status.close()
 
@@ -234,12 +272,76 @@ class _Forking:
         with contextlib.suppress(BrokenPipeError):  # its test has ended
             status.sendall(b"%d\n" % number)
 
-    def _forget(self) -> None:
-        """Nothing of this is a forked process's. Each is closed as itself: none may close a later one of its number."""
-        self._requests.close()
-        for descriptor, (_, status) in self._running.items():
-            os.close(descriptor)
-            status.close()
+
+# Workers of a supervisor ------------------------------------------------------------------------------
+
+
+class _Spares:
+    """Children that a supervisor forks while it has no thread and no loop yet, for the workers that it will start.
+
+    Each waits for what it is to become, and ends with the supervisor. When all are taken, workers are executed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, socket.socket]] = []
+        self._execute = subprocess.Popen
+
+    def fork(self, count: int) -> bool:
+        """Whether this is one of them, which was taken and has become a worker."""
+        for _ in range(count):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if (pid := os.fork()) == 0:
+                for each in (ours, *(sock for _, sock in self._waiting)):
+                    each.close()
+                if (received := _receive(theirs)) is None:
+                    os._exit(0)
+                theirs.close()
+                request, descriptors = received
+                request.become(descriptors)
+                return True
+            theirs.close()
+            self._waiting.append((pid, ours))
+        return False
+
+    def popen(self, command: list[str], **options: Any) -> Any:
+        """In place of subprocess.Popen, as the supervisor calls it."""
+        if not self._waiting or command[:4] != [sys.executable, "-m", "relay", "worker"]:
+            return self._execute(command, **options)
+        pid, sock = self._waiting.pop(0)
+        handed = list(options["pass_fds"])
+        request = {"arguments": command[3:], "folder": os.getcwd(), "env": dict(options["env"]), "targets": [0, *handed], "starts_session": options["start_new_session"]}
+        with sock, open(os.devnull, "rb") as null:
+            assert options["stdin"] == subprocess.DEVNULL
+            _send(sock, request, [null.fileno(), *handed])
+        return _Worker(pid)
+
+
+class _Worker:
+    """What a supervisor uses of a subprocess.Popen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _workers(arguments: list[str]) -> int:
+    """How many workers the command line asks for, if it does so."""
+    return int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
 
 
 def _main(descriptor: int) -> None:
@@ -252,9 +354,13 @@ def _main(descriptor: int) -> None:
     gc.freeze()  # what the collector does not touch is not copied
     gc.enable()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork copies one thread"
-    if (request := _Forking(requests).run()) is not None:
-        request.become()
-        runpy.run_module("relay", run_name="__main__", alter_sys=True)
+    if (request := _Forking(requests).run()) is None:
+        return
+    if (count := _workers(request.arguments)) > 1:
+        spares = _Spares()
+        if not spares.fork(count + _RESTARTS):
+            subprocess.Popen = spares.popen  # type: ignore[assignment,misc]
+    runpy.run_module("relay", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Serve]:
     """`await served({...}, "--flag")`, ended with the test."""
     running: list[Served] = []
 
-    async def begin(document: dict[str, Any] | None, *arguments: str) -> Served:
-        running.append(await serve(tmp_path, document, *arguments))
+    async def begin(document: dict[str, Any] | None, *arguments: str, by: StartProcess = forked) -> Served:
+        running.append(await serve(tmp_path, document, *arguments, start=by))
         return running[-1]
 
     yield begin
@@ -131,7 +131,7 @@ def _connect(port: int) -> int:
     ids=str,
 )
 async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Start, moment: str, numbers: tuple[int, ...]) -> None:
-    relay = await started({"providers": {}}, "--port", "0", "--workers", "2")
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed if moment == "they start" else forked)
     await relay.until(r"on (http://\S+)")
     workers: list[int] = []
     if moment != "its workers are not there":
@@ -168,7 +168,7 @@ async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Star
 
 
 async def test_a_worker_that_is_hung_up_on_while_it_starts_goes_on(served: Serve, raw: RawUpstream) -> None:
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
     os.kill(first[0], signal.SIGKILL)
     await relay.until("worker.died")
@@ -180,7 +180,7 @@ async def test_a_worker_that_is_hung_up_on_while_it_starts_goes_on(served: Serve
 
 
 async def test_workers_end_when_their_supervisor_is_killed_while_they_start(started: Start) -> None:
-    relay = await started({"providers": {}}, "--port", "0", "--workers", "2")
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
     workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
     relay.send(signal.SIGKILL)
     await relay.ended()
@@ -274,7 +274,7 @@ async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(st
 @pytest.mark.parametrize("room", [0, 3], ids=["no socket", "no process"])
 async def test_a_worker_that_cannot_be_started_for_want_of_files_is_tried_again(served: Serve, raw: RawUpstream, room: int) -> None:
     raw.plays(ok())
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
     soft, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
     os.kill(first[0], signal.SIGSTOP)  # holds its place until the limit is there
@@ -520,7 +520,7 @@ async def test_a_reload_names_what_needs_a_restart_and_the_command_line_still_wi
 
 async def test_a_worker_that_starts_during_a_reload_reads_the_new_configuration(served: Serve, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
     os.kill(first[0], signal.SIGKILL)
     await relay.until("worker.died")
