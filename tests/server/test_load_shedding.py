@@ -243,4 +243,4 @@ async def test_the_calls_of_every_surface_are_shed_and_take_the_fast_path(start:
         assert (status, headers["x-relay-error"]) == (503, "overloaded")
     gates[0].set()
     assert (await running)[0] == 200
-    assert relay.gateway.refused_at_the_door == 2
+    assert relay.gateway.requests_shed == 2
