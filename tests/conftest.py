@@ -19,7 +19,14 @@ from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 from hypothesis import settings
 
-from tests.databases import database, database_setting, patient_reads, postgres  # noqa: F401
+from tests.databases import (  # noqa: F401
+    database,
+    database_setting,
+    migrated_sqlite,
+    new_database_setting,
+    patient_reads,
+    postgres,
+)
 from tests.relays import (
     CLOUDFLARE_TOKEN,
     LogStream,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import asyncpg
 
+from relay.storage.database import try_out
 from tests.processes import free_port
 from tests.relays import HANG_GUARD_S
 from tests.tools import need
@@ -34,6 +35,7 @@ class PostgresServer:
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._count = 0
+        self._migrated: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def _command(self, name: str, *arguments: str) -> Sequence[str]:
@@ -71,7 +73,15 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def database(self) -> str:
+    async def migrated_database(self) -> str:
+        """A database with nothing but the tables: its URL."""
+        if self._migrated is None:
+            made = await self.database()
+            await try_out(made)
+            self._migrated = made.rpartition("/")[2]
+        return await self.database(self._migrated)
+
+    async def database(self, like: str = "template1") -> str:
         """A new database: its URL."""
         self._count += 1
         name = f"test{self._count}"
@@ -82,7 +92,7 @@ class PostgresServer:
                     break
                 except (OSError, asyncpg.PostgresError):
                     await asyncio.sleep(0.05)
-        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {like}")
         await connection.close()
         return f"postgresql+asyncpg://relay@127.0.0.1:{self.port}/{name}"
 

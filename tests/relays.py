@@ -84,7 +84,7 @@ class Relay:
                 await asyncio.sleep(0.01)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 

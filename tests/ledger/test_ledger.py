@@ -326,15 +326,15 @@ async def test_a_database_of_a_newer_relay_is_refused(database: Database) -> Non
         await database.prepare()
 
 
-async def test_two_that_open_a_new_database_at_once_make_it_once(database_setting: str) -> None:
-    both = [Database(database_url(database_setting)) for _ in range(2)]
+async def test_two_that_open_a_new_database_at_once_make_it_once(new_database_setting: str) -> None:
+    both = [Database(database_url(new_database_setting)) for _ in range(2)]
     await asyncio.gather(*(one.prepare() for one in both))
     for one in both:
         assert list(await one.rows(sa.select(exchanges))) == []
         await one.close()
 
 
-async def test_the_steps_make_what_the_tables_say(database: Database) -> None:
+async def test_the_steps_make_what_the_tables_say(new_database_setting: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -343,6 +343,7 @@ async def test_the_steps_make_what_the_tables_say(database: Database) -> None:
     from relay.storage.database import HEAD
     from relay.storage.tables import metadata
 
+    database = Database(database_url(new_database_setting))
     await database.prepare()
 
     def differences(sync: sa.Connection) -> list[Any]:
@@ -350,6 +351,7 @@ async def test_the_steps_make_what_the_tables_say(database: Database) -> None:
 
     async with database.writing() as connection:
         assert await connection.run_sync(differences) == []
+    await database.close()
     assert ScriptDirectory(str(Path(steps.__file__).parent)).get_current_head() == HEAD
 
 
