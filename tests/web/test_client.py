@@ -100,22 +100,25 @@ class Scripted:
         return web.json_response({})
 
 
+# What TypeScript brings along is not checked: that is half of the time.
+TSC = (str(WEB / "node_modules/.bin/tsc"), "--skipDefaultLibCheck")
+
+
 async def test_its_types_hold() -> None:
     need_packages(WEB)
-    await output("node_modules/.bin/tsc", cwd=WEB, env={})
+    await output(*TSC, cwd=WEB, env={})
 
 
 async def test_a_users_options_and_errors_are_typed(tmp_path: Path) -> None:
     need_packages(WEB)
-    tsc = str(WEB / "node_modules/.bin/tsc")
-    await output(tsc, "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", str(tmp_path), cwd=WEB, env={})
+    await output(*TSC, "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", str(tmp_path), cwd=WEB, env={})
     shutil.copy(WEB / "options.d.ts", tmp_path)
     use = 'import { createOpenAIRealtimeClient } from "./AIGatewayClient.js";\ncreateOpenAIRealtimeClient({ model: "x", onError: (e) => e.unsent.length + e.code });\n'
     flags = ("--noEmit", "--strict", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom,dom.iterable,dom.asynciterable")
     (tmp_path / "use.ts").write_text(use)
     (tmp_path / "wrong.ts").write_text(use.replace("model:", "modle:"))
     with pytest.raises(AssertionError, match="modle") as refused:
-        await output(tsc, *flags, "use.ts", "wrong.ts", cwd=tmp_path, env={})
+        await output(*TSC, *flags, "use.ts", "wrong.ts", cwd=tmp_path, env={})
     assert str(refused.value).count("error TS") == 1, "and nothing is wrong with the other"
 
 
