@@ -24,7 +24,7 @@ from relay.core.errors import ConfigInvalid, UnknownRoute
 from relay.core.paths import API
 from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
-from relay.periodic import janitor
+from relay.periodic import run_periodic_jobs
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
@@ -104,7 +104,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     # aiohttp makes a route for each request that finds none, and each is a cycle of objects.
     app.router.add_route("*", "/{nothing:.*}", _nothing)
     app.cleanup_ctx.append(_outbound)
-    app.cleanup_ctx.append(janitor)
+    app.cleanup_ctx.append(run_periodic_jobs)
     return app
 
 

@@ -19,7 +19,7 @@ _STOP_S = 2.0
 Work = Coroutine[Any, Any, None]
 
 
-class Later:
+class BackgroundQueue:
     """Call it with a coroutine. `start` and `stop` frame its life inside the running loop."""
 
     def __init__(self) -> None:

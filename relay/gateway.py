@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from relay import log
-from relay.background import Later
+from relay.background import BackgroundQueue
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.due import DueTimes
@@ -61,10 +61,10 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self.clock: Callable[[], float] = time.monotonic
-        self.later = Later()
+        self.background = BackgroundQueue()
         self.shared = self._shared(config)
         memory = MemoryCounters(self.clock, time.time)
-        self.windows = Windows(memory, self.shared, self.later, new_id)
+        self.windows = Windows(memory, self.shared, self.background, new_id)
         self.at_once: dict[str, int] = {}
         """What runs, by the keys of the limits that count it."""
         self.inflight = Inflight(self.clock)
@@ -74,9 +74,9 @@ class Gateway:
         self.metrics, self.traces = self._observers(config.settings)
         kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         there = RedisStore(self.shared, time.time) if self.shared is not None else None
-        self.cache = Cache(kept, there, self.later)
+        self.cache = Cache(kept, there, self.background)
         self._take(config)
-        self.calls: set[Exchange] = set()  # whose waits the janitor judges, at each sweep
+        self.calls: set[Exchange] = set()  # whose waits each periodic sweep judges
         self.in_session: set[Exchange] = set()  # of open WebSockets: their sessions are judged
         self.sessions: DueTimes[Session] = DueTimes()
         self.held_bytes = 0
@@ -119,13 +119,13 @@ class Gateway:
         await self.ledger.start(
             lambda: _retention(self.settings), lambda: grouping(self.settings.ledger)
         )
-        await self.later.start()
+        await self.background.start()
 
     async def stop(self) -> None:
         """Finish what calls left to do, and close the outbound pools."""
         log.keep_protecting(self.secrets)
         await self.inflight.stop()
-        await self.later.stop()
+        await self.background.stop()
         await self.ledger.stop()
         if self.traces is not None:
             await self.traces.stop()
@@ -152,7 +152,7 @@ class Gateway:
             "relay_meter_failures_total": lost.meters,
             "relay_usage_fields_ignored_total": lost.usage_fields,
             "relay_log_lines_lost_total": log.losses.lines,
-            "relay_background_dropped_total": self.later.dropped,
+            "relay_background_dropped_total": self.background.dropped,
             "relay_requests_shed_total": self.requests_shed,
             "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
             "relay_redis_foreign_values_total": (

@@ -37,7 +37,7 @@ _RATED_EACH_S = 1.0
 """How often a session that sends nothing is looked at where what clients send is limited."""
 
 
-async def janitor(app: web.Application):  # type: ignore[no-untyped-def]
+async def run_periodic_jobs(app: web.Application):  # type: ignore[no-untyped-def]
     """A cleanup context: runs `sweep` for the life of the application."""
     task = asyncio.create_task(_loop(app[GATEWAY]))
     yield
@@ -97,7 +97,7 @@ async def sweep(gateway: Gateway) -> None:
             await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop
         if session in gateway.sessions:
             _look_at(session, gateway, now)
-    _tell(gateway)
+    _report(gateway)
 
 
 def _look_at(session: Session, gateway: Gateway, now: float) -> None:
@@ -135,7 +135,7 @@ def _due_s(session: Session, common: WebSockets, now: float) -> float:
     return due
 
 
-def _tell(gateway: Gateway) -> None:
+def _report(gateway: Gateway) -> None:
     """Gauges and counts, for metrics and the log; and what nobody needs any more."""
     gateway.windows.forget()
     if gateway.metrics is not None:

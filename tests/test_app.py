@@ -60,7 +60,7 @@ async def test_a_body_that_the_host_unpacked_does_not_claim_to_be_packed(aiohttp
 
 
 async def test_a_client_that_leaves_still_cancels_its_call(tmp_path: Path, raw: RawUpstream) -> None:
-    """The host's server does not cancel its handlers: the janitor looks."""
+    """The host's server does not cancel its handlers: the sweep looks."""
     raw.plays(SILENCE)
     write_config(tmp_path, {"providers": {"openai": provider(raw.url)}})
     host = web.Application()

@@ -250,7 +250,7 @@ async def _left_by(acts: Callable[[], Awaitable[None]], relay: Relay, ended: Cal
     async def calls() -> None:
         await acts()
         await (ended or relay.idle)()
-        await relay.gateway.later.done()
+        await relay.gateway.background.done()
 
     await calls()
     gc.freeze()  # what is there now is not looked at: a collection of the whole process takes a second

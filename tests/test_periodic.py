@@ -1,4 +1,4 @@
-"""The janitor's work: what it looks at, how often, and that nobody waits for it."""
+"""The periodic jobs: what they look at, how often, and that nothing waits for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType
 
-from relay import periodic as janitor
+from relay import periodic
 from relay.sessions.session import Session
 from tests.conftest import StartRelay
 from tests.relays import Relay, configured, provider
@@ -32,13 +32,13 @@ class Clock:
 async def looks(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """Every session that is looked at, each time."""
     seen: list[Session] = []
-    judge = janitor._judge
+    judge = periodic._judge
 
     def judging(session: Session, *rest: Any) -> Any:
         seen.append(session)
         return judge(session, *rest)
 
-    monkeypatch.setattr(janitor, "_judge", judging)
+    monkeypatch.setattr(periodic, "_judge", judging)
     return seen
 
 
@@ -56,7 +56,7 @@ async def sockets(aiohttp_server: Any, start: StartRelay) -> AsyncIterator[Any]:
         for socket in opened:
             await socket.send_str("there?")
             assert (await socket.receive(20)).data == "there?"
-        await janitor.sweep(relay.gateway)
+        await periodic.sweep(relay.gateway)
         return relay, clock, opened
 
     yield begin
@@ -68,10 +68,10 @@ async def test_an_idle_session_is_looked_at_only_when_something_may_be_due(socke
     looks.clear()
     for _ in range(38):
         clock.now += 0.5
-        await janitor.sweep(relay.gateway)
+        await periodic.sweep(relay.gateway)
     assert looks == [], "nothing can be due before the send time-out"
     clock.now += 1.1
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert len(looks) == 3
 
 
@@ -83,7 +83,7 @@ async def test_an_open_session_is_none_of_the_calls_that_are_looked_at_each_time
 
 async def test_readiness_names_what_is_in_flight_shed_and_dropped_as_the_metrics_do(sockets: Any) -> None:
     relay, _, _ = await sockets(2)
-    relay.gateway.requests_shed, relay.gateway.later.dropped = 3, 4
+    relay.gateway.requests_shed, relay.gateway.background.dropped = 3, 4
     _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
     _, _, metrics = await relay.call("GET", f"{relay.url}/metrics")
     told = json.loads(ready)
@@ -96,10 +96,10 @@ async def test_readiness_names_what_is_in_flight_shed_and_dropped_as_the_metrics
 async def test_a_limit_of_a_session_is_noticed_when_it_is_passed(sockets: Any, limit: str, code: int) -> None:
     relay, clock, [socket] = await sockets(1, **{limit: 7.0})
     clock.now += 6.9
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert not next(iter(relay.gateway.sessions)).ended.done()
     clock.now += 0.2
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert (await socket.receive(20)).data == code
 
 
@@ -109,10 +109,10 @@ async def test_a_message_puts_the_end_of_an_idle_session_off(sockets: Any) -> No
     await socket.send_str("still")
     assert (await socket.receive(20)).data == "still"
     clock.now += 6.0
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert not next(iter(relay.gateway.sessions)).ended.done()
     clock.now += 1.1
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert (await socket.receive(20)).data == 4408
 
 
@@ -122,10 +122,10 @@ async def test_a_message_that_is_not_taken_is_noticed_whenever_it_was_sent(socke
     clock.now += 5.0
     session.downstream.sending_since_s = clock.now  # as a pump stamps it
     clock.now += 7.9
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert not session.ended.done()
     clock.now += 0.2
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert session.ended.result().code == 1013
     assert (await socket.receive(20)).type is WSMsgType.CLOSE
 
@@ -134,12 +134,12 @@ async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_look_after_a_
     relay, clock, [socket] = await sockets(1, {"max_messages_per_s": 5})
     for _ in range(10):
         clock.now += 0.5
-        await janitor.sweep(relay.gateway)
+        await periodic.sweep(relay.gateway)
     for _ in range(20):
         await socket.send_str("x")
         await socket.receive(20)
     clock.now += 1.0
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert (await socket.receive(20)).data == 1008
 
 
@@ -148,7 +148,7 @@ async def test_limits_that_a_reload_changes_hold_for_open_sessions(sockets: Any)
     document = {"websocket": {"ping_after_s": 3, "send_timeout_s": 1000}, "providers": {"openai": provider("http://127.0.0.1:1")}}
     clock.now += 10.0
     relay.gateway.replace(configured(relay.folder, document)[0])
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert (await socket.receive(20)).type is WSMsgType.PING
 
 
@@ -160,7 +160,7 @@ async def test_no_ping_waits_for_a_side_that_takes_nothing(sockets: Any) -> None
         writer.protocol.pause_writing()
         writer._output_size = writer._limit + 1
     clock.now += 6.0
-    sweeping = janitor.sweep(relay.gateway)
+    sweeping = periodic.sweep(relay.gateway)
     with pytest.raises(StopIteration):
         sweeping.send(None)  # in one step: nothing is awaited
     for session in relay.gateway.sessions:
@@ -171,7 +171,7 @@ async def test_no_ping_waits_for_a_side_that_takes_nothing(sockets: Any) -> None
 
 async def test_thousands_that_are_due_at_once_do_not_hold_up_the_loop(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, clock, _ = await sockets(3)
-    monkeypatch.setattr(janitor, "_SESSIONS_AT_ONCE", 2)
+    monkeypatch.setattr(periodic, "_SESSIONS_AT_ONCE", 2)
     clock.now += 100.0
     others = 0
 
@@ -180,6 +180,6 @@ async def test_thousands_that_are_due_at_once_do_not_hold_up_the_loop(sockets: A
         others += 1
 
     task = asyncio.create_task(other())
-    await janitor.sweep(relay.gateway)
+    await periodic.sweep(relay.gateway)
     assert others == 1, "another task had its turn within the sweep"
     await task

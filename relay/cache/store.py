@@ -20,7 +20,7 @@ from relay.core.caching import CachePlan
 from relay.core.errors import StoreUnavailable
 from relay.storage.redis import PREFIX, Shared
 
-Later = Callable[[Coroutine[Any, Any, None]], None]
+InBackground = Callable[[Coroutine[Any, Any, None]], None]
 T = TypeVar("T")
 R = TypeVar("R")
 _OVERHEAD_BYTES = 512
@@ -180,8 +180,10 @@ class RedisStore:
 class Cache:
     """The cache of a process: in its memory, or in Redis."""
 
-    def __init__(self, memory: MemoryStore, redis: RedisStore | None, later: Later) -> None:
-        self.memory, self._redis, self._later = memory, redis, later
+    def __init__(
+        self, memory: MemoryStore, redis: RedisStore | None, in_background: InBackground
+    ) -> None:
+        self.memory, self._redis, self._in_background = memory, redis, in_background
         self._there = redis
 
     def configure(self, store: str, memory_bytes: int) -> None:
@@ -203,7 +205,7 @@ class Cache:
     def keep(self, kept: CachePlan, entry: Entry) -> None:
         """Keep its answer; in Redis soon."""
         if self._there is not None:
-            self._later(self._there.put(kept.key, entry, kept.ttl_s))
+            self._in_background(self._there.put(kept.key, entry, kept.ttl_s))
         else:
             self.memory.put(kept.key, entry, kept.ttl_s)
 

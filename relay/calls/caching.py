@@ -130,7 +130,7 @@ class _Pieces:
 def _launch_flight(
     flight: Flight, plan: CachePlan, attempt: RestAttempt, options: AttemptOptions
 ) -> Exchange:
-    """Begin the call for all who watch. It has an exchange of its own, which the janitor watches;
+    """Begin the call for all who watch. It has an exchange of its own, which the sweep watches;
     what that comes to is written in the leader's row, whenever the leader itself ends.
     """
     leader, gateway = attempt.exchange, attempt.gateway
@@ -163,7 +163,7 @@ async def _run_flight(
 
 
 def _cut(flight: Flight, flown: Exchange) -> None:
-    """Record why the call was cancelled: by the janitor, by the last client's leaving, or with the
+    """Record why the call was cancelled: by the sweep, by the last client's leaving, or with the
     process.
     """
     alone = flown.waiting.expired is not None or flight.left

@@ -66,7 +66,7 @@ def record_response(
         if verdict:
             gateway.cache.keep(plan, entry)
         else:
-            gateway.later(_keep_if_complete(response, plan, entry, gateway.cache))
+            gateway.background(_keep_if_complete(response, plan, entry, gateway.cache))
 
     exchange.at_end += (settle,)
     return recorder.feed

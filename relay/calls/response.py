@@ -148,7 +148,7 @@ class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
         gateway: Gateway,
     ) -> None:
         """Send `pairs`, which are the provider's, and the relay's own, which win over them."""
-        own = with_own_headers([], given, exchange, gateway)
+        own = add_own_headers([], given, exchange, gateway)
         self._headers.extend(pair for pair in pairs if pair[0] not in own)
         self._headers.extend(own)
         for name in _NOT_IN_101:
@@ -172,11 +172,11 @@ _NOT_IN_101 = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE)
 """Headers of a body: it has none (RFC 9110 8.6)."""
 
 
-def with_own_headers(
+def add_own_headers(
     pairs: list[tuple[str, str]], given: Mapping[str, str], exchange: Exchange, gateway: Gateway
 ) -> CIMultiDict[str]:
-    """The headers that go down: those of the answer, and the relay's own. `given` are the
-    answer's as the provider sent them.
+    """Add the relay's own headers to those of the answer, and note the relay's own time up to now.
+    `given` are the answer's headers as the provider sent them.
     """
     pairs.append(("cf-aig-log-id", exchange.id))
     request_id = exchange.request.request_id

@@ -88,6 +88,9 @@ async def send_call(attempt: RestAttempt, options: AttemptOptions) -> Answer:
 
 async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> Answer:
     """The answer that a response is. Of most responses only what is here already is read."""
+    route = exchange.routing.route
+    if route is not None and route.target.via == "cloudflare":
+        exchange.routing.cloudflare_log_id = upstream.headers.get("cf-aig-log-id")
     transform = plan_transform(upstream, exchange)
     first, whole = await _read_first(upstream, transform, exchange, gateway)
     pairs = _passed_headers(upstream, transform, exchange)
@@ -197,8 +200,6 @@ def _passed_headers(
 ) -> list[tuple[str, str]]:
     """The headers of a response that go down with it."""
     given = upstream.headers
-    if exchange.routing.route is not None and exchange.routing.route.target.via == "cloudflare":
-        exchange.routing.cloudflare_log_id = given.get("cf-aig-log-id")
     pairs = downstream_headers(given.items(), connection_of(given))
     if exchange.routing.rewriter is not None:
         pairs = exchange.routing.rewriter.pairs(pairs)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import ClientConnectionError, web
 
-from relay.calls.response import RelayedResponse, with_own_headers
+from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import Answer, Source
 from relay.core import shapes
 from relay.core.errors import ClientGone, ClientStalled, RelayError
@@ -35,7 +35,7 @@ async def deliver(
     answer: Answer, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
     """Send an answer down. Raises only before its first byte, or if the client left."""
-    headers = with_own_headers(answer.pairs, answer.raw, exchange, gateway)
+    headers = add_own_headers(answer.pairs, answer.raw, exchange, gateway)
     response = RelayedResponse(answer.status, answer.reason, headers)
     if gateway.draining:
         response.force_close()

@@ -22,7 +22,7 @@ from relay.storage.counters import MemoryCounters, Window
 from relay.storage.redis import Shared
 from relay.storage.windows import RedisWindows, Spot, State, Wanted
 
-Later = Callable[[Coroutine[Any, Any, None]], None]
+InBackground = Callable[[Coroutine[Any, Any, None]], None]
 _NO_LIMIT = 1 << 53
 """Redis counts in doubles."""
 _MOST_OWED = 10_000
@@ -58,7 +58,7 @@ class Windows:
         self,
         here: MemoryCounters,
         shared: Shared | None,
-        later: Later,
+        in_background: InBackground,
         new_id: Callable[[], str],
     ) -> None:
         self.here = _Here(here)
@@ -67,7 +67,7 @@ class Windows:
         """True if it is not in this process alone that is counted."""
         if shared is not None:
             self._there = _There(RedisWindows(shared.client, new_id, shared.found_foreign))
-        self._shared, self._later = shared, later
+        self._shared, self._in_background = shared, in_background
         self._owed: deque[Charge] = deque(maxlen=_MOST_OWED)
         """What is to be given back in Redis. Past the most the oldest is dropped: its window only
         lets less through until it ends."""
@@ -77,13 +77,13 @@ class Windows:
         the rule that is full. A caller that is cancelled meanwhile has counted nothing.
         """
         if self._owed:
-            self._later(self._pay())
+            self._in_background(self._pay())
         work = asyncio.create_task(self._take(places))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             # Redis counts what it was asked to, whoever has left.
-            self._later(self._undo(work))
+            self._in_background(self._undo(work))
             raise
 
     def forget(self) -> None:
@@ -102,14 +102,14 @@ class Windows:
                 self._owed.append(charge)
                 there = True
         if there:
-            self._later(self._pay())
+            self._in_background(self._pay())
 
     def add(self, place: Counted) -> None:
         """Count what was used already, in the window that runs now, room or not."""
         if self._there is None:
             self.here.add(place)
         else:
-            self._later(self._add(place))
+            self._in_background(self._add(place))
 
     async def _take(self, places: Sequence[Counted]) -> Taken:
         there, taken = self._there, None

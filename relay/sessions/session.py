@@ -1,6 +1,6 @@
 """A running WebSocket session: its two legs, how it ends, and the farewell that each side gets.
 
-Owns: the legs' stamps that the janitor judges by, the one Ending, the closing handshakes.
+Owns: the legs' stamps that the sweep judges by, the one Ending, the closing handshakes.
 aiohttp's own `close()` reads and drops whatever the peer floods for as long as it waits; the
 farewell here is bounded in time and bytes, and then the connection is cut.
 """

@@ -1,7 +1,7 @@
 """Counters of time windows in this process's memory, behind the interface of the `limits` library.
 
 Owns: counting and expiry. Each new window forgets a few that have ended, so that none costs more
-with many keys than with few (the library's own backend walks all of them); the janitor has the rest
+with many keys than with few (the library's own backend walks all of them); the sweep has the rest
 forgotten, when no new ones come. Both clocks are given:
 the monotonic one rules, so that a clock that is set changes no limit.
 """

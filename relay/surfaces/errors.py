@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from relay.calls.response import RelayedResponse, with_own_headers
+from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import error_source
 from relay.core import limits, shapes
 from relay.core.errors import (
@@ -80,7 +80,7 @@ def _refusal(
     """What the provider answered a WebSocket handshake with, as it came."""
     gateway, given = request.app[GATEWAY], error.headers
     pairs = downstream_headers(given.items(), connection_of(given))
-    headers = with_own_headers(pairs, given, exchange, gateway)
+    headers = add_own_headers(pairs, given, exchange, gateway)
     headers["Content-Length"] = str(len(error.body))
     headers["x-relay-error"] = error.code
     headers["x-relay-error-source"] = error_source(exchange, error.body)

@@ -38,7 +38,7 @@ async def readyz(request: web.Request) -> web.Response:
         "log_lines_lost": log.losses.lines,
         "meter_failures": ledger.lost.meters,
         "requests_shed": gateway.requests_shed,
-        "background_dropped": gateway.later.dropped,
+        "background_dropped": gateway.background.dropped,
     }
     if ledger.database is not None:
         body |= {

@@ -289,7 +289,7 @@ class Attempts:
         return result
 
     def _cut(self, exchange: Exchange) -> Tried:
-        """What a cancellation is: the janitor's, which ends an attempt, or not ours to keep.
+        """What a cancellation is: the sweep's, which ends an attempt, or not ours to keep.
 
         The end of a drain is no fault of the target's, and no other target follows.
         """

@@ -149,7 +149,7 @@ async def test_a_long_stream_is_checked_in_a_thread_and_then_kept(start: StartRe
     for question in (1, 1, 2, 2):
         found += await statuses(relay, {"a": question})
         await relay.idle()
-        await relay.gateway.later.done()
+        await relay.gateway.background.done()
     assert found == ["MISS", "HIT", "MISS", "MISS"]
 
 
@@ -348,7 +348,7 @@ async def test_two_relays_share_a_cache_in_redis_and_go_on_without_it(start: Sta
     one, other = [await start(document, openai=provider(raw.url)) for _ in range(2)]
     assert await statuses(one, {}) == ["MISS"]
     await one.idle()
-    await one.gateway.later.done()
+    await one.gateway.background.done()
     _, headers, body = await chat(other)
     assert (headers["cf-aig-cache-status"], body) == ("HIT", ANSWER)
     await redis_server.stop()
@@ -514,7 +514,7 @@ async def test_only_the_call_that_is_made_uses_tokens(start: StartRelay, raw: Ra
     gate.set()
     answers = await asyncio.gather(*tasks)
     assert sum("ratelimit" in headers for _, headers, _ in answers) == 1
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     await chat(relay, stream=True)
     _, headers, _ = await chat(relay, headers={"cf-aig-skip-cache": "true"}, max_tokens=1)
     remaining = int(headers["ratelimit"].partition("r=")[2].partition(";")[0])

@@ -303,7 +303,7 @@ async def test_a_call_that_is_cancelled_before_it_began_ends_for_all(start: Star
 
 
 async def test_a_mounted_leader_that_leaves_does_not_end_the_others(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
-    """There the janitor asks whether a client is gone: the call that others share is not that client's any more."""
+    """There the sweep asks whether a client is gone: the call that others share is not that client's any more."""
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), gate, chunk(USAGE), LAST_CHUNK)
     entry = provider(raw.url, **PRICES)

@@ -233,9 +233,12 @@ async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_e
     assert len(lowest) > 2 and min(lowest) == 0 and gateway.held_bytes == 0
 
 
-async def test_one_that_fails_while_a_call_gives_back_keeps_the_others_from_nothing(start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(ok(b"fine"))
-    relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_callback_that_raises_at_the_end_of_a_call_stops_neither_limits_nor_cache_nor_ledger(
+    start: StartRelay, raw: RawUpstream, first: bool
+) -> None:
+    raw.plays(ok(b'{"data": []}', "Content-Type: application/json"))
+    relay = await start({"limits": [{"calls_at_once": 1}], "cache": {"ttl_s": 60}}, openai=provider(raw.url))
     begin = relay.gateway.begin
 
     def fails() -> None:
@@ -243,15 +246,41 @@ async def test_one_that_fails_while_a_call_gives_back_keeps_the_others_from_noth
 
     def beginning(*args: Any) -> Any:
         exchange = begin(*args)
-        exchange.at_end += (fails,)
+        if first:
+            exchange.at_end += (fails,)
         return exchange
 
-    relay.gateway.begin = beginning  # type: ignore[method-assign]
-    assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+    release = relay.gateway.release
+
+    def releasing(exchange: Any) -> None:
+        if not first:
+            exchange.at_end += (fails,)
+        release(exchange)
+
+    relay.gateway.begin, relay.gateway.release = beginning, releasing  # type: ignore[method-assign]
+    for cache_status in ("MISS", "HIT"):
+        status, headers, _ = await relay.call("GET", relay.path("openai", "models"))
+        assert (status, headers["cf-aig-cache-status"]) == (200, cache_status)
+        await relay.idle()
+        assert relay.gateway.limits._running == {}  # type: ignore[union-attr]
+    assert [line["outcome"] for line in await relay.events(count=2)] == ["relayed", "cached"]
+    assert len(await relay.events("exchange.close_failed", 2)) == 2
+
+
+async def test_a_response_that_cannot_be_cached_for_a_fault_of_ours_is_recorded_all_the_same(
+    start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.plays(ok(b'{"data": []}', "Content-Type: application/json"))
+    relay = await start({"limits": [{"calls_at_once": 1}], "cache": {"ttl_s": 60}}, openai=provider(raw.url))
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("as anything might")
+
+    monkeypatch.setattr(relay.gateway.cache, "keep", fails)
+    assert (await relay.call("GET", relay.path("openai", "models")))[0] == 200
     await relay.idle()
     assert relay.gateway.limits._running == {}  # type: ignore[union-attr]
-    (line,) = await relay.events()
-    assert line["outcome"] == "relayed"
+    assert [line["outcome"] for line in await relay.events()] == ["relayed"]
 
 
 async def test_a_key_is_not_busy_after_an_attempt_that_failed_by_a_fault_of_ours(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ async def test_tokens_are_set_aside_first_and_booked_as_used(answer: str, techni
     assert len(body) // 4 == 25
     _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=body)
     assert f'"t";r={1000 - 225}' in headers["ratelimit"]
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=body)
     assert f'"t";r={1000 - used - 225}' in headers["ratelimit"]
 
@@ -278,7 +278,7 @@ async def test_a_call_that_may_use_more_than_is_allowed_waits_for_an_empty_windo
     raw.plays(ok(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'))
     relay = await start({"limits": [{"tokens": 100}]}, openai=provider(raw.url))
     assert (await relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 5000}))[0] == 200
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     status, headers, _ = await relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 5000})
     assert (status, headers["ratelimit"].partition(";t")[0]) == (429, '"tokens-60s";r=98')
 

@@ -42,7 +42,7 @@ async def begin(request: pytest.FixtureRequest, start: StartRelay, raw: RawUpstr
 async def _post(relay: Relay, headers: dict[str, str] | None = None, name: str = "openai", **body: Any) -> tuple[int, Any, bytes]:
     answer = await relay.call("POST", relay.path(name, "chat/completions"), json={"model": "m"} | body, headers=headers)
     await relay.idle()
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     return answer
 
 
@@ -114,7 +114,7 @@ async def test_a_client_that_leaves_before_its_call_is_sent_uses_nothing(begin: 
             await asyncio.sleep(0.005)
     writer.transport.abort()
     await relay.idle()
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     assert _left((await _post(relay))[1], "all") == 99
 
 
@@ -142,7 +142,7 @@ async def test_a_handshake_that_is_refused_before_it_is_sent_uses_nothing(begin:
             await relay.client.ws_connect(relay.ws("unset"))
         assert refused.value.headers is not None and refused.value.headers["x-relay-error"] == "provider_not_configured"
         await relay.idle()
-        await relay.gateway.later.done()
+        await relay.gateway.background.done()
     async with relay.client.ws_connect(relay.ws("openai")):
         pass
     await relay.idle()
@@ -165,7 +165,7 @@ async def test_tokens_that_are_given_back_late_let_no_more_through_than_the_limi
     gate.set()
     assert (await early)[0] == 200
     await relay.idle()
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     status, headers, _ = await _post(relay, max_tokens=2000)
     assert (status, _left(headers, "t")) == (429, 400), "600 were used in this window"
 
@@ -183,7 +183,7 @@ async def test_tokens_used_beyond_what_was_set_aside_count_when_they_are_known(b
     gate.set()
     assert (await early)[0] == 200
     await relay.idle()
-    await relay.gateway.later.done()
+    await relay.gateway.background.done()
     reserved = len(b'{"model": "m", "max_tokens": 90}') // 4 + 90
     status, headers, _ = await _post(relay, max_tokens=2000)
     assert (status, _left(headers, "t")) == (429, 1000 - (600 - reserved))
@@ -196,7 +196,7 @@ async def test_a_limit_of_tokens_is_kept_by_calls_that_race(begin: Begin, raw: R
     for _ in range(6):
         answers += await asyncio.gather(*(relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 200}) for _ in range(8)))
         await relay.idle()
-        await relay.gateway.later.done()
+        await relay.gateway.background.done()
     sent = [status for status, _, _ in answers].count(200)
     assert len(raw.arrived) == sent and 8 <= sent <= 10
     status, headers, _ = await _post(relay, max_tokens=1)

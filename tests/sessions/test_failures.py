@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType, web
 
-from relay import periodic as janitor
+from relay import periodic
 from relay.core.meters.openai_realtime import Realtime
 from relay.sessions.session import Ending, Leg
 from tests.conftest import StartRelay
@@ -118,11 +118,11 @@ async def test_a_session_that_cannot_begin_to_run_ends(session: tuple[Relay, lis
 
 async def test_the_janitors_failure_over_one_session_ends_that_one_and_no_other(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = session
-    judge = janitor._judge
+    judge = periodic._judge
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as ill:
         [victim] = relay.gateway.sessions
         async with relay.client.ws_connect(relay.ws("openai")) as well:
-            monkeypatch.setattr(janitor, "_judge", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
+            monkeypatch.setattr(periodic, "_judge", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
             assert (await ill.receive(20)).data == 1011
             await ill.close()
             await asyncio.wait_for(seen[0].ended.wait(), 20)
@@ -135,7 +135,7 @@ async def test_the_janitors_failure_over_one_session_ends_that_one_and_no_other(
 async def test_the_janitors_failure_over_one_call_ends_that_one(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url))
-    monkeypatch.setattr(janitor, "_overdue", _raises)
+    monkeypatch.setattr(periodic, "_overdue", _raises)
     status, headers, _ = await relay.call("GET", relay.path("openai", "x"))
     assert (status, headers["x-relay-error"]) == (500, "internal_error")
     [row], [bug] = await relay.events(), await relay.events("periodic.failed")
@@ -145,7 +145,7 @@ async def test_the_janitors_failure_over_one_call_ends_that_one(start: StartRela
 async def test_gauges_that_cannot_be_told_keep_nobody_from_being_judged(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
     monkeypatch.setattr(relay.gateway, "gauges", _raises)
-    monkeypatch.setattr(janitor, "_judge", lambda *_: Ending(4408, "judged", "relay"))
+    monkeypatch.setattr(periodic, "_judge", lambda *_: Ending(4408, "judged", "relay"))
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
         assert (await socket.receive(20)).data == 4408
 
