@@ -60,6 +60,8 @@ class RestAttempt:
     body: Body
     refused: tuple[str, str] | None = None
     """The model of a provider that refused `stream_options` in this call."""
+    begun: bytes = b""
+    """What the last attempt has read already of the body of its response."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
@@ -76,7 +78,7 @@ class RestAttempt:
                     headers.popall(name, None)
         if exchange.routing.asks_usage:
             headers["Accept-Encoding"] = "identity"
-        exchange.routing.begun, exchange.routing.keys = b"", keys
+        self.begun, exchange.routing.keys = b"", keys
         now = gateway.clock()
         exchange.routing.sent_s = exchange.routing.sent_s or now
         if body.stream is None:
@@ -161,7 +163,7 @@ class RestAttempt:
         try:
             if answer.status < 400:
                 return await self._examine_stream(answer)
-            exchange.routing.begun = read = await _beginning(answer)
+            self.begun = read = await _beginning(answer)
         except BaseException:
             answer.close()
             raise
@@ -197,7 +199,7 @@ class RestAttempt:
             pass  # it is slow, which is no error: what is here passes
         finally:
             forget()
-        self.exchange.routing.begun, status = bytes(held), first.error_status
+        self.begun, status = bytes(held), first.error_status
         if status is None:
             return self._accepted()
         said = of_answer(status or 400, first.error, "", time.time())

@@ -80,19 +80,20 @@ async def send_call(attempt: RestAttempt, options: AttemptOptions) -> Answer:
     if exchange.request.held_bytes and body.stream is None:  # a stream lets go piece by piece
         gateway.let_go(exchange, exchange.request.held_bytes)
     try:
-        return await _begin(upstream, exchange, gateway)
+        return await _begin(upstream, attempt)
     except BaseException:
         upstream.close()
         raise
 
 
-async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway) -> Answer:
+async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
     """The answer that a response is. Of most responses only what is here already is read."""
+    exchange, gateway = attempt.exchange, attempt.gateway
     route = exchange.routing.route
     if route is not None and route.target.via == "cloudflare":
         exchange.routing.cloudflare_log_id = upstream.headers.get("cf-aig-log-id")
     transform = plan_transform(upstream, exchange)
-    first, whole = await _read_first(upstream, transform, exchange, gateway)
+    first, whole = await _read_first(upstream, transform, attempt)
     pairs = _passed_headers(upstream, transform, exchange)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
@@ -122,10 +123,10 @@ async def _begin(upstream: ClientResponse, exchange: Exchange, gateway: Gateway)
 
 
 async def _read_first(
-    upstream: ClientResponse, transform: Transform | None, exchange: Exchange, gateway: Gateway
+    upstream: ClientResponse, transform: Transform | None, attempt: RestAttempt
 ) -> tuple[bytes, bool]:
     """The part of a body that is read before its head goes down, and whether it is all."""
-    begun, exchange.routing.begun = exchange.routing.begun, b""
+    begun, attempt.begun = attempt.begun, b""
     content = upstream.content
     whole = content.is_eof()
     # Of an error the beginning: a header says whose it is, and its body tells.
@@ -134,7 +135,7 @@ async def _read_first(
     if not whole and len(begun) < wanted_bytes:
         read = bytearray(begun)
         while not whole and len(read) < wanted_bytes:
-            read += await next_chunk(content.readany, exchange, gateway)
+            read += await next_chunk(content.readany, attempt.exchange, attempt.gateway)
             whole = content.is_eof()
         begun = bytes(read)
     if not whole:

@@ -181,8 +181,6 @@ class Routing:
     """Its usage was asked for on its client's behalf: the event that tells it is removed."""
     looks_at_first_event: bool = False
     """Something else can be tried if the stream begins with an error."""
-    begun: bytes = b""
-    """What the attempt has read already of the body of the response."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
