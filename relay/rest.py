@@ -58,7 +58,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         finally:
             answer.close()
     except (Exception, asyncio.CancelledError) as error:
-        exchange.raise_failure(error)
+        raise exchange.end_with(error) from None
     finally:
         gateway.close(exchange)
 

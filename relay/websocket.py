@@ -67,7 +67,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         await _run(session, call.query, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
-        exchange.raise_failure(error)
+        raise exchange.end_with(error) from None
     finally:
         gateway.close(exchange)
 

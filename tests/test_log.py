@@ -98,7 +98,7 @@ def test_exchange_lines_and_events_go_through_the_same_logger(monkeypatch: pytes
             return logger.info(name, **fields)
 
     monkeypatch.setattr(log, "_current", log._current._replace(logger=Counted()))
-    record = Record("id", "rest", "GET", "openai", "models", 200, "relayed", 1.5, 0, 2, "127.0.0.1")
+    record = Record("id", "rest", "native", "GET", "openai", "models", 200, "relayed", 1.5, 0, 2, "127.0.0.1")
     line = log.exchange_ended(record, 1_700_000_000.25)
     log.event("test.event", number=1)
     assert calls == ["exchange", "test.event"] and line is not None

@@ -11,7 +11,7 @@ import asyncio
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, NoReturn, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -389,20 +389,21 @@ class Exchange:
         else:
             outcome.name = "refused" if failure.side == "client" else "failed"
 
-    def raise_failure(self, error: BaseException) -> NoReturn:
-        """Record why the call ends, and raise what its handler is to raise.
+    def end_with(self, error: BaseException) -> BaseException:
+        """Record why the call ends, and return what its handler is to raise.
 
         After the first byte nothing can be answered any more: the connection is all there is to
-        end. A client's own leaving stays the cancellation that it was. Nothing is raised from
-        `error`: it may be the same, and an exception that is its own cause keeps itself alive.
+        end. A client's own leaving stays the cancellation that it was. Raise it `from None`: it may
+        be `error` itself, and an exception that is its own cause keeps itself alive. So would one
+        that is raised here, by the names that this frame has for it.
         """
         failure = self.failure_of(error)
         self.fail(failure, error)
         if isinstance(error, asyncio.CancelledError) and self.take_expiry() is None:
-            raise error
+            return error
         if self.state == "committed" or isinstance(failure, ClientGone):
-            raise ConnectionResetError(failure.code) from None
-        raise failure from None
+            return ConnectionResetError(failure.code)
+        return failure
 
     def fail_if_answer_tells_error(self) -> None:
         """Judge an answer that came to a clean end by what it holds, once that is read."""

@@ -74,8 +74,7 @@ def test_an_error_is_not_the_cause_of_itself() -> None:
 def test_after_the_first_byte_the_connection_is_all_there_is_to_end(state: State, raised: type[BaseException]) -> None:
     exchange = made()
     exchange.state = state
-    with pytest.raises(raised):
-        exchange.raise_failure(UpstreamTimeout("waiting", 1.0))
+    assert isinstance(exchange.end_with(UpstreamTimeout("waiting", 1.0)), raised)
     assert exchange.outcome.name == "failed"
 
 
@@ -99,8 +98,7 @@ async def test_a_task_that_was_cancelled_for_an_expiry_goes_on_with_its_error() 
 async def test_a_cancellation_by_somebody_else_stays_one() -> None:
     exchange = made()
     exchange.task = asyncio.current_task()
-    with pytest.raises(asyncio.CancelledError):
-        exchange.raise_failure(asyncio.CancelledError())
+    assert isinstance(exchange.end_with(asyncio.CancelledError()), asyncio.CancelledError)
     assert exchange.outcome.name == "client_gone"
 
 
