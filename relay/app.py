@@ -24,6 +24,7 @@ from relay.core.errors import ConfigInvalid, UnknownRoute
 from relay.core.paths import API
 from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
+from relay.internals import check_private_parts
 from relay.periodic import run_periodic_jobs
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
@@ -49,10 +50,11 @@ RUNNER_OPTIONS: dict[str, Any] = {
 
 def create(config: str | Path | Config) -> web.Application:
     """An Application to mount with `add_subapp`. A path is loaded with the `.env` beside it. Raises
-    ConfigError.
+    ConfigError, and UnknownLibrary for another version of aiohttp.
 
     The built-in provider `demo` runs with it if the file enables it.
     """
+    check_private_parts()
     demo: Demo | None = None
     if isinstance(config, Config):
         sources = Sources(config.path, config.path.parent / ".env")
@@ -75,6 +77,7 @@ def create(config: str | Path | Config) -> web.Application:
 
 def standalone(config: Config, sources: Sources) -> web.Application:
     """The Application that `relay serve` runs. The demo provider is started by whoever runs it."""
+    check_private_parts()
     return _build(Gateway(config), API, sources)
 
 

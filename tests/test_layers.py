@@ -14,9 +14,10 @@ BASE = {"core", "log", "prices", "registry", "storage"}
 MIDDLE = {"gate", "upstream", "cache", "ledger"}
 GATEWAY = BASE | MIDDLE | {"background", "gateway"}
 CALLS = GATEWAY | {"calls", "sessions"}
-APPLICATION = CALLS | {"rest", "websocket", "surfaces", "periodic", "demo", "app"}
+APPLICATION = CALLS | {"rest", "websocket", "surfaces", "periodic", "demo", "internals", "app"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
+    "internals": {"core"},
     "log": {"core", "log_output"},
     "log_output": set(),
     "prices": {"core"},

@@ -5,6 +5,7 @@ Owns: how the head of an answer is framed, and the headers that the relay adds t
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 
@@ -30,15 +31,15 @@ class _OwnHead(web.StreamResponse):
     def _first_line(self) -> str:
         assert self._req is not None
         version = self._req.version
-        return f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
+        return f"HTTP/{version[0]}.{version[1]} {self.status} {self.reason}"
 
     async def _write_headers(self) -> None:
         writer = self._payload_writer
-        if all_ascii(self._headers) and self._reason.isascii():
+        if all_ascii(self.headers) and self.reason.isascii():
             await super()._write_headers()
             return
         assert writer is not None
-        writer._headers_buf = head_bytes(self._first_line(), self._headers)  # type: ignore[attr-defined]
+        writer._headers_buf = head_bytes(self._first_line(), self.headers)  # type: ignore[attr-defined]
         if self._send_headers_immediately:
             writer.send_headers()
 
@@ -62,6 +63,11 @@ class RelayedResponse(_OwnHead):
         writer.send_headers()
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        """The client's connection; None before `prepare` and after the end."""
+        return self._req.transport if self._req is not None else None
+
+    @property
     def close_delimited(self) -> bool:
         """True if only the end of the connection ends this body (HTTP/1.0 without a length)."""
         writer = self._payload_writer
@@ -73,15 +79,16 @@ class RelayedResponse(_OwnHead):
         """
         self._must_be_empty_body = must_be_empty_body(request.method, self.status)
         self._req = request
-        writer = self._payload_writer = request._payload_writer
+        writer = self._payload_writer = request.writer
         self._frame()
         matched = request._match_info
-        if matched is not None and matched._apps:
-            await request._prepare_hook(self)
+        # `match_info.apps` is the same, and makes a dictionary and a tuple of it for each call.
+        for app in matched._apps if matched is not None else ():
+            await app.on_response_prepare.send(request, self)
         first = self._first_line()
-        plain = all_ascii(self._headers) and first.isascii()
+        plain = all_ascii(self.headers) and first.isascii()
         try:
-            head = (_serialize_headers if plain else head_bytes)(first, self._headers)
+            head = (_serialize_headers if plain else head_bytes)(first, self.headers)
         except ValueError as error:
             raise self._unsent() from error
         if self._must_be_empty_body:
@@ -89,14 +96,13 @@ class RelayedResponse(_OwnHead):
         elif writer.chunked:  # type: ignore[attr-defined]
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         writer._write(head + body)  # type: ignore[attr-defined]
-        self._eof_sent, self._body_length = True, writer.output_size
-        self._req = self._payload_writer = None
+        self._eof_sent, self._req, self._payload_writer = True, None, None
 
     async def _prepare_headers(self) -> None:
         self._frame()
 
     def _frame(self) -> None:
-        request, writer, headers = self._req, self._payload_writer, self._headers
+        request, writer, headers = self._req, self._payload_writer, self.headers
         assert request is not None and writer is not None
         version = request.version
         keep_alive = request.keep_alive if self._keep_alive is None else self._keep_alive
@@ -149,17 +155,17 @@ class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
     ) -> None:
         """Send `pairs`, which are the provider's, and the relay's own, which win over them."""
         own = add_own_headers([], given, exchange, gateway)
-        self._headers.extend(pair for pair in pairs if pair[0] not in own)
-        self._headers.extend(own)
+        self.headers.extend(pair for pair in pairs if pair[0] not in own)
+        self.headers.extend(own)
         for name in _NOT_IN_101:
-            self._headers.popall(name, None)
+            self.headers.popall(name, None)
 
     async def _prepare_headers(self) -> None:
-        server = self._headers.getall(hdrs.SERVER, ())
+        server = self.headers.getall(hdrs.SERVER, ())
         await super()._prepare_headers()
-        self._headers.pop(hdrs.CONTENT_TYPE, None)
+        self.headers.pop(hdrs.CONTENT_TYPE, None)
         if not server:
-            del self._headers[hdrs.SERVER]
+            del self.headers[hdrs.SERVER]
 
     async def _write_headers(self) -> None:
         try:

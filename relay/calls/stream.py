@@ -159,8 +159,7 @@ async def drain(
 
 def _cut(response: RelayedResponse) -> None:
     """Close without a terminal chunk. What was written gets a second to leave, then a reset."""
-    request = response._req
-    transport = request.transport if request is not None else None
+    transport = response.transport
     if transport is None:
         return
     if response.close_delimited:

@@ -18,6 +18,7 @@ from relay import log
 from relay.cli.banner import banner
 from relay.cli.sources import sources_of
 from relay.demo.provider import Demo
+from relay.internals import check_private_parts
 from relay.ledger.metrics_folder import remove_dead_folders
 from relay.registry.files import Files
 from relay.registry.load import Config, Sources, load
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; 0. Raises OperatorError for what cannot be started."""
+    check_private_parts()
     assert_fast_parser()
     sources = replace(sources_of(options), overrides=_overrides(options))
     sources = _with_certificate(sources, options)

@@ -102,16 +102,20 @@ class _RelayServer(Server):
     shedder: LoadShedder
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, **self._kwargs)
 
 
 class _Connection(HalfClosing):
-    __slots__ = ("_head_came", "_open")
+    __slots__ = ("_head_came", "_open", "_server")
+
+    def __init__(self, server: _RelayServer, **options: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open: asyncio.BaseTransport = transport
         self._head_came = False
-        self._manager.transports.add(transport)  # type: ignore[union-attr]
+        self._server.transports.add(transport)
         super().connection_made(transport)
         assert self._task_handler is not None
         self._task_handler.add_done_callback(_drop_traceback)
@@ -125,11 +129,11 @@ class _Connection(HalfClosing):
         if self._upgraded:
             super().data_received(data)
             return
-        self._heard_s = self._loop.time()
+        self._heard_s = self._clock()
         if data.startswith(b"HEAD "):
             self._head_came = True
-        manager = self._manager
-        if manager is None or not manager.shedder.active:  # type: ignore[attr-defined]
+        shedder = self._server.shedder
+        if not shedder.active:
             super().data_received(data)
             return
         parser, transport = self._parser, self.transport
@@ -137,7 +141,7 @@ class _Connection(HalfClosing):
             # A request is being answered: what comes now waits for its turn.
             super().data_received(data)
             return
-        self._parser = SheddingParser(parser, manager.shedder, self, transport)  # type: ignore
+        self._parser = SheddingParser(parser, shedder, self, transport)  # type: ignore
         try:
             super().data_received(data)
         finally:
@@ -145,9 +149,8 @@ class _Connection(HalfClosing):
                 self._parser = parser
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._manager is not None:
-            self._manager.shedder.free(self)  # type: ignore[attr-defined]
-            self._manager.transports.discard(self._open)  # type: ignore[attr-defined]
+        self._server.shedder.free(self)
+        self._server.transports.discard(self._open)
         super().connection_lost(exc)
 
     def handle_error(

@@ -27,9 +27,10 @@ class HalfClosing(RequestHandler):
     What is derived from it stamps `_heard_s` whenever bytes come.
     """
 
-    __slots__ = ("_heard_s", "_look_again")
+    __slots__ = ("_clock", "_heard_s", "_look_again")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._clock = asyncio.get_running_loop().time
         self._heard_s = 0.0
         self._look_again: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -42,7 +43,7 @@ class HalfClosing(RequestHandler):
             return None
         assert self.transport is not None and self._parser is not None
         probe_when_idle(self.transport, _PROBED_AFTER_S)
-        self._look_again = self._loop.call_later(_LOOK_EACH_S, self._look)
+        self._look_again = asyncio.get_running_loop().call_later(_LOOK_EACH_S, self._look)
         if self._messages:
             self._parser = _LastRequests(self, self._parser)  # type: ignore[assignment]
         else:
@@ -57,20 +58,20 @@ class HalfClosing(RequestHandler):
         is_busy = self._request_count and (waiting or self._waiter is None)
         if not is_busy or self._upgraded:
             return False
-        payload = waiting[-1][1] if waiting else request._payload if request else None
+        payload = waiting[-1][1] if waiting else request.content if request else None
         if payload is not None and not payload.is_eof():
             return False
-        return self._loop.time() - self._heard_s <= BEHIND_REQUEST_S
+        return self._clock() - self._heard_s <= BEHIND_REQUEST_S
 
     def _look(self) -> None:
         """Nobody reads any more: a reset is seen by asking for it."""
         transport, request = self.transport, self._current_request
         if transport is None:
             return
-        if _is_reset(transport) or (request is not None and not request._payload.is_eof()):
+        if _is_reset(transport) or (request is not None and not request.content.is_eof()):
             transport.abort()
             return
-        self._look_again = self._loop.call_later(_LOOK_EACH_S, self._look)
+        self._look_again = asyncio.get_running_loop().call_later(_LOOK_EACH_S, self._look)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._look_again is not None:

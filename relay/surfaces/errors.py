@@ -4,9 +4,11 @@ go with it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import error_source
@@ -57,13 +59,18 @@ class _LastAnswer(web.Response):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._transport: asyncio.Transport | None = None
         self.force_close()
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the head."""
+        self._transport = request.transport
+        return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send the end of the answer, and of the connection's own half."""
-        request = self._req
         await super().write_eof(data)
-        transport = request.transport if request is not None else None
+        transport = self._transport
         if transport is not None and transport.can_write_eof():
             transport.write_eof()
 

@@ -43,7 +43,7 @@ class _Calls(PrefixResource):
     def __init__(self, prefix: str, app: web.Application) -> None:
         super().__init__(prefix)
         self._gateway, self._cors = app[GATEWAY], app[CORS]
-        self._root = self._providers_root()
+        self._take_prefix()
         self.route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -51,12 +51,12 @@ class _Calls(PrefixResource):
         raise TypeError(f"{type(self).__name__} answers nothing")
 
     def _call(self, request: web.Request) -> Call:
-        raw, start = request.raw_path, len(self._prefix) + 1
-        if not raw.startswith(f"{self._prefix}/"):
+        raw, path = request.raw_path, self._path
+        if not raw.startswith(path):
             # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
             raise UnknownRoute(request.method)
         headers, gateway = request.headers, self._gateway
-        provider, endpoint, query = split_endpoint(raw[start:])
+        provider, endpoint, query = split_endpoint(raw[len(path) :])
         caller = gateway.callers.identify(request)
         offered = headers.getall("Sec-WebSocket-Protocol", None)
         call = Call(
@@ -67,26 +67,28 @@ class _Calls(PrefixResource):
 
     def add_prefix(self, prefix: str) -> None:
         super().add_prefix(prefix)
-        self._root = self._providers_root()
+        self._take_prefix()
 
-    def _providers_root(self) -> str:
-        """Where providers are found, for URLs that are written into answers."""
-        return self._prefix.removesuffix("/ws").removesuffix("/providers") + "/providers/"
+    def _take_prefix(self) -> None:
+        prefix = self.canonical
+        self._path = f"{prefix}/"
+        # Where providers are found, for URLs that are written into answers.
+        self._root = prefix.removesuffix("/ws").removesuffix("/providers") + "/providers/"
 
     async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
         """Match anything below the prefix; the prefix alone is somebody else's."""
-        if len(request.rel_url.raw_path) <= len(self._prefix) + 1:
+        if len(request.rel_url.raw_path) <= len(self._path):
             return None, set()
         return UrlMappingMatchInfo({}, self.route), {"*"}
 
     def raw_match(self, path: str) -> bool:
-        return path == self._prefix
+        return path == self.canonical
 
     def url_for(self) -> URL:  # type: ignore[override]
-        return URL(self._prefix)
+        return URL(self.canonical)
 
     def get_info(self) -> dict[str, Any]:  # type: ignore[override]
-        return {"prefix": self._prefix}
+        return {"prefix": self.canonical}
 
     def __len__(self) -> int:
         return 1

@@ -36,7 +36,7 @@ class ProviderConnection(ResponseHandler):
 
     def __init__(self, statuses: Container[int], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._statuses = statuses
+        self._statuses, self._clock = statuses, loop.time
         self._interim_left = -1
         """Of the answer that is awaited; negative if none is."""
         self.idle_limit_s: float | None = None
@@ -91,7 +91,7 @@ class ProviderConnection(ResponseHandler):
             super().feed_data(data, size)
 
     def _is_idle(self) -> None:
-        self.idle_since_s = self._loop.time()
+        self.idle_since_s = self._clock()
 
     def _fail(self, reason: str) -> None:
         self._interim_left = -1
@@ -109,7 +109,7 @@ class _LimitedConnection(ProviderConnection):
     def is_connected(self) -> bool:
         """True if another request may be sent on it."""
         assert self.idle_limit_s is not None
-        waited_s = self._loop.time() - self.idle_since_s
+        waited_s = self._clock() - self.idle_since_s
         return waited_s <= self.idle_limit_s and super().is_connected()
 
 

@@ -129,7 +129,7 @@ class RelayRequest(ClientRequest):
         assert protocol is not None
         if self.chunked is not None:
             writer.enable_chunking()
-        if self._body or protocol.writing_paused:
+        if self.body or protocol.writing_paused:
             body = self.write_bytes(writer, conn, self._get_content_length())
             self._writer = asyncio.create_task(body)
         else:

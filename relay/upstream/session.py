@@ -56,9 +56,14 @@ class UpstreamSessions:
     """`rest` for calls, `sockets` for WebSocket handshakes. Close with `close`."""
 
     def __init__(self) -> None:
-        self.rest = _session(RelayRequest, (), FINAL_STATUSES)
+        self.rest = _session(FINAL_STATUSES, request_class=RelayRequest)
         statuses = frozenset({101, *FINAL_STATUSES})
-        self.sockets = _session(_Handshake, (_refusals_are_errors,), statuses)
+        self.sockets = _session(
+            statuses,
+            request_class=_Handshake,
+            response_class=_HandshakeResponse,
+            middlewares=(_refusals_are_errors,),
+        )
 
     async def close(self) -> None:
         """Close both pools."""
@@ -66,9 +71,7 @@ class UpstreamSessions:
         await self.sockets.close()
 
 
-def _session(
-    request: type[RelayRequest], middlewares: tuple[object, ...], statuses: Container[int]
-) -> ClientSession:
+def _session(statuses: Container[int], **classes: Any) -> ClientSession:
     connector = _Connector(limit=0, keepalive_timeout=30)
     # It has no public switch for the class of its connections.
     connector._factory = partial(ProviderConnection, statuses, asyncio.get_running_loop())  # type: ignore[assignment]
@@ -76,9 +79,8 @@ def _session(
         connector=connector,
         cookie_jar=DummyCookieJar(),
         **_READING,  # type: ignore[arg-type]
-        request_class=request,
         timeout=ClientTimeout(total=None),
-        middlewares=middlewares,  # type: ignore[arg-type]
+        **classes,
     )
     # aiohttp sends an idempotent call again on a stale connection, unseen. It has no public switch.
     session._retry_connection = False
@@ -109,6 +111,19 @@ class _Handshake(RelayRequest):
         return await super().send(conn)
 
 
+class _HandshakeResponse(ClientResponse):
+    """A response to a handshake. aiohttp compares its first Connection line with `upgrade`, which
+    may be one name of several there.
+    """
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        given = super().headers
+        if self.status != 101 or not upgrades(given):
+            return given
+        return CIMultiDictProxy(_upgrading(CIMultiDict(given)))
+
+
 async def _refusals_are_errors(
     request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
@@ -118,10 +133,6 @@ async def _refusals_are_errors(
     response = await handler(request)
     status, headers = response.status, CIMultiDict(response.headers)
     if status == 101:
-        if upgrades(headers):
-            # aiohttp compares the first Connection line with "upgrade", and has it cached.
-            response._headers = CIMultiDictProxy(_upgrading(headers))
-            response._cache.pop("headers", None)
         return response
     try:
         body, whole = await _start_of_body(response)
