@@ -20,12 +20,12 @@ from relay import log
 from relay.background import BackgroundQueue
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
-from relay.core.due import DueTimes
+from relay.core.deadline_queue import DeadlineQueue
 from relay.core.exchange import Exchange, Request, Transport, uuid7
 from relay.core.hosts import host_name
 from relay.core.injection import Refusals
-from relay.core.policy import Tried
 from relay.core.redaction import Secrets
+from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.identify import Callers
@@ -44,9 +44,9 @@ from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
 from relay.registry.secrets import secrets_of
-from relay.storage.counters import MemoryCounters
 from relay.storage.database import Database, database_url
-from relay.storage.redis import Shared
+from relay.storage.memory_windows import MemoryWindows
+from relay.storage.redis import RedisConnection
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import Health
 from relay.upstream.session import UpstreamSessions
@@ -63,7 +63,7 @@ class Gateway:
         self.clock: Callable[[], float] = time.monotonic
         self.background = BackgroundQueue()
         self.shared = self._shared(config)
-        memory = MemoryCounters(self.clock, time.time)
+        memory = MemoryWindows(self.clock, time.time)
         self.windows = Windows(memory, self.shared, self.background, new_id)
         self.at_once: dict[str, int] = {}
         """What runs, by the keys of the limits that count it."""
@@ -78,7 +78,7 @@ class Gateway:
         self._take(config)
         self.calls: set[Exchange] = set()  # whose waits each periodic sweep judges
         self.in_session: set[Exchange] = set()  # of open WebSockets: their sessions are judged
-        self.sessions: DueTimes[Session] = DueTimes()
+        self.sessions: DeadlineQueue[Session] = DeadlineQueue()
         self.held_bytes = 0
         self.draining = False
         self.arriving: set[object] = set()
@@ -186,11 +186,11 @@ class Gateway:
         given = self.settings.retry_budget
         return Budget(given.percent, given.per_s, self.clock)
 
-    def _shared(self, config: Config) -> Shared | None:
+    def _shared(self, config: Config) -> RedisConnection | None:
         given = config.settings.redis
         if given.url is None:
             return None
-        return Shared(given.url, given.timeout_s, self.clock, _redis_changed)
+        return RedisConnection(given.url, given.timeout_s, self.clock, _redis_changed)
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -294,10 +294,10 @@ def _retention(settings: GatewayFile) -> Retention:
     )
 
 
-def _alarm(provider: str, label: str, ended: Tried, rest_s: float) -> None:
+def _alarm(provider: str, label: str, ended: AttemptResult, key_cooldown_s: float) -> None:
     """A key that is refused is an operator's business."""
-    told = {"status": ended.told_status, "code": ended.dead_key or str(ended.told_status)}
-    log.warn("key.refused", provider=provider, key=label, **told, rests_s=rest_s)
+    told = {"status": ended.effective_status, "code": ended.dead_key or str(ended.effective_status)}
+    log.warn("key.refused", provider=provider, key=label, **told, rests_s=key_cooldown_s)
 
 
 def _redis_changed(event: str, why: str) -> None:

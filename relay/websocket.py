@@ -22,7 +22,7 @@ from relay.calls.transforms import redacted_text
 from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
-from relay.core.refusals import of_close, of_message
+from relay.core.key_refusals import refusal_in_close, refusal_in_message
 from relay.gateway import EXCHANGE, Gateway, has_left
 from relay.registry.registry import check_socket
 from relay.sessions.attempt import HandshakeAttempt, session_model
@@ -140,9 +140,9 @@ def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
     exchange.session = SessionSummary(
         client.messages, provider.messages, ending.code, NAMES[ending.by], session.turns
     )
-    session.refused(of_message(session.last_event))
+    session.refused(refusal_in_message(session.last_event))
     if ending.by == "upstream":
-        session.refused(of_close(ending.code, ending.reason))
+        session.refused(refusal_in_close(ending.code, ending.reason))
     if ending.error is not None:
         exchange.fail(exchange.failure_of(ending.error), ending.error)
     elif ending.lost == "downstream":
@@ -208,5 +208,5 @@ def _session(
         route.provider.websocket_rules,
         Leg("downstream", downstream, transport, heard_s=now, message_s=now),
         Leg("upstream", upstream, upstream._writer.transport, heard_s=now, message_s=now),
-        partial(health.refused, route, exchange.routing.keys),
+        partial(health.report_refused_key, route, exchange.routing.keys),
     )

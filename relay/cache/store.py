@@ -18,7 +18,7 @@ import msgspec
 
 from relay.core.caching import CachePlan
 from relay.core.errors import StoreUnavailable
-from relay.storage.redis import PREFIX, Shared
+from relay.storage.redis import PREFIX, RedisConnection
 
 InBackground = Callable[[Coroutine[Any, Any, None]], None]
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class MemoryStore:
 class RedisStore:
     """Entries as MessagePack, squeezed where that helps; Redis forgets them by itself."""
 
-    def __init__(self, shared: Shared, wall: Callable[[], float]) -> None:
+    def __init__(self, shared: RedisConnection, wall: Callable[[], float]) -> None:
         self._shared, self._wall = shared, wall
 
     async def get(self, provider: str, key: str) -> Hit | None:

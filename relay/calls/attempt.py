@@ -23,6 +23,7 @@ from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.injection import asked_model, asking_for_usage
+from relay.core.key_refusals import MAX_ERROR_BYTES, read_key_refusal
 from relay.core.meters.inner_errors import FirstEvent
 from relay.core.meters.unpack import coding_of, unpacker
 from relay.core.models import (
@@ -31,9 +32,8 @@ from relay.core.models import (
     query_names_model,
     query_with_model,
 )
-from relay.core.policy import Tried, answered
 from relay.core.provider import Keys, Route
-from relay.core.refusals import MOST_ERROR_BYTES, of_answer
+from relay.core.retry_policy import AttemptResult, result_of_answer
 from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
@@ -41,7 +41,7 @@ from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
 from relay.upstream.request import Outgoing
 from relay.upstream.send import end_with_connection, send, upstream_headers, upstream_url
 
-_GOOD = Tried(200)
+_GOOD = AttemptResult(200)
 _REFUSALS = (400, 422)
 _ERROR_BODY_S = 2.0
 """How long the beginning of an error's body is waited for before it goes down."""
@@ -141,7 +141,7 @@ class RestAttempt:
             headers[key] = self.exchange.id
         return headers
 
-    def judge_head(self, answer: ClientResponse) -> Tried | None:
+    def judge_head(self, answer: ClientResponse) -> AttemptResult | None:
         """What the head of an answer says of the attempt; None where its body says more: that of an
         error, and of a stream that may begin with one.
         """
@@ -150,12 +150,12 @@ class RestAttempt:
             return None
         return self._accepted()
 
-    def _accepted(self) -> Tried:
+    def _accepted(self) -> AttemptResult:
         if self.refused is not None:
             self._remember(self.refused)
         return _GOOD
 
-    async def judge_body(self, answer: ClientResponse) -> Tried:
+    async def judge_body(self, answer: ClientResponse) -> AttemptResult:
         """What an error says of the attempt, of the key, and of what the relay had added; or what
         the first event of a stream says.
         """
@@ -172,11 +172,11 @@ class RestAttempt:
             if _ADDED in (read if unpack is None else unpack.feed(read)):
                 assert exchange.routing.route is not None
                 self.refused = self._model(exchange.routing.route)
-                return Tried(answer.status, note="stream_options_refused")
+                return AttemptResult(answer.status, note="stream_options_refused")
         whole = read if answer.content.is_eof() else b""
-        return answered(answer.status, given.get, time.time(), whole)
+        return result_of_answer(answer.status, given.get, time.time(), whole)
 
-    async def _examine_stream(self, answer: ClientResponse) -> Tried:
+    async def _examine_stream(self, answer: ClientResponse) -> AttemptResult:
         """Hold a stream up to its first event that is no comment, to see whether it is an error."""
         coding = coding_of(answer.headers.get("Content-Encoding"))
         unpack = unpacker(coding)
@@ -202,8 +202,8 @@ class RestAttempt:
         self.begun, status = bytes(held), first.error_status
         if status is None:
             return self._accepted()
-        said = of_answer(status or 400, first.error, "", time.time())
-        return Tried(answer.status, None, said.wait_s, said.dead, first_event_status=status)
+        said = read_key_refusal(status or 400, first.error, "", time.time())
+        return AttemptResult(answer.status, None, said.wait_s, said.dead, first_event_status=status)
 
     def _remember(self, refused: tuple[str, str]) -> None:
         """The call without it was accepted: the model is not asked again until a reload."""
@@ -221,6 +221,6 @@ async def _beginning(answer: ClientResponse) -> bytes:
     read, content = bytearray(), answer.content
     with contextlib.suppress(*MAPPED):  # TimeoutError is an OSError
         async with asyncio.timeout(_ERROR_BODY_S):
-            while len(read) < MOST_ERROR_BYTES and (chunk := await content.readany()):
+            while len(read) < MAX_ERROR_BYTES and (chunk := await content.readany()):
                 read += chunk
     return bytes(read)

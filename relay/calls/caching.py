@@ -223,7 +223,7 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
 
 def _copy_to_leader(leader: Exchange, flown: Exchange) -> None:
     """The leader's record is that of the call that was made, but for what came after it left."""
-    leader.standings = flown.standings
+    leader.limit_states = flown.limit_states
     if leader.state != "ended":
         leader.response.first_byte_s = flown.response.first_byte_s
         leader.outcome.cause = leader.outcome.cause or flown.outcome.cause

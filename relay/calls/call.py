@@ -14,8 +14,8 @@ from relay.core.caller import Caller
 from relay.core.credentials import client_credential
 from relay.core.errors import TargetNotAllowed
 from relay.core.paths import check_target, collapse_slashes
-from relay.core.policy import request_timeout_s, wishes
 from relay.core.provider import Route
+from relay.core.retry_policy import request_timeout_s, requested_rules
 from relay.core.rewriting import endpoint_of
 from relay.core.subprotocols import Offer, sort
 from relay.registry.registry import Registry
@@ -65,7 +65,7 @@ def attempt_options(
     rules = AttemptOptions(
         call.method,
         credential=credential,
-        retries=wishes(header, route.provider.retries) if here else None,
+        retries=requested_rules(header, route.provider.retries) if here else None,
         first_byte_s=request_timeout_s(header) if here else None,
     )
     if not route.target.pool:

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from relay.core.errors import UpstreamProtocolError
 from relay.core.exchange import Exchange
 from relay.core.headers import all_ascii, head_bytes
-from relay.core.limits import headers as limit_headers
+from relay.core.limits import ratelimit_headers
 from relay.gateway import Gateway
 
 _UNFIT_HEADER = "a header of it holds bytes that cannot be passed on"
@@ -188,8 +188,8 @@ def add_own_headers(
     request_id = exchange.request.request_id
     if request_id and _SANE_REQUEST_ID.match(request_id) and "x-request-id" not in given:
         pairs.append(("x-request-id", request_id))
-    if exchange.standings:
-        pairs += limit_headers(exchange.standings)
+    if exchange.limit_states:
+        pairs += ratelimit_headers(exchange.limit_states)
     if (cache := exchange.cache) is not None:
         pairs.append(("cf-aig-cache-status", cache.status))
         pairs.append(("x-relay-cache-key", cache.plan.key))

@@ -17,7 +17,7 @@ from aiohttp import ClientConnectionError, web
 
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import Answer, Source
-from relay.core import shapes
+from relay.core import error_bodies
 from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
 from relay.core.sse import at_boundary
@@ -136,7 +136,9 @@ class _Copy:
         kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
         is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
         if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
-            rest += shapes.event(failure, exchange.error_format, exchange.request.kind, exchange.id)
+            rest += error_bodies.error_event(
+                failure, exchange.error_format, exchange.request.kind, exchange.id
+            )
         try:
             async with asyncio.timeout(_FLUSH_S):
                 await self.response.write(rest)

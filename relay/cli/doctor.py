@@ -21,7 +21,7 @@ from relay.client import AIGateway, AIGatewayError
 from relay.client.answers import Stream
 from relay.core.provider import Provider, Target
 from relay.registry.load import Config, Sources, load
-from relay.storage.redis import Shared
+from relay.storage.redis import RedisConnection
 from relay.upstream.failures import NO_NAME
 
 TIMEOUT_S = 20.0
@@ -156,7 +156,7 @@ async def _alone(what: str, probe: Coroutine[Any, Any, Finding]) -> Finding:
 
 
 async def _redis(url: str, timeout_s: float) -> Finding:
-    began, shared = monotonic(), Shared(url, timeout_s, monotonic, lambda *_: None)
+    began, shared = monotonic(), RedisConnection(url, timeout_s, monotonic, lambda *_: None)
     try:
         await shared.client.ping()
     except shared.errors as error:

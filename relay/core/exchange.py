@@ -24,7 +24,7 @@ from relay.core.errors import (
     RelayError,
     UpstreamErrorInAnswer,
 )
-from relay.core.limits import Admission, Standing
+from relay.core.limits import Admission, LimitState
 from relay.core.meters.turns import Turns
 from relay.core.provider import Keys, Route
 from relay.core.rewriting import Rewriter
@@ -51,7 +51,7 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
     )
 
 
-def least_id(unix_s: float) -> str:
+def min_id_at(unix_s: float) -> str:
     """What every id made from then on is not below."""
     return uuid7(int(unix_s * 1000), lambda _: 0)
 
@@ -308,7 +308,7 @@ class Exchange:
     session: SessionSummary | None = None
     admission: Admission | None = None
     """None while there are no limits."""
-    standings: tuple[Standing, ...] = ()
+    limit_states: tuple[LimitState, ...] = ()
     """How the client stands under the limits."""
     capture: Capture | None = None
     """Its bodies, where they are collected."""
@@ -331,7 +331,7 @@ class Exchange:
             routing=self.routing,
             usage=self.usage,
             cache=cache,
-            standings=self.standings,
+            limit_states=self.limit_states,
             capture=self.capture,
         )
 

@@ -1,6 +1,6 @@
-"""What a limit is, and how its state is told to clients.
+"""What a limit is, and how clients learn its state.
 
-Owns: the Rule, a call's standing under it, and the `ratelimit` headers
+Owns: the Rule, the state of a limit for a caller, and the `ratelimit` headers
 (draft-ietf-httpapi-ratelimit-headers-10). Counting is gate/limits.py's.
 """
 
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from relay.core.metadata import Metadata
 from relay.core.usage import Estimate
 
-Counts = Literal["requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once"]
+Counted = Literal["requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once"]
 """What a rule counts: so many in a window of time, or so many at once."""
 _OF_A_CALLER = ("client", "address", "user", "metadata.")
 _LONGEST_VALUE = 100
@@ -30,7 +30,7 @@ class Rule:
 
     name: str
     """Unique among the rules; what clients see."""
-    counts: Counts
+    counts: Counted
     amount: int
     window_s: int = 0
     sliding: bool = False
@@ -42,15 +42,15 @@ class Rule:
     """Of these providers only; empty: of all."""
     models: frozenset[str] = frozenset()
     """Of these models only; empty: of all."""
-    at_once: bool = field(init=False)
-    """What runs is counted, and not what began."""
+    is_concurrent: bool = field(init=False)
+    """Counts calls in progress instead of calls begun."""
     policy: str = field(init=False)
     """Its item of `ratelimit-policy`."""
     item: str = field(init=False)
     """How its item of `ratelimit` begins."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at_once", self.counts.endswith("_at_once"))
+        object.__setattr__(self, "is_concurrent", self.counts.endswith("_at_once"))
         policy = f'"{self.name}";q={self.amount};w={self.window_s}'
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "item", f'"{self.name}";r=')
@@ -66,72 +66,76 @@ class Rule:
         return self.needs_model or "user" in self.per
 
     @property
-    def of_all(self) -> bool:
-        """True if everything counts together."""
+    def is_global(self) -> bool:
+        """True if one counter holds for all calls."""
         return not (self.per or self.providers or self.models)
 
     @property
-    def of_caller(self) -> bool:
-        """True if it is a caller who has too many, and not the relay."""
-        return any(part.startswith(_OF_A_CALLER) for part in self.per)
+    def is_per_caller(self) -> bool:
+        """True if each caller has a counter."""
+        return any(name.startswith(_OF_A_CALLER) for name in self.per)
 
     @property
     def text(self) -> str:
         """`100 requests in 60 s`, for people."""
         what = self.counts.replace("_at_once", "").replace("_", " ")
-        return f"{self.amount} {what} " + ("at once" if self.at_once else f"in {self.window_s} s")
+        return f"{self.amount} {what} " + (
+            "at once" if self.is_concurrent else f"in {self.window_s} s"
+        )
 
 
-class Counted(NamedTuple):
-    """Under which key a call is counted by a rule, and how much it counts for."""
+class Charge(NamedTuple):
+    """An amount to count under a key of a rule."""
 
     rule: Rule
     key: str
     amount: int
 
 
-class Charge(NamedTuple):
-    """An amount that was counted, and the window that holds it."""
+class Reservation(NamedTuple):
+    """An amount that was counted in a window, and can be released there."""
 
     rule: Rule
     key: str
     amount: int
     window: object
-    """Known to whoever counted it: an amount goes back there or nowhere."""
+    """Opaque here: the storage that counted it knows it."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """What a call has been counted for so far."""
+    """All that a call holds under the rules."""
 
     metadata: Metadata
-    running: tuple[str, ...] = ()
-    """Keys."""
-    charges: tuple[Charge, ...] = ()
+    concurrent_keys: tuple[str, ...] = ()
+    """Of the rules that count it while it runs."""
+    reservations: tuple[Reservation, ...] = ()
     estimate: Estimate | None = None
     """What it may use, where a rule asks."""
 
 
-class Standing(NamedTuple):
-    """How a caller stands under a rule with a window."""
+class LimitState(NamedTuple):
+    """What is left for a caller under a rule with a window."""
 
     rule: Rule
     remaining: int
     reset_s: float
 
 
-def headers(standings: Sequence[Standing]) -> tuple[tuple[str, str], tuple[str, str]]:
+def ratelimit_headers(
+    limit_states: Sequence[LimitState],
+) -> tuple[tuple[str, str], tuple[str, str]]:
     """`ratelimit` and `ratelimit-policy`: names, not who is counted."""
-    if len(standings) == 1:
-        rule, remaining, reset_s = standings[0]
+    if len(limit_states) == 1:
+        rule, remaining, reset_s = limit_states[0]
         state = f"{rule.item}{remaining};t={ceil(reset_s)}"
         return ("ratelimit", state), ("ratelimit-policy", rule.policy)
-    state = ", ".join([f"{rule.item}{n};t={ceil(s)}" for rule, n, s in standings])
-    policy = ", ".join([standing.rule.policy for standing in standings])
+    state = ", ".join([f"{rule.item}{n};t={ceil(s)}" for rule, n, s in limit_states])
+    policy = ", ".join([standing.rule.policy for standing in limit_states])
     return ("ratelimit", state), ("ratelimit-policy", policy)
 
 
-def part(value: str, client: str) -> str:
+def key_part(value: str, client: str) -> str:
     """A part of a key, without `|`; long values, which callers make up, by digest. Calls that have
     no such value count for each client: in one bucket they would take each other's room.
     """

@@ -13,8 +13,8 @@ from relay.core import paths, peek
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat, format_of
 from relay.core.injection import can_be_asked
-from relay.core.policy import FallbackCause, RetryRules
 from relay.core.pricing import PriceRule
+from relay.core.retry_policy import FallbackCause, RetryRules
 from relay.core.rewriting import Home, Rewrites
 from relay.core.subprotocols import Verdict
 
@@ -175,7 +175,7 @@ class Provider:
     """Which failures reach them."""
     fallback_after_s: float | None
     """How long the first byte may take while a fallback can still answer; None: as long as
-    core/policy.py says for a streamed call, and the provider's own limit for any other."""
+    core/retry_policy.py says for a streamed call, and the provider's own limit for any other."""
     by_weight: bool
     """Targets are drawn by weight, not taken in order."""
     weight: float

@@ -23,7 +23,7 @@ from relay.core.errors import (
 from relay.core.exchange import Exchange
 from relay.core.fields import LARGE_BYTES
 from relay.core.formats import counting_of
-from relay.core.limits import Admission, Charge, Counted, Rule, part
+from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata
 from relay.core.peek import model_is_plain
@@ -67,7 +67,7 @@ class Limits:
         )
         self._windows, self._find_used = windows, find_used
         self._running = running
-        overall = [rule for rule in self._calls if rule.at_once and rule.of_all]
+        overall = [rule for rule in self._calls if rule.is_concurrent and rule.is_global]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
         self.most = self._overall.amount if self._overall else None
         """As many REST calls may run, of all together."""
@@ -83,9 +83,9 @@ class Limits:
 
         Raises RateLimited, TooManySessions, Overloaded.
         """
-        held = self._begin(exchange, headers)
+        admission = self._begin(exchange, headers)
         rules = self._sockets if exchange.request.transport == "websocket" else self._calls
-        return self._take(exchange, held, rules)
+        return self._take(exchange, admission, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:
         """Count a call under the rules that ask for what its body names. `body` is None if it
@@ -112,95 +112,97 @@ class Limits:
         if counting_of(exchange.request.method, exchange.request.endpoint) != "new":
             return
         await _give_way(body)
-        held = exchange.admission or self._begin(exchange, exchange.request.headers)
-        held.estimate = estimate(body, exchange.request.input_estimate)
-        wait = self._take(exchange, held, self._tokens)
+        admission = exchange.admission or self._begin(exchange, exchange.request.headers)
+        admission.estimate = estimate(body, exchange.request.input_estimate)
+        wait = self._take(exchange, admission, self._tokens)
         if wait is not None:
             await wait
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
-        """What `exchange` is counted for from now on; given back when it ends."""
+        """Begin to count `exchange`; its end releases what it holds."""
         given = metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
-        exchange.admission = held = Admission(given)
-        exchange.at_end += (lambda: self._end(exchange, held),)
-        return held
+        exchange.admission = admission = Admission(given)
+        exchange.at_end += (lambda: self._end(exchange, admission),)
+        return admission
 
     def _take(
-        self, exchange: Exchange, held: Admission, rules: Sequence[Rule]
+        self, exchange: Exchange, admission: Admission, rules: Sequence[Rule]
     ) -> Awaitable[None] | None:
         """Count under all `rules` that apply, or under none, and raise."""
-        route, places = exchange.routing.route, []
+        route, charges = exchange.routing.route, []
         assert route is not None
-        # Cloudflare counts what goes through it, if that is delegated; what runs here is ours.
-        others = route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
+        # Cloudflare may count calls through it; calls in progress are always counted here.
+        counted_by_cloudflare = (
+            route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
+        )
         for rule in rules:
             if rule.providers and exchange.request.provider not in rule.providers:
                 continue
             if rule.models and exchange.request.model not in rule.models:
                 continue
-            its = _key(rule, exchange, held)
-            if rule.at_once:
-                self._run(rule, its, exchange, held)
-            elif not others:
-                amount = 1 if held.estimate is None else _amount(rule, held.estimate)
-                places.append(Counted(rule, its, amount))
-        if not places:
+            key = _key(rule, exchange, admission)
+            if rule.is_concurrent:
+                self._run(rule, key, exchange, admission)
+            elif not counted_by_cloudflare:
+                amount = 1 if admission.estimate is None else _amount(rule, admission.estimate)
+                charges.append(Charge(rule, key, amount))
+        if not charges:
             return None
         if self._windows.shared:
-            return self._take_there(exchange, held, places)
-        _taken(exchange, held, self._windows.here.take(places))
+            return self._take_in_redis(exchange, admission, charges)
+        _note_taken(exchange, admission, self._windows.local.take(charges))
         return None
 
-    async def _take_there(
-        self, exchange: Exchange, held: Admission, places: Sequence[Counted]
+    async def _take_in_redis(
+        self, exchange: Exchange, admission: Admission, charges: Sequence[Charge]
     ) -> None:
-        _taken(exchange, held, await self._windows.take(places))
+        _note_taken(exchange, admission, await self._windows.take(charges))
 
-    def _run(self, rule: Rule, its: str, exchange: Exchange, held: Admission) -> None:
-        """Count what runs."""
-        count = self._running.get(its, 0)
+    def _run(self, rule: Rule, key: str, exchange: Exchange, admission: Admission) -> None:
+        """Count a call in progress."""
+        count = self._running.get(key, 0)
         if count >= rule.amount:
             raise _too_many(rule)
-        self._running[its] = count + 1
-        held.running += (its,)
+        self._running[key] = count + 1
+        admission.concurrent_keys += (key,)
 
-    def _end(self, exchange: Exchange, held: Admission) -> None:
-        """Give back what ran, and all that was counted for a call that came to nothing here."""
-        for its in held.running:
-            left = self._running[its] - 1
+    def _end(self, exchange: Exchange, admission: Admission) -> None:
+        """Release what a call in progress holds, and all that was counted if it was never sent."""
+        for key in admission.concurrent_keys:
+            left = self._running[key] - 1
             if left:
-                self._running[its] = left
+                self._running[key] = left
             else:
-                del self._running[its]
-        if not held.charges:
+                del self._running[key]
+        if not admission.reservations:
             return
         if not exchange.routing.sent_s:
-            self._windows.give_back(held.charges)
+            self._windows.release(admission.reservations)
         elif self._tokens:
-            self._settle(exchange, [each for each in held.charges if each.rule.counts == "tokens"])
+            self._settle(
+                exchange, [each for each in admission.reservations if each.rule.counts == "tokens"]
+            )
 
-    def _settle(self, exchange: Exchange, charges: Sequence[Charge]) -> None:
-        """Give back the tokens that a call did not use of those set aside for it. What it used
-        beyond them counts now.
-        """
-        if not charges:
+    def _settle(self, exchange: Exchange, reservations: Sequence[Reservation]) -> None:
+        """Release the reserved tokens that a call did not use; count what it used beyond them."""
+        if not reservations:
             return
         self._find_used(exchange)
-        for rule, its, amount, window in charges:
+        for rule, key, amount, window in reservations:
             spare = amount - _used(exchange, amount)
             if spare > 0:
-                self._windows.give_back((Charge(rule, its, spare, window),))
+                self._windows.release((Reservation(rule, key, spare, window),))
             elif spare < 0:
-                self._windows.add(Counted(rule, its, -spare))
+                self._windows.add(Charge(rule, key, -spare))
 
 
-def _taken(exchange: Exchange, held: Admission, taken: Taken) -> None:
-    """Note what was counted. Raises RateLimited if a rule has no room."""
+def _note_taken(exchange: Exchange, admission: Admission, taken: Taken) -> None:
+    """Record what was counted. Raises RateLimited if a rule has no room."""
     if taken.full is not None:
-        exchange.standings = taken.standings
-        raise RateLimited(taken.full.text, taken.standings[0].reset_s)
-    held.charges += taken.charges
-    exchange.standings += taken.standings
+        exchange.limit_states = taken.limit_states
+        raise RateLimited(taken.full.text, taken.limit_states[0].reset_s)
+    admission.reservations += taken.reservations
+    exchange.limit_states += taken.limit_states
 
 
 async def _give_way(body: bytes | None) -> None:
@@ -229,15 +231,15 @@ def _used(exchange: Exchange, reserved: int) -> int:
     return 0 if nothing else reserved
 
 
-def _key(rule: Rule, exchange: Exchange, held: Admission) -> str:
+def _key(rule: Rule, exchange: Exchange, admission: Admission) -> str:
     """What a call is counted under."""
     found = rule.name
     for name in rule.per:
-        found += f"|{part(_value(name, exchange, held), exchange.request.caller.client)}"
+        found += f"|{key_part(_value(name, exchange, admission), exchange.request.caller.client)}"
     return found
 
 
-def _value(name: str, exchange: Exchange, held: Admission) -> str:
+def _value(name: str, exchange: Exchange, admission: Admission) -> str:
     """What a call has for a part of `per`; empty if it has nothing."""
     if name in ("client", "address"):
         # One and the same until clients have keys.
@@ -246,11 +248,11 @@ def _value(name: str, exchange: Exchange, held: Admission) -> str:
         return exchange.request.provider
     if name == "model":
         return exchange.request.model or ""
-    given = as_text(held.metadata.get(name.removeprefix("metadata."), ""))
+    given = as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
     return given or (exchange.request.user or "" if name == "user" else "")
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:
-    if not rule.of_caller:
+    if not rule.is_per_caller:
         return Overloaded(rule.text)
     return (TooManySessions if rule.counts == "sessions_at_once" else RateLimited)(rule.text)

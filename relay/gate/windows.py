@@ -1,9 +1,8 @@
-"""How often: counting in windows of time.
+"""Counting in windows of time, in this process or in Redis.
 
-Owns: where windows are counted. With Redis it is there, for all workers and machines; while it is
-away, in this process, as if it were alone: a limit that is too generous for a while rather than no
-answer at all. What is given back goes to the window in which it was counted, here or there, or
-nowhere.
+Owns: where windows are counted. With Redis all workers and machines count together; while Redis is
+unavailable each process counts alone: a limit that is too generous for a while is better than no
+answer. A reservation is released in the window in which it was counted, or nowhere.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from typing import Any, NamedTuple
 
 from limits import RateLimitItemPerSecond, strategies
 
-from relay.core.limits import Charge, Counted, Rule, Standing
-from relay.storage.counters import MemoryCounters, Window
-from relay.storage.redis import Shared
-from relay.storage.windows import RedisWindows, Spot, State, Wanted
+from relay.core.limits import Charge, LimitState, Reservation, Rule
+from relay.storage.memory_windows import MemoryWindows, Window
+from relay.storage.redis import RedisConnection
+from relay.storage.redis_windows import RedisCharge, RedisWindows, WindowId, WindowState
 
 InBackground = Callable[[Coroutine[Any, Any, None]], None]
 _NO_LIMIT = 1 << 53
 """Redis counts in doubles."""
-_MOST_OWED = 10_000
-_PAID_AT_ONCE = 100
+_MAX_UNRELEASED = 10_000
+_RELEASED_AT_ONCE = 100
 
 
 class _Item(RateLimitItemPerSecond):
@@ -46,8 +45,8 @@ def _item(rule: Rule) -> _Item:
 class Taken(NamedTuple):
     """What came of it: the caller's standings, what was counted, and the rule that has no room."""
 
-    standings: tuple[Standing, ...]
-    charges: tuple[Charge, ...] = ()
+    limit_states: tuple[LimitState, ...]
+    reservations: tuple[Reservation, ...] = ()
     full: Rule | None = None
 
 
@@ -56,29 +55,29 @@ class Windows:
 
     def __init__(
         self,
-        here: MemoryCounters,
-        shared: Shared | None,
+        memory: MemoryWindows,
+        shared: RedisConnection | None,
         in_background: InBackground,
         new_id: Callable[[], str],
     ) -> None:
-        self.here = _Here(here)
-        self._there = None
+        self.local = _LocalWindows(memory)
+        self._redis = None
         self.shared = shared is not None
-        """True if it is not in this process alone that is counted."""
+        """True if windows are counted in Redis."""
         if shared is not None:
-            self._there = _There(RedisWindows(shared.client, new_id, shared.found_foreign))
+            self._redis = _RedisWindows(RedisWindows(shared.client, new_id, shared.found_foreign))
         self._shared, self._in_background = shared, in_background
-        self._owed: deque[Charge] = deque(maxlen=_MOST_OWED)
-        """What is to be given back in Redis. Past the most the oldest is dropped: its window only
-        lets less through until it ends."""
+        self._unreleased: deque[Reservation] = deque(maxlen=_MAX_UNRELEASED)
+        """What is still to be released in Redis. When it is full the oldest is dropped: its window
+        admits less until it ends."""
 
-    async def take(self, places: Sequence[Counted]) -> Taken:
-        """Count under each, if each has room; else under none: then the one standing is that under
-        the rule that is full. A caller that is cancelled meanwhile has counted nothing.
+    async def take(self, charges: Sequence[Charge]) -> Taken:
+        """Count all charges if each has room; else none: then the one state is that of the rule
+        that is full. A caller that is cancelled meanwhile has counted nothing.
         """
-        if self._owed:
-            self._in_background(self._pay())
-        work = asyncio.create_task(self._take(places))
+        if self._unreleased:
+            self._in_background(self._release_in_redis())
+        work = asyncio.create_task(self._take(charges))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -87,153 +86,157 @@ class Windows:
             raise
 
     def forget(self) -> None:
-        """Let go of what ended in this process: callers make up names, and each had a window."""
-        self.here.forget()
+        """Drop windows that ended in this process: callers choose names, and each had a window."""
+        self.local.forget()
 
-    def give_back(self, charges: Sequence[Charge]) -> None:
-        """Take back what was counted, in the windows in which it was; nothing where they are over.
+    def release(self, reservations: Sequence[Reservation]) -> None:
+        """Count less in the windows in which these were counted; nothing where those have ended.
         In Redis it is done soon, and not at all if Redis fails meanwhile.
         """
-        there = False
-        for charge in charges:
-            if isinstance(charge.window, Window):
-                charge.window.give_back(charge.amount)
+        in_redis = False
+        for reservation in reservations:
+            if isinstance(reservation.window, Window):
+                reservation.window.release(reservation.amount)
             else:
-                self._owed.append(charge)
-                there = True
-        if there:
-            self._in_background(self._pay())
+                self._unreleased.append(reservation)
+                in_redis = True
+        if in_redis:
+            self._in_background(self._release_in_redis())
 
-    def add(self, place: Counted) -> None:
+    def add(self, charge: Charge) -> None:
         """Count what was used already, in the window that runs now, room or not."""
-        if self._there is None:
-            self.here.add(place)
+        if self._redis is None:
+            self.local.add(charge)
         else:
-            self._in_background(self._add(place))
+            self._in_background(self._add(charge))
 
-    async def _take(self, places: Sequence[Counted]) -> Taken:
-        there, taken = self._there, None
-        if there is not None and self._shared is not None:
-            taken = await self._shared.ask(lambda: there.take(places))
-        return self.here.take(places) if taken is None else taken
+    async def _take(self, charges: Sequence[Charge]) -> Taken:
+        redis, taken = self._redis, None
+        if redis is not None and self._shared is not None:
+            taken = await self._shared.ask(lambda: redis.take(charges))
+        return self.local.take(charges) if taken is None else taken
 
     async def _undo(self, work: asyncio.Task[Taken]) -> None:
-        self.give_back((await work).charges)
+        self.release((await work).reservations)
 
-    async def _add(self, place: Counted) -> None:
-        there, added = self._there, None
-        if there is not None and self._shared is not None:
-            added = await self._shared.ask(lambda: there.add(place))
+    async def _add(self, charge: Charge) -> None:
+        redis, added = self._redis, None
+        if redis is not None and self._shared is not None:
+            added = await self._shared.ask(lambda: redis.add(charge))
         if added is None:
-            self.here.add(place)
+            self.local.add(charge)
 
-    async def _pay(self) -> None:
-        """Give back in Redis what is owed there. What may have been given back is not given back
-        again: too low a count would let too much through, one that stays ends with its window.
+    async def _release_in_redis(self) -> None:
+        """Release all that waits for it. Nothing is released twice: a count that is too low would
+        admit too much, one that is too high ends with its window.
         """
         assert self._shared is not None
-        paid: bool | None = True
-        while paid:
-            paid = await self._shared.ask(self._pay_some)
+        more: bool | None = True
+        while more:
+            more = await self._shared.ask(self._release_some)
 
-    async def _pay_some(self) -> bool:
-        """True if more may be owed."""
-        assert self._there is not None
-        some = [self._owed.popleft() for _ in range(min(len(self._owed), _PAID_AT_ONCE))]
+    async def _release_some(self) -> bool:
+        """True if more may wait."""
+        assert self._redis is not None
+        some = [
+            self._unreleased.popleft() for _ in range(min(len(self._unreleased), _RELEASED_AT_ONCE))
+        ]
         if some:
-            await self._there.give_back(some)
+            await self._redis.release(some)
         return bool(some)
 
 
-class _Here:
-    """In this process. Nothing waits, so nothing comes between a test and its hit."""
+class _LocalWindows:
+    """Windows in this process. Nothing awaits, so nothing runs between a test and its hit."""
 
-    def __init__(self, counters: MemoryCounters) -> None:
+    def __init__(self, counters: MemoryWindows) -> None:
         self._counters = counters
         self._fixed = strategies.FixedWindowRateLimiter(counters)
         self._sliding = strategies.SlidingWindowCounterRateLimiter(counters)
 
-    def take(self, places: Sequence[Counted]) -> Taken:
+    def take(self, charges: Sequence[Charge]) -> Taken:
         """See Windows.take."""
-        if len(places) == 1 and not places[0].rule.sliding:
-            return self._take_one(places[0])
-        for rule, key, amount in places:
+        if len(charges) == 1 and not charges[0].rule.sliding:
+            return self._take_one(charges[0])
+        for rule, key, amount in charges:
             strategy = self._sliding if rule.sliding else self._fixed
             if not strategy.test(_item(rule), key, cost=amount):
-                return Taken((self._standing(rule, key),), full=rule)
-        charges = tuple([self.add(place) for place in places])
-        return Taken(tuple([self._standing(rule, key) for rule, key, _ in places]), charges)
+                return Taken((self._limit_state(rule, key),), full=rule)
+        reservations = tuple([self.add(charge) for charge in charges])
+        states = tuple([self._limit_state(rule, key) for rule, key, _ in charges])
+        return Taken(states, reservations)
 
-    def _take_one(self, place: Counted) -> Taken:
+    def _take_one(self, charge: Charge) -> Taken:
         """Without others there is nothing to test beforehand; a fixed window, what most rules have,
         takes one step.
         """
-        rule, key, amount = place
+        rule, key, amount = charge
         window, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
-        standings = (Standing(rule, max(0, rule.amount - count), left_s),)
+        limit_states = (LimitState(rule, max(0, rule.amount - count), left_s),)
         if window is None:
-            return Taken(standings, full=rule)
-        return Taken(standings, (Charge(rule, key, amount, window),))
+            return Taken(limit_states, full=rule)
+        return Taken(limit_states, (Reservation(rule, key, amount, window),))
 
-    def add(self, place: Counted) -> Charge:
+    def add(self, charge: Charge) -> Reservation:
         """Count, room or not."""
-        rule, key, amount = place
+        rule, key, amount = charge
         add = self._counters.add_sliding if rule.sliding else self._counters.add
-        return Charge(rule, key, amount, add(key, rule.window_s, amount))
+        return Reservation(rule, key, amount, add(key, rule.window_s, amount))
 
     def forget(self) -> None:
         """See Windows.forget."""
         self._counters.forget()
 
-    def _standing(self, rule: Rule, key: str) -> Standing:
+    def _limit_state(self, rule: Rule, key: str) -> LimitState:
         if not rule.sliding:
-            return _standing(rule, 0, *self._counters.window(key))
+            return _limit_state(rule, 0, *self._counters.window(key))
         before, _, count, left_s = self._counters.get_sliding_window(key, rule.window_s)
-        return _standing(rule, before, count, left_s - rule.window_s)
+        return _limit_state(rule, before, count, left_s - rule.window_s)
 
 
-class _There:
-    """In Redis. One question asks for all places of a step."""
+class _RedisWindows:
+    """Windows in Redis. One request counts all charges of a step."""
 
     def __init__(self, windows: RedisWindows) -> None:
         self._windows = windows
 
-    async def take(self, places: Sequence[Counted]) -> Taken:
+    async def take(self, charges: Sequence[Charge]) -> Taken:
         """See Windows.take."""
-        full, states = await self._windows.take([_wanted(place) for place in places])
+        full, states = await self._windows.take([_redis_charge(charge) for charge in charges])
         if full is not None:
-            rule = places[full].rule
-            return Taken((_stands(rule, states[0]),), full=rule)
-        counted = tuple(zip(places, states, strict=True))
-        charges = tuple([Charge(*place, state.spot) for place, state in counted])
-        return Taken(tuple([_stands(place.rule, state) for place, state in counted]), charges)
+            rule = charges[full].rule
+            return Taken((_state_of(rule, states[0]),), full=rule)
+        counted = tuple(zip(charges, states, strict=True))
+        reservations = tuple([Reservation(*charge, state.window_id) for charge, state in counted])
+        limit_states = tuple([_state_of(charge.rule, state) for charge, state in counted])
+        return Taken(limit_states, reservations)
 
-    async def add(self, place: Counted) -> bool:
+    async def add(self, charge: Charge) -> bool:
         """See Windows.add."""
-        await self._windows.take([_wanted(place)._replace(limit=_NO_LIMIT)])
+        await self._windows.take([_redis_charge(charge)._replace(limit=_NO_LIMIT)])
         return True
 
-    async def give_back(self, charges: Sequence[Charge]) -> None:
-        """See Windows.give_back."""
-        await self._windows.give_back(
+    async def release(self, reservations: Sequence[Reservation]) -> None:
+        """See Windows.release."""
+        await self._windows.release(
             [
-                (_wanted(Counted(*charge[:3])), charge.window)
-                for charge in charges
-                if isinstance(charge.window, Spot)
+                (_redis_charge(Charge(*reservation[:3])), reservation.window)
+                for reservation in reservations
+                if isinstance(reservation.window, WindowId)
             ]
         )
 
 
-def _wanted(place: Counted) -> Wanted:
-    rule, key, amount = place
-    return Wanted(key, rule.sliding, rule.window_s, rule.amount, amount)
+def _redis_charge(charge: Charge) -> RedisCharge:
+    rule, key, amount = charge
+    return RedisCharge(key, rule.sliding, rule.window_s, rule.amount, amount)
 
 
-def _stands(rule: Rule, state: State) -> Standing:
-    return _standing(rule, state.before, state.counted, state.left_s)
+def _state_of(rule: Rule, state: WindowState) -> LimitState:
+    return _limit_state(rule, state.before, state.counted, state.left_s)
 
 
-def _standing(rule: Rule, before: int, count: int, left_s: float) -> Standing:
+def _limit_state(rule: Rule, before: int, count: int, left_s: float) -> LimitState:
     """Under a window that ends in `left_s`. A sliding one has room again as soon as what reaches
     back of the window before is one less.
     """
@@ -241,4 +244,4 @@ def _standing(rule: Rule, before: int, count: int, left_s: float) -> Standing:
     reset_s = left_s if before or count else 0.0
     if before:
         reset_s = min(left_s % (rule.window_s / before), left_s if count else rule.window_s)
-    return Standing(rule, max(0, rule.amount - reach), reset_s)
+    return LimitState(rule, max(0, rule.amount - reach), reset_s)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from relay.core.exchange import least_id
+from relay.core.exchange import min_id_at
 from relay.core.numbers import unix_time_s
 from relay.core.record import went_wrong, with_current_names
 from relay.core.text import clean
@@ -94,9 +94,9 @@ async def page(database: Database, which: Filter, cursor: str | None, limit: int
 def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
     bounds = []
     if which.since_s is not None:
-        bounds.append(exchanges.c.id >= least_id(which.since_s))
+        bounds.append(exchanges.c.id >= min_id_at(which.since_s))
     if which.until_s is not None:
-        bounds.append(exchanges.c.id < least_id(which.until_s))
+        bounds.append(exchanges.c.id < min_id_at(which.until_s))
     return bounds
 
 

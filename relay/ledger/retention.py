@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay import log
-from relay.core.exchange import least_id
+from relay.core.exchange import min_id_at
 from relay.ledger.changes import forget_on
 from relay.ledger.groups import SPANS_S
 from relay.storage.database import Database, DatabaseAway, DatabaseNewer
@@ -92,6 +92,6 @@ async def _forget_groups(connection: AsyncConnection, before_s: float) -> None:
 
 async def _oldest(connection: AsyncConnection, table: sa.Table, before_s: float) -> list[str]:
     """Some ids of calls that began before."""
-    older = sa.select(table.c.id).where(table.c.id < least_id(before_s))
+    older = sa.select(table.c.id).where(table.c.id < min_id_at(before_s))
     found = await connection.execute(older.order_by(table.c.id).limit(_BATCH))
     return list(found.scalars())

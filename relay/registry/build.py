@@ -16,7 +16,6 @@ from yarl import URL
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat
 from relay.core.hosts import is_loopback
-from relay.core.policy import FALLBACK_CAUSES
 from relay.core.provider import (
     Credential,
     Delegation,
@@ -25,6 +24,7 @@ from relay.core.provider import (
     Target,
     Via,
 )
+from relay.core.retry_policy import FALLBACK_CAUSES
 from relay.core.rewriting import Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader

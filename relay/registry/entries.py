@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from relay.core.policy import FallbackCause
+from relay.core.retry_policy import FallbackCause
 from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-from relay.core.limits import Counts, Rule
+from relay.core.limits import Counted, Rule
 from relay.registry import schema
 from relay.registry.controls import Limit
 from relay.registry.problems import Document, Where
 
-_COUNTS: tuple[Counts, ...] = (
+_COUNTS: tuple[Counted, ...] = (
     "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",
 )  # fmt: skip
 
@@ -57,12 +57,12 @@ def promise_broken(rule: Rule, settings: schema.GatewayFile) -> str | None:
     """Why several workers would let through a multiple of what a rule allows; None if not."""
     if settings.server.workers == 1:
         return None
-    if rule.at_once and rule.of_caller:
+    if rule.is_concurrent and rule.is_per_caller:
         return (
             f"{rule.name} is counted in each process, so several workers would allow a multiple of"
             " it. Remove it, or set server.workers to 1"
         )
-    if not rule.at_once and settings.redis.url is None:
+    if not rule.is_concurrent and settings.redis.url is None:
         return (
             f"{rule.name} is counted in each process, so several workers would allow a multiple of"
             " it. Set redis.url, remove it, or set server.workers to 1"
@@ -70,7 +70,7 @@ def promise_broken(rule: Rule, settings: schema.GatewayFile) -> str | None:
     return None
 
 
-def _rule(limit: Limit, counts: Counts, taken: Collection[str]) -> Rule:
+def _rule(limit: Limit, counts: Counted, taken: Collection[str]) -> Rule:
     per = tuple(part for part in limit.per if part != "all")
     windowed = not counts.endswith("_at_once")
     name = "-".join([counts, *(["per", *per] if per else []), *limit.providers, *limit.models])

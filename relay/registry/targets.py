@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from yarl import URL
 
 from relay.core import paths
-from relay.core.policy import RetryRules
 from relay.core.provider import (
     Credential,
     Fallback,
@@ -23,6 +22,7 @@ from relay.core.provider import (
     Via,
     WebSocketRules,
 )
+from relay.core.retry_policy import RetryRules
 from relay.core.rewriting import Home
 from relay.registry import entries
 from relay.registry.auth import Auth

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp.web_protocol import RequestHandler
 
-from relay.core import shapes
+from relay.core import error_bodies
 from relay.core.errors import Overloaded
 from relay.gateway import Gateway
 
@@ -74,10 +74,10 @@ def _ready(format_: str) -> tuple[bytes, bytes]:
     was one.
     """
     error = Overloaded("calls at once, of all together,")
-    body = shapes.body(error, format_, "")
+    body = error_bodies.error_body(error, format_, "")
     head = [
         "HTTP/1.1 503 Service Unavailable",
-        *(f"{name}: {value}" for name, value in shapes.headers(error).items()),
+        *(f"{name}: {value}" for name, value in error_bodies.error_headers(error).items()),
         "content-type: application/json",
         f"content-length: {len(body)}",
     ]

@@ -19,8 +19,8 @@ from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.models import query_with_model
-from relay.core.policy import Tried
 from relay.core.provider import Keys, Route
+from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.connect import Handshake, connect, offered_upstream
@@ -29,7 +29,7 @@ from relay.upstream.send import upstream_headers, upstream_url
 
 # A client that names one of these has chosen its session itself: no default of ours is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
-_GOOD = Tried(101)
+_GOOD = AttemptResult(101)
 
 
 @dataclass(slots=True)
@@ -58,11 +58,11 @@ class HandshakeAttempt:
         """Keep what an answer's headers say of it."""
         self.exchange.routing.cloudflare_log_id = headers.get("cf-aig-log-id")
 
-    def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+    def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> AttemptResult:
         """It is open."""
         return _GOOD
 
-    async def judge_body(self, upstream: ClientWebSocketResponse[bool]) -> Tried:
+    async def judge_body(self, upstream: ClientWebSocketResponse[bool]) -> AttemptResult:
         """It is open: there is no body."""
         return _GOOD
 

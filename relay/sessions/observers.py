@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relay.core.exchange import Exchange
+from relay.core.key_refusals import refusal_in_message
 from relay.core.meters.sessions import Opened, SocketMeter
 from relay.core.meters.sockets import socket_meter
 from relay.core.meters.turns import HEAD_BYTES, Turns
 from relay.core.provider import Route
-from relay.core.refusals import of_message
 from relay.gateway import Gateway
 from relay.sessions.session import Session
 
@@ -57,7 +57,7 @@ def observe_session(
             hint = meter.received_hint
             telling = hint is not None and (len(data) > most or hint(data))
             if telling or provider.messages <= _FIRST_MESSAGES:
-                session.refused(of_message(data))
+                session.refused(refusal_in_message(data))
             elif len(data) <= _MOST_EVENT_BYTES:
                 session.last_event = data
             if telling:

@@ -26,7 +26,7 @@ _FOREIGN_TOLD_S = 1.0
 _MOST_KEY_CHARACTERS = 200
 
 
-class Shared:
+class RedisConnection:
     """One Redis. `failures` are counted for /readyz, and `foreign_values`: keys of the relay's that
     held something which it did not write.
     """

@@ -81,7 +81,7 @@ def _shown(provider: Provider, health: Health) -> dict[str, Any]:
         "rest": provider.rest.via,
         "websocket": provider.websocket.via if provider.websocket_rules else None,
         "health": [
-            health.shown(provider.name, target)
+            health.describe(provider.name, target)
             for target in (provider.rest, provider.rest_after)
             if target is not None
         ],

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import error_source
-from relay.core import limits, shapes
+from relay.core import error_bodies, limits
 from relay.core.errors import (
     BadFraming,
     BodyTimeout,
@@ -32,8 +32,8 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
         return _refusal(request, error, exchange)
     format_ = exchange.error_format if exchange else "openai"
     response = plain(error, format_, exchange.id if exchange else new_id())
-    if exchange and exchange.standings:
-        response.headers.extend(limits.headers(exchange.standings))
+    if exchange and exchange.limit_states:
+        response.headers.extend(limits.ratelimit_headers(exchange.limit_states))
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.allowed)
         response.force_close()
@@ -45,8 +45,8 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
 
 def plain(error: RelayError, format_: str, request_id: str) -> web.Response:
     """The response that `error` is, for a request that no handler saw too."""
-    headers = shapes.headers(error) | {"cf-aig-log-id": request_id}
-    body = shapes.body(error, format_, request_id)
+    headers = error_bodies.error_headers(error) | {"cf-aig-log-id": request_id}
+    body = error_bodies.error_body(error, format_, request_id)
     made = _LastAnswer if isinstance(error, BadFraming | BodyTimeout) else web.Response
     return made(status=error.status, body=body, content_type="application/json", headers=headers)
 

@@ -1,8 +1,8 @@
 """Attempts: a call is sent, and where that fails and may be repeated, again, or elsewhere.
 
-Owns: the loop over targets, keys and tries, and the retry budget. What may follow what is decided
-in core/policy.py; how a call is put on the wire is its caller's. Everything here happens before the
-first downstream byte.
+Owns: the loop over targets, keys and tries, and the retry budget. core/retry_policy.py decides what
+may follow what; the caller puts a call on the wire. Everything here happens before the first
+downstream byte.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from relay.core.credentials import ClientCredential, choose
 from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
 from relay.core.exchange import Attempt, Exchange
 from relay.core.peek import generates, streams_by_path
-from relay.core.policy import (
+from relay.core.provider import Keys, Route
+from relay.core.retry_policy import (
     FALLBACK_AFTER_S,
+    AttemptResult,
     FallbackCause,
     RetryRules,
-    Tried,
-    answered,
     fallback_cause,
+    has_timed_out,
+    is_repeatable,
     may_be_executed,
-    repeatable,
-    timed_out,
+    result_of_answer,
     wait_s,
 )
-from relay.core.provider import Keys, Route
 from relay.upstream.failures import MAPPED
-from relay.upstream.health import Health, drawn
+from relay.upstream.health import Health, draw_weighted
 
 T = TypeVar("T")
 Move = float | Literal["next", "stop"]
@@ -88,10 +88,10 @@ class AttemptMaker(Protocol[T]):
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
         """Make it. Raises a RelayError, or one of failures.MAPPED."""
 
-    def judge_head(self, result: T) -> Tried | None:
+    def judge_head(self, result: T) -> AttemptResult | None:
         """What the head of a result says; None where its body says more: see `judge_body`."""
 
-    def judge_body(self, result: T) -> Awaitable[Tried]:
+    def judge_body(self, result: T) -> Awaitable[AttemptResult]:
         """What the beginning of its body says, which is read. Where that fails, the result is
         dropped."""
 
@@ -137,18 +137,18 @@ class _Plan:
         """True if any provider of the same format can answer it instead."""
         return not self.options.submits and generates(self.options.method, self.called.endpoint)
 
-    def is_repeatable(self, ended: Tried) -> bool:
+    def is_repeatable(self, ended: AttemptResult) -> bool:
         """True if the provider that was asked may get the call again."""
         keyed = self.route.provider.idempotency_header is not None
-        return keyed or repeatable(ended, self.rules, self.options.method)
+        return keyed or is_repeatable(ended, self.rules, self.options.method)
 
-    def next_target(self, ended: Tried) -> int | None:
+    def next_target(self, ended: AttemptResult) -> int | None:
         """The place of the target that is called after this one; None if there is none."""
         places = range(self.at + 1, len(self.routes))
         return next((at for at in places if self._may_follow(self.routes[at][1], ended)), None)
 
-    def _may_follow(self, route: Route, ended: Tried) -> bool:
-        if self.options.first_byte_s and timed_out(ended):
+    def _may_follow(self, route: Route, ended: AttemptResult) -> bool:
+        if self.options.first_byte_s and has_timed_out(ended):
             return True  # its client asked for this
         number = route.fallback_number
         if number in self.executed_at:
@@ -159,11 +159,11 @@ class _Plan:
             return False
         return self.is_repeatable(ended) or self.generates
 
-    def elsewhere(self, ended: Tried) -> Move:
+    def elsewhere(self, ended: AttemptResult) -> Move:
         """What follows where nothing more is tried at this target."""
         return "stop" if self.next_target(ended) is None else "next"
 
-    def go_on(self, ended: Tried) -> None:
+    def go_on(self, ended: AttemptResult) -> None:
         """Go to the next target."""
         at = self.next_target(ended)
         assert at is not None
@@ -171,7 +171,7 @@ class _Plan:
             self.executed_at += (self.route.fallback_number,)
         self.at, self.number, self.tried = at, 1, ()
 
-    def attempt(self, keys: Keys, ended: Tried, move: Move, took_s: float) -> Attempt:
+    def attempt(self, keys: Keys, ended: AttemptResult, move: Move, took_s: float) -> Attempt:
         """The record of an attempt at this target."""
         route, label = self.route, keys.provider.label if keys.provider else ""
         twice = move == "next" and may_be_executed(ended, self.rules, self.options.method)
@@ -258,19 +258,19 @@ class Attempts:
                 except (RelayError, *MAPPED) as error:
                     ended, result = self._failure(error, route, maker), None
                 if ended.is_good and result is not None and not exchange.routing.attempts:
-                    self.health.worked(route, keys)
+                    self.health.report_success(route, keys)
                     probing = False
                     return self._until_end(exchange, route, keys, result)
                 self.health.report(route, keys, ended)
                 probing = False
             finally:
                 if probing:  # it came to nothing: by the client's leaving, or by a fault of ours
-                    self.health.left(route, keys)
+                    self.health.report_abandoned(route, keys)
             move = self._move(plan, ended, exchange)
             exchange.routing.attempts += (plan.attempt(keys, ended, move, self._clock() - began),)
             if move == "stop" and result is not None:
                 return self._until_end(exchange, route, keys, result)
-            self.health.done(route, keys)
+            self.health.release(route, keys)
             if move == "stop":
                 assert ended.failure is not None
                 raise ended.failure
@@ -285,10 +285,10 @@ class Attempts:
     def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
         """The result: these credentials are busy until the call is over."""
         if route.target.strategy == "least_busy":
-            exchange.at_end += (lambda: self.health.done(route, keys),)
+            exchange.at_end += (lambda: self.health.release(route, keys),)
         return result
 
-    def _cut(self, exchange: Exchange) -> Tried:
+    def _cut(self, exchange: Exchange) -> AttemptResult:
         """What a cancellation is: the sweep's, which ends an attempt, or not ours to keep.
 
         The end of a drain is no fault of the target's, and no other target follows.
@@ -296,19 +296,19 @@ class Attempts:
         cut = exchange.take_expiry()
         if cut is None or isinstance(cut, Draining):
             raise asyncio.CancelledError if cut is None else Draining
-        return Tried(0, cut)
+        return AttemptResult(0, cut)
 
-    def _failure(self, error: Exception, route: Route, maker: AttemptMaker[T]) -> Tried:
+    def _failure(self, error: Exception, route: Route, maker: AttemptMaker[T]) -> AttemptResult:
         if not isinstance(error, RelayError):
             failure = maker.mapped(error, route)
             failure.__cause__ = error
-            return Tried(0, failure)
+            return AttemptResult(0, failure)
         if isinstance(error, HandshakeRefused):
             header, body = error.headers.get, error.body
-            return answered(error.status, header, self._wall(), body, error)
-        return Tried(0, error)
+            return result_of_answer(error.status, header, self._wall(), body, error)
+        return AttemptResult(0, error)
 
-    def _move(self, plan: _Plan, ended: Tried, exchange: Exchange) -> Move:
+    def _move(self, plan: _Plan, ended: AttemptResult, exchange: Exchange) -> Move:
         """What follows an attempt."""
         options, rules = plan.options, plan.rules
         if ended.note:
@@ -318,7 +318,7 @@ class Attempts:
             return "stop"
         if ended.needs_another_key and self._has_another_key(plan):
             return 0.0
-        if ended.refused_key or ended.final or not plan.is_repeatable(ended):
+        if ended.is_key_refused or ended.final or not plan.is_repeatable(ended):
             return plan.elsewhere(ended)
         wait = wait_s(rules, plan.number, ended, self._random)
         if (
@@ -340,7 +340,7 @@ class Attempts:
 
     def _has_another_key(self, plan: _Plan) -> bool:
         """Without an entry in `tried` the key was the client's own: no other replaces it."""
-        return bool(plan.tried) and self.health.has_another(plan.route, plan.tried)
+        return bool(plan.tried) and self.health.has_another_key(plan.route, plan.tried)
 
     def _keys(self, plan: _Plan, route: Route) -> Keys:
         credential = plan.options.credential
@@ -351,7 +351,7 @@ class Attempts:
         return self._pooled(plan, route)
 
     def _pooled(self, plan: _Plan, route: Route) -> Keys:
-        keys = self.health.enter(route, plan.tried)
+        keys = self.health.acquire(route, plan.tried)
         plan.tried += (keys,)
         return keys
 
@@ -367,16 +367,16 @@ class Attempts:
 
     def _may_call(self, route: Route, options: AttemptOptions) -> bool:
         """True if the target is open, and has a key that may be used."""
-        if not self.health.open(route.target):
+        if not self.health.is_available(route.target):
             return False
         credential = None if route.is_alternative else options.credential
         has_own = credential is not None and bool(credential.provider)
-        return has_own or self.health.has_key(route)
+        return has_own or self.health.has_usable_key(route)
 
     def _drawn_order(self, items: Sequence[tuple[int, Route]]) -> list[tuple[int, Route]]:
         left, ordered = list(items), []
         while left:
-            chosen = drawn(left, [route.weight for _, route in left], self._random)
+            chosen = draw_weighted(left, [route.weight for _, route in left], self._random)
             left.remove(chosen)
             ordered.append(chosen)
         return ordered

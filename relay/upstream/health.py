@@ -1,4 +1,4 @@
-"""How keys and targets fare: which one is used next, and which rest.
+"""Circuit breakers and cooldowns: which key and which target is used next.
 
 Owns: the cooldowns of keys and the circuits of targets, in this process's memory. A key is in
 cooldown after it was refused (long, and logged), limited (as long as the provider says) or met the
@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from relay.core.policy import Tried, fault_rest_s, rest_s
 from relay.core.provider import Keys, Route, Target
+from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldown_s
 
 T = TypeVar("T")
-_GOOD = Tried(200)
-_OPENS_AFTER = 5
-"""Faults in a row after which a target rests."""
-Alarm = Callable[[str, str, Tried, float], None]
+_GOOD = AttemptResult(200)
+_FAULTS_TO_OPEN = 5
+"""Faults in a row after which the circuit of a target opens."""
+Alarm = Callable[[str, str, AttemptResult, float], None]
 """(provider, key's label, how it was refused, seconds of its cooldown)"""
 
 
@@ -29,45 +29,45 @@ Blame = Literal["", "limited", "refused"]
 
 
 @dataclass(slots=True)
-class State:
-    """One key, or one target."""
+class Circuit:
+    """The circuit breaker of one key, or of one target."""
 
-    resting_until_s: float = 0.0
+    cooldown_until_s: float = 0.0
     failures: int = 0
     running: int = 0
-    tried_out: bool = False
-    """A call is finding out whether it is well again."""
+    probing: bool = False
+    """Half-open: one call tests whether it works again."""
     blame: Blame = ""
-    """What put it into cooldown, if that was not a fault of its provider's."""
+    """Why it is in cooldown, if not for a fault of its provider's."""
 
-    def usable(self, now_s: float) -> bool:
-        """True if it is well, or rested and nobody tries it out yet."""
-        return self.failures == 0 or (self.resting_until_s <= now_s and not self.tried_out)
+    def is_usable(self, now_s: float) -> bool:
+        """True if it works, or its cooldown is over and no call probes it yet."""
+        return self.failures == 0 or (self.cooldown_until_s <= now_s and not self.probing)
 
-    def well(self) -> None:
-        """It worked."""
-        self.failures, self.tried_out, self.resting_until_s = 0, False, 0.0
+    def mark_healthy(self) -> None:
+        """Close the circuit."""
+        self.failures, self.probing, self.cooldown_until_s = 0, False, 0.0
         self.blame = ""
 
 
 class Health:
-    """One per process. States outlive a reload: they belong to secrets and hosts."""
+    """One per process. Circuits outlive a reload: they belong to secrets and hosts."""
 
     def __init__(
         self, clock: Callable[[], float], random: Callable[[], float], alarm: Alarm
     ) -> None:
         self._clock, self._random, self._alarm = clock, random, alarm
-        self._keys: dict[tuple[str, str], State] = {}
-        self._targets: dict[tuple[str, str], State] = {}
-        self._turns = itertools.count()
+        self._keys: dict[tuple[str, str], Circuit] = {}
+        self._targets: dict[tuple[str, str], Circuit] = {}
+        self._round_robin = itertools.count()
 
-    def enter(self, route: Route, tried: Sequence[Keys]) -> Keys:
-        """A call goes to `route`: the credentials that it takes. Of those that are well and not
-        `tried` yet, else of those that are well, else the one that rests the shortest.
+    def acquire(self, route: Route, tried: Sequence[Keys]) -> Keys:
+        """The credentials that a call to `route` takes: one that works and was not `tried` yet,
+        else one that works, else the one whose cooldown ends first.
         """
         keys, target = self._pick(route, tried), self._target(route.target)
-        if target is not None and target.failures >= _OPENS_AFTER:
-            target.tried_out = True
+        if target is not None and target.failures >= _FAULTS_TO_OPEN:
+            target.probing = True
         if route.target.strategy == "least_busy":
             self.key(route, keys).running += 1
         return keys
@@ -77,133 +77,135 @@ class Health:
         now = self._clock() if self._keys or len(pool) > 1 else 0.0
         if len(pool) == 1:
             only = self._keys.get(_identity(route, pool[0])) if self._keys else None
-            if only is not None and only.failures and only.usable(now):
-                only.tried_out = True
+            if only is not None and only.failures and only.is_usable(now):
+                only.probing = True
             return pool[0]
-        well = [keys for keys in pool if self.key(route, keys).usable(now)]
-        if not well:
-            return min(pool, key=lambda keys: self.key(route, keys).resting_until_s)
-        chosen = self._chosen(route, [keys for keys in well if keys not in tried] or well)
+        healthy = [keys for keys in pool if self.key(route, keys).is_usable(now)]
+        if not healthy:
+            return min(pool, key=lambda keys: self.key(route, keys).cooldown_until_s)
+        chosen = self._choose(route, [keys for keys in healthy if keys not in tried] or healthy)
         state = self.key(route, chosen)
-        state.tried_out = state.failures > 0
+        state.probing = state.failures > 0
         return chosen
 
-    def _chosen(self, route: Route, well: list[Keys]) -> Keys:
+    def _choose(self, route: Route, healthy: list[Keys]) -> Keys:
         if route.target.strategy == "least_busy":
-            turn = next(self._turns)
-            rotated = well[turn % len(well) :] + well[: turn % len(well)]
+            turn = next(self._round_robin)
+            rotated = healthy[turn % len(healthy) :] + healthy[: turn % len(healthy)]
             return min(rotated, key=lambda keys: self.key(route, keys).running)
         if route.target.strategy == "weight":
             weights = dict(zip(route.target.pool, route.target.weights, strict=True))
-            return drawn(well, [weights[keys] for keys in well], self._random)
-        return well[next(self._turns) % len(well)]
+            return draw_weighted(healthy, [weights[keys] for keys in healthy], self._random)
+        return healthy[next(self._round_robin) % len(healthy)]
 
-    def has_another(self, route: Route, tried: Sequence[Keys]) -> bool:
-        """True if a key is left that is well and was not tried."""
+    def has_another_key(self, route: Route, tried: Sequence[Keys]) -> bool:
+        """True if a key is left that works and was not tried."""
         now = self._clock()
         pool = route.target.pool
         return len(pool) > 1 and any(
-            keys not in tried and self.key(route, keys).usable(now) for keys in pool
+            keys not in tried and self.key(route, keys).is_usable(now) for keys in pool
         )
 
-    def key(self, route: Route, keys: Keys) -> State:
-        """The state of these credentials, which are of the target's pool."""
-        return self._keys.setdefault(_identity(route, keys), State())
+    def key(self, route: Route, keys: Keys) -> Circuit:
+        """The circuit of these credentials, which are of the target's pool."""
+        return self._keys.setdefault(_identity(route, keys), Circuit())
 
-    def _known(self, route: Route, keys: Keys) -> State | None:
+    def _known_circuit(self, route: Route, keys: Keys) -> Circuit | None:
         """The same where there is one. None for a client's own credential: nothing is remembered of
         it. A pool's beside a client's own token for Cloudflare is still the pool's.
         """
         state = self._keys.get(_identity(route, keys)) if self._keys else None
         return state if state is not None and _is_pooled(route, keys) else None
 
-    def _target(self, target: Target) -> State | None:
-        """The state of a target; None for nearly all: they never failed."""
+    def _target(self, target: Target) -> Circuit | None:
+        """The circuit of a target; None for nearly all: they never failed."""
         return self._targets.get((target.origin, target.prefix)) if self._targets else None
 
-    def open(self, target: Target) -> bool:
-        """True if this target may be called: it is well, or rested."""
+    def is_available(self, target: Target) -> bool:
+        """True if this target may be called: its circuit is closed, or its cooldown is over."""
         state = self._target(target)
-        return state is None or state.failures < _OPENS_AFTER or state.usable(self._clock())
+        return state is None or state.failures < _FAULTS_TO_OPEN or state.is_usable(self._clock())
 
-    def has_key(self, route: Route) -> bool:
-        """True if a key of this target's is not refused, limited, or being tried out after that."""
+    def has_usable_key(self, route: Route) -> bool:
+        """True if a key of this target's is not refused or limited, nor probed after that."""
         now, states = self._clock(), self._keys
         for keys in route.target.pool:
             state = states.get(_identity(route, keys)) if states else None
-            if state is None or not state.blame or state.usable(now):
+            if state is None or not state.blame or state.is_usable(now):
                 return True
         return False
 
-    def left(self, route: Route, keys: Keys) -> None:
-        """An attempt ended without a result, by the client's leaving: the next may try out."""
-        self.done(route, keys)
-        for state in (self._target(route.target), self._known(route, keys)):
+    def report_abandoned(self, route: Route, keys: Keys) -> None:
+        """An attempt ended without a result, since its client left: the next call may probe."""
+        self.release(route, keys)
+        for state in (self._target(route.target), self._known_circuit(route, keys)):
             if state is not None:
-                state.tried_out = False
+                state.probing = False
 
-    def worked(self, route: Route, keys: Keys) -> None:
-        """An attempt was good: nothing to remember, but where something was."""
+    def report_success(self, route: Route, keys: Keys) -> None:
+        """An attempt succeeded: close the circuits that had failures."""
         if self._targets or self._keys:
             self.report(route, keys, _GOOD)
 
-    def done(self, route: Route, keys: Keys) -> None:
-        """These credentials are one call less busy."""
+    def release(self, route: Route, keys: Keys) -> None:
+        """Count one call less in progress with these credentials."""
         if route.target.strategy == "least_busy":
-            state = self._known(route, keys)
+            state = self._known_circuit(route, keys)
             if state is not None:
                 state.running = max(0, state.running - 1)
 
-    def report(self, route: Route, keys: Keys, ended: Tried) -> None:
-        """What came of an attempt."""
+    def report(self, route: Route, keys: Keys, ended: AttemptResult) -> None:
+        """Take the result of an attempt."""
         now, target = self._clock(), self._target(route.target)
-        if rest := fault_rest_s(ended, 1 if target is None else target.failures - _OPENS_AFTER + 2):
+        if cooldown_s := target_cooldown_s(
+            ended, 1 if target is None else target.failures - _FAULTS_TO_OPEN + 2
+        ):
             place = (route.target.origin, route.target.prefix)
-            target = self._targets.setdefault(place, State())
+            target = self._targets.setdefault(place, Circuit())
             target.failures += 1
-            target.tried_out = False
-            if target.failures >= _OPENS_AFTER:
-                target.resting_until_s = now + rest
+            target.probing = False
+            if target.failures >= _FAULTS_TO_OPEN:
+                target.cooldown_until_s = now + cooldown_s
         elif target is not None:
-            target.well()
+            target.mark_healthy()
         self._report_key(route, keys, ended, now)
 
-    def refused(self, route: Route, keys: Keys, code: str) -> None:
+    def report_refused_key(self, route: Route, keys: Keys, code: str) -> None:
         """A session's provider refused the key after its 101, by `code`."""
-        self._report_key(route, keys, Tried(101, dead_key=code), self._clock())
+        self._report_key(route, keys, AttemptResult(101, dead_key=code), self._clock())
 
-    def _report_key(self, route: Route, keys: Keys, ended: Tried, now: float) -> None:
+    def _report_key(self, route: Route, keys: Keys, ended: AttemptResult, now: float) -> None:
         if keys.provider is None or not _is_pooled(route, keys):
             return  # a client's own key is the client's business
-        state = self._known(route, keys)
-        rest = rest_s(ended, 1 if state is None else state.failures + 1)
-        if rest == 0.0:
+        state = self._known_circuit(route, keys)
+        cooldown_s = key_cooldown_s(ended, 1 if state is None else state.failures + 1)
+        if cooldown_s == 0.0:
             if state is not None and state.failures:
-                state.well()
+                state.mark_healthy()
             return
         state = self.key(route, keys)
         state.failures += 1
-        state.tried_out = False
-        state.resting_until_s = now + rest
-        known, state.blame = state.blame, _blame(ended)
+        state.probing = False
+        state.cooldown_until_s = now + cooldown_s
+        known, state.blame = state.blame, _blame_of(ended)
         if state.blame == "refused" != known:
-            self._alarm(route.provider.name, keys.provider.label, ended, rest)
+            self._alarm(route.provider.name, keys.provider.label, ended, cooldown_s)
 
-    def shown(self, provider: str, target: Target) -> dict[str, object]:
-        """How a target and its keys fare, for people: variables' names, never values."""
+    def describe(self, provider: str, target: Target) -> dict[str, object]:
+        """A target and its keys, for operators: names of variables, never values."""
         keys = [
             {"key": each.provider.label}
-            | self._told(self._keys.get((provider, each.provider.value)))
+            | self._describe_state(self._keys.get((provider, each.provider.value)))
             for each in target.pool
             if each.provider is not None
         ]
-        told = self._told(self._target(target))
-        return {"via": target.via, **told, "keys": keys}
+        described = self._describe_state(self._target(target))
+        return {"via": target.via, **described, "keys": keys}
 
-    def _told(self, state: State | None) -> dict[str, float]:
+    def _describe_state(self, state: Circuit | None) -> dict[str, float]:
         if state is None:
             return {"failures": 0, "rests_s": 0.0}
-        left = max(0.0, state.resting_until_s - self._clock())
+        left = max(0.0, state.cooldown_until_s - self._clock())
         return {"failures": state.failures, "rests_s": round(left, 1)}
 
 
@@ -211,8 +213,8 @@ def _identity(route: Route, keys: Keys) -> tuple[str, str]:
     return route.provider.name, keys.provider.value if keys.provider else ""
 
 
-def _blame(ended: Tried) -> Blame:
-    if ended.refused_key:
+def _blame_of(ended: AttemptResult) -> Blame:
+    if ended.is_key_refused:
         return "refused"
     return "limited" if ended.needs_another_key else ""
 
@@ -222,7 +224,7 @@ def _is_pooled(route: Route, keys: Keys) -> bool:
     return any(keys.provider is each.provider for each in route.target.pool)
 
 
-def drawn(items: Sequence[T], weights: Sequence[float], random: Callable[[], float]) -> T:
+def draw_weighted(items: Sequence[T], weights: Sequence[float], random: Callable[[], float]) -> T:
     """One of `items`, by weight."""
     point = random() * sum(weights)
     for item, weight in zip(items, weights, strict=True):

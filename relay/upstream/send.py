@@ -24,8 +24,8 @@ from relay.core.headers import (
     headers_for_provider,
     normal,
 )
-from relay.core.policy import RETRY_HEADERS
 from relay.core.provider import Keys, Proxy, Route
+from relay.core.retry_policy import RETRY_HEADERS
 from relay.upstream.request import Outgoing
 
 

@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 
 from relay.cache.store import Entry, MemoryStore, Purge, RedisStore, _pack
-from relay.storage.redis import Shared
+from relay.storage.redis import RedisConnection
 from tests.redis import RedisServer
 
 
@@ -87,7 +87,7 @@ class _redis:
     """A RedisStore, and its connections closed."""
 
     def __init__(self, server: RedisServer) -> None:
-        self._shared = Shared(server.url, 5.0, time.monotonic, lambda *_: None)
+        self._shared = RedisConnection(server.url, 5.0, time.monotonic, lambda *_: None)
 
     async def __aenter__(self) -> RedisStore:
         return RedisStore(self._shared, time.time)
@@ -141,7 +141,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 async def test_what_the_relay_has_not_kept_is_not_given(name: str, redis_server: RedisServer) -> None:
     events: list[str] = []
-    shared = Shared(redis_server.url, 5.0, time.monotonic, lambda event, _: events.append(event))
+    shared = RedisConnection(redis_server.url, 5.0, time.monotonic, lambda event, _: events.append(event))
     store = RedisStore(shared, time.time)
     await shared.client.set("relay:cache:openai:k", FOREIGN[name])
     assert await store.get("openai", "k") is None
@@ -150,7 +150,7 @@ async def test_what_the_relay_has_not_kept_is_not_given(name: str, redis_server:
 
 
 async def test_a_key_of_another_type_finds_nothing_and_is_kept_anew(redis_server: RedisServer) -> None:
-    shared = Shared(redis_server.url, 5.0, time.monotonic, lambda *_: None)
+    shared = RedisConnection(redis_server.url, 5.0, time.monotonic, lambda *_: None)
     store = RedisStore(shared, time.time)
     await shared.client.rpush("relay:cache:openai:k", "x")  # type: ignore[misc]
     assert await store.get("openai", "k") is None

@@ -482,7 +482,7 @@ async def test_a_client_that_waits_for_a_slower_one_is_not_taken_for_one_whose_p
     assert await (await slow).read() == LARGE and (await fast)[1] == LARGE
 
 
-class Shared:
+class RedisConnection:
     """A call that watchers share, under a clock that stands still until it is moved."""
 
     def __init__(self) -> None:
@@ -510,7 +510,7 @@ class Shared:
 
 
 async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> None:
-    shared = Shared()
+    shared = RedisConnection()
     slow, fast = shared.watch(), shared.watch()
     await shared.add(60, 60)
     shared.now_s += 100
@@ -527,7 +527,7 @@ async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> No
 
 
 async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
-    shared = Shared()
+    shared = RedisConnection()
     slow, fast = shared.watch(), shared.watch()
     await shared.add(*[60] * 20)
     for _ in range(3):
@@ -544,7 +544,7 @@ async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
 
 
 async def test_who_catches_up_has_its_time_anew() -> None:
-    shared = Shared()
+    shared = RedisConnection()
     slow, fast = shared.watch(), shared.watch()
     for _ in range(5):
         await shared.add(60, 60)
@@ -557,7 +557,7 @@ async def test_who_catches_up_has_its_time_anew() -> None:
 
 
 async def test_two_that_stall_alike_hold_nobody_up() -> None:
-    shared = Shared()
+    shared = RedisConnection()
     shared.watch(), shared.watch()
     await shared.add(60, 60)
     shared.now_s += 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli.explain import explain
-from relay.core import shapes
+from relay.core import error_bodies
 from relay.core.errors import ConfigInvalid, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
 from relay.registry.load import Sources, load
 from tests.core.meters.usage_table import BEGIN, END, text_with_table
@@ -53,7 +53,7 @@ def test_explain(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_error_bodies() -> None:
     shown = [
-        f"{error.status} {error.code} for {format_}\n{json.dumps(json.loads(shapes.body(error, format_, 'the-id')), indent=1)}\n{shapes.event(error, format_, 'chat', 'the-id').decode()}"
+        f"{error.status} {error.code} for {format_}\n{json.dumps(json.loads(error_bodies.error_body(error, format_, 'the-id')), indent=1)}\n{error_bodies.error_event(error, format_, 'chat', 'the-id').decode()}"
         for error in ERRORS
         for format_ in ("openai", "anthropic", "google", "elevenlabs")
     ]

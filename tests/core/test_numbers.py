@@ -16,7 +16,8 @@ from relay.core.meters.sent import Sent
 from relay.core.meters.spellings import usage_of
 from relay.core.meters.typed import Odd
 from relay.core.numbers import LATEST_S, decimal_number, unix_time_s, whole_number
-from relay.core.policy import RetryRules, request_timeout_s, retry_after_s, wishes
+from relay.core.retry_after import retry_after_s
+from relay.core.retry_policy import RetryRules, request_timeout_s, requested_rules
 
 ODD = [
     "", " ", "-", "--1", "-+1", "+1", "1_000", "1 ", " 1", "1\n", "\u0661\u0662", "\uff11", "\u00b2", "0x10", "1e3x", "nan", "inf", "-inf", "Infinity", "1,5",
@@ -78,7 +79,7 @@ def test_an_odd_time_is_none(text: str) -> None:
 def test_an_odd_number_in_a_control_is_a_bad_request_that_names_it(name: str, text: str) -> None:
     header = {name: text}.get
     with pytest.raises(BadRequest, match=name):
-        wishes(header, RetryRules())
+        requested_rules(header, RetryRules())
         request_timeout_s(header)
         wished_ttl_s(header, CacheRules(), "chat")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import shapes
+from relay.core import error_bodies
 from relay.core.caller import Caller
 from relay.core.credentials import ClientCredential, bare, choose, first_of
 from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
@@ -88,7 +88,7 @@ def test_errors_have_one_code_each_and_a_status() -> None:
 @pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "elevenlabs", "fal"])
 def test_every_sdk_finds_code_and_message_where_it_looks(format_: str) -> None:
     error = ProviderNotConfigured("x", ("A_KEY",))
-    body = json.loads(shapes.body(error, format_, "id-1"))
+    body = json.loads(error_bodies.error_body(error, format_, "id-1"))
     where = {
         "openai": lambda b: (b["error"]["code"], b["error"]["message"]), "fal": lambda b: (b["error"]["code"], b["error"]["message"]),
         "anthropic": lambda b: (b["error"]["code"], b["error"]["message"]), "google": lambda b: (b["error"]["details"][0]["reason"], b["error"]["message"]),
@@ -96,8 +96,8 @@ def test_every_sdk_finds_code_and_message_where_it_looks(format_: str) -> None:
     }  # fmt: skip
     code, message = where[format_](body)
     assert code == "provider_not_configured" and "A_KEY" in message
-    assert shapes.headers(error) == {"x-relay-error": code, "x-relay-error-source": "relay", "x-should-retry": "false"}
-    assert shapes.event(UpstreamTimeout("x", 1), format_, "chat", "id").endswith(b"\n\n")
+    assert error_bodies.error_headers(error) == {"x-relay-error": code, "x-relay-error-source": "relay", "x-should-retry": "false"}
+    assert error_bodies.error_event(UpstreamTimeout("x", 1), format_, "chat", "id").endswith(b"\n\n")
 
 
 def test_what_was_sent_is_shown_shortened() -> None:

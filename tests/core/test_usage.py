@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from relay.core.limits import part
+from relay.core.limits import key_part
 from relay.core.metadata import metadata
 from relay.core.usage import Estimate, estimate
 
@@ -52,7 +52,7 @@ def test_metadata_is_read_as_cloudflare_reads_it(header: str | None, entries: di
 
 def test_values_that_callers_make_up_cannot_take_each_others_place() -> None:
     values = ("a|b", "a", "b|c", "", "=client", "client")
-    parts = {part(value, "client") for value in values}
+    parts = {key_part(value, "client") for value in values}
     assert len(parts) == len(values) and not any("|" in each for each in parts)  # which parts a key
     for odd in ("x" * 100_000, "\ud800", "\r\n|", "é" * 99):
-        assert len(part(odd, "client").encode()) < 70
+        assert len(key_part(odd, "client").encode()) < 70

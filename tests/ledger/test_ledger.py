@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import sqlalchemy as sa
 
-from relay.core.exchange import least_id
+from relay.core.exchange import min_id_at
 from relay.ledger.queries import Filter, export
 from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, DatabaseNewer, database_url
@@ -388,7 +388,7 @@ def test_an_id_of_a_time_is_below_all_that_are_made_from_then_on() -> None:
     ids = [new_id() for _ in range(100)]
     import time
 
-    assert least_id(time.time() - 1) < min(ids) and max(ids) < least_id(time.time() + 1)
+    assert min_id_at(time.time() - 1) < min(ids) and max(ids) < min_id_at(time.time() + 1)
 
 
 async def test_a_stream_has_its_row_when_it_ends(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:

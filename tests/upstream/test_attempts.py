@@ -22,15 +22,15 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange, Request
-from relay.core.policy import (
+from relay.core.retry_policy import (
+    AttemptResult,
     RetryRules,
-    Tried,
     fallback_cause,
-    repeatable,
-    rest_s,
+    is_repeatable,
+    key_cooldown_s,
+    requested_rules,
     retry_after_s,
     wait_s,
-    wishes,
 )
 from relay.registry.load import ConfigError
 from relay.upstream.attempts import AttemptOptions, Budget
@@ -71,7 +71,7 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], expected: fl
 def test_waits_grow_and_are_capped_and_random() -> None:
     def waits(backoff: Any, random: float = 1.0) -> list[float | None]:
         rules = RetryRules(backoff=backoff, delay_s=1, max_delay_s=5)
-        return [wait_s(rules, number, Tried(503), lambda: random) for number in (1, 2, 3, 4)]
+        return [wait_s(rules, number, AttemptResult(503), lambda: random) for number in (1, 2, 3, 4)]
 
     assert waits("constant") == [1, 1, 1, 1]
     assert waits("linear") == [1, 2, 3, 4]
@@ -81,48 +81,48 @@ def test_waits_grow_and_are_capped_and_random() -> None:
 
 def test_what_asks_for_more_than_the_cap_is_not_waited_for() -> None:
     rules = RetryRules(max_delay_s=5)
-    assert wait_s(rules, 1, Tried(429, None, 5), lambda: 0.0) == 5
-    assert wait_s(rules, 1, Tried(429, None, 6), lambda: 0.0) is None
+    assert wait_s(rules, 1, AttemptResult(429, None, 5), lambda: 0.0) == 5
+    assert wait_s(rules, 1, AttemptResult(429, None, 6), lambda: 0.0) is None
 
 
 @pytest.mark.parametrize(
     ("ended", "method", "again"),
     [
-        (Tried(200), "GET", False), (Tried(404), "GET", False), (Tried(400), "POST", False), (Tried(413), "POST", False),
-        (Tried(0, ClientGone()), "GET", False),
-        (Tried(503), "POST", True), (Tried(429), "POST", True), (Tried(529), "POST", True), (Tried(401), "POST", True),
-        (Tried(500), "POST", False), (Tried(502), "POST", False), (Tried(504), "POST", False),
-        (Tried(500), "GET", True), (Tried(502), "PUT", False), (Tried(502), "DELETE", False),
-        (Tried(0, UpstreamUnreachable("p", "h:1", "refused")), "POST", True),
-        (Tried(0, UpstreamDisconnected("x")), "POST", False), (Tried(0, UpstreamDisconnected("x")), "GET", True),
-        (Tried(0, UpstreamTimeout("x", 1)), "POST", False), (Tried(0, UpstreamTimeout("x", 1)), "GET", True),
+        (AttemptResult(200), "GET", False), (AttemptResult(404), "GET", False), (AttemptResult(400), "POST", False), (AttemptResult(413), "POST", False),
+        (AttemptResult(0, ClientGone()), "GET", False),
+        (AttemptResult(503), "POST", True), (AttemptResult(429), "POST", True), (AttemptResult(529), "POST", True), (AttemptResult(401), "POST", True),
+        (AttemptResult(500), "POST", False), (AttemptResult(502), "POST", False), (AttemptResult(504), "POST", False),
+        (AttemptResult(500), "GET", True), (AttemptResult(502), "PUT", False), (AttemptResult(502), "DELETE", False),
+        (AttemptResult(0, UpstreamUnreachable("p", "h:1", "refused")), "POST", True),
+        (AttemptResult(0, UpstreamDisconnected("x")), "POST", False), (AttemptResult(0, UpstreamDisconnected("x")), "GET", True),
+        (AttemptResult(0, UpstreamTimeout("x", 1)), "POST", False), (AttemptResult(0, UpstreamTimeout("x", 1)), "GET", True),
     ],
 )  # fmt: skip
-def test_only_what_was_not_executed_or_does_no_harm_is_repeated(ended: Tried, method: str, again: bool) -> None:
+def test_only_what_was_not_executed_or_does_no_harm_is_repeated(ended: AttemptResult, method: str, again: bool) -> None:
     rules = RetryRules()
     failed = fallback_cause(ended, rules) is not None
-    assert (failed and repeatable(ended, rules, method)) is again
+    assert (failed and is_repeatable(ended, rules, method)) is again
 
 
 @pytest.mark.parametrize(
     ("ended", "failures", "rests"),
     [
-        (Tried(401), 1, 300), (Tried(403), 9, 300), (Tried(429), 1, 20), (Tried(429, None, 42), 1, 42), (Tried(429, None, 99999), 1, 3600),
-        (Tried(500), 1, 1), (Tried(503), 3, 4), (Tried(500), 20, 60), (Tried(0, UpstreamDisconnected("x")), 2, 2),
-        (Tried(200), 1, 0), (Tried(400), 1, 0), (Tried(422), 5, 0), (Tried(0, ClientGone()), 1, 0),
+        (AttemptResult(401), 1, 300), (AttemptResult(403), 9, 300), (AttemptResult(429), 1, 20), (AttemptResult(429, None, 42), 1, 42), (AttemptResult(429, None, 99999), 1, 3600),
+        (AttemptResult(500), 1, 1), (AttemptResult(503), 3, 4), (AttemptResult(500), 20, 60), (AttemptResult(0, UpstreamDisconnected("x")), 2, 2),
+        (AttemptResult(200), 1, 0), (AttemptResult(400), 1, 0), (AttemptResult(422), 5, 0), (AttemptResult(0, ClientGone()), 1, 0),
     ],
 )  # fmt: skip
-def test_a_key_rests_for_what_it_or_its_provider_did(ended: Tried, failures: int, rests: float) -> None:
-    assert rest_s(ended, failures) == rests
+def test_a_key_rests_for_what_it_or_its_provider_did(ended: AttemptResult, failures: int, rests: float) -> None:
+    assert key_cooldown_s(ended, failures) == rests
 
 
 def test_a_clients_wishes_change_the_rules_within_limits() -> None:
-    wished = wishes({"cf-aig-max-attempts": "5", "cf-aig-retry-delay": "1500", "cf-aig-backoff": "linear"}.get, RetryRules())
+    wished = requested_rules({"cf-aig-max-attempts": "5", "cf-aig-retry-delay": "1500", "cf-aig-backoff": "linear"}.get, RetryRules())
     assert wished == RetryRules(max_attempts=5, delay_s=1.5, backoff="linear")
-    assert wishes({}.get, RetryRules()) is None
+    assert requested_rules({}.get, RetryRules()) is None
     for name, value in {"cf-aig-max-attempts": "6", "cf-aig-retry-delay": "-1", "cf-aig-backoff": "wild"}.items():
         with pytest.raises(BadRequest, match=name):
-            wishes({name: value}.get, RetryRules())
+            requested_rules({name: value}.get, RetryRules())
 
 
 def test_the_budget_is_a_share_of_calls_and_some_a_second() -> None:
@@ -670,7 +670,7 @@ async def test_a_key_beside_a_clients_token_for_cloudflare_is_still_the_pools(st
     used = [request.header("Authorization")[0] for request in raw.arrived]
     assert len(used) == 5 and used.count(used[0]) == 1, "the refused one is in cooldown"
     states = relay.gateway.attempts.health._keys.values()
-    assert sorted(state.failures for state in states)[-1] == 1 and not any(state.tried_out for state in states)
+    assert sorted(state.failures for state in states)[-1] == 1 and not any(state.probing for state in states)
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("bug"), KeyboardInterrupt()])
@@ -709,7 +709,7 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
     exchange.routing.route = route
     with pytest.raises(type(fault)):
         await attempts.open(exchange, AttemptOptions("POST"), Faulty())
-    assert not any(state.tried_out for state in attempts.health._keys.values())
+    assert not any(state.probing for state in attempts.health._keys.values())
 
 
 async def test_a_key_stays_as_busy_as_it_is_over_a_reload(start: StartRelay, raw: RawUpstream) -> None:

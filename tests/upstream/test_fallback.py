@@ -11,7 +11,13 @@ import pytest
 
 from relay.core.errors import UpstreamDisconnected, UpstreamTimeout
 from relay.core.peek import generates, kind_of
-from relay.core.policy import FALLBACK_CAUSES, RetryRules, Tried, fallback_cause, may_be_executed
+from relay.core.retry_policy import (
+    FALLBACK_CAUSES,
+    AttemptResult,
+    RetryRules,
+    fallback_cause,
+    may_be_executed,
+)
 from relay.registry.load import ConfigError, load
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
@@ -262,20 +268,20 @@ def test_a_provider_may_think_for_ten_minutes_by_default(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("ended", "executed"),
     [
-        (Tried(500), True), (Tried(502), True), (Tried(0, UpstreamTimeout("x", 1)), True), (Tried(0, UpstreamDisconnected("x")), True),
-        (Tried(200, first_event_status=0), True), (Tried(200, first_event_status=500), True),
-        (Tried(503), False), (Tried(498), False), (Tried(521), False), (Tried(401), False), (Tried(200, first_event_status=529), False),
+        (AttemptResult(500), True), (AttemptResult(502), True), (AttemptResult(0, UpstreamTimeout("x", 1)), True), (AttemptResult(0, UpstreamDisconnected("x")), True),
+        (AttemptResult(200, first_event_status=0), True), (AttemptResult(200, first_event_status=500), True),
+        (AttemptResult(503), False), (AttemptResult(498), False), (AttemptResult(521), False), (AttemptResult(401), False), (AttemptResult(200, first_event_status=529), False),
     ],
 )  # fmt: skip
-def test_what_may_have_been_executed(ended: Tried, executed: bool) -> None:
+def test_what_may_have_been_executed(ended: AttemptResult, executed: bool) -> None:
     assert may_be_executed(ended, RetryRules(), "POST") is executed
     assert may_be_executed(ended, RetryRules(), "GET") is False
 
 
 def test_a_status_that_the_operator_lists_as_not_executed_is_one() -> None:
-    assert fallback_cause(Tried(500), RetryRules(statuses=frozenset({500}))) == "not_executed"
-    assert fallback_cause(Tried(409), RetryRules(statuses=frozenset({409}))) == "not_executed"
-    assert fallback_cause(Tried(409), RetryRules()) is None
+    assert fallback_cause(AttemptResult(500), RetryRules(statuses=frozenset({500}))) == "not_executed"
+    assert fallback_cause(AttemptResult(409), RetryRules(statuses=frozenset({409}))) == "not_executed"
+    assert fallback_cause(AttemptResult(409), RetryRules()) is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Errors inside a 200: the error objects and error events of every format.
 
 Owns: what counts as one, and the status that it stands for. What follows from it is decided in
-core/policy.py before the first byte of the answer has gone down, and by the ledger after it.
+core/retry_policy.py before the first byte of the answer has gone down, and by the ledger after it.
 """
 
 from __future__ import annotations

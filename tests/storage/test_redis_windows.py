@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.limits import Charge, Counted, Rule
+from relay.core.limits import Charge, Reservation, Rule
 from relay.gate.windows import Windows
 from relay.gateway import new_id
-from relay.storage.counters import MemoryCounters, Window
-from relay.storage.redis import AWAY_S, Shared
-from relay.storage.windows import Spot
+from relay.storage.memory_windows import MemoryWindows, Window
+from relay.storage.redis import AWAY_S, RedisConnection
+from relay.storage.redis_windows import WindowId
 from tests.redis import RedisServer
 from tests.relays import HANG_GUARD_S
 
@@ -34,17 +34,17 @@ def rule(amount: int, technique: str = "fixed", window_s: int = WINDOW_S, name: 
 class Place:
     """Windows of one process, with clocks and a queue that a test moves by hand."""
 
-    shared: Shared | None = None
+    shared: RedisConnection | None = None
     now: float = 2.0 * WINDOW_S
     wall: float = 5_000_000.0
     work: list[Coroutine[Any, Any, None]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.counters = MemoryCounters(lambda: self.now, lambda: self.wall)
+        self.counters = MemoryWindows(lambda: self.now, lambda: self.wall)
         self.windows = Windows(self.counters, self.shared, self.work.append, new_id)
 
-    async def take(self, *places: Counted) -> tuple[Charge, ...] | None:
+    async def take(self, *places: Charge) -> tuple[Reservation, ...] | None:
         taken = await self.windows.take(places)
         return None if taken.full else taken.charges
 
@@ -62,7 +62,7 @@ async def redis_places(redis_server: RedisServer) -> AsyncIterator[Any]:
 
     def begin() -> Place:
         place = Place()
-        shared = Shared(redis_server.url, 5.0, lambda: place.now, lambda event, _: place.events.append(event))
+        shared = RedisConnection(redis_server.url, 5.0, lambda: place.now, lambda event, _: place.events.append(event))
         place.shared = shared
         place.__post_init__()
         opened.append(place)
@@ -83,7 +83,7 @@ async def _hash(place: Place, each: Rule) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in found.items()}
 
 
-async def _end_window(place: Place, charge: Charge) -> Charge:
+async def _end_window(place: Place, charge: Reservation) -> Reservation:
     """As if its time had passed: a fixed window is forgotten, a sliding one is two windows ago."""
     assert place.shared is not None
     each = charge.rule
@@ -94,8 +94,8 @@ async def _end_window(place: Place, charge: Charge) -> Charge:
     return _earlier(charge, 2)
 
 
-def _earlier(charge: Charge, windows: int) -> Charge:
-    assert isinstance(charge.window, Spot)
+def _earlier(charge: Reservation, windows: int) -> Reservation:
+    assert isinstance(charge.window, WindowId)
     return charge._replace(window=charge.window._replace(number=charge.window.number - windows))
 
 
@@ -105,51 +105,51 @@ def _earlier(charge: Charge, windows: int) -> Charge:
 @TECHNIQUES
 async def test_what_is_given_back_late_leaves_the_next_window_as_it_is(technique: str) -> None:
     place, each = Place(), rule(1000, technique)
-    early = await place.take(Counted(each, "k", 1000))
+    early = await place.take(Charge(each, "k", 1000))
     place.now += 2 * WINDOW_S
-    assert early is not None and await place.take(Counted(each, "k", 600)) is not None
-    place.windows.give_back([early[0]._replace(amount=900)])
-    assert await place.take(Counted(each, "k", 401)) is None
-    assert await place.take(Counted(each, "k", 400)) is not None
+    assert early is not None and await place.take(Charge(each, "k", 600)) is not None
+    place.windows.release([early[0]._replace(amount=900)])
+    assert await place.take(Charge(each, "k", 401)) is None
+    assert await place.take(Charge(each, "k", 400)) is not None
 
 
 async def test_what_is_given_back_lowers_a_sliding_window_that_still_reaches_back() -> None:
     place, each = Place(), rule(1000, "sliding")
-    early = await place.take(Counted(each, "k", 1000))
+    early = await place.take(Charge(each, "k", 1000))
     place.now += WINDOW_S
-    assert early is not None and await place.take(Counted(each, "k", 100)) is None
-    place.windows.give_back([early[0]._replace(amount=900)])
-    assert await place.take(Counted(each, "k", 901)) is None
-    assert await place.take(Counted(each, "k", 900)) is not None
+    assert early is not None and await place.take(Charge(each, "k", 100)) is None
+    place.windows.release([early[0]._replace(amount=900)])
+    assert await place.take(Charge(each, "k", 901)) is None
+    assert await place.take(Charge(each, "k", 900)) is not None
 
 
 @TECHNIQUES
 @pytest.mark.parametrize("jump_s", [86400.0, -86400.0])
 async def test_a_wall_clock_that_is_set_changes_nothing_of_what_is_given_back(technique: str, jump_s: float) -> None:
     place, each = Place(), rule(10, technique)
-    taken = await place.take(Counted(each, "k", 10))
+    taken = await place.take(Charge(each, "k", 10))
     place.wall += jump_s
     assert taken is not None
-    place.windows.give_back(taken)
-    assert await place.take(Counted(each, "k", 10)) is not None
+    place.windows.release(taken)
+    assert await place.take(Charge(each, "k", 10)) is not None
 
 
 async def test_what_was_used_beyond_is_counted_in_the_window_that_runs() -> None:
     place, each = Place(), rule(1000)
-    assert await place.take(Counted(each, "k", 10)) is not None
+    assert await place.take(Charge(each, "k", 10)) is not None
     place.now += WINDOW_S + 1
-    place.windows.add(Counted(each, "k", 990))
-    assert await place.take(Counted(each, "k", 11)) is None
-    assert await place.take(Counted(each, "k", 10)) is not None
+    place.windows.add(Charge(each, "k", 990))
+    assert await place.take(Charge(each, "k", 11)) is None
+    assert await place.take(Charge(each, "k", 10)) is not None
 
 
 async def test_a_window_that_was_forgotten_takes_nothing_back() -> None:
     place, each = Place(), rule(10)
-    taken = await place.take(Counted(each, "k", 10))
+    taken = await place.take(Charge(each, "k", 10))
     place.counters.clear("k")
-    assert taken is not None and await place.take(Counted(each, "k", 10)) is not None
-    place.windows.give_back(taken)
-    assert await place.take(Counted(each, "k", 1)) is None
+    assert taken is not None and await place.take(Charge(each, "k", 10)) is not None
+    place.windows.release(taken)
+    assert await place.take(Charge(each, "k", 1)) is None
 
 
 _STEPS = st.one_of(
@@ -164,12 +164,12 @@ _STEPS = st.one_of(
 def test_no_window_ever_lets_more_through_than_its_limit(steps: list[tuple[str, int, int]], technique: str) -> None:
     """Calls set aside, use less, and give back at any time: what passed in a window is what its calls used or may use."""
     place, each = Place(), rule(20, technique, window_s=10)
-    running: list[Charge] = []
+    running: list[Reservation] = []
     passed: dict[int, int] = {}
     windows: dict[int, Window] = {}
     for what, number, more in steps:
         if what == "take":
-            for charge in place.windows.here.take([Counted(each, f"k{more}", number)]).charges:
+            for charge in place.windows.here.take([Charge(each, f"k{more}", number)]).charges:
                 assert isinstance(charge.window, Window)
                 running.append(charge)
                 windows[id(charge.window)] = charge.window
@@ -177,7 +177,7 @@ def test_no_window_ever_lets_more_through_than_its_limit(steps: list[tuple[str, 
         elif what == "end" and running:
             charge = running.pop(number % len(running))
             unused = charge.amount - min(more, charge.amount)
-            place.windows.give_back([charge._replace(amount=unused)])
+            place.windows.release([charge._replace(amount=unused)])
             passed[id(charge.window)] -= unused
         elif what == "pass":
             place.now += number / 2
@@ -194,58 +194,58 @@ def test_no_window_ever_lets_more_through_than_its_limit(steps: list[tuple[str, 
 @TECHNIQUES
 async def test_in_redis_what_is_given_back_late_leaves_the_next_window_as_it_is(technique: str, redis_places: Any) -> None:
     place, each = redis_places(), rule(1000, technique)
-    early = await place.take(Counted(each, "r", 1000))
+    early = await place.take(Charge(each, "r", 1000))
     late = await _end_window(place, early[0])
-    assert await place.take(Counted(each, "r", 600)) is not None
-    place.windows.give_back([late._replace(amount=900)])
+    assert await place.take(Charge(each, "r", 600)) is not None
+    place.windows.release([late._replace(amount=900)])
     await place.settle()
-    assert await place.take(Counted(each, "r", 401)) is None
-    assert await place.take(Counted(each, "r", 400)) is not None
+    assert await place.take(Charge(each, "r", 401)) is None
+    assert await place.take(Charge(each, "r", 400)) is not None
 
 
 @TECHNIQUES
 async def test_in_redis_what_is_given_back_in_time_can_be_used_again(technique: str, redis_places: Any) -> None:
     place, each = redis_places(), rule(1000, technique)
-    taken = await place.take(Counted(each, "r", 1000))
-    assert await place.take(Counted(each, "r", 1)) is None
-    place.windows.give_back([taken[0]._replace(amount=900)])
+    taken = await place.take(Charge(each, "r", 1000))
+    assert await place.take(Charge(each, "r", 1)) is None
+    place.windows.release([taken[0]._replace(amount=900)])
     await place.settle()
-    assert await place.take(Counted(each, "r", 901)) is None
-    assert await place.take(Counted(each, "r", 900)) is not None
+    assert await place.take(Charge(each, "r", 901)) is None
+    assert await place.take(Charge(each, "r", 900)) is not None
 
 
 async def test_in_redis_a_sliding_window_counts_the_last_one_and_takes_back_what_reaches_back(redis_places: Any) -> None:
     place, each = redis_places(), rule(1_000_000, "sliding")
-    taken = await place.take(Counted(each, "r", 1_000_000))
+    taken = await place.take(Charge(each, "r", 1_000_000))
     await place.shared.client.hincrby(f"relay:windows:sliding:{each.window_s}:r", "number", -1)
-    full = await place.windows.take([Counted(each, "r", 1_000_000)])
-    reaching = 1_000_000 - full.standings[0].remaining
+    full = await place.windows.take([Charge(each, "r", 1_000_000)])
+    reaching = 1_000_000 - full.limit_states[0].remaining
     assert full.full is each and reaching > 0
     older = [_earlier(taken[0], 1)._replace(amount=999_999)]
-    assert await place.take(Counted(each, "r", 0)) is not None, "the window moves on"
-    place.windows.give_back(older)
+    assert await place.take(Charge(each, "r", 0)) is not None, "the window moves on"
+    place.windows.release(older)
     await place.settle()
     held = await _hash(place, each)
     assert (held["before"], held["count"]) == ("1", "0")
-    assert await place.take(Counted(each, "r", 999_999)) is not None
+    assert await place.take(Charge(each, "r", 999_999)) is not None
 
 
 @TECHNIQUES
 async def test_a_redis_that_lost_its_memory_takes_back_nothing_of_before(technique: str, redis_places: Any) -> None:
     place, each = redis_places(), rule(10, technique)
-    before = await place.take(Counted(each, "r", 10))
+    before = await place.take(Charge(each, "r", 10))
     await place.shared.client.flushall()
-    assert await place.take(Counted(each, "r", 10)) is not None
-    place.windows.give_back(before)
+    assert await place.take(Charge(each, "r", 10)) is not None
+    place.windows.release(before)
     await place.settle()
-    assert await place.take(Counted(each, "r", 1)) is None
+    assert await place.take(Charge(each, "r", 1)) is None
 
 
 async def test_in_redis_a_clock_that_is_set_back_opens_no_window_again(redis_places: Any) -> None:
     place, each = redis_places(), rule(10, "sliding")
-    assert await place.take(Counted(each, "r", 10)) is not None
+    assert await place.take(Charge(each, "r", 10)) is not None
     await place.shared.client.hincrby(f"relay:windows:sliding:{each.window_s}:r", "number", 5)
-    assert await place.take(Counted(each, "r", 1)) is None
+    assert await place.take(Charge(each, "r", 1)) is None
 
 
 async def test_in_redis_a_window_lasts_as_long_as_its_rule_says(redis_places: Any) -> None:
@@ -253,27 +253,27 @@ async def test_in_redis_a_window_lasts_as_long_as_its_rule_says(redis_places: An
     for technique, longest_s in (("fixed", WINDOW_S), ("sliding", 2 * WINDOW_S)):
         each = rule(1000, technique)
         for _ in range(3):
-            taken = await place.windows.take([Counted(each, "r", 1)])
+            taken = await place.windows.take([Charge(each, "r", 1)])
             left_ms = await place.shared.client.pttl(f"relay:windows:{technique}:{WINDOW_S}:r")
-            assert 0 < left_ms <= longest_s * 1000 and 0 < taken.standings[0].reset_s <= WINDOW_S
-        assert taken.standings[0].remaining == 997
+            assert 0 < left_ms <= longest_s * 1000 and 0 < taken.limit_states[0].reset_s <= WINDOW_S
+        assert taken.limit_states[0].remaining == 997
 
 
 async def test_in_redis_a_window_that_expired_begins_anew(redis_places: Any) -> None:
     place, each = redis_places(), rule(10)
-    assert await place.take(Counted(each, "r", 10)) is not None
+    assert await place.take(Charge(each, "r", 10)) is not None
     await place.shared.client.pexpire(f"relay:windows:fixed:{WINDOW_S}:r", 1)
     async with asyncio.timeout(HANG_GUARD_S):
         while await place.shared.client.exists(f"relay:windows:fixed:{WINDOW_S}:r"):
             await asyncio.sleep(0.002)
-    assert await place.take(Counted(each, "r", 10)) is not None
+    assert await place.take(Charge(each, "r", 10)) is not None
     assert await place.shared.client.pttl(f"relay:windows:fixed:{WINDOW_S}:r") > 999_000_000
 
 
 async def test_in_redis_a_step_counts_under_all_rules_or_under_none(redis_places: Any) -> None:
     one, other = redis_places(), redis_places()
     wide, narrow, sliding = rule(1000, name="wide"), rule(10, name="narrow"), rule(500, "sliding", name="s")
-    steps = [Counted(wide, "wide", 1), Counted(narrow, "narrow", 1), Counted(sliding, "s", 1)]
+    steps = [Charge(wide, "wide", 1), Charge(narrow, "narrow", 1), Charge(sliding, "s", 1)]
     taken = await asyncio.gather(*(place.take(*steps) for _ in range(30) for place in (one, other)))
     assert sum(each is not None for each in taken) == 10
     assert [(await _hash(one, each))["count"] for each in (wide, narrow, sliding)] == ["10"] * 3
@@ -288,13 +288,13 @@ async def test_in_redis_processes_that_race_never_use_more_than_the_limit(techni
         nonlocal used
         for _ in range(40):
             amount = chance.randint(1, 60)
-            charges = await place.take(Counted(each, "r", amount))
+            charges = await place.take(Charge(each, "r", amount))
             if charges is None:
                 continue
             uses = chance.randint(0, amount)
             used += uses
             assert used <= 500
-            place.windows.give_back([charges[0]._replace(amount=amount - uses)])
+            place.windows.release([charges[0]._replace(amount=amount - uses)])
             await place.settle()
 
     await asyncio.gather(*(calls(place) for place in places for _ in range(3)))
@@ -303,34 +303,34 @@ async def test_in_redis_processes_that_race_never_use_more_than_the_limit(techni
 
 async def test_what_was_counted_in_redis_is_never_given_back_here(redis_places: Any, redis_server: RedisServer) -> None:
     place, each = redis_places(), rule(10)
-    there = await place.take(Counted(each, "r", 10))
+    there = await place.take(Charge(each, "r", 10))
     await redis_server.stop()
-    here = await place.take(Counted(each, "r", 8))
+    here = await place.take(Charge(each, "r", 8))
     assert here is not None and isinstance(here[0].window, Window) and place.events == ["redis.unavailable"]
-    place.windows.give_back(there)
+    place.windows.release(there)
     await place.settle()
     assert place.counters.get("r") == 8
     await redis_server.start()
     place.now += AWAY_S
-    fresh = await place.take(Counted(each, "r", 10))
+    fresh = await place.take(Charge(each, "r", 10))
     assert fresh is not None and not isinstance(fresh[0].window, Window)
-    place.windows.give_back(here)
+    place.windows.release(here)
     await place.settle()
     assert place.counters.get("r") == 0 and (await _hash(place, each))["count"] == "10"
 
 
 async def test_what_is_given_back_while_redis_is_left_alone_reaches_it_later_and_once(redis_places: Any) -> None:
     place, each = redis_places(), rule(10)
-    there = await place.take(Counted(each, "r", 10))
+    there = await place.take(Charge(each, "r", 10))
     place.shared._lost(OSError("for a moment"))
-    place.windows.give_back(there)
+    place.windows.release(there)
     await place.settle()
     assert (await _hash(place, each))["count"] == "10"
     place.now += AWAY_S
-    assert await place.take(Counted(each, "r", 1)) is None, "it is given back behind this"
+    assert await place.take(Charge(each, "r", 1)) is None, "it is given back behind this"
     await place.settle()
-    assert await place.take(Counted(each, "r", 10)) is not None
-    place.windows.give_back([])
+    assert await place.take(Charge(each, "r", 10)) is not None
+    place.windows.release([])
     await place.settle()
     assert (await _hash(place, each))["count"] == "10"
 
@@ -363,11 +363,11 @@ class _Held:
 async def test_a_caller_that_leaves_while_redis_answers_has_counted_nothing(redis_places: Any, redis_server: RedisServer) -> None:
     held, each = _Held(redis_server), rule(10)
     server = await asyncio.start_server(held, "127.0.0.1", 0)
-    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", 60.0, lambda: 0.0, lambda *_: None)
+    shared = RedisConnection(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", 60.0, lambda: 0.0, lambda *_: None)
     place = Place(shared)
-    assert await place.take(Counted(each, "r", 1)) is not None, "the script is known from here on"
+    assert await place.take(Charge(each, "r", 1)) is not None, "the script is known from here on"
     held.open.clear()
-    asking = asyncio.create_task(place.windows.take([Counted(each, "r", 9)]))
+    asking = asyncio.create_task(place.windows.take([Charge(each, "r", 9)]))
     async with asyncio.timeout(HANG_GUARD_S):
         await held.waiting.wait()
     assert (await _hash(redis_places(), each))["count"] == "10", "Redis has counted"
@@ -384,11 +384,11 @@ async def test_a_caller_that_leaves_while_redis_answers_has_counted_nothing(redi
 
 async def test_what_was_used_beyond_is_counted_in_redis_room_or_not(redis_places: Any) -> None:
     place, each = redis_places(), rule(10)
-    assert await place.take(Counted(each, "r", 10)) is not None
-    place.windows.add(Counted(each, "r", 25))
+    assert await place.take(Charge(each, "r", 10)) is not None
+    place.windows.add(Charge(each, "r", 25))
     await place.settle()
     assert (await _hash(place, each))["count"] == "35"
-    assert (await place.windows.take([Counted(each, "r", 1)])).standings[0].remaining == 0
+    assert (await place.windows.take([Charge(each, "r", 1)])).limit_states[0].remaining == 0
 
 
 # What somebody else has written into Redis.
@@ -418,25 +418,25 @@ FOREIGN = {
 async def test_in_redis_a_key_that_holds_no_window_lets_calls_pass_and_is_told_once(name: str, technique: str, redis_places: Any) -> None:
     place, each = redis_places(), rule(10, technique)
     key = f"relay:windows:{technique}:{WINDOW_S}:r"
-    early = await place.take(Counted(each, "r", 9))
+    early = await place.take(Charge(each, "r", 9))
     for command in FOREIGN[name]:
         await place.shared.client.execute_command(*[key if part == "KEY" else part for part in command])
-    assert await place.take(Counted(each, "r", 9)) is not None, "the call passes"
+    assert await place.take(Charge(each, "r", 9)) is not None, "the call passes"
     assert (place.shared.foreign_values, place.shared.failures, place.shared.state) == (1, 0, "ok")
     assert place.events == ["redis.foreign_value"]
-    assert await place.take(Counted(each, "r", 9)) is None, "and its limit holds again"
-    place.windows.give_back(early)
+    assert await place.take(Charge(each, "r", 9)) is None, "and its limit holds again"
+    place.windows.release(early)
     await place.settle()
-    assert place.shared.foreign_values == 1 and await place.take(Counted(each, "r", 2)) is None
+    assert place.shared.foreign_values == 1 and await place.take(Charge(each, "r", 2)) is None
 
 
 async def test_in_redis_what_is_given_back_to_a_key_of_another_type_goes_nowhere(redis_places: Any) -> None:
     place, each = redis_places(), rule(10)
-    taken = await place.take(Counted(each, "r", 9))
+    taken = await place.take(Charge(each, "r", 9))
     key = f"relay:windows:fixed:{WINDOW_S}:r"
     for command in (("DEL", key), ("SET", key, "x")):
         await place.shared.client.execute_command(*command)
-    place.windows.give_back(taken)
+    place.windows.release(taken)
     await place.settle()
     assert place.shared.failures == 0 and place.shared.state == "ok"
 
@@ -445,7 +445,7 @@ async def test_many_foreign_values_are_counted_and_logged_once_a_second(redis_pl
     place = redis_places()
     for at in range(5):
         await place.shared.client.set(f"relay:windows:fixed:{WINDOW_S}:k{at}", "x")
-        assert await place.take(Counted(rule(10, name=f"k{at}"), f"k{at}", 1)) is not None
+        assert await place.take(Charge(rule(10, name=f"k{at}"), f"k{at}", 1)) is not None
     assert place.shared.foreign_values == 5 and len(place.events) == 1
     place.now += AWAY_S
     place.shared.found_foreign("x" * 10_000)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerSecond
 from limits.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-from relay.storage import counters
-from relay.storage.counters import MemoryCounters
+from relay.storage import memory_windows
+from relay.storage.memory_windows import MemoryWindows
 
 
 @dataclass
@@ -31,11 +31,11 @@ def clocks() -> Clocks:
 
 
 @pytest.fixture
-def memory(clocks: Clocks) -> MemoryCounters:
-    return MemoryCounters(lambda: clocks.now, lambda: clocks.wall)
+def memory(clocks: Clocks) -> MemoryWindows:
+    return MemoryWindows(lambda: clocks.now, lambda: clocks.wall)
 
 
-def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryWindows, clocks: Clocks) -> None:
     limit, item = FixedWindowRateLimiter(memory), RateLimitItemPerSecond(2, 10)
     clocks.pass_s(7)
     assert [limit.hit(item, "a") for _ in range(3)] == [True, True, False]
@@ -47,7 +47,7 @@ def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryCounters, clocks
     assert limit.hit(item, "a")
 
 
-def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(memory: MemoryWindows, clocks: Clocks) -> None:
     limit, item = SlidingWindowCounterRateLimiter(memory), RateLimitItemPerSecond(10, 10)
     assert [limit.hit(item, "a") for _ in range(11)] == [True] * 10 + [False]
     clocks.pass_s(10)
@@ -59,7 +59,7 @@ def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(mem
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
-def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryCounters, clocks: Clocks) -> None:
+def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryWindows, clocks: Clocks) -> None:
     for limit in (FixedWindowRateLimiter(memory), SlidingWindowCounterRateLimiter(memory)):
         item = RateLimitItemPerSecond(1, 60)
         assert limit.hit(item, "a")
@@ -68,19 +68,19 @@ def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryCount
         memory.reset()
 
 
-def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryCounters, clocks: Clocks) -> None:
+def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryWindows, clocks: Clocks) -> None:
     for number in range(100):
         memory.incr(f"old{number}", 10)
     clocks.pass_s(11)
     memory.incr("new", 10)
-    assert len(memory) == 101 - counters._FORGOTTEN_A_HIT
+    assert len(memory) == 101 - memory_windows._FORGOTTEN_A_HIT
     for number in range(3):
         memory.incr(f"newer{number}", 10)
     assert len(memory) == 4
 
 
-def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryCounters, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_FORGOTTEN_AT_ONCE", 60)
+def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryWindows, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_windows, "_FORGOTTEN_AT_ONCE", 60)
     for number in range(100):
         memory.incr(f"old{number}", 10)
     memory.incr("long", 600)
@@ -93,15 +93,15 @@ def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryCoun
     assert (len(memory), memory.get("long"), sum(map(len, memory._ends.values()))) == (1, 1, 1)
 
 
-def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryCounters, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "MAX_KEYS", 3)
+def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryWindows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_windows, "MAX_KEYS", 3)
     memory.incr("short", 5)
     for number in range(4):
         memory.incr(f"long{number}", 600)
     assert [memory.get(key) for key in ("short", "long0", "long1", "long3")] == [0, 0, 1, 1]
 
 
-def _looked_at(memory: MemoryCounters, act: Callable[[], object]) -> int:
+def _looked_at(memory: MemoryWindows, act: Callable[[], object]) -> int:
     """How many ends of windows an act looks at."""
     seen = 0
 
@@ -116,7 +116,7 @@ def _looked_at(memory: MemoryCounters, act: Callable[[], object]) -> int:
     return seen
 
 
-def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: MemoryCounters) -> None:
+def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: MemoryWindows) -> None:
     memory.incr("first", 60)
     few = _looked_at(memory, lambda: memory.incr("a", 60))
     for number in range(10_000):
@@ -127,7 +127,7 @@ def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: Memory
 @given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 8)), max_size=20))
 def test_one_step_comes_to_what_the_librarys_strategy_does(hits: list[tuple[int, float]]) -> None:
     clocks = Clocks()
-    ours, theirs = (MemoryCounters(lambda: clocks.now, lambda: clocks.wall) for _ in range(2))
+    ours, theirs = (MemoryWindows(lambda: clocks.now, lambda: clocks.wall) for _ in range(2))
     limit, item = FixedWindowRateLimiter(theirs), RateLimitItemPerSecond(7, 10)
     for amount, pause_s in hits:
         clocks.pass_s(pause_s)

@@ -99,7 +99,7 @@ end
 found[2] = foreign
 return found
 """
-_GIVE_BACK = """
+_RELEASE = """
 -- Count less in each window that still counts. ARGV: for each key: its name and number, the amount.
 for at = 1, #KEYS do
   local born, number, amount = ARGV[3 * at - 2], tonumber(ARGV[3 * at - 1]), tonumber(ARGV[3 * at])
@@ -117,8 +117,8 @@ return 1
 """
 
 
-class Wanted(NamedTuple):
-    """What is to be counted in one window."""
+class RedisCharge(NamedTuple):
+    """An amount to count in one window."""
 
     key: str
     slides: bool
@@ -127,19 +127,19 @@ class Wanted(NamedTuple):
     amount: int
 
 
-class Spot(NamedTuple):
-    """Which window it is of all that had its key: what began the counts there, and the number of a
-    sliding one since then.
+class WindowId(NamedTuple):
+    """One window of all that had its key: the name that its first count gave it, and the number of
+    a sliding one since 1970.
     """
 
     born: str
     number: int
 
 
-class State(NamedTuple):
+class WindowState(NamedTuple):
     """One window, as it is now."""
 
-    spot: Spot
+    window_id: WindowId
     counted: int
     before: int
     """What the window before counted, where it slides."""
@@ -147,46 +147,46 @@ class State(NamedTuple):
 
 
 class RedisWindows:
-    """What all that use one Redis count together. Raises what its client does.
+    """Windows that every process with this Redis shares. Raises what its client raises.
 
     A key that holds something else than a window, or numbers that none can have, is deleted, and
-    told to `foreign`: a limit fails open.
+    reported to `foreign`: a limit fails open.
     """
 
     def __init__(
         self, client: Redis, new_id: Callable[[], str], foreign: Callable[[str], None]
     ) -> None:
         self._take = client.register_script(_TAKE)
-        self._give_back = client.register_script(_GIVE_BACK)
+        self._release = client.register_script(_RELEASE)
         self._new_id, self._foreign = new_id, foreign
 
-    async def take(self, wanted: Sequence[Wanted]) -> tuple[int | None, list[State]]:
-        """Count all of `wanted`: (None, the windows). If one has no room, count nothing: (which,
+    async def take(self, charges: Sequence[RedisCharge]) -> tuple[int | None, list[WindowState]]:
+        """Count all charges: (None, the windows). If one has no room, count nothing: (which,
         [that window]).
         """
         given: list[Any] = [self._new_id()]
-        for each in wanted:
+        for each in charges:
             given += [int(each.slides), each.length_s * 1000, each.limit, each.amount]
-        keys = [_key(each) for each in wanted]
+        keys = [_key(each) for each in charges]
         full, foreign, *found = await self._take(keys, given)
         if foreign:
             self._foreign(keys[foreign - 1])
         states = [
-            State(Spot(born.decode(), number), counted, before, left_ms / 1000)
+            WindowState(WindowId(born.decode(), number), counted, before, left_ms / 1000)
             for born, number, counted, before, left_ms in zip(*[iter(found)] * 5, strict=True)
         ]
         return (full - 1 if full else None), states
 
-    async def give_back(self, charges: Sequence[tuple[Wanted, Spot]]) -> None:
+    async def release(self, charges: Sequence[tuple[RedisCharge, WindowId]]) -> None:
         """Count less, by the amounts of `charges`, each in its own window; nowhere where it is
         over.
         """
         given: list[Any] = []
-        for wanted, spot in charges:
-            given += [spot.born, spot.number, wanted.amount]
-        await self._give_back([_key(wanted) for wanted, _ in charges], given)
+        for charge, window_id in charges:
+            given += [window_id.born, window_id.number, charge.amount]
+        await self._release([_key(charge) for charge, _ in charges], given)
 
 
-def _key(wanted: Wanted) -> str:
-    technique = "sliding" if wanted.slides else "fixed"
-    return f"{PREFIX}:windows:{technique}:{wanted.length_s}:{wanted.key}"
+def _key(charge: RedisCharge) -> str:
+    technique = "sliding" if charge.slides else "fixed"
+    return f"{PREFIX}:windows:{technique}:{charge.length_s}:{charge.key}"

@@ -31,12 +31,12 @@ class Window:
     def __init__(self, ends_s: float) -> None:
         self.count, self.ends_s = 0, ends_s
 
-    def give_back(self, amount: int) -> None:
+    def release(self, amount: int) -> None:
         """Count `amount` less."""
         self.count = max(0, self.count - amount)
 
 
-class MemoryCounters(Storage, SlidingWindowCounterSupport):
+class MemoryWindows(Storage, SlidingWindowCounterSupport):
     """Never waits: between two of its calls nothing else runs."""
 
     STORAGE_SCHEME = None

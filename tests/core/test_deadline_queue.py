@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from relay.core.due import DueTimes
+from relay.core.deadline_queue import DeadlineQueue
 
 
 class Item:
@@ -13,9 +13,9 @@ class Item:
 
 
 def test_items_come_out_when_they_are_due_and_the_earliest_first() -> None:
-    times: DueTimes[str] = DueTimes()
-    for name, due_s in (("late", 3.0), ("early", 1.0), ("next", 2.0)):
-        times.add(name, due_s)
+    times: DeadlineQueue[str] = DeadlineQueue()
+    for name, deadline_s in (("late", 3.0), ("early", 1.0), ("next", 2.0)):
+        times.add(name, deadline_s)
     assert times.take_due(0.9) == []
     assert times.take_due(2.0) == ["early", "next"]
     assert times.take_due(2.0) == [], "an item is due once"
@@ -23,14 +23,14 @@ def test_items_come_out_when_they_are_due_and_the_earliest_first() -> None:
 
 
 def test_an_item_that_is_added_again_is_due_at_the_later_time_alone() -> None:
-    times: DueTimes[str] = DueTimes()
+    times: DeadlineQueue[str] = DeadlineQueue()
     times.add("a", 1.0)
     times.add("a", 5.0)
     assert times.take_due(4.0) == [] and times.take_due(5.0) == ["a"]
 
 
 def test_an_item_that_was_discarded_is_never_due() -> None:
-    times: DueTimes[str] = DueTimes()
+    times: DeadlineQueue[str] = DeadlineQueue()
     times.add("a", 1.0)
     times.discard("a")
     times.discard("never here")
@@ -38,7 +38,7 @@ def test_an_item_that_was_discarded_is_never_due() -> None:
 
 
 def test_a_discarded_item_is_freed_at_once() -> None:
-    times: DueTimes[Item] = DueTimes()
+    times: DeadlineQueue[Item] = DeadlineQueue()
     item = Item()
     seen = weakref.ref(item)
     times.add(item, 1000.0)
@@ -52,7 +52,7 @@ def test_a_discarded_item_is_freed_at_once() -> None:
 
 
 def test_items_that_come_and_go_leave_no_heap_behind() -> None:
-    times: DueTimes[int] = DueTimes()
+    times: DeadlineQueue[int] = DeadlineQueue()
     for number in range(10_000):
         times.add(number, 1000.0)
         times.discard(number)
@@ -60,7 +60,7 @@ def test_items_that_come_and_go_leave_no_heap_behind() -> None:
 
 
 def test_all_can_be_made_due_at_once() -> None:
-    times: DueTimes[str] = DueTimes()
+    times: DeadlineQueue[str] = DeadlineQueue()
     times.add("a", 5.0)
     times.add("b", 1.0)
     times.discard("b")

@@ -16,9 +16,9 @@ import msgspec
 
 from relay.core.fields import MOST_FIELD_BYTES, value
 from relay.core.meters.unpack import coding_of, unpack
-from relay.core.waits import details, told_s
+from relay.core.retry_after import details, wait_in_error_s
 
-MOST_ERROR_BYTES = MOST_FIELD_BYTES
+MAX_ERROR_BYTES = MOST_FIELD_BYTES
 """A larger error is not read: it says nothing of its key."""
 
 DEAD_KEY_STATUSES = frozenset({401, 402, 403})
@@ -85,7 +85,7 @@ _SENTENCE_PLACES: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 
 
-class Said(NamedTuple):
+class KeyRefusal(NamedTuple):
     """What an error says of the key."""
 
     dead: str = ""
@@ -94,22 +94,24 @@ class Said(NamedTuple):
     """How long it must wait, as the body says."""
 
 
-def of_answer(status: int, body: bytes, content_encoding: str, now_unix_s: float) -> Said:
+def read_key_refusal(
+    status: int, body: bytes, content_encoding: str, now_unix_s: float
+) -> KeyRefusal:
     """What the answer to a call, or a refused handshake, says. `body` may be compressed, and is not
     read unless it is whole.
     """
     dead = str(status) if status in DEAD_KEY_STATUSES else ""
     if status < 400 or not body:
-        return Said(dead)
+        return KeyRefusal(dead)
     if coding := coding_of(content_encoding):
-        unpacked = unpack(body, coding, MOST_ERROR_BYTES)
+        unpacked = unpack(body, coding, MAX_ERROR_BYTES)
         if unpacked is None or not unpacked[1]:
-            return Said(dead)
+            return KeyRefusal(dead)
         body = unpacked[0]
     error = _object(body)
     if status < 500:
         dead = _code(error) or _sentence(error) or dead
-    return Said(dead, told_s(error, now_unix_s))
+    return KeyRefusal(dead, wait_in_error_s(error, now_unix_s))
 
 
 _ERROR = b'rror"'
@@ -117,7 +119,7 @@ _ERROR = b'rror"'
 _ERROR_TYPES = frozenset({"error", "response.done", "response.failed"})
 
 
-def of_message(message: bytes) -> str:
+def refusal_in_message(message: bytes) -> str:
     """By which code a message of a session refuses the key; empty if it does not."""
     said = _object(message) if _ERROR in message else {}
     kind = said.get("type")
@@ -128,7 +130,9 @@ def of_message(message: bytes) -> str:
     texts = [text for name in ("error", "message") if isinstance(text := said.get(name), str)]
     for name in ("status_code", "error_code", "code"):  # Cartesia; AssemblyAI; ElevenLabs
         number = said.get(name)
-        if type(number) is int and (number in DEAD_KEY_STATUSES or of_close(number, *texts[:1])):
+        if type(number) is int and (
+            number in DEAD_KEY_STATUSES or refusal_in_close(number, *texts[:1])
+        ):
             return str(number)
     return ""
 
@@ -159,7 +163,7 @@ _DEAD_KEY_REASONS = re.compile(
 )  # fmt: skip
 
 
-def of_close(code: int | None, reason: str = "") -> str:
+def refusal_in_close(code: int | None, reason: str = "") -> str:
     """By which code a provider's close frame refuses the key; empty if it does not. Reasons are
     compared from their first character: what they quote of a client's stands behind it.
     """
@@ -172,7 +176,7 @@ def of_close(code: int | None, reason: str = "") -> str:
 
 def _object(text: bytes) -> Mapping[str, Any]:
     """The error object of a body or a message; Gemini's streams that are no SSE begin an array."""
-    found = value(msgspec.Raw(text)) if len(text) <= MOST_ERROR_BYTES else None
+    found = value(msgspec.Raw(text)) if len(text) <= MAX_ERROR_BYTES else None
     if isinstance(found, list) and found:
         found = found[0]
     return found if isinstance(found, dict) else {}

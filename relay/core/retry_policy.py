@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Literal, get_args
 
 from relay.core.errors import (
@@ -23,9 +22,9 @@ from relay.core.errors import (
     UpstreamTlsFailed,
     UpstreamUnreachable,
 )
-from relay.core.numbers import decimal_number, whole_number
-from relay.core.refusals import DEAD_KEY_STATUSES, of_answer
-from relay.core.waits import MOST_WAIT_S, Header, reset_headers_s
+from relay.core.key_refusals import DEAD_KEY_STATUSES, read_key_refusal
+from relay.core.numbers import whole_number
+from relay.core.retry_after import Header, reset_headers_s, retry_after_s
 
 Backoff = Literal["constant", "linear", "exponential"]
 FallbackCause = Literal[
@@ -49,10 +48,10 @@ _CAUSE_OF_FAILURE: tuple[tuple[type[RelayError], FallbackCause], ...] = (
 FALLBACK_AFTER_S = 60.0
 """How long a streamed call waits for the first byte while another target can answer it."""
 
-KEY_REFUSED_S = 300.0
-RATE_LIMITED_S = 20.0
-FAULT_S, FAULT_CAP_S = 1.0, 60.0
-MAX_REST_S = 3600.0
+REFUSED_COOLDOWN_S = 300.0
+RATE_LIMITED_COOLDOWN_S = 20.0
+FAULT_COOLDOWN_S, MAX_FAULT_COOLDOWN_S = 1.0, 60.0
+MAX_COOLDOWN_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class RetryRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class AttemptResult:
     """How an attempt ended: an answer's status, or the failure that came instead of one."""
 
     status: int = 0
@@ -80,7 +79,7 @@ class Tried:
     retry_after_s: float | None = None
     """How long the provider asks to wait, in whichever form."""
     dead_key: str = ""
-    """By which code or status the provider refuses the key (core/refusals.py)."""
+    """By which code or status the provider refuses the key (core/key_refusals.py)."""
     final: bool = False
     """The provider says `x-should-retry: false`."""
     note: str = ""
@@ -103,55 +102,55 @@ class Tried:
         return self.failure.code if self.failure is not None else self.note
 
     @property
-    def told_status(self) -> int:
+    def effective_status(self) -> int:
         """The status by which the provider judged the call: the answer's, or what an error in the
         first event stands for.
         """
         return self.status if self.first_event_status is None else self.first_event_status
 
     @property
-    def unsent(self) -> bool:
+    def is_unsent(self) -> bool:
         """True if provably nothing reached the provider."""
         return isinstance(self.failure, UpstreamUnreachable | UpstreamTlsFailed)
 
     @property
-    def refused_key(self) -> bool:
+    def is_key_refused(self) -> bool:
         """True if the credential was refused."""
-        return self.told_status in DEAD_KEY_STATUSES or self.dead_key != ""
+        return self.effective_status in DEAD_KEY_STATUSES or self.dead_key != ""
 
     @property
     def needs_another_key(self) -> bool:
         """True if this key is refused or limited: another may be accepted."""
-        return self.refused_key or self.told_status == 429
+        return self.is_key_refused or self.effective_status == 429
 
 
-def answered(
+def result_of_answer(
     status: int, header: Header, now_unix_s: float, body: bytes = b"",
     refusal: HandshakeRefused | None = None,
-) -> Tried:  # fmt: skip
+) -> AttemptResult:  # fmt: skip
     """What a provider's answer says of an attempt: to a REST call, or the `refusal` of a WebSocket
     handshake. `body` is the error's, if it is whole and small. Everything that follows from it is
     decided alike for both.
     """
     if status < 400:
-        return Tried(status, refusal)
-    said = of_answer(status, body, header("content-encoding") or "", now_unix_s)
+        return AttemptResult(status, refusal)
+    said = read_key_refusal(status, body, header("content-encoding") or "", now_unix_s)
     wait_s = retry_after_s(header, now_unix_s)
     if wait_s is None:
         wait_s = said.wait_s
     if wait_s is None and status == 429:
         wait_s = reset_headers_s(header, now_unix_s)
     final = (header("x-should-retry") or "").strip().lower() == "false"
-    return Tried(status, refusal, wait_s, said.dead, final)
+    return AttemptResult(status, refusal, wait_s, said.dead, final)
 
 
-def fallback_cause(ended: Tried, rules: RetryRules) -> FallbackCause | None:
+def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | None:
     """Why an attempt failed; None if no other could do better: it was good, or the client is to
     blame.
     """
     if ended.first_event_status is not None:
         return "first_event_error"
-    if ended.refused_key:
+    if ended.is_key_refused:
         return "refused_key"
     if ended.status in _NOT_EXECUTED or ended.status in rules.statuses:
         return "not_executed"
@@ -164,24 +163,24 @@ def fallback_cause(ended: Tried, rules: RetryRules) -> FallbackCause | None:
     )
 
 
-def repeatable(ended: Tried, rules: RetryRules, method: str) -> bool:
+def is_repeatable(ended: AttemptResult, rules: RetryRules, method: str) -> bool:
     """True if the call may be sent again, by anybody: it was not executed, or does no harm."""
     return (
-        ended.unsent
+        ended.is_unsent
         or ended.status in rules.statuses
         or ended.status == 429
-        or ended.refused_key
+        or ended.is_key_refused
         or method in SAFE_METHODS
     )
 
 
-def may_be_executed(ended: Tried, rules: RetryRules, method: str) -> bool:
+def may_be_executed(ended: AttemptResult, rules: RetryRules, method: str) -> bool:
     """True if the provider may have executed the call, and may bill it."""
-    return ended.told_status not in _NOT_EXECUTED and not repeatable(ended, rules, method)
+    return ended.effective_status not in _NOT_EXECUTED and not is_repeatable(ended, rules, method)
 
 
 def wait_s(
-    rules: RetryRules, number: int, ended: Tried, random: Callable[[], float]
+    rules: RetryRules, number: int, ended: AttemptResult, random: Callable[[], float]
 ) -> float | None:
     """How long before attempt `number + 1`; None if the provider asks for more than the cap.
 
@@ -195,11 +194,11 @@ def wait_s(
     return random() * min(rules.max_delay_s, rules.delay_s * factor)
 
 
-MOST_ATTEMPTS, LONGEST_DELAY_MS = 5, 5000
+MAX_ATTEMPTS, MAX_DELAY_MS = 5, 5000
 """What a client may ask for; the limits are those of Cloudflare's headers."""
 
 
-def wishes(header: Header, rules: RetryRules) -> RetryRules | None:
+def requested_rules(header: Header, rules: RetryRules) -> RetryRules | None:
     """The provider's rules as the client's `cf-aig-max-attempts`, `-retry-delay` (ms) and
     `-backoff` change them; None if it sent none of these. Raises BadRequest.
     """
@@ -209,11 +208,10 @@ def wishes(header: Header, rules: RetryRules) -> RetryRules | None:
         return None
     if backoff is not None and backoff not in ("constant", "linear", "exponential"):
         raise BadRequest("cf-aig-backoff is none of constant, linear, exponential")
-    delay_ms = _whole("cf-aig-retry-delay", delay, 0, LONGEST_DELAY_MS)
+    delay_ms = _whole("cf-aig-retry-delay", delay, 0, MAX_DELAY_MS)
     return replace(
         rules,
-        max_attempts=_whole("cf-aig-max-attempts", attempts, 1, MOST_ATTEMPTS)
-        or rules.max_attempts,
+        max_attempts=_whole("cf-aig-max-attempts", attempts, 1, MAX_ATTEMPTS) or rules.max_attempts,
         delay_s=rules.delay_s if delay_ms is None else delay_ms / 1000,
         backoff=backoff or rules.backoff,  # type: ignore[arg-type]
     )
@@ -235,7 +233,6 @@ def _whole(name: str, text: str | None, least: int, most: int) -> int | None:
     return number
 
 
-_LONGEST_DATE = 64
 RETRY_HEADERS = (
     "cf-aig-max-attempts",
     "cf-aig-retry-delay",
@@ -245,43 +242,24 @@ RETRY_HEADERS = (
 """They go to whoever retries, and to nobody else."""
 
 
-def retry_after_s(header: Header, now_unix_s: float) -> float | None:
-    """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
-    (RFC 9110 10.2.3). None for what is missing, negative, nonsense or more than a year; a past date
-    is 0.
-    """
-    in_ms = (header("retry-after-ms") or "").strip()
-    if (ms := decimal_number(in_ms, 0, MOST_WAIT_S * 1000)) is not None:
-        return ms / 1000
-    if (given := header("retry-after")) is None or len(given) > _LONGEST_DATE:
-        return None
-    if (seconds := decimal_number(given.strip(), 0, MOST_WAIT_S)) is not None:
-        return seconds
-    try:
-        wait_s = parsedate_to_datetime(given).timestamp() - now_unix_s
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return max(0.0, wait_s) if wait_s <= MOST_WAIT_S else None
-
-
-def rest_s(ended: Tried, failures: int) -> float:
+def key_cooldown_s(ended: AttemptResult, failures: int) -> float:
     """How long a key that failed `failures` times in a row rests; 0 if it is not to blame."""
     asked = ended.retry_after_s
-    if ended.refused_key:
-        return min(MAX_REST_S, max(KEY_REFUSED_S, asked or 0.0))
-    if ended.told_status == 429:
-        return min(MAX_REST_S, RATE_LIMITED_S if asked is None else asked)
-    return fault_rest_s(ended, failures)
+    if ended.is_key_refused:
+        return min(MAX_COOLDOWN_S, max(REFUSED_COOLDOWN_S, asked or 0.0))
+    if ended.effective_status == 429:
+        return min(MAX_COOLDOWN_S, RATE_LIMITED_COOLDOWN_S if asked is None else asked)
+    return target_cooldown_s(ended, failures)
 
 
-def fault_rest_s(ended: Tried, failures: int) -> float:
+def target_cooldown_s(ended: AttemptResult, failures: int) -> float:
     """The same for a target: only the provider's own faults count, and what does not answer."""
     silent = ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream"
-    if ended.told_status in _FAULTS or ended.first_event_status == 0 or silent:
-        return float(min(FAULT_CAP_S, FAULT_S * 2 ** min(failures - 1, 10)))
+    if ended.effective_status in _FAULTS or ended.first_event_status == 0 or silent:
+        return float(min(MAX_FAULT_COOLDOWN_S, FAULT_COOLDOWN_S * 2 ** min(failures - 1, 10)))
     return 0.0
 
 
-def timed_out(ended: Tried) -> bool:
+def has_timed_out(ended: AttemptResult) -> bool:
     """True if the provider was too slow to begin its answer."""
     return isinstance(ended.failure, UpstreamTimeout)

@@ -10,9 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.policy import RetryRules, answered, fallback_cause, repeatable, rest_s
-from relay.core.refusals import MOST_ERROR_BYTES, of_answer, of_close, of_message
-from relay.core.waits import duration_s, reset_headers_s, reset_s
+from relay.core.key_refusals import (
+    MAX_ERROR_BYTES,
+    read_key_refusal,
+    refusal_in_close,
+    refusal_in_message,
+)
+from relay.core.retry_after import duration_s, reset_headers_s, reset_s
+from relay.core.retry_policy import (
+    RetryRules,
+    fallback_cause,
+    is_repeatable,
+    key_cooldown_s,
+    result_of_answer,
+)
 
 NOW = 1_800_000_000.0
 
@@ -50,16 +61,16 @@ DEAD: dict[str, tuple[int, Any]] = {
 @pytest.mark.parametrize("vendor", DEAD)
 def test_a_dead_key_is_recognised_in_each_vendors_form(vendor: str) -> None:
     status, document = DEAD[vendor]
-    assert of_answer(status, body(document), "", NOW).dead
-    ended = answered(status, {}.get, NOW, body(document))
-    assert ended.refused_key and fallback_cause(ended, RetryRules()) and repeatable(ended, RetryRules(), "POST")
-    assert rest_s(ended, 1) == 300
+    assert read_key_refusal(status, body(document), "", NOW).dead
+    ended = result_of_answer(status, {}.get, NOW, body(document))
+    assert ended.is_key_refused and fallback_cause(ended, RetryRules()) and is_repeatable(ended, RetryRules(), "POST")
+    assert key_cooldown_s(ended, 1) == 300
 
 
 def test_a_compressed_error_is_read_too() -> None:
     packed = gzip.compress(body(google("API_KEY_INVALID")))
-    assert of_answer(400, packed, "gzip", NOW).dead == "API_KEY_INVALID"
-    assert of_answer(400, packed[:-20], "gzip", NOW).dead == ""
+    assert read_key_refusal(400, packed, "gzip", NOW).dead == "API_KEY_INVALID"
+    assert read_key_refusal(400, packed[:-20], "gzip", NOW).dead == ""
 
 
 QUOTING = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
@@ -77,12 +88,12 @@ ALIVE: dict[str, tuple[int, Any]] = {
 @pytest.mark.parametrize("why", ALIVE)
 def test_nothing_that_a_client_wrote_makes_a_key_dead(why: str) -> None:
     status, document = ALIVE[why]
-    assert of_answer(status, body(document), "", NOW).dead == ""
+    assert read_key_refusal(status, body(document), "", NOW).dead == ""
 
 
 def test_a_large_error_is_not_read() -> None:
-    large = body(google("API_KEY_INVALID") | {"pad": "x" * MOST_ERROR_BYTES})
-    assert of_answer(400, large, "", NOW) == ("", None)
+    large = body(google("API_KEY_INVALID") | {"pad": "x" * MAX_ERROR_BYTES})
+    assert read_key_refusal(400, large, "", NOW) == ("", None)
 
 
 def retry(delay: str) -> dict[str, Any]:
@@ -99,7 +110,7 @@ def retry(delay: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_wait_is_read_in_the_body(document: Any, expected: float | None) -> None:
-    assert of_answer(429, body(document), "", NOW).wait_s == expected
+    assert read_key_refusal(429, body(document), "", NOW).wait_s == expected
 
 
 @pytest.mark.parametrize(
@@ -138,22 +149,22 @@ RESETS: list[tuple[dict[str, str], float | None]] = [
 @pytest.mark.parametrize(("headers", "expected"), RESETS)
 def test_a_reset_counts_where_nothing_is_left(headers: dict[str, str], expected: float | None) -> None:
     assert reset_headers_s(headers.get, NOW) == expected
-    assert answered(429, headers.get, NOW).retry_after_s == expected
-    assert answered(400, headers.get, NOW).retry_after_s is None
+    assert result_of_answer(429, headers.get, NOW).retry_after_s == expected
+    assert result_of_answer(400, headers.get, NOW).retry_after_s is None
 
 
 def test_retry_after_comes_before_the_body_and_that_before_a_reset() -> None:
     reset = {"ratelimit-remaining": "0", "ratelimit-reset": "30"}
-    assert answered(429, reset.get, NOW, body(retry("39s"))).retry_after_s == 39
-    assert answered(429, (reset | {"retry-after": "7"}).get, NOW, body(retry("39s"))).retry_after_s == 7
+    assert result_of_answer(429, reset.get, NOW, body(retry("39s"))).retry_after_s == 39
+    assert result_of_answer(429, (reset | {"retry-after": "7"}).get, NOW, body(retry("39s"))).retry_after_s == 7
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "code", "details", "@type", "retryDelay", "resets_at", "type", "detail", "message"]), inner, max_size=4), max_leaves=20), st.integers(400, 599))
 def test_nothing_in_an_error_makes_its_reading_fail(document: Any, status: int) -> None:
     text = json.dumps(document).encode()
-    said = of_answer(status, text, "", NOW)
+    said = read_key_refusal(status, text, "", NOW)
     assert said.wait_s is None or said.wait_s >= 0
-    of_message(text)
+    refusal_in_message(text)
 
 
 MESSAGES: dict[str, Any] = {
@@ -171,7 +182,7 @@ MESSAGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("vendor", MESSAGES)
 def test_an_event_that_refuses_the_key(vendor: str) -> None:
-    assert of_message(body(MESSAGES[vendor]))
+    assert refusal_in_message(body(MESSAGES[vendor]))
 
 
 INNOCENT: list[Any] = [
@@ -188,7 +199,7 @@ INNOCENT: list[Any] = [
 
 @pytest.mark.parametrize("message", INNOCENT)
 def test_an_event_that_does_not(message: Any) -> None:
-    assert of_message(body(message)) == ""
+    assert refusal_in_message(body(message)) == ""
 
 
 @pytest.mark.parametrize(
@@ -206,4 +217,4 @@ def test_an_event_that_does_not(message: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_close_that_refuses_the_key(code: int | None, reason: str, refuses: bool) -> None:
-    assert bool(of_close(code, reason)) is refuses
+    assert bool(refusal_in_close(code, reason)) is refuses

@@ -1,7 +1,7 @@
-"""The relay's own errors in the shape that each provider's SDK parses.
+"""The relay's own errors in the format that each provider's SDK parses.
 
 Owns: JSON bodies, SSE error events, and the headers that go with them. A provider's own error is
-never touched. OpenAI's shape is everybody's default: most SDKs read `error.message` and
+never touched. OpenAI's format is the default: most SDKs read `error.message` and
 `error.code`.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 
 from relay.core.errors import RelayError
 
-_Shape = Callable[[RelayError, str], dict[str, Any]]
+_Format = Callable[[RelayError, str], dict[str, Any]]
 
 _OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
@@ -28,29 +28,29 @@ _GOOGLE_STATUSES = {
 }  # fmt: skip
 
 
-def body(error: RelayError, format_: str, request_id: str) -> bytes:
+def error_body(error: RelayError, format_: str, request_id: str) -> bytes:
     """The JSON body of `error` for clients of a provider whose wire format is `format_`."""
-    return msgspec.json.encode(_SHAPES.get(format_, _openai)(error, request_id))
+    return msgspec.json.encode(_FORMATS.get(format_, _openai)(error, request_id))
 
 
-def event(error: RelayError, format_: str, kind: str, request_id: str) -> bytes:
+def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> bytes:
     """The same as an SSE event, complete with its blank line, for a stream at an event boundary."""
     data: dict[str, Any]
     if format_ == "openai" and kind == "responses":
         data = {"type": "error", "code": error.code, "message": error.message, "param": None}
         return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
     name = b"event: error\n" if format_ == "anthropic" else b""
-    return name + b"data: " + body(error, format_, request_id) + b"\n\n"
+    return name + b"data: " + error_body(error, format_, request_id) + b"\n\n"
 
 
-def headers(error: RelayError) -> dict[str, str]:
-    """What says whose an error is, and whether an SDK should try again by itself."""
-    told = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
+def error_headers(error: RelayError) -> dict[str, str]:
+    """Headers that name the side that failed, and say whether an SDK should retry."""
+    headers = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
     if not error.retryable:
-        told["x-should-retry"] = "false"
+        headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:
-        told["retry-after"] = str(max(1, ceil(error.retry_after_s)))
-    return told
+        headers["retry-after"] = str(max(1, ceil(error.retry_after_s)))
+    return headers
 
 
 def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
@@ -93,4 +93,8 @@ def _elevenlabs(error: RelayError, request_id: str) -> dict[str, Any]:
     return {"detail": {"status": error.code, "message": error.message, "request_id": request_id}}
 
 
-_SHAPES: dict[str, _Shape] = {"anthropic": _anthropic, "google": _google, "elevenlabs": _elevenlabs}
+_FORMATS: dict[str, _Format] = {
+    "anthropic": _anthropic,
+    "google": _google,
+    "elevenlabs": _elevenlabs,
+}

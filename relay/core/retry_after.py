@@ -1,13 +1,14 @@
-"""How long a provider asks to wait, told in the body of an error or in the headers of its limits.
+"""How long a provider asks to wait: in Retry-After, in the body of an error, or in the headers of
+its rate limits.
 
-Owns: those forms, each number read within bounds. Retry-After, which comes before all of them, is
-policy.py's.
+Owns: those forms, each number read within bounds. Which of them counts is retry_policy.py's.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from relay.core.numbers import decimal_number, unix_time_s, whole_number
@@ -15,8 +16,28 @@ from relay.core.numbers import decimal_number, unix_time_s, whole_number
 Header = Callable[[str], str | None]
 """The value of a header, by its name."""
 
-MOST_WAIT_S = 366 * 86400
+MAX_WAIT_S = 366 * 86400
+_MAX_DATE_CHARACTERS = 64
 _MOST_DETAILS = 32
+
+
+def retry_after_s(header: Header, now_unix_s: float) -> float | None:
+    """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
+    (RFC 9110 10.2.3). None for what is missing, negative, nonsense or more than a year; a past date
+    is 0.
+    """
+    in_ms = (header("retry-after-ms") or "").strip()
+    if (ms := decimal_number(in_ms, 0, MAX_WAIT_S * 1000)) is not None:
+        return ms / 1000
+    if (given := header("retry-after")) is None or len(given) > _MAX_DATE_CHARACTERS:
+        return None
+    if (seconds := decimal_number(given.strip(), 0, MAX_WAIT_S)) is not None:
+        return seconds
+    try:
+        wait_s = parsedate_to_datetime(given).timestamp() - now_unix_s
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return max(0.0, wait_s) if wait_s <= MAX_WAIT_S else None
 
 
 def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -27,7 +48,7 @@ def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (each for each in found[:_MOST_DETAILS] if isinstance(each, dict))
 
 
-def told_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
+def wait_in_error_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
     """Seconds that an error tells: Google's RetryInfo, and Codex's `resets_in_seconds` or
     `resets_at`. None if it tells none.
     """
@@ -39,7 +60,7 @@ def told_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
     inner = error.get("error")
     if not isinstance(inner, dict):
         return None
-    if (seconds := _number(inner.get("resets_in_seconds"), MOST_WAIT_S)) is not None:
+    if (seconds := _number(inner.get("resets_in_seconds"), MAX_WAIT_S)) is not None:
         return seconds
     at_s = _number(inner.get("resets_at"), 1e11)
     return None if at_s is None else _until(at_s, now_unix_s)
@@ -67,7 +88,7 @@ def duration_s(text: str) -> float | None:
         return None
     parts = zip(found.groups(), _UNITS_S, strict=True)
     seconds = sum(float(part) * unit for part, unit in parts if part)
-    return seconds if seconds <= MOST_WAIT_S else None
+    return seconds if seconds <= MAX_WAIT_S else None
 
 
 def reset_s(text: str, now_unix_s: float) -> float | None:
@@ -85,12 +106,12 @@ def reset_s(text: str, now_unix_s: float) -> float | None:
         return _until(number / 1000, now_unix_s)
     if number >= _EPOCH_S:
         return _until(number, now_unix_s)
-    return number if number <= MOST_WAIT_S else None
+    return number if number <= MAX_WAIT_S else None
 
 
 def _until(at_s: float, now_unix_s: float) -> float | None:
     wait_s = at_s - now_unix_s
-    return max(0.0, wait_s) if wait_s <= MOST_WAIT_S else None
+    return max(0.0, wait_s) if wait_s <= MAX_WAIT_S else None
 
 
 _RESETS = (

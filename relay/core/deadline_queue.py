@@ -14,7 +14,7 @@ T = TypeVar("T")
 _SPARE = 64
 
 
-class DueTimes(Generic[T]):
+class DeadlineQueue(Generic[T]):
     """A collection of hashable items, each with the time at which it is due next."""
 
     __slots__ = ("_heap", "_items", "_last", "_numbers")
@@ -26,7 +26,7 @@ class DueTimes(Generic[T]):
         self._numbers: dict[T, int] = {}
         self._last = 0
 
-    def add(self, item: T, due_s: float) -> None:
+    def add(self, item: T, deadline_s: float) -> None:
         """Add `item`, or give it another due time."""
         self.discard(item)
         self._last = number = self._last + 1
@@ -34,7 +34,7 @@ class DueTimes(Generic[T]):
         if len(self._heap) > 2 * len(self._items) + _SPARE:
             self._heap = [entry for entry in self._heap if entry[1] in self._items]
             heapify(self._heap)
-        heappush(self._heap, (due_s, number))
+        heappush(self._heap, (deadline_s, number))
 
     def discard(self, item: T) -> None:
         """Remove `item` if it is here."""
