@@ -33,7 +33,7 @@ from relay.gate.limits import Limits
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies
 from relay.gate.windows import Windows
-from relay.ledger.groups import grouping
+from relay.ledger.group_rollups import grouping
 from relay.ledger.ledger import Ledger
 from relay.ledger.metrics import Metrics
 from relay.ledger.retention import Retention

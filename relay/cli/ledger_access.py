@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from relay.core.errors import OperatorError
-from relay.ledger.queries import BadQuestion
+from relay.ledger.queries import BadQuery
 from relay.registry.load import Config
-from relay.storage.database import Database, DatabaseAway, database_url
-from relay.storage.readers import QuestionRefused
+from relay.storage.database import Database, DatabaseUnavailable, database_url
+from relay.storage.readers import QueryRefused
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -51,9 +51,9 @@ async def open_ledger(config: Config) -> AsyncIterator[Database]:
     database = Database(database_url(config.settings.database))
     try:
         yield database
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         raise NoAnswer(f"the database cannot be read ({error})") from error
-    except (BadQuestion, QuestionRefused) as error:
+    except (BadQuery, QueryRefused) as error:
         raise NoAnswer(str(error)) from error
     finally:
         await database.close()

@@ -24,8 +24,8 @@ from relay.cli.ledger_access import (
 )
 from relay.cli.sources import load_config
 from relay.core.text import quoted
-from relay.ledger import queries, sheets
-from relay.ledger.queries import BadQuestion, Filter, moment_s
+from relay.ledger import csv_rows, queries
+from relay.ledger.queries import BadQuery, Filter, moment_s
 from relay.registry.load import Config
 from relay.storage.database import Database
 
@@ -68,7 +68,7 @@ async def print_calls(
         seq = await queries.last_seq(database)
         latest = await _latest(database, which, options.limit)
         if options.csv:
-            out(sheets.row(sheets.CALL_COLUMNS))
+            out(csv_rows.row(csv_rows.CALL_COLUMNS))
         for call in reversed(latest):
             out(_line(call, options))
         if options.follow:
@@ -116,7 +116,7 @@ def _line(call: Call, options: argparse.Namespace) -> str:
     if options.json:
         return to_json(call)
     if options.csv:
-        return sheets.call_row(call)
+        return csv_rows.call_row(call)
     used = call.get("usage") or {}
     provider, model = call["provider"], call.get("model")
     answered = call.get("answered_by") or provider, call.get("model_answered") or model
@@ -146,8 +146,8 @@ def _cost(call: Call, used: dict[str, Any]) -> str:
 
 
 def _entry(text: str) -> tuple[str, str]:
-    """`team=growth`. Raises BadQuestion."""
+    """`team=growth`. Raises BadQuery."""
     name, sign, value = text.partition("=")
     if not name or not sign:
-        raise BadQuestion(f"--metadata is NAME=VALUE, not '{quoted(text)}'")
+        raise BadQuery(f"--metadata is NAME=VALUE, not '{quoted(text)}'")
     return name, value

@@ -19,7 +19,7 @@ from relay.cli.banner import banner
 from relay.cli.sources import sources_of
 from relay.demo.provider import Demo
 from relay.internals import check_private_parts
-from relay.ledger.metrics_folder import remove_dead_folders
+from relay.ledger.metrics_multiprocess import remove_dead_folders
 from relay.registry.files import Files
 from relay.registry.load import Config, Sources, load
 from relay.server.listen import CannotListen, Listeners, listen, raise_file_limit

@@ -22,10 +22,10 @@ from relay.cli.ledger_access import (
     to_printable,
 )
 from relay.cli.sources import load_config
-from relay.ledger import sheets
-from relay.ledger.groups import grouping
-from relay.ledger.queries import BadQuestion, moment_s
-from relay.ledger.usage import MOST_TOP, SORTS, SPANS, Question, columns_of, keys_of, usage
+from relay.ledger import csv_rows
+from relay.ledger.group_rollups import grouping
+from relay.ledger.queries import BadQuery, moment_s
+from relay.ledger.usage import MOST_TOP, SORTS, SPANS, UsageQuery, columns_of, keys_of, usage
 from relay.registry.load import Config
 from relay.storage.tables import KEYS
 
@@ -56,13 +56,13 @@ async def print_usage(
 ) -> None:
     """Print what was used and what it cost. Raises NoAnswer."""
     async with open_ledger(config) as database:
-        asked = _question(options)
+        asked = _usage_query(options)
         answer = await usage(database, asked, grouping(config.settings.ledger))
     keys = columns_of(asked)
     if options.json:
         lines = [to_json(answer)]
     elif options.csv:
-        lines = sheets.usage_rows(answer, keys)
+        lines = csv_rows.usage_rows(answer, keys)
     else:
         total = dict.fromkeys(keys, "") | {keys[0] if keys else "total": "total"} | answer["total"]
         lines = list(map(to_printable, _table(keys, [*answer["rows"], total])))
@@ -71,13 +71,13 @@ async def print_usage(
         out(line)
 
 
-def _question(options: argparse.Namespace) -> Question:
-    """Raises BadQuestion."""
+def _usage_query(options: argparse.Namespace) -> UsageQuery:
+    """Raises BadQuery."""
     now_s = time.time()
     until_s = moment_s("--until", options.until, now_s) if options.until else now_s
     if options.top is not None and not 1 <= options.top <= MOST_TOP:
-        raise BadQuestion(f"--top is not a number from 1 to {MOST_TOP}")
-    return Question(
+        raise BadQuery(f"--top is not a number from 1 to {MOST_TOP}")
+    return UsageQuery(
         moment_s("--since", options.since, now_s),
         until_s,
         now_s,

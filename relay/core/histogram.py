@@ -1,7 +1,7 @@
-"""How times are spread: counts in log-spaced buckets, from which percentiles are read.
+"""Histograms of times with log-spaced buckets, from which percentiles are read.
 
-Owns: the buckets, and a Spread: one integer with a lane of 32 bits for each bucket of each measure.
-Two of them are put together by adding them, whether in Python or from another process's row.
+Owns: the buckets, and the packed histogram: one integer with 32 bits for each bucket of each
+measure. Adding two integers merges two histograms, in Python or in another process's row.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from itertools import accumulate
 
 BUCKETS = 48
 """Two an octave, from 1/16 ms to some 17 minutes."""
-LEAST_MS = 1 / 16
-LANE_BITS = 32
+MIN_MS = 1 / 16
+BUCKET_BITS = 32
 MEASURES = ("duration", "first_byte", "overhead")
-_lanes = struct.Struct(f"<{len(MEASURES) * BUCKETS}I")
-_measure = struct.Struct(f"<{BUCKETS}I")
-_ALL = (1 << (LANE_BITS * BUCKETS)) - 1
-_UPPER = [LEAST_MS * 2 ** (number / 2) for number in range(BUCKETS)]
+_all_buckets = struct.Struct(f"<{len(MEASURES) * BUCKETS}I")
+_one_measure = struct.Struct(f"<{BUCKETS}I")
+_ALL = (1 << (BUCKET_BITS * BUCKETS)) - 1
+_UPPER = [MIN_MS * 2 ** (number / 2) for number in range(BUCKETS)]
 _BOUNDS = _UPPER[:-1]
-_ONES = tuple(1 << (LANE_BITS * at) for at in range(BUCKETS))
+_ONES = tuple(1 << (BUCKET_BITS * at) for at in range(BUCKETS))
 
 
-def bucket(ms: float) -> int:
+def bucket_of(ms: float) -> int:
     """The bucket of a time in ms: the first whose bound is not below it."""
     return bisect_left(_BOUNDS, ms)
 
@@ -34,29 +34,29 @@ def bound_ms(number: int) -> float:
     return _UPPER[number]
 
 
-def spread(
+def build_histogram(
     durations: Iterable[float], first_bytes: Iterable[float], overheads: Iterable[float]
 ) -> int:
-    """The Spread of some calls, from the times in ms that they have of each measure."""
-    whole = 0
+    """The packed histogram of some calls, from their times in ms of each measure."""
+    packed = 0
     for at, times in enumerate((durations, first_bytes, overheads)):
-        lanes = sum([_ONES[bisect_left(_BOUNDS, ms)] for ms in times])
-        whole += lanes << (LANE_BITS * BUCKETS * at)
-    return whole
+        buckets = sum([_ONES[bisect_left(_BOUNDS, ms)] for ms in times])
+        packed += buckets << (BUCKET_BITS * BUCKETS * at)
+    return packed
 
 
-def counts(whole: int) -> dict[str, tuple[int, ...]]:
+def bucket_counts(packed: int) -> dict[str, tuple[int, ...]]:
     """How many there are in each bucket, by measure."""
-    lanes = _lanes.unpack(whole.to_bytes(_lanes.size, "little"))
-    return {name: lanes[at * BUCKETS :][:BUCKETS] for at, name in enumerate(MEASURES)}
+    buckets = _all_buckets.unpack(packed.to_bytes(_all_buckets.size, "little"))
+    return {name: buckets[at * BUCKETS :][:BUCKETS] for at, name in enumerate(MEASURES)}
 
 
-def percentiles(whole: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
+def percentiles(packed: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
     """`{"p50": ms, …}`, each exact to a bucket's width (the square root of two) and laid straight
     between its bounds; None if nothing was counted.
     """
-    at = LANE_BITS * BUCKETS * MEASURES.index(measure)
-    found = _measure.unpack(((whole >> at) & _ALL).to_bytes(_measure.size, "little"))
+    at = BUCKET_BITS * BUCKETS * MEASURES.index(measure)
+    found = _one_measure.unpack(((packed >> at) & _ALL).to_bytes(_one_measure.size, "little"))
     passed = list(accumulate(found))
     if not passed[-1]:
         return None
@@ -70,9 +70,9 @@ def percentiles(whole: int, measure: str, wanted: Iterable[float]) -> dict[str, 
     return made
 
 
-def to_bytes(whole: int) -> bytes:
-    """As it is stored: little-endian, without the empty lanes at its end."""
-    return whole.to_bytes((whole.bit_length() + 7) // 8, "little")
+def to_bytes(packed: int) -> bytes:
+    """As it is stored: little-endian, without the empty buckets at its end."""
+    return packed.to_bytes((packed.bit_length() + 7) // 8, "little")
 
 
 def from_bytes(stored: bytes) -> int:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.metadata import Metadata, bounded
-from relay.ledger.queries import BadQuestion, Filter, export
+from relay.ledger.queries import BadQuery, Filter, export
 from relay.ledger.rows import tags_of
 from relay.storage.database import Database
 from relay.storage.tables import bodies, exchanges, tags
@@ -26,7 +26,7 @@ KEEP: Any = object()
 async def change(
     database: Database, id: str, *, feedback: Any = KEEP, score: Any = KEEP, metadata: Any = KEEP
 ) -> bool:
-    """False if there is no call of this id. None takes a value away. Raises DatabaseAway."""
+    """False if there is no call of this id. None takes a value away. Raises DatabaseUnavailable."""
     given = {"feedback": feedback, "score": score}
     values = {name: value for name, value in given.items() if value is not KEEP}
     if metadata is not KEEP:
@@ -55,10 +55,10 @@ async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
 
 async def delete(database: Database, which: Filter) -> int:
     """Delete the rows that fit, in batches; how many went. What they added up to stays. Raises
-    BadQuestion for a filter that leaves nothing out, DatabaseAway.
+    BadQuery for a filter that leaves nothing out, DatabaseUnavailable.
     """
     if not which.any:
-        raise BadQuestion("this would delete all: name at least one condition")
+        raise BadQuery("this would delete all: name at least one condition")
     gone = 0
     batch: list[str] = []
     async for call in export(database, which):

@@ -21,12 +21,12 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
-from relay.ledger.booked import Booked
-from relay.ledger.groups import Grouping
+from relay.ledger.counted_objects import CountedObjects
+from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
 from relay.ledger.retention import Retention
+from relay.ledger.rollups import Key, Sums, by_key
 from relay.ledger.rows import Entry, entry_of
-from relay.ledger.tallies import Key, Tally, by_key
 from relay.ledger.writer import Lost, Writer
 from relay.prices import price_list
 from relay.storage.database import Database
@@ -51,8 +51,8 @@ class Ledger:
     ) -> None:
         self.lost = Lost()
         self.database = database
-        self._booked = Booked(database)
-        self.counted: list[Callable[[Sequence[Record], Mapping[Key, Tally]], None]] = []
+        self._counted_objects = CountedObjects(database)
+        self.counted: list[Callable[[Sequence[Record], Mapping[Key, Sums]], None]] = []
         """Who else is told of each batch: metrics and traces."""
         self._writer = None if database is None else Writer(database, new_id, self.lost)
         self._clock = clock
@@ -74,18 +74,18 @@ class Ledger:
         try:
             if exchange.usage.unread is not None:
                 _read(exchange)
-            self._book(exchange)
+            self._count_usage(exchange)
             price_list.set_cost(exchange, time.time())
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
-    def _judge(self, exchange: Exchange) -> None:
+    def _fail_on_error_in_answer(self, exchange: Exchange) -> None:
         try:
             exchange.fail_if_answer_tells_error()
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
-    def _book(self, exchange: Exchange) -> None:
+    def _count_usage(self, exchange: Exchange) -> None:
         """Take what it used, without what an answer before it told of the same object."""
         if exchange.usage.meter is None or exchange.routing.route is None:
             return
@@ -100,20 +100,20 @@ class Ledger:
             exchange.usage.parts = parts
             return
         ids = {part.object_id for part in named if part.booking != "so_far"}
-        known = {each for each in ids if not self._booked.claim((provider, each))}
+        known = {each for each in ids if not self._counted_objects.claim((provider, each))}
         exchange.usage.parts = tuple(
             rest
             for part in parts
             if part.object_id not in known or part.booking == "made"
-            if (rest := self._rest(provider, part)) is not None
+            if (rest := self._uncounted_rest(provider, part)) is not None
         )
 
-    def _rest(self, provider: str, part: Part) -> Part | None:
+    def _uncounted_rest(self, provider: str, part: Part) -> Part | None:
         """What this process has not counted before of a count that grows; any other part whole."""
         if part.booking != "so_far" or not part.object_id:
             return part
         audio_ms = part.usage.audio_ms
-        before_ms = self._booked.claim_up_to((provider, part.object_id), audio_ms)
+        before_ms = self._counted_objects.claim_up_to((provider, part.object_id), audio_ms)
         if before_ms == 0:
             return part
         if before_ms >= audio_ms:
@@ -121,7 +121,7 @@ class Ledger:
         usage = msgspec.structs.replace(part.usage, audio_ms=audio_ms - before_ms)
         return part._replace(usage=usage, object_id="")
 
-    async def _unbook(self, exchanges: Sequence[Exchange]) -> None:
+    async def _drop_counted_elsewhere(self, exchanges: Sequence[Exchange]) -> None:
         """Take back what another worker has counted, or this one before it was restarted."""
         claimed = {
             (exchange.routing.route.provider.name, part.object_id): exchange
@@ -133,7 +133,7 @@ class Ledger:
         if not claimed:
             return
         try:
-            for named in await self._booked.counted_elsewhere(list(claimed)):
+            for named in await self._counted_objects.counted_elsewhere(list(claimed)):
                 exchange, object_id = claimed[named], named[1]
                 exchange.usage.parts = tuple(
                     part
@@ -217,9 +217,9 @@ class Ledger:
             turn = ended[at : at + _TURN]
             for exchange in turn:
                 self.settle(exchange)
-                self._judge(exchange)
-            if self._booked.is_shared and self.state == "ok":
-                await self._unbook(turn)
+                self._fail_on_error_in_answer(exchange)
+            if self._counted_objects.is_shared and self.state == "ok":
+                await self._drop_counted_elsewhere(turn)
             for exchange in turn:
                 try:
                     await self._record(exchange, at_zero)

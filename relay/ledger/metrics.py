@@ -24,9 +24,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from relay.core.histogram import BUCKETS, bound_ms, counts
+from relay.core.histogram import BUCKETS, bound_ms, bucket_counts
 from relay.core.record import Record
-from relay.ledger.tallies import Key, Tally
+from relay.ledger.rollups import Key, Sums
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -139,18 +139,18 @@ class Metrics:
         }
         self._bound: dict[tuple[str, ...], _Children] = {}
 
-    def count(self, records: Sequence[Record], batch: Mapping[Key, Tally]) -> None:
+    def count(self, records: Sequence[Record], batch: Mapping[Key, Sums]) -> None:
         """A batch of calls that ended."""
         for record in records:
             model = record.model_answered or record.model
             if model and model not in self._models and _proves(record):
                 self._admit(model)
-        for key, tally in batch.items():
+        for key, sums in batch.items():
             label = (key.provider or _OTHER, self._model(key.model), key.transport, key.outcome)
             children = self._bound.get(label)
             if children is None:
                 children = self._bound[label] = _Children(self, *label)
-            children.add(tally)
+            children.add(sums)
         for record in records:
             if record.turns is not None:
                 provider = record.answered_by or record.provider
@@ -216,40 +216,40 @@ class _Children:
             measure: of.times[name].labels(provider, transport) for measure, name in _TIMES.items()
         }
 
-    def add(self, tally: Tally) -> None:
+    def add(self, sums: Sums) -> None:
         """What they came to."""
-        self._requests.inc(tally.requests)
+        self._requests.inc(sums.requests)
         for child, value in (
-            (self._errors, tally.errors),
-            (self._hits, tally.cache_hits),
-            (self._cost, tally.cost / 1e9),
-            (self._saved, tally.saved / 1e9),
-            (self._unpriced, tally.unpriced),
+            (self._errors, sums.errors),
+            (self._hits, sums.cache_hits),
+            (self._cost, sums.cost / 1e9),
+            (self._saved, sums.saved / 1e9),
+            (self._unpriced, sums.unpriced),
         ):
             if value:
                 child().inc(value)
         for name, kind in _TOKENS.items():
-            if value := tally.count(name):
+            if value := sums.count(name):
                 self._tokens(kind).inc(value)
         for name, unit, part in (
             ("characters", "characters", 1), ("audio_ms", "audio_seconds", 1000),
             ("units_milli", "units", 1000), ("images", "images", 1),
             ("web_searches", "web_searches", 1), ("pages", "pages", 1),
         ):  # fmt: skip
-            if value := tally.count(name):
+            if value := sums.count(name):
                 self._units(unit).inc(value / part)
-        for measure, lanes in counts(tally.spread).items():
-            _observe_all(self._times[measure], lanes)
+        for measure, counts in bucket_counts(sums.histogram).items():
+            _observe_all(self._times[measure], counts)
 
 
-def _observe_all(child: Histogram, lanes: Sequence[int]) -> None:
+def _observe_all(child: Histogram, counts: Sequence[int]) -> None:
     """What `observe` does, for many at once. A time is taken to lie in the middle of its bucket.
 
     It uses private parts, for there are no public ones: tests/ledger/test_metrics.py holds it
     against `observe`.
     """
     total = 0.0
-    for number, count in enumerate(lanes):
+    for number, count in enumerate(counts):
         if count:
             below = bound_ms(number - 1) if number else 0.0
             total += (below + bound_ms(number)) / 2000 * count

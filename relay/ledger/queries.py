@@ -27,15 +27,15 @@ SCANNED = 50_000
 _EXPORTED = 500
 
 
-class BadQuestion(ValueError):
+class BadQuery(ValueError):
     """The question cannot be read; the text says why."""
 
 
 def moment_s(name: str, text: str, now_s: float) -> float:
-    """The time that parameter `name` says (core/numbers.py). Raises BadQuestion."""
+    """The time that parameter `name` says (core/numbers.py). Raises BadQuery."""
     when = unix_time_s(text, now_s)
     if when is None:
-        raise BadQuestion(f"{name} is not a time such as 7d, 12h, 2026-11-24, 2026-11-24T12:30:00Z")
+        raise BadQuery(f"{name} is not a time such as 7d, 12h, 2026-11-24, 2026-11-24T12:30:00Z")
     return when
 
 
@@ -73,7 +73,7 @@ class Page:
 
 
 async def page(database: Database, which: Filter, cursor: str | None, limit: int) -> Page:
-    """Raises DatabaseAway. A page may hold fewer than `limit` and not be the last."""
+    """Raises DatabaseUnavailable. A page may hold fewer than `limit` and not be the last."""
     rare = which.failed or "event_id" in which.equal or "id" in which.equal
     bounds = _bounds(which)
     if cursor is not None:
@@ -123,14 +123,14 @@ def as_stored(value: str | int) -> str | int:
 
 
 async def one(database: Database, id: str) -> dict[str, Any] | None:
-    """One call; None if there is none of this id. Raises DatabaseAway."""
+    """One call; None if there is none of this id. Raises DatabaseUnavailable."""
     found = await database.rows(sa.select(exchanges).where(exchanges.c.id == id))
     return shown(found[0]) if found else None
 
 
 async def body(database: Database, id: str, side: str) -> tuple[bytes, bool] | None:
     """The `request` or `response` of a call, and whether it is whole; None if it was not kept.
-    Raises DatabaseAway.
+    Raises DatabaseUnavailable.
     """
     query = sa.select(bodies.c[side], bodies.c[f"{side}_complete"]).where(bodies.c.id == id)
     found = await database.rows(query)
@@ -157,7 +157,7 @@ async def last_seq(database: Database) -> int:
 
 async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, Any]]:
     """All of them, the oldest first. Each page is read by itself: nobody waits for a slow reader.
-    Raises DatabaseAway.
+    Raises DatabaseUnavailable.
     """
     at = ""
     while True:

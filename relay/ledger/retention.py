@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from relay import log
 from relay.core.exchange import min_id_at
 from relay.ledger.changes import forget_on
-from relay.ledger.groups import SPANS_S
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer
+from relay.ledger.group_rollups import SPANS_S
+from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable
 from relay.storage.tables import bodies, booked, exchanges, group_rollups, group_values, rollups
 
 _DAY_S = 86400
@@ -47,7 +47,7 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
         try:
             while await sweep(database, keep()) >= _BATCH:  # noqa: ASYNC110 (others write between)
                 await asyncio.sleep(_BETWEEN_S)
-        except (DatabaseAway, DatabaseNewer):
+        except (DatabaseUnavailable, DatabaseNewer):
             continue  # the ledger says so
         except Exception as error:
             # One bad sweep must not end all that follow; it is logged each time.
@@ -55,7 +55,9 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
 
 
 async def sweep(database: Database, keep: Retention) -> int:
-    """Delete a batch of what is older than it may be; how many rows went. Raises DatabaseAway."""
+    """Delete a batch of what is older than it may be; how many rows went. Raises
+    DatabaseUnavailable.
+    """
     now = time.time()
     async with database.writing() as connection:
         old_calls = await _oldest(connection, exchanges, now - keep.rows_s)

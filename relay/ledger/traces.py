@@ -18,7 +18,7 @@ from relay.core.errors import OperatorError
 from relay.core.provider import Provider
 from relay.core.record import Record, went_wrong
 from relay.ledger.genai import GenAiMetrics
-from relay.ledger.tallies import Key, Tally
+from relay.ledger.rollups import Key, Sums
 from relay.registry.controls import Tracing
 
 _OPERATIONS = {
@@ -67,7 +67,7 @@ class Traces:
         self._provider = provider
         self._metrics = GenAiMetrics(rules, self._resource)
 
-    def count(self, records: Sequence[Record], _batch: Mapping[Key, Tally]) -> None:
+    def count(self, records: Sequence[Record], _batch: Mapping[Key, Sums]) -> None:
         """A batch of calls that ended."""
         for record in records:
             attributes = self._attributes(record)

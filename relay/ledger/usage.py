@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from relay.core.histogram import percentiles
 from relay.core.text import clean
 from relay.core.usage import COUNTS
-from relay.ledger.groups import METADATA, NONE, USER, Grouping
-from relay.ledger.queries import BadQuestion, iso, usd
-from relay.storage import histograms as spreads
+from relay.ledger.group_rollups import METADATA, NONE, USER, Grouping
+from relay.ledger.queries import BadQuery, iso, usd
+from relay.storage import histograms
 from relay.storage.database import Database
 from relay.storage.tables import KEYS, SUMS, group_rollups, rollups
 
@@ -48,7 +48,7 @@ SORTS = ("name", "tokens", *(name for name in _SORTS if not name.endswith("nano_
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class UsageQuery:
     """From and until when, in seconds since 1970; by what; of which calls only."""
 
     since_s: float
@@ -68,7 +68,7 @@ class Question:
 @dataclass(slots=True)
 class _Group:
     sums: Sequence[int]
-    spread: int = 0
+    histogram: int = 0
 
     def __add__(self, other: _Group) -> _Group:
         return self._with(other, operator.add)
@@ -78,7 +78,7 @@ class _Group:
 
     def _with(self, other: _Group, step: Callable[[int, int], int]) -> _Group:
         sums = list(map(step, self.sums, other.sums))
-        return _Group(sums, step(self.spread, other.spread))
+        return _Group(sums, step(self.histogram, other.histogram))
 
 
 _Rows = list[tuple[tuple[Any, ...], _Group]]
@@ -86,107 +86,108 @@ _EMPTY = _Group([0] * len(SUMS))
 
 
 def keys_of(text: str) -> list[str]:
-    """`provider,model` as keys, each once. Raises BadQuestion."""
+    """`provider,model` as keys, each once. Raises BadQuery."""
     by = list(dict.fromkeys(name for name in text.split(",") if name))
     for name in by:
         if name not in KEYS and not _is_name(name):
-            raise BadQuestion(
+            raise BadQuery(
                 f"by '{clean(name, 40)}': it goes by {', '.join(KEYS)}, user or metadata.NAME"
             )
     return by
 
 
-def columns_of(asked: Question) -> list[str]:
+def columns_of(query: UsageQuery) -> list[str]:
     """The keys of an answer's rows, in their order."""
-    return (["at"] if asked.bucket is not None else []) + list(asked.by)
+    return (["at"] if query.bucket is not None else []) + list(query.by)
 
 
 def sort_of(text: str) -> str:
-    """A sort. Raises BadQuestion."""
+    """A sort. Raises BadQuery."""
     if text not in SORTS:
-        raise BadQuestion(f"sort '{clean(text, 40)}': it goes by {', '.join(SORTS)}")
+        raise BadQuery(f"sort '{clean(text, 40)}': it goes by {', '.join(SORTS)}")
     return text
 
 
-async def usage(database: Database, asked: Question, grouping: Grouping) -> dict[str, Any]:
+async def usage(database: Database, query: UsageQuery, grouping: Grouping) -> dict[str, Any]:
     """`{"since", "until", "rows": [{…keys, requests, errors, …}], "total": {…}}`. The time is taken
-    down to the span that answers. Raises BadQuestion, DatabaseAway, QuestionRefused.
+    down to the span that answers. Raises BadQuery, DatabaseUnavailable, QueryRefused.
     """
-    name = _name_of(asked, grouping)
-    span_s = _span_s(asked, name)
-    since_s = int(asked.since_s // span_s) * span_s
+    name = _name_of(query, grouping)
+    span_s = _span_s(query, name)
+    since_s = int(query.since_s // span_s) * span_s
     summed = functools.partial(
-        _summed, asked=asked, since=(since_s, span_s), is_sqlite=database.is_sqlite
+        _summed, query=query, since=(since_s, span_s), is_sqlite=database.is_sqlite
     )
-    query: Any = summed(rollups)
+    statement: Any = summed(rollups)
     if name is not None:
         # One statement sees both tables at one moment: the rest is exact while others write.
-        query = summed(group_rollups).where(group_rollups.c.name == name).union_all(query)
-    rows = await database.rows(query.limit(_MOST_GROUPS + 1))
+        of_name = summed(group_rollups).where(group_rollups.c.name == name)
+        statement = of_name.union_all(statement)
+    rows = await database.rows(statement.limit(_MOST_GROUPS + 1))
     if len(rows) > _MOST_GROUPS:
-        raise BadQuestion(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
-    return await asyncio.to_thread(_answer, asked, since_s, rows)
+        raise BadQuery(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
+    return await asyncio.to_thread(_answer, query, since_s, rows)
 
 
 def _is_name(key: str) -> bool:
     return key == USER or key.startswith(METADATA)
 
 
-def _name_of(asked: Question, grouping: Grouping) -> str | None:
-    """The name whose values a question goes by, if it goes by one. Raises BadQuestion."""
-    names = [key for key in asked.by if _is_name(key)]
+def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:
+    """The name whose values a question goes by, if it goes by one. Raises BadQuery."""
+    names = [key for key in query.by if _is_name(key)]
     if not names:
         return None
     name = names[0]
     if len(names) > 1:
-        raise BadQuestion(f"by {name} and {clean(names[1], 40)}: one of them at a time")
+        raise BadQuery(f"by {name} and {clean(names[1], 40)}: one of them at a time")
     if name not in grouping.names:
-        raise BadQuestion(
+        raise BadQuery(
             f"{clean(name, 60)} has no sums: list {clean(name.removeprefix(METADATA), 40)} under"
             " ledger.group_by, and calls are added up by it from then on"
         )
-    if others := (set(asked.by) | set(asked.only)) - {name, *_BESIDE_NAMES}:
-        raise BadQuestion(f"by {name}: only provider and model go with it, not {min(others)}")
-    if asked.now_s - asked.since_s > grouping.kept_s + 60:
-        raise BadQuestion(f"by {name}: sums go back {grouping.kept_s / 86400:g} days")
+    if others := (set(query.by) | set(query.only)) - {name, *_BESIDE_NAMES}:
+        raise BadQuery(f"by {name}: only provider and model go with it, not {min(others)}")
+    if query.now_s - query.since_s > grouping.kept_s + 60:
+        raise BadQuery(f"by {name}: sums go back {grouping.kept_s / 86400:g} days")
     return name
 
 
-def _span_s(asked: Question, name: str | None) -> int:
+def _span_s(query: UsageQuery, name: str | None) -> int:
     """The span of the rollup that answers: as coarse as may be, or as was asked for."""
-    if asked.bucket == "minute" and name is not None:
-        raise BadQuestion(f"by {name}: sums are by hour and day")
-    ago_s = asked.now_s - asked.since_s
-    if asked.bucket == "hour" and name is not None and ago_s > _REACH_S[3600] + 60:
-        raise BadQuestion(f"by {name}: hours go back {_REACH_S[3600] / 86400:g} days")
-    if asked.bucket is not None:
-        return SPANS[asked.bucket]
+    if query.bucket == "minute" and name is not None:
+        raise BadQuery(f"by {name}: sums are by hour and day")
+    ago_s = query.now_s - query.since_s
+    if query.bucket == "hour" and name is not None and ago_s > _REACH_S[3600] + 60:
+        raise BadQuery(f"by {name}: hours go back {_REACH_S[3600] / 86400:g} days")
+    if query.bucket is not None:
+        return SPANS[query.bucket]
     for span_s, most_s in ((60, 6 * 3600), (3600, 3 * 86400)):
-        if asked.until_s - asked.since_s <= most_s and ago_s <= _REACH_S[span_s]:
+        if query.until_s - query.since_s <= most_s and ago_s <= _REACH_S[span_s]:
             return max(span_s, 3600) if name is not None else span_s
     return 86400
 
 
 def _summed(
-    table: sa.Table, asked: Question, since: tuple[int, int], *, is_sqlite: bool
+    table: sa.Table, query: UsageQuery, since: tuple[int, int], *, is_sqlite: bool
 ) -> sa.Select[Any]:
-    """Keys, sums and spreads, a row a group; null for a name that the table has no values of.
+    """Keys, sums and histograms, a row a group; null for a name that the table has no values of.
     `since` is (time, span) in seconds.
     """
     since_s, span_s = since
-    columns: list[sa.ColumnElement[Any]] = [_column(table, key) for key in asked.by]
-    if asked.bucket is not None:
+    columns: list[sa.ColumnElement[Any]] = [_column(table, key) for key in query.by]
+    if query.bucket is not None:
         columns.insert(0, table.c.at_s)
     within = (
         table.c.span_s == span_s,
         table.c.at_s >= since_s,
-        table.c.at_s < asked.until_s,
-        *(table.c[key] == clean(value) for key, value in asked.only.items()),
+        table.c.at_s < query.until_s,
+        *(table.c[key] == clean(value) for key, value in query.only.items()),
     )
     sums = [sa.func.sum(table.c[name]) for name in SUMS]
-    spread = spreads.summed(table.c.spread, is_sqlite=is_sqlite)
+    histogram = histograms.sum_of(table.c.spread, is_sqlite=is_sqlite)
     keys = [column for column in columns if not isinstance(column, sa.Cast)]
-    return sa.select(*columns, *sums, spread).where(*within).group_by(*keys)
+    return sa.select(*columns, *sums, histogram).where(*within).group_by(*keys)
 
 
 def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
@@ -196,13 +197,13 @@ def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
 
 
 def _group(row: Sequence[Any]) -> _Group:
-    *sums, spread = row
-    return _Group([int(n) for n in sums], spreads.whole(spread))
+    *sums, histogram = row
+    return _Group([int(n) for n in sums], histograms.read_sum(histogram))
 
 
-def _answer(asked: Question, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:
+def _answer(query: UsageQuery, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:
     """On a thread of its own: of ten thousand groups it takes longer than a stream may wait."""
-    names = columns_of(asked)
+    names = columns_of(query)
     keys = len(names)
     # Without keys there is one row, whether there was a call or not.
     groups: _Rows = [(tuple(row[:keys]), _group(row[keys:])) for row in found if row[keys]]
@@ -210,10 +211,10 @@ def _answer(asked: Question, since_s: float, found: Sequence[sa.Row[Any]]) -> di
         if _is_name(name):
             groups = _with_none(groups, at)
     total = sum((group for _, group in groups), _EMPTY)
-    timed = asked.bucket is not None
-    groups.sort(key=lambda row: (row[0][0] if timed else 0, *_rank(asked.sort, *row)))
-    if asked.top is not None:
-        groups = _first(groups, asked.top, 1 if timed else 0)
+    timed = query.bucket is not None
+    groups.sort(key=lambda row: (row[0][0] if timed else 0, *_rank(query.sort, *row)))
+    if query.top is not None:
+        groups = _first(groups, query.top, 1 if timed else 0)
     rows = []
     for key, group in groups:
         named = dict(zip(names, key, strict=True))
@@ -222,7 +223,7 @@ def _answer(asked: Question, since_s: float, found: Sequence[sa.Row[Any]]) -> di
         rows.append(named | _shown(group))
     return {
         "since": iso(since_s),
-        "until": iso(asked.until_s),
+        "until": iso(query.until_s),
         "rows": rows,
         "total": _shown(total),
     }
@@ -277,7 +278,7 @@ def _shown(group: _Group) -> dict[str, Any]:
         "estimated": sums["estimated"],
         **{name: sums[name] for name in COUNTS},
         **{
-            shown: percentiles(group.spread, measure, _PERCENTILES)
+            shown: percentiles(group.histogram, measure, _PERCENTILES)
             for measure, shown in _NAMES.items()
         },
     }

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from relay import log
 from relay.core.record import Record
-from relay.ledger.groups import Grouping, GroupSums, by_group
+from relay.ledger.group_rollups import Grouping, GroupRollups, by_group
 from relay.ledger.retention import Retention, retention
+from relay.ledger.rollups import Key, Rollups, Sums
 from relay.ledger.rows import Entry, inserts
-from relay.ledger.tallies import Key, Tallies, Tally
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
+from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 
 MOST_ROWS = 50_000
 MOST_ROWS_BYTES = 64 * 1024 * 1024
@@ -51,7 +51,7 @@ class Writer:
     def __init__(self, database: Database, new_id: Callable[[], str], lost: Lost) -> None:
         self.database = database
         self._lost = lost
-        self._by_key, self._by_group = Tallies(new_id), GroupSums(database, new_id)
+        self._by_key, self._by_group = Rollups(new_id), GroupRollups(database, new_id)
         self._sums = self._by_key, self._by_group
         self._grouping: Callable[[], Grouping] = Grouping
         self._entries: deque[Entry] = deque()
@@ -69,7 +69,7 @@ class Writer:
         return len(self._entries) + self._writing
 
     def take(
-        self, entries: Sequence[Entry], records: Sequence[Record], sums: Mapping[Key, Tally]
+        self, entries: Sequence[Entry], records: Sequence[Record], sums: Mapping[Key, Sums]
     ) -> None:
         """Write these soon: rows, and what they add up to."""
         now_s = time.time()
@@ -86,7 +86,7 @@ class Writer:
         self._grouping = grouping
         try:
             await self.database.prepare()
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             self._is_away(error)
         old = retention(self.database, keep)
         self._tasks = asyncio.create_task(self._run()), asyncio.create_task(old)
@@ -137,7 +137,7 @@ class Writer:
                     self._lost.rows += 1
                     log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
                     back = []
-            except (DatabaseAway, DatabaseNewer) as error:
+            except (DatabaseUnavailable, DatabaseNewer) as error:
                 self._is_away(error)
                 return False
             finally:

@@ -26,7 +26,7 @@ import msgspec
 
 from relay import log
 from relay.demo.provider import Demo
-from relay.ledger.metrics_folder import metrics_folder
+from relay.ledger.metrics_multiprocess import metrics_folder
 from relay.registry.files import Snapshot
 from relay.registry.limits import promise_broken
 from relay.registry.load import Config, ConfigError, Sources, load

@@ -1,7 +1,7 @@
 """The database of what must last: SQLite beside the relay, or PostgreSQL.
 
 Owns: the connections that write, and the schema's version. Questions have connections of their own
-(readers.py). The driver's errors come out as DatabaseAway, RowsRefused or DatabaseNewer.
+(readers.py). The driver's errors come out as DatabaseUnavailable, RowsRefused or DatabaseNewer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DATA_STATES = ("22", "23")  # data exceptions, and broken constraints
 T = TypeVar("T")
 
 
-class DatabaseAway(Exception):
+class DatabaseUnavailable(Exception):
     """It cannot be reached, written, or asked in time. The text is the driver's kind of error."""
 
 
@@ -81,7 +81,7 @@ _DRIVERS = {
 async def try_out(given: str) -> None:
     """Bring a database's schema up to date, if it is there. Raises DatabaseNewer."""
     database = Database(database_url(given))
-    with contextlib.suppress(DatabaseAway):
+    with contextlib.suppress(DatabaseUnavailable):
         await database.prepare()
     await database.close()
 
@@ -112,7 +112,7 @@ class Database:
             self._writer = SqliteWriter(url, _tuned)
 
     async def prepare(self) -> None:
-        """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseAway."""
+        """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseUnavailable."""
         if self._made:
             return
         with _mapped():
@@ -135,7 +135,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it, or nothing. Raises DatabaseAway, DatabaseNewer."""
+        """One transaction: all of it, or nothing. Raises DatabaseUnavailable, DatabaseNewer."""
         await self.prepare()
         with _mapped():
             async with self._engine.connect() as connection:
@@ -151,14 +151,14 @@ class Database:
 
     async def read(self, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """What `ask` finds, in one transaction that changes nothing. Raises all three, and
-        QuestionRefused.
+        QueryRefused.
         """
         await self.prepare()
         with _mapped():
             return await self._readers.ask(ask)
 
     async def rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
-        """All rows of a query. Raises DatabaseAway, DatabaseNewer, QuestionRefused."""
+        """All rows of a query. Raises DatabaseUnavailable, DatabaseNewer, QueryRefused."""
 
         async def ask(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
             found: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
@@ -199,12 +199,12 @@ def _make(file: Path) -> None:
 
 @contextlib.contextmanager
 def _mapped() -> Any:
-    """What the driver raises, as DatabaseAway or RowsRefused."""
+    """What the driver raises, as DatabaseUnavailable or RowsRefused."""
     try:
         yield
     except (*_LOST, *_VALUES) as error:
         origin = getattr(error, "orig", None) or error
-        kind = RowsRefused if _is_refusal(error, origin) else DatabaseAway
+        kind = RowsRefused if _is_refusal(error, origin) else DatabaseUnavailable
         raise kind(type(origin).__name__) from error
 
 

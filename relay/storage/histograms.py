@@ -1,7 +1,7 @@
-"""Spreads, added up where they lie.
+"""Sums of histograms, made in the database.
 
-Owns: how each database is asked for the sum of a column of them. SQLite is taught an aggregate: to
-fetch a row costs more than to add what is in it. PostgreSQL hands over what it has.
+Owns: the expression for each database. SQLite gets an aggregate function: to fetch a row costs more
+than to add what is in it. PostgreSQL returns all values of a group.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from relay.core.histogram import from_bytes, to_bytes
 class _Sum:
     """One aggregate, as sqlite3 has them: `step` for every row, then `finalize`."""
 
-    __slots__ = ("_whole",)
+    __slots__ = ("_sum",)
 
     def __init__(self) -> None:
-        self._whole = 0
+        self._sum = 0
 
     def step(self, stored: bytes) -> None:
-        self._whole += from_bytes(stored)
+        self._sum += from_bytes(stored)
 
     def finalize(self) -> bytes:
-        return to_bytes(self._whole)
+        return to_bytes(self._sum)
 
 
-class Connection(sqlite3.Connection):
-    """One that can add spreads up."""
+class HistogramConnection(sqlite3.Connection):
+    """A connection whose SQL knows `histogram_sum`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.create_aggregate("spread_sum", 1, _Sum)  # type: ignore[arg-type]  # returns bytes
+        self.create_aggregate("histogram_sum", 1, _Sum)  # type: ignore[arg-type]  # returns bytes
 
 
-def summed(column: sa.Column[bytes], *, is_sqlite: bool) -> sa.ColumnElement[Any]:
-    """What to ask for in place of the column; `whole` reads what comes of it."""
-    return sa.func.spread_sum(column) if is_sqlite else sa.func.array_agg(column)
+def sum_of(column: sa.Column[bytes], *, is_sqlite: bool) -> sa.ColumnElement[Any]:
+    """The expression for the sum of a column; `read_sum` reads its value."""
+    return sa.func.histogram_sum(column) if is_sqlite else sa.func.array_agg(column)
 
 
-def whole(found: bytes | Iterable[bytes]) -> int:
-    """The Spread of what `summed` found."""
+def read_sum(found: bytes | Iterable[bytes]) -> int:
+    """The histogram that `sum_of` found."""
     return from_bytes(found) if isinstance(found, bytes) else sum(map(from_bytes, found))

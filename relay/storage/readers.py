@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from relay.storage.histograms import Connection
+from relay.storage.histograms import HistogramConnection
 
 AT_ONCE = 4
 """Questions that run at once, each on a connection of its own."""
@@ -31,18 +31,18 @@ _BUSY_MS = 5000
 T = TypeVar("T")
 
 
-class QuestionRefused(Exception):
+class QueryRefused(Exception):
     """The database is there, but a question got no answer. Base class only."""
 
 
-class TooManyQuestions(QuestionRefused):
+class TooManyQueries(QueryRefused):
     """As many questions run and wait as may."""
 
     def __init__(self) -> None:
         super().__init__(f"{AT_ONCE} questions run and {MOST_WAITING} wait already")
 
 
-class QuestionTooSlow(QuestionRefused):
+class QueryTooSlow(QueryRefused):
     """It ran for as long as a question may, and was ended."""
 
     def __init__(self, after_s: float) -> None:
@@ -60,7 +60,7 @@ class Readers:
             pool_size=AT_ONCE,
             max_overflow=0,
             pool_pre_ping=not self._is_sqlite,  # a server that was restarted is no failure
-            connect_args={"factory": Connection} if self._is_sqlite else {"timeout": 5},
+            connect_args={"factory": HistogramConnection} if self._is_sqlite else {"timeout": 5},
         )
         if self._is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _forbid_writes)
@@ -68,7 +68,7 @@ class Readers:
         self._asked = 0
 
     async def ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `question` finds, in one transaction. Raises QuestionRefused, and what the driver
+        """What `question` finds, in one transaction. Raises QueryRefused, and what the driver
         raises.
         """
         async with self._turn(), self._engine.connect() as connection:
@@ -84,20 +84,20 @@ class Readers:
                 if is_late:
                     await self._stop(connection, asking)
             if is_late or _is_ended_by_server(asking.exception()):
-                raise QuestionTooSlow(READ_S)
+                raise QueryTooSlow(READ_S)
             return asking.result()
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         if self._asked >= AT_ONCE + MOST_WAITING:
-            raise TooManyQuestions
+            raise TooManyQueries
         self._asked += 1
         try:
             try:
                 async with asyncio.timeout(READ_S):
                     await self._free.acquire()
             except TimeoutError:
-                raise TooManyQuestions from None
+                raise TooManyQueries from None
             try:
                 yield
             finally:

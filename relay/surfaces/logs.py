@@ -31,10 +31,10 @@ from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.gate.local import require_local
 from relay.gateway import GATEWAY
-from relay.ledger import changes, queries, sheets
-from relay.ledger.queries import ABOVE, EQUAL, BadQuestion, Filter, moment_s
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
-from relay.storage.readers import QuestionRefused, QuestionTooSlow, TooManyQuestions
+from relay.ledger import changes, csv_rows, queries
+from relay.ledger.queries import ABOVE, EQUAL, BadQuery, Filter, moment_s
+from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
+from relay.storage.readers import QueryRefused, QueryTooSlow, TooManyQueries
 
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
@@ -104,13 +104,13 @@ async def export(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": kind})
     await response.prepare(request)
     if shape == "csv":
-        first = f"{sheets.row(sheets.CALL_COLUMNS)}\r\n".encode() + first
+        first = f"{csv_rows.row(csv_rows.CALL_COLUMNS)}\r\n".encode() + first
     lines = b"" if request.method == "HEAD" else first
     while lines:
         await response.write(lines)
         try:
             lines = await _lines(calls, shape)
-        except (DatabaseAway, DatabaseNewer, QuestionRefused):
+        except (DatabaseUnavailable, DatabaseNewer, QueryRefused):
             # What came so far is no whole export: the connection's end says so.
             if request.transport is not None:
                 request.transport.close()
@@ -122,7 +122,9 @@ async def export(request: web.Request) -> web.StreamResponse:
 async def _lines(calls: AsyncIterator[dict[str, Any]], shape: Format, at_once: int = 200) -> bytes:
     lines = []
     async for call in calls:
-        line = f"{sheets.call_row(call)}\r\n".encode() if shape == "csv" else _encode(call) + b"\n"
+        line = (
+            f"{csv_rows.call_row(call)}\r\n".encode() if shape == "csv" else _encode(call) + b"\n"
+        )
         lines.append(line)
         if len(lines) == at_once:
             break
@@ -161,11 +163,11 @@ async def _delete(request: web.Request, which: Filter) -> web.Response:
 
 
 def format_of(text: str) -> Format:
-    """What `format` says. Raises BadQuestion."""
+    """What `format` says. Raises BadQuery."""
     if text == "csv":
         return "csv"
     if text != "json":
-        raise BadQuestion("format is json or csv")
+        raise BadQuery("format is json or csv")
     return "json"
 
 
@@ -183,15 +185,15 @@ def answered() -> Iterator[None]:
     """What keeps a question from its answer, as errors for the client."""
     try:
         yield
-    except BadQuestion as error:
+    except BadQuery as error:
         raise BadRequest(str(error)) from error
     except RowsRefused as error:
         raise BadRequest("it names a value that no row can have") from error
-    except TooManyQuestions as error:
+    except TooManyQueries as error:
         raise LedgerBusy from error
-    except QuestionTooSlow as error:
+    except QueryTooSlow as error:
         raise QueryTimeout(error.after_s) from error
-    except (DatabaseAway, DatabaseNewer) as error:
+    except (DatabaseUnavailable, DatabaseNewer) as error:
         raise StoreUnavailable from error
 
 
@@ -218,15 +220,15 @@ def _filter(given: Mapping[str, str]) -> Filter:
         elif name.startswith("min_") and least in ABOVE:
             above[least] = _least(name, value)
         else:
-            raise BadQuestion(f"there is no condition '{name[:40]}'")
+            raise BadQuery(f"there is no condition '{name[:40]}'")
     return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
 
 
 def whole_of(name: str, text: str, least: int, most: int) -> int:
-    """What a parameter says, within its bounds. Raises BadQuestion."""
+    """What a parameter says, within its bounds. Raises BadQuery."""
     number = whole_number(text, least, most)
     if number is None:
-        raise BadQuestion(f"{name} is not a whole number from {least} to {most}")
+        raise BadQuery(f"{name} is not a whole number from {least} to {most}")
     return number
 
 
@@ -235,7 +237,7 @@ def _least(name: str, text: str) -> int | float:
     most = _MOST_USD if name == "min_cost_usd" else _MOST
     number = decimal_number(text, -most, most)
     if number is None:
-        raise BadQuestion(f"{name} is not a number from -{most} to {most}")
+        raise BadQuery(f"{name} is not a number from -{most} to {most}")
     if name in ("min_score", "min_duration_ms"):
         return number
     # Columns of whole numbers: what is more than 2.5 is more than 2.
@@ -244,12 +246,12 @@ def _least(name: str, text: str) -> int | float:
 
 def _flag(text: str, name: str) -> bool:
     if text not in ("true", "false"):
-        raise BadQuestion(f"{name} is true or false")
+        raise BadQuery(f"{name} is true or false")
     return text == "true"
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object that is the body. Raises BadQuestion, BadFraming, BodyTimeout."""
+    """The JSON object that is the body. Raises BadQuery, BadFraming, BodyTimeout."""
     pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
     body = b""
     try:
@@ -260,30 +262,30 @@ async def _body(request: web.Request) -> dict[str, Any]:
                 return msgspec.json.decode(body, type=dict)
             body += chunk
             if len(body) > _MOST_BODY_BYTES:
-                raise BadQuestion(f"the body has more than {_MOST_BODY_BYTES} bytes")
+                raise BadQuery(f"the body has more than {_MOST_BODY_BYTES} bytes")
     except TimeoutError:
         raise BodyTimeout(pause_s) from None
     except RequestPayloadError:
         raise BadFraming("its body is not framed right") from None
     except UNREADABLE:
-        raise BadQuestion("the body is no JSON object") from None
+        raise BadQuery("the body is no JSON object") from None
 
 
 def _changes(given: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(given) - {"feedback", "score", "metadata"}:
-        raise BadQuestion(f"there is no field '{min(unknown)[:40]}' to change")
+        raise BadQuery(f"there is no field '{min(unknown)[:40]}' to change")
     feedback, score, metadata = (given.get(name) for name in ("feedback", "score", "metadata"))
     if feedback not in (None, 1, -1) or isinstance(feedback, bool):
-        raise BadQuestion("feedback is 1, -1 or null")
+        raise BadQuery("feedback is 1, -1 or null")
     if score is not None and not _is_score(score):
-        raise BadQuestion(f"score is a number from -{_MOST} to {_MOST}, or null")
+        raise BadQuery(f"score is a number from -{_MOST} to {_MOST}, or null")
     plain = metadata is None or (
         isinstance(metadata, dict)
         and len(metadata) <= MAX_ENTRIES
         and all(isinstance(value, str | int | float | bool) for value in metadata.values())
     )
     if not plain:
-        raise BadQuestion(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
+        raise BadQuery(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
     return given
 
 

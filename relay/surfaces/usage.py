@@ -12,10 +12,10 @@ from aiohttp import web
 
 from relay.core.text import clean
 from relay.gateway import GATEWAY
-from relay.ledger import sheets
-from relay.ledger.groups import grouping
-from relay.ledger.queries import BadQuestion, moment_s
-from relay.ledger.usage import MOST_TOP, SPANS, Question, columns_of, keys_of, sort_of, usage
+from relay.ledger import csv_rows
+from relay.ledger.group_rollups import grouping
+from relay.ledger.queries import BadQuery, moment_s
+from relay.ledger.usage import MOST_TOP, SPANS, UsageQuery, columns_of, keys_of, sort_of, usage
 from relay.storage.tables import KEYS
 from relay.surfaces.logs import CSV, answered, as_json, asked, format_of, whole_of
 
@@ -31,26 +31,26 @@ async def used(request: web.Request) -> web.Response:
     rules = grouping(request.app[GATEWAY].settings.ledger)
     with answered():
         shape = format_of(given.pop("format", "json"))
-        question = _question(given)
+        question = _usage_query(given)
         answer = await usage(database, question, rules)
     if shape == "json":
         return as_json(answer)
-    lines = sheets.usage_rows(answer, columns_of(question))
+    lines = csv_rows.usage_rows(answer, columns_of(question))
     text = "".join(f"{line}\r\n" for line in lines)
     return web.Response(text=text, headers={"content-type": CSV})
 
 
-def _question(given: Mapping[str, str]) -> Question:
+def _usage_query(given: Mapping[str, str]) -> UsageQuery:
     now_s = time.time()
     only = {name: value for name, value in given.items() if name in KEYS}
     if unknown := set(given) - set(only) - {"since", "until", "by", "bucket", "sort", "top"}:
-        raise BadQuestion(f"unknown parameter '{clean(min(unknown), 40)}'")
+        raise BadQuery(f"unknown parameter '{clean(min(unknown), 40)}'")
     by = keys_of(given.get("by", ""))
     bucket = given.get("bucket")
     if bucket is not None and bucket not in SPANS:
-        raise BadQuestion("a bucket is a minute, hour or day")
+        raise BadQuery("a bucket is a minute, hour or day")
     since_s = moment_s("since", given.get("since", "24h"), now_s)
     until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
     sort = sort_of(given.get("sort", "cost"))
     top = whole_of("top", given["top"], 1, MOST_TOP) if "top" in given else None
-    return Question(since_s, until_s, now_s, by, bucket, only, sort, top)
+    return UsageQuery(since_s, until_s, now_s, by, bucket, only, sort, top)

@@ -24,12 +24,12 @@ from relay.core.exchange import uuid7
 from relay.core.record import Record
 from relay.core.usage import Usage
 from relay.gateway import new_id
-from relay.ledger import sheets
-from relay.ledger.groups import Grouping
+from relay.ledger import csv_rows
+from relay.ledger.group_rollups import Grouping
 from relay.ledger.queries import usd
 from relay.ledger.retention import Retention
+from relay.ledger.rollups import by_key
 from relay.ledger.rows import entry_of
-from relay.ledger.tallies import by_key
 from relay.ledger.writer import Lost, Writer
 from relay.registry.load import Config, Sources, load
 from relay.storage.database import Database, database_url
@@ -180,18 +180,18 @@ async def test_logs_as_csv_are_a_line_a_call(config: Config) -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "-5", "=cmd|' /C calc'!A0"])
 def test_a_text_that_a_spreadsheet_would_run_is_made_harmless(text: str) -> None:
-    ((cell, number),) = csv.reader([sheets.row([text, -5])])
+    ((cell, number),) = csv.reader([csv_rows.row([text, -5])])
     assert cell.startswith("'") and number == "-5", "and a number is a number"
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, 0, 10**15, 1.5])
 def test_a_number_stays_a_number(value: float) -> None:
-    assert sheets.row([value]) == str(value)
+    assert csv_rows.row([value]) == str(value)
 
 
 def test_texts_that_are_harmless_stay_as_they_are() -> None:
     given = ["growth", "a=b", "1-2", "", 'say "x"', "a,b", "caf\u00e9", "(none)"]
-    assert next(csv.reader([sheets.row(given)])) == given
+    assert next(csv.reader([csv_rows.row(given)])) == given
 
 
 async def test_csv_over_http_is_as_harmless(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:

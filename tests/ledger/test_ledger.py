@@ -16,7 +16,7 @@ from relay.core.exchange import min_id_at
 from relay.ledger.queries import Filter, export
 from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, DatabaseNewer, database_url
-from relay.storage.readers import QuestionTooSlow
+from relay.storage.readers import QueryTooSlow
 from relay.storage.tables import exchanges, rollups, tags
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, provider
@@ -361,7 +361,7 @@ async def test_a_question_that_takes_too_long_is_ended(database: Database, monke
         True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
         False: "SELECT pg_sleep(60)",
     }[database.is_sqlite]
-    with pytest.raises(QuestionTooSlow):
+    with pytest.raises(QueryTooSlow):
         await database.read(lambda connection: connection.execute(sa.text(forever)))
     assert list(await database.rows(sa.select(exchanges))) == []
 

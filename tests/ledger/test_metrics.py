@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.core.histogram import bound_ms, counts, spread
+from relay.core.histogram import bound_ms, bucket_counts, build_histogram
 from relay.ledger import metrics
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import CALL, USAGE, post, rows
@@ -126,10 +126,10 @@ def test_many_at_once_are_observed_as_one_by_one() -> None:
     """The private parts that this uses are held against the library's own `observe`."""
     registry = CollectorRegistry()
     times = [0.1, 0.3, 0.9, 1.0, 5.5, 40.0, 333.0, 9_000.0, 600_000.0]
-    whole = spread(times, [], [])
+    whole = build_histogram(times, [], [])
     ours = Histogram("ours", "", buckets=metrics._BOUNDS, registry=registry)
     theirs = Histogram("theirs", "", buckets=metrics._BOUNDS, registry=registry)
-    metrics._observe_all(ours, counts(whole)["duration"])
+    metrics._observe_all(ours, bucket_counts(whole)["duration"])
     for ms in times:
         theirs.observe(ms / 1000)
     found = [{s.labels["le"]: s.value for s in h.collect()[0].samples if s.name.endswith("_bucket")} for h in (ours, theirs)]

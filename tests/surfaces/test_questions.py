@@ -11,11 +11,11 @@ from relay.cli.logs import print_calls
 from relay.core.histogram import (
     BUCKETS,
     bound_ms,
-    bucket,
-    counts,
+    bucket_counts,
+    bucket_of,
+    build_histogram,
     from_bytes,
     percentiles,
-    spread,
     to_bytes,
 )
 from relay.core.record import Record
@@ -184,8 +184,8 @@ async def test_following_prints_every_call_that_ends(relay: Relay, raw: RawUpstr
 
 def test_a_spread_keeps_counts_apart_and_is_added_by_adding() -> None:
     times = (1.0, 1.0, 100.0, 10_000.0)
-    whole = sum(spread([ms], [ms / 2], []) for ms in times)
-    found = counts(whole)
+    whole = sum(build_histogram([ms], [ms / 2], []) for ms in times)
+    found = bucket_counts(whole)
     assert sum(found["duration"]) == sum(found["first_byte"]) == 4 and not any(found["overhead"])
     assert from_bytes(to_bytes(whole)) == whole
     at = percentiles(whole, "duration", (50, 99))
@@ -195,8 +195,8 @@ def test_a_spread_keeps_counts_apart_and_is_added_by_adding() -> None:
 
 def test_a_bucket_holds_what_its_bounds_say() -> None:
     for number in range(BUCKETS - 1):
-        assert bucket(bound_ms(number)) == number and bucket(bound_ms(number) * 1.001) == number + 1
-    assert bucket(1e12) == BUCKETS - 1
+        assert bucket_of(bound_ms(number)) == number and bucket_of(bound_ms(number) * 1.001) == number + 1
+    assert bucket_of(1e12) == BUCKETS - 1
 
 
 def test_every_field_of_a_record_is_documented() -> None:

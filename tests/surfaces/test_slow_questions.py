@@ -14,8 +14,14 @@ import sqlalchemy as sa
 from relay.core.exchange import uuid7
 from relay.ledger.rows import ROW
 from relay.storage import readers
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused, database_url
-from relay.storage.readers import AT_ONCE, MOST_WAITING, QuestionTooSlow, TooManyQuestions
+from relay.storage.database import (
+    Database,
+    DatabaseNewer,
+    DatabaseUnavailable,
+    RowsRefused,
+    database_url,
+)
+from relay.storage.readers import AT_ONCE, MOST_WAITING, QueryTooSlow, TooManyQueries
 from relay.storage.tables import booked, exchanges
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import USAGE, post, rows
@@ -63,7 +69,7 @@ async def test_so_many_questions_run_so_many_wait_and_more_are_refused(database:
     async with asked_by(database, AT_ONCE) as go_on:
         waiting = [asyncio.create_task(database.rows(sa.select(exchanges))) for _ in range(MOST_WAITING)]
         await asyncio.sleep(0)
-        with pytest.raises(TooManyQuestions):
+        with pytest.raises(TooManyQueries):
             await database.rows(sa.select(exchanges))
         assert not any(task.done() for task in waiting)
         go_on.set()
@@ -75,7 +81,7 @@ async def test_a_question_waits_no_longer_than_it_may_run(database: Database, mo
     await database.prepare()
     async with asked_by(database, AT_ONCE):
         monkeypatch.setattr(readers, "READ_S", 0.01)
-        with pytest.raises(TooManyQuestions):
+        with pytest.raises(TooManyQueries):
             await database.rows(sa.select(exchanges))
         monkeypatch.undo()
     assert list(await database.rows(sa.select(exchanges))) == []
@@ -83,7 +89,7 @@ async def test_a_question_waits_no_longer_than_it_may_run(database: Database, mo
 
 async def test_a_question_changes_nothing(database: Database) -> None:
     change = sa.insert(booked).values(provider="p", object_id="o", at_s=1)
-    with pytest.raises((DatabaseAway, RowsRefused)):
+    with pytest.raises((DatabaseUnavailable, RowsRefused)):
         await database.read(lambda connection: connection.execute(change))
     assert list(await database.rows(sa.select(booked))) == []
     async with database.writing() as connection:  # and no limit is left behind for a writer
@@ -94,7 +100,7 @@ async def test_a_question_that_is_too_slow_is_ended_in_the_server_too(postgres: 
     database = Database(database_url(await postgres.database()))
     await database.prepare()
     monkeypatch.setattr(readers, "READ_S", 0.1)
-    with pytest.raises(QuestionTooSlow):
+    with pytest.raises(QueryTooSlow):
         await database.read(lambda connection: connection.execute(sa.text(FOREVER[False])))
     monkeypatch.undo()
     running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"

@@ -1,5 +1,5 @@
-"""What calls add up to, by minute, hour and day: kept in memory by whoever writes the ledger, and
-written as whole values beside the rows.
+"""Rollups: sums of calls by minute, hour and day, kept in the writer's memory and written as whole
+values beside the rows.
 
 Owns: the sums. A writer's rows in the table are its own (`writer`), so writing them again changes
 nothing, and several writers need not know of each other; readers add them up.
@@ -11,19 +11,19 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from relay.core.histogram import spread, to_bytes
+from relay.core.histogram import build_histogram, to_bytes
 from relay.core.record import Record, went_wrong
 from relay.core.usage import COUNTS, counts_of
 
 SPANS_S = (60, 3600, 86400)
-_MOST_KEPT = 20_000
-"""More tallies than this, and a new writer begins at nothing: memory stays bounded."""
+_MAX_SUMS = 20_000
+"""With more sums than this a new writer id begins at nothing: memory stays bounded."""
 _NOTHING = (0,) * len(COUNTS)
-_PLACES = {name: at for at, name in enumerate(COUNTS)}
+_INDEX = {name: at for at, name in enumerate(COUNTS)}
 
 
 class Key(NamedTuple):
-    """What usage is told apart by."""
+    """The dimensions of usage."""
 
     client: str
     provider: str
@@ -33,17 +33,17 @@ class Key(NamedTuple):
     outcome: str
 
 
-class Tally:
-    """Sums over some calls, in the order of storage's columns (`sums`)."""
+class Sums:
+    """Sums over some calls."""
 
     __slots__ = (
-        "cache_hits", "cost", "counts", "errors", "estimated", "requests", "saved", "spread",
+        "cache_hits", "cost", "counts", "errors", "estimated", "histogram", "requests", "saved",
         "unpriced",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.errors = self.cache_hits = self.unpriced = self.estimated = 0
-        self.cost = self.saved = self.spread = 0
+        self.cost = self.saved = self.histogram = 0
         self.counts: tuple[int, ...] = _NOTHING
 
     def take(self, records: Sequence[Record]) -> None:
@@ -64,7 +64,7 @@ class Tally:
                     self.estimated += 1
                 if record.cost_nano_usd is None:
                     self.unpriced += 1
-        self.spread += spread(
+        self.histogram += build_histogram(
             # How long a session lasts is not how long anybody waited.
             [record.duration_ms for record in records if record.transport == "rest"],
             [record.first_byte_ms for record in records if record.first_byte_ms is not None],
@@ -73,7 +73,7 @@ class Tally:
         if used:
             self.counts = tuple(map(sum, zip(self.counts, *used, strict=True)))
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Sums) -> None:
         """All that another one holds."""
         self.requests += other.requests
         self.errors += other.errors
@@ -82,19 +82,19 @@ class Tally:
         self.estimated += other.estimated
         self.cost += other.cost
         self.saved += other.saved
-        self.spread += other.spread
+        self.histogram += other.histogram
         self.counts = tuple(map(operator.add, self.counts, other.counts))
 
     def count(self, name: str) -> int:
         """One of the counts of a Usage."""
-        return self.counts[_PLACES[name]]
+        return self.counts[_INDEX[name]]
 
     @property
-    def sums(self) -> tuple[Any, ...]:
-        """Its row: the sums, then the spread."""
+    def row(self) -> tuple[Any, ...]:
+        """The sums, then the histogram, in the order of storage's columns."""
         return (
             self.requests, self.errors, self.cache_hits, self.unpriced, self.estimated, self.cost,
-            self.saved, *self.counts, to_bytes(self.spread),
+            self.saved, *self.counts, to_bytes(self.histogram),
         )  # fmt: skip
 
 
@@ -105,8 +105,8 @@ def answered_by(record: Record) -> tuple[str, str]:
     return provider, record.model_answered or record.model or ""
 
 
-def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
-    """What calls came to, by what usage is told apart by."""
+def by_key(records: Sequence[Record]) -> dict[Key, Sums]:
+    """The sums of calls, by key."""
     alike: dict[tuple[str, str, str, str, str, str], list[Record]] = {}
     for record in records:
         how = record.transport, record.surface, record.outcome
@@ -114,44 +114,44 @@ def by_key(records: Sequence[Record]) -> dict[Key, Tally]:
         if (group := alike.get(key)) is None:
             group = alike[key] = []
         group.append(record)
-    tallies: dict[Key, Tally] = {}
+    summed: dict[Key, Sums] = {}
     for key, group in alike.items():
-        tallies[Key(*key)] = tally = Tally()
-        tally.take(group)
-    return tallies
+        summed[Key(*key)] = sums = Sums()
+        sums.take(group)
+    return summed
 
 
-_Place = tuple[str, int, int, tuple[str, ...]]
+_RowKey = tuple[str, int, int, tuple[str, ...]]
 """(writer, span, time, key) of a row."""
 
 
-class Tallies:
-    """All that one writer keeps, under keys that are tuples of texts, for each of `spans_s`."""
+class Rollups:
+    """The rollups of one writer, for each of `spans_s`, by keys that are tuples of texts."""
 
     def __init__(self, new_id: Callable[[], str], spans_s: Sequence[int] = SPANS_S) -> None:
         self._new_id, self._spans_s = new_id, spans_s
         self.writer = new_id()
-        self._kept: dict[tuple[int, int, tuple[str, ...]], Tally] = {}
+        self._current: dict[tuple[int, int, tuple[str, ...]], Sums] = {}
         self._latest_s = 0
-        self._touched: dict[_Place, Tally] = {}
-        self._writing: dict[_Place, Tally] = {}
+        self._touched: dict[_RowKey, Sums] = {}
+        self._writing: dict[_RowKey, Sums] = {}
 
-    def take(self, batch: Mapping[Any, Tally], unix_s: float) -> None:
+    def take(self, batch: Mapping[Any, Sums], unix_s: float) -> None:
         """What came together since the last time, put to now."""
         begun_s = int(unix_s // self._spans_s[0]) * self._spans_s[0]
         # Sums of a time before the last may be let go of already: written from nothing under the
         # same id they would replace what was written.
-        if len(self._kept) > _MOST_KEPT or begun_s < self._latest_s:
-            self._kept.clear()
+        if len(self._current) > _MAX_SUMS or begun_s < self._latest_s:
+            self._current.clear()
             self.writer = self._new_id()
         self._latest_s = begun_s
         for span_s in self._spans_s:
             at_s = int(unix_s // span_s) * span_s
-            for key, tally in batch.items():
-                whole = self._kept.get((span_s, at_s, key))
+            for key, sums in batch.items():
+                whole = self._current.get((span_s, at_s, key))
                 if whole is None:
-                    whole = self._kept[span_s, at_s, key] = Tally()
-                whole.add(tally)
+                    whole = self._current[span_s, at_s, key] = Sums()
+                whole.add(sums)
                 self._touched[self.writer, span_s, at_s, key] = whole
 
     def begin(self) -> list[tuple[Any, ...]]:
@@ -160,8 +160,8 @@ class Tallies:
         """
         self._writing, self._touched = self._touched, {}
         return [
-            (span_s, at_s, *key, writer, *tally.sums)
-            for (writer, span_s, at_s, key), tally in self._writing.items()
+            (span_s, at_s, *key, writer, *sums.row)
+            for (writer, span_s, at_s, key), sums in self._writing.items()
         ]
 
     def failed(self) -> None:
@@ -177,5 +177,5 @@ class Tallies:
         """They are; what is past is let go of."""
         self._writing = {}
         now = {span_s: int(unix_s // span_s) * span_s for span_s in self._spans_s}
-        if any(at_s < now[span_s] for span_s, at_s, _ in self._kept):
-            self._kept = {k: tally for k, tally in self._kept.items() if k[1] >= now[k[0]]}
+        if any(at_s < now[span_s] for span_s, at_s, _ in self._current):
+            self._current = {k: sums for k, sums in self._current.items() if k[1] >= now[k[0]]}

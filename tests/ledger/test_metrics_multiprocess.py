@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.ledger import metrics_folder as module
-from relay.ledger.metrics_folder import metrics_folder, remove_dead_folders
+from relay.ledger import metrics_multiprocess as module
+from relay.ledger.metrics_multiprocess import metrics_folder, remove_dead_folders
 from tests.processes import serve
 
 

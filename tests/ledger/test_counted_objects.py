@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 import sqlalchemy as sa
 
-from relay.ledger import booked as module
-from relay.ledger.booked import MOST_KNOWN, Booked
+from relay.ledger import counted_objects as module
+from relay.ledger.counted_objects import MAX_OBJECTS, CountedObjects
 from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, database_url
 from relay.storage.tables import booked
@@ -116,12 +116,12 @@ async def test_the_same_id_at_another_provider_is_another_object(start: StartRel
 
 
 def test_without_a_database_the_last_ten_thousand_are_known() -> None:
-    known = Booked(None)
-    assert all(known.claim(("p", str(number))) for number in range(MOST_KNOWN))
-    assert not known.claim(("p", "0")) and not known.claim(("p", str(MOST_KNOWN - 1)))
+    known = CountedObjects(None)
+    assert all(known.claim(("p", str(number))) for number in range(MAX_OBJECTS))
+    assert not known.claim(("p", "0")) and not known.claim(("p", str(MAX_OBJECTS - 1)))
     assert known.claim(("p", "one more"))
     assert known.claim(("p", "0")), "the oldest is forgotten"
-    assert not known.claim(("p", "2")) and len(known._known) == MOST_KNOWN
+    assert not known.claim(("p", "2")) and len(known._known) == MAX_OBJECTS
 
 
 async def test_while_the_database_is_away_this_process_counts_by_itself(start: StartRelay, raw: RawUpstream) -> None:
@@ -152,10 +152,10 @@ async def test_a_slow_database_holds_no_call_up(start: StartRelay, raw: RawUpstr
 
 
 async def test_a_broken_booking_loses_no_row(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: Booked, claimed: Any) -> Any:
+    async def broken(self: CountedObjects, claimed: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Booked, "counted_elsewhere", broken)
+    monkeypatch.setattr(CountedObjects, "counted_elsewhere", broken)
     answers(raw, stored())
     relay = await start({"database": str(tmp_path / "r.db")}, openai=provider(raw.url))
     assert await used(relay, READ) == [COUNTED]
@@ -259,10 +259,10 @@ async def test_what_was_counted_is_forgotten_after_sixty_days(database: Database
 async def test_many_are_claimed_in_one_go(database: Database) -> None:
     await database.prepare()
     names = [("p", f"object {number}") for number in range(450)]
-    first, second = Booked(database), Booked(database)
+    first, second = CountedObjects(database), CountedObjects(database)
     assert not await first.counted_elsewhere(names[:300])
     assert set(await second.counted_elsewhere(names)) == set(names[:300])
 
 
 def test_a_database_url_of_another_kind_is_none(tmp_path: Path) -> None:
-    assert not Booked(None).is_shared and Booked(Database(database_url(str(tmp_path / "r.db")))).is_shared
+    assert not CountedObjects(None).is_shared and CountedObjects(Database(database_url(str(tmp_path / "r.db")))).is_shared

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from relay.core.metadata import as_text
 from relay.core.record import Record
 from relay.core.text import clean
-from relay.ledger.tallies import Tallies, Tally, answered_by
+from relay.ledger.rollups import Rollups, Sums, answered_by
 from relay.registry.controls import Ledger
 from relay.storage.database import Database
 from relay.storage.tables import group_values
@@ -56,7 +56,7 @@ class Key(NamedTuple):
     model: str
 
 
-def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Tally]:
+def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Sums]:
     """What calls came to, by each of the names that they have a value of."""
     alike: dict[Key, list[Record]] = {}
     for record in records:
@@ -66,11 +66,11 @@ def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Tally
             value = _value(record, name)
             if value and value != NONE:
                 alike.setdefault(Key(name, value, *answered_by(record)), []).append(record)
-    tallies: dict[Key, Tally] = {}
+    summed: dict[Key, Sums] = {}
     for key, group in alike.items():
-        tallies[key] = tally = Tally()
-        tally.take(group)
-    return tallies
+        summed[key] = sums = Sums()
+        sums.take(group)
+    return summed
 
 
 def _value(record: Record, name: str) -> str | None:
@@ -80,32 +80,32 @@ def _value(record: Record, name: str) -> str | None:
     return None if given is None else clean(as_text(given))
 
 
-class GroupSums:
+class GroupRollups:
     """What one writer keeps. Sums of a value that is new today wait until it is decided whether it
     has sums of its own: that is the database's to say, for all writers together.
     """
 
     def __init__(self, database: Database, new_id: Callable[[], str]) -> None:
         self._database = database
-        self._tallies = Tallies(new_id, SPANS_S)
+        self._rollups = Rollups(new_id, SPANS_S)
         self._chosen: dict[tuple[int, str], set[str]] = {}
         """By day and name: the values that are known to have sums of their own."""
-        self._undecided: dict[tuple[int, Key], Tally] = {}
+        self._undecided: dict[tuple[int, Key], Sums] = {}
         """By hour."""
 
-    def take(self, batch: Mapping[Key, Tally], unix_s: float) -> None:
+    def take(self, batch: Mapping[Key, Sums], unix_s: float) -> None:
         """What came together since the last time, put to now."""
         hour_s = int(unix_s // 3600) * 3600
-        decided: dict[Key, Tally] = {}
-        for key, tally in batch.items():
+        decided: dict[Key, Sums] = {}
+        for key, sums in batch.items():
             place = self._place(key, hour_s)
             if place is None and len(self._undecided) >= _MOST_UNDECIDED:
                 place = key._replace(value=OTHER)
             if place is not None:
-                _add(decided, place, tally)
+                _add(decided, place, sums)
             else:
-                _add(self._undecided, (hour_s, key), tally)
-        self._tallies.take(decided, unix_s)
+                _add(self._undecided, (hour_s, key), sums)
+        self._rollups.take(decided, unix_s)
 
     def _place(self, key: Key, hour_s: int) -> Key | None:
         """Where a key's calls are added up; None if that is not decided yet."""
@@ -129,7 +129,7 @@ class GroupSums:
             self._chosen[day_s, name] = await self._choose(day_s, name, list(values))
         for hour_s, key in waiting:
             place = self._place(key, hour_s) or key._replace(value=OTHER)
-            self._tallies.take({place: self._undecided.pop((hour_s, key))}, hour_s)
+            self._rollups.take({place: self._undecided.pop((hour_s, key))}, hour_s)
 
     async def _choose(self, day_s: int, name: str, wanted: Sequence[str]) -> set[str]:
         """The values of a name on a day: those that are there, then the wanted as far as there is
@@ -151,15 +151,15 @@ class GroupSums:
 
     def begin(self) -> list[tuple[Any, ...]]:
         """As Tallies: rows of what is decided and not written yet."""
-        return self._tallies.begin()
+        return self._rollups.begin()
 
     def failed(self) -> None:
         """As Tallies."""
-        self._tallies.failed()
+        self._rollups.failed()
 
     def written(self, unix_s: float) -> None:
         """As Tallies; and days that are past are forgotten."""
-        self._tallies.written(unix_s)
+        self._rollups.written(unix_s)
         today_s = _day_s(unix_s)
         if any(day_s < today_s for day_s, _ in self._chosen):
             self._chosen = {key: kept for key, kept in self._chosen.items() if key[0] >= today_s}
@@ -167,15 +167,15 @@ class GroupSums:
     def drop(self, unix_s: float) -> None:
         """As Tallies."""
         self._undecided.clear()
-        self._tallies.drop(unix_s)
+        self._rollups.drop(unix_s)
 
 
 def _day_s(unix_s: float) -> int:
     return int(unix_s // _DAY_S) * _DAY_S
 
 
-def _add(to: dict[K, Tally], key: K, tally: Tally) -> None:
+def _add(to: dict[K, Sums], key: K, sums: Sums) -> None:
     whole = to.get(key)
     if whole is None:
-        whole = to[key] = Tally()
-    whole.add(tally)
+        whole = to[key] = Sums()
+    whole.add(sums)

@@ -1,5 +1,5 @@
-"""Which of the providers' objects (responses, batches, transcripts, …) have their usage counted:
-reading one again, or by another worker, or after a restart, counts nothing.
+"""The providers' objects (responses, batches, transcripts, …) whose usage is counted: reading one
+again, or by another worker, or after a restart, counts nothing.
 
 Owns: that memory: of this process, and of the database where there is one. While the database is
 away, or slow, this process goes by itself.
@@ -12,10 +12,10 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from relay.storage.database import Database, DatabaseAway, DatabaseNewer, RowsRefused
+from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.tables import booked
 
-MOST_KNOWN = 10_000
+MAX_OBJECTS = 10_000
 _AT_ONCE = 200
 _WAIT_S = 1.0
 
@@ -23,7 +23,7 @@ Object = tuple[str, str]
 """(provider, its id)"""
 
 
-class Booked:
+class CountedObjects:
     """One per process."""
 
     def __init__(self, database: Database | None) -> None:
@@ -40,7 +40,7 @@ class Booked:
         """True if this process has not counted it yet; from now on it has."""
         if named in self._known:
             return False
-        if len(self._known) >= MOST_KNOWN:
+        if len(self._known) >= MAX_OBJECTS:
             self._known.pop(next(iter(self._known)))
         self._known[named] = 0
         return True
@@ -59,7 +59,7 @@ class Booked:
         try:
             async with asyncio.timeout(_WAIT_S):
                 return set(claimed) - await self._insert(list(claimed))
-        except (DatabaseAway, DatabaseNewer, RowsRefused, TimeoutError):
+        except (DatabaseUnavailable, DatabaseNewer, RowsRefused, TimeoutError):
             return ()
 
     async def _insert(self, claimed: list[Object]) -> set[Object]:

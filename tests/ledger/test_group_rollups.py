@@ -16,12 +16,12 @@ import sqlalchemy as sa
 from relay.core.record import Record
 from relay.core.usage import COUNTS, Usage
 from relay.gateway import new_id
-from relay.ledger.groups import MOST_VALUES, Grouping
-from relay.ledger.queries import BadQuestion
+from relay.ledger.group_rollups import MOST_VALUES, Grouping
+from relay.ledger.queries import BadQuery
 from relay.ledger.retention import Retention, sweep
+from relay.ledger.rollups import Key, Rollups, Sums, by_key
 from relay.ledger.rows import GROUP_SUM, SUM, entry_of
-from relay.ledger.tallies import Key, Tallies, Tally, by_key
-from relay.ledger.usage import Question, keys_of, usage
+from relay.ledger.usage import UsageQuery, keys_of, usage
 from relay.ledger.writer import Lost, Writer
 from relay.registry.load import ConfigError, Sources, load
 from relay.storage.database import Database, database_url
@@ -67,7 +67,7 @@ def give(writer: Writer, records: Sequence[Record]) -> None:
 
 async def used(database: Database, by: str, grouping: Grouping = GROUPING, **asked: Any) -> dict[str, Any]:
     now_s = time.time()
-    return await usage(database, Question(now_s - 3600, now_s + 1, now_s, keys_of(by), **asked), grouping)
+    return await usage(database, UsageQuery(now_s - 3600, now_s + 1, now_s, keys_of(by), **asked), grouping)
 
 
 def nano(row: dict[str, Any], name: str = "cost_usd") -> int:
@@ -104,7 +104,7 @@ async def test_whatever_a_report_goes_by_it_adds_up_to_the_same_total(database_s
 
 async def test_reports_add_up_at_every_moment_while_two_writers_race(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values are new, known and too many, all the time; a question sees both kinds of sums at one moment."""
-    monkeypatch.setattr("relay.ledger.groups.MOST_VALUES", 10)
+    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 10)
     draw = random.Random(2)
     writers = [await writing(database_setting) for _ in range(2)]
     given = 0
@@ -146,7 +146,7 @@ async def test_calls_that_come_while_values_are_decided_have_both_kinds_of_sums_
 
 
 async def test_all_writers_of_a_database_together_keep_so_many_values_a_day(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.groups.MOST_VALUES", 5)
+    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 5)
     draw = random.Random(3)
     for number in range(3):  # two at once, and one after a restart
         both = [await writing(database_setting) for _ in range(2)]
@@ -163,7 +163,7 @@ async def test_all_writers_of_a_database_together_keep_so_many_values_a_day(data
 
 
 async def test_a_value_that_is_known_keeps_its_sums_when_the_day_is_full(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.groups.MOST_VALUES", 2)
+    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 2)
     draw = random.Random(4)
     writer = await writing(database_setting)
     for user in ("a", "b", "c", "a", "b", "c", "d"):
@@ -211,7 +211,7 @@ async def test_sums_of_new_values_wait_while_the_database_is_away(tmp_path: Path
 
 
 async def test_more_values_than_may_wait_to_be_decided_go_to_the_others(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.groups._MOST_UNDECIDED", 3)
+    monkeypatch.setattr("relay.ledger.group_rollups._MOST_UNDECIDED", 3)
     draw = random.Random(8)
     writer = await writing(database_setting)
     give(writer, [call(draw, user=f"u{number}", provider="openai", model="m", metadata=None) for number in range(5)])
@@ -223,15 +223,15 @@ async def test_more_values_than_may_wait_to_be_decided_go_to_the_others(database
 def test_a_clock_that_goes_back_makes_no_sum_smaller() -> None:
     """A row is written whole: what was let go of must not begin again at nothing under the same key."""
     ids = iter(("first", "second", "third"))
-    tallies = Tallies(lambda: next(ids))
+    rollups = Rollups(lambda: next(ids))
     written: dict[tuple[Any, ...], int] = {}
     for now_s in (7195.0, 7205.0, 7196.0):
-        tally = Tally()
-        tally.requests = 1
-        tallies.take({Key("c", "p", "m", "rest", "native", "relayed"): tally}, now_s)
-        for span_s, at_s, *rest in tallies.begin():
+        sums = Sums()
+        sums.requests = 1
+        rollups.take({Key("c", "p", "m", "rest", "native", "relayed"): sums}, now_s)
+        for span_s, at_s, *rest in rollups.begin():
             written[span_s, at_s, *rest[:7]] = rest[7]  # key and writer, then requests
-        tallies.written(now_s)
+        rollups.written(now_s)
     assert sum(requests for key, requests in written.items() if key[0] == 3600) == 3
 
 
@@ -261,18 +261,18 @@ async def test_sums_by_name_are_kept_for_as_long_as_asked(database_setting: str,
     ],
 )  # fmt: skip
 async def test_a_report_that_cannot_be_made_says_why(database: Database, by: str, asked: dict[str, Any], why: str) -> None:
-    with pytest.raises(BadQuestion, match=why):
+    with pytest.raises(BadQuery, match=why):
         await used(database, by, **asked)
 
 
 async def test_a_report_goes_back_as_far_as_its_sums_are_kept(database: Database) -> None:
     now_s = time.time()
-    answer = await usage(database, Question(now_s - 60 * 86400, now_s, now_s, ["user"]), GROUPING)
+    answer = await usage(database, UsageQuery(now_s - 60 * 86400, now_s, now_s, ["user"]), GROUPING)
     assert answer["rows"] == []
-    with pytest.raises(BadQuestion, match="sums go back 60 days"):
-        await usage(database, Question(now_s - 61 * 86400, now_s, now_s, ["user"]), GROUPING)
-    with pytest.raises(BadQuestion, match="hours go back 60 days"):
-        await usage(database, Question(now_s - 61 * 86400, now_s, now_s, ["user"], "hour"), Grouping(NAMES, 99 * 86400))
+    with pytest.raises(BadQuery, match="sums go back 60 days"):
+        await usage(database, UsageQuery(now_s - 61 * 86400, now_s, now_s, ["user"]), GROUPING)
+    with pytest.raises(BadQuery, match="hours go back 60 days"):
+        await usage(database, UsageQuery(now_s - 61 * 86400, now_s, now_s, ["user"], "hour"), Grouping(NAMES, 99 * 86400))
 
 
 @pytest.fixture
