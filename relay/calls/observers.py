@@ -15,8 +15,8 @@ from relay.core import paths
 from relay.core.credentials import bare
 from relay.core.exchange import Capture, Exchange, UnreadResponse
 from relay.core.headers import CREDENTIAL_HEADERS
-from relay.core.meters.answers import AnswerMeter, answer_meter
-from relay.core.meters.sent import Sent
+from relay.core.meters.answer_meter import AnswerMeter, answer_meter
+from relay.core.meters.sent_call import SentCall
 from relay.core.meters.unpack import coding_of
 from relay.gateway import Gateway
 from relay.ledger.bodies import capture_bytes
@@ -60,7 +60,7 @@ def attach_meter(
     if whole and len(whole) <= _MOST_HELD_BYTES:
         exchange.usage.unread = UnreadResponse(whole, upstream.headers)
         return None
-    meter = answer_meter(exchange.routing.route.format, Sent.of(exchange), upstream.headers.get)
+    meter = answer_meter(exchange.routing.route.format, SentCall.of(exchange), upstream.headers.get)
     if meter is None:
         return None
     exchange.usage.meter = meter

@@ -88,10 +88,10 @@ _FREE = re.compile(
 """POSTs that use nothing, though their answers may look as if they did."""
 
 
-_MOST_KEPT = 1024
+_MAX_PATHS = 1024
 
 
-@lru_cache(_MOST_KEPT)
+@lru_cache(_MAX_PATHS)
 def counting_of(method: str, endpoint: str) -> Counting:
     """Whether the answer of a call tells usage that is not counted yet."""
     path = endpoint.rstrip("/")
@@ -100,13 +100,13 @@ def counting_of(method: str, endpoint: str) -> Counting:
     return "stored" if method == "GET" and _STORED.search(path) else "nothing"
 
 
-@lru_cache(_MOST_KEPT)
+@lru_cache(_MAX_PATHS)
 def makes_objects(endpoint: str) -> bool:
     """True if what a POST here answers can be read again later, by an id."""
     return _MAKES.search(endpoint.rstrip("/")) is not None
 
 
-@lru_cache(_MOST_KEPT)
-def goes_on(endpoint: str) -> bool:
+@lru_cache(_MAX_PATHS)
+def continues_object(endpoint: str) -> bool:
     """True if a POST here goes on with an object that another call made, or only changes it."""
     return re.search(r"(?:^|/)threads/[^/]+/runs/", endpoint) is not None

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from relay.core.meters.texts import BYTES_A_TOKEN
+from relay.core.usage import BYTES_PER_TOKEN
 
 PLAIN_BYTES = 16 * 1024
 """What is shorter is taken for text: media in it would be too small to matter."""
@@ -49,7 +49,7 @@ class Size(NamedTuple):
 def input_tokens(body: bytes, format_: str) -> int:
     """About how many tokens a request's body comes to, for a provider of this wire format."""
     if len(body) <= PLAIN_BYTES:
-        return len(body) // BYTES_A_TOKEN
+        return len(body) // BYTES_PER_TOKEN
     text_bytes, tokens = len(body), 0
     for at, blob in enumerate(_blobs(body)):
         text_bytes -= blob.end - blob.start
@@ -60,7 +60,7 @@ def input_tokens(body: bytes, format_: str) -> int:
         else:
             blob_bytes = (blob.end - blob.start) * 3 // 4
             tokens += min(_MOST_UNKNOWN, blob_bytes // _BYTES_A_TOKEN_OF_SOUND)
-    return max(0, text_bytes) // BYTES_A_TOKEN + tokens
+    return max(0, text_bytes) // BYTES_PER_TOKEN + tokens
 
 
 class _Blob(NamedTuple):

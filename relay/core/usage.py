@@ -11,7 +11,9 @@ import msgspec
 
 from relay.core.fields import ABSENT, Reader, field, value
 
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
+"""Of text in UTF-8: English has about four; other scripts have more bytes and fewer tokens a
+character."""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -195,7 +197,7 @@ def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
         most = value(field(asked.generationConfig, "maxOutputTokens"))
         bound = most if _is_bound(most) else None
     answers = value(asked.n)
-    given = len(body) // BYTES_A_TOKEN if input_tokens is None else input_tokens
+    given = len(body) // BYTES_PER_TOKEN if input_tokens is None else input_tokens
     return Estimate(given, bound, answers if _is_bound(answers) else 1)
 
 

@@ -15,8 +15,8 @@ import msgspec
 
 from relay import log
 from relay.core.exchange import Exchange
-from relay.core.meters.answers import read_whole
-from relay.core.meters.sent import Sent
+from relay.core.meters.answer_meter import read_whole
+from relay.core.meters.sent_call import SentCall
 from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
@@ -261,6 +261,6 @@ def _read(exchange: Exchange) -> None:
     """
     route, unread = exchange.routing.route, exchange.usage.unread
     assert route is not None and unread is not None
-    sent = Sent.of(exchange)
+    sent = SentCall.of(exchange)
     exchange.usage.meter = read_whole(route.format, sent, unread.headers.get, unread.body)
     exchange.usage.unread = None

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from relay.core.exchange import Exchange
 from relay.core.key_refusals import refusal_in_message
-from relay.core.meters.sessions import Opened, SocketMeter
-from relay.core.meters.sockets import socket_meter
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter
+from relay.core.meters.socket_meters import socket_meter
 from relay.core.meters.turns import HEAD_BYTES, Turns
 from relay.core.provider import Route
 from relay.gateway import Gateway
@@ -32,7 +32,7 @@ def observe_session(
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
     provider = session.upstream
-    opened = Opened(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
+    opened = OpenedSession(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
     meter = socket_meter(route.format, opened)
     if meter is None:
         return None, None
@@ -42,10 +42,10 @@ def observe_session(
 
     def sent(data: bytes) -> None:
         try:
-            if meter.sent_hint is not None and (len(data) > most or meter.sent_hint(data)):
+            if meter.sent_filter is not None and (len(data) > most or meter.sent_filter(data)):
                 meter.sent(data)
                 _name_model(exchange, meter)
-            if turns.sent_hint is not None and turns.sent_hint(data, 0, HEAD_BYTES):
+            if turns.sent_filter is not None and turns.sent_filter(data, 0, HEAD_BYTES):
                 turns.sent(data)
         except Exception as error:  # whatever it is, the session goes on; counted
             failed(error)
@@ -54,8 +54,8 @@ def observe_session(
         try:
             if turns.under_way and data.startswith(pieces):
                 return
-            hint = meter.received_hint
-            telling = hint is not None and (len(data) > most or hint(data))
+            prefilter = meter.received_filter
+            telling = prefilter is not None and (len(data) > most or prefilter(data))
             if telling or provider.messages <= _FIRST_MESSAGES:
                 session.refused(refusal_in_message(data))
             elif len(data) <= _MOST_EVENT_BYTES:
@@ -63,14 +63,14 @@ def observe_session(
             if telling:
                 meter.received(data)
                 _name_model(exchange, meter)
-            if turns.received_hint is not None and turns.received_hint(data, 0, HEAD_BYTES):
+            if turns.received_filter is not None and turns.received_filter(data, 0, HEAD_BYTES):
                 turns.received(data)
         except Exception as error:  # likewise
             failed(error)
 
     def failed(error: Exception) -> None:
         for seer in (meter, turns):
-            seer.sent_hint = seer.received_hint = None
+            seer.sent_filter = seer.received_filter = None
         gateway.ledger.meter_failed(exchange, error)
 
     return sent, received

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from relay.core.meters.answers import AnswerMeter
+from relay.core.meters.answer_meter import AnswerMeter
 from relay.core.meters.openai_realtime import Realtime
 from tests.conftest import StartRelay
 from tests.relays import provider

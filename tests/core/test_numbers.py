@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from relay.core.caching import CacheRules, wished_ttl_s
 from relay.core.errors import BadRequest
-from relay.core.meters.answers import read_whole
-from relay.core.meters.sent import Sent
-from relay.core.meters.spellings import usage_of
-from relay.core.meters.typed import Odd
+from relay.core.meters.answer_meter import read_whole
+from relay.core.meters.openai import usage_of
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.numbers import LATEST_S, decimal_number, unix_time_s, whole_number
 from relay.core.retry_after import retry_after_s
 from relay.core.retry_policy import RetryRules, request_timeout_s, requested_rules
@@ -98,12 +98,12 @@ def test_reading_a_wait_never_raises(text: str) -> None:
 
 def test_a_measure_beyond_belief_is_ignored() -> None:
     for duration, audio_ms in ((b"9" * 60, None), (b"2.5", 2500)):
-        meter = read_whole("deepgram", Sent("transcription", endpoint="v1/listen"), {}.get, b'{"metadata": {"duration": %b}}' % duration)
+        meter = read_whole("deepgram", SentCall("transcription", endpoint="v1/listen"), {}.get, b'{"metadata": {"duration": %b}}' % duration)
         assert meter is not None
         usage = meter.usage
         assert (usage.audio_ms if usage is not None and usage.audio_ms else None) == audio_ms
     for cost in ("1e999990", "1e30", "-1", "9" * 4000):
-        usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": %b}' % cost.encode(), Odd())
+        usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": %b}' % cost.encode(), IgnoredFields())
         assert usage is None or usage.billed_nano_usd is None, cost
-    usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}', Odd())
+    usage = usage_of(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}', IgnoredFields())
     assert usage is not None and usage.billed_nano_usd == Decimal("0.25") * 10**9

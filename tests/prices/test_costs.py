@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from relay.core.caller import Caller
 from relay.core.exchange import Exchange, Request
-from relay.core.meters.answers import answer_meter, read_whole
-from relay.core.meters.sent import Sent
-from relay.core.meters.sessions import Opened
-from relay.core.meters.sockets import socket_meter
+from relay.core.meters.answer_meter import answer_meter, read_whole
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.socket_meter import OpenedSession
+from relay.core.meters.socket_meters import socket_meter
 from relay.core.pricing import custom_cost
 from relay.core.usage import Usage
 from relay.prices import price_list
@@ -284,7 +284,7 @@ def _id(value: Any) -> str | None:
 def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, told: Any, expected: str | None) -> None:
     body = json.dumps({"model": model, "modelVersion": model} | told).encode()
     reads = FORMATS.get(name, "openai")
-    sent = Sent(kind, method="GET", endpoint="batches/b") if kind == "batch" else Sent(kind, input_tokens=100)
+    sent = SentCall(kind, method="GET", endpoint="batches/b") if kind == "batch" else SentCall(kind, input_tokens=100)
     meter = answer_meter(reads, sent, {}.get)
     assert meter is not None
     meter.feed(body)
@@ -297,7 +297,7 @@ def test_what_an_answer_costs(providers: Any, name: str, model: str, kind: str, 
 @pytest.mark.parametrize(("name", "model", "messages", "expected"), SESSIONS, ids=_id)
 def test_what_a_session_costs(providers: Any, name: str, model: str | None, messages: Any, expected: str | None) -> None:
     nothing = SimpleNamespace(messages=0, bytes=0)
-    meter = socket_meter(FORMATS.get(name, "openai"), Opened("realtime", "", model, nothing, nothing, lambda: 0.0))
+    meter = socket_meter(FORMATS.get(name, "openai"), OpenedSession("realtime", "", model, nothing, nothing, lambda: 0.0))
     assert meter is not None
     for message in messages:
         data = json.dumps(message).encode()

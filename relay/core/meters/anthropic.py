@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.typed import Count, Odd, Reader, text_of
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import Count, IgnoredFields, Reader, text_of
 from relay.core.usage import Part, Usage, clamped
 
 _BESIDE_THE_WHOLE = frozenset({"compaction", "advisor_message"})
@@ -75,9 +75,9 @@ class Anthropic(FormatReader):
     )  # fmt: skip
     texts = (b'"text":', b'"thinking":', b'"partial_json":')
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        super().__init__(sent, odd)
-        self._said: _Usage | None = None
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
+        self._usage_fields: _Usage | None = None
         self._refused = False
         self._results: dict[tuple[str | None, str, bool], Usage] = {}
         """Of a batch, by model and terms."""
@@ -101,11 +101,13 @@ class Anthropic(FormatReader):
         raw = document.get(f"{within}usage")
         if raw is None or raw == b"null":
             return
-        said = _usage(raw, self._odd)
+        fields = _usage(raw, self._ignored_fields)
         starts = text_of(document.get("type")) == "message_start"
         self.lacks_output = starts
-        self._said = said if self._said is None or starts else _merged(self._said, said)
-        for each in said.iterations or ():
+        self._usage_fields = (
+            fields if self._usage_fields is None or starts else _merged(self._usage_fields, fields)
+        )
+        for each in fields.iterations or ():
             if each.type == "fallback_message" and each.model:
                 self.model = each.model
 
@@ -115,7 +117,7 @@ class Anthropic(FormatReader):
             key = part.model, used.service_tier, used.incomplete
             before = self._results.get(key)
             self._results[key] = used if before is None else before + used
-        self._said, self._refused = None, False
+        self._usage_fields, self._refused = None, False
 
     def parts(self) -> Iterator[Part]:
         """What it came to, by model."""
@@ -124,13 +126,13 @@ class Anthropic(FormatReader):
         yield from self._message_parts()
 
     def _message_parts(self) -> Iterator[Part]:
-        said = self._said
-        if said is None:
+        fields = self._usage_fields
+        if fields is None:
             return
-        terms = _terms(said)
-        own = _usage_of(said)
+        terms = _terms(fields)
+        own = _usage_of(fields)
         others: list[Part] = []
-        for each in said.iterations or ():
+        for each in fields.iterations or ():
             if each.type not in _BESIDE_THE_WHOLE:
                 continue
             beside = _counted(each)
@@ -157,24 +159,24 @@ def _merged(before: _Usage, now: _Usage) -> _Usage:
     return msgspec.structs.replace(before, **changed)
 
 
-def _usage_of(said: _Usage) -> Usage:
-    thinking, tools = said.output_tokens_details, said.server_tool_use
+def _usage_of(fields: _Usage) -> Usage:
+    thinking, tools = fields.output_tokens_details, fields.server_tool_use
     usage = msgspec.structs.replace(
-        _counted(said),
+        _counted(fields),
         reasoning_tokens=(thinking.thinking_tokens or 0) if thinking is not None else 0,
         web_searches=(tools.web_search_requests or 0) if tools is not None else 0,
     )
     return clamped(usage)
 
 
-def _counted(said: _Usage | _Iteration) -> Usage:
-    read, wrote = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
-    split = said.cache_creation
+def _counted(fields: _Usage | _Iteration) -> Usage:
+    read, wrote = fields.cache_read_input_tokens or 0, fields.cache_creation_input_tokens or 0
+    split = fields.cache_creation
     for_an_hour = (split.ephemeral_1h_input_tokens or 0) if split is not None else 0
     return clamped(
         Usage(
-            (said.input_tokens or 0) + read + wrote,
-            said.output_tokens or 0,
+            (fields.input_tokens or 0) + read + wrote,
+            fields.output_tokens or 0,
             read,
             wrote,
             for_an_hour,
@@ -182,11 +184,11 @@ def _counted(said: _Usage | _Iteration) -> Usage:
     )
 
 
-def _terms(said: _Usage) -> dict[str, object]:
+def _terms(fields: _Usage) -> dict[str, object]:
     """Under which terms it was served: what changes the price."""
-    tier = said.service_tier if said.service_tier not in (None, "standard") else ""
-    if said.speed == "fast":
+    tier = fields.service_tier if fields.service_tier not in (None, "standard") else ""
+    if fields.speed == "fast":
         tier = "fast" if not tier else f"{tier}+fast"
-    executed = said.server_tool_use.code_execution_requests if said.server_tool_use else None
-    elsewhere = said.inference_geo == "us"  # dearer, by a factor that no price list has
+    executed = fields.server_tool_use.code_execution_requests if fields.server_tool_use else None
+    elsewhere = fields.inference_geo == "us"  # dearer, by a factor that no price list has
     return {"service_tier": tier, "incomplete": bool(executed) or elsewhere}

@@ -11,10 +11,10 @@ from typing import Annotated
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.typed import Odd, Reader
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import IgnoredFields, Reader
 from relay.core.usage import Part, Usage, clamped
 
 Count = Annotated[float, msgspec.Meta(ge=0, le=1 << 40)]
@@ -46,28 +46,28 @@ class Cohere(FormatReader):
     wanted = Wanted("usage", "meta", "delta.usage", "response.meta", *ERROR_PLACES)
     texts = (b'"text":',)
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        super().__init__(sent, odd)
-        self._told: tuple[Usage, Usage] | None = None
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
+        self._reported: tuple[Usage, Usage] | None = None
 
     def read(self, document: Document) -> None:
         """Take what a document tells."""
         for place in ("usage", "meta", "delta.usage", "response.meta"):
             if (raw := document.get(place)) is not None:
-                self._told = _usage_of(_usage(raw, self._odd)) or self._told
+                self._reported = _usage_of(_usage(raw, self._ignored_fields)) or self._reported
 
     def parts(self) -> Iterator[Part]:
         """What it came to."""
-        if self._told is not None:
-            used, billed = self._told
+        if self._reported is not None:
+            used, billed = self._reported
             yield Part(None, used, None if billed == used else billed)
 
 
-def _usage_of(said: _Usage) -> tuple[Usage, Usage] | None:
+def _usage_of(fields: _Usage) -> tuple[Usage, Usage] | None:
     """What was used, and what is billed: the prompt's template, for one, is free."""
-    cached = round(said.cached_tokens or 0)
-    used = _counted(said.tokens or said.billed_units or _NONE, cached)
-    billed = _counted(said.billed_units or said.tokens or _NONE, cached)
+    cached = round(fields.cached_tokens or 0)
+    used = _counted(fields.tokens or fields.billed_units or _NONE, cached)
+    billed = _counted(fields.billed_units or fields.tokens or _NONE, cached)
     return (used, billed) if used != _NOTHING or billed != _NOTHING else None
 
 

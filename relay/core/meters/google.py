@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.typed import Count, Odd, Reader, text_of
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import Count, IgnoredFields, Reader, text_of
 from relay.core.usage import Part, Usage, clamped
 
 TIER_HEADER = "x-gemini-service-tier"
@@ -75,40 +75,40 @@ _metadata = Reader(Metadata)
 _interaction = Reader(_Interaction)
 
 
-def usage_of(raw: bytes, odd: Odd) -> Usage | None:
+def usage_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
     """`usageMetadata`; None if it tells nothing."""
-    said = _metadata(raw, odd)
-    thoughts = said.thoughtsTokenCount or 0
+    fields = _metadata(raw, ignored_fields)
+    thoughts = fields.thoughtsTokenCount or 0
     return _usage(
-        (said.promptTokenCount or 0) + (said.toolUsePromptTokenCount or 0),
-        (said.candidatesTokenCount or said.responseTokenCount or 0) + thoughts,
-        (said.cachedContentTokenCount or 0, thoughts),
-        said.promptTokensDetails or said.promptTokenDetails or (),
-        said.candidatesTokensDetails or said.responseTokensDetails or (),
-        said.cacheTokensDetails or (),
-        tier(said.serviceTier),
+        (fields.promptTokenCount or 0) + (fields.toolUsePromptTokenCount or 0),
+        (fields.candidatesTokenCount or fields.responseTokenCount or 0) + thoughts,
+        (fields.cachedContentTokenCount or 0, thoughts),
+        fields.promptTokensDetails or fields.promptTokenDetails or (),
+        fields.candidatesTokensDetails or fields.responseTokensDetails or (),
+        fields.cacheTokensDetails or (),
+        tier(fields.serviceTier),
     )
 
 
-def interaction_of(raw: bytes, odd: Odd) -> Usage | None:
+def interaction_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
     """An interaction's `usage`; None if it tells nothing."""
-    said = _interaction(raw, odd)
-    thoughts = said.total_thought_tokens or 0
+    fields = _interaction(raw, ignored_fields)
+    thoughts = fields.total_thought_tokens or 0
     usage = _usage(
-        (said.total_input_tokens or 0) + (said.total_tool_use_tokens or 0),
-        (said.total_output_tokens or 0) + thoughts,
-        (said.total_cached_tokens or 0, thoughts),
-        said.input_tokens_by_modality or (),
-        said.output_tokens_by_modality or (),
-        said.cached_tokens_by_modality or (),
+        (fields.total_input_tokens or 0) + (fields.total_tool_use_tokens or 0),
+        (fields.total_output_tokens or 0) + thoughts,
+        (fields.total_cached_tokens or 0, thoughts),
+        fields.input_tokens_by_modality or (),
+        fields.output_tokens_by_modality or (),
+        fields.cached_tokens_by_modality or (),
         "",
     )
-    if usage is not None and any(tool.count for tool in said.grounding_tool_count or ()):
+    if usage is not None and any(tool.count for tool in fields.grounding_tool_count or ()):
         return msgspec.structs.replace(usage, incomplete=True)
     return usage
 
 
-def _usage(  # noqa: PLR0913 (the same seven of both spellings)
+def _usage(  # noqa: PLR0913 (the same seven in both formats)
     given: int,
     made: int,
     cached_and_thoughts: tuple[int, int],
@@ -164,11 +164,11 @@ class Google(FormatReader):
     mark = b'"webSearchQueries"'
     """Of answers that searched the web, which is billed beside the tokens."""
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        super().__init__(sent, odd)
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
         if sent.kind == "generate":
             self.wanted = _GENERATED_WANTED
-        self._told: Usage | None = None
+        self._reported: Usage | None = None
         self._metadata = self._version = b""
         """The last `usageMetadata` that tells something, and the last `modelVersion`."""
         self._tier = ""
@@ -199,7 +199,7 @@ class Google(FormatReader):
         if (raw := get(f"{within}background")) is not None:
             self.in_background = raw == b"true"
         if (raw := get(f"{within}usage")) is not None:
-            self._told = interaction_of(raw, self._odd) or self._told
+            self._reported = interaction_of(raw, self._ignored_fields) or self._reported
         if (given := text_of(get(f"{within}service_tier"))) is not None:
             self._tier = tier(given)
 
@@ -214,11 +214,11 @@ class Google(FormatReader):
     def parts(self) -> Iterator[Part]:
         """What it came to."""
         if self._metadata:
-            self._told = usage_of(self._metadata, self._odd) or self._told
+            self._reported = usage_of(self._metadata, self._ignored_fields) or self._reported
             self._metadata = b""
-        told = self._told
-        if told is None:
+        reported = self._reported
+        if reported is None:
             return
-        if self._tier and not told.service_tier:
-            told = msgspec.structs.replace(told, service_tier=self._tier)
-        yield Part(self.model, told)
+        if self._tier and not reported.service_tier:
+            reported = msgspec.structs.replace(reported, service_tier=self._tier)
+        yield Part(self.model, reported)

@@ -10,14 +10,13 @@ import re
 
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.sessions import Opened, Payload, SocketMeter, of_base64
-from relay.core.meters.texts import BYTES_A_TOKEN
-from relay.core.meters.typed import text_of
-from relay.core.usage import Part, Parts, Usage
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, of_base64
+from relay.core.meters.tolerant_json import text_of
+from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
-_told = hint('"(?:usageMetadata|webSearchQueries)"')
-_told_or_said = hint('"(?:usageMetadata|webSearchQueries|modelTurn)"')
+_reported = compile_prefilter('"(?:usageMetadata|webSearchQueries)"')
+_told_or_said = compile_prefilter('"(?:usageMetadata|webSearchQueries|modelTurn)"')
 _SEARCHED = b'"webSearchQueries"'
 """Searches are billed beside the tokens."""
 _SAMPLED = 8
@@ -34,10 +33,10 @@ class GoogleLive(SocketMeter):
 
     __slots__ = ("_answer", "_context_tokens", "_heard_from", "_speaks", "_to_sample")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.sent_hint = hint('"setup"' if opened.model is None else "")
-        self.received_hint = _told_or_said
+        self.sent_filter = compile_prefilter('"setup"' if opened.model is None else "")
+        self.received_filter = _told_or_said
         self._answer = Payload(opened.provider)
         self._to_sample = _SAMPLED
         self._speaks = False
@@ -49,15 +48,15 @@ class GoogleLive(SocketMeter):
         if model is not None:
             self.model = model.removeprefix("models/")
             self.named(self.model)
-            self.sent_hint = None
-            self._context_tokens = len(data) // BYTES_A_TOKEN
+            self.sent_filter = None
+            self._context_tokens = len(data) // BYTES_PER_TOKEN
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
         if _SEARCHED in data:
             self.add(Part(None, Usage(incomplete=True)), "searches")
         raw = _METADATA.of(data).get("usageMetadata")
-        usage = google.usage_of(raw, self.odd) if raw is not None else None
+        usage = google.usage_of(raw, self.ignored_fields) if raw is not None else None
         if usage is not None:
             self.add(Part(None, usage))
             self._context_tokens = usage.tokens
@@ -74,7 +73,7 @@ class GoogleLive(SocketMeter):
         self._speaks = audio is not None
         self._to_sample = 0 if self._speaks else self._to_sample - 1
         if not self._to_sample:
-            self.received_hint = _told
+            self.received_filter = _reported
 
     @property
     def parts(self) -> Parts:
@@ -83,7 +82,7 @@ class GoogleLive(SocketMeter):
         if self._speaks:
             made = of_base64(made_bytes) * _TOKENS_A_SECOND // _BYTES_A_SECOND_OUT
         else:
-            made = made_bytes // BYTES_A_TOKEN
+            made = made_bytes // BYTES_PER_TOKEN
         if not made:
             return super().parts
         sent_bytes = of_base64(self.opened.client.bytes - self._heard_from)

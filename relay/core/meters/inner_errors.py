@@ -125,13 +125,13 @@ def _name_of(event: bytes) -> bytes:
 def _status_of(data: bytes) -> int:
     """The status that an error stands for; 0 if it says none."""
     try:
-        told = msgspec.json.decode(data) if len(data) <= _MOST_BYTES else None
+        reported = msgspec.json.decode(data) if len(data) <= _MOST_BYTES else None
     except UNREADABLE:
         return 0
-    if isinstance(told, list) and told:
-        told = told[0]
-    response = told.get("response") if isinstance(told, dict) else None
-    for place in (told, response):
+    if isinstance(reported, list) and reported:
+        reported = reported[0]
+    response = reported.get("response") if isinstance(reported, dict) else None
+    for place in (reported, response):
         if isinstance(place, dict):
             for each in (place.get("error"), place):
                 if isinstance(each, dict) and (status := _status_in(each)):
@@ -141,9 +141,9 @@ def _status_of(data: bytes) -> int:
 
 def _status_in(error: dict[str, Any]) -> int:
     for name in ("code", "status", "status_code", "type"):
-        told = error.get(name)
-        if isinstance(told, int) and 400 <= told <= 599:
-            return told
-        if isinstance(told, str) and told in _STATUSES:
-            return _STATUSES[told]
+        reported = error.get(name)
+        if isinstance(reported, int) and 400 <= reported <= 599:
+            return reported
+        if isinstance(reported, str) and reported in _STATUSES:
+            return _STATUSES[reported]
     return 0

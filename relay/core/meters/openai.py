@@ -1,33 +1,202 @@
 """The OpenAI wire format, and what its many followers made of it: chat and text completions,
 responses, embeddings, images, speech, transcriptions, batches.
 
-Owns: where usage stands there. How it is spelled is spellings.py's.
+Owns: where usage stands there, and every known field of a `usage` object. A field that is not
+OpenAI's says in its comment whose it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
 from relay.core.fields import UNREADABLE
 from relay.core.meters.documents import MAX_FIELD_BYTES, Document, Wanted
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.spellings import STANDARD_TIERS, Spelled, told_by
-from relay.core.meters.spellings import tier_of as tier_of
-from relay.core.meters.spellings import usage_of as usage_of
-from relay.core.meters.typed import (
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import (
     Count,
-    Odd,
+    IgnoredFields,
+    Money,
     Reader,
+    Seconds,
     count_of,
     is_name,
     milliseconds,
+    nano_usd,
     text_of,
 )
 from relay.core.usage import Part, Usage, clamped
+
+STANDARD_TIERS = frozenset({"default", "standard", "auto", "on_demand"})
+_TICKS_A_NANO = 10
+"""xAI bills in ticks of 10^-10 US dollars."""
+Ticks = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
+
+
+class _Cached(msgspec.Struct):
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None  # Perplexity's responses
+    cache_write_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None  # Perplexity's responses
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+    cached_tokens_details: _Cached | None = None
+
+
+class _Cost(msgspec.Struct):
+    total_cost: Money | None = None
+
+
+class _CostDetails(msgspec.Struct):
+    upstream_inference_cost: Money | None = None
+
+
+class _ToolUse(msgspec.Struct):
+    web_search_requests: Count | None = None
+
+
+class OpenAIUsage(msgspec.Struct):
+    """`usage` with the fields of all vendors."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    total_tokens: Count | None = None
+    cached_tokens: Count | None = None  # Moonshot
+    num_cached_tokens: Count | None = None  # Mistral
+    prompt_cache_hit_tokens: Count | None = None  # DeepSeek
+    reasoning_tokens: Count | None = None  # Azure, of the models that are not OpenAI's
+    seconds: Seconds | None = None
+    prompt_audio_seconds: Seconds | None = None  # Mistral
+    cost: Money | _Cost | None = None  # OpenRouter; Perplexity's is an object
+    cost_details: _CostDetails | None = None  # OpenRouter
+    is_byok: bool | None = None  # OpenRouter
+    estimated_cost: Money | None = None  # DeepInfra
+    cost_in_usd_ticks: Ticks | None = None  # xAI
+    num_sources_used: Count | None = None  # xAI: a fee, which only the ticks tell
+    num_server_side_tools_used: Count | None = None  # xAI: likewise
+    connectors: dict[str, Count] | None = None  # Mistral's agents: a fee for each call
+    server_tool_use_details: _ToolUse | None = None  # OpenRouter
+    prompt_tokens_details: _Details | None = None
+    prompt_token_details: _Details | None = None  # Mistral
+    input_tokens_details: _Details | None = None
+    input_token_details: _Details | None = None  # realtime and transcriptions
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    output_token_details: _Details | None = None
+
+
+_read_usage = Reader(OpenAIUsage)
+_NO_DETAILS, _NOT_CACHED = _Details(), _Cached()
+
+
+def usage_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
+    """A `usage` object of any vendor; None if it tells nothing."""
+    return usage_from(_read_usage(raw, ignored_fields))
+
+
+def usage_from(fields: OpenAIUsage) -> Usage | None:
+    """What it comes to; None if it tells nothing."""
+    given = fields.prompt_tokens or fields.input_tokens or 0
+    made = fields.completion_tokens or fields.output_tokens or 0
+    if given or made:
+        return clamped(_token_usage(fields, given, made))
+    billed, whole = _billed(fields), fields.total_tokens or 0
+    seconds = fields.seconds if fields.seconds is not None else fields.prompt_audio_seconds
+    if seconds is not None:
+        return Usage(audio_ms=round(seconds * 1000), billed_nano_usd=billed)
+    if whole:  # Voyage and Jina tell the whole alone
+        return clamped(_token_usage(fields, whole, 0))
+    return Usage(billed_nano_usd=billed) if billed else None
+
+
+def _token_usage(fields: OpenAIUsage, given: int, made: int) -> Usage:
+    asked, gave = _details(fields)
+    reasoning = gave.reasoning_tokens or 0
+    if not reasoning and not isinstance(fields.cost, _Cost):  # Perplexity's stand beside the output
+        reasoning = fields.reasoning_tokens or 0
+    heard_ms = round((fields.prompt_audio_seconds or 0) * 1000)
+    if (beside := (fields.total_tokens or 0) - given - made) > 0 and not heard_ms:
+        # xAI's chat counts reasoning beside the output, Google's counts thoughts nowhere else.
+        made += beside
+        reasoning = max(reasoning, beside)
+    cached, searches = asked.cached_tokens_details or _NOT_CACHED, fields.server_tool_use_details
+    billed = _billed(fields)
+    return Usage(
+        given,
+        made,
+        asked.cached_tokens or asked.cache_read_input_tokens or fields.cached_tokens
+        or fields.num_cached_tokens or fields.prompt_cache_hit_tokens or 0,
+        asked.cache_write_tokens or asked.cache_creation_input_tokens or 0,
+        reasoning_tokens=reasoning,
+        input_audio_tokens=asked.audio_tokens or 0,
+        output_audio_tokens=gave.audio_tokens or 0,
+        cache_audio_read_tokens=cached.audio_tokens or 0,
+        input_image_tokens=asked.image_tokens or 0,
+        output_image_tokens=gave.image_tokens or 0,
+        cache_image_read_tokens=cached.image_tokens or 0,
+        audio_ms=heard_ms,
+        web_searches=(searches.web_search_requests or 0) if searches is not None else 0,
+        billed_nano_usd=billed,
+        incomplete=billed is None and _has_fees(fields),
+    )  # fmt: skip
+
+
+def _details(fields: OpenAIUsage) -> tuple[_Details, _Details]:
+    """Of the input, and of the output."""
+    asked = (
+        fields.prompt_tokens_details
+        or fields.input_tokens_details
+        or fields.input_token_details
+        or fields.prompt_token_details
+    )
+    gave = (
+        fields.completion_tokens_details
+        or fields.output_tokens_details
+        or fields.output_token_details
+    )
+    return asked or _NO_DETAILS, gave or _NO_DETAILS
+
+
+def _has_fees(fields: OpenAIUsage) -> bool:
+    """True if something was used that is paid for beside the tokens."""
+    return bool(fields.num_sources_used or fields.num_server_side_tools_used or fields.connectors)
+
+
+def tier_of(raw: bytes | None) -> str:
+    """A `service_tier`; empty of the standard one."""
+    tier = text_of(raw) or ""
+    return "" if tier in STANDARD_TIERS else tier
+
+
+def _billed(fields: OpenAIUsage) -> int | None:
+    """What the provider itself says that the call costs."""
+    if fields.cost is None and fields.cost_in_usd_ticks is None and fields.estimated_cost is None:
+        return None
+    if fields.cost_in_usd_ticks is not None:
+        return (fields.cost_in_usd_ticks + _TICKS_A_NANO // 2) // _TICKS_A_NANO
+    if isinstance(fields.cost, _Cost):
+        return nano_usd(fields.cost.total_cost)
+    if fields.cost is None:
+        return nano_usd(fields.estimated_cost)
+    cost, inner = nano_usd(fields.cost), fields.cost_details
+    if cost is not None and fields.is_byok and inner is not None:
+        # With a key of one's own the fee alone is OpenRouter's; the provider bills the rest.
+        upstream = nano_usd(inner.upstream_inference_cost)
+        return None if upstream is None else cost + upstream
+    return cost
+
 
 _STILL_TO_COME = frozenset(
     {
@@ -98,9 +267,9 @@ class OpenAI(FormatReader):
         b'"delta":',
     )  # fmt: skip
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        super().__init__(sent, odd)
-        self._told: Usage | None = None
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
+        self._reported: Usage | None = None
         self._heard_ms: int | None = None
         self._tier = ""
         self._fee = False
@@ -137,75 +306,77 @@ class OpenAI(FormatReader):
             self._read_tools(raw)
         for place in (f"{within}usage", "x_groq.usage"):
             raw = get(place, b"null")
-            if raw != b"null" and (told := usage_of(raw, self._odd)) is not None:
-                self._read_usage(told, event)
+            if raw != b"null" and (reported := usage_of(raw, self._ignored_fields)) is not None:
+                self._read_usage(reported, event)
                 break
         if not document.keys().isdisjoint(_RARE):
             self._read_rare(document)
 
-    def _read_usage(self, told: Usage, event: str) -> None:
-        if told.audio_ms and self._sent.kind == "transcription":
+    def _read_usage(self, reported: Usage, event: str) -> None:
+        if reported.audio_ms and self._sent.kind == "transcription":
             # Mistral tells tokens too, which it bills not.
-            told = Usage(audio_ms=told.audio_ms, billed_nano_usd=told.billed_nano_usd)
-        if event in _IMAGE_MADE and self._told is not None:
+            reported = Usage(audio_ms=reported.audio_ms, billed_nano_usd=reported.billed_nano_usd)
+        if event in _IMAGE_MADE and self._reported is not None:
             # Of several images, whether each event tells its own or all is not documented.
-            told = msgspec.structs.replace(self._told + told, incomplete=True)
-        self._told = told
+            reported = msgspec.structs.replace(self._reported + reported, incomplete=True)
+        self._reported = reported
 
     def _read_rare(self, document: Document) -> None:
         """What only few answers have."""
         get = document.get
         if (raw := get("duration")) is not None and self._sent.kind == "transcription":
-            self._heard_ms = milliseconds(raw, self._odd)
+            self._heard_ms = milliseconds(raw, self._ignored_fields)
         if (raw := get("usage_info")) is not None:
             self._read_pages(raw, get("document_annotation"))
         if (raw := get("svg_usage")) is not None:
             self._read_svg(raw)
         if (raw := get("trained_tokens")) is not None:
-            trained = count_of(raw, self._odd)
+            trained = count_of(raw, self._ignored_fields)
             # What training costs, no list tells.
-            self._told = Usage(trained, incomplete=True) if trained else None
+            self._reported = Usage(trained, incomplete=True) if trained else None
         if (raw := get("per_model_usage")) is not None:
-            run = _run(b'{"per_model_usage":%b}' % raw, self._odd)
+            run = _run(b'{"per_model_usage":%b}' % raw, self._ignored_fields)
             self._beside = tuple(map(_evaluated, run.per_model_usage or ()))
 
     def _read_tools(self, raw: bytes) -> None:
-        said = _tool_usage(raw, self._odd)
-        if said.web_search is not None:
-            self._searches = said.web_search.num_requests or 0
-        drawn = said.image_gen
+        fields = _tool_usage(raw, self._ignored_fields)
+        if fields.web_search is not None:
+            self._searches = fields.web_search.num_requests or 0
+        drawn = fields.image_gen
         self._fee = drawn is not None and bool(drawn.input_tokens or drawn.output_tokens)
 
     def _read_pages(self, raw: bytes, annotation: bytes | None) -> None:
-        pages = _usage_info(raw, self._odd).pages_processed
+        pages = _usage_info(raw, self._ignored_fields).pages_processed
         if pages:
             # Annotated pages cost more, which Usage does not tell apart.
             annotated = annotation is not None and annotation != b"null"
-            self._told = Usage(pages=pages, incomplete=annotated)
+            self._reported = Usage(pages=pages, incomplete=annotated)
 
     def _read_svg(self, raw: bytes) -> None:
-        said = _svg_usage(raw, self._odd)
-        if said.input_tokens or said.output_tokens:
-            used = Usage(said.input_tokens or 0, said.output_tokens or 0)
-            self._beside = (Part(said.model, used),)
+        fields = _svg_usage(raw, self._ignored_fields)
+        if fields.input_tokens or fields.output_tokens:
+            used = Usage(fields.input_tokens or 0, fields.output_tokens or 0)
+            self._beside = (Part(fields.model, used),)
 
     def parts(self) -> Iterator[Part]:
         """What it came to, by model."""
-        told = self._told
-        if told is None and self._heard_ms is not None:
-            told = Usage(audio_ms=self._heard_ms)
-        if told is not None:
-            if self._sent.kind == "image" and not told.output_image_tokens:
+        reported = self._reported
+        if reported is None and self._heard_ms is not None:
+            reported = Usage(audio_ms=self._heard_ms)
+        if reported is not None:
+            if self._sent.kind == "image" and not reported.output_image_tokens:
                 # What images are made of, where the answer has no details.
-                told = msgspec.structs.replace(told, output_image_tokens=told.output_tokens)
-            if self._tier or self._searches or self._fee:
-                told = msgspec.structs.replace(
-                    told,
-                    service_tier=self._tier,
-                    web_searches=told.web_searches or self._searches,
-                    incomplete=told.incomplete or self._fee,
+                reported = msgspec.structs.replace(
+                    reported, output_image_tokens=reported.output_tokens
                 )
-            yield Part(self.model, told)
+            if self._tier or self._searches or self._fee:
+                reported = msgspec.structs.replace(
+                    reported,
+                    service_tier=self._tier,
+                    web_searches=reported.web_searches or self._searches,
+                    incomplete=reported.incomplete or self._fee,
+                )
+            yield Part(self.model, reported)
         yield from self._beside
 
 
@@ -214,10 +385,10 @@ _RARE = frozenset({"duration", "usage_info", "svg_usage", "trained_tokens", "per
 _BATCH, _STEP = b'"batch"', b'"thread.run.step"'
 
 
-def _evaluated(said: _ModelUsage) -> Part:
-    read = said.cached_tokens or 0
-    used = Usage(said.prompt_tokens or 0, said.completion_tokens or 0, read)
-    return Part(said.model_name or said.run_model_name, clamped(used))
+def _evaluated(fields: _ModelUsage) -> Part:
+    read = fields.cached_tokens or 0
+    used = Usage(fields.prompt_tokens or 0, fields.completion_tokens or 0, read)
+    return Part(fields.model_name or fields.run_model_name, clamped(used))
 
 
 _OTHERS = sorted(set(OpenAI.wanted.tree) - {"usage", "model", "object", "service_tier", "id"})
@@ -226,7 +397,7 @@ _plain = msgspec.json.Decoder(
     msgspec.defstruct(
         "Plain",
         [
-            ("usage", Spelled),
+            ("usage", OpenAIUsage),
             ("model", str),
             ("object", str | None, None),
             ("service_tier", str | None, None),
@@ -244,14 +415,14 @@ def plain(answer: bytes) -> Part | None:
     if len(answer) > MAX_FIELD_BYTES:
         return None
     try:
-        said = _plain(answer)
+        fields = _plain(answer)
     except UNREADABLE:
         return None
-    values = msgspec.structs.astuple(said)
+    values = msgspec.structs.astuple(fields)
     usage, model, kind, tier = values[:4]
     if values[4:] != _NONE_OF_THEM or kind not in _PLAIN_OBJECTS or not is_name(model):
         return None
-    told = told_by(usage)
-    if told is not None and tier is not None and tier not in STANDARD_TIERS and is_name(tier):
-        told = msgspec.structs.replace(told, service_tier=tier)
-    return Part(model, told) if told is not None else None
+    reported = usage_from(usage)
+    if reported is not None and tier is not None and tier not in STANDARD_TIERS and is_name(tier):
+        reported = msgspec.structs.replace(reported, service_tier=tier)
+    return Part(model, reported) if reported is not None else None

@@ -1,7 +1,7 @@
 """GPT-Live, OpenAI's spoken sessions.
 
 Owns: where they tell their seconds, and what they delegate. What a response means is
-openai_sockets.py's.
+openai_responses_socket.py's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.openai_sockets import ENDS, parts_of
-from relay.core.meters.sessions import Opened, SocketMeter
-from relay.core.meters.typed import text_of
+from relay.core.meters.openai_responses_socket import ENDS, parts_of
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter
+from relay.core.meters.tolerant_json import text_of
 from relay.core.usage import Part, Parts, Usage
 
 _MESSAGE = Wanted(
@@ -34,10 +34,12 @@ class Live(SocketMeter):
 
     __slots__ = ("_began_s", "_closed", "_session_id", "_told_ms")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.received_hint = hint('"(?:usage"|session\\.(?:started|updated|closed)")')
-        self.sent_hint = hint(r'"session\.start"')
+        self.received_filter = compile_prefilter(
+            '"(?:usage"|session\\.(?:started|updated|closed)")'
+        )
+        self.sent_filter = compile_prefilter(r'"session\.start"')
         attached = _SESSION_ID.search(opened.endpoint)
         self._session_id = attached[1] if attached is not None else ""
         self._began_s: float | None = None
@@ -46,49 +48,53 @@ class Live(SocketMeter):
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _START.of(data)
-        if text_of(said.get("type")) == "session.start":
-            self.named(text_of(said.get("session.model")))
-            self.sent_hint = None
+        message = _START.of(data)
+        if text_of(message.get("type")) == "session.start":
+            self.named(text_of(message.get("session.model")))
+            self.sent_filter = None
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _MESSAGE.of(data)
-        kind = text_of(said.get("type")) or ""
+        message = _MESSAGE.of(data)
+        kind = text_of(message.get("type")) or ""
         if kind == "response.event":
-            self._delegated(said)
+            self._delegated(message)
         elif kind == "decision.event":
-            self._decided(said)
+            self._decided(message)
         elif kind.startswith("session."):
-            self._session(kind, said)
+            self._session(kind, message)
 
-    def _session(self, kind: str, said: Document) -> None:
-        self.model = text_of(said.get("session.model")) or self.model
-        self._session_id = text_of(said.get("session.id")) or self._session_id
+    def _session(self, kind: str, message: Document) -> None:
+        self.model = text_of(message.get("session.model")) or self.model
+        self._session_id = text_of(message.get("session.id")) or self._session_id
         if self._began_s is None:
             self._began_s = self.opened.clock()
-        told = openai.usage_of(said["usage"], self.odd) if "usage" in said else None
-        if told is not None:
-            self._told_ms = max(told.audio_ms, self._told_ms or 0)
+        reported = (
+            openai.usage_of(message["usage"], self.ignored_fields) if "usage" in message else None
+        )
+        if reported is not None:
+            self._told_ms = max(reported.audio_ms, self._told_ms or 0)
         self._closed = self._closed or kind == "session.closed"
 
-    def _delegated(self, said: Document) -> None:
+    def _delegated(self, message: Document) -> None:
         event = {
             place.removeprefix("event."): raw
-            for place, raw in said.items()
+            for place, raw in message.items()
             if place.startswith("event.")
         }
         if text_of(event.get("type")) in ENDS:
-            for part in parts_of(event, self.odd):
+            for part in parts_of(event, self.ignored_fields):
                 self.add(part, f"{part.object_id} {part.model}" if part.object_id else "")
 
-    def _decided(self, said: Document) -> None:
-        told = said.get("event.decision.usage")
-        usage = openai.usage_of(told, self.odd) if told is not None else None
+    def _decided(self, message: Document) -> None:
+        reported = message.get("event.decision.usage")
+        usage = openai.usage_of(reported, self.ignored_fields) if reported is not None else None
         if usage is not None:
-            by = text_of(said.get("trigger_id")) or text_of(said.get("event_id"))
+            by = text_of(message.get("trigger_id")) or text_of(message.get("event_id"))
             named = f"{self._session_id} {by}" if by is not None else ""
-            self.add(Part(text_of(said.get("event.decision.model")), usage, object_id=named), named)
+            self.add(
+                Part(text_of(message.get("event.decision.model")), usage, object_id=named), named
+            )
 
     @property
     def parts(self) -> Parts:

@@ -1,7 +1,7 @@
 """OpenAI's Realtime sessions, spoken ones and transcriptions, and xAI's.
 
 Owns: the models of a session and what else they bill: transcriptions of the input, xAI's seconds.
-How usage of responses is read is openai_sockets.py's.
+How usage of responses is read is openai_responses_socket.py's.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import msgspec
 
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.openai_sockets import Answering, Open
-from relay.core.meters.sessions import MAX_PARTS, Opened, bytes_a_second, of_base64
-from relay.core.meters.texts import BYTES_A_TOKEN
-from relay.core.meters.typed import Reader, Seconds, text_of
-from relay.core.usage import Part, Parts, Usage
+from relay.core.meters.openai_responses_socket import Open, ResponseMeter
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, bytes_a_second, of_base64
+from relay.core.meters.tolerant_json import Reader, Seconds, text_of
+from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
 _ASKED = Wanted(
     "type", "session.model", "session.audio.input.transcription.model",
@@ -38,7 +37,7 @@ class _Voice(msgspec.Struct):
 _voice = Reader(_Voice)
 
 
-class Realtime(Answering):
+class Realtime(ResponseMeter):
     """Realtime: every response, and every transcription of the input under the model that made it.
 
     xAI bills seconds of audio instead of tokens, and texts that the client writes, which have no
@@ -53,7 +52,7 @@ class Realtime(Answering):
         "_transcriber", "_voice_s", "_wrote",
     )  # fmt: skip
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         # All who attach themselves to a call see the same responses; others cannot be read again.
         self._attached = bool(opened.asked("call_id"))
@@ -64,45 +63,45 @@ class Realtime(Answering):
         self._voice_s: dict[str, float] = {}
         self._wrote = False
         if opened.model is None:
-            self.sent_hint = hint('"session"')
+            self.sent_filter = compile_prefilter('"session"')
         self._look_for_texts()
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _ASKED.of(data)
-        if text_of(said.get("type")) == "conversation.item.create":
+        message = _ASKED.of(data)
+        if text_of(message.get("type")) == "conversation.item.create":
             self._wrote = True
             return
-        model, transcriber = text_of(said.get("session.model")), _transcriber(said)
+        model, transcriber = text_of(message.get("session.model")), _transcriber(message)
         if model is None and self.opened.asked("intent") == "transcription":
             model = transcriber
         self._transcriber = self._transcriber or transcriber
         if model is not None:
             self.named(model)
-            self.sent_hint = None
+            self.sent_filter = None
             self._look_for_texts()
 
     def _look_for_texts(self) -> None:
-        if self.sent_hint is None and (self.model or self.asked or "").startswith("grok"):
-            self.sent_hint = hint(r'"conversation\.item\.create"')
+        if self.sent_filter is None and (self.model or self.asked or "").startswith("grok"):
+            self.sent_filter = compile_prefilter(r'"conversation\.item\.create"')
 
-    def _told(self, kind: str, said: Document, data: bytes) -> None:
+    def _reported(self, kind: str, message: Document, data: bytes) -> None:
         if kind == _TRANSCRIBED:
-            told = said.get("usage")
-            usage = openai.usage_of(told, self.odd) if told is not None else None
+            reported = message.get("usage")
+            usage = openai.usage_of(reported, self.ignored_fields) if reported is not None else None
             if usage is not None:
                 self.add(Part(self._transcriber or _TRANSCRIBER, usage))
         elif "session." in kind:
-            self._session(said, len(data))
+            self._session(message, len(data))
 
-    def _session(self, said: Document, session_bytes: int) -> None:
-        self.model = text_of(said.get("session.model")) or self.model
-        self._transcriber = _transcriber(said) or self._transcriber
-        self._context_tokens = self._context_tokens or session_bytes // BYTES_A_TOKEN
-        self._input_bytes_a_s = _audio(said, "input") or self._input_bytes_a_s
-        self._output_bytes_a_s = _audio(said, "output") or self._output_bytes_a_s
+    def _session(self, message: Document, session_bytes: int) -> None:
+        self.model = text_of(message.get("session.model")) or self.model
+        self._transcriber = _transcriber(message) or self._transcriber
+        self._context_tokens = self._context_tokens or session_bytes // BYTES_PER_TOKEN
+        self._input_bytes_a_s = _audio(message, "input") or self._input_bytes_a_s
+        self._output_bytes_a_s = _audio(message, "output") or self._output_bytes_a_s
         if self.model is not None and not self._wrote:
-            self.sent_hint = None
+            self.sent_filter = None
             self._look_for_texts()
 
     def _opening(self, model: str | None) -> Open:
@@ -113,14 +112,14 @@ class Realtime(Answering):
             heard = audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
         return Open(model, self._context_tokens + heard)
 
-    def _ended(self, said: Document) -> None:
-        if (beside := said.get("usage")) is not None:  # xAI tells it beside the response
-            said = {**said, "response.usage": beside}
-            seconds = _voice(beside, self.odd).billable_audio_seconds
+    def _ended(self, message: Document) -> None:
+        if (beside := message.get("usage")) is not None:  # xAI tells it beside the response
+            message = {**message, "response.usage": beside}
+            seconds = _voice(beside, self.ignored_fields).billable_audio_seconds
             if seconds is not None and len(self._voice_s) < MAX_PARTS:
-                named = text_of(said.get("response.id")) or str(len(self._voice_s))
+                named = text_of(message.get("response.id")) or str(len(self._voice_s))
                 self._voice_s[named] = seconds
-        super()._ended(said)
+        super()._ended(message)
 
     def _add(self, part: Part) -> None:
         self._context_tokens = part.usage.tokens or self._context_tokens
@@ -141,20 +140,20 @@ class Realtime(Answering):
     @property
     def parts(self) -> Parts:
         """See SocketMeter."""
-        parts, told = super().parts, list(self._voice_s.values())
-        if not told:
+        parts, reported = super().parts, list(self._voice_s.values())
+        if not reported:
             return parts
-        grew = told == sorted(told)
+        grew = reported == sorted(reported)
         usage = Usage(
-            audio_ms=round((told[-1] if grew else sum(told)) * 1000),
-            estimated=len(told) > 1,
+            audio_ms=round((reported[-1] if grew else sum(reported)) * 1000),
+            estimated=len(reported) > 1,
             incomplete=self._wrote,
         )
         return (*(part._replace(billed=Usage()) for part in parts), Part(self.model, usage))
 
 
-def _transcriber(said: Document) -> str | None:
-    return next((model for place in _TRANSCRIBERS if (model := text_of(said.get(place)))), None)
+def _transcriber(message: Document) -> str | None:
+    return next((model for place in _TRANSCRIBERS if (model := text_of(message.get(place)))), None)
 
 
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
@@ -162,13 +161,13 @@ _TRANSCRIBER = "input-transcription"
 """Stands for a transcribing model that the session has not named: it has no price."""
 
 
-def _audio(said: Document, side: str) -> int | None:
+def _audio(message: Document, side: str) -> int | None:
     """Bytes a second of one side's audio, as a session tells its format."""
     format_ = f"session.audio.{side}.format"
-    named = said.get(f"{format_}.type") or said.get(f"session.{side}_audio_format")
+    named = message.get(f"{format_}.type") or message.get(f"session.{side}_audio_format")
     if (encoding := text_of(named)) is None:
         return None
-    rate_hz = (said.get(f"{format_}.rate") or b"").decode("ascii", "replace")
+    rate_hz = (message.get(f"{format_}.rate") or b"").decode("ascii", "replace")
     if not rate_hz and encoding in ("pcm16", "audio/pcm"):
         rate_hz = _PCM_HZ
     return bytes_a_second(encoding, rate_hz)

@@ -14,10 +14,10 @@ import msgspec
 
 from relay.core.fields import UNREADABLE
 from relay.core.meters.documents import Document, Wanted
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.typed import Odd, milliseconds, text_of
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import IgnoredFields, milliseconds, text_of
 from relay.core.usage import Part, Usage
 
 MAX_SPOKEN_BYTES = 1024 * 1024
@@ -25,20 +25,20 @@ SPOKEN = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "de
 """The field of a request whose characters are spoken, by wire format."""
 
 
-class Heard(FormatReader):
+class HeardAudio(FormatReader):
     """An answer that tells seconds of audio; the last number holds. Made by one of its children."""
 
     needle = b'"'
     places: ClassVar[tuple[str, ...]]
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        super().__init__(sent, odd)
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
         self._heard_ms: int | None = None
 
     def read(self, document: Document) -> None:
         """Take what a document tells."""
         for place in self.places:
-            heard_ms = milliseconds(document.get(place), self._odd)
+            heard_ms = milliseconds(document.get(place), self._ignored_fields)
             if heard_ms is not None:
                 self._heard_ms = heard_ms
 
@@ -48,13 +48,13 @@ class Heard(FormatReader):
             yield Part(self.model, Usage(audio_ms=self._heard_ms))
 
 
-class Cartesia(Heard):
+class Cartesia(HeardAudio):
     """`duration`."""
 
     wanted, places = Wanted("duration", *ERROR_PLACES), ("duration",)
 
 
-class ElevenLabs(Heard):
+class ElevenLabs(HeardAudio):
     """`audio_duration_secs`, of all channels together."""
 
     wanted = Wanted("audio_duration_secs", "transcription_id", "request_id", *ERROR_PLACES)
@@ -69,7 +69,7 @@ class ElevenLabs(Heard):
         self.is_final = self._heard_ms is not None or "request_id" not in document
 
 
-class AssemblyAI(Heard):
+class AssemblyAI(HeardAudio):
     """`audio_duration`, once the transcript is there."""
 
     wanted = Wanted("id", "status", "audio_duration", *ERROR_PLACES)
@@ -83,13 +83,13 @@ class AssemblyAI(Heard):
         self.is_final = status not in ("queued", "processing")
 
 
-class Deepgram(Heard):
+class Deepgram(HeardAudio):
     """`metadata.duration`."""
 
     wanted, places = Wanted("metadata.duration", *ERROR_PLACES), ("metadata.duration",)
 
 
-def characters(format_: str, sent: Sent) -> int | None:
+def characters(format_: str, sent: SentCall) -> int | None:
     """How many are to be spoken; None where the request does not tell."""
     name = SPOKEN.get(format_)
     if name is None or len(sent.body) > MAX_SPOKEN_BYTES:

@@ -9,9 +9,9 @@ import msgspec
 
 from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.sessions import MAX_PARTS, Opened, SocketMeter
-from relay.core.meters.typed import Count, text_of
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter
+from relay.core.meters.tolerant_json import Count, text_of
 from relay.core.usage import Part, Parts, Usage
 
 
@@ -22,17 +22,17 @@ class Characters(SocketMeter):
 
     __slots__ = ("_field", "_type")
 
-    def __init__(self, opened: Opened, field_: str, type_: str = "") -> None:
+    def __init__(self, opened: OpenedSession, field_: str, type_: str = "") -> None:
         super().__init__(opened)
         self._field, self._type = field_, type_
-        self.sent_hint = hint(f'"{field_}"')
+        self.sent_filter = compile_prefilter(f'"{field_}"')
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _TEXT.of(data)
-        if self._type and text_of(said.get("type")) != self._type:
+        message = _TEXT.of(data)
+        if self._type and text_of(message.get("type")) != self._type:
             return
-        model = text_of(said.get("model_id"))
+        model = text_of(message.get("model_id"))
         self.named(model)
         self.model = self.model or model
         if (characters := self._characters(data)) is None:
@@ -65,7 +65,7 @@ class Dialogue(Characters):
 
     __slots__ = ()
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened, "inputs")
 
     def _characters(self, data: bytes) -> int | None:
@@ -85,35 +85,35 @@ class FluxSpeech(Characters):
 
     __slots__ = ("_total", "_turns")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened, "text", "Speak")
-        self.received_hint = hint('billable_character_count"')
+        self.received_filter = compile_prefilter('billable_character_count"')
         self._turns: dict[str, int] = {}
         self._total = 0
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _FLUX_SPEECH.of(data)
-        kind = text_of(said.get("type"))
+        message = _FLUX_SPEECH.of(data)
+        kind = text_of(message.get("type"))
         if kind == "SessionMetadata":
-            self._total = _count(said.get("total_billable_character_count")) or self._total
+            self._total = _count(message.get("total_billable_character_count")) or self._total
         elif kind in ("SpeechMetadata", "SpeechInterrupted"):
             within = "metadata." if kind == "SpeechInterrupted" else ""
-            characters = _count(said.get(f"{within}billable_character_count"))
+            characters = _count(message.get(f"{within}billable_character_count"))
             if characters is not None and len(self._turns) < MAX_PARTS:
-                named = text_of(said.get(f"{within}speech_id")) or str(len(self._turns))
+                named = text_of(message.get(f"{within}speech_id")) or str(len(self._turns))
                 self._turns[named] = characters
                 self._sums.clear()
 
     @property
     def parts(self) -> Parts:
         """See SocketMeter."""
-        told = max(self._total, sum(self._turns.values()))
+        reported = max(self._total, sum(self._turns.values()))
         under_way = tuple(
             part._replace(usage=msgspec.structs.replace(part.usage, estimated=True))
             for part in super().parts
         )
-        return (Part(self.model, Usage(characters=told)), *under_way) if told else under_way
+        return (Part(self.model, Usage(characters=reported)), *under_way) if reported else under_way
 
 
 _FLUX_SPEECH = Wanted(

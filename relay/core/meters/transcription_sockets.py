@@ -12,20 +12,26 @@ import msgspec
 
 from relay.core.fields import UNREADABLE, field
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.sessions import Lasting, Opened, Payload, bytes_a_second, of_base64
-from relay.core.meters.typed import milliseconds, text_of
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import (
+    OpenedSession,
+    Payload,
+    TimedSession,
+    bytes_a_second,
+    of_base64,
+)
+from relay.core.meters.tolerant_json import milliseconds, text_of
 from relay.core.usage import Part, Parts, Usage
 
 
-class Heard(Lasting):
+class HeardAudio(TimedSession):
     """Text from speech. Without a word from the provider of how much it heard it is as long as the
     audio that was sent: `audio` names the field that has it in base64, none if the messages are it.
     """
 
     __slots__ = ("_audio", "_bytes_a_s", "_payload", "told_ms")
 
-    def __init__(self, opened: Opened, audio: str = "") -> None:
+    def __init__(self, opened: OpenedSession, audio: str = "") -> None:
         super().__init__(opened)
         self.told_ms: int | None = None
         """As the provider says."""
@@ -36,14 +42,14 @@ class Heard(Lasting):
         self._audio = audio
         if audio:
             self._payload = Payload(opened.client)
-            self.sent_hint = hint(f'"{audio}"')
+            self.sent_filter = compile_prefilter(f'"{audio}"')
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter. One message tells how all are written."""
         raw = field(data, self._audio)
         if self._payload is not None and memoryview(raw).nbytes:
             self._payload.sample(data, memoryview(raw).nbytes - 2)
-            self.sent_hint = None
+            self.sent_filter = None
 
     @property
     def parts(self) -> Parts:
@@ -65,25 +71,25 @@ class Heard(Lasting):
         return sent_bytes * 1000 // self._bytes_a_s
 
 
-class Segments(Heard):
+class Segments(HeardAudio):
     """Each final result tells how long its piece of audio is. Cartesia."""
 
     __slots__ = ()
     final = "is_final"
     wanted = Wanted("type", "is_final", "duration")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.received_hint = hint("duration")
+        self.received_filter = compile_prefilter("duration")
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = self.wanted.of(data)
-        if said.get("is_final") == b"true":
-            self._add_piece(said)
+        message = self.wanted.of(data)
+        if message.get("is_final") == b"true":
+            self._add_piece(message)
 
-    def _add_piece(self, said: Document) -> None:
-        if (heard_ms := milliseconds(said.get("duration"), self.odd)) is not None:
+    def _add_piece(self, message: Document) -> None:
+        if (heard_ms := milliseconds(message.get("duration"), self.ignored_fields)) is not None:
             self.told_ms = (self.told_ms or 0) + heard_ms
 
 
@@ -95,7 +101,7 @@ class DeepgramListen(Segments):
     __slots__ = ("_channels", "_whole_ms")
     wanted = Wanted("type", "is_final", "duration", "channel_index")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self._channels = 1
         self._whole_ms: int | None = None
@@ -105,13 +111,13 @@ class DeepgramListen(Segments):
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = self.wanted.of(data)
-        if text_of(said.get("type")) == "Metadata":
-            whole_ms = milliseconds(said.get("duration"), self.odd)
+        message = self.wanted.of(data)
+        if text_of(message.get("type")) == "Metadata":
+            whole_ms = milliseconds(message.get("duration"), self.ignored_fields)
             self._whole_ms = whole_ms if whole_ms is not None else self._whole_ms
-        elif said.get("is_final") == b"true":
-            self._channels = max(self._channels, _channels(said.get("channel_index")))
-            self._add_piece(said)
+        elif message.get("is_final") == b"true":
+            self._channels = max(self._channels, _channels(message.get("channel_index")))
+            self._add_piece(message)
 
     @property
     def parts(self) -> Parts:
@@ -132,19 +138,19 @@ def _channels(raw: bytes | None) -> int:
         return 1
 
 
-class FluxListen(Heard):
+class FluxListen(HeardAudio):
     """Deepgram's v2/listen tells where its results end; what was sent may reach further."""
 
     __slots__ = ("_until_ms",)
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.received_hint = hint('"audio_window_end"')
+        self.received_filter = compile_prefilter('"audio_window_end"')
         self._until_ms = 0
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        until_ms = milliseconds(_WINDOW.of(data).get("audio_window_end"), self.odd)
+        until_ms = milliseconds(_WINDOW.of(data).get("audio_window_end"), self.ignored_fields)
         self._until_ms = max(self._until_ms, until_ms or 0)
 
     @property
@@ -158,56 +164,56 @@ class FluxListen(Heard):
 _WINDOW = Wanted("audio_window_end")
 
 
-class Scribe(Heard):
+class Scribe(HeardAudio):
     """ElevenLabs' transcription and translation of live speech: the session tells its format."""
 
     __slots__ = ()
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened, "audio_base_64")
-        self.received_hint = hint('"session_started"')
+        self.received_filter = compile_prefilter('"session_started"')
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _STARTED.of(data)
-        encoding = text_of(said.get("config.audio_format")) or ""
-        rate = (said.get("config.sample_rate") or b"").decode("ascii", "replace")
+        message = _STARTED.of(data)
+        encoding = text_of(message.get("config.audio_format")) or ""
+        rate = (message.get("config.sample_rate") or b"").decode("ascii", "replace")
         self._bytes_a_s = bytes_a_second(encoding, rate) or self._bytes_a_s
-        self.model = self.model or text_of(said.get("config.model_id"))
-        self.received_hint = None
+        self.model = self.model or text_of(message.get("config.model_id"))
+        self.received_filter = None
 
 
 _STARTED = Wanted("config.audio_format", "config.sample_rate", "config.model_id")
 
 
-class Translations(Heard):
+class Translations(HeardAudio):
     """OpenAI's realtime translations, of 24 kHz PCM alone."""
 
     __slots__ = ()
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened, "audio")
         self._bytes_a_s = bytes_a_second("pcm16", "24000")
 
 
-class Closing(Heard):
+class Closing(HeardAudio):
     """What tells the whole in one message at its end: the fields to look for, the best first."""
 
     __slots__ = ("_fields", "_type", "_wanted")
 
-    def __init__(self, opened: Opened, type_: str, *fields: str) -> None:
+    def __init__(self, opened: OpenedSession, type_: str, *fields: str) -> None:
         super().__init__(opened)
-        self.received_hint = hint(f'"{type_}"')
+        self.received_filter = compile_prefilter(f'"{type_}"')
         self._type, self._fields = type_, fields
         self._wanted = Wanted("type", *fields)
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = self._wanted.of(data)
-        if text_of(said.get("type")) != self._type:
+        message = self._wanted.of(data)
+        if text_of(message.get("type")) != self._type:
             return
         for name in self._fields:
-            if (told_ms := milliseconds(said.get(name), self.odd)) is not None:
+            if (told_ms := milliseconds(message.get(name), self.ignored_fields)) is not None:
                 self.told_ms = told_ms
                 return
 
@@ -217,7 +223,7 @@ class AssemblyAI(Closing):
 
     __slots__ = ()
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(
             opened, "Termination", "session_duration_seconds", "audio_duration_seconds"
         )

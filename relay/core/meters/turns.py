@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from relay.core.meters.hints import hint
+from relay.core.meters.prefilter import compile_prefilter
 
 MOST_TURNS = 200
 HEAD_BYTES = 256
@@ -35,18 +35,18 @@ class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Marks:
-    """Patterns by what they mean. A `hint` stands in all of them: most messages have none of it,
+    """Patterns by what they mean. A `prefilter` finds all of them: most messages have none of it,
     and a pattern that begins with a letter of its own is looked for ten times as fast. `between`
-    is the hint while an answer is under way, when its pieces mean nothing; "" if nothing does.
+    is the prefilter while an answer is under way, when its pieces mean nothing; "" if nothing does.
     """
 
-    __slots__ = ("_pattern", "between", "hint")
+    __slots__ = ("_pattern", "between", "prefilter")
 
     def __init__(self, first: str, between: str | None = None, **patterns: str) -> None:
         named = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in patterns.items())
         self._pattern = re.compile(named.encode()).search
-        self.hint = hint(first)
-        self.between = self.hint if between is None else hint(between)
+        self.prefilter = compile_prefilter(first)
+        self.between = self.prefilter if between is None else compile_prefilter(between)
 
     def of(self, data: bytes) -> str | None:
         """What the beginning of this message means; None if nothing."""
@@ -145,12 +145,12 @@ class Stamped(Protocol):
 
 class Turns:
     """Sees the messages of a session, both ways, after they have passed: those in whose first
-    HEAD_BYTES its hint finds something. Times are of one clock, in seconds.
+    HEAD_BYTES its prefilter finds something. Times are of one clock, in seconds.
     """
 
     __slots__ = (
         "_asked_s", "_began_s", "_client", "_clock", "_provider", "_received", "_sent", "_speaking",
-        "found", "interruptions", "received_hint", "sent_hint", "under_way",
+        "found", "interruptions", "received_filter", "sent_filter", "under_way",
     )  # fmt: skip
 
     def __init__(
@@ -163,7 +163,7 @@ class Turns:
     ) -> None:
         self._sent = _SENT.get(format_, _NOTHING)
         self._received = _RECEIVED.get(format_, _NOTHING)
-        self.sent_hint, self.received_hint = self._sent.hint, self._received.hint
+        self.sent_filter, self.received_filter = self._sent.prefilter, self._received.prefilter
         self._client, self._provider, self._clock = client, provider, clock
         self._began_s = began_s
         self._asked_s: float | None = None
@@ -205,7 +205,9 @@ class Turns:
 
     def _look_for_what_matters(self) -> None:
         self.under_way = self._speaking and self._asked_s is None
-        self.received_hint = self._received.between if self.under_way else self._received.hint
+        self.received_filter = (
+            self._received.between if self.under_way else self._received.prefilter
+        )
 
     def _answered(self, first: str) -> None:
         asked_s, came_s, passed_s = self._asked_s, self._provider.message_s, self._clock()

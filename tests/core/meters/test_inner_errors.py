@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from relay.core.meters.answers import AnswerMeter, answer_meter, read_whole
+from relay.core.meters.answer_meter import AnswerMeter, answer_meter, read_whole
 from relay.core.meters.inner_errors import FirstEvent, tells_error
-from relay.core.meters.sent import Sent
+from relay.core.meters.sent_call import SentCall
 
 ANTHROPIC = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
 OPENROUTER = b'data: {"error":{"code":502,"message":"Provider returned error"},"choices":[]}\n\n'
@@ -85,12 +85,12 @@ def test_no_error_among_events(name: str) -> None:
 
 SSE = {"Content-Type": "text/event-stream"}
 JSON = {"Content-Type": "application/json"}
-CHAT, MESSAGES, GENERATE = (Sent(kind, endpoint=end) for kind, end in (
+CHAT, MESSAGES, GENERATE = (SentCall(kind, endpoint=end) for kind, end in (
     ("chat", "chat/completions"), ("messages", "v1/messages"), ("generate", "v1beta/models/m:streamGenerateContent")))  # fmt: skip
 DELTA = b'data: {"model":"m","choices":[{"delta":{"content":"hello"}}]}\n\n'
 
 
-def _metered(format_: str, sent: Sent, headers: dict[str, str], *chunks: bytes) -> AnswerMeter:
+def _metered(format_: str, sent: SentCall, headers: dict[str, str], *chunks: bytes) -> AnswerMeter:
     meter = answer_meter(format_, sent, headers.get)
     assert meter is not None
     for chunk in chunks:
@@ -117,19 +117,19 @@ def test_a_stream_whose_usage_event_was_taken_out_is_judged_too() -> None:
 def test_an_error_event_of_any_length(length: int, size: int) -> None:
     event = b'event: response.failed\ndata: {"type":"response.failed","response":{"output":"%b","error":{}}}\n\n' % (b"x" * length)
     pieces = [event[at : at + size] for at in range(0, len(event), size)]
-    assert _metered("openai", Sent("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).tells_error
+    assert _metered("openai", SentCall("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).tells_error
 
 
 @pytest.mark.parametrize(("format_", "sent", "body"), [
     ("openai", CHAT, b'{"error":{"message":"Provider returned error","code":502},"user_id":"u"}'),
-    ("openai", Sent("responses", endpoint="responses"), b'{"object":"response","model":"m","status":"failed","error":{"code":"server_error"},"usage":null}'),
+    ("openai", SentCall("responses", endpoint="responses"), b'{"object":"response","model":"m","status":"failed","error":{"code":"server_error"},"usage":null}'),
     ("anthropic", MESSAGES, b'{"type":"error","error":{"type":"api_error","message":"x"}}'),
     ("google", GENERATE, b'[{"error":{"code":503,"status":"UNAVAILABLE"}}]'),
-    ("google", Sent("generate", endpoint="v1beta/models/m:generateContent"), b'{"error":{"code":503}}'),
-    ("openai", Sent("moderation", endpoint="moderations"), b'{"error":{"message":"x"}}'),
+    ("google", SentCall("generate", endpoint="v1beta/models/m:generateContent"), b'{"error":{"code":503}}'),
+    ("openai", SentCall("moderation", endpoint="moderations"), b'{"error":{"message":"x"}}'),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [1, 9, 1000])
-def test_a_whole_answer_that_is_an_error(format_: str, sent: Sent, body: bytes, size: int) -> None:
+def test_a_whole_answer_that_is_an_error(format_: str, sent: SentCall, body: bytes, size: int) -> None:
     assert _metered(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).tells_error
     meter = read_whole(format_, sent, JSON.get, body)
     assert meter is not None and meter.tells_error
@@ -176,5 +176,5 @@ def test_many_comments_before_the_first_event_hide_nothing_of_it() -> None:
 
 
 def test_reading_a_stored_answer_that_failed_is_no_failure() -> None:
-    meter = read_whole("openai", Sent("responses", method="GET", endpoint="responses/resp_1"), JSON.get, b'{"status":"failed","error":{"code":"x"}}')
+    meter = read_whole("openai", SentCall("responses", method="GET", endpoint="responses/resp_1"), JSON.get, b'{"status":"failed","error":{"code":"x"}}')
     assert meter is None or not meter.tells_error

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.meters.answers import answer_meter, read_whole
+from relay.core.meters.answer_meter import answer_meter, read_whole
 from relay.core.meters.documents import MAX_FIELD_BYTES
-from relay.core.meters.sent import Sent
+from relay.core.meters.sent_call import SentCall
 from relay.core.meters.unpack import zstd
 from relay.core.usage import Usage
 
@@ -82,7 +82,7 @@ ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
 
 def meter_of(name: str, headers: dict[str, str] | None = None) -> Any:
     format_, kind, body, *_ = ANSWERS[name]
-    made = answer_meter(format_, Sent(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
+    made = answer_meter(format_, SentCall(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
     assert made is not None
     return made
 
@@ -105,14 +105,14 @@ def test_any_split_of_the_bytes_gives_the_same_usage(name: str, data: st.DataObj
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_that_is_all_here_is_read_as_one_in_pieces(name: str) -> None:
     format_, kind, body, expected, model = ANSWERS[name]
-    made = read_whole(format_, Sent(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
+    made = read_whole(format_, SentCall(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
     assert made is not None and (made.usage, made.model) == (expected, model)
 
 
 @pytest.mark.parametrize(("cost", "billed"), [("0.0012", 1_200_000), ("0", 0), ("-3", None), ('"NaN"', None), ('"Infinity"', None)])
 def test_a_bill_that_is_no_amount_is_none(cost: str, billed: int | None) -> None:
     body = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 3, "cost": %b}}' % cost.encode()
-    made = read_whole("openai", Sent("chat", input_tokens=400), {}.get, body)
+    made = read_whole("openai", SentCall("chat", input_tokens=400), {}.get, body)
     assert made is not None and made.usage == Usage(7, 3, billed_nano_usd=billed)
 
 
@@ -158,7 +158,7 @@ def test_a_usage_that_never_ends_is_not_kept() -> None:
     ],
 )
 def test_what_is_known_before_the_answer(format_: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
-    made = answer_meter(format_, Sent(kind, json.dumps(body).encode(), 100), headers.get)
+    made = answer_meter(format_, SentCall(kind, json.dumps(body).encode(), 100), headers.get)
     assert made is not None
     made.feed(b"\x00\x01 audio")
     assert made.usage == expected
@@ -166,7 +166,7 @@ def test_what_is_known_before_the_answer(format_: str, kind: str, body: dict[str
 
 @pytest.mark.parametrize("headers", [{"x-fal-billable-units": "many"}, {"x-fal-billable-units": "-1"}, {}])
 def test_units_that_are_not_said_are_unknown(headers: dict[str, str]) -> None:
-    made = answer_meter("fal", Sent("other", endpoint="fal-ai/flux"), headers.get)
+    made = answer_meter("fal", SentCall("other", endpoint="fal-ai/flux"), headers.get)
     assert made is not None
     made.feed(b"{}")
     assert made.usage == Usage(incomplete=True)

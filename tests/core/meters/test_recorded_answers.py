@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from relay.core.meters.answers import AnswerMeter, read_whole
-from relay.core.meters.sent import Sent
+from relay.core.meters.answer_meter import AnswerMeter, read_whole
+from relay.core.meters.sent_call import SentCall
 from relay.core.peek import kind_of
 from relay.core.provider import Provider
 from tests.core.meters.recorded import ROWS, Row, event
@@ -25,7 +25,7 @@ def providers() -> dict[str, Provider]:
 
 def meter_of(row: Row, providers: dict[str, Provider], coding: str = "") -> AnswerMeter:
     endpoint, form = routed(row, providers)
-    sent = Sent(kind_of(endpoint), row.sent, 1000, row.method, endpoint)
+    sent = SentCall(kind_of(endpoint), row.sent, 1000, row.method, endpoint)
     headers = {**row.headers, **({"Content-Encoding": coding} if coding else {})}
     return AnswerMeter(form, sent, headers.get)
 
@@ -127,7 +127,7 @@ ODDITIES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kind", ["chat", "completion", "embeddings"])
 @pytest.mark.parametrize("endpoint", ["chat/completions", "async/chat/completions", "embeddings"])
 def test_the_short_way_to_a_plain_answer_finds_what_the_reader_finds(kind: str, endpoint: str) -> None:
-    sent = Sent(kind, input_tokens=100, endpoint=endpoint)
+    sent = SentCall(kind, input_tokens=100, endpoint=endpoint)
     for odd in ODDITIES:
         answer = json.dumps(CHAT | odd).encode()
         for text in (answer, answer[:-1], b" " + answer, b"[" + answer + b"]"):
@@ -139,5 +139,5 @@ def test_the_short_way_to_a_plain_answer_finds_what_the_reader_finds(kind: str, 
 @pytest.mark.parametrize("row", WHOLE, ids=[IDS[ROWS.index(row)] for row in WHOLE])
 def test_the_ledgers_way_to_a_whole_answer_finds_the_same(row: Row, providers: dict[str, Provider]) -> None:
     endpoint, form = routed(row, providers)
-    read = read_whole(form, Sent(kind_of(endpoint), row.sent, 1000, row.method, endpoint), row.headers.get, row.answer)
+    read = read_whole(form, SentCall(kind_of(endpoint), row.sent, 1000, row.method, endpoint), row.headers.get, row.answer)
     assert (read.parts if read is not None else ()) == row.expected

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.meters.answers import answer_meter
-from relay.core.meters.sent import Sent
-from relay.core.meters.sessions import Opened
-from relay.core.meters.sockets import socket_meter
+from relay.core.meters.answer_meter import answer_meter
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.socket_meter import OpenedSession
+from relay.core.meters.socket_meters import socket_meter
 from relay.core.rewriting import EventChanger, field_pattern, first_event, whole_events
 from relay.core.sse import EventParser
 from relay.core.usage import Usage
@@ -35,7 +35,7 @@ HOSTILE = {
 
 
 def meter(name: str = "openai") -> Any:
-    made = answer_meter(name, Sent("chat", b"", 400), {}.get)
+    made = answer_meter(name, SentCall("chat", b"", 400), {}.get)
     assert made is not None
     return made
 
@@ -150,14 +150,14 @@ def test_a_bill_without_bounds_is_none(cost: str) -> None:
 
 @pytest.mark.parametrize("cost", ["9" * 5000, "1" * 13])
 def test_a_number_of_characters_without_bounds_is_not_believed(cost: str) -> None:
-    made = answer_meter("elevenlabs", Sent("speech", b'{"text": "hello"}', 17), {"character-cost": cost}.get)
+    made = answer_meter("elevenlabs", SentCall("speech", b'{"text": "hello"}', 17), {"character-cost": cost}.get)
     assert made is not None
     made.feed(b"sound")
     assert made.usage == Usage(characters=5)
 
 
 def test_seconds_without_bounds_are_not_believed() -> None:
-    made = answer_meter("deepgram", Sent("transcription", b"", 0), {}.get)
+    made = answer_meter("deepgram", SentCall("transcription", b"", 0), {}.get)
     assert made is not None
     made.feed(b'{"metadata": {"duration": %b}}' % (b"9" * 5000))
     assert made.usage == Usage(incomplete=True)
@@ -167,14 +167,14 @@ def test_seconds_without_bounds_are_not_believed() -> None:
 @pytest.mark.parametrize(("vendor", "endpoint"), [("openai", "realtime"), ("openai", "responses"), ("openai", "live/sessions"), ("google", "x"), ("cartesia", "tts"), ("deepgram", "listen"), ("deepgram", "v2/speak"), ("elevenlabs", "text-to-speech/v"), ("elevenlabs", "text-to-dialogue/v"), ("elevenlabs", "speech-to-text/realtime")])
 def test_a_message_of_a_session_takes_no_time(vendor: str, endpoint: str, unit: bytes) -> None:
     side = SimpleNamespace(messages=0, bytes=0)
-    sees = socket_meter(vendor, Opened(endpoint, "", None, side, side, lambda: 0.0))
+    sees = socket_meter(vendor, OpenedSession(endpoint, "", None, side, side, lambda: 0.0))
     assert sees is not None
     message = b'{"type":"session.updated","usage":{},"transcript":[' + unit * ((8 << 20) // len(unit))
 
     def read() -> None:
         for data in (message, message[: 250 * 1024] + b"1]}"):
-            for hint, see in ((sees.sent_hint, sees.sent), (sees.received_hint, sees.received)):
-                if hint is not None and hint(data, 0, sees.searched_bytes):
+            for prefilter, see in ((sees.sent_filter, sees.sent), (sees.received_filter, sees.received)):
+                if prefilter is not None and prefilter(data, 0, sees.searched_bytes):
                     see(data)
 
     assert_cheap(read, 0.5)  # 5 to 60 ms

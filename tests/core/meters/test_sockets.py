@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from relay.core.meters.sessions import Opened, Payload, SocketMeter, bytes_a_second
-from relay.core.meters.sockets import socket_meter
+from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, bytes_a_second
+from relay.core.meters.socket_meters import socket_meter
 from relay.core.usage import Part, Usage
 
 Message = dict[str, Any] | bytes
@@ -29,7 +29,7 @@ class Side:
 
 @dataclass
 class Session:
-    """A session's reader, shown what a relay shows it: the counts first, then the message if its hint finds something."""
+    """A session's reader, shown what a relay shows it: the counts first, then the message if its prefilter finds something."""
 
     format: str
     endpoint: str
@@ -40,7 +40,7 @@ class Session:
     provider: Side = field(default_factory=Side)
 
     def __post_init__(self) -> None:
-        opened = Opened(self.endpoint, self.query, self.model, self.client, self.provider, lambda: self.now_s)
+        opened = OpenedSession(self.endpoint, self.query, self.model, self.client, self.provider, lambda: self.now_s)
         meter = socket_meter(self.format, opened)
         assert meter is not None
         self.meter: SocketMeter = meter
@@ -49,8 +49,8 @@ class Session:
         for message in messages:
             data = _bytes(message)
             self._count(self.client, data)
-            hint = self.meter.sent_hint
-            if hint is not None and (len(data) > self.meter.searched_bytes or hint(data)):
+            prefilter = self.meter.sent_filter
+            if prefilter is not None and (len(data) > self.meter.searched_bytes or prefilter(data)):
                 self.meter.sent(data)
         return self
 
@@ -58,8 +58,8 @@ class Session:
         for message in messages:
             data = _bytes(message)
             self._count(self.provider, data)
-            hint = self.meter.received_hint
-            if hint is not None and (len(data) > self.meter.searched_bytes or hint(data)):
+            prefilter = self.meter.received_filter
+            if prefilter is not None and (len(data) > self.meter.searched_bytes or prefilter(data)):
                 self.meter.received(data)
         return self
 
@@ -329,7 +329,7 @@ def test_nonsense_is_no_usage(place: tuple[str, str], message: bytes) -> None:
 
 def test_a_field_of_the_wrong_type_is_counted_and_the_others_are_read() -> None:
     session = Session("openai", "responses").down(response("a", "gpt-5", {"input_tokens": 5, "output_tokens": 2, "total_tokens": {"a": 1}}))
-    assert session.parts == [("gpt-5", Usage(5, 2))] and session.meter.odd.count == 1
+    assert session.parts == [("gpt-5", Usage(5, 2))] and session.meter.ignored_fields.count == 1
 
 
 def test_what_can_be_read_again_has_its_id_and_what_cannot_has_none() -> None:

@@ -115,12 +115,12 @@ class Talk:
 
     def sent(self, at_s: float, data: bytes) -> None:
         self.client.message_s = at_s
-        if self.turns.sent_hint is not None and self.turns.sent_hint(data, 0, HEAD_BYTES):
+        if self.turns.sent_filter is not None and self.turns.sent_filter(data, 0, HEAD_BYTES):
             self.turns.sent(data)
 
     def came(self, at_s: float, data: bytes) -> None:
         self.provider.message_s = at_s
-        if self.turns.received_hint is not None and self.turns.received_hint(data, 0, HEAD_BYTES):
+        if self.turns.received_filter is not None and self.turns.received_filter(data, 0, HEAD_BYTES):
             self.turns.received(data)
 
 
@@ -184,5 +184,5 @@ def test_every_mark_is_found_however_it_is_spaced(format_: str, way: str, messag
     table = turns._SENT if way == SENT else turns._RECEIVED
     marks, data = table[format_], json.dumps(message, separators=spaces).encode()
     assert marks.of(data) == kind
-    assert kind is None or (marks.hint is not None and marks.hint(data, 0, HEAD_BYTES))
+    assert kind is None or (marks.prefilter is not None and marks.prefilter(data, 0, HEAD_BYTES))
     assert kind in (None, "asks", "audio", "text") or (marks.between is not None and marks.between(data, 0, HEAD_BYTES))

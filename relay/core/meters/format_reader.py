@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.sent import Sent
-from relay.core.meters.typed import Odd
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.usage import Part
 
 
@@ -28,8 +28,8 @@ class FormatReader(ABC):
     mark: ClassVar[bytes] = b""
     """Where it stands anywhere in an answer, something was used that the usage does not tell."""
 
-    def __init__(self, sent: Sent, odd: Odd) -> None:
-        self._sent, self._odd = sent, odd
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        self._sent, self._ignored_fields = sent, ignored_fields
         self.model: str | None = None
         """The one that answered."""
         self.object_id = ""

@@ -13,12 +13,11 @@ from collections import deque
 from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.hints import hint
-from relay.core.meters.sent import Sent
-from relay.core.meters.sessions import Opened, Payload, SocketMeter
-from relay.core.meters.texts import BYTES_A_TOKEN
-from relay.core.meters.typed import Odd, text_of
-from relay.core.usage import Booking, Part, Parts, Usage
+from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter
+from relay.core.meters.tolerant_json import IgnoredFields, text_of
+from relay.core.usage import BYTES_PER_TOKEN, Booking, Part, Parts, Usage
 
 _PIECES = tuple(
     f'{{"type":{space}"response.{name}.delta"'.encode()
@@ -39,8 +38,8 @@ _TELLING = (
     r'"(?:usage"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
     r'|response\.[a-z_.]*+"'
 )
-_without_deltas = hint(_TELLING + r'(?<!\.delta"))')
-_with_deltas = hint(_TELLING + ")")
+_without_deltas = compile_prefilter(_TELLING + r'(?<!\.delta"))')
+_with_deltas = compile_prefilter(_TELLING + ")")
 """While a delta is to be looked into for how it is written."""
 
 _MESSAGE = Wanted(
@@ -55,7 +54,7 @@ _MESSAGE = Wanted(
 _CREATE = Wanted("type", "model", "previous_response_id", "response.model")
 ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
-_SENT = Sent("responses", endpoint="responses")
+_SENT = SentCall("responses", endpoint="responses")
 _MOST_OPEN = 64
 
 
@@ -69,7 +68,7 @@ class Open:
         self.output_bytes = 0
 
 
-class Answering(SocketMeter):
+class ResponseMeter(SocketMeter):
     """What answers with responses: each tells its usage when it ends. Of what is still under way
     when the session ends, the deltas are counted.
     """
@@ -78,9 +77,9 @@ class Answering(SocketMeter):
     sampled_deltas = 1
     __slots__ = ("_deltas", "_open", "_speaks", "_to_sample")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.received_hint = _without_deltas
+        self.received_filter = _without_deltas
         self.pieces = _PIECES
         self._open: dict[str, Open] = {}
         self._deltas = Payload(opened.provider)
@@ -89,47 +88,51 @@ class Answering(SocketMeter):
 
     def received(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _MESSAGE.of(data)
-        kind = text_of(said.get("type")) or ""
+        message = _MESSAGE.of(data)
+        kind = text_of(message.get("type")) or ""
         if kind.endswith(".delta"):
-            self._sample(kind, data, said)
+            self._sample(kind, data, message)
             return
         self._deltas.leave_out(data)
         if kind == "response.created":
-            self._began(said)
+            self._began(message)
         elif kind in ENDS:
-            self._ended(said)
+            self._ended(message)
         else:
-            self._told(kind, said, data)
+            self._reported(kind, message, data)
 
-    def _told(self, kind: str, said: Document, data: bytes) -> None:
+    def _reported(self, kind: str, message: Document, data: bytes) -> None:
         """A message that neither begins nor ends a response."""
 
-    def _sample(self, kind: str, data: bytes, said: Document) -> None:
+    def _sample(self, kind: str, data: bytes, message: Document) -> None:
         self._to_sample -= 1
-        if (delta := said.get("delta")) is not None and delta.startswith(b'"'):
+        if (delta := message.get("delta")) is not None and delta.startswith(b'"'):
             self._deltas.sample(data, len(delta) - 2)
         self._speaks = kind in _AUDIO_DELTAS
         if self._to_sample <= 0 or self._speaks:
-            self.received_hint = _without_deltas
+            self.received_filter = _without_deltas
 
-    def _began(self, said: Document) -> None:
+    def _began(self, message: Document) -> None:
         self._share()
-        named = text_of(said.get("response.id")) or ""
+        named = text_of(message.get("response.id")) or ""
         if len(self._open) < _MOST_OPEN:
-            self._open[named] = self._opening(text_of(said.get("response.model")))
-        self._to_sample, self.received_hint = self.sampled_deltas, _with_deltas
+            self._open[named] = self._opening(text_of(message.get("response.model")))
+        self._to_sample, self.received_filter = self.sampled_deltas, _with_deltas
 
     def _opening(self, model: str | None) -> Open:
         """A response that begins, with what it was given."""
         return Open(model, 0)
 
-    def _ended(self, said: Document) -> None:
+    def _ended(self, message: Document) -> None:
         self._share()
-        named = text_of(said.get("response.id")) or ""
+        named = text_of(message.get("response.id")) or ""
         left = self._open.pop(named, None)
-        parts = parts_of(said, self.odd)
-        if not parts and text_of(said.get("response.status")) == "completed" and left is not None:
+        parts = parts_of(message, self.ignored_fields)
+        if (
+            not parts
+            and text_of(message.get("response.status")) == "completed"
+            and left is not None
+        ):
             parts = (self._estimate(named, left),)
         for part in parts:
             self._add(part)
@@ -147,7 +150,7 @@ class Answering(SocketMeter):
             each.output_bytes += streamed // len(self._open)
 
     def _estimate(self, named: str, left: Open) -> Part:
-        usage = Usage(left.input_tokens, left.output_bytes // BYTES_A_TOKEN, estimated=True)
+        usage = Usage(left.input_tokens, left.output_bytes // BYTES_PER_TOKEN, estimated=True)
         return Part(left.model, usage, object_id=named)
 
     @property
@@ -159,15 +162,15 @@ class Answering(SocketMeter):
         return (*super().parts, *(part for part in left if part.usage.tokens))
 
 
-def parts_of(said: Document, odd: Odd) -> Parts:
+def parts_of(message: Document, ignored_fields: IgnoredFields) -> Parts:
     """What a response that ended came to, with its id; none where it does not tell."""
-    reader = openai.OpenAI(_SENT, odd)
-    reader.read(said)
-    named = text_of(said.get("response.id")) or ""
+    reader = openai.OpenAI(_SENT, ignored_fields)
+    reader.read(message)
+    named = text_of(message.get("response.id")) or ""
     return tuple(part._replace(object_id=named) for part in reader.parts())
 
 
-class Responses(Answering):
+class Responses(ResponseMeter):
     """The Responses socket: many responses, of several models, some at once. They can be read again
     by their ids.
     """
@@ -175,21 +178,21 @@ class Responses(Answering):
     booking = "made"
     __slots__ = ("_asked", "_totals")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.sent_hint = hint(r'"response\.create"')
+        self.sent_filter = compile_prefilter(r'"response\.create"')
         self._asked: deque[Open] = deque(maxlen=_MOST_OPEN)
         self._totals: dict[str, int] = {}
         """Tokens of the last responses, which one that goes on from them reads again."""
 
     def sent(self, data: bytes) -> None:
         """See SocketMeter."""
-        said = _CREATE.of(data)
-        if text_of(said.get("type")) != "response.create":
+        message = _CREATE.of(data)
+        if text_of(message.get("type")) != "response.create":
             return
-        model = text_of(said.get("model")) or text_of(said.get("response.model"))
+        model = text_of(message.get("model")) or text_of(message.get("response.model"))
         self.named(model)
-        before = text_of(said.get("previous_response_id"))
+        before = text_of(message.get("previous_response_id"))
         context = self._totals.get(before, 0) if before is not None else 0
         self._asked.append(Open(model, context + media.input_tokens(data, "openai")))
 

@@ -6,11 +6,11 @@ import msgspec
 
 from relay.core.exchange import Exchange
 from relay.core.formats import Counting, counting_of, makes_objects
-from relay.core.meters.texts import BYTES_A_TOKEN
 from relay.core.peek import generates
+from relay.core.usage import BYTES_PER_TOKEN
 
 
-class Sent(msgspec.Struct, frozen=True):
+class SentCall(msgspec.Struct, frozen=True):
     """See the module."""
 
     kind: str
@@ -23,13 +23,13 @@ class Sent(msgspec.Struct, frozen=True):
     endpoint: str = ""
 
     @classmethod
-    def of(cls, exchange: Exchange) -> Sent:
+    def of(cls, exchange: Exchange) -> SentCall:
         """What an exchange sent."""
         assert exchange.routing.route is not None
         return cls(
             exchange.request.kind,
             exchange.request.billable_input,
-            exchange.request.body_bytes // BYTES_A_TOKEN
+            exchange.request.body_bytes // BYTES_PER_TOKEN
             if exchange.request.input_estimate is None
             else exchange.request.input_estimate,
             exchange.request.method,

@@ -12,21 +12,21 @@ from functools import partial
 from relay.core.meters.google_live import GoogleLive
 from relay.core.meters.openai_live import Live
 from relay.core.meters.openai_realtime import Realtime
-from relay.core.meters.openai_sockets import Responses
-from relay.core.meters.sessions import Lasting, Opened, SocketMeter, Untold
+from relay.core.meters.openai_responses_socket import Responses
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter, TimedSession, UnknownUsage
 from relay.core.meters.speech_sockets import Characters, Dialogue, FluxSpeech
 from relay.core.meters.transcription_sockets import (
     AssemblyAI,
     Closing,
     DeepgramListen,
     FluxListen,
-    Heard,
+    HeardAudio,
     Scribe,
     Segments,
     Translations,
 )
 
-_READERS: dict[str, tuple[tuple[str, Callable[[Opened], SocketMeter]], ...]] = {
+_READERS: dict[str, tuple[tuple[str, Callable[[OpenedSession], SocketMeter]], ...]] = {
     "openai": (
         (r"(?:^|/)responses$", Responses),
         (r"live/sessions", Live),
@@ -36,30 +36,30 @@ _READERS: dict[str, tuple[tuple[str, Callable[[Opened], SocketMeter]], ...]] = {
         (r"(?:^|/)tts$", partial(Characters, field_="delta", type_="text.delta")),
         ("", Realtime),
     ),
-    "google": ((r"BidiGenerateMusic$", Lasting), ("", GoogleLive)),
+    "google": ((r"BidiGenerateMusic$", TimedSession), ("", GoogleLive)),
     "elevenlabs": (
         (r"text-to-speech/", partial(Characters, field_="text")),
         (r"text-to-dialogue/", Dialogue),
         (r"speech-to-text/realtime|translation/realtime", Scribe),
-        (r"convai/conversation$", Lasting),
-        ("", Untold),
+        (r"convai/conversation$", TimedSession),
+        ("", UnknownUsage),
     ),
     "cartesia": (
-        (r"stt/turns", Heard),
+        (r"stt/turns", HeardAudio),
         (r"stt", Segments),
         (r"tts", partial(Characters, field_="transcript")),
-        ("", Untold),
+        ("", UnknownUsage),
     ),
     "deepgram": (
         (r"v2/speak", FluxSpeech),
         (r"speak", partial(Characters, field_="text", type_="Speak")),
         (r"v2/listen", FluxListen),
         (r"listen", DeepgramListen),
-        (r"agent", Lasting),
-        ("", Untold),
+        (r"agent", TimedSession),
+        ("", UnknownUsage),
     ),
     "assemblyai": (("", AssemblyAI),),
-    "fal": (("", Untold),),
+    "fal": (("", UnknownUsage),),
 }
 """The first whose pattern is found in the endpoint."""
 _COMPILED = {
@@ -68,7 +68,7 @@ _COMPILED = {
 }
 
 
-def socket_meter(format_: str, opened: Opened) -> SocketMeter | None:
+def socket_meter(format_: str, opened: OpenedSession) -> SocketMeter | None:
     """What sees the messages of a session; None if nothing does."""
     endpoint = opened.endpoint.rstrip("/")
     for pattern, reader in _COMPILED.get(format_, ()):

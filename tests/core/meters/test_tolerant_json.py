@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.meters.typed import (
+from relay.core.meters.tolerant_json import (
     Count,
+    IgnoredFields,
     Money,
-    Odd,
     Reader,
     Seconds,
     count_of,
@@ -45,7 +45,7 @@ EXPECTED = Outer(5, 1.5, Decimal("0.25"), "n", True, Inner(1, 2), [Inner(3)])
 
 
 def read(document: Any) -> tuple[Outer, int]:
-    odd = Odd()
+    odd = IgnoredFields()
     return READ(json.dumps(document).encode(), odd), odd.count
 
 
@@ -83,7 +83,7 @@ def test_one_that_may_be_an_amount_or_an_object_is_either() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"5", b'"x"', b"[1]", b'{"tokens": 5', b"\xff", b"[" * 100_000, b'{"tokens":' * 100_000])
 def test_what_is_no_object_is_an_empty_one_and_counted(text: bytes) -> None:
-    odd = Odd()
+    odd = IgnoredFields()
     assert READ(text, odd) == Outer() and odd.count == 1
 
 
@@ -103,13 +103,13 @@ def test_names_are_short_texts(raw: bytes | None, expected: str | None, odd: int
 
 @pytest.mark.parametrize(("raw", "expected", "odd"), [(b"1.5", 1500, 0), (b'"8"', 8000, 0), (b"null", None, 0), (None, None, 0), (b"-1", None, 1), (b"9" * 5000, None, 1), (b'"many"', None, 1), (b"{}", None, 1)])
 def test_seconds_are_a_number_or_one_in_a_string(raw: bytes | None, expected: int | None, odd: int) -> None:
-    counted = Odd()
+    counted = IgnoredFields()
     assert (milliseconds(raw, counted), counted.count) == (expected, odd)
 
 
 @pytest.mark.parametrize(("raw", "expected", "odd"), [(b"7", 7, 0), (b"null", None, 0), (b"-1", None, 1), (b'"7"', None, 1)])
 def test_a_count_is_a_whole_number(raw: bytes, expected: int | None, odd: int) -> None:
-    counted = Odd()
+    counted = IgnoredFields()
     assert (count_of(raw, counted), counted.count) == (expected, odd)
 
 

@@ -26,7 +26,7 @@ _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Odd:
+class IgnoredFields:
     """How many fields were there that did not fit."""
 
     __slots__ = ("count",)
@@ -47,12 +47,12 @@ class Reader(Generic[T]):
         self._decode = msgspec.json.Decoder(kind).decode
         self._tolerant = _Tolerant(kind)
 
-    def __call__(self, text: bytes, odd: Odd) -> T:
+    def __call__(self, text: bytes, ignored_fields: IgnoredFields) -> T:
         """What of `text` fits; fields that do not are counted in `odd`. null is an empty struct."""
         try:
             return self._decode(text)
         except UNREADABLE:
-            made: T | None = self._tolerant.read(text, odd)
+            made: T | None = self._tolerant.read(text, ignored_fields)
             return self._kind() if made is None else made
 
 
@@ -65,19 +65,19 @@ class _Tolerant:
         names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
         self._fields = [(name, encoded, _part(hints[name])) for name, encoded in names]
 
-    def read(self, text: bytes, odd: Odd) -> Any:
+    def read(self, text: bytes, ignored_fields: IgnoredFields) -> Any:
         """None of null, and of what is no object."""
         if text.strip() == b"null":
             return None
         try:
             given = _raw_fields(text)
         except UNREADABLE:
-            odd.count += 1
+            ignored_fields.count += 1
             return None
         fitting: dict[str, Any] = {}
         for name, encoded, part in self._fields:
             if encoded in given:
-                value = part.read(bytes(given[encoded]), odd)
+                value = part.read(bytes(given[encoded]), ignored_fields)
                 if value is not None:
                     fitting[name] = value
         return self._kind(**fitting)
@@ -89,11 +89,11 @@ class _Items:
     def __init__(self, of: _Tolerant) -> None:
         self._of = of
 
-    def read(self, text: bytes, odd: Odd) -> Any:
+    def read(self, text: bytes, ignored_fields: IgnoredFields) -> Any:
         try:
-            items = [self._of.read(bytes(item), odd) for item in _raw_items(text)]
+            items = [self._of.read(bytes(item), ignored_fields) for item in _raw_items(text)]
         except UNREADABLE:
-            odd.count += 1
+            ignored_fields.count += 1
             return None
         return [item for item in items if item is not None]
 
@@ -104,23 +104,25 @@ class _Leaf:
     def __init__(self, kind: Any) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
 
-    def read(self, text: bytes, odd: Odd) -> Any:
+    def read(self, text: bytes, ignored_fields: IgnoredFields) -> Any:
         try:
             return self._decode(text)
         except UNREADABLE:
-            odd.count += 1
+            ignored_fields.count += 1
             return None
 
 
-def _part(hint: Any) -> _Tolerant | _Items | _Leaf:
-    kinds = [each for each in get_args(hint) if each is not NoneType] or [hint]
+def _part(compile_prefilter: Any) -> _Tolerant | _Items | _Leaf:
+    kinds = [each for each in get_args(compile_prefilter) if each is not NoneType] or [
+        compile_prefilter
+    ]
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return _Tolerant(kind) if len(kinds) == 1 else _Leaf(hint)
+            return _Tolerant(kind) if len(kinds) == 1 else _Leaf(compile_prefilter)
         inner = get_args(kind)
         if getattr(kind, "__origin__", None) is list and issubclass(inner[0], msgspec.Struct):
             return _Items(_Tolerant(inner[0]))
-    return _Leaf(hint)
+    return _Leaf(compile_prefilter)
 
 
 def text_of(raw: bytes | None) -> str | None:
@@ -143,23 +145,23 @@ _text = msgspec.json.Decoder(str).decode
 _seconds = msgspec.json.Decoder(Seconds).decode
 
 
-def milliseconds(raw: bytes | None, odd: Odd) -> int | None:
+def milliseconds(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None:
     """Of a number of seconds, or one that stands in a string; None of anything else."""
     if raw is None or raw == b"null":
         return None
     try:
         return round(_seconds(raw.strip(b'"')) * 1000)
     except UNREADABLE:
-        odd.count += 1
+        ignored_fields.count += 1
         return None
 
 
-def count_of(raw: bytes, odd: Odd) -> int | None:
+def count_of(raw: bytes, ignored_fields: IgnoredFields) -> int | None:
     """A count; None of anything else."""
     try:
         found: int | None = _count(raw)
     except UNREADABLE:
-        odd.count += 1
+        ignored_fields.count += 1
         return None
     return found
 

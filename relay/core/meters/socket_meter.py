@@ -2,7 +2,7 @@
 carried, by which it estimates where the provider tells nothing.
 
 Owns: SocketMeter, the base of all readers of sessions, and the estimate from counted bytes. Which
-reader reads which session is sockets.py's.
+reader reads which session is socket_meters.py's.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.core import paths
-from relay.core.meters.hints import Hint
-from relay.core.meters.typed import Odd
+from relay.core.meters.prefilter import Prefilter
+from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.usage import Part, Parts, Usage, total
 
 MAX_PARTS = 1000
 """So many objects of a session are told apart; what follows is added up."""
 
 
-class Carried(Protocol):
+class SideCounts(Protocol):
     """One side of a session: what it has sent so far."""
 
     messages: int
@@ -29,7 +29,7 @@ class Carried(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedSession:
     """A session that was opened, and its two sides; `clock` tells seconds."""
 
     endpoint: str
@@ -37,8 +37,8 @@ class Opened:
     """Raw."""
     model: str | None
     """As the URL names it."""
-    client: Carried
-    provider: Carried
+    client: SideCounts
+    provider: SideCounts
     clock: Callable[[], float]
 
     def asked(self, name: str) -> str:
@@ -47,30 +47,30 @@ class Opened:
 
 
 class SocketMeter:
-    """Sees nothing by itself. It is shown the messages in which its hint finds something: those
-    that the client sent by `sent`, those of the provider by `received`.
+    """Sees nothing by itself. It is shown the messages in which its prefilter finds something:
+    those that the client sent by `sent`, those of the provider by `received`.
     """
 
     tells_error = False
     """Errors of a session are its client's to judge: it may go on after one."""
     searched_bytes = 256 * 1024
-    """A larger message is read without a search for a hint, which is slower than to read it."""
+    """A larger message is read without the prefilter, which is slower than to read it."""
     __slots__ = (
-        "_by_key", "_sums", "asked", "model", "odd", "opened", "pieces", "received_hint",
-        "sent_hint",
+        "_by_key", "_sums", "asked", "ignored_fields", "model", "opened", "pieces",
+        "received_filter", "sent_filter",
     )  # fmt: skip
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         self.opened = opened
-        self.sent_hint: Hint | None = None
-        self.received_hint: Hint | None = None
+        self.sent_filter: Prefilter | None = None
+        self.received_filter: Prefilter | None = None
         self.pieces: tuple[bytes, ...] = ()
         """How messages begin that are pieces of an answer and tell nothing else."""
         self.asked: str | None = None
         """The model that the client's messages named first."""
         self.model = opened.model
         """The model that answers."""
-        self.odd = Odd()
+        self.ignored_fields = IgnoredFields()
         self._by_key: dict[str, Part] = {}
         self._sums: dict[tuple[object, ...], Part] = {}
 
@@ -83,7 +83,7 @@ class SocketMeter:
     @property
     def ignored(self) -> int:
         """How many fields were not read though they may tell usage."""
-        return self.odd.count
+        return self.ignored_fields.count
 
     @property
     def usage(self) -> Usage | None:
@@ -93,8 +93,8 @@ class SocketMeter:
     @property
     def parts(self) -> Parts:
         """What it came to so far, by model, tier and object: each has its own price."""
-        told = (*self._by_key.values(), *self._sums.values())
-        return tuple(part if part.model else part._replace(model=self.model) for part in told)
+        reported = (*self._by_key.values(), *self._sums.values())
+        return tuple(part if part.model else part._replace(model=self.model) for part in reported)
 
     def add(self, part: Part, key: str = "") -> None:
         """One more, of the session's model where it names none. What has a key counts once: the
@@ -124,12 +124,12 @@ _OTHERS = "(others)"
 """Stands for the models of a session that names more than are told apart: it has no price."""
 
 
-class Lasting(SocketMeter):
+class TimedSession(SocketMeter):
     """A session that is paid by the time it lasts, which nothing tells."""
 
     __slots__ = ("_began_s",)
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self._began_s = opened.clock()
 
@@ -144,7 +144,7 @@ class Lasting(SocketMeter):
         return round((self.opened.clock() - self._began_s) * 1000)
 
 
-class Untold(SocketMeter):
+class UnknownUsage(SocketMeter):
     """A session that is paid for by what nothing tells: its cost is unknown."""
 
     __slots__ = ()
@@ -163,7 +163,7 @@ class Payload:
 
     __slots__ = ("_around", "_bytes", "_messages", "_side")
 
-    def __init__(self, side: Carried) -> None:
+    def __init__(self, side: SideCounts) -> None:
         self._side = side
         self._around: int | None = None
         self.begin()

@@ -1,22 +1,21 @@
-"""What a call is paid by where its answer tells nothing: a header, what the request asked for, an
-estimate.
+"""Usage of a call whose answer does not report it: from a header, from the request, or estimated.
 
-Owns: these stand-ins, and which calls use something whether or not anything tells what.
+Owns: these substitutes, and which calls use something although nothing reports what.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 import msgspec
 
 from relay.core.fields import UNREADABLE
 from relay.core.meters import speech
-from relay.core.meters.sent import Sent
-from relay.core.usage import Part, Parts, Usage
+from relay.core.meters.sent_call import SentCall
+from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
 Header = Callable[[str], str | None]
 ESTIMATED = frozenset({"chat", "completion", "responses", "messages", "generate", "interactions"})
@@ -56,21 +55,21 @@ _FORM_PEEK_BYTES = 64 * 1024
 _MAX_IMAGES = 100
 
 
-def images_asked(body: bytes) -> int:
+def images_requested(body: bytes) -> int:
     """How many images a request asks for: `n` of JSON or of a form, Google's `sampleCount`; one
     where it is not named.
     """
     asked: int | None = None
     if body[:1] == b"{":
         with contextlib.suppress(*UNREADABLE):
-            said = _images(body)
-            asked = said.n if said.parameters is None else said.parameters.sampleCount
+            fields = _images(body)
+            asked = fields.n if fields.parameters is None else fields.parameters.sampleCount
     elif (found := _FORM_N.search(body, 0, _FORM_PEEK_BYTES)) is not None:
         asked = int(found[1])
     return asked if asked is not None and 0 < asked <= _MAX_IMAGES else 1
 
 
-def in_headers(format_: str, sent: Sent, header: Header) -> Part | None:
+def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | None:
     """What a header tells."""
     if format_ == "fal":
         units = _decimal(header("x-fal-billable-units"))
@@ -83,17 +82,49 @@ def in_headers(format_: str, sent: Sent, header: Header) -> Part | None:
     return Part(None, Usage(characters=round(count))) if count is not None else None
 
 
-def untold(format_: str, sent: Sent, model: str | None, made: int | None) -> Parts:
+def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | None) -> Parts:
     """What stands in for an answer that tells nothing; `made` is an estimate of its output, None
     where there is none.
     """
     if sent.kind == "speech" and (spoken := speech.characters(format_, sent)) is not None:
         return (Part(model, Usage(characters=spoken)),)
     if sent.kind == "image":
-        return (Part(model, Usage(images=images_asked(sent.body), estimated=True)),)
+        return (Part(model, Usage(images=images_requested(sent.body), estimated=True)),)
     if made is not None:
         return (Part(model, Usage(sent.input_tokens, made, estimated=True)),)
     pays = _PAYS.get(format_)
     if sent.kind in _PAID or (pays is not None and pays.search(sent.endpoint)):
         return (Part(model, Usage(incomplete=True)),)
     return ()
+
+
+_LOOKED_AT_BYTES = 32 * 1024
+_REST = rb'\s*"((?:[^"\\]++|\\.)*+)'
+
+
+class TextEstimator:
+    """Sees the chunks of a response. `keys` are those of its texts, such as `"content":`."""
+
+    __slots__ = ("_bytes", "_held", "_held_bytes", "_keys")
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = keys
+        self._bytes = self._held_bytes = 0
+        self._held: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        """Count one chunk."""
+        self._bytes += len(chunk)
+        if self._held_bytes < _LOOKED_AT_BYTES:
+            self._held.append(chunk)
+            self._held_bytes += len(chunk)
+
+    @property
+    def tokens(self) -> int:
+        """About as many as the text comes to."""
+        start = b"".join(self._held)[:_LOOKED_AT_BYTES]
+        if not start or not self._keys:
+            return 0
+        pattern = b"(?:" + b"|".join(map(re.escape, self._keys)) + b")" + _REST
+        text_bytes = sum(len(text) for text in re.findall(pattern, start, re.DOTALL))
+        return round(text_bytes * self._bytes / len(start) / BYTES_PER_TOKEN)

@@ -13,20 +13,25 @@ from functools import lru_cache
 
 import msgspec
 
-from relay.core.formats import counting_of, goes_on, makes_objects
+from relay.core.formats import continues_object, counting_of, makes_objects
 from relay.core.meters import google, speech
 from relay.core.meters.anthropic import Anthropic
 from relay.core.meters.cohere import Cohere
 from relay.core.meters.documents import Document, Scanner
+from relay.core.meters.estimates import (
+    ESTIMATED,
+    Header,
+    TextEstimator,
+    estimate_parts,
+    part_from_headers,
+)
 from relay.core.meters.events import Events
+from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import is_empty, is_error, tells_error
 from relay.core.meters.openai import OpenAI, plain
-from relay.core.meters.reader import FormatReader
-from relay.core.meters.sent import Sent
-from relay.core.meters.texts import Texts
-from relay.core.meters.typed import Odd
+from relay.core.meters.sent_call import SentCall
+from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.meters.unpack import coding_of, unpacker
-from relay.core.meters.untold import ESTIMATED, Header, in_headers, untold
 from relay.core.usage import Booking, Part, Parts, Usage, total
 
 _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.IGNORECASE)
@@ -34,7 +39,7 @@ _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.
 
 _LAST_CHUNKS, _LAST_BYTES = 4, 128 * 1024
 """Where an error that ends a stream is looked for: usage and `[DONE]` may follow it."""
-_READERS: dict[str, Callable[[Sent, Odd], FormatReader]] = {
+_READERS: dict[str, Callable[[SentCall, IgnoredFields], FormatReader]] = {
     "openai": OpenAI,
     "anthropic": Anthropic,
     "google": google.Google,
@@ -50,15 +55,15 @@ class AnswerMeter:
     """`feed` sees each chunk; `parts` is what the call came to, none if nothing is known."""
 
     __slots__ = (
-        "_bytes", "_format", "_header", "_keep", "_kind", "_last", "_mark", "_odd", "_reader",
-        "_sent", "_source", "_tail", "_tells_error", "_texts", "_unpack",
+        "_bytes", "_format", "_header", "_ignored_fields", "_keep", "_kind", "_last", "_mark",
+        "_reader", "_sent", "_source", "_tail", "_tells_error", "_texts", "_unpack",
     )  # fmt: skip
 
-    def __init__(self, format_: str, sent: Sent, header: Header) -> None:
+    def __init__(self, format_: str, sent: SentCall, header: Header) -> None:
         self._format, self._sent, self._header = format_, sent, header
-        self._odd = Odd()
+        self._ignored_fields = IgnoredFields()
         made = _READERS.get(format_)
-        self._reader = reader = made(sent, self._odd) if made is not None else None
+        self._reader = reader = made(sent, self._ignored_fields) if made is not None else None
         coding = header("Content-Encoding")
         self._unpack = unpacker(coding) if coding else None
         self._kind = _kind_of(header("Content-Type")) if reader is not None else ""
@@ -69,9 +74,9 @@ class AnswerMeter:
         # An error ends a stream: to search each chunk for one would take as long as all the rest.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._keep = self._last.append
-        self._texts: Texts | None = None
+        self._texts: TextEstimator | None = None
         if reader is not None and sent.kind in ESTIMATED:
-            self._texts = Texts(reader.texts)
+            self._texts = TextEstimator(reader.texts)
         self._mark = reader.mark if reader is not None else b""
         self._tail = b""
 
@@ -155,7 +160,7 @@ class AnswerMeter:
     @property
     def ignored(self) -> int:
         """How many fields, or whole documents, were not read though they may tell usage."""
-        return self._odd.count + self._gave_up
+        return self._ignored_fields.count + self._gave_up
 
     @property
     def tells_error(self) -> bool:
@@ -194,52 +199,54 @@ class AnswerMeter:
         counting = self._sent.counting
         if counting == "nothing" or not self._bytes:
             return ()
-        if (known := in_headers(self._format, self._sent, self._header)) is not None:
+        if (known := part_from_headers(self._format, self._sent, self._header)) is not None:
             return (known,)
-        told = self._told()
-        if told is None:
+        reported = self._reported()
+        if reported is None:
             return ()  # still to come: a later read tells it
         if counting == "stored":
             reader = self._reader
-            if not told and (reader is None or reader.is_paid_job):
-                told = (Part(self.model, Usage(incomplete=True)),)
+            if not reported and (reader is None or reader.is_paid_job):
+                reported = (Part(self.model, Usage(incomplete=True)),)
             named = self._object_id or self._sent.named_id
-            return tuple(part._replace(object_id=named) for part in told)
+            return tuple(part._replace(object_id=named) for part in reported)
         named = self._object_id if self._sent.makes_objects else ""
-        if not told:
+        if not reported:
             made = self._texts.tokens if self._texts is not None and self._kind else None
             if not made and self.tells_error:
                 return ()  # nothing was made, and nothing is told of the rest
-            told = untold(self._format, self._sent, self.model, made)
-        booking: Booking = "once" if goes_on(self._sent.endpoint) or not named else "made"
-        return tuple(part._replace(object_id=named, booking=booking) for part in told)
+            reported = estimate_parts(self._format, self._sent, self.model, made)
+        booking: Booking = "once" if continues_object(self._sent.endpoint) or not named else "made"
+        return tuple(part._replace(object_id=named, booking=booking) for part in reported)
 
     @property
     def _object_id(self) -> str:
         return self._reader.object_id if self._reader is not None else ""
 
-    def _told(self) -> Parts | None:
+    def _reported(self) -> Parts | None:
         """What the answer itself tells; None where it says that it is still to come."""
         reader = self._reader
         if reader is None:
             return ()
-        told = tuple(reader.parts())
+        reported = tuple(reader.parts())
         if not reader.is_final:
             # A stream that broke off has told what it will, unless its object goes on by itself.
             breaks_off = self._kind == "events" and not reader.in_background
             if self._sent.counting == "stored" or not breaks_off:
                 return None
-        if told and reader.lacks_output:
-            told = (self._with_output(told[0]), *told[1:])
+        if reported and reader.lacks_output:
+            reported = (self._with_output(reported[0]), *reported[1:])
         unread = self._gave_up or (bool(reader.mark) and not self._mark)
-        if unread or self._odd.count:
-            told = tuple(
+        if unread or self._ignored_fields.count:
+            reported = tuple(
                 _changed(part, incomplete=True) if unread or _is_half(part.usage) else part
-                for part in told
+                for part in reported
             )
         if self._format == "google" and (tier := google.tier(self._header(google.TIER_HEADER))):
-            told = tuple(_changed(p, service_tier=p.usage.service_tier or tier) for p in told)
-        return told
+            reported = tuple(
+                _changed(p, service_tier=p.usage.service_tier or tier) for p in reported
+            )
+        return reported
 
     def _with_output(self, part: Part) -> Part:
         """A part whose output is not told, with an estimate of it."""
@@ -265,14 +272,14 @@ def _kind_of(content_type: str | None) -> str:
     return "json" if _JSON.search(kind) else ""
 
 
-def answer_meter(format_: str, sent: Sent, header: Header) -> AnswerMeter | None:
+def answer_meter(format_: str, sent: SentCall, header: Header) -> AnswerMeter | None:
     """What reads the answer of a call; None where nothing is to be read."""
     looks = sent.counting != "nothing" or sent.generates
     return AnswerMeter(format_, sent, header) if looks else None
 
 
 def read_whole(
-    format_: str, sent: Sent, header: Header, answer: bytes
+    format_: str, sent: SentCall, header: Header, answer: bytes
 ) -> AnswerMeter | Plain | None:
     """What has read an answer that is all here."""
     if (
