@@ -12,7 +12,7 @@ ROOTS = ("relay", "tests", "docs", "config", "scripts", "web", "gateway.yaml", "
 SUFFIXES = (".py", ".md", ".yaml", ".js", ".jsx", ".json", ".html", ".conf", ".txt", "")
 KEEPS_OLD_NAMES = {
     "relay/core/record.py": "maps stored records",
-    "relay/registry/hints.py": "refuses old keys with their new names",
+    "relay/registry/validation.py": "refuses old keys with their new names",
     "relay/storage/migrations/versions/r0001_the_ledger.py": "a schema of then",
     "relay/storage/migrations/versions/r0004_transport_and_surface.py": "renames columns",
     "tests/registry/test_mistakes.py": "tests the refusals",

@@ -85,7 +85,7 @@ def resolve_target_header(call: Call, registry: Registry) -> Call:
     if provider is None or provider.target_header is None:
         return call
     wanted = call.headers.get(provider.target_header, "")
-    found = endpoint_of(wanted, provider.homes)
+    found = endpoint_of(wanted, provider.own_origins)
     if found is None:
         raise TargetNotAllowed(provider.name, provider.target_header)
     endpoint, query = found

@@ -43,7 +43,7 @@ def rewriter(call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
         return None
     public_url = gateway.callers.public_url(call.caller, call.headers)
     root = f"{public_url}{call.root}{route.provider.name}/"
-    return Rewriter(route.provider.homes, root, rewrites.headers, fields)
+    return Rewriter(route.provider.own_origins, root, rewrites.headers, fields)
 
 
 @dataclass(frozen=True, slots=True)

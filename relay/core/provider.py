@@ -15,7 +15,7 @@ from relay.core.formats import PathFormat, format_of
 from relay.core.injection import can_be_asked
 from relay.core.pricing import PriceRule
 from relay.core.retry_policy import FallbackCause, RetryRules
-from relay.core.rewriting import Home, Rewrites
+from relay.core.rewriting import ProviderOrigin, Rewrites
 from relay.core.subprotocols import Verdict
 
 Via = Literal["direct", "cloudflare"]
@@ -193,7 +193,7 @@ class Provider:
     a fallback of a provider whose streams are."""
     idempotency_header: str | None
     """Carries one key over all attempts of a call, which makes repeating it safe."""
-    homes: tuple[Home, ...]
+    own_origins: tuple[ProviderOrigin, ...]
     """Its own hosts, the most particular first."""
     rewrites: Rewrites | None
     """What of its answers is rewritten; None: nothing."""

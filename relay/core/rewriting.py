@@ -22,7 +22,7 @@ CHANGED_WITH_BODY = ("ETag", "Digest", "Content-Digest", "Repr-Digest", "Content
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class ProviderOrigin:
     """A host of a provider's own, and the endpoint prefix under which the relay reaches it.
 
     `https://queue.fal.run`, no path, `queue/`.
@@ -59,14 +59,14 @@ class Rewriter:
     `fields` is None where the body stays as it is.
     """
 
-    homes: Sequence[Home]
+    own_origins: Sequence[ProviderOrigin]
     root: str
     headers: frozenset[str]
     fields: re.Pattern[bytes] | None
 
     def url(self, url: str) -> str:
         """`url` as the relay's own if it leads to one of the provider's hosts, else unchanged."""
-        named = endpoint_of(url, self.homes)
+        named = endpoint_of(url, self.own_origins)
         if named is None:
             return url
         scheme, _, rest = self.root.partition("://")
@@ -95,7 +95,7 @@ class Rewriter:
         return found[0] if ours == given else found[1] + json.dumps(ours).encode()
 
 
-def endpoint_of(url: str, homes: Iterable[Home]) -> tuple[str, str] | None:
+def endpoint_of(url: str, own_origins: Iterable[ProviderOrigin]) -> tuple[str, str] | None:
     """(endpoint, raw query) of a URL on one of `homes`; None on any other host, or below its path.
 
     The authority must be the very same: no user, no other port, no trailing dot. A fragment is
@@ -108,9 +108,9 @@ def endpoint_of(url: str, homes: Iterable[Home]) -> tuple[str, str] | None:
     origin = f"{_SECURE.get(scheme.lower(), '')}://{authority.lower()}"
     if not separator:
         return None
-    for home in homes:
-        if origin == home.origin and (slash + path + "/").startswith(home.path + "/"):
-            return home.endpoint + (slash + path)[len(home.path) :].lstrip("/"), query
+    for own_origin in own_origins:
+        if origin == own_origin.origin and (slash + path + "/").startswith(own_origin.path + "/"):
+            return own_origin.endpoint + (slash + path)[len(own_origin.path) :].lstrip("/"), query
     return None
 
 

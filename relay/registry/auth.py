@@ -33,7 +33,7 @@ class AuthReader:
     provider: str
     main: entries.Auth | None
     templates: Mapping[Where, Expanded]
-    complain: Callable[[Where, str], None]
+    add_problem: Callable[[Where, str], None]
 
     def own(self) -> Auth:
         """The provider's own section."""
@@ -49,7 +49,7 @@ class AuthReader:
             if (name := getattr(auth, place))
         ]
         if len(places) != 1:
-            self.complain(where, "should name exactly one of header, query, subprotocol")
+            self.add_problem(where, "should name exactly one of header, query, subprotocol")
             return Auth()
         place, name = places[0]
         templates = self._templates_at(where)
@@ -58,7 +58,7 @@ class AuthReader:
         rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
         for template in templates:
             if not template.missing and not _is_header_value(template.text):
-                self.complain((*where, "value"), "holds a character that no header may hold")
+                self.add_problem((*where, "value"), "holds a character that no header may hold")
         ready = tuple(
             Credential(rule.place, rule.name, template.text, ", ".join(template.names))
             for template in templates
@@ -72,9 +72,9 @@ class AuthReader:
         self, auth: entries.Auth, where: Where, templates: list[Expanded]
     ) -> tuple[float, ...]:
         if (auth.pool == "weight") != bool(auth.weights):
-            self.complain(where, "`pool: weight` and `weights` go together")
+            self.add_problem(where, "`pool: weight` and `weights` go together")
         elif auth.weights and len(auth.weights) != len(templates):
-            self.complain((*where, "weights"), f"should be {len(templates)}, one for each value")
+            self.add_problem((*where, "weights"), f"should be {len(templates)}, one for each value")
         else:
             pairs = zip(templates, auth.weights, strict=False)
             return tuple(weight for template, weight in pairs if not template.missing)

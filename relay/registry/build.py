@@ -35,7 +35,7 @@ from relay.registry.pricing import price_rules
 from relay.registry.problems import Document, Where
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.targets import fallbacks, homes, retry_rules, socket_rules, target
+from relay.registry.targets import fallbacks, own_origins, retry_rules, socket_rules, target
 from relay.registry.urls import BadUrl, path_problem, read_url
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -84,7 +84,9 @@ class _Builder:
     def provider(self) -> Provider | None:
         entry = self.entry
         if not _NAME.match(self.name):
-            self._complain((), "a provider's name is lower-case letters, digits, dots and dashes")
+            self._add_problem(
+                (), "a provider's name is lower-case letters, digits, dots and dashes"
+            )
         base = self._base(entry.base_url, ("base_url",))
         if base is None:
             return None
@@ -98,7 +100,7 @@ class _Builder:
             base_path=base.raw_path.rstrip("/"),
             rest=rest,
             websocket=self._websocket_target(base, direct),
-            websocket_rules=socket_rules(entry, self.settings.websocket, self._complain),
+            websocket_rules=socket_rules(entry, self.settings.websocket, self._add_problem),
             websocket_root_path=self._websocket_root(),
             paths=rules,
             headers=tuple(entry.headers.items()),
@@ -111,7 +113,7 @@ class _Builder:
             inject_usage=self.settings.inject_usage and entry.inject_usage,
             delegation=Delegation(**self.settings.cloudflare.delegate.model_dump()),
             idempotency_header=entry.idempotency_header,
-            homes=homes(direct, rules),
+            own_origins=own_origins(direct, rules),
             rewrites=self._rewrites(),
             check=entry.check,
             target_header=entry.target_header,
@@ -125,7 +127,7 @@ class _Builder:
         """What follows when the provider fails, and when."""
         entry = self.entry
         return {
-            "fallbacks": fallbacks(entry, self.names, self._complain),
+            "fallbacks": fallbacks(entry, self.names, self._add_problem),
             "fallback_on": frozenset(entry.fallback_on or FALLBACK_CAUSES),
             "fallback_after_s": entry.fallback_after_s,
             "by_weight": entry.order == "weight",
@@ -141,10 +143,10 @@ class _Builder:
     @property
     def auth(self) -> AuthReader:
         """Reads this entry's `auth` sections."""
-        return AuthReader(self.name, self.entry.auth, self.templates, self._complain)
+        return AuthReader(self.name, self.entry.auth, self.templates, self._add_problem)
 
-    def _complain(self, where: Where, message: str) -> None:
-        self.document.complain(("providers", self.name, *where), message)
+    def _add_problem(self, where: Where, message: str) -> None:
+        self.document.add_problem(("providers", self.name, *where), message)
 
     def _cache(self) -> CacheRules:
         own = self.entry.cache or self.settings.cache
@@ -158,7 +160,7 @@ class _Builder:
         ways = self._ways(transport)
         second = ways[1] if len(ways) > 1 else None
         if second == "cloudflare" or (second is not None and ways[0] == second):
-            self._complain(("via",), "a second way can only be `direct`, after `cloudflare`")
+            self._add_problem(("via",), "a second way can only be `direct`, after `cloudflare`")
         return direct if second == "direct" and self._via(transport) == "cloudflare" else None
 
     def _via(self, transport: str) -> Via:
@@ -168,24 +170,24 @@ class _Builder:
         slug = entry.cloudflare
         has_slug = slug is not None and (transport == "rest" or slug.websocket is not None)
         if chosen == "cloudflare" and not has_slug:
-            self._complain(("via",), f"needs a cloudflare slug for {transport}")
+            self._add_problem(("via",), f"needs a cloudflare slug for {transport}")
             return "direct"
         usable = has_slug and bool(self.settings.cloudflare.account_id)
         if chosen == "cloudflare" and not usable:
-            self._complain(("via",), "needs cloudflare.account_id (CLOUDFLARE_ACCOUNT_ID)")
+            self._add_problem(("via",), "needs cloudflare.account_id (CLOUDFLARE_ACCOUNT_ID)")
         return "cloudflare" if usable and chosen != "direct" else "direct"
 
     def _base(self, text: str, where: Where) -> URL | None:
         try:
             url = read_url(text)
         except BadUrl as error:
-            self._complain(where, str(error))
+            self._add_problem(where, str(error))
             return None
         assert url.raw_host is not None
         secret = self.entry.auth is not None or self.entry.client_credentials == "allow"
         exposed = secret and not self.entry.allow_http and not is_loopback(url.raw_host)
         if url.scheme == "http" and exposed:
-            self._complain(
+            self._add_problem(
                 where,
                 "would send a credential over plain http://; use https:// or allow_http: true",
             )
@@ -242,7 +244,7 @@ class _Builder:
         for prefix, to in self.entry.paths.items():
             if to.startswith("/"):
                 if problem := path_problem(to):
-                    self._complain(("paths", prefix), problem)
+                    self._add_problem(("paths", prefix), problem)
                     continue
                 target = rest if rest.via == "cloudflare" else direct
                 moved = URL(f"{target.origin}{to}", encoded=True)

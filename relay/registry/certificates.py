@@ -64,7 +64,7 @@ def written_paths(main: Document, tls: Tls, folder: Path) -> CertificateFiles | 
     if tls.certificate is None and tls.key is None:
         return None
     if tls.certificate is None or tls.key is None:
-        main.complain(("tls",), "needs both certificate and key")
+        main.add_problem(("tls",), "needs both certificate and key")
         return None
     return CertificateFiles(folder / tls.certificate, folder / tls.key)
 
@@ -76,9 +76,9 @@ def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> C
         try:
             read[at] = files.read(path)
         except Unreadable as error:
-            main.complain(("tls", at), f"cannot be read: {error}")
+            main.add_problem(("tls", at), f"cannot be read: {error}")
         except TooLarge:
-            main.complain(("tls", at), "the files of the configuration are too large together")
+            main.add_problem(("tls", at), "the files of the configuration are too large together")
     if len(read) < len(("certificate", "key")):
         return None
     found = Certificate(read["certificate"], read["key"], str(paths.chain))
@@ -86,5 +86,7 @@ def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> C
         found.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     except ssl.SSLError as error:
         reason = (error.reason or "not PEM").lower().replace("_", " ")
-        main.complain(("tls", "certificate"), f"does not make a certificate with tls.key: {reason}")
+        main.add_problem(
+            ("tls", "certificate"), f"does not make a certificate with tls.key: {reason}"
+        )
     return found

@@ -64,8 +64,8 @@ def _env_text(env_file: Path | None, files: Files) -> str:
     try:
         return files.read(env_file).decode("utf-8-sig")
     except TooLarge:
-        said = "the files of the configuration are larger than 4 MiB together"
-        raise EnvFileProblem(said) from None
+        text = "the files of the configuration are larger than 4 MiB together"
+        raise EnvFileProblem(text) from None
     except Unreadable as error:
         if error.number == errno.ENOENT:
             return ""

@@ -16,7 +16,7 @@ from relay.core.text import quoted
 from relay.registry import credentials
 from relay.registry.files import Files
 from relay.registry.problems import Document, Where
-from relay.registry.yamlfile import unfit_character
+from relay.registry.yaml_file import unfit_character
 
 _REFERENCE = re.compile(r"\$\{[^}]*\}")
 _WITHOUT_BRACES = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -43,23 +43,25 @@ class Expander:
             template = holder[key]
             expanded = credentials.expand(template, self.variables.values, self.folder, self.files)
             if expanded.bad:
-                document.complain(where, expanded.bad)
+                document.add_problem(where, expanded.bad)
             self._look_for_spellings(document, where, template)
             self._look_for_quotes(document, where, expanded)
             if _is_auth(where):
                 templates[where] = expanded
             elif expanded.missing:
                 names = ", ".join(map(quoted, expanded.missing))
-                document.complain(where, f"{names} is not set; set it, or write ${{NAME:-default}}")
+                document.add_problem(
+                    where, f"{names} is not set; set it, or write ${{NAME:-default}}"
+                )
             else:
                 holder[key] = expanded.text
                 if (unfit := unfit_character(expanded.text)) and not unfit_character(template):
-                    document.complain(where, unfit)
+                    document.add_problem(where, unfit)
         return templates
 
     def _look_for_spellings(self, document: Document, where: Where, template: str) -> None:
         if found := _OF_LITELLM.search(template):
-            document.complain(where, f"os.environ/… is not taken; here it is ${{{found[1]}}}")
+            document.add_problem(where, f"os.environ/… is not taken; here it is ${{{found[1]}}}")
         for found in _WITHOUT_BRACES.finditer(_REFERENCE.sub("", template)):
             # It may be within a password: only the name of a variable that there is is shown.
             name = found[1] if found[1] in self.variables.values else "NAME"

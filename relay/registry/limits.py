@@ -27,19 +27,19 @@ def limit_rules(
     for at, limit in enumerate(settings.limits):
         given = [name for name in _COUNTS if getattr(limit, name) is not None]
         if len(given) != 1:
-            document.complain(("limits", at), f"should have exactly one of {', '.join(_COUNTS)}")
+            document.add_problem(("limits", at), f"should have exactly one of {', '.join(_COUNTS)}")
             continue
         for number, name in enumerate(limit.providers):
             if name not in providers:
                 near = difflib.get_close_matches(name, providers, 1, 0.5)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                document.complain(
+                document.add_problem(
                     ("limits", at, "providers", number), f"there is no such provider{hint}"
                 )
         taken = {rule.name for rule in rules}
         rules.append(_rule(limit, given[0], taken))
         if limit.name in taken:
-            document.complain(("limits", at, "name"), "another rule has this name")
+            document.add_problem(("limits", at, "name"), "another rule has this name")
         _check(rules[-1], settings, ("limits", at), document)
     if most := settings.websocket.max_sessions_per_client:
         name = "websocket.max_sessions_per_client"
@@ -49,11 +49,11 @@ def limit_rules(
 
 
 def _check(rule: Rule, settings: schema.GatewayFile, where: Where, document: Document) -> None:
-    if (problem := promise_broken(rule, settings)) is not None:
-        document.complain(where, problem)
+    if (problem := find_broken_promise(rule, settings)) is not None:
+        document.add_problem(where, problem)
 
 
-def promise_broken(rule: Rule, settings: schema.GatewayFile) -> str | None:
+def find_broken_promise(rule: Rule, settings: schema.GatewayFile) -> str | None:
     """Why several workers would let through a multiple of what a rule allows; None if not."""
     if settings.server.workers == 1:
         return None

@@ -30,13 +30,13 @@ from relay.registry.certificates import (
 from relay.registry.entries import ProviderEntry, Section
 from relay.registry.expansion import Expander
 from relay.registry.files import BadPattern, Files
+from relay.registry.incomplete_files import InForce, find_lost_files, report_incomplete_files
 from relay.registry.limits import limit_rules
 from relay.registry.problems import MAX_PROBLEMS, Document, Problem, Where
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.unfinished import InForce, look_for_unfinished, lost_files
-from relay.registry.validation import validated
-from relay.registry.yamlfile import read
+from relay.registry.validation import validate
+from relay.registry.yaml_file import read
 
 _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
@@ -81,7 +81,7 @@ class Config:
     def log_warnings(self) -> None:
         """Log what may be a mistake."""
         for warning in self.warnings:
-            log.warn("config.warning", place=warning.place, message=warning.said)
+            log.warn("config.warning", place=warning.place, message=warning.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def load(sources: Sources, files: Files | None = None, before: Config | None = N
     paths, documents = _read_all(sources.config, files)
     if before is not None:
         pairs = list(zip(paths, documents, strict=True))
-        look_for_unfinished(pairs, before.read, files.snapshot())
+        report_incomplete_files(pairs, before.read, files.snapshot())
     if any(document.data is None for document in documents):
         _raise_if_any(documents)  # names that are in a file that cannot be read would be unknown
     expander = Expander(variables, sources.config.parent, files)
@@ -117,7 +117,7 @@ def load(sources: Sources, files: Files | None = None, before: Config | None = N
     found = _Found(documents, templates, variables)
     config = found.build(sources, files)
     snapshot = files.snapshot()
-    lost = lost_files(sources.env_file, before.read, snapshot, paths) if before else ()
+    lost = find_lost_files(sources.env_file, before.read, snapshot, paths) if before else ()
     _raise_if_any([*documents, found.outside], list(lost))
     assert config is not None
     in_force = InForce(snapshot, found.with_providers(paths))
@@ -147,35 +147,33 @@ class _Found:
         """The Config; None where the documents have problems already that leave none to build."""
         main = self.documents[0]
         names = {*_names(self.documents), "demo"}
-        settings = validated(main, schema.GatewayFile)
-        others = [validated(document, schema.ProvidersFile) for document in self.documents[1:]]
+        settings = validate(main, schema.GatewayFile)
+        others = [validate(document, schema.ProvidersFile) for document in self.documents[1:]]
         if settings is None or None in others:
             return None
         assert isinstance(settings, schema.GatewayFile)
         settings = _overridden(settings, sources.overrides)
         entries = self._entries([settings, *others])
         proxies = Proxies(
-            self.variables.values, lambda name, text: self.outside.complain((name,), text)
+            self.variables.values, lambda name, text: self.outside.add_problem((name,), text)
         )
         registry = build_registry(settings, entries, sources.demo_url, names, proxies)
         if settings.cache.store == "redis" and settings.redis.url is None:
-            main.complain(("cache", "store"), "needs redis.url")
+            main.add_problem(("cache", "store"), "needs redis.url")
         limits = limit_rules(settings, names, main)
         paths = sources.certificate or written_paths(main, settings.tls, sources.config.parent)
         certificate = read_certificate(main, paths, files) if paths else None
         return Config(sources.config, settings, registry, certificate, limits)
 
     def _entries(
-        self, validated: list[Any]
+        self, validate: list[Any]
     ) -> dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]]:
         entries: dict[str, Any] = {}
-        for document, file, templates in zip(
-            self.documents, validated, self.templates, strict=True
-        ):
+        for document, file, templates in zip(self.documents, validate, self.templates, strict=True):
             for name, entry in file.providers.items():
                 if name in entries:
                     other = entries[name][1].file
-                    document.complain(
+                    document.add_problem(
                         ("providers", name), f"a provider of this name stands in {other} too"
                     )
                 entries[name] = (entry, document, templates)
@@ -208,8 +206,8 @@ def _env_warnings(
     sources: Sources, files: Files, variables: credentials.Variables
 ) -> list[Problem]:
     """Of the file with the variables: lines that set nothing, and who may read it."""
-    said = "sets nothing: a line is NAME=value, and a quote that begins must end"
-    found = [_of_env_file(sources, line, said) for line in variables.bad_lines[:MAX_PROBLEMS]]
+    text = "sets nothing: a line is NAME=value, and a quote that begins must end"
+    found = [_of_env_file(sources, line, text) for line in variables.bad_lines[:MAX_PROBLEMS]]
     path = sources.env_file
     if path is None or not variables.from_file or not files.on_disk:
         return found
@@ -219,8 +217,8 @@ def _env_warnings(
         return found
     if mode & _READABLE_BY_OTHERS:
         command = f"chmod 600 {shlex.quote(str(path))}"
-        said = f"others on this machine may read it (mode {stat.S_IMODE(mode):04o}): {command}"
-        found.append(_of_env_file(sources, 1, said))
+        text = f"others on this machine may read it (mode {stat.S_IMODE(mode):04o}): {command}"
+        found.append(_of_env_file(sources, 1, text))
     return found
 
 
@@ -254,7 +252,7 @@ def _read_all(path: Path, files: Files) -> tuple[list[Path], list[Document]]:
     for at in range(len(includes) if isinstance(includes, list) else 0):
         for file in _included(main, path.parent, at, files):
             if (real := file.resolve()) == path.resolve():
-                main.complain(("include", at), f"{path.name} includes itself")
+                main.add_problem(("include", at), f"{path.name} includes itself")
             if real not in known:
                 known.add(real)
                 paths.append(file)
@@ -269,10 +267,10 @@ def _included(main: Document, folder: Path, at: int, files: Files) -> list[Path]
     try:
         found = files.matching(folder, pattern)
     except BadPattern as error:
-        main.complain(("include", at), str(error))
+        main.add_problem(("include", at), str(error))
         return []
     if not found:
-        main.complain(("include", at), f"no file matches '{quoted(pattern)}'")
+        main.add_problem(("include", at), f"no file matches '{quoted(pattern)}'")
     return found
 
 

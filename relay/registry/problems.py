@@ -39,7 +39,7 @@ class Problem:
     """Of YAML's own errors: the line, and one with a caret."""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.said}"
+        return f"{self.place}: {self.text}"
 
     @property
     def place(self) -> str:
@@ -47,11 +47,11 @@ class Problem:
         return f"{self.file}:{self.line}:{self.column}"
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         """What is wrong with which setting."""
         path = ".".join(quoted(str(part)) for part in self.where)
-        said = f"{path + ': ' if path else ''}{clean(self.message, MAX_MESSAGE_CHARACTERS)}"
-        return "".join(each if each.isprintable() else "\ufffd" for each in said)
+        text = f"{path + ': ' if path else ''}{clean(self.message, MAX_MESSAGE_CHARACTERS)}"
+        return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
     @property
     def in_full(self) -> str:
@@ -69,7 +69,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
-    def complain(self, where: Where, message: str) -> None:
+    def add_problem(self, where: Where, message: str) -> None:
         """Add a problem at `where`, or at the nearest place above it that the file has."""
         self._add(self.problems, self._at(where), where, message)
 
@@ -77,7 +77,7 @@ class Document:
         """Add a warning there: what may be a mistake, but is taken."""
         self._add(self.warnings, self._at(where), where, message)
 
-    def complain_at(self, place: Place, where: Where, message: str) -> None:
+    def add_problem_at(self, place: Place, where: Where, message: str) -> None:
         """Add a problem at a line and column."""
         self._add(self.problems, place, where, message)
 

@@ -16,7 +16,7 @@ from yarl import URL
 from relay.core.hosts import is_loopback
 from relay.core.provider import Proxy
 
-Complain = Callable[[str, str], None]
+AddProblem = Callable[[str, str], None]
 """Notes a problem with a variable: its name, and what is wrong, without its value."""
 
 _OF_ALL = ("all_proxy", "ALL_PROXY")
@@ -53,10 +53,10 @@ class _Exemption:
 class Proxies:
     """The proxies that the environment names."""
 
-    __slots__ = ("_complain", "_exemptions", "_none", "_variables")
+    __slots__ = ("_add_problem", "_exemptions", "_none", "_variables")
 
-    def __init__(self, variables: Mapping[str, str], complain: Complain) -> None:
-        self._variables, self._complain = variables, complain
+    def __init__(self, variables: Mapping[str, str], add_problem: AddProblem) -> None:
+        self._variables, self._add_problem = variables, add_problem
         _, given = _first(variables, _EXEMPTING)
         entries = re.split(r"[,\s]+", given.lower())
         self._none = "*" in entries
@@ -79,7 +79,7 @@ class Proxies:
         try:
             return _proxy(variable, given)
         except ValueError as error:
-            self._complain(variable, str(error))
+            self._add_problem(variable, str(error))
             return None
 
 

@@ -23,7 +23,7 @@ from relay.core.provider import (
     WebSocketRules,
 )
 from relay.core.retry_policy import RetryRules
-from relay.core.rewriting import Home
+from relay.core.rewriting import ProviderOrigin
 from relay.registry import entries
 from relay.registry.auth import Auth
 from relay.registry.problems import Where
@@ -44,27 +44,27 @@ def retry_rules(given: entries.Retries) -> RetryRules:
 
 
 def fallbacks(
-    entry: entries.ProviderEntry, names: Collection[str], complain: Callable[[Where, str], None]
+    entry: entries.ProviderEntry, names: Collection[str], add_problem: Callable[[Where, str], None]
 ) -> tuple[Fallback, ...]:
     """A provider's fallbacks; one that names nobody is complained of, and so is what says when they
     are called where there are none.
     """
     for name in ("fallback_on", "fallback_after_s"):
         if getattr(entry, name) is not None and not entry.fallback:
-            complain((name,), "needs `fallback`: there is nothing to fall back to")
+            add_problem((name,), "needs `fallback`: there is nothing to fall back to")
     for at, fallback in enumerate(entry.fallback):
         if fallback.provider not in names:
             near = difflib.get_close_matches(fallback.provider, names, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             where = ("fallback", at, "provider")
-            complain(where, f"there is no provider '{fallback.provider}'{hint}")
+            add_problem(where, f"there is no provider '{fallback.provider}'{hint}")
     return tuple(
         Fallback(each.provider, each.model, each.endpoint, each.weight) for each in entry.fallback
     )
 
 
 def _header_queries(
-    entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
+    entry: entries.ProviderEntry, add_problem: Callable[[Where, str], None]
 ) -> dict[str, str]:
     """Headers to the query parameters that mean the same, for sockets. One that has no default to
     leave out is complained of: it is misspelt.
@@ -76,7 +76,7 @@ def _header_queries(
     queries = {name.lower() for name in socket.default_query}
     for header, parameter in socket.header_queries.items():
         if header.lower() not in headers and parameter.lower() not in queries:
-            complain(
+            add_problem(
                 ("websocket", "header_queries", header),
                 f"there is no default for it: no '{header}' in `headers`,"
                 f" no '{parameter}' in websocket.default_query",
@@ -85,7 +85,7 @@ def _header_queries(
 
 
 def _socket_paths(
-    entry: entries.ProviderEntry, complain: Callable[[Where, str], None]
+    entry: entries.ProviderEntry, add_problem: Callable[[Where, str], None]
 ) -> tuple[str, ...]:
     """The patterns of the paths that have sockets, in the form in which endpoints are named. One
     that leaves the default path out is complained of.
@@ -96,14 +96,14 @@ def _socket_paths(
     base_path = URL(entry.base_url, encoded=True).raw_path
     named = [paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)]
     if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
-        complain(
+        add_problem(
             ("websocket", "paths"), f"none of them matches the default path '{socket.default_path}'"
         )
     return tuple(named[1:])
 
 
 def socket_rules(
-    entry: entries.ProviderEntry, common: WebSockets, complain: Callable[[Where, str], None]
+    entry: entries.ProviderEntry, common: WebSockets, add_problem: Callable[[Where, str], None]
 ) -> WebSocketRules | None:
     """How a provider's sockets are opened; None: it has none."""
     socket = entry.websocket
@@ -111,9 +111,9 @@ def socket_rules(
         return None
     return WebSocketRules(
         default_path=socket.default_path,
-        paths=_socket_paths(entry, complain),
+        paths=_socket_paths(entry, add_problem),
         default_query=socket.default_query,
-        header_queries=_header_queries(entry, complain),
+        header_queries=_header_queries(entry, add_problem),
         subprotocols=socket.subprotocols,
         max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
         idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
@@ -142,12 +142,12 @@ def target(
     )
 
 
-def homes(direct: Target, rules: tuple[PathRule, ...]) -> tuple[Home, ...]:
+def own_origins(direct: Target, rules: tuple[PathRule, ...]) -> tuple[ProviderOrigin, ...]:
     """The provider's own hosts; of two on one host the longer path first."""
-    homes = [Home(direct.origin, direct.prefix, "")]
-    homes += [
-        Home(rule.target.origin, rule.target.prefix, rule.prefix)
+    own_origins = [ProviderOrigin(direct.origin, direct.prefix, "")]
+    own_origins += [
+        ProviderOrigin(rule.target.origin, rule.target.prefix, rule.prefix)
         for rule in rules
         if rule.target.via == "direct"
     ]
-    return tuple(sorted(homes, key=lambda home: -len(home.path)))
+    return tuple(sorted(own_origins, key=lambda own_origin: -len(own_origin.path)))

@@ -1,20 +1,84 @@
-"""A document against the schema: what is wrong with it, and what is left of it.
+"""Check a document against the schema: what is wrong with it, in words, and what is left of it.
 
-Owns: that as much as possible is checked at once. One wrong provider hides no problem of another.
+Owns: that as much as possible is checked at once (one wrong provider hides no problem of another),
+the nearest name, what keys of other gateways and SDKs are called here, and pydantic's errors in
+plain words. No value of the file is quoted, for it may be a secret.
 """
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from relay.registry.entries import Section
-from relay.registry.hints import worded
 from relay.registry.problems import Document, Where
 
 _ACCOUNT = ("account_id", "gateway_id", "api_key")
+_MOST_KNOWN = 40
+_NEAREST_CHARACTERS = 80
+_KEY_WITHOUT_SPACE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64}):\S")
+
+_AUTH = 'here it is auth: {header: Authorization, value: "Bearer ${NAME}"}'
+_BASE_URL = "here it is base_url"
+_NO_CLIENT_KEYS = "the relay has no keys for its clients; it answers on loopback alone"
+_PROVIDER = (
+    "here providers: has a mapping of name to {base_url, auth}; a call names its model itself"
+)
+
+_OF_PROVIDERS: Mapping[str, str] = {
+    "apikey": _AUTH, "apikeys": _AUTH, "key": _AUTH, "keys": _AUTH, "token": _AUTH,
+    "apitoken": _AUTH, "secret": _AUTH, "authorization": _AUTH, "bearer": _AUTH,
+    "credentials": _AUTH,
+    "baseurl": _BASE_URL, "apibase": _BASE_URL, "url": _BASE_URL, "endpoint": _BASE_URL,
+    "host": _BASE_URL, "baseurls": _BASE_URL, "apiurl": _BASE_URL, "target": _BASE_URL,
+    "upstream": _BASE_URL,
+    "timeout": "here they are connect_timeout_s, first_byte_timeout_s and idle_timeout_s",
+    "maxretries": "here it is retries: {max_attempts: …}",
+    "numretries": "here it is retries: {max_attempts: …}",
+    "fallbacks": "here it is fallback: [{provider: NAME}]",
+    "defaultheaders": "here it is headers", "extraheaders": "here it is headers",
+    "customheaders": "here it is headers",
+    "litellmparams": _PROVIDER,
+    "models": "a provider takes any model; a call names its own",
+    "model": "a provider takes any model; a call names its own",
+    "modellist": _PROVIDER,
+}  # fmt: skip
+_AT_TOP: Mapping[str, str] = {
+    "modellist": _PROVIDER, "models": _PROVIDER, "litellmparams": _PROVIDER,
+    "litellmsettings": _PROVIDER,
+    "routersettings": "here it is retries, limits, and fallback at a provider",
+    "generalsettings": "here it is server, database and ledger",
+    "provider": "here it is providers",
+    "virtualkeys": _NO_CLIENT_KEYS, "masterkey": _NO_CLIENT_KEYS, "apikey": _NO_CLIENT_KEYS,
+    "apikeys": _NO_CLIENT_KEYS, "keys": _NO_CLIENT_KEYS, "users": _NO_CLIENT_KEYS,
+    "host": "here it is server: {host: …}", "port": "here it is server: {port: …}",
+    "listen": "here it is server: {host: …, port: …}", "workers": "here it is server: {workers: …}",
+    "numworkers": "here it is server: {workers: …}",
+    "redisurl": "here it is redis: {url: …}", "databaseurl": "here it is database",
+    "db": "here it is database", "loglevel": "here it is log: {level: …}",
+    "logging": "here it is log: {level: …}", "loggingsettings": "here it is log: {level: …}",
+    "ratelimits": "here it is limits", "ratelimit": "here it is limits",
+    "caching": "here it is cache", "cachesettings": "here it is cache",
+    "corsorigins": "here it is cors: {origins: […]}", "ssl": "here it is tls",
+    "fallbacks": "here it is fallback: [{provider: NAME}] at a provider",
+    "baseurl": "it stands at a provider: providers: {NAME: {base_url: …}}",
+    "numretries": "here it is retries: {max_attempts: …}",
+    "maxretries": "here it is retries: {max_attempts: …}",
+}  # fmt: skip
+"""What is known elsewhere under these names, written without case, `-` and `_`."""
+_RENAMED: Mapping[Where, str] = {
+    ("jobs",): "cloudflare.delegate",
+    ("providers", "meter"): "format",
+}
+"""Keys that an older relay took, of providers without the provider's name, and their names now."""
 
 
-def validated(document: Document, model: type[Section]) -> Section | None:
+def validate(document: Document, model: type[Section]) -> Section | None:
     """The document as a section. Where something is wrong with it that is complained of, and the
     rest is taken, so that the problems of the rest are found too; None if nothing is left.
     """
@@ -25,11 +89,11 @@ def validated(document: Document, model: type[Section]) -> Section | None:
     try:
         section = model.model_validate(data)
     except ValidationError as error:
-        said = {problem.where for problem in document.problems}
+        known = {problem.where for problem in document.problems}
         for detail in error.errors(include_url=False, include_context=False):
             where = _written(document, detail["loc"])
-            if where not in said:
-                document.complain(where, worded(detail, where, model))
+            if where not in known:
+                document.add_problem(where, describe_error(detail, where, model))
     else:
         if not document.problems:
             return section
@@ -67,3 +131,119 @@ def _written(document: Document, place: Where) -> Where:
         known -= 1
     tail = parts[known:]
     return parts if len(tail) <= 1 else parts[:known]
+
+
+def unknown_key(where: Where, model: type[BaseModel]) -> str:
+    """Words for a key that the schema does not have."""
+    key = str(where[-1])
+    if renamed := _RENAMED.get(where[:1] + where[2:] if where[0] == "providers" else where):
+        return f"`{key}` is called `{renamed}` now"
+    plain = re.sub(r"[-_.\s]", "", key[:_NEAREST_CHARACTERS]).lower()
+    known = known_names(where[:-1], model)
+    same = [name for name in known if name.replace("_", "") == plain]
+    if same:
+        return f"unknown key; did you mean '{same[0]}'?"
+    if len(where) == 3 and where[0] == "providers" and plain in _OF_PROVIDERS:
+        return f"unknown key; {_OF_PROVIDERS[plain]}"
+    if len(where) == 1:
+        if plain in _AT_TOP:
+            return f"unknown key; {_AT_TOP[plain]}"
+        if key == "include" and "include" not in known:
+            return "unknown key; only gateway.yaml includes files: an included file cannot"
+    near = difflib.get_close_matches(key[:_NEAREST_CHARACTERS], known, 1, 0.5)
+    if near:
+        return f"unknown key; did you mean '{near[0]}'?"
+    return f"unknown key; known here: {', '.join(known[:_MOST_KNOWN])}"
+
+
+def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
+    """An error of pydantic's, in words. Every value of the file that is quoted is a key."""
+    kind, given = detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        return unknown_key(where, model)
+    if kind == "missing":
+        return "is missing"
+    if kind in _KINDS:
+        wanted, is_right = _KINDS[kind]
+        return f"{wanted}{_instead(given, where, is_right)}"
+    text = str(detail["msg"]).replace("Input should be", "should be")
+    if kind == "literal_error" and isinstance(given, str):
+        options = re.findall(r"'([^']*)'", text)
+        if near := difflib.get_close_matches(given[:_NEAREST_CHARACTERS].lower(), options, 1, 0.6):
+            return f"{text}; did you mean '{near[0]}'?"
+    return text
+
+
+_KINDS: Mapping[str, tuple[str, str]] = {
+    "model_type": ("should be a mapping", "mapping"),
+    "model_attributes_type": ("should be a mapping", "mapping"),
+    "dict_type": ("should be a mapping", "mapping"),
+    "list_type": ("should be a list", "list"),
+    "string_type": ("should be text", "text"),
+    "int_type": ("should be a whole number", "number"),
+    "int_parsing": ("should be a whole number", "number"),
+    "int_parsing_size": ("should be a whole number", "number"),
+    "int_from_float": ("should be a whole number", "number"),
+    "float_type": ("should be a number", "number"),
+    "float_parsing": ("should be a number", "number"),
+    "bool_type": ("should be true or false", "boolean"),
+    "bool_parsing": ("should be true or false", "boolean"),
+}
+"""Pydantic's name to what is wanted."""
+
+
+def _instead(given: Any, where: Where, wanted: str) -> str:
+    """What stands there instead, and how it is written."""
+    if given is None:
+        return ", and nothing stands here; write a value, or remove the key"
+    if isinstance(given, dict):
+        if wanted == "text" or (given and set(given.values()) == {None}):
+            return ", but is a mapping: a value that begins with { needs quotes"
+        return f", but is a mapping{_list_hint(wanted)}"
+    if isinstance(given, list):
+        if where == ("providers",):
+            return ", but is a list: write `NAME:` with its keys below, not `- name: NAME`"
+        if wanted == "text":
+            return ", but is a list: a value that begins with [ needs quotes"
+        hint = ": write `key: value`, without the -" if wanted == "mapping" else ""
+        return f", but is a list{hint}"
+    if isinstance(given, str):
+        if wanted in ("mapping", "list") and (found := _KEY_WITHOUT_SPACE.match(given)):
+            return f", but is text: a space is missing after `{found[1]}:`"
+        return ", but is text" + _list_hint(wanted)
+    kind = "true or false" if isinstance(given, bool) else "a number"
+    return f", but is {kind}" + (": put it in quotes" if wanted == "text" else "")
+
+
+def _list_hint(wanted: str) -> str:
+    return ": write `- item` lines, or [item, item]" if wanted == "list" else ""
+
+
+def known_names(where: Where, model: type[BaseModel]) -> list[str]:
+    """The keys that the schema has at `where`."""
+    whole = _schema_of(model)
+    node: Any = whole
+    for part in where:
+        node = _child(whole, node, part)
+    return sorted(_resolved(whole, node).get("properties", {}))
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _child(whole: Any, node: Any, part: str | int) -> Any:
+    node = _resolved(whole, node)
+    if part in node.get("properties", {}):
+        return node["properties"][part]
+    other = node.get("items") if isinstance(part, int) else node.get("additionalProperties")
+    return other if isinstance(other, dict) else {}
+
+
+def _resolved(whole: Any, node: Any) -> Any:
+    """Follow a reference; of alternatives take the one that is a section."""
+    for option in node.get("anyOf", [node]):
+        if "$ref" in option:
+            return whole["$defs"][option["$ref"].rpartition("/")[2]]
+    return node

@@ -28,7 +28,7 @@ from relay import log
 from relay.demo.provider import Demo
 from relay.ledger.metrics_multiprocess import metrics_folder
 from relay.registry.files import Snapshot
-from relay.registry.limits import promise_broken
+from relay.registry.limits import find_broken_promise
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
 from relay.server import signals
@@ -374,7 +374,7 @@ def _sent(files: Snapshot) -> dict[str, Any]:
 
 def _promises_broken(config: Config) -> list[str]:
     """Of the limits, by the workers and the Redis that stay as they were at the start."""
-    found = (promise_broken(rule, config.settings) for rule in config.limits)
+    found = (find_broken_promise(rule, config.settings) for rule in config.limits)
     return [problem for problem in found if problem is not None]
 
 

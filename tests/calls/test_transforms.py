@@ -12,7 +12,7 @@ from aiohttp import web
 
 from relay.calls import send
 from relay.calls.transforms import plan_transform
-from relay.core.rewriting import Home, Rewriter, endpoint_of, field_pattern, whole_events
+from relay.core.rewriting import ProviderOrigin, Rewriter, endpoint_of, field_pattern, whole_events
 from relay.gate.proxies import Proxies
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, KEYS, Relay, provider
@@ -20,9 +20,9 @@ from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, 
 from tests.upstream.vendors import SEEN, noted, vendor
 
 HOMES = (
-    Home("https://queue.fal.run", "", "queue/"),
-    Home("https://fal.run", "", ""),
-    Home("https://api.openai.com", "/v1", ""),
+    ProviderOrigin("https://queue.fal.run", "", "queue/"),
+    ProviderOrigin("https://fal.run", "", ""),
+    ProviderOrigin("https://api.openai.com", "/v1", ""),
 )  # fmt: skip
 QUEUE = {"status_url": 1, "response_url": 1, "cancel_url": 1}
 

@@ -180,7 +180,7 @@ BOMBS = {
 def test_what_is_nested_too_deeply_or_too_long_is_given_up_where_it_passes_the_bound(
     tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.registry.yamlfile.MAX_VALUES", 500)
+    monkeypatch.setattr("relay.registry.yaml_file.MAX_VALUES", 500)
     words = words.replace("50000", "500")
     problems = _problems(tmp_path, text)
     assert len(problems) == 1 and words in problems[0] and problems[0].startswith("gateway.yaml:")

@@ -181,9 +181,9 @@ def test_a_message_of_a_session_takes_no_time(vendor: str, endpoint: str, unit: 
 
 
 def test_a_rewritten_text_of_nothing_but_urls_takes_no_time() -> None:
-    from relay.core.rewriting import Home, Rewriter
+    from relay.core.rewriting import ProviderOrigin, Rewriter
 
-    home = Home("https://queue.fal.run", "", "queue/")
+    home = ProviderOrigin("https://queue.fal.run", "", "queue/")
     rewriter = Rewriter([home], "https://relay.test/fal/", frozenset(), field_pattern(["status_url"]))
     text = json.dumps({"status_url": "https://queue.fal.run/x"}).encode()
     assert rewriter.body(text) == json.dumps({"status_url": "https://relay.test/fal/queue/x"}).encode()

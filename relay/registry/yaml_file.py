@@ -15,7 +15,7 @@ import yaml
 
 from relay.registry.files import Files, TooLarge, Unreadable
 from relay.registry.problems import Document, Place, Problem, Where, place_behind
-from relay.registry.syntax import excerpt, explain
+from relay.registry.yaml_errors import excerpt, explain
 
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
@@ -67,7 +67,7 @@ def read(path: Path, shown: str, files: Files) -> Document:
         shown_line = excerpt(line, place[1]) if line.strip() else ()
         document.problems.append(Problem(shown, *place, (), message, shown_line))
     except _GivenUp as given_up:
-        document.complain_at(given_up.place, given_up.where, given_up.message)
+        document.add_problem_at(given_up.place, given_up.where, given_up.message)
     return document
 
 
@@ -76,10 +76,10 @@ def _text(path: Path, document: Document, files: Files) -> str | None:
         data = files.read(path)
     except Unreadable as error:
         said = str(error)
-        document.complain((), said if said.startswith("the file") else f"cannot be read: {said}")
+        document.add_problem((), said if said.startswith("the file") else f"cannot be read: {said}")
         return None
     except TooLarge:
-        document.complain((), "the files of the configuration are larger than 4 MiB together")
+        document.add_problem((), "the files of the configuration are larger than 4 MiB together")
         return None
     try:
         return data.decode("utf-8")
@@ -87,7 +87,7 @@ def _text(path: Path, document: Document, files: Files) -> str | None:
         place = place_behind(data[: error.start].decode("latin-1"))
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         hint = " but UTF-16; save it as UTF-8" if utf16 else ""
-        document.complain_at(place, (), f"is not UTF-8 text{hint}")
+        document.add_problem_at(place, (), f"is not UTF-8 text{hint}")
     return None
 
 
@@ -126,7 +126,7 @@ class _Builder:
             after = events.get_event()
             if not isinstance(after, yaml.StreamEndEvent):
                 message = "a second document begins here; a file holds one"
-                self._document.complain_at(_place(after.start_mark), (), message)
+                self._document.add_problem_at(_place(after.start_mark), (), message)
             return data
         finally:
             events.dispose()
@@ -152,10 +152,10 @@ class _Builder:
         if event.anchor:
             kind = "aliases" if isinstance(event, yaml.AliasEvent) else "anchors"
             message = f"{kind} are not taken: write the value out"
-            self._document.complain_at(place, (), message)
+            self._document.add_problem_at(place, (), message)
         if tag and tag not in _TEXT_TAGS:
             message = "a value that begins with ! needs quotes: tags are not taken"
-            self._document.complain_at(place, where, message)
+            self._document.add_problem_at(place, where, message)
 
     def _sequence(self, where: Where) -> list[Any]:
         built: list[Any] = []
@@ -177,7 +177,7 @@ class _Builder:
             if key in built:
                 first = document.marks[inner][0]
                 message = f"given twice; the first is in line {first}"
-                document.complain_at(place, inner, message)
+                document.add_problem_at(place, inner, message)
                 self._node((*where, key, "?"))
                 continue
             document.marks[inner] = place
@@ -193,17 +193,17 @@ class _Builder:
             self._node((*where, "?"))
             if not isinstance(event, yaml.AliasEvent):
                 message = "a key is plain text; put one that begins with { or [ in quotes"
-                self._document.complain_at(place, where, message)
+                self._document.add_problem_at(place, where, message)
             return None
         self._loader.get_event()
         self._refuse_extras(event, where)
         if not event.value and event.style is None:
-            self._document.complain_at(place, where, "a key is missing before the colon")
+            self._document.add_problem_at(place, where, "a key is missing before the colon")
         elif unfit := unfit_character(event.value):
-            self._document.complain_at(place, where, f"the key {unfit}")
+            self._document.add_problem_at(place, where, f"the key {unfit}")
         elif found := _ODD_BLANK.search(event.value):
             message = f"the key holds U+{ord(found[0]):04X}, which looks like a space and is none"
-            self._document.complain_at(place, where, message)
+            self._document.add_problem_at(place, where, message)
         else:
             return str(event.value)
         return None
@@ -224,8 +224,8 @@ class _Builder:
             return value
         if event.style is None and value.startswith(_TYPOGRAPHIC_QUOTES):
             message = f"{value[0]} is no quote of YAML's; write \" or '"
-            self._document.complain_at(_place(event.start_mark), where, message)
+            self._document.add_problem_at(_place(event.start_mark), where, message)
         if unfit := unfit_character(value):
             hint = "; write |- or >- instead of | or >" if event.style in ("|", ">") else ""
-            self._document.complain_at(_place(event.start_mark), where, unfit + hint)
+            self._document.add_problem_at(_place(event.start_mark), where, unfit + hint)
         return value

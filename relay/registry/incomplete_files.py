@@ -28,7 +28,7 @@ class InForce:
     """The files that have providers."""
 
 
-def look_for_unfinished(
+def report_incomplete_files(
     documents: Sequence[tuple[Path, Document]], before: InForce, now: Snapshot
 ) -> None:
     """Complain of each document that is empty or cut, where it was not before."""
@@ -37,15 +37,15 @@ def look_for_unfinished(
         if old is None or new is None or _is_blank(old):
             continue
         if _is_blank(new):
-            document.complain((), f"is empty{_GONE}")
+            document.add_problem((), f"is empty{_GONE}")
         elif (place := _cut_at(old, new)) is not None:
-            document.complain_at(place, (), _CUT)
+            document.add_problem_at(place, (), _CUT)
         elif (
             str(path) in before.with_providers
             and isinstance(document.data, dict)
             and document.data.get("providers") is None
         ):
-            document.complain((), _WITHOUT_PROVIDERS)
+            document.add_problem((), _WITHOUT_PROVIDERS)
 
 
 _WITHOUT_PROVIDERS = (
@@ -55,7 +55,7 @@ _WITHOUT_PROVIDERS = (
 _CUT = "the last line does not end, as it did before: is the file half-written?"
 
 
-def lost_files(
+def find_lost_files(
     env_file: Path | None, before: InForce, now: Snapshot, documents: Sequence[Path]
 ) -> Iterator[Problem]:
     """Problems of the other files: the variables, and secrets that lie in files."""
