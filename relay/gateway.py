@@ -23,7 +23,7 @@ from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.deadline_queue import DeadlineQueue
 from relay.core.exchange import Exchange, Request, Transport, uuid7
 from relay.core.hosts import host_name
-from relay.core.injection import Refusals
+from relay.core.injection import UsageRefusals
 from relay.core.redaction import Secrets
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
@@ -207,7 +207,7 @@ class Gateway:
             self.limits = Limits(rules, self.windows, self.at_once, settle)
         if self.metrics is not None:
             self.metrics.configured = config.models
-        self.usage_refusals = Refusals()
+        self.usage_refusals = UsageRefusals()
 
     def begin(self, call: Call, transport: Transport, client_left: Callable[[], bool]) -> Exchange:
         """A new Exchange for `call`, counted as running until `close`. `client_left` tells whether

@@ -73,8 +73,8 @@ class StreamOutput:
 class _Batch(NamedTuple):
     data: bytes
     lines: int
-    told: int = 0
-    """Lost lines that this batch tells of."""
+    reported_lost: int = 0
+    """Lost lines that this batch reports."""
 
 
 class DescriptorOutput:
@@ -92,7 +92,7 @@ class DescriptorOutput:
         self._changed = threading.Condition()
         self._batches: deque[_Batch] = deque()
         self._waiting_bytes = 0
-        self._untold = 0
+        self._unreported = 0
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes, lines: int) -> None:
@@ -101,7 +101,7 @@ class DescriptorOutput:
             if self._waiting_bytes + len(data) > MOST_WAITING_BYTES:
                 self._lose(lines)
                 return
-            self._tell_lost()
+            self._report_lost()
             self._add(_Batch(data, lines))
             if self._thread is None:
                 # A daemon: a descriptor that blocks for ever must not keep the process.
@@ -119,14 +119,14 @@ class DescriptorOutput:
         self._waiting_bytes += len(batch.data)
 
     def _lose(self, lines: int) -> None:
-        self._untold += lines
+        self._unreported += lines
         self._losses.add(lines)
 
-    def _tell_lost(self) -> None:
+    def _report_lost(self) -> None:
         """Put the notice in the place of the lines that are missing."""
-        if self._untold:
-            told, self._untold = self._untold, 0
-            self._add(_Batch(self._notice(told), 0, told))
+        if self._unreported:
+            reported_lost, self._unreported = self._unreported, 0
+            self._add(_Batch(self._notice(reported_lost), 0, reported_lost))
 
     def _run(self) -> None:
         while True:
@@ -138,10 +138,11 @@ class DescriptorOutput:
                 self._waiting_bytes -= sum([len(batch.data) for batch in taken])
                 if not written:
                     self._lose(sum([batch.lines for batch in taken]))
-                    # The notice itself is no lost line, but what it told is untold again.
-                    self._untold += sum([batch.told for batch in taken])
+                    # The notice itself is no lost line, but what it reported must be reported
+                    # again.
+                    self._unreported += sum([batch.reported_lost for batch in taken])
                 elif not self._batches:
-                    self._tell_lost()
+                    self._report_lost()
                 self._changed.notify_all()
 
     def _take(self) -> list[_Batch]:
@@ -190,21 +191,21 @@ class TextOutput(io.TextIOBase):
 
     def __init__(self, output: Output, stream: TextIO, redact: Callable[[str], str]) -> None:
         self._output, self._stream, self._redact = output, stream, redact
-        self._held = ""
+        self._partial_line = ""
         """The beginning of a line: a line of the log must not land in its middle."""
 
     def write(self, text: str) -> int:
         """Take some text."""
-        whole, end, self._held = (self._held + text).rpartition("\n")
+        whole, end, self._partial_line = (self._partial_line + text).rpartition("\n")
         self._pass_on(whole + end)
-        if len(self._held) > _MOST_TEXT:
+        if len(self._partial_line) > _MOST_TEXT:
             self.flush()
         return len(text)
 
     def flush(self) -> None:
         """Pass on the beginning of a line too."""
-        held, self._held = self._held, ""
-        self._pass_on(held)
+        partial_line, self._partial_line = self._partial_line, ""
+        self._pass_on(partial_line)
 
     def _pass_on(self, text: str) -> None:
         if text:

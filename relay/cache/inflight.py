@@ -1,10 +1,10 @@
 """Calls in flight that several clients share: one upstream call, every client the whole answer.
 
-Owns: the list of its chunks, who watches it, and when it waits or ends. A watcher that comes late
-gets what has passed at once and then lives along. While the answer is small all of it is held;
-past `room_bytes` nobody new may join, what all have taken is let go, and the slowest watcher holds
-the others up rather than lose anything, but only for a while: then it is one of `stalled`, and
-whoever asks ends it.
+Owns: the chunks, the subscribers, and when the call waits or ends. A late subscriber gets
+everything buffered so far, then follows the stream. While the answer is small all of it is
+buffered; past `room_bytes` nobody new may join, chunks that all have taken are dropped, and the
+slowest subscriber delays the others rather than lose anything, but only for a while: then it is one
+of `stalled`, and the caller of that ends it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Head:
 
 
 @dataclass(slots=True, eq=False)
-class Watcher:
-    """One client's place: the number of the chunk that it takes next."""
+class Subscriber:
+    """One client, and the number of the chunk that it takes next."""
 
     exchange: Exchange
     next_chunk: int = 0
 
 
 class Flight:
-    """One upstream call. Its task calls `began`, `add` and `ended`; watchers the rest."""
+    """One upstream call. Its task calls `set_head`, `add` and `ended`; subscribers the rest."""
 
     def __init__(self, room_bytes: int, clock: Callable[[], float]) -> None:
         self.head: Head | None = None
@@ -54,12 +54,12 @@ class Flight:
         self._held_bytes = 0
         self._all_held = True
         self.left = False
-        """Nobody watches any more: it is being cancelled."""
+        """No subscriber is left: it is being cancelled."""
         self._held_up_s = 0.0
-        """How long watchers that had taken everything waited for those that are far behind."""
+        """How long subscribers that had taken everything waited for those far behind."""
         self._held_up_since_s: float | None = None
         """They wait now."""
-        self._watchers: set[Watcher] = set()
+        self._subscribers: set[Subscriber] = set()
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
@@ -67,22 +67,22 @@ class Flight:
         """True while a newcomer would get all of it."""
         return self._all_held and not self.left and self.error is None
 
-    def watch(self, exchange: Exchange) -> Watcher:
-        """A place at the beginning; give it back to `leave`."""
-        watcher = Watcher(exchange)
-        self._watchers.add(watcher)
-        return watcher
+    def subscribe(self, exchange: Exchange) -> Subscriber:
+        """A new subscriber, at the beginning; end it by `unsubscribe`."""
+        subscriber = Subscriber(exchange)
+        self._subscribers.add(subscriber)
+        return subscriber
 
-    def leave(self, watcher: Watcher) -> None:
-        """A client is done, or gone. When nobody watches any more, the call is cancelled."""
-        self._watchers.discard(watcher)
-        if not self._watchers and not self.over.is_set() and self.task is not None:
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """A client is done, or gone. With the last subscriber the call is cancelled."""
+        self._subscribers.discard(subscriber)
+        if not self._subscribers and not self.over.is_set() and self.task is not None:
             self.left = True
             self.task.cancel()
         self._forget_error()
-        self._tell()
+        self._wake_waiting()
 
-    async def until_begun(self) -> Head:
+    async def wait_for_head(self) -> Head:
         """The head of the answer. Raises the RelayError that came instead."""
         while self.head is None:
             if self.error is not None:
@@ -90,44 +90,44 @@ class Flight:
             await self._change()
         return self.head
 
-    async def next(self, watcher: Watcher) -> bytes:
-        """All that has come since this watcher's last time; empty at the end. Raises the RelayError
-        that ended it, once all before it was taken.
+    async def next(self, subscriber: Subscriber) -> bytes:
+        """All that has come since this subscriber's last time; empty at the end. Raises the
+        RelayError that ended it, once all before it was taken.
         """
-        while (at := watcher.next_chunk - self._first) >= len(self._chunks):
+        while (at := subscriber.next_chunk - self._first) >= len(self._chunks):
             if self.error is not None:
                 raise self.error
             if self.over.is_set():
                 return b""
             await self._change()
         taken = self._chunks[at:]
-        watcher.next_chunk += len(taken)
+        subscriber.next_chunk += len(taken)
         if not self._all_held:
-            self._tell()
+            self._wake_waiting()
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    def began(self, head: Head) -> None:
+    def set_head(self, head: Head) -> None:
         """The provider answers."""
         self.head = head
-        self._tell()
+        self._wake_waiting()
 
     async def add(self, chunk: bytes) -> None:
-        """A chunk came. Waits while the slowest watcher is too far behind."""
+        """A chunk came. Waits while the slowest subscriber is too far behind."""
         self._chunks.append(chunk)
         self._held_bytes += len(chunk)
-        self._tell()
-        while self._held_bytes > self._room_bytes and self._watchers:
+        self._wake_waiting()
+        while self._held_bytes > self._room_bytes and self._subscribers:
             self._all_held = False
-            self._let_go()
+            self._drop_taken()
             if self._held_bytes > self._room_bytes:
                 await self._wait_for_room()
         if self._held_bytes <= self._room_bytes // 2:
             self._held_up_s = 0.0  # the slowest has caught up
 
     async def _wait_for_room(self) -> None:
-        """Wait for a change, and take the time if a watcher waits too, that has taken all."""
+        """Wait for a change, and take the time if a subscriber waits too, that has taken all."""
         end = self._first + len(self._chunks)
-        if any(watcher.next_chunk == end for watcher in self._watchers):
+        if any(subscriber.next_chunk == end for subscriber in self._subscribers):
             self._held_up_since_s = self._clock()
         try:
             await self._change()
@@ -136,7 +136,7 @@ class Flight:
                 self._held_up_s += self._clock() - self._held_up_since_s
                 self._held_up_since_s = None
 
-    def stalled(self, limit_s: float) -> list[Watcher]:
+    def stalled(self, limit_s: float) -> list[Subscriber]:
         """Those for which others wait, and have waited for longer than this without a pause in
         which they caught up.
         """
@@ -145,33 +145,33 @@ class Flight:
         held_up_s = self._held_up_s + self._clock() - self._held_up_since_s
         if held_up_s <= limit_s:
             return []
-        return [each for each in self._watchers if self._behind(each) > self._room_bytes // 2]
+        return [each for each in self._subscribers if self._behind(each) > self._room_bytes // 2]
 
-    def _behind(self, watcher: Watcher) -> int:
+    def _behind(self, subscriber: Subscriber) -> int:
         """How many bytes a watcher has still to take."""
-        return sum(map(len, self._chunks[watcher.next_chunk - self._first :]))
+        return sum(map(len, self._chunks[subscriber.next_chunk - self._first :]))
 
     def ended(self, error: RelayError | None = None) -> None:
         """It is over."""
         self.error = error
         self.over.set()
         self._forget_error()
-        self._tell()
+        self._wake_waiting()
 
     def _forget_error(self) -> None:
         """When nobody asks for it any more: its traceback holds frames that hold this flight."""
-        if not self._watchers and self.over.is_set():
+        if not self._subscribers and self.over.is_set():
             self.error = None
 
-    def _let_go(self) -> None:
-        """Drop the chunks that every watcher has taken."""
-        taken = min(watcher.next_chunk for watcher in self._watchers) - self._first
+    def _drop_taken(self) -> None:
+        """Drop the chunks that every subscriber has taken."""
+        taken = min(subscriber.next_chunk for subscriber in self._subscribers) - self._first
         if taken > 0:
             self._held_bytes -= sum(map(len, self._chunks[:taken]))
             del self._chunks[:taken]
             self._first += taken
 
-    def _tell(self) -> None:
+    def _wake_waiting(self) -> None:
         """Wake all who wait for a change."""
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -204,11 +204,11 @@ class Inflight:
         flight = self._flights[key] = Flight(room_bytes, self._clock)
         return flight, True
 
-    def stalled(self, limit_s: float) -> list[Watcher]:
+    def stalled(self, limit_s: float) -> list[Subscriber]:
         """Clients that have kept the others of their call waiting for longer than this."""
         return [each for flight in self._tasks.values() for each in flight.stalled(limit_s)]
 
-    def launch(self, flight: Flight, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, flight: Flight, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin its task."""
         flight.task = task = asyncio.create_task(work)
         self._tasks[task] = flight
@@ -221,7 +221,7 @@ class Inflight:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def land(self, key: str, flight: Flight) -> None:
+    def remove(self, key: str, flight: Flight) -> None:
         """It is over: the next caller begins a new one."""
         if self._flights.get(key) is flight:
             del self._flights[key]

@@ -64,7 +64,7 @@ class Purge:
 
 
 @dataclass(slots=True)
-class _Held:
+class _Stored:
     entry: Entry
     stored_s: float
     ends_s: float
@@ -78,22 +78,22 @@ class MemoryStore:
         self.limit_bytes = limit_bytes
         self.bytes = 0
         self._clock = clock
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._entries: OrderedDict[str, _Stored] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     def get(self, key: str) -> Hit | None:
         """What is kept under `key`."""
-        held = self._held.get(key)
-        if held is None:
+        stored = self._entries.get(key)
+        if stored is None:
             return None
         now = self._clock()
-        if held.ends_s <= now:
+        if stored.ends_s <= now:
             self._drop(key)
             return None
-        self._held.move_to_end(key)
-        return Hit(held.entry, now - held.stored_s)
+        self._entries.move_to_end(key)
+        return Hit(stored.entry, now - stored.stored_s)
 
     def put(self, key: str, entry: Entry, ttl_s: int) -> None:
         """Keep it for `ttl_s` seconds, or until room is needed."""
@@ -102,29 +102,29 @@ class MemoryStore:
         self._drop(key)
         if size > self.limit_bytes:
             return
-        self._held[key] = _Held(entry, now, now + ttl_s, size)
+        self._entries[key] = _Stored(entry, now, now + ttl_s, size)
         self.bytes += size
         while self.bytes > self.limit_bytes:
-            self._drop(next(iter(self._held)))
+            self._drop(next(iter(self._entries)))
 
     def purge(self, which: Purge) -> int:
         """Forget; how many."""
         now = self._clock()
         doomed = [
             key
-            for key, held in self._held.items()
+            for key, stored in self._entries.items()
             if which.key in (None, key)
-            and which.provider in (None, held.entry.provider)
-            and (which.older_than_s is None or now - held.stored_s > which.older_than_s)
+            and which.provider in (None, stored.entry.provider)
+            and (which.older_than_s is None or now - stored.stored_s > which.older_than_s)
         ]
         for key in doomed:
             self._drop(key)
         return len(doomed)
 
     def _drop(self, key: str) -> None:
-        held = self._held.pop(key, None)
-        if held is not None:
-            self.bytes -= held.bytes
+        stored = self._entries.pop(key, None)
+        if stored is not None:
+            self.bytes -= stored.bytes
 
 
 class RedisStore:

@@ -22,7 +22,7 @@ from relay.calls.transforms import is_stream, rewriter
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
-from relay.core.injection import asked_model, asking_for_usage
+from relay.core.injection import asking_for_usage, refusal_key
 from relay.core.key_refusals import MAX_ERROR_BYTES, read_key_refusal
 from relay.core.meters.inner_errors import FirstEvent
 from relay.core.meters.unpack import coding_of, unpacker
@@ -37,7 +37,7 @@ from relay.core.retry_policy import AttemptResult, result_of_answer
 from relay.core.rewriting import CHANGED_WITH_BODY
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
-from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.failures import BEFORE_ANSWER, MAPPABLE_ERRORS, map_failure
 from relay.upstream.request import Outgoing
 from relay.upstream.send import end_with_connection, send, upstream_headers, upstream_url
 
@@ -114,11 +114,11 @@ class RestAttempt:
 
     def _model(self, route: Route) -> tuple[str, str]:
         model = route.replaced_model or self.exchange.request.model
-        return asked_model(route.provider.name, model, route.endpoint)
+        return refusal_key(route.provider.name, model, route.endpoint)
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
         """Why it failed: the client's upload, or the upstream leg."""
-        return self.body.error or mapped(error, route, BEFORE_ANSWER)
+        return self.body.error or map_failure(error, route, BEFORE_ANSWER)
 
     def drop(self, answer: ClientResponse) -> None:
         """Another attempt follows."""
@@ -219,7 +219,7 @@ async def _beginning(answer: ClientResponse) -> bytes:
     error.
     """
     read, content = bytearray(), answer.content
-    with contextlib.suppress(*MAPPED):  # TimeoutError is an OSError
+    with contextlib.suppress(*MAPPABLE_ERRORS):  # TimeoutError is an OSError
         async with asyncio.timeout(_ERROR_BODY_S):
             while len(read) < MAX_ERROR_BYTES and (chunk := await content.readany()):
                 read += chunk

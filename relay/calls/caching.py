@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from relay import log
-from relay.cache.inflight import Flight, Head, Watcher
+from relay.cache.inflight import Flight, Head, Subscriber
 from relay.cache.store import Hit
 from relay.calls.attempt import RestAttempt
 from relay.calls.send import Answer, Source, next_chunk, send_call
@@ -38,7 +38,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     route = exchange.routing.route
     assert route is not None
     provider, header = route.provider, call.headers.get
-    ttl_s = caching.wished_ttl_s(header, provider.cache, exchange.request.kind)
+    ttl_s = caching.requested_ttl_s(header, provider.cache, exchange.request.kind)
     if ttl_s is None or call.method not in ("GET", "POST") or not options.whole:
         return None
     if route.target.via == "cloudflare" and provider.delegation.cache != "relay":
@@ -81,14 +81,14 @@ async def answer_from_cache(
         return None
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(plan.key, room)
-    watcher = flight.watch(exchange)
+    subscriber = flight.subscribe(exchange)
     flown = _launch_flight(flight, plan, attempt, options) if leads else None
     try:
-        return await _follow(flight, watcher, request, attempt)
+        return await _follow(flight, subscriber, request, attempt)
     finally:
         if flown is not None:
             _copy_to_leader(exchange, flown)
-        flight.leave(watcher)
+        flight.unsubscribe(subscriber)
 
 
 async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.StreamResponse:
@@ -137,7 +137,7 @@ def _launch_flight(
     flown = leader.fork()
     gateway.calls.add(flown)
     work = _run_flight(flight, leader, replace(attempt, exchange=flown), options)
-    flown.task = task = gateway.inflight.launch(flight, work)
+    flown.task = task = gateway.inflight.start(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.
     task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, flown, gateway))
     return flown
@@ -186,7 +186,7 @@ def _finish_flight(
     finally:
         _copy_to_leader(leader, flown)
         flight.cost_nano_usd = flown.usage.cost_nano_usd
-        gateway.inflight.land(plan.key, flight)
+        gateway.inflight.remove(plan.key, flight)
         flight.ended(flown.outcome.error)
         gateway.release(flown)
         gateway.landed(leader)
@@ -199,7 +199,7 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
     assert exchange.routing.route is not None
     exchange.response.status = answer.status
     raw = CIMultiDict(answer.raw)
-    flight.began(Head(answer.status, answer.reason or "", tuple(answer.pairs), raw))
+    flight.set_head(Head(answer.status, answer.reason or "", tuple(answer.pairs), raw))
     chunk, source, drain_s = answer.first, answer.source, exchange.routing.route.provider.drain_s
     try:
         while chunk or (
@@ -230,7 +230,7 @@ def _copy_to_leader(leader: Exchange, flown: Exchange) -> None:
 
 
 async def _follow(
-    flight: Flight, watcher: Watcher, request: web.Request, attempt: RestAttempt
+    flight: Flight, subscriber: Subscriber, request: web.Request, attempt: RestAttempt
 ) -> web.StreamResponse | None:
     """The flight's answer for one client. One who does not lead inherits no failure: None then."""
     exchange, gateway = attempt.exchange, attempt.gateway
@@ -238,7 +238,7 @@ async def _follow(
     assert cache is not None
     leads = cache.leads
     try:
-        head = await flight.until_begun()
+        head = await flight.wait_for_head()
     except RelayError:
         if leads:
             raise
@@ -248,10 +248,10 @@ async def _follow(
             return None
         cache.is_hit = True
         exchange.routing.sent_s, exchange.response.first_byte_s = began_s, gateway.clock()
-    source: Source | None = _Watched(flight, watcher)
+    source: Source | None = _SubscriberSource(flight, subscriber)
     first = b""
     if flight.over.is_set():
-        first = await flight.next(watcher)
+        first = await flight.next(subscriber)
         source = None if flight.error is None else source
     answer = Answer(head.status, head.reason, list(head.pairs), head.raw, first, source)
     response = await deliver(answer, request, exchange, gateway)
@@ -260,19 +260,19 @@ async def _follow(
     return response
 
 
-class _Watched:
+class _SubscriberSource:
     """The rest of an answer that others take too. Its call is watched for all of them: a client
     that waits for a slower one has a provider that is well.
     """
 
     waits_for: WaitingFor = "nothing"
 
-    def __init__(self, flight: Flight, watcher: Watcher) -> None:
-        self._flight, self._watcher = flight, watcher
+    def __init__(self, flight: Flight, subscriber: Subscriber) -> None:
+        self._flight, self._subscriber = flight, subscriber
 
     async def read(self) -> bytes:
         """See stream.Source."""
-        return await self._flight.next(self._watcher)
+        return await self._flight.next(self._subscriber)
 
     def rest(self) -> bytes:
         """Nothing: a failure is told when all before it was taken."""

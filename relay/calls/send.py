@@ -27,7 +27,7 @@ from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of, downstream_headers
 from relay.gateway import Gateway
 from relay.upstream.attempts import AttemptOptions
-from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
+from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 from relay.upstream.send import end_with_connection
 
 _ENVELOPE_PEEK_BYTES = 64 * 1024
@@ -40,7 +40,7 @@ class Source(Protocol):
     """What a read of it waits for."""
 
     def read(self) -> Awaitable[bytes]:
-        """The next chunk; empty at the end. Raises one of MAPPED, or a RelayError."""
+        """The next chunk; empty at the end. Raises one of MAPPABLE_ERRORS, or a RelayError."""
 
     def rest(self) -> bytes:
         """What is here already, when reading on has failed."""
@@ -151,9 +151,9 @@ async def next_chunk(
     exchange.wait("upstream", gateway.clock())
     try:
         return await read()
-    except MAPPED as error:
+    except MAPPABLE_ERRORS as error:
         assert exchange.routing.route is not None
-        raise mapped(error, exchange.routing.route, WITHIN_ANSWER) from error
+        raise map_failure(error, exchange.routing.route, WITHIN_ANSWER) from error
 
 
 class _FromUpstream:

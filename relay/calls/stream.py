@@ -22,7 +22,7 @@ from relay.core.errors import ClientGone, ClientStalled, RelayError
 from relay.core.exchange import Exchange
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
-from relay.upstream.failures import MAPPED, WITHIN_ANSWER, mapped
+from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 
 _FLUSH_S = 1.0
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
@@ -97,7 +97,7 @@ class _Copy:
             exchange.wait("client", clock())
             await self.response.write_eof()
             exchange.finish()
-        except (*MAPPED, RelayError, asyncio.CancelledError) as error:
+        except (*MAPPABLE_ERRORS, RelayError, asyncio.CancelledError) as error:
             await self._broke(error, tail)
         finally:
             self.source.release()
@@ -114,7 +114,7 @@ class _Copy:
         elif isinstance(error, RelayError) or not isinstance(error, Exception):
             failure = exchange.failure_of(error)
         else:
-            failure = mapped(error, exchange.routing.route, WITHIN_ANSWER)
+            failure = map_failure(error, exchange.routing.route, WITHIN_ANSWER)
         exchange.fail(failure, None if is_client_gone else error)
         if isinstance(failure, ClientGone):
             most_s = exchange.routing.route.provider.drain_s
@@ -152,7 +152,7 @@ async def drain(
     """Read what nobody gets any more, to learn what it used: its end tells."""
     exchange.wait("nothing", clock())
     observer = exchange.response.meter_observer
-    with contextlib.suppress(TimeoutError, RelayError, *MAPPED):
+    with contextlib.suppress(TimeoutError, RelayError, *MAPPABLE_ERRORS):
         async with asyncio.timeout(most_s):
             while chunk := await source.read():
                 if observer is not None:

@@ -93,7 +93,7 @@ class CachePlan(NamedTuple):
     """It may share a running call's answer."""
 
 
-def wished_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
+def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
     """How long the answer of a call of this `kind` is kept; None if the cache is off for it.
 
     Raises BadRequest.

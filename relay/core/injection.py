@@ -73,12 +73,12 @@ _chooses = re.compile(
 ).match
 
 
-class _Told(msgspec.Struct):
+class _UsageEvent(msgspec.Struct):
     choices: msgspec.Raw = ABSENT
     usage: msgspec.Raw = ABSENT
 
 
-_told = msgspec.json.Decoder(_Told).decode
+_read_usage_event = msgspec.json.Decoder(_UsageEvent).decode
 
 
 def _usage_event(text: bytes) -> tuple[int, int] | None:
@@ -106,10 +106,10 @@ def _is_usage_event(text: bytes, start: int, end: int) -> bool:
     if text.find(b'"choices"', start, end) < 0 or not _may_be_usage_event(text, start, end):
         return False
     try:
-        told = _told(data_of(text[start:end]))
+        event = _read_usage_event(data_of(text[start:end]))
     except UNREADABLE:
         return False
-    return value(told.choices) == [] and bytes(told.usage).startswith(b"{")
+    return value(event.choices) == [] and bytes(event.usage).startswith(b"{")
 
 
 def _may_be_usage_event(text: bytes, start: int, end: int) -> bool:
@@ -183,7 +183,7 @@ class UsageEventRemover:
         return chunk[:end] + self._begin(chunk[end:])
 
 
-class Refusals:
+class UsageRefusals:
     """The models of providers that refused `stream_options`: they are not asked again. The oldest
     are forgotten.
     """
@@ -203,7 +203,7 @@ class Refusals:
         self._known[model] = None
 
 
-def asked_model(provider: str, model: str | None, endpoint: str) -> tuple[str, str]:
+def refusal_key(provider: str, model: str | None, endpoint: str) -> tuple[str, str]:
     """What is remembered of a call: an endpoint stands for a model that the body does not name
     (Azure's deployments).
     """

@@ -121,15 +121,15 @@ _ERROR_TYPES = frozenset({"error", "response.done", "response.failed"})
 
 def refusal_in_message(message: bytes) -> str:
     """By which code a message of a session refuses the key; empty if it does not."""
-    said = _object(message) if _ERROR in message else {}
-    kind = said.get("type")
+    error = _object(message) if _ERROR in message else {}
+    kind = error.get("type")
     if kind is not None and (not isinstance(kind, str) or kind.casefold() not in _ERROR_TYPES):
         return ""
-    if (code := _code(said) or _sentence(said)) != "":
+    if (code := _code(error) or _sentence(error)) != "":
         return code
-    texts = [text for name in ("error", "message") if isinstance(text := said.get(name), str)]
+    texts = [text for name in ("error", "message") if isinstance(text := error.get(name), str)]
     for name in ("status_code", "error_code", "code"):  # Cartesia; AssemblyAI; ElevenLabs
-        number = said.get(name)
+        number = error.get(name)
         if type(number) is int and (
             number in DEAD_KEY_STATUSES or refusal_in_close(number, *texts[:1])
         ):

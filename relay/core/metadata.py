@@ -21,7 +21,7 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 Metadata = Mapping[str, str | int | float | bool]
 
 
-def metadata(header: str | None) -> Metadata:
+def parse_metadata(header: str | None) -> Metadata:
     """The entries of a header; none of what cannot be read."""
     if not header:
         return {}
@@ -32,10 +32,10 @@ def metadata(header: str | None) -> Metadata:
     if not all(isinstance(value, str | int | float | bool) for value in given.values()):
         return {}
     named = [(name, value) for name, value in given.items() if not name.startswith("cf.")]
-    return bounded(dict(named[:MAX_ENTRIES]))
+    return bound_entries(dict(named[:MAX_ENTRIES]))
 
 
-def bounded(entries: Metadata) -> Metadata:
+def bound_entries(entries: Metadata) -> Metadata:
     """The same entries, their names and texts cut and cleaned."""
     return {
         clean(name): clean(value) if isinstance(value, str) else value

@@ -96,7 +96,7 @@ _RENAMED = {"surface": "transport", "own_ms": "overhead_ms"}
 _FAILED = frozenset({"failed", "refused"})
 
 
-def went_wrong(status: int, outcome: str) -> bool:
+def is_failure(status: int, outcome: str) -> bool:
     """True if the client of a call did not get what it asked for."""
     return status >= 400 or outcome in _FAILED
 

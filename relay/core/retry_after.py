@@ -138,8 +138,8 @@ def reset_headers_s(header: Header, now_unix_s: float) -> float | None:
     resets = [header(reset) for left, reset in _RESETS if is_zero(header(left))]
     if header(f"{_UNIFIED}-status") == "rejected":
         resets.append(header(f"{_UNIFIED}-reset"))
-    told = [reset_s(text, now_unix_s) for text in resets if text]
-    return max((wait_s for wait_s in told if wait_s is not None), default=None)
+    waits_s = [reset_s(text, now_unix_s) for text in resets if text]
+    return max((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
 
 def is_zero(text: str | None) -> bool:

@@ -134,14 +134,14 @@ def result_of_answer(
     """
     if status < 400:
         return AttemptResult(status, refusal)
-    said = read_key_refusal(status, body, header("content-encoding") or "", now_unix_s)
+    key_refusal = read_key_refusal(status, body, header("content-encoding") or "", now_unix_s)
     wait_s = retry_after_s(header, now_unix_s)
     if wait_s is None:
-        wait_s = said.wait_s
+        wait_s = key_refusal.wait_s
     if wait_s is None and status == 429:
         wait_s = reset_headers_s(header, now_unix_s)
     final = (header("x-should-retry") or "").strip().lower() == "false"
-    return AttemptResult(status, refusal, wait_s, said.dead, final)
+    return AttemptResult(status, refusal, wait_s, key_refusal.dead, final)
 
 
 def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | None:

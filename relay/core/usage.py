@@ -129,21 +129,21 @@ def clamped(usage: Usage) -> Usage:
         return usage
     read = min(usage.cache_read_tokens, given)
     wrote = min(usage.cache_write_tokens, given - read)
-    heard = min(usage.input_audio_tokens, given)
-    said = min(usage.output_audio_tokens, made)
-    heard_again = min(usage.cache_audio_read_tokens, read)
+    input_audio = min(usage.input_audio_tokens, given)
+    output_audio = min(usage.output_audio_tokens, made)
+    cached_audio = min(usage.cache_audio_read_tokens, read)
     return msgspec.structs.replace(
         usage,
         cache_read_tokens=read,
         cache_write_tokens=wrote,
         cache_write_1h_tokens=min(usage.cache_write_1h_tokens, wrote),
         reasoning_tokens=min(usage.reasoning_tokens, made),
-        input_audio_tokens=heard,
-        input_image_tokens=min(usage.input_image_tokens, given - heard),
-        output_audio_tokens=said,
-        output_image_tokens=min(usage.output_image_tokens, made - said),
-        cache_audio_read_tokens=heard_again,
-        cache_image_read_tokens=min(usage.cache_image_read_tokens, read - heard_again),
+        input_audio_tokens=input_audio,
+        input_image_tokens=min(usage.input_image_tokens, given - input_audio),
+        output_audio_tokens=output_audio,
+        output_image_tokens=min(usage.output_image_tokens, made - output_audio),
+        cache_audio_read_tokens=cached_audio,
+        cache_image_read_tokens=min(usage.cache_image_read_tokens, read - cached_audio),
     )
 
 

@@ -25,7 +25,7 @@ from relay.core.fields import LARGE_BYTES
 from relay.core.formats import counting_of
 from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import Metadata, as_text, metadata
+from relay.core.metadata import Metadata, as_text, parse_metadata
 from relay.core.peek import model_is_plain
 from relay.core.usage import Estimate, estimate
 from relay.gate.windows import Taken, Windows
@@ -120,7 +120,7 @@ class Limits:
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
         """Begin to count `exchange`; its end releases what it holds."""
-        given = metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
+        given = parse_metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
         exchange.admission = admission = Admission(given)
         exchange.at_end += (lambda: self._end(exchange, admission),)
         return admission

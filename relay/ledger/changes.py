@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from relay.core.metadata import Metadata, bounded
+from relay.core.metadata import Metadata, bound_entries
 from relay.ledger.queries import BadQuery, Filter, export
 from relay.ledger.rows import tags_of
 from relay.storage.database import Database
@@ -30,7 +30,7 @@ async def change(
     given = {"feedback": feedback, "score": score}
     values = {name: value for name, value in given.items() if value is not KEEP}
     if metadata is not KEEP:
-        metadata = bounded(metadata or {})
+        metadata = bound_entries(metadata or {})
         text = msgspec.json.encode(metadata).decode() if metadata else None
         values["metadata"] = text
     async with database.writing() as connection:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relay.core.record import Record, went_wrong
+from relay.core.record import Record, is_failure
 from relay.core.usage import Usage
 from relay.registry.controls import Tracing
 
@@ -43,7 +43,7 @@ class GenAiMetrics:
 
     def count(self, record: Record, names: Mapping[str, Any]) -> None:
         """A call that ended; `names` are the attributes of its span that tell it apart."""
-        failed = went_wrong(record.status, record.outcome)
+        failed = is_failure(record.status, record.outcome)
         error = {"error.type": record.error or str(record.status)} if failed else {}
         duration, first = (self._times[name] for name in HISTOGRAMS)
         duration.record(record.duration_ms / 1000, {**names, **error})
@@ -60,20 +60,20 @@ class GenAiMetrics:
 
 def _tokens(used: Usage) -> Iterator[tuple[str, str, int]]:
     """What to count: name, modality, how many."""
-    heard, seen = used.input_audio_tokens, used.input_image_tokens
-    said, drawn = used.output_audio_tokens, used.output_image_tokens
-    again = used.cache_audio_read_tokens, used.cache_image_read_tokens
+    input_audio, input_images = used.input_audio_tokens, used.input_image_tokens
+    output_audio, output_images = used.output_audio_tokens, used.output_image_tokens
+    cached = used.cache_audio_read_tokens, used.cache_image_read_tokens
     given, made, read, wrote, reasoned = COUNTERS
     for name, modality, count in (
-        (given, "text", used.input_tokens - heard - seen),
-        (given, "audio", heard),
-        (given, "image", seen),
-        (made, "text", used.output_tokens - said - drawn),
-        (made, "audio", said),
-        (made, "image", drawn),
-        (read, "text", used.cache_read_tokens - sum(again)),
-        (read, "audio", again[0]),
-        (read, "image", again[1]),
+        (given, "text", used.input_tokens - input_audio - input_images),
+        (given, "audio", input_audio),
+        (given, "image", input_images),
+        (made, "text", used.output_tokens - output_audio - output_images),
+        (made, "audio", output_audio),
+        (made, "image", output_images),
+        (read, "text", used.cache_read_tokens - sum(cached)),
+        (read, "audio", cached[0]),
+        (read, "image", cached[1]),
         (wrote, "unknown", used.cache_write_tokens),
         (reasoned, "unknown", used.reasoning_tokens),
     ):

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from relay.core.exchange import min_id_at
 from relay.core.numbers import unix_time_s
-from relay.core.record import went_wrong, with_current_names
+from relay.core.record import is_failure, with_current_names
 from relay.core.text import clean
 from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
@@ -186,7 +186,7 @@ def shown(row: Any) -> dict[str, Any]:
         "created_at": iso(made_ms / 1000, "milliseconds"),
         "ended_at": record.pop("timestamp", None),
         **record,
-        "success": not went_wrong(row.status, row.outcome),
+        "success": not is_failure(row.status, row.outcome),
         "cost_usd": usd(cost),
         "saved_usd": usd(saved),
         "metadata": json.loads(row.metadata) if row.metadata else None,

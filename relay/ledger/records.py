@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange, SessionSummary
-from relay.core.metadata import HEADER, metadata
+from relay.core.metadata import HEADER, parse_metadata
 from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MOST_PATH_CHARACTERS, clean
@@ -96,7 +96,7 @@ def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     if given := header(EVENT_ID):
         record.event_id = clean(given)
     if given := header(HEADER):
-        record.metadata = metadata(given) or None
+        record.metadata = parse_metadata(given) or None
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relay.core.histogram import build_histogram, to_bytes
-from relay.core.record import Record, went_wrong
+from relay.core.record import Record, is_failure
 from relay.core.usage import COUNTS, counts_of
 
 SPANS_S = (60, 3600, 86400)
@@ -51,7 +51,7 @@ class Sums:
         self.requests += len(records)
         used = []
         for record in records:
-            if went_wrong(record.status, record.outcome):
+            if is_failure(record.status, record.outcome):
                 self.errors += 1
             if record.outcome == "cached":
                 self.cache_hits += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from relay.core.errors import OperatorError
 from relay.core.provider import Provider
-from relay.core.record import Record, went_wrong
+from relay.core.record import Record, is_failure
 from relay.ledger.genai import GenAiMetrics
 from relay.ledger.rollups import Key, Sums
 from relay.registry.controls import Tracing
@@ -83,7 +83,7 @@ class Traces:
         sampled = TraceFlags(TraceFlags.SAMPLED)
         trace_id = int(record.trace_id, 16)
         parent = record.parent_id
-        wrong = went_wrong(record.status, record.outcome)
+        wrong = is_failure(record.status, record.outcome)
         ended_ns = _unix_ns(record.timestamp)
         named = (attributes["gen_ai.operation.name"], attributes.get("gen_ai.request.model"))
         return ReadableSpan(

@@ -24,7 +24,7 @@ from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.connect import Handshake, connect, offered_upstream
-from relay.upstream.failures import BEFORE_ANSWER, mapped
+from relay.upstream.failures import BEFORE_ANSWER, map_failure
 from relay.upstream.send import upstream_headers, upstream_url
 
 # A client that names one of these has chosen its session itself: no default of ours is added.
@@ -72,7 +72,7 @@ class HandshakeAttempt:
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
         """`connect` maps all there is; what is left is the handshake's own making."""
-        return mapped(error, route, BEFORE_ANSWER)
+        return map_failure(error, route, BEFORE_ANSWER)
 
     def _handshake(self, route: Route, keys: Keys) -> Handshake:
         rules, given = route.provider.websocket_rules, self.call.headers

@@ -29,7 +29,7 @@ from relay.core.retry_policy import (
     result_of_answer,
     wait_s,
 )
-from relay.upstream.failures import MAPPED
+from relay.upstream.failures import MAPPABLE_ERRORS
 from relay.upstream.health import Health, draw_weighted
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class AttemptMaker(Protocol[T]):
     """Makes attempts, and judges them by their results."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
-        """Make it. Raises a RelayError, or one of failures.MAPPED."""
+        """Make it. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
 
     def judge_head(self, result: T) -> AttemptResult | None:
         """What the head of a result says; None where its body says more: see `judge_body`."""
@@ -99,7 +99,7 @@ class AttemptMaker(Protocol[T]):
         """Another result is better."""
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
-        """One of failures.MAPPED as the error that it is."""
+        """One of failures.MAPPABLE_ERRORS as the error that it is."""
 
 
 @dataclass(slots=True)
@@ -255,7 +255,7 @@ class Attempts:
                         ended = await maker.judge_body(result)
                 except asyncio.CancelledError:
                     ended, result = self._cut(exchange), None
-                except (RelayError, *MAPPED) as error:
+                except (RelayError, *MAPPABLE_ERRORS) as error:
                     ended, result = self._failure(error, route, maker), None
                 if ended.is_good and result is not None and not exchange.routing.attempts:
                     self.health.report_success(route, keys)

@@ -17,7 +17,7 @@ from yarl import URL
 
 from relay.core.errors import RelayError, UpstreamTimeout
 from relay.core.provider import Keys, Route
-from relay.upstream.failures import BEFORE_ANSWER, MAPPED, mapped
+from relay.upstream.failures import BEFORE_ANSWER, MAPPABLE_ERRORS, map_failure
 from relay.upstream.send import proxy_url
 
 
@@ -66,7 +66,7 @@ async def connect(
         raise
     except TimeoutError as error:
         if isinstance(error, aiohttp.ServerTimeoutError):
-            raise mapped(error, route, BEFORE_ANSWER) from error
+            raise map_failure(error, route, BEFORE_ANSWER) from error
         raise UpstreamTimeout("the WebSocket handshake", handshake.timeout_s) from error
-    except MAPPED as error:
-        raise mapped(error, route, BEFORE_ANSWER) from error
+    except MAPPABLE_ERRORS as error:
+        raise map_failure(error, route, BEFORE_ANSWER) from error

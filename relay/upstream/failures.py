@@ -32,11 +32,11 @@ class ProxyBroke(aiohttp.ClientConnectionError):
     """A proxy ended the connection, or answered what is no HTTP, instead of opening a tunnel."""
 
 
-MAPPED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What `mapped` takes."""
+MAPPABLE_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+"""What `map_failure` takes."""
 
 
-def mapped(error: Exception, route: Route, phase: str) -> RelayError:
+def map_failure(error: Exception, route: Route, phase: str) -> RelayError:
     """The RelayError that a failure of the upstream leg is. `phase` is BEFORE_ANSWER or
     WITHIN_ANSWER. Nobody prints the traceback of such a failure: it is dropped.
     """
@@ -58,7 +58,7 @@ def mapped(error: Exception, route: Route, phase: str) -> RelayError:
         return UpstreamUnreachable(name, address, _os_reason(error.os_error))
     if isinstance(error, aiohttp.InvalidURL):
         return BadPath("it does not make a URL")
-    return _mapped_later(error, phase)
+    return _map_failure_of_connection(error, phase)
 
 
 def _of_proxy(error: Exception, route: Route, proxy: Proxy) -> RelayError | None:
@@ -99,7 +99,7 @@ def _drop_tracebacks(error: BaseException) -> None:
             left += [each.__cause__, each.__context__, getattr(each, "os_error", None)]
 
 
-def _mapped_later(error: Exception, phase: str) -> RelayError:
+def _map_failure_of_connection(error: Exception, phase: str) -> RelayError:
     """Failures of a connection that was up."""
     if isinstance(error, aiohttp.ServerTimeoutError):
         return UpstreamTimeout(phase, 0)

@@ -31,7 +31,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.headers import connection_of, upgrades, without_named
-from relay.upstream.failures import MAPPED, ProxyBroke
+from relay.upstream.failures import MAPPABLE_ERRORS, ProxyBroke
 from relay.upstream.protocol import FINAL_STATUSES, ProviderConnection
 from relay.upstream.request import RelayRequest
 
@@ -166,6 +166,6 @@ async def _start_of_body(response: ClientResponse) -> tuple[bytes, bool]:
                 body += chunk
                 if len(body) > MAX_REFUSAL_BYTES:
                     return body[:MAX_REFUSAL_BYTES], False
-    except MAPPED:  # it broke off, or came too slowly (TimeoutError is an OSError)
+    except MAPPABLE_ERRORS:  # it broke off, or came too slowly (TimeoutError is an OSError)
         return body, False
     return body, True

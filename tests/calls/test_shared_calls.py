@@ -326,9 +326,9 @@ def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
     async def run() -> None:
         inflight = Inflight(lambda: 0.0)
         flight, _ = inflight.enter("k", 100)
-        watcher = flight.watch(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
-        task = inflight.launch(flight, asyncio.sleep(60))  # type: ignore[arg-type]
-        flight.leave(watcher)
+        subscriber = flight.subscribe(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
+        task = inflight.start(flight, asyncio.sleep(60))  # type: ignore[arg-type]
+        flight.unsubscribe(subscriber)
         again, leads = inflight.enter("k", 100)
         assert leads and again is not flight
         await asyncio.gather(task, return_exceptions=True)
@@ -491,7 +491,7 @@ class RedisConnection:
         self.adding: asyncio.Task[None] | None = None
 
     def watch(self) -> Any:
-        return self.flight.watch(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
+        return self.flight.subscribe(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
 
     async def add(self, *sizes: int) -> None:
         """Chunks come, as far as there is room for them."""
@@ -503,8 +503,8 @@ class RedisConnection:
         self.adding = asyncio.create_task(work())
         await asyncio.sleep(0)
 
-    async def take(self, watcher: Any) -> None:
-        assert await self.flight.next(watcher)
+    async def take(self, subscriber: Any) -> None:
+        assert await self.flight.next(subscriber)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -521,7 +521,7 @@ async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> No
     assert shared.flight.stalled(5) == []
     shared.now_s += 1
     assert shared.flight.stalled(5) == [slow]
-    shared.flight.leave(slow)
+    shared.flight.unsubscribe(slow)
     await asyncio.sleep(0)
     assert shared.adding is not None and shared.adding.done() and shared.flight.stalled(5) == []
 

@@ -14,11 +14,11 @@ from relay.core import fields
 from relay.core.fields import spans
 from relay.core.injection import (
     MAX_EVENT_BYTES,
-    Refusals,
     UsageEventRemover,
-    asked_model,
+    UsageRefusals,
     asking_for_usage,
     can_be_asked,
+    refusal_key,
     without_usage_event,
 )
 from tests.core.cost import assert_cheap
@@ -241,12 +241,12 @@ def test_a_hostile_stream_takes_time_in_proportion_to_its_bytes(unit: bytes, siz
 
 
 def test_refusals_are_bounded_and_the_oldest_is_forgotten() -> None:
-    refusals = Refusals()
+    refusals = UsageRefusals()
     for number in range(1001):
-        refusals.add(asked_model("openai", f"m{number}", "chat/completions"))
+        refusals.add(refusal_key("openai", f"m{number}", "chat/completions"))
     assert ("openai", "m0") not in refusals and ("openai", "m1") in refusals and ("openai", "m1000") in refusals
 
 
 def test_an_endpoint_stands_for_a_model_that_is_not_named() -> None:
-    assert asked_model("azure-openai", None, "my-gpt/chat/completions") == ("azure-openai", "my-gpt/chat/completions")
-    assert len(asked_model("x", "m" * 5000, "")[1]) == 200
+    assert refusal_key("azure-openai", None, "my-gpt/chat/completions") == ("azure-openai", "my-gpt/chat/completions")
+    assert len(refusal_key("x", "m" * 5000, "")[1]) == 200

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.caching import CacheRules, wished_ttl_s
+from relay.core.caching import CacheRules, requested_ttl_s
 from relay.core.errors import BadRequest
 from relay.core.meters.answer_meter import read_whole
 from relay.core.meters.openai import usage_of
@@ -81,7 +81,7 @@ def test_an_odd_number_in_a_control_is_a_bad_request_that_names_it(name: str, te
     with pytest.raises(BadRequest, match=name):
         requested_rules(header, RetryRules())
         request_timeout_s(header)
-        wished_ttl_s(header, CacheRules(), "chat")
+        requested_ttl_s(header, CacheRules(), "chat")
 
 
 @pytest.mark.parametrize("text", [*ODD, "-1", "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "Wed, 21 Oct 2015 07:28:00 +" + "9" * 20, "9" * 30 + " Oct 2015"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.metadata import as_text, metadata
+from relay.core.metadata import as_text, parse_metadata
 from relay.core.text import MOST_CHARACTERS, clean, quoted
 
 
@@ -36,6 +36,6 @@ def test_what_a_terminal_or_a_database_would_trip_on_is_replaced() -> None:
 
 
 def test_metadata_is_cut_and_cleaned_where_it_is_read() -> None:
-    read = metadata(f'{{"n{"n" * 900}": "v{"v" * 900}", "a\\u0000": "\\u001b", "n": 18446744073709551616}}')
+    read = parse_metadata(f'{{"n{"n" * 900}": "v{"v" * 900}", "a\\u0000": "\\u001b", "n": 18446744073709551616}}')
     assert all(len(name) <= MOST_CHARACTERS and len(as_text(value)) <= MOST_CHARACTERS for name, value in read.items())
     assert read["a\ufffd"] == "\ufffd" and as_text(read["n"]) == "18446744073709551616"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from relay.core.limits import key_part
-from relay.core.metadata import metadata
+from relay.core.metadata import parse_metadata
 from relay.core.usage import Estimate, estimate
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_json_is_counted_by_its_size() -> None:
     ],
 )
 def test_metadata_is_read_as_cloudflare_reads_it(header: str | None, entries: dict[str, object]) -> None:
-    assert metadata(header) == entries
+    assert parse_metadata(header) == entries
 
 
 def test_values_that_callers_make_up_cannot_take_each_others_place() -> None:
