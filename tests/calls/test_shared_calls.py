@@ -237,7 +237,7 @@ async def test_what_fails_while_a_call_gives_back_leaves_nobody_waiting(start: S
     def fail(*_: Any) -> None:
         raise RuntimeError("as anything might")
 
-    monkeypatch.setattr(relay.gateway.windows, "give_back", fail)
+    monkeypatch.setattr(relay.gateway.windows, "release", fail)
     gate.set()
     answers = await asyncio.wait_for(asyncio.gather(*calls), HANG_GUARD_S)
     assert {body for _, body in answers} == {USAGE}
@@ -289,14 +289,14 @@ async def test_a_call_that_is_cancelled_before_it_began_ends_for_all(start: Star
     """Stopping cancels a task that has not taken its first step: nothing of it runs, not even its end."""
     raw.plays(SILENCE)
     relay, records = await begin(start, raw)
-    inflight, launch = relay.gateway.inflight, relay.gateway.inflight.launch
+    inflight, launch = relay.gateway.inflight, relay.gateway.inflight.start
 
     def launched(flight: Any, work: Any) -> Any:
         task = launch(flight, work)
         task.cancel()
         return task
 
-    inflight.launch = launched  # type: ignore[method-assign]
+    inflight.start = launched  # type: ignore[method-assign]
     assert (await asyncio.wait_for(post(relay), HANG_GUARD_S))[0] == 503
     await relay.idle()
     assert [record.error for record in records] == ["draining"] and not raw.arrived
@@ -535,7 +535,7 @@ async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
         shared.now_s += 2
         assert shared.flight.stalled(5) == ([] if shared.now_s < 5 else [slow])
         slow.next_chunk += 1  # a chunk of those that wait for it
-        shared.flight._tell()
+        shared.flight._wake_waiting()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     await shared.take(fast)
