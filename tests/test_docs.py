@@ -117,6 +117,13 @@ def test_the_map_of_the_architecture_names_every_module_and_no_other() -> None:
     assert set(named) == there and len(named) == len(there)
 
 
+def test_the_packaged_configuration_is_that_of_the_checkout() -> None:
+    """After a change of these files: cp gateway.yaml .env.example relay/defaults/ && cp config/providers/*.yaml relay/defaults/config/providers/"""
+    packaged = {str(file.relative_to(ROOT / "relay/defaults")): file.read_text() for file in (ROOT / "relay/defaults").rglob("*") if file.is_file()}
+    shown = [ROOT / "gateway.yaml", ROOT / ".env.example", *(ROOT / "config/providers").glob("*.yaml")]
+    assert packaged == {str(file.relative_to(ROOT)): file.read_text() for file in shown}
+
+
 def test_every_path_of_the_relays_own_is_documented() -> None:
     readme = DOCS[ROOT / "README.md"]
     for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version", "/metrics", "/api/v1/ai-gateway/logs", "/api/v1/ai-gateway/usage"):

@@ -8,11 +8,8 @@ import relay
 
 
 def packaged() -> Path:
-    """The folder with the gateway.yaml that comes with the relay: the checkout, or the wheel's
-    copy.
-    """
-    inside = Path(relay.__file__).parent / "defaults"
-    return inside if inside.is_dir() else Path(relay.__file__).parent.parent
+    """The folder with the gateway.yaml that comes with the relay (docs/decisions/0016)."""
+    return Path(relay.__file__).parent / "defaults"
 
 
 def find_config(given: str | None) -> Path:
