@@ -16,7 +16,7 @@ SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 # Containers often set it: every test process would then compile all test modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test fast lint types docs-check golden bench soak cover locks clean help
+.PHONY: run test fast lint types docs-check golden bench size soak cover locks clean help
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ golden: $(VENV)/test.stamp  ## rewrite the golden files; read the diff
 
 bench: $(VENV)/test.stamp  ## speed beside nginx and a bare relay (needs gcc, wrk, nginx)
 	scripts/bench/run $(ARGS)
+
+size:  ## lines, longest functions, largest modules, and who writes the Exchange (ARGS=COMMIT: of a commit)
+	@$(PYTHON) scripts/size $(ARGS)
 
 soak: $(VENV)/test.stamp  ## the waits of minutes, in full
 	$(PY) -m pytest -m soak -o addopts= tests $(ARGS)
