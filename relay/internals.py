@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import aiohttp
+from aiohttp import http_parser
 
 from relay.core.errors import OperatorError
 
@@ -51,7 +52,7 @@ PRIVATE_PARTS = {
 
 
 class UnknownLibrary(OperatorError):
-    """A package has another version than the relay was tested with."""
+    """A package has another version than the relay was tested with, or was built otherwise."""
 
 
 def check_private_parts() -> None:
@@ -71,6 +72,16 @@ def check_private_parts() -> None:
                     f"{owner.replace(':', '.')} has no {name}, which the relay uses: install the"
                     " versions that requirements/ names"
                 )
+
+
+def require_c_parser() -> None:
+    """Raise UnknownLibrary for aiohttp's parser in Python: most of its request smuggling bugs were
+    there.
+    """
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise UnknownLibrary(
+            "aiohttp runs without its C parser; reinstall it, and unset AIOHTTP_NO_EXTENSIONS"
+        )
 
 
 def _has(owner: str, name: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import http_parser
 
 from relay import internals
 from relay.app import create
@@ -125,6 +126,13 @@ def test_a_start_with_another_aiohttp_is_refused_with_both_versions(tmp_path: Pa
     assert "relay: aiohttp 3.99.0 is installed" in (err := capsys.readouterr().err) and f"'aiohttp=={AIOHTTP_VERSION}'" in err
     with pytest.raises(UnknownLibrary):
         create(write_config(tmp_path, {"providers": {"openai": provider("https://api.example.com")}}).config)
+
+
+def test_a_start_without_the_c_parser_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    assert main(["serve"]) == 1
+    assert "AIOHTTP_NO_EXTENSIONS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("owner", "name"), [("ClientRequest", "_get_content_length"), ("StreamReader", "_read_nowait")])

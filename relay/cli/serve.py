@@ -18,13 +18,13 @@ from relay import log
 from relay.cli.banner import banner
 from relay.cli.sources import sources_of
 from relay.demo.provider import Demo
-from relay.internals import check_private_parts
+from relay.internals import check_private_parts, require_c_parser
 from relay.ledger.metrics_multiprocess import remove_dead_folders
 from relay.registry.files import Files
 from relay.registry.load import Config, Sources, load
 from relay.server.listen import CannotListen, Listeners, listen, raise_file_limit
 from relay.server.supervisor import Supervisor
-from relay.server.worker import assert_fast_parser, serve
+from relay.server.worker import serve
 from relay.storage.database import try_out
 
 _OVERRIDES = (
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; 0. Raises OperatorError for what cannot be started."""
     check_private_parts()
-    assert_fast_parser()
+    require_c_parser()
     sources = replace(sources_of(options), overrides=_overrides(options))
     sources = _with_certificate(sources, options)
     config = load(sources)

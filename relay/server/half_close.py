@@ -18,7 +18,7 @@ from relay.upstream.tcp import probe_when_idle
 
 BEHIND_REQUEST_S = 1.0
 """Long enough for a FIN that was lost once; few clients leave so soon."""
-_LOOK_EACH_S = 1.0
+_CHECK_EACH_S = 1.0
 _PROBED_AFTER_S = 10
 
 
@@ -27,23 +27,23 @@ class HalfClosing(RequestHandler):
     What is derived from it stamps `_heard_s` whenever bytes come.
     """
 
-    __slots__ = ("_clock", "_heard_s", "_look_again")
+    __slots__ = ("_clock", "_heard_s", "_next_check")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._clock = asyncio.get_running_loop().time
         self._heard_s = 0.0
-        self._look_again: asyncio.TimerHandle | None = None
+        self._next_check: asyncio.TimerHandle | None = None
         super().connection_made(transport)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends nothing more. True keeps the connection for its answer."""
-        if self._look_again is not None:
+        if self._next_check is not None:
             return True
         if not self._has_whole_request():
             return None
         assert self.transport is not None and self._parser is not None
         probe_when_idle(self.transport, _PROBED_AFTER_S)
-        self._look_again = asyncio.get_running_loop().call_later(_LOOK_EACH_S, self._look)
+        self._next_check = asyncio.get_running_loop().call_later(_CHECK_EACH_S, self._check_reset)
         if self._messages:
             self._parser = _LastRequests(self, self._parser)  # type: ignore[assignment]
         else:
@@ -63,19 +63,19 @@ class HalfClosing(RequestHandler):
             return False
         return self._clock() - self._heard_s <= BEHIND_REQUEST_S
 
-    def _look(self) -> None:
-        """Nobody reads any more: a reset is seen by asking for it."""
+    def _check_reset(self) -> None:
+        """Close the connection if the client reset it: nothing reads any more that would notice."""
         transport, request = self.transport, self._current_request
         if transport is None:
             return
         if _is_reset(transport) or (request is not None and not request.content.is_eof()):
             transport.abort()
             return
-        self._look_again = asyncio.get_running_loop().call_later(_LOOK_EACH_S, self._look)
+        self._next_check = asyncio.get_running_loop().call_later(_CHECK_EACH_S, self._check_reset)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
         super().connection_lost(exc)
 
 

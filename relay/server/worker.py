@@ -1,9 +1,8 @@
 """One worker: listen, serve, drain.
 
-Owns: sockets, the event loop, signals, and what a request that is not even HTTP gets for an answer.
-The address is bound once, without SO_REUSEPORT, so that a foreign listener is found; several
-workers share that one socket (docs/decisions/0004), and none of its queued connections is lost when
-one of them ends.
+Owns the order of a worker's start and end, its signals, and what its supervisor orders of it. The
+listening sockets are given (listen.py): several workers share them (docs/decisions/0004), and no
+queued connection is lost when one worker ends. Connections are connection.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import aiohttp.http_parser
 import msgspec
 from aiohttp import web
 
@@ -29,21 +27,13 @@ from relay.registry.load import Config, Sources
 from relay.server import signals
 from relay.server.connection import RelayRunner
 from relay.server.control import Answer, Control, Leaving, Order, Ready
-from relay.server.listen import BACKLOG, CannotListen, Listeners
+from relay.server.listen import BACKLOG, Listeners
 from relay.websocket import draining
 
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
 _CUT_S = 3.0
 """What a call that is cut gets to tell its client so."""
-
-
-def assert_fast_parser() -> None:
-    """Refuse aiohttp's pure-Python parser: most of its request smuggling bugs were there."""
-    if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
-        raise CannotListen(
-            "aiohttp runs without its C parser; reinstall it, and unset AIOHTTP_NO_EXTENSIONS"
-        )
 
 
 def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> list[web.SockSite]:
