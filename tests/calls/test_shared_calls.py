@@ -289,10 +289,10 @@ async def test_a_call_that_is_cancelled_before_it_began_ends_for_all(start: Star
     """Stopping cancels a task that has not taken its first step: nothing of it runs, not even its end."""
     raw.plays(SILENCE)
     relay, records = await begin(start, raw)
-    inflight, launch = relay.gateway.inflight, relay.gateway.inflight.start
+    inflight, start_task = relay.gateway.inflight, relay.gateway.inflight.start
 
     def launched(flight: Any, work: Any) -> Any:
-        task = launch(flight, work)
+        task = start_task(flight, work)
         task.cancel()
         return task
 
