@@ -1,9 +1,9 @@
-"""What a provider's error says of the key that was used: that it is dead.
+"""Whether a provider's error refuses the key that was used.
 
 Owns: the vendors' forms, as tables, for REST bodies, events of a session and close frames. Only
 fields that a vendor fills with codes of its own are compared; where a vendor tells in a sentence
 alone, that sentence is compared as a whole. So no text of a client's that an error quotes can put a
-key into cooldown. What follows is decided in policy.py; how long to wait is waits.py's.
+key into cooldown. What follows is decided in retry_policy.py; how long to wait is retry_after.py's.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _SENTENCE_PLACES: tuple[tuple[str, ...], ...] = (
 
 
 class KeyRefusal(NamedTuple):
-    """What an error says of the key."""
+    """What an error says about the key."""
 
     dead: str = ""
     """By which code or status the key is refused; empty if it is not."""

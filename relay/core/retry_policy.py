@@ -1,7 +1,7 @@
-"""What is tried again, where, and when: decided here, in tables, and done in upstream/attempts.py.
+"""Which calls are retried or sent to a fallback, and when: tables for upstream/attempts.py.
 
-Owns: whether an attempt may be followed by another, how long to wait, and how long a key or a
-target that failed rests. A call that a provider may have executed is sent again only to another
+Owns: whether an attempt may be followed by another, how long to wait, and the cooldown of a key or
+a target that failed. A call that a provider may have executed is sent again only to another
 target of the operator's `fallback:`, and only if it generates something (core/peek.py); never to
 the same target, nor to the same provider by another way. Reads no clock.
 """
@@ -56,7 +56,7 @@ MAX_COOLDOWN_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """How a provider's calls are tried again."""
+    """How a provider's calls are retried."""
 
     max_attempts: int = 1
     """At one target, the first included."""
@@ -243,7 +243,7 @@ RETRY_HEADERS = (
 
 
 def key_cooldown_s(ended: AttemptResult, failures: int) -> float:
-    """How long a key that failed `failures` times in a row rests; 0 if it is not to blame."""
+    """The cooldown of a key that failed `failures` times in a row; 0 if it is not to blame."""
     asked = ended.retry_after_s
     if ended.is_key_refused:
         return min(MAX_COOLDOWN_S, max(REFUSED_COOLDOWN_S, asked or 0.0))

@@ -2,9 +2,9 @@
 
 Owns: which rules a call falls under, and that all of a step are tested before one counts. A call
 takes three steps, each as early as it can be: `admit` before its body is read, `check` when the
-body has named its model and user, `reserve` when it is really sent. When it ends, all that it took
-is given back, unless it was answered or sent: then what began counts, and of tokens what was used.
-What runs at once is counted here, in this process; what began, in windows.py.
+body has named its model and user, `reserve` when it is really sent. When it ends, all that it holds
+is released if it was never sent; else its requests stay counted, and the tokens that it used.
+Calls in progress are counted here, in this process; windows are counted in windows.py.
 """
 
 from __future__ import annotations
