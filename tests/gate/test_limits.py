@@ -465,7 +465,7 @@ async def test_names_that_callers_made_up_are_forgotten_when_their_window_is_ove
     relay = await start({"limits": [{"requests": 9, "window_s": 600, "per": per} for per in ("model", "user")]}, openai=provider(raw.url))
     for number in range(20):
         await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": f"made-up-{number}", "user": f"nobody-{number}"})
-    counters = relay.gateway.windows.here._counters
+    counters = relay.gateway.windows.local._counters
     assert len(counters) == 40
     clock = counters._clock
     counters._clock = lambda: clock() + 601

@@ -52,7 +52,7 @@ def _left(headers: Any, name: str) -> int:
 
 async def _end_window(relay: Relay) -> None:
     """As if the time of all windows had passed."""
-    counters = relay.gateway.windows.here._counters
+    counters = relay.gateway.windows.local._counters
     clock = counters._clock
     counters._clock = lambda: clock() + 2 * WINDOW_S
     if relay.gateway.shared is not None:

@@ -301,7 +301,7 @@ def test_what_a_session_costs(providers: Any, name: str, model: str | None, mess
     assert meter is not None
     for message in messages:
         data = json.dumps(message).encode()
-        if meter.received_hint is not None and meter.received_hint(data):
+        if meter.received_filter is not None and meter.received_filter(data):
             meter.received(data)
     check(cost(providers[name], meter, model), expected)
 

@@ -107,7 +107,7 @@ async def test_a_refused_key_rests_as_long_after_a_handshake_as_after_a_call(sta
         await refused(relay)
     health = relay.gateway.attempts.health
     [key] = health._keys.values()
-    assert key.failures == 1 and rests_s - 5 < key.resting_until_s - health._clock() <= rests_s
+    assert key.failures == 1 and rests_s - 5 < key.cooldown_until_s - health._clock() <= rests_s
 
 
 @pytest.mark.parametrize("status", ["401 No", "402 Pay", "403 No", "429 Slow"])

@@ -119,5 +119,5 @@ async def test_a_key_is_on_trial_no_more_when_its_session_is_open(start: StartRe
     now += 301
     for _ in range(2):
         await _open(relay, 1)
-    assert used.count(BAD) == 2 and not any(state.tried_out for state in health._keys.values())
+    assert used.count(BAD) == 2 and not any(state.probing for state in health._keys.values())
     assert [state.failures for state in health._keys.values()] == [1, 0]

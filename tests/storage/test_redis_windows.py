@@ -46,7 +46,7 @@ class Place:
 
     async def take(self, *places: Charge) -> tuple[Reservation, ...] | None:
         taken = await self.windows.take(places)
-        return None if taken.full else taken.charges
+        return None if taken.full else taken.reservations
 
     async def settle(self) -> None:
         """Do what is left to do."""
@@ -169,7 +169,7 @@ def test_no_window_ever_lets_more_through_than_its_limit(steps: list[tuple[str, 
     windows: dict[int, Window] = {}
     for what, number, more in steps:
         if what == "take":
-            for charge in place.windows.here.take([Charge(each, f"k{more}", number)]).charges:
+            for charge in place.windows.local.take([Charge(each, f"k{more}", number)]).reservations:
                 assert isinstance(charge.window, Window)
                 running.append(charge)
                 windows[id(charge.window)] = charge.window
