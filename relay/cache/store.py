@@ -184,35 +184,35 @@ class Cache:
         self, memory: MemoryStore, redis: RedisStore | None, in_background: InBackground
     ) -> None:
         self.memory, self._redis, self._in_background = memory, redis, in_background
-        self._there = redis
+        self._redis_in_use = redis
 
     def configure(self, store: str, memory_bytes: int) -> None:
         """Use the `store` that a configuration names, Redis only where there is one."""
-        self._there = self._redis if store == "redis" else None
+        self._redis_in_use = self._redis if store == "redis" else None
         self.memory.limit_bytes = memory_bytes
 
     @property
     def is_shared(self) -> bool:
         """True if all workers use one store."""
-        return self._there is not None
+        return self._redis_in_use is not None
 
     async def find(self, kept: CachePlan) -> Hit | None:
         """What is kept for this call."""
-        if self._there is not None:
-            return await self._there.get(kept.provider, kept.key)
+        if self._redis_in_use is not None:
+            return await self._redis_in_use.get(kept.provider, kept.key)
         return self.memory.get(kept.key)
 
     def keep(self, kept: CachePlan, entry: Entry) -> None:
         """Keep its answer; in Redis soon."""
-        if self._there is not None:
-            self._in_background(self._there.put(kept.key, entry, kept.ttl_s))
+        if self._redis_in_use is not None:
+            self._in_background(self._redis_in_use.put(kept.key, entry, kept.ttl_s))
         else:
             self.memory.put(kept.key, entry, kept.ttl_s)
 
     async def purge(self, which: Purge) -> int:
         """Forget; how many. Raises StoreUnavailable."""
-        if self._there is not None:
-            return await self._there.purge(which)
+        if self._redis_in_use is not None:
+            return await self._redis_in_use.purge(which)
         return self.memory.purge(which)
 
 

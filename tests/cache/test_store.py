@@ -79,7 +79,7 @@ async def test_a_purge_forgets_what_fits_all_conditions(which: Purge, left: list
             await there.put(key, entry(provider=provider, stored_unix_s=now - age_s), 60)
         clock.now = 100.0
         assert memory.purge(which) == await there.purge(which) == 3 - len(left)
-        assert sorted(memory._held) == left
+        assert sorted(memory._entries) == left
         assert [key for provider, key in (("openai", "new"), ("openai", "old"), ("fal", "other")) if await there.get(provider, key)] == left
 
 

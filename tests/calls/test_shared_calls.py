@@ -395,7 +395,7 @@ async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: Star
         await relay.idle()
 
     left = await _uncollected(relay, rounds)
-    assert {name for name in ("Flight", "Exchange", "Watcher", "RestAttempt") if left.get(name, 0) >= count} == set(), left
+    assert {name for name in ("Flight", "Exchange", "Subscriber", "RestAttempt") if left.get(name, 0) >= count} == set(), left
 
 
 # A client that stalls, and clients that leave what is to be read to its end.

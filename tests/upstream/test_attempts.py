@@ -22,6 +22,7 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange, Request
+from relay.core.retry_after import retry_after_s
 from relay.core.retry_policy import (
     AttemptResult,
     RetryRules,
@@ -29,7 +30,6 @@ from relay.core.retry_policy import (
     is_repeatable,
     key_cooldown_s,
     requested_rules,
-    retry_after_s,
     wait_s,
 )
 from relay.registry.load import ConfigError
