@@ -1,4 +1,4 @@
-"""A real PostgreSQL on loopback, of the tests' own: one for the whole run, a database for each test."""
+"""A real PostgreSQL on loopback, of the tests' own: one for each test process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
-from relay.storage.database import try_out
+from relay.storage.database import HEAD, try_out
+from relay.storage.tables import metadata
 from tests.processes import free_port
 from tests.relays import HANG_GUARD_S
 from tests.tools import need
@@ -74,27 +76,45 @@ class PostgresServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def migrated_database(self) -> str:
-        """A database with nothing but the tables: its URL."""
-        if self._migrated is None:
-            made = await self.database()
-            await try_out(made)
-            self._migrated = made.rpartition("/")[2]
-        return await self.database(self._migrated)
+        """A database with nothing but empty tables: its URL. It is the one of the test before, where that left it usable:
+        a new database is 300 files to write, and later to remove."""
+        if self._migrated is None or not await _emptied(self._migrated):
+            self._migrated = await self.database()
+            await try_out(self._migrated)
+        return self._migrated
 
-    async def database(self, like: str = "template1") -> str:
+    async def database(self) -> str:
         """A new database: its URL."""
         self._count += 1
         name = f"test{self._count}"
-        async with asyncio.timeout(HANG_GUARD_S):
-            while True:
-                try:
-                    connection = await asyncpg.connect(f"postgresql://relay@127.0.0.1:{self.port}/postgres")
-                    break
-                except (OSError, asyncpg.PostgresError):
-                    await asyncio.sleep(0.05)
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {like}")
+        connection = await _connected(f"postgresql://relay@127.0.0.1:{self.port}/postgres")
+        await connection.execute(f"CREATE DATABASE {name}")
         await connection.close()
         return f"postgresql+asyncpg://relay@127.0.0.1:{self.port}/{name}"
+
+
+async def _connected(url: str) -> Any:
+    """A connection, once the server takes one: it may just have started."""
+    async with asyncio.timeout(HANG_GUARD_S):
+        while True:
+            try:
+                return await asyncpg.connect(url)
+            except (OSError, asyncpg.PostgresError):
+                await asyncio.sleep(0.05)
+
+
+async def _emptied(url: str) -> bool:
+    """Whether it has the tables of this relay, which are empty now, and no other connection."""
+    tables = ", ".join(metadata.tables)
+    connection = await _connected(url.replace("+asyncpg", ""))
+    try:
+        if await connection.fetchval("SELECT version_num FROM alembic_version") != HEAD:
+            return False
+        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY")
+        return True
+    finally:
+        await connection.close()
 
 
 def running() -> PostgresServer:
