@@ -1,42 +1,5 @@
-"""Every way a call can fail, as classes with data. Text for people is made in `surfaces/errors.py`.
-
-    RelayError                       code                       side      status  close  retry
-      BadPath                        bad_path                   client     400    1002   never
-      BadRequest                     bad_request                client     400    1002   never
-      UnknownRoute                   unknown_route              client     404    1002   never
-      MethodNotAllowed               method_not_allowed         client     405    1002   never
-      UnknownProvider                unknown_provider           client     404    1008   never
-      HostNotAllowed                 host_not_allowed           client     403    1008   never
-      OriginNotAllowed               origin_not_allowed         client     403    1008   never
-      CrossSiteRequest               cross_site_request         client     403    1008   never
-      ManagementNotLocal             management_not_local       client     403    1008   never
-      TargetNotAllowed               target_not_allowed         client     403    1008   never
-      WebSocketNotSupported          websocket_not_supported    client     426    1008   never
-      UpgradeRequired                upgrade_required           client     426    1002   never
-      BodyTimeout                    body_timeout               client     408    1008   never
-      BodyTooSlow                    body_too_slow              client     408    1008   never
-      ModelUnknown                   model_unknown              client     403    1008   never
-      RateLimited                    rate_limited               client     429    1008   later
-      Overloaded                     overloaded                 relay      503    1013   later
-      TooManySessions                too_many_sessions          client     429    1013   later
-      StoreUnavailable               store_unavailable          relay      503    1008   later
-      LedgerBusy                     ledger_busy                relay      503    1008   later
-      QueryTimeout                   query_timeout              relay      503    1008   never
-      LogNotFound                    log_not_found              client     404    1008   never
-      ConfigInvalid                  config_invalid             client     422    1008   never
-      WorkersIncomplete              workers_incomplete         relay      503    1011   later
-      ClientGone                     client_gone                client     499    1011   never
-      ClientStalled                  client_stalled             client     499    1013   never
-      ProviderNotConfigured          provider_not_configured    relay      503    1011   never
-      Draining                       draining                   relay      503    1012   later
-      InternalError                  internal_error             relay      500    1011   never
-      UpstreamUnreachable            upstream_unreachable       upstream   502    1014   unsent
-      UpstreamTlsFailed              upstream_tls_failed        upstream   502    1014   unsent
-      UpstreamTimeout                upstream_timeout           upstream   504    1014   if unsent
-      UpstreamDisconnected           upstream_disconnected      upstream   502    1014   never
-      UpstreamProtocolError          upstream_protocol_error    upstream   502    1014   never
-      UpstreamErrorInAnswer          upstream_error_in_answer   upstream   502    1014   never
-      HandshakeRefused               (the provider's own)       upstream   as is  1014   never
+"""Every way a call can fail, as classes with data. Text for people is made in `surfaces/errors.py`,
+and docs/errors.md lists them all.
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
 An error that an SDK must not retry says so by `retryable = False`; it is answered with
@@ -71,6 +34,9 @@ class OperatorError(Exception):
         return f"relay: {self}"
 
 
+_with_code: list[type[RelayError]] = []
+
+
 class RelayError(Exception):
     """A failure with a stable code. Base class only: raise one of its children."""
 
@@ -81,17 +47,21 @@ class RelayError(Exception):
     retryable: ClassVar[bool] = False
     retry_after_s: float | None = None
     """When another try may be luckier."""
+    template: ClassVar[str]
+    """The message; `{name}` stands for a field."""
 
     def __init_subclass__(cls, **facts: Any) -> None:
         """`class X(RelayError, code=…, side=…, status=…, close_code=…, retryable=…)`."""
         super().__init_subclass__()
         for name, value in facts.items():
             setattr(cls, name, value)
+        if "code" in facts:
+            _with_code.append(cls)
 
     @property
     def message(self) -> str:
         """One sentence for the caller: no path of ours, no URL with a query, no key."""
-        raise TypeError(f"{type(self).__name__} has no message")
+        return self.template.format_map(vars(self))
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -103,9 +73,7 @@ class BadPath(RelayError, code="bad_path", close_code=1002):
 
     reason: str
 
-    @property
-    def message(self) -> str:
-        return f"The path cannot be relayed: {self.reason}."
+    template = "The path cannot be relayed: {reason}."
 
 
 @dataclass(eq=False)
@@ -114,9 +82,7 @@ class BadRequest(RelayError, code="bad_request", close_code=1002):
 
     reason: str
 
-    @property
-    def message(self) -> str:
-        return f"The request is malformed: {self.reason}."
+    template = "The request is malformed: {reason}."
 
 
 class BadFraming(BadRequest):
@@ -146,9 +112,7 @@ class MethodNotAllowed(RelayError, code="method_not_allowed", status=405, close_
         "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
     )  # fmt: skip
 
-    @property
-    def message(self) -> str:
-        return f"The relay does not forward {self.method}."
+    template = "The relay does not forward {method}."
 
 
 @dataclass(eq=False)
@@ -216,9 +180,7 @@ class ManagementNotLocal(RelayError, code="management_not_local", status=403):
 
     reason: str
 
-    @property
-    def message(self) -> str:
-        return f"Management is available from this machine only, and {self.reason}."
+    template = "Management is available from this machine only, and {reason}."
 
 
 @dataclass(eq=False)
@@ -228,11 +190,7 @@ class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
     provider: str
     header: str
 
-    @property
-    def message(self) -> str:
-        return (
-            f"{self.header} must name a URL on a host that '{self.provider}' has in gateway.yaml."
-        )
+    template = "{header} must name a URL on a host that '{provider}' has in gateway.yaml."
 
 
 @dataclass(eq=False)
@@ -271,9 +229,7 @@ class BodyTimeout(RelayError, code="body_timeout", status=408):
 
     after_s: float
 
-    @property
-    def message(self) -> str:
-        return f"No byte of the request body came for {self.after_s:g} s."
+    template = "No byte of the request body came for {after_s:g} s."
 
 
 @dataclass(eq=False)
@@ -283,12 +239,10 @@ class BodyTooSlow(RelayError, code="body_too_slow", status=408):
     bytes_per_s: int
     behind_s: float
 
-    @property
-    def message(self) -> str:
-        return (
-            f"The request body fell {self.behind_s:g} s behind {self.bytes_per_s} bytes a second,"
-            " the least that this relay takes."
-        )
+    template = (
+        "The request body fell {behind_s:g} s behind {bytes_per_s} bytes a second,"
+        " the least that this relay takes."
+    )
 
 
 @dataclass(eq=False)
@@ -344,12 +298,9 @@ class QueryTimeout(RelayError, code="query_timeout", side="relay", status=503):
 
     after_s: float
 
-    @property
-    def message(self) -> str:
-        return (
-            f"The query was ended after {self.after_s:g} s:"
-            " ask for less time, fewer keys or a larger bucket."
-        )
+    template = (
+        "The query was ended after {after_s:g} s: ask for less time, fewer keys or a larger bucket."
+    )
 
 
 class LogNotFound(RelayError, code="log_not_found", status=404, close_code=1008):
@@ -403,9 +354,7 @@ class ClientStalled(RelayError, code="client_stalled", status=499, close_code=10
 
     after_s: float
 
-    @property
-    def message(self) -> str:
-        return f"The client read nothing for {self.after_s:g} s."
+    template = "The client read nothing for {after_s:g} s."
 
 
 @dataclass(eq=False)
@@ -462,19 +411,14 @@ class UpstreamNotConnected(_Upstream):
 class UpstreamUnreachable(UpstreamNotConnected, code="upstream_unreachable", retryable=True):
     """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
 
-    @property
-    def message(self) -> str:
-        return f"No connection to the provider '{self.provider}' at {self.address}: {self.reason}."
+    template = "No connection to the provider '{provider}' at {address}: {reason}."
 
 
 @dataclass(eq=False)
 class UpstreamTlsFailed(UpstreamNotConnected, code="upstream_tls_failed"):
     """The TLS handshake with the provider failed. Nothing was sent."""
 
-    @property
-    def message(self) -> str:
-        where = f"the provider '{self.provider}' at {self.address}"
-        return f"TLS with {where} failed: {self.reason}."
+    template = "TLS with the provider '{provider}' at {address} failed: {reason}."
 
 
 @dataclass(eq=False)
@@ -486,9 +430,7 @@ class UpstreamTimeout(_Upstream, code="upstream_timeout", status=504):
     phase: str
     after_s: float
 
-    @property
-    def message(self) -> str:
-        return f"The provider was silent for {self.after_s:g} s ({self.phase})."
+    template = "The provider was silent for {after_s:g} s ({phase})."
 
 
 @dataclass(eq=False)
@@ -497,9 +439,7 @@ class UpstreamDisconnected(_Upstream, code="upstream_disconnected"):
 
     phase: str
 
-    @property
-    def message(self) -> str:
-        return f"The provider closed the connection ({self.phase})."
+    template = "The provider closed the connection ({phase})."
 
 
 @dataclass(eq=False)
@@ -508,9 +448,7 @@ class UpstreamProtocolError(_Upstream, code="upstream_protocol_error"):
 
     reason: str
 
-    @property
-    def message(self) -> str:
-        return f"The provider's answer cannot be relayed: {self.reason}."
+    template = "The provider's answer cannot be relayed: {reason}."
 
 
 class UpstreamErrorInAnswer(_Upstream, code="upstream_error_in_answer"):
@@ -534,18 +472,8 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
     headers: MultiMapping[str] = field(repr=False)
     body: bytes = field(repr=False)
 
-    @property
-    def message(self) -> str:
-        return f"The provider refused the WebSocket handshake with {self.status}."
+    template = "The provider refused the WebSocket handshake with {status}."
 
 
-CATALOGUE: tuple[type[RelayError], ...] = (
-    BadPath, BadRequest, UnknownRoute, MethodNotAllowed, UnknownProvider, HostNotAllowed,
-    OriginNotAllowed, CrossSiteRequest, ManagementNotLocal, TargetNotAllowed, ModelUnknown,
-    RateLimited, Overloaded, WebSocketNotSupported, UpgradeRequired, BodyTimeout, BodyTooSlow,
-    TooManySessions, StoreUnavailable, LedgerBusy, QueryTimeout, LogNotFound, ConfigInvalid,
-    WorkersIncomplete, ClientGone, ClientStalled, ProviderNotConfigured, Draining, InternalError,
-    UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamDisconnected,
-    UpstreamProtocolError, UpstreamErrorInAnswer, HandshakeRefused,
-)  # fmt: skip
+CATALOGUE: tuple[type[RelayError], ...] = tuple(_with_code)
 """Every error there is: docs/errors.md and its test are held against this table."""

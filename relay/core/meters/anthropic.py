@@ -83,7 +83,6 @@ class Anthropic(FormatReader):
         """Of a batch, by model and terms."""
 
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
         if "result.message.usage" in document:
             self._read_message(document, "result.message.")
             self._add_result()
@@ -120,7 +119,6 @@ class Anthropic(FormatReader):
         self._usage_fields, self._refused = None, False
 
     def parts(self) -> Iterator[Part]:
-        """What it came to, by model."""
         for (model, _, _), used in self._results.items():
             yield Part(model, used)
         yield from self._message_parts()

@@ -51,13 +51,11 @@ class Cohere(FormatReader):
         self._reported: tuple[Usage, Usage] | None = None
 
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
         for place in ("usage", "meta", "delta.usage", "response.meta"):
             if (raw := document.get(place)) is not None:
                 self._reported = _usage_of(_usage(raw, self._ignored_fields)) or self._reported
 
     def parts(self) -> Iterator[Part]:
-        """What it came to."""
         if self._reported is not None:
             used, billed = self._reported
             yield Part(None, used, None if billed == used else billed)

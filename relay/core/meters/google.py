@@ -174,7 +174,6 @@ class Google(FormatReader):
         self._tier = ""
 
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
         get = document.get
         # Every chunk of a stream tells the usage so far: only the last is decoded.
         if (raw := get("usageMetadata")) is not None and _tells(raw) is not None:
@@ -212,7 +211,6 @@ class Google(FormatReader):
             self.is_paid_job = self.is_final and document.get("error", b"null") == b"null"
 
     def parts(self) -> Iterator[Part]:
-        """What it came to."""
         if self._metadata:
             self._reported = usage_of(self._metadata, self._ignored_fields) or self._reported
             self._metadata = b""

@@ -52,7 +52,6 @@ class GoogleLive(SocketMeter):
             self._context_tokens = len(data) // BYTES_PER_TOKEN
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         if _SEARCHED in data:
             self.add(Part(None, Usage(incomplete=True)), "searches")
         raw = _METADATA.of(data).get("usageMetadata")
@@ -77,7 +76,6 @@ class GoogleLive(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         made_bytes = self._answer.bytes
         if self._speaks:
             made = of_base64(made_bytes) * _TOKENS_A_SECOND // _BYTES_A_SECOND_OUT

@@ -278,7 +278,6 @@ class OpenAI(FormatReader):
         """What other models used."""
 
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
         get = document.get
         if (kind := get("object")) == _STEP:
             return  # of a run, which tells the same
@@ -359,7 +358,6 @@ class OpenAI(FormatReader):
             self._beside = (Part(fields.model, used),)
 
     def parts(self) -> Iterator[Part]:
-        """What it came to, by model."""
         reported = self._reported
         if reported is None and self._heard_ms is not None:
             reported = Usage(audio_ms=self._heard_ms)

@@ -47,14 +47,12 @@ class Live(SocketMeter):
         self._closed = False
 
     def sent(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _START.of(data)
         if text_of(message.get("type")) == "session.start":
             self.named(text_of(message.get("session.model")))
             self.sent_filter = None
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _MESSAGE.of(data)
         kind = text_of(message.get("type")) or ""
         if kind == "response.event":
@@ -98,7 +96,6 @@ class Live(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         heard_ms = self._told_ms
         if heard_ms is None and self._began_s is not None:
             heard_ms = round((self.opened.clock() - self._began_s) * 1000)

@@ -67,7 +67,6 @@ class Realtime(ResponseMeter):
         self._look_for_texts()
 
     def sent(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _ASKED.of(data)
         if text_of(message.get("type")) == "conversation.item.create":
             self._wrote = True
@@ -139,7 +138,6 @@ class Realtime(ResponseMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         parts, reported = super().parts, list(self._voice_s.values())
         if not reported:
             return parts

@@ -87,7 +87,6 @@ class ResponseMeter(SocketMeter):
         self._speaks = False
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _MESSAGE.of(data)
         kind = text_of(message.get("type")) or ""
         if kind.endswith(".delta"):
@@ -155,7 +154,6 @@ class ResponseMeter(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         self._share()
         cut = (self._estimate(*each)._replace(booking=self.booking) for each in self._open.items())
         left = (part if part.model else part._replace(model=self.model) for part in cut)
@@ -186,7 +184,6 @@ class Responses(ResponseMeter):
         """Tokens of the last responses, which one that goes on from them reads again."""
 
     def sent(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _CREATE.of(data)
         if text_of(message.get("type")) != "response.create":
             return

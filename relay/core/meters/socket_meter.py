@@ -135,7 +135,6 @@ class TimedSession(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         return (Part(self.model, Usage(audio_ms=self.lasted_ms, estimated=True)),)
 
     @property
@@ -151,7 +150,6 @@ class UnknownUsage(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         used = self.opened.client.messages and self.opened.provider.messages
         return (Part(self.model, Usage(incomplete=True)),) if used else ()
 

@@ -36,14 +36,12 @@ class HeardAudio(FormatReader):
         self._heard_ms: int | None = None
 
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
         for place in self.places:
             heard_ms = milliseconds(document.get(place), self._ignored_fields)
             if heard_ms is not None:
                 self._heard_ms = heard_ms
 
     def parts(self) -> Iterator[Part]:
-        """What it came to."""
         if self._heard_ms is not None:
             yield Part(self.model, Usage(audio_ms=self._heard_ms))
 
@@ -61,7 +59,7 @@ class ElevenLabs(HeardAudio):
     places = ("audio_duration_secs",)
 
     def read(self, document: Document) -> None:
-        """See Heard. A transcript can be read again by its id; one that a webhook will get is still
+        """A transcript can be read again by its id; one that a webhook will get is still
         to come.
         """
         super().read(document)
@@ -76,7 +74,6 @@ class AssemblyAI(HeardAudio):
     places = ("audio_duration",)
 
     def read(self, document: Document) -> None:
-        """See Heard."""
         super().read(document)
         self.object_id = text_of(document.get("id")) or ""
         status = text_of(document.get("status"))

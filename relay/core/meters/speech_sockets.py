@@ -28,7 +28,6 @@ class Characters(SocketMeter):
         self.sent_filter = compile_prefilter(f'"{field_}"')
 
     def sent(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _TEXT.of(data)
         if self._type and text_of(message.get("type")) != self._type:
             return
@@ -92,7 +91,6 @@ class FluxSpeech(Characters):
         self._total = 0
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _FLUX_SPEECH.of(data)
         kind = text_of(message.get("type"))
         if kind == "SessionMetadata":
@@ -107,7 +105,6 @@ class FluxSpeech(Characters):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         reported = max(self._total, sum(self._turns.values()))
         under_way = tuple(
             part._replace(usage=msgspec.structs.replace(part.usage, estimated=True))

@@ -45,7 +45,7 @@ class HeardAudio(TimedSession):
             self.sent_filter = compile_prefilter(f'"{audio}"')
 
     def sent(self, data: bytes) -> None:
-        """See SocketMeter. One message tells how all are written."""
+        """One message tells how all are written."""
         raw = field(data, self._audio)
         if self._payload is not None and memoryview(raw).nbytes:
             self._payload.sample(data, memoryview(raw).nbytes - 2)
@@ -53,7 +53,6 @@ class HeardAudio(TimedSession):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         if self.told_ms is not None:
             return (Part(self.model, Usage(audio_ms=self.told_ms)),)
         if not self.opened.client.bytes:
@@ -83,7 +82,6 @@ class Segments(HeardAudio):
         self.received_filter = compile_prefilter("duration")
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = self.wanted.of(data)
         if message.get("is_final") == b"true":
             self._add_piece(message)
@@ -110,7 +108,6 @@ class DeepgramListen(Segments):
             self._bytes_a_s *= 1 if several else min(max(int(channels[:3]), 1), 64)
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = self.wanted.of(data)
         if text_of(message.get("type")) == "Metadata":
             whole_ms = milliseconds(message.get("duration"), self.ignored_fields)
@@ -121,7 +118,6 @@ class DeepgramListen(Segments):
 
     @property
     def parts(self) -> Parts:
-        """See SocketMeter."""
         if self._whole_ms is None:
             return super().parts
         return (Part(self.model, Usage(audio_ms=self._whole_ms * self._channels)),)
@@ -149,13 +145,11 @@ class FluxListen(HeardAudio):
         self._until_ms = 0
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         until_ms = milliseconds(_WINDOW.of(data).get("audio_window_end"), self.ignored_fields)
         self._until_ms = max(self._until_ms, until_ms or 0)
 
     @property
     def sent_ms(self) -> int:
-        """See Heard."""
         if self._bytes_a_s is None and self._until_ms:
             return self._until_ms
         return max(super().sent_ms, self._until_ms)
@@ -174,7 +168,6 @@ class Scribe(HeardAudio):
         self.received_filter = compile_prefilter('"session_started"')
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = _STARTED.of(data)
         encoding = text_of(message.get("config.audio_format")) or ""
         rate = (message.get("config.sample_rate") or b"").decode("ascii", "replace")
@@ -208,7 +201,6 @@ class Closing(HeardAudio):
         self._wanted = Wanted("type", *fields)
 
     def received(self, data: bytes) -> None:
-        """See SocketMeter."""
         message = self._wanted.of(data)
         if text_of(message.get("type")) != self._type:
             return
@@ -230,5 +222,4 @@ class AssemblyAI(Closing):
 
     @property
     def sent_ms(self) -> int:
-        """See Heard."""
         return self.lasted_ms
