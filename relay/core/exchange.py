@@ -155,9 +155,6 @@ class Request:
 _NO_KEYS = Keys()
 
 
-_NO_KEYS = Keys()
-
-
 @dataclass(eq=False, repr=False, slots=True)
 class Routing:
     """Where the call goes. Written by the request path (the first route), upstream/attempts.py and

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-FORMATS = (
+Format = Literal[
     "openai", "anthropic", "google", "cohere", "elevenlabs", "cartesia", "fal", "deepgram",
     "assemblyai",
-)  # fmt: skip
+]  # fmt: skip
 
 Counting = Literal["new", "stored", "nothing"]
 """What an answer tells: usage of this very call; of an object made before, to be counted once,

@@ -152,9 +152,7 @@ def normal(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _select(
-    pairs: Pairs, connection: str | None, names: _Names
-) -> list[tuple[str, str]]:
+def _select(pairs: Pairs, connection: str | None, names: _Names) -> list[tuple[str, str]]:
     kept = [(out, value) for name, value in pairs if (out := names[name])]
     return kept if connection is None else without_named(kept, connection)
 

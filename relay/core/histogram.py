@@ -24,11 +24,6 @@ _BOUNDS = _UPPER[:-1]
 _ONES = tuple(1 << (BUCKET_BITS * at) for at in range(BUCKETS))
 
 
-def bucket_of(ms: float) -> int:
-    """The bucket of a time in ms: the first whose bound is not below it."""
-    return bisect_left(_BOUNDS, ms)
-
-
 def bound_ms(number: int) -> float:
     """The upper bound of a bucket."""
     return _UPPER[number]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 # uri-host [ ":" port ] of RFC 9110 7.2, without what no client sends: user names, escapes, zones.
@@ -25,9 +26,15 @@ def is_loopback(name: str) -> bool:
     """True for localhost, 127.0.0.0/8 and ::1, also as IPv4 mapped into IPv6."""
     if name in ("localhost", "localhost."):
         return True
+    address = address_of(name)
+    return address is not None and address.is_loopback
+
+
+def address_of(name: str) -> Address | None:
+    """An address as such, one mapped into IPv6 as IPv4; None of any other name."""
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
-        return False
+        return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    return mapped or address

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from relay.core.provider import Who
 from relay.core.text import clean
-from relay.registry.entries import Bytes, ProviderCache, Seconds, Section
+from relay.registry.entries import ONE_OR_LIST, Bytes, ProviderCache, Seconds, Section
 from relay.registry.urls import BadUrl, HeaderName, is_service_url, read_url
 
 
@@ -67,10 +68,7 @@ class Limit(Section):
     )
     per: Annotated[
         list[Annotated[str, AfterValidator(_per)]],
-        BeforeValidator(
-            lambda given: [given] if isinstance(given, str) else given,
-            json_schema_input_type=str | list[str],
-        ),
+        ONE_OR_LIST,
     ] = Field(
         ["all"],
         description="Counted together (all), or for each client, provider, model, address, user, metadata.NAME; a list counts each combination.",
@@ -80,9 +78,6 @@ class Limit(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
         None, description="What `ratelimit` headers call it; none: made from the rest."
     )
-
-
-Who = Literal["relay", "cloudflare", "off"]
 
 
 class Delegation(Section):
@@ -149,10 +144,7 @@ class Ledger(Section):
     )
     group_by: Annotated[
         list[str],
-        BeforeValidator(
-            lambda given: [given] if isinstance(given, str) else given,
-            json_schema_input_type=str | list[str],
-        ),
+        ONE_OR_LIST,
         Field(max_length=4),
         AfterValidator(_group_by),
     ] = Field(

@@ -13,18 +13,26 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from relay.core.retry_policy import FallbackCause
+from relay.core.formats import Format
+from relay.core.provider import Strategy, Via
+from relay.core.retry_policy import Backoff, FallbackCause
+from relay.core.subprotocols import Verdict
 from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
-Via = Literal["direct", "cloudflare"]
-Verdict = Literal["pass", "drop", "credential", "credential_next"]
-Format = Literal[
-    "openai", "anthropic", "google", "cohere", "elevenlabs", "cartesia", "fal", "deepgram",
-    "assemblyai",
-]  # fmt: skip
+
+
+def one_or_list(kind: Any) -> BeforeValidator:
+    """Takes one value for a list of one."""
+    return BeforeValidator(
+        lambda given: [given] if isinstance(given, str) else given,
+        json_schema_input_type=kind | list[kind],
+    )
+
+
+ONE_OR_LIST = one_or_list(str)
 
 
 class Section(BaseModel):
@@ -41,16 +49,13 @@ class Auth(Section):
     )
     value: Annotated[
         list[str],
-        BeforeValidator(
-            lambda given: [given] if isinstance(given, str) else given,
-            json_schema_input_type=str | list[str],
-        ),
+        ONE_OR_LIST,
     ] = Field(
         [],
         repr=False,
         description="Template such as `Bearer ${OPENAI_API_KEY}`; a list is a pool.",
     )
-    pool: Literal["round_robin", "least_busy", "weight"] = Field(
+    pool: Strategy = Field(
         "round_robin", description="How the next of a pool is chosen."
     )
     weights: list[Annotated[float, Field(gt=0)]] = Field(
@@ -120,10 +125,7 @@ class ProviderWebSocket(Section):
 
 Ways = Annotated[
     list[Via],
-    BeforeValidator(
-        lambda given: [given] if isinstance(given, str) else given,
-        json_schema_input_type=Via | list[Via],
-    ),
+    one_or_list(Via),
     Field(min_length=1, max_length=2),
 ]
 """One way, or two in order: the second when the first fails."""
@@ -143,7 +145,7 @@ class Retries(Section):
     max_attempts: int = Field(
         2, ge=1, le=10, description="At one target, the first included; 1 is no retry."
     )
-    backoff: Literal["constant", "linear", "exponential"] = Field(
+    backoff: Backoff = Field(
         "exponential", description="How the wait grows; it is random up to that (full jitter)."
     )
     delay_s: Seconds = Field(0.25, description="The first wait at most.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from relay.core.hosts import is_loopback
+from relay.core.hosts import Address, address_of, is_loopback
 from relay.core.provider import Proxy
 
 AddProblem = Callable[[str, str], None]
@@ -30,7 +30,6 @@ _SCHEMES = ("http", "https")
 _ODD = re.compile(r"[^\x21-\x7e]")
 _PORT = re.compile(r"(.*):([0-9]{1,5})\Z")
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -70,7 +69,7 @@ class Proxies:
         host = origin.raw_host.lower().rstrip(".")
         if self._none or is_loopback(host):
             return None
-        address = _address(host)
+        address = address_of(host)
         if any(each.holds(host, address, origin.port) for each in self._exemptions):
             return None
         variable, given = _first(self._variables, _VARIABLES[origin.scheme])
@@ -106,15 +105,6 @@ def _network(text: str) -> Network | None:
         return ipaddress.ip_network(text.removeprefix("[").removesuffix("]"), strict=False)
     except ValueError:
         return None
-
-
-def _address(host: str) -> Address | None:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
 
 
 def _proxy(variable: str, given: str) -> Proxy:

@@ -33,14 +33,7 @@ from relay.registry.schema import WebSockets
 
 def retry_rules(given: entries.Retries) -> RetryRules:
     """A section `retries` as attempts use it."""
-    return RetryRules(
-        given.max_attempts,
-        given.backoff,
-        given.delay_s,
-        given.max_delay_s,
-        given.deadline_s,
-        frozenset(given.statuses),
-    )
+    return RetryRules(**given.model_dump() | {"statuses": frozenset(given.statuses)})
 
 
 def fallbacks(
@@ -58,9 +51,7 @@ def fallbacks(
             hint = f"; did you mean '{near[0]}'?" if near else ""
             where = ("fallback", at, "provider")
             add_problem(where, f"there is no provider '{fallback.provider}'{hint}")
-    return tuple(
-        Fallback(each.provider, each.model, each.endpoint, each.weight) for each in entry.fallback
-    )
+    return tuple(Fallback(**each.model_dump()) for each in entry.fallback)
 
 
 def _header_queries(

@@ -32,7 +32,7 @@ from relay.core.meters.openai import OpenAI, plain
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.meters.unpack import coding_of, unpacker
-from relay.core.usage import Booking, Part, Parts, Usage, total
+from relay.core.usage import Booking, Part, Parts, Usage
 
 _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.IGNORECASE)
 
@@ -189,11 +189,6 @@ class AnswerMeter:
         return unread or (self._source is not None and self._source.gave_up)
 
     @property
-    def usage(self) -> Usage | None:
-        """All of it together."""
-        return total(self.parts)
-
-    @property
     def parts(self) -> Parts:
         """What was told, or what stands in for it; none of what an answer only repeats."""
         counting = self._sent.counting
@@ -312,8 +307,3 @@ class Plain:
 
     def __init__(self, part: Part) -> None:
         self.model, self.parts = part.model, (part,)
-
-    @property
-    def usage(self) -> Usage | None:
-        """All of it together."""
-        return self.parts[0].usage

@@ -35,22 +35,20 @@ class _Thinking(msgspec.Struct):
     thinking_tokens: Count | None = None
 
 
-class _Iteration(msgspec.Struct):
+class _Tokens(msgspec.Struct):
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _Iteration(_Tokens):
     type: str | None = None
     model: str | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    cache_read_input_tokens: Count | None = None
-    cache_creation: _CacheCreation | None = None
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    cache_read_input_tokens: Count | None = None
-    cache_creation: _CacheCreation | None = None
+class _Usage(_Tokens):
     server_tool_use: _ServerTools | None = None
     output_tokens_details: _Thinking | None = None
     service_tier: str | None = None
@@ -167,7 +165,7 @@ def _usage_of(fields: _Usage) -> Usage:
     return clamped(usage)
 
 
-def _counted(fields: _Usage | _Iteration) -> Usage:
+def _counted(fields: _Tokens) -> Usage:
     read, wrote = fields.cache_read_input_tokens or 0, fields.cache_creation_input_tokens or 0
     split = fields.cache_creation
     for_an_hour = (split.ephemeral_1h_input_tokens or 0) if split is not None else 0

@@ -208,12 +208,6 @@ _STILL_TO_COME = frozenset(
 """What OpenAI, Mistral, Perplexity and xAI call an object that has not ended, in lower case."""
 
 
-class _SvgUsage(msgspec.Struct):
-    model: str | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-
-
 class _Searches(msgspec.Struct):
     num_requests: Count | None = None
 
@@ -221,6 +215,10 @@ class _Searches(msgspec.Struct):
 class _Tokens(msgspec.Struct):
     input_tokens: Count | None = None
     output_tokens: Count | None = None
+
+
+class _SvgUsage(_Tokens):
+    model: str | None = None
 
 
 class _ToolUsage(msgspec.Struct):

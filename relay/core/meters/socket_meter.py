@@ -15,7 +15,7 @@ from typing import Protocol
 from relay.core import paths
 from relay.core.meters.prefilter import Prefilter
 from relay.core.meters.tolerant_json import IgnoredFields
-from relay.core.usage import Part, Parts, Usage, total
+from relay.core.usage import Part, Parts, Usage
 
 MAX_PARTS = 1000
 """So many objects of a session are told apart; what follows is added up."""
@@ -84,11 +84,6 @@ class SocketMeter:
     def ignored(self) -> int:
         """How many fields were not read though they may tell usage."""
         return self.ignored_fields.count
-
-    @property
-    def usage(self) -> Usage | None:
-        """All of it together."""
-        return total(self.parts)
 
     @property
     def parts(self) -> Parts:

@@ -11,7 +11,7 @@ from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, UNREADABLE, fie
 from relay.core.meters.documents import Wanted
 from relay.core.meters.prefilter import compile_prefilter
 from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter
-from relay.core.meters.tolerant_json import Count, text_of
+from relay.core.meters.tolerant_json import count_of, text_of
 from relay.core.usage import Part, Parts, Usage
 
 
@@ -94,10 +94,12 @@ class FluxSpeech(Characters):
         message = _FLUX_SPEECH.of(data)
         kind = text_of(message.get("type"))
         if kind == "SessionMetadata":
-            self._total = _count(message.get("total_billable_character_count")) or self._total
+            total = message.get("total_billable_character_count")
+            self._total = count_of(total, self.ignored_fields) or self._total
         elif kind in ("SpeechMetadata", "SpeechInterrupted"):
             within = "metadata." if kind == "SpeechInterrupted" else ""
-            characters = _count(message.get(f"{within}billable_character_count"))
+            reported = message.get(f"{within}billable_character_count")
+            characters = count_of(reported, self.ignored_fields)
             if characters is not None and len(self._turns) < MAX_PARTS:
                 named = text_of(message.get(f"{within}speech_id")) or str(len(self._turns))
                 self._turns[named] = characters
@@ -117,14 +119,3 @@ _FLUX_SPEECH = Wanted(
     "type", "total_billable_character_count", "billable_character_count", "speech_id",
     "metadata.billable_character_count", "metadata.speech_id",
 )  # fmt: skip
-_decode_count = msgspec.json.Decoder(Count).decode
-
-
-def _count(raw: bytes | None) -> int | None:
-    if raw is None:
-        return None
-    try:
-        count: int = _decode_count(raw)
-    except UNREADABLE:
-        return None
-    return count

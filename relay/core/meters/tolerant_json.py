@@ -156,8 +156,10 @@ def milliseconds(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None
         return None
 
 
-def count_of(raw: bytes, ignored_fields: IgnoredFields) -> int | None:
+def count_of(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None:
     """A count; None of anything else."""
+    if raw is None:
+        return None
     try:
         found: int | None = _count(raw)
     except UNREADABLE:

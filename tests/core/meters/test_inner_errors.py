@@ -11,6 +11,7 @@ import pytest
 from relay.core.meters.answer_meter import AnswerMeter, answer_meter, read_whole
 from relay.core.meters.inner_errors import FirstEvent, tells_error
 from relay.core.meters.sent_call import SentCall
+from relay.core.usage import total
 
 ANTHROPIC = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
 OPENROUTER = b'data: {"error":{"code":502,"message":"Provider returned error"},"choices":[]}\n\n'
@@ -149,8 +150,8 @@ def test_a_whole_answer_that_is_none(body: dict[str, Any]) -> None:
 def test_usage_beside_an_error_is_told() -> None:
     body = b'{"model":"m","error":{"code":502},"usage":{"prompt_tokens":7,"completion_tokens":2}}'
     meter = read_whole("openai", CHAT, JSON.get, body)
-    assert meter is not None and meter.tells_error and meter.usage is not None
-    assert (meter.usage.input_tokens, meter.usage.output_tokens) == (7, 2)
+    assert meter is not None and meter.tells_error and total(meter.parts) is not None
+    assert (total(meter.parts).input_tokens, total(meter.parts).output_tokens) == (7, 2)
 
 
 @pytest.mark.parametrize("stream", EMPTY.values(), ids=EMPTY)
