@@ -10,9 +10,9 @@ from __future__ import annotations
 import msgspec
 from multidict import CIMultiDictProxy
 
-from relay.core.caller import Caller
 from relay.core.credentials import client_credential
 from relay.core.errors import TargetNotAllowed
+from relay.core.exchange import Caller
 from relay.core.paths import check_target, collapse_slashes
 from relay.core.provider import Route
 from relay.core.retry_policy import request_timeout_s, requested_rules

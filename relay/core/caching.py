@@ -13,7 +13,6 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
-from relay.core.errors import BadRequest
 from relay.core.headers import (
     OLD_CACHE_HEADERS,
     Pairs,
@@ -21,7 +20,7 @@ from relay.core.headers import (
     normal,
     without_named,
 )
-from relay.core.numbers import whole_number
+from relay.core.numbers import header_number
 
 Scope = Literal["client", "shared"]
 Header = Callable[[str], str | None]
@@ -99,10 +98,7 @@ def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
     Raises BadRequest.
     """
     given = header("cf-aig-cache-ttl") or header("cf-cache-ttl")
-    if given is not None:
-        ttl_s = whole_number(given.strip(), 0, MAX_TTL_S)
-        if ttl_s is None:
-            raise BadRequest(f"cf-aig-cache-ttl is not a whole number from 0 to {MAX_TTL_S}")
+    if (ttl_s := header_number("cf-aig-cache-ttl", given, 0, MAX_TTL_S)) is not None:
         return ttl_s
     if rules.ttl_s is not None and kind in KEPT_KINDS:
         return rules.ttl_s

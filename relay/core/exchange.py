@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from relay.core.caching import CachePlan
-from relay.core.caller import Caller
 from relay.core.errors import (
     ClientGone,
     ClientStalled,
@@ -74,6 +73,18 @@ class Metering(Protocol):
     @property
     def ignored(self) -> int:
         """How many fields were not read though they may tell usage."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """One client of the relay, identified once, before the body is read (gate/identify.py)."""
+
+    client: str
+    """What `per: client` means for limits, the cache and the ledger: its address, until clients
+    have keys."""
+    peer: str = ""
+    """The address at the other end of its connection: its own, or that of a proxy."""
+    scheme: str = "http"
+    """`https` where that connection is encrypted."""
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):

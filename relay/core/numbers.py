@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from calendar import monthrange, timegm
 
+from relay.core.errors import BadRequest
+
 _WHOLE = re.compile(r"-?[0-9]{1,16}\Z")
 _DECIMAL = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{0,18})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])\Z")
@@ -28,6 +30,16 @@ def whole_number(text: str, least: int, most: int) -> int | None:
     """
     number = int(text) if _WHOLE.match(text) else None
     return number if number is not None and least <= number <= most else None
+
+
+def header_number(name: str, text: str | None, min_: int, max_: int) -> int | None:
+    """The whole number that a header of this name holds; None without one. Raises BadRequest."""
+    if text is None:
+        return None
+    number = whole_number(text.strip(), min_, max_)
+    if number is None:
+        raise BadRequest(f"{name} is not a whole number from {min_} to {max_}")
+    return number
 
 
 def decimal_number(text: str, least: float, most: float) -> float | None:

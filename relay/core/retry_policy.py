@@ -23,7 +23,7 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.key_refusals import DEAD_KEY_STATUSES, read_key_refusal
-from relay.core.numbers import whole_number
+from relay.core.numbers import header_number
 from relay.core.retry_after import Header, reset_headers_s, retry_after_s
 
 Backoff = Literal["constant", "linear", "exponential"]
@@ -208,10 +208,11 @@ def requested_rules(header: Header, rules: RetryRules) -> RetryRules | None:
         return None
     if backoff is not None and backoff not in ("constant", "linear", "exponential"):
         raise BadRequest("cf-aig-backoff is none of constant, linear, exponential")
-    delay_ms = _whole("cf-aig-retry-delay", delay, 0, MAX_DELAY_MS)
+    delay_ms = header_number("cf-aig-retry-delay", delay, 0, MAX_DELAY_MS)
     return replace(
         rules,
-        max_attempts=_whole("cf-aig-max-attempts", attempts, 1, MAX_ATTEMPTS) or rules.max_attempts,
+        max_attempts=header_number("cf-aig-max-attempts", attempts, 1, MAX_ATTEMPTS)
+        or rules.max_attempts,
         delay_s=rules.delay_s if delay_ms is None else delay_ms / 1000,
         backoff=backoff or rules.backoff,  # type: ignore[arg-type]
     )
@@ -220,17 +221,8 @@ def requested_rules(header: Header, rules: RetryRules) -> RetryRules | None:
 def request_timeout_s(header: Header) -> float | None:
     """`cf-aig-request-timeout` (ms): how long the first byte may take. Raises BadRequest."""
     name = "cf-aig-request-timeout"
-    given = _whole(name, header(name), 1, 3_600_000)
+    given = header_number(name, header(name), 1, 3_600_000)
     return None if given is None else given / 1000
-
-
-def _whole(name: str, text: str | None, least: int, most: int) -> int | None:
-    if text is None:
-        return None
-    number = whole_number(text.strip(), least, most)
-    if number is None:
-        raise BadRequest(f"{name} is not a whole number from {least} to {most}")
-    return number
 
 
 RETRY_HEADERS = (

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from relay.core.caller import Caller
+from relay.core.exchange import Caller
 from relay.gate.origins import OpenAccess
 from relay.gate.proxies import Proxies
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from relay.core.record import Record, is_failure
 from relay.core.usage import Usage
-from relay.registry.controls import Tracing
+from relay.registry.schema import Tracing
 
 _SECONDS = [0.01 * 2**at for at in range(14)]
 """The bounds that the conventions name."""

@@ -16,7 +16,7 @@ from relay.core.metadata import as_text
 from relay.core.record import Record
 from relay.core.text import clean
 from relay.ledger.rollups import Rollups, Sums, answered_by
-from relay.registry.controls import Ledger
+from relay.registry.schema import Ledger
 from relay.storage.database import Database
 from relay.storage.tables import group_values
 

@@ -19,7 +19,7 @@ from relay.core.provider import Provider
 from relay.core.record import Record, is_failure
 from relay.ledger.genai import GenAiMetrics
 from relay.ledger.rollups import Key, Sums
-from relay.registry.controls import Tracing
+from relay.registry.schema import Tracing
 
 _OPERATIONS = {
     "chat": "chat", "messages": "chat", "responses": "chat", "completion": "text_completion",

@@ -7,35 +7,39 @@ Complains into the Document an entry came from, so that a message has its file a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Any
 
 from yarl import URL
 
+from relay.core import paths
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat
 from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
     Delegation,
+    Fallback,
+    Keys,
     PathRule,
     Provider,
     Target,
     Via,
+    WebSocketRules,
 )
-from relay.core.retry_policy import FALLBACK_CAUSES
-from relay.core.rewriting import Rewrites, field_pattern
+from relay.core.retry_policy import FALLBACK_CAUSES, RetryRules
+from relay.core.rewriting import ProviderOrigin, Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
-from relay.registry.demo import demo_entry
-from relay.registry.entries import ProviderEntry
+from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket, Retries
 from relay.registry.pricing import price_rules
-from relay.registry.problems import Document, Where
+from relay.registry.problems import Document, Where, hint_at_nearest
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
-from relay.registry.targets import fallbacks, own_origins, retry_rules, socket_rules, target
 from relay.registry.urls import BadUrl, path_problem, read_url
 
 Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
@@ -286,3 +290,139 @@ class _Builder:
             frozenset(own | {name.lower() for name in self.entry.query_credentials})
             | _CREDENTIAL_QUERIES
         )
+
+
+def retry_rules(given: Retries) -> RetryRules:
+    """A section `retries` as attempts use it."""
+    return RetryRules(**given.model_dump() | {"statuses": frozenset(given.statuses)})
+
+
+def fallbacks(
+    entry: ProviderEntry, names: Collection[str], add_problem: Callable[[Where, str], None]
+) -> tuple[Fallback, ...]:
+    """A provider's fallbacks; one that names nobody is complained of, and so is what says when they
+    are called where there are none.
+    """
+    for name in ("fallback_on", "fallback_after_s"):
+        if getattr(entry, name) is not None and not entry.fallback:
+            add_problem((name,), "needs `fallback`: there is nothing to fall back to")
+    for at, fallback in enumerate(entry.fallback):
+        if fallback.provider not in names:
+            hint = hint_at_nearest(fallback.provider, names)
+            where = ("fallback", at, "provider")
+            add_problem(where, f"there is no provider '{fallback.provider}'{hint}")
+    return tuple(Fallback(**each.model_dump()) for each in entry.fallback)
+
+
+def _header_queries(
+    entry: ProviderEntry, add_problem: Callable[[Where, str], None]
+) -> dict[str, str]:
+    """Headers to the query parameters that mean the same, for sockets. One that has no default to
+    leave out is complained of: it is misspelt.
+    """
+    socket = entry.websocket
+    if socket is None:
+        return {}
+    headers = {name.lower() for name in entry.headers}
+    queries = {name.lower() for name in socket.default_query}
+    for header, parameter in socket.header_queries.items():
+        if header.lower() not in headers and parameter.lower() not in queries:
+            add_problem(
+                ("websocket", "header_queries", header),
+                f"there is no default for it: no '{header}' in `headers`,"
+                f" no '{parameter}' in websocket.default_query",
+            )
+    return socket.header_queries
+
+
+def _socket_paths(
+    entry: ProviderEntry, add_problem: Callable[[Where, str], None]
+) -> tuple[str, ...]:
+    """The patterns of the paths that have sockets, in the form in which endpoints are named. One
+    that leaves the default path out is complained of.
+    """
+    socket = entry.websocket
+    if socket is None or not socket.paths:
+        return ()
+    base_path = URL(entry.base_url, encoded=True).raw_path
+    named = [paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)]
+    if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
+        add_problem(
+            ("websocket", "paths"), f"none of them matches the default path '{socket.default_path}'"
+        )
+    return tuple(named[1:])
+
+
+def socket_rules(
+    entry: ProviderEntry, common: schema.WebSockets, add_problem: Callable[[Where, str], None]
+) -> WebSocketRules | None:
+    """How a provider's sockets are opened; None: it has none."""
+    socket = entry.websocket
+    if socket is None:
+        return None
+    return WebSocketRules(
+        default_path=socket.default_path,
+        paths=_socket_paths(entry, add_problem),
+        default_query=socket.default_query,
+        header_queries=_header_queries(entry, add_problem),
+        subprotocols=socket.subprotocols,
+        max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
+        idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
+        max_session_s=socket.max_session_s or common.max_session_s,
+    )
+
+
+def target(
+    via: Via, base: URL, auth: Auth, proxies: Proxies, gateway: Credential | None = None
+) -> Target:
+    """The Target at `base`."""
+    assert base.raw_host is not None and base.port is not None
+    return Target(
+        via=via,
+        origin=f"{base.scheme}://{base.raw_authority}",
+        host=base.raw_host,
+        port=base.port,
+        prefix=base.raw_path.rstrip("/"),
+        auth=auth.rule,
+        strategy=auth.strategy,
+        weights=auth.weights,
+        pool=() if auth.missing else tuple(Keys(one, gateway) for one in auth.ready or (None,)),
+        gateway_credential=gateway,
+        missing=auth.missing,
+        proxy=proxies.find(base),
+    )
+
+
+def own_origins(direct: Target, rules: tuple[PathRule, ...]) -> tuple[ProviderOrigin, ...]:
+    """The provider's own hosts; of two on one host the longer path first."""
+    own_origins = [ProviderOrigin(direct.origin, direct.prefix, "")]
+    own_origins += [
+        ProviderOrigin(rule.target.origin, rule.target.prefix, rule.prefix)
+        for rule in rules
+        if rule.target.via == "direct"
+    ]
+    return tuple(sorted(own_origins, key=lambda own_origin: -len(own_origin.path)))
+
+
+_PRICE = Pricing(
+    input_per_mtok=Decimal(2),
+    output_per_mtok=Decimal(8),
+    input_audio_per_mtok=Decimal(32),
+    output_audio_per_mtok=Decimal(64),
+    characters_per_million=Decimal(15),
+)
+"""Nobody pays it: the first question about costs shows what an answer looks like."""
+
+
+def demo_entry(url: str) -> ProviderEntry:
+    """The entry of a demo that listens at `url`."""
+    return ProviderEntry(
+        base_url=url,
+        inject_usage=True,
+        pricing=[_PRICE],
+        websocket=ProviderWebSocket(
+            default_path="realtime",
+            default_query={"model": "demo-realtime"},
+            subprotocols={"realtime": "pass", "openai-beta.": "drop"},
+        ),
+    )

@@ -6,13 +6,11 @@ Owns: their names, their checks, among them that several workers keep what they 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from relay.core.limits import Counted, Rule
-from relay.registry import schema
-from relay.registry.controls import Limit
-from relay.registry.problems import Document, Where
+from relay.registry.problems import Document, Where, hint_at_nearest
+from relay.registry.schema import GatewayFile, Limit
 
 _COUNTS: tuple[Counted, ...] = (
     "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",
@@ -20,7 +18,7 @@ _COUNTS: tuple[Counted, ...] = (
 
 
 def limit_rules(
-    settings: schema.GatewayFile, providers: Collection[str], document: Document
+    settings: GatewayFile, providers: Collection[str], document: Document
 ) -> tuple[Rule, ...]:
     """The rules in the file's order. Problems go into `document`."""
     rules: list[Rule] = []
@@ -31,8 +29,7 @@ def limit_rules(
             continue
         for number, name in enumerate(limit.providers):
             if name not in providers:
-                near = difflib.get_close_matches(name, providers, 1, 0.5)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
+                hint = hint_at_nearest(name, providers, 0.5)
                 document.add_problem(
                     ("limits", at, "providers", number), f"there is no such provider{hint}"
                 )
@@ -48,12 +45,12 @@ def limit_rules(
     return tuple(rules)
 
 
-def _check(rule: Rule, settings: schema.GatewayFile, where: Where, document: Document) -> None:
+def _check(rule: Rule, settings: GatewayFile, where: Where, document: Document) -> None:
     if (problem := find_broken_promise(rule, settings)) is not None:
         document.add_problem(where, problem)
 
 
-def find_broken_promise(rule: Rule, settings: schema.GatewayFile) -> str | None:
+def find_broken_promise(rule: Rule, settings: GatewayFile) -> str | None:
     """Why several workers would let through a multiple of what a rule allows; None if not."""
     if settings.server.workers == 1:
         return None

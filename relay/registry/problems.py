@@ -5,6 +5,8 @@ Owns: their form and their bounds. Knows nothing of YAML or of what the settings
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +16,18 @@ MAX_PROBLEMS = 100
 """Of one file; those after are not collected."""
 
 MAX_MESSAGE_CHARACTERS = 1000
+_COMPARED_CHARACTERS = 80
 
 Place = tuple[int, int]
 """Line and column, from 1."""
 Where = tuple[str | int, ...]
 """A path into the document: `("providers", "openai", "base_url")`."""
+
+
+def hint_at_nearest(name: str, known: Collection[str], similarity: float = 0.6) -> str:
+    """`; did you mean 'x'?`, of the known name that is most like this one; empty if none is."""
+    near = difflib.get_close_matches(name[:_COMPARED_CHARACTERS], known, 1, similarity)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def place_behind(before: str) -> Place:

@@ -7,7 +7,6 @@ plain words. No value of the file is quoted, for it may be a secret.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from relay.registry.entries import Section
-from relay.registry.problems import Document, Where
+from relay.registry.problems import Document, Where, hint_at_nearest
 
 _ACCOUNT = ("account_id", "gateway_id", "api_key")
-_MOST_KNOWN = 40
+_MAX_KNOWN = 40
 _NEAREST_CHARACTERS = 80
 _KEY_WITHOUT_SPACE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64}):\S")
 
@@ -150,10 +149,8 @@ def unknown_key(where: Where, model: type[BaseModel]) -> str:
             return f"unknown key; {_AT_TOP[plain]}"
         if key == "include" and "include" not in known:
             return "unknown key; only gateway.yaml includes files: an included file cannot"
-    near = difflib.get_close_matches(key[:_NEAREST_CHARACTERS], known, 1, 0.5)
-    if near:
-        return f"unknown key; did you mean '{near[0]}'?"
-    return f"unknown key; known here: {', '.join(known[:_MOST_KNOWN])}"
+    hint = hint_at_nearest(key, known, 0.5)
+    return f"unknown key{hint or '; known here: ' + ', '.join(known[:_MAX_KNOWN])}"
 
 
 def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
@@ -169,8 +166,7 @@ def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
     text = str(detail["msg"]).replace("Input should be", "should be")
     if kind == "literal_error" and isinstance(given, str):
         options = re.findall(r"'([^']*)'", text)
-        if near := difflib.get_close_matches(given[:_NEAREST_CHARACTERS].lower(), options, 1, 0.6):
-            return f"{text}; did you mean '{near[0]}'?"
+        return text + hint_at_nearest(given.lower(), options)
     return text
 
 

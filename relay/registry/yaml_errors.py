@@ -89,21 +89,6 @@ def _tab(seen: _Seen) -> _Said:
     return seen.at, "the line is indented with a tab; YAML takes spaces alone"
 
 
-def _first_character(seen: _Seen) -> _Said:
-    return seen.at, f"a value cannot begin with {seen.first}; put it in quotes"
-
-
-def _unclosed_quote(seen: _Seen) -> _Said:
-    return seen.began, "the quote that begins here is not closed"
-
-
-def _escape(seen: _Seen) -> _Said:
-    return seen.at, (
-        "within double quotes \\ begins an escape, and this is none:"
-        " write \\\\ for a backslash, or use single quotes"
-    )
-
-
 def _unclosed_brace(seen: _Seen) -> _Said:
     return seen.began, f"the {seen.opening} that begins here is not closed"
 
@@ -179,27 +164,26 @@ def _content(seen: _Seen) -> _Said:
     return seen.at, f"this {seen.first} closes nothing; put a value that begins with it in quotes"
 
 
-def _list_here(seen: _Seen) -> _Said:
-    return seen.at, (
-        "a list cannot begin behind its key; put `- item` on the next line, or write [item]"
-    )
-
-
-def _needs_quotes(seen: _Seen) -> _Said:
-    """A text that begins as an alias, an anchor or a block does."""
-    return seen.began, f"a value that begins with {seen.opening} needs quotes"
-
-
-def _directive(seen: _Seen) -> _Said:
-    return seen.at, "a line that begins with % is a directive, which is not taken; remove it"
-
-
+_NO_ESCAPE = (
+    "within double quotes \\ begins an escape, and this is none:"
+    " write \\\\ for a backslash, or use single quotes"
+)
+_LIST_BEHIND_KEY = (
+    "a list cannot begin behind its key; put `- item` on the next line, or write [item]"
+)
+_DIRECTIVE = "a line that begins with % is a directive, which is not taken; remove it"
 _WORDS: tuple[tuple[str, Callable[[_Seen], _Said]], ...] = (
     (r".*\|found character '\\t'", _tab),
     (r".*\|found character '\\ufeff'", lambda seen: (seen.at, "a byte order mark stands here")),
-    (r".*\|found character", _first_character),
-    (r"while scanning a quoted scalar\|", _unclosed_quote),
-    (r"while scanning a double-quoted scalar\|", _escape),
+    (
+        r".*\|found character",
+        lambda seen: (seen.at, f"a value cannot begin with {seen.first}; put it in quotes"),
+    ),
+    (
+        r"while scanning a quoted scalar\|",
+        lambda seen: (seen.began, "the quote that begins here is not closed"),
+    ),
+    (r"while scanning a double-quoted scalar\|", lambda seen: (seen.at, _NO_ESCAPE)),
     (r"while parsing a flow (?:mapping|sequence)\|.*'<stream end>'", _unclosed_brace),
     (r"while parsing a flow (?:mapping|sequence)\|expected ','", _within_braces),
     (r".*\|mapping values are not allowed", _second_colon),
@@ -207,11 +191,19 @@ _WORDS: tuple[tuple[str, Callable[[_Seen], _Said]], ...] = (
     (r"while parsing a block (?:mapping|collection)\|expected <block end>", _not_beside),
     (r".*\|expected the node content, but found '<stream end>'", _unclosed_brace),
     (r".*\|expected the node content", _content),
-    (r".*\|sequence entries are not allowed", _list_here),
-    (r"while scanning (?:an alias|an anchor|a block scalar)\|", _needs_quotes),
-    (r"\|(?:found incompatible YAML|expected '<document start>')", _directive),
-    (r"while scanning a directive\|", _directive),
-)  # fmt: skip
+    (r".*\|sequence entries are not allowed", lambda seen: (seen.at, _LIST_BEHIND_KEY)),
+    (
+        r"while scanning (?:an alias|an anchor|a block scalar)\|",
+        lambda seen: (seen.began, f"a value that begins with {seen.opening} needs quotes"),
+    ),
+    (
+        r"\|(?:found incompatible YAML|expected '<document start>')|while scanning a directive\|",
+        lambda seen: (
+            seen.at,
+            "a line that begins with % is a directive, which is not taken; remove it",
+        ),
+    ),
+)
 """A pattern of `context|problem`, in the order in which they are tried."""
 
 

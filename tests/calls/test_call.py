@@ -13,7 +13,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.calls.call import Call
-from relay.core.caller import Caller
+from relay.core.exchange import Caller
 from relay.gate.identify import Callers
 from relay.gate.origins import OpenAccess, Origins
 from relay.gate.proxies import Proxies

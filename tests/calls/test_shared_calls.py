@@ -14,8 +14,7 @@ from aiohttp import web
 
 from relay.app import API, create
 from relay.cache.inflight import Inflight
-from relay.core.caller import Caller
-from relay.core.exchange import Exchange, Request
+from relay.core.exchange import Caller, Exchange, Request
 from relay.core.record import Record
 from relay.gateway import GATEWAY
 from relay.periodic import sweep

@@ -9,7 +9,6 @@ from typing import get_args
 import pytest
 
 from relay.core.caching import CachePlan
-from relay.core.caller import Caller
 from relay.core.errors import (
     ClientGone,
     ClientStalled,
@@ -18,7 +17,7 @@ from relay.core.errors import (
     UnknownRoute,
     UpstreamTimeout,
 )
-from relay.core.exchange import CacheUse, Exchange, Request, State
+from relay.core.exchange import CacheUse, Caller, Exchange, Request, State
 
 STATES = get_args(State)
 

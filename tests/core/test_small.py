@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core import error_bodies
-from relay.core.caller import Caller
 from relay.core.credentials import ClientCredential, bare, choose, first_of
 from relay.core.errors import CATALOGUE, ProviderNotConfigured, UnknownProvider, UpstreamTimeout
-from relay.core.exchange import Exchange, Request, uuid7
+from relay.core.exchange import Caller, Exchange, Request, uuid7
 from relay.core.peek import kind_of, model_in_path, peek_body
 from relay.core.provider import AuthRule, Credential, Keys, Route, Target
 from relay.core.sse import at_boundary

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.caller import Caller
-from relay.core.exchange import Exchange, Request
+from relay.core.exchange import Caller, Exchange, Request
 from relay.core.meters.answer_meter import answer_meter, read_whole
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.socket_meter import OpenedSession

@@ -18,9 +18,8 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from relay.core.caller import Caller
 from relay.core.errors import Draining
-from relay.core.exchange import Exchange, Request
+from relay.core.exchange import Caller, Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
 from tests.processes import Served, handing_over, run, serve

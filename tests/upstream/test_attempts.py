@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from relay.core.caller import Caller
 from relay.core.errors import (
     BadRequest,
     ClientGone,
@@ -21,7 +20,7 @@ from relay.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from relay.core.exchange import Exchange, Request
+from relay.core.exchange import Caller, Exchange, Request
 from relay.core.retry_after import retry_after_s
 from relay.core.retry_policy import (
     AttemptResult,

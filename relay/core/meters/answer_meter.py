@@ -26,7 +26,7 @@ from relay.core.meters.estimates import (
     part_from_headers,
 )
 from relay.core.meters.events import Events
-from relay.core.meters.format_reader import FormatReader
+from relay.core.meters.format_reader import FormatReader, NoReader
 from relay.core.meters.inner_errors import is_empty, is_error, tells_error
 from relay.core.meters.openai import OpenAI, plain
 from relay.core.meters.sent_call import SentCall
@@ -62,11 +62,10 @@ class AnswerMeter:
     def __init__(self, format_: str, sent: SentCall, header: Header) -> None:
         self._format, self._sent, self._header = format_, sent, header
         self._ignored_fields = IgnoredFields()
-        made = _READERS.get(format_)
-        self._reader = reader = made(sent, self._ignored_fields) if made is not None else None
+        self._reader = _READERS.get(format_, NoReader)(sent, self._ignored_fields)
         coding = header("Content-Encoding")
         self._unpack = unpacker(coding) if coding else None
-        self._kind = _kind_of(header("Content-Type")) if reader is not None else ""
+        self._kind = _kind_of(header("Content-Type")) if format_ in _READERS else ""
         self._source: Events | Scanner | None = None
         """Made with the first chunk: an answer that is all here mostly needs none."""
         self._bytes = 0
@@ -75,9 +74,9 @@ class AnswerMeter:
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._keep = self._last.append
         self._texts: TextEstimator | None = None
-        if reader is not None and sent.kind in ESTIMATED:
-            self._texts = TextEstimator(reader.texts)
-        self._mark = reader.mark if reader is not None else b""
+        if format_ in _READERS and sent.kind in ESTIMATED:
+            self._texts = TextEstimator(self._reader.texts)
+        self._mark = self._reader.mark
         self._tail = b""
 
     def feed(self, chunk: bytes) -> None:
@@ -112,19 +111,17 @@ class AnswerMeter:
             self._texts.feed(chunk)
 
     def _open(self) -> None:
-        if self._reader is not None and self._kind:
+        if self._kind:
             wanted, needle = self._reader.wanted, self._reader.needle
             self._source = Events(wanted, needle) if self._kind == "events" else Scanner(wanted)
 
     def read_whole(self, body: bytes) -> None:
         """Look at an answer that is all here, as `feed` does."""
-        reader = self._reader
         if (
-            reader is not None
-            and self._unpack is None
+            self._unpack is None
             and body[:1] == b"{"
             and self._kind == "json"
-            and (found := reader.wanted.of(body))
+            and (found := self._reader.wanted.of(body))
         ):
             self._bytes += len(body)
             if self._texts is not None:
@@ -137,7 +134,6 @@ class AnswerMeter:
 
     def _read(self, document: Document) -> None:
         reader = self._reader
-        assert reader is not None
         if is_error(document):
             self._tells_error = True
         reader.read(document)
@@ -155,7 +151,7 @@ class AnswerMeter:
     @property
     def model(self) -> str | None:
         """The one that answered, if the answer names it."""
-        return self._reader.model if self._reader is not None else None
+        return self._reader.model
 
     @property
     def ignored(self) -> int:
@@ -200,12 +196,11 @@ class AnswerMeter:
         if reported is None:
             return ()  # still to come: a later read tells it
         if counting == "stored":
-            reader = self._reader
-            if not reported and (reader is None or reader.is_paid_job):
+            if not reported and self._reader.is_paid_job:
                 reported = (Part(self.model, Usage(incomplete=True)),)
-            named = self._object_id or self._sent.named_id
+            named = self._reader.object_id or self._sent.named_id
             return tuple(part._replace(object_id=named) for part in reported)
-        named = self._object_id if self._sent.makes_objects else ""
+        named = self._reader.object_id if self._sent.makes_objects else ""
         if not reported:
             made = self._texts.tokens if self._texts is not None and self._kind else None
             if not made and self.tells_error:
@@ -214,15 +209,9 @@ class AnswerMeter:
         booking: Booking = "once" if continues_object(self._sent.endpoint) or not named else "made"
         return tuple(part._replace(object_id=named, booking=booking) for part in reported)
 
-    @property
-    def _object_id(self) -> str:
-        return self._reader.object_id if self._reader is not None else ""
-
     def _reported(self) -> Parts | None:
         """What the answer itself tells; None where it says that it is still to come."""
         reader = self._reader
-        if reader is None:
-            return ()
         reported = tuple(reader.parts())
         if not reader.is_final:
             # A stream that broke off has told what it will, unless its object goes on by itself.

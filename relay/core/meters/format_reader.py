@@ -50,3 +50,19 @@ class FormatReader(ABC):
     @abstractmethod
     def parts(self) -> Iterator[Part]:
         """What it came to, by model."""
+
+
+class NoReader(FormatReader):
+    """Of answers in a format that nothing is read in."""
+
+    wanted = Wanted()
+
+    def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
+        super().__init__(sent, ignored_fields)
+        self.is_paid_job = True
+
+    def read(self, document: Document) -> None:
+        """There are no documents."""
+
+    def parts(self) -> Iterator[Part]:
+        return iter(())

@@ -10,8 +10,13 @@ import re
 
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
-from relay.core.meters.prefilter import compile_prefilter
-from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, of_base64
+from relay.core.meters.socket_meter import (
+    OpenedSession,
+    Payload,
+    SocketMeter,
+    compile_prefilter,
+    of_base64,
+)
 from relay.core.meters.tolerant_json import text_of
 from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 

@@ -11,8 +11,7 @@ import re
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.openai_responses_socket import ENDS, parts_of
-from relay.core.meters.prefilter import compile_prefilter
-from relay.core.meters.socket_meter import OpenedSession, SocketMeter
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter, compile_prefilter
 from relay.core.meters.tolerant_json import text_of
 from relay.core.usage import Part, Parts, Usage
 

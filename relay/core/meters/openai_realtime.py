@@ -11,8 +11,13 @@ import msgspec
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.openai_responses_socket import Open, ResponseMeter
-from relay.core.meters.prefilter import compile_prefilter
-from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, bytes_a_second, of_base64
+from relay.core.meters.socket_meter import (
+    MAX_PARTS,
+    OpenedSession,
+    bytes_a_second,
+    compile_prefilter,
+    of_base64,
+)
 from relay.core.meters.tolerant_json import Reader, Seconds, text_of
 from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 

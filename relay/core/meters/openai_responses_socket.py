@@ -13,9 +13,8 @@ from collections import deque
 from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.prefilter import compile_prefilter
 from relay.core.meters.sent_call import SentCall
-from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter
+from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, compile_prefilter
 from relay.core.meters.tolerant_json import IgnoredFields, text_of
 from relay.core.usage import BYTES_PER_TOKEN, Booking, Part, Parts, Usage
 

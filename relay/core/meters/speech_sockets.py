@@ -9,8 +9,7 @@ import msgspec
 
 from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
-from relay.core.meters.prefilter import compile_prefilter
-from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter
+from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter, compile_prefilter
 from relay.core.meters.tolerant_json import count_of, text_of
 from relay.core.usage import Part, Parts, Usage
 

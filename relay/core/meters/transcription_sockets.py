@@ -12,12 +12,12 @@ import msgspec
 
 from relay.core.fields import UNREADABLE, field
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.prefilter import compile_prefilter
 from relay.core.meters.socket_meter import (
     OpenedSession,
     Payload,
     TimedSession,
     bytes_a_second,
+    compile_prefilter,
     of_base64,
 )
 from relay.core.meters.tolerant_json import milliseconds, text_of

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from relay.core.meters.prefilter import compile_prefilter
+from relay.core.meters.socket_meter import compile_prefilter
 
 MOST_TURNS = 200
 HEAD_BYTES = 256
