@@ -145,7 +145,7 @@ class RestAttempt:
         """What the head of an answer says of the attempt; None where its body says more: that of an
         error, and of a stream that may begin with one.
         """
-        looks_on = self.exchange.routing.looks_at_first_event
+        looks_on = self.exchange.routing.checks_first_event
         if answer.status >= 400 or (looks_on and is_stream(answer)):
             return None
         return self._accepted()

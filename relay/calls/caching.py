@@ -60,7 +60,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     else:
         key = caching.own_key_of(whose, own, affecting)
     reads = not caching.skips(header)
-    shares = reads and provider.cache.coalesce and exchange.request.kind in caching.KEPT_KINDS
+    shares = reads and provider.cache.coalesce and exchange.request.kind in caching.CACHED_KINDS
     return CachePlan(provider.name, key, ttl_s, reads, shares)
 
 

@@ -56,9 +56,9 @@ def attempt_options(
     """What a call asks of its attempts. Raises BadRequest, and ProviderNotConfigured where no
     target could be called.
     """
-    header, here = call.headers.get, route.keeps_wishes
+    header, here = call.headers.get, route.relay_retries
     credential = None
-    if route.provider.clients_may_bring_keys:
+    if route.provider.accepts_client_keys:
         secrets = offer.credentials if offer else ()
         own = route.provider.credential_headers
         credential = client_credential(header, call.query, route.provider, secrets, own)

@@ -105,10 +105,10 @@ def capture_request(exchange: Exchange, body: bytes, raw_query: str, gateway: Ga
     if headers is None or not _wanted(rules.bodies, headers):
         return
     own = _credentials(exchange, headers, raw_query)
-    most_bytes = capture_bytes(rules.body_bytes, own, gateway.secrets.redactor)
+    max_bytes = capture_bytes(rules.body_bytes, own, gateway.secrets.redactor)
     # A host's server has undone a request's coding.
     given = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
-    exchange.capture = Capture(body[:most_bytes], given, rules.body_bytes, most_bytes, own)
+    exchange.capture = Capture(body[:max_bytes], given, rules.body_bytes, max_bytes, own)
 
 
 def _wanted(rule: str, headers: Mapping[str, str]) -> bool:

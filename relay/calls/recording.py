@@ -14,9 +14,9 @@ from collections.abc import Callable
 from aiohttp import ClientResponse
 
 from relay.cache.store import Cache, Entry
-from relay.core.caching import CachePlan, kept_headers, may_keep
+from relay.core.caching import CachePlan, is_cacheable, stored_headers
 from relay.core.completeness import (
-    MOST_READ_BYTES,
+    MAX_READ_BYTES,
     READ_AT_ONCE_BYTES,
     Response,
     is_complete,
@@ -43,10 +43,10 @@ def record_response(
     )
     if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
         return None
-    if not may_keep(upstream.status, given.get):
+    if not is_cacheable(upstream.status, given.get):
         return None
     recorder = _Recorder(gateway.settings.cache.max_answer_bytes)
-    headers = tuple(kept_headers(pairs))
+    headers = tuple(stored_headers(pairs))
     streamed = "Content-Length" not in given
 
     def settle() -> None:
@@ -76,7 +76,7 @@ async def _keep_if_complete(
     response: Response, plan: CachePlan, entry: Entry, cache: Cache
 ) -> None:
     """Decide in a thread: to read a long response would hold up all calls."""
-    if await asyncio.to_thread(is_complete, response, MOST_READ_BYTES):
+    if await asyncio.to_thread(is_complete, response, MAX_READ_BYTES):
         cache.keep(plan, entry)
 
 
@@ -90,8 +90,8 @@ def _pieces(body: bytes) -> tuple[bytes, ...]:
 class _Recorder:
     """Holds what passed, up to a limit."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes, self._bytes = most_bytes, 0
+    def __init__(self, max_bytes: int) -> None:
+        self._most_bytes, self._bytes = max_bytes, 0
         self._chunks: list[bytes] | None = []
 
     def feed(self, chunk: bytes) -> None:

@@ -1,6 +1,6 @@
-"""What may be kept of a call's answer, for how long, and for whom: decided here, from texts alone.
+"""Which answers are cached, for how long, and for whom: decided here, from texts alone.
 
-Owns: the key of a call, what its client wishes, and which answers are fit to be given again by
+Owns: the key of a call, what its client asks for, and which answers may be replayed, by
 their head. Whether one is complete is completeness.py's.
 """
 
@@ -26,20 +26,20 @@ Scope = Literal["client", "shared"]
 Header = Callable[[str], str | None]
 
 CUSTOM_KEY_TTL_S = 300
-"""What is kept under a key of the client's own that names no time, as at Cloudflare."""
+"""Of an answer under a key of the client's own that names no time, as at Cloudflare."""
 MAX_TTL_S = 30 * 86400
 
 CACHE_HEADERS = ("cf-aig-cache-ttl", "cf-aig-skip-cache", "cf-aig-cache-key", *OLD_CACHE_HEADERS)
 """They go to whoever caches, and to nobody else."""
 
-KEPT_KINDS = frozenset(
+CACHED_KINDS = frozenset(
     {
         "chat", "completion", "responses", "messages", "count_tokens", "embeddings", "speech",
         "transcription", "image", "generate", "models",
     }
 )  # fmt: skip
-"""Kinds of calls of which the same question has the same answer: kept without being asked. Of any
-other the client must say so: an upload or a job must not be answered with an older one.
+"""Kinds of calls of which the same request has the same answer: cached without being asked. Any
+other is cached if its client asks: an upload or a job must not be answered with an older one.
 """
 
 # Headers of a request by which its answer does not differ. All others do their part in its key:
@@ -54,16 +54,16 @@ _IGNORED = frozenset(
 _IGNORED_PREFIXES = ("x-stainless-", "sec-")
 
 # Of an answer's headers, those that were about that one call.
-_NOT_KEPT = frozenset(
+_NOT_STORED = frozenset(
     {
         "x-request-id", "request-id", "server-timing", "retry-after", "openai-processing-ms", "age",
         "cf-ray", "cf-cache-status", "ratelimit", "ratelimit-policy",
         "x-envoy-upstream-service-time",
     }
 )  # fmt: skip
-_NOT_KEPT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-")
+_NOT_STORED_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-aig-")
 
-_KEPT_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/(?!html))")
+_CACHEABLE_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/(?!html))")
 _ENDS_ITSELF = re.compile(r"application/|text/event-stream")
 """Of these the body tells whether it is whole. Of others only HTTP does."""
 _MAX_NAMES = 1024
@@ -71,7 +71,7 @@ _MAX_NAMES = 1024
 
 @dataclass(frozen=True, slots=True)
 class CacheRules:
-    """How a provider's answers are kept."""
+    """How a provider's answers are cached."""
 
     ttl_s: int | None = None
     """None: only where a call asks for it."""
@@ -85,7 +85,7 @@ class CachePlan(NamedTuple):
     provider: str
     key: str
     ttl_s: int
-    """0: nothing is kept of its answer."""
+    """0: its answer is not cached."""
     reads: bool
     """False: the client wants a fresh answer."""
     shares: bool
@@ -93,18 +93,18 @@ class CachePlan(NamedTuple):
 
 
 def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
-    """How long the answer of a call of this `kind` is kept; None if the cache is off for it.
+    """How long the answer of a call of this `kind` is cached; None if the cache is off for it.
 
     Raises BadRequest.
     """
     given = header("cf-aig-cache-ttl") or header("cf-cache-ttl")
     if (ttl_s := header_number("cf-aig-cache-ttl", given, 0, MAX_TTL_S)) is not None:
         return ttl_s
-    if rules.ttl_s is not None and kind in KEPT_KINDS:
+    if rules.ttl_s is not None and kind in CACHED_KINDS:
         return rules.ttl_s
     if header("cf-aig-cache-key") is not None:
         return CUSTOM_KEY_TTL_S
-    return 0 if rules.coalesce and kind in KEPT_KINDS else None
+    return 0 if rules.coalesce and kind in CACHED_KINDS else None
 
 
 def skips(header: Header) -> bool:
@@ -133,10 +133,9 @@ def own_key_of(whose: tuple[str, ...], own: str, affecting: Pairs) -> str:
 
 def affecting_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
     """Those by which an answer may differ, in an order of their own, names lower-case."""
-    kept = [(name, value) for given, value in pairs if (name := _affecting(given))]
-    kept = kept if connection is None else without_named(kept, connection)
-    kept.sort()
-    return kept
+    found = [(name, value) for given, value in pairs if (name := _affecting(given))]
+    found = found if connection is None else without_named(found, connection)
+    return sorted(found)
 
 
 @lru_cache(maxsize=_MAX_NAMES)
@@ -147,24 +146,24 @@ def _affecting(name: str) -> str:
     return "" if harmless or not headers_for_provider([(name, "")], None) else lower
 
 
-def kept_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def stored_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Of an answer's headers those that hold for whoever gets it again."""
     return [
         (f"{name}", value)  # a plain str: multidict has its own kind, which cannot be packed
         for name, value in pairs
-        if (lower := name.lower()) not in _NOT_KEPT and not lower.startswith(_NOT_KEPT_PREFIXES)
+        if (lower := name.lower()) not in _NOT_STORED and not lower.startswith(_NOT_STORED_PREFIXES)
     ]
 
 
-def may_keep(status: int, header: Header) -> bool:
-    """True if the head of an answer is one that may be kept: a whole 200 of a kind that is asked
-    for again. `private` is no hindrance: the key holds whose credential it was. A body that ends
-    with its connection may have been cut.
+def is_cacheable(status: int, header: Header) -> bool:
+    """True if an answer may be cached, by its head: a whole 200 of a kind that is asked for again.
+    `private` is no hindrance: the key holds whose credential it was. A body that ends with its
+    connection may have been cut.
     """
     media = (header("Content-Type") or "").lower()
     return (
         status == 200
-        and _KEPT_TYPES.match(media) is not None
+        and _CACHEABLE_TYPES.match(media) is not None
         and (
             _ENDS_ITSELF.match(media) is not None
             or header("Content-Length") is not None

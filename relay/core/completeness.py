@@ -16,7 +16,7 @@ import msgspec
 from relay.core.fields import (
     ABSENT,
     BYTE_ORDER_MARK,
-    MOST_FIELD_BYTES,
+    MAX_FIELD_BYTES,
     UNREADABLE,
     field,
     is_readable,
@@ -28,7 +28,7 @@ from relay.core.meters.unpack import coding_of, unpack
 
 READ_AT_ONCE_BYTES = 512 * 1024
 """So much of a stream of documents, or of a compressed response, is read in some milliseconds."""
-MOST_READ_BYTES = 32 * 1024 * 1024
+MAX_READ_BYTES = 32 * 1024 * 1024
 """No more is read in a thread either."""
 _BYTES_A_PART = 32
 """Shorter documents and lines than this, on average, take longer to read than their bytes say."""
@@ -46,32 +46,32 @@ class Response(NamedTuple):
     body: bytes
 
 
-def is_complete(response: Response, most_bytes: int) -> bool | None:
-    """True if nothing is missing and it tells no error; None if more than `most_bytes` would have
+def is_complete(response: Response, max_bytes: int) -> bool | None:
+    """True if nothing is missing and it tells no error; None if more than `max_bytes` would have
     to be taken apart for the answer.
     """
     body: bytes = response.body
     if coding := coding_of(response.content_encoding):
-        unpacked = unpack(body, coding, most_bytes)
+        unpacked = unpack(body, coding, max_bytes)
         if unpacked is None:
             return False
         body, whole = unpacked
         if not whole:
-            return None if len(body) >= most_bytes else False
+            return None if len(body) >= max_bytes else False
     media, allowed = _media(response.content_type), _MEDIA_OF_KIND.get(response.kind, _ALL_MEDIA)
     if media == "text" and allowed is _DOCUMENTS:
         media = "json"  # some call it text
     if not body or media not in allowed:
         return False
     if media == "json":
-        return _read_json(body, response, most_bytes)
+        return _read_json(body, response, max_bytes)
     if media == "events":
-        return None if _is_long(body, b"\n", most_bytes) else _read_events(body, response)
+        return None if _is_long(body, b"\n", max_bytes) else _read_events(body, response)
     return _is_media(body) if media in ("audio", "image") else _read_text(body)
 
 
-def _is_long(body: bytes, mark: bytes, most_bytes: int) -> bool:
-    return len(body) > most_bytes or body.count(mark) > most_bytes // _BYTES_A_PART
+def _is_long(body: bytes, mark: bytes, max_bytes: int) -> bool:
+    return len(body) > max_bytes or body.count(mark) > max_bytes // _BYTES_A_PART
 
 
 Media = Literal["events", "json", "audio", "image", "text"]
@@ -190,7 +190,7 @@ class _Seen:
         if document.status is not ABSENT:
             self.status = _name(document.status).lower()
             self.failed = self.failed or self.status in _ERROR_STATUSES
-        if _tells_error(document.error) or _is(document.success, b"false"):
+        if _is_error(document.error) or _is(document.success, b"false"):
             self.failed = True
         if document.done is not ABSENT:
             self.done = _is(document.done, b"true")
@@ -237,8 +237,8 @@ def _name(raw: msgspec.Raw) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _tells_error(raw: msgspec.Raw) -> bool:
-    return raw is not ABSENT and (memoryview(raw).nbytes > MOST_FIELD_BYTES or bool(value(raw)))
+def _is_error(raw: msgspec.Raw) -> bool:
+    return raw is not ABSENT and (memoryview(raw).nbytes > MAX_FIELD_BYTES or bool(value(raw)))
 
 
 def _read_events(body: bytes, response: Response) -> bool:
@@ -281,7 +281,7 @@ def _read_event(event: bytes, seen: _Seen) -> bool:
     return True
 
 
-def _read_json(body: bytes, response: Response, most_bytes: int) -> bool | None:
+def _read_json(body: bytes, response: Response, max_bytes: int) -> bool | None:
     text = body.removeprefix(BYTE_ORDER_MARK)
     if not is_readable(text):
         return False
@@ -297,7 +297,7 @@ def _read_json(body: bytes, response: Response, most_bytes: int) -> bool | None:
     else:
         is_over = not seen.failed and seen.status not in _UNFINISHED_STATUSES
         return is_over and _WHOLE_ENDS.get(key, _ends_as_it_began)(seen)
-    if _is_long(text, mark, most_bytes):
+    if _is_long(text, mark, max_bytes):
         return None
     ends = _STREAM_ENDS.get(key, _UNKNOWN_STREAM).ends
     return read(text, seen) and not seen.failed and ends(seen)
@@ -367,7 +367,7 @@ def _by_type(*names: str) -> Ends:
     return lambda seen: not wanted.isdisjoint(seen.types)
 
 
-def _tells_reason(seen: _Seen) -> bool:
+def _has_reason(seen: _Seen) -> bool:
     return seen.reason is True
 
 
@@ -448,8 +448,8 @@ _WHOLE_ENDS: dict[tuple[str, str], Ends] = {
     ("openai", "chat"): _all_finished,
     ("openai", "completion"): _all_finished,
     ("openai", "responses"): _response_ends,
-    ("anthropic", "messages"): _tells_reason,
+    ("anthropic", "messages"): _has_reason,
     ("google", "generate"): _all_finished,
     ("google", "interactions"): _interaction_ends,
-    ("cohere", "chat"): _tells_reason,
+    ("cohere", "chat"): _has_reason,
 }

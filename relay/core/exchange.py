@@ -67,7 +67,7 @@ class Metering(Protocol):
         """What was used so far, by model; none if nothing is known."""
 
     @property
-    def tells_error(self) -> bool:
+    def has_error(self) -> bool:
         """True if the answer is an error, whatever its status."""
 
     @property
@@ -108,7 +108,7 @@ class Capture:
     request: bytes
     request_coding: str
     """Its Content-Encoding; empty if it is not compressed."""
-    most_bytes: int
+    max_bytes: int
     """So much of each may be stored."""
     captured_bytes: int
     """So much is collected for that."""
@@ -187,7 +187,7 @@ class Routing:
     """Where URLs in the response come back as the relay's."""
     asks_usage: bool = False
     """Its usage was asked for on its client's behalf: the event that tells it is removed."""
-    looks_at_first_event: bool = False
+    checks_first_event: bool = False
     """Something else can be tried if the stream begins with an error."""
 
 
@@ -413,10 +413,10 @@ class Exchange:
             return ConnectionResetError(failure.code)
         return failure
 
-    def fail_if_answer_tells_error(self) -> None:
+    def fail_if_answer_is_error(self) -> None:
         """Judge an answer that came to a clean end by what it holds, once that is read."""
         meter = self.usage.meter
-        if self.outcome.name == "relayed" and meter is not None and meter.tells_error:
+        if self.outcome.name == "relayed" and meter is not None and meter.has_error:
             self.fail(UpstreamErrorInAnswer())
 
     def finish(self) -> None:

@@ -10,8 +10,8 @@ import re
 from typing import NamedTuple
 
 TYPE = "multipart/form-data"
-_MOST_PARTS = 1000
-_MOST_HEAD_BYTES = 8 * 1024
+_MAX_PARTS = 1000
+_MAX_HEAD_BYTES = 8 * 1024
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
 _AFTER_DELIMITER = re.compile(rb"[ \t]{0,64}\r\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*)", re.DOTALL)
@@ -46,7 +46,7 @@ def form_fields(body: bytes, content_type: str) -> list[Field] | None:
         if body.startswith(b"--", at):
             return fields
         found = _field(body, at, b"\r\n" + delimiter)
-        if found is None or len(fields) == _MOST_PARTS:
+        if found is None or len(fields) == _MAX_PARTS:
             return None
         fields.append(found)
         at = found.end + 2
@@ -58,7 +58,7 @@ def _field(body: bytes, at: int, end_mark: bytes) -> Field | None:
     line = _AFTER_DELIMITER.match(body, at)
     if line is None:
         return None
-    head_end = body.find(b"\r\n\r\n", line.end() - 2, line.end() + _MOST_HEAD_BYTES)
+    head_end = body.find(b"\r\n\r\n", line.end() - 2, line.end() + _MAX_HEAD_BYTES)
     if head_end < 0:
         return None
     name = _name(body[line.end() : head_end])

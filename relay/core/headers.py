@@ -114,12 +114,12 @@ def connection_of(headers: MultiMapping[str]) -> str | None:
     return first if len(lines) == 1 else ", ".join(lines)
 
 
-_KEPT = re.compile(r"(?:^|[,;])\s*timeout\s*=\s*\"?(\d{1,9})(?!\d)", re.IGNORECASE)
+_KEEP_ALIVE_TIMEOUT = re.compile(r"(?:^|[,;])\s*timeout\s*=\s*\"?(\d{1,9})(?!\d)", re.IGNORECASE)
 
 
 def keep_alive_s(value: str | None) -> int | None:
     """For how long a Keep-Alive header says that an idle connection is kept, if it does."""
-    found = _KEPT.search(value[:200]) if value else None
+    found = _KEEP_ALIVE_TIMEOUT.search(value[:200]) if value else None
     return int(found[1]) if found else None
 
 
@@ -153,8 +153,8 @@ def normal(name: str) -> str:
 
 
 def _select(pairs: Pairs, connection: str | None, names: _Names) -> list[tuple[str, str]]:
-    kept = [(out, value) for name, value in pairs if (out := names[name])]
-    return kept if connection is None else without_named(kept, connection)
+    passing = [(out, value) for name, value in pairs if (out := names[name])]
+    return passing if connection is None else without_named(passing, connection)
 
 
 def is_of_network(name: str) -> bool:

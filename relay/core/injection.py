@@ -16,7 +16,7 @@ from relay.core.meters.events import data_of, first_end, last_end
 
 MAX_EVENT_BYTES = 16 * 1024
 """A longer event does not tell usage alone: it is neither held nor removed."""
-_MOST_REFUSALS = 1000
+_MAX_REFUSALS = 1000
 _MAX_NAME = 200
 
 _INCLUDE = b'"include_usage":true'
@@ -198,7 +198,7 @@ class UsageRefusals:
 
     def add(self, model: tuple[str, str]) -> None:
         """Remember `(provider, model)`."""
-        if len(self._known) >= _MOST_REFUSALS:
+        if len(self._known) >= _MAX_REFUSALS:
             del self._known[next(iter(self._known))]
         self._known[model] = None
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from relay.core.fields import MOST_FIELD_BYTES, value
+from relay.core.fields import MAX_FIELD_BYTES, value
 from relay.core.meters.unpack import coding_of, unpack
 from relay.core.retry_after import details, wait_in_error_s
 
-MAX_ERROR_BYTES = MOST_FIELD_BYTES
+MAX_ERROR_BYTES = MAX_FIELD_BYTES
 """A larger error is not read: it says nothing of its key."""
 
 DEAD_KEY_STATUSES = frozenset({401, 402, 403})

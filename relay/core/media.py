@@ -24,19 +24,19 @@ PLAIN_BYTES = 16 * 1024
 """What is shorter is taken for text: media in it would be too small to matter."""
 _MARKS = (b";base64,", b'data":')
 _VALUE = re.compile(rb'(?:;base64,|data":\s*")([A-Za-z0-9+/_-]{64})')
-_MOST_MARKS = 1000
-_MOST_SEARCHED_BYTES = 8 * 1024 * 1024
+_MAX_MARKS = 1000
+_MAX_SEARCHED_BYTES = 8 * 1024 * 1024
 """Of text between media; what follows is taken for text."""
-_MOST_IMAGES = 32
+_MAX_IMAGES = 32
 """More are not looked into."""
 _HEAD_CHARACTERS = 96 * 1024
 """A JPEG's size may stand behind its EXIF data."""
-_LEAST_CHARACTERS = 1024
+_MIN_CHARACTERS = 1024
 _BYTES_A_TOKEN_OF_SOUND = 400
 """Sound and documents: 32 tokens a second of an MP3 at 128 kbit/s, 258 a page of 100 kB."""
 
 
-_MOST_UNKNOWN = 20_000
+_MAX_UNKNOWN = 20_000
 
 
 class Size(NamedTuple):
@@ -54,12 +54,12 @@ def input_tokens(body: bytes, format_: str) -> int:
     for at, blob in enumerate(_blobs(body)):
         text_bytes -= blob.end - blob.start
         head = body[blob.start : min(blob.end, blob.start + _HEAD_CHARACTERS)]
-        size = image_size(_decoded(head)) if at < _MOST_IMAGES else None
+        size = image_size(_decoded(head)) if at < _MAX_IMAGES else None
         if size is not None:
             tokens += image_tokens(size, format_)
         else:
             blob_bytes = (blob.end - blob.start) * 3 // 4
-            tokens += min(_MOST_UNKNOWN, blob_bytes // _BYTES_A_TOKEN_OF_SOUND)
+            tokens += min(_MAX_UNKNOWN, blob_bytes // _BYTES_A_TOKEN_OF_SOUND)
     return max(0, text_bytes) // BYTES_PER_TOKEN + tokens
 
 
@@ -72,8 +72,8 @@ def _blobs(body: bytes) -> Iterator[_Blob]:
     """Where base64 stands: behind `;base64,` of a data URL, or as a `data` or `file_data`."""
     for mark in _MARKS:
         start = searched = 0
-        for _ in range(_MOST_MARKS):
-            at = body.find(mark, start, start + _MOST_SEARCHED_BYTES - searched)
+        for _ in range(_MAX_MARKS):
+            at = body.find(mark, start, start + _MAX_SEARCHED_BYTES - searched)
             if at < 0:
                 break
             searched += at - start
@@ -83,7 +83,7 @@ def _blobs(body: bytes) -> Iterator[_Blob]:
                 continue
             end = body.find(b'"', found.end())
             start = len(body) if end < 0 else end
-            if start - found.start(1) >= _LEAST_CHARACTERS:
+            if start - found.start(1) >= _MIN_CHARACTERS:
                 yield _Blob(found.start(1), start)
 
 

@@ -114,8 +114,7 @@ def cut_query(raw_query: str, names: frozenset[str]) -> str:
     """
     if not raw_query or not names:
         return raw_query
-    kept = [part for part in raw_query.split("&") if query_name(part) not in names]
-    return "&".join(kept)
+    return "&".join(part for part in raw_query.split("&") if query_name(part) not in names)
 
 
 def query_name(segment: str) -> str:

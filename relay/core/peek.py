@@ -13,8 +13,8 @@ import msgspec
 from relay.core.fields import (
     ABSENT,
     LARGE_BYTES,
-    MOST_FIELD_BYTES,
-    MOST_TEXT_BYTES,
+    MAX_FIELD_BYTES,
+    MAX_TEXT_BYTES,
     Reader,
     field,
     is_value,
@@ -26,7 +26,7 @@ from relay.core.forms import form_fields, is_form
 from relay.core.paths import query_value
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
-_MOST_NAME_BYTES = 200
+_MAX_NAME_BYTES = 200
 """Of a form's field."""
 _BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
 """Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
@@ -145,7 +145,7 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     """
     if is_form(content_type):
         return _peek_form(body, content_type)
-    if body[:1] != b"{" and not _looks_like_json(body):
+    if body[:1] != b"{" and not _may_be_json(body):
         return NOTHING
     wanted = _wanted.read(body)
     if wanted is None:
@@ -175,7 +175,7 @@ def _peek_form(body: bytes, content_type: str) -> Peek:
 def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> str | None:
     """The last one, as the last one of a name counts in JSON."""
     for name, start, end in reversed(fields):
-        if name.decode("latin-1") in names and end - start <= _MOST_NAME_BYTES:
+        if name.decode("latin-1") in names and end - start <= _MAX_NAME_BYTES:
             try:
                 return body[start:end].decode() or None
             except UnicodeDecodeError:
@@ -183,7 +183,7 @@ def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> st
     return None
 
 
-def _looks_like_json(body: bytes) -> bool:
+def _may_be_json(body: bytes) -> bool:
     """An object in any encoding that a lenient reader may take for JSON."""
     return body.lstrip(_BEFORE_JSON).startswith(b"{")
 
@@ -192,13 +192,13 @@ def paid_fields(body: bytes) -> bytes:
     """The body itself if it is small; of a larger one an object with no more than what the call is
     paid by: a meter reads it when the call is over, many calls in one turn of the event loop.
     """
-    if len(body) <= MOST_FIELD_BYTES:
+    if len(body) <= MAX_FIELD_BYTES:
         return body
     paid = _paid.read(body)
     if paid is None:
         return b""
     for name in _Paid.__struct_fields__:
-        if memoryview(getattr(paid, name)).nbytes > MOST_TEXT_BYTES:
+        if memoryview(getattr(paid, name)).nbytes > MAX_TEXT_BYTES:
             setattr(paid, name, ABSENT)
     return msgspec.json.encode(paid)
 
@@ -212,9 +212,9 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     if is_form(content_type):
         fields = form_fields(body, content_type)
         return fields is not None and _is_plain([f.name.decode("latin-1") for f in fields], model)
-    if not body or not ("json" in content_type.lower() or _looks_like_json(body)):
+    if not body or not ("json" in content_type.lower() or _may_be_json(body)):
         return True
-    if (len(body) <= LARGE_BYTES or not _looks_like_json(body)) and is_value(body):
+    if (len(body) <= LARGE_BYTES or not _may_be_json(body)) and is_value(body):
         if body.count(b'"model') <= (model is not None) and b"\\u" not in body:
             return True
     found = pairs(body)

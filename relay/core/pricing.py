@@ -23,7 +23,7 @@ _TO_NANO = 10**9
 _PER_MTOK = Decimal(10**12)
 """US dollars a million tokens, in 10^-18 dollars a token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
-MOST_USD = Decimal(1_000_000)
+MAX_USD = Decimal(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,6 @@ _CUSTOM = (
 
 
 def _usd(given: object) -> Decimal | None:
-    if isinstance(given, Decimal) and given.is_finite() and 0 <= given <= MOST_USD:
+    if isinstance(given, Decimal) and given.is_finite() and 0 <= given <= MAX_USD:
         return given
     return None

@@ -203,7 +203,7 @@ class Provider:
     """The header that names the URL of a call to the endpoint `proxy`."""
     query_credentials: frozenset[str]
     """Lower-case query names that carry a credential of this provider's."""
-    clients_may_bring_keys: bool
+    accepts_client_keys: bool
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
@@ -268,8 +268,8 @@ class Route:
         return self.fallback_number > 0
 
     @property
-    def keeps_wishes(self) -> bool:
-        """True if a client's wishes for retries are for the relay, and not for Cloudflare."""
+    def relay_retries(self) -> bool:
+        """True if the relay retries, and not Cloudflare: a client's headers for that are for it."""
         return self.target.via == "direct" or self.provider.delegation.retries != "cloudflare"
 
     def url(self, raw_query: str) -> str:

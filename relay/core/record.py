@@ -102,7 +102,7 @@ def is_failure(status: int, outcome: str) -> bool:
 
 
 class Bodies(NamedTuple):
-    """What a call said and was told, each whole or cut (`_complete` false)."""
+    """The request and response bodies of a call, each whole or cut (`_complete` false)."""
 
     request: bytes
     request_complete: bool

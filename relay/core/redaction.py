@@ -26,7 +26,7 @@ _NEVER_ESCAPED = frozenset(
 _ESCAPED_BYTES = 16
 """The longest spelling of one character."""
 _SEARCHED_BYTES = 1024 * 1024
-_MOST_UNPACKED_BYTES = 1024 * 1024
+_MAX_UNPACKED_BYTES = 1024 * 1024
 _KNOWN = 256
 
 
@@ -78,7 +78,7 @@ class Redactor:
         """
         if not body or not coding_of(coding):
             return self.redact(body), True
-        unpacked = unpack(body, coding, _MOST_UNPACKED_BYTES)
+        unpacked = unpack(body, coding, _MAX_UNPACKED_BYTES)
         if unpacked is None or not unpacked[1]:
             return b"", False
         text = self.redact(unpacked[0])

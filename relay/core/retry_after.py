@@ -18,7 +18,7 @@ Header = Callable[[str], str | None]
 
 MAX_WAIT_S = 366 * 86400
 _MAX_DATE_CHARACTERS = 64
-_MOST_DETAILS = 32
+_MAX_DETAILS = 32
 
 
 def retry_after_s(header: Header, now_unix_s: float) -> float | None:
@@ -45,7 +45,7 @@ def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     inner = error.get("error")
     found = inner.get("details") if isinstance(inner, dict) else None
     if isinstance(found, list):
-        yield from (each for each in found[:_MOST_DETAILS] if isinstance(each, dict))
+        yield from (each for each in found[:_MAX_DETAILS] if isinstance(each, dict))
 
 
 def wait_in_error_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
@@ -98,8 +98,8 @@ def reset_s(text: str, now_unix_s: float) -> float | None:
     text = text.strip()
     number = decimal_number(text, 0, 1e14)
     if number is None:
-        if (told_s := duration_s(text)) is not None:
-            return told_s
+        if (duration := duration_s(text)) is not None:
+            return duration
         at_s = unix_time_s(text, now_unix_s) if len(text) > 9 else None
         return None if at_s is None else _until(at_s, now_unix_s)
     if number >= _EPOCH_MS:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_MOST_FIELDS = 1000
+_MAX_FIELDS = 1000
 """So many URLs of one text are rewritten; each takes about 5 us."""
 _SECURE = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 CHANGED_WITH_BODY = ("ETag", "Digest", "Content-Digest", "Repr-Digest", "Content-MD5")
@@ -84,7 +84,7 @@ class Rewriter:
 
     def body(self, body: bytes) -> bytes:
         """JSON text, the listed fields rewritten, up to 1,000, and every other byte kept."""
-        return self.fields.sub(self._field, body, _MOST_FIELDS) if self.fields else body
+        return self.fields.sub(self._field, body, _MAX_FIELDS) if self.fields else body
 
     def _field(self, found: re.Match[bytes]) -> bytes:
         try:
@@ -96,7 +96,7 @@ class Rewriter:
 
 
 def endpoint_of(url: str, own_origins: Iterable[ProviderOrigin]) -> tuple[str, str] | None:
-    """(endpoint, raw query) of a URL on one of `homes`; None on any other host, or below its path.
+    """(endpoint, raw query) of a URL on one of `own_origins`; None elsewhere, or below its path.
 
     The authority must be the very same: no user, no other port, no trailing dot. A fragment is
     nobody's.
@@ -141,13 +141,13 @@ def _behind_cr(held: bytes, at: int) -> int:
 class EventChanger:
     """SSE in pieces, whole events changed. Each piece is searched once, however events are cut.
 
-    Up to `most_bytes` of an event are held until it ends. A larger one flows on unchanged.
+    Up to `max_bytes` of an event are held until it ends. A larger one flows on unchanged.
     """
 
     __slots__ = ("_change", "_held", "_last", "_most_bytes")
 
-    def __init__(self, change: Callable[[bytes], bytes], most_bytes: int) -> None:
-        self._change, self._most_bytes = change, most_bytes
+    def __init__(self, change: Callable[[bytes], bytes], max_bytes: int) -> None:
+        self._change, self._most_bytes = change, max_bytes
         self._held = bytearray()
         self._last = b""
         """In the middle of an event that is too large: its last byte so far."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-MOST_CHARACTERS = 256
+MAX_CHARACTERS = 256
 """Of a name: a model, a user, an id, an entry of metadata."""
-MOST_PATH_CHARACTERS = 512
-MOST_QUOTED_CHARACTERS = 80
+MAX_PATH_CHARACTERS = 512
+MAX_QUOTED_CHARACTERS = 80
 """Of what an error message quotes."""
 _DIGEST_DIGITS = 12
 
@@ -22,7 +22,7 @@ _DIGEST_DIGITS = 12
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
 
-def clean(text: str, most: int = MOST_CHARACTERS) -> str:
+def clean(text: str, most: int = MAX_CHARACTERS) -> str:
     """`text` without what no log may hold, in `most` characters. What is longer is cut and ends in
     a digest of the whole, so that two long names that begin alike remain two.
     """
@@ -34,4 +34,4 @@ def clean(text: str, most: int = MOST_CHARACTERS) -> str:
 
 def quoted(text: str) -> str:
     """The same for an error message."""
-    return clean(text, MOST_QUOTED_CHARACTERS)
+    return clean(text, MAX_QUOTED_CHARACTERS)

@@ -37,6 +37,6 @@ def trace(
     """
     found = _GIVEN.match(given or "")
     if found is not None and int(found[1], 16) and int(found[2], 16):
-        kept = bool(int(found[3], 16) & _SAMPLED)
-        return Trace(int(found[1], 16), random_bits(64) or 1, int(found[2], 16), kept)
+        is_sampled = bool(int(found[3], 16) & _SAMPLED)
+        return Trace(int(found[1], 16), random_bits(64) or 1, int(found[2], 16), is_sampled)
     return Trace(random_bits(128) or 1, random_bits(64) or 1, 0, sampled())

@@ -147,7 +147,7 @@ def clamped(usage: Usage) -> Usage:
     )
 
 
-_MOST = 1 << 40
+_MAX_COUNT = 1 << 40
 
 
 def believable(usage: Usage | None) -> Usage | None:
@@ -155,7 +155,7 @@ def believable(usage: Usage | None) -> Usage | None:
     if usage is None:
         return None
     counts = counts_of(usage)
-    return usage if min(counts) >= 0 and sum(counts) < _MOST else None
+    return usage if min(counts) >= 0 and sum(counts) < _MAX_COUNT else None
 
 
 class _Bounds(msgspec.Struct):

@@ -30,8 +30,8 @@ async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
         (request, capture.request_coding, exchange.request.body_bytes),
         (response, capture.response_coding, exchange.response.body_bytes),
     ):
-        asked = (body, coding, len(body) == passed_bytes, capture.most_bytes, redactors)
-        if len(body) > _AT_ONCE_BYTES or (coding and capture.most_bytes > _AT_ONCE_BYTES):
+        asked = (body, coding, len(body) == passed_bytes, capture.max_bytes, redactors)
+        if len(body) > _AT_ONCE_BYTES or (coding and capture.max_bytes > _AT_ONCE_BYTES):
             found.append(await asyncio.to_thread(_stored, *asked))
         else:
             found.append(_stored(*asked))
@@ -43,7 +43,7 @@ def _stored(
     body: bytes,
     coding: str,
     whole: bool,
-    most_bytes: int,
+    max_bytes: int,
     redactors: tuple[Redactor, Redactor],
 ) -> tuple[bytes, bool]:
     """What is stored of a body, and whether that is all of it. `redactors` know the relay's secrets
@@ -52,20 +52,20 @@ def _stored(
     secrets, own = redactors
     longest = max(secrets.longest, own.longest)
     if coding and body:
-        unpacked = unpack(body, coding, most_bytes + longest)
+        unpacked = unpack(body, coding, max_bytes + longest)
         if unpacked is None:
             return b"", False
         body, ended = unpacked
         whole = whole and ended
-    kept_bytes = most_bytes
+    kept_bytes = max_bytes
     if not whole:
         # Where it was cut, the beginning of a key may stand at the end of what is here.
-        kept_bytes = min(most_bytes, max(0, len(body) - max(0, longest - 1)))
-    kept = secrets.redact(body, kept_bytes, (own,))[:most_bytes]  # a mark may be longer than a key
-    return kept, whole and len(body) <= most_bytes
+        kept_bytes = min(max_bytes, max(0, len(body) - max(0, longest - 1)))
+    kept = secrets.redact(body, kept_bytes, (own,))[:max_bytes]  # a mark may be longer than a key
+    return kept, whole and len(body) <= max_bytes
 
 
-def capture_bytes(most_bytes: int, credentials: Sequence[str], secrets: Redactor) -> int:
+def capture_bytes(max_bytes: int, credentials: Sequence[str], secrets: Redactor) -> int:
     """How much of a body must be captured, so that so much can be stored without a secret."""
     longest = max([secrets.longest, *map(longest_spelling, credentials)])
-    return most_bytes + max(0, longest - 1)
+    return max_bytes + max(0, longest - 1)

@@ -81,7 +81,7 @@ class Ledger:
 
     def _fail_on_error_in_answer(self, exchange: Exchange) -> None:
         try:
-            exchange.fail_if_answer_tells_error()
+            exchange.fail_if_answer_is_error()
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 

@@ -13,7 +13,7 @@ from relay.core.exchange import Exchange, SessionSummary
 from relay.core.metadata import HEADER, parse_metadata
 from relay.core.record import Record
 from relay.core.redaction import Redactor
-from relay.core.text import MOST_PATH_CHARACTERS, clean
+from relay.core.text import MAX_PATH_CHARACTERS, clean
 
 EVENT_ID = "cf-aig-event-id"
 _TURNS_SHOWN = 50
@@ -37,7 +37,7 @@ def record_of(exchange: Exchange, secrets: Redactor) -> Record:
         request.surface,
         clean(request.method),
         clean(request.provider),
-        clean(request.endpoint, MOST_PATH_CHARACTERS),
+        clean(request.endpoint, MAX_PATH_CHARACTERS),
         response.status or (error.status if error else 0),
         outcome.name or "failed",
         _ms(request.started_s, outcome.ended_s),

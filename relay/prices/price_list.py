@@ -23,7 +23,7 @@ from relay.core.usage import Parts, Usage, believable, total
 
 _PERIOD_S = 900
 """For so long a price of the list holds: some depend on the time of day."""
-_MOST_NANO_USD = 10**13
+_MAX_NANO_USD = 10**13
 """Ten thousand dollars: nothing that a single call can cost."""
 _LISTED_AS: Mapping[str, str] = {
     "google-ai-studio": "google",
@@ -61,7 +61,7 @@ class _Tiers(NamedTuple):
 
     starts: tuple[int, ...]
     tariffs: tuple[Tariff, ...]
-    least_audio_ms: int = 0
+    min_audio_ms: int = 0
 
 
 def set_cost(exchange: Exchange, unix_s: float) -> None:
@@ -75,7 +75,7 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
         if usage.used is None:
             return
         cost = _cost(exchange, parts, route.provider, unix_s)
-        usage.cost_nano_usd = cost if cost is None or cost < _MOST_NANO_USD else None
+        usage.cost_nano_usd = cost if cost is None or cost < _MAX_NANO_USD else None
 
 
 def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
@@ -120,8 +120,8 @@ def cost_nano_usd(
         tiers = _listed(name, model, usage.service_tier, int(unix_s // _PERIOD_S))
         if tiers is not None:
             at = bisect_left(tiers.starts, usage.input_tokens) if tiers.starts else 0
-            if tiers.least_audio_ms > usage.audio_ms > 0:
-                usage = msgspec.structs.replace(usage, audio_ms=tiers.least_audio_ms)
+            if tiers.min_audio_ms > usage.audio_ms > 0:
+                usage = msgspec.structs.replace(usage, audio_ms=tiers.min_audio_ms)
             return tiers.tariffs[at].cost_nano_usd(usage)
     return None
 
@@ -139,7 +139,7 @@ _CONTEXTS: Mapping[str, tuple[dict[str, str], ...]] = {
     "batch": ({"processing": "batch"},),
     "fast": ({"speed": "fast"},),  # Anthropic's; OpenAI's is a tier
 }
-_LEAST_AUDIO_MS = {
+_MIN_AUDIO_MS = {
     ("groq", "whisper-large-v3"): 10_000,
     ("groq", "whisper-large-v3-turbo"): 10_000,
 }
@@ -168,7 +168,7 @@ def _listed(provider: str, model: str, service_tier: str, period: int) -> _Tiers
     tariffs = tuple(
         tariff(_rates(listed, above), audio_is_text=provider == "google") for above in (0, *ordered)
     )
-    return _Tiers(ordered, tariffs, _LEAST_AUDIO_MS.get((provider, found.id), 0))
+    return _Tiers(ordered, tariffs, _MIN_AUDIO_MS.get((provider, found.id), 0))
 
 
 def _own(listed: Any, name: str) -> Any:

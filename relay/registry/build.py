@@ -122,7 +122,7 @@ class _Builder:
             check=entry.check,
             target_header=entry.target_header,
             query_credentials=self._query_credentials(),
-            clients_may_bring_keys=entry.client_credentials == "allow",
+            accepts_client_keys=entry.client_credentials == "allow",
             **self._fallbacks(),
             **self._timeouts(),
         )

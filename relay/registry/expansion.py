@@ -44,8 +44,8 @@ class Expander:
             expanded = credentials.expand(template, self.variables.values, self.folder, self.files)
             if expanded.bad:
                 document.add_problem(where, expanded.bad)
-            self._look_for_spellings(document, where, template)
-            self._look_for_quotes(document, where, expanded)
+            self._warn_of_spellings(document, where, template)
+            self._warn_of_quotes(document, where, expanded)
             if _is_auth(where):
                 templates[where] = expanded
             elif expanded.missing:
@@ -59,7 +59,7 @@ class Expander:
                     document.add_problem(where, unfit)
         return templates
 
-    def _look_for_spellings(self, document: Document, where: Where, template: str) -> None:
+    def _warn_of_spellings(self, document: Document, where: Where, template: str) -> None:
         if found := _OF_LITELLM.search(template):
             document.add_problem(where, f"os.environ/… is not taken; here it is ${{{found[1]}}}")
         for found in _WITHOUT_BRACES.finditer(_REFERENCE.sub("", template)):
@@ -69,7 +69,7 @@ class Expander:
                 where, f"`$` without braces is plain text; a variable is written ${{{name}}}"
             )
 
-    def _look_for_quotes(
+    def _warn_of_quotes(
         self, document: Document, where: Where, expanded: credentials.Expanded
     ) -> None:
         for name in expanded.names:

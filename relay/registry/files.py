@@ -1,4 +1,4 @@
-"""The files that a configuration is read from: each is read once, and kept as it was read.
+"""The files that a configuration is read from: each is read once, and held as it was read.
 
 Owns: reading with bounds, include patterns, and the Snapshot from which another process makes the
 same configuration, whatever has become of the files since. Knows nothing of what the files mean.
@@ -52,8 +52,8 @@ class BadPattern(Exception):
 class Files:
     """Reads from the disk; with a Snapshot, from that alone."""
 
-    def __init__(self, kept: Snapshot | None = None) -> None:
-        self._kept = kept
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self._snapshot = snapshot
         self._files: dict[str, bytes] = {}
         self._failed: dict[str, int] = {}
         self._found: dict[str, list[str]] = {}
@@ -61,7 +61,7 @@ class Files:
     @property
     def on_disk(self) -> bool:
         """False where a Snapshot is read."""
-        return self._kept is None
+        return self._snapshot is None
 
     def read(self, path: Path) -> bytes:
         """The file's bytes. Raises Unreadable, TooLarge."""
@@ -78,9 +78,9 @@ class Files:
         return self._files[name]
 
     def _take(self, path: Path) -> bytes:
-        if self._kept is not None:
-            if (data := self._kept.files.get(str(path))) is None:
-                raise Unreadable(self._kept.failed.get(str(path), errno.ENOENT))
+        if self._snapshot is not None:
+            if (data := self._snapshot.files.get(str(path))) is None:
+                raise Unreadable(self._snapshot.failed.get(str(path), errno.ENOENT))
             return data
         try:
             with path.open("rb") as file:
@@ -97,8 +97,8 @@ class Files:
         """The files in `folder` that an include pattern names, sorted. Raises BadPattern."""
         if pattern not in self._found:
             _check_pattern(pattern)
-            if self._kept is not None:
-                self._found[pattern] = self._kept.found.get(pattern, [])
+            if self._snapshot is not None:
+                self._found[pattern] = self._snapshot.found.get(pattern, [])
             else:
                 self._found[pattern] = [str(path) for path in _on_disk(folder, pattern)]
         return [Path(name) for name in self._found[pattern]]

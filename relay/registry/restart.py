@@ -51,10 +51,10 @@ def needing_restart(started: GatewayFile, loaded: GatewayFile) -> list[str]:
 def taken_over(started: Config, loaded: Config) -> Config:
     """What is in force after a reload: `loaded`, but for the settings that need a restart."""
     before, now = started.settings, loaded.settings
-    kept: dict[str, Any] = {"database": before.database}
+    unchanged: dict[str, Any] = {"database": before.database}
     for section, keys in _at_start(before, now).items():
         values = {key: getattr(getattr(before, section), key) for key in keys}
-        kept[section] = getattr(now, section).model_copy(update=values)
+        unchanged[section] = getattr(now, section).model_copy(update=values)
     has_tls = (started.certificate is None) == (loaded.certificate is None)
     certificate = loaded.certificate if has_tls else started.certificate
-    return replace(loaded, settings=now.model_copy(update=kept), certificate=certificate)
+    return replace(loaded, settings=now.model_copy(update=unchanged), certificate=certificate)

@@ -299,7 +299,7 @@ class Ledger(Section):
     )
     bodies: Literal["off", "asked", "on"] = Field(
         "off",
-        description="Keep what REST calls said and were told: never; where a call asks for it (cf-aig-collect-log-payload: true); or unless it forbids it.",
+        description="Store the request and response bodies of REST calls: never; where a call asks for it (cf-aig-collect-log-payload: true); or unless it forbids it.",
     )
     body_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = Field(
         64 * 1024, description="Of each body at most; the rest is cut off."

@@ -50,7 +50,7 @@ class _Seen:
         return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
 
 
-_Said = tuple[Place, str]
+_Explanation = tuple[Place, str]
 _BLANKS = re.compile(r"\s*")
 _KEY_WITHOUT_SPACE = re.compile(r"\s*(?:- )?([A-Za-z0-9_.-]{1,64}):[^\s:/]")
 _QUOTE_BEFORE = re.compile(r"([\"'])\s*\Z")
@@ -77,23 +77,23 @@ def explain(error: yaml.YAMLError, text: str) -> tuple[Place, str]:
     return seen.at, f"is not valid YAML: {seen.problem}"
 
 
-def _control_character(error: yaml.reader.ReaderError, text: str) -> _Said:
+def _control_character(error: yaml.reader.ReaderError, text: str) -> _Explanation:
     place = place_behind(text[: error.position])
     code = error.character if isinstance(error.character, int) else ord(error.character[0])
     return place, f"a control character (U+{code:04X}) stands here; remove it"
 
 
-def _tab(seen: _Seen) -> _Said:
+def _tab(seen: _Seen) -> _Explanation:
     if seen.before.strip():
         return seen.at, "a tab stands here; use spaces"
     return seen.at, "the line is indented with a tab; YAML takes spaces alone"
 
 
-def _unclosed_brace(seen: _Seen) -> _Said:
+def _unclosed_brace(seen: _Seen) -> _Explanation:
     return seen.began, f"the {seen.opening} that begins here is not closed"
 
 
-def _within_braces(seen: _Seen) -> _Said:
+def _within_braces(seen: _Seen) -> _Explanation:
     if seen.before.endswith("$") and seen.first == "{":
         place = seen.at[0], seen.at[1] - 1
         return place, 'between { } or [ ] a ${NAME} needs quotes: "${NAME}"'
@@ -102,7 +102,7 @@ def _within_braces(seen: _Seen) -> _Said:
     return seen.at, "a comma is missing before this, or a value with , : { } [ ] needs quotes"
 
 
-def _second_colon(seen: _Seen) -> _Said:
+def _second_colon(seen: _Seen) -> _Explanation:
     for number in (seen.at[0] - 1, seen.at[0]):
         line = seen.line_at(number)
         if found := _KEY_WITHOUT_SPACE.match(line):
@@ -126,7 +126,7 @@ def _indent(line: str) -> int:
     return found.end() if found else 0
 
 
-def _missing_colon(seen: _Seen) -> _Said:
+def _missing_colon(seen: _Seen) -> _Explanation:
     line = seen.line_at(seen.began[0])
     if found := _KEY_WITHOUT_SPACE.match(line):
         return (seen.began[0], found.end(1) + 1), f"a space is missing after `{found[1]}:`"
@@ -135,7 +135,7 @@ def _missing_colon(seen: _Seen) -> _Said:
     return seen.began, "a colon is missing after this key, or the line above is not finished"
 
 
-def _not_beside(seen: _Seen) -> _Said:
+def _not_beside(seen: _Seen) -> _Explanation:
     """Something that does not fit to the lines of the same mapping or list."""
     if _QUOTE_BEFORE.search(seen.before):
         return seen.at, (
@@ -158,7 +158,7 @@ def _not_beside(seen: _Seen) -> _Said:
     )
 
 
-def _content(seen: _Seen) -> _Said:
+def _content(seen: _Seen) -> _Explanation:
     if seen.first == ",":
         return seen.at, "a value is missing before this comma"
     return seen.at, f"this {seen.first} closes nothing; put a value that begins with it in quotes"
@@ -172,7 +172,7 @@ _LIST_BEHIND_KEY = (
     "a list cannot begin behind its key; put `- item` on the next line, or write [item]"
 )
 _DIRECTIVE = "a line that begins with % is a directive, which is not taken; remove it"
-_WORDS: tuple[tuple[str, Callable[[_Seen], _Said]], ...] = (
+_WORDS: tuple[tuple[str, Callable[[_Seen], _Explanation]], ...] = (
     (r".*\|found character '\\t'", _tab),
     (r".*\|found character '\\ufeff'", lambda seen: (seen.at, "a byte order mark stands here")),
     (
@@ -211,7 +211,7 @@ _REFERENCE = r"\$\{[A-Za-z_][^}\s]{0,200}\}"
 _KEY = r"[A-Za-z0-9_-]+[\"']?:(?=\s|\Z)"
 _MAY_BE_SECRET = re.compile(rf"({_REFERENCE}|{_KEY})|(?<=://)[^/@\s]*@|[A-Za-z0-9_~+=-]{{8,}}")
 _IN_SECRET = re.compile(rf"({_REFERENCE}|{_KEY}|(?:Bearer|Key|Token)\b)|[^\s{{}}\[\],\"'#]+")
-_TELLING_KEY = re.compile(
+_SECRET_KEY = re.compile(
     r"(?:auth|value|key|token|secret|password|url|database|headers)\w*[\"']?:(?=\s)", re.IGNORECASE
 )
 
@@ -231,7 +231,7 @@ def _masked(line: str) -> str:
     """Keys, references and punctuation stay. Behind a key that tells of a secret every word goes,
     elsewhere every long word with a digit.
     """
-    telling = _TELLING_KEY.search(line)
+    telling = _SECRET_KEY.search(line)
     cut = telling.end() if telling else len(line)
     return _MAY_BE_SECRET.sub(_mask_mixed, line[:cut]) + _IN_SECRET.sub(_mask, line[cut:])
 

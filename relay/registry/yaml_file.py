@@ -75,8 +75,9 @@ def _text(path: Path, document: Document, files: Files) -> str | None:
     try:
         data = files.read(path)
     except Unreadable as error:
-        said = str(error)
-        document.add_problem((), said if said.startswith("the file") else f"cannot be read: {said}")
+        reason = str(error)
+        is_whole = reason.startswith("the file")
+        document.add_problem((), reason if is_whole else f"cannot be read: {reason}")
         return None
     except TooLarge:
         document.add_problem((), "the files of the configuration are larger than 4 MiB together")

@@ -334,7 +334,7 @@ class Attempts:
     def _expect_failure(self, plan: _Plan, exchange: Exchange) -> None:
         """Say what to look at in the attempt that begins, for something else can be tried."""
         exchange.waiting.first_byte_limit_s = plan.first_byte_limit_s(exchange.request.stream)
-        exchange.routing.looks_at_first_event = plan.may_fall_back("first_event_error") or (
+        exchange.routing.checks_first_event = plan.may_fall_back("first_event_error") or (
             plan.options.whole and self._has_another_key(plan)
         )
 

@@ -95,13 +95,13 @@ async def test_a_bomb_is_unpacked_up_to_the_limit_of_bodies_beside_the_loop(boun
     raw.plays(ok(b"{}"))
     relay = await start(BY_MODEL | {"server": {bound: 4 << 20}}, openai=provider(raw.url))
     bomb = gzip.compress(b'{"model":"big","x":"' + bytes(48 << 20) + b'"}', 1)
-    turns = most_bytes = 0
+    turns = max_bytes = 0
     hold = type(relay.gateway).hold
 
     def watched(*given: Any) -> None:
-        nonlocal most_bytes
+        nonlocal max_bytes
         hold(*given)
-        most_bytes = max(most_bytes, relay.gateway.held_bytes)
+        max_bytes = max(max_bytes, relay.gateway.held_bytes)
 
     monkeypatch.setattr(type(relay.gateway), "hold", watched)
 
@@ -115,7 +115,7 @@ async def test_a_bomb_is_unpacked_up_to_the_limit_of_bodies_beside_the_loop(boun
     assert await post(relay, bomb, "gzip") == (403, "model_unknown")
     others.cancel()
     step = reading._STEP_BYTES
-    assert 4 << 20 < most_bytes <= (4 << 20) + step + len(bomb)
+    assert 4 << 20 < max_bytes <= (4 << 20) + step + len(bomb)
     assert turns > (4 << 20) / step, "others get the loop between any two steps"
     assert relay.gateway.held_bytes == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from backports import zstd
 
-from relay.core.completeness import MOST_READ_BYTES, READ_AT_ONCE_BYTES, Response, is_complete
+from relay.core.completeness import MAX_READ_BYTES, READ_AT_ONCE_BYTES, Response, is_complete
 from tests.core.cost import assert_cheap
 
 JSON, SSE = "application/json", "text/event-stream"
@@ -227,7 +227,7 @@ LONG = {
 def test_what_takes_long_to_read_is_not_read_at_once(name: str) -> None:
     media, body = LONG[name]
     assert complete("openai", "chat", body, media) is None
-    assert complete("openai", "chat", body, media, most=MOST_READ_BYTES) is True
+    assert complete("openai", "chat", body, media, most=MAX_READ_BYTES) is True
     assert complete("openai", "chat", gzip.compress(body, 1), media, "gzip") is None
 
 

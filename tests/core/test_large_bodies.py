@@ -74,9 +74,9 @@ def test_no_body_takes_much_time_or_memory(function: str, name: str) -> None:
     assert_cheap(lambda: call(body), 0.3)  # 2 to 25 ms
     tracemalloc.start()
     call(body)
-    _, most_bytes = tracemalloc.get_traced_memory()
+    _, max_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most_bytes < 3 * BYTES  # what is changed is copied; decoded it takes 30 times as much
+    assert max_bytes < 3 * BYTES  # what is changed is copied; decoded it takes 30 times as much
 
 
 @pytest.mark.parametrize("size", [1000, fields._ALWAYS_READ_BYTES + 1000])

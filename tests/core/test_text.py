@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.metadata import as_text, parse_metadata
-from relay.core.text import MOST_CHARACTERS, clean, quoted
+from relay.core.text import MAX_CHARACTERS, clean, quoted
 
 
 @given(st.text(alphabet=st.characters(), max_size=600), st.integers(20, 300))
@@ -20,14 +20,14 @@ def test_whatever_comes_is_bounded_and_fits_a_log_and_a_database(text: str, most
     assert not any(unicodedata.category(each) in ("Cc", "Cs") for each in made)
 
 
-@pytest.mark.parametrize("text", ["gpt-5.5", "модель", "मॉडल 👩‍💻", "a b", "", "x" * MOST_CHARACTERS])
+@pytest.mark.parametrize("text", ["gpt-5.5", "модель", "मॉडल 👩‍💻", "a b", "", "x" * MAX_CHARACTERS])
 def test_ordinary_names_stay_as_they_are(text: str) -> None:
     assert clean(text) == text
 
 
 def test_two_long_names_that_begin_alike_remain_two() -> None:
     first, second = clean("m" * 5_000_000 + "1"), clean("m" * 5_000_000 + "2")
-    assert first != second and len(first) == len(second) == MOST_CHARACTERS
+    assert first != second and len(first) == len(second) == MAX_CHARACTERS
 
 
 def test_what_a_terminal_or_a_database_would_trip_on_is_replaced() -> None:
@@ -37,5 +37,5 @@ def test_what_a_terminal_or_a_database_would_trip_on_is_replaced() -> None:
 
 def test_metadata_is_cut_and_cleaned_where_it_is_read() -> None:
     read = parse_metadata(f'{{"n{"n" * 900}": "v{"v" * 900}", "a\\u0000": "\\u001b", "n": 18446744073709551616}}')
-    assert all(len(name) <= MOST_CHARACTERS and len(as_text(value)) <= MOST_CHARACTERS for name, value in read.items())
+    assert all(len(name) <= MAX_CHARACTERS and len(as_text(value)) <= MAX_CHARACTERS for name, value in read.items())
     assert read["a\ufffd"] == "\ufffd" and as_text(read["n"]) == "18446744073709551616"

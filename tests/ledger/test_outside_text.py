@@ -19,7 +19,7 @@ from relay.core.errors import (
     UnknownProvider,
     UnknownRoute,
 )
-from relay.core.text import MOST_CHARACTERS, MOST_PATH_CHARACTERS, clean
+from relay.core.text import MAX_CHARACTERS, MAX_PATH_CHARACTERS, clean
 from relay.storage.tables import bodies, exchanges, group_rollups, rollups, tags
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import rows
@@ -59,9 +59,9 @@ async def _is_bounded(relay: Relay) -> None:
     for line in relay.logged.lines:
         assert len(line) <= LINE_BYTES
         for text in _texts(json.loads(line)):
-            assert text == clean(text, MOST_PATH_CHARACTERS) or "Traceback" in text
+            assert text == clean(text, MAX_PATH_CHARACTERS) or "Traceback" in text
     _, _, metrics = await relay.call("GET", f"{relay.url}/metrics")
-    assert max(map(len, metrics.splitlines())) <= 2 * MOST_CHARACTERS
+    assert max(map(len, metrics.splitlines())) <= 2 * MAX_CHARACTERS
     assert relay.gateway.ledger.lost.rows == 0
 
 
@@ -74,7 +74,7 @@ async def test_a_call_of_endless_names_is_bounded_in_log_database_and_metrics(st
     call = {"model": LONG, "user": UNFIT + LONG}
     assert (await relay.call("POST", relay.path("openai", "p" * 3000), json=call, headers=headers))[0] == 200
     (row,) = await rows(relay)
-    assert row["model"] == clean(LONG) and row["user"] == clean(UNFIT + LONG) and len(row["endpoint"]) == MOST_PATH_CHARACTERS
+    assert row["model"] == clean(LONG) and row["user"] == clean(UNFIT + LONG) and len(row["endpoint"]) == MAX_PATH_CHARACTERS
     assert row["request_id"] == clean("r" * 3000) and row["event_id"] == clean("e" * 3000)
     assert row["metadata"] == {clean(name): clean(value) for name, value in names.items()}
     await _is_bounded(relay)
@@ -209,8 +209,8 @@ async def test_rows_that_wait_are_bounded_in_bytes_and_the_sums_are_right(start:
     folder = tmp_path / "not-yet"
     folder.write_text("")
     relay = await start({"database": str(folder / "relay.db"), "ledger": {"bodies": "on"}}, openai=provider(raw.url))
-    most_bytes = 20_000
-    monkeypatch.setattr("relay.ledger.writer.MOST_ROWS_BYTES", most_bytes)
+    max_bytes = 20_000
+    monkeypatch.setattr("relay.ledger.writer.MOST_ROWS_BYTES", max_bytes)
     headers = {"X-Request-Id": "é" * 256, "cf-aig-metadata": json.dumps({f"n{n}": "v" * 250 for n in range(5)})}
     for _ in range(30):
         await relay.call("POST", relay.path("openai", "chat/completions"), json={}, headers=headers)
@@ -218,6 +218,6 @@ async def test_rows_that_wait_are_bounded_in_bytes_and_the_sums_are_right(start:
     folder.unlink()
     await relay.events("database.recovered")
     kept, lost = await rows(relay), relay.gateway.ledger.lost
-    assert 0 < lost.rows == 30 - len(kept) and sum(len(json.dumps(row)) for row in kept) < 2 * most_bytes
+    assert 0 < lost.rows == 30 - len(kept) and sum(len(json.dumps(row)) for row in kept) < 2 * max_bytes
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")
     assert json.loads(body)["total"]["requests"] == 30

@@ -27,7 +27,7 @@ from relay.core.meters.estimates import (
 )
 from relay.core.meters.events import Events
 from relay.core.meters.format_reader import FormatReader, NoReader
-from relay.core.meters.inner_errors import is_empty, is_error, tells_error
+from relay.core.meters.inner_errors import contains_error, is_empty, is_error
 from relay.core.meters.openai import OpenAI, plain
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.tolerant_json import IgnoredFields
@@ -55,8 +55,8 @@ class AnswerMeter:
     """`feed` sees each chunk; `parts` is what the call came to, none if nothing is known."""
 
     __slots__ = (
-        "_bytes", "_format", "_header", "_ignored_fields", "_keep", "_kind", "_last", "_mark",
-        "_reader", "_sent", "_source", "_tail", "_tells_error", "_texts", "_unpack",
+        "_bytes", "_format", "_has_error", "_header", "_ignored_fields", "_kind", "_last", "_mark",
+        "_reader", "_sent", "_source", "_tail", "_texts", "_unpack",
     )  # fmt: skip
 
     def __init__(self, format_: str, sent: SentCall, header: Header) -> None:
@@ -69,10 +69,9 @@ class AnswerMeter:
         self._source: Events | Scanner | None = None
         """Made with the first chunk: an answer that is all here mostly needs none."""
         self._bytes = 0
-        self._tells_error = False
+        self._has_error = False
         # An error ends a stream: to search each chunk for one would take as long as all the rest.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
-        self._keep = self._last.append
         self._texts: TextEstimator | None = None
         if format_ in _READERS and sent.kind in ESTIMATED:
             self._texts = TextEstimator(self._reader.texts)
@@ -86,11 +85,11 @@ class AnswerMeter:
         self._bytes += len(chunk)
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
-        self._keep(chunk)
+        self._last.append(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
         if self._mark:
-            self._look_for_mark(chunk)
+            self._search_mark(chunk)
         if self._source is not None:
             for document in self._source.feed(chunk):
                 self._read(document)
@@ -106,7 +105,7 @@ class AnswerMeter:
             self.feed(chunk)
             return
         self._bytes += len(chunk)
-        self._keep(chunk)
+        self._last.append(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
 
@@ -127,7 +126,7 @@ class AnswerMeter:
             if self._texts is not None:
                 self._texts.feed(body)
             if self._mark:
-                self._look_for_mark(body)
+                self._search_mark(body)
             self._read(found)
         else:
             self.feed(body)
@@ -135,12 +134,12 @@ class AnswerMeter:
     def _read(self, document: Document) -> None:
         reader = self._reader
         if is_error(document):
-            self._tells_error = True
+            self._has_error = True
         reader.read(document)
         if reader.model is not None and isinstance(self._source, Events):
             self._source.named()
 
-    def _look_for_mark(self, chunk: bytes) -> None:
+    def _search_mark(self, chunk: bytes) -> None:
         """An empty mark was found, or there is none."""
         seen = self._tail + chunk
         if self._mark in seen:
@@ -159,14 +158,14 @@ class AnswerMeter:
         return self._ignored_fields.count + self._gave_up
 
     @property
-    def tells_error(self) -> bool:
+    def has_error(self) -> bool:
         """True if the answer is an error, or ends with one; or is a stream without an event."""
         if not self._sent.generates or not self._kind:
             return False
-        if self._tells_error or self._kind != "events" or self._is_unread:
-            return self._tells_error
+        if self._has_error or self._kind != "events" or self._is_unread:
+            return self._has_error
         last, events = b"".join(self._last)[-_LAST_BYTES:], self._source
-        if tells_error(last):
+        if contains_error(last):
             return True
         if self._bytes <= _LAST_BYTES and len(self._last) < _LAST_CHUNKS:
             return is_empty(last)  # these are all there were
@@ -203,7 +202,7 @@ class AnswerMeter:
         named = self._reader.object_id if self._sent.makes_objects else ""
         if not reported:
             made = self._texts.tokens if self._texts is not None and self._kind else None
-            if not made and self.tells_error:
+            if not made and self.has_error:
                 return ()  # nothing was made, and nothing is told of the rest
             reported = estimate_parts(self._format, self._sent, self.model, made)
         booking: Booking = "once" if continues_object(self._sent.endpoint) or not named else "made"
@@ -258,8 +257,8 @@ def _kind_of(content_type: str | None) -> str:
 
 def answer_meter(format_: str, sent: SentCall, header: Header) -> AnswerMeter | None:
     """What reads the answer of a call; None where nothing is to be read."""
-    looks = sent.counting != "nothing" or sent.generates
-    return AnswerMeter(format_, sent, header) if looks else None
+    is_read = sent.counting != "nothing" or sent.generates
+    return AnswerMeter(format_, sent, header) if is_read else None
 
 
 def read_whole(
@@ -292,7 +291,7 @@ class Plain:
 
     __slots__ = ("model", "parts")
     ignored = 0
-    tells_error = False
+    has_error = False
 
     def __init__(self, part: Part) -> None:
         self.model, self.parts = part.model, (part,)

@@ -22,7 +22,6 @@ _BESIDE_THE_WHOLE = frozenset({"compaction", "advisor_message"})
 
 
 class _CacheCreation(msgspec.Struct):
-    ephemeral_5m_input_tokens: Count | None = None
     ephemeral_1h_input_tokens: Count | None = None
 
 

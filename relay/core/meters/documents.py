@@ -18,13 +18,12 @@ from typing import Any
 
 import msgspec
 
-from relay.core.fields import UNREADABLE, is_readable
+from relay.core.fields import MAX_FIELD_BYTES, UNREADABLE, is_readable
 
 Document = Mapping[str, bytes]
-"""Raw JSON of the wanted fields, by their place: `usage`, `response.usage`."""
+"""Raw JSON of the wanted fields, by their place: `usage`, `response.usage`; empty of a field that
+is longer than MAX_FIELD_BYTES."""
 
-MAX_FIELD_BYTES = 64 * 1024
-"""Of a longer field nothing is told but that it is there: it is empty."""
 _MAX_KEY_BYTES = 256
 
 
@@ -134,11 +133,6 @@ class Scanner:
         self.gave_up = False
         """It took too many steps: nothing more is read."""
 
-    @property
-    def unfinished(self) -> Document:
-        """The fields of a document that has not ended."""
-        return self._fields
-
     def feed(self, piece: bytes) -> Sequence[Document]:
         """The documents that this piece completes."""
         text = self._held + piece if self._held else piece
@@ -237,7 +231,7 @@ class Scanner:
         if byte == _OPEN_ARRAY and not self._levels and not self._in_array:
             self._in_array = True
             return
-        inner = self._looks_into() if byte != _OPEN_ARRAY else None
+        inner = self._level_of() if byte != _OPEN_ARRAY else None
         if inner is not None:
             self._levels.append(inner)
             self._key, self._expects = None, "key"
@@ -246,7 +240,7 @@ class Scanner:
         self._record(bytes((byte,)))
         self._deep = 1
 
-    def _looks_into(self) -> tuple[str, Tree] | None:
+    def _level_of(self) -> tuple[str, Tree] | None:
         """The level that an object here opens; None if nothing in it is wanted."""
         if not self._levels:
             return "", self._tree

@@ -98,7 +98,7 @@ def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | 
     return ()
 
 
-_LOOKED_AT_BYTES = 32 * 1024
+_SAMPLED_BYTES = 32 * 1024
 _REST = rb'\s*"((?:[^"\\]++|\\.)*+)'
 
 
@@ -115,14 +115,14 @@ class TextEstimator:
     def feed(self, chunk: bytes) -> None:
         """Count one chunk."""
         self._bytes += len(chunk)
-        if self._held_bytes < _LOOKED_AT_BYTES:
+        if self._held_bytes < _SAMPLED_BYTES:
             self._held.append(chunk)
             self._held_bytes += len(chunk)
 
     @property
     def tokens(self) -> int:
         """About as many as the text comes to."""
-        start = b"".join(self._held)[:_LOOKED_AT_BYTES]
+        start = b"".join(self._held)[:_SAMPLED_BYTES]
         if not start or not self._keys:
             return 0
         pattern = b"(?:" + b"|".join(map(re.escape, self._keys)) + b")" + _REST

@@ -54,11 +54,6 @@ class Events:
         """An event took too many steps to read."""
 
     @property
-    def unfinished(self) -> Document:
-        """The fields of an event that was cut off."""
-        return self._scanner.unfinished if self._scanner is not None else {}
-
-    @property
     def began(self) -> bool:
         """True once there was an event with data."""
         return self._at_first < _READ_AT_FIRST

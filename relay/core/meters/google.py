@@ -22,7 +22,7 @@ _STILL_TO_COME = frozenset({"in_progress", "queued"})
 _STANDARD_TIERS = frozenset({"standard", "unspecified"})
 _GENERATED = frozenset({"usageMetadata", "modelVersion"})
 _GENERATED_WANTED = Wanted(*_GENERATED, *ERROR_PLACES)
-_tells = re.compile(rb'TokenCount"\s*:\s*[^0\s]').search
+_has_count = re.compile(rb'TokenCount"\s*:\s*[^0\s]').search
 """A count that is not 0, whatever it is."""
 _MAX_TIER = 32
 
@@ -176,7 +176,7 @@ class Google(FormatReader):
     def read(self, document: Document) -> None:
         get = document.get
         # Every chunk of a stream tells the usage so far: only the last is decoded.
-        if (raw := get("usageMetadata")) is not None and _tells(raw) is not None:
+        if (raw := get("usageMetadata")) is not None and _has_count(raw) is not None:
             self._metadata = raw
         if (raw := get("modelVersion")) is not None and raw != self._version:
             self._version, self.model = raw, text_of(raw) or self.model

@@ -21,7 +21,7 @@ from relay.core.meters.tolerant_json import text_of
 from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
 _reported = compile_prefilter('"(?:usageMetadata|webSearchQueries)"')
-_told_or_said = compile_prefilter('"(?:usageMetadata|webSearchQueries|modelTurn)"')
+_reported_or_answer = compile_prefilter('"(?:usageMetadata|webSearchQueries|modelTurn)"')
 _SEARCHED = b'"webSearchQueries"'
 """Searches are billed beside the tokens."""
 _SAMPLED = 8
@@ -41,7 +41,7 @@ class GoogleLive(SocketMeter):
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self.sent_filter = compile_prefilter('"setup"' if opened.model is None else "")
-        self.received_filter = _told_or_said
+        self.received_filter = _reported_or_answer
         self._answer = Payload(opened.provider)
         self._to_sample = _SAMPLED
         self._speaks = False

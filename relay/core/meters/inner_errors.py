@@ -21,7 +21,7 @@ _NO_ERROR = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 _ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
 _ERROR_NAMES = frozenset({b"error", b"response.failed"})
 _NO_DATA = frozenset({b"", DONE})
-_MOST_BYTES = 64 * 1024
+_MAX_BYTES = 64 * 1024
 
 _STATUSES = {
     "invalid_request_error": 400, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400,
@@ -43,7 +43,7 @@ def is_error(document: Document) -> bool:
     return any(document.get(place, b"null") not in _NO_ERROR for place in ERROR_PLACES[1:])
 
 
-def tells_error(events: bytes) -> bool:
+def contains_error(events: bytes) -> bool:
     """True if one of some events is an error; the first and the last may be cut."""
     if b"error" not in events and b"response.failed" not in events:
         return False
@@ -125,7 +125,7 @@ def _name_of(event: bytes) -> bytes:
 def _status_of(data: bytes) -> int:
     """The status that an error stands for; 0 if it says none."""
     try:
-        reported = msgspec.json.decode(data) if len(data) <= _MOST_BYTES else None
+        reported = msgspec.json.decode(data) if len(data) <= _MAX_BYTES else None
     except UNREADABLE:
         return 0
     if isinstance(reported, list) and reported:

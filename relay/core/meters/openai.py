@@ -12,8 +12,8 @@ from typing import Annotated
 
 import msgspec
 
-from relay.core.fields import UNREADABLE
-from relay.core.meters.documents import MAX_FIELD_BYTES, Document, Wanted
+from relay.core.fields import MAX_FIELD_BYTES, UNREADABLE
+from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.format_reader import FormatReader
 from relay.core.meters.inner_errors import ERROR_PLACES
 from relay.core.meters.sent_call import SentCall

@@ -31,7 +31,7 @@ class Live(SocketMeter):
     the same.
     """
 
-    __slots__ = ("_began_s", "_closed", "_session_id", "_told_ms")
+    __slots__ = ("_began_s", "_closed", "_reported_ms", "_session_id")
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
@@ -42,7 +42,7 @@ class Live(SocketMeter):
         attached = _SESSION_ID.search(opened.endpoint)
         self._session_id = attached[1] if attached is not None else ""
         self._began_s: float | None = None
-        self._told_ms: int | None = None
+        self._reported_ms: int | None = None
         self._closed = False
 
     def sent(self, data: bytes) -> None:
@@ -70,7 +70,7 @@ class Live(SocketMeter):
             openai.usage_of(message["usage"], self.ignored_fields) if "usage" in message else None
         )
         if reported is not None:
-            self._told_ms = max(reported.audio_ms, self._told_ms or 0)
+            self._reported_ms = max(reported.audio_ms, self._reported_ms or 0)
         self._closed = self._closed or kind == "session.closed"
 
     def _delegated(self, message: Document) -> None:
@@ -95,7 +95,7 @@ class Live(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        heard_ms = self._told_ms
+        heard_ms = self._reported_ms
         if heard_ms is None and self._began_s is not None:
             heard_ms = round((self.opened.clock() - self._began_s) * 1000)
         if heard_ms is None:

@@ -69,7 +69,7 @@ class Realtime(ResponseMeter):
         self._wrote = False
         if opened.model is None:
             self.sent_filter = compile_prefilter('"session"')
-        self._look_for_texts()
+        self._watch_texts()
 
     def sent(self, data: bytes) -> None:
         message = _ASKED.of(data)
@@ -83,9 +83,9 @@ class Realtime(ResponseMeter):
         if model is not None:
             self.named(model)
             self.sent_filter = None
-            self._look_for_texts()
+            self._watch_texts()
 
-    def _look_for_texts(self) -> None:
+    def _watch_texts(self) -> None:
         if self.sent_filter is None and (self.model or self.asked or "").startswith("grok"):
             self.sent_filter = compile_prefilter(r'"conversation\.item\.create"')
 
@@ -106,7 +106,7 @@ class Realtime(ResponseMeter):
         self._output_bytes_a_s = _audio(message, "output") or self._output_bytes_a_s
         if self.model is not None and not self._wrote:
             self.sent_filter = None
-            self._look_for_texts()
+            self._watch_texts()
 
     def _opening(self, model: str | None) -> Open:
         """It reads the conversation so far, and what was said since."""

@@ -33,12 +33,12 @@ _PIECES = tuple(
 )
 """As OpenAI writes them, and Python. One that begins in another way is looked at like the rest."""
 
-_TELLING = (
+_RELEVANT = (
     r'"(?:usage"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
     r'|response\.[a-z_.]*+"'
 )
-_without_deltas = compile_prefilter(_TELLING + r'(?<!\.delta"))')
-_with_deltas = compile_prefilter(_TELLING + ")")
+_without_deltas = compile_prefilter(_RELEVANT + r'(?<!\.delta"))')
+_with_deltas = compile_prefilter(_RELEVANT + ")")
 """While a delta is to be looked into for how it is written."""
 
 _MESSAGE = Wanted(
@@ -54,7 +54,7 @@ _CREATE = Wanted("type", "model", "previous_response_id", "response.model")
 ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _SENT = SentCall("responses", endpoint="responses")
-_MOST_OPEN = 64
+_MAX_OPEN = 64
 
 
 class Open:
@@ -113,7 +113,7 @@ class ResponseMeter(SocketMeter):
     def _began(self, message: Document) -> None:
         self._share()
         named = text_of(message.get("response.id")) or ""
-        if len(self._open) < _MOST_OPEN:
+        if len(self._open) < _MAX_OPEN:
             self._open[named] = self._opening(text_of(message.get("response.model")))
         self._to_sample, self.received_filter = self.sampled_deltas, _with_deltas
 
@@ -178,7 +178,7 @@ class Responses(ResponseMeter):
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self.sent_filter = compile_prefilter(r'"response\.create"')
-        self._asked: deque[Open] = deque(maxlen=_MOST_OPEN)
+        self._asked: deque[Open] = deque(maxlen=_MAX_OPEN)
         self._totals: dict[str, int] = {}
         """Tokens of the last responses, which one that goes on from them reads again."""
 
@@ -201,6 +201,6 @@ class Responses(ResponseMeter):
         super()._add(part)
         self.model = part.model or self.model
         if part.object_id:
-            if len(self._totals) >= _MOST_OPEN:
+            if len(self._totals) >= _MAX_OPEN:
                 self._totals.pop(next(iter(self._totals)))
             self._totals[part.object_id] = part.usage.tokens

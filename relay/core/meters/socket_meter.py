@@ -62,7 +62,7 @@ class SocketMeter:
     those that the client sent by `sent`, those of the provider by `received`.
     """
 
-    tells_error = False
+    has_error = False
     """Errors of a session are its client's to judge: it may go on after one."""
     searched_bytes = 256 * 1024
     """A larger message is read without the prefilter, which is slower than to read it."""
@@ -114,7 +114,7 @@ class SocketMeter:
             part.model, usage.service_tier, usage.billed_nano_usd is None, usage.incomplete,
             usage.estimated,
         )  # fmt: skip
-        if like not in self._sums and len(self._sums) >= _MOST_SUMS:
+        if like not in self._sums and len(self._sums) >= _MAX_SUMS:
             part, like = part._replace(model=_OTHERS), (_OTHERS,)
         before = self._sums.get(like)
         self._sums[like] = Part(part.model, usage if before is None else before.usage + usage)
@@ -125,7 +125,7 @@ class SocketMeter:
             self.asked = model
 
 
-_MOST_SUMS = 50
+_MAX_SUMS = 50
 _OTHERS = "(others)"
 """Stands for the models of a session that names more than are told apart: it has no price."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.core.fields import MOST_FIELD_BYTES, MOST_TEXT_BYTES, UNREADABLE, field, text
+from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter, compile_prefilter
 from relay.core.meters.tolerant_json import count_of, text_of
@@ -41,7 +41,7 @@ class Characters(SocketMeter):
     def _characters(self, data: bytes) -> int | None:
         """How many are to be spoken; None if they are too many to be counted."""
         raw = field(data, self._field)
-        if memoryview(raw).nbytes > MOST_TEXT_BYTES:
+        if memoryview(raw).nbytes > MAX_TEXT_BYTES:
             return None
         spoken = text(raw)
         # A lone space opens a session of ElevenLabs, and an empty text closes it.
@@ -68,7 +68,7 @@ class Dialogue(Characters):
 
     def _characters(self, data: bytes) -> int | None:
         raw = field(data, "inputs")
-        if memoryview(raw).nbytes > MOST_FIELD_BYTES:
+        if memoryview(raw).nbytes > MAX_FIELD_BYTES:
             return None
         try:
             return sum(len(line.text) for line in _lines(raw))

@@ -169,11 +169,11 @@ def count_of(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None:
 
 
 _count = msgspec.json.Decoder(Count | None).decode
-_MOST_USD = 1_000_000
+_MAX_USD = 1_000_000
 
 
 def nano_usd(usd: Decimal | None) -> int | None:
     """In billionths; None of what is no amount: then the price list says what it costs."""
-    if usd is None or not usd.is_finite() or not 0 <= usd <= _MOST_USD:
+    if usd is None or not usd.is_finite() or not 0 <= usd <= _MAX_USD:
         return None
     return round(usd * 10**9)

@@ -29,11 +29,11 @@ class HeardAudio(TimedSession):
     audio that was sent: `audio` names the field that has it in base64, none if the messages are it.
     """
 
-    __slots__ = ("_audio", "_bytes_a_s", "_payload", "told_ms")
+    __slots__ = ("_audio", "_bytes_a_s", "_payload", "reported_ms")
 
     def __init__(self, opened: OpenedSession, audio: str = "") -> None:
         super().__init__(opened)
-        self.told_ms: int | None = None
+        self.reported_ms: int | None = None
         """As the provider says."""
         self._bytes_a_s = bytes_a_second(
             opened.asked("encoding") or opened.asked("audio_format"), opened.asked("sample_rate")
@@ -53,8 +53,8 @@ class HeardAudio(TimedSession):
 
     @property
     def parts(self) -> Parts:
-        if self.told_ms is not None:
-            return (Part(self.model, Usage(audio_ms=self.told_ms)),)
+        if self.reported_ms is not None:
+            return (Part(self.model, Usage(audio_ms=self.reported_ms)),)
         if not self.opened.client.bytes:
             return ()
         return (Part(self.model, Usage(audio_ms=self.sent_ms, estimated=True)),)
@@ -88,7 +88,7 @@ class Segments(HeardAudio):
 
     def _add_piece(self, message: Document) -> None:
         if (heard_ms := milliseconds(message.get("duration"), self.ignored_fields)) is not None:
-            self.told_ms = (self.told_ms or 0) + heard_ms
+            self.reported_ms = (self.reported_ms or 0) + heard_ms
 
 
 class DeepgramListen(Segments):
@@ -205,8 +205,8 @@ class Closing(HeardAudio):
         if text_of(message.get("type")) != self._type:
             return
         for name in self._fields:
-            if (told_ms := milliseconds(message.get(name), self.ignored_fields)) is not None:
-                self.told_ms = told_ms
+            if (reported_ms := milliseconds(message.get(name), self.ignored_fields)) is not None:
+                self.reported_ms = reported_ms
                 return
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from relay.core.meters.socket_meter import compile_prefilter
 
-MOST_TURNS = 200
+MAX_TURNS = 200
 HEAD_BYTES = 256
 """The beginning of a message."""
 
@@ -182,7 +182,7 @@ class Turns:
             self._cut()
         elif self._asked_s is None:
             self._asked_s = self._client.message_s
-        self._look_for_what_matters()
+        self._choose_filter()
 
     def received(self, data: bytes) -> None:
         """A message of the provider's."""
@@ -201,9 +201,9 @@ class Turns:
         else:
             self._asked_s = None
             self._cut()
-        self._look_for_what_matters()
+        self._choose_filter()
 
-    def _look_for_what_matters(self) -> None:
+    def _choose_filter(self) -> None:
         self.under_way = self._speaking and self._asked_s is None
         self.received_filter = (
             self._received.between if self.under_way else self._received.prefilter
@@ -213,7 +213,7 @@ class Turns:
         asked_s, came_s, passed_s = self._asked_s, self._provider.message_s, self._clock()
         assert asked_s is not None
         self._asked_s = None
-        if len(self.found) < MOST_TURNS:
+        if len(self.found) < MAX_TURNS:
             self.found.append(
                 Turn(
                     round((asked_s - self._began_s) * 1e3, 2),

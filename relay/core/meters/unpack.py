@@ -19,9 +19,9 @@ else:
     from backports import zstd
 
 _BROKEN = (zlib.error, brotli.error, zstd.ZstdError, EOFError)
-_MOST_CODINGS = 3
+_MAX_CODINGS = 3
 """Of one body, one upon the other."""
-_MOST_BETWEEN_BYTES = 32 * 1024 * 1024
+_MAX_BETWEEN_BYTES = 32 * 1024 * 1024
 _MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 _STEP_BYTES = 4 * 1024 * 1024
 """What one chunk may unpack to: reading more than that would hold up the loop."""
@@ -68,7 +68,7 @@ def _step(coding: str, decoder: Any, chunk: bytes, most: int) -> bytes:
 
 _SMALL_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 """8 MiB, the most that HTTP allows (RFC 9659): by default a frame may ask for 128."""
-_MOST_MEMBERS = 64
+_MAX_MEMBERS = 64
 """Of gzip, or frames of zstd, in one body: each costs a copy of what follows."""
 _DECODERS: dict[str, Any] = {
     "gzip": lambda: zlib.decompressobj(wbits=47),  # either header
@@ -100,7 +100,7 @@ def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> 
     pieces: Iterator[bytes] = iter((data,))
     codings = [each.strip() for each in content_encoding.lower().split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
-    if len(codings) > _MOST_CODINGS:
+    if len(codings) > _MAX_CODINGS:
         raise CannotUnpack
     for left, coding in enumerate(reversed(codings), 1 - len(codings)):
         pieces = _undone(pieces, coding, step_bytes)
@@ -112,7 +112,7 @@ def _bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """What lies between two codings is compressed still, so no longer than a body may be: without
     a bound one would make gigabytes of which the next makes nothing.
     """
-    room = _MOST_BETWEEN_BYTES
+    room = _MAX_BETWEEN_BYTES
     for piece in pieces:
         room -= len(piece)
         if room < 0:
@@ -131,7 +131,7 @@ def _undone(packed: Iterator[bytes], coding: str, step_bytes: int) -> Iterator[b
             while rest is not None:
                 if decoder is None:
                     decoder, members = _decoder(coding, rest), members + 1
-                    if members > _MOST_MEMBERS:
+                    if members > _MAX_MEMBERS:
                         raise CutShort
                 piece = _step(coding, decoder, rest, step_bytes)
                 if piece:
@@ -163,16 +163,16 @@ def _rest(coding: str, decoder: Any, full: bool) -> bytes | None:
     return tail if tail or full else None
 
 
-def unpack(data: bytes, content_encoding: str, most_bytes: int) -> tuple[bytes, bool] | None:
-    """`data` unpacked, `most_bytes` at most, and whether that is all of it. None for a coding that
+def unpack(data: bytes, content_encoding: str, max_bytes: int) -> tuple[bytes, bool] | None:
+    """`data` unpacked, `max_bytes` at most, and whether that is all of it. None for a coding that
     is not known here, and for what is broken.
     """
     unpacked = bytearray()
     try:
-        for piece in steps(data, content_encoding, min(most_bytes + 1, _STEP_BYTES)):
+        for piece in steps(data, content_encoding, min(max_bytes + 1, _STEP_BYTES)):
             unpacked += piece
-            if len(unpacked) > most_bytes:
-                return bytes(unpacked[:most_bytes]), False
+            if len(unpacked) > max_bytes:
+                return bytes(unpacked[:max_bytes]), False
     except CutShort:
         return bytes(unpacked), False
     except CannotUnpack:

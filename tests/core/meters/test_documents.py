@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.core.fields import MAX_FIELD_BYTES
 from relay.core.meters import documents
-from relay.core.meters.documents import MAX_FIELD_BYTES, Scanner, Wanted
+from relay.core.meters.documents import Scanner, Wanted
 from relay.core.meters.events import MAX_WHOLE_BYTES, Events
 
 PLACES = ("id", "usage", "response.usage", "response.model", "a.b.c")
@@ -218,10 +219,10 @@ def test_256_mib_without_a_boundary_are_held_nowhere() -> None:
 def test_json_of_nothing_but_brackets_is_given_up_and_says_so() -> None:
     scanner = Scanner(WANTED)
     scanner.feed(b'{"usage": 1, "a": {' + b'"b":[[[[[[],[]]]]],' * 200_000)
-    assert scanner.gave_up and not scanner.feed(b'"usage": 2}}') and not scanner.unfinished
+    assert scanner.gave_up and not scanner.feed(b'"usage": 2}}') and not scanner._fields
 
 
 def test_what_came_of_a_document_that_was_cut_off_is_told() -> None:
     scanner = Scanner(WANTED)
     scanner.feed(b'{"id": 7, "usage": {"x": 1}, "text": "and')
-    assert loaded(scanner.unfinished) == {"id": 7, "usage": {"x": 1}}
+    assert loaded(scanner._fields) == {"id": 7, "usage": {"x": 1}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay.core.meters.answer_meter import AnswerMeter, answer_meter, read_whole
-from relay.core.meters.inner_errors import FirstEvent, tells_error
+from relay.core.meters.inner_errors import FirstEvent, contains_error
 from relay.core.meters.sent_call import SentCall
 from relay.core.usage import total
 
@@ -74,12 +74,12 @@ def test_what_comes_behind_the_first_event_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ERRORS if name != "bare JSON"])
 def test_an_error_among_events(name: str) -> None:
-    assert tells_error(GOOD["chat"] + ERRORS[name][0] + b"data: [DONE]\n\n")
+    assert contains_error(GOOD["chat"] + ERRORS[name][0] + b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_error_among_events(name: str) -> None:
-    assert not tells_error(GOOD[name] * 3)
+    assert not contains_error(GOOD[name] * 3)
 
 
 # What a meter tells of a whole answer ----------------------------------------------------------------
@@ -103,22 +103,22 @@ def _metered(format_: str, sent: SentCall, headers: dict[str, str], *chunks: byt
 @pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "cohere", "cartesia"])
 def test_a_stream_that_ends_with_an_error(format_: str, name: str) -> None:
     chunks = [DELTA] * 20 + [ERRORS[name][0], b'data: {"usage":{"prompt_tokens":1}}\n\n', b"data: [DONE]\n\n"]
-    assert _metered(format_, CHAT, SSE, *chunks).tells_error
-    assert not _metered(format_, CHAT, SSE, *chunks[:20]).tells_error
+    assert _metered(format_, CHAT, SSE, *chunks).has_error
+    assert not _metered(format_, CHAT, SSE, *chunks[:20]).has_error
 
 
 def test_a_stream_whose_usage_event_was_taken_out_is_judged_too() -> None:
     meter = _metered("openai", CHAT, SSE, *[DELTA] * 9)
     for chunk in (DELTA, OPENROUTER, b"data: [DONE]\n\n"):
         meter.feed_without_usage(chunk)
-    assert meter.tells_error
+    assert meter.has_error
 
 
 @pytest.mark.parametrize(("length", "size"), [(300_000, 16_000), (20_000, 1400), (70_000, 100), (100, 1)])
 def test_an_error_event_of_any_length(length: int, size: int) -> None:
     event = b'event: response.failed\ndata: {"type":"response.failed","response":{"output":"%b","error":{}}}\n\n' % (b"x" * length)
     pieces = [event[at : at + size] for at in range(0, len(event), size)]
-    assert _metered("openai", SentCall("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).tells_error
+    assert _metered("openai", SentCall("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).has_error
 
 
 @pytest.mark.parametrize(("format_", "sent", "body"), [
@@ -131,9 +131,9 @@ def test_an_error_event_of_any_length(length: int, size: int) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [1, 9, 1000])
 def test_a_whole_answer_that_is_an_error(format_: str, sent: SentCall, body: bytes, size: int) -> None:
-    assert _metered(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).tells_error
+    assert _metered(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).has_error
     meter = read_whole(format_, sent, JSON.get, body)
-    assert meter is not None and meter.tells_error
+    assert meter is not None and meter.has_error
     assert meter.parts == (), "an estimate would be a guess at what an error costs"
 
 
@@ -144,38 +144,38 @@ def test_a_whole_answer_that_is_an_error(format_: str, sent: SentCall, body: byt
 ])  # fmt: skip
 def test_a_whole_answer_that_is_none(body: dict[str, Any]) -> None:
     meter = read_whole("openai", CHAT, JSON.get, json.dumps(body).encode())
-    assert meter is not None and not meter.tells_error
+    assert meter is not None and not meter.has_error
 
 
 def test_usage_beside_an_error_is_told() -> None:
     body = b'{"model":"m","error":{"code":502},"usage":{"prompt_tokens":7,"completion_tokens":2}}'
     meter = read_whole("openai", CHAT, JSON.get, body)
-    assert meter is not None and meter.tells_error and total(meter.parts) is not None
+    assert meter is not None and meter.has_error and total(meter.parts) is not None
     assert (total(meter.parts).input_tokens, total(meter.parts).output_tokens) == (7, 2)
 
 
 @pytest.mark.parametrize("stream", EMPTY.values(), ids=EMPTY)
 def test_an_empty_stream_is_an_error(stream: bytes) -> None:
-    assert _metered("openai", CHAT, SSE, stream).tells_error
-    assert _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20).tells_error
-    assert not _metered("openai", CHAT, SSE, DELTA, stream).tells_error
+    assert _metered("openai", CHAT, SSE, stream).has_error
+    assert _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20).has_error
+    assert not _metered("openai", CHAT, SSE, DELTA, stream).has_error
 
 
 @pytest.mark.parametrize("coding", ["compress", "gzip, br", "gzip"])
 def test_what_cannot_be_unpacked_is_not_judged(coding: str) -> None:
-    assert not _metered("openai", CHAT, SSE | {"Content-Encoding": coding}, b"\x01\x02\x03").tells_error
+    assert not _metered("openai", CHAT, SSE | {"Content-Encoding": coding}, b"\x01\x02\x03").has_error
 
 
 def test_a_compressed_stream_is_judged() -> None:
     stream = gzip.compress(DELTA + ANTHROPIC)
-    assert _metered("openai", CHAT, SSE | {"Content-Encoding": "gzip"}, stream[:20], stream[20:]).tells_error
+    assert _metered("openai", CHAT, SSE | {"Content-Encoding": "gzip"}, stream[:20], stream[20:]).has_error
 
 
 def test_many_comments_before_the_first_event_hide_nothing_of_it() -> None:
     meter = _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20, DELTA)
-    assert meter.model == "m" and not meter.tells_error
+    assert meter.model == "m" and not meter.has_error
 
 
 def test_reading_a_stored_answer_that_failed_is_no_failure() -> None:
     meter = read_whole("openai", SentCall("responses", method="GET", endpoint="responses/resp_1"), JSON.get, b'{"status":"failed","error":{"code":"x"}}')
-    assert meter is None or not meter.tells_error
+    assert meter is None or not meter.has_error

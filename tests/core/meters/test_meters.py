@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.core.fields import MAX_FIELD_BYTES
 from relay.core.meters.answer_meter import answer_meter, read_whole
-from relay.core.meters.documents import MAX_FIELD_BYTES
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.unpack import zstd
 from relay.core.usage import Usage, total

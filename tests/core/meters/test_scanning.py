@@ -84,8 +84,8 @@ def test_256_mib_without_a_boundary_pass_meter_and_changer_within_seconds(size: 
     assert_cheap(search, 5)  # ten times the goal
 
 
-def changed_in_pieces(data: bytes, cuts: list[int], most_bytes: int) -> bytes:
-    changer = EventChanger(lambda events: events.replace(b"x", b"yy"), most_bytes)
+def changed_in_pieces(data: bytes, cuts: list[int], max_bytes: int) -> bytes:
+    changer = EventChanger(lambda events: events.replace(b"x", b"yy"), max_bytes)
     pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     return b"".join(map(changer.feed, pieces)) + changer.rest()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay.core.meters import turns
-from relay.core.meters.turns import HEAD_BYTES, MOST_TURNS, Turns
+from relay.core.meters.turns import HEAD_BYTES, MAX_TURNS, Turns
 
 SENT, CAME = "sent", "came"
 Step = tuple[float, str, Any]
@@ -157,10 +157,10 @@ def test_sound_in_a_binary_frame_may_begin_with_any_byte_that_json_does_not(form
 
 def test_a_session_that_never_ends_holds_so_many_and_no_more() -> None:
     talk = Talk("fal")
-    for at in range(MOST_TURNS + 50):
+    for at in range(MAX_TURNS + 50):
         talk.sent(at, b"x")
         talk.came(at + 0.5, b"y")
-    assert len(talk.turns.found) == MOST_TURNS
+    assert len(talk.turns.found) == MAX_TURNS
 
 
 KINDS = [
