@@ -106,8 +106,10 @@ def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     processors = _pretty_processors() if is_pretty else [_render_json]
     output = output_of(own, losses, lambda lost: _render_notice(processors, lost))
     lines = _Lines(output, 0 if is_pretty else FLUSH_S)
-    threshold = structlog.make_filtering_bound_logger(_LEVELS[level])
-    logger = structlog.wrap_logger(lines, processors, threshold).bind()
+    logger_class: Any = structlog.make_filtering_bound_logger(_LEVELS[level])
+    if not is_pretty and _LEVELS[level] <= _LEVELS["info"]:
+        logger_class = _taking_records(logger_class)
+    logger = structlog.wrap_logger(lines, processors, logger_class).bind()
     _current = _Log(logger, lines, not is_pretty)
     if stream is None:
         sys.stderr = TextOutput(output, own, redacted)
@@ -132,13 +134,20 @@ def flush() -> None:
         _current.lines.output.flush(EXIT_S)
 
 
+def _taking_records(logger_class: Any) -> Any:
+    """A logger that writes a Record, which lacks nothing, without structlog's processing."""
+
+    class RecordLogger(logger_class):  # type: ignore[misc]
+        def info(self, name: str, record: Record | None = None, **fields: Any) -> Any:
+            if record is not None:
+                return self._logger.info(_encode(record))
+            return super().info(name, **fields)
+
+    return RecordLogger
+
+
 def _render_json(_logger: Any, level: str, event: Any) -> bytes:
-    """The only processor where lines are JSON: several would cost more than the line itself. A
-    record has its level and its time already.
-    """
-    record = event.get("record")
-    if record is not None:
-        return _encode(record)
+    """The only processor where lines are JSON: several would cost more than the line itself."""
     event["level"], event["timestamp"] = level, _timestamp(time.time())
     return _encode(event)
 
@@ -195,48 +204,31 @@ def _quiet_aiohttp() -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
-class _Redaction:
-    """Removes the secrets of every relay of this process from what the log writes.
-
-    A relay's secrets are known for as long as the relay exists; no call of its own is needed to
-    forget them. Threads of a host may each have a relay.
-    """
-
-    def __init__(self) -> None:
-        self._known: tuple[weakref.ref[Secrets], ...] = ()
-        self._stopped: deque[Secrets] = deque(maxlen=_STOPPED_RELAYS)
-        self._lock = threading.Lock()
-
-    def add(self, secrets: Secrets) -> None:
-        with self._lock:
-            known = [reference for reference in self._known if reference() is not None]
-            self._known = (*known, weakref.ref(secrets))
-
-    def keep(self, secrets: Secrets) -> None:
-        self._stopped.append(secrets)
-
-    def redact(self, text: str) -> str:
-        found = [secrets for reference in self._known if (secrets := reference()) is not None]
-        return _NOTHING.redact_text(text, [secrets.redactor for secrets in found])
-
-
-_NOTHING = Redactor(())
-_redaction = _Redaction()
+_NO_SECRETS = Redactor(())
+_protected: tuple[weakref.ref[Secrets], ...] = ()
+_stopped: deque[Secrets] = deque(maxlen=_STOPPED_RELAYS)
+_protecting = threading.Lock()
 
 
 def protect(secrets: Secrets) -> None:
-    """Redact the secrets of a relay, also those that it gets later, for as long as it exists."""
-    _redaction.add(secrets)
+    """Redact the secrets of a relay, also those that it gets later, for as long as it exists; no
+    call of its own is needed to forget them. Threads of a host may each have a relay.
+    """
+    global _protected
+    with _protecting:
+        existing = [reference for reference in _protected if reference() is not None]
+        _protected = (*existing, weakref.ref(secrets))
 
 
 def keep_protecting(secrets: Secrets) -> None:
     """The relay has stopped: lines about it may still come."""
-    _redaction.keep(secrets)
+    _stopped.append(secrets)
 
 
 def redacted(text: str) -> str:
     """`text` without any secret of any relay in this process."""
-    return _redaction.redact(text)
+    found = [secrets for reference in _protected if (secrets := reference()) is not None]
+    return _NO_SECRETS.redact_text(text, [secrets.redactor for secrets in found])
 
 
 def event(name: str, **fields: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def test_sqlite3_adapts_what_it_adapts_without_the_relay() -> None:
 
 
 def test_secrets_of_a_relay_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    redaction = log._Redaction()
-    monkeypatch.setattr(log, "_redaction", redaction)
+    monkeypatch.setattr(log, "_protected", ())
+    monkeypatch.setattr(log, "_stopped", deque(maxlen=log._STOPPED_RELAYS))
     secrets = [log.Secrets(frozenset({f"CANARY-{number}-of-many"})) for number in range(log._STOPPED_RELAYS + 5)]
     for each in secrets:
         log.protect(each)
@@ -124,4 +125,4 @@ def test_secrets_of_a_relay_that_is_gone_are_forgotten(monkeypatch: pytest.Monke
     gc.collect()
     log.protect(log.Secrets(frozenset()))
     assert log.redacted("CANARY-0-of-many CANARY-20-of-many") == "CANARY-0-of-many [redacted]"
-    assert len(redaction._known) <= log._STOPPED_RELAYS + 1
+    assert len(log._protected) <= log._STOPPED_RELAYS + 1
