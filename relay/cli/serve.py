@@ -22,7 +22,13 @@ from relay.internals import check_private_parts, require_c_parser
 from relay.ledger.metrics_multiprocess import remove_dead_folders
 from relay.registry.files import Files
 from relay.registry.load import Config, Sources, load
-from relay.server.listen import CannotListen, Listeners, listen, raise_file_limit
+from relay.server.listen import (
+    CannotListen,
+    Listeners,
+    listen,
+    raise_file_limit,
+    require_loopback,
+)
 from relay.server.supervisor import Supervisor
 from relay.server.worker import serve
 from relay.storage.database import try_out
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     log.setup(settings.log.level, settings.log.format)
     config.log_warnings()
     raise_file_limit()
-    listeners = listen(config, allow_beyond_loopback=options.open)
+    listeners = listen(config, _allow_any if options.open else require_loopback)
     demo = Demo.bind() if settings.demo.enabled else None
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
@@ -70,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
     print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
     uvloop.run(_run(config, sources, listeners, demo))
     return 0
+
+
+def _allow_any(_host: str) -> None:
+    """With --open."""
 
 
 def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:

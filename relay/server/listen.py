@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.core.errors import OperatorError
@@ -43,22 +44,24 @@ class Listeners:
                 sock.close()
 
 
-def listen(config: Config, *, allow_beyond_loopback: bool) -> Listeners:
-    """All that the configuration asks for, bound here or handed over by systemd. Raises
-    CannotListen.
+def listen(config: Config, check_address: Callable[[str], None]) -> Listeners:
+    """All that the configuration asks for, bound here or handed over by systemd, where
+    `check_address` raises nothing. Raises CannotListen.
     """
     server, tls = config.settings.server, config.settings.tls
     if given := _handed_over():
         if config.certificate is not None and len(given) < 2:
             raise CannotListen("the .socket unit has one ListenStream; TLS needs a second")
         for sock in given:
-            _check_address(sock.getsockname()[0], allow_beyond_loopback=allow_beyond_loopback)
+            check_address(sock.getsockname()[0])
         return Listeners(given[0], given[1] if config.certificate is not None else None)
-    plain = bind(server.host, server.port, allow_beyond_loopback=allow_beyond_loopback)
+    check_address(server.host)
+    plain = bind(server.host, server.port)
     if config.certificate is None:
         return Listeners(plain)
     host = tls.host or server.host
-    return Listeners(plain, bind(host, tls.port, allow_beyond_loopback=allow_beyond_loopback))
+    check_address(host)
+    return Listeners(plain, bind(host, tls.port))
 
 
 def _handed_over() -> list[socket.socket]:
@@ -75,8 +78,9 @@ def _handed_over() -> list[socket.socket]:
     return given
 
 
-def _check_address(host: str, *, allow_beyond_loopback: bool) -> None:
-    if not is_loopback(host) and not allow_beyond_loopback:
+def require_loopback(host: str) -> None:
+    """Raise CannotListen for an address that others can reach: calls need no key."""
+    if not is_loopback(host):
         raise CannotListen(
             f"access is open (calls need no key), so {host} is refused: anybody could spend your"
             " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
@@ -84,9 +88,8 @@ def _check_address(host: str, *, allow_beyond_loopback: bool) -> None:
         )
 
 
-def bind(host: str, port: int, *, allow_beyond_loopback: bool) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """The listening socket. Raises CannotListen with a sentence for the operator."""
-    _check_address(host, allow_beyond_loopback=allow_beyond_loopback)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
