@@ -14,12 +14,13 @@ import math
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Set
+from typing import Any, NoReturn
 
 from aiohttp import web
 
 from relay.demo import realtime
+from relay.demo.realtime import openai_error
 
 WORDS_PER_S = 25.0
 MODELS = ("demo-chat", "demo-embedding", "demo-speech", "demo-realtime")
@@ -29,79 +30,23 @@ REPLY = (
     " provider the same way."
 )
 
-_CHAT_FIELDS = frozenset(
-    [
-        "audio",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "messages",
-        "metadata",
-        "modalities",
-        "model",
-        "n",
-        "parallel_tool_calls",
-        "prediction",
-        "presence_penalty",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "seed",
-        "service_tier",
-        "stop",
-        "store",
-        "stream",
-        "stream_options",
-        "temperature",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "user",
-        "verbosity",
-        "web_search_options",
-    ]
-)
-_RESPONSES_FIELDS = frozenset(
-    [
-        "background",
-        "conversation",
-        "include",
-        "input",
-        "instructions",
-        "max_output_tokens",
-        "max_tool_calls",
-        "metadata",
-        "model",
-        "parallel_tool_calls",
-        "previous_response_id",
-        "prompt",
-        "prompt_cache_key",
-        "reasoning",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "stream",
-        "stream_options",
-        "temperature",
-        "text",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "truncation",
-        "user",
-    ]
-)
-_EMBEDDINGS_FIELDS = frozenset(["dimensions", "encoding_format", "input", "model", "user"])
-_SPEECH_FIELDS = frozenset(
-    ["input", "instructions", "model", "response_format", "speed", "stream_format", "voice"]
-)
+_CHAT_FIELDS = {
+    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n",
+    "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key",
+    "reasoning_effort", "response_format", "safety_identifier", "seed", "service_tier", "stop",
+    "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_logprobs",
+    "top_p", "user", "verbosity", "web_search_options",
+}  # fmt: skip
+_RESPONSES_FIELDS = {
+    "background", "conversation", "include", "input", "instructions", "max_output_tokens",
+    "max_tool_calls", "metadata", "model", "parallel_tool_calls", "previous_response_id", "prompt",
+    "prompt_cache_key", "reasoning", "safety_identifier", "service_tier", "store", "stream",
+    "stream_options", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p",
+    "truncation", "user",
+}  # fmt: skip
+_EMBEDDINGS_FIELDS = {"dimensions", "encoding_format", "input", "model", "user"}
+_SPEECH_FIELDS = {"input", "instructions", "model", "response_format", "speed", "stream_format", "voice"}
 
 
 class Demo:
@@ -144,23 +89,21 @@ def application() -> web.Application:
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    asked, refusal = await _asked(request, _CHAT_FIELDS, "messages")
-    if refusal:
-        return refusal
+    fields = await _fields(request, _CHAT_FIELDS, "messages")
     head = {
         "id": f"chatcmpl-demo{time.time_ns():x}",
         "created": int(time.time()),
-        "model": asked["model"],
+        "model": fields["model"],
     }
-    usage = _chat_usage(asked["messages"])
-    if not asked.get("stream"):
+    usage = _chat_usage(fields["messages"])
+    if not fields.get("stream"):
         message = {"role": "assistant", "content": REPLY, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         return web.json_response(
             head | {"object": "chat.completion", "choices": [choice], "usage": usage}
         )
     stream = await _open_sse(request)
-    with_usage = (asked.get("stream_options") or {}).get("include_usage")
+    with_usage = (fields.get("stream_options") or {}).get("include_usage")
     extra = {"usage": None} if with_usage else {}
     head["object"] = "chat.completion.chunk"
     for delta, finish in _deltas():
@@ -173,11 +116,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
     return stream
 
 
-def _deltas() -> list[tuple[dict[str, str], str | None]]:
-    words: list[tuple[dict[str, str], str | None]] = [
-        ({"content": word}, None) for word in pieces(REPLY)
-    ]
-    return [({"role": "assistant", "content": ""}, None), *words, ({}, "stop")]
+def _deltas() -> Iterator[tuple[dict[str, str], str | None]]:
+    yield {"role": "assistant", "content": ""}, None
+    for word in pieces(REPLY):
+        yield {"content": word}, None
+    yield {}, "stop"
 
 
 def pieces(text: str) -> list[str]:
@@ -197,10 +140,8 @@ def _chat_usage(messages: object) -> dict[str, Any]:
 
 async def responses(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses."""
-    asked, refusal = await _asked(request, _RESPONSES_FIELDS, "input")
-    if refusal:
-        return refusal
-    prompt, answer = len(json.dumps(asked["input"]).split()), len(pieces(REPLY))
+    fields = await _fields(request, _RESPONSES_FIELDS, "input")
+    prompt, answer = len(json.dumps(fields["input"]).split()), len(pieces(REPLY))
     part = {"type": "output_text", "text": REPLY, "annotations": [], "logprobs": []}
     item = {
         "id": "msg_demo",
@@ -211,15 +152,15 @@ async def responses(request: web.Request) -> web.StreamResponse:
     }
     whole: dict[str, Any] = {
         "id": f"resp_demo{time.time_ns():x}", "object": "response", "created_at": int(time.time()),
-        "status": "completed", "model": asked["model"], "output": [item], "error": None,
-        "incomplete_details": None, "instructions": asked.get("instructions"), "metadata": {},
+        "status": "completed", "model": fields["model"], "output": [item], "error": None,
+        "incomplete_details": None, "instructions": fields.get("instructions"), "metadata": {},
         "parallel_tool_calls": True, "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0,
         "usage": {
             "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": answer,
             "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + answer,
         },
     }  # fmt: skip
-    if not asked.get("stream"):
+    if not fields.get("stream"):
         return web.json_response(whole)
     stream = await _open_sse(request)
     for number, event in enumerate(_response_events(whole, item, part)):
@@ -250,37 +191,33 @@ def _response_events(
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings: eight numbers that depend on the text alone."""
-    asked, refusal = await _asked(request, _EMBEDDINGS_FIELDS, "input")
-    if refusal:
-        return refusal
-    texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    fields = await _fields(request, _EMBEDDINGS_FIELDS, "input")
+    texts = fields["input"] if isinstance(fields["input"], list) else [fields["input"]]
     data = [
-        {"object": "embedding", "index": at, "embedding": _embedding(str(text), asked)}
+        {"object": "embedding", "index": at, "embedding": _embedding(str(text), fields)}
         for at, text in enumerate(texts)
     ]
     tokens = sum(len(str(text).split()) for text in texts)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return web.json_response(
-        {"object": "list", "data": data, "model": asked["model"], "usage": usage}
+        {"object": "list", "data": data, "model": fields["model"], "usage": usage}
     )
 
 
-def _embedding(text: str, asked: Mapping[str, Any]) -> list[float] | str:
+def _embedding(text: str, fields: Mapping[str, Any]) -> list[float] | str:
     seed = sum(text.encode()) or 1
     numbers = [math.sin(seed * (at + 1)) / math.sqrt(8) for at in range(8)]
-    if asked.get("encoding_format") != "base64":
+    if fields.get("encoding_format") != "base64":
         return numbers
     return base64.b64encode(struct.pack("<8f", *numbers)).decode()
 
 
 async def speech(request: web.Request) -> web.StreamResponse:
     """POST /v1/audio/speech: a tone as raw 16-bit PCM, a tenth of a second at a time."""
-    asked, refusal = await _asked(request, _SPEECH_FIELDS, "input")
-    if refusal:
-        return refusal
+    fields = await _fields(request, _SPEECH_FIELDS, "input")
     stream = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
     await stream.prepare(request)
-    for tenth in range(max(5, len(str(asked["input"]).split()) * 3)):
+    for tenth in range(max(5, len(str(fields["input"]).split()) * 3)):
         await stream.write(realtime.tone(tenth))
         await asyncio.sleep(0.02)
     return stream
@@ -292,36 +229,27 @@ async def models(_request: web.Request) -> web.Response:
     return web.json_response({"object": "list", "data": data})
 
 
-async def _no_such_path(request: web.Request) -> web.Response:
-    return refused(404, f"Invalid URL ({request.method} {request.path})", None, None)
+async def _no_such_path(request: web.Request) -> NoReturn:
+    raise openai_error(web.HTTPNotFound, f"Invalid URL ({request.method} {request.path})")
 
 
-async def _asked(
-    request: web.Request, known: frozenset[str], needed: str
-) -> tuple[dict[str, Any], web.Response | None]:
-    """The JSON object that was sent, or the refusal that OpenAI would send for it."""
+async def _fields(request: web.Request, known: Set[str], required: str) -> dict[str, Any]:
+    """The JSON object that was sent. Raises the refusal that OpenAI would send for it."""
     try:
-        asked = await request.json()
+        fields = await request.json()
     except ValueError:
-        return {}, refused(400, "We could not parse the JSON body of your request.", None, None)
-    if not isinstance(asked, dict):
-        return {}, refused(400, "The JSON body should be an object.", None, None)
-    if not asked.get("model"):
-        return {}, refused(400, "you must provide a model parameter", "model", None)
-    if unknown := sorted(set(asked) - known):
-        return {}, refused(
-            400, f"Unknown parameter: '{unknown[0]}'.", unknown[0], "unknown_parameter"
-        )
-    if needed not in asked:
-        message = f"Missing required parameter: '{needed}'."
-        return {}, refused(400, message, needed, "missing_required_parameter")
-    return asked, None
-
-
-def refused(status: int, message: str, param: str | None, code: str | None) -> web.Response:
-    """An error in OpenAI's shape."""
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    return web.json_response({"error": error}, status=status)
+        raise openai_error(web.HTTPBadRequest, "We could not parse the JSON body of your request.") from None
+    if not isinstance(fields, dict):
+        raise openai_error(web.HTTPBadRequest, "The JSON body should be an object.")
+    if not fields.get("model"):
+        raise openai_error(web.HTTPBadRequest, "you must provide a model parameter", "model")
+    if unknown := sorted(set(fields) - known):
+        message = f"Unknown parameter: '{unknown[0]}'."
+        raise openai_error(web.HTTPBadRequest, message, unknown[0], "unknown_parameter")
+    if required not in fields:
+        message = f"Missing required parameter: '{required}'."
+        raise openai_error(web.HTTPBadRequest, message, required, "missing_required_parameter")
+    return fields
 
 
 async def _open_sse(request: web.Request) -> web.StreamResponse:

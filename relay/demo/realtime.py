@@ -22,51 +22,29 @@ SAMPLE_RATE_HZ = 24_000
 _AUDIO_TENTHS = 10
 _DELTA_PAUSE_S = 0.03
 
-_RESPONSE_FIELDS = frozenset(
-    [
-        "audio",
-        "conversation",
-        "input",
-        "instructions",
-        "max_output_tokens",
-        "metadata",
-        "output_modalities",
-        "prompt",
-        "tool_choice",
-        "tools",
-    ]
-)
-_SESSION_FIELDS = frozenset(
-    [
-        "type",
-        "audio",
-        "include",
-        "instructions",
-        "max_output_tokens",
-        "model",
-        "output_modalities",
-        "prompt",
-        "tool_choice",
-        "tools",
-        "tracing",
-        "truncation",
-    ]
-)
-_ACCEPTED_QUIETLY = frozenset(
-    {"input_audio_buffer.append", "input_audio_buffer.clear", "response.cancel"}
-)
+_RESPONSE_FIELDS = {
+    "audio", "conversation", "input", "instructions", "max_output_tokens", "metadata",
+    "output_modalities", "prompt", "tool_choice", "tools",
+}  # fmt: skip
+_SESSION_FIELDS = {
+    "type", "audio", "include", "instructions", "max_output_tokens", "model", "output_modalities",
+    "prompt", "tool_choice", "tools", "tracing", "truncation",
+}  # fmt: skip
+_ACCEPTED_QUIETLY = {"input_audio_buffer.append", "input_audio_buffer.clear", "response.cancel"}
+
+
+def openai_error(
+    kind: type[web.HTTPError], message: str, param: str | None = None, code: str | None = None
+) -> web.HTTPError:
+    """An error in OpenAI's shape."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return kind(text=json.dumps({"error": error}), content_type="application/json")
 
 
 async def realtime(request: web.Request) -> web.StreamResponse:
     """GET /v1/realtime?model=…, upgraded."""
     if not request.query.get("model"):
-        error = {
-            "message": "you must provide a model parameter",
-            "type": "invalid_request_error",
-            "param": "model",
-            "code": None,
-        }
-        return web.json_response({"error": error}, status=400)
+        raise openai_error(web.HTTPBadRequest, "you must provide a model parameter", "model")
     socket = web.WebSocketResponse(protocols=("realtime",), max_msg_size=32 * 1024 * 1024)
     await socket.prepare(request)
     await _Conversation(socket, request.query["model"]).hold(request)
@@ -90,9 +68,8 @@ class _Conversation:
         if "OpenAI-Beta" in request.headers or "openai-beta." in offered:
             message = "The Realtime Beta API is no longer supported. Please use the GA API."
             await self._error(message, "beta_api_shape_disabled", None)
-            await self._socket.close(
-                code=4000, message=b"invalid_request_error.beta_api_shape_disabled"
-            )
+            reason = b"invalid_request_error.beta_api_shape_disabled"
+            await self._socket.close(code=4000, message=reason)
             return
         await self._send("session.created", session=self._session)
         async for frame in self._socket:
@@ -113,15 +90,12 @@ class _Conversation:
         elif kind == "response.create":
             await self._respond(event)
         elif kind == "conversation.item.create":
-            item = event.get("item", {}) | {
-                "id": event.get("item", {}).get("id") or self._id("item")
-            }
+            item = {"id": self._id("item")} | event.get("item", {})
             await self._send("conversation.item.added", item=item, previous_item_id=None)
             await self._send("conversation.item.done", item=item, previous_item_id=None)
         elif kind == "input_audio_buffer.commit":
-            await self._send(
-                "input_audio_buffer.committed", item_id=self._id("item"), previous_item_id=None
-            )
+            ids = {"item_id": self._id("item"), "previous_item_id": None}
+            await self._send("input_audio_buffer.committed", **ids)
         elif kind not in _ACCEPTED_QUIETLY:
             await self._error(f"Invalid value: '{kind}'.", "invalid_value", "type", event)
 
@@ -142,39 +116,21 @@ class _Conversation:
             await self._unknown(f"response.{unknown[0]}", event)
             return
         modalities = asked.get("output_modalities") or self._session["output_modalities"]
-        response = {
-            "object": "realtime.response",
-            "id": self._id("resp"),
-            "output_modalities": modalities,
-        }
+        response_id = self._id("resp")
+        response = {"object": "realtime.response", "id": response_id, "output_modalities": modalities}
         item = {"id": self._id("item"), "type": "message", "role": "assistant"}
-        await self._send(
-            "response.created", response=response | {"status": "in_progress", "output": []}
-        )
-        await self._send(
-            "response.output_item.added", output_index=0, response_id=response["id"], item=item
-        )
-        at = {
-            "response_id": response["id"],
-            "item_id": item["id"],
-            "output_index": 0,
-            "content_index": 0,
-        }
-        content = _text if "text" in modalities else _audio
-        for kind, fields in content():
-            await self._send(kind, **fields, **at)
+        begun = response | {"status": "in_progress", "output": []}
+        await self._send("response.created", response=begun)
+        at = {"response_id": response_id, "output_index": 0}
+        await self._send("response.output_item.added", item=item, **at)
+        is_text = "text" in modalities
+        for kind, fields in _text() if is_text else _audio():
+            await self._send(kind, **fields, **at, item_id=item["id"], content_index=0)
             await asyncio.sleep(_DELTA_PAUSE_S)
-        await self._send(
-            "response.output_item.done", output_index=0, response_id=response["id"], item=item
-        )
-        usage = _usage(spoken=content is _audio)
-        done = response | {
-            "status": "completed",
-            "status_details": None,
-            "output": [item],
-            "usage": usage,
-        }
-        await self._send("response.done", response=done)
+        await self._send("response.output_item.done", item=item, **at)
+        done = response | {"status": "completed", "status_details": None, "output": [item]}
+        usage = _usage(0 if is_text else _AUDIO_TENTHS)
+        await self._send("response.done", response=done | {"usage": usage})
 
     async def _unknown(self, param: str, event: dict[str, Any]) -> None:
         await self._error(f"Unknown parameter: '{param}'.", "unknown_parameter", param, event)
@@ -186,9 +142,8 @@ class _Conversation:
         await self._send("error", error=error | {"event_id": (event or {}).get("event_id")})
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        await self._socket.send_str(
-            json.dumps({"type": kind, "event_id": self._id("event"), **fields})
-        )
+        event = {"type": kind, "event_id": self._id("event"), **fields}
+        await self._socket.send_str(json.dumps(event))
 
     def _id(self, prefix: str) -> str:
         return f"{prefix}_demo{next(self._ids)}"
@@ -216,9 +171,8 @@ def tone(tenth: int) -> bytes:
     return struct.pack(f"<{count}h", *samples)
 
 
-def _usage(*, spoken: bool) -> dict[str, Any]:
+def _usage(audio: int) -> dict[str, Any]:
     words = len(SPOKEN.split(" "))
-    audio = _AUDIO_TENTHS if spoken else 0
     return {
         "total_tokens": 12 + words + audio, "input_tokens": 12, "output_tokens": words + audio,
         "input_token_details": {
