@@ -11,12 +11,11 @@ import json
 import socket
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from relay import log
 from relay.registry.certificates import CertificateFiles
-from relay.registry.files import Files, Snapshot
+from relay.registry.files import Files
 from relay.registry.load import Sources, load
 from relay.server.control import Control
 from relay.server.listen import Listeners, raise_file_limit
@@ -24,7 +23,7 @@ from relay.server.worker import Supervised, serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the supervisor passes on (supervisor.worker_arguments)."""
+    """What the supervisor passes on (server/supervisor.py)."""
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--demo-url", default="")
@@ -58,7 +57,6 @@ async def _run(sources: Sources, listeners: Listeners, control_fd: int) -> None:
     begin = await control.begin()
     if begin is None:
         return  # the supervisor is gone
-    config = load(sources, Files(msgspec.convert(begin.files, Snapshot)))
+    config = load(sources, Files(begin.files))
     log.setup(config.settings.log.level, config.settings.log.format)
-    reloaded = msgspec.convert(begin.reloaded, Snapshot) if begin.reloaded is not None else None
-    await serve(config, sources, listeners, Supervised(control, reloaded))
+    await serve(config, sources, listeners, Supervised(control, begin.reloaded))

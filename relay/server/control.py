@@ -13,12 +13,13 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from relay import log
+from relay.registry.files import Snapshot
 
 ANSWER_TIMEOUT_S = 10.0
 """How long a worker may take to carry out an order."""
@@ -27,7 +28,7 @@ _LINE_BYTES = 256 * 1024
 _CONFIG_LINE_BYTES = 16 * 1024 * 1024
 """From the supervisor, which sends the files of the configuration; twice in a Begin."""
 _UNREAD_BYTES = 32 * 1024 * 1024
-_MOST_PROBLEMS, _PROBLEM_CHARS = 100, 500
+_MAX_PROBLEMS, _PROBLEM_CHARS = 100, 500
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,9 +48,9 @@ class Begin(msgspec.Struct, tag_field="say", tag="begin"):
     read again by each worker: since a refused reload they may be bad.
     """
 
-    files: dict[str, Any]
-    """A Snapshot (registry/files.py): of the supervisor's own start."""
-    reloaded: dict[str, Any] | None = None
+    files: Snapshot
+    """Of the supervisor's own start."""
+    reloaded: Snapshot | None = None
     """Of the last reload."""
 
 
@@ -58,45 +59,30 @@ class Ready(msgspec.Struct, tag_field="say", tag="ready"):
 
 
 class Leaving(msgspec.Struct, tag_field="say", tag="leaving"):
-    """A worker drains: somebody else is to take its place."""
+    """A worker drains: another is to take its place."""
 
 
-class Do(msgspec.Struct, tag_field="say", tag="do"):
-    """An order to a worker."""
+class Command(msgspec.Struct, tag_field="say", tag="command"):
+    """An order to a worker; or, from a worker, one for all workers."""
 
     id: int
     order: str
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
 
-class Did(msgspec.Struct, tag_field="say", tag="did"):
-    """A worker's answer to a Do."""
+class Reply(msgspec.Struct, tag_field="say", tag="reply"):
+    """The answer to a Command."""
 
     id: int
     answer: Answer
 
 
-class Ask(msgspec.Struct, tag_field="say", tag="ask"):
-    """What a worker wants all workers to do."""
-
-    id: int
-    order: str
-    given: dict[str, Any] = {}
-
-
-class Done(msgspec.Struct, tag_field="say", tag="done"):
-    """The supervisor's answer to an Ask."""
-
-    id: int
-    answer: Answer
-
-
-Message = Begin | Ready | Leaving | Do | Did | Ask | Done
+Message = Begin | Ready | Leaving | Command | Reply
 _decode = msgspec.json.Decoder(Message).decode
 _encode = msgspec.json.Encoder().encode
 
 Order = Callable[[dict[str, Any]], Awaitable[Answer]]
-"""Carries out an order with what was given."""
+"""Carries out an order with its arguments."""
 
 
 class Channel:
@@ -104,6 +90,8 @@ class Channel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self._ids = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
 
     @classmethod
     async def open(cls, sock: socket.socket, line_bytes: int = _LINE_BYTES) -> Channel:
@@ -124,6 +112,23 @@ class Channel:
         if transport.is_closing() or transport.get_write_buffer_size() > _UNREAD_BYTES:
             raise ConnectionError("the other process does not read")
         self._writer.write(_encode(message) + b"\n")
+
+    @contextlib.contextmanager
+    def pending(self) -> Iterator[tuple[int, asyncio.Future[Answer]]]:
+        """The id for a Command, and the answer of its Reply, while this context lasts."""
+        command_id = next(self._ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._pending[command_id] = answer
+        try:
+            yield command_id, answer
+        finally:
+            del self._pending[command_id]
+
+    def resolve(self, reply: Reply) -> None:
+        """Hand an answer to whoever waits for it."""
+        answer = self._pending.get(reply.id)
+        if answer is not None and not answer.done():
+            answer.set_result(reply.answer)
 
     async def messages(self) -> AsyncIterator[Message]:
         """What the other process sends, until that process has ended or closed its end. A line that
@@ -155,9 +160,9 @@ class Channel:
 
 def bounded(lines: list[str]) -> list[str]:
     """Such lines in a size that fits into a message."""
-    kept = [line[:_PROBLEM_CHARS] for line in lines[:_MOST_PROBLEMS]]
-    left = len(lines) - len(kept)
-    return [*kept, f"and {left} more"] if left else kept
+    first = [line[:_PROBLEM_CHARS] for line in lines[:_MAX_PROBLEMS]]
+    more = len(lines) - len(first)
+    return [*first, f"and {more} more"] if more else first
 
 
 class Control:
@@ -165,8 +170,6 @@ class Control:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -179,24 +182,20 @@ class Control:
         message = await self._channel.first()
         return message if isinstance(message, Begin) else None
 
-    def tell(self, message: Ready | Leaving) -> None:
-        """Tell the supervisor, if it is there."""
+    def report(self, message: Ready | Leaving) -> None:
+        """Send it to the supervisor, if there is one."""
         with contextlib.suppress(ConnectionError):
             self._channel.post(message)
 
-    async def ask(self, order: str, given: dict[str, Any]) -> Answer:
+    async def ask(self, order: str, arguments: dict[str, Any]) -> Answer:
         """Have all workers do it."""
-        request_id = next(self._ids)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asked[request_id] = answer
-        try:
-            self._channel.post(Ask(request_id, order, given))
-            async with asyncio.timeout(_ASK_TIMEOUT_S):
-                return await answer
-        except (TimeoutError, ConnectionError):
-            return Answer(missing=["the supervisor did not answer"])
-        finally:
-            del self._asked[request_id]
+        with self._channel.pending() as (command_id, answer):
+            try:
+                self._channel.post(Command(command_id, order, arguments))
+                async with asyncio.timeout(_ASK_TIMEOUT_S):
+                    return await answer
+            except (TimeoutError, ConnectionError):
+                return Answer(missing=["the supervisor did not answer"])
 
     async def listen(self, orders: Mapping[str, Order]) -> None:
         """Carry out what the supervisor orders, each order by itself, until the supervisor is
@@ -204,11 +203,9 @@ class Control:
         """
         try:
             async for message in self._channel.messages():
-                if isinstance(message, Done):
-                    waiting = self._asked.get(message.id)
-                    if waiting is not None and not waiting.done():
-                        waiting.set_result(message.answer)
-                elif isinstance(message, Do):
+                if isinstance(message, Reply):
+                    self._channel.resolve(message)
+                elif isinstance(message, Command):
                     task = asyncio.create_task(self._obey(message, orders))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
@@ -220,20 +217,20 @@ class Control:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _obey(self, message: Do, orders: Mapping[str, Order]) -> None:
+    async def _obey(self, message: Command, orders: Mapping[str, Order]) -> None:
         answer = await _answer(message, orders)
         with contextlib.suppress(ConnectionError):
-            self._channel.post(Did(message.id, answer))
+            self._channel.post(Reply(message.id, answer))
 
 
-async def _answer(message: Do, orders: Mapping[str, Order]) -> Answer:
+async def _answer(message: Command, orders: Mapping[str, Order]) -> Answer:
     name = message.order[:40]
     if (order := orders.get(message.order)) is None:
         log.warn("control.unknown_order", order=name)
         return Answer([f"it does not know the order '{name}'"])
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            answer = await order(message.given)
+            answer = await order(message.arguments)
     except TimeoutError:
         log.warn("control.order_timed_out", order=name)
         return Answer([f"its {name} took longer than {ANSWER_TIMEOUT_S:g} s and was given up"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -27,7 +26,6 @@ import msgspec
 from relay import log
 from relay.demo.provider import Demo
 from relay.ledger.metrics_multiprocess import metrics_folder
-from relay.registry.files import Snapshot
 from relay.registry.limits import find_broken_promise
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
@@ -35,14 +33,12 @@ from relay.server import signals
 from relay.server.control import (
     ANSWER_TIMEOUT_S,
     Answer,
-    Ask,
     Begin,
     Channel,
-    Did,
-    Do,
-    Done,
+    Command,
     Leaving,
     Ready,
+    Reply,
     bounded,
 )
 from relay.server.listen import Listeners
@@ -52,7 +48,7 @@ _STABLE_S = 30.0
 """A worker that was ready for this long begins a new row of failures when it dies."""
 _EXIT_GRACE_S = 5.0
 _REAP_POLL_S = 0.01
-_UNASKED = 0
+_NO_REPLY = 0
 """The id of an order whose answer nobody waits for."""
 
 
@@ -67,11 +63,10 @@ class _Worker:
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """It leaves, or has ended, or its channel has, or the supervisor stops."""
-    followed: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    followed: asyncio.Future[Any] = field(default_factory=asyncio.Future)
     """Done when it has ended and all that it held is let go."""
-    answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
 
-    def post(self, message: Begin | Do | Done) -> None:
+    def post(self, message: Begin | Command | Reply) -> None:
         """Send it one message, if it is there."""
         with contextlib.suppress(ConnectionError):
             self.channel.post(message)
@@ -95,7 +90,6 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._serving = [asyncio.Event() for _ in range(config.settings.server.workers)]
         """For each number: a worker is ready and not leaving."""
-        self._ids = itertools.count(_UNASKED + 1)
         self._reloading = asyncio.Lock()
         self._stopping, self._cutting = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -110,7 +104,7 @@ class Supervisor:
                 try:
                     async with asyncio.TaskGroup() as group:
                         for number in range(len(self._serving)):
-                            group.create_task(self._keep(number))
+                            group.create_task(self._keep_running(number))
                     while self._workers:  # those too that were draining already
                         await asyncio.wait([one.followed for one in self._workers.values()])
                 finally:
@@ -118,7 +112,7 @@ class Supervisor:
                         task.cancel()
                     await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _keep(self, number: int) -> None:
+    async def _keep_running(self, number: int) -> None:
         """Keep a worker of this number running until the end."""
         failures = 0
         while not self._stopping.is_set():
@@ -154,7 +148,7 @@ class Supervisor:
             with theirs:
                 # Not the loop's own way: uvloop's (0.22) leaks descriptors when it fails.
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 (a few ms; our own command)
-                    self._command(theirs),
+                    _worker_command(self._sources, self._listeners, theirs),
                     env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics.path},
                     pass_fds=(*inherited, theirs.fileno()),
                     stdin=subprocess.DEVNULL,
@@ -164,22 +158,15 @@ class Supervisor:
             channel = await Channel.open(ours)
             opened.pop_all()
         worker = _Worker(number, process, channel)
-        worker.post(self._begin())
+        # It starts as the first ones did, and then takes the reload that they took.
+        reloaded = None if self._config is self._started_with else self._config.read.files
+        worker.post(Begin(self._started_with.read.files, reloaded))
         worker.ended.add_done_callback(lambda _: self._leaves(worker))
         self._workers[process.pid] = worker
-        worker.followed = self._own(self._follow(worker))
+        worker.followed = self._run_logged(self._follow(worker))
         if self._stopping.is_set():  # the signal came while the process was made
             self._end(worker)
         return worker
-
-    def _begin(self) -> Begin:
-        """A new worker starts as the first ones did, and then takes the reload that they took."""
-        started, now = self._started_with.read.files, self._config.read.files
-        return Begin(_sent(started), None if self._config is self._started_with else _sent(now))
-
-    def _command(self, control: socket.socket) -> Sequence[str]:
-        arguments = worker_arguments(self._sources, self._listeners, control.fileno())
-        return [sys.executable, "-m", "relay", *arguments]
 
     async def _follow(self, worker: _Worker) -> None:
         """Listen to a worker until its end, and see to it that it comes to one."""
@@ -224,20 +211,21 @@ class Supervisor:
         for file in Path(self._metrics.path).glob(f"gauge_live*_{pid}.db"):
             file.unlink(missing_ok=True)
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _run_logged(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         """Run it as a task whose failure is logged."""
+
+        def ended(task: asyncio.Task[object]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.bug("supervisor.failed", error)
+
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._disown)
+        task.add_done_callback(ended)
         return task
 
-    def _disown(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.bug("supervisor.failed", error)
-
     async def _listen(self, worker: _Worker) -> None:
-        """What a worker says: ready, leaving, how it did what it was told, or a wish for all."""
+        """Handle what a worker sends: ready, leaving, a reply, or a command for all workers."""
         async for message in worker.channel.messages():
             if isinstance(message, Ready):
                 worker.ready_s = asyncio.get_running_loop().time()
@@ -248,30 +236,29 @@ class Supervisor:
             elif isinstance(message, Leaving):
                 worker.leaving.set()
                 self._leaves(worker)
-            elif isinstance(message, Did):
-                if (waiting := worker.answers.get(message.id)) and not waiting.done():
-                    waiting.set_result(message.answer)
-            elif isinstance(message, Ask):
-                self._own(self._for_all(worker, message))
+            elif isinstance(message, Reply):
+                worker.channel.resolve(message)
+            elif isinstance(message, Command):
+                self._run_logged(self._order_and_reply(worker, message))
             else:
                 log.warn("control.unexpected_message", say=type(message).__name__.lower())
 
-    async def _for_all(self, worker: _Worker, message: Ask) -> None:
+    async def _order_and_reply(self, worker: _Worker, message: Command) -> None:
         try:
-            answer = await self.order(message.order, message.given)
+            answer = await self.order(message.order, message.arguments)
         except Exception as error:
             # Whatever it is, the worker that asked gets an answer and the log the cause.
             log.bug("control.order_failed", error, order=message.order[:40])
             answer = Answer(missing=[f"the supervisor failed ({type(error).__name__})"])
-        worker.post(Done(message.id, answer))
+        worker.post(Reply(message.id, answer))
 
-    async def order(self, order: str, given: dict[str, Any]) -> Answer:
+    async def order(self, order: str, arguments: dict[str, Any]) -> Answer:
         """Have every worker do it. Those that did not are named in `missing`."""
         if order == "reload":
             async with self._reloading:
                 return await self._reload()
         if order == "purge":
-            return await self._all(order, given)
+            return await self._order_all(order, arguments)
         log.warn("control.unknown_order", order=order[:40])
         return Answer([f"the supervisor does not know the order '{order[:40]}'"])
 
@@ -287,7 +274,7 @@ class Supervisor:
         config.log_warnings()
         restart = needing_restart(self._started_with.settings, loaded.settings)
         deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
-        missing = (await self._all("reload", _sent(config.read.files))).missing
+        missing = (await self._order_all("reload", msgspec.to_builtins(config.read.files))).missing
         missing += await self._not_serving(deadline)
         if missing:
             log.warn("reload.incomplete", missing=missing)
@@ -295,29 +282,18 @@ class Supervisor:
             log.event("reload.complete", workers=len(self._serving), needs_restart=restart)
         return Answer(missing=bounded(missing), restart=restart)
 
-    async def _all(self, order: str, given: dict[str, Any]) -> Answer:
-        """Tell every process there is: those that start find it when they come to listen."""
+    async def _order_all(self, order: str, arguments: dict[str, Any]) -> Answer:
+        """Order it of every process: those that start find it when they come to listen."""
         workers = list(self._workers.values())
-        answers = await asyncio.gather(*(self._tell(worker, order, given) for worker in workers))
+        answers = await asyncio.gather(
+            *(_ask_worker(worker, order, arguments) for worker in workers)
+        )
         missing = [
             f"worker {worker.number}: {problem}"
             for worker, answer in zip(workers, answers, strict=True)
             for problem in answer.problems
         ]
         return Answer(missing=bounded(missing), count=sum(answer.count for answer in answers))
-
-    async def _tell(self, worker: _Worker, order: str, given: dict[str, Any]) -> Answer:
-        ask_id = next(self._ids)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        worker.answers[ask_id] = answer
-        worker.post(Do(ask_id, order, given))
-        either: list[asyncio.Future[Any]] = [answer, worker.ended]
-        await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        del worker.answers[ask_id]
-        if answer.done():
-            return answer.result()
-        # What a process held is gone with it, and its successor begins with what is in force.
-        return Answer() if worker.ended.done() else Answer([worker.state])
 
     async def _not_serving(self, deadline_s: float) -> list[str]:
         """Who has no process that serves, once those that start had their time."""
@@ -337,10 +313,7 @@ class Supervisor:
         ]
 
     def _hang_up(self) -> None:
-        self._own(self._hung_up())
-
-    async def _hung_up(self) -> None:
-        await self.order("reload", {})
+        self._run_logged(self.order("reload", {}))
 
     def stop(self) -> None:
         """A signal to end: the first drains, each further one cuts."""
@@ -352,7 +325,7 @@ class Supervisor:
             self._end(worker)
 
     def _end(self, worker: _Worker) -> None:
-        worker.post(Do(_UNASKED, "cut" if self._cutting.is_set() else "drain"))
+        worker.post(Command(_NO_REPLY, "cut" if self._cutting.is_set() else "drain"))
         if not worker.ready.is_set():
             worker.process.terminate()
         self._leaves(worker)
@@ -366,10 +339,15 @@ async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
     worker.ended.set_result(None)
 
 
-def _sent(files: Snapshot) -> dict[str, Any]:
-    """As a message holds it."""
-    built: dict[str, Any] = msgspec.to_builtins(files)
-    return built
+async def _ask_worker(worker: _Worker, order: str, arguments: dict[str, Any]) -> Answer:
+    with worker.channel.pending() as (command_id, answer):
+        worker.post(Command(command_id, order, arguments))
+        either: list[asyncio.Future[Any]] = [answer, worker.ended]
+        await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    if answer.done():
+        return answer.result()
+    # What a process held is gone with it, and its successor begins with what is in force.
+    return Answer() if worker.ended.done() else Answer([worker.state])
 
 
 def _promises_broken(config: Config) -> list[str]:
@@ -388,20 +366,21 @@ def _pause_s(failures: int) -> float:
     return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
 
 
-def worker_arguments(sources: Sources, listeners: Listeners, control_fd: int) -> Sequence[str]:
-    """The command line of a worker."""
-    arguments = [
-        "worker",
-        f"--listen-fd={listeners.plain.fileno()}",
-        f"--control-fd={control_fd}",
-        f"--config={sources.config}",
-        f"--overrides={json.dumps(sources.overrides)}",
-    ]
-    if sources.env_file is not None:
-        arguments += ["--env-file", str(sources.env_file)]
-    if listeners.tls is not None:
-        arguments += ["--tls-fd", str(listeners.tls.fileno())]
-    if sources.certificate is not None:
-        arguments += ["--tls-certificate", str(sources.certificate.chain)]
-        arguments += ["--tls-key", str(sources.certificate.key)]
-    return arguments + (["--demo-url", sources.demo_url] if sources.demo_url else [])
+def _worker_command(
+    sources: Sources, listeners: Listeners, control: socket.socket
+) -> Sequence[str]:
+    """As cli/worker.py reads it."""
+    certificate = sources.certificate
+    options = {
+        "listen-fd": listeners.plain.fileno(),
+        "control-fd": control.fileno(),
+        "config": sources.config,
+        "overrides": json.dumps(sources.overrides),
+        "env-file": sources.env_file,
+        "tls-fd": listeners.tls.fileno() if listeners.tls else None,
+        "tls-certificate": certificate.chain if certificate else None,
+        "tls-key": certificate.key if certificate else None,
+        "demo-url": sources.demo_url or None,
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return [sys.executable, "-m", "relay", "worker", *given]

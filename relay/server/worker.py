@@ -88,13 +88,13 @@ async def serve(
             await site.start()
         _settle_memory()
         if control is not None:
-            control.tell(Ready())
+            control.report(Ready())
         await stop.first.wait()
         # At once: what a connection that nobody accepts waits for is no queue, but a time-out.
         for site in sites:
             await site.stop()
         if control is not None:
-            control.tell(Leaving())
+            control.report(Leaving())
         await drain(gateway, stop.second)
         await runner.cleanup()
 

@@ -19,7 +19,7 @@ import pytest
 from relay import log
 from relay.registry.files import MAX_TOTAL_BYTES, Snapshot
 from relay.server import control
-from relay.server.control import Answer, Begin, Channel, Control, Did, Do
+from relay.server.control import Answer, Begin, Channel, Command, Control, Reply
 from relay.server.listen import Listeners, bind
 from relay.server.supervisor import Supervisor
 from tests.relays import HANG_GUARD_S, LogStream, configured, write_config
@@ -62,7 +62,7 @@ async def _answers(channel: Channel, count: int) -> dict[int, Answer]:
     found: dict[int, Answer] = {}
     async with asyncio.timeout(HANG_GUARD_S):
         async for message in channel.messages():
-            assert isinstance(message, Did)
+            assert isinstance(message, Reply)
             found[message.id] = message.answer
             if len(found) == count:
                 break
@@ -76,10 +76,10 @@ async def _listening(worker: Control) -> asyncio.Task[None]:
 async def test_an_order_that_fails_is_answered_and_the_next_is_done(pair: tuple[Control, Channel], logged: LogStream) -> None:
     worker, supervisor = pair
     listening = await _listening(worker)
-    supervisor.post(Do(1, "broken"))
-    supervisor.post(Do(2, "nonsense"))
-    supervisor.post(Do(3, "echo", {"wrong": "argument"}))
-    supervisor.post(Do(4, "echo", {"count": 7}))
+    supervisor.post(Command(1, "broken"))
+    supervisor.post(Command(2, "nonsense"))
+    supervisor.post(Command(3, "echo", {"wrong": "argument"}))
+    supervisor.post(Command(4, "echo", {"count": 7}))
     answers = await _answers(supervisor, 4)
     assert answers[4] == Answer(count=7) and not listening.done()
     assert answers[2].problems == ["it does not know the order 'nonsense'"]
@@ -92,11 +92,11 @@ async def test_an_order_that_fails_is_answered_and_the_next_is_done(pair: tuple[
 async def test_a_slow_order_holds_up_no_other_and_is_given_up(pair: tuple[Control, Channel], logged: LogStream, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, supervisor = pair
     listening = await _listening(worker)
-    supervisor.post(Do(1, "stuck"))
-    supervisor.post(Do(2, "echo", {"count": 1}))
+    supervisor.post(Command(1, "stuck"))
+    supervisor.post(Command(2, "echo", {"count": 1}))
     assert await _answers(supervisor, 1) == {2: Answer(count=1)}
     monkeypatch.setattr(control, "ANSWER_TIMEOUT_S", 0.05)
-    supervisor.post(Do(3, "stuck"))
+    supervisor.post(Command(3, "stuck"))
     [problem] = (await _answers(supervisor, 1))[3].problems
     assert "took longer" in problem and not listening.done()
     supervisor.close()
@@ -105,14 +105,14 @@ async def test_a_slow_order_holds_up_no_other_and_is_given_up(pair: tuple[Contro
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"null", b"[]", b'{"say":"do"}', b'{"say":"do","id":"x","order":1}', b'{"say":"dance"}', b"\xff\xfe", b'{"say":"did","id":1,"answer":{}}', b"x" * 300_000],
+    [b"", b"{", b"null", b"[]", b'{"say":"command"}', b'{"say":"command","id":"x","order":1}', b'{"say":"dance"}', b"\xff\xfe", b'{"say":"ready"}', b"x" * 300_000],
     ids=["empty", "cut", "null", "array", "incomplete", "wrong types", "unknown", "not UTF-8", "not for a worker", "too long"],
 )
 async def test_a_line_that_is_no_message_is_logged_and_skipped(pair: tuple[Control, Channel], logged: LogStream, line: bytes) -> None:
     worker, supervisor = pair
     listening = await _listening(worker)
     supervisor._writer.write(line + b"\n")
-    supervisor.post(Do(9, "echo", {"count": 3}))
+    supervisor.post(Command(9, "echo", {"count": 3}))
     assert await _answers(supervisor, 1) == {9: Answer(count=3)}
     assert any("control.malformed_message" in entry or "control.unexpected_message" in entry for entry in logged.lines)
     supervisor.close()
@@ -126,7 +126,7 @@ async def test_an_answer_of_many_problems_is_cut_to_fit(pair: tuple[Control, Cha
         return Answer([f"{number} " + "é" * 10_000 for number in range(1000)])
 
     listening = asyncio.create_task(worker.listen({"long": long}))
-    supervisor.post(Do(1, "long"))
+    supervisor.post(Command(1, "long"))
     problems = (await _answers(supervisor, 1))[1].problems
     assert problems[0].startswith("0 é") and problems[-1] == "and 900 more"
     supervisor.close()
@@ -137,7 +137,7 @@ async def test_a_process_that_stopped_reading_is_noticed_and_holds_nobody_up(pai
     _, supervisor = pair
     with pytest.raises(ConnectionError):
         for number in range(1000):
-            supervisor.post(Do(number, "echo", {"text": "x" * 100_000}))
+            supervisor.post(Command(number, "echo", {"text": "x" * 100_000}))
 
 
 # A supervisor with stand-in workers: `python -m relay` finds this package in the working folder -------
@@ -164,11 +164,11 @@ if behaviour == "dies":
 if behaviour == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if behaviour == "babbles":
-    for line in ("", "{", "null", json.dumps({"say": "did", "id": 1}), json.dumps({"say": "do", "id": 1, "order": "x"}), "y" * 300000):
+    for line in ("", "{", "null", json.dumps({"say": "reply", "id": 1}), json.dumps({"say": "begin", "files": {}}), "y" * 300000):
         channel.write(line + "\\n")
-    say(say="did", id=12345, answer={})
-    say(say="ask", id=1, order="dance", given={})
-    say(say="ask", id=2, order="purge", given={})
+    say(say="reply", id=12345, answer={})
+    say(say="command", id=1, order="dance", arguments={})
+    say(say="command", id=2, order="purge", arguments={})
 open(f"behaves.{os.getpid()}", "w").close()
 if behaviour not in ("starting", "deaf"):
     say(say="ready")
@@ -179,21 +179,21 @@ for line in channel:
         os.rename("began.tmp", f"began.{os.getpid()}.json")
         continue
     if said.get("order") == "reload":
-        open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(said["given"]))
+        open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(said["arguments"]))
     open("orders.txt", "a").write(f"{said.get('order', said['say'])}\\n")
-    if said["say"] == "done":
+    if said["say"] == "reply":
         open(f"done{said['id']}.json", "w").write(json.dumps(said["answer"]))
     elif behaviour in ("starting", "deaf") or behaviour == "silent" and said["order"] != "cut":
         pass
     elif behaviour == "dies when told" and said["order"] == "reload":
         sys.exit(4)
     elif behaviour == "refuses" and said["order"] == "reload":
-        say(say="did", id=said["id"], answer={"problems": ["gateway.yaml:1:1: I do not like it"]})
+        say(say="reply", id=said["id"], answer={"problems": ["gateway.yaml:1:1: I do not like it"]})
     elif said["order"] in ("drain", "cut"):
         say(say="leaving")
         sys.exit(0)
     else:
-        say(say="did", id=said["id"], answer={"count": 1})
+        say(say="reply", id=said["id"], answer={"count": 1})
 '''
 
 
@@ -381,8 +381,8 @@ async def _begun(run: Supervised, pid: int) -> Begin:
     return msgspec.json.decode(file.read_bytes(), type=Begin)
 
 
-def _file(sent: dict[str, Any] | None, folder: Path) -> bytes:
-    return msgspec.convert(sent, Snapshot).files[str(folder / "gateway.yaml")]
+def _file(sent: Snapshot, folder: Path) -> bytes:
+    return sent.files[str(folder / "gateway.yaml")]
 
 
 async def test_every_worker_takes_the_bytes_that_the_supervisor_read(supervise: Supervise) -> None:
@@ -397,7 +397,7 @@ async def test_every_worker_takes_the_bytes_that_the_supervisor_read(supervise: 
     assert (await run.supervisor.order("reload", {})).problems == []
     for pid in run.started:
         given = json.loads((run.folder / f"reloaded.{pid}.json").read_text())
-        assert _file(given, run.folder) == first + b"# changed\n"
+        assert _file(msgspec.convert(given, Snapshot), run.folder) == first + b"# changed\n"
 
 
 async def test_a_worker_that_is_started_again_gets_what_is_in_force_and_not_the_bad_file(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,13 +421,14 @@ async def test_a_worker_that_is_started_again_gets_what_is_in_force_and_not_the_
 async def test_a_configuration_as_large_as_one_may_be_reaches_a_worker() -> None:
     ours, theirs = socket.socketpair()
     supervisor, worker = await Channel.open(ours), await Control.open(theirs.detach())
-    files = msgspec.to_builtins(Snapshot({"gateway.yaml": os.urandom(MAX_TOTAL_BYTES)}))
-    supervisor.post(Begin(files, files))
-    supervisor.post(Do(1, "reload", files))  # while it still starts
+    snapshot = Snapshot({"gateway.yaml": os.urandom(MAX_TOTAL_BYTES)})
+    files = msgspec.to_builtins(snapshot)
+    supervisor.post(Begin(snapshot, snapshot))
+    supervisor.post(Command(1, "reload", files))  # while it still starts
     begin = await asyncio.wait_for(worker.begin(), HANG_GUARD_S)
-    assert begin is not None and begin.reloaded == files
+    assert begin is not None and begin.reloaded == snapshot
     order = await asyncio.wait_for(worker._channel.first(), HANG_GUARD_S)
-    assert isinstance(order, Do) and order.given == files
+    assert isinstance(order, Command) and order.arguments == files
     supervisor.close()
     assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor is gone"
     worker._channel.close()
