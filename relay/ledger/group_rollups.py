@@ -8,7 +8,7 @@ all calls (usage.py), so that every report adds up to the total.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -66,11 +66,7 @@ def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Sums]
             value = _value(record, name)
             if value and value != NONE:
                 alike.setdefault(Key(name, value, *answered_by(record)), []).append(record)
-    summed: dict[Key, Sums] = {}
-    for key, group in alike.items():
-        summed[key] = sums = Sums()
-        sums.take(group)
-    return summed
+    return {key: Sums(group) for key, group in alike.items()}
 
 
 def _value(record: Record, name: str) -> str | None:
@@ -80,14 +76,14 @@ def _value(record: Record, name: str) -> str | None:
     return None if given is None else clean(as_text(given))
 
 
-class GroupRollups:
-    """What one writer keeps. Sums of a value that is new today wait until it is decided whether it
-    has sums of its own: that is the database's to say, for all writers together.
+class GroupRollups(Rollups):
+    """The rollups of one writer by group. Sums of a value that is new today wait until the database
+    has decided, for all writers together, whether it has sums of its own.
     """
 
     def __init__(self, database: Database, new_id: Callable[[], str]) -> None:
+        super().__init__(new_id, SPANS_S)
         self._database = database
-        self._rollups = Rollups(new_id, SPANS_S)
         self._chosen: dict[tuple[int, str], set[str]] = {}
         """By day and name: the values that are known to have sums of their own."""
         self._undecided: dict[tuple[int, Key], Sums] = {}
@@ -105,7 +101,7 @@ class GroupRollups:
                 _add(decided, place, sums)
             else:
                 _add(self._undecided, (hour_s, key), sums)
-        self._rollups.take(decided, unix_s)
+        super().take(decided, unix_s)
 
     def _place(self, key: Key, hour_s: int) -> Key | None:
         """Where a key's calls are added up; None if that is not decided yet."""
@@ -129,7 +125,7 @@ class GroupRollups:
             self._chosen[day_s, name] = await self._choose(day_s, name, list(values))
         for hour_s, key in waiting:
             place = self._place(key, hour_s) or key._replace(value=OTHER)
-            self._rollups.take({place: self._undecided.pop((hour_s, key))}, hour_s)
+            super().take({place: self._undecided.pop((hour_s, key))}, hour_s)
 
     async def _choose(self, day_s: int, name: str, wanted: Sequence[str]) -> set[str]:
         """The values of a name on a day: those that are there, then the wanted as far as there is
@@ -149,25 +145,17 @@ class GroupRollups:
                 await connection.execute(sa.insert(group_values), rows)
         return chosen | set(new)
 
-    def begin(self) -> list[tuple[Any, ...]]:
-        """As Tallies: rows of what is decided and not written yet."""
-        return self._rollups.begin()
-
-    def failed(self) -> None:
-        """As Tallies."""
-        self._rollups.failed()
-
     def written(self, unix_s: float) -> None:
-        """As Tallies; and days that are past are forgotten."""
-        self._rollups.written(unix_s)
+        """As Rollups; and days that are past are forgotten."""
+        super().written(unix_s)
         today_s = _day_s(unix_s)
         if any(day_s < today_s for day_s, _ in self._chosen):
-            self._chosen = {key: kept for key, kept in self._chosen.items() if key[0] >= today_s}
+            self._chosen = {k: values for k, values in self._chosen.items() if k[0] >= today_s}
 
     def drop(self, unix_s: float) -> None:
-        """As Tallies."""
+        """As Rollups."""
         self._undecided.clear()
-        self._rollups.drop(unix_s)
+        super().drop(unix_s)
 
 
 def _day_s(unix_s: float) -> int:

@@ -79,12 +79,6 @@ class Ledger:
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
-    def _fail_on_error_in_answer(self, exchange: Exchange) -> None:
-        try:
-            exchange.fail_if_answer_is_error()
-        except Exception as error:  # a meter that fails must not end a call; counted
-            self.meter_failed(exchange, error)
-
     def _count_usage(self, exchange: Exchange) -> None:
         """Take what it used, without what an answer before it told of the same object."""
         if exchange.usage.meter is None or exchange.routing.route is None:
@@ -217,7 +211,10 @@ class Ledger:
             turn = ended[at : at + _TURN]
             for exchange in turn:
                 self.settle(exchange)
-                self._fail_on_error_in_answer(exchange)
+                try:
+                    exchange.fail_if_answer_is_error()
+                except Exception as error:  # a meter that fails must not end a call; counted
+                    self.meter_failed(exchange, error)
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
@@ -235,8 +232,7 @@ class Ledger:
         record = record_of(exchange, redactor)
         line = log.exchange_ended(record, at_zero + exchange.outcome.ended_s)
         if self._writer is not None:
-            captured = exchange.capture is not None
-            bodies = await bodies_of(exchange, redactor) if captured else None
+            bodies = await bodies_of(exchange, redactor) if exchange.capture is not None else None
             self._entries.append(entry_of(record, line, bodies))
         self._records.append(record)
 

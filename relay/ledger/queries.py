@@ -74,21 +74,19 @@ class Page:
 
 async def page(database: Database, which: Filter, cursor: str | None, limit: int) -> Page:
     """Raises DatabaseUnavailable. A page may hold fewer than `limit` and not be the last."""
-    rare = which.failed or "event_id" in which.equal or "id" in which.equal
     bounds = _bounds(which)
     if cursor is not None:
         bounds.append(exchanges.c.id < cursor)
     newest = sa.select(exchanges).where(*bounds).order_by(exchanges.c.id.desc())
-    if rare:  # there is an index for these
-        found = await database.rows(newest.where(*_conditions(which)).limit(limit))
-        return Page([shown(row) for row in found], found[-1].id if len(found) == limit else None)
-    ids = sa.select(exchanges.c.id).where(*bounds).order_by(exchanges.c.id.desc())
-    edge = await database.rows(ids.offset(SCANNED - 1).limit(1))
-    within = newest.where(exchanges.c.id >= edge[0].id) if edge else newest
-    found = await database.rows(within.where(*_conditions(which)).limit(limit))
-    if len(found) == limit:
-        return Page([shown(row) for row in found], found[-1].id)
-    return Page([shown(row) for row in found], edge[0].id if edge else None)
+    end = None
+    if not (which.failed or "event_id" in which.equal or "id" in which.equal):  # no index
+        ids = newest.with_only_columns(exchanges.c.id)
+        edge = await database.rows(ids.offset(SCANNED - 1).limit(1))
+        end = edge[0].id if edge else None
+    if end is not None:
+        newest = newest.where(exchanges.c.id >= end)
+    found = await database.rows(newest.where(*_conditions(which)).limit(limit))
+    return Page([shown(row) for row in found], found[-1].id if len(found) == limit else end)
 
 
 def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
@@ -102,10 +100,12 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
 
 def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
     columns = exchanges.c
-    made = [columns[name] == as_stored(value) for name, value in which.equal.items()]
+    # A long text is stored cut.
+    equal = ((n, clean(v) if isinstance(v, str) else v) for n, v in which.equal.items())
+    made = [columns[name] == value for name, value in equal]
     made += [columns[name] > value for name, value in which.above.items()]
     if which.failed is not None:
-        wrong: Any = sa.text(WENT_WRONG) if which.failed else sa.text(f"NOT {WENT_WRONG}")
+        wrong: Any = sa.text(WENT_WRONG if which.failed else f"NOT {WENT_WRONG}")
         made.append(wrong)
     if which.cached is not None:
         made.append((columns.outcome == "cached") == which.cached)
@@ -115,11 +115,6 @@ def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
         )
         made.append(sa.exists(tagged))
     return made
-
-
-def as_stored(value: str | int) -> str | int:
-    """A value to compare with: a long one stands cut in its column."""
-    return clean(value) if isinstance(value, str) else value
 
 
 async def one(database: Database, id: str) -> dict[str, Any] | None:

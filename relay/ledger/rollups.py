@@ -41,14 +41,13 @@ class Sums:
         "unpriced",
     )  # fmt: skip
 
-    def __init__(self) -> None:
-        self.requests = self.errors = self.cache_hits = self.unpriced = self.estimated = 0
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        self.requests = len(records)
+        self.errors = self.cache_hits = self.unpriced = self.estimated = 0
         self.cost = self.saved = self.histogram = 0
         self.counts: tuple[int, ...] = _NOTHING
-
-    def take(self, records: Sequence[Record]) -> None:
-        """More calls."""
-        self.requests += len(records)
+        if not records:
+            return
         used = []
         for record in records:
             if is_failure(record.status, record.outcome):
@@ -64,14 +63,14 @@ class Sums:
                     self.estimated += 1
                 if record.cost_nano_usd is None:
                     self.unpriced += 1
-        self.histogram += build_histogram(
+        self.histogram = build_histogram(
             # How long a session lasts is not how long anybody waited.
             [record.duration_ms for record in records if record.transport == "rest"],
             [record.first_byte_ms for record in records if record.first_byte_ms is not None],
             [record.overhead_ms for record in records if record.overhead_ms],
         )
         if used:
-            self.counts = tuple(map(sum, zip(self.counts, *used, strict=True)))
+            self.counts = tuple(map(sum, zip(*used, strict=True)))
 
     def add(self, other: Sums) -> None:
         """All that another one holds."""
@@ -114,11 +113,7 @@ def by_key(records: Sequence[Record]) -> dict[Key, Sums]:
         if (group := alike.get(key)) is None:
             group = alike[key] = []
         group.append(record)
-    summed: dict[Key, Sums] = {}
-    for key, group in alike.items():
-        summed[Key(*key)] = sums = Sums()
-        sums.take(group)
-    return summed
+    return {Key(*key): Sums(group) for key, group in alike.items()}
 
 
 _RowKey = tuple[str, int, int, tuple[str, ...]]

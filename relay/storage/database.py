@@ -20,13 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from relay.core.errors import OperatorError
 from relay.storage.inserts import Batch, SqliteWriter
-from relay.storage.readers import Readers
+from relay.storage.readers import Readers, set_pragmas
 
 HEAD = "0004"
 """The schema that this relay writes: the newest of migrations/versions."""
 _CONNECTION_S = 1.0
 """How long a change waits for a connection while others use all of them."""
-_BUSY_MS = 5000
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock that one of many holds while it changes the schema."""
@@ -93,7 +92,7 @@ class Database:
         """Raises BadDatabaseUrl where the driver is not installed."""
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._path = url.database or ""
-        self._made = False
+        self._prepared = False
         options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0}
         if not self.is_sqlite:
             options["connect_args"] = {"timeout": 5, "command_timeout": 30}
@@ -113,16 +112,16 @@ class Database:
 
     async def prepare(self) -> None:
         """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseUnavailable."""
-        if self._made:
+        if self._prepared:
             return
         with _mapped():
             if self.is_sqlite:
-                _make(Path(self._path))
+                _create(Path(self._path))
             async with self._engine.connect() as connection:
                 if await _version(connection) != HEAD:
                     await connection.rollback()
                     await self._migrate(connection)
-            self._made = True
+            self._prepared = True
 
     async def _migrate(self, connection: AsyncConnection) -> None:
         if self.is_sqlite:
@@ -190,7 +189,7 @@ class Database:
         return f"<Database {'sqlite' if self.is_sqlite else 'postgresql'}>"
 
 
-def _make(file: Path) -> None:
+def _create(file: Path) -> None:
     """An empty file that nobody else may read, if there is none: bodies may stand in it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -221,16 +220,8 @@ def _tuned(connection: Any, _record: Any) -> None:
     """Each new SQLite connection. A commit is safe from a crash of the relay; from a power loss the
     last of them may not be, as with most databases of logs.
     """
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for setting in (
-        "journal_mode = WAL",
-        "synchronous = NORMAL",
-        f"busy_timeout = {_BUSY_MS}",
-        f"journal_size_limit = {_WAL_BYTES}",
-    ):
-        cursor.execute(f"PRAGMA {setting}")
-    cursor.close()
+    size_limit = f"journal_size_limit = {_WAL_BYTES}"
+    set_pragmas(connection, "journal_mode = WAL", "synchronous = NORMAL", size_limit)
 
 
 async def _version(connection: AsyncConnection) -> str | None:

@@ -124,7 +124,7 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         """Add `amount` unless this window's count, and the last one's by how much of it still
         reaches back, would pass `limit`.
         """
-        before, before_ttl, count, _ = self._sliding(key, expiry)
+        before, before_ttl, count, _ = self.get_sliding_window(key, expiry)
         if floor(before * before_ttl / expiry) + count + amount > limit:
             return False
         self.add_sliding(key, expiry, amount)
@@ -132,21 +132,18 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """(count, seconds left) of the last window and of this one."""
-        return self._sliding(key, expiry)
-
-    def clear_sliding_window(self, key: str, expiry: int) -> None:
-        """Forget both."""
-        number = self._clock() // expiry
-        for each in (number - 1, number):
-            self._windows.pop(f"{key}/{each:.0f}", None)
-
-    def _sliding(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         now = self._clock()
         number, passed = divmod(now, expiry)
         left = expiry - passed
         before = self._count(f"{key}/{number - 1:.0f}", now)
         count = self._count(f"{key}/{number:.0f}", now)
         return before, left if before else 0.0, count, left + expiry
+
+    def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget both."""
+        number = self._clock() // expiry
+        for each in (number - 1, number):
+            self._windows.pop(f"{key}/{each:.0f}", None)
 
     def _count(self, key: str, now: float) -> int:
         window = self._windows.get(key)

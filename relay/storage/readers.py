@@ -20,7 +20,7 @@ from relay.storage.histograms import HistogramConnection
 
 AT_ONCE = 4
 """Questions that run at once, each on a connection of its own."""
-MOST_WAITING = 32
+MAX_WAITING = 32
 """Questions that wait for one of those."""
 READ_S = 5.0
 """How long a question waits at most, and then how long it runs at most."""
@@ -39,7 +39,7 @@ class TooManyQueries(QueryRefused):
     """As many questions run and wait as may."""
 
     def __init__(self) -> None:
-        super().__init__(f"{AT_ONCE} questions run and {MOST_WAITING} wait already")
+        super().__init__(f"{AT_ONCE} questions run and {MAX_WAITING} wait already")
 
 
 class QueryTooSlow(QueryRefused):
@@ -89,7 +89,7 @@ class Readers:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        if self._asked >= AT_ONCE + MOST_WAITING:
+        if self._asked >= AT_ONCE + MAX_WAITING:
             raise TooManyQueries
         self._asked += 1
         try:
@@ -135,9 +135,13 @@ def _is_ended_by_server(error: BaseException | None) -> bool:
 
 
 def _forbid_writes(connection: Any, _record: Any) -> None:
-    """Each new SQLite connection."""
+    set_pragmas(connection, "query_only = ON")
+
+
+def set_pragmas(connection: Any, *settings: str) -> None:
+    """Set up a new SQLite connection."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    for setting in (f"busy_timeout = {_BUSY_MS}", "query_only = ON"):
+    for setting in (f"busy_timeout = {_BUSY_MS}", *settings):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()

@@ -80,22 +80,23 @@ tags = Table(
 """One row an entry of a call's metadata."""
 
 
-_ADDED = frozenset({"web_searches", "pages"})
-"""Sums that older databases got later: 0 in the rows that were there."""
+_ADDED_LATER = ("web_searches", "pages")
+"""0 in the rows that were there before."""
 
 
-def _default(name: str) -> str | None:
-    return "0" if name in _ADDED else None
+def _key(*names: str, kind: Any = Text) -> list[Column[Any]]:
+    return [Column(name, kind, primary_key=True) for name in names]
 
 
 def _rollup(name: str, *keys: Column[Any]) -> Table:
     """Sums under keys. Each writer has its own: it writes whole values, never adds to another's."""
+    defaults = dict.fromkeys(_ADDED_LATER, "0")
     return Table(
         name,
         metadata,
         *keys,
         Column("writer", String(36), primary_key=True),
-        *(Column(name, _Big, nullable=False, server_default=_default(name)) for name in SUMS),
+        *(Column(n, _Big, nullable=False, server_default=defaults.get(n)) for n in SUMS),
         Column("spread", LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
@@ -103,12 +104,10 @@ def _rollup(name: str, *keys: Column[Any]) -> Table:
 
 group_rollups = _rollup(
     "group_rollups",
-    Column("name", Text, primary_key=True),
-    Column("span_s", Integer, primary_key=True),
-    Column("at_s", _Big, primary_key=True),
-    Column("value", Text, primary_key=True),
-    Column("provider", Text, primary_key=True),
-    Column("model", Text, primary_key=True),
+    *_key("name"),
+    *_key("span_s", kind=Integer),
+    *_key("at_s", kind=_Big),
+    *_key("value", "provider", "model"),
 )
 """Sums by hour and day of the calls that have a value of this name: `user`, or a `metadata.NAME` of
 `ledger.group_by`. Calls without a value are the rest of `rollups`."""
@@ -116,9 +115,8 @@ group_rollups = _rollup(
 group_values = Table(
     "group_values",
     metadata,
-    Column("at_s", _Big, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("value", Text, primary_key=True),
+    *_key("at_s", kind=_Big),
+    *_key("name", "value"),
     sqlite_with_rowid=False,
 )
 """The values of each name that have sums of their own on the day that begins at `at_s`."""
@@ -136,8 +134,7 @@ bodies = Table(
 booked = Table(
     "booked",
     metadata,
-    Column("provider", Text, primary_key=True),
-    Column("object_id", Text, primary_key=True),
+    *_key("provider", "object_id"),
     Column("at_s", _Big, nullable=False),
     sqlite_with_rowid=False,
 )
@@ -145,9 +142,4 @@ booked = Table(
 nothing."""
 Index("booked_at", booked.c.at_s)
 
-rollups = _rollup(
-    "rollups",
-    Column("span_s", Integer, primary_key=True),
-    Column("at_s", _Big, primary_key=True),
-    *(Column(name, Text, primary_key=True) for name in KEYS),
-)
+rollups = _rollup("rollups", *_key("span_s", kind=Integer), *_key("at_s", kind=_Big), *_key(*KEYS))

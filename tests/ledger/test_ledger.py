@@ -245,7 +245,7 @@ async def test_a_full_disk_is_borne_and_got_over_without_a_restart(start: StartR
 
 
 async def test_lines_and_metrics_do_not_wait_for_a_database_that_takes_its_time(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.storage.database._BUSY_MS", 60_000)
+    monkeypatch.setattr("relay.storage.readers._BUSY_MS", 60_000)
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     relay = await start({"database": str(tmp_path / "relay.db"), "metrics": {"enabled": True}}, openai=provider(raw.url))
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
@@ -321,7 +321,7 @@ async def test_old_rows_go_with_their_bodies_and_metadata_and_the_days_stay(star
 async def test_a_database_of_a_newer_relay_is_refused(database: Database) -> None:
     async with database.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    database._made = False
+    database._prepared = False
     with pytest.raises(DatabaseNewer, match="newer relay"):
         await database.prepare()
 

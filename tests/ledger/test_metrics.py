@@ -283,10 +283,10 @@ async def test_the_conventions_metrics_go_beside_the_traces(collector: Any, star
 
 
 def test_the_conventions_metrics_are_documented() -> None:
-    from relay.ledger import genai
+    from relay.ledger import traces
 
     text = (ROOT / "docs/metrics.md").read_text()
-    assert all(name in text or f"….{name.removeprefix(genai._USAGE + '.')}" in text for name in (*genai.COUNTERS, *genai.HISTOGRAMS))
+    assert all(name in text or f"….{name.removeprefix(traces._USAGE + '.')}" in text for name in (*traces.COUNTERS, *traces.HISTOGRAMS))
 
 
 async def test_fields_of_usage_that_were_not_read_are_counted(start: StartRelay, raw: RawUpstream) -> None:

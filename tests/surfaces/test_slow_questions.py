@@ -21,7 +21,7 @@ from relay.storage.database import (
     RowsRefused,
     database_url,
 )
-from relay.storage.readers import AT_ONCE, MOST_WAITING, QueryTooSlow, TooManyQueries
+from relay.storage.readers import AT_ONCE, MAX_WAITING, QueryTooSlow, TooManyQueries
 from relay.storage.tables import booked, exchanges
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import USAGE, post, rows
@@ -56,7 +56,7 @@ async def asked_by(database: Database, count: int) -> AsyncIterator[asyncio.Even
 
 async def test_a_batch_and_a_change_never_wait_for_questions(database: Database) -> None:
     await database.prepare()
-    async with asked_by(database, AT_ONCE + MOST_WAITING), asyncio.timeout(HANG_GUARD_S):
+    async with asked_by(database, AT_ONCE + MAX_WAITING), asyncio.timeout(HANG_GUARD_S):
         await database.write(BATCH)
         for number in range(8):
             async with database.writing() as connection:
@@ -67,13 +67,13 @@ async def test_a_batch_and_a_change_never_wait_for_questions(database: Database)
 async def test_so_many_questions_run_so_many_wait_and_more_are_refused(database: Database) -> None:
     await database.prepare()
     async with asked_by(database, AT_ONCE) as go_on:
-        waiting = [asyncio.create_task(database.rows(sa.select(exchanges))) for _ in range(MOST_WAITING)]
+        waiting = [asyncio.create_task(database.rows(sa.select(exchanges))) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
         with pytest.raises(TooManyQueries):
             await database.rows(sa.select(exchanges))
         assert not any(task.done() for task in waiting)
         go_on.set()
-        assert await asyncio.gather(*waiting) == [[]] * MOST_WAITING
+        assert await asyncio.gather(*waiting) == [[]] * MAX_WAITING
     assert list(await database.rows(sa.select(exchanges))) == []
 
 
@@ -112,7 +112,7 @@ async def test_a_question_that_is_too_slow_is_ended_in_the_server_too(postgres: 
 async def test_a_version_that_is_newer_is_told_to_questions_too(database: Database) -> None:
     async with database.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    database._made = False
+    database._prepared = False
     with pytest.raises(DatabaseNewer):
         await database.rows(sa.select(exchanges))
 
@@ -131,7 +131,7 @@ async def relay(start: StartRelay, raw: RawUpstream, database_setting: str) -> R
 async def test_over_http_too_many_questions_get_a_503_that_says_when_to_ask_again(relay: Relay, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     database = relay.gateway.ledger.database
     assert database is not None
-    monkeypatch.setattr(readers, "MOST_WAITING", 0)
+    monkeypatch.setattr(readers, "MAX_WAITING", 0)
     async with asked_by(database, AT_ONCE):
         status, headers, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/{path}")
         assert (status, json.loads(body)["error"]["code"], headers["retry-after"]) == (503, "ledger_busy", "1")
