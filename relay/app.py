@@ -33,7 +33,7 @@ from relay.surfaces import admin, health, native, usage
 from relay.surfaces import logs as records
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
-from relay.surfaces.prefixes import CALL_PREFIXES
+from relay.surfaces.native import CALL_PREFIXES
 
 RUNNER_OPTIONS: dict[str, Any] = {
     "handler_cancellation": True,

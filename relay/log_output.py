@@ -16,23 +16,14 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TextIO
+from typing import NamedTuple, TextIO
 
-MOST_WAITING_BYTES = 4 * 1024 * 1024
+MAX_WAITING_BYTES = 4 * 1024 * 1024
 """What waits for a reader that is slow or stopped."""
 _WRITE_BYTES = 256 * 1024
 """Joined into one write: each write has to wait for Python's lock afterwards."""
 _RETRY_MS = 1000
-
-
-class Output(Protocol):
-    """Takes whole lines."""
-
-    def write(self, data: bytes, lines: int) -> None:
-        """Write `data`, which is so many whole lines. Never raises."""
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait for so long at most until all is written."""
+_MAX_TEXT_CHARS = 64 * 1024
 
 
 class Losses:
@@ -55,7 +46,7 @@ class StreamOutput:
         self._stream, self._losses = stream, losses
 
     def write(self, data: bytes, lines: int) -> None:
-        """See Output."""
+        """Write `data`, which is so many whole lines. Never raises."""
         try:
             buffer = getattr(self._stream, "buffer", None)
             if buffer is not None:
@@ -67,7 +58,7 @@ class StreamOutput:
             self._losses.add(lines)
 
     def flush(self, timeout_s: float) -> None:
-        """See Output: nothing waits."""
+        """Nothing waits."""
 
 
 class _Batch(NamedTuple):
@@ -96,9 +87,9 @@ class DescriptorOutput:
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes, lines: int) -> None:
-        """See Output."""
+        """Write `data`, which is so many whole lines, soon. Never raises."""
         with self._changed:
-            if self._waiting_bytes + len(data) > MOST_WAITING_BYTES:
+            if self._waiting_bytes + len(data) > MAX_WAITING_BYTES:
                 self._lose(lines)
                 return
             self._report_lost()
@@ -110,7 +101,7 @@ class DescriptorOutput:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """See Output."""
+        """Wait for so long at most until all is written."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
 
@@ -159,17 +150,16 @@ class DescriptorOutput:
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # somebody else made the open file non-blocking
-                _await_room(self._descriptor)
+            except BlockingIOError:  # another process made the open file non-blocking
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll(_RETRY_MS)
             except OSError:
                 return False
         return True
 
 
-def _await_room(descriptor: int) -> None:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    poll.poll(_RETRY_MS)
+Output = StreamOutput | DescriptorOutput
 
 
 def output_of(stream: TextIO, losses: Losses, notice: Callable[[int], bytes]) -> Output:
@@ -197,19 +187,19 @@ class TextOutput(io.TextIOBase):
     def write(self, text: str) -> int:
         """Take some text."""
         whole, end, self._partial_line = (self._partial_line + text).rpartition("\n")
-        self._pass_on(whole + end)
-        if len(self._partial_line) > _MOST_TEXT:
+        self._forward(whole + end)
+        if len(self._partial_line) > _MAX_TEXT_CHARS:
             self.flush()
         return len(text)
 
     def flush(self) -> None:
         """Pass on the beginning of a line too."""
         partial_line, self._partial_line = self._partial_line, ""
-        self._pass_on(partial_line)
+        self._forward(partial_line)
 
-    def _pass_on(self, text: str) -> None:
+    def _forward(self, text: str) -> None:
         if text:
-            data = self._redact(text[:_MOST_TEXT]).encode("utf-8", "backslashreplace")
+            data = self._redact(text[:_MAX_TEXT_CHARS]).encode("utf-8", "backslashreplace")
             self._output.write(data, data.count(b"\n"))
 
     def fileno(self) -> int:
@@ -223,6 +213,3 @@ class TextOutput(io.TextIOBase):
     def writable(self) -> bool:
         """Always."""
         return True
-
-
-_MOST_TEXT = 64 * 1024

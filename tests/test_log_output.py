@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.log_output import MOST_WAITING_BYTES, DescriptorOutput, Losses
+from relay.log_output import MAX_WAITING_BYTES, DescriptorOutput, Losses
 from tests.processes import ROOT
 from tests.relays import HANG_GUARD_S, LogStream, write_config
 
@@ -209,7 +209,7 @@ def test_the_notice_stands_where_the_lines_are_missing() -> None:
     reader, writer = os.pipe()
     losses = Losses()
     output = DescriptorOutput(writer, losses, lambda lost: b"lost %d\n" % lost)
-    large = b"x" * (MOST_WAITING_BYTES // 2 - 1) + b"\n"
+    large = b"x" * (MAX_WAITING_BYTES // 2 - 1) + b"\n"
     for data in (large, large, b"too much\n", b"too much\n"):
         output.write(data, 1)
     text = b""

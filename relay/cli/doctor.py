@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -40,8 +40,7 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Leg:
+class _Leg(NamedTuple):
     name: str
     advice: str
 
@@ -70,6 +69,10 @@ _RELAY = _Leg("the relay", "this is on this machine: see the message; no provide
 _REFUSED = _Leg(
     "the request", "the provider did not take the probe; check base_url, paths and check"
 )
+_BY_CODE = {
+    "relay_not_started": _RELAY, "upstream_tls_failed": _TLS, "upstream_timeout": _SILENCE,
+    "upstream_disconnected": _NETWORK,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,10 +181,10 @@ async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Findin
             status = answer.status
             await _read(answer)
     except TimeoutError:
-        return _failed(what, _SILENCE, provider, provider.rest)
+        return _failed(what, None, provider, provider.rest)
     except AIGatewayError as error:
         if error.status != 404 or error.source == "relay":
-            return _diagnosed(what, error, provider, provider.rest)
+            return _failed(what, error, provider, provider.rest)
         status = error.status
     return Finding(f"{what}: {status} in {_ms(began)} ({_path(provider.rest)})")
 
@@ -203,23 +206,19 @@ async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
             took = _ms(began)
             await session.close()
     except TimeoutError:
-        return _failed(what, _SILENCE, provider, provider.websocket)
+        return _failed(what, None, provider, provider.websocket)
     except AIGatewayError as error:
         if error.status in (400, 404, 422) and error.source == "provider":
             if "model" in error.message.lower():
-                return _diagnosed(what, error, provider, provider.websocket)
+                return _failed(what, error, provider, provider.websocket)
             # The credential was taken; a session needs what a probe cannot know: an agent, a voice.
             return Finding(f"{what}: reached, it wants more than a probe has ({error.status})")
-        return _diagnosed(what, error, provider, provider.websocket)
+        return _failed(what, error, provider, provider.websocket)
     return Finding(f"{what}: 101 in {took} ({_path(provider.websocket)})")
 
 
 def _path(target: Target) -> str:
     return target.via if target.proxy is None else f"{target.via}, proxy {target.proxy}"
-
-
-def _diagnosed(what: str, error: AIGatewayError, provider: Provider, target: Target) -> Finding:
-    return _failed(f"{what}: {error.message}", _leg(error, target), provider, target)
 
 
 def _leg(error: AIGatewayError, target: Target) -> _Leg:
@@ -228,14 +227,8 @@ def _leg(error: AIGatewayError, target: Target) -> _Leg:
         return _PROXY
     if error.code == "upstream_unreachable":
         return _DNS if NO_NAME in error.message else _NETWORK
-    by_code = {
-        "relay_not_started": _RELAY,
-        "upstream_tls_failed": _TLS,
-        "upstream_timeout": _SILENCE,
-        "upstream_disconnected": _NETWORK,
-    }
-    if error.code in by_code:
-        return by_code[error.code]
+    if (leg := _BY_CODE.get(error.code)) is not None:
+        return leg
     if error.source == "cloudflare":
         return _CLOUDFLARE_KEY if error.status in (401, 403) else _CLOUDFLARE
     if error.status in (401, 403):
@@ -247,7 +240,10 @@ def _leg(error: AIGatewayError, target: Target) -> _Leg:
     return _MODEL if "model" in error.message.lower() else _REFUSED
 
 
-def _failed(what: str, leg: _Leg, provider: Provider, target: Target) -> Finding:
+def _failed(what: str, error: AIGatewayError | None, provider: Provider, target: Target) -> Finding:
+    """Without an error the probe ran out of time."""
+    leg = _leg(error, target) if error is not None else _SILENCE
+    what = f"{what}: {error.message}" if error is not None else what
     labels = [keys.provider.label for keys in target.pool if keys.provider]
     variables = ", ".join(dict.fromkeys(labels)) or "the key stored at Cloudflare"
     advice = leg.advice.format(

@@ -97,8 +97,8 @@ _HEADS = (
 
 def _table(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
     """A head and a line a row; numbers stand to the right, money digit under digit."""
-    is_marked = any(row["unpriced"] for row in rows)
-    cells = [[*keys, *_HEADS], *(_cells(row, keys, is_marked=is_marked) for row in rows)]
+    unmarked = "    " if any(row["unpriced"] for row in rows) else ""
+    cells = [[*keys, *_HEADS], *(_cells(row, keys, unmarked) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -110,11 +110,10 @@ def _table(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _cells(row: dict[str, Any], keys: Sequence[str], *, is_marked: bool) -> list[str]:
+def _cells(row: dict[str, Any], keys: Sequence[str], unmarked: str) -> list[str]:
     latency = row["latency_ms"] or {}
     cost = ("~" if row["estimated"] else "") + _money(row["cost_usd"])
-    if is_marked:
-        cost += " + ?" if row["unpriced"] else "    "
+    cost += " + ?" if row["unpriced"] else unmarked
     return [
         *(str(row.get(key, "") or ("-" if key in row else "")) for key in keys),
         str(row["requests"]), str(row["errors"]), str(row["cache_hits"]),

@@ -19,7 +19,7 @@ from relay.registry.files import Files
 from relay.registry.load import Sources, load
 from relay.server.control import Control
 from relay.server.listen import Listeners, raise_file_limit
-from relay.server.worker import Supervised, serve
+from relay.server.worker import serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,4 +59,4 @@ async def _run(sources: Sources, listeners: Listeners, control_fd: int) -> None:
         return  # the supervisor is gone
     config = load(sources, Files(begin.files))
     log.setup(config.settings.log.level, config.settings.log.format)
-    await serve(config, sources, listeners, Supervised(control, begin.reloaded))
+    await serve(config, sources, listeners, control, begin.reloaded)

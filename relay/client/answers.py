@@ -5,11 +5,11 @@ Owns: what a caller sees of an answer. How the relay is reached is gateway.py's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Required, TypedDict
 
 import aiohttp
@@ -128,12 +128,7 @@ class Stream(AbstractAsyncContextManager["Stream"]):
         self._response = response
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        failure: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *failure: object) -> None:
         if self._response is not None:
             self._response.close()
 
@@ -153,14 +148,7 @@ class Stream(AbstractAsyncContextManager["Stream"]):
                 yield event
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        if self._response is not None:
-            async for item in self._items():
+        async with contextlib.nullcontext() if self._response is not None else self:
+            is_sse = self._opened.content_type == "text/event-stream"
+            async for item in self.events() if is_sse else self.chunks():
                 yield item
-            return
-        async with self:
-            async for item in self._items():
-                yield item
-
-    def _items(self) -> AsyncIterator[Any]:
-        sse = self._opened.content_type == "text/event-stream"
-        return self.events() if sse else self.chunks()

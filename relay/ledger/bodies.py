@@ -30,11 +30,11 @@ async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
         (request, capture.request_coding, exchange.request.body_bytes),
         (response, capture.response_coding, exchange.response.body_bytes),
     ):
-        asked = (body, coding, len(body) == passed_bytes, capture.max_bytes, redactors)
+        arguments = (body, coding, passed_bytes, capture.max_bytes, redactors)
         if len(body) > _AT_ONCE_BYTES or (coding and capture.max_bytes > _AT_ONCE_BYTES):
-            found.append(await asyncio.to_thread(_stored, *asked))
+            found.append(await asyncio.to_thread(_stored, *arguments))
         else:
-            found.append(_stored(*asked))
+            found.append(_stored(*arguments))
             await asyncio.sleep(0)
     return Bodies(*found[0], *found[1])
 
@@ -42,7 +42,7 @@ async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
 def _stored(
     body: bytes,
     coding: str,
-    whole: bool,
+    passed_bytes: int,
     max_bytes: int,
     redactors: tuple[Redactor, Redactor],
 ) -> tuple[bytes, bool]:
@@ -51,6 +51,7 @@ def _stored(
     """
     secrets, own = redactors
     longest = max(secrets.longest, own.longest)
+    whole = len(body) == passed_bytes
     if coding and body:
         unpacked = unpack(body, coding, max_bytes + longest)
         if unpacked is None:

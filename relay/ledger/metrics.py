@@ -15,13 +15,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from relay.core.histogram import BUCKETS, bound_ms, bucket_counts
@@ -35,44 +29,37 @@ _CALL = ("provider", "model", "transport", "outcome")
 _BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
 """Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
 _MODEL = ("provider", "model")
+_TIMED = ("provider", "transport")
 COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_requests_total": ("Finished requests and sessions.", _CALL),
     "relay_errors_total": ("Failed requests and sessions.", _MODEL),
     "relay_tokens_total": (
-        "Tokens by kind; input and output include the other kinds.",
-        (*_MODEL, "kind"),
+        "Tokens by kind; input and output include the other kinds.", (*_MODEL, "kind"),
     ),
     "relay_units_total": (
-        "Usage that is not counted in tokens, by unit: characters, seconds, …",
-        (*_MODEL, "unit"),
+        "Usage that is not counted in tokens, by unit: characters, seconds, …", (*_MODEL, "unit"),
     ),
     "relay_cost_usd_total": ("Cost in US dollars.", _MODEL),
     "relay_saved_usd_total": ("Cost in US dollars that cache hits avoided.", _MODEL),
     "relay_unpriced_total": ("Requests with usage that has no known price.", _MODEL),
     "relay_cache_hits_total": ("Responses served from the cache.", ("provider",)),
     "relay_voice_interruptions_total": (
-        "Spoken responses that the user interrupted.",
-        ("provider",),
+        "Spoken responses that the user interrupted.", ("provider",),
     ),
-}
+}  # fmt: skip
 HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "relay_request_duration_seconds": (
-        "Duration of REST requests until their end.",
-        ("provider", "transport"),
-    ),
+    "relay_request_duration_seconds": ("Duration of REST requests until their end.", _TIMED),
     "relay_first_byte_seconds": (
-        "Time until the first byte of the response, or the handshake.",
-        ("provider", "transport"),
+        "Time until the first byte of the response, or the handshake.", _TIMED,
     ),
     "relay_overhead_seconds": (
-        "Time spent in the relay itself until the response head was sent.",
-        ("provider", "transport"),
+        "Time spent in the relay itself until the response head was sent.", _TIMED,
     ),
     "relay_voice_turn_seconds": (
         "Time from the end of speech to the first sound or word of the reply.",
         ("provider", "first"),
     ),
-}
+}  # fmt: skip
 _TIMES = {
     "duration": "relay_request_duration_seconds",
     "first_byte": "relay_first_byte_seconds",
@@ -123,7 +110,7 @@ class Metrics:
         """Those that a provider has answered for."""
         self.configured: frozenset[str] = frozenset()
         """Those that gateway.yaml names."""
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
         self.counters = {
             name: Counter(name, help, labels, registry=registry)
@@ -183,8 +170,8 @@ class Metrics:
         for name, value in gauges.items():
             self._gauges[name].set(value)
         for name, value in losses.items():
-            self.counters[name].inc(max(0.0, value - self._told.get(name, 0)))
-            self._told[name] = value
+            self.counters[name].inc(max(0.0, value - self._reported.get(name, 0)))
+            self._reported[name] = value
 
 
 def _proves(record: Record) -> bool:

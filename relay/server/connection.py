@@ -23,7 +23,7 @@ from relay.server.load_shedding import LoadShedder, SheddingParser
 from relay.surfaces.admin import BESIDE_CALLS
 from relay.surfaces.errors import plain
 from relay.surfaces.middleware import middleware
-from relay.surfaces.prefixes import CALL_PREFIXES
+from relay.surfaces.native import CALL_PREFIXES
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

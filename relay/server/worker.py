@@ -41,9 +41,8 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
     sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
     certificate = gateway.config.certificate
     if listeners.tls is not None and certificate is not None:
-        from relay.server.tls import (
-            server_context,  # only where it is used: it takes a tenth of a second
-        )
+        # Imported only where it is used: it takes a tenth of a second.
+        from relay.server.tls import server_context
 
         context = server_context(certificate)
         sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
@@ -57,20 +56,16 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
     return sites
 
 
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """What a worker has of its supervisor."""
-
-    control: Control
-    reloaded: Snapshot | None = None
-    """The files in force, where a reload has replaced those of the start."""
-
-
 async def serve(
-    config: Config, sources: Sources, listeners: Listeners, supervised: Supervised | None = None
+    config: Config,
+    sources: Sources,
+    listeners: Listeners,
+    control: Control | None = None,
+    reloaded: Snapshot | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
-    control = supervised.control if supervised else None
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once. A worker has the
+    supervisor's `control`, and files that a reload has put in place of those of the start.
+    """
     app = standalone(config, sources)
     gateway = app[GATEWAY]
     runner = RelayRunner(
@@ -79,10 +74,10 @@ async def serve(
     await runner.setup()
     sites = _sites(runner, listeners, gateway)
     stop = Stop(asyncio.Event(), asyncio.Event())
-    if supervised is not None and supervised.reloaded is not None:
+    if reloaded is not None:
         # A worker of an earlier start has the settings of the start, and what a reload took over.
         assert gateway.apply is not None
-        await gateway.apply(supervised.reloaded)
+        await gateway.apply(reloaded)
     async with _supervised(gateway, control, stop), _signals(gateway, stop):
         for site in sites:
             await site.start()

@@ -175,7 +175,7 @@ class Database:
             async with self._engine.begin() as connection:
                 for into, rows in batch:
                     if rows:
-                        await connection.exec_driver_sql(into.sql(1, numbered=True), list(rows))
+                        await connection.exec_driver_sql(into.numbered_sql, list(rows))
 
     async def close(self) -> None:
         """Let go of all connections."""

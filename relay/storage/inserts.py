@@ -14,15 +14,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-_MOST_AT_ONCE = 128
+_MAX_AT_ONCE = 128
 _FEW = 8
 
 Rows = Sequence[tuple[Any, ...]]
 
 
 class Insert:
-    """An INSERT into some columns of a table. What is there already stays, or gives way in the
-    columns of `replace`.
+    """An INSERT into some columns of a table. What is there already stays, or is replaced in
+    the columns of `replace`.
     """
 
     def __init__(
@@ -35,16 +35,18 @@ class Insert:
             key = ", ".join(column.name for column in table.primary_key.columns)
             taken = ", ".join(f"{name} = excluded.{name}" for name in replace)
             self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {taken}"
-        self._made: dict[tuple[int, bool], str] = {}
+        numbers = ", ".join(f"${at + 1}" for at in range(len(columns)))
+        self.numbered_sql = f"{self._head}({numbers}){self._tail}"
+        """For one row, as PostgreSQL names parameters."""
+        self._by_rows: dict[int, str] = {}
 
-    def sql(self, rows: int, *, numbered: bool) -> str:
-        """For so many rows; `numbered` is PostgreSQL's way to name parameters."""
-        made = self._made.get((rows, numbered))
-        if made is None:
-            names = [f"${at + 1}" if numbered else "?" for at in range(self._columns)]
-            row = f"({', '.join(names)})"
-            made = self._made[rows, numbered] = self._head + ", ".join([row] * rows) + self._tail
-        return made
+    def sql(self, rows: int) -> str:
+        """For so many rows."""
+        sql = self._by_rows.get(rows)
+        if sql is None:
+            row = f"({', '.join('?' * self._columns)})"
+            sql = self._by_rows[rows] = self._head + ", ".join([row] * rows) + self._tail
+        return sql
 
 
 Batch = Sequence[tuple[Insert, Rows]]
@@ -54,7 +56,7 @@ Batch = Sequence[tuple[Insert, Rows]]
 def sizes(count: int) -> Iterator[int]:
     """`count` in few parts of few sizes: each size is a statement of its own, prepared once."""
     while count:
-        size = min(count, _MOST_AT_ONCE)
+        size = min(count, _MAX_AT_ONCE)
         if size > _FEW:
             size -= size % _FEW
         yield size
@@ -87,7 +89,7 @@ class SqliteWriter:
                 done = 0
                 for size in sizes(len(rows)):
                     flat = tuple(itertools.chain.from_iterable(rows[done : done + size]))
-                    run(into.sql(size, numbered=False), flat)
+                    run(into.sql(size), flat)
                     done += size
             run("COMMIT")
         finally:

@@ -8,25 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Float,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    String,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 
 from relay.core.usage import COUNTS
 
-metadata = MetaData()
-_Big = BigInteger().with_variant(Integer, "sqlite")
+metadata = sa.MetaData()
+_Big = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 SUMS = (
     "requests", "errors", "cache_hits", "unpriced", "estimated", "cost_nano_usd", "saved_nano_usd",
@@ -36,45 +23,45 @@ SUMS = (
 KEYS = ("client", "provider", "model", "transport", "surface", "outcome")
 """What usage is told apart by, besides time."""
 
-exchanges = Table(
+exchanges = sa.Table(
     "exchanges",
     metadata,
     # In the order of writing. The order of beginning is that of `id`, a UUIDv7.
-    Column("seq", _Big, primary_key=True, autoincrement=True),
-    Column("id", String(36), nullable=False, unique=True),
-    Column("transport", Text, nullable=False),
-    Column("surface", Text, nullable=False, server_default="native"),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("client", Text, nullable=False),
-    Column("status", SmallInteger, nullable=False),
-    Column("outcome", Text, nullable=False),
-    Column("cache", Text),
-    Column("duration_ms", Float, nullable=False),
-    Column("input_tokens", _Big, nullable=False),
-    Column("output_tokens", _Big, nullable=False),
-    Column("cost_nano_usd", _Big),
-    Column("event_id", Text),
-    Column("end_user", Text),
-    Column("metadata", Text),
-    Column("record", Text, nullable=False),
-    Column("feedback", SmallInteger),
-    Column("score", Float),
+    sa.Column("seq", _Big, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(36), nullable=False, unique=True),
+    sa.Column("transport", sa.Text, nullable=False),
+    sa.Column("surface", sa.Text, nullable=False, server_default="native"),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("cache", sa.Text),
+    sa.Column("duration_ms", sa.Float, nullable=False),
+    sa.Column("input_tokens", _Big, nullable=False),
+    sa.Column("output_tokens", _Big, nullable=False),
+    sa.Column("cost_nano_usd", _Big),
+    sa.Column("event_id", sa.Text),
+    sa.Column("end_user", sa.Text),
+    sa.Column("metadata", sa.Text),
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Column("feedback", sa.SmallInteger),
+    sa.Column("score", sa.Float),
     sqlite_autoincrement=True,
 )  # fmt: skip
 WENT_WRONG = "(status >= 400 OR outcome IN ('failed', 'refused'))"
 """Of an exchange: its client did not get what it asked for. The index is for this very text."""
-_FAILED = text(WENT_WRONG)
-Index("exchanges_failed", exchanges.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
-_NAMED = text("event_id IS NOT NULL")
-Index("exchanges_event", exchanges.c.event_id, sqlite_where=_NAMED, postgresql_where=_NAMED)
+_FAILED = sa.text(WENT_WRONG)
+sa.Index("exchanges_failed", exchanges.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
+_NAMED = sa.text("event_id IS NOT NULL")
+sa.Index("exchanges_event", exchanges.c.event_id, sqlite_where=_NAMED, postgresql_where=_NAMED)
 
-tags = Table(
+tags = sa.Table(
     "tags",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("id", String(36), primary_key=True),
-    Column("value", Text, nullable=False),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
 """One row an entry of a call's metadata."""
@@ -84,20 +71,20 @@ _ADDED_LATER = ("web_searches", "pages")
 """0 in the rows that were there before."""
 
 
-def _key(*names: str, kind: Any = Text) -> list[Column[Any]]:
-    return [Column(name, kind, primary_key=True) for name in names]
+def _key(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, primary_key=True) for name in names]
 
 
-def _rollup(name: str, *keys: Column[Any]) -> Table:
+def _rollup(name: str, *keys: sa.Column[Any]) -> sa.Table:
     """Sums under keys. Each writer has its own: it writes whole values, never adds to another's."""
     defaults = dict.fromkeys(_ADDED_LATER, "0")
-    return Table(
+    return sa.Table(
         name,
         metadata,
         *keys,
-        Column("writer", String(36), primary_key=True),
-        *(Column(n, _Big, nullable=False, server_default=defaults.get(n)) for n in SUMS),
-        Column("spread", LargeBinary, nullable=False),
+        sa.Column("writer", sa.String(36), primary_key=True),
+        *(sa.Column(n, _Big, nullable=False, server_default=defaults.get(n)) for n in SUMS),
+        sa.Column("spread", sa.LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
 
@@ -105,14 +92,14 @@ def _rollup(name: str, *keys: Column[Any]) -> Table:
 group_rollups = _rollup(
     "group_rollups",
     *_key("name"),
-    *_key("span_s", kind=Integer),
+    *_key("span_s", kind=sa.Integer),
     *_key("at_s", kind=_Big),
     *_key("value", "provider", "model"),
 )
 """Sums by hour and day of the calls that have a value of this name: `user`, or a `metadata.NAME` of
 `ledger.group_by`. Calls without a value are the rest of `rollups`."""
 
-group_values = Table(
+group_values = sa.Table(
     "group_values",
     metadata,
     *_key("at_s", kind=_Big),
@@ -121,25 +108,27 @@ group_values = Table(
 )
 """The values of each name that have sums of their own on the day that begins at `at_s`."""
 
-bodies = Table(
+bodies = sa.Table(
     "bodies",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("request", LargeBinary),
-    Column("request_complete", SmallInteger, nullable=False),
-    Column("response", LargeBinary),
-    Column("response_complete", SmallInteger, nullable=False),
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("request", sa.LargeBinary),
+    sa.Column("request_complete", sa.SmallInteger, nullable=False),
+    sa.Column("response", sa.LargeBinary),
+    sa.Column("response_complete", sa.SmallInteger, nullable=False),
 )
 
-booked = Table(
+booked = sa.Table(
     "booked",
     metadata,
     *_key("provider", "object_id"),
-    Column("at_s", _Big, nullable=False),
+    sa.Column("at_s", _Big, nullable=False),
     sqlite_with_rowid=False,
 )
 """The provider's objects whose usage is counted, such as a response: reading one again adds
 nothing."""
-Index("booked_at", booked.c.at_s)
+sa.Index("booked_at", booked.c.at_s)
 
-rollups = _rollup("rollups", *_key("span_s", kind=Integer), *_key("at_s", kind=_Big), *_key(*KEYS))
+rollups = _rollup(
+    "rollups", *_key("span_s", kind=sa.Integer), *_key("at_s", kind=_Big), *_key(*KEYS)
+)

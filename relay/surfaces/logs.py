@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from math import floor
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from aiohttp import web
@@ -41,9 +41,9 @@ CSV = "text/csv; charset=utf-8"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _WHOLE = {"status": (0, 999), "feedback": (-1, 1)}
 """Conditions that are whole numbers, and their bounds."""
-_MOST_USD, _MOST = 1_000_000_000, 10**15
-_PAGE, _MOST_A_PAGE = 50, 500
-_MOST_BODY_BYTES = 64 * 1024
+_MAX_USD, _MAX = 1_000_000_000, 10**15
+_PAGE, _MAX_PAGE = 50, 500
+_MAX_BODY_BYTES = 64 * 1024
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -62,7 +62,7 @@ async def logs(request: web.Request) -> web.Response:
     """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
     database, given = asked(request)
     with answered():
-        limit = whole_of("limit", given.pop("limit", str(_PAGE)), 1, _MOST_A_PAGE)
+        limit = whole_of("limit", given.pop("limit", str(_PAGE)), 1, _MAX_PAGE)
         cursor = given.pop("cursor", None)
         found = await queries.page(database, _filter(given), cursor, limit)
     return as_json({"logs": found.logs, "cursor": found.cursor})
@@ -79,9 +79,7 @@ async def log(request: web.Request) -> web.Response:
 
 
 async def body(request: web.Request) -> web.Response:
-    """What a call said, or was told, where that was kept; `x-relay-complete: false` if it was cut
-    off.
-    """
+    """The stored body of a request or response; `x-relay-complete: false` if it was cut off."""
     database, _ = asked(request)
     with answered():
         side = request.match_info["side"]
@@ -122,10 +120,10 @@ async def export(request: web.Request) -> web.StreamResponse:
 async def _lines(calls: AsyncIterator[dict[str, Any]], shape: Format, at_once: int = 200) -> bytes:
     lines = []
     async for call in calls:
-        line = (
-            f"{csv_rows.call_row(call)}\r\n".encode() if shape == "csv" else _encode(call) + b"\n"
-        )
-        lines.append(line)
+        if shape == "csv":
+            lines.append(f"{csv_rows.call_row(call)}\r\n".encode())
+        else:
+            lines.append(_encode(call) + b"\n")
         if len(lines) == at_once:
             break
     return b"".join(lines)
@@ -164,11 +162,9 @@ async def _delete(request: web.Request, which: Filter) -> web.Response:
 
 def format_of(text: str) -> Format:
     """What `format` says. Raises BadQuery."""
-    if text == "csv":
-        return "csv"
-    if text != "json":
+    if text not in ("json", "csv"):
         raise BadQuery("format is json or csv")
-    return "json"
+    return cast(Format, text)
 
 
 def asked(request: web.Request) -> tuple[Database, dict[str, str]]:
@@ -206,48 +202,44 @@ def _filter(given: Mapping[str, str]) -> Filter:
     times: dict[str, float] = {}
     for name, value in given.items():
         column = {"user": "end_user"}.get(name, name)
-        least = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
+        measure = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
         if column in EQUAL:
             equal[column] = whole_of(name, value, *_WHOLE[name]) if name in _WHOLE else value
         elif name in ("since", "until"):
             times[f"{name}_s"] = moment_s(name, value, now_s)
         elif name in ("success", "cached"):
-            flags["failed" if name == "success" else name] = _flag(value, name) != (
-                name == "success"
-            )
+            if value not in ("true", "false"):
+                raise BadQuery(f"{name} is true or false")
+            flags[name] = value == "true"
         elif name.startswith("metadata."):
             metadata[name.removeprefix("metadata.")] = value
-        elif name.startswith("min_") and least in ABOVE:
-            above[least] = _least(name, value)
+        elif name.startswith("min_") and measure in ABOVE:
+            above[measure] = _lower_bound(name, value)
         else:
             raise BadQuery(f"there is no condition '{name[:40]}'")
+    if "success" in flags:
+        flags["failed"] = not flags.pop("success")
     return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
 
 
-def whole_of(name: str, text: str, least: int, most: int) -> int:
+def whole_of(name: str, text: str, min_: int, max_: int) -> int:
     """What a parameter says, within its bounds. Raises BadQuery."""
-    number = whole_number(text, least, most)
+    number = whole_number(text, min_, max_)
     if number is None:
-        raise BadQuery(f"{name} is not a whole number from {least} to {most}")
+        raise BadQuery(f"{name} is not a whole number from {min_} to {max_}")
     return number
 
 
-def _least(name: str, text: str) -> int | float:
+def _lower_bound(name: str, text: str) -> int | float:
     """What `min_cost_usd` and the like say, in the unit of the column."""
-    most = _MOST_USD if name == "min_cost_usd" else _MOST
-    number = decimal_number(text, -most, most)
+    limit = _MAX_USD if name == "min_cost_usd" else _MAX
+    number = decimal_number(text, -limit, limit)
     if number is None:
-        raise BadQuery(f"{name} is not a number from -{most} to {most}")
+        raise BadQuery(f"{name} is not a number from -{limit} to {limit}")
     if name in ("min_score", "min_duration_ms"):
         return number
     # Columns of whole numbers: what is more than 2.5 is more than 2.
     return floor(number * 10**9) if name == "min_cost_usd" else floor(number)
-
-
-def _flag(text: str, name: str) -> bool:
-    if text not in ("true", "false"):
-        raise BadQuery(f"{name} is true or false")
-    return text == "true"
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
@@ -261,8 +253,8 @@ async def _body(request: web.Request) -> dict[str, Any]:
             if not chunk:
                 return msgspec.json.decode(body, type=dict)
             body += chunk
-            if len(body) > _MOST_BODY_BYTES:
-                raise BadQuery(f"the body has more than {_MOST_BODY_BYTES} bytes")
+            if len(body) > _MAX_BODY_BYTES:
+                raise BadQuery(f"the body has more than {_MAX_BODY_BYTES} bytes")
     except TimeoutError:
         raise BodyTimeout(pause_s) from None
     except RequestPayloadError:
@@ -277,8 +269,9 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     feedback, score, metadata = (given.get(name) for name in ("feedback", "score", "metadata"))
     if feedback not in (None, 1, -1) or isinstance(feedback, bool):
         raise BadQuery("feedback is 1, -1 or null")
-    if score is not None and not _is_score(score):
-        raise BadQuery(f"score is a number from -{_MOST} to {_MOST}, or null")
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (is_number and -_MAX <= score <= _MAX):
+        raise BadQuery(f"score is a number from -{_MAX} to {_MAX}, or null")
     plain = metadata is None or (
         isinstance(metadata, dict)
         and len(metadata) <= MAX_ENTRIES
@@ -287,12 +280,6 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     if not plain:
         raise BadQuery(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
     return given
-
-
-def _is_score(given: object) -> bool:
-    return (
-        isinstance(given, int | float) and not isinstance(given, bool) and -_MOST <= given <= _MOST
-    )
 
 
 def as_json(answer: Any) -> web.Response:

@@ -5,7 +5,7 @@ for sockets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
@@ -19,8 +19,20 @@ from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
 from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
-from relay.surfaces.prefixes import CALL_PREFIXES, CallPrefix
 from relay.websocket import relay_websocket
+
+
+class CallPrefix(NamedTuple):
+    """The path under which a surface has its REST calls."""
+
+    path: str
+    """Ends in a slash; the provider's name follows."""
+    route: ResourceRoute
+
+
+CALL_PREFIXES = web.AppKey("call_prefixes", list[CallPrefix])
+"""Every surface adds its own, for what sees a request before it is routed (load shedding, the fast
+path of server/connection.py)."""
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -113,20 +125,19 @@ class _ProviderSockets(_Calls):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if not _wants_websocket(request):
-            self._say_why_not(request)
+            self._check_session(request)
+            raise UpgradeRequired
         return await relay_websocket(request, self._gateway, self._call(request))
 
-    def _say_why_not(self, request: web.Request) -> NoReturn:
-        """A plain GET is refused for what would refuse a session, and last for not being one.
-
-        Browsers do not show why a handshake failed: their client asks here.
+    def _check_session(self, request: web.Request) -> None:
+        """Raise for a plain GET what would refuse a session: browsers do not show why a handshake
+        failed, and their client asks here.
         """
         gateway, call = self._gateway, self._call(request)
         gateway.callers.authorize(call.headers)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
         attempt_options(call, route, gateway.attempts)
-        raise UpgradeRequired
 
 
 def _wants_websocket(request: web.Request) -> bool:
