@@ -46,17 +46,18 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
             capture_request(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
             await limits.check(exchange, body.text, call.headers.get("Content-Type", ""))
-        attempt = RestAttempt(call, exchange, gateway, body)
-        plan = plan_cache(attempt, options)
+        attempt = RestAttempt(call, exchange, gateway, body, options)
+        plan = plan_cache(attempt)
         if plan is not None:
-            response = await answer_from_cache(plan, request, attempt, options)
+            response = await answer_from_cache(plan, request, attempt)
             if response is not None:
                 return response
-        answer = await send_call(attempt, options)
+        answer = await send_call(attempt)
         try:
             return await deliver(answer, request, exchange, gateway)
         finally:
-            answer.close()
+            if answer.source is not None:
+                answer.source.release()
     except (Exception, asyncio.CancelledError) as error:
         raise exchange.end_with(error) from None
     finally:

@@ -46,10 +46,10 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
         options = attempt_options(call, route, gateway.attempts, call.offer(route))
-        attempt = HandshakeAttempt(call, exchange, gateway)
+        attempt = HandshakeAttempt(call, exchange, gateway, options)
         exchange.routing.sent_s = gateway.clock()
         try:
-            upstream = await gateway.attempts.open(exchange, options, attempt)
+            upstream = await gateway.attempts.open(attempt)
         except HandshakeRefused as refusal:
             exchange.response.first_byte_s = gateway.clock()
             exchange.response.body_bytes = len(refusal.body)

@@ -18,7 +18,6 @@ from multidict import CIMultiDict
 from relay import log
 from relay.calls.body import Body
 from relay.calls.call import Call
-from relay.calls.transforms import is_stream, rewriter
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
@@ -34,13 +33,15 @@ from relay.core.models import (
 )
 from relay.core.provider import Keys, Route
 from relay.core.retry_policy import AttemptResult, result_of_answer
-from relay.core.rewriting import CHANGED_WITH_BODY
+from relay.core.rewriting import CHANGED_WITH_BODY, Rewriter
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
+from relay.upstream.attempts import AttemptOptions
 from relay.upstream.failures import BEFORE_ANSWER, MAPPABLE_ERRORS, map_failure
 from relay.upstream.request import Outgoing
 from relay.upstream.send import end_with_connection, send, upstream_headers, upstream_url
 
+SSE = "text/event-stream"
 _GOOD = AttemptResult(200)
 _REFUSALS = (400, 422)
 _ERROR_BODY_S = 2.0
@@ -58,6 +59,12 @@ class RestAttempt:
     exchange: Exchange
     gateway: Gateway
     body: Body
+    options: AttemptOptions
+    examines_first_event: bool = False
+    rewriter: Rewriter | None = None
+    """Makes the URLs in the last attempt's response the relay's."""
+    asks_usage: bool = False
+    """The last attempt asked for usage on its client's behalf: the event with it is removed."""
     refused: tuple[str, str] | None = None
     """The model of a provider that refused `stream_options` in this call."""
     begun: bytes = b""
@@ -66,8 +73,8 @@ class RestAttempt:
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
         """Send it to `route`; await it for the head of the answer."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
-        exchange.routing.rewriter = rewriter(self.call, route, gateway)
-        query, whole, exchange.routing.asks_usage = self.call.query, body.whole, False
+        self.rewriter = self._rewriter(route)
+        query, whole, self.asks_usage = self.call.query, body.whole, False
         if route.replaced_model is not None:
             query = query_with_model(query, route.replaced_model, route.format)
         url, headers = upstream_url(route, query, keys), self._headers(route, keys)
@@ -76,7 +83,7 @@ class RestAttempt:
             if whole is not body.whole:
                 for name in (*CHANGED_WITH_BODY, "Content-Encoding"):
                     headers.popall(name, None)
-        if exchange.routing.asks_usage:
+        if self.asks_usage:
             headers["Accept-Encoding"] = "identity"
         self.begun, exchange.routing.keys = b"", keys
         now = gateway.clock()
@@ -86,12 +93,24 @@ class RestAttempt:
         outgoing = Outgoing(headers, body.stream or whole)
         return send(gateway.upstream.rest, route, self.call.method, url, outgoing)
 
+    def _rewriter(self, route: Route) -> Rewriter | None:
+        """What makes the provider's URLs in this call's answer the relay's, if anything must."""
+        rewrites, callers = route.provider.rewrites, self.gateway.callers
+        if rewrites is None:
+            return None
+        fields = rewrites.pattern(route.endpoint)
+        if fields is None and not rewrites.headers:
+            return None
+        public_url = callers.public_url(self.call.caller, self.call.headers)
+        root = f"{public_url}{self.call.root}{route.provider.name}/"
+        return Rewriter(route.provider.own_origins, root, rewrites.headers, fields)
+
     def _changed(self, text: bytes, route: Route) -> bytes:
         """The body as `route` is to get it; unpacked if anything is changed in it."""
         changed = self._with_model(text, route)
         if self._may_ask_usage(route):
             asking = asking_for_usage(changed)
-            self.exchange.routing.asks_usage = asking is not None
+            self.asks_usage = asking is not None
             changed = asking or changed
         return self.body.whole if changed is text else changed
 
@@ -127,8 +146,7 @@ class RestAttempt:
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
         given, body = self.call.headers, self.body
         headers = upstream_headers(route, given.items(), connection_of(given), keys)
-        rewriter = self.exchange.routing.rewriter
-        if rewriter is not None and rewriter.fields is not None:
+        if self.rewriter is not None and self.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
         if body.stream is not None and body.length is not None:
             headers["Content-Length"] = str(body.length)
@@ -145,8 +163,7 @@ class RestAttempt:
         """What the head of an answer says of the attempt; None where its body says more: that of an
         error, and of a stream that may begin with one.
         """
-        looks_on = self.exchange.routing.checks_first_event
-        if answer.status >= 400 or (looks_on and is_stream(answer)):
+        if answer.status >= 400 or (self.examines_first_event and is_stream(answer)):
             return None
         return self._accepted()
 
@@ -159,7 +176,7 @@ class RestAttempt:
         """What an error says of the attempt, of the key, and of what the relay had added; or what
         the first event of a stream says.
         """
-        exchange, given = self.exchange, answer.headers
+        headers = answer.headers
         try:
             if answer.status < 400:
                 return await self._examine_stream(answer)
@@ -167,14 +184,14 @@ class RestAttempt:
         except BaseException:
             answer.close()
             raise
-        if exchange.routing.asks_usage and answer.status in _REFUSALS:
-            unpack = unpacker(given.get("Content-Encoding", ""))
+        if self.asks_usage and answer.status in _REFUSALS:
+            unpack = unpacker(headers.get("Content-Encoding", ""))
             if _ADDED in (read if unpack is None else unpack.feed(read)):
-                assert exchange.routing.route is not None
-                self.refused = self._model(exchange.routing.route)
+                assert self.exchange.routing.route is not None
+                self.refused = self._model(self.exchange.routing.route)
                 return AttemptResult(answer.status, note="stream_options_refused")
         whole = read if answer.content.is_eof() else b""
-        return result_of_answer(answer.status, given.get, time.time(), whole)
+        return result_of_answer(answer.status, headers.get, time.time(), whole)
 
     async def _examine_stream(self, answer: ClientResponse) -> AttemptResult:
         """Hold a stream up to its first event that is no comment, to see whether it is an error."""
@@ -202,8 +219,10 @@ class RestAttempt:
         self.begun, status = bytes(held), first.error_status
         if status is None:
             return self._accepted()
-        said = read_key_refusal(status or 400, first.error, "", time.time())
-        return AttemptResult(answer.status, None, said.wait_s, said.dead, first_event_status=status)
+        refusal = read_key_refusal(status or 400, first.error, "", time.time())
+        return AttemptResult(
+            answer.status, None, refusal.wait_s, refusal.dead, first_event_status=status
+        )
 
     def _remember(self, refused: tuple[str, str]) -> None:
         """The call without it was accepted: the model is not asked again until a reload."""
@@ -214,8 +233,13 @@ class RestAttempt:
             log.warn("inject_usage.refused", provider=refused[0], model=refused[1])
 
 
+def is_stream(answer: ClientResponse) -> bool:
+    """True of server-sent events that are no error."""
+    return answer.status < 300 and answer.content_type == SSE
+
+
 async def _beginning(answer: ClientResponse) -> bytes:
-    """The beginning of a body, up to MOST_ERROR_BYTES. If it breaks off, whoever reads on gets the
+    """The beginning of a body, up to MAX_ERROR_BYTES. If it breaks off, whoever reads on gets the
     error.
     """
     read, content = bytearray(), answer.content

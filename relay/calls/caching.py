@@ -22,14 +22,13 @@ from relay.calls.stream import deliver, drain
 from relay.core import caching
 from relay.core.caching import CachePlan
 from relay.core.errors import Draining, RelayError
-from relay.core.exchange import CacheUse, Exchange, WaitingFor
+from relay.core.exchange import CacheUse, Exchange
 from relay.core.headers import connection_of
 from relay.core.paths import cut_query
 from relay.gateway import Gateway
-from relay.upstream.attempts import AttemptOptions
 
 
-def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | None:
+def plan_cache(attempt: RestAttempt) -> CachePlan | None:
     """What the cache does for this call; None if it has nothing to do with it.
 
     Raises BadRequest.
@@ -39,13 +38,13 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
     assert route is not None
     provider, header = route.provider, call.headers.get
     ttl_s = caching.requested_ttl_s(header, provider.cache, exchange.request.kind)
-    if ttl_s is None or call.method not in ("GET", "POST") or not options.whole:
+    if ttl_s is None or call.method not in ("GET", "POST") or not attempt.options.whole:
         return None
     if route.target.via == "cloudflare" and provider.delegation.cache != "relay":
         return None
     if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
         return None  # its answers name the URL by which this client calls the relay
-    scope, credential = provider.cache.scope, options.credential
+    scope, credential = provider.cache.scope, attempt.options.credential
     whose = (
         scope, "" if scope == "shared" else exchange.request.caller.client, provider.name,
         # With a credential of the client's own its answers are for nobody else.
@@ -65,7 +64,7 @@ def plan_cache(attempt: RestAttempt, options: AttemptOptions) -> CachePlan | Non
 
 
 async def answer_from_cache(
-    plan: CachePlan, request: web.Request, attempt: RestAttempt, options: AttemptOptions
+    plan: CachePlan, request: web.Request, attempt: RestAttempt
 ) -> web.StreamResponse | None:
     """The answer from the cache, or shared with identical calls; None if the call must be made for
     its own.
@@ -82,7 +81,7 @@ async def answer_from_cache(
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(plan.key, room)
     subscriber = flight.subscribe(exchange)
-    flown = _launch_flight(flight, plan, attempt, options) if leads else None
+    flown = _launch_flight(flight, plan, attempt) if leads else None
     try:
         return await _follow(flight, subscriber, request, attempt)
     finally:
@@ -107,54 +106,38 @@ async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.S
 _NONE: Mapping[str, str] = {}
 
 
-class _Pieces:
-    """The rest of a kept answer."""
-
-    waits_for: WaitingFor = "nothing"
+class _Pieces(Source):
+    """The rest of an answer from the cache."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = iter(pieces)
 
     async def read(self) -> bytes:
-        """See stream.Source."""
+        """See Source."""
         return next(self._pieces, b"")
 
-    def rest(self) -> bytes:
-        """Nothing: it cannot fail."""
-        return b""
 
-    def release(self) -> None:
-        """Nothing is held."""
-
-
-def _launch_flight(
-    flight: Flight, plan: CachePlan, attempt: RestAttempt, options: AttemptOptions
-) -> Exchange:
+def _launch_flight(flight: Flight, plan: CachePlan, attempt: RestAttempt) -> Exchange:
     """Begin the call for all who watch. It has an exchange of its own, which the sweep watches;
     what that comes to is written in the leader's row, whenever the leader itself ends.
     """
     leader, gateway = attempt.exchange, attempt.gateway
     flown = leader.fork()
     gateway.calls.add(flown)
-    work = _run_flight(flight, leader, replace(attempt, exchange=flown), options)
+    work = _run_flight(flight, leader, replace(attempt, exchange=flown))
     flown.task = task = gateway.inflight.start(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.
     task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, flown, gateway))
     return flown
 
 
-async def _run_flight(
-    flight: Flight, leader: Exchange, attempt: RestAttempt, options: AttemptOptions
-) -> None:
+async def _run_flight(flight: Flight, leader: Exchange, attempt: RestAttempt) -> None:
     """Make the call for all who watch. Its exchange says how it ended."""
     exchange = attempt.exchange
     try:
-        answer = await send_call(attempt, options)
-        try:
-            _copy_to_leader(leader, exchange)
-            await _share(answer, flight, exchange, attempt.gateway)
-        finally:
-            answer.close()
+        answer = await send_call(attempt)
+        _copy_to_leader(leader, exchange)
+        await _share(answer, flight, exchange, attempt.gateway)
         exchange.finish()
     except Exception as error:
         exchange.fail(exchange.failure_of(error), error)
@@ -260,23 +243,14 @@ async def _follow(
     return response
 
 
-class _SubscriberSource:
+class _SubscriberSource(Source):
     """The rest of an answer that others take too. Its call is watched for all of them: a client
     that waits for a slower one has a provider that is well.
     """
-
-    waits_for: WaitingFor = "nothing"
 
     def __init__(self, flight: Flight, subscriber: Subscriber) -> None:
         self._flight, self._subscriber = flight, subscriber
 
     async def read(self) -> bytes:
-        """See stream.Source."""
+        """See Source."""
         return await self._flight.next(self._subscriber)
-
-    def rest(self) -> bytes:
-        """Nothing: a failure is told when all before it was taken."""
-        return b""
-
-    def release(self) -> None:
-        """The place is given back by whoever took it."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from aiohttp import ClientResponse
 
+from relay.calls.attempt import RestAttempt
 from relay.calls.recording import Observer, record_response
 from relay.core import paths
 from relay.core.credentials import bare
@@ -31,13 +32,13 @@ def observe_response(
     meter: Observer | None,
     upstream: ClientResponse,
     pairs: list[tuple[str, str]],
-    exchange: Exchange,
-    gateway: Gateway,
+    attempt: RestAttempt,
 ) -> Observer | None:
     """One observer for all that see the chunks of this response; None if nothing does."""
+    exchange = attempt.exchange
     if exchange.cache is None and exchange.capture is None:
         return meter
-    recorder = record_response(upstream, pairs, exchange, gateway) if exchange.cache else None
+    recorder = record_response(upstream, pairs, attempt) if exchange.cache else None
     observers = [each for each in (meter, recorder, capture_response(upstream, exchange)) if each]
     if len(observers) < 2:
         return observers[0] if observers else None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from aiohttp import ClientResponse
 
 from relay.cache.store import Cache, Entry
+from relay.calls.attempt import RestAttempt
 from relay.core.caching import CachePlan, is_cacheable, stored_headers
 from relay.core.completeness import (
     MAX_READ_BYTES,
@@ -21,26 +22,23 @@ from relay.core.completeness import (
     Response,
     is_complete,
 )
-from relay.core.exchange import Exchange
-from relay.gateway import Gateway
 
 Observer = Callable[[bytes], None]
 _PIECE_BYTES = 64 * 1024
 
 
 def record_response(
-    upstream: ClientResponse, pairs: list[tuple[str, str]], exchange: Exchange, gateway: Gateway
+    upstream: ClientResponse, pairs: list[tuple[str, str]], attempt: RestAttempt
 ) -> Observer | None:
     """Record this response if it may be cached: what takes its chunks, else None. It is cached when
     the exchange ends well.
     """
+    exchange, gateway, rewriter = attempt.exchange, attempt.gateway, attempt.rewriter
     cache, route = exchange.cache, exchange.routing.route
     assert cache is not None and route is not None
     plan = cache.plan
     given = upstream.headers
-    changed = exchange.routing.rewriter is not None and any(
-        name.lower() in exchange.routing.rewriter.headers for name, _ in pairs
-    )
+    changed = rewriter is not None and any(name.lower() in rewriter.headers for name, _ in pairs)
     if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
         return None
     if not is_cacheable(upstream.status, given.get):

@@ -26,7 +26,6 @@ from relay.calls.transforms import (
 from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of, downstream_headers
 from relay.gateway import Gateway
-from relay.upstream.attempts import AttemptOptions
 from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 from relay.upstream.send import end_with_connection
 
@@ -36,7 +35,7 @@ _ENVELOPE_PEEK_BYTES = 64 * 1024
 class Source(Protocol):
     """Where the rest of a response comes from."""
 
-    waits_for: WaitingFor
+    waits_for: WaitingFor = "nothing"
     """What a read of it waits for."""
 
     def read(self) -> Awaitable[bytes]:
@@ -44,9 +43,11 @@ class Source(Protocol):
 
     def rest(self) -> bytes:
         """What is here already, when reading on has failed."""
+        return b""
 
     def release(self) -> None:
         """Nothing more is read."""
+        return
 
 
 class Answer(NamedTuple):
@@ -64,17 +65,17 @@ class Answer(NamedTuple):
     """None if that is all."""
     observe: Observer | None = None
     """Sees every chunk."""
-    close: Callable[[], None] = lambda: None
-    """Called when the call is over, however it ends."""
 
 
-async def send_call(attempt: RestAttempt, options: AttemptOptions) -> Answer:
-    """Send a call. Raises the RelayError that ended the last attempt, or that refuses the call."""
+async def send_call(attempt: RestAttempt) -> Answer:
+    """Send a call. Its caller releases the answer's source when the call is over. Raises the
+    RelayError that ended the last attempt, or that refuses the call.
+    """
     exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
     limits = gateway.limits
     if limits is not None and limits.counts_tokens:
         await limits.reserve(exchange, body.text or body.whole)
-    upstream = await gateway.attempts.open(exchange, options, attempt)
+    upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()
     body.let_go()
     if exchange.request.held_bytes and body.stream is None:  # a stream lets go piece by piece
@@ -92,16 +93,16 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
     route = exchange.routing.route
     if route is not None and route.target.via == "cloudflare":
         exchange.routing.cloudflare_log_id = upstream.headers.get("cf-aig-log-id")
-    transform = plan_transform(upstream, exchange)
+    transform = plan_transform(upstream, attempt)
     first, whole = await _read_first(upstream, transform, attempt)
-    pairs = _passed_headers(upstream, transform, exchange)
+    pairs = _passed_headers(upstream, transform, attempt)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
         # The meter is shown the response as it came: by the transform, if it is a stream.
         if whole:
             meter(first)
         meter = None
-    observe = observe_response(meter, upstream, pairs, exchange, gateway)
+    observe = observe_response(meter, upstream, pairs, attempt)
     if upstream.status >= 400:
         pairs.append(("x-relay-error-source", error_source(exchange, first)))
     if transform is not None and (whole or transform.leaves_out_stream):
@@ -109,17 +110,17 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
         first = transform.change_whole(first, headers) if whole else leave_out(headers)
         if exchange.capture is not None and "Content-Encoding" not in headers:
             exchange.capture.response_coding = ""
-        whole, pairs = True, list(headers.items())
+        pairs = list(headers.items())
     source = None
-    if not whole:
+    if not whole and transform is not None and transform.leaves_out_stream:
+        upstream.close()
+    elif not whole:
         source = _FromUpstream(upstream, transform, exchange)
         first = source.begin(first)
     reason = upstream.reason or ""
     if upstream.status >= 400:
         reason = redacted_text(reason, exchange.routing.keys)  # it may quote a key, too
-    return Answer(
-        upstream.status, reason, pairs, upstream.headers, first, source, observe, upstream.close
-    )
+    return Answer(upstream.status, reason, pairs, upstream.headers, first, source, observe)
 
 
 async def _read_first(
@@ -164,7 +165,7 @@ class _FromUpstream:
     def __init__(
         self, upstream: ClientResponse, transform: Transform | None, exchange: Exchange
     ) -> None:
-        self._content = upstream.content
+        self._upstream = upstream
         change = None if transform is None else transform.stream(upstream.content.readany, exchange)
         self._change = change
         self.read = upstream.content.readany if change is None else change.next
@@ -176,7 +177,7 @@ class _FromUpstream:
 
     def rest(self) -> bytes:
         """See Source."""
-        left: bytes = self._content._read_nowait(-1)
+        left: bytes = self._upstream.content._read_nowait(-1)
         return left if self._change is None else self._change.rest(left)
 
     def release(self) -> None:
@@ -184,6 +185,7 @@ class _FromUpstream:
         self._forget()
         if self._change is not None:
             self._change.close()
+        self._upstream.close()
 
 
 def error_source(exchange: Exchange, start: bytes) -> str:
@@ -197,18 +199,17 @@ def error_source(exchange: Exchange, start: bytes) -> str:
 
 
 def _passed_headers(
-    upstream: ClientResponse, transform: Transform | None, exchange: Exchange
+    upstream: ClientResponse, transform: Transform | None, attempt: RestAttempt
 ) -> list[tuple[str, str]]:
     """The headers of a response that go down with it."""
-    given = upstream.headers
-    pairs = downstream_headers(given.items(), connection_of(given))
-    if exchange.routing.rewriter is not None:
-        pairs = exchange.routing.rewriter.pairs(pairs)
-    credential = exchange.routing.keys.provider
-    if upstream.status >= 300 or (credential is not None and credential.place == "query"):
-        pairs = redacted_pairs(pairs, exchange.routing.keys)
+    headers, keys = upstream.headers, attempt.exchange.routing.keys
+    pairs = downstream_headers(headers.items(), connection_of(headers))
+    if attempt.rewriter is not None:
+        pairs = attempt.rewriter.pairs(pairs)
+    if upstream.status >= 300 or (keys.provider is not None and keys.provider.place == "query"):
+        pairs = redacted_pairs(pairs, keys)
     if transform is not None:
         pairs = transform.true_headers(pairs)
-    if "Transfer-Encoding" in given and "Content-Length" in given:
+    if "Transfer-Encoding" in headers and "Content-Length" in headers:
         return [pair for pair in pairs if pair[0].lower() != "content-length"]
     return pairs

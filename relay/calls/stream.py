@@ -99,8 +99,6 @@ class _Copy:
             exchange.finish()
         except (*MAPPABLE_ERRORS, RelayError, asyncio.CancelledError) as error:
             await self._broke(error, tail)
-        finally:
-            self.source.release()
         return self.response
 
     async def _broke(self, error: BaseException, tail: bytes) -> None:

@@ -15,35 +15,18 @@ from typing import Protocol
 from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
-from relay.calls.call import Call
+from relay.calls.attempt import SSE, RestAttempt, is_stream
 from relay.core.exchange import Exchange
 from relay.core.injection import UsageEventRemover, without_usage_event
 from relay.core.meters.unpack import coding_of
-from relay.core.provider import Keys, Route
+from relay.core.provider import Keys
 from relay.core.redaction import Redactor, redactor_of
 from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
-from relay.gateway import Gateway
 
-_SSE = "text/event-stream"
-_TEXTS = ("application/json", _SSE)
+_TEXTS = ("application/json", SSE)
 _UNTRUE_OF_CHANGED = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
 REWRITE_BYTES = 1024 * 1024
 """A JSON answer, or an SSE event, larger than this passes as it is."""
-
-
-def rewriter(call: Call, route: Route, gateway: Gateway) -> Rewriter | None:
-    """What makes the provider's URLs in this call's answer the relay's; None if nothing is to
-    be.
-    """
-    rewrites = route.provider.rewrites
-    if rewrites is None:
-        return None
-    fields = rewrites.pattern(route.endpoint)
-    if fields is None and not rewrites.headers:
-        return None
-    public_url = gateway.callers.public_url(call.caller, call.headers)
-    root = f"{public_url}{call.root}{route.provider.name}/"
-    return Rewriter(route.provider.own_origins, root, rewrites.headers, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +83,22 @@ class Transform:
         return _Rewritten(read, made, self.rewriter.body)
 
 
-def plan_transform(upstream: ClientResponse, exchange: Exchange) -> Transform | None:
+def plan_transform(upstream: ClientResponse, attempt: RestAttempt) -> Transform | None:
     """Work out what is changed in a response; None where its body passes as it came, as that of
     most does.
     """
-    rewriter, redactor, status = exchange.routing.rewriter, None, upstream.status
-    if status >= 400:
-        redactor = redactor_of(exchange.routing.keys)
-    elif rewriter is None and not exchange.routing.asks_usage:
+    rewriter, redactor = attempt.rewriter, None
+    if upstream.status >= 400:
+        redactor = redactor_of(attempt.exchange.routing.keys)
+    elif rewriter is None and not attempt.asks_usage:
         return None
     if rewriter is not None and not _is_rewritten(upstream, rewriter):
         rewriter = None
     is_coded = coding_of(upstream.headers.get("Content-Encoding")) != ""
-    removes_usage = exchange.routing.asks_usage and not is_coded and is_stream(upstream)
+    removes_usage = attempt.asks_usage and not is_coded and is_stream(upstream)
     if rewriter is None and redactor is None and not removes_usage:
         return None
-    is_events = upstream.content_type == _SSE
+    is_events = upstream.content_type == SSE
     return Transform(rewriter, redactor, removes_usage, is_events, is_coded)
 
 
@@ -124,11 +107,6 @@ def _is_rewritten(upstream: ClientResponse, rewriter: Rewriter) -> bool:
     if rewriter.fields is None or "Content-Encoding" in upstream.headers:
         return False
     return upstream.content_type in _TEXTS and upstream.status != 206
-
-
-def is_stream(upstream: ClientResponse) -> bool:
-    """True of server-sent events that are no error."""
-    return upstream.status < 300 and upstream.content_type == _SSE
 
 
 def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:

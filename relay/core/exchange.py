@@ -26,7 +26,6 @@ from relay.core.errors import (
 from relay.core.limits import Admission, LimitState
 from relay.core.meters.turns import Turns
 from relay.core.provider import Keys, Route
-from relay.core.rewriting import Rewriter
 from relay.core.traces import Trace
 from relay.core.usage import Parts, Usage
 
@@ -180,15 +179,8 @@ class Routing:
     sent_s: float = 0.0
     """When it was first sent; 0 if it never was."""
     cloudflare_log_id: str | None = None
-
     keys: Keys = _NO_KEYS
-    """The credentials of the last attempt, as the following are the last attempt's."""
-    rewriter: Rewriter | None = None
-    """Where URLs in the response come back as the relay's."""
-    asks_usage: bool = False
-    """Its usage was asked for on its client's behalf: the event that tells it is removed."""
-    checks_first_event: bool = False
-    """Something else can be tried if the stream begins with an error."""
+    """The credentials of the last attempt."""
 
 
 @dataclass(eq=False, repr=False, slots=True)

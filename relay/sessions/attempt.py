@@ -23,6 +23,7 @@ from relay.core.provider import Keys, Route
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
+from relay.upstream.attempts import AttemptOptions
 from relay.upstream.connect import Handshake, connect, offered_upstream
 from relay.upstream.failures import BEFORE_ANSWER, map_failure
 from relay.upstream.send import upstream_headers, upstream_url
@@ -39,6 +40,8 @@ class HandshakeAttempt:
     call: Call
     exchange: Exchange
     gateway: Gateway
+    options: AttemptOptions
+    examines_first_event: bool = False
 
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""

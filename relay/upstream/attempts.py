@@ -83,7 +83,12 @@ class AttemptOptions:
 
 
 class AttemptMaker(Protocol[T]):
-    """Makes attempts, and judges them by their results."""
+    """Makes the attempts of one call, and judges them by their results."""
+
+    exchange: Exchange
+    options: AttemptOptions
+    examines_first_event: bool
+    """Something else can be tried if a stream begins with an error. Written before an attempt."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
         """Make it. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
@@ -225,52 +230,25 @@ class Attempts:
         if not any(each.target.pool for each in (route, *route.alternatives)):
             raise ProviderNotConfigured(route.provider.name, route.target.missing)
 
-    async def open(self, exchange: Exchange, options: AttemptOptions, maker: AttemptMaker[T]) -> T:
+    async def open(self, maker: AttemptMaker[T]) -> T:
         """The result of the first attempt that is good, or that nothing better can follow.
 
         Raises the RelayError of the last one where none brought an answer.
         """
-        called = exchange.routing.route
-        assert called is not None
-        has_alternatives = bool(called.alternatives)
-        routes = self._order(called, options) if has_alternatives else ((0, called),)
-        plan = _Plan(routes, options, called)
-        self.budget.earn()
-        exchange.move_to("sending")
+        exchange, plan = maker.exchange, self._plan(maker)
         while True:
-            step, route = plan.routes[plan.at]
-            exchange.routing.route = route
-            exchange.routing.step = step if has_alternatives else None
-            keys, began = self._keys(plan, route), self._clock()
-            exchange.waiting.first_byte_limit_s = options.first_byte_s
-            if has_alternatives or len(route.target.pool) > 1:
-                self._expect_failure(plan, exchange)
-            result: T | None = None
-            probing = True
-            try:
-                try:
-                    result = await maker.attempt(route, keys)
-                    ended = maker.judge_head(result)
-                    if ended is None:
-                        ended = await maker.judge_body(result)
-                except asyncio.CancelledError:
-                    ended, result = self._cut(exchange), None
-                except (RelayError, *MAPPABLE_ERRORS) as error:
-                    ended, result = self._failure(error, route, maker), None
-                if ended.is_good and result is not None and not exchange.routing.attempts:
-                    self.health.report_success(route, keys)
-                    probing = False
-                    return self._until_end(exchange, route, keys, result)
-                self.health.report(route, keys, ended)
-                probing = False
-            finally:
-                if probing:  # it came to nothing: by the client's leaving, or by a fault of ours
-                    self.health.report_abandoned(route, keys)
-            move = self._move(plan, ended, exchange)
-            exchange.routing.attempts += (plan.attempt(keys, ended, move, self._clock() - began),)
+            keys, began = self._begin(plan, maker), self._clock()
+            attempted = await self._attempt(plan.route, keys, maker)
+            result, ended = attempted
+            move: Move = "stop"
+            if exchange.routing.attempts or result is None or not ended.is_good:
+                move = self._move(plan, ended, exchange)
+                record = plan.attempt(keys, ended, move, self._clock() - began)
+                exchange.routing.attempts += (record,)
             if move == "stop" and result is not None:
-                return self._until_end(exchange, route, keys, result)
-            self.health.release(route, keys)
+                self._release_at_end(exchange, plan.route, keys)
+                return result
+            self.health.release(plan.route, keys)
             if move == "stop":
                 assert ended.failure is not None
                 raise ended.failure
@@ -278,15 +256,58 @@ class Attempts:
                 maker.drop(result)
             if move == "next":
                 plan.go_on(ended)
-                continue
-            exchange.wait("nothing", self._clock())
-            await asyncio.sleep(move)
+            else:
+                exchange.wait("nothing", self._clock())
+                await asyncio.sleep(move)
 
-    def _until_end(self, exchange: Exchange, route: Route, keys: Keys, result: T) -> T:
-        """The result: these credentials are busy until the call is over."""
+    def _plan(self, maker: AttemptMaker[T]) -> _Plan:
+        called, options = maker.exchange.routing.route, maker.options
+        assert called is not None
+        routes = self._order(called, options) if called.alternatives else ((0, called),)
+        self.budget.earn()
+        maker.exchange.move_to("sending")
+        return _Plan(routes, options, called)
+
+    def _begin(self, plan: _Plan, maker: AttemptMaker[T]) -> Keys:
+        """Begin an attempt at the plan's target: the credentials that it is made with."""
+        exchange, options = maker.exchange, plan.options
+        step, route = plan.routes[plan.at]
+        has_alternatives = bool(plan.called.alternatives)
+        exchange.routing.route, exchange.routing.step = route, step if has_alternatives else None
+        keys = self._keys(plan, route)
+        exchange.waiting.first_byte_limit_s = options.first_byte_s
+        if has_alternatives or len(route.target.pool) > 1:
+            exchange.waiting.first_byte_limit_s = plan.first_byte_limit_s(exchange.request.stream)
+            maker.examines_first_event = plan.may_fall_back("first_event_error") or (
+                options.whole and self._has_another_key(plan)
+            )
+        return keys
+
+    async def _attempt(
+        self, route: Route, keys: Keys, maker: AttemptMaker[T]
+    ) -> tuple[T | None, AttemptResult]:
+        """Make one attempt, and report to the circuits how it ended."""
+        result: T | None = None
+        ended: AttemptResult | None = None
+        try:
+            result = await maker.attempt(route, keys)
+            ended = maker.judge_head(result)
+            if ended is None:
+                ended = await maker.judge_body(result)
+        except asyncio.CancelledError:
+            result, ended = None, self._cut(maker.exchange)
+        except (RelayError, *MAPPABLE_ERRORS) as error:
+            result, ended = None, self._failure(error, route, maker)
+        finally:
+            if ended is None:  # it has no result: its client left, or the relay has a bug
+                self.health.report_abandoned(route, keys)
+        self.health.report(route, keys, ended)
+        return result, ended
+
+    def _release_at_end(self, exchange: Exchange, route: Route, keys: Keys) -> None:
+        """Count these credentials as busy until the call is over."""
         if route.target.strategy == "least_busy":
             exchange.at_end += (lambda: self.health.release(route, keys),)
-        return result
 
     def _cut(self, exchange: Exchange) -> AttemptResult:
         """What a cancellation is: the sweep's, which ends an attempt, or not ours to keep.
@@ -330,13 +351,6 @@ class Attempts:
             plan.number += 1
             return wait
         return plan.elsewhere(ended)
-
-    def _expect_failure(self, plan: _Plan, exchange: Exchange) -> None:
-        """Say what to look at in the attempt that begins, for something else can be tried."""
-        exchange.waiting.first_byte_limit_s = plan.first_byte_limit_s(exchange.request.stream)
-        exchange.routing.checks_first_event = plan.may_fall_back("first_event_error") or (
-            plan.options.whole and self._has_another_key(plan)
-        )
 
     def _has_another_key(self, plan: _Plan) -> bool:
         """Without an entry in `tried` the key was the client's own: no other replaces it."""

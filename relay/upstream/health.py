@@ -18,7 +18,6 @@ from relay.core.provider import Keys, Route, Target
 from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldown_s
 
 T = TypeVar("T")
-_GOOD = AttemptResult(200)
 _FAULTS_TO_OPEN = 5
 """Faults in a row after which the circuit of a target opens."""
 Alarm = Callable[[str, str, AttemptResult, float], None]
@@ -142,11 +141,6 @@ class Health:
             if state is not None:
                 state.probing = False
 
-    def report_success(self, route: Route, keys: Keys) -> None:
-        """An attempt succeeded: close the circuits that had failures."""
-        if self._targets or self._keys:
-            self.report(route, keys, _GOOD)
-
     def release(self, route: Route, keys: Keys) -> None:
         """Count one call less in progress with these credentials."""
         if route.target.strategy == "least_busy":
@@ -155,7 +149,9 @@ class Health:
                 state.running = max(0, state.running - 1)
 
     def report(self, route: Route, keys: Keys, ended: AttemptResult) -> None:
-        """Take the result of an attempt."""
+        """Take the result of an attempt: open the circuits of what failed, or close them."""
+        if ended.is_good and not self._targets and not self._keys:
+            return  # as nearly always: nothing has ever failed
         now, target = self._clock(), self._target(route.target)
         if cooldown_s := target_cooldown_s(
             ended, 1 if target is None else target.failures - _FAULTS_TO_OPEN + 2

@@ -156,9 +156,9 @@ async def test_a_stream_of_known_length_arrives_whole_although_its_urls_are_long
 async def test_what_changes_a_response_is_worked_out_once(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, script: list[Any], shared: bool) -> None:
     planned: list[Any] = []
 
-    def counted(upstream: Any, exchange: Any) -> Any:
-        planned.append(exchange)
-        return plan_transform(upstream, exchange)
+    def counted(upstream: Any, attempt: Any) -> Any:
+        planned.append(attempt)
+        return plan_transform(upstream, attempt)
 
     monkeypatch.setattr(send, "plan_transform", counted)
     relay = await start({"cache": {"coalesce": shared}, "providers": fal_entry(raw.url, raw.url)})

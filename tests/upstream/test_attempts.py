@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -683,7 +684,12 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
     later(31)
     route = relay.gateway.registry.match_rest("openai", "x")
 
+    @dataclass
     class Faulty:
+        exchange: Exchange
+        options: AttemptOptions
+        examines_first_event: bool = False
+
         async def attempt(self, *_: Any) -> str:
             if where == "mapped":
                 raise OSError
@@ -707,7 +713,7 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
     exchange = Exchange("id", Request("rest", "POST", Caller("client"), 0.0))
     exchange.routing.route = route
     with pytest.raises(type(fault)):
-        await attempts.open(exchange, AttemptOptions("POST"), Faulty())
+        await attempts.open(Faulty(exchange, AttemptOptions("POST")))
     assert not any(state.probing for state in attempts.health._keys.values())
 
 
