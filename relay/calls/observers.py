@@ -129,7 +129,7 @@ def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str)
     found = [bare(value) for name in names if (value := headers.get(name))]
     if raw_query:
         for name in provider.query_credentials:
-            found.append(paths.query_value(raw_query, name) or "")
+            found.append(paths.query_value(raw_query, name))
     return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
 
 

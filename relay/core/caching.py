@@ -124,9 +124,7 @@ def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body
 
 
 def own_key_of(whose: tuple[str, ...], own: str, affecting: Pairs) -> str:
-    """The same where a key of the client's own stands for all that it asks for. An answer must
-    still be in a coding that it can read.
-    """
+    """The key of a call under a client's own key; its answer must be in a coding that it reads."""
     codings = [value for name, value in affecting if name == "accept-encoding"]
     return sha256(repr((whose, own, codings)).encode()).hexdigest()
 

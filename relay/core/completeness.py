@@ -47,9 +47,7 @@ class Response(NamedTuple):
 
 
 def is_complete(response: Response, max_bytes: int) -> bool | None:
-    """True if nothing is missing and it tells no error; None if more than `max_bytes` would have
-    to be taken apart for the answer.
-    """
+    """True if it is whole and no error; None if that takes unpacking more than `max_bytes`."""
     body: bytes = response.body
     if coding := coding_of(response.content_encoding):
         unpacked = unpack(body, coding, max_bytes)

@@ -52,9 +52,9 @@ def client_credential(
     headers = tuple((name, value) for name in names if bare(value := header(name) or ""))
     own = bare(headers[0][1]) if headers else ""
     if raw_query:
-        gateway = gateway or paths.query_value(raw_query, _GATEWAY_HEADER) or ""
+        gateway = gateway or paths.query_value(raw_query, _GATEWAY_HEADER)
         parameters = provider.query_credentials - {_GATEWAY_HEADER}
-        own = own or paths.first_value(raw_query, parameters)
+        own = own or paths.query_value(raw_query, *parameters)
     for prefix, secret in subprotocols:
         if prefix.lower() == f"{_GATEWAY_HEADER}.":
             gateway = gateway or secret
@@ -77,7 +77,9 @@ def choose(route: Route, came: ClientCredential, pick: Callable[[], Keys]) -> Ke
     target, token = route.target, None
     if came.gateway and target.via == "cloudflare":
         token = Credential("header", _GATEWAY_HEADER, f"Bearer {came.gateway}", "client")
-    own = _as_it_came(came, target.auth) or _moved(came, target.auth)
+    own = _as_it_came(came, target.auth)
+    if own is None and came.provider and target.auth is not None:
+        own = target.auth.credential(came.provider, "client")
     if own is not None:
         return Keys(own, token or target.gateway_credential)
     if token is not None and target.auth is None:
@@ -89,9 +91,7 @@ def choose(route: Route, came: ClientCredential, pick: Callable[[], Keys]) -> Ke
 
 
 def _as_it_came(came: ClientCredential, rule: AuthRule | None) -> Credential | None:
-    """Authorization, and the provider's own header: a subscription's bearer token is not an API
-    key, and neither becomes the other.
-    """
+    """Authorization and the provider's own header: a bearer token is not an API key."""
     places = {"authorization": "Authorization"}
     if rule is not None and rule.place == "header":
         places[rule.name.lower()] = rule.name
@@ -100,11 +100,6 @@ def _as_it_came(came: ClientCredential, rule: AuthRule | None) -> Credential | N
         return None
     (name, value), *others = found
     return Credential("header", name, value, "client", tuple(others))
-
-
-def _moved(came: ClientCredential, rule: AuthRule | None) -> Credential | None:
-    """A credential of any other place, in the place and scheme that the registry says."""
-    return rule.credential(came.provider, "client") if came.provider and rule is not None else None
 
 
 def first_of(route: Route) -> Keys:

@@ -43,9 +43,7 @@ class DeadlineQueue(Generic[T]):
             del self._items[number]
 
     def take_due(self, now_s: float) -> list[T]:
-        """The items that are due, the earliest first. They stay here, and are due again only at the
-        time that `add` gives them.
-        """
+        """The items that are due, the earliest first. Each is due again only when `add` says."""
         due: list[T] = []
         while self._heap and self._heap[0][0] <= now_s:
             _, number = heappop(self._heap)

@@ -17,7 +17,7 @@ from relay.core.errors import RelayError
 
 _Format = Callable[[RelayError, str], dict[str, Any]]
 
-_OPENAI_TYPES = {
+_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 429: "rate_limit_error",
 }  # fmt: skip
@@ -53,10 +53,12 @@ def error_headers(error: RelayError) -> dict[str, str]:
     return headers
 
 
+def _type_of(error: RelayError, other: str) -> str:
+    return _TYPES.get(error.status, "invalid_request_error" if error.side == "client" else other)
+
+
 def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
-    kind = _OPENAI_TYPES.get(
-        error.status, "invalid_request_error" if error.side == "client" else "server_error"
-    )
+    kind = _type_of(error, "server_error")
     return {
         "error": {
             "message": error.message, "type": kind, "param": None, "code": error.code,
@@ -66,10 +68,7 @@ def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
 
 
 def _anthropic(error: RelayError, request_id: str) -> dict[str, Any]:
-    kind = _OPENAI_TYPES.get(
-        error.status, "invalid_request_error" if error.side == "client" else "api_error"
-    )
-    inner = {"type": kind, "message": error.message, "code": error.code}
+    inner = {"type": _type_of(error, "api_error"), "message": error.message, "code": error.code}
     return {"type": "error", "error": inner, "request_id": request_id}
 
 

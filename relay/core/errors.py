@@ -195,9 +195,7 @@ class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
 
 @dataclass(eq=False)
 class WebSocketNotSupported(RelayError, code="websocket_not_supported", status=426):
-    """The registry has no WebSocket there. 426 is what clients that speak both take as the sign to
-    go on by plain HTTP.
-    """
+    """No WebSocket there. 426 makes clients that speak both go on by plain HTTP."""
 
     provider: str
     endpoint: str = ""
@@ -423,9 +421,7 @@ class UpstreamTlsFailed(UpstreamNotConnected, code="upstream_tls_failed"):
 
 @dataclass(eq=False)
 class UpstreamTimeout(_Upstream, code="upstream_timeout", status=504):
-    """The provider was silent for too long; `phase` says when: handshake, first byte, stream,
-    upload.
-    """
+    """The provider was silent too long; `phase`: handshake, first byte, stream, upload."""
 
     phase: str
     after_s: float

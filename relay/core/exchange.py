@@ -37,9 +37,7 @@ WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "uploa
 
 
 def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
-    """A UUIDv7 (RFC 9562 5.7) of a time in ms, as lower-case text; `random_bits(n)` gives n
-    bits.
-    """
+    """The UUIDv7 (RFC 9562 5.7) of a time, lower-case; `random_bits(n)` gives n bits."""
     return "%08x-%04x-%04x-%04x-%012x" % (  # noqa: UP031 (half the time of an f-string)
         unix_ms >> 16,
         unix_ms & 0xFFFF,
@@ -215,9 +213,7 @@ class UnreadResponse(NamedTuple):
 
 @dataclass(eq=False, repr=False, slots=True)
 class UsageAndCost:
-    """Written by whoever attaches the meter, then by ledger.settle alone; a shared call has it in
-    common with its leader.
-    """
+    """Written by who attaches the meter, then by ledger.settle; shared calls have one in common."""
 
     meter: Metering | None = None
     unread: UnreadResponse | None = None
@@ -234,9 +230,7 @@ class UsageAndCost:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Waiting:
-    """What the call waits for. Written by whoever waits; read by periodic.py, which writes
-    `expired`.
-    """
+    """What the call waits for. Written by who waits; `expired` by periodic.py."""
 
     for_: WaitingFor = "nothing"
     since_s: float = 0.0
@@ -354,9 +348,7 @@ class Exchange:
             self.task.cancel()
 
     def take_expiry(self) -> RelayError | None:
-        """Where `expire` is what cancelled the task: its error, the task going on. None if the
-        client left, or somebody else cancelled.
-        """
+        """The error for which `expire` cancelled the task, which goes on; None otherwise."""
         expired = self.waiting.expired
         if expired is None or isinstance(expired, ClientGone) or self.task is None:
             return None

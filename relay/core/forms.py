@@ -32,9 +32,7 @@ def is_form(content_type: str) -> bool:
 
 
 def form_fields(body: bytes, content_type: str) -> list[Field] | None:
-    """All fields, files included, in order; None if the form cannot be read, or may be read in
-    more than one way.
-    """
+    """All fields in order, files too; None if the form is unreadable or ambiguous."""
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         return None

@@ -184,9 +184,7 @@ class UsageEventRemover:
 
 
 class UsageRefusals:
-    """The models of providers that refused `stream_options`: they are not asked again. The oldest
-    are forgotten.
-    """
+    """Models of providers that refused `stream_options`; the oldest are forgotten."""
 
     __slots__ = ("_known",)
 
@@ -204,7 +202,5 @@ class UsageRefusals:
 
 
 def refusal_key(provider: str, model: str | None, endpoint: str) -> tuple[str, str]:
-    """What is remembered of a call: an endpoint stands for a model that the body does not name
-    (Azure's deployments).
-    """
+    """The key of a call; an endpoint stands for a model that the body omits (Azure)."""
     return provider, (model or endpoint)[:_MAX_NAME]

@@ -97,9 +97,7 @@ class KeyRefusal(NamedTuple):
 def read_key_refusal(
     status: int, body: bytes, content_encoding: str, now_unix_s: float
 ) -> KeyRefusal:
-    """What the answer to a call, or a refused handshake, says. `body` may be compressed, and is not
-    read unless it is whole.
-    """
+    """What an answer or a refused handshake says; `body` may be compressed, and must be whole."""
     dead = str(status) if status in DEAD_KEY_STATUSES else ""
     if status < 400 or not body:
         return KeyRefusal(dead)

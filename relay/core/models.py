@@ -57,9 +57,7 @@ def query_with_model(raw_query: str, model: str, format_: str) -> str:
 
 
 def body_with_model(body: bytes, content_type: str, model: str, format_: str) -> bytes:
-    """A whole body with this model wherever it names the model of the call. A body that cannot be
-    read comes back as it is.
-    """
+    """A body with this model wherever it names one; unchanged if it cannot be read."""
     if is_form(content_type):
         fields = form_fields(body, content_type) or ()
         places = [(f.start, f.end) for f in fields if f.name.decode("latin-1") in MODEL_NAMES]

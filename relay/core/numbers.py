@@ -25,9 +25,7 @@ LATEST_S = 253402300799
 
 
 def whole_number(text: str, least: int, most: int) -> int | None:
-    """`text` as a whole number from `least` to `most`, which has 16 digits at most; None if it is
-    none.
-    """
+    """`text` as a whole number of at most 16 digits, within bounds; None if it is none."""
     number = int(text) if _WHOLE.match(text) else None
     return number if number is not None and least <= number <= most else None
 

@@ -8,7 +8,6 @@ Everything here works on the *raw* target, still percent-encoded: what is checke
 from __future__ import annotations
 
 import re
-from collections.abc import Container
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -76,9 +75,7 @@ def collapse_slashes(raw_path: str) -> str:
 
 
 def split_endpoint(raw_tail: str) -> tuple[str, str, str]:
-    """`openai//v1/models?x=1` -> (`openai`, `v1/models`, `x=1`): provider, raw endpoint, raw
-    query.
-    """
+    """`openai//v1/models?x=1` -> (`openai`, `v1/models`, `x=1`): provider, endpoint, query, raw."""
     path, _, query = raw_tail.partition("?")
     if "//" in path:
         path = collapse_slashes(path)
@@ -130,24 +127,11 @@ def query_names(raw_query: str) -> set[str]:
     return {query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
 
 
-def query_value(raw_query: str, name: str) -> str | None:
-    """The decoded value of the first segment named `name`, or None."""
+def query_value(raw_query: str, *names: str) -> str:
+    """The decoded value of the first segment that has one of `names` and a value; else empty."""
     for segment in raw_query.split("&"):
-        if query_name(segment) == name:
-            return _value(segment)
-    return None
-
-
-def _value(segment: str) -> str:
-    value = segment.partition("=")[2].replace("+", " ")
-    return unquote_to_bytes(value).decode("utf-8", "replace")
-
-
-def first_value(raw_query: str, names: Container[str]) -> str:
-    """The decoded value of the first segment whose name is one of `names` and that has one."""
-    for segment in raw_query.split("&"):
-        if query_name(segment) in names and (value := _value(segment)):
-            return value
+        if query_name(segment) in names and (value := segment.partition("=")[2]):
+            return unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "replace")
     return ""
 
 

@@ -140,9 +140,7 @@ NOTHING = Peek()
 
 
 def peek_body(body: bytes, content_type: str) -> Peek:
-    """Model, stream flag and user of a whole request body. Anything unreadable gives NOTHING, never
-    an error.
-    """
+    """Model, stream flag and user of a request body; NOTHING of what cannot be read."""
     if is_form(content_type):
         return _peek_form(body, content_type)
     if body[:1] != b"{" and not _may_be_json(body):
@@ -262,7 +260,7 @@ def streams_by_path(endpoint: str) -> bool:
 def model_elsewhere(format_: str, endpoint: str, raw_query: str) -> str | None:
     """Deepgram names the model in the query; what fal calls an app is in the path."""
     if format_ == "deepgram":
-        return query_value(raw_query, "model")
+        return query_value(raw_query, "model") or None
     if format_ == "fal":
         app = endpoint.removeprefix("queue/").partition("/requests/")[0]
         return app.removesuffix("/stream") or None

@@ -25,9 +25,7 @@ Place = Literal["header", "query", "subprotocol"]
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A secret and where it goes. `label` names the variable it came from; its value is never
-    shown.
-    """
+    """A secret and where it goes. `label` names its variable; its value is never shown."""
 
     place: Place
     name: str
@@ -46,9 +44,7 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AuthRule:
-    """Where a provider takes its credential. `scheme` is the text before the secret: `Bearer `,
-    `Key `, or none.
-    """
+    """Where a provider takes its credential; `scheme` precedes the secret, such as `Bearer `."""
 
     place: Place
     name: str
@@ -223,9 +219,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one call goes: a provider, one of its targets, and the raw path under the target's
-    prefix.
-    """
+    """Where a call goes: a provider, one of its targets, the raw path under its prefix."""
 
     provider: Provider
     target: Target
@@ -285,9 +279,7 @@ def rest_route(provider: Provider, endpoint: str, target: Target | None = None) 
 
 
 def websocket_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
-    """The route of a WebSocket; without an endpoint it is the provider's default path, which alone
-    has a default query.
-    """
+    """The route of a WebSocket; without an endpoint the default path, with its default query."""
     rules, base = provider.websocket_rules, target or provider.websocket
     default = rules.default_path if rules else ""
     route = _route(provider, base, endpoint or default)

@@ -104,9 +104,7 @@ class Redactor:
 
 
 class Secrets:
-    """The secrets of one relay: those in force, and those before the last reload, with which calls
-    may still run.
-    """
+    """The secrets in force, and those before the last reload, with which calls may still run."""
 
     __slots__ = ("__weakref__", "_in_force", "redactor")
 
@@ -121,9 +119,7 @@ class Secrets:
 
 
 def redactor_of(keys: Keys) -> Redactor | None:
-    """What takes the relay's own credentials of a call out of its answer; None if there are none: a
-    client's own are no secret to it.
-    """
+    """Takes the relay's own credentials of a call out of its answer; None if there are none."""
     own = tuple(each.value for each in keys if each is not None and each.label != "client")
     return _redactor_of(own) if own else None
 

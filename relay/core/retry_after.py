@@ -49,9 +49,7 @@ def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def wait_in_error_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
-    """Seconds that an error tells: Google's RetryInfo, and Codex's `resets_in_seconds` or
-    `resets_at`. None if it tells none.
-    """
+    """Seconds by Google's RetryInfo, or Codex's `resets_in_seconds` or `resets_at`, if any."""
     for detail in details(error):
         kind = detail.get("@type")
         if isinstance(kind, str) and kind.endswith("google.rpc.RetryInfo"):

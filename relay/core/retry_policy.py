@@ -103,9 +103,7 @@ class AttemptResult:
 
     @property
     def effective_status(self) -> int:
-        """The status by which the provider judged the call: the answer's, or what an error in the
-        first event stands for.
-        """
+        """The status of the answer, or the one that an error in its first event stands for."""
         return self.status if self.first_event_status is None else self.first_event_status
 
     @property
@@ -145,9 +143,7 @@ def result_of_answer(
 
 
 def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | None:
-    """Why an attempt failed; None if no other could do better: it was good, or the client is to
-    blame.
-    """
+    """Why an attempt failed; None if it was good, or the client is to blame."""
     if ended.first_event_status is not None:
         return "first_event_error"
     if ended.is_key_refused:
@@ -250,8 +246,3 @@ def target_cooldown_s(ended: AttemptResult, failures: int) -> float:
     if ended.effective_status in _FAULTS or ended.first_event_status == 0 or silent:
         return float(min(MAX_FAULT_COOLDOWN_S, FAULT_COOLDOWN_S * 2 ** min(failures - 1, 10)))
     return 0.0
-
-
-def has_timed_out(ended: AttemptResult) -> bool:
-    """True if the provider was too slow to begin its answer."""
-    return isinstance(ended.failure, UpstreamTimeout)

@@ -25,9 +25,7 @@ _EVERYWHERE: Mapping[str, Verdict] = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the client offered, sorted: `public` names in order, and the secrets that came among
-    them.
-    """
+    """What a client offered, sorted into `public` names, in order, and the secrets among them."""
 
     offered: tuple[str, ...] = field(default=(), repr=False)
     public: tuple[str, ...] = ()

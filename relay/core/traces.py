@@ -32,9 +32,7 @@ class Trace(NamedTuple):
 def trace(
     given: str | None, random_bits: Callable[[int], int], sampled: Callable[[], bool]
 ) -> Trace:
-    """The span of a call that came with this header, or without one: then it begins a trace, and
-    `sampled` says whether that is kept.
-    """
+    """The span of a call with this header; without one it begins a trace, sampled by `sampled`."""
     found = _GIVEN.match(given or "")
     if found is not None and int(found[1], 16) and int(found[2], 16):
         is_sampled = bool(int(found[3], 16) & _SAMPLED)

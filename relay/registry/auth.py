@@ -85,9 +85,7 @@ class AuthReader:
         return [expanded for at, expanded in self.templates.items() if at[: len(place)] == place]
 
     def merged(self, auth: entries.Auth | None, where: Where) -> Auth:
-        """A section's own auth; where it only names another place, with the provider's own
-        secrets, bare.
-        """
+        """A section's own auth; where it only names another place, the provider's secrets there."""
         own = self.own()
         if auth is None:
             return own

@@ -300,9 +300,7 @@ def retry_rules(given: Retries) -> RetryRules:
 def fallbacks(
     entry: ProviderEntry, names: Collection[str], add_problem: Callable[[Where, str], None]
 ) -> tuple[Fallback, ...]:
-    """A provider's fallbacks; one that names nobody is complained of, and so is what says when they
-    are called where there are none.
-    """
+    """A provider's fallbacks; unknown names, and settings without a fallback, are problems."""
     for name in ("fallback_on", "fallback_after_s"):
         if getattr(entry, name) is not None and not entry.fallback:
             add_problem((name,), "needs `fallback`: there is nothing to fall back to")

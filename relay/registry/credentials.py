@@ -43,9 +43,7 @@ class Variables:
 
 
 def read_variables(env_file: Path | None, files: Files) -> Variables:
-    """The variables in force: those of `env_file`, overridden by the process's own. Raises
-    EnvFileProblem.
-    """
+    """Those of `env_file`, overridden by the process's environment. Raises EnvFileProblem."""
     given: dict[str, str] = {}
     bad: list[int] = []
     for binding in parse_stream(io.StringIO(_env_text(env_file, files))):
@@ -83,17 +81,13 @@ def _without_quotes(value: str) -> str | None:
 
 
 def is_set(value: str | None) -> bool:
-    """False for what a copied example leaves behind: nothing, blanks, `your_account_id`,
-    `<key>`.
-    """
+    """False for what an example leaves: nothing, blanks, `your_account_id`, `<key>`."""
     return bool(value and value.strip()) and not _PLACEHOLDER.match(value.strip())  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """A template with its references replaced. `text` is complete only if `missing` and `bad` are
-    empty.
-    """
+    """A template, expanded: `text` is complete only without `missing` and `bad`."""
 
     text: str = field(repr=False)
     names: tuple[str, ...] = ()
@@ -154,9 +148,7 @@ def _secret_file(path: Path, files: Files) -> str | None:
 
 
 def mask(secret: str) -> str:
-    """What may be shown of a secret: its scheme and a hint of its ends, or only that it is
-    there.
-    """
+    """What may be shown of a secret: its scheme, and a hint of its ends if it is long."""
     scheme, space, value = secret.rpartition(" ")
     hint = f"{value[:3]}…{value[-4:]}" if len(value) >= 20 else "…"
     return f"{scheme}{space}{hint}"

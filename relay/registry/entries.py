@@ -10,14 +10,13 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from relay.core.formats import Format
 from relay.core.provider import Strategy, Via
 from relay.core.retry_policy import Backoff, FallbackCause
 from relay.core.subprotocols import Verdict
-from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath
+from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath, matching
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
@@ -169,15 +168,9 @@ class Fallback(Section):
     weight: float = Field(1, gt=0, description="Its share, with `order: weight`.")
 
 
-def _field_name(given: str) -> str:
-    if not _FIELD.match(given):
-        raise PydanticCustomError("field", "should be a plain JSON field name")
-    return given
-
-
 class Rewrite(Section):
     headers: list[HeaderName] = Field([], description="Response headers that hold one URL.")
-    fields: dict[str, list[Annotated[str, AfterValidator(_field_name)]]] = Field(
+    fields: dict[str, list[Annotated[str, matching(_FIELD, "should be a plain JSON field name")]]] = Field(
         {}, description="Endpoint prefix to the JSON fields of its answers that hold a URL."
     )
 

@@ -57,9 +57,7 @@ class ConfigError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the relay is told: the settings as written, and the registry made of its
-    providers.
-    """
+    """The settings as written, and the registry made of their providers."""
 
     path: Path
     settings: schema.GatewayFile

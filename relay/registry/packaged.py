@@ -13,9 +13,7 @@ def packaged() -> Path:
 
 
 def find_config(given: str | None) -> Path:
-    """The gateway.yaml to use: the one named, else the one in this folder, else the packaged
-    one.
-    """
+    """The gateway.yaml to use: the one named, in this folder, or packaged."""
     if given:
         return Path(given)
     local = Path("gateway.yaml")

@@ -104,9 +104,7 @@ def _asking_for_usage(route: Route, called: Provider) -> Route:
 
 
 def _naming_model(route: Route, model: str | None, called: Route) -> Route:
-    """A model that only the default query of the provider that was called names is named in the
-    fallback's too.
-    """
+    """Name the model in the fallback's default query where only the called provider's does."""
     if model is None:
         return route
     named = {k: model for k in called.default_query if k.lower() in MODEL_NAMES}

@@ -24,20 +24,16 @@ from relay.registry.entries import (
     Seconds,
     Section,
 )
-from relay.registry.urls import BadUrl, HeaderName, HttpUrl, UrlPath, is_service_url, read_url
+from relay.registry.urls import (
+    HeaderName,
+    HttpUrl,
+    UrlPath,
+    is_service_url,
+    matching,
+    optional_url,
+)
 
 _ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
-
-
-def _public_url(given: str | None) -> str | None:
-    given = (given or "").strip().rstrip("/")
-    if not given:
-        return None
-    try:
-        return str(read_url(given)).rstrip("/")
-    except BadUrl as error:
-        words = f"{error} (such as https://ai.example.com)"
-        raise PydanticCustomError("public_url", "{words}", {"words": words}) from None
 
 
 def _network(given: str) -> str:
@@ -63,7 +59,7 @@ class Server(Section):
         [],
         description="Host names, besides loopback, by which clients may call the relay while access is open.",
     )
-    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+    public_url: Annotated[str | None, optional_url("https://ai.example.com")] = Field(
         None,
         description="What clients call the relay by, such as https://ai.example.com; none: as they called.",
     )
@@ -150,17 +146,16 @@ class WebSockets(Section):
     )
 
 
-def _origin(given: str) -> str:
-    if not _ORIGIN.match(given):
-        raise PydanticCustomError(
-            "origin",
-            "should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173",
-        )
-    return given
-
-
 class Cors(Section):
-    origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
+    origins: list[
+        Annotated[
+            str,
+            matching(
+                _ORIGIN,
+                "should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173",
+            ),
+        ]
+    ] = Field(
         [],
         description="Exact origins, or https://*.example.com for any subdomain, whose pages may call the relay.",
     )
@@ -201,14 +196,6 @@ class RetryBudget(Section):
 _PER = re.compile(r"(?:all|client|provider|model|address|user|metadata\.[^|]{1,100})\Z")
 
 
-def _per(given: str) -> str:
-    if not _PER.match(given):
-        raise PydanticCustomError(
-            "per", "should be all, client, provider, model, address, user or metadata.NAME"
-        )
-    return given
-
-
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
@@ -232,7 +219,12 @@ class Limit(Section):
         description="fixed: a window begins with its first call; sliding: the last seconds, always.",
     )
     per: Annotated[
-        list[Annotated[str, AfterValidator(_per)]],
+        list[Annotated[
+                str,
+                matching(
+                    _PER, "should be all, client, provider, model, address, user or metadata.NAME"
+                ),
+            ]],
         ONE_OR_LIST,
     ] = Field(
         ["all"],
@@ -328,19 +320,8 @@ class Metrics(Section):
     )
 
 
-def _otlp(given: str | None) -> str | None:
-    given = (given or "").strip()
-    if not given:
-        return None
-    try:
-        return str(read_url(given))
-    except BadUrl as error:
-        words = f"{error} (such as http://localhost:4318)"
-        raise PydanticCustomError("otlp", "{words}", {"words": words}) from None
-
-
 class Tracing(Section):
-    endpoint: Annotated[str | None, AfterValidator(_otlp)] = Field(
+    endpoint: Annotated[str | None, optional_url("http://localhost:4318")] = Field(
         None,
         description="OTLP endpoint (http/protobuf), such as http://localhost:4318; none: no traces.",
     )

@@ -7,6 +7,7 @@ URL: a wrong one is refused at start, not by the first call.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -35,9 +36,7 @@ class BadUrl(ValueError):
 
 
 def read_url(given: str) -> URL:
-    """An http:// or https:// URL without credentials, query and fragment, as it is written but for
-    blanks around it. Raises BadUrl.
-    """
+    """An http(s) URL without credentials, query and fragment, stripped. Raises BadUrl."""
     text = given.strip()
     scheme, colon, after = text.partition("://")
     if colon and scheme.lower() in _SOCKET_SCHEMES:
@@ -70,9 +69,7 @@ def _check_authority(authority: str) -> None:
 
 
 def is_service_url(given: str) -> bool:
-    """True if a database's or Redis's URL can be taken apart: its password is found, and its port
-    is a number.
-    """
+    """True if the URL of a database or of Redis can be parsed, its port included."""
     try:
         return (urlsplit(given).port or 1) > 0
     except ValueError:
@@ -96,6 +93,31 @@ def endpoint_problem(endpoint: str) -> str:
     return ""
 
 
+def matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
+    """Refuses, in these `words`, text that the pattern does not match."""
+
+    def check(given: str) -> str:
+        if not pattern.match(given):
+            raise PydanticCustomError("pattern", "{words}", {"words": words})
+        return given
+
+    return AfterValidator(check)
+
+
+def optional_url(example: str) -> AfterValidator:
+    """Takes a URL, without slashes at its end, or nothing."""
+
+    def check(given: str | None) -> str | None:
+        text = (given or "").strip()
+        try:
+            return str(read_url(text)).rstrip("/") if text else None
+        except BadUrl as error:
+            words = f"{error} (such as {example})"
+            raise PydanticCustomError("url", "{words}", {"words": words}) from None
+
+    return AfterValidator(check)
+
+
 def _url(given: str) -> str:
     try:
         return str(read_url(given))
@@ -103,22 +125,13 @@ def _url(given: str) -> str:
         raise PydanticCustomError("url", "{words}", {"words": str(error)}) from None
 
 
-def _path(given: str) -> str:
-    if problem := path_problem(f"/{given}"):
-        raise PydanticCustomError("path", "{words}", {"words": problem})
-    return given
+def _without_problem(find: Callable[[str], str]) -> AfterValidator:
+    def check(given: str) -> str:
+        if problem := find(given):
+            raise PydanticCustomError("path", "{words}", {"words": problem})
+        return given
 
-
-def _endpoint(given: str) -> str:
-    if problem := endpoint_problem(given):
-        raise PydanticCustomError("path", "{words}", {"words": problem})
-    return given
-
-
-def _header(given: str) -> str:
-    if not _TOKEN.match(given):
-        raise PydanticCustomError("header", "should be a header's name: letters, digits and dashes")
-    return given
+    return AfterValidator(check)
 
 
 def _default_header(given: str) -> str:
@@ -127,19 +140,17 @@ def _default_header(given: str) -> str:
     return given
 
 
-def _query(given: str) -> str:
-    if not _QUERY_NAME.match(given):
-        raise PydanticCustomError("query", "should be a plain name: letters, digits, . _ and -")
-    return given
-
-
 HttpUrl = Annotated[str, AfterValidator(_url)]
 """A setting that `read_url` takes."""
-UrlPath = Annotated[str, AfterValidator(_path)]
+UrlPath = Annotated[str, _without_problem(lambda given: path_problem(f"/{given}"))]
 """A path, or a part of one, without query and fragment."""
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
+Endpoint = Annotated[str, _without_problem(endpoint_problem)]
 """An endpoint of a provider's, which may have a query."""
-HeaderName = Annotated[str, AfterValidator(_header)]
+HeaderName = Annotated[
+    str, matching(_TOKEN, "should be a header's name: letters, digits and dashes")
+]
 DefaultHeader = Annotated[HeaderName, AfterValidator(_default_header)]
 """A header that the relay may send of its own accord."""
-QueryName = Annotated[str, AfterValidator(_query)]
+QueryName = Annotated[
+    str, matching(_QUERY_NAME, "should be a plain name: letters, digits, . _ and -")
+]

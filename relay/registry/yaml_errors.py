@@ -217,9 +217,7 @@ _SECRET_KEY = re.compile(
 
 
 def excerpt(line: str, column: int) -> tuple[str, str]:
-    """A line of the file, and a second one with a caret under `column`. What may be a secret is
-    stars, for a log takes these lines too.
-    """
+    """A line of the file, what may be a secret as stars, and a caret under `column`."""
     shown = _masked(line)
     start = max(0, column - 1 - _BEFORE_COLUMN) if len(shown) > _SHOWN_CHARACTERS else 0
     shown = shown[start : start + _SHOWN_CHARACTERS]

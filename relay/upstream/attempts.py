@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from relay.core.credentials import ClientCredential, choose
-from relay.core.errors import Draining, HandshakeRefused, ProviderNotConfigured, RelayError
+from relay.core.errors import (
+    Draining,
+    HandshakeRefused,
+    ProviderNotConfigured,
+    RelayError,
+    UpstreamTimeout,
+)
 from relay.core.exchange import Attempt, Exchange
 from relay.core.peek import generates, streams_by_path
 from relay.core.provider import Keys, Route
@@ -23,7 +29,6 @@ from relay.core.retry_policy import (
     FallbackCause,
     RetryRules,
     fallback_cause,
-    has_timed_out,
     is_repeatable,
     may_be_executed,
     result_of_answer,
@@ -153,7 +158,7 @@ class _Plan:
         return next((at for at in places if self._may_follow(self.routes[at][1], ended)), None)
 
     def _may_follow(self, route: Route, ended: AttemptResult) -> bool:
-        if self.options.first_byte_s and has_timed_out(ended):
+        if self.options.first_byte_s and isinstance(ended.failure, UpstreamTimeout):
             return True  # its client asked for this
         number = route.fallback_number
         if number in self.executed_at:

@@ -108,4 +108,4 @@ def test_credentials_are_cut_and_the_rest_stays_as_it_came(query: str, expected:
 
 def test_query_values_are_decoded() -> None:
     assert paths.query_value("a=1&model=gpt%2D5+x&model=2", "model") == "gpt-5 x"
-    assert paths.query_value("a=1", "model") is None
+    assert paths.query_value("a=1", "model") == ""

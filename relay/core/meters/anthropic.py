@@ -61,9 +61,7 @@ _INPUTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_toke
 
 
 class Anthropic(FormatReader):
-    """Reads the documents of one answer: later ones overwrite what they name. Each line of a
-    batch's results is an answer of its own.
-    """
+    """Reads one answer: later documents overwrite. Each line of a batch is an answer of its own."""
 
     wanted = Wanted(
         "type", "model", "usage", "stop_reason", "processing_status", "message.model",
@@ -143,9 +141,7 @@ class Anthropic(FormatReader):
 
 
 def _merged(before: _Usage, now: _Usage) -> _Usage:
-    """What `now` names replaces what was, but an input of zeros, which some vendors send at the
-    end, is none.
-    """
+    """`now` replaces what it names, except an input of zeros, which some vendors send last."""
     named = {name: getattr(now, name) for name in _Usage.__struct_fields__}
     changed = {name: value for name, value in named.items() if value is not None}
     if not any(changed.get(name) for name in _INPUTS):

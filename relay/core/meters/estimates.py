@@ -56,9 +56,7 @@ _MAX_IMAGES = 100
 
 
 def images_requested(body: bytes) -> int:
-    """How many images a request asks for: `n` of JSON or of a form, Google's `sampleCount`; one
-    where it is not named.
-    """
+    """Images that a request asks for: `n`, or Google's `sampleCount`; 1 by default."""
     asked: int | None = None
     if body[:1] == b"{":
         with contextlib.suppress(*UNREADABLE):
@@ -83,9 +81,7 @@ def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | No
 
 
 def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | None) -> Parts:
-    """What stands in for an answer that tells nothing; `made` is an estimate of its output, None
-    where there is none.
-    """
+    """Usage of an answer without any; `made` estimates its output, None without an estimate."""
     if sent.kind == "speech" and (spoken := speech.characters(format_, sent)) is not None:
         return (Part(model, Usage(characters=spoken)),)
     if sent.kind == "image":

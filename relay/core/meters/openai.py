@@ -101,9 +101,9 @@ _read_usage = Reader(OpenAIUsage)
 _NO_DETAILS, _NOT_CACHED = _Details(), _Cached()
 
 
-def usage_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
-    """A `usage` object of any vendor; None if it tells nothing."""
-    return usage_from(_read_usage(raw, ignored_fields))
+def usage_of(raw: bytes | None, ignored_fields: IgnoredFields) -> Usage | None:
+    """A `usage` object of any vendor; None if it tells nothing, or is not there."""
+    return usage_from(_read_usage(raw, ignored_fields)) if raw is not None else None
 
 
 def usage_from(fields: OpenAIUsage) -> Usage | None:

@@ -66,9 +66,7 @@ class Live(SocketMeter):
         self._session_id = text_of(message.get("session.id")) or self._session_id
         if self._began_s is None:
             self._began_s = self.opened.clock()
-        reported = (
-            openai.usage_of(message["usage"], self.ignored_fields) if "usage" in message else None
-        )
+        reported = openai.usage_of(message.get("usage"), self.ignored_fields)
         if reported is not None:
             self._reported_ms = max(reported.audio_ms, self._reported_ms or 0)
         self._closed = self._closed or kind == "session.closed"
@@ -84,8 +82,7 @@ class Live(SocketMeter):
                 self.add(part, f"{part.object_id} {part.model}" if part.object_id else "")
 
     def _decided(self, message: Document) -> None:
-        reported = message.get("event.decision.usage")
-        usage = openai.usage_of(reported, self.ignored_fields) if reported is not None else None
+        usage = openai.usage_of(message.get("event.decision.usage"), self.ignored_fields)
         if usage is not None:
             by = text_of(message.get("trigger_id")) or text_of(message.get("event_id"))
             named = f"{self._session_id} {by}" if by is not None else ""

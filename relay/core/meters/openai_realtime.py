@@ -91,8 +91,7 @@ class Realtime(ResponseMeter):
 
     def _reported(self, kind: str, message: Document, data: bytes) -> None:
         if kind == _TRANSCRIBED:
-            reported = message.get("usage")
-            usage = openai.usage_of(reported, self.ignored_fields) if reported is not None else None
+            usage = openai.usage_of(message.get("usage"), self.ignored_fields)
             if usage is not None:
                 self.add(Part(self._transcriber or _TRANSCRIBER, usage))
         elif "session." in kind:

@@ -168,9 +168,7 @@ def parts_of(message: Document, ignored_fields: IgnoredFields) -> Parts:
 
 
 class Responses(ResponseMeter):
-    """The Responses socket: many responses, of several models, some at once. They can be read again
-    by their ids.
-    """
+    """Many responses, of several models, some at once, which can be read again by their ids."""
 
     booking = "made"
     __slots__ = ("_asked", "_totals")

@@ -54,7 +54,7 @@ class OpenedSession:
 
     def asked(self, name: str) -> str:
         """A parameter of the URL; empty if it is not there."""
-        return paths.query_value(self.query, name) or ""
+        return paths.query_value(self.query, name)
 
 
 class SocketMeter:
@@ -103,9 +103,7 @@ class SocketMeter:
         return tuple(part if part.model else part._replace(model=self.model) for part in reported)
 
     def add(self, part: Part, key: str = "") -> None:
-        """One more, of the session's model where it names none. What has a key counts once: the
-        last part of this key holds.
-        """
+        """Add a part, by default of the session's model; of one `key`, the last part counts."""
         if key and (key in self._by_key or len(self._by_key) < MAX_PARTS):
             self._by_key[key] = part
             return
@@ -213,9 +211,7 @@ _RATE = re.compile(r"\d{4,6}\Z")
 
 
 def bytes_a_second(encoding: str, sample_rate: str) -> int | None:
-    """Of one channel of audio in a declared encoding; None where that cannot be told, such as of a
-    compressed one.
-    """
+    """Of one channel of audio in an encoding; None if unknown, such as of a compressed one."""
     name = encoding.lower().removeprefix("audio/")
     if (both := _WITH_RATE.match(name)) is not None:
         name, sample_rate = both[1], both[2]

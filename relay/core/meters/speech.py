@@ -59,9 +59,7 @@ class ElevenLabs(HeardAudio):
     places = ("audio_duration_secs",)
 
     def read(self, document: Document) -> None:
-        """A transcript can be read again by its id; one that a webhook will get is still
-        to come.
-        """
+        """A transcript has an id to be read again by; one for a webhook is still to come."""
         super().read(document)
         self.object_id = text_of(document.get("transcription_id")) or ""
         self.is_final = self._heard_ms is not None or "request_id" not in document

@@ -15,9 +15,7 @@ from relay.core.usage import Part, Parts, Usage
 
 
 class Characters(SocketMeter):
-    """Speech from text that a client sends: the characters of one field, in messages of one type
-    where they have types.
-    """
+    """The characters of one field of a client's messages, of one type where they have types."""
 
     __slots__ = ("_field", "_type")
 

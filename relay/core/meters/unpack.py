@@ -28,9 +28,7 @@ _STEP_BYTES = 4 * 1024 * 1024
 
 
 class Unpacker:
-    """A compressed answer, unpacked beside its way down, up to a bound; what is broken or past it
-    is nothing.
-    """
+    """Unpacks an answer beside its way down, up to a bound; nothing follows a broken byte."""
 
     __slots__ = ("_coding", "_decoder", "_room")
 
@@ -94,9 +92,7 @@ class CutShort(CannotUnpack):
 
 
 def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> Iterator[bytes]:
-    """A whole body with its codings undone, about `step_bytes` at a time. Each step releases the
-    GIL. Raises CannotUnpack.
-    """
+    """A body unpacked, about `step_bytes` a step, without the GIL. Raises CannotUnpack."""
     pieces: Iterator[bytes] = iter((data,))
     codings = [each.strip() for each in content_encoding.lower().split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
