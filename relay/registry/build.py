@@ -7,7 +7,7 @@ Complains into the Document an entry came from, so that a message has its file a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -35,7 +35,7 @@ from relay.core.rewriting import ProviderOrigin, Rewrites, field_pattern
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
-from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket, Retries
+from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket
 from relay.registry.pricing import price_rules
 from relay.registry.problems import Document, Where, hint_at_nearest
 from relay.registry.proxies import Proxies
@@ -96,7 +96,8 @@ class _Builder:
             return None
         direct = target("direct", base, self.auth.own(), self.proxies)
         rest = self._through_cloudflare() if self._via("rest") == "cloudflare" else direct
-        rules = self._paths(base, direct, rest)
+        rules = self._paths(rest, direct)
+        retries, cache = entry.retries or self.settings.retries, entry.cache or self.settings.cache
         return Provider(
             name=self.name,
             format=entry.format,
@@ -104,14 +105,19 @@ class _Builder:
             base_path=base.raw_path.rstrip("/"),
             rest=rest,
             websocket=self._websocket_target(base, direct),
-            websocket_rules=socket_rules(entry, self.settings.websocket, self._add_problem),
+            websocket_rules=self._socket_rules(),
             websocket_root_path=self._websocket_root(),
             paths=rules,
             headers=tuple(entry.headers.items()),
             rest_after=self._after("rest", direct),
-            websocket_after=self._after("websocket", self._direct_websocket(base)),
-            retries=retry_rules(entry.retries or self.settings.retries),
-            cache=self._cache(),
+            websocket_after=self._after("websocket", self._direct_websocket(base, direct)),
+            fallbacks=self._fallbacks(),
+            fallback_on=frozenset(entry.fallback_on or FALLBACK_CAUSES),
+            fallback_after_s=entry.fallback_after_s,
+            by_weight=entry.order == "weight",
+            weight=entry.weight,
+            retries=RetryRules(**retries.model_dump() | {"statuses": frozenset(retries.statuses)}),
+            cache=CacheRules(cache.ttl_s, cache.scope, cache.coalesce),
             pricing=price_rules(entry.pricing, entry.format),
             priced_as=entry.priced_as,
             inject_usage=self.settings.inject_usage and entry.inject_usage,
@@ -123,26 +129,14 @@ class _Builder:
             target_header=entry.target_header,
             query_credentials=self._query_credentials(),
             accepts_client_keys=entry.client_credentials == "allow",
-            **self._fallbacks(),
+            drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,
             **self._timeouts(),
         )
 
-    def _fallbacks(self) -> dict[str, Any]:
-        """What follows when the provider fails, and when."""
-        entry = self.entry
-        return {
-            "fallbacks": fallbacks(entry, self.names, self._add_problem),
-            "fallback_on": frozenset(entry.fallback_on or FALLBACK_CAUSES),
-            "fallback_after_s": entry.fallback_after_s,
-            "by_weight": entry.order == "weight",
-            "weight": entry.weight,
-        }
-
     def _timeouts(self) -> dict[str, Any]:
         """The entry's own, or those of all."""
-        entry, of_all = self.entry, self.settings.upstream.model_dump()
-        drain_s = entry.drain_s if entry.on_disconnect == "drain" else None
-        return {"drain_s": drain_s} | {n: getattr(entry, n) or s for n, s in of_all.items()}
+        of_all = self.settings.upstream.model_dump()
+        return {name: getattr(self.entry, name) or time_s for name, time_s in of_all.items()}
 
     @property
     def auth(self) -> AuthReader:
@@ -152,16 +146,9 @@ class _Builder:
     def _add_problem(self, where: Where, message: str) -> None:
         self.document.add_problem(("providers", self.name, *where), message)
 
-    def _cache(self) -> CacheRules:
-        own = self.entry.cache or self.settings.cache
-        return CacheRules(own.ttl_s, own.scope, own.coalesce)
-
-    def _ways(self, transport: str) -> list[Via]:
-        return list(getattr(self.entry.via, transport) or [])
-
     def _after(self, transport: str, direct: Target) -> Target | None:
         """Direct, where `via` lists it after Cloudflare."""
-        ways = self._ways(transport)
+        ways = getattr(self.entry.via, transport) or []
         second = ways[1] if len(ways) > 1 else None
         if second == "cloudflare" or (second is not None and ways[0] == second):
             self._add_problem(("via",), "a second way can only be `direct`, after `cloudflare`")
@@ -169,9 +156,8 @@ class _Builder:
 
     def _via(self, transport: str) -> Via:
         """As the entry says; where it says nothing, Cloudflare if account and slug are there."""
-        entry = self.entry
-        chosen: Via | None = next(iter(self._ways(transport)), None)
-        slug = entry.cloudflare
+        chosen: Via | None = next(iter(getattr(self.entry.via, transport) or []), None)
+        slug = self.entry.cloudflare
         has_slug = slug is not None and (transport == "rest" or slug.websocket is not None)
         if chosen == "cloudflare" and not has_slug:
             self._add_problem(("via",), f"needs a cloudflare slug for {transport}")
@@ -219,20 +205,18 @@ class _Builder:
         socket = self.entry.websocket
         slug = self.entry.cloudflare
         where: Where = ("websocket", "auth")
-        if socket is None:
-            return direct
-        if self._via("websocket") == "cloudflare":
+        if socket is not None and self._via("websocket") == "cloudflare":
             assert slug is not None and slug.websocket is not None
             own = slug.websocket.auth
             place: Where = ("cloudflare", "websocket", "auth")
             auth = self.auth.merged(own, place) if own else self.auth.merged(socket.auth, where)
             return self._cloudflare_target(slug.websocket.slug, auth)
-        return self._direct_websocket(base)
+        return self._direct_websocket(base, direct)
 
-    def _direct_websocket(self, base: URL) -> Target:
+    def _direct_websocket(self, base: URL, direct: Target) -> Target:
         socket = self.entry.websocket
         if socket is None:
-            return target("direct", base, self.auth.own(), self.proxies)
+            return direct
         other = self._base(socket.base_url, ("websocket", "base_url")) if socket.base_url else base
         auth = self.auth.merged(socket.auth, ("websocket", "auth"))
         return target("direct", other or base, auth, self.proxies)
@@ -243,26 +227,24 @@ class _Builder:
             return None
         return slug.websocket.path
 
-    def _paths(self, base: URL, direct: Target, rest: Target) -> tuple[PathRule, ...]:
+    def _paths(self, rest: Target, direct: Target) -> tuple[PathRule, ...]:
         rules = []
         for prefix, to in self.entry.paths.items():
             if to.startswith("/"):
                 if problem := path_problem(to):
                     self._add_problem(("paths", prefix), problem)
                     continue
-                target = rest if rest.via == "cloudflare" else direct
-                moved = URL(f"{target.origin}{to}", encoded=True)
-                if target.via == "cloudflare":
-                    moved = URL(f"{target.origin}{target.prefix}{to}", encoded=True)
+                cloudflare_prefix = rest.prefix if rest.via == "cloudflare" else ""
+                base, moved = rest, URL(f"{rest.origin}{cloudflare_prefix}{to}", encoded=True)
             else:
                 # Another host of the provider's is always called directly: Cloudflare has one per
                 # slug.
                 other = self._base(to, ("paths", prefix))
                 if other is None:
                     continue
-                target, moved = direct, other
+                base, moved = direct, other
             made = replace(
-                target,
+                base,
                 origin=f"{moved.scheme}://{moved.raw_authority}",
                 host=moved.raw_host or "",
                 port=moved.port or 0,
@@ -291,83 +273,61 @@ class _Builder:
             | _CREDENTIAL_QUERIES
         )
 
+    def _fallbacks(self) -> tuple[Fallback, ...]:
+        """A provider's fallbacks; unknown names, and settings without a fallback, are problems."""
+        for name in ("fallback_on", "fallback_after_s"):
+            if getattr(self.entry, name) is not None and not self.entry.fallback:
+                self._add_problem((name,), "needs `fallback`: there is nothing to fall back to")
+        for at, fallback in enumerate(self.entry.fallback):
+            if fallback.provider not in self.names:
+                hint = hint_at_nearest(fallback.provider, self.names)
+                where = ("fallback", at, "provider")
+                self._add_problem(where, f"there is no provider '{fallback.provider}'{hint}")
+        return tuple(Fallback(**each.model_dump()) for each in self.entry.fallback)
 
-def retry_rules(given: Retries) -> RetryRules:
-    """A section `retries` as attempts use it."""
-    return RetryRules(**given.model_dump() | {"statuses": frozenset(given.statuses)})
+    def _header_queries(self, socket: ProviderWebSocket) -> dict[str, str]:
+        """Headers to the query parameters that mean the same; one without a default is misspelt."""
+        headers = {name.lower() for name in self.entry.headers}
+        queries = {name.lower() for name in socket.default_query}
+        for header, parameter in socket.header_queries.items():
+            if header.lower() not in headers and parameter.lower() not in queries:
+                self._add_problem(
+                    ("websocket", "header_queries", header),
+                    f"there is no default for it: no '{header}' in `headers`,"
+                    f" no '{parameter}' in websocket.default_query",
+                )
+        return socket.header_queries
 
-
-def fallbacks(
-    entry: ProviderEntry, names: Collection[str], add_problem: Callable[[Where, str], None]
-) -> tuple[Fallback, ...]:
-    """A provider's fallbacks; unknown names, and settings without a fallback, are problems."""
-    for name in ("fallback_on", "fallback_after_s"):
-        if getattr(entry, name) is not None and not entry.fallback:
-            add_problem((name,), "needs `fallback`: there is nothing to fall back to")
-    for at, fallback in enumerate(entry.fallback):
-        if fallback.provider not in names:
-            hint = hint_at_nearest(fallback.provider, names)
-            where = ("fallback", at, "provider")
-            add_problem(where, f"there is no provider '{fallback.provider}'{hint}")
-    return tuple(Fallback(**each.model_dump()) for each in entry.fallback)
-
-
-def _header_queries(
-    entry: ProviderEntry, add_problem: Callable[[Where, str], None]
-) -> dict[str, str]:
-    """Headers to the query parameters that mean the same, for sockets. One that has no default to
-    leave out is complained of: it is misspelt.
-    """
-    socket = entry.websocket
-    if socket is None:
-        return {}
-    headers = {name.lower() for name in entry.headers}
-    queries = {name.lower() for name in socket.default_query}
-    for header, parameter in socket.header_queries.items():
-        if header.lower() not in headers and parameter.lower() not in queries:
-            add_problem(
-                ("websocket", "header_queries", header),
-                f"there is no default for it: no '{header}' in `headers`,"
-                f" no '{parameter}' in websocket.default_query",
+    def _socket_paths(self, socket: ProviderWebSocket) -> tuple[str, ...]:
+        """Patterns of the paths that have sockets, as endpoints are named."""
+        if not socket.paths:
+            return ()
+        base_path = URL(self.entry.base_url, encoded=True).raw_path
+        named = [
+            paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)
+        ]
+        if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
+            self._add_problem(
+                ("websocket", "paths"),
+                f"none of them matches the default path '{socket.default_path}'",
             )
-    return socket.header_queries
+        return tuple(named[1:])
 
-
-def _socket_paths(
-    entry: ProviderEntry, add_problem: Callable[[Where, str], None]
-) -> tuple[str, ...]:
-    """The patterns of the paths that have sockets, in the form in which endpoints are named. One
-    that leaves the default path out is complained of.
-    """
-    socket = entry.websocket
-    if socket is None or not socket.paths:
-        return ()
-    base_path = URL(entry.base_url, encoded=True).raw_path
-    named = [paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)]
-    if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
-        add_problem(
-            ("websocket", "paths"), f"none of them matches the default path '{socket.default_path}'"
+    def _socket_rules(self) -> WebSocketRules | None:
+        """How a provider's sockets are opened; None: it has none."""
+        socket, common = self.entry.websocket, self.settings.websocket
+        if socket is None:
+            return None
+        return WebSocketRules(
+            default_path=socket.default_path,
+            paths=self._socket_paths(socket),
+            default_query=socket.default_query,
+            header_queries=self._header_queries(socket),
+            subprotocols=socket.subprotocols,
+            max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
+            idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
+            max_session_s=socket.max_session_s or common.max_session_s,
         )
-    return tuple(named[1:])
-
-
-def socket_rules(
-    entry: ProviderEntry, common: schema.WebSockets, add_problem: Callable[[Where, str], None]
-) -> WebSocketRules | None:
-    """How a provider's sockets are opened; None: it has none."""
-    socket = entry.websocket
-    if socket is None:
-        return None
-    return WebSocketRules(
-        default_path=socket.default_path,
-        paths=_socket_paths(entry, add_problem),
-        default_query=socket.default_query,
-        header_queries=_header_queries(entry, add_problem),
-        subprotocols=socket.subprotocols,
-        max_message_bytes=socket.max_message_bytes or common.max_message_bytes,
-        idle_timeout_s=socket.idle_timeout_s or common.idle_timeout_s,
-        max_session_s=socket.max_session_s or common.max_session_s,
-    )
 
 
 def target(
