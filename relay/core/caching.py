@@ -114,9 +114,7 @@ def skips(header: Header) -> bool:
 
 
 def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body: bytes) -> str:
-    """The key of a call, 64 hexadecimal digits: of who may have its answer, what it asks for, the
-    headers by which an answer may differ, and its body.
-    """
+    """The key of a call: who may have its answer, what it asks for, headers and body that matter."""
     # The text of a tuple keeps its parts apart: nobody can move text from one into another.
     digest = sha256(repr((whose, what, affecting)).encode())
     digest.update(body)

@@ -76,8 +76,7 @@ class Caller(msgspec.Struct, frozen=True):
     """One client of the relay, identified once, before the body is read (gate/identify.py)."""
 
     client: str
-    """What `per: client` means for limits, the cache and the ledger: its address, until clients
-    have keys."""
+    """What `per: client` means: its address, until clients have keys."""
     peer: str = ""
     """The address at the other end of its connection: its own, or that of a proxy."""
     scheme: str = "http"
@@ -235,8 +234,7 @@ class Waiting:
     for_: WaitingFor = "nothing"
     since_s: float = 0.0
     first_byte_limit_s: float | None = None
-    """Instead of the provider's: the client's own limit, or a shorter one because another target
-    can answer."""
+    """Instead of the provider's: the client's own, or shorter since another target can answer."""
     body_behind_s: float = 0.0
     """How far the request's body lags behind the least rate that it may have."""
     expired: RelayError | None = None
@@ -357,9 +355,7 @@ class Exchange:
         return expired
 
     def failure_of(self, error: BaseException) -> RelayError:
-        """The error that the caller is to see for `error`. A cancellation stands for what made it
-        one: a wait that expired, or a client that left.
-        """
+        """The error for the caller: of a cancellation, the expired wait or the client's leaving."""
         if isinstance(error, RelayError):
             return error
         if isinstance(error, asyncio.CancelledError):

@@ -172,9 +172,7 @@ class Span(NamedTuple):
 
 
 def pairs(body: bytes) -> list[tuple[str, msgspec.Raw]] | None:
-    """The names and values of an object, in order, with the names that come twice; None if it
-    cannot be read or has more than 10,000 fields.
-    """
+    """Names and values in order, repeated ones too; None if unreadable or more than 10,000."""
     found, view = spans(body), memoryview(body)
     return None if found is None else [(n, msgspec.Raw(view[start:end])) for n, start, end in found]
 

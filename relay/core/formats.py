@@ -19,8 +19,7 @@ Format = Literal[
 ]  # fmt: skip
 
 Counting = Literal["new", "stored", "nothing"]
-"""What an answer tells: usage of this very call; of an object made before, to be counted once,
-when it is final; or none."""
+"""Whose usage an answer reports: this call's; a stored object's, counted once it is final; none."""
 
 
 class PathFormat(NamedTuple):

@@ -82,9 +82,7 @@ _read_usage_event = msgspec.json.Decoder(_UsageEvent).decode
 
 
 def _usage_event(text: bytes) -> tuple[int, int] | None:
-    """Where the event stands, in text that begins with an event, that has a usage object and no
-    choices. Of one that has not ended nothing is known yet.
-    """
+    """Where the first whole event stands that has a usage object and no choices, if any."""
     floor, found = 0, _usage_object(text)
     while found is not None:
         at = found.start()

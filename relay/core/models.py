@@ -42,9 +42,7 @@ def query_names_model(raw_query: str) -> bool:
 
 
 def query_with_model(raw_query: str, model: str, format_: str) -> str:
-    """A raw query with this model in each segment that names one. A format that takes the model
-    from there, and from nowhere else, gets it there in any case.
-    """
+    """A raw query with this model wherever it names one; Deepgram's always gets it."""
     if not query_names_model(raw_query):
         added = f"model={quote(model, safe='')}" if format_ == "deepgram" else ""
         return join_query(raw_query, added)

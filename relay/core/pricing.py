@@ -161,9 +161,7 @@ class PriceRule:
 
 
 def custom_cost(header: str) -> Tariff | int | None:
-    """What a client says that its call costs: rates, or the whole in billionths of a US dollar.
-    None of what cannot be read, as Cloudflare has it.
-    """
+    """A client's own rates, or its whole cost in billionths of a US dollar; None if unreadable."""
     try:
         given = json.loads(header, parse_float=Decimal, parse_int=Decimal)
     except (ValueError, RecursionError):

@@ -237,8 +237,7 @@ class Route:
     alternatives: tuple[Route, ...] = ()
     """Where the call goes when this fails, in order."""
     fallback_number: int = 0
-    """0 at the provider that was called, n at its nth fallback: two ways to one provider have the
-    same number."""
+    """0 at the provider that was called, n at its nth fallback, whichever way that is reached."""
     replaced_model: str | None = None
     """Replaces the client's, wherever the call names it (core/models.py)."""
     weight: float = 1.0

@@ -90,9 +90,7 @@ def duration_s(text: str) -> float | None:
 
 
 def reset_s(text: str, now_unix_s: float) -> float | None:
-    """Seconds until a reset that is told as a duration, as seconds, or as a time: RFC 3339, or
-    seconds or milliseconds since 1970. None for anything else.
-    """
+    """Seconds until a reset: a duration, seconds, RFC 3339, or (milli)seconds since 1970."""
     text = text.strip()
     number = decimal_number(text, 0, 1e14)
     if number is None:

@@ -55,8 +55,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     service_tier: str = ""
     """The tier that served it where that is not the standard one: flex, priority, batch, …"""
     incomplete: bool = False
-    """Something else was used, and is billed, that these counts do not tell: the cost is
-    unknown."""
+    """Something else is billed that these counts do not hold: the cost is unknown."""
 
     @property
     def tokens(self) -> int:
@@ -187,9 +186,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
-    """Of a request body, at four bytes a token where `input_tokens` does not say it. One that
-    cannot be read in bounded time names no bound.
-    """
+    """Of a request body; without `input_tokens` at four bytes a token."""
     asked = _bounds.read(body) or _NONE
     bounds = (asked.max_completion_tokens, asked.max_tokens, asked.max_output_tokens)
     bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)

@@ -62,9 +62,7 @@ class Proxies:
         self._exemptions = [_exemption(entry) for entry in entries if entry.strip("*.")]
 
     def find(self, origin: URL) -> Proxy | None:
-        """The proxy for a target; None if it is called directly. A variable that cannot be used is
-        complained of where a target needs it.
-        """
+        """The proxy for a target, if any; a needed variable that cannot be used is a problem."""
         assert origin.raw_host is not None and origin.port is not None
         host = origin.raw_host.lower().rstrip(".")
         if self._none or is_loopback(host):

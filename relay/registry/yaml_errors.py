@@ -226,9 +226,7 @@ def excerpt(line: str, column: int) -> tuple[str, str]:
 
 
 def _masked(line: str) -> str:
-    """Keys, references and punctuation stay. Behind a key that tells of a secret every word goes,
-    elsewhere every long word with a digit.
-    """
+    """Stars for every word behind a secret's key, and for every long word with a digit."""
     telling = _SECRET_KEY.search(line)
     cut = telling.end() if telling else len(line)
     return _MAY_BE_SECRET.sub(_mask_mixed, line[:cut]) + _IN_SECRET.sub(_mask, line[cut:])

@@ -56,9 +56,7 @@ def is_empty(events: bytes) -> bool:
 
 
 class FirstEvent:
-    """Finds the first event of a stream that is no comment. `feed` it until it says True, or `end`
-    it; then `error_status` tells what it is.
-    """
+    """The first event that is no comment: `feed` until True, or `end`; then see `error_status`."""
 
     __slots__ = ("_held", "_tail", "error", "error_status")
 

@@ -405,9 +405,7 @@ _PLAIN_OBJECTS = frozenset({"chat.completion", "text_completion", "list", None})
 
 
 def plain(answer: bytes) -> Part | None:
-    """What an answer tells that has a model and a usage and nothing else that is wanted, as most
-    have; None of any other, which OpenAI reads.
-    """
+    """The model and usage of an answer with nothing else that is wanted, as most have."""
     if len(answer) > MAX_FIELD_BYTES:
         return None
     try:

@@ -68,9 +68,7 @@ class Open:
 
 
 class ResponseMeter(SocketMeter):
-    """What answers with responses: each tells its usage when it ends. Of what is still under way
-    when the session ends, the deltas are counted.
-    """
+    """Each response tells its usage when it ends; of one cut off, the deltas are counted."""
 
     booking: Booking = "once"
     sampled_deltas = 1

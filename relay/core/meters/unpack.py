@@ -160,9 +160,7 @@ def _rest(coding: str, decoder: Any, full: bool) -> bytes | None:
 
 
 def unpack(data: bytes, content_encoding: str, max_bytes: int) -> tuple[bytes, bool] | None:
-    """`data` unpacked, `max_bytes` at most, and whether that is all of it. None for a coding that
-    is not known here, and for what is broken.
-    """
+    """At most `max_bytes` of `data` unpacked, and whether that is all; None if it cannot be."""
     unpacked = bytearray()
     try:
         for piece in steps(data, content_encoding, min(max_bytes + 1, _STEP_BYTES)):
