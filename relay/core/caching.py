@@ -114,7 +114,7 @@ def skips(header: Header) -> bool:
 
 
 def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body: bytes) -> str:
-    """The key of a call: who may have its answer, what it asks for, headers and body that matter."""
+    """The key of a call: who may have its answer, what it asks for, which headers, and its body."""
     # The text of a tuple keeps its parts apart: nobody can move text from one into another.
     digest = sha256(repr((whose, what, affecting)).encode())
     digest.update(body)

@@ -56,7 +56,7 @@ class AnswerMeter:
 
     __slots__ = (
         "_bytes", "_format", "_has_error", "_header", "_ignored_fields", "_kind", "_last", "_mark",
-        "_reader", "_sent", "_source", "_tail", "_texts", "_unpack",
+        "_push", "_reader", "_sent", "_source", "_tail", "_texts", "_unpack",
     )  # fmt: skip
 
     def __init__(self, format_: str, sent: SentCall, header: Header) -> None:
@@ -72,6 +72,7 @@ class AnswerMeter:
         self._has_error = False
         # An error ends a stream: to search each chunk for one would take as long as all the rest.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
+        self._push = self._last.append
         self._texts: TextEstimator | None = None
         if format_ in _READERS and sent.kind in ESTIMATED:
             self._texts = TextEstimator(self._reader.texts)
@@ -85,7 +86,7 @@ class AnswerMeter:
         self._bytes += len(chunk)
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
-        self._last.append(chunk)
+        self._push(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
         if self._mark:
@@ -105,7 +106,7 @@ class AnswerMeter:
             self.feed(chunk)
             return
         self._bytes += len(chunk)
-        self._last.append(chunk)
+        self._push(chunk)
         if self._texts is not None:
             self._texts.feed(chunk)
 
