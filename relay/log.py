@@ -155,12 +155,7 @@ def _render_json(_logger: Any, level: str, event: Any) -> bytes:
 def _pretty_processors() -> list[Any]:
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
     console = structlog.dev.ConsoleRenderer()
-    return [_expand_record, structlog.processors.add_log_level, stamp, console, _as_bytes]
-
-
-def _expand_record(_logger: Any, _level: str, event: Any) -> Any:
-    record = event.pop("record", None)
-    return event if record is None else event | _fields(record)
+    return [structlog.processors.add_log_level, stamp, console, _as_bytes]
 
 
 def _as_bytes(_logger: Any, _level: str, line: str) -> bytes:
@@ -259,16 +254,15 @@ def exchange_failed(exchange: Exchange) -> None:
 def exchange_ended(record: Record, unix_s: float) -> bytes | None:
     """Write the line of an Exchange that ended at `unix_s`; return the line where it is JSON."""
     record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
-    logger, lines, is_json = _current
+    logger, _, is_json = _current
     try:
-        if lines is None:
-            logger.info("exchange", **_fields(record))
-            return None
-        line: bytes | None = logger.info("exchange", record=record)
-        return line if is_json else None
+        if is_json:
+            line: bytes | None = logger.info("exchange", record=record)
+            return line
+        logger.info("exchange", **_fields(record))
     except Exception:  # a log that cannot be written must not end a call; counted
         losses.add(1)
-        return None
+    return None
 
 
 def _write(level: str, name: str, fields: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The command line: which commands there are, and what their errors become.
 
 Owns the table of commands, the exit codes and what is printed for an error. Each command is the
-module of its name beside this one, with `add_arguments(parser)` and `run(options)`, its exit code.
-Only the module of the command that runs is imported.
+module of its name beside this one, with `add_arguments(parser)`, for its options beside --config
+and --env-file, and `run(options)`, which returns the exit code and raises OperatorError for what an
+operator can put right. Only the module of the command that runs is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Collection, Sequence
-from typing import Protocol, cast
+from types import ModuleType
 
 import relay
 from relay.core.errors import OperatorError
@@ -36,16 +37,6 @@ COMMANDS = {
 _SERVING = ("serve", "worker")
 
 
-class Command(Protocol):
-    """The module of a command."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options of the command, beside --config and --env-file."""
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Run it; the exit code. Raises OperatorError for what an operator can put right."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments, 130
     interrupted. A reader of the output that leaves early has what it wanted: that is 0.
@@ -53,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = build_parser(given[:1]).parse_args(given)
     try:
-        code = _import_command(options.command).run(options)
+        code: int = _import_command(options.command).run(options)
         if options.command not in _SERVING:
             sys.stdout.flush()
         return code
@@ -88,8 +79,8 @@ def build_parser(wanted: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
     return parser
 
 
-def _import_command(name: str) -> Command:
-    return cast(Command, importlib.import_module(f"relay.cli.{name}"))
+def _import_command(name: str) -> ModuleType:
+    return importlib.import_module(f"relay.cli.{name}")
 
 
 def _add_file_arguments(parser: argparse.ArgumentParser) -> None:

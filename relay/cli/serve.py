@@ -33,13 +33,6 @@ from relay.server.supervisor import Supervisor
 from relay.server.worker import serve
 from relay.storage.database import try_out
 
-_OVERRIDES = (
-    ("server", "host", "host"),
-    ("server", "port", "port"),
-    ("server", "workers", "workers"),
-    ("tls", "port", "tls_port"),
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -100,19 +93,19 @@ def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
 
 def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ...]:
     """What the command line says instead of the file, at the start and at each reload."""
-    given = ((section, key, getattr(options, option)) for section, key, option in _OVERRIDES)
-    return tuple(override for override in given if override[2] is not None)
+    server = [("server", key, getattr(options, key)) for key in ("host", "port", "workers")]
+    overrides = [*server, ("tls", "port", options.tls_port)]
+    return tuple(override for override in overrides if override[2] is not None)
 
 
 async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
     remove_dead_folders()
-    if config.settings.server.workers > 1:
-        if config.settings.database:
-            # Refused once and for all, not by each worker again and again.
-            await try_out(config.settings.database)
-        await Supervisor(config, sources, listeners, demo).run()
-        return
-    async with contextlib.AsyncExitStack() as stack:
-        if demo is not None:
-            await stack.enter_async_context(contextlib.asynccontextmanager(demo.running)())
-        await serve(config, sources, listeners)
+    is_supervised = config.settings.server.workers > 1
+    if is_supervised and config.settings.database:
+        # Refused once and for all, not by each worker again and again.
+        await try_out(config.settings.database)
+    async with demo.running() if demo is not None else contextlib.nullcontext():
+        if is_supervised:
+            await Supervisor(config, sources, listeners).run()
+        else:
+            await serve(config, sources, listeners)

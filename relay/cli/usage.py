@@ -25,7 +25,7 @@ from relay.cli.sources import load_config
 from relay.ledger import csv_rows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.queries import BadQuery, moment_s
-from relay.ledger.usage import MOST_TOP, SORTS, SPANS, UsageQuery, columns_of, keys_of, usage
+from relay.ledger.usage import MAX_TOP, SORTS, SPANS, UsageQuery, columns_of, keys_of, usage
 from relay.registry.load import Config
 from relay.storage.tables import KEYS
 
@@ -75,8 +75,8 @@ def _usage_query(options: argparse.Namespace) -> UsageQuery:
     """Raises BadQuery."""
     now_s = time.time()
     until_s = moment_s("--until", options.until, now_s) if options.until else now_s
-    if options.top is not None and not 1 <= options.top <= MOST_TOP:
-        raise BadQuery(f"--top is not a number from 1 to {MOST_TOP}")
+    if options.top is not None and not 1 <= options.top <= MAX_TOP:
+        raise BadQuery(f"--top is not a number from 1 to {MAX_TOP}")
     return UsageQuery(
         moment_s("--since", options.since, now_s),
         until_s,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,19 @@ class _Life:
         if load(sources).settings.demo.enabled:
             self._demo = Demo.bind()
             sources = Sources(config, env_file, self._demo.url)
-        self._runner = RelayRunner(standalone(load(sources), sources), **RUNNER_OPTIONS)
-        self._demo_life: AsyncIterator[None] | None = None
+        app = standalone(load(sources), sources)
+        if self._demo is not None:
+            app.cleanup_ctx.append(self._demo.running)
+        self._runner = RelayRunner(app, **RUNNER_OPTIONS)
 
     async def start(self) -> aiohttp.BaseConnector:
-        if self._demo is not None:
-            self._demo_life = self._demo.running()
-            await anext(self._demo_life)
         await self._runner.setup()
         assert self._runner.server is not None
         return _Connector(self._runner.server)
 
     async def stop(self) -> None:
         await self._runner.cleanup()
-        if self._demo_life is not None:
-            await anext(self._demo_life, None)
-        elif self._demo is not None:
+        if self._demo is not None:
             self._demo.socket.close()
 
 

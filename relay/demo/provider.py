@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import socket
@@ -63,8 +64,9 @@ class Demo:
         sock.bind(("127.0.0.1", 0))
         return cls(sock)
 
+    @contextlib.asynccontextmanager
     async def running(self, _app: web.Application | None = None) -> AsyncIterator[None]:
-        """A cleanup context."""
+        """Serve while the context lasts; also as a cleanup context of an application."""
         runner = web.AppRunner(
             application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2
         )

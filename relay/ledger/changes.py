@@ -27,12 +27,11 @@ async def change(
     database: Database, id: str, *, feedback: Any = KEEP, score: Any = KEEP, metadata: Any = KEEP
 ) -> bool:
     """False if there is no call of this id. None takes a value away. Raises DatabaseUnavailable."""
-    given = {"feedback": feedback, "score": score}
-    values = {name: value for name, value in given.items() if value is not KEEP}
+    changes = {"feedback": feedback, "score": score}
+    values = {name: value for name, value in changes.items() if value is not KEEP}
     if metadata is not KEEP:
         metadata = bound_entries(metadata or {})
-        text = msgspec.json.encode(metadata).decode() if metadata else None
-        values["metadata"] = text
+        values["metadata"] = msgspec.json.encode(metadata).decode() if metadata else None
     async with database.writing() as connection:
         changed = sa.update(exchanges).where(exchanges.c.id == id)
         if values:
@@ -57,25 +56,25 @@ async def delete(database: Database, which: Filter) -> int:
     """Delete the rows that fit, in batches; how many went. What they added up to stays. Raises
     BadQuery for a filter that leaves nothing out, DatabaseUnavailable.
     """
-    if not which.any:
+    if which == Filter():
         raise BadQuery("this would delete all: name at least one condition")
     gone = 0
     batch: list[str] = []
     async for call in export(database, which):
         batch.append(call["id"])
         if len(batch) == _BATCH:
-            gone += await forget(database, batch)
+            gone += await delete_ids(database, batch)
             batch = []
-    return gone + (await forget(database, batch) if batch else 0)
+    return gone + (await delete_ids(database, batch) if batch else 0)
 
 
-async def forget(database: Database, ids: Sequence[str]) -> int:
+async def delete_ids(database: Database, ids: Sequence[str]) -> int:
     """Delete these calls, with their metadata and bodies; how many there were."""
     async with database.writing() as connection:
-        return await forget_on(connection, ids)
+        return await delete_on(connection, ids)
 
 
-async def forget_on(connection: AsyncConnection, ids: Sequence[str]) -> int:
+async def delete_on(connection: AsyncConnection, ids: Sequence[str]) -> int:
     """The same within a transaction."""
     for table in (tags, bodies):
         await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))

@@ -22,12 +22,12 @@ from relay.storage.tables import group_values
 
 USER, METADATA = "user", "metadata."
 OTHER, NONE = "(other)", "(none)"
-"""The values past MOST_VALUES, together; and the calls that have no value."""
-MOST_VALUES = 1000
+"""The values past MAX_VALUES, together; and the calls that have no value."""
+MAX_VALUES = 1000
 """Values of a name that have sums of their own, a day, of all writers of the database together."""
 SPANS_S = (3600, 86400)
 _DAY_S = 86400
-_MOST_UNDECIDED = 5000
+_MAX_UNDECIDED = 5000
 _DECIDING = 7_201_454
 """The advisory lock that PostgreSQL's writers decide under, one after the other."""
 K = TypeVar("K")
@@ -38,7 +38,7 @@ class Grouping(NamedTuple):
 
     names: tuple[str, ...] = (USER,)
     """`user`, and `metadata.NAME`."""
-    kept_s: float = 60 * _DAY_S
+    retention_s: float = 60 * _DAY_S
 
 
 def grouping(rules: Ledger) -> Grouping:
@@ -95,7 +95,7 @@ class GroupRollups(Rollups):
         decided: dict[Key, Sums] = {}
         for key, sums in batch.items():
             place = self._place(key, hour_s)
-            if place is None and len(self._undecided) >= _MOST_UNDECIDED:
+            if place is None and len(self._undecided) >= _MAX_UNDECIDED:
                 place = key._replace(value=OTHER)
             if place is not None:
                 _add(decided, place, sums)
@@ -108,7 +108,7 @@ class GroupRollups(Rollups):
         chosen = self._chosen.get((_day_s(hour_s), key.name), ())
         if key.value in chosen:
             return key
-        return key._replace(value=OTHER) if len(chosen) >= MOST_VALUES else None
+        return key._replace(value=OTHER) if len(chosen) >= MAX_VALUES else None
 
     @property
     def undecided(self) -> bool:
@@ -139,7 +139,7 @@ class GroupRollups(Rollups):
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_DECIDING)))
             chosen = set((await connection.execute(there)).scalars())
             new = [value for value in wanted if value not in chosen]
-            new = new[: max(0, MOST_VALUES - len(chosen))]
+            new = new[: max(0, MAX_VALUES - len(chosen))]
             if new:
                 rows = [{"at_s": day_s, "name": name, "value": value} for value in new]
                 await connection.execute(sa.insert(group_values), rows)

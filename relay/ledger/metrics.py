@@ -11,9 +11,8 @@ before they start; whichever is asked answers for all.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -186,45 +185,37 @@ class _Children:
     """
 
     def __init__(
-        self, of: Metrics, provider: str, model: str, transport: str, outcome: str
+        self, metrics: Metrics, provider: str, model: str, transport: str, outcome: str
     ) -> None:
-        def child(name: str) -> Callable[..., Counter]:
-            labels = (provider,) if name == "relay_cache_hits_total" else (provider, model)
-            return functools.partial(of.counters[name].labels, *labels)
-
-        self._requests = of.counters["relay_requests_total"].labels(
-            provider, model, transport, outcome
-        )
-        self._errors, self._hits = child("relay_errors_total"), child("relay_cache_hits_total")
-        self._cost, self._saved = child("relay_cost_usd_total"), child("relay_saved_usd_total")
-        self._unpriced = child("relay_unpriced_total")
-        self._tokens, self._units = child("relay_tokens_total"), child("relay_units_total")
+        self._counters, self._provider, self._model = metrics.counters, provider, model
+        requests = metrics.counters["relay_requests_total"]
+        self._requests = requests.labels(provider, model, transport, outcome)
         self._times = {
-            measure: of.times[name].labels(provider, transport) for measure, name in _TIMES.items()
+            measure: metrics.times[name].labels(provider, transport)
+            for measure, name in _TIMES.items()
         }
+
+    def _add(self, name: str, value: float, *more: str) -> None:
+        if value:
+            self._counters[name].labels(self._provider, self._model, *more).inc(value)
 
     def add(self, sums: Sums) -> None:
         """What they came to."""
         self._requests.inc(sums.requests)
-        for child, value in (
-            (self._errors, sums.errors),
-            (self._hits, sums.cache_hits),
-            (self._cost, sums.cost / 1e9),
-            (self._saved, sums.saved / 1e9),
-            (self._unpriced, sums.unpriced),
-        ):
-            if value:
-                child().inc(value)
+        self._add("relay_errors_total", sums.errors)
+        self._add("relay_cost_usd_total", sums.cost / 1e9)
+        self._add("relay_saved_usd_total", sums.saved / 1e9)
+        self._add("relay_unpriced_total", sums.unpriced)
+        if sums.cache_hits:
+            self._counters["relay_cache_hits_total"].labels(self._provider).inc(sums.cache_hits)
         for name, kind in _TOKENS.items():
-            if value := sums.count(name):
-                self._tokens(kind).inc(value)
+            self._add("relay_tokens_total", sums.count(name), kind)
         for name, unit, part in (
             ("characters", "characters", 1), ("audio_ms", "audio_seconds", 1000),
             ("units_milli", "units", 1000), ("images", "images", 1),
             ("web_searches", "web_searches", 1), ("pages", "pages", 1),
         ):  # fmt: skip
-            if value := sums.count(name):
-                self._units(unit).inc(value / part)
+            self._add("relay_units_total", sums.count(name) / part, unit)
         for measure, counts in bucket_counts(sums.histogram).items():
             _observe_all(self._times[measure], counts)
 

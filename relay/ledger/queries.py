@@ -51,11 +51,6 @@ class Filter:
     cached: bool | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def any(self) -> bool:
-        """True if it leaves something out."""
-        return self != Filter()
-
 
 EQUAL = (
     "id", "provider", "model", "client", "transport", "surface", "outcome", "status",

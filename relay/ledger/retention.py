@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay import log
 from relay.core.exchange import min_id_at
-from relay.ledger.changes import forget_on
+from relay.ledger.changes import delete_on
 from relay.ledger.group_rollups import SPANS_S
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable
 from relay.storage.tables import bodies, booked, exchanges, group_rollups, group_values, rollups
@@ -62,7 +62,7 @@ async def sweep(database: Database, keep: Retention) -> int:
     async with database.writing() as connection:
         old_calls = await _oldest(connection, exchanges, now - keep.rows_s)
         if old_calls:
-            await forget_on(connection, old_calls)
+            await delete_on(connection, old_calls)
     async with database.writing() as connection:
         old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
         if old_bodies:

@@ -22,19 +22,19 @@ from relay.core.text import clean
 from relay.core.usage import COUNTS
 from relay.ledger.group_rollups import METADATA, NONE, USER, Grouping
 from relay.ledger.queries import BadQuery, iso, usd
-from relay.storage import histograms
 from relay.storage.database import Database
+from relay.storage.histograms import read_sum
 from relay.storage.tables import KEYS, SUMS, group_rollups, rollups
 
 SPANS = {"minute": 60, "hour": 3600, "day": 86400}
 REST = "(rest)"
 """The keys of the row that holds what `top` leaves out."""
-MOST_TOP = 10_000
+MAX_TOP = 10_000
 _REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
 """How far back minutes and hours are kept."""
 _BESIDE_NAMES = ("provider", "model")
 """What sums by user or metadata can be told apart by besides."""
-_MOST_GROUPS = 10_000
+_MAX_GROUPS = 10_000
 _PERCENTILES = (50, 95, 99)
 _NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "overhead": "overhead_ms"}
 _SORTS = {
@@ -115,17 +115,15 @@ async def usage(database: Database, query: UsageQuery, grouping: Grouping) -> di
     name = _name_of(query, grouping)
     span_s = _span_s(query, name)
     since_s = int(query.since_s // span_s) * span_s
-    summed = functools.partial(
-        _summed, query=query, since=(since_s, span_s), is_sqlite=database.is_sqlite
-    )
+    summed = functools.partial(_summed, database, query=query, since=(since_s, span_s))
     statement: Any = summed(rollups)
     if name is not None:
         # One statement sees both tables at one moment: the rest is exact while others write.
         of_name = summed(group_rollups).where(group_rollups.c.name == name)
         statement = of_name.union_all(statement)
-    rows = await database.rows(statement.limit(_MOST_GROUPS + 1))
-    if len(rows) > _MOST_GROUPS:
-        raise BadQuery(f"more than {_MOST_GROUPS} rows: ask for less time, or fewer keys")
+    rows = await database.rows(statement.limit(_MAX_GROUPS + 1))
+    if len(rows) > _MAX_GROUPS:
+        raise BadQuery(f"more than {_MAX_GROUPS} rows: ask for less time, or fewer keys")
     return await asyncio.to_thread(_answer, query, since_s, rows)
 
 
@@ -148,8 +146,8 @@ def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:
         )
     if others := (set(query.by) | set(query.only)) - {name, *_BESIDE_NAMES}:
         raise BadQuery(f"by {name}: only provider and model go with it, not {min(others)}")
-    if query.now_s - query.since_s > grouping.kept_s + 60:
-        raise BadQuery(f"by {name}: sums go back {grouping.kept_s / 86400:g} days")
+    if query.now_s - query.since_s > grouping.retention_s + 60:
+        raise BadQuery(f"by {name}: sums go back {grouping.retention_s / 86400:g} days")
     return name
 
 
@@ -169,7 +167,7 @@ def _span_s(query: UsageQuery, name: str | None) -> int:
 
 
 def _summed(
-    table: sa.Table, query: UsageQuery, since: tuple[int, int], *, is_sqlite: bool
+    database: Database, table: sa.Table, query: UsageQuery, since: tuple[int, int]
 ) -> sa.Select[Any]:
     """Keys, sums and histograms, a row a group; null for a name that the table has no values of.
     `since` is (time, span) in seconds.
@@ -185,7 +183,7 @@ def _summed(
         *(table.c[key] == clean(value) for key, value in query.only.items()),
     )
     sums = [sa.func.sum(table.c[name]) for name in SUMS]
-    histogram = histograms.sum_of(table.c.spread, is_sqlite=is_sqlite)
+    histogram = database.histogram_sum(table.c.spread)
     keys = [column for column in columns if not isinstance(column, sa.Cast)]
     return sa.select(*columns, *sums, histogram).where(*within).group_by(*keys)
 
@@ -198,7 +196,7 @@ def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
 
 def _group(row: Sequence[Any]) -> _Group:
     *sums, histogram = row
-    return _Group([int(n) for n in sums], histograms.read_sum(histogram))
+    return _Group([int(n) for n in sums], read_sum(histogram))
 
 
 def _answer(query: UsageQuery, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:

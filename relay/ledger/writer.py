@@ -22,9 +22,9 @@ from relay.ledger.rollups import Key, Rollups, Sums
 from relay.ledger.rows import Entry, inserts
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 
-MOST_ROWS = 50_000
-MOST_ROWS_BYTES = 64 * 1024 * 1024
-MOST_BODIES_BYTES = 64 * 1024 * 1024
+MAX_ROWS = 50_000
+MAX_ROWS_BYTES = 64 * 1024 * 1024
+MAX_BODIES_BYTES = 64 * 1024 * 1024
 _AT_ONCE = 512
 _RETRY_S = 1.0
 _STOP_S = 5.0
@@ -178,14 +178,14 @@ class Writer:
 
     def _bound(self) -> None:
         """Let go of what is too much to hold: the oldest bodies first, then the oldest rows."""
-        if self._bodies_bytes > MOST_BODIES_BYTES:
+        if self._bodies_bytes > MAX_BODIES_BYTES:
             for entry in self._entries:
-                if entry.body is not None and self._bodies_bytes > MOST_BODIES_BYTES:
+                if entry.body is not None and self._bodies_bytes > MAX_BODIES_BYTES:
                     self._lost.bodies += 1
                     self._bodies_bytes -= entry.body_bytes
                     entry.body, entry.body_bytes = None, 0
         while self._entries and (
-            len(self._entries) > MOST_ROWS or self._rows_bytes > MOST_ROWS_BYTES
+            len(self._entries) > MAX_ROWS or self._rows_bytes > MAX_ROWS_BYTES
         ):
             entry = self._entries.popleft()
             self._rows_bytes -= entry.row_bytes

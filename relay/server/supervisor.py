@@ -1,6 +1,6 @@
 """Several workers: who starts them, restarts them and orders all of them at once.
 
-Owns: the listening sockets that all workers share, the demo, signals, and a control channel to each
+Owns: the listening sockets that all workers share, signals, and a control channel to each
 worker (control.py). A worker that dies is started again with back-off; one that drains keeps its
 running calls while its successor takes the new ones. A ready worker is told over its channel to
 drain, so that a signal which reaches it as well is not taken for a second one; a worker that is
@@ -24,7 +24,6 @@ from typing import Any
 import msgspec
 
 from relay import log
-from relay.demo.provider import Demo
 from relay.ledger.metrics_multiprocess import metrics_folder
 from relay.registry.limits import find_broken_promise
 from relay.registry.load import Config, ConfigError, Sources, load
@@ -82,11 +81,9 @@ class _Worker:
 class Supervisor:
     """Runs until SIGTERM or SIGINT; `run` returns when every worker has ended."""
 
-    def __init__(
-        self, config: Config, sources: Sources, listeners: Listeners, demo: Demo | None
-    ) -> None:
+    def __init__(self, config: Config, sources: Sources, listeners: Listeners) -> None:
         self._started_with, self._config = config, config
-        self._sources, self._listeners, self._demo = sources, listeners, demo
+        self._sources, self._listeners = sources, listeners
         self._workers: dict[int, _Worker] = {}
         self._serving = [asyncio.Event() for _ in range(config.settings.server.workers)]
         """For each number: a worker is ready and not leaving."""
@@ -97,20 +94,18 @@ class Supervisor:
     async def run(self) -> None:
         """Start all, keep them running, end all."""
         signals.handle(self.stop, self._hang_up)
-        demo = contextlib.asynccontextmanager(self._demo.running)() if self._demo else None
         # Where workers put their numbers, for whichever of them is asked for /metrics.
         with metrics_folder() as self._metrics:
-            async with demo or contextlib.nullcontext():
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for number in range(len(self._serving)):
-                            group.create_task(self._keep_running(number))
-                    while self._workers:  # those too that were draining already
-                        await asyncio.wait([one.followed for one in self._workers.values()])
-                finally:
-                    for task in list(self._tasks):
-                        task.cancel()
-                    await asyncio.gather(*self._tasks, return_exceptions=True)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(len(self._serving)):
+                        group.create_task(self._keep_running(number))
+                while self._workers:  # those too that were draining already
+                    await asyncio.wait([one.followed for one in self._workers.values()])
+            finally:
+                for task in list(self._tasks):
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _keep_running(self, number: int) -> None:
         """Keep a worker of this number running until the end."""

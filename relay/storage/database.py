@@ -43,7 +43,7 @@ class DatabaseUnavailable(Exception):
 
 
 class RowsRefused(Exception):
-    """It does not take these values, however often they are brought."""
+    """It does not take these values, however often they are sent."""
 
 
 class DatabaseNewer(OperatorError):
@@ -165,6 +165,10 @@ class Database:
 
         return await self.read(ask)
 
+    def histogram_sum(self, column: sa.Column[bytes]) -> sa.ColumnElement[Any]:
+        """The expression for the sum of a column; histograms.read_sum reads its value."""
+        return sa.func.histogram_sum(column) if self.is_sqlite else sa.func.array_agg(column)
+
     async def write(self, batch: Batch) -> None:
         """Insert plain rows, all of them or none. Raises all three."""
         await self.prepare()
@@ -226,11 +230,7 @@ def _tuned(connection: Any, _record: Any) -> None:
 
 async def _version(connection: AsyncConnection) -> str | None:
     """The schema that is there; None if none is."""
-
-    def has_one(sync: sa.Connection) -> bool:
-        return sa.inspect(sync).has_table("alembic_version")
-
-    if not await connection.run_sync(has_one):
+    if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
         return None
     found = await connection.execute(sa.text("SELECT version_num FROM alembic_version"))
     version = found.scalar()

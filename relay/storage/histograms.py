@@ -1,6 +1,6 @@
 """Sums of histograms, made in the database.
 
-Owns: the expression for each database. SQLite gets an aggregate function: to fetch a row costs more
+Owns: how each database makes them. SQLite gets an aggregate function: to fetch a row costs more
 than to add what is in it. PostgreSQL returns all values of a group.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from typing import Any
-
-import sqlalchemy as sa
 
 from relay.core.histogram import from_bytes, to_bytes
 
@@ -38,11 +36,6 @@ class HistogramConnection(sqlite3.Connection):
         self.create_aggregate("histogram_sum", 1, _Sum)  # type: ignore[arg-type]  # returns bytes
 
 
-def sum_of(column: sa.Column[bytes], *, is_sqlite: bool) -> sa.ColumnElement[Any]:
-    """The expression for the sum of a column; `read_sum` reads its value."""
-    return sa.func.histogram_sum(column) if is_sqlite else sa.func.array_agg(column)
-
-
 def read_sum(found: bytes | Iterable[bytes]) -> int:
-    """The histogram that `sum_of` found."""
+    """The value of Database.histogram_sum."""
     return from_bytes(found) if isinstance(found, bytes) else sum(map(from_bytes, found))

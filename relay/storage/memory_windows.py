@@ -152,22 +152,18 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
     def _begin(self, key: str, expiry: int, now: float) -> Window:
         window = self._windows[key] = Window(now + expiry)
         self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
-        self._forget(now)
+        self._drop_ended(now, _FORGOTTEN_A_HIT)
+        while len(self._windows) > MAX_KEYS:
+            self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
         return window
 
     def forget(self) -> None:
         """Drop windows that have ended: those too whose rules nobody falls under any more."""
         self._drop_ended(self._clock(), _FORGOTTEN_AT_ONCE)
 
-    def _forget(self, now: float) -> None:
-        """Drop a few windows that have ended, and one that has not where there are too many."""
-        self._drop_ended(now, _FORGOTTEN_A_HIT)
-        while len(self._windows) > MAX_KEYS:
-            self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
-
-    def _drop_ended(self, now: float, most: int) -> None:
+    def _drop_ended(self, now: float, limit: int) -> None:
         for ends in self._ends.values():
-            for _ in range(most):
+            for _ in range(limit):
                 if not ends or ends[0][0] > now:
                     break
                 self._drop(ends)

@@ -21,9 +21,9 @@ PREFIX = "relay"
 _CONNECTIONS = 64
 
 Report = Callable[[str, str], None]
-"""Told `redis.unavailable`, `redis.recovered` or `redis.foreign_value`, and why."""
-_FOREIGN_TOLD_S = 1.0
-_MOST_KEY_CHARACTERS = 200
+"""Takes `redis.unavailable`, `redis.recovered` or `redis.foreign_value`, and why."""
+_REPORT_FOREIGN_S = 1.0
+_MAX_KEY_CHARACTERS = 200
 
 
 class RedisConnection:
@@ -52,20 +52,10 @@ class RedisConnection:
         self.client: Redis = Redis(connection_pool=self._pool)
         self.errors: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
         self.failures = self.foreign_values = 0
-        self._foreign_told_s = -_FOREIGN_TOLD_S
+        self._foreign_reported_s = -_REPORT_FOREIGN_S
         self._clock, self._report = clock, report
         self._away = False
         self._again_s = 0.0
-
-    def _usable(self) -> bool:
-        """True unless it failed within the last second; after that, for one call a second."""
-        if not self._away:
-            return True
-        now = self._clock()
-        if now < self._again_s:
-            return False
-        self._again_s = now + AWAY_S
-        return True
 
     @property
     def state(self) -> str:
@@ -73,41 +63,38 @@ class RedisConnection:
         return "unavailable" if self._away else "ok"
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """What `work`, which asks Redis, comes to; None while it is away."""
-        if not self._usable():
-            return None
+        """What `work`, which asks Redis, comes to; None while it is away: after a failure one call
+        a second tries.
+        """
+        if self._away:
+            now = self._clock()
+            if now < self._again_s:
+                return None
+            self._again_s = now + AWAY_S
         try:
             answer = await work()
         except self.errors as error:
             if str(error).startswith("WRONGTYPE"):
                 self.found_foreign("a key of another type")
-            else:
-                self._lost(error)
+                return None
+            self.failures += 1
+            self._again_s = self._clock() + AWAY_S
+            if not self._away:
+                self._away = True
+                self._report("redis.unavailable", type(error).__name__)
             return None
-        self._worked()
+        if self._away:
+            self._away = False
+            self._report("redis.recovered", "")
         return answer
 
     def found_foreign(self, key: str) -> None:
         """A key held something else than it should: Redis itself is well. Logged once a second."""
         self.foreign_values += 1
         now = self._clock()
-        if now - self._foreign_told_s >= _FOREIGN_TOLD_S:
-            self._foreign_told_s = now
-            self._report("redis.foreign_value", clean(key, _MOST_KEY_CHARACTERS))
-
-    def _lost(self, error: Exception) -> None:
-        """One of `errors` came: leave it alone for a while."""
-        self.failures += 1
-        self._again_s = self._clock() + AWAY_S
-        if not self._away:
-            self._away = True
-            self._report("redis.unavailable", type(error).__name__)
-
-    def _worked(self) -> None:
-        """It answered."""
-        if self._away:
-            self._away = False
-            self._report("redis.recovered", "")
+        if now - self._foreign_reported_s >= _REPORT_FOREIGN_S:
+            self._foreign_reported_s = now
+            self._report("redis.foreign_value", clean(key, _MAX_KEY_CHARACTERS))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -115,4 +102,4 @@ class RedisConnection:
         await self._pool.aclose()
 
     def __repr__(self) -> str:
-        return f"<Shared {self.state}>"
+        return f"<RedisConnection {self.state}>"

@@ -60,8 +60,8 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 async def logs(request: web.Request) -> web.Response:
     """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
-    database, given = asked(request)
-    with answered():
+    database, given = open_query(request)
+    with client_errors():
         limit = whole_of("limit", given.pop("limit", str(_PAGE)), 1, _MAX_PAGE)
         cursor = given.pop("cursor", None)
         found = await queries.page(database, _filter(given), cursor, limit)
@@ -70,8 +70,8 @@ async def logs(request: web.Request) -> web.Response:
 
 async def log(request: web.Request) -> web.Response:
     """One call, with its attempts and turns."""
-    database, _ = asked(request)
-    with answered():
+    database, _ = open_query(request)
+    with client_errors():
         found = await queries.one(database, request.match_info["id"])
     if found is None:
         raise LogNotFound
@@ -80,8 +80,8 @@ async def log(request: web.Request) -> web.Response:
 
 async def body(request: web.Request) -> web.Response:
     """The stored body of a request or response; `x-relay-complete: false` if it was cut off."""
-    database, _ = asked(request)
-    with answered():
+    database, _ = open_query(request)
+    with client_errors():
         side = request.match_info["side"]
         found = await queries.body(database, request.match_info["id"], side)
     if found is None:
@@ -93,8 +93,8 @@ async def body(request: web.Request) -> web.Response:
 
 async def export(request: web.Request) -> web.StreamResponse:
     """All calls that fit, the oldest first: a JSON object a line, or CSV (`format=csv`)."""
-    database, given = asked(request)
-    with answered():
+    database, given = open_query(request)
+    with client_errors():
         shape = format_of(given.pop("format", "json"))
         calls = queries.export(database, _filter(given))
         first = await _lines(calls, shape)
@@ -133,8 +133,8 @@ async def patch_log(request: web.Request) -> web.Response:
     """Change feedback (1, -1), score (a number) and metadata of a call; null takes it away. 200
     with the call.
     """
-    database, _ = asked(request)
-    with answered():
+    database, _ = open_query(request)
+    with client_errors():
         given = _changes(await _body(request))
         found = await changes.change(database, request.match_info["id"], **given)
         if not found:
@@ -149,14 +149,14 @@ async def delete_log(request: web.Request) -> web.Response:
 
 async def delete_logs(request: web.Request) -> web.Response:
     """Delete the calls that fit; at least one condition must be named. 200 with how many."""
-    _, given = asked(request)
-    with answered():
+    _, given = open_query(request)
+    with client_errors():
         return await _delete(request, _filter(given))
 
 
 async def _delete(request: web.Request, which: Filter) -> web.Response:
-    database, _ = asked(request)
-    with answered():
+    database, _ = open_query(request)
+    with client_errors():
         return as_json({"deleted": await changes.delete(database, which)})
 
 
@@ -167,7 +167,7 @@ def format_of(text: str) -> Format:
     return cast(Format, text)
 
 
-def asked(request: web.Request) -> tuple[Database, dict[str, str]]:
+def open_query(request: web.Request) -> tuple[Database, dict[str, str]]:
     """The ledger's database and the query. Raises what keeps others out, and StoreUnavailable."""
     require_local(request.remote, request.headers)
     database = request.app[GATEWAY].ledger.database
@@ -177,7 +177,7 @@ def asked(request: web.Request) -> tuple[Database, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def answered() -> Iterator[None]:
+def client_errors() -> Iterator[None]:
     """What keeps a question from its answer, as errors for the client."""
     try:
         yield

@@ -15,9 +15,9 @@ from relay.gateway import GATEWAY
 from relay.ledger import csv_rows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.queries import BadQuery, moment_s
-from relay.ledger.usage import MOST_TOP, SPANS, UsageQuery, columns_of, keys_of, sort_of, usage
+from relay.ledger.usage import MAX_TOP, SPANS, UsageQuery, columns_of, keys_of, sort_of, usage
 from relay.storage.tables import KEYS
-from relay.surfaces.logs import CSV, answered, as_json, asked, format_of, whole_of
+from relay.surfaces.logs import CSV, as_json, client_errors, format_of, open_query, whole_of
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -27,9 +27,9 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 async def used(request: web.Request) -> web.Response:
     """What was used and what it cost: `?since=7d&by=provider,model&bucket=day`."""
-    database, given = asked(request)
+    database, given = open_query(request)
     rules = grouping(request.app[GATEWAY].settings.ledger)
-    with answered():
+    with client_errors():
         shape = format_of(given.pop("format", "json"))
         question = _usage_query(given)
         answer = await usage(database, question, rules)
@@ -52,5 +52,5 @@ def _usage_query(given: Mapping[str, str]) -> UsageQuery:
     since_s = moment_s("since", given.get("since", "24h"), now_s)
     until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
     sort = sort_of(given.get("sort", "cost"))
-    top = whole_of("top", given["top"], 1, MOST_TOP) if "top" in given else None
+    top = whole_of("top", given["top"], 1, MAX_TOP) if "top" in given else None
     return UsageQuery(since_s, until_s, now_s, by, bucket, only, sort, top)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ openai = Lazy("openai")
 async def demo(tmp_path: Path) -> AsyncIterator[Relay]:
     """A relay in front of the running demo."""
     built_in = Demo.bind()
-    async with asynccontextmanager(built_in.running)():
+    async with built_in.running():
         socket = {"default_path": "realtime", "default_query": {"model": "demo-realtime"}, "subprotocols": {"realtime": "pass", "openai-beta.": "drop"}}
         relay = await start_relay(tmp_path, {"providers": {"demo": {"base_url": built_in.url, "websocket": socket}}})
         yield relay

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from relay.core.record import Record
 from relay.core.usage import COUNTS, Usage
 from relay.gateway import new_id
-from relay.ledger.group_rollups import MOST_VALUES, Grouping
+from relay.ledger.group_rollups import MAX_VALUES, Grouping
 from relay.ledger.queries import BadQuery
 from relay.ledger.retention import Retention, sweep
 from relay.ledger.rollups import Key, Rollups, Sums, by_key
@@ -104,7 +104,7 @@ async def test_whatever_a_report_goes_by_it_adds_up_to_the_same_total(database_s
 
 async def test_reports_add_up_at_every_moment_while_two_writers_race(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values are new, known and too many, all the time; a question sees both kinds of sums at one moment."""
-    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 10)
+    monkeypatch.setattr("relay.ledger.group_rollups.MAX_VALUES", 10)
     draw = random.Random(2)
     writers = [await writing(database_setting) for _ in range(2)]
     given = 0
@@ -146,7 +146,7 @@ async def test_calls_that_come_while_values_are_decided_have_both_kinds_of_sums_
 
 
 async def test_all_writers_of_a_database_together_keep_so_many_values_a_day(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 5)
+    monkeypatch.setattr("relay.ledger.group_rollups.MAX_VALUES", 5)
     draw = random.Random(3)
     for number in range(3):  # two at once, and one after a restart
         both = [await writing(database_setting) for _ in range(2)]
@@ -163,7 +163,7 @@ async def test_all_writers_of_a_database_together_keep_so_many_values_a_day(data
 
 
 async def test_a_value_that_is_known_keeps_its_sums_when_the_day_is_full(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.group_rollups.MOST_VALUES", 2)
+    monkeypatch.setattr("relay.ledger.group_rollups.MAX_VALUES", 2)
     draw = random.Random(4)
     writer = await writing(database_setting)
     for user in ("a", "b", "c", "a", "b", "c", "d"):
@@ -173,7 +173,7 @@ async def test_a_value_that_is_known_keeps_its_sums_when_the_day_is_full(databas
 
 
 def test_a_thousand_values_a_day_have_sums_of_their_own() -> None:
-    assert MOST_VALUES == 1000
+    assert MAX_VALUES == 1000
 
 
 async def test_no_value_an_empty_one_and_one_that_says_none_are_the_same(database_setting: str, database: Database) -> None:
@@ -211,7 +211,7 @@ async def test_sums_of_new_values_wait_while_the_database_is_away(tmp_path: Path
 
 
 async def test_more_values_than_may_wait_to_be_decided_go_to_the_others(database_setting: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.group_rollups._MOST_UNDECIDED", 3)
+    monkeypatch.setattr("relay.ledger.group_rollups._MAX_UNDECIDED", 3)
     draw = random.Random(8)
     writer = await writing(database_setting)
     give(writer, [call(draw, user=f"u{number}", provider="openai", model="m", metadata=None) for number in range(5)])

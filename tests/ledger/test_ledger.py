@@ -284,8 +284,8 @@ async def test_a_database_that_is_lost_and_comes_back_gets_every_row_once(start:
 
 
 async def test_what_is_too_much_to_hold_is_dropped_bodies_first_and_the_sums_are_right(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.ledger.writer.MOST_ROWS", 5)
-    monkeypatch.setattr("relay.ledger.writer.MOST_BODIES_BYTES", 3 * (len(USAGE) + len(json.dumps(CALL))))
+    monkeypatch.setattr("relay.ledger.writer.MAX_ROWS", 5)
+    monkeypatch.setattr("relay.ledger.writer.MAX_BODIES_BYTES", 3 * (len(USAGE) + len(json.dumps(CALL))))
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     folder = tmp_path / "not-yet"
     folder.write_text("")

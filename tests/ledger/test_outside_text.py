@@ -210,7 +210,7 @@ async def test_rows_that_wait_are_bounded_in_bytes_and_the_sums_are_right(start:
     folder.write_text("")
     relay = await start({"database": str(folder / "relay.db"), "ledger": {"bodies": "on"}}, openai=provider(raw.url))
     max_bytes = 20_000
-    monkeypatch.setattr("relay.ledger.writer.MOST_ROWS_BYTES", max_bytes)
+    monkeypatch.setattr("relay.ledger.writer.MAX_ROWS_BYTES", max_bytes)
     headers = {"X-Request-Id": "é" * 256, "cf-aig-metadata": json.dumps({f"n{n}": "v" * 250 for n in range(5)})}
     for _ in range(30):
         await relay.call("POST", relay.path("openai", "chat/completions"), json={}, headers=headers)

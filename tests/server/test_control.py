@@ -244,7 +244,7 @@ async def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Log
         (tmp_path / "behaviours.json").write_text(json.dumps(behaviours))
         config, sources = configured(tmp_path, {"server": {"workers": 2, "drain_timeout_s": 0.5}} | document)
         listener = bind("127.0.0.1", 0)
-        supervisor = Supervisor(config, sources, Listeners(listener), None)
+        supervisor = Supervisor(config, sources, Listeners(listener))
         running.append(Supervised(supervisor, tmp_path, logged, asyncio.create_task(supervisor.run()), listener))
         return running[-1]
 

@@ -322,7 +322,11 @@ async def test_what_was_counted_in_redis_is_never_given_back_here(redis_places: 
 async def test_what_is_given_back_while_redis_is_left_alone_reaches_it_later_and_once(redis_places: Any) -> None:
     place, each = redis_places(), rule(10)
     there = await place.take(Charge(each, "r", 10))
-    place.shared._lost(OSError("for a moment"))
+
+    async def fail() -> None:
+        raise OSError("for a moment")
+
+    assert await place.shared.ask(fail) is None and place.shared.failures == 1
     place.windows.release(there)
     await place.settle()
     assert (await _hash(place, each))["count"] == "10"
