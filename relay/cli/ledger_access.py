@@ -39,8 +39,8 @@ def add_selection(parser: argparse.ArgumentParser, since: str | None) -> None:
 
 def equal_filters(options: argparse.Namespace, *names: str) -> dict[str, str]:
     """The columns that must equal an option, for the options that were given."""
-    given = {{"user": "end_user"}.get(name, name): getattr(options, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+    filters = {{"user": "end_user"}.get(name, name): getattr(options, name) for name in names}
+    return {name: value for name, value in filters.items() if value is not None}
 
 
 @contextlib.asynccontextmanager

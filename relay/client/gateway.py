@@ -103,7 +103,7 @@ class AIGateway:
     async def _send(self, call: Call) -> ClientResponse:
         session = await self._ready()
         url = _url(self.url, "providers", call["provider"], call["endpoint"])
-        with _closed_is_said(session):
+        with _raise_if_closed(session):
             return await session.request(**options(call, url))
 
     def connect(self, **session: Unpack[Realtime]) -> Connecting:
@@ -116,7 +116,7 @@ class AIGateway:
     async def _dial(self, session: Realtime) -> aiohttp.ClientWebSocketResponse:
         url = _url(self.url, "ws", session["provider"], session.get("endpoint", ""))
         client = await self._ready()
-        with _closed_is_said(client):
+        with _raise_if_closed(client):
             return await client.ws_connect(
                 url.update_query(session.get("query") or {}),
                 headers=session.get("headers"),
@@ -130,7 +130,7 @@ class AIGateway:
         Raises AIGatewayError (`wrong_event_loop`) while another loop that runs uses it.
         """
         if self._belongs_elsewhere():
-            self._let_go_of_closed_loop()
+            self._abandon_closed_loop()
             return
         if (opening := self._opening) is not None:
             opening.cancel()
@@ -152,18 +152,18 @@ class AIGateway:
         if self._belongs_elsewhere():
             if self._inside is not None:
                 raise self._wrong_loop()
-            self._let_go_of_closed_loop()
+            self._abandon_closed_loop()
         if self._session is None:
             self._loop = asyncio.get_running_loop()
             if self._inside is None:
-                self._session = self._made(None)
+                self._session = self._new_session(None)
             else:
                 await self._opened(self._inside)
         if self._session is None:
             raise _closed()
         return self._session
 
-    def _made(self, connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
+    def _new_session(self, connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
             headers=self._headers,
@@ -187,7 +187,7 @@ class AIGateway:
 
     async def _open(self, inside: InProcess) -> None:
         try:
-            self._session = self._made(await inside.start())
+            self._session = self._new_session(await inside.start())
         except Exception as error:
             # Whatever it is: each call that waits gets it as an error of this client's.
             why = f"the relay in this process did not start: {error or type(error).__name__}"
@@ -197,14 +197,14 @@ class AIGateway:
         """The start came to an end: after a failure the next call tries again."""
         self._opening = None
         if not opening.cancelled():
-            opening.exception()  # told to whoever waits; nobody may
+            opening.exception()  # raised for whoever waits; nobody may
 
     def _belongs_elsewhere(self) -> bool:
         """True if it is in use, and by another event loop than this one."""
         in_use = self._session is not None or self._opening is not None
         return in_use and self._loop is not asyncio.get_running_loop()
 
-    def _let_go_of_closed_loop(self) -> None:
+    def _abandon_closed_loop(self) -> None:
         """Drop what belongs to a loop that does not run any more. Raises AIGatewayError if it
         does.
         """
@@ -231,7 +231,7 @@ def _closed() -> AIGatewayError:
 
 
 @contextlib.contextmanager
-def _closed_is_said(session: aiohttp.ClientSession) -> Iterator[None]:
+def _raise_if_closed(session: aiohttp.ClientSession) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

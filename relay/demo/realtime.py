@@ -63,7 +63,7 @@ class _Conversation:
         }  # fmt: skip
 
     async def hold(self, request: web.Request) -> None:
-        """Speak until the client leaves."""
+        """Answer until the client leaves."""
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if "OpenAI-Beta" in request.headers or "openai-beta." in offered:
             message = "The Realtime Beta API is no longer supported. Please use the GA API."

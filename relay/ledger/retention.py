@@ -67,8 +67,7 @@ async def sweep(database: Database, keep: Retention) -> int:
         old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
         if old_bodies:
             await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
-        # Sums are kept until the end of their span is as old: a question takes its time down to
-        # whole spans.
+        # Until the end of their span is as old: a question takes its time down to whole spans.
         for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
             past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s - span_s)
             await connection.execute(sa.delete(rollups).where(past))

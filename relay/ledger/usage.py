@@ -11,7 +11,7 @@ import asyncio
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,14 +71,12 @@ class _Group:
     histogram: int = 0
 
     def __add__(self, other: _Group) -> _Group:
-        return self._with(other, operator.add)
+        sums = list(map(operator.add, self.sums, other.sums))
+        return _Group(sums, self.histogram + other.histogram)
 
     def __sub__(self, other: _Group) -> _Group:
-        return self._with(other, operator.sub)
-
-    def _with(self, other: _Group, step: Callable[[int, int], int]) -> _Group:
-        sums = list(map(step, self.sums, other.sums))
-        return _Group(sums, step(self.histogram, other.histogram))
+        sums = list(map(operator.sub, self.sums, other.sums))
+        return _Group(sums, self.histogram - other.histogram)
 
 
 _Rows = list[tuple[tuple[Any, ...], _Group]]
@@ -194,17 +192,16 @@ def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
     return table.c.value if "value" in table.c else sa.cast(sa.null(), sa.Text)
 
 
-def _group(row: Sequence[Any]) -> _Group:
-    *sums, histogram = row
-    return _Group([int(n) for n in sums], read_sum(histogram))
-
-
 def _answer(query: UsageQuery, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:
     """On a thread of its own: of ten thousand groups it takes longer than a stream may wait."""
     names = columns_of(query)
     keys = len(names)
     # Without keys there is one row, whether there was a call or not.
-    groups: _Rows = [(tuple(row[:keys]), _group(row[keys:])) for row in found if row[keys]]
+    groups: _Rows = [
+        (tuple(row[:keys]), _Group([int(n) for n in row[keys:-1]], read_sum(row[-1])))
+        for row in found
+        if row[keys]
+    ]
     for at, name in enumerate(names):
         if _is_name(name):
             groups = _with_none(groups, at)

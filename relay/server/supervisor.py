@@ -115,7 +115,7 @@ class Supervisor:
                 worker = await self._start(number)
             except OSError as error:
                 failures += 1
-                pause = _pause_s(failures)
+                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
                 cause = error.strerror or type(error).__name__
                 log.warn("worker.not_started", worker=number, cause=cause, retry_in_s=pause)
             else:
@@ -127,7 +127,7 @@ class Supervisor:
                 served_s = asyncio.get_running_loop().time() - worker.ready_s
                 stable = worker.ready.is_set() and served_s >= _STABLE_S
                 failures = 1 if stable else failures + 1
-                pause = _pause_s(failures)
+                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
                 if not self._stopping.is_set():
                     code = worker.process.returncode
                     log.warn("worker.died", worker=number, exit_code=code, restart_in_s=pause)
@@ -263,7 +263,9 @@ class Supervisor:
         except ConfigError as error:
             return _refused([str(problem) for problem in error.problems])
         config = taken_over(self._started_with, loaded)
-        if problems := _promises_broken(config):
+        # By the workers and the Redis that stay as they were at the start.
+        found = (find_broken_promise(rule, config.settings) for rule in config.limits)
+        if problems := list(filter(None, found)):
             return _refused(problems)
         self._config = config
         config.log_warnings()
@@ -345,20 +347,10 @@ async def _ask_worker(worker: _Worker, order: str, arguments: dict[str, Any]) ->
     return Answer() if worker.ended.done() else Answer([worker.state])
 
 
-def _promises_broken(config: Config) -> list[str]:
-    """Of the limits, by the workers and the Redis that stay as they were at the start."""
-    found = (find_broken_promise(rule, config.settings) for rule in config.limits)
-    return [problem for problem in found if problem is not None]
-
-
 def _refused(problems: list[str]) -> Answer:
     texts = bounded(problems)
     log.warn("reload.refused", problems=texts)
     return Answer(texts)
-
-
-def _pause_s(failures: int) -> float:
-    return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
 
 
 def _worker_command(
