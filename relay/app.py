@@ -56,18 +56,15 @@ def create(config: str | Path | Config) -> web.Application:
     """
     check_private_parts()
     demo: Demo | None = None
-    if isinstance(config, Config):
-        sources = Sources(config.path, config.path.parent / ".env")
-        loaded = config
-    else:
-        path = Path(config)
-        sources = Sources(path, path.parent / ".env")
-        loaded = load(sources)
-        if loaded.settings.demo.enabled:
+    path = config.path if isinstance(config, Config) else Path(config)
+    sources = Sources(path, path.parent / ".env")
+    if not isinstance(config, Config):
+        config = load(sources)
+        if config.settings.demo.enabled:
             demo = Demo.bind()
             sources = Sources(path, sources.env_file, demo.url)
-            loaded = load(sources)
-    gateway = Gateway(loaded)
+            config = load(sources)
+    gateway = Gateway(config)
     gateway.mounted = True
     app = _build(gateway, "", sources)
     if demo is not None:
@@ -88,16 +85,12 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     app[CORS] = Cors(app, gateway)
     reloading = asyncio.Lock()
 
-    async def reload_alone() -> list[str]:
+    async def reload_alone(files: Snapshot | None = None) -> list[str]:
         # One that read the files earlier must not replace what a later one has read.
-        async with reloading:
-            return await reload(gateway, sources)
-
-    async def apply_alone(files: Snapshot) -> list[str]:
         async with reloading:
             return await reload(gateway, sources, files)
 
-    gateway.reload, gateway.apply = reload_alone, apply_alone
+    gateway.reload = gateway.apply = reload_alone
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)

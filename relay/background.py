@@ -1,4 +1,4 @@
-"""What is still to be done when a call is over, and may take a wait: booked tokens, kept answers.
+"""Background work after a call: token refunds, cache writes.
 
 Owns: a bounded queue and the one task that empties it, in order. A call never waits for it; what
 finds it full is dropped and counted.
@@ -13,7 +13,7 @@ from typing import Any
 
 from relay import log
 
-MOST_WAITING = 10_000
+_MAX_WAITING = 10_000
 _STOP_S = 2.0
 
 Work = Coroutine[Any, Any, None]
@@ -32,7 +32,7 @@ class BackgroundQueue:
 
     def __call__(self, work: Work) -> None:
         """Have it done soon."""
-        if len(self._work) >= MOST_WAITING:
+        if len(self._work) >= _MAX_WAITING:
             work.close()
             self.dropped += 1
             return

@@ -1,5 +1,4 @@
-"""Gateway: everything a call needs, in one bag, and the one place where an Exchange begins and
-ends.
+"""Gateway: everything a call needs, and the one place where an Exchange begins and ends.
 
 Owns: what runs now, and the configuration in force. A reload replaces `config`; an Exchange keeps
 the Route it has. Clocks and randomness come in here and nowhere else.
@@ -28,10 +27,9 @@ from relay.core.redaction import Secrets
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
-from relay.gate.identify import Callers
+from relay.gate.access import OpenAccess, Origins
+from relay.gate.identify import Callers, Proxies
 from relay.gate.limits import Limits
-from relay.gate.origins import OpenAccess, Origins
-from relay.gate.proxies import Proxies
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.ledger import Ledger
@@ -70,11 +68,13 @@ class Gateway:
         self.inflight = Inflight(self.clock)
         self.secrets = Secrets(secrets_of(config))
         log.protect(self.secrets)
-        self.ledger = Ledger(_database(config), self.clock, new_id, self.secrets)
+        url = config.settings.database
+        database = Database(database_url(url)) if url else None
+        self.ledger = Ledger(database, self.clock, new_id, self.secrets)
         self.metrics, self.traces = self._observers(config.settings)
-        kept = MemoryStore(config.settings.cache.memory_bytes, self.clock)
-        there = RedisStore(self.shared, time.time) if self.shared is not None else None
-        self.cache = Cache(kept, there, self.background)
+        memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
+        redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
+        self.cache = Cache(memory_store, redis_store, self.background)
         self._take(config)
         self.calls: set[Exchange] = set()  # whose waits each periodic sweep judges
         self.in_session: set[Exchange] = set()  # of open WebSockets: their sessions are judged
@@ -82,7 +82,7 @@ class Gateway:
         self.held_bytes = 0
         self.draining = False
         self.arriving: set[object] = set()
-        """Connections whose request was let in at the door and is not handled yet."""
+        """Connections whose request load shedding admitted, and which is not handled yet."""
         self.requests_shed = 0
         """Requests that load shedding refused; relay/periodic.py logs how many."""
         self.shed_logged = 0
@@ -103,7 +103,7 @@ class Gateway:
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
 
     def _observers(self, settings: GatewayFile) -> tuple[Metrics | None, Traces | None]:
-        """Who else is told what calls came to. Raises TracingUnavailable."""
+        """Who else observes how calls ended. Raises TracingUnavailable."""
         metrics = Metrics(settings.metrics.max_models) if settings.metrics.enabled else None
         traces = None
         if settings.tracing.endpoint is not None:
@@ -183,14 +183,14 @@ class Gateway:
             self.when_replaced(config)
 
     def _budget(self) -> Budget:
-        given = self.settings.retry_budget
-        return Budget(given.percent, given.per_s, self.clock)
+        rules = self.settings.retry_budget
+        return Budget(rules.percent, rules.per_s, self.clock)
 
     def _shared(self, config: Config) -> RedisConnection | None:
-        given = config.settings.redis
-        if given.url is None:
+        redis = config.settings.redis
+        if redis.url is None:
             return None
-        return RedisConnection(given.url, given.timeout_s, self.clock, _redis_changed)
+        return RedisConnection(redis.url, redis.timeout_s, self.clock, _redis_changed)
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -209,10 +209,8 @@ class Gateway:
             self.metrics.configured = config.models
         self.usage_refusals = UsageRefusals()
 
-    def begin(self, call: Call, transport: Transport, client_left: Callable[[], bool]) -> Exchange:
-        """A new Exchange for `call`, counted as running until `close`. `client_left` tells whether
-        its client is gone: it is asked where the server does not cancel the handler then.
-        """
+    def begin(self, call: Call, transport: Transport, web_request: web.Request) -> Exchange:
+        """A new Exchange for `call`, counted as running until `close`."""
         headers = call.headers
         request = Request(
             transport,
@@ -224,12 +222,12 @@ class Gateway:
             call.endpoint,
             surface_format=call.error_format,
         )
-        exchange = Exchange(new_id(), request, asyncio.current_task())
+        web_request[EXCHANGE] = exchange = Exchange(new_id(), request, asyncio.current_task())
         if self.traces is not None:
-            given, share = headers.get(TRACE), self.settings.tracing.sample
-            request.trace = trace(given, random.getrandbits, lambda: random.random() < share)  # noqa: S311
-        if self.mounted:
-            exchange.waiting.client_left = client_left
+            of_client, share = headers.get(TRACE), self.settings.tracing.sample
+            request.trace = trace(of_client, random.getrandbits, lambda: random.random() < share)  # noqa: S311
+        if self.mounted:  # in a server that does not cancel the handler of a client that left
+            exchange.waiting.client_left = lambda: has_left(web_request)
         self.calls.add(exchange)
         return exchange
 
@@ -254,11 +252,11 @@ class Gateway:
             self.let_go(exchange, exchange.request.held_bytes)
         at_end, exchange.at_end = exchange.at_end, ()
         exchange.response.meter_observer = None
-        for give in at_end:
+        for release in at_end:
             try:
-                give()
+                release()
             except Exception as error:
-                # Whatever it is, the others give back and the call gets its row.
+                # Whatever it is, the others are released and the call gets its row.
                 log.bug("exchange.close_failed", error, id=exchange.id)
 
     def close(self, exchange: Exchange) -> None:
@@ -271,18 +269,12 @@ class Gateway:
         if exchange.cache is None or not exchange.cache.leads:
             self.ledger.take(exchange)
 
-    def landed(self, leader: Exchange) -> None:
-        """The call that an Exchange led is over: if that has ended already, it is written now."""
+    def end_lead(self, leader: Exchange) -> None:
+        """The call that an Exchange led is over: if that has ended already, it is recorded now."""
         assert leader.cache is not None
         leader.cache.leads = False
         if leader.state == "ended":
             self.ledger.take(leader)
-
-
-def _database(config: Config) -> Database | None:
-    """None where the file says that there is none."""
-    given = config.settings.database
-    return Database(database_url(given)) if given else None
 
 
 def _retention(settings: GatewayFile) -> Retention:
@@ -296,8 +288,9 @@ def _retention(settings: GatewayFile) -> Retention:
 
 def _alarm(provider: str, label: str, ended: AttemptResult, key_cooldown_s: float) -> None:
     """A key that is refused is an operator's business."""
-    told = {"status": ended.effective_status, "code": ended.dead_key or str(ended.effective_status)}
-    log.warn("key.refused", provider=provider, key=label, **told, rests_s=key_cooldown_s)
+    status = ended.effective_status
+    why = {"status": status, "code": ended.dead_key or str(status)}
+    log.warn("key.refused", provider=provider, key=label, **why, rests_s=key_cooldown_s)
 
 
 def _redis_changed(event: str, why: str) -> None:

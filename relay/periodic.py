@@ -1,7 +1,7 @@
 """Every periodic job of a process, in one loop: waits that took too long, sockets that went silent.
 
-Owns: the judgement by time. Lines and pumps only stamp what they wait for, which costs them next to
-nothing; a timer for each call, chunk or message would not.
+Owns: the judgement by time. Request paths and pumps only stamp what they wait for, which costs them
+next to nothing; a timer for each call, chunk or message would not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_TICK_S, MIN_TICK_S = 0.5, 0.01
 _TICKS_PER_LIMIT = 5
 _SESSIONS_AT_ONCE = 100
 _RATED_EACH_S = 1.0
-"""How often a session that sends nothing is looked at where what clients send is limited."""
+"""How often an idle session is judged where what clients send is limited."""
 
 
 async def run_periodic_jobs(app: web.Application):  # type: ignore[no-untyped-def]
@@ -58,7 +58,7 @@ async def _loop(gateway: Gateway) -> None:
 
 
 def tick_s(gateway: Gateway) -> float:
-    """How often to look: a fifth of the shortest limit, between 10 ms and 500 ms."""
+    """The time between two sweeps: a fifth of the shortest limit, between 10 ms and 500 ms."""
     settings = gateway.settings
     limits = [
         settings.server.body_idle_timeout_s,
@@ -78,12 +78,12 @@ def tick_s(gateway: Gateway) -> float:
 
 
 async def sweep(gateway: Gateway) -> None:
-    """Look at every call, and at the sessions that are due: an idle one costs nothing between."""
+    """Judge every call, and the sessions that are due: an idle one costs nothing in between."""
     now, settings = gateway.clock(), gateway.settings
     for exchange in list(gateway.calls):
         try:
             error = _overdue(exchange, settings, now)
-        except Exception as bug:  # whatever it is, it ends this call and keeps no other from a look
+        except Exception as bug:  # whatever it is, it ends this call alone
             log.bug("periodic.failed", bug, id=exchange.id)
             error = InternalError()
         if error is not None:
@@ -96,15 +96,15 @@ async def sweep(gateway: Gateway) -> None:
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
             await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop
         if session in gateway.sessions:
-            _look_at(session, gateway, now)
+            _judge_session(session, gateway, now)
     _report(gateway)
 
 
-def _look_at(session: Session, gateway: Gateway, now: float) -> None:
-    """Judge one session, ping its silent sides, and say when it is due again."""
+def _judge_session(session: Session, gateway: Gateway, now: float) -> None:
+    """Judge one session, ping its silent sides, and schedule when it is due again."""
     try:
         settings = gateway.settings
-        if (ending := _judge(session, settings, now)) is not None:
+        if (ending := _overdue_ending(session, settings, now)) is not None:
             session.end(ending)
             return
         for leg in _to_ping(session, settings, now):
@@ -187,11 +187,10 @@ _PHASES = {
 }
 
 
-def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None:
+def _overdue_ending(session: Session, settings: GatewayFile, now: float) -> Ending | None:
     """The ending that is due by time, or None."""
-    legs, rules = (session.downstream, session.upstream), session.rules
-    common = settings.websocket
-    for leg in legs:
+    rules, common = session.rules, settings.websocket
+    for leg, _ in session.legs:
         if leg.sending_since_s and now - leg.sending_since_s > common.send_timeout_s:
             who = NAMES[leg.side]
             return Ending(
@@ -199,12 +198,12 @@ def _judge(session: Session, settings: GatewayFile, now: float) -> Ending | None
             )
     if rules.max_session_s and now - session.exchange.request.started_s > rules.max_session_s:
         return Ending(4409, f"the session reached its limit of {rules.max_session_s:g} s", "relay")
-    last = max(leg.message_s for leg in legs)
+    last = max(session.downstream.message_s, session.upstream.message_s)
     if rules.idle_timeout_s and now - last > rules.idle_timeout_s:
         return Ending(4408, f"no message for {rules.idle_timeout_s:g} s", "relay")
     if (sent := _too_fast(session.downstream, common, now)) is not None:
         return Ending(1008, f"the client sent more than {sent}", "relay")
-    for leg, other in (legs, legs[::-1]):
+    for leg, other in session.legs:
         if _silent_since_ping(leg, other, now, common.ping_after_s):
             return lost(leg)
     return None
@@ -216,12 +215,12 @@ def _too_fast(leg: Leg, limits: WebSockets, now: float) -> str | None:
     """
     began = leg.judged_s or now
     passed = max(1.0, now - began)
-    for sent, most, what in (
+    for sent, limit, what in (
         (leg.messages - leg.judged_messages, limits.max_messages_per_s, "messages"),
         (leg.bytes - leg.judged_bytes, limits.max_bytes_per_s, "bytes"),
     ):
-        if most and sent > most * passed:
-            return f"{most} {what} a second"
+        if limit and sent > limit * passed:
+            return f"{limit} {what} a second"
     if now - began >= 1 or not leg.judged_s:
         leg.judged_s, leg.judged_messages, leg.judged_bytes = now, leg.messages, leg.bytes
     return None
@@ -235,10 +234,7 @@ def _silent_since_ping(leg: Leg, other: Leg, now: float, limit_s: float) -> bool
 
 def _to_ping(session: Session, settings: GatewayFile, now: float) -> Iterator[Leg]:
     after = settings.websocket.ping_after_s
-    for leg, other in (
-        (session.downstream, session.upstream),
-        (session.upstream, session.downstream),
-    ):
+    for leg, other in session.legs:
         silent = now - leg.heard_s > after and leg.pinged_s <= leg.heard_s
         if silent and not other.sending_since_s and not leg.sending_since_s:
             yield leg
@@ -252,7 +248,7 @@ def _ping(leg: Leg) -> None:
     try:
         room = sending.send(None)
     except (StopIteration, *GONE):
-        return  # sent; or the connection is gone, which the pump says
+        return  # sent; or the connection is gone, which the pump reports
     if room is not None:  # others may wait for the same room: it is not cancelled
         room.add_done_callback(lambda gone: gone.cancelled() or gone.exception())
     sending.close()

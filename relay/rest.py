@@ -12,41 +12,39 @@ import asyncio
 from aiohttp import web
 
 from relay.calls.attempt import RestAttempt
-from relay.calls.body import Body, body_at_hand, read_body
+from relay.calls.body import body_at_hand, read_body
 from relay.calls.caching import answer_from_cache, plan_cache
 from relay.calls.call import Call, attempt_options
 from relay.calls.observers import capture_request
 from relay.calls.send import send_call
 from relay.calls.stream import deliver
-from relay.core.exchange import Exchange
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
-from relay.gateway import EXCHANGE, Gateway, has_left
-from relay.upstream.attempts import AttemptOptions
+from relay.core.provider import Route
+from relay.gateway import Gateway
 
 
 async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
     """Relay one REST call. Raises the RelayError that the middleware answers with."""
-    exchange = gateway.begin(call, "rest", lambda: has_left(request))
-    request[EXCHANGE] = exchange
+    exchange = gateway.begin(call, "rest", request)
     try:
         gateway.callers.authorize(call.headers)
         exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
-        options = attempt_options(call, route, gateway.attempts)
+        options = attempt_options(call, route)
         body = body_at_hand(request, exchange, gateway)
         if body is None:
             body = await read_body(request, exchange, gateway)
         options.whole = body.stream is None
-        _peek(exchange, body, call, options)
+        attempt = RestAttempt(call, exchange, gateway, body, options)
+        _peek(attempt, route)
         if gateway.settings.ledger.bodies != "off":
             capture_request(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
             await limits.check(exchange, body.text, call.headers.get("Content-Type", ""))
-        attempt = RestAttempt(call, exchange, gateway, body, options)
         plan = plan_cache(attempt)
         if plan is not None:
             response = await answer_from_cache(plan, request, attempt)
@@ -64,23 +62,21 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         gateway.close(exchange)
 
 
-def _peek(exchange: Exchange, body: Body, call: Call, options: AttemptOptions) -> None:
+def _peek(attempt: RestAttempt, route: Route) -> None:
     """What the call is about, for rules, attempts, meters and the ledger."""
-    route, text = exchange.routing.route, body.text or b""
-    assert route is not None
-    exchange.request.kind = route.kind
-    exchange.request.model = route.model or model_elsewhere(
-        route.format, route.endpoint, call.query
-    )
+    call, options, request = attempt.call, attempt.options, attempt.exchange.request
+    text = attempt.body.text or b""
+    request.kind = route.kind
+    request.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
     if route.kind == "transcription" and "callback" in query_names(call.query):
         options.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
-        exchange.request.billable_input = paid_fields(text)
-    if len(text) > PLAIN_BYTES or len(text) > len(body.whole):
-        exchange.request.input_estimate = input_tokens(text, route.format)
+        request.billable_input = paid_fields(text)
+    if len(text) > PLAIN_BYTES or len(text) > len(attempt.body.whole):
+        request.input_estimate = input_tokens(text, route.format)
     if text:
         seen = peek_body(text, call.headers.get("Content-Type", ""))
-        exchange.request.stream, exchange.request.user = seen.stream, seen.user
+        request.stream, request.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
-        # Where the path or the query names the model, providers do not look for it in the body.
-        exchange.request.model = exchange.request.model or seen.model
+        # Where the path or the query names the model, providers ignore one in the body.
+        request.model = request.model or seen.model

@@ -23,7 +23,7 @@ from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.key_refusals import refusal_in_close, refusal_in_message
-from relay.gateway import EXCHANGE, Gateway, has_left
+from relay.gateway import Gateway
 from relay.registry.registry import check_socket
 from relay.sessions.attempt import HandshakeAttempt, session_model
 from relay.sessions.observers import observe_session
@@ -33,8 +33,7 @@ from relay.sessions.session import NAMES, Ending, Leg, Session
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
     """Relay one WebSocket session. Raises the RelayError that refuses the handshake."""
-    exchange = gateway.begin(call, "websocket", lambda: has_left(request))
-    request[EXCHANGE] = exchange
+    exchange = gateway.begin(call, "websocket", request)
     try:
         gateway.callers.authorize(call.headers)
         _check_handshake(call)
@@ -45,7 +44,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
-        options = attempt_options(call, route, gateway.attempts, call.offer(route))
+        options = attempt_options(call, route, call.offer(route))
         attempt = HandshakeAttempt(call, exchange, gateway, options)
         exchange.routing.sent_s = gateway.clock()
         try:
@@ -73,7 +72,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
 
 
 async def _run(session: Session, query: str, gateway: Gateway) -> None:
-    """Pump both ways until the session ends, then say goodbye to both sides. Whatever fails here
+    """Pump both ways until the session ends, then close both sides. Whatever fails here
     ends the session: neither side is left in silence.
     """
     pumps: list[asyncio.Task[None]] = []
@@ -86,14 +85,14 @@ async def _run(session: Session, query: str, gateway: Gateway) -> None:
     except asyncio.CancelledError:
         # The client's connection is gone; or it closed, and the pump knows why already.
         session.end(lost(session.downstream))
-    except Exception as error:  # whatever it is, both sides are told; the ledger logs it
+    except Exception as error:  # whatever it is, both sides get a close frame; logged
         session.end(broken(error))
     gateway.sessions.discard(session)
-    goodbye = asyncio.create_task(_end(session, pumps, gateway))
+    closing = asyncio.create_task(_end(session, pumps, gateway))
     try:
-        await asyncio.shield(goodbye)
+        await asyncio.shield(closing)
     except asyncio.CancelledError:
-        await goodbye  # the client's end of the connection cancels the handler: both are told still
+        await closing  # the client's end of the connection cancels the handler: both are closed
 
 
 def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway) -> None:
@@ -108,14 +107,14 @@ def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gatewa
 
 
 def _stopped(session: Session, task: asyncio.Task[None]) -> None:
-    """A pump says itself how its session ends. One that ended without a word has failed."""
+    """A pump ends its session itself. One that did not has failed."""
     if not session.ended.done():
         error = None if task.cancelled() else task.exception()
         session.end(broken(error or RuntimeError("a pump was cancelled from outside")))
 
 
 async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gateway) -> None:
-    """Stop the pumps, account for the session, and say goodbye to both sides."""
+    """Stop the pumps, account for the session, and close both sides."""
     exchange, ending = session.exchange, session.ended.result()
     if ending.by == "upstream" and ending.reason:
         ending = replace(ending, reason=redacted_text(ending.reason, exchange.routing.keys))
@@ -186,9 +185,9 @@ async def _upgrade(
         max_msg_size=route.provider.websocket_rules.max_message_bytes + 1,
         decode_text=False,
     )
-    given = upstream._response.headers
-    pairs = downstream_headers(given.items(), connection_of(given))
-    downstream.take_headers(pairs, given, exchange, attempt.gateway)
+    headers = upstream._response.headers
+    pairs = downstream_headers(headers.items(), connection_of(headers))
+    downstream.take_headers(pairs, headers, exchange, attempt.gateway)
     await downstream.prepare(request)
     return downstream
 

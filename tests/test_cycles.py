@@ -305,11 +305,11 @@ async def test_a_call_whose_provider_has_a_bad_certificate_leaves_nothing_for_th
     assert not [name for name in left if name.startswith(("relay.", "aiohttp."))]
 
 
-@pytest.mark.parametrize("at_the_door", [True, False])
-async def test_shed_calls_leave_nothing_for_the_collector(at_the_door: bool, start: StartRelay, raw: RawUpstream, tmp_path: Path_) -> None:
+@pytest.mark.parametrize("before_a_request", [True, False])
+async def test_shed_calls_leave_nothing_for_the_collector(before_a_request: bool, start: StartRelay, raw: RawUpstream, tmp_path: Path_) -> None:
     gate = asyncio.Event()
     raw.plays(gate, JSON)
-    limit: dict[str, Any] = {"calls_at_once": 1} if at_the_door else {"calls_at_once": 1, "providers": ["openai"]}
+    limit: dict[str, Any] = {"calls_at_once": 1} if before_a_request else {"calls_at_once": 1, "providers": ["openai"]}
     relay = await start({"database": str(tmp_path / "relay.db"), "limits": [limit]}, openai=provider(raw.url))
     holding = asyncio.create_task(relay.call("POST", relay.path("openai", "chat/completions"), json={}))
     while not raw.arrived:

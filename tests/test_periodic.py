@@ -1,4 +1,4 @@
-"""The periodic jobs: what they look at, how often, and that nothing waits for them."""
+"""The periodic jobs: what they judge, how often, and that nothing waits for them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Clock:
 
 
 @pytest.fixture
-async def looks(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
-    """Every session that is looked at, each time."""
+async def judged(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """Every session that is judged, each time."""
     seen: list[Session] = []
-    judge = periodic._judge
+    judge = periodic._overdue_ending
 
     def judging(session: Session, *rest: Any) -> Any:
         seen.append(session)
         return judge(session, *rest)
 
-    monkeypatch.setattr(periodic, "_judge", judging)
+    monkeypatch.setattr(periodic, "_overdue_ending", judging)
     return seen
 
 
@@ -63,19 +63,19 @@ async def sockets(aiohttp_server: Any, start: StartRelay) -> AsyncIterator[Any]:
     await stack.aclose()
 
 
-async def test_an_idle_session_is_looked_at_only_when_something_may_be_due(sockets: Any, looks: list[Session]) -> None:
+async def test_an_idle_session_is_judged_only_when_something_may_be_due(sockets: Any, judged: list[Session]) -> None:
     relay, clock, _ = await sockets(3)
-    looks.clear()
+    judged.clear()
     for _ in range(38):
         clock.now += 0.5
         await periodic.sweep(relay.gateway)
-    assert looks == [], "nothing can be due before the send time-out"
+    assert judged == [], "nothing can be due before the send time-out"
     clock.now += 1.1
     await periodic.sweep(relay.gateway)
-    assert len(looks) == 3
+    assert len(judged) == 3
 
 
-async def test_an_open_session_is_none_of_the_calls_that_are_looked_at_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_session_is_none_of_the_calls_that_are_judged_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _, _ = await sockets(2)
     assert not relay.gateway.calls and len(relay.gateway.running) == 2
     assert relay.gateway.gauges()["relay_requests_in_flight"] == 2
@@ -130,7 +130,7 @@ async def test_a_message_that_is_not_taken_is_noticed_whenever_it_was_sent(socke
     assert (await socket.receive(20)).type is WSMsgType.CLOSE
 
 
-async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_look_after_a_quiet_time(sockets: Any) -> None:
+async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_sweep_after_a_quiet_time(sockets: Any) -> None:
     relay, clock, [socket] = await sockets(1, {"max_messages_per_s": 5})
     for _ in range(10):
         clock.now += 0.5

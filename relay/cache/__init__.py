@@ -1,1 +1,1 @@
-"""Answers that are kept: what identical calls need not ask for again."""
+"""The cache: stored answers, and calls in flight that identical calls share."""

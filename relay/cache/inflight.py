@@ -148,7 +148,7 @@ class Flight:
         return [each for each in self._subscribers if self._behind(each) > self._room_bytes // 2]
 
     def _behind(self, subscriber: Subscriber) -> int:
-        """How many bytes a watcher has still to take."""
+        """How many bytes a subscriber has still to take."""
         return sum(map(len, self._chunks[subscriber.next_chunk - self._first :]))
 
     def ended(self, error: RelayError | None = None) -> None:
@@ -205,7 +205,7 @@ class Inflight:
         return flight, True
 
     def stalled(self, limit_s: float) -> list[Subscriber]:
-        """Clients that have kept the others of their call waiting for longer than this."""
+        """Clients for which the others of their call have waited for longer than this."""
         return [each for flight in self._tasks.values() for each in flight.stalled(limit_s)]
 
     def start(self, flight: Flight, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

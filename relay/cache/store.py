@@ -1,7 +1,7 @@
-"""Where answers are kept: in this process's memory, or in Redis for all workers and machines.
+"""The stores of the cache: in this process's memory, or in Redis for all workers and machines.
 
-Owns: eviction, expiry, compression, purging. A store that fails finds nothing and keeps nothing:
-calls go on without it.
+Owns: eviction, expiry, compression, purging. A store that fails finds and stores nothing: calls
+go on without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ InBackground = Callable[[Coroutine[Any, Any, None]], None]
 T = TypeVar("T")
 R = TypeVar("R")
 _OVERHEAD_BYTES = 512
-_SQUEEZED = ("application/json", "text/")
+_COMPRESSED = ("application/json", "text/")
 _IN_THREAD_BYTES = 128 * 1024
 """Packing and unpacking more than this would hold the loop up."""
 _SCAN_COUNT = 500
@@ -56,7 +56,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """What is to be forgotten: all that fits every condition given."""
+    """Which entries to delete: all that fit every condition given."""
 
     key: str | None = None
     provider: str | None = None
@@ -84,7 +84,7 @@ class MemoryStore:
         return len(self._entries)
 
     def get(self, key: str) -> Hit | None:
-        """What is kept under `key`."""
+        """The entry stored under `key`, until it ends."""
         stored = self._entries.get(key)
         if stored is None:
             return None
@@ -96,7 +96,7 @@ class MemoryStore:
         return Hit(stored.entry, now - stored.stored_s)
 
     def put(self, key: str, entry: Entry, ttl_s: int) -> None:
-        """Keep it for `ttl_s` seconds, or until room is needed."""
+        """Store it for `ttl_s` seconds, or until room is needed."""
         now = self._clock()
         size = entry.body_bytes + _OVERHEAD_BYTES
         self._drop(key)
@@ -108,7 +108,7 @@ class MemoryStore:
             self._drop(next(iter(self._entries)))
 
     def purge(self, which: Purge) -> int:
-        """Forget; how many."""
+        """Delete; how many."""
         now = self._clock()
         doomed = [
             key
@@ -128,13 +128,13 @@ class MemoryStore:
 
 
 class RedisStore:
-    """Entries as MessagePack, squeezed where that helps; Redis forgets them by itself."""
+    """Entries as MessagePack, compressed where that helps; Redis expires them by itself."""
 
     def __init__(self, shared: RedisConnection, wall: Callable[[], float]) -> None:
         self._shared, self._wall = shared, wall
 
     async def get(self, provider: str, key: str) -> Hit | None:
-        """See MemoryStore; finds nothing while Redis is away."""
+        """See MemoryStore; finds nothing while Redis is unavailable."""
         client = self._shared.client
         name = _name(provider, key)
         packed = await self._shared.ask(lambda: client.get(name))
@@ -144,7 +144,7 @@ class RedisStore:
         return None if entry is None else Hit(entry, self._age_s(entry))
 
     async def put(self, key: str, entry: Entry, ttl_s: int) -> None:
-        """See MemoryStore; keeps nothing while Redis is away."""
+        """See MemoryStore; stores nothing while Redis is unavailable."""
 
         async def work() -> None:
             packed = await _maybe_in_thread(entry.body_bytes, _pack, entry)
@@ -156,7 +156,7 @@ class RedisStore:
         return max(0.0, self._wall() - entry.stored_unix_s)
 
     async def purge(self, which: Purge) -> int:
-        """Forget; how many. Raises StoreUnavailable: who purges must know."""
+        """Delete; how many. Raises StoreUnavailable: who purges must know."""
         count = 0
         try:
             doomed = [name async for name in self._fitting(which)]
@@ -196,21 +196,21 @@ class Cache:
         """True if all workers use one store."""
         return self._redis_in_use is not None
 
-    async def find(self, kept: CachePlan) -> Hit | None:
-        """What is kept for this call."""
+    async def get(self, plan: CachePlan) -> Hit | None:
+        """The entry that is stored for this call."""
         if self._redis_in_use is not None:
-            return await self._redis_in_use.get(kept.provider, kept.key)
-        return self.memory.get(kept.key)
+            return await self._redis_in_use.get(plan.provider, plan.key)
+        return self.memory.get(plan.key)
 
-    def keep(self, kept: CachePlan, entry: Entry) -> None:
-        """Keep its answer; in Redis soon."""
+    def put(self, plan: CachePlan, entry: Entry) -> None:
+        """Store its answer; in Redis soon."""
         if self._redis_in_use is not None:
-            self._in_background(self._redis_in_use.put(kept.key, entry, kept.ttl_s))
+            self._in_background(self._redis_in_use.put(plan.key, entry, plan.ttl_s))
         else:
-            self.memory.put(kept.key, entry, kept.ttl_s)
+            self.memory.put(plan.key, entry, plan.ttl_s)
 
     async def purge(self, which: Purge) -> int:
-        """Forget; how many. Raises StoreUnavailable."""
+        """Delete; how many. Raises StoreUnavailable."""
         if self._redis_in_use is not None:
             return await self._redis_in_use.purge(which)
         return self.memory.purge(which)
@@ -225,14 +225,13 @@ _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
 def _pack(entry: Entry) -> bytes:
-    given = dict(entry.headers)
-    kind = next((value for name, value in given.items() if name.lower() == "content-type"), "")
-    coded = any(name.lower() == "content-encoding" for name in given)
+    headers = {name.lower(): value for name, value in entry.headers}
     try:
         packed = _encode(entry)
     except UnicodeEncodeError:  # header bytes that are no UTF-8
         return b"l" + _encode(_recoded(entry, _to_latin))
-    if kind.lower().startswith(_SQUEEZED) and not coded:
+    media = headers.get("content-type", "").lower()
+    if media.startswith(_COMPRESSED) and "content-encoding" not in headers:
         return b"z" + zlib.compress(packed, 1)
     return b"-" + packed
 
@@ -259,9 +258,7 @@ def _from_latin(text: str) -> str:
 
 
 async def _read(packed: Any) -> Entry | None:
-    """What was packed; None for nothing, for what another version of the relay kept, and for what
-    no relay did.
-    """
+    """What was packed; None for nothing, and for what no relay, or another version, has stored."""
     if packed is None:
         return None
     try:
@@ -281,5 +278,5 @@ def _is_sound(entry: Entry) -> bool:
     )
 
 
-async def _maybe_in_thread(size: int, act: Callable[[T], R], given: T) -> R:
-    return await asyncio.to_thread(act, given) if size > _IN_THREAD_BYTES else act(given)
+async def _maybe_in_thread(size: int, act: Callable[[T], R], of: T) -> R:
+    return await asyncio.to_thread(act, of) if size > _IN_THREAD_BYTES else act(of)

@@ -1,6 +1,6 @@
 """Make each attempt of a REST call afresh: URL, headers, credential and body for its target.
 
-Owns the making, and what a response says of the attempt. Which attempts there are is decided in
+Owns the making, and how a response is judged. Which attempts there are is decided in
 upstream/attempts.py.
 """
 
@@ -144,8 +144,8 @@ class RestAttempt:
         answer.close()
 
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
-        given, body = self.call.headers, self.body
-        headers = upstream_headers(route, given.items(), connection_of(given), keys)
+        own, body = self.call.headers, self.body
+        headers = upstream_headers(route, own.items(), connection_of(own), keys)
         if self.rewriter is not None and self.rewriter.fields is not None:
             headers["Accept-Encoding"] = "identity"
         if body.stream is not None and body.length is not None:
@@ -160,8 +160,7 @@ class RestAttempt:
         return headers
 
     def judge_head(self, answer: ClientResponse) -> AttemptResult | None:
-        """What the head of an answer says of the attempt; None where its body says more: that of an
-        error, and of a stream that may begin with one.
+        """See AttemptMaker. The body of an error decides, and of a stream that may begin with one.
         """
         if answer.status >= 400 or (self.examines_first_event and is_stream(answer)):
             return None
@@ -173,8 +172,8 @@ class RestAttempt:
         return _GOOD
 
     async def judge_body(self, answer: ClientResponse) -> AttemptResult:
-        """What an error says of the attempt, of the key, and of what the relay had added; or what
-        the first event of a stream says.
+        """The verdict by an error's body on the attempt, the key, and what the relay had added; or
+        by the first event of a stream.
         """
         headers = answer.headers
         try:

@@ -7,7 +7,6 @@ so that a client that leaves or fails ends no other's call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 
 from aiohttp import web
@@ -73,7 +72,7 @@ async def answer_from_cache(
     exchange.cache = CacheUse(plan)
     exchange.wait("nothing", gateway.clock())
     if plan.reads and plan.ttl_s:
-        hit = await gateway.cache.find(plan)
+        hit = await gateway.cache.get(plan)
         if hit is not None:
             return await _replay(hit, request, attempt)
     if not plan.shares:
@@ -81,12 +80,12 @@ async def answer_from_cache(
     room = gateway.settings.cache.max_answer_bytes
     flight, leads = gateway.inflight.enter(plan.key, room)
     subscriber = flight.subscribe(exchange)
-    flown = _launch_flight(flight, plan, attempt) if leads else None
+    shared = _launch_flight(flight, plan, attempt) if leads else None
     try:
         return await _follow(flight, subscriber, request, attempt)
     finally:
-        if flown is not None:
-            _copy_to_leader(exchange, flown)
+        if shared is not None:
+            _copy_to_leader(exchange, shared)
         flight.unsubscribe(subscriber)
 
 
@@ -99,11 +98,8 @@ async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.S
     pairs = [*entry.headers, ("age", str(int(hit.age_s)))]
     first, *more = entry.chunks
     source = _Pieces(more) if more or entry.streamed else None
-    answer = Answer(200, entry.reason, pairs, _NONE, first, source)
+    answer = Answer(200, entry.reason, pairs, {}, first, source)
     return await deliver(answer, request, exchange, gateway)
-
-
-_NONE: Mapping[str, str] = {}
 
 
 class _Pieces(Source):
@@ -118,21 +114,21 @@ class _Pieces(Source):
 
 
 def _launch_flight(flight: Flight, plan: CachePlan, attempt: RestAttempt) -> Exchange:
-    """Begin the call for all who watch. It has an exchange of its own, which the sweep watches;
-    what that comes to is written in the leader's row, whenever the leader itself ends.
+    """Begin the call for all subscribers. It has an exchange of its own, which periodic.py judges;
+    its outcome is written in the leader's row, whenever the leader itself ends.
     """
     leader, gateway = attempt.exchange, attempt.gateway
-    flown = leader.fork()
-    gateway.calls.add(flown)
-    work = _run_flight(flight, leader, replace(attempt, exchange=flown))
-    flown.task = task = gateway.inflight.start(flight, work)
+    shared = leader.fork()
+    gateway.calls.add(shared)
+    work = _run_flight(flight, leader, replace(attempt, exchange=shared))
+    shared.task = task = gateway.inflight.start(flight, work)
     # Not the task's own end: one that is cancelled before it began has none.
-    task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, flown, gateway))
-    return flown
+    task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, shared, gateway))
+    return shared
 
 
 async def _run_flight(flight: Flight, leader: Exchange, attempt: RestAttempt) -> None:
-    """Make the call for all who watch. Its exchange says how it ended."""
+    """Make the call for all subscribers. Its exchange records how it ended."""
     exchange = attempt.exchange
     try:
         answer = await send_call(attempt)
@@ -142,39 +138,39 @@ async def _run_flight(flight: Flight, leader: Exchange, attempt: RestAttempt) ->
     except Exception as error:
         exchange.fail(exchange.failure_of(error), error)
     except asyncio.CancelledError:
-        _cut(flight, exchange)
+        _fail_cancelled(flight, exchange)
 
 
-def _cut(flight: Flight, flown: Exchange) -> None:
+def _fail_cancelled(flight: Flight, shared: Exchange) -> None:
     """Record why the call was cancelled: by the sweep, by the last client's leaving, or with the
     process.
     """
-    alone = flown.waiting.expired is not None or flight.left
-    flown.fail(flown.failure_of(asyncio.CancelledError()) if alone else Draining())
+    alone = shared.waiting.expired is not None or flight.left
+    shared.fail(shared.failure_of(asyncio.CancelledError()) if alone else Draining())
 
 
 def _finish_flight(
-    flight: Flight, plan: CachePlan, leader: Exchange, flown: Exchange, gateway: Gateway
+    flight: Flight, plan: CachePlan, leader: Exchange, shared: Exchange, gateway: Gateway
 ) -> None:
-    """Close the call. Whatever fails here, who watches is told of its end, and the leader gets its
+    """Close the call. Whatever fails here, subscribers learn that it ended, and the leader gets its
     row.
     """
-    if flown.outcome.name is None:
-        _cut(flight, flown)
+    if shared.outcome.name is None:
+        _fail_cancelled(flight, shared)
     try:
-        gateway.ledger.settle(flown)
+        gateway.ledger.settle(shared)
     except Exception as error:
         # What it cost is found out once more with the leader's row; logged.
         log.bug("shared_call.failed", error, id=leader.id)
     finally:
-        _copy_to_leader(leader, flown)
-        flight.cost_nano_usd = flown.usage.cost_nano_usd
+        _copy_to_leader(leader, shared)
+        flight.cost_nano_usd = shared.usage.cost_nano_usd
         gateway.inflight.remove(plan.key, flight)
-        flight.ended(flown.outcome.error)
-        gateway.release(flown)
-        gateway.landed(leader)
-        flown.task = None
-        flown.let_go()
+        flight.ended(shared.outcome.error)
+        gateway.release(shared)
+        gateway.end_lead(leader)
+        shared.task = None
+        shared.let_go()
 
 
 async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Gateway) -> None:
@@ -204,12 +200,12 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
             source.release()
 
 
-def _copy_to_leader(leader: Exchange, flown: Exchange) -> None:
+def _copy_to_leader(leader: Exchange, shared: Exchange) -> None:
     """The leader's record is that of the call that was made, but for what came after it left."""
-    leader.limit_states = flown.limit_states
+    leader.limit_states = shared.limit_states
     if leader.state != "ended":
-        leader.response.first_byte_s = flown.response.first_byte_s
-        leader.outcome.cause = leader.outcome.cause or flown.outcome.cause
+        leader.response.first_byte_s = shared.response.first_byte_s
+        leader.outcome.cause = leader.outcome.cause or shared.outcome.cause
 
 
 async def _follow(

@@ -1,4 +1,4 @@
-"""A call: the whole question of a client, whatever URL form it used.
+"""A call: all that a client asks for, whatever URL form it used.
 
 Owns what a surface makes of a request. Below the two request paths nothing reads the request but
 the code that moves bytes, so that one call can be sent to several providers, and can outlive the
@@ -11,7 +11,7 @@ import msgspec
 from multidict import CIMultiDictProxy
 
 from relay.core.credentials import client_credential
-from relay.core.errors import TargetNotAllowed
+from relay.core.errors import ProviderNotConfigured, TargetNotAllowed
 from relay.core.exchange import Caller
 from relay.core.paths import check_target, collapse_slashes
 from relay.core.provider import Route
@@ -19,7 +19,7 @@ from relay.core.retry_policy import request_timeout_s, requested_rules
 from relay.core.rewriting import endpoint_of
 from relay.core.subprotocols import Offer, sort
 from relay.registry.registry import Registry
-from relay.upstream.attempts import AttemptOptions, Attempts
+from relay.upstream.attempts import AttemptOptions
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -50,27 +50,23 @@ class Call(msgspec.Struct, frozen=True):
         return f"<Call {self.method} {self.provider}/{self.endpoint}>"
 
 
-def attempt_options(
-    call: Call, route: Route, attempts: Attempts, offer: Offer | None = None
-) -> AttemptOptions:
+def attempt_options(call: Call, route: Route, offer: Offer | None = None) -> AttemptOptions:
     """What a call asks of its attempts. Raises BadRequest, and ProviderNotConfigured where no
     target could be called.
     """
-    header, here = call.headers.get, route.relay_retries
-    credential = None
+    header, credential = call.headers.get, None
     if route.provider.accepts_client_keys:
         secrets = offer.credentials if offer else ()
         own = route.provider.credential_headers
         credential = client_credential(header, call.query, route.provider, secrets, own)
-    rules = AttemptOptions(
-        call.method,
-        credential=credential,
-        retries=requested_rules(header, route.provider.retries) if here else None,
-        first_byte_s=request_timeout_s(header) if here else None,
-    )
-    if not route.target.pool:
-        attempts.check(route, rules)
-    return rules
+    options = AttemptOptions(call.method, credential=credential)
+    if route.relay_retries:
+        options.retries = requested_rules(header, route.provider.retries)
+        options.first_byte_s = request_timeout_s(header)
+    if not route.target.pool and not any(each.target.pool for each in route.alternatives):
+        if credential is None or not (credential.provider or credential.gateway):
+            raise ProviderNotConfigured(route.provider.name, route.target.missing)
+    return options
 
 
 def resolve_target_header(call: Call, registry: Registry) -> Call:

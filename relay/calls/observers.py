@@ -22,9 +22,9 @@ from relay.core.meters.unpack import coding_of
 from relay.gateway import Gateway
 from relay.ledger.bodies import capture_bytes
 
-_MOST_HELD_BYTES = 64 * 1024
+_MAX_HELD_BYTES = 64 * 1024
 _LOG, _PAYLOAD = "cf-aig-collect-log", "cf-aig-collect-log-payload"
-_SHORTEST_CREDENTIAL = 8
+_MIN_CREDENTIAL_CHARS = 8
 """A client may send anything in a credential's place; a shorter one is a placeholder."""
 
 
@@ -58,7 +58,7 @@ def attach_meter(
     """
     if upstream.status >= 300 or exchange.routing.route is None:
         return None
-    if whole and len(whole) <= _MOST_HELD_BYTES:
+    if whole and len(whole) <= _MAX_HELD_BYTES:
         exchange.usage.unread = UnreadResponse(whole, upstream.headers)
         return None
     meter = answer_meter(exchange.routing.route.format, SentCall.of(exchange), upstream.headers.get)
@@ -103,26 +103,26 @@ def _blind(_chunk: bytes) -> None:
 def capture_request(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -> None:
     """Capture the request body, if the bodies of this call are to be stored."""
     rules, headers = gateway.settings.ledger, exchange.request.headers
-    if headers is None or not _wanted(rules.bodies, headers):
+    if not _wanted(rules.bodies, headers):
         return
     own = _credentials(exchange, headers, raw_query)
     max_bytes = capture_bytes(rules.body_bytes, own, gateway.secrets.redactor)
     # A host's server has undone a request's coding.
-    given = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
-    exchange.capture = Capture(body[:max_bytes], given, rules.body_bytes, max_bytes, own)
+    coding = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
+    exchange.capture = Capture(body[:max_bytes], coding, rules.body_bytes, max_bytes, own)
 
 
 def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
-    """As the file says; a call has the last word where the file leaves it one."""
-    said = (headers.get(_PAYLOAD) or headers.get(_LOG) or "").strip().lower()
+    """By the rule of the file, which a call may override where that allows it."""
+    own = (headers.get(_PAYLOAD) or headers.get(_LOG) or "").strip().lower()
     forbidden = (headers.get(_LOG) or "").strip().lower() == "false"
     if rule == "asked":
-        return said == "true" and not forbidden
-    return rule == "on" and said != "false" and not forbidden
+        return own == "true" and not forbidden
+    return rule == "on" and own != "false" and not forbidden
 
 
 def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
-    """What the client brought in a place of credentials: no body shows that either."""
+    """What the client sent in a place of credentials: no stored body shows that either."""
     assert exchange.routing.route is not None
     provider = exchange.routing.route.provider
     names = {*CREDENTIAL_HEADERS, *provider.credential_headers}
@@ -130,7 +130,7 @@ def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str)
     if raw_query:
         for name in provider.query_credentials:
             found.append(paths.query_value(raw_query, name))
-    return tuple(secret for secret in found if len(secret) >= _SHORTEST_CREDENTIAL)
+    return tuple(secret for secret in found if len(secret) >= _MIN_CREDENTIAL_CHARS)
 
 
 def capture_response(upstream: ClientResponse, exchange: Exchange) -> Observer | None:

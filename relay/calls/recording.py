@@ -1,8 +1,7 @@
-"""Take down an answer as it passes, so that it can be given again.
+"""Record a response while it streams, so that the cache can replay it.
 
-Owns: what is taken down, and that only a complete answer is kept. What may be kept at all is
-core/caching.py's to say, what is complete core/completeness.py's, where it is kept
-cache/store.py's.
+Owns: the recording, and that only a complete response is stored. Which may be stored at all is
+decided in core/caching.py, what is complete in core/completeness.py.
 """
 
 from __future__ import annotations
@@ -30,28 +29,34 @@ _PIECE_BYTES = 64 * 1024
 def record_response(
     upstream: ClientResponse, pairs: list[tuple[str, str]], attempt: RestAttempt
 ) -> Observer | None:
-    """Record this response if it may be cached: what takes its chunks, else None. It is cached when
-    the exchange ends well.
-    """
+    """What records this response, if it may be cached; it is stored when the exchange ends well."""
     exchange, gateway, rewriter = attempt.exchange, attempt.gateway, attempt.rewriter
     cache, route = exchange.cache, exchange.routing.route
     assert cache is not None and route is not None
     plan = cache.plan
-    given = upstream.headers
+    received = upstream.headers
     changed = rewriter is not None and any(name.lower() in rewriter.headers for name, _ in pairs)
     if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
         return None
-    if not is_cacheable(upstream.status, given.get):
+    if not is_cacheable(upstream.status, received.get):
         return None
-    recorder = _Recorder(gateway.settings.cache.max_answer_bytes)
+    room, chunks = gateway.settings.cache.max_answer_bytes, list[bytes]()
     headers = tuple(stored_headers(pairs))
-    streamed = "Content-Length" not in given
+    streamed = "Content-Length" not in received
 
-    def settle() -> None:
-        body = recorder.body()
+    def record(chunk: bytes) -> None:
+        nonlocal room
+        room -= len(chunk)
+        if room >= 0:
+            chunks.append(chunk)
+        else:
+            chunks.clear()
+
+    def store() -> None:
+        body = b"".join(chunks)
         if exchange.outcome.name != "relayed" or not body:
             return
-        media, coding = given.get("Content-Type", ""), given.get("Content-Encoding", "")
+        media, coding = received.get("Content-Type", ""), received.get("Content-Encoding", "")
         response = Response(route.format, route.kind, media, coding, body)
         verdict = is_complete(response, READ_AT_ONCE_BYTES)
         if verdict is False:
@@ -62,46 +67,24 @@ def record_response(
             exchange.usage.cost_nano_usd,
         )  # fmt: skip
         if verdict:
-            gateway.cache.keep(plan, entry)
+            gateway.cache.put(plan, entry)
         else:
-            gateway.background(_keep_if_complete(response, plan, entry, gateway.cache))
+            gateway.background(_store_if_complete(response, plan, entry, gateway.cache))
 
-    exchange.at_end += (settle,)
-    return recorder.feed
+    exchange.at_end += (store,)
+    return record
 
 
-async def _keep_if_complete(
+async def _store_if_complete(
     response: Response, plan: CachePlan, entry: Entry, cache: Cache
 ) -> None:
     """Decide in a thread: to read a long response would hold up all calls."""
     if await asyncio.to_thread(is_complete, response, MAX_READ_BYTES):
-        cache.keep(plan, entry)
+        cache.put(plan, entry)
 
 
 def _pieces(body: bytes) -> tuple[bytes, ...]:
-    """A body as it is given again: with backpressure between its pieces."""
+    """A body as it is replayed: with backpressure between its pieces."""
     if len(body) <= _PIECE_BYTES:
         return (body,)
     return tuple(body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES))
-
-
-class _Recorder:
-    """Holds what passed, up to a limit."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._most_bytes, self._bytes = max_bytes, 0
-        self._chunks: list[bytes] | None = []
-
-    def feed(self, chunk: bytes) -> None:
-        """Take one chunk."""
-        if self._chunks is None:
-            return
-        self._bytes += len(chunk)
-        if self._bytes > self._most_bytes:
-            self._chunks = None
-            return
-        self._chunks.append(chunk)
-
-    def body(self) -> bytes | None:
-        """All of it; None if it was too large."""
-        return None if self._chunks is None else b"".join(self._chunks)

@@ -1,8 +1,7 @@
-"""Send a call, and bring its response as far as its head: what the REST path and a call that
-clients share do alike.
+"""Send a call, up to the head of its response: for the REST path and for a call that clients share.
 
-Owns the order of it (count the tokens, make the attempts, stamp the first byte, let the body go,
-look at the head), and what of a response is read before its head goes downstream.
+Owns the order of it (count the tokens, make the attempts, stamp the first byte, release the body,
+examine the head), and what of a response is read before its head goes downstream.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
     pairs = _passed_headers(upstream, transform, attempt)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
-        # The meter is shown the response as it came: by the transform, if it is a stream.
+        # The meter sees the response as it came: by the transform, if it is a stream.
         if whole:
             meter(first)
         meter = None
@@ -130,7 +129,7 @@ async def _read_first(
     begun, attempt.begun = attempt.begun, b""
     content = upstream.content
     whole = content.is_eof()
-    # Of an error the beginning: a header says whose it is, and its body tells.
+    # Of an error the beginning: `x-relay-error-source` depends on it.
     wanted_bytes = transform.bytes_first if transform is not None else 0
     wanted_bytes = max(wanted_bytes, 1 if upstream.status >= 400 else 0)
     if not whole and len(begun) < wanted_bytes:

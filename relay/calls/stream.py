@@ -1,4 +1,4 @@
-"""Copy an answer downstream, chunk by chunk as it comes, and say plainly if it broke.
+"""Copy an answer downstream, chunk by chunk as it comes, so that a client can tell if it broke.
 
 Owns: the commit point, and the truth about the end of an answer: the terminal chunk is written
 after a clean end only; a cut answer reaches the client as a cut connection.
@@ -122,18 +122,18 @@ class _Copy:
         if isinstance(error, asyncio.CancelledError):
             exchange.take_expiry()
         if not isinstance(failure, ClientStalled):
-            await self._last_words(failure, tail)
+            await self._send_error_event(failure, tail)
         _cut(self.response)
 
-    async def _last_words(self, failure: RelayError, tail: bytes) -> None:
-        """Pass on what came before the break, and say between two SSE events what happened."""
-        exchange, given = self.exchange, self.answer.raw
+    async def _send_error_event(self, failure: RelayError, tail: bytes) -> None:
+        """Pass on what came before the break, and between two SSE events an error event."""
+        exchange, headers = self.exchange, self.answer.raw
         assert exchange.routing.route is not None
         rest = self.source.rest()
         exchange.response.body_bytes += len(rest)
-        kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
-        is_sse = kind == "text/event-stream" and "Content-Encoding" not in given
-        if is_sse and "Content-Length" not in given and at_boundary((tail + rest)[-4:]):
+        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        is_sse = kind == "text/event-stream" and "Content-Encoding" not in headers
+        if is_sse and "Content-Length" not in headers and at_boundary((tail + rest)[-4:]):
             rest += error_bodies.error_event(
                 failure, exchange.error_format, exchange.request.kind, exchange.id
             )
@@ -147,7 +147,7 @@ class _Copy:
 async def drain(
     source: Source, exchange: Exchange, clock: Callable[[], float], most_s: float
 ) -> None:
-    """Read what nobody gets any more, to learn what it used: its end tells."""
+    """Read what nobody gets any more, to learn what it used: providers report that at the end."""
     exchange.wait("nothing", clock())
     observer = exchange.response.meter_observer
     with contextlib.suppress(TimeoutError, RelayError, *MAPPABLE_ERRORS):

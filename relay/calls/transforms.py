@@ -156,6 +156,8 @@ def _changed(headers: CIMultiDict[str], body: bytes) -> None:
 class Changing(Protocol):
     """A stream that is changed on its way."""
 
+    __slots__ = ()
+
     def begin(self, begun: bytes) -> bytes:
         """What goes down of what an attempt has read already."""
 
@@ -167,9 +169,10 @@ class Changing(Protocol):
 
     def close(self) -> None:
         """Nothing more is read."""
+        return
 
 
-class _UsageRemoved:
+class _UsageRemoved(Changing):
     """A stream without the event that tells the usage for which its client did not ask. The meter
     sees it as it came, each chunk once it has gone down.
     """
@@ -221,16 +224,16 @@ def _overlook(_chunk: bytes) -> None:
     pass
 
 
-class _Redacted:
+class _Redacted(Changing):
     """An error's body, in which each byte of a key is an asterisk: its length stays. As much is
     held as may be the beginning of a key.
     """
 
-    __slots__ = ("_held", "_kept_bytes", "_mask", "_read")
+    __slots__ = ("_held", "_held_back_bytes", "_mask", "_read")
 
     def __init__(self, read: Callable[[], Awaitable[bytes]], redactor: Redactor) -> None:
         self._read, self._mask = read, redactor.mask
-        self._kept_bytes = max(0, redactor.longest - 1)
+        self._held_back_bytes = max(0, redactor.longest - 1)
         self._held = b""
 
     def begin(self, begun: bytes) -> bytes:
@@ -248,7 +251,7 @@ class _Redacted:
             self._held = self._mask(self._held + chunk)
 
     def _pass(self) -> bytes:
-        end = len(self._held) - self._kept_bytes
+        end = len(self._held) - self._held_back_bytes
         if end <= 0:
             return b""
         passed, self._held = self._held[:end], self._held[end:]
@@ -259,11 +262,8 @@ class _Redacted:
         rest, self._held = self._mask(self._held + left), b""
         return rest
 
-    def close(self) -> None:
-        """See Changing."""
 
-
-class _Rewritten:
+class _Rewritten(Changing):
     """SSE of whole events, changed. An event of more than REWRITE_BYTES is not."""
 
     __slots__ = ("_changer", "_inner", "_read")

@@ -17,7 +17,6 @@ from relay.core.provider import Credential, Keys, Route
 from relay.registry.credentials import mask
 from relay.registry.load import Config
 from relay.registry.registry import check_socket
-from relay.upstream.connect import offered_upstream
 from relay.upstream.send import upstream_url
 
 WEBSOCKET = "GET (WebSocket)"
@@ -86,7 +85,7 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
         lines.append(f"query cuts   {', '.join(sorted(provider.query_credentials))}")
     if method == WEBSOCKET and (rules := provider.websocket_rules):
         passed = subprotocols.sort(tuple(rules.subprotocols), rules.subprotocols).passed
-        lines.append(f"subprotocols {', '.join(offered_upstream(passed, Keys())) or 'none'}")
+        lines.append(f"subprotocols {', '.join(passed) or 'none'}")
         default = ", ".join(f"{name}={value}" for name, value in route.default_query.items())
         lines.append(f"default query  {default or 'none'}")
     applying = [

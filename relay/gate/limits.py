@@ -27,7 +27,7 @@ from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, parse_metadata
 from relay.core.peek import model_is_plain
-from relay.core.usage import Estimate, estimate
+from relay.core.usage import estimate
 from relay.gate.windows import Taken, Windows
 
 FindUsed = Callable[[Exchange], None]
@@ -46,7 +46,7 @@ class Limits:
 
     __slots__ = (
         "_asking_model", "_body_calls", "_calls", "_find_used", "_needs_metadata", "_overall",
-        "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "most", "needs_body",
+        "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "max_calls", "needs_body",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,7 @@ class Limits:
         self._running = running
         overall = [rule for rule in self._calls if rule.is_concurrent and rule.is_global]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
-        self.most = self._overall.amount if self._overall else None
+        self.max_calls = self._overall.amount if self._overall else None
         """As many REST calls may run, of all together."""
 
     @property
@@ -120,8 +120,8 @@ class Limits:
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
         """Begin to count `exchange`; its end releases what it holds."""
-        given = parse_metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
-        exchange.admission = admission = Admission(given)
+        metadata = parse_metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
+        exchange.admission = admission = Admission(metadata)
         exchange.at_end += (lambda: self._end(exchange, admission),)
         return admission
 
@@ -144,7 +144,10 @@ class Limits:
             if rule.is_concurrent:
                 self._run(rule, key, exchange, admission)
             elif not counted_by_cloudflare:
-                amount = 1 if admission.estimate is None else _amount(rule, admission.estimate)
+                amount = 1
+                if admission.estimate is not None:
+                    # What may use more than is allowed at all waits for an empty window.
+                    amount = min(admission.estimate.tokens(rule.answer_tokens), rule.amount)
                 charges.append(Charge(rule, key, amount))
         if not charges:
             return None
@@ -213,16 +216,9 @@ async def _give_way(body: bytes | None) -> None:
         await asyncio.sleep(_GIVE_WAY_S)
 
 
-def _amount(rule: Rule, estimate: Estimate) -> int:
-    """The tokens that a call counts for. One that may use more than is allowed at all waits for a
-    window that is empty.
-    """
-    return min(estimate.tokens(rule.answer_tokens), rule.amount)
-
-
 def _used(exchange: Exchange, reserved: int) -> int:
-    """What a call that was sent used: as its answer said; what was set aside, where it was not
-    told; nothing, where no provider did anything.
+    """What a call that was sent used: by its response; what was reserved, where that is unknown;
+    nothing, where no provider did anything.
     """
     usage = exchange.usage.used
     if usage is not None and not usage.estimated:
@@ -248,8 +244,8 @@ def _value(name: str, exchange: Exchange, admission: Admission) -> str:
         return exchange.request.provider
     if name == "model":
         return exchange.request.model or ""
-    given = as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
-    return given or (exchange.request.user or "" if name == "user" else "")
+    text = as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
+    return text or (exchange.request.user or "" if name == "user" else "")
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:

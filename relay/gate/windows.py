@@ -65,7 +65,7 @@ class Windows:
         self.shared = shared is not None
         """True if windows are counted in Redis."""
         if shared is not None:
-            self._redis = _RedisWindows(RedisWindows(shared.client, new_id, shared.found_foreign))
+            self._redis = RedisWindows(shared.client, new_id, shared.found_foreign)
         self._shared, self._in_background = shared, in_background
         self._unreleased: deque[Reservation] = deque(maxlen=_MAX_UNRELEASED)
         """What is still to be released in Redis. When it is full the oldest is dropped: its window
@@ -113,7 +113,7 @@ class Windows:
     async def _take(self, charges: Sequence[Charge]) -> Taken:
         redis, taken = self._redis, None
         if redis is not None and self._shared is not None:
-            taken = await self._shared.ask(lambda: redis.take(charges))
+            taken = await self._shared.ask(lambda: _take_in_redis(redis, charges))
         return self.local.take(charges) if taken is None else taken
 
     async def _undo(self, work: asyncio.Task[Taken]) -> None:
@@ -122,7 +122,8 @@ class Windows:
     async def _add(self, charge: Charge) -> None:
         redis, added = self._redis, None
         if redis is not None and self._shared is not None:
-            added = await self._shared.ask(lambda: redis.add(charge))
+            unlimited = _redis_charge(charge)._replace(limit=_NO_LIMIT)
+            added = await self._shared.ask(lambda: redis.take([unlimited]))
         if added is None:
             self.local.add(charge)
 
@@ -142,7 +143,13 @@ class Windows:
             self._unreleased.popleft() for _ in range(min(len(self._unreleased), _RELEASED_AT_ONCE))
         ]
         if some:
-            await self._redis.release(some)
+            await self._redis.release(
+                [
+                    (_redis_charge(Charge(*each[:3])), each.window)
+                    for each in some
+                    if isinstance(each.window, WindowId)
+                ]
+            )
         return bool(some)
 
 
@@ -194,37 +201,15 @@ class _LocalWindows:
         return _limit_state(rule, before, count, left_s - rule.window_s)
 
 
-class _RedisWindows:
-    """Windows in Redis. One request counts all charges of a step."""
-
-    def __init__(self, windows: RedisWindows) -> None:
-        self._windows = windows
-
-    async def take(self, charges: Sequence[Charge]) -> Taken:
-        """See Windows.take."""
-        full, states = await self._windows.take([_redis_charge(charge) for charge in charges])
-        if full is not None:
-            rule = charges[full].rule
-            return Taken((_state_of(rule, states[0]),), full=rule)
-        counted = tuple(zip(charges, states, strict=True))
-        reservations = tuple([Reservation(*charge, state.window_id) for charge, state in counted])
-        limit_states = tuple([_state_of(charge.rule, state) for charge, state in counted])
-        return Taken(limit_states, reservations)
-
-    async def add(self, charge: Charge) -> bool:
-        """See Windows.add."""
-        await self._windows.take([_redis_charge(charge)._replace(limit=_NO_LIMIT)])
-        return True
-
-    async def release(self, reservations: Sequence[Reservation]) -> None:
-        """See Windows.release."""
-        await self._windows.release(
-            [
-                (_redis_charge(Charge(*reservation[:3])), reservation.window)
-                for reservation in reservations
-                if isinstance(reservation.window, WindowId)
-            ]
-        )
+async def _take_in_redis(windows: RedisWindows, charges: Sequence[Charge]) -> Taken:
+    """See Windows.take: one request counts all charges of a step."""
+    full, states = await windows.take([_redis_charge(charge) for charge in charges])
+    if full is not None:
+        rule = charges[full].rule
+        return Taken((_state_of(rule, states[0]),), full=rule)
+    counted = tuple(zip(charges, states, strict=True))
+    reservations = tuple([Reservation(*charge, state.window_id) for charge, state in counted])
+    return Taken(tuple([_state_of(charge.rule, state) for charge, state in counted]), reservations)
 
 
 def _redis_charge(charge: Charge) -> RedisCharge:

@@ -32,7 +32,7 @@ class LoadShedder:
     def active(self) -> bool:
         """True if there is such a limit."""
         limits = self._gateway.limits
-        return limits is not None and limits.most is not None
+        return limits is not None and limits.max_calls is not None
 
     def refusal(self, message: Any, payload: Any, connection: RequestHandler) -> bytes | None:
         """The answer to a request that is refused at once; None if it is let in.
@@ -42,12 +42,12 @@ class LoadShedder:
         """
         gateway, path = self._gateway, message.path
         limits, arriving = gateway.limits, gateway.arriving
-        if limits is None or limits.most is None or not path.startswith(self._prefixes):
+        if limits is None or limits.max_calls is None or not path.startswith(self._prefixes):
             return None
         headers = message.headers
         if message.upgrade or "Origin" in headers:
             return None
-        if limits.running + len(arriving) < limits.most:
+        if limits.running + len(arriving) < limits.max_calls:
             arriving.add(connection)
             return None
         if message.should_close or "Expect" in headers or not payload.is_eof():

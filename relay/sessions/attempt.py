@@ -1,32 +1,34 @@
 """Make each attempt of a WebSocket handshake afresh: URL, headers, subprotocols and credential for
 its target.
 
-Owns the making. Which attempts there are is decided in upstream/attempts.py.
+Owns the making: no redirect is followed, and a refusal keeps the provider's own status and body.
+Which attempts there are is decided in upstream/attempts.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiohttp import ClientWebSocketResponse
+from aiohttp import ClientWebSocketResponse, ClientWSTimeout, ServerTimeoutError
 from multidict import CIMultiDict
+from yarl import URL
 
 from relay.calls.call import Call
 from relay.calls.transforms import redact_whole, redacted_pairs, redacted_text
 from relay.core import paths
-from relay.core.errors import HandshakeRefused, RelayError
+from relay.core.errors import HandshakeRefused, RelayError, UpstreamTimeout
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.models import query_with_model
-from relay.core.provider import Keys, Route
+from relay.core.provider import Keys, Route, WebSocketRules
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.attempts import AttemptOptions
-from relay.upstream.connect import Handshake, connect, offered_upstream
 from relay.upstream.failures import BEFORE_ANSWER, map_failure
-from relay.upstream.send import upstream_headers, upstream_url
+from relay.upstream.send import proxy_url, upstream_headers, upstream_url
 
 # A client that names one of these has chosen its session itself: no default of ours is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
@@ -44,21 +46,43 @@ class HandshakeAttempt:
     examines_first_event: bool = False
 
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
-        """Connect to `route`. Raises HandshakeRefused and what else can go wrong."""
-        handshake = self._handshake(route, keys)
+        """Connect to `route`. Raises HandshakeRefused, with the provider's own status and body."""
+        rules, credential = route.provider.websocket_rules, keys.provider
+        assert rules is not None
+        url, headers = self._head(route, keys, rules)
+        subprotocols = self.call.offer(route).passed
+        if credential is not None and credential.place == "subprotocol":
+            subprotocols = (*subprotocols, credential.name + credential.value)
+        timeout_s = self.gateway.settings.websocket.handshake_timeout_s
         self.exchange.request.kind, self.exchange.routing.keys = route.kind, keys
-        self.exchange.request.model = _model(handshake.url.raw_query_string, route)
+        self.exchange.request.model = _model(url.raw_query_string, route)
         try:
-            upstream = await connect(self.gateway.upstream.sockets, route, handshake)
+            async with asyncio.timeout(timeout_s):
+                upstream = await self.gateway.upstream.sockets.ws_connect(
+                    url,
+                    headers=headers,
+                    protocols=subprotocols,
+                    autoclose=False,
+                    autoping=False,
+                    decode_text=False,
+                    # aiohttp refuses a message of exactly its limit.
+                    max_msg_size=rules.max_message_bytes + 1,
+                    timeout=ClientWSTimeout(ws_close=1.0),
+                    proxy=proxy_url(route.target.proxy),
+                )
         except HandshakeRefused as refusal:
             self._note(refusal.headers)
             _redact(refusal, keys)
             raise
+        except ServerTimeoutError:
+            raise
+        except TimeoutError as error:
+            raise UpstreamTimeout("the WebSocket handshake", timeout_s) from error
         self._note(upstream._response.headers)
         return upstream
 
     def _note(self, headers: Mapping[str, str]) -> None:
-        """Keep what an answer's headers say of it."""
+        """Record what the headers of a response are needed for."""
         self.exchange.routing.cloudflare_log_id = headers.get("cf-aig-log-id")
 
     def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> AttemptResult:
@@ -74,29 +98,25 @@ class HandshakeAttempt:
         upstream._response.close()
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
-        """`connect` maps all there is; what is left is the handshake's own making."""
+        """Why no connection came about."""
         return map_failure(error, route, BEFORE_ANSWER)
 
-    def _handshake(self, route: Route, keys: Keys) -> Handshake:
-        rules, given = route.provider.websocket_rules, self.call.headers
-        assert rules is not None
-        query = _with_defaults(self.call.query, route, given)
+    def _head(
+        self, route: Route, keys: Keys, rules: WebSocketRules
+    ) -> tuple[URL, CIMultiDict[str]]:
+        """The URL and the headers of the handshake."""
+        own = self.call.headers
+        query = _with_defaults(self.call.query, route, own)
         if route.replaced_model is not None:
             query = query_with_model(query, route.replaced_model, route.format)
-        headers = upstream_headers(route, given.items(), connection_of(given), keys)
+        headers = upstream_headers(route, own.items(), connection_of(own), keys)
         in_query = paths.query_names(query)
         for header, parameter in rules.header_queries.items():
-            if header not in given and parameter.lower() in in_query:
+            if header not in own and parameter.lower() in in_query:
                 headers.popall(header, None)  # it is the registry's default
         if self.exchange.request.trace is not None:
             headers[TRACE] = self.exchange.request.trace.header
-        return Handshake(
-            url=upstream_url(route, query, keys),
-            headers=headers,
-            subprotocols=offered_upstream(self.call.offer(route).passed, keys),
-            max_message_bytes=rules.max_message_bytes,
-            timeout_s=self.gateway.settings.websocket.handshake_timeout_s,
-        )
+        return upstream_url(route, query, keys), headers
 
 
 def _redact(refusal: HandshakeRefused, keys: Keys) -> None:

@@ -1,7 +1,7 @@
 """Observers of a session: they see each message once it has passed.
 
 Owns: that an observer harms nothing. One that raises is dropped, logged and counted; what it should
-have told stays unknown.
+have found stays unknown.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from relay.core.provider import Route
 from relay.gateway import Gateway
 from relay.sessions.session import Session
 
-_FIRST_MESSAGES, _MOST_EVENT_BYTES = 4, 4096
+_FIRST_MESSAGES, _MAX_EVENT_BYTES = 4, 4096
 """A provider refuses the key in one of its first messages, in one that a meter reads anyway, or in
-its last, which is kept until the session ends: to search each one would cost more than to meter it.
+its last, which is stored until the session ends: to search each would cost more than to meter it.
 """
 Observer = Callable[[bytes], None]
 
@@ -31,18 +31,30 @@ def observe_session(
     search or two in C, unless something is found.
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
-    provider = session.upstream
     opened = OpenedSession(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
     meter = socket_meter(route.format, opened)
     if meter is None:
         return None, None
     exchange.usage.meter = meter
     session.turns = turns = Turns(route.format, exchange.request.started_s, *sides, gateway.clock)
-    pieces, most = meter.pieces, meter.searched_bytes
+
+    def failed(error: Exception) -> None:
+        for observer in (meter, turns):
+            observer.sent_filter = observer.received_filter = None
+        gateway.ledger.meter_failed(exchange, error)
+
+    sent = _observer_of_sent(exchange, meter, turns, failed)
+    return sent, _observer_of_received(session, meter, turns, failed)
+
+
+def _observer_of_sent(
+    exchange: Exchange, meter: SocketMeter, turns: Turns, failed: Callable[[Exception], None]
+) -> Observer:
+    max_bytes = meter.searched_bytes
 
     def sent(data: bytes) -> None:
         try:
-            if meter.sent_filter is not None and (len(data) > most or meter.sent_filter(data)):
+            if meter.sent_filter is not None and (len(data) > max_bytes or meter.sent_filter(data)):
                 meter.sent(data)
                 _name_model(exchange, meter)
             if turns.sent_filter is not None and turns.sent_filter(data, 0, HEAD_BYTES):
@@ -50,30 +62,33 @@ def observe_session(
         except Exception as error:  # whatever it is, the session goes on; counted
             failed(error)
 
+    return sent
+
+
+def _observer_of_received(
+    session: Session, meter: SocketMeter, turns: Turns, failed: Callable[[Exception], None]
+) -> Observer:
+    provider, pieces, max_bytes = session.upstream, meter.pieces, meter.searched_bytes
+
     def received(data: bytes) -> None:
         try:
             if turns.under_way and data.startswith(pieces):
                 return
             prefilter = meter.received_filter
-            telling = prefilter is not None and (len(data) > most or prefilter(data))
-            if telling or provider.messages <= _FIRST_MESSAGES:
+            is_metered = prefilter is not None and (len(data) > max_bytes or prefilter(data))
+            if is_metered or provider.messages <= _FIRST_MESSAGES:
                 session.refused(refusal_in_message(data))
-            elif len(data) <= _MOST_EVENT_BYTES:
+            elif len(data) <= _MAX_EVENT_BYTES:
                 session.last_event = data
-            if telling:
+            if is_metered:
                 meter.received(data)
-                _name_model(exchange, meter)
+                _name_model(session.exchange, meter)
             if turns.received_filter is not None and turns.received_filter(data, 0, HEAD_BYTES):
                 turns.received(data)
         except Exception as error:  # likewise
             failed(error)
 
-    def failed(error: Exception) -> None:
-        for seer in (meter, turns):
-            seer.sent_filter = seer.received_filter = None
-        gateway.ledger.meter_failed(exchange, error)
-
-    return sent, received
+    return received
 
 
 def _name_model(exchange: Exchange, meter: SocketMeter) -> None:

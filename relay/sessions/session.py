@@ -1,8 +1,8 @@
-"""A running WebSocket session: its two legs, how it ends, and the farewell that each side gets.
+"""A running WebSocket session: its two legs, how it ends, and the closing handshake of each side.
 
-Owns: the legs' stamps that the sweep judges by, the one Ending, the closing handshakes.
-aiohttp's own `close()` reads and drops whatever the peer floods for as long as it waits; the
-farewell here is bounded in time and bytes, and then the connection is cut.
+Owns: the legs' stamps that periodic.py judges by, the one Ending, the closing handshakes.
+aiohttp's own `close()` reads and drops whatever the peer floods for as long as it waits; a closing
+handshake here is bounded in time and bytes, and then the connection is cut.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES = {"downstream": "client", "upstream": "provider", "relay": "relay"}
 Socket = web.WebSocketResponse[bool] | ClientWebSocketResponse[bool]
 
 MAX_REASON_BYTES = 123
-_FAREWELL_BYTES = 256 * 1024
+_MAX_CLOSING_BYTES = 256 * 1024
 _POLL_S = 0.02
 GONE = (OSError, EofStream, aiohttp.ClientError, RuntimeError)
 """What reading from or sending to a leg raises when its connection is gone."""
@@ -45,7 +45,7 @@ class Ending:
     error: BaseException | None = None
     """What went wrong, if anything did: a RelayError, or the bug of ours that ended it."""
     lost: Side | None = None
-    """The leg that has no connection any more: it gets no farewell."""
+    """The leg that has no connection any more: it gets no close frame."""
     failed: Side | None = None
     """The leg that broke the protocol: its connection is failed (RFC 6455 7.1.7), not closed."""
 
@@ -76,7 +76,7 @@ class Leg:
     admit: Admit | None = None
     """Sees each message of this side before the other side gets it; None: all pass, unseen."""
 
-    async def farewell(self, ending: Ending, timeout_s: float) -> None:
+    async def close(self, ending: Ending, timeout_s: float) -> None:
         """Send a close frame, give its answer `timeout_s`, then let go of the connection.
 
         A side that broke the protocol gets the FIN at once behind the frame: it may wait for it.
@@ -116,7 +116,7 @@ class Leg:
         """Read on until the peer's close frame, but only a little of what it still sends."""
         taken = 0
         try:
-            while taken < _FAREWELL_BYTES:
+            while taken < _MAX_CLOSING_BYTES:
                 message = await self.read()
                 if message.type is WSMsgType.CLOSE:
                     return
@@ -159,8 +159,13 @@ class Session:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
+    @property
+    def legs(self) -> tuple[tuple[Leg, Leg], tuple[Leg, Leg]]:
+        """Each side, with the other one."""
+        return (self.downstream, self.upstream), (self.upstream, self.downstream)
+
     def end(self, ending: Ending) -> None:
-        """End the session. The first one to say so is right."""
+        """End the session. Its first ending counts."""
         if not self.ended.done():
             self.ended.set_result(ending)
 
@@ -171,13 +176,12 @@ class Session:
             self.refuse_key(code)
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
-        """Both farewells, at once. One that fails is logged, and its connection is gone too."""
+        """Close both sides, at once. One that fails is logged, and its connection is gone too."""
         legs = (self.downstream, self.upstream)
-        farewells = (
-            leg.cut() if leg.side == ending.lost else leg.farewell(ending, timeout_s)
-            for leg in legs
+        closed = (
+            leg.cut() if leg.side == ending.lost else leg.close(ending, timeout_s) for leg in legs
         )
-        results = await asyncio.gather(*farewells, return_exceptions=True)
+        results = await asyncio.gather(*closed, return_exceptions=True)
         for leg, error in zip(legs, results, strict=True):
             if error is not None:
                 log.bug("session.close_failed", error, id=self.exchange.id)
@@ -189,13 +193,8 @@ def close_payload(code: int | None, reason: str) -> bytes:
     """The payload of a close frame (RFC 6455 5.5.1): reserved codes never go on the wire."""
     if code is None:
         return b""
-    text = reason.encode("utf-8")[:MAX_REASON_BYTES]
-    while text:
-        try:
-            text.decode("utf-8")
-            break
-        except UnicodeDecodeError:
-            text = text[:-1]
+    # A character that the cut went through is dropped.
+    text = reason.encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore").encode()
     return struct.pack("!H", code) + text
 
 

@@ -1,5 +1,5 @@
 """Management: GET …/providers, POST …/providers/reload and DELETE …/cache, for local
-administrators alone (gate/local.py).
+administrators alone (gate/access.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from relay.core.caching import MAX_TTL_S
 from relay.core.errors import BadRequest
 from relay.core.numbers import whole_number
 from relay.core.provider import Provider
-from relay.gate.local import require_local
+from relay.gate.access import require_local
 from relay.gateway import GATEWAY
 from relay.upstream.health import Health
 

@@ -29,7 +29,7 @@ from relay.core.errors import (
 from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
-from relay.gate.local import require_local
+from relay.gate.access import require_local
 from relay.gateway import GATEWAY
 from relay.ledger import changes, csv_rows, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuery, Filter, moment_s

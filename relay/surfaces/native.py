@@ -137,7 +137,7 @@ class _ProviderSockets(_Calls):
         gateway.callers.authorize(call.headers)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
-        attempt_options(call, route, gateway.attempts)
+        attempt_options(call, route)
 
 
 def _wants_websocket(request: web.Request) -> bool:

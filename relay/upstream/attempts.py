@@ -99,10 +99,10 @@ class AttemptMaker(Protocol[T]):
         """Make it. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
 
     def judge_head(self, result: T) -> AttemptResult | None:
-        """What the head of a result says; None where its body says more: see `judge_body`."""
+        """The verdict by the head of a result; None where its body decides: see `judge_body`."""
 
     def judge_body(self, result: T) -> Awaitable[AttemptResult]:
-        """What the beginning of its body says, which is read. Where that fails, the result is
+        """The verdict by the beginning of its body. Where reading that fails, the result is
         dropped."""
 
     def drop(self, result: T) -> None:
@@ -227,14 +227,6 @@ class Attempts:
         self.health, self.budget = health, budget
         self._clock, self._random, self._wall = clock, random, wall
 
-    def check(self, route: Route, options: AttemptOptions) -> None:
-        """Raise ProviderNotConfigured if no target could be called."""
-        credential = options.credential
-        if credential is not None and (credential.provider or credential.gateway):
-            return
-        if not any(each.target.pool for each in (route, *route.alternatives)):
-            raise ProviderNotConfigured(route.provider.name, route.target.missing)
-
     async def open(self, maker: AttemptMaker[T]) -> T:
         """The result of the first attempt that is good, or that nothing better can follow.
 
@@ -315,9 +307,8 @@ class Attempts:
             exchange.at_end += (lambda: self.health.release(route, keys),)
 
     def _cut(self, exchange: Exchange) -> AttemptResult:
-        """What a cancellation is: the sweep's, which ends an attempt, or not ours to keep.
-
-        The end of a drain is no fault of the target's, and no other target follows.
+        """The result of an attempt that periodic.py cancelled. Any other cancellation is raised
+        again, and so is the end of a drain: it is no fault of the target's, and none follows.
         """
         cut = exchange.take_expiry()
         if cut is None or isinstance(cut, Draining):

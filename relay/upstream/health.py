@@ -24,9 +24,6 @@ Alarm = Callable[[str, str, AttemptResult, float], None]
 """(provider, key's label, how it was refused, seconds of its cooldown)"""
 
 
-Blame = Literal["", "limited", "refused"]
-
-
 @dataclass(slots=True)
 class Circuit:
     """The circuit breaker of one key, or of one target."""
@@ -36,7 +33,7 @@ class Circuit:
     running: int = 0
     probing: bool = False
     """Half-open: one call tests whether it works again."""
-    blame: Blame = ""
+    blame: Literal["", "limited", "refused"] = ""
     """Why it is in cooldown, if not for a fault of its provider's."""
 
     def is_usable(self, now_s: float) -> bool:
@@ -45,8 +42,7 @@ class Circuit:
 
     def mark_healthy(self) -> None:
         """Close the circuit."""
-        self.failures, self.probing, self.cooldown_until_s = 0, False, 0.0
-        self.blame = ""
+        self.failures, self.probing, self.cooldown_until_s, self.blame = 0, False, 0.0, ""
 
 
 class Health:
@@ -183,7 +179,10 @@ class Health:
         state.failures += 1
         state.probing = False
         state.cooldown_until_s = now + cooldown_s
-        known, state.blame = state.blame, _blame_of(ended)
+        known = state.blame
+        state.blame = "limited" if ended.needs_another_key else ""
+        if ended.is_key_refused:
+            state.blame = "refused"
         if state.blame == "refused" != known:
             self._alarm(route.provider.name, keys.provider.label, ended, cooldown_s)
 
@@ -207,12 +206,6 @@ class Health:
 
 def _identity(route: Route, keys: Keys) -> tuple[str, str]:
     return route.provider.name, keys.provider.value if keys.provider else ""
-
-
-def _blame_of(ended: AttemptResult) -> Blame:
-    if ended.is_key_refused:
-        return "refused"
-    return "limited" if ended.needs_another_key else ""
 
 
 def _is_pooled(route: Route, keys: Keys) -> bool:

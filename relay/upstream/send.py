@@ -56,11 +56,11 @@ def upstream_headers(
 
 
 def _put(headers: CIMultiDict[str], name: str, value: str) -> None:
-    """Set a credential's header, and leave no twin of it that the client sent."""
+    """Set a credential's header, and remove other spellings of it that the client sent."""
     lower = normal(name)
     if lower not in CREDENTIAL_HEADERS:
-        for twin in [given for given in headers if normal(given) == lower]:
-            headers.popall(twin, None)
+        for spelling in [each for each in headers if normal(each) == lower]:
+            headers.popall(spelling, None)
     headers[name] = value
 
 
@@ -124,15 +124,15 @@ def end_with_connection(response: ClientResponse) -> Callable[[], None]:
     if closed is None:
         return lambda: None
 
-    def tell(future: asyncio.Future[None]) -> None:
+    def fail(future: asyncio.Future[None]) -> None:
         future.exception()
         if not content.is_eof() and content.exception() is None:
             content.set_exception(ClientPayloadError("the connection was dropped within the body"))
 
     def forget() -> None:
-        closed.remove_done_callback(tell)
+        closed.remove_done_callback(fail)
 
-    closed.add_done_callback(tell)
+    closed.add_done_callback(fail)
     return forget
 
 

@@ -14,9 +14,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.calls.call import Call
 from relay.core.exchange import Caller
-from relay.gate.identify import Callers
-from relay.gate.origins import OpenAccess, Origins
-from relay.gate.proxies import Proxies
+from relay.gate.access import OpenAccess, Origins
+from relay.gate.identify import Callers, Proxies
 from relay.surfaces import native
 from tests.conftest import StartRelay
 from tests.relays import provider

@@ -344,7 +344,7 @@ async def test_a_refusal_that_breaks_off_is_told_as_one(start: StartRelay, raw: 
     assert (line["outcome"], line["error"]) == ("failed", "upstream_disconnected") and len(raw.arrived) == 1
 
 
-async def test_a_refusal_that_never_ends_is_ended_by_the_janitor(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_refusal_that_never_ends_is_ended_by_the_periodic_sweep(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head(JSON, "Content-Length: 100", status="400 Bad Request"), b"{", SILENCE)
     relay = await start(openai=provider(raw.url, inject_usage=True, first_byte_timeout_s=0.2))
     assert (await post(relay))[0] == 504

@@ -119,7 +119,7 @@ async def test_a_leader_that_leaves_in_the_middle_has_left_and_its_row_has_the_c
     assert row.bytes_down == len(FIRST) and row.first_byte_ms is not None
 
 
-async def test_the_janitor_does_not_judge_a_leader_that_has_left(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_periodic_sweep_does_not_judge_a_leader_that_has_left(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), gate, chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw)

@@ -13,7 +13,7 @@ from aiohttp import web
 from relay.calls import send
 from relay.calls.transforms import plan_transform
 from relay.core.rewriting import ProviderOrigin, Rewriter, endpoint_of, field_pattern, whole_events
-from relay.gate.proxies import Proxies
+from relay.gate.identify import Proxies
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, KEYS, Relay, provider
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, head, ok

@@ -276,7 +276,7 @@ async def test_a_response_that_cannot_be_cached_for_a_fault_of_ours_is_recorded_
     def fails(*_: Any) -> None:
         raise RuntimeError("as anything might")
 
-    monkeypatch.setattr(relay.gateway.cache, "keep", fails)
+    monkeypatch.setattr(relay.gateway.cache, "put", fails)
     assert (await relay.call("GET", relay.path("openai", "models")))[0] == 200
     await relay.idle()
     assert relay.gateway.limits._running == {}  # type: ignore[union-attr]

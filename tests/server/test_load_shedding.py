@@ -1,4 +1,4 @@
-"""More than may run: what is refused at the door, before anything is made of it, and what is not."""
+"""More than may run: what load shedding refuses before aiohttp builds a Request, and what it does not."""
 
 from __future__ import annotations
 

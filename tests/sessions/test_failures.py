@@ -116,13 +116,13 @@ async def test_a_session_that_cannot_begin_to_run_ends(session: tuple[Relay, lis
     assert row["cause"] == "Bug"
 
 
-async def test_the_janitors_failure_over_one_session_ends_that_one_and_no_other(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_of_the_sweep_over_one_session_ends_that_one_and_no_other(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = session
-    judge = periodic._judge
+    judge = periodic._overdue_ending
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as ill:
         [victim] = relay.gateway.sessions
         async with relay.client.ws_connect(relay.ws("openai")) as well:
-            monkeypatch.setattr(periodic, "_judge", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
+            monkeypatch.setattr(periodic, "_overdue_ending", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
             assert (await ill.receive(20)).data == 1011
             await ill.close()
             await asyncio.wait_for(seen[0].ended.wait(), 20)
@@ -132,7 +132,7 @@ async def test_the_janitors_failure_over_one_session_ends_that_one_and_no_other(
             assert (await well.receive(20)).data == "still here"
 
 
-async def test_the_janitors_failure_over_one_call_ends_that_one(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_of_the_sweep_over_one_call_ends_that_one(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url))
     monkeypatch.setattr(periodic, "_overdue", _raises)
@@ -145,15 +145,15 @@ async def test_the_janitors_failure_over_one_call_ends_that_one(start: StartRela
 async def test_gauges_that_cannot_be_told_keep_nobody_from_being_judged(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
     monkeypatch.setattr(relay.gateway, "gauges", _raises)
-    monkeypatch.setattr(periodic, "_judge", lambda *_: Ending(4408, "judged", "relay"))
+    monkeypatch.setattr(periodic, "_overdue_ending", lambda *_: Ending(4408, "judged", "relay"))
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
         assert (await socket.receive(20)).data == 4408
 
 
 async def test_a_goodbye_that_breaks_is_logged_and_leaves_no_connection(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, gone = Leg.farewell, asyncio.Event()
+    own, gone = Leg.close, asyncio.Event()
 
-    async def farewell(leg: Leg, *rest: Any) -> None:
+    async def close(leg: Leg, *rest: Any) -> None:
         if leg.side == "upstream":
             raise Bug("no goodbye")
         await own(leg, *rest)
@@ -164,7 +164,7 @@ async def test_a_goodbye_that_breaks_is_logged_and_leaves_no_connection(start: S
         finally:
             gone.set()
 
-    monkeypatch.setattr(Leg, "farewell", farewell)
+    monkeypatch.setattr(Leg, "close", close)
     server = await aiohttp_server(vendor(("GET", "/echo", echo_until_gone)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     async with relay.client.ws_connect(relay.ws("openai")) as socket:

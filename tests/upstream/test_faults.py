@@ -225,7 +225,7 @@ async def test_a_cancel_at_every_await_of_a_call_leaks_nothing(start: StartRelay
     assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
 
 
-async def test_one_bad_sweep_of_the_janitor_is_logged_and_the_next_goes_on(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_bad_periodic_sweep_is_logged_and_the_next_goes_on(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url, **QUICK))
     calls = 0

@@ -2,18 +2,27 @@
 
 Owns: the Host, Origin and Sec-Fetch-Site rules. Without them any web page could spend the keys of
 a developer's relay: by DNS rebinding, by a simple POST or a WebSocket (no CORS is asked for these),
-by an image, a script, a link or a no-cors call (no Origin is sent with these).
+by an image, a script, a link or a no-cors call (no Origin is sent with these). And who may manage
+the relay and read its ledger: there are no keys yet, so a caller counts as an administrator by
+where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from relay.core.errors import CrossSiteRequest, HostNotAllowed, OriginNotAllowed
+from relay.core.errors import (
+    CrossSiteRequest,
+    HostNotAllowed,
+    ManagementNotLocal,
+    OriginNotAllowed,
+)
+from relay.core.headers import is_of_network
 from relay.core.hosts import host_name, is_loopback
 from relay.core.memo import BoundedMemo
 
 _MAX_HOSTS = 256
+_SHOWN_CHARS = 40
 _OWN_SITES = frozenset({"same-origin", "none"})
 
 
@@ -82,7 +91,7 @@ def is_own_page(headers: Mapping[str, str]) -> bool:
     another. Raises CrossSiteRequest if a page of another origin sent it without Origin.
 
     Own means: the Origin is this Host, whatever the scheme, since TLS may end in front of the
-    relay. Without Origin the browser's Sec-Fetch-Site tells; a program sends none.
+    relay. Without Origin the browser's Sec-Fetch-Site decides; a program sends none.
     """
     origin = headers.get("Origin")
     if origin is not None:
@@ -92,3 +101,19 @@ def is_own_page(headers: Mapping[str, str]) -> bool:
     if site is not None and site.lower() not in _OWN_SITES:
         raise CrossSiteRequest(site)
     return True
+
+
+def require_local(peer: str | None, headers: Mapping[str, str]) -> None:
+    """Raise ManagementNotLocal, OriginNotAllowed or CrossSiteRequest unless a caller on this
+    machine sent a request with these headers itself. `peer` is the address that connected,
+    None if unknown.
+    """
+    if not is_loopback(peer or ""):
+        raise ManagementNotLocal("this request came from another machine")
+    if not is_loopback(host_name(headers.get("Host", ""))):
+        raise ManagementNotLocal("this request's Host is not a loopback name")
+    if (name := next(filter(is_of_network, headers), None)) is not None:
+        shown = name[:_SHOWN_CHARS]
+        raise ManagementNotLocal(f"the header '{shown}' shows that a proxy sent this request")
+    if not is_own_page(headers):
+        raise OriginNotAllowed(headers["Origin"])
