@@ -19,9 +19,9 @@ from relay import log
 from relay.background import BackgroundQueue
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
+from relay.core.addresses import host_name
 from relay.core.deadline_queue import DeadlineQueue
 from relay.core.exchange import Exchange, Request, Transport, uuid7
-from relay.core.hosts import host_name
 from relay.core.injection import UsageRefusals
 from relay.core.redaction import Secrets
 from relay.core.retry_policy import AttemptResult

@@ -64,19 +64,19 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 
 def _peek(attempt: RestAttempt, route: Route) -> None:
     """What the call is about, for rules, attempts, meters and the ledger."""
-    call, options, request = attempt.call, attempt.options, attempt.exchange.request
+    call, options, facts = attempt.call, attempt.options, attempt.exchange.request
     text = attempt.body.text or b""
-    request.kind = route.kind
-    request.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
+    facts.kind = route.kind
+    facts.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
     if route.kind == "transcription" and "callback" in query_names(call.query):
         options.submits = True  # Deepgram delivers the transcript there
     if route.kind in ("speech", "image"):
-        request.billable_input = paid_fields(text)
+        facts.billable_input = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(attempt.body.whole):
-        request.input_estimate = input_tokens(text, route.format)
+        facts.input_estimate = input_tokens(text, route.format)
     if text:
         seen = peek_body(text, call.headers.get("Content-Type", ""))
-        request.stream, request.user = seen.stream, seen.user
+        facts.stream, facts.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
         # Where the path or the query names the model, providers ignore one in the body.
-        request.model = request.model or seen.model
+        facts.model = facts.model or seen.model

@@ -32,13 +32,13 @@ class Clock:
 async def judged(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """Every session that is judged, each time."""
     seen: list[Session] = []
-    judge = periodic._overdue_ending
+    judge = periodic.overdue_ending
 
     def judging(session: Session, *rest: Any) -> Any:
         seen.append(session)
         return judge(session, *rest)
 
-    monkeypatch.setattr(periodic, "_overdue_ending", judging)
+    monkeypatch.setattr(periodic, "overdue_ending", judging)
     return seen
 
 

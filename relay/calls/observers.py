@@ -13,9 +13,9 @@ from aiohttp import ClientResponse
 from relay.calls.attempt import RestAttempt
 from relay.calls.recording import Observer, record_response
 from relay.core import paths
+from relay.core.credential_headers import CREDENTIAL_HEADERS
 from relay.core.credentials import bare
 from relay.core.exchange import Capture, Exchange, UnreadResponse
-from relay.core.headers import CREDENTIAL_HEADERS
 from relay.core.meters.answer_meter import AnswerMeter, answer_meter
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.unpack import coding_of

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from relay.core import paths
+from relay.core.credential_headers import CREDENTIAL_HEADERS
 from relay.core.errors import ProviderNotConfigured
-from relay.core.headers import CREDENTIAL_HEADERS
 from relay.core.provider import AuthRule, Credential, Keys, Provider, Route
 
 _GATEWAY_HEADER = "cf-aig-authorization"

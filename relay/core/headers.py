@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from multidict import MultiMapping
 
+from relay.core.credential_headers import RELAY_PREFIX, names_a_key
 from relay.core.memo import BoundedMemo
 
 Pairs = Collection[tuple[str, str]]
@@ -25,14 +26,6 @@ HOP_BY_HOP = frozenset(
         "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-
-CREDENTIAL_HEADERS = (
-    "x-relay-key", "cf-aig-authorization", "authorization", "x-api-key", "api-key", "xi-api-key",
-    "x-goog-api-key",
-)  # fmt: skip
-"""Wherever an SDK puts a key, in the order in which a client's own is looked for. Removed from
-every request; the provider's own is put in afterwards.
-"""
 
 # What CDNs, load balancers and proxies add to a request: the client's address, place, TLS and
 # identity, and the state of the hop. Full names, then beginnings, then endings. What a client sends
@@ -59,30 +52,6 @@ _OF_NETWORKS_START = (
 )  # fmt: skip
 _OF_NETWORKS_END = ("client-ip", "clientip", "connecting-ip", "real-ip")
 
-# What names a key, a token or a session of anybody's: the relay's, the provider's, or that of some
-# other service, which a client sends everywhere.
-_OF_KEYS = frozenset({"authentication", "token", "x-bf-vk", "x-auth", "jwt"})
-_OF_KEYS_PART = re.compile(
-    r"(?:^|-)(?:"
-    r"(?:[a-z0-9]+-?)?api-?keys?|(?:access|auth|private|secret|subscription|functions|signing)-?key"
-    r"|(?:api|access|auth|bearer|csrf|id|identity|oidc|private|refresh|secret|security|session|xsrf"
-    r"|subscription)-?token"
-    r"|authorization|cookies?2?|credentials?|pass(?:wd|word|phrase)|secret"
-    r")(?:-|$)"
-)
-_OF_THE_RELAY = "x-relay-"
-
-
-def names_a_key(name: str) -> bool:
-    """True for a header that carries a credential of anybody's, by its normal name."""
-    return (
-        name in CREDENTIAL_HEADERS
-        or name in _OF_KEYS
-        or name.startswith(_OF_THE_RELAY)
-        or _OF_KEYS_PART.search(name) is not None
-    )
-
-
 OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
 """What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
 
@@ -99,7 +68,7 @@ _DOWNSTREAM_DROP = frozenset(
         "set-cookie", "set-cookie2", "strict-transport-security", "alt-svc", "clear-site-data",
     }
 ) | HOP_BY_HOP  # fmt: skip
-_DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-", _OF_THE_RELAY)
+_DOWNSTREAM_DROP_PREFIXES = ("access-control-", "x-accel-", "sec-websocket-", RELAY_PREFIX)
 
 _PLAIN_CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "keep-alive, upgrade"})
 _MAX_NAMES = 1024

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from relay.core.addresses import host_name, is_loopback
 from relay.core.errors import (
     CrossSiteRequest,
     HostNotAllowed,
@@ -18,7 +19,6 @@ from relay.core.errors import (
     OriginNotAllowed,
 )
 from relay.core.headers import is_of_network
-from relay.core.hosts import host_name, is_loopback
 from relay.core.memo import BoundedMemo
 
 _MAX_HOSTS = 256

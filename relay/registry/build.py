@@ -16,9 +16,9 @@ from typing import Any
 from yarl import URL
 
 from relay.core import paths
+from relay.core.addresses import is_loopback
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat
-from relay.core.hosts import is_loopback
 from relay.core.provider import (
     Credential,
     Delegation,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from relay.core.hosts import Address, address_of, is_loopback
+from relay.core.addresses import Address, address_of, is_loopback
 from relay.core.provider import Proxy
 
 AddProblem = Callable[[str, str], None]

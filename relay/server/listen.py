@@ -14,8 +14,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from relay.core.addresses import is_loopback
 from relay.core.errors import OperatorError
-from relay.core.hosts import is_loopback
 from relay.registry.load import Config
 
 BACKLOG = 1024

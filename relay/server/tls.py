@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from relay.core.hosts import LOOPBACK_NAMES
+from relay.core.addresses import LOOPBACK_NAMES
 from relay.registry.certificates import Certificate, CertificateFiles
 
 SELF_SIGNED_DAYS = 397

@@ -1,34 +1,32 @@
 """Make each attempt of a WebSocket handshake afresh: URL, headers, subprotocols and credential for
 its target.
 
-Owns the making: no redirect is followed, and a refusal keeps the provider's own status and body.
-Which attempts there are is decided in upstream/attempts.py.
+Owns the making. Which attempts there are is decided in upstream/attempts.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiohttp import ClientWebSocketResponse, ClientWSTimeout, ServerTimeoutError
+from aiohttp import ClientWebSocketResponse
 from multidict import CIMultiDict
-from yarl import URL
 
 from relay.calls.call import Call
 from relay.calls.transforms import redact_whole, redacted_pairs, redacted_text
 from relay.core import paths
-from relay.core.errors import HandshakeRefused, RelayError, UpstreamTimeout
+from relay.core.errors import HandshakeRefused, RelayError
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of
 from relay.core.models import query_with_model
-from relay.core.provider import Keys, Route, WebSocketRules
+from relay.core.provider import Keys, Route
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.gateway import Gateway
 from relay.upstream.attempts import AttemptOptions
+from relay.upstream.connect import Handshake, connect
 from relay.upstream.failures import BEFORE_ANSWER, map_failure
-from relay.upstream.send import proxy_url, upstream_headers, upstream_url
+from relay.upstream.send import upstream_headers, upstream_url
 
 # A client that names one of these has chosen its session itself: no default of ours is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
@@ -47,37 +45,15 @@ class HandshakeAttempt:
 
     async def attempt(self, route: Route, keys: Keys) -> ClientWebSocketResponse[bool]:
         """Connect to `route`. Raises HandshakeRefused, with the provider's own status and body."""
-        rules, credential = route.provider.websocket_rules, keys.provider
-        assert rules is not None
-        url, headers = self._head(route, keys, rules)
-        subprotocols = self.call.offer(route).passed
-        if credential is not None and credential.place == "subprotocol":
-            subprotocols = (*subprotocols, credential.name + credential.value)
-        timeout_s = self.gateway.settings.websocket.handshake_timeout_s
+        handshake = self._handshake(route, keys)
         self.exchange.request.kind, self.exchange.routing.keys = route.kind, keys
-        self.exchange.request.model = _model(url.raw_query_string, route)
+        self.exchange.request.model = _model(handshake.url.raw_query_string, route)
         try:
-            async with asyncio.timeout(timeout_s):
-                upstream = await self.gateway.upstream.sockets.ws_connect(
-                    url,
-                    headers=headers,
-                    protocols=subprotocols,
-                    autoclose=False,
-                    autoping=False,
-                    decode_text=False,
-                    # aiohttp refuses a message of exactly its limit.
-                    max_msg_size=rules.max_message_bytes + 1,
-                    timeout=ClientWSTimeout(ws_close=1.0),
-                    proxy=proxy_url(route.target.proxy),
-                )
+            upstream = await connect(self.gateway.upstream.sockets, route, handshake)
         except HandshakeRefused as refusal:
             self._note(refusal.headers)
             _redact(refusal, keys)
             raise
-        except ServerTimeoutError:
-            raise
-        except TimeoutError as error:
-            raise UpstreamTimeout("the WebSocket handshake", timeout_s) from error
         self._note(upstream._response.headers)
         return upstream
 
@@ -101,10 +77,9 @@ class HandshakeAttempt:
         """Why no connection came about."""
         return map_failure(error, route, BEFORE_ANSWER)
 
-    def _head(
-        self, route: Route, keys: Keys, rules: WebSocketRules
-    ) -> tuple[URL, CIMultiDict[str]]:
-        """The URL and the headers of the handshake."""
+    def _handshake(self, route: Route, keys: Keys) -> Handshake:
+        rules, credential = route.provider.websocket_rules, keys.provider
+        assert rules is not None
         own = self.call.headers
         query = _with_defaults(self.call.query, route, own)
         if route.replaced_model is not None:
@@ -116,7 +91,16 @@ class HandshakeAttempt:
                 headers.popall(header, None)  # it is the registry's default
         if self.exchange.request.trace is not None:
             headers[TRACE] = self.exchange.request.trace.header
-        return upstream_url(route, query, keys), headers
+        subprotocols = self.call.offer(route).passed
+        if credential is not None and credential.place == "subprotocol":
+            subprotocols = (*subprotocols, credential.name + credential.value)
+        return Handshake(
+            upstream_url(route, query, keys),
+            headers,
+            subprotocols,
+            rules.max_message_bytes,
+            self.gateway.settings.websocket.handshake_timeout_s,
+        )
 
 
 def _redact(refusal: HandshakeRefused, keys: Keys) -> None:

@@ -16,9 +16,9 @@ from yarl import URL
 
 from relay.core import paths
 from relay.core.caching import CACHE_HEADERS
+from relay.core.credential_headers import CREDENTIAL_HEADERS
 from relay.core.errors import BadPath
 from relay.core.headers import (
-    CREDENTIAL_HEADERS,
     Pairs,
     headers_for_cloudflare,
     headers_for_provider,

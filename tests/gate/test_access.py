@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.core.addresses import host_name, is_loopback
 from relay.core.errors import CrossSiteRequest, ManagementNotLocal, OriginNotAllowed, RelayError
 from relay.core.headers import headers_for_cloudflare, headers_for_provider, is_of_network
-from relay.core.hosts import host_name, is_loopback
 from relay.gate.access import require_local
 from tests.conftest import StartRelay
 from tests.relays import canary, provider
@@ -213,7 +213,7 @@ PLACES = ["Authorization: Bearer {}", "x-api-key: {}", "api-key: {}", "xi-api-ke
 _FIRST = """
 from types import SimpleNamespace
 from relay.core.credentials import client_credential
-from relay.core.headers import CREDENTIAL_HEADERS
+from relay.core.credential_headers import CREDENTIAL_HEADERS
 given = {name: name for name in sorted(CREDENTIAL_HEADERS)}
 provider = SimpleNamespace(query_credentials=frozenset({"key", "api_key", "token", "cf-aig-authorization"}))
 query, offered = "token=q1&key=q2&api_key=q3&cf-aig-authorization=gq", [("openai-insecure-api-key.", "s1"), ("xi-api-key.", "s2"), ("cf-aig-authorization.", "gs")]

@@ -118,11 +118,11 @@ async def test_a_session_that_cannot_begin_to_run_ends(session: tuple[Relay, lis
 
 async def test_a_failure_of_the_sweep_over_one_session_ends_that_one_and_no_other(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = session
-    judge = periodic._overdue_ending
+    judge = periodic.overdue_ending
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as ill:
         [victim] = relay.gateway.sessions
         async with relay.client.ws_connect(relay.ws("openai")) as well:
-            monkeypatch.setattr(periodic, "_overdue_ending", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
+            monkeypatch.setattr(periodic, "overdue_ending", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
             assert (await ill.receive(20)).data == 1011
             await ill.close()
             await asyncio.wait_for(seen[0].ended.wait(), 20)
@@ -135,7 +135,7 @@ async def test_a_failure_of_the_sweep_over_one_session_ends_that_one_and_no_othe
 async def test_a_failure_of_the_sweep_over_one_call_ends_that_one(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url))
-    monkeypatch.setattr(periodic, "_overdue", _raises)
+    monkeypatch.setattr(periodic, "overdue", _raises)
     status, headers, _ = await relay.call("GET", relay.path("openai", "x"))
     assert (status, headers["x-relay-error"]) == (500, "internal_error")
     [row], [bug] = await relay.events(), await relay.events("periodic.failed")
@@ -145,7 +145,7 @@ async def test_a_failure_of_the_sweep_over_one_call_ends_that_one(start: StartRe
 async def test_gauges_that_cannot_be_told_keep_nobody_from_being_judged(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
     monkeypatch.setattr(relay.gateway, "gauges", _raises)
-    monkeypatch.setattr(periodic, "_overdue_ending", lambda *_: Ending(4408, "judged", "relay"))
+    monkeypatch.setattr(periodic, "overdue_ending", lambda *_: Ending(4408, "judged", "relay"))
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
         assert (await socket.receive(20)).data == 4408
 
