@@ -41,7 +41,6 @@ from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
-from relay.registry.secrets import secrets_of
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
 from relay.storage.redis import RedisConnection
@@ -66,7 +65,7 @@ class Gateway:
         self.at_once: dict[str, int] = {}
         """What runs, by the keys of the limits that count it."""
         self.inflight = Inflight(self.clock)
-        self.secrets = Secrets(secrets_of(config))
+        self.secrets = Secrets(config.secrets)
         log.protect(self.secrets)
         url = config.settings.database
         database = Database(database_url(url)) if url else None
@@ -178,7 +177,7 @@ class Gateway:
         self._take(config)
         self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
-        self.secrets.replace(secrets_of(config))
+        self.secrets.replace(config.secrets)
         if self.when_replaced is not None:
             self.when_replaced(config)
 

@@ -1,13 +1,15 @@
 """Turn what gateway.yaml says of a provider into the frozen nouns that calls are routed by.
 
-Owns: the meaning of `via`, `auth`, `paths`, `cloudflare` and their checks against each other.
-Complains into the Document an entry came from, so that a message has its file and line.
+Owns: the meaning of `via`, `auth`, `paths`, `cloudflare`, `pricing`, and their checks against each
+other. Complains into the Document an entry came from, so that a message has its file and line.
 """
 
 from __future__ import annotations
 
+import datetime
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -19,6 +21,7 @@ from relay.core import paths
 from relay.core.addresses import is_loopback
 from relay.core.caching import CacheRules
 from relay.core.formats import PathFormat
+from relay.core.pricing import PriceRule, Rates, tariff
 from relay.core.provider import (
     Credential,
     Delegation,
@@ -36,7 +39,6 @@ from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
 from relay.registry.entries import Pricing, ProviderEntry, ProviderWebSocket
-from relay.registry.pricing import price_rules
 from relay.registry.problems import Document, Where, hint_at_nearest
 from relay.registry.proxies import Proxies
 from relay.registry.registry import Registry
@@ -47,6 +49,11 @@ Entry = tuple[ProviderEntry, Document, Mapping[Where, Expanded]]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _CREDENTIAL_QUERIES = frozenset({"cf-aig-authorization"})
+_PRICE_UNITS = ("_per_mtok", "_per_million")
+_RATE_NAMES = {
+    "audio_per_hour": "audio_hour", "per_unit": "unit", "per_image": "image", "per_call": "call",
+    "per_web_search": "web_search", "per_page": "page",
+}  # fmt: skip
 
 
 def build_registry(
@@ -118,7 +125,7 @@ class _Builder:
             weight=entry.weight,
             retries=RetryRules(**retries.model_dump() | {"statuses": frozenset(retries.statuses)}),
             cache=CacheRules(cache.ttl_s, cache.scope, cache.coalesce),
-            pricing=price_rules(entry.pricing, entry.format),
+            pricing=_price_rules(entry.pricing, entry.format),
             priced_as=entry.priced_as,
             inject_usage=self.settings.inject_usage and entry.inject_usage,
             delegation=Delegation(**self.settings.cloudflare.delegate.model_dump()),
@@ -384,3 +391,32 @@ def demo_entry(url: str) -> ProviderEntry:
             subprotocols={"realtime": "pass", "openai-beta.": "drop"},
         ),
     )
+
+
+def _price_rules(listed: Sequence[Pricing], format_: str) -> tuple[PriceRule, ...]:
+    """In the order of the file: the first that holds is taken."""
+    return tuple(
+        PriceRule(
+            tuple(rule.models),
+            -math.inf if rule.since is None else _midnight(rule.since),
+            math.inf if rule.until is None else _midnight(rule.until),
+            tariff(_rates(rule), audio_is_text=format_ == "google"),
+            rule.service_tier,
+        )
+        for rule in listed
+    )
+
+
+def _rates(rule: Pricing) -> Rates:
+    given: dict[str, Any] = rule.model_dump(exclude={"models", "since", "until", "service_tier"})
+    return Rates(**{_rate_name(key): usd for key, usd in given.items() if isinstance(usd, Decimal)})
+
+
+def _rate_name(key: str) -> str:
+    for ending in _PRICE_UNITS:
+        key = key.removesuffix(ending)
+    return _RATE_NAMES.get(key, key)
+
+
+def _midnight(day: datetime.date) -> float:
+    return datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
@@ -75,6 +76,25 @@ class Config:
         fallbacks = (each for one in self.registry.providers.values() for each in one.fallbacks)
         named = {each.model for each in fallbacks if each.model}
         return frozenset(named.union(*(rule.models for rule in self.limits)))
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Every key, token and password in a URL: nothing that is logged or stored shows one."""
+        settings = self.settings
+        found = {settings.cloudflare.api_key, *settings.tracing.headers.values()}
+        urls = [settings.redis.url, settings.database]
+        for provider in self.registry.providers.values():
+            targets = [
+                provider.rest, provider.websocket, provider.rest_after, provider.websocket_after,
+                *(rule.target for rule in provider.paths),
+            ]  # fmt: skip
+            urls += [t.proxy.url for t in targets if t and t.proxy]
+            for credential in (c for t in targets if t for keys in t.pool if (c := keys.provider)):
+                found |= {credential.value, credential.value.rpartition(" ")[2]}
+        for url in urls:
+            password = urlsplit(url or "").password or ""
+            found |= {password, unquote(password)}
+        return frozenset(secret for secret in found if secret)
 
     def log_warnings(self) -> None:
         """Log what may be a mistake."""

@@ -20,7 +20,6 @@ from relay.core.paths import API
 from relay.core.redaction import Secrets
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.proxies import Proxies
-from relay.registry.secrets import secrets_of
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, LogStream, Relay, provider, write_config
 from tests.upstream.proxy import ForwardProxy
@@ -288,7 +287,7 @@ def test_explain_shows_the_proxy_and_no_password(tmp_path: Path, monkeypatch: py
 
 def test_the_proxys_password_is_redacted_in_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:p%40ss%3Aw%2Frd@proxy.example:3128")
-    secrets = Secrets(secrets_of(loaded(tmp_path, openai=ENTRY)))
+    secrets = Secrets(loaded(tmp_path, openai=ENTRY).secrets)
     assert secrets.redactor.redact(f"{PASSWORD} p%40ss%3Aw%2Frd".encode()) == b"[redacted] [redacted]"
 
 
