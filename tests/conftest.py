@@ -27,6 +27,7 @@ from tests.databases import (  # noqa: F401
     patient_reads,
     postgres,
 )
+from tests.processes import end_left_behind
 from tests.relays import (
     CLOUDFLARE_TOKEN,
     LogStream,
@@ -74,6 +75,12 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 STARTS_PROGRAMS = {"nginx", "redis_server", "postgres"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Before fixtures end, and the loop with them."""
+    end_left_behind()
 
 
 @pytest.hookimpl(tryfirst=True)

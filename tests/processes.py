@@ -39,7 +39,7 @@ def free_port() -> int:
             return port
 
 
-@dataclass
+@dataclass(eq=False)
 class Served:
     """`relay serve` in a folder of its own."""
 
@@ -77,6 +77,7 @@ class Served:
             code = await self.process.wait()
             assert self._reader is not None
             await self._reader
+        _running.discard(self)
         return code
 
     async def stop(self) -> None:
@@ -96,6 +97,18 @@ class Served:
             LogStream.everything.append(text)
 
 
+_running: set[Served] = set()
+
+
+def end_left_behind() -> None:
+    """End what a test that failed has left running: its loop could not be closed while it runs."""
+    while _running:
+        served = _running.pop()
+        if served.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(served.pid, signal.SIGKILL)
+
+
 def handing_over(sock: socket.socket) -> Start:
     """Start a relay with a listening socket, as systemd does it."""
 
@@ -113,6 +126,7 @@ async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, 
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
     process = await start(Command(arguments, folder, clean | {"PYTHONPATH": str(ROOT)} | (env or {})))
     served = Served(process, folder)
+    _running.add(served)
     served._reader = asyncio.create_task(served._read())
     return served
 
