@@ -27,6 +27,7 @@ from tests.databases import (  # noqa: F401
     patient_reads,
     postgres,
 )
+from tests.order import SlowFirst
 from tests.processes import end_left_behind
 from tests.relays import (
     CLOUDFLARE_TOKEN,
@@ -63,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for spelt in (name, name.lower()):
             os.environ.pop(spelt, None)  # this machine's; what a test sets for itself counts
     config.pluginmanager.register(WholeRun(config))
+    config.pluginmanager.register(SlowFirst())
     logging.getLogger().addHandler(_EveryLine())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
 

@@ -1,0 +1,32 @@
+"""The order of tests where several processes share them: those that take seconds first.
+
+xdist gives each process an equal part of the list, in order, and one that is done takes over tests
+from the end of another's part. A slow test at the end of the list would hold up the whole run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+SLOW = (
+    "tests/web/", "tests/e2e/", "tests/sdk/", "tests/server/test_processes", "tests/server/test_supervisor", "tests/test_whole_run", "tests/test_docs", "tests/cli/test_wheel",
+    "tests/cli/test_doctor", "tests/client/", "tests/registry/test_shipped", "tests/registry/test_mutated", "tests/storage/test_migrations", "tests/test_log_output",
+    "tests/core/test_large_bodies", "tests/calls/test_bounded_work", "tests/surfaces/test_slow_questions", "tests/gate/test_shared_limits", "tests/upstream/test_faults",
+)  # fmt: skip
+
+
+class SlowFirst:
+    """Puts a share of the slow tests at the beginning of each process's part."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        if parts == 1:
+            return
+        slow = [item for item in items if item.nodeid.startswith(SLOW)]
+        quick = [item for item in items if not item.nodeid.startswith(SLOW)]
+        items[:] = [
+            item for part in range(parts) for each in (slow, quick) for item in each[len(each) * part // parts : len(each) * (part + 1) // parts]
+        ]  # fmt: skip
