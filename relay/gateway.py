@@ -80,7 +80,7 @@ class Gateway:
         self.sessions: DeadlineQueue[Session] = DeadlineQueue()
         self.held_bytes = 0
         self.draining = False
-        self.arriving: set[object] = set()
+        self.admitted: set[object] = set()
         """Connections whose request load shedding admitted, and which is not handled yet."""
         self.requests_shed = 0
         """Requests that load shedding refused; relay/periodic.py logs how many."""

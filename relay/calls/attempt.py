@@ -172,8 +172,8 @@ class RestAttempt:
         return _GOOD
 
     async def judge_body(self, answer: ClientResponse) -> AttemptResult:
-        """The verdict by an error's body on the attempt, the key, and what the relay had added; or
-        by the first event of a stream.
+        """Judge the attempt, the key, and what the relay had added, by the body of an error; or by
+        the first event of a stream.
         """
         headers = answer.headers
         try:

@@ -58,15 +58,15 @@ def record_response(
             return
         media, coding = received.get("Content-Type", ""), received.get("Content-Encoding", "")
         response = Response(route.format, route.kind, media, coding, body)
-        verdict = is_complete(response, READ_AT_ONCE_BYTES)
-        if verdict is False:
+        complete = is_complete(response, READ_AT_ONCE_BYTES)
+        if complete is False:
             return
         gateway.ledger.settle(exchange)
         entry = Entry(
             plan.provider, upstream.reason or "", headers, _pieces(body), streamed, time.time(),
             exchange.usage.cost_nano_usd,
         )  # fmt: skip
-        if verdict:
+        if complete:
             gateway.cache.put(plan, entry)
         else:
             gateway.background(_store_if_complete(response, plan, entry, gateway.cache))

@@ -16,7 +16,7 @@ from relay.core.injection import can_be_asked
 from relay.core.pricing import PriceRule
 from relay.core.retry_policy import FallbackCause, RetryRules
 from relay.core.rewriting import ProviderOrigin, Rewrites
-from relay.core.subprotocols import Verdict
+from relay.core.subprotocols import SubprotocolUse
 
 Via = Literal["direct", "cloudflare"]
 Strategy = Literal["round_robin", "least_busy", "weight"]
@@ -105,7 +105,7 @@ class WebSocketRules:
     """Of the default path alone."""
     header_queries: Mapping[str, str]
     """Headers and the query parameters that mean the same: one of the two goes up."""
-    subprotocols: Mapping[str, Verdict]
+    subprotocols: Mapping[str, SubprotocolUse]
     max_message_bytes: int
     idle_timeout_s: float | None
     max_session_s: float | None

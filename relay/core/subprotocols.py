@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Verdict = Literal["pass", "drop", "credential", "credential_next"]
+SubprotocolUse = Literal["pass", "drop", "credential", "credential_next"]
 
 # Forms that users' pages send to any provider, whatever its own table says.
-_EVERYWHERE: Mapping[str, Verdict] = {
+_EVERYWHERE: Mapping[str, SubprotocolUse] = {
     "cf-aig-authorization.": "credential",
     "openai-insecure-api-key.": "credential",
     "xi-api-key.": "credential",
@@ -55,7 +55,7 @@ def split(header_values: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def sort(offered: tuple[str, ...], table: Mapping[str, Verdict]) -> Offer:
+def sort(offered: tuple[str, ...], table: Mapping[str, SubprotocolUse]) -> Offer:
     """Sort what a client offered by the provider's `table` of names and `prefix.`es.
 
     Names that the table does not know are public but stay here: a provider hears only what it is
@@ -67,24 +67,24 @@ def sort(offered: tuple[str, ...], table: Mapping[str, Verdict]) -> Offer:
     credentials: list[tuple[str, str]] = []
     items = iter(offered)
     for item in items:
-        prefix, verdict = _verdict(item, table)
-        if verdict == "credential":
+        prefix, use = _use_of(item, table)
+        if use == "credential":
             credentials.append((prefix, item[len(prefix) :]))
             continue
         public.append(item)
-        if verdict == "pass":
+        if use == "pass":
             passed.append(item)
-        elif verdict == "credential_next" and (secret := next(items, None)) is not None:
+        elif use == "credential_next" and (secret := next(items, None)) is not None:
             credentials.append((item + " ", secret))
     return Offer(offered, tuple(public), tuple(passed), tuple(credentials))
 
 
-def _verdict(item: str, table: Mapping[str, Verdict]) -> tuple[str, Verdict | None]:
+def _use_of(item: str, table: Mapping[str, SubprotocolUse]) -> tuple[str, SubprotocolUse | None]:
     if (exact := table.get(item)) is not None:
         return item, exact
     lower = item.lower()
     for rules in (table, _EVERYWHERE):
-        for prefix, verdict in rules.items():
+        for prefix, use in rules.items():
             if prefix.endswith(".") and lower.startswith(prefix.lower()):
-                return prefix, verdict
+                return prefix, use
     return item, None

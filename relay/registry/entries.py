@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from relay.core.formats import Format
 from relay.core.provider import Strategy, Via
 from relay.core.retry_policy import Backoff, FallbackCause
-from relay.core.subprotocols import Verdict
+from relay.core.subprotocols import SubprotocolUse
 from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath, matching
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -108,7 +108,7 @@ class ProviderWebSocket(Section):
         description="Header to the query parameter that means the same: a default of either is left out where the other goes up.",
     )
     base_url: str | None = Field(None, description="Another host for sockets; none: base_url.")
-    subprotocols: dict[str, Verdict] = Field(
+    subprotocols: dict[str, SubprotocolUse] = Field(
         {},
         description="Name, or prefix ending in a dot, to: pass, drop, credential, credential_next.",
     )

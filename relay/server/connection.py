@@ -37,7 +37,7 @@ def fast_path(app: web.Application, otherwise: Handler) -> Handler:
     back. A call takes its place among those that run before the loop turns again.
     """
     gateway = app[GATEWAY]
-    arriving = gateway.arriving
+    admitted = gateway.admitted
     prefixes = []
     for prefix, route in app[CALL_PREFIXES]:
         with_cors, without_cors = _matched(app, route), _matched(app, route)
@@ -45,8 +45,8 @@ def fast_path(app: web.Application, otherwise: Handler) -> Handler:
         prefixes.append((prefix, len(prefix), route.handler, with_cors, without_cors))
 
     def handle(request: Any) -> Awaitable[web.StreamResponse]:
-        if arriving:
-            arriving.discard(request.protocol)
+        if admitted:
+            admitted.discard(request.protocol)
         path = request.raw_path
         for prefix, start, handler, with_cors, without_cors in prefixes:
             if path.startswith(prefix) and path[start:].partition("?")[0] not in _NO_CALLS:

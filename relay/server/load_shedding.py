@@ -41,14 +41,14 @@ class LoadShedder:
         turn of the loop no more than there is room for may become calls.
         """
         gateway, path = self._gateway, message.path
-        limits, arriving = gateway.limits, gateway.arriving
+        limits, admitted = gateway.limits, gateway.admitted
         if limits is None or limits.max_calls is None or not path.startswith(self._prefixes):
             return None
         headers = message.headers
         if message.upgrade or "Origin" in headers:
             return None
-        if limits.running + len(arriving) < limits.max_calls:
-            arriving.add(connection)
+        if limits.running + len(admitted) < limits.max_calls:
+            admitted.add(connection)
             return None
         if message.should_close or "Expect" in headers or not payload.is_eof():
             return None
@@ -66,7 +66,7 @@ class LoadShedder:
 
     def free(self, connection: RequestHandler) -> None:
         """Give back the place of what arrived on this connection, if it has one."""
-        self._gateway.arriving.discard(connection)
+        self._gateway.admitted.discard(connection)
 
 
 def _ready(format_: str) -> tuple[bytes, bytes]:

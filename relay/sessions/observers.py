@@ -94,4 +94,4 @@ def _observer_of_received(
 def _name_model(exchange: Exchange, meter: SocketMeter) -> None:
     """Where its URL names none, a session is of the model that its messages name first."""
     if exchange.request.model is None:
-        exchange.request.model = meter.asked or meter.model
+        exchange.request.model = meter.requested_model or meter.model

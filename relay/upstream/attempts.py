@@ -99,10 +99,10 @@ class AttemptMaker(Protocol[T]):
         """Make it. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
 
     def judge_head(self, result: T) -> AttemptResult | None:
-        """The verdict by the head of a result; None where its body decides: see `judge_body`."""
+        """The judgement by the head of a result; None where its body decides: see `judge_body`."""
 
     def judge_body(self, result: T) -> Awaitable[AttemptResult]:
-        """The verdict by the beginning of its body. Where reading that fails, the result is
+        """The judgement by the beginning of its body. Where reading that fails, the result is
         dropped."""
 
     def drop(self, result: T) -> None:

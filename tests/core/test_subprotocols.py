@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.subprotocols import Verdict, sort, split
+from relay.core.subprotocols import SubprotocolUse, sort, split
 
-OPENAI: dict[str, Verdict] = {"realtime": "pass", "openai-insecure-api-key.": "credential", "openai-beta.": "drop"}
-DEEPGRAM: dict[str, Verdict] = {"token": "credential_next", "bearer": "credential_next"}
+OPENAI: dict[str, SubprotocolUse] = {"realtime": "pass", "openai-insecure-api-key.": "credential", "openai-beta.": "drop"}
+DEEPGRAM: dict[str, SubprotocolUse] = {"token": "credential_next", "bearer": "credential_next"}
 
 
 def test_headers_are_split_at_commas() -> None:

@@ -68,7 +68,7 @@ async def _is_free(relay: Relay, connect: Connect) -> None:
     other.send(CALL)
     assert await other.status() == 200
     await relay.idle()
-    assert not relay.gateway.arriving and not relay.gateway.limits._running  # type: ignore[union-attr]
+    assert not relay.gateway.admitted and not relay.gateway.limits._running  # type: ignore[union-attr]
 
 
 ASKS_METHOD = "Access-Control-Request-Method: POST"
@@ -168,7 +168,7 @@ async def test_a_client_that_is_gone_before_its_request_is_handled_holds_no_plac
         gone.send(CALL)
         gone.writer.transport.abort()
     async with asyncio.timeout(HANG_GUARD_S):
-        while relay.gateway.arriving or relay.gateway.running:
+        while relay.gateway.admitted or relay.gateway.running:
             await asyncio.sleep(0.01)
     await _is_free(relay, connect)
 

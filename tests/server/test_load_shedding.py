@@ -183,7 +183,7 @@ async def test_of_many_that_come_at_once_only_as_many_as_there_is_room_for_becom
     gate.set()
     statuses = [(await connection.answer())[0] for connection in connections]
     assert (statuses.count(200), statuses.count(503)) == (3, 47)
-    assert not relay.gateway.arriving
+    assert not relay.gateway.admitted
     for connection in connections:
         connection._writer.close()
 
@@ -195,7 +195,7 @@ async def test_a_request_that_comes_to_nothing_takes_no_room(start: StartRelay, 
         connection = Connection(*await asyncio.open_connection("127.0.0.1", relay.port))
         connection.send(request(path))
         assert (await connection.answer())[0] in (400, 404)
-        assert not relay.gateway.arriving
+        assert not relay.gateway.admitted
         connection.send(request())
         assert (await connection.answer())[0] == 200
         connection._writer.close()

@@ -60,7 +60,7 @@ class Realtime(ResponseMeter):
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         # All who attach themselves to a call see the same responses; others cannot be read again.
-        self._attached = bool(opened.asked("call_id"))
+        self._attached = bool(opened.parameter("call_id"))
         self._transcriber: str | None = None
         self._context_tokens = 0
         self._heard_from = 0
@@ -77,7 +77,7 @@ class Realtime(ResponseMeter):
             self._wrote = True
             return
         model, transcriber = text_of(message.get("session.model")), _transcriber(message)
-        if model is None and self.opened.asked("intent") == "transcription":
+        if model is None and self.opened.parameter("intent") == "transcription":
             model = transcriber
         self._transcriber = self._transcriber or transcriber
         if model is not None:
@@ -86,7 +86,8 @@ class Realtime(ResponseMeter):
             self._watch_texts()
 
     def _watch_texts(self) -> None:
-        if self.sent_filter is None and (self.model or self.asked or "").startswith("grok"):
+        model = self.model or self.requested_model or ""
+        if self.sent_filter is None and model.startswith("grok"):
             self.sent_filter = compile_prefilter(r'"conversation\.item\.create"')
 
     def _reported(self, kind: str, message: Document, data: bytes) -> None:

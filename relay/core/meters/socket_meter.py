@@ -52,7 +52,7 @@ class OpenedSession:
     provider: SideCounts
     clock: Callable[[], float]
 
-    def asked(self, name: str) -> str:
+    def parameter(self, name: str) -> str:
         """A parameter of the URL; empty if it is not there."""
         return paths.query_value(self.query, name)
 
@@ -67,8 +67,15 @@ class SocketMeter:
     searched_bytes = 256 * 1024
     """A larger message is read without the prefilter, which is slower than to read it."""
     __slots__ = (
-        "_by_key", "_sums", "asked", "ignored_fields", "model", "opened", "pieces",
-        "received_filter", "sent_filter",
+        "_by_key",
+        "_sums",
+        "ignored_fields",
+        "model",
+        "opened",
+        "pieces",
+        "received_filter",
+        "requested_model",
+        "sent_filter",
     )  # fmt: skip
 
     def __init__(self, opened: OpenedSession) -> None:
@@ -77,7 +84,7 @@ class SocketMeter:
         self.received_filter: Prefilter | None = None
         self.pieces: tuple[bytes, ...] = ()
         """How messages begin that are pieces of an answer and tell nothing else."""
-        self.asked: str | None = None
+        self.requested_model: str | None = None
         """The model that the client's messages named first."""
         self.model = opened.model
         """The model that answers."""
@@ -119,8 +126,8 @@ class SocketMeter:
 
     def named(self, model: str | None) -> None:
         """The client named a model."""
-        if self.asked is None and model is not None:
-            self.asked = model
+        if self.requested_model is None and model is not None:
+            self.requested_model = model
 
 
 _MAX_SUMS = 50

@@ -36,7 +36,8 @@ class HeardAudio(TimedSession):
         self.reported_ms: int | None = None
         """As the provider says."""
         self._bytes_a_s = bytes_a_second(
-            opened.asked("encoding") or opened.asked("audio_format"), opened.asked("sample_rate")
+            opened.parameter("encoding") or opened.parameter("audio_format"),
+            opened.parameter("sample_rate"),
         )
         self._payload: Payload | None = None
         self._audio = audio
@@ -103,8 +104,8 @@ class DeepgramListen(Segments):
         super().__init__(opened)
         self._channels = 1
         self._whole_ms: int | None = None
-        if (channels := opened.asked("channels")).isdecimal() and self._bytes_a_s is not None:
-            several = opened.asked("multichannel") == "true"
+        if (channels := opened.parameter("channels")).isdecimal() and self._bytes_a_s is not None:
+            several = opened.parameter("multichannel") == "true"
             self._bytes_a_s *= 1 if several else min(max(int(channels[:3]), 1), 64)
 
     def received(self, data: bytes) -> None:

@@ -287,7 +287,7 @@ def _shuffled(value: Any, order: random.Random) -> Any:
 def test_what_a_session_tells_is_read(name: str) -> None:
     _, _, expected, asked = CASES[name]
     session = _play(name, lambda message: message)
-    assert session.parts == expected and session.meter.asked == asked
+    assert session.parts == expected and session.meter.requested_model == asked
     assert session.parts == expected, "reading it twice changes nothing"
 
 
@@ -301,7 +301,7 @@ def test_the_order_of_fields_and_spaces_do_not_matter(name: str) -> None:
             return message if isinstance(message, bytes) else json.dumps(_shuffled(message, order), indent=indent).encode()
 
         session = _play(name, change)
-        assert session.parts == expected and session.meter.asked == asked
+        assert session.parts == expected and session.meter.requested_model == asked
 
 
 @pytest.mark.parametrize("padding_bytes", [60_000, 400_000])
@@ -314,7 +314,7 @@ def test_messages_of_any_size_are_read(name: str, padding_bytes: int) -> None:
         return message if isinstance(message, bytes) else {"padding": padding, **message, "more": {"nested": padding}}
 
     session = _play(name, pad)
-    assert session.parts == expected and session.meter.asked == asked
+    assert session.parts == expected and session.meter.requested_model == asked
 
 
 @pytest.mark.parametrize("message", [b"not json \"usage\" duration", b'{"usage": 5, "type": "response.done"}', b'{"type": "response.done", "response": [{"usage": 4}]}', b"\xff\x00\"usage\"", b'{"type": {}, "duration": "x", "is_final": true, "usage": {"input_tokens": -4, "output_tokens": 1e99}}', b"[" * 2000 + b'"usage"'])
