@@ -147,7 +147,7 @@ class _Copy:
 async def drain(
     source: Source, exchange: Exchange, clock: Callable[[], float], most_s: float
 ) -> None:
-    """Read what nobody gets any more, to learn what it used: providers report that at the end."""
+    """Read the rest of a response whose client has left: providers report the usage at its end."""
     exchange.wait("nothing", clock())
     observer = exchange.response.meter_observer
     with contextlib.suppress(TimeoutError, RelayError, *MAPPABLE_ERRORS):

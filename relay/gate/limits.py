@@ -187,7 +187,9 @@ class Limits:
             )
 
     def _settle(self, exchange: Exchange, reservations: Sequence[Reservation]) -> None:
-        """Release the reserved tokens that a call did not use; count what it used beyond them."""
+        """Correct the count of tokens: release those that were reserved and not used, or add those
+        that were used beyond the reservation.
+        """
         if not reservations:
             return
         self._find_used(exchange)

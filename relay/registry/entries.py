@@ -149,7 +149,8 @@ class Retries(Section):
     )
     delay_s: Seconds = Field(0.25, description="The first wait at most.")
     max_delay_s: Seconds = Field(
-        5, description="The longest wait, Retry-After included; for more nobody waits."
+        5,
+        description="The longest wait before a retry. A provider that asks for more by Retry-After is not retried.",
     )
     deadline_s: Seconds = Field(
         60,
@@ -264,7 +265,7 @@ class ProviderEntry(Section):
         description="Header in which it takes one key for all attempts of a call, which makes any call repeatable.",
     )
     stored_at_cloudflare: bool = Field(
-        False, description="The provider's key lies at Cloudflare: send none."
+        False, description="Cloudflare stores the provider's key: the relay sends none."
     )
     client_credentials: Literal["deny", "allow"] = Field(
         "deny",
