@@ -623,19 +623,25 @@ async def test_the_least_busy_key_is_next(start: StartRelay, aiohttp_server: Any
     await asyncio.gather(*calls)
 
 
-async def test_a_key_is_busy_until_its_stream_has_ended(start: StartRelay, raw: RawUpstream) -> None:
+async def least_busy(start: StartRelay, raw: RawUpstream) -> tuple[Relay, asyncio.Event]:
+    """A relay with a pool that takes its least busy key. The first response streams until the event is set."""
     gates, steps = gated_events(2)
     raw.plays(*steps)
     raw.plays(ok(b"fine"))
     relay = await start(openai={"base_url": raw.url, "auth": POOL | {"pool": "least_busy"}})
     gates[0].set()
+    return relay, gates[1]
+
+
+async def test_a_key_is_busy_until_its_stream_has_ended(start: StartRelay, raw: RawUpstream) -> None:
+    relay, end = await least_busy(start, raw)
     async with relay.client.post(relay.path("openai", "x"), data=b"{}") as streaming:
         await streaming.content.readany()
         used = raw.arrived[0].header("Authorization")
         for _ in range(6):
             await relay.call("POST", relay.path("openai", "x"), data=b"{}")
         assert used not in [request.header("Authorization") for request in raw.arrived[1:]]
-        gates[1].set()
+        end.set()
         await streaming.read()
     await relay.idle()
     assert all(state.running == 0 for state in relay.gateway.attempts.health._keys.values())
@@ -718,18 +724,14 @@ async def test_an_exception_in_an_attempt_leaves_no_key_on_trial(keyed: Any, whe
 
 
 async def test_a_key_stays_as_busy_as_it_is_over_a_reload(start: StartRelay, raw: RawUpstream) -> None:
-    gates, steps = gated_events(2)
-    raw.plays(*steps)
-    raw.plays(ok(b"fine"))
-    relay = await start(openai={"base_url": raw.url, "auth": POOL | {"pool": "least_busy"}})
-    gates[0].set()
+    relay, end = await least_busy(start, raw)
     async with relay.client.post(relay.path("openai", "x"), data=b"{}") as streaming:
         await relay.call("POST", f"{relay.url}/api/v1/ai-gateway/providers/reload")
         for _ in range(6):
             await relay.call("POST", relay.path("openai", "x"), data=b"{}")
         used = [request.header("Authorization")[0] for request in raw.arrived]
         assert used[0] not in used[1:]
-        gates[1].set()
+        end.set()
         await streaming.read()
     await relay.idle()
     assert all(state.running == 0 for state in relay.gateway.attempts.health._keys.values())
