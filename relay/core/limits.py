@@ -131,7 +131,7 @@ def ratelimit_headers(
         state = f"{rule.item}{remaining};t={ceil(reset_s)}"
         return ("ratelimit", state), ("ratelimit-policy", rule.policy)
     state = ", ".join([f"{rule.item}{n};t={ceil(s)}" for rule, n, s in limit_states])
-    policy = ", ".join([standing.rule.policy for standing in limit_states])
+    policy = ", ".join([each.rule.policy for each in limit_states])
     return ("ratelimit", state), ("ratelimit-policy", policy)
 
 

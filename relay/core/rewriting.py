@@ -144,10 +144,10 @@ class EventChanger:
     Up to `max_bytes` of an event are held until it ends. A larger one flows on unchanged.
     """
 
-    __slots__ = ("_change", "_held", "_last", "_most_bytes")
+    __slots__ = ("_change", "_held", "_last", "_max_bytes")
 
     def __init__(self, change: Callable[[bytes], bytes], max_bytes: int) -> None:
-        self._change, self._most_bytes = change, max_bytes
+        self._change, self._max_bytes = change, max_bytes
         self._held = bytearray()
         self._last = b""
         """In the middle of an event that is too large: its last byte so far."""
@@ -166,7 +166,7 @@ class EventChanger:
             changed = self._change(bytes(held))
         else:
             held += chunk
-        if len(self._held) <= self._most_bytes:
+        if len(self._held) <= self._max_bytes:
             return changed
         self._last = bytes(self._held[-1:])
         return changed + self.rest()

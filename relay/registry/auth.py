@@ -28,7 +28,7 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class AuthReader:
-    """Reads the sections of one provider; problems go to `complain`."""
+    """Reads the sections of one provider; problems go to `add_problem`."""
 
     provider: str
     main: entries.Auth | None

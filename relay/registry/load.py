@@ -184,10 +184,10 @@ class _Found:
         return Config(sources.config, settings, registry, certificate, limits)
 
     def _entries(
-        self, validate: list[Any]
+        self, files: list[Any]
     ) -> dict[str, tuple[ProviderEntry, Document, Mapping[Where, credentials.Expanded]]]:
         entries: dict[str, Any] = {}
-        for document, file, templates in zip(self.documents, validate, self.templates, strict=True):
+        for document, file, templates in zip(self.documents, files, self.templates, strict=True):
             for name, entry in file.providers.items():
                 if name in entries:
                     other = entries[name][1].file

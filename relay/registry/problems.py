@@ -24,10 +24,16 @@ Where = tuple[str | int, ...]
 """A path into the document: `("providers", "openai", "base_url")`."""
 
 
+def nearest(name: str, known: Collection[str], similarity: float = 0.6) -> str:
+    """The known name that is most like this one; empty if none is."""
+    near = difflib.get_close_matches(name[:_COMPARED_CHARACTERS], known, 1, similarity)
+    return near[0] if near else ""
+
+
 def hint_at_nearest(name: str, known: Collection[str], similarity: float = 0.6) -> str:
     """`; did you mean 'x'?`, of the known name that is most like this one; empty if none is."""
-    near = difflib.get_close_matches(name[:_COMPARED_CHARACTERS], known, 1, similarity)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, known, similarity)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def place_behind(before: str) -> Place:

@@ -6,7 +6,6 @@ Owns: finding the provider of a call. Does not own: reading files (load.py) or m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from relay.core.memo import BoundedMemo
 from relay.core.models import path_with_model
 from relay.core.peek import GENERATION_KINDS, MODEL_NAMES
 from relay.core.provider import Fallback, Provider, Route, Target, rest_route, websocket_route
+from relay.registry.problems import nearest
 
 _MAX_ROUTES = 2048
 
@@ -36,8 +36,7 @@ class Registry:
         try:
             return self.providers[name]
         except KeyError:
-            near = difflib.get_close_matches(name[:80], self.providers, 1, 0.6)
-            raise UnknownProvider(name, near[0] if near else "") from None
+            raise UnknownProvider(name, nearest(name, self.providers)) from None
 
     def match_rest(self, name: str, endpoint: str) -> Route:
         """The route of a REST call. Raises UnknownProvider."""

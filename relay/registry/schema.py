@@ -250,7 +250,7 @@ class Delegation(Section):
     )
 
 
-def listed_delegation(given: Any) -> Any:
+def _listed_delegation(given: Any) -> Any:
     """`delegate: [cache, limits]` is short for a mapping of these to `cloudflare`."""
     listed = isinstance(given, list) and all(isinstance(each, str) for each in given)
     return dict.fromkeys(given, "cloudflare") if listed else given
@@ -359,7 +359,7 @@ class Cloudflare(Section):
     delegate: Annotated[
         Delegation,
         BeforeValidator(
-            listed_delegation,
+            _listed_delegation,
             json_schema_input_type=list[Literal["retries", "limits", "cache"]] | Delegation,
         ),
     ] = Field(

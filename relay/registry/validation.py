@@ -92,7 +92,7 @@ def validate(document: Document, model: type[Section]) -> Section | None:
         for detail in error.errors(include_url=False, include_context=False):
             where = _written(document, detail["loc"])
             if where not in known:
-                document.add_problem(where, describe_error(detail, where, model))
+                document.add_problem(where, _describe_error(detail, where, model))
     else:
         if not document.problems:
             return section
@@ -132,13 +132,13 @@ def _written(document: Document, place: Where) -> Where:
     return parts if len(tail) <= 1 else parts[:known]
 
 
-def unknown_key(where: Where, model: type[BaseModel]) -> str:
+def _unknown_key(where: Where, model: type[BaseModel]) -> str:
     """Words for a key that the schema does not have."""
     key = str(where[-1])
     if renamed := _RENAMED.get(where[:1] + where[2:] if where[0] == "providers" else where):
         return f"`{key}` is called `{renamed}` now"
     plain = re.sub(r"[-_.\s]", "", key[:_NEAREST_CHARACTERS]).lower()
-    known = known_names(where[:-1], model)
+    known = _known_names(where[:-1], model)
     same = [name for name in known if name.replace("_", "") == plain]
     if same:
         return f"unknown key; did you mean '{same[0]}'?"
@@ -153,11 +153,11 @@ def unknown_key(where: Where, model: type[BaseModel]) -> str:
     return f"unknown key{hint or '; known here: ' + ', '.join(known[:_MAX_KNOWN])}"
 
 
-def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
+def _describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
     """An error of pydantic's, in words. Every value of the file that is quoted is a key."""
     kind, given = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        return unknown_key(where, model)
+        return _unknown_key(where, model)
     if kind == "missing":
         return "is missing"
     if kind in _KINDS:
@@ -215,7 +215,7 @@ def _list_hint(wanted: str) -> str:
     return ": write `- item` lines, or [item, item]" if wanted == "list" else ""
 
 
-def known_names(where: Where, model: type[BaseModel]) -> list[str]:
+def _known_names(where: Where, model: type[BaseModel]) -> list[str]:
     """The keys that the schema has at `where`."""
     whole = _schema_of(model)
     node: Any = whole

@@ -198,10 +198,7 @@ _WORDS: tuple[tuple[str, Callable[[_Seen], _Explanation]], ...] = (
     ),
     (
         r"\|(?:found incompatible YAML|expected '<document start>')|while scanning a directive\|",
-        lambda seen: (
-            seen.at,
-            "a line that begins with % is a directive, which is not taken; remove it",
-        ),
+        lambda seen: (seen.at, _DIRECTIVE),
     ),
 )
 """A pattern of `context|problem`, in the order in which they are tried."""

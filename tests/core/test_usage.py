@@ -53,6 +53,7 @@ def test_metadata_is_read_as_cloudflare_reads_it(header: str | None, entries: di
 def test_values_that_callers_make_up_cannot_take_each_others_place() -> None:
     values = ("a|b", "a", "b|c", "", "=client", "client")
     parts = {key_part(value, "client") for value in values}
-    assert len(parts) == len(values) and not any("|" in each for each in parts)  # which parts a key
+    # `|` separates the parts of a key: no part may hold one.
+    assert len(parts) == len(values) and not any("|" in each for each in parts)
     for odd in ("x" * 100_000, "\ud800", "\r\n|", "é" * 99):
         assert len(key_part(odd, "client").encode()) < 70

@@ -26,6 +26,7 @@ from relay import log
 from relay.cli import doctor
 from relay.cli.doctor import examine
 from relay.client import AIGateway, AIGatewayError
+from relay.core.paths import API
 from relay.demo.provider import REPLY
 from relay.registry.load import Sources
 from relay.registry.packaged import packaged
@@ -36,7 +37,6 @@ from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import CLOSE, RESET, SILENCE, RawUpstream, Step, chunk, head, ok
 from tests.upstream.vendors import APPS
 
-API = "/api/v1/ai-gateway"
 CHAT = {"model": "demo-chat", "messages": [{"role": "user", "content": "hi"}]}
 _OURS = re.compile(r"(.*_API_KEY|FAL_KEY|CLOUDFLARE_.*|RELAY_.*|OTEL_.*)\Z")
 # Of the shipped providers, those that are reached by REST and sockets through Cloudflare.

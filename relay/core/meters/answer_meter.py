@@ -74,7 +74,7 @@ class AnswerMeter:
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._push = self._last.append
         self._texts: TextEstimator | None = None
-        if format_ in _READERS and sent.kind in ESTIMATED:
+        if self._kind and sent.kind in ESTIMATED:
             self._texts = TextEstimator(self._reader.texts)
         self._mark = self._reader.mark
         self._tail = b""
@@ -202,7 +202,7 @@ class AnswerMeter:
             return tuple(part._replace(object_id=named) for part in reported)
         named = self._reader.object_id if self._sent.makes_objects else ""
         if not reported:
-            made = self._texts.tokens if self._texts is not None and self._kind else None
+            made = self._texts.tokens if self._texts is not None else None
             if not made and self.has_error:
                 return ()  # nothing was made, and nothing is told of the rest
             reported = estimate_parts(self._format, self._sent, self.model, made)

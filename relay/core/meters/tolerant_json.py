@@ -48,7 +48,7 @@ class Reader(Generic[T]):
         self._tolerant = _Tolerant(kind)
 
     def __call__(self, text: bytes, ignored_fields: IgnoredFields) -> T:
-        """What of `text` fits; fields that do not are counted in `odd`. null is an empty struct."""
+        """What of `text` fits; `ignored_fields` counts what does not. null is an empty struct."""
         try:
             return self._decode(text)
         except UNREADABLE:
@@ -112,17 +112,15 @@ class _Leaf:
             return None
 
 
-def _part(compile_prefilter: Any) -> _Tolerant | _Items | _Leaf:
-    kinds = [each for each in get_args(compile_prefilter) if each is not NoneType] or [
-        compile_prefilter
-    ]
+def _part(hint: Any) -> _Tolerant | _Items | _Leaf:
+    kinds = [each for each in get_args(hint) if each is not NoneType] or [hint]
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return _Tolerant(kind) if len(kinds) == 1 else _Leaf(compile_prefilter)
+            return _Tolerant(kind) if len(kinds) == 1 else _Leaf(hint)
         inner = get_args(kind)
         if getattr(kind, "__origin__", None) is list and issubclass(inner[0], msgspec.Struct):
             return _Items(_Tolerant(inner[0]))
-    return _Leaf(compile_prefilter)
+    return _Leaf(hint)
 
 
 def text_of(raw: bytes | None) -> str | None:

@@ -145,7 +145,8 @@ def test_of_very_many_usages_the_last_holds() -> None:
 def test_a_bill_without_bounds_is_none(cost: str) -> None:
     sees = meter()
     sees.feed(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 3, "cost": %b}}' % cost.encode())
-    assert total(sees.parts) is not None and not total(sees.parts).billed_nano_usd
+    usage = total(sees.parts)
+    assert usage is not None and not usage.billed_nano_usd
 
 
 @pytest.mark.parametrize("cost", ["9" * 5000, "1" * 13])
