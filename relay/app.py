@@ -29,8 +29,7 @@ from relay.periodic import run_periodic_jobs
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, native, usage
-from relay.surfaces import logs as records
+from relay.surfaces import admin, health, logs, native, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 from relay.surfaces.native import CALL_PREFIXES
@@ -63,7 +62,7 @@ def create(config: str | Path | Config) -> web.Application:
         if config.settings.demo.enabled:
             demo = Demo.bind()
             sources = Sources(path, sources.env_file, demo.url)
-            config = load(sources)
+            config = load(sources, Files(config.read.files))
     gateway = Gateway(config)
     gateway.mounted = True
     app = _build(gateway, "", sources)
@@ -73,8 +72,9 @@ def create(config: str | Path | Config) -> web.Application:
 
 
 def standalone(config: Config, sources: Sources) -> web.Application:
-    """The Application that `relay serve` runs. The demo provider is started by whoever runs it."""
-    check_private_parts()
+    """The Application that `relay serve` runs. Whoever runs it starts the demo provider, and has
+    checked the private parts: a supervisor has, for all its workers.
+    """
     return _build(Gateway(config), API, sources)
 
 
@@ -94,7 +94,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     # aiohttp tries the longest fixed path first: /providers/reload is no provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
-    records.add_routes(app, prefix)
+    logs.add_routes(app, prefix)
     usage.add_routes(app, prefix)
     health.add_routes(app, "")
     # aiohttp makes a route for each request that finds none, and each is a cycle of objects.

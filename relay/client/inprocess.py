@@ -1,7 +1,7 @@
 """The relay within a program of yours, without a server: for `AIGateway.from_config`.
 
-Owns: that life. Who starts it, once, is client/gateway.py's. Calls take the same line as through a
-port, over socket pairs, so that streams, sockets and backpressure are the same.
+Owns: that life. Who starts it, once, is client/gateway.py's. Calls take the same request path as
+through a port, over socket pairs, so that streams, sockets and backpressure are the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from aiohttp.client_proto import ResponseHandler
 
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.demo.provider import Demo
+from relay.internals import check_private_parts
+from relay.registry.files import Files
 from relay.registry.load import Sources, load
 from relay.server.connection import RelayRunner
 
@@ -54,12 +56,15 @@ class _Life:
     """One application, from its start to its end: aiohttp's can have but one."""
 
     def __init__(self, config: Path, env_file: Path) -> None:
+        check_private_parts()
         sources = Sources(config, env_file)
         self._demo: Demo | None = None
-        if load(sources).settings.demo.enabled:
+        loaded = load(sources)
+        if loaded.settings.demo.enabled:
             self._demo = Demo.bind()
             sources = Sources(config, env_file, self._demo.url)
-        app = standalone(load(sources), sources)
+            loaded = load(sources, Files(loaded.read.files))
+        app = standalone(loaded, sources)
         if self._demo is not None:
             app.cleanup_ctx.append(self._demo.running)
         self._runner = RelayRunner(app, **RUNNER_OPTIONS)

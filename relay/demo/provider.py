@@ -71,9 +71,11 @@ class Demo:
             application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2
         )
         await runner.setup()
-        await web.SockSite(runner, self.socket).start()
-        yield
-        await runner.cleanup()
+        try:
+            await web.SockSite(runner, self.socket).start()
+            yield
+        finally:
+            await runner.cleanup()
 
 
 def application() -> web.Application:

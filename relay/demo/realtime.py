@@ -90,7 +90,8 @@ class _Conversation:
         elif kind == "response.create":
             await self._respond(event)
         elif kind == "conversation.item.create":
-            item = {"id": self._id("item")} | event.get("item", {})
+            item = event.get("item", {})
+            item = item | {"id": item.get("id") or self._id("item")}
             await self._send("conversation.item.added", item=item, previous_item_id=None)
             await self._send("conversation.item.done", item=item, previous_item_id=None)
         elif kind == "input_audio_buffer.commit":

@@ -43,7 +43,7 @@ def _item(rule: Rule) -> _Item:
 
 
 class Taken(NamedTuple):
-    """What came of it: the caller's standings, what was counted, and the rule that has no room."""
+    """The caller's limit states, what was counted, and the rule that has no room."""
 
     limit_states: tuple[LimitState, ...]
     reservations: tuple[Reservation, ...] = ()

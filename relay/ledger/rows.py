@@ -92,7 +92,7 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
 
 
 def inserts(entries: Sequence[Entry], sums: Rows, group_sums: Rows) -> Batch:
-    """All that is to be written of some calls. `sums` and `group_sums` are rows of Tallies."""
+    """All that is to be written of some calls. `sums` and `group_sums` are rows of Rollups."""
     rows = [entry.row for entry in entries]
     return (
         (PLAIN, [row for row in rows if len(row) == len(_ALWAYS)]),

@@ -88,15 +88,18 @@ Order = Callable[[dict[str, Any]], Awaitable[Answer]]
 class Channel:
     """One end."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line_bytes: int
+    ) -> None:
+        self._reader, self._writer, self._line_bytes = reader, writer, line_bytes
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Answer]] = {}
 
     @classmethod
     async def open(cls, sock: socket.socket, line_bytes: int = _LINE_BYTES) -> Channel:
         """Take over one socket of the pair. Raises OSError."""
-        return cls(*await asyncio.open_connection(sock=sock, limit=line_bytes))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=line_bytes)
+        return cls(reader, writer, line_bytes)
 
     async def first(self) -> Message | None:
         """The next message; None if the other process has ended."""
@@ -138,9 +141,8 @@ class Channel:
             try:
                 line = await self._reader.readline()
             except ValueError:
-                log.warn(
-                    "control.malformed_message", cause=f"a line of more than {_LINE_BYTES} bytes"
-                )
+                cause = f"a line of more than {self._line_bytes} bytes"
+                log.warn("control.malformed_message", cause=cause)
                 continue
             except OSError:
                 return

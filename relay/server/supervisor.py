@@ -115,7 +115,7 @@ class Supervisor:
                 worker = await self._start(number)
             except OSError as error:
                 failures += 1
-                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+                pause = _pause_s(failures)
                 cause = error.strerror or type(error).__name__
                 log.warn("worker.not_started", worker=number, cause=cause, retry_in_s=pause)
             else:
@@ -127,7 +127,7 @@ class Supervisor:
                 served_s = asyncio.get_running_loop().time() - worker.ready_s
                 stable = worker.ready.is_set() and served_s >= _STABLE_S
                 failures = 1 if stable else failures + 1
-                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+                pause = _pause_s(failures)
                 if not self._stopping.is_set():
                     code = worker.process.returncode
                     log.warn("worker.died", worker=number, exit_code=code, restart_in_s=pause)
@@ -371,3 +371,8 @@ def _worker_command(
     }
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return [sys.executable, "-m", "relay", "worker", *given]
+
+
+def _pause_s(failures: int) -> float:
+    """The pause before a worker is started again."""
+    return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]

@@ -36,14 +36,7 @@ def upgrade() -> None:
         op.create_primary_key("rollups_pkey", "rollups", list(_KEYS))
         op.alter_column("rollups", "surface", server_default=None)
         return
-    # SQLite cannot change a primary key. In the order of the old one, rows are appended.
-    op.rename_table("rollups", "old_rollups")
-    _rollups(_KEYS)
-    kept = ", ".join((*_SUMS, "spread"))
-    old, new = (", ".join((*keys, kept)) for keys in (_OLD_KEYS, _KEYS))
-    taken = old.replace("surface", "surface, 'native'")
-    op.execute(f"INSERT INTO rollups ({new}) SELECT {taken} FROM old_rollups")  # noqa: S608
-    op.drop_table("old_rollups")
+    _rebuild(_KEYS, (*_OLD_KEYS[:5], "surface", "'native'", *_OLD_KEYS[6:]))
 
 
 def downgrade() -> None:
@@ -58,17 +51,21 @@ def downgrade() -> None:
         op.alter_column("rollups", "transport", new_column_name="surface")
         op.create_primary_key("rollups_pkey", "rollups", list(_OLD_KEYS))
         return
-    op.rename_table("rollups", "new_rollups")
-    _rollups(_OLD_KEYS)
-    kept = ", ".join((*_SUMS, "spread"))
-    old = ", ".join((*_OLD_KEYS, kept))
-    taken = old.replace("surface", "transport")
-    op.execute(f"INSERT INTO rollups ({old}) SELECT {taken} FROM new_rollups")  # noqa: S608
-    op.drop_table("new_rollups")
+    _rebuild(_OLD_KEYS, (*_OLD_KEYS[:5], "transport", *_OLD_KEYS[6:]))
 
 
 def _surface() -> sa.Column[Any]:
     return sa.Column("surface", sa.Text, nullable=False, server_default="native")
+
+
+def _rebuild(keys: tuple[str, ...], taken: tuple[str, ...]) -> None:
+    """SQLite cannot change a primary key. In the order of the old one, rows are appended."""
+    op.rename_table("rollups", "old_rollups")
+    _rollups(keys)
+    sums = ", ".join((*_SUMS, "spread"))
+    into, columns = ", ".join(keys), ", ".join(taken)
+    op.execute(f"INSERT INTO rollups ({into}, {sums}) SELECT {columns}, {sums} FROM old_rollups")  # noqa: S608
+    op.drop_table("old_rollups")
 
 
 def _rollups(keys: tuple[str, ...]) -> None:
