@@ -22,23 +22,22 @@ from relay.core.errors import Draining
 from relay.core.exchange import Caller, Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
-from tests.processes import Served, handing_over, run, serve
+from tests.processes import Served, handing_over, run
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
-from tests.template import Start as StartProcess
-from tests.template import executed, forked
+from tests.server.conftest import Serve
+from tests.template import Start, executed, forked
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, head, ok
 from tests.upstream.vendors import echo, vendor
 
 EVENT = b"data: 1\n\n"
-Serve = Callable[..., Awaitable[Served]]
 
 
 @pytest.fixture
-async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
+async def started(tmp_path: Path) -> AsyncIterator[Serve]:
     """`await started({...}, "--flag")` does not wait until it listens; whatever becomes of it, nothing is left."""
     running: list[Served] = []
 
-    async def begin(document: dict[str, Any], *arguments: str, by: StartProcess = forked) -> Served:
+    async def begin(document: dict[str, Any], *arguments: str, by: Start = forked) -> Served:
         write_config(tmp_path, document)
         running.append(await run(tmp_path, "serve", *arguments, start=by))
         return running[-1]
@@ -49,22 +48,6 @@ async def started(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Serve
             one.process.kill()
         await one.ended()
 
-
-Start = Callable[..., Awaitable[Served]]
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Serve]:
-    """`await served({...}, "--flag")`, ended with the test."""
-    running: list[Served] = []
-
-    async def begin(document: dict[str, Any] | None, *arguments: str, by: StartProcess = forked) -> Served:
-        running.append(await serve(tmp_path, document, *arguments, start=by))
-        return running[-1]
-
-    yield begin
-    for one in running:
-        await one.stop()
 
 
 async def _until(condition: Callable[[], Any]) -> Any:
@@ -129,7 +112,7 @@ def _connect(port: int) -> int:
     ],
     ids=str,
 )
-async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Start, moment: str, numbers: tuple[int, ...]) -> None:
+async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Serve, moment: str, numbers: tuple[int, ...]) -> None:
     relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed if moment == "they start" else forked)
     await relay.until(r"on (http://\S+)")
     workers: list[int] = []
@@ -145,7 +128,7 @@ async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Sta
     assert not any("Traceback" in line or "worker.died" in line for line in relay.lines), relay.lines
 
 
-async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: Start) -> None:
+async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: Serve) -> None:
     relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
     # Its first statement catches SIGHUP: then the imports begin.
     await _until(lambda: _catches_hang_ups(relay.pid))
@@ -155,7 +138,7 @@ async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: 
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Start, workers: str) -> None:
+async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Serve, workers: str) -> None:
     relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--port", "0", "--workers", workers, by=executed)
     await _until(lambda: _catches_hang_ups(relay.pid))
     relay.send(signal.SIGHUP)
@@ -178,7 +161,7 @@ async def test_a_worker_that_is_hung_up_on_while_it_starts_goes_on(served: Serve
     assert (await _ready(relay, 3))[0] == successor
 
 
-async def test_workers_end_when_their_supervisor_is_killed_while_they_start(started: Start) -> None:
+async def test_workers_end_when_their_supervisor_is_killed_while_they_start(started: Serve) -> None:
     relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
     workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
     relay.send(signal.SIGKILL)
@@ -249,7 +232,7 @@ async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(started: Start, raw: RawUpstream, workers: str) -> None:
+async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(started: Serve, raw: RawUpstream, workers: str) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
     with socket.socket() as held:

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from relay.registry.load import ConfigError, Sources, load
 from relay.server.tls import self_signed
 from tests.processes import Served, run, serve
 from tests.relays import provider
+from tests.server.conftest import Serve
 from tests.upstream.raw import RawUpstream, ok
 from tests.upstream.vendors import echo, vendor
 
 pytestmark = pytest.mark.programs
 
-Serve = Callable[..., Awaitable[Served]]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +17,16 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import StartRelay
-from tests.processes import ROOT, Served, run, serve
+from tests.processes import ROOT, run
 from tests.relays import canary, provider
-from tests.template import Start, executed, forked
+from tests.server.conftest import Serve
+from tests.template import executed
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, Pause, RawUpstream, chunk, ok
 from tests.upstream.vendors import echo, vendor
 
 pytestmark = pytest.mark.programs
 
-Serve = Callable[..., Awaitable[Served]]
 EVENT = b"data: 1\n\n"
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Serve]:
-    """`await served({...}, "--flag")`, ended with the test."""
-    running: list[Served] = []
-
-    async def begin(document: dict[str, Any] | None, *arguments: str, by: Start = forked) -> Served:
-        running.append(await serve(tmp_path, document, *arguments, start=by))
-        return running[-1]
-
-    yield begin
-    for one in running:
-        await one.stop()
 
 
 async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tmp_path: Path) -> None:
