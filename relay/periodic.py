@@ -81,8 +81,7 @@ async def sweep(gateway: Gateway) -> None:
             exchange.expire(error)
     stall_s = settings.cache.stall_timeout_s
     for subscriber in gateway.inflight.stalled(stall_s):
-        if subscriber.exchange.waiting.expired is None:
-            subscriber.exchange.expire(ClientStalled(stall_s))
+        subscriber.exchange.expire(ClientStalled(stall_s))
     for number, session in enumerate(gateway.sessions.take_due(now)):
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
             await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop

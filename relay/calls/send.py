@@ -104,14 +104,15 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
     observe = observe_response(meter, upstream, pairs, attempt)
     if upstream.status >= 400:
         pairs.append(("x-relay-error-source", error_source(exchange, first)))
-    if transform is not None and (whole or transform.leaves_out_stream):
+    left_out = not whole and transform is not None and transform.leaves_out_stream
+    if transform is not None and (whole or left_out):
         headers = CIMultiDict(pairs)
         first = transform.change_whole(first, headers) if whole else leave_out(headers)
         if exchange.capture is not None and "Content-Encoding" not in headers:
             exchange.capture.response_coding = ""
         pairs = list(headers.items())
     source = None
-    if not whole and transform is not None and transform.leaves_out_stream:
+    if left_out:
         upstream.close()
     elif not whole:
         source = _FromUpstream(upstream, transform, exchange)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import ClientConnectionError, web
 
+from relay.calls.attempt import SSE
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import Answer, Source
 from relay.core import error_bodies
@@ -132,7 +133,7 @@ class _Copy:
         rest = self.source.rest()
         exchange.response.body_bytes += len(rest)
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        is_sse = kind == "text/event-stream" and "Content-Encoding" not in headers
+        is_sse = kind == SSE and "Content-Encoding" not in headers
         if is_sse and "Content-Length" not in headers and at_boundary((tail + rest)[-4:]):
             rest += error_bodies.error_event(
                 failure, exchange.error_format, exchange.request.kind, exchange.id

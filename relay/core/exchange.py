@@ -164,8 +164,8 @@ _NO_KEYS = Keys()
 
 @dataclass(eq=False, repr=False, slots=True)
 class Routing:
-    """Where the call goes. Written by the request path (the first route), upstream/attempts.py and
-    the attempts; a shared call has it in common with its leader.
+    """Where the call goes. Written by the request path (the first route), upstream/attempts.py, the
+    attempts, calls/send.py and calls/caching.py; a shared call has it in common with its leader.
     """
 
     route: Route | None = None
@@ -182,7 +182,9 @@ class Routing:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Response:
-    """What goes downstream. Written by calls/response.py, calls/stream.py and websocket.py."""
+    """What goes downstream. Written by calls/ and websocket.py; gateway.release drops the
+    observer.
+    """
 
     status: int = 0
     body_bytes: int = 0
@@ -212,7 +214,9 @@ class UnreadResponse(NamedTuple):
 
 @dataclass(eq=False, repr=False, slots=True)
 class UsageAndCost:
-    """Written by who attaches the meter, then by ledger.settle; shared calls have one in common."""
+    """Written by who attaches the meter, by calls/caching.py (what was saved), then by
+    ledger.settle; shared calls have one in common.
+    """
 
     meter: Metering | None = None
     unread: UnreadResponse | None = None
@@ -229,7 +233,9 @@ class UsageAndCost:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Waiting:
-    """What the call waits for. Written by who waits; `expired` by periodic.py."""
+    """What the call waits for. Written by who waits; `expired` by `Exchange.expire`, the limit of
+    the first byte by upstream/attempts.py.
+    """
 
     for_: WaitingFor = "nothing"
     since_s: float = 0.0
@@ -245,7 +251,9 @@ class Waiting:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Outcome:
-    """How the call ended. Written by Exchange.fail and finish, and by gateway.close."""
+    """How the call ended. Written by Exchange.fail and finish, calls/caching.py, websocket.py, and
+    gateway.close.
+    """
 
     name: OutcomeName | None = None
     """None until that is known."""
@@ -256,7 +264,9 @@ class Outcome:
 
 @dataclass(eq=False, repr=False, slots=True)
 class CacheUse:
-    """What the cache does for the call. Written by calls/caching.py."""
+    """What the cache does for the call. Written by calls/caching.py; `leads` by Exchange.fork and
+    gateway.end_lead.
+    """
 
     plan: CachePlan
     is_hit: bool = False
@@ -340,8 +350,8 @@ class Exchange:
         waiting.since_s = now_s
 
     def expire(self, error: RelayError) -> None:
-        """End the call with `error`, wherever its task waits."""
-        if self.task is not None:
+        """End the call with `error`, wherever its task waits. The first error counts."""
+        if self.task is not None and self.waiting.expired is None:
             self.waiting.expired = error
             self.task.cancel()
 

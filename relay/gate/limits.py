@@ -151,7 +151,7 @@ class Limits:
                 charges.append(Charge(rule, key, amount))
         if not charges:
             return None
-        if self._windows.shared:
+        if self._windows.in_redis:
             return self._take_in_redis(exchange, admission, charges)
         _note_taken(exchange, admission, self._windows.local.take(charges))
         return None

@@ -62,7 +62,7 @@ class Windows:
     ) -> None:
         self.local = _LocalWindows(memory)
         self._redis = None
-        self.shared = shared is not None
+        self.in_redis = shared is not None
         """True if windows are counted in Redis."""
         if shared is not None:
             self._redis = RedisWindows(shared.client, new_id, shared.found_foreign)

@@ -131,9 +131,9 @@ async def _refusals_are_errors(
     body.
     """
     response = await handler(request)
-    status, headers = response.status, CIMultiDict(response.headers)
-    if status == 101:
+    if response.status == 101:
         return response
+    headers = CIMultiDict(response.headers)
     try:
         body, whole = await _start_of_body(response)
     finally:
@@ -141,7 +141,7 @@ async def _refusals_are_errors(
     if not whole and "Content-Encoding" in headers:
         del headers["Content-Encoding"]
         body = b""  # the beginning of a compressed body cannot be read
-    raise HandshakeRefused(status, response.reason or "", headers, body)
+    raise HandshakeRefused(response.status, response.reason or "", headers, body)
 
 
 def _upgrading(headers: CIMultiDict[str]) -> CIMultiDict[str]:
