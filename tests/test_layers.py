@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "surfaces": CALLS | {"rest", "websocket"},
     "demo": {"core"},
     "app": APPLICATION,
-    "client": {"core", "app", "server", "demo", "registry"},
+    "client": {"core", "app", "server", "demo", "internals", "registry"},
     "server": APPLICATION,
     "cli": APPLICATION | {"server", "client"},
     "__main__": {"cli", "server"},
