@@ -16,10 +16,9 @@ from tests.relays import write_config
 pytestmark = pytest.mark.programs
 
 
-@pytest.mark.serial
 async def test_after_a_kill_every_row_is_there_once_and_the_file_is_sound() -> None:
     """With times that no busy machine needs; the script's own are 0.2 s and 5 s, over twenty kills at 500 calls a second."""
-    command = (sys.executable, "scripts/bench/crash", "--kills", "3", "--rate", "100", "--margin-s", "2", "--start-s", "20")
+    command = (sys.executable, "scripts/bench/crash", "--kills", "3", "--rate", "50", "--margin-s", "4", "--start-s", "30")
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
