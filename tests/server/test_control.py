@@ -175,8 +175,8 @@ if behaviour not in ("starting", "deaf"):
 for line in channel:
     said = json.loads(line)
     if said["say"] == "begin":
-        open("began.tmp", "w").write(line)
-        os.rename("began.tmp", f"began.{os.getpid()}.json")
+        open(f"began.{os.getpid()}.tmp", "w").write(line)
+        os.rename(f"began.{os.getpid()}.tmp", f"began.{os.getpid()}.json")
         continue
     if said.get("order") == "reload":
         open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(said["arguments"]))
