@@ -29,11 +29,11 @@ from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.access import OpenAccess, Origins
 from relay.gate.identify import Callers, Proxies
-from relay.gate.limits import Limits
+from relay.gate.limits import LimitCounts, Limits
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.ledger import Ledger
-from relay.ledger.metrics import Metrics
+from relay.ledger.metrics import Metrics, Sample
 from relay.ledger.retention import Retention
 from relay.ledger.traces import Traces
 from relay.registry.files import Snapshot
@@ -62,8 +62,7 @@ class Gateway:
         self.shared = self._shared(config)
         memory = MemoryWindows(self.clock, time.time)
         self.windows = Windows(memory, self.shared, self.background, new_id)
-        self.at_once: dict[str, int] = {}
-        """What runs, by the keys of the limits that count it."""
+        self.limit_counts = LimitCounts()
         self.inflight = Inflight(self.clock)
         self.secrets = Secrets(config.secrets)
         log.protect(self.secrets)
@@ -132,32 +131,46 @@ class Gateway:
         if self.shared is not None:
             await self.shared.close()
 
-    def gauges(self) -> dict[str, float]:
-        """How much there is now of what comes and goes (ledger/metrics.py)."""
-        return {
-            "relay_requests_in_flight": len(self.calls) + len(self.in_session),
-            "relay_sessions": len(self.sessions),
-            "relay_ledger_rows_waiting": self.ledger.waiting,
-            "relay_request_bodies_held_bytes": self.held_bytes,
+    def gauges(self) -> dict[Sample, float]:
+        """The current values of gauges (ledger/metrics.py)."""
+        gauges: dict[Sample, float] = {
+            ("relay_requests_in_flight",): len(self.calls) + len(self.in_session),
+            ("relay_sessions",): len(self.sessions),
+            ("relay_ledger_rows_waiting",): self.ledger.waiting,
+            ("relay_request_bodies_held_bytes",): self.held_bytes,
         }
+        if self.ledger.database is not None:
+            gauges["relay_store_up", "database"] = self.ledger.state == "ok"
+        if self.shared is not None:
+            gauges["relay_store_up", "redis"] = self.shared.state == "ok"
+        for name, provider in self.registry.providers.items():
+            if (state := self.attempts.health.count_cooling_down(provider)).keys:
+                gauges["relay_provider_keys", name] = state.keys
+                gauges["relay_provider_keys_cooling_down", name] = state.cooling_keys
+                gauges["relay_provider_targets_cooling_down", name] = state.cooling_targets
+        return gauges
 
-    def losses(self) -> dict[str, float]:
-        """What went wrong beside calls, counted since the start (ledger/metrics.py)."""
+    def counters(self) -> dict[Sample, float]:
+        """What is counted since the start, other than calls (ledger/metrics.py)."""
         lost = self.ledger.lost
-        return {
-            "relay_ledger_failures_total": lost.failures,
-            "relay_ledger_rows_dropped_total": lost.rows,
-            "relay_ledger_bodies_dropped_total": lost.bodies,
-            "relay_meter_failures_total": lost.meters,
-            "relay_usage_fields_ignored_total": lost.usage_fields,
-            "relay_log_lines_lost_total": log.losses.lines,
-            "relay_background_dropped_total": self.background.dropped,
-            "relay_requests_shed_total": self.requests_shed,
-            "relay_redis_failures_total": self.shared.failures if self.shared is not None else 0,
-            "relay_redis_foreign_values_total": (
-                self.shared.foreign_values if self.shared is not None else 0
-            ),
+        counters: dict[Sample, float] = {
+            ("relay_ledger_failures_total",): lost.failures,
+            ("relay_ledger_rows_dropped_total",): lost.rows,
+            ("relay_ledger_bodies_dropped_total",): lost.bodies,
+            ("relay_meter_failures_total",): lost.meters,
+            ("relay_usage_fields_ignored_total",): lost.usage_fields,
+            ("relay_log_lines_lost_total",): log.losses.lines,
+            ("relay_background_dropped_total",): self.background.dropped,
+            ("relay_requests_shed_total",): self.requests_shed,
         }
+        if self.shared is not None:
+            counters["relay_redis_failures_total",] = self.shared.failures
+            counters["relay_redis_foreign_values_total",] = self.shared.foreign_values
+        for rule, count in self.limit_counts.refusals.items():
+            counters["relay_limit_refusals_total", rule] = count
+        for labels, count in self.attempts.health.cooldowns.items():
+            counters["relay_cooldowns_total", *labels] = count
+        return counters
 
     @property
     def running(self) -> set[Exchange]:
@@ -203,7 +216,7 @@ class Gateway:
         self.limits = None
         if config.limits:
             rules, settle = config.limits, self.ledger.settle
-            self.limits = Limits(rules, self.windows, self.at_once, settle)
+            self.limits = Limits(rules, self.windows, self.limit_counts, settle)
         if self.metrics is not None:
             self.metrics.configured = config.models
         self.usage_refusals = UsageRefusals()

@@ -39,8 +39,11 @@ async def run_periodic_jobs(app: web.Application):  # type: ignore[no-untyped-de
 async def _loop(gateway: Gateway) -> None:
     descriptors = DescriptorCheck()
     while True:
-        await asyncio.sleep(tick_s(gateway))
+        tick, began_s = tick_s(gateway), gateway.clock()
+        await asyncio.sleep(tick)
         try:
+            if gateway.metrics is not None:
+                gateway.metrics.observe_event_loop_lag(gateway.clock() - began_s - tick)
             await sweep(gateway)
             descriptors.check()
         except Exception as error:
@@ -108,8 +111,8 @@ def _judge_session(session: Session, gateway: Gateway, now: float) -> None:
 def _report(gateway: Gateway) -> None:
     """Gauges and counts, for metrics and the log; and what nobody needs any more."""
     gateway.windows.forget()
-    if gateway.metrics is not None:
-        gateway.metrics.tell(gateway.gauges(), gateway.losses())
+    if gateway.metrics is not None and gateway.metrics.is_multiprocess:
+        gateway.metrics.update(gateway.gauges(), gateway.counters())  # any worker is asked for all
     if shed := gateway.requests_shed - gateway.shed_logged:
         gateway.shed_logged += shed
         log.warn("requests.shed", requests=shed)

@@ -78,7 +78,7 @@ async def test_an_idle_session_is_judged_only_when_something_may_be_due(sockets:
 async def test_an_open_session_is_none_of_the_calls_that_are_judged_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _, _ = await sockets(2)
     assert not relay.gateway.calls and len(relay.gateway.running) == 2
-    assert relay.gateway.gauges()["relay_requests_in_flight"] == 2
+    assert relay.gateway.gauges()["relay_requests_in_flight",] == 2
 
 
 async def test_readiness_names_what_is_in_flight_shed_and_dropped_as_the_metrics_do(sockets: Any) -> None:

@@ -205,10 +205,15 @@ class Provider:
     idle_timeout_s: float
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target, but those of `paths`."""
+        targets = (self.rest, self.websocket, self.rest_after, self.websocket_after)
+        return tuple(target for target in targets if target is not None)
+
+    @property
     def credential_headers(self) -> tuple[str, ...]:
         """Lower-case names of the headers in which its targets take a credential."""
-        targets = (self.rest, self.websocket, self.rest_after, self.websocket_after)
-        auths = [target.auth for target in targets if target is not None and target.auth]
+        auths = [target.auth for target in self.targets if target.auth]
         return tuple({auth.name.lower(): 1 for auth in auths if auth.place == "header"})
 
     @property

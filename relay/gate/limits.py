@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from relay.core.errors import (
     ModelUnknown,
@@ -39,18 +40,27 @@ _GIVE_WAY_S = 0.001
 _NO_METADATA: Metadata = {}
 
 
+@dataclass(frozen=True, slots=True)
+class LimitCounts:
+    """What outlives a reload of the rules. One per process."""
+
+    running: dict[str, int] = field(default_factory=dict)
+    """Calls and sessions in progress, by the key of the rule that counts them."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Calls and sessions that were refused, by the name of the rule, for metrics."""
+
+
 class Limits:
-    """The rules in force. A call keeps the ones that it began with. `running` is what runs at once,
-    by a rule's key: it outlives a reload, as the calls do.
-    """
+    """The rules in force. A call keeps the ones that it began with."""
 
     __slots__ = (
         "_asking_model", "_body_calls", "_calls", "_find_used", "_needs_metadata", "_overall",
-        "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "max_calls", "needs_body",
+        "_refusals", "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "max_calls",
+        "needs_body",
     )  # fmt: skip
 
     def __init__(
-        self, rules: Sequence[Rule], windows: Windows, running: dict[str, int], find_used: FindUsed
+        self, rules: Sequence[Rule], windows: Windows, counts: LimitCounts, find_used: FindUsed
     ) -> None:
         calls = [rule for rule in rules if rule.counts in _OF_CALLS]
         self._calls = [rule for rule in calls if not rule.needs_body]
@@ -66,7 +76,7 @@ class Limits:
             name == "user" or name.startswith("metadata.") for rule in rules for name in rule.per
         )
         self._windows, self._find_used = windows, find_used
-        self._running = running
+        self._running, self._refusals = counts.running, counts.refusals
         overall = [rule for rule in self._calls if rule.is_concurrent and rule.is_global]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
         self.max_calls = self._overall.amount if self._overall else None
@@ -153,21 +163,34 @@ class Limits:
             return None
         if self._windows.in_redis:
             return self._take_in_redis(exchange, admission, charges)
-        _note_taken(exchange, admission, self._windows.local.take(charges))
+        self._note_taken(exchange, admission, self._windows.local.take(charges))
         return None
 
     async def _take_in_redis(
         self, exchange: Exchange, admission: Admission, charges: Sequence[Charge]
     ) -> None:
-        _note_taken(exchange, admission, await self._windows.take(charges))
+        self._note_taken(exchange, admission, await self._windows.take(charges))
 
     def _run(self, rule: Rule, key: str, exchange: Exchange, admission: Admission) -> None:
         """Count a call in progress."""
         count = self._running.get(key, 0)
         if count >= rule.amount:
+            self._count_refusal(rule)
             raise _too_many(rule)
         self._running[key] = count + 1
         admission.concurrent_keys += (key,)
+
+    def _note_taken(self, exchange: Exchange, admission: Admission, taken: Taken) -> None:
+        """Record what was counted. Raises RateLimited if a rule has no room."""
+        if taken.full is not None:
+            self._count_refusal(taken.full)
+            exchange.limit_states = taken.limit_states
+            raise RateLimited(taken.full.text, taken.limit_states[0].reset_s)
+        admission.reservations += taken.reservations
+        exchange.limit_states += taken.limit_states
+
+    def _count_refusal(self, rule: Rule) -> None:
+        self._refusals[rule.name] = self._refusals.get(rule.name, 0) + 1
 
     def _end(self, exchange: Exchange, admission: Admission) -> None:
         """Release what a call in progress holds, and all that was counted if it was never sent."""
@@ -199,15 +222,6 @@ class Limits:
                 self._windows.release((Reservation(rule, key, spare, window),))
             elif spare < 0:
                 self._windows.add(Charge(rule, key, -spare))
-
-
-def _note_taken(exchange: Exchange, admission: Admission, taken: Taken) -> None:
-    """Record what was counted. Raises RateLimited if a rule has no room."""
-    if taken.full is not None:
-        exchange.limit_states = taken.limit_states
-        raise RateLimited(taken.full.text, taken.limit_states[0].reset_s)
-    admission.reservations += taken.reservations
-    exchange.limit_states += taken.limit_states
 
 
 async def _give_way(body: bytes | None) -> None:

@@ -1,37 +1,69 @@
-"""Prometheus metrics: what calls come to, and how the relay itself is.
+"""Export Prometheus metrics: usage and outcome of calls, and the state of the relay itself.
 
-Owns: their names, labels and buckets, and that they cost a call nothing: they are fed from batches
-that were added up already, a few steps for each group of like calls. Labels are bounded: providers
-are the registry's, and of models only those are told apart that the configuration names, and the
-first so many that a provider has answered for: a name that a client made up is `other`.
+Owns the names, labels and buckets. A call pays nothing for its metrics: `count` takes batches of
+finished calls with their sums, and `update` reads counters that other parts keep anyway. Labels are
+bounded: a provider is one of the registry's; a model has a label of its own if the configuration
+names it, or if it is one of the first `metrics.max_models` that a provider has answered for; a
+limit is one of the first _MAX_RULES. Everything else is `other`.
 
-With several workers each writes to files in PROMETHEUS_MULTIPROC_DIR, which the supervisor sets
-before they start; whichever is asked answers for all.
+With several workers each process writes to files in PROMETHEUS_MULTIPROC_DIR, which the supervisor
+sets before it starts them, and any worker answers for all of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import aiohttp
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
+import relay
 from relay.core.histogram import BUCKETS, bound_ms, bucket_counts
+from relay.core.meters.turns import Turn
 from relay.core.record import Record
-from relay.ledger.rollups import Key, Sums
+from relay.ledger.metrics_multiprocess import WorkersCollector
+from relay.ledger.rollups import Key, Sums, answered_by
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OTHER = "other"
+_MAX_RULES = 100
+"""Limits with a label of their own: reloads may bring any number of them."""
+T = TypeVar("T", Counter, Gauge)
+Sample = tuple[str, ...]
+"""The name of a metric, then the values of its labels."""
 _CALL = ("provider", "model", "transport", "outcome")
 _BOUNDS = [bound_ms(number) / 1000 for number in range(4, BUCKETS, 2)]
-"""Every second bucket of the ledger's, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
+"""Every second bucket of the ledger's histograms, in seconds: 0.25 ms, 0.5 ms, … 524 s."""
 _MODEL = ("provider", "model")
 _TIMED = ("provider", "transport")
 COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_requests_total": ("Finished requests and sessions.", _CALL),
     "relay_errors_total": ("Failed requests and sessions.", _MODEL),
+    "relay_responses_total": (
+        "Finished requests and sessions by class of status: 2xx, 4xx, …; 1xx is an open session.",
+        (*_TIMED, "status_class"),
+    ),
+    "relay_retries_total": (
+        "Attempts at the same provider after a failed attempt.", ("provider",),
+    ),
+    "relay_fallbacks_total": (
+        "Attempts at another provider after a failed attempt.",
+        ("from_provider", "to_provider"),
+    ),
     "relay_tokens_total": (
         "Tokens by kind; input and output include the other kinds.", (*_MODEL, "kind"),
     ),
@@ -42,6 +74,9 @@ COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_saved_usd_total": ("Cost in US dollars that cache hits avoided.", _MODEL),
     "relay_unpriced_total": ("Requests with usage that has no known price.", _MODEL),
     "relay_cache_hits_total": ("Responses served from the cache.", ("provider",)),
+    "relay_cache_misses_total": (
+        "Cacheable requests that the cache could not answer.", ("provider",),
+    ),
     "relay_voice_interruptions_total": (
         "Spoken responses that the user interrupted.", ("provider",),
     ),
@@ -58,6 +93,9 @@ HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
         "Time from the end of speech to the first sound or word of the reply.",
         ("provider", "first"),
     ),
+    "relay_event_loop_lag_seconds": (
+        "How late a timer of the event loop was, measured several times a second.", (),
+    ),
 }  # fmt: skip
 _TIMES = {
     "duration": "relay_request_duration_seconds",
@@ -70,32 +108,70 @@ _TOKENS = {
     "input_audio_tokens": "input_audio", "output_audio_tokens": "output_audio",
     "input_image_tokens": "input_image", "output_image_tokens": "output_image",
 }  # fmt: skip
-GAUGES = {
-    "relay_requests_in_flight": "REST requests and WebSocket sessions in flight.",
-    "relay_sessions": "Open WebSocket sessions.",
-    "relay_ledger_rows_waiting": "Ledger rows waiting to be written.",
-    "relay_request_bodies_held_bytes": "Memory held by buffered request bodies.",
+
+
+class _GaugeSpec(NamedTuple):
+    help: str
+    labels: Sequence[str] = ()
+    of_workers: Literal["livesum", "livemin", "livemax"] = "livesum"
+    """How the values of several workers become one."""
+
+
+GAUGES: Mapping[str, _GaugeSpec] = {
+    "relay_requests_in_flight": _GaugeSpec("REST requests and WebSocket sessions in flight."),
+    "relay_sessions": _GaugeSpec("Open WebSocket sessions."),
+    "relay_ledger_rows_waiting": _GaugeSpec("Ledger rows waiting to be written."),
+    "relay_request_bodies_held_bytes": _GaugeSpec("Memory held by buffered request bodies."),
+    "relay_provider_keys": _GaugeSpec(
+        "Configured keys of a provider, in each worker.", ("provider",)
+    ),
+    "relay_provider_keys_cooling_down": _GaugeSpec(
+        "Keys in cooldown after a failure, in each worker.", ("provider",)
+    ),
+    "relay_provider_targets_cooling_down": _GaugeSpec(
+        "Targets of a provider whose circuit breaker is open, in each worker.", ("provider",)
+    ),
+    "relay_store_up": _GaugeSpec(
+        "1 if the configured database or Redis answers, 0 if it is unavailable to a worker.",
+        ("store",),
+        "livemin",
+    ),
+    "relay_workers": _GaugeSpec("Running worker processes."),
+    "relay_build_info": _GaugeSpec(
+        "1, with the versions of the relay, Python and aiohttp.",
+        ("version", "python", "aiohttp"),
+        "livemax",
+    ),
 }
-LOSSES = {
-    "relay_ledger_failures_total": "Failures of the ledger's database.",
-    "relay_ledger_rows_dropped_total": "Ledger rows dropped unwritten.",
-    "relay_ledger_bodies_dropped_total": "Stored bodies dropped unwritten.",
-    "relay_meter_failures_total": "Usage readers that failed and were dropped.",
+PROCESS_COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "relay_cooldowns_total": (
+        "Cooldowns that began: of a key or of a target (scope), because it was refused, limited, "
+        "or failed (reason).",
+        ("provider", "scope", "reason"),
+    ),
+    "relay_limit_refusals_total": ("Requests and sessions refused by a limit.", ("rule",)),
+    "relay_ledger_failures_total": ("Errors of the ledger's database.", ()),
+    "relay_ledger_rows_dropped_total": ("Ledger rows dropped unwritten.", ()),
+    "relay_ledger_bodies_dropped_total": ("Stored bodies dropped unwritten.", ()),
+    "relay_meter_failures_total": ("Usage readers that failed and were dropped.", ()),
     "relay_usage_fields_ignored_total": (
-        "Usage fields ignored because of their type, and usage that was not read."
+        "Usage fields ignored because of their type, and usage that was not read.", (),
     ),
     "relay_log_lines_lost_total": (
-        "Log lines dropped: their reader was too slow, or the disk was full."
+        "Log lines dropped: their reader was too slow, or the disk was full.", (),
     ),
     "relay_background_dropped_total": (
-        "Background work dropped because its queue was full: token refunds, cache writes."
+        "Background work dropped because its queue was full: token refunds, cache writes.", (),
     ),
-    "relay_requests_shed_total": "Requests refused with 503 by load shedding.",
-    "relay_redis_failures_total": "Redis errors and timeouts.",
-    "relay_redis_foreign_values_total": "Redis keys with values that the relay did not write.",
-}
-
-_LOSSES: Mapping[str, tuple[str, Sequence[str]]] = {n: (help, ()) for n, help in LOSSES.items()}
+    "relay_requests_shed_total": ("Requests refused with 503 by load shedding.", ()),
+    "relay_redis_failures_total": ("Redis errors and timeouts.", ()),
+    "relay_redis_foreign_values_total": (
+        "Redis keys with values that the relay did not write.", (),
+    ),
+}  # fmt: skip
+"""Counted since the start of the process by the parts that they are about, not in batches."""
+_CPU = "process_cpu_seconds_total"
+_RULE = "relay_limit_refusals_total"
 
 
 class Metrics:
@@ -103,51 +179,74 @@ class Metrics:
 
     def __init__(self, max_models: int) -> None:
         self._registry = registry = CollectorRegistry()
-        self._multiprocess = DIRECTORY in os.environ
+        self.is_multiprocess = DIRECTORY in os.environ
+        """True in one of several workers: `update` must be called periodically."""
         self._max_models = max_models
         self._models: set[str] = set()
-        """Those that a provider has answered for."""
+        """Models that a provider has answered for."""
         self.configured: frozenset[str] = frozenset()
-        """Those that gateway.yaml names."""
-        self._reported: dict[str, float] = {}
+        """Models that gateway.yaml names."""
+        self._rules: set[str] = set()
+        self._counted: Mapping[Sample, float] = {}
+        self._labelled: set[Sample] = set()
+        """Gauges with labels that were set."""
 
         self.counters = {
             name: Counter(name, help, labels, registry=registry)
-            for name, (help, labels) in {**COUNTERS, **_LOSSES}.items()
+            for name, (help, labels) in {**COUNTERS, **PROCESS_COUNTERS}.items()
         }
         self.times = {
             name: Histogram(name, help, labels, buckets=_BOUNDS, registry=registry)
             for name, (help, labels) in HISTOGRAMS.items()
         }
         self._gauges = {
-            name: Gauge(name, help, multiprocess_mode="livesum", registry=registry)
-            for name, help in GAUGES.items()
+            name: Gauge(name, help, labels, multiprocess_mode=mode, registry=registry)
+            for name, (help, labels, mode) in GAUGES.items()
         }
+        build = relay.__version__, platform.python_version(), aiohttp.__version__
+        self._gauges["relay_build_info"].labels(*build).set(1)
+        self._gauges["relay_workers"].set(1)
+        if self.is_multiprocess:
+            cpu_help = "Total user and system CPU time spent in seconds."
+            self._cpu, self._cpu_s = Counter(_CPU, cpu_help, registry=registry), 0.0
+        else:
+            ProcessCollector(registry=registry)
         self._bound: dict[tuple[str, ...], _Children] = {}
 
     def count(self, records: Sequence[Record], batch: Mapping[Key, Sums]) -> None:
-        """A batch of calls that ended."""
+        """Count a batch of finished calls, and the sums of the same calls."""
         for record in records:
             model = record.model_answered or record.model
-            if model and model not in self._models and _proves(record):
-                self._admit(model)
+            if model and model not in self._models and _proves_model(record):
+                self._admit_model(model)
         for key, sums in batch.items():
             label = (key.provider or _OTHER, self._model(key.model), key.transport, key.outcome)
             children = self._bound.get(label)
             if children is None:
                 children = self._bound[label] = _Children(self, *label)
             children.add(sums)
+        for sample, number in _tally(records).items():
+            self._child(self.counters, sample).inc(number)
         for record in records:
             if record.turns is not None:
-                provider = record.answered_by or record.provider
-                waits = self.times["relay_voice_turn_seconds"]
-                for turn in record.turns:
-                    waits.labels(provider, turn.first).observe(turn.wait_ms / 1000)
-                cut = self.counters["relay_voice_interruptions_total"]
-                if record.interruptions:
-                    cut.labels(provider).inc(record.interruptions)
+                self._count_turns(record, record.turns)
 
-    def _admit(self, model: str) -> None:
+    def _count_turns(self, record: Record, turns: Sequence[Turn]) -> None:
+        provider = record.answered_by or record.provider
+        waits = self.times["relay_voice_turn_seconds"]
+        for turn in turns:
+            waits.labels(provider, turn.first).observe(turn.wait_ms / 1000)
+        if record.interruptions:
+            interruptions = self.counters["relay_voice_interruptions_total"]
+            interruptions.labels(provider).inc(record.interruptions)
+
+    @staticmethod
+    def _child(metrics: Mapping[str, T], sample: Sample) -> T:
+        """The metric that a sample is about."""
+        name, *labels = sample
+        return metrics[name].labels(*labels) if labels else metrics[name]
+
+    def _admit_model(self, model: str) -> None:
         if len(self._models) < self._max_models and model not in self.configured:
             self._models.add(model)
 
@@ -155,33 +254,85 @@ class Metrics:
         known = not model or model in self._models or model in self.configured
         return model if known else _OTHER
 
-    def text(self, gauges: Mapping[str, float], losses: Mapping[str, float]) -> bytes:
-        """All of it, in Prometheus' text format; of all workers, once `tell` has told of each."""
-        self.tell(gauges, losses)
-        if not self._multiprocess:
+    def render(self, gauges: Mapping[Sample, float], counters: Mapping[Sample, float]) -> bytes:
+        """All metrics in Prometheus' text format, of all workers. Takes the same as `update`."""
+        self.update(gauges, counters)
+        if not self.is_multiprocess:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(WorkersCollector(os.environ[DIRECTORY]))
         return generate_latest(registry)
 
-    def tell(self, gauges: Mapping[str, float], losses: Mapping[str, float]) -> None:
-        """How things stand now."""
-        for name, value in gauges.items():
-            self._gauges[name].set(value)
-        for name, value in losses.items():
-            self.counters[name].inc(max(0.0, value - self._reported.get(name, 0)))
-            self._reported[name] = value
+    def update(self, gauges: Mapping[Sample, float], counters: Mapping[Sample, float]) -> None:
+        """Take the current values of gauges, and counters as they stand since the start of the
+        process.
+        """
+        for sample, value in gauges.items():
+            self._child(self._gauges, sample).set(value)
+        for sample in self._labelled - gauges.keys():  # of a provider that a reload removed
+            self._child(self._gauges, sample).set(0)
+        self._labelled |= {sample for sample in gauges if len(sample) > 1}
+        for sample, value in counters.items():
+            if (added := value - self._counted.get(sample, 0)) > 0:
+                self._child(self.counters, self._bounded(sample)).inc(added)
+        self._counted = counters
+        if self.is_multiprocess:
+            now_s = time.process_time()
+            self._cpu.inc(now_s - self._cpu_s)
+            self._cpu_s = now_s
+
+    def _bounded(self, sample: Sample) -> Sample:
+        """A sample whose labels are bounded in number."""
+        if sample[0] != _RULE or sample[1] in self._rules:
+            return sample
+        if len(self._rules) >= _MAX_RULES:
+            return _RULE, _OTHER
+        self._rules.add(sample[1])
+        return sample
+
+    def observe_event_loop_lag(self, seconds: float) -> None:
+        """Observe how late a timer was."""
+        self.times["relay_event_loop_lag_seconds"].observe(max(0.0, seconds))
 
 
-def _proves(record: Record) -> bool:
-    """True if a provider, or a stored answer of its, shows that there is the model of this call."""
+def _proves_model(record: Record) -> bool:
+    """True if a provider, or a stored response of one, shows that the model of a call exists."""
     answered = 200 <= record.status < 300 or record.status == 101
     return answered and (record.usage is not None or record.outcome == "cached")
 
 
+def _tally(records: Sequence[Record]) -> Mapping[Sample, int]:
+    """Count what the sums of a batch do not tell: status classes, cache misses, retries and
+    fallbacks.
+    """
+    classes: dict[tuple[str, str, int], int] = {}
+    found: dict[Sample, int] = {}
+    for record in records:
+        key = answered_by(record)[0], record.transport, record.status // 100
+        classes[key] = classes.get(key, 0) + 1
+        if record.cache == "MISS" or record.attempts is not None:
+            for sample in _rare_samples(record):
+                found[sample] = found.get(sample, 0) + 1
+    for (provider, transport, status_class), number in classes.items():
+        labels = provider or _OTHER, transport, f"{status_class}xx"
+        found["relay_responses_total", *labels] = number
+    return found
+
+
+def _rare_samples(record: Record) -> Iterator[Sample]:
+    if record.cache == "MISS":
+        yield "relay_cache_misses_total", answered_by(record)[0] or _OTHER
+    for failed, following in pairwise(record.attempts or ()):
+        if failed.provider == following.provider:
+            yield "relay_retries_total", following.provider
+        else:
+            yield "relay_fallbacks_total", failed.provider, following.provider
+
+
 class _Children:
-    """The counters of one group of like calls, bound once: to find them costs as much as to use
-    them.
+    """The counters of calls with the same labels, looked up once: the lookup costs as much as the
+    count.
     """
 
     def __init__(
@@ -200,7 +351,7 @@ class _Children:
             self._counters[name].labels(self._provider, self._model, *more).inc(value)
 
     def add(self, sums: Sums) -> None:
-        """What they came to."""
+        """Count the sums of a batch."""
         self._requests.inc(sums.requests)
         self._add("relay_errors_total", sums.errors)
         self._add("relay_cost_usd_total", sums.cost / 1e9)
@@ -221,10 +372,11 @@ class _Children:
 
 
 def _observe_all(child: Histogram, counts: Sequence[int]) -> None:
-    """What `observe` does, for many at once. A time is taken to lie in the middle of its bucket.
+    """Observe many times at once, by their number in each bucket; a time counts as the middle of
+    its bucket.
 
-    It uses private parts, for there are no public ones: tests/ledger/test_metrics.py holds it
-    against `observe`.
+    The library has no public way to do this: tests/ledger/test_metrics.py compares the result with
+    that of `observe`.
     """
     total = 0.0
     for number, count in enumerate(counts):

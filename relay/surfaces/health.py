@@ -65,7 +65,7 @@ async def metrics(request: web.Request) -> web.Response:
     gateway.callers.authorize(request.headers)
     if gateway.metrics is None:
         raise UnknownRoute(request.method)
-    text = gateway.metrics.text(gateway.gauges(), gateway.losses())
+    text = gateway.metrics.render(gateway.gauges(), gateway.counters())
     return web.Response(body=text, headers={"content-type": CONTENT_TYPE})
 
 

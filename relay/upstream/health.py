@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-from relay.core.provider import Keys, Route, Target
+from relay.core.provider import Keys, Provider, Route, Target
 from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldown_s
 
 T = TypeVar("T")
@@ -45,6 +45,14 @@ class Circuit:
         self.failures, self.probing, self.cooldown_until_s, self.blame = 0, False, 0.0, ""
 
 
+class CoolingDown(NamedTuple):
+    """How many keys a provider has, and how many of its keys and targets are in cooldown."""
+
+    keys: int
+    cooling_keys: int
+    cooling_targets: int
+
+
 class Health:
     """One per process. Circuits outlive a reload: they belong to secrets and hosts."""
 
@@ -55,6 +63,8 @@ class Health:
         self._keys: dict[tuple[str, str], Circuit] = {}
         self._targets: dict[tuple[str, str], Circuit] = {}
         self._round_robin = itertools.count()
+        self.cooldowns: dict[tuple[str, str, str], int] = {}
+        """How many began, by provider, scope (key, target) and reason, for metrics."""
 
     def acquire(self, route: Route, tried: Sequence[Keys]) -> Keys:
         """The credentials that a call to `route` takes: one that works and was not `tried` yet,
@@ -158,6 +168,7 @@ class Health:
             target.probing = False
             if target.failures >= _FAULTS_TO_OPEN:
                 target.cooldown_until_s = now + cooldown_s
+                self._count_cooldown(route, "target", "failed")
         elif target is not None:
             target.mark_healthy()
         self._report_key(route, keys, ended, now)
@@ -183,8 +194,27 @@ class Health:
         state.blame = "limited" if ended.needs_another_key else ""
         if ended.is_key_refused:
             state.blame = "refused"
+        self._count_cooldown(route, "key", state.blame or "failed")
         if state.blame == "refused" != known:
             self._alarm(route.provider.name, keys.provider.label, ended, cooldown_s)
+
+    def _count_cooldown(self, route: Route, scope: str, reason: str) -> None:
+        labels = route.provider.name, scope, reason
+        self.cooldowns[labels] = self.cooldowns.get(labels, 0) + 1
+
+    def count_cooling_down(self, provider: Provider) -> CoolingDown:
+        """The keys and targets of a provider that are in cooldown now."""
+        now = self._clock()
+        targets = {(each.origin, each.prefix) for each in provider.targets}
+        pools = [keys for each in provider.targets for keys in each.pool]
+        values = {keys.provider.value for keys in pools if keys.provider is not None}
+        keys_now = [self._keys.get((provider.name, value)) for value in values]
+        targets_now = [self._targets.get(each) for each in targets]
+        return CoolingDown(
+            len(values),
+            sum(state is not None and state.cooldown_until_s > now for state in keys_now),
+            sum(state is not None and state.cooldown_until_s > now for state in targets_now),
+        )
 
     def describe(self, provider: str, target: Target) -> dict[str, object]:
         """A target and its keys, for operators: names of variables, never values."""

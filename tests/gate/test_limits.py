@@ -83,7 +83,7 @@ async def test_a_call_that_runs_stays_counted_over_a_reload(start: StartRelay, r
     await relay.idle()
     assert (await relay.call("GET", relay.path("openai", "x")))[0] == 200
     await relay.idle()
-    assert relay.gateway.at_once == {}
+    assert relay.gateway.limit_counts.running == {}
 
 
 async def test_a_session_that_runs_stays_counted_over_a_reload(start: StartRelay, aiohttp_server: Any) -> None:

@@ -1,8 +1,9 @@
-"""Prometheus and OpenTelemetry: what is told, held against the real libraries."""
+"""Prometheus and OpenTelemetry: what is exported, read with the real libraries."""
 
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay import __version__ as relay_version
 from relay.core.histogram import bound_ms, bucket_counts, build_histogram
 from relay.ledger import metrics
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import CALL, USAGE, post, rows
 from tests.processes import ROOT, serve
-from tests.relays import Relay, provider
+from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.upstream.raw import CLOSE, RawUpstream, ok
+from tests.upstream.vendors import echo, vendor
 
 JSON = "Content-Type: application/json"
 
@@ -112,6 +115,160 @@ async def test_a_provider_that_there_is_not_makes_no_label(start: StartRelay, ra
     assert {dict(labels).get("provider") for name, labels in found if name == "relay_requests_total"} == {"other"}
 
 
+async def test_responses_are_counted_by_class_of_status(start: StartRelay, raw: RawUpstream) -> None:
+    for status in ("200 OK", "204 No Content", "404 Not Found", "500 Broken"):
+        raw.plays(ok(b"", status=status))
+    relay = await start(openai=provider(raw.url))
+    for _ in range(4):
+        await post(relay)
+    await relay.call("GET", relay.path("nobody", "x"))
+    found = await scraped(relay)
+    openai = {"provider": "openai", "transport": "rest"}
+    assert [of(found, "relay_responses_total", **openai, status_class=each) for each in ("2xx", "4xx", "5xx")] == [2, 1, 1]
+    assert of(found, "relay_responses_total", provider="other", transport="rest", status_class="4xx") == 1
+
+
+async def test_a_session_is_counted_by_the_status_of_its_handshake(start: StartRelay, aiohttp_server: Any) -> None:
+    server = await aiohttp_server(vendor(("GET", "/echo", echo)))
+    relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
+    async with relay.client.ws_connect(relay.ws("openai")) as ws:
+        await ws.close()
+    assert of(await scraped(relay), "relay_responses_total", provider="openai", transport="websocket", status_class="1xx") == 1
+
+
+async def test_retries_and_fallbacks_are_counted_where_they_went(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", status="503 Busy"))
+    raw.plays(ok(b"{}", status="503 Busy"))
+    raw.plays(ok(USAGE, JSON))
+    retries = {"max_attempts": 2, "delay_s": 0.001}
+    entry = provider(raw.url, retries=retries, fallback=[{"provider": "groq"}])
+    relay = await start(openai=entry, groq=provider(raw.url, "GROQ_API_KEY"))
+    await post(relay)
+    found = await scraped(relay)
+    assert of(found, "relay_retries_total", provider="openai") == 1
+    assert of(found, "relay_fallbacks_total", from_provider="openai", to_provider="groq") == 1
+    assert of(found, "relay_retries_total", provider="groq") is None
+
+
+async def test_cooldowns_are_counted_and_shown_while_they_last(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", status="401 Unauthorized"))
+    raw.plays(ok(b"{}", "Retry-After: 30", status="429 Too Many Requests"))
+    raw.plays(ok(USAGE, JSON))
+    pool = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}", "Bearer ${FAL_KEY}"]}
+    relay = await start(openai=provider(raw.url, auth=pool), idle=provider(raw.url))
+    now_s = relay.gateway.clock()
+    relay.gateway.attempts.health._clock = lambda: now_s
+    await post(relay)
+    found = await scraped(relay)
+    assert of(found, "relay_cooldowns_total", provider="openai", scope="key", reason="refused") == 1
+    assert of(found, "relay_cooldowns_total", provider="openai", scope="key", reason="limited") == 1
+    assert of(found, "relay_provider_keys", provider="openai") == 3
+    assert of(found, "relay_provider_keys_cooling_down", provider="openai") == 2
+    assert of(found, "relay_provider_keys_cooling_down", provider="idle") == 0
+    now_s += 31
+    assert of(await scraped(relay), "relay_provider_keys_cooling_down", provider="openai") == 1, "the limited key is back"
+
+
+async def test_an_open_circuit_of_a_target_is_shown(start: StartRelay) -> None:
+    relay = await start(openai=provider("http://127.0.0.1:1"))
+    for _ in range(5):
+        await post(relay)
+    found = await scraped(relay)
+    assert of(found, "relay_provider_targets_cooling_down", provider="openai") == 1
+    assert of(found, "relay_cooldowns_total", provider="openai", scope="target", reason="failed") == 1
+
+
+async def test_a_provider_that_a_reload_removes_has_no_keys(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start(openai=provider(raw.url), groq=provider(raw.url, "GROQ_API_KEY"))
+    assert of(await scraped(relay), "relay_provider_keys", provider="groq") == 1
+    write_config(relay.folder, {"providers": {"openai": provider(raw.url)}})
+    assert relay.gateway.reload is not None
+    await relay.gateway.reload()
+    found = await scraped(relay)
+    assert (of(found, "relay_provider_keys", provider="openai"), of(found, "relay_provider_keys", provider="groq")) == (1, 0)
+
+
+@pytest.mark.parametrize("rule", [{"requests": 1, "per": "client"}, {"calls_at_once": 1, "per": ["client"]}])
+async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any], start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, ok(USAGE, JSON))
+    relay = await start({"limits": [{"name": "few"} | rule, {"name": "many", "requests": 99}]}, openai=provider(raw.url))
+    first = asyncio.create_task(post(relay))
+    while not raw.arrived:
+        await asyncio.sleep(0.005)
+    assert (await post(relay))[0] == (await post(relay))[0] == 429
+    gate.set()
+    await first
+    found = await scraped(relay)
+    assert (of(found, "relay_limit_refusals_total", rule="few"), of(found, "relay_limit_refusals_total", rule="many")) == (2, None)
+    await relay.gateway.reload()  # type: ignore[misc]
+    await post(relay)
+    await post(relay)
+    assert (of(await scraped(relay), "relay_limit_refusals_total", rule="few") or 0) >= 2, "a reload forgets none"
+
+
+def test_rules_beyond_a_hundred_are_one() -> None:
+    shown = metrics.Metrics(0)
+    refusals = {("relay_limit_refusals_total", f"rule-{number}"): 1.0 for number in range(103)}
+    found = samples(shown.render({}, refusals).decode())
+    assert sum(name == "relay_limit_refusals_total" for name, _ in found) == 101
+    assert of(found, "relay_limit_refusals_total", rule="other") == 3
+
+
+async def test_cache_misses_are_counted_beside_hits(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE[:-1] + b', "choices": [{"finish_reason": "stop"}]}', JSON))
+    relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
+    for _ in range(3):
+        await post(relay)
+    found = await scraped(relay)
+    assert (of(found, "relay_cache_misses_total", provider="openai"), of(found, "relay_cache_hits_total", provider="openai")) == (1, 2)
+
+
+async def test_the_process_and_the_build_are_described(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    found = await scraped(relay)
+    build = {"version": relay_version, "python": platform.python_version(), "aiohttp": aiohttp.__version__}
+    assert of(found, "relay_build_info", **build) == of(found, "relay_workers") == 1
+    resident = of(found, "process_resident_memory_bytes")
+    assert resident is not None and 10e6 < resident < 10e9
+    for name in ("process_cpu_seconds_total", "process_open_fds", "process_max_fds", "process_start_time_seconds"):
+        assert (of(found, name) or 0) > 0, name
+
+
+async def test_stores_are_up_where_they_are_configured(start: StartRelay, tmp_path: Path) -> None:
+    relay = await start({"providers": {}, "database": f"{tmp_path}/relay.db", "redis": {"url": "redis://127.0.0.1:1"}})
+    assert relay.gateway.shared is not None
+
+    async def fail() -> None:
+        raise OSError
+
+    await relay.gateway.shared.ask(fail)
+    found = await scraped(relay)
+    assert (of(found, "relay_store_up", store="database"), of(found, "relay_store_up", store="redis")) == (1, 0)
+    assert of(found, "relay_redis_failures_total") == 1
+
+
+async def test_a_store_that_is_not_configured_has_no_state(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    assert not [labels for name, labels in await scraped(relay) if name == "relay_store_up"]
+
+
+async def test_a_late_timer_is_lag_of_the_event_loop(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    assert relay.gateway.metrics is not None
+    clock, late_s = relay.gateway.clock, 0.0
+
+    def skewed() -> float:
+        nonlocal late_s
+        late_s += 5  # the loop seems to hang between two looks at the clock
+        return clock() + late_s
+
+    relay.gateway.clock = skewed
+    async with asyncio.timeout(HANG_GUARD_S):
+        while (of(await scraped(relay), "relay_event_loop_lag_seconds_sum") or 0) < 4:
+            await asyncio.sleep(0.02)
+
+
 async def test_they_can_be_switched_off(start: StartRelay) -> None:
     relay = await start({"metrics": {"enabled": False}, "providers": {}})
     assert (await relay.call("GET", f"{relay.url}/metrics"))[0] == 404
@@ -167,14 +324,35 @@ async def test_of_several_workers_one_answers_for_all_and_a_dead_one_is_not_forg
             os.kill(pid, signal.SIGKILL)
             await relay.until("worker.died")
             await until(session, 20)
+            async with session.get(f"{relay.url}/metrics") as answer:
+                found = samples(await answer.text())
+            workers, resident = of(found, "relay_workers"), of(found, "process_resident_memory_bytes")
+            assert workers in (1, 2) and resident is not None and resident > workers * 10e6
+            assert (of(found, "process_cpu_seconds_total") or 0) > 0 and (of(found, "process_open_fds") or 0) > 5
+            assert [value for (name, _), value in found.items() if name == "relay_build_info"] == [1]
+            assert of(found, "relay_provider_keys", provider="openai") == workers
     finally:
         await relay.stop()
 
 
-def test_every_metric_is_documented_and_no_other() -> None:
+def _documented_rows() -> list[str]:
+    kinds = [(metrics.COUNTERS, "counter"), (metrics.PROCESS_COUNTERS, "counter"), (metrics.HISTOGRAMS, "histogram")]
+    described = [(name, kind, *of_each) for table, kind in kinds for name, of_each in table.items()]
+    described += [(name, "gauge", spec.help, spec.labels) for name, spec in metrics.GAUGES.items()]
+    return [f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {help_} |" for name, kind, help_, labels in described]
+
+
+def test_every_metric_is_documented_with_its_labels_and_no_other() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
-    there = {*metrics.COUNTERS, *metrics.HISTOGRAMS, *metrics.GAUGES, *metrics.LOSSES}
-    assert set(re.findall(r"^\| `(relay_[a-z_]+)` \|", text, re.MULTILINE)) == there
+    assert re.findall(r"^\| `relay_[a-z_]+` \|.*$", text, re.MULTILINE) == _documented_rows()
+
+
+async def test_every_metric_that_is_served_is_documented(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    text = (ROOT / "docs/metrics.md").read_text()
+    families = text_string_to_metric_families((await relay.call("GET", f"{relay.url}/metrics"))[2].decode())
+    served = [family.name for family in families if not family.name.endswith("_created")]
+    assert [name for name in served if f"`{name}`" not in text and f"`{name}_total`" not in text] == []
 
 
 @pytest.fixture
