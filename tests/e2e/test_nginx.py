@@ -166,6 +166,25 @@ async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpst
     assert b'"providers"' not in answer and b"reloaded" not in answer and not raw.arrived
 
 
+async def test_healthz_is_the_relays_and_fails_while_the_relay_is_down(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    relay = await start(openai=provider(raw.url))
+    (nginx.root / "index.html").write_text("<title>app</title>")
+    url = await nginx.before(relay.port)
+    status, _, body = await relay.call("GET", f"{url}/healthz")
+    assert (status, body) == (200, b'{"status": "ok"}')
+    await stop_relay(relay)
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:
+        assert answer.status == 502
+
+
+@pytest.mark.parametrize("path", ["readyz", "version", "metrics"])
+async def test_what_the_relay_says_of_itself_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str) -> None:
+    relay = await start(openai=provider(raw.url))
+    (nginx.root / "index.html").write_text("<title>app</title>")
+    url = await nginx.before(relay.port)
+    assert (await relay.call("GET", f"{url}/{path}"))[0] == 404
+
+
 async def test_no_query_string_is_logged(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays("close")
     relay = await start(openai=provider(raw.url))
