@@ -45,7 +45,7 @@ from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
 from relay.storage.redis import RedisConnection
 from relay.upstream.attempts import Attempts, Budget
-from relay.upstream.health import Health
+from relay.upstream.health import COOLDOWN_KINDS, Health
 from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
@@ -166,9 +166,13 @@ class Gateway:
         if self.shared is not None:
             counters["relay_redis_failures_total",] = self.shared.failures
             counters["relay_redis_foreign_values_total",] = self.shared.foreign_values
-        for rule, count in self.limit_counts.refusals.items():
+        # A counter that begins at 0 lets Prometheus see its first increase.
+        refusals = {rule.name: 0 for rule in self.config.limits} | self.limit_counts.refusals
+        for rule, count in refusals.items():
             counters["relay_limit_refusals_total", rule] = count
-        for labels, count in self.attempts.health.cooldowns.items():
+        ready = [name for name, each in self.registry.providers.items() if not each.missing]
+        none = {(name, *kind): 0 for name in ready for kind in COOLDOWN_KINDS}
+        for labels, count in (none | self.attempts.health.cooldowns).items():
             counters["relay_cooldowns_total", *labels] = count
         return counters
 

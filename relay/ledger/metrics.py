@@ -274,8 +274,9 @@ class Metrics:
             self._child(self._gauges, sample).set(0)
         self._labelled |= {sample for sample in gauges if len(sample) > 1}
         for sample, value in counters.items():
+            counter = self._child(self.counters, self._bounded(sample))
             if (added := value - self._counted.get(sample, 0)) > 0:
-                self._child(self.counters, self._bounded(sample)).inc(added)
+                counter.inc(added)
         self._counted = counters
         if self.is_multiprocess:
             now_s = time.process_time()

@@ -20,6 +20,13 @@ from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldo
 T = TypeVar("T")
 _FAULTS_TO_OPEN = 5
 """Faults in a row after which the circuit of a target opens."""
+COOLDOWN_KINDS = (
+    ("key", "refused"),
+    ("key", "limited"),
+    ("key", "failed"),
+    ("target", "failed"),
+)
+"""(scope, reason) of every cooldown, for metrics."""
 Alarm = Callable[[str, str, AttemptResult, float], None]
 """(provider, key's label, how it was refused, seconds of its cooldown)"""
 

@@ -165,6 +165,7 @@ async def test_cooldowns_are_counted_and_shown_while_they_last(start: StartRelay
     assert of(found, "relay_provider_keys", provider="openai") == 3
     assert of(found, "relay_provider_keys_cooling_down", provider="openai") == 2
     assert of(found, "relay_provider_keys_cooling_down", provider="idle") == 0
+    assert of(found, "relay_cooldowns_total", provider="idle", scope="target", reason="failed") == 0, "increases from 0"
     now_s += 31
     assert of(await scraped(relay), "relay_provider_keys_cooling_down", provider="openai") == 1, "the limited key is back"
 
@@ -200,7 +201,7 @@ async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any
     gate.set()
     await first
     found = await scraped(relay)
-    assert (of(found, "relay_limit_refusals_total", rule="few"), of(found, "relay_limit_refusals_total", rule="many")) == (2, None)
+    assert (of(found, "relay_limit_refusals_total", rule="few"), of(found, "relay_limit_refusals_total", rule="many")) == (2, 0)
     await relay.gateway.reload()  # type: ignore[misc]
     await post(relay)
     await post(relay)
