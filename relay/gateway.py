@@ -23,6 +23,7 @@ from relay.core.addresses import host_name
 from relay.core.deadline_queue import DeadlineQueue
 from relay.core.exchange import Exchange, Request, Transport, uuid7
 from relay.core.injection import UsageRefusals
+from relay.core.provider import Provider
 from relay.core.redaction import Secrets
 from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
@@ -143,12 +144,18 @@ class Gateway:
             gauges["relay_store_up", "database"] = self.ledger.state == "ok"
         if self.shared is not None:
             gauges["relay_store_up", "redis"] = self.shared.state == "ok"
-        for name, provider in self.registry.providers.items():
-            if (state := self.attempts.health.count_cooling_down(provider)).keys:
+        for name, provider in self._ready_providers().items():
+            state = self.attempts.health.count_cooling_down(provider)
+            gauges["relay_provider_targets_cooling_down", name] = state.cooling_targets
+            if state.keys:
                 gauges["relay_provider_keys", name] = state.keys
                 gauges["relay_provider_keys_cooling_down", name] = state.cooling_keys
-                gauges["relay_provider_targets_cooling_down", name] = state.cooling_targets
         return gauges
+
+    def _ready_providers(self) -> dict[str, Provider]:
+        """The providers whose variables are set."""
+        providers = self.registry.providers
+        return {name: provider for name, provider in providers.items() if not provider.missing}
 
     def counters(self) -> dict[Sample, float]:
         """What is counted since the start, other than calls (ledger/metrics.py)."""
@@ -170,8 +177,7 @@ class Gateway:
         refusals = {rule.name: 0 for rule in self.config.limits} | self.limit_counts.refusals
         for rule, count in refusals.items():
             counters["relay_limit_refusals_total", rule] = count
-        ready = [name for name, each in self.registry.providers.items() if not each.missing]
-        none = {(name, *kind): 0 for name in ready for kind in COOLDOWN_KINDS}
+        none = {(name, *kind): 0 for name in self._ready_providers() for kind in COOLDOWN_KINDS}
         for labels, count in (none | self.attempts.health.cooldowns).items():
             counters["relay_cooldowns_total", *labels] = count
         return counters
