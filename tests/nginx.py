@@ -29,7 +29,7 @@ http {{
 
 
 def _user() -> str:
-    """Started by root it would hand the files of the test to somebody who may not read them."""
+    """As root, nginx would run its workers as a user who may not read the files of the test."""
     return "user root;" if os.geteuid() == 0 else ""
 
 

@@ -45,7 +45,7 @@ def of(found: dict[Any, float], name: str, **labels: str) -> float | None:
     return found.get((name, frozenset(labels.items())))
 
 
-async def test_metrics_tell_what_calls_came_to(start: StartRelay, raw: RawUpstream) -> None:
+async def test_calls_are_counted_with_their_tokens_cost_and_duration(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     raw.plays(ok(USAGE, JSON))
     raw.plays(ok(b"{}", status="500 Broken"))
@@ -63,7 +63,7 @@ async def test_metrics_tell_what_calls_came_to(start: StartRelay, raw: RawUpstre
     assert of(found, "relay_requests_in_flight") == of(found, "relay_sessions") == 0
 
 
-async def test_models_beyond_so_many_are_one(start: StartRelay, raw: RawUpstream) -> None:
+async def test_models_beyond_the_maximum_share_a_label(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", JSON))
     relay = await start({"metrics": {"max_models": 2}}, openai=provider(raw.url))
     for model in ("one", "two", "three", "four"):
@@ -78,7 +78,7 @@ async def models(relay: Relay) -> set[str | None]:
 
 
 @pytest.mark.parametrize("answer", [ok(b'{"error": {"code": "model_not_found"}}', JSON, status="404 Not Found"), ok(USAGE, JSON, status="500 Broken"), CLOSE])
-async def test_names_that_no_provider_answered_for_take_no_room_from_those_of_models(answer: bytes | str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_names_that_no_provider_answered_for_get_no_label(answer: bytes | str, start: StartRelay, raw: RawUpstream) -> None:
     for _ in range(3):
         raw.plays(answer)
     raw.plays(ok(b'{"choices": []}', JSON))
@@ -89,7 +89,7 @@ async def test_names_that_no_provider_answered_for_take_no_room_from_those_of_mo
     assert relay.gateway.metrics is not None and relay.gateway.metrics._models == {"real"}
 
 
-async def test_an_endpoint_that_takes_any_name_proves_no_model(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_without_usage_gives_a_model_no_label(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", JSON))
     relay = await start(openai=provider(raw.url))
     for number in range(3):
@@ -97,7 +97,7 @@ async def test_an_endpoint_that_takes_any_name_proves_no_model(start: StartRelay
     assert await models(relay) == {"other"}
 
 
-async def test_models_that_the_configuration_names_have_a_label_of_their_own_from_the_start(start: StartRelay, raw: RawUpstream) -> None:
+async def test_models_that_the_configuration_names_have_their_own_label_from_the_start(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", JSON, status="404 Not Found"))
     rules = [{"requests": 9, "models": ["limited"]}]
     entry = provider(raw.url, fallback=[{"provider": "other", "model": "second"}])
@@ -107,7 +107,7 @@ async def test_models_that_the_configuration_names_have_a_label_of_their_own_fro
     assert await models(relay) == {"limited", "second", "other"}
 
 
-async def test_a_provider_that_there_is_not_makes_no_label(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_unknown_provider_gets_no_label(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     for at in range(3):
         await relay.call("GET", relay.path(f"nobody-{at}", "x"))
@@ -271,18 +271,24 @@ async def test_a_late_timer_is_lag_of_the_event_loop(start: StartRelay) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_they_can_be_switched_off(start: StartRelay) -> None:
+async def test_metrics_can_be_switched_off(start: StartRelay) -> None:
     relay = await start({"metrics": {"enabled": False}, "providers": {}})
     assert (await relay.call("GET", f"{relay.url}/metrics"))[0] == 404
 
 
-async def test_other_host_names_get_none(start: StartRelay) -> None:
+async def test_prometheus_may_scrape_an_address_that_is_listed_as_a_host(start: StartRelay) -> None:
+    """A pod's own, as config/kubernetes lists it."""
+    relay = await start({"server": {"hosts": ["10.0.0.7"]}, "providers": {}})
+    assert (await relay.call("GET", f"{relay.url}/metrics", headers={"Host": "10.0.0.7:8787"}))[0] == 200
+
+
+async def test_metrics_are_refused_under_other_host_names(start: StartRelay) -> None:
     relay = await start({"providers": {}})
     assert (await relay.call("GET", f"{relay.url}/metrics", headers={"Host": "evil.example"}))[0] == 403
 
 
-def test_many_at_once_are_observed_as_one_by_one() -> None:
-    """The private parts that this uses are held against the library's own `observe`."""
+def test_observing_many_times_at_once_equals_observing_each() -> None:
+    """Compares _observe_all, which uses private parts of the library, with the library's `observe`."""
     registry = CollectorRegistry()
     times = [0.1, 0.3, 0.9, 1.0, 5.5, 40.0, 333.0, 9_000.0, 600_000.0]
     whole = build_histogram(times, [], [])
@@ -298,7 +304,7 @@ def test_many_at_once_are_observed_as_one_by_one() -> None:
 
 
 @pytest.mark.programs
-async def test_of_several_workers_one_answers_for_all_and_a_dead_one_is_not_forgotten(tmp_path: Path, raw: RawUpstream) -> None:
+async def test_any_worker_answers_for_all_workers_and_for_dead_ones(tmp_path: Path, raw: RawUpstream) -> None:
     import json
     import os
     import signal
@@ -360,8 +366,8 @@ async def test_every_metric_that_is_served_is_documented(start: StartRelay) -> N
 
 @pytest.fixture
 async def collector(aiohttp_server: Any) -> Any:
-    """An OTLP endpoint, reading with OpenTelemetry's own definitions. Asked for before the relay is started, so that it
-    outlives the relay: a stop with no collector left waits 5 s for it."""
+    """An OTLP endpoint that parses with OpenTelemetry's own definitions. Request this fixture before `start`, so that it
+    outlives the relay: a relay that stops without a collector waits 5 s for one."""
     spans: list[Any] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -406,7 +412,7 @@ def attributes(span: Any) -> dict[str, Any]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes}
 
 
-async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_is_a_span_in_the_trace_of_its_client_and_the_provider_gets_it(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider(raw.url))
     theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -424,7 +430,7 @@ async def test_a_call_is_a_span_in_its_clients_trace_and_its_provider_is_told(co
     assert span.end_time_unix_nano - span.start_time_unix_nano > 0 and "error.type" not in found
 
 
-async def test_what_is_not_sampled_is_not_exported_and_stays_unsampled_upstream(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_unsampled_trace_is_not_exported_and_stays_unsampled_upstream(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
     await post(relay, headers={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"})
@@ -455,10 +461,10 @@ async def test_the_conventions_metrics_go_beside_the_traces(collector: Any, star
     await post(relay)
     await relay.idle()
     await asyncio.to_thread(relay.gateway.traces._metrics._provider.force_flush)  # type: ignore[union-attr]
-    told = {name: [(dict(attributes(point)), point.as_int) for point in points] for name, points in collector.points.items() if "usage" in name}
+    exported = {name: [(dict(attributes(point)), point.as_int) for point in points] for name, points in collector.points.items() if "usage" in name}
     names = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini", "gen_ai.response.model": "gpt-4o-mini", "gen_ai.token.modality": "text"}
     usage = "gen_ai.client.inference.usage"
-    assert told == {f"{usage}.input_tokens": [(names, 2000)], f"{usage}.output_tokens": [(names, 1000)], f"{usage}.cache_read.input_tokens": [(names, 400)]}
+    assert exported == {f"{usage}.input_tokens": [(names, 2000)], f"{usage}.output_tokens": [(names, 1000)], f"{usage}.cache_read.input_tokens": [(names, 400)]}
     (duration,) = collector.points["gen_ai.client.operation.duration"]
     assert duration.count == 2 and list(duration.explicit_bounds)[:3] == [0.01, 0.02, 0.04]
 
@@ -470,7 +476,7 @@ def test_the_conventions_metrics_are_documented() -> None:
     assert all(name in text or f"….{name.removeprefix(traces._USAGE + '.')}" in text for name in (*traces.COUNTERS, *traces.HISTOGRAMS))
 
 
-async def test_fields_of_usage_that_were_not_read_are_counted(start: StartRelay, raw: RawUpstream) -> None:
+async def test_ignored_fields_of_usage_are_counted(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"model": "m", "usage": {"prompt_tokens": 7, "completion_tokens": "many", "prompt_tokens_details": {"cached_tokens": []}}}', JSON))
     raw.plays(ok(b'{"model": "m", "usage": ' + b"[" * 20_000 + b"}", JSON))
     relay = await start(openai=provider(raw.url))

@@ -310,3 +310,21 @@ def test_check_prints_warnings_and_succeeds(folder: Path, capsys: pytest.Capture
     (folder / ".env").chmod(0o644)
     assert main(["check"]) == 0
     assert capsys.readouterr().err == "warning: .env:1:1: others on this machine may read it (mode 0644): chmod 600 .env\n"
+
+
+async def test_a_key_is_rotated_by_two_reloads_and_no_call_fails(start: StartRelay, raw: RawUpstream) -> None:
+    """The steps of docs/operations.md: add the new key to the pool, then remove the old one."""
+    raw.plays(ok(b"{}"))
+    relay = await start(openai=provider(raw.url))
+
+    async def keys_in_use(variables: list[str]) -> set[str]:
+        pool = {"header": "Authorization", "value": [f"Bearer ${{{name}}}" for name in variables]}
+        write_config(relay.folder, {"providers": {"openai": provider(raw.url, auth=pool)}})
+        assert (await _reload(relay))[0] == 200
+        raw.arrived.clear()
+        for _ in range(4):
+            assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
+        return {name for name, value in KEYS.items() for each in raw.arrived if value.encode() in each.head}
+
+    assert await keys_in_use(["OPENAI_API_KEY", "GROQ_API_KEY"]) == {"OPENAI_API_KEY", "GROQ_API_KEY"}
+    assert await keys_in_use(["GROQ_API_KEY"]) == {"GROQ_API_KEY"}
