@@ -71,6 +71,8 @@ async def test_a_backup_of_a_running_relay_restores_its_rows_and_sums(backup: st
     await _call(relay, ROWS_BEFORE)
     before = await rows(relay), await sums(relay)
     await execute(backup, tmp_path)
+    if backup is IN_CONTAINER:
+        await execute("mkdir backup; mv data/backup.db backup/relay.db", tmp_path)  # copied out of the container
     await _call(relay, 2)
     assert len(await rows(relay)) == ROWS_BEFORE + 2, "it went on writing"
     await stop_relay(relay)
@@ -127,3 +129,14 @@ async def test_a_rollback_restores_the_schema_and_the_rows_of_before_the_upgrade
     assert await _version_and_cost(database_file) == (HEAD, 5000 + COST_NANO_USD)
     await execute(SQLITE_RESTORE, tmp_path)
     assert await _version_and_cost(database_file) == ("0003", 5000)
+
+
+async def test_a_rollback_of_postgresql_restores_into_a_new_database(start: StartRelay, raw: RawUpstream, tmp_path: Path, postgres: PostgresServer) -> None:
+    need("pg_dump")
+    url, fresh = await postgres.database(), await postgres.database()
+    await old_database(url, "0003", [OLD_ROW])
+    await execute(POSTGRESQL, tmp_path, url)
+    await stop_relay(await start({"database": url}, openai=provider(raw.url)))
+    assert await _version_and_cost(url) == (HEAD, 5000)
+    await execute(POSTGRESQL_RESTORE, tmp_path, fresh)
+    assert await _version_and_cost(fresh) == ("0003", 5000)
