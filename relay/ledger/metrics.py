@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import aiohttp
 from prometheus_client import (
@@ -174,6 +174,23 @@ _CPU = "process_cpu_seconds_total"
 _RULE = "relay_limit_refusals_total"
 
 
+class _Children(Generic[T]):
+    """The metrics of samples, looked up once: the lookup costs as much as several updates."""
+
+    def __init__(self, metrics: Mapping[str, T]) -> None:
+        self._metrics: Mapping[str, T] = metrics
+        self._found: dict[Sample, T] = {}
+
+    def of(self, sample: Sample) -> T:
+        """The metric that a sample updates."""
+        child = self._found.get(sample)
+        if child is None:
+            name, *labels = sample
+            child = self._metrics[name].labels(*labels) if labels else self._metrics[name]
+            self._found[sample] = child
+        return child
+
+
 class Metrics:
     """One per process."""
 
@@ -211,7 +228,9 @@ class Metrics:
             self._cpu, self._cpu_s = Counter(_CPU, cpu_help, registry=registry), 0.0
         else:
             ProcessCollector(registry=registry)
-        self._bound: dict[tuple[str, ...], _Children] = {}
+        self._counter_children = _Children(self.counters)
+        self._gauge_children = _Children(self._gauges)
+        self._groups: dict[tuple[str, ...], _CallGroup] = {}
 
     def count(self, records: Sequence[Record], batch: Mapping[Key, Sums]) -> None:
         """Count a batch of finished calls, and the sums of the same calls."""
@@ -221,12 +240,12 @@ class Metrics:
                 self._admit_model(model)
         for key, sums in batch.items():
             label = (key.provider or _OTHER, self._model(key.model), key.transport, key.outcome)
-            children = self._bound.get(label)
-            if children is None:
-                children = self._bound[label] = _Children(self, *label)
-            children.add(sums)
+            group = self._groups.get(label)
+            if group is None:
+                group = self._groups[label] = _CallGroup(self, *label)
+            group.add(sums)
         for sample, number in _tally(records).items():
-            self._child(self.counters, sample).inc(number)
+            self._counter_children.of(sample).inc(number)
         for record in records:
             if record.turns is not None:
                 self._count_turns(record, record.turns)
@@ -239,12 +258,6 @@ class Metrics:
         if record.interruptions:
             interruptions = self.counters["relay_voice_interruptions_total"]
             interruptions.labels(provider).inc(record.interruptions)
-
-    @staticmethod
-    def _child(metrics: Mapping[str, T], sample: Sample) -> T:
-        """The metric that a sample is about."""
-        name, *labels = sample
-        return metrics[name].labels(*labels) if labels else metrics[name]
 
     def _admit_model(self, model: str) -> None:
         if len(self._models) < self._max_models and model not in self.configured:
@@ -269,12 +282,12 @@ class Metrics:
         process.
         """
         for sample, value in gauges.items():
-            self._child(self._gauges, sample).set(value)
+            self._gauge_children.of(sample).set(value)
         for sample in self._labelled - gauges.keys():  # of a provider that a reload removed
-            self._child(self._gauges, sample).set(0)
+            self._gauge_children.of(sample).set(0)
         self._labelled |= {sample for sample in gauges if len(sample) > 1}
         for sample, value in counters.items():
-            counter = self._child(self.counters, self._bounded(sample))
+            counter = self._counter_children.of(self._bounded(sample))
             if (added := value - self._counted.get(sample, 0)) > 0:
                 counter.inc(added)
         self._counted = counters
@@ -331,7 +344,7 @@ def _rare_samples(record: Record) -> Iterator[Sample]:
             yield "relay_fallbacks_total", failed.provider, following.provider
 
 
-class _Children:
+class _CallGroup:
     """The counters of calls with the same labels, looked up once: the lookup costs as much as the
     count.
     """
