@@ -1,8 +1,10 @@
-"""The built-in provider `demo`: OpenAI's API on loopback, so that the first call needs no key and no network.
+"""The built-in provider `demo`: OpenAI's API on loopback, so that the first call needs no key and
+no network.
 
-Owns: chat (JSON, and SSE with usage), Responses, embeddings, models, a binary audio stream. Realtime is in
-demo/realtime.py. It says the same few words to everyone, counts words as tokens, and refuses unknown or
-outdated fields with the errors that OpenAI gives, so that what works here is worth trying there.
+Owns chat completions (JSON, and SSE with usage), Responses, embeddings, models, and speech as raw
+PCM. The Realtime API is in demo/realtime.py. The demo gives everyone the same answer, counts words
+as tokens, and refuses unknown or outdated fields with OpenAI's errors, so that a call that works
+here has the right shape for OpenAI.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from relay.demo import realtime
-from relay.demo.realtime import openai_error
+from relay.demo.audio import tone
+from relay.demo.realtime import openai_error, realtime
 
 WORDS_PER_S = 25.0
 MODELS = ("demo-chat", "demo-embedding", "demo-speech", "demo-realtime")
@@ -47,11 +49,19 @@ _RESPONSES_FIELDS = {
     "truncation", "user",
 }  # fmt: skip
 _EMBEDDINGS_FIELDS = {"dimensions", "encoding_format", "input", "model", "user"}
-_SPEECH_FIELDS = {"input", "instructions", "model", "response_format", "speed", "stream_format", "voice"}
+_SPEECH_FIELDS = {
+    "input",
+    "instructions",
+    "model",
+    "response_format",
+    "speed",
+    "stream_format",
+    "voice",
+}
 
 
 class Demo:
-    """The running demo: `bind` takes a loopback port, `running` serves it for the life of an application."""
+    """The demo's server: `bind` takes a loopback port, `running` serves requests on it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -66,7 +76,7 @@ class Demo:
 
     @contextlib.asynccontextmanager
     async def running(self, _app: web.Application | None = None) -> AsyncIterator[None]:
-        """Serve while the context lasts; also as a cleanup context of an application."""
+        """Serve while the context lasts; a cleanup context for an aiohttp application."""
         runner = web.AppRunner(
             application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2
         )
@@ -86,7 +96,7 @@ def application() -> web.Application:
     app.router.add_post("/v1/embeddings", embeddings)
     app.router.add_post("/v1/audio/speech", speech)
     app.router.add_get("/v1/models", models)
-    app.router.add_get("/v1/realtime", realtime.realtime)
+    app.router.add_get("/v1/realtime", realtime)
     app.router.add_route("*", "/{path:.*}", _no_such_path)
     return app
 
@@ -194,7 +204,7 @@ def _response_events(
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
-    """POST /v1/embeddings: eight numbers that depend on the text alone."""
+    """POST /v1/embeddings: eight numbers, which depend on the text alone."""
     fields = await _fields(request, _EMBEDDINGS_FIELDS, "input")
     texts = fields["input"] if isinstance(fields["input"], list) else [fields["input"]]
     data = [
@@ -222,7 +232,7 @@ async def speech(request: web.Request) -> web.StreamResponse:
     stream = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
     await stream.prepare(request)
     for tenth in range(max(5, len(str(fields["input"]).split()) * 3)):
-        await stream.write(realtime.tone(tenth))
+        await stream.write(tone(tenth))
         await asyncio.sleep(0.02)
     return stream
 
@@ -238,11 +248,13 @@ async def _no_such_path(request: web.Request) -> NoReturn:
 
 
 async def _fields(request: web.Request, known: Set[str], required: str) -> dict[str, Any]:
-    """The JSON object that was sent. Raises the refusal that OpenAI would send for it."""
+    """The JSON object in the request body. Raises OpenAI's HTTP error for a bad one."""
     try:
         fields = await request.json()
-    except ValueError:
-        raise openai_error(web.HTTPBadRequest, "We could not parse the JSON body of your request.") from None
+    except (ValueError, RecursionError):
+        raise openai_error(
+            web.HTTPBadRequest, "We could not parse the JSON body of your request."
+        ) from None
     if not isinstance(fields, dict):
         raise openai_error(web.HTTPBadRequest, "The JSON body should be an object.")
     if not fields.get("model"):
