@@ -8,7 +8,10 @@ Everything here works on the *raw* target, still percent-encoded: what is checke
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from relay.core.errors import BadPath
@@ -97,10 +100,37 @@ def version_prefixes(base_path: str) -> tuple[str, ...]:
 
 
 def drop_version(endpoint: str, base_path: str) -> str:
-    """`v1/chat/completions` under `/v1` -> `chat/completions`. One prefix is dropped, once."""
+    """`v1/chat/completions` under `/v1` -> `chat/completions`. One prefix is dropped, and if it is
+    written twice (an SDK adds it to a base URL that has it), both are.
+    """
     for prefix in version_prefixes(base_path):
         if endpoint.startswith(prefix):
-            return endpoint[len(prefix) :]
+            return endpoint[len(prefix) :].removeprefix(prefix)
+    return endpoint
+
+
+class VersionRule(NamedTuple):
+    """Endpoints that match `pattern` (`*` is anything) and begin with no version are under
+    `version`.
+    """
+
+    pattern: str
+    version: str
+
+
+def put_version(endpoint: str, rules: Sequence[VersionRule]) -> str:
+    """`messages` -> `v1/messages`, by the first rule that matches; an endpoint that begins with a
+    version keeps it. A version written twice, as with the version at the end of a base URL to
+    which an SDK adds it too, is written once.
+    """
+    if not rules:
+        return endpoint
+    first, _, rest = endpoint.partition("/")
+    if _VERSION_SEGMENT.match(first):
+        return rest if rest.startswith(f"{first}/") else endpoint
+    for pattern, version in rules:
+        if fnmatchcase(endpoint, pattern):
+            return f"{version}/{endpoint}" if version else endpoint
     return endpoint
 
 

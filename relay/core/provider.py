@@ -155,6 +155,8 @@ class Provider:
     """Those of some of its paths."""
     base_path: str
     """The path of the direct base URL, such as `/v1`."""
+    versions: tuple[paths.VersionRule, ...]
+    """The versions of endpoints that a client names without one."""
     rest: Target
     websocket: Target
     websocket_rules: WebSocketRules | None
@@ -204,6 +206,13 @@ class Provider:
     first_byte_timeout_s: float
     idle_timeout_s: float
 
+    def endpoint(self, named: str) -> str:
+        """The endpoint that a client named, with the version that its base URL may or may not
+        have: the one that `base_path` ends in is dropped, the one that `versions` asks for is put
+        in.
+        """
+        return paths.put_version(paths.drop_version(named, self.base_path), self.versions)
+
     @property
     def targets(self) -> tuple[Target, ...]:
         """Every target, but those of `paths`."""
@@ -229,7 +238,8 @@ class Route:
     provider: Provider
     target: Target
     endpoint: str
-    """As the client named it, version prefix dropped: what logs and `relay explain` show."""
+    """As the client named it, but for the version (see `Provider.endpoint`): what logs and
+    `relay explain` show."""
     path: str
     """Raw, with its leading slash, or empty: appended to the target's prefix."""
 
@@ -310,6 +320,6 @@ def _place(provider: Provider, base: Target, endpoint: str) -> tuple[Target, str
     for rule in provider.paths:
         if endpoint.startswith(rule.prefix):
             return rule.target, endpoint, endpoint[len(rule.prefix) :].removeprefix("/")
-    # Both ways drop by the direct base: Cloudflare's paths are the provider's, less that version.
-    named = paths.drop_version(endpoint, provider.base_path)
+    # Through Cloudflare it is the same endpoint: its paths are the provider's, less base_path.
+    named = provider.endpoint(endpoint)
     return base, named, named

@@ -110,6 +110,7 @@ class _Builder:
             format=entry.format,
             formats=tuple(PathFormat(*each) for each in entry.formats.items()),
             base_path=base.raw_path.rstrip("/"),
+            versions=self._versions(),
             rest=rest,
             websocket=self._websocket_target(base, direct),
             websocket_rules=self._socket_rules(),
@@ -139,6 +140,10 @@ class _Builder:
             drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,
             **self._timeouts(),
         )
+
+    def _versions(self) -> tuple[paths.VersionRule, ...]:
+        listed = self.entry.versions.items()
+        return tuple(paths.VersionRule(pattern, version.strip("/")) for pattern, version in listed)
 
     def _timeouts(self) -> dict[str, Any]:
         """The entry's own, or those of all."""
@@ -313,6 +318,7 @@ class _Builder:
         named = [
             paths.drop_version(path, base_path) for path in (socket.default_path, *socket.paths)
         ]
+        named[0] = paths.put_version(named[0], self._versions())
         if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
             self._add_problem(
                 ("websocket", "paths"),

@@ -282,6 +282,10 @@ class ProviderEntry(Section):
         {},
         description="Endpoint prefix to another path (/x) or another host of the provider's (https://…).",
     )
+    versions: dict[str, UrlPath] = Field(
+        {},
+        description="Endpoint pattern (`*` is anything) to the version put before an endpoint that matches it and begins with none, such as {\"messages*\": v1}; the first that matches counts, an empty version puts in nothing.",
+    )
     rewrite: Rewrite | None = Field(
         None,
         description="Where absolute URLs of the provider's own hosts come back as the relay's.",

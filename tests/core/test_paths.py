@@ -87,11 +87,11 @@ def test_a_tail_is_split_raw_and_double_slashes_collapse(tail: str, expected: tu
     [
         ("v1/chat/completions", "/v1", "chat/completions"), ("chat/completions", "/v1", "chat/completions"),
         ("openai/v1/x", "/openai/v1", "x"), ("v1/x", "/openai/v1", "x"), ("api/v1/x", "/api/v1", "x"),
-        ("v1/v1/x", "/v1", "v1/x"), ("v1/messages", "", "v1/messages"), ("v1beta/x", "/v1", "v1beta/x"),
+        ("v1/v1/x", "/v1", "x"), ("v1/v1/v1/x", "/v1", "v1/x"), ("v1/messages", "", "v1/messages"), ("v1beta/x", "/v1", "v1beta/x"),
         ("deployments/x", "/openai/deployments", "deployments/x"), ("v1", "/v1", "v1"),
     ],
 )  # fmt: skip
-def test_a_version_that_the_base_ends_in_is_dropped_once(endpoint: str, base: str, expected: str) -> None:
+def test_a_version_that_the_base_ends_in_is_dropped(endpoint: str, base: str, expected: str) -> None:
     assert paths.drop_version(endpoint, base) == expected
 
 
@@ -109,3 +109,21 @@ def test_credentials_are_cut_and_the_rest_stays_as_it_came(query: str, expected:
 def test_query_values_are_decoded() -> None:
     assert paths.query_value("a=1&model=gpt%2D5+x&model=2", "model") == "gpt-5 x"
     assert paths.query_value("a=1", "model") == ""
+
+
+RULES = (paths.VersionRule("api/*", ""), paths.VersionRule("chat", "v2"), paths.VersionRule("*", "v1"))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("messages", "v1/messages"), ("v1/messages", "v1/messages"), ("v1beta/models", "v1beta/models"), ("chat", "v2/chat"),
+        ("v1/v1/messages", "v1/messages"), ("v1/v10/x", "v1/v10/x"), ("v1/v1", "v1/v1"), ("api/hello", "api/hello"), ("voices/x", "v1/voices/x"),
+    ],
+)  # fmt: skip
+def test_a_version_that_the_client_left_out_is_put_in(endpoint: str, expected: str) -> None:
+    assert paths.put_version(endpoint, RULES) == expected
+
+
+def test_without_rules_no_version_is_put_in() -> None:
+    assert paths.put_version("messages", ()) == "messages"
