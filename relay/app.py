@@ -20,7 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from relay import log
-from relay.core.errors import ConfigInvalid, UnknownRoute
+from relay.core.errors import ConfigInvalid
 from relay.core.paths import API
 from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
@@ -32,7 +32,7 @@ from relay.registry.restart import needing_restart
 from relay.surfaces import admin, health, logs, native, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
-from relay.surfaces.native import CALL_PREFIXES
+from relay.surfaces.native import CALL_PREFIXES, unknown_route
 
 RUNNER_OPTIONS: dict[str, Any] = {
     "handler_cancellation": True,
@@ -105,7 +105,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
 
 
 async def _nothing(request: web.Request) -> web.StreamResponse:
-    raise UnknownRoute(request.method)
+    raise unknown_route(request)
 
 
 async def _outbound(app: web.Application) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from relay.cli.sources import load_config
 from relay.core import paths, subprotocols
+from relay.core.base_urls import guess_provider
 from relay.core.credentials import first_of
 from relay.core.errors import ProviderNotConfigured, RelayError, UnknownRoute, UpgradeRequired
 from relay.core.limits import Rule
@@ -46,7 +47,8 @@ def explain(config: Config, method: str, target: str) -> str:
         if target.startswith(prefix):
             break
     else:
-        raise UnknownRoute(method)
+        guess = guess_provider(target.partition("?")[0], {}, config.registry.providers)
+        raise UnknownRoute(method, f"{API}/providers/", guess.provider, guess.format)
     if prefix.endswith("/ws/") and method != "WS":
         raise UpgradeRequired
     name, endpoint, query = paths.split_endpoint(target.removeprefix(prefix))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from multidict import MultiMapping
 
-from relay.core.text import quoted
+from relay.core.text import clean, quoted
 
 Side = Literal["client", "relay", "upstream"]
 
@@ -34,6 +34,7 @@ class OperatorError(Exception):
         return f"relay: {self}"
 
 
+_MAX_SHOWN = 30
 _with_code: list[type[RelayError]] = []
 
 
@@ -94,12 +95,21 @@ class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002
     """No surface of the relay answers at this path or method."""
 
     method: str
+    root: str = "/api/v1/ai-gateway/providers/"
+    """The URL that a provider's name follows."""
+    provider: str = ""
+    """The provider that the client seems to mean; empty: unknown."""
+    format: str = "openai"
+    """The wire format of the client's SDK."""
 
     @property
     def message(self) -> str:
+        nothing, root = f"Nothing answers {quoted(self.method)} here.", clean(self.root)
+        if not self.provider:
+            return f"{nothing} Providers are at {root}{{provider}}/{{endpoint}}."
         return (
-            f"Nothing answers {quoted(self.method)} here. Providers live at"
-            " /api/v1/ai-gateway/providers/{provider}/{endpoint}."
+            f"{nothing} Set the base URL of your SDK to {root}{self.provider}"
+            f" (for another provider, replace '{self.provider}' with its name)."
         )
 
 
@@ -121,10 +131,17 @@ class UnknownProvider(RelayError, code="unknown_provider", status=404):
 
     name: str
     nearest: str = ""
+    names: Sequence[str] = ()
+    """All that it has."""
 
     @property
     def message(self) -> str:
-        hint = f" Did you mean '{self.nearest}'?" if self.nearest else ""
+        hint = ""
+        if self.nearest:
+            hint = f" Did you mean '{self.nearest}'?"
+        elif self.names:
+            more = ", …" if len(self.names) > _MAX_SHOWN else ""
+            hint = f" It has {', '.join(self.names[:_MAX_SHOWN])}{more}."
         return f"There is no provider named '{quoted(self.name)}' in gateway.yaml.{hint}"
 
 

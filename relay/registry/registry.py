@@ -6,7 +6,7 @@ Owns: finding the provider of a call. Does not own: reading files (load.py) or m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from relay.core.errors import UnknownProvider, WebSocketNotSupported
@@ -18,6 +18,9 @@ from relay.core.provider import Fallback, Provider, Route, Target, rest_route, w
 from relay.registry.problems import nearest
 
 _MAX_ROUTES = 2048
+_NAMES_OF_PRODUCTS = {
+    "chatgpt": "openai", "claude": "anthropic", "gemini": "google-ai-studio", "xai": "grok",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ class Registry:
         try:
             return self.providers[name]
         except KeyError:
-            raise UnknownProvider(name, nearest(name, self.providers)) from None
+            names = sorted(self.providers)
+            raise UnknownProvider(name, nearest_provider(name, names), names) from None
 
     def match_rest(self, name: str, endpoint: str) -> Route:
         """The route of a REST call. Raises UnknownProvider."""
@@ -73,6 +77,16 @@ class Registry:
             if made.takes_sockets:
                 other_route = _as_fallback(made, fallback, number)
                 yield _naming_model(other_route, fallback.model, route)
+
+
+def nearest_provider(name: str, names: Sequence[str]) -> str:
+    """The provider that a wrong name means: of that product, spelt alike, or beginning with it
+    (`google`, `azure`); empty: none.
+    """
+    product = _NAMES_OF_PRODUCTS.get(name.lower())
+    if product in names:
+        return product
+    return nearest(name, names) or next((each for each in names if each.startswith(name)), "")
 
 
 def check_socket(route: Route) -> None:

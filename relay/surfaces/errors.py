@@ -13,12 +13,14 @@ from aiohttp.abc import AbstractStreamWriter
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import error_source
 from relay.core import error_bodies, limits
+from relay.core.base_urls import guess_provider
 from relay.core.errors import (
     BadFraming,
     BodyTimeout,
     HandshakeRefused,
     MethodNotAllowed,
     RelayError,
+    UnknownRoute,
 )
 from relay.core.exchange import Exchange
 from relay.core.headers import connection_of, downstream_headers
@@ -30,7 +32,7 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     exchange = request.get(EXCHANGE)
     if isinstance(error, HandshakeRefused) and exchange is not None:
         return _refusal(request, error, exchange)
-    format_ = exchange.error_format if exchange else "openai"
+    format_ = _format_of(request, error)
     response = plain(error, format_, exchange.id if exchange else new_id())
     if exchange and exchange.limit_states:
         response.headers.extend(limits.ratelimit_headers(exchange.limit_states))
@@ -41,6 +43,21 @@ def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
     if request.app[GATEWAY].draining:
         response.force_close()
     return response
+
+
+def _format_of(request: web.Request, error: RelayError) -> str:
+    """The wire format in which the client's SDK reads errors."""
+    if isinstance(error, UnknownRoute):
+        return error.format
+    exchange = request.get(EXCHANGE)
+    if exchange is None:
+        return "openai"
+    if exchange.routing.route is None and exchange.request.surface_format is None:
+        # Refused before it had a route: the provider may be unknown.
+        path = f"{exchange.request.provider}/{exchange.request.endpoint}"
+        providers = request.app[GATEWAY].registry.providers
+        return guess_provider(path, request.headers, providers).format
+    return exchange.error_format
 
 
 def plain(error: RelayError, format_: str, request_id: str) -> web.Response:

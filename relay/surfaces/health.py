@@ -8,9 +8,9 @@ from aiohttp import web
 
 import relay
 from relay import log
-from relay.core.errors import UnknownRoute
 from relay.gateway import GATEWAY
 from relay.ledger.metrics import CONTENT_TYPE
+from relay.surfaces.native import unknown_route
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -64,7 +64,7 @@ async def metrics(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     gateway.callers.authorize(request.headers)
     if gateway.metrics is None:
-        raise UnknownRoute(request.method)
+        raise unknown_route(request)
     text = gateway.metrics.render(gateway.gauges(), gateway.counters())
     return web.Response(body=text, headers={"content-type": CONTENT_TYPE})
 

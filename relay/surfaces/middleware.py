@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from relay import log
-from relay.core.errors import InternalError, MethodNotAllowed, RelayError, UnknownRoute
+from relay.core.errors import InternalError, MethodNotAllowed, RelayError
 from relay.core.paths import check_target
 from relay.gateway import EXCHANGE
 from relay.surfaces.errors import answer
+from relay.surfaces.native import unknown_route
 
 _NEVER_FORWARDED = frozenset({"TRACE", "CONNECT"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -32,7 +33,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return _refused(request, error)
     except web.HTTPException as error:
         if error.status in (404, 405):
-            return _refused(request, UnknownRoute(request.method))
+            return _refused(request, unknown_route(request))
         raise
     except ConnectionError:
         raise

@@ -12,6 +12,7 @@ from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingM
 from yarl import URL
 
 from relay.calls.call import Call, attempt_options, resolve_target_header
+from relay.core.base_urls import guess_provider
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.core.subprotocols import split
@@ -47,6 +48,18 @@ async def _not_yet(request: web.Request) -> None:
     """No `100 Continue` before the call is admitted: calls/body.py sends it."""
 
 
+def unknown_route(request: web.Request) -> UnknownRoute:
+    """The error for a request that no surface answers, with the base URL that its SDK needs."""
+    gateway = request.app[GATEWAY]
+    callers, resource = gateway.callers, request.app[CALL_PREFIXES][0].route.resource
+    assert resource is not None
+    path = request.raw_path.partition("?")[0].strip("/")
+    guess = guess_provider(path, request.headers, gateway.registry.providers)
+    own = callers.public_url(callers.identify(request), request.headers)
+    root = f"{own}{resource.canonical}/"
+    return UnknownRoute(request.method, root, guess.provider, guess.format)
+
+
 class _Calls(PrefixResource):
     """All that lies under a prefix, any method. Nothing is taken out of the path by the router: it
     is read raw, from behind the prefix, wherever the application is mounted.
@@ -66,7 +79,7 @@ class _Calls(PrefixResource):
         raw, path = request.raw_path, self._path
         if not raw.startswith(path):
             # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
-            raise UnknownRoute(request.method)
+            raise unknown_route(request)
         headers, gateway = request.headers, self._gateway
         provider, endpoint, query = split_endpoint(raw[len(path) :])
         caller = gateway.callers.identify(request)

@@ -1,0 +1,82 @@
+"""Find the provider that a client meant whose request reached no surface of the relay, because its
+base URL is wrong.
+
+Owns the guess, by path and headers. The error that tells the base URL is `UnknownRoute`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from relay.core.formats import format_of
+from relay.core.provider import Provider
+
+_MAX_SEGMENTS = 6
+
+
+class BaseUrlGuess(NamedTuple):
+    """What a client seems to want: a provider, and errors in the wire format of its SDK."""
+
+    provider: str
+    """Empty: unknown."""
+    format: str
+
+
+class _Signature(NamedTuple):
+    """How the requests of one provider's SDK look."""
+
+    provider: str
+    format: str
+    header: str
+    """Sent by this SDK alone; empty: there is none."""
+    path: re.Pattern[str]
+
+
+# The first that matches counts.
+_SIGNATURES = (
+    _Signature(
+        "google-ai-studio", "google", "x-goog-api-key",
+        re.compile(r"(?:^|/)v1(?:beta|alpha)/|/models/[^/]+:[A-Za-z]+$|google\.ai\.generative"),
+    ),
+    _Signature(
+        "anthropic", "anthropic", "anthropic-version",
+        re.compile(r"(?:^|/)messages(?:/count_tokens|/batches.*)?$|(?:^|/)api/hello$"),
+    ),
+    _Signature(
+        "elevenlabs", "elevenlabs", "xi-api-key",
+        re.compile(r"(?:^|/)(?:text-to-speech|speech-to-text|text-to-dialogue|convai)(?:/|$)"),
+    ),
+    _Signature("cartesia", "cartesia", "cartesia-version", re.compile(r"(?:^|/)(?:tts|stt)/")),
+    _Signature("deepgram", "deepgram", "", re.compile(r"(?:^|/)v[12]/(?:listen|speak)$")),
+    _Signature("cohere", "cohere", "", re.compile(r"(?:^|/)v2/(?:chat|embed|rerank)$")),
+    _Signature(
+        "openai", "openai", "",
+        re.compile(
+            r"(?:^|/)(?:chat/completions|completions|responses|embeddings|moderations|models|files"
+            r"|realtime|images/[a-z]+|audio/[a-z]+)(?:/|$)"
+        ),
+    ),
+)  # fmt: skip
+
+
+def guess_provider(
+    path: str, headers: Mapping[str, str], providers: Mapping[str, Provider]
+) -> BaseUrlGuess:
+    """The provider that a request to `path` means: the one that a segment of the path names, else
+    the one whose SDK sends such requests, if gateway.yaml has it.
+    """
+    segments = [segment for segment in path.split("/") if segment][:_MAX_SEGMENTS]
+    signature = next(
+        (each for each in _SIGNATURES if each.header and each.header in headers), None
+    ) or next((each for each in _SIGNATURES if each.path.search(path)), None)
+    is_version = segments and segments[0] in ("v1beta", "v1alpha")  # v1beta/openai is Google's
+    named = next((each for each in segments if each in providers), None)
+    if named is not None and not is_version:
+        provider = providers[named]
+        return BaseUrlGuess(named, format_of(path, provider.format, provider.formats))
+    if signature is None:
+        return BaseUrlGuess("", "openai")
+    found = signature.provider if signature.provider in providers else ""
+    return BaseUrlGuess(found, format_of(path, signature.format, ()))
