@@ -29,7 +29,7 @@ from relay.periodic import run_periodic_jobs
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, logs, native, usage
+from relay.surfaces import admin, health, logs, native, pages, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 from relay.surfaces.native import CALL_PREFIXES, unknown_route
@@ -97,6 +97,8 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     logs.add_routes(app, prefix)
     usage.add_routes(app, prefix)
     health.add_routes(app, "")
+    if prefix:  # mounted, the host's own pages are at `/`
+        pages.add_routes(app)
     # aiohttp makes a route for each request that finds none, and each is a cycle of objects.
     app.router.add_route("*", "/{nothing:.*}", _nothing)
     app.cleanup_ctx.append(_outbound)

@@ -83,7 +83,7 @@ def nearest_provider(name: str, names: Sequence[str]) -> str:
     """The provider that a wrong name means: of that product, spelt alike, or beginning with it
     (`google`, `azure`); empty: none.
     """
-    product = _NAMES_OF_PRODUCTS.get(name.lower())
+    product = _NAMES_OF_PRODUCTS.get(name.lower(), "")
     if product in names:
         return product
     return nearest(name, names) or next((each for each in names if each.startswith(name)), "")

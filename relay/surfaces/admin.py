@@ -76,6 +76,7 @@ async def purge(request: web.Request) -> web.Response:
 def _shown(provider: Provider, health: Health) -> dict[str, Any]:
     return {
         "name": provider.name,
+        "format": provider.format,
         "configured": not provider.missing,
         "missing": list(provider.missing),
         "rest": provider.rest.via,

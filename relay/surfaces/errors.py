@@ -49,7 +49,7 @@ def _format_of(request: web.Request, error: RelayError) -> str:
     """The wire format in which the client's SDK reads errors."""
     if isinstance(error, UnknownRoute):
         return error.format
-    exchange = request.get(EXCHANGE)
+    exchange: Exchange | None = request.get(EXCHANGE)
     if exchange is None:
         return "openai"
     if exchange.routing.route is None and exchange.request.surface_format is None:

@@ -1,0 +1,46 @@
+"""The relay's status page in a real Chromium."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay.demo import provider as demo
+from tests.browser import chromium
+from tests.conftest import StartRelay
+from tests.relays import _packaged_providers
+
+pytestmark = pytest.mark.programs
+ATTACK = "<img src=x onerror=\"document.title='taken'\">"
+
+
+async def test_it_shows_providers_calls_and_spend_and_streams_an_answer(start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "WORDS_PER_S", 1000.0)
+    built_in = demo.Demo.bind()
+    openai = _packaged_providers()["openai"] | {"auth": {"header": "Authorization", "value": "Bearer ${NOT_SET}"}}
+    async with built_in.running():
+        price = [{"input_per_mtok": 1_000_000, "output_per_mtok": 0}]
+        relay = await start({"database": str(tmp_path / "relay.db"), "providers": {"demo": {"base_url": built_in.url, "pricing": price, "inject_usage": True}, "openai": openai}})
+        from playwright.async_api import expect
+
+        async with chromium("about:blank") as page:
+            complaints: list[str] = []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            await page.goto(relay.url)
+            await expect(page.locator("#providers li")).to_have_text(["demoready", "openaiset NOT_SET"])
+            await expect(page.locator("#none")).to_have_text("No calls yet.")
+            await page.fill("#model", ATTACK)
+            await page.click("#send")
+            await expect(page.locator("#answer")).to_have_text(demo.REPLY)
+            await expect(page.locator("#rows td.model")).to_have_text([ATTACK], timeout=15_000)
+            await expect(page.locator("#rows td.outcome")).to_have_text(["relayed 200"])
+            await expect(page.locator("#spend")).to_have_text("$5.00", timeout=15_000)
+            monkeypatch.setattr(demo, "_CHAT_FIELDS", set())
+            await page.click("#send")
+            await expect(page.locator("#answer.bad")).to_have_text("Unknown parameter: 'messages'.")
+            await page.set_viewport_size({"width": 390, "height": 844})
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert await page.title() == "AI gateway relay"
+            assert all("400" in complaint for complaint in complaints), complaints
