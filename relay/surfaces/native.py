@@ -22,6 +22,8 @@ from relay.rest import relay_rest
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
+_CLAUDE_CODE_PROBE = "api/hello"
+
 
 class CallPrefix(NamedTuple):
     """The path under which a surface has its REST calls."""
@@ -128,9 +130,22 @@ class _ProviderCalls(_Calls):
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if is_preflight(request):
             return await self._cors.preflight(request)
+        call = self._call(request)
         if _wants_websocket(request):
-            return await relay_websocket(request, self._gateway, self._call(request))
-        return await relay_rest(request, self._gateway, self._call(request))
+            return await relay_websocket(request, self._gateway, call)
+        if call.method == "HEAD" and self._is_probe(call):
+            return web.Response()
+        return await relay_rest(request, self._gateway, call)
+
+    def _is_probe(self, call: Call) -> bool:
+        """True if a client only probes its connection, and asks nothing of the provider: Claude
+        Code sends HEAD to its base URL, and to `api/hello` below it. Raises what refuses a call.
+        """
+        if call.endpoint not in ("", _CLAUDE_CODE_PROBE):
+            return False
+        self._gateway.callers.authorize(call.headers)
+        provider = self._gateway.registry.provider(call.provider)
+        return call.endpoint == "" or provider.format == "anthropic"
 
 
 class _ProviderSockets(_Calls):
