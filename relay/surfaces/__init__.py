@@ -1,1 +1,1 @@
-"""What clients speak to the relay."""
+"""What clients reach over HTTP: calls, management, reports, health."""

@@ -1,9 +1,9 @@
-"""CORS by aiohttp-cors, global: every route, the origins of `cors.origins`, whatever headers a page
-asks for.
+"""CORS by aiohttp-cors, the same for every route: the origins of `cors.origins`, and whatever
+headers a page wants to send.
 
-Owns: the adapter between aiohttp-cors, which thinks route by route, and one catch-all surface. Only
-OPTIONS with Access-Control-Request-Method is a preflight; every other OPTIONS is a call like any
-other.
+Owns the adapter between aiohttp-cors, which is configured route by route, and surfaces that take
+any path. Only OPTIONS with Access-Control-Request-Method is a preflight; every other OPTIONS is a
+call. Which origins may call is decided in gate/access.py.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ EXPOSED = (
     "x-goog-upload-url", "x-goog-upload-status", "x-goog-upload-chunk-granularity",
     "x-goog-upload-control-url",
 )  # fmt: skip
-"""What a page may read of an answer. Listed one by one: CORS knows no `cf-aig-*`."""
+"""Response headers that a page may read. Listed one by one: CORS has no pattern like `cf-aig-*`."""
 
 
 def is_preflight(request: web.Request) -> bool:
-    """A browser's question whether it may send a call (Fetch standard, CORS-preflight request)."""
+    """True if a browser asks whether it may send a call (Fetch Standard, CORS preflight)."""
     return request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
 
 
 class _Options(Mapping[str, ResourceOptions]):
-    """Looks like aiohttp-cors's origin table, but matches wildcards."""
+    """A table of origins as aiohttp-cors expects it, which matches wildcards too."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -64,7 +64,7 @@ class _Options(Mapping[str, ResourceOptions]):
 
 
 class _Adapter(AbstractRouterAdapter):
-    """One configuration for every request."""
+    """Gives aiohttp-cors one configuration for every request."""
 
     def __init__(self, options: _Options) -> None:
         self._options = options
@@ -72,7 +72,7 @@ class _Adapter(AbstractRouterAdapter):
     def add_preflight_handler(
         self, routing_entity: Any, handler: Any, webview: bool = False
     ) -> None:
-        """Nothing: preflights are answered by `Cors.preflight`."""
+        """Do nothing: `Cors.preflight` answers preflights."""
 
     def is_preflight_request(self, request: web.Request) -> bool:
         return is_preflight(request)
@@ -81,7 +81,7 @@ class _Adapter(AbstractRouterAdapter):
         return hdrs.ORIGIN in request.headers
 
     def set_config_for_routing_entity(self, routing_entity: Any, config: Any) -> None:
-        """Nothing: there is one configuration."""
+        """Do nothing: there is one configuration."""
 
     async def get_preflight_request_config(
         self, preflight_request: web.Request, origin: str, requested_method: str
@@ -93,16 +93,19 @@ class _Adapter(AbstractRouterAdapter):
 
 
 class Cors:
-    """aiohttp-cors on `app`: its response signal for calls, `preflight` for preflights."""
+    """CORS of `app`: aiohttp-cors's response signal adds headers to calls, `preflight` answers
+    preflights.
+    """
 
     def __init__(self, app: web.Application, gateway: Gateway) -> None:
         config = CorsConfig(app, router_adapter=_Adapter(_Options(gateway)))
-        # 0.8.1 registers this handler per route only; a `*` route takes none. Pinned, and tested.
-        self._answer: Any = config._cors_impl._preflight_handler  # type: ignore[union-attr]
+        # 0.8.1 registers this handler per route only, and a `*` route takes none. The version is
+        # pinned, and tested.
+        self._handler: Any = config._cors_impl._preflight_handler  # type: ignore[union-attr]
 
     async def preflight(self, request: web.Request) -> web.StreamResponse:
         """Answer a preflight: 200 with what is allowed, or 403."""
-        response: web.Response = await self._answer(request)
+        response: web.Response = await self._handler(request)
         response.headers.add("Vary", "Origin")
         response.headers.add("Vary", "Access-Control-Request-Headers")
         return response

@@ -1,5 +1,7 @@
-"""From an error to the answer a client gets: status, body in its SDK's shape, and the headers that
-go with it.
+"""Turn an error into the response that a client gets.
+
+Owns the response: status, headers, and the choice of the format in which the client's SDK reads
+errors. The bodies are core/error_bodies.py's, the errors and their messages core/errors.py's.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from relay.gateway import EXCHANGE, GATEWAY, new_id
 
 
 def answer(request: web.Request, error: RelayError) -> web.StreamResponse:
-    """The response that `error` is."""
+    """The response for `error`."""
     exchange = request.get(EXCHANGE)
     if isinstance(error, HandshakeRefused) and exchange is not None:
-        return _refusal(request, error, exchange)
+        return _refused_handshake(request, error, exchange)
     format_ = _format_of(request, error)
     response = plain(error, format_, exchange.id if exchange else new_id())
     if exchange and exchange.limit_states:
@@ -61,17 +63,17 @@ def _format_of(request: web.Request, error: RelayError) -> str:
 
 
 def plain(error: RelayError, format_: str, request_id: str) -> web.Response:
-    """The response that `error` is, for a request that no handler saw too."""
+    """The response for `error`, also for a request that reached no handler."""
     headers = error_bodies.error_headers(error) | {"cf-aig-log-id": request_id}
     body = error_bodies.error_body(error, format_, request_id)
-    made = _LastAnswer if isinstance(error, BadFraming | BodyTimeout) else web.Response
-    return made(status=error.status, body=body, content_type="application/json", headers=headers)
+    kind = _LastResponse if isinstance(error, BadFraming | BodyTimeout) else web.Response
+    return kind(status=error.status, body=body, content_type="application/json", headers=headers)
 
 
-class _LastAnswer(web.Response):
-    """The answer to a request of which nobody knows where it ends: nothing follows it. The FIN goes
-    out with it, while the server reads on for a while what the client still sends: a reset could
-    overtake the answer.
+class _LastResponse(web.Response):
+    """The response to a request whose end is unknown: the last one of its connection. The FIN goes
+    out with it, and the server goes on reading for a while what the client still sends: a reset
+    could overtake the response.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -85,7 +87,7 @@ class _LastAnswer(web.Response):
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Send the end of the answer, and of the connection's own half."""
+        """Send the end of the response, and close the server's half of the connection."""
         await super().write_eof(data)
         transport = self._transport
         if transport is not None and transport.can_write_eof():
@@ -93,18 +95,18 @@ class _LastAnswer(web.Response):
 
 
 def vary(request: web.Request, response: web.StreamResponse) -> None:
-    """Say that the answer depends on Origin, wherever CORS may allow one."""
+    """Add `Vary: Origin` where the response depends on Origin: where CORS allows any."""
     if request.app[GATEWAY].access.origins.listed:
         response.headers.add("Vary", "Origin")
 
 
-def _refusal(
+def _refused_handshake(
     request: web.Request, error: HandshakeRefused, exchange: Exchange
 ) -> web.StreamResponse:
-    """What the provider answered a WebSocket handshake with, as it came."""
-    gateway, given = request.app[GATEWAY], error.headers
-    pairs = downstream_headers(given.items(), connection_of(given))
-    headers = add_own_headers(pairs, given, exchange, gateway)
+    """The provider's response to a WebSocket handshake that it refused, unchanged."""
+    gateway, upstream = request.app[GATEWAY], error.headers
+    pairs = downstream_headers(upstream.items(), connection_of(upstream))
+    headers = add_own_headers(pairs, upstream, exchange, gateway)
     headers["Content-Length"] = str(len(error.body))
     headers["x-relay-error"] = error.code
     headers["x-relay-error-source"] = error_source(exchange, error.body)
@@ -116,7 +118,7 @@ def _refusal(
 
 
 class Refusal(RelayedResponse):
-    """A RelayedResponse with its body at hand."""
+    """A RelayedResponse whose body is in memory."""
 
     body: bytes = b""
 

@@ -1,5 +1,8 @@
-"""/healthz: the process lives. /readyz: it takes calls. /version. For load balancers: no key, any
-Host. /metrics: for Prometheus.
+"""Health and metrics: `/healthz` (the process runs), `/readyz` (it accepts calls), `/version`,
+`/metrics`.
+
+Owns their responses. The first three are for load balancers: any Host, no access check. `/metrics`
+is for Prometheus, and checked like a call; its figures are ledger/metrics.py's.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from relay.surfaces.native import unknown_route
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
-    """Add them."""
+    """Add the routes under `prefix`."""
     app.router.add_get(f"{prefix}/healthz", healthz)
     app.router.add_get(f"{prefix}/readyz", readyz)
     app.router.add_get(f"{prefix}/version", version)
@@ -22,12 +25,14 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """200 as long as the loop turns."""
+    """200 while the event loop runs."""
     return web.json_response({"status": "ok"})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200 while calls are taken, 503 once draining."""
+    """200 while the relay accepts calls, 503 while it drains. The body has counters of what is
+    degraded.
+    """
     gateway = request.app[GATEWAY]
     state = "draining" if gateway.draining else "ready"
     ledger = gateway.ledger
@@ -49,7 +54,7 @@ async def readyz(request: web.Request) -> web.Response:
             "ledger_bodies_dropped": ledger.lost.bodies,
         }
     if (shared := gateway.shared) is not None:
-        # Away is no reason to take no calls: limits and cache go on without.
+        # Without Redis the relay stays ready: limits and cache go on in the process's memory.
         body |= {"redis": shared.state, "redis_failures": shared.failures}
     response = web.json_response(body, status=503 if gateway.draining else 200)
     if gateway.draining:
@@ -58,8 +63,8 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format; of all workers, whichever is asked. By these host names only that
-    may call the relay.
+    """Metrics in Prometheus' text format, of all workers, whichever one answers. Raises what
+    refuses a call by Host and Origin; UnknownRoute where metrics are off.
     """
     gateway = request.app[GATEWAY]
     gateway.callers.authorize(request.headers)

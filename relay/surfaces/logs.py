@@ -1,7 +1,7 @@
 """The ledger's calls over HTTP: …/logs, for local administrators while access is open.
 
-Owns: the reading of query and body, and the shape of answers. What they ask for is ledger/'s.
-Sums are usage.py's.
+Owns the parameters of queries, the bodies of requests, and the shape of responses. The queries are
+ledger/queries.py's, changes ledger/changes.py's. Sums are surfaces/usage.py's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from relay.core.errors import (
 from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
+from relay.core.text import clean
 from relay.gate.access import require_local
 from relay.gateway import GATEWAY
 from relay.ledger import changes, csv_rows, queries
@@ -39,15 +40,16 @@ from relay.storage.readers import QueryRefused, QueryTooSlow, TooManyQueries
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_WHOLE = {"status": (0, 999), "feedback": (-1, 1)}
-"""Conditions that are whole numbers, and their bounds."""
+_BOUNDS = {"status": (0, 999), "feedback": (-1, 1)}
+"""Parameters that are whole numbers, with their bounds."""
 _MAX_USD, _MAX = 1_000_000_000, 10**15
-_PAGE, _MAX_PAGE = 50, 500
+_PAGE_CALLS, _MAX_PAGE_CALLS = 50, 500
+_EXPORT_BATCH_CALLS = 200
 _MAX_BODY_BYTES = 64 * 1024
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
-    """Add the surface."""
+    """Add the routes under `prefix`."""
     router = app.router
     router.add_get(f"{prefix}/logs", logs)
     router.add_delete(f"{prefix}/logs", delete_logs)
@@ -60,22 +62,23 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 async def logs(request: web.Request) -> web.Response:
     """A page of calls, the latest first: `{"logs": […], "cursor": …}`."""
-    database, given = open_query(request)
+    database, parameters = open_query(request)
     with client_errors():
-        limit = whole_of("limit", given.pop("limit", str(_PAGE)), 1, _MAX_PAGE)
-        cursor = given.pop("cursor", None)
-        found = await queries.page(database, _filter(given), cursor, limit)
-    return as_json({"logs": found.logs, "cursor": found.cursor})
+        limit_text = parameters.pop("limit", str(_PAGE_CALLS))
+        limit = whole_of("limit", limit_text, 1, _MAX_PAGE_CALLS)
+        cursor = parameters.pop("cursor", None)
+        page = await queries.page(database, _filter(parameters), cursor, limit)
+    return as_json({"logs": page.logs, "cursor": page.cursor})
 
 
 async def log(request: web.Request) -> web.Response:
     """One call, with its attempts and turns."""
     database, _ = open_query(request)
     with client_errors():
-        found = await queries.one(database, request.match_info["id"])
-    if found is None:
+        call = await queries.one(database, request.match_info["id"])
+    if call is None:
         raise LogNotFound
-    return as_json(found)
+    return as_json(call)
 
 
 async def body(request: web.Request) -> web.Response:
@@ -83,33 +86,34 @@ async def body(request: web.Request) -> web.Response:
     database, _ = open_query(request)
     with client_errors():
         side = request.match_info["side"]
-        found = await queries.body(database, request.match_info["id"], side)
-    if found is None:
+        stored = await queries.body(database, request.match_info["id"], side)
+    if stored is None:
         raise LogNotFound
-    # Never as what it calls itself: a browser must not run what a model wrote.
-    headers = {"x-relay-complete": str(found[1]).lower(), "x-content-type-options": "nosniff"}
-    return web.Response(body=found[0], content_type="application/octet-stream", headers=headers)
+    content, is_complete = stored
+    # Never with its own content type: a browser must not run what a model wrote.
+    headers = {"x-relay-complete": str(is_complete).lower(), "x-content-type-options": "nosniff"}
+    return web.Response(body=content, content_type="application/octet-stream", headers=headers)
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """All calls that fit, the oldest first: a JSON object a line, or CSV (`format=csv`)."""
-    database, given = open_query(request)
+    """All calls that match, the oldest first: one JSON object per line, or CSV (`format=csv`)."""
+    database, parameters = open_query(request)
     with client_errors():
-        shape = format_of(given.pop("format", "json"))
-        calls = queries.export(database, _filter(given))
-        first = await _lines(calls, shape)
-    kind = CSV if shape == "csv" else "application/x-ndjson"
-    response = web.StreamResponse(headers={"content-type": kind})
+        format_ = format_of(parameters.pop("format", "json"))
+        calls = queries.export(database, _filter(parameters))
+        first = await _next_lines(calls, format_)
+    content_type = CSV if format_ == "csv" else "application/x-ndjson"
+    response = web.StreamResponse(headers={"content-type": content_type})
     await response.prepare(request)
-    if shape == "csv":
+    if format_ == "csv":
         first = f"{csv_rows.row(csv_rows.CALL_COLUMNS)}\r\n".encode() + first
     lines = b"" if request.method == "HEAD" else first
     while lines:
         await response.write(lines)
         try:
-            lines = await _lines(calls, shape)
+            lines = await _next_lines(calls, format_)
         except (DatabaseUnavailable, DatabaseNewer, QueryRefused):
-            # What came so far is no whole export: the connection's end says so.
+            # The export is incomplete: a connection closed without the last chunk shows that.
             if request.transport is not None:
                 request.transport.close()
             return response
@@ -117,58 +121,61 @@ async def export(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _lines(calls: AsyncIterator[dict[str, Any]], shape: Format, at_once: int = 200) -> bytes:
+async def _next_lines(calls: AsyncIterator[dict[str, Any]], format_: Format) -> bytes:
+    """The lines of the next calls; empty after the last one."""
     lines = []
     async for call in calls:
-        if shape == "csv":
+        if format_ == "csv":
             lines.append(f"{csv_rows.call_row(call)}\r\n".encode())
         else:
             lines.append(_encode(call) + b"\n")
-        if len(lines) == at_once:
+        if len(lines) == _EXPORT_BATCH_CALLS:
             break
     return b"".join(lines)
 
 
 async def patch_log(request: web.Request) -> web.Response:
-    """Change feedback (1, -1), score (a number) and metadata of a call; null takes it away. 200
-    with the call.
+    """Change feedback (1, -1), score (a number) and metadata of a call; null removes one. 200 with
+    the call.
     """
     database, _ = open_query(request)
     with client_errors():
-        given = _changes(await _body(request))
-        found = await changes.change(database, request.match_info["id"], **given)
-        if not found:
+        fields = _checked_changes(await _json_object(request))
+        is_changed = await changes.change(database, request.match_info["id"], **fields)
+        if not is_changed:
             raise LogNotFound
         return as_json(await queries.one(database, request.match_info["id"]))
 
 
 async def delete_log(request: web.Request) -> web.Response:
-    """Delete one call; what it added up to stays. 200 with how many."""
+    """Delete one call; the sums keep it. 200 with the number of calls deleted."""
     return await _delete(request, Filter(equal={"id": request.match_info["id"]}))
 
 
 async def delete_logs(request: web.Request) -> web.Response:
-    """Delete the calls that fit; at least one condition must be named. 200 with how many."""
-    _, given = open_query(request)
+    """Delete the calls that match; a parameter is required. 200 with the number of calls."""
+    _, parameters = open_query(request)
     with client_errors():
-        return await _delete(request, _filter(given))
+        return await _delete(request, _filter(parameters))
 
 
-async def _delete(request: web.Request, which: Filter) -> web.Response:
+async def _delete(request: web.Request, conditions: Filter) -> web.Response:
     database, _ = open_query(request)
     with client_errors():
-        return as_json({"deleted": await changes.delete(database, which)})
+        return as_json({"deleted": await changes.delete(database, conditions)})
 
 
 def format_of(text: str) -> Format:
-    """What `format` says. Raises BadQuery."""
+    """The value of the parameter `format`. Raises BadQuery."""
     if text not in ("json", "csv"):
         raise BadQuery("format is json or csv")
     return cast(Format, text)
 
 
 def open_query(request: web.Request) -> tuple[Database, dict[str, str]]:
-    """The ledger's database and the query. Raises what keeps others out, and StoreUnavailable."""
+    """The ledger's database, and the parameters of the query. Raises what refuses a caller who is
+    not a local administrator, and StoreUnavailable.
+    """
     require_local(request.remote, request.headers)
     database = request.app[GATEWAY].ledger.database
     if database is None:
@@ -178,13 +185,13 @@ def open_query(request: web.Request) -> tuple[Database, dict[str, str]]:
 
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
-    """What keeps a question from its answer, as errors for the client."""
+    """Raise errors of the database and of queries as errors for the client."""
     try:
         yield
     except BadQuery as error:
         raise BadRequest(str(error)) from error
     except RowsRefused as error:
-        raise BadRequest("it names a value that no row can have") from error
+        raise BadRequest("a parameter has a value that no row can have") from error
     except TooManyQueries as error:
         raise LedgerBusy from error
     except QueryTooSlow as error:
@@ -193,18 +200,19 @@ def client_errors() -> Iterator[None]:
         raise StoreUnavailable from error
 
 
-def _filter(given: Mapping[str, str]) -> Filter:
+def _filter(parameters: Mapping[str, str]) -> Filter:
+    """The conditions of a query. Raises BadQuery."""
     now_s = time.time()
     equal: dict[str, str | int] = {}
     above: dict[str, int | float] = {}
     metadata: dict[str, str] = {}
     flags: dict[str, bool] = {}
     times: dict[str, float] = {}
-    for name, value in given.items():
+    for name, value in parameters.items():
         column = {"user": "end_user"}.get(name, name)
         measure = name.removeprefix("min_").replace("cost_usd", "cost_nano_usd")
         if column in EQUAL:
-            equal[column] = whole_of(name, value, *_WHOLE[name]) if name in _WHOLE else value
+            equal[column] = whole_of(name, value, *_BOUNDS[name]) if name in _BOUNDS else value
         elif name in ("since", "until"):
             times[f"{name}_s"] = moment_s(name, value, now_s)
         elif name in ("success", "cached"):
@@ -216,14 +224,14 @@ def _filter(given: Mapping[str, str]) -> Filter:
         elif name.startswith("min_") and measure in ABOVE:
             above[measure] = _lower_bound(name, value)
         else:
-            raise BadQuery(f"there is no condition '{name[:40]}'")
+            raise BadQuery(f"unknown parameter '{clean(name, 40)}'")
     if "success" in flags:
         flags["failed"] = not flags.pop("success")
     return Filter(equal=equal, above=above, metadata=metadata, **flags, **times)  # type: ignore[arg-type]
 
 
 def whole_of(name: str, text: str, min_: int, max_: int) -> int:
-    """What a parameter says, within its bounds. Raises BadQuery."""
+    """The whole number that a parameter is, within its bounds. Raises BadQuery."""
     number = whole_number(text, min_, max_)
     if number is None:
         raise BadQuery(f"{name} is not a whole number from {min_} to {max_}")
@@ -231,19 +239,19 @@ def whole_of(name: str, text: str, min_: int, max_: int) -> int:
 
 
 def _lower_bound(name: str, text: str) -> int | float:
-    """What `min_cost_usd` and the like say, in the unit of the column."""
+    """The bound that `min_cost_usd` and the like set, in the unit of the column."""
     limit = _MAX_USD if name == "min_cost_usd" else _MAX
     number = decimal_number(text, -limit, limit)
     if number is None:
         raise BadQuery(f"{name} is not a number from -{limit} to {limit}")
     if name in ("min_score", "min_duration_ms"):
         return number
-    # Columns of whole numbers: what is more than 2.5 is more than 2.
+    # Columns of whole numbers: more than 2.5 is more than 2.
     return floor(number * 10**9) if name == "min_cost_usd" else floor(number)
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object that is the body. Raises BadQuery, BadFraming, BodyTimeout."""
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the request body. Raises BadQuery, BadFraming, BodyTimeout."""
     pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
     body = b""
     try:
@@ -258,30 +266,33 @@ async def _body(request: web.Request) -> dict[str, Any]:
     except TimeoutError:
         raise BodyTimeout(pause_s) from None
     except RequestPayloadError:
-        raise BadFraming("its body is not framed right") from None
+        raise BadFraming("its body is not framed correctly") from None
     except UNREADABLE:
-        raise BadQuery("the body is no JSON object") from None
+        raise BadQuery("the body is not a JSON object") from None
 
 
-def _changes(given: dict[str, Any]) -> dict[str, Any]:
-    if unknown := set(given) - {"feedback", "score", "metadata"}:
-        raise BadQuery(f"there is no field '{min(unknown)[:40]}' to change")
-    feedback, score, metadata = (given.get(name) for name in ("feedback", "score", "metadata"))
+def _checked_changes(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a PATCH. Raises BadQuery."""
+    if unknown := set(fields) - {"feedback", "score", "metadata"}:
+        raise BadQuery(f"unknown field '{clean(min(unknown), 40)}'")
+    feedback, score, metadata = (fields.get(name) for name in ("feedback", "score", "metadata"))
     if feedback not in (None, 1, -1) or isinstance(feedback, bool):
         raise BadQuery("feedback is 1, -1 or null")
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (is_number and -_MAX <= score <= _MAX):
         raise BadQuery(f"score is a number from -{_MAX} to {_MAX}, or null")
-    plain = metadata is None or (
+    is_plain = metadata is None or (
         isinstance(metadata, dict)
         and len(metadata) <= MAX_ENTRIES
         and all(isinstance(value, str | int | float | bool) for value in metadata.values())
     )
-    if not plain:
-        raise BadQuery(f"metadata is an object of {MAX_ENTRIES} plain entries at most, or null")
-    return given
+    if not is_plain:
+        raise BadQuery(
+            f"metadata is null, or an object of at most {MAX_ENTRIES} texts, numbers and booleans"
+        )
+    return fields
 
 
-def as_json(answer: Any) -> web.Response:
-    """An answer in JSON."""
-    return web.Response(body=_encode(answer), content_type="application/json")
+def as_json(content: Any) -> web.Response:
+    """A response in JSON."""
+    return web.Response(body=_encode(content), content_type="application/json")

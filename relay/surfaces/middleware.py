@@ -1,5 +1,7 @@
-"""The one middleware: the path check, and every failure into an answer. No stream passes through
-anything else.
+"""The one middleware: checks the path, and turns every error into a response.
+
+Owns the order: the path is checked before anything reads it. The responses are
+surfaces/errors.py's. A streamed body passes through no other middleware.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a bad path before anything looks at it; answer every RelayError in its client's
-    shape.
+    """Refuse a bad path before anything reads it; answer every RelayError in the format of the
+    client's SDK.
     """
     try:
         if request.method in _NEVER_FORWARDED:
@@ -30,21 +32,21 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         check_target(request.raw_path)
         return await handler(request)
     except RelayError as error:
-        return _refused(request, error)
+        return _answer_refused(request, error)
     except web.HTTPException as error:
         if error.status in (404, 405):
-            return _refused(request, unknown_route(request))
+            return _answer_refused(request, unknown_route(request))
         raise
     except ConnectionError:
         raise
     except Exception as error:
-        # Whatever it is, the client gets a clear answer and the log the cause.
+        # A bug: the client gets a clear error, and the log has the cause.
         log.bug("request.failed", error, method=request.method)
         return answer(request, InternalError())
 
 
-def _refused(request: web.Request, error: RelayError) -> web.StreamResponse:
-    """Answer `error`; log it where no Exchange will."""
+def _answer_refused(request: web.Request, error: RelayError) -> web.StreamResponse:
+    """Answer with `error`; log it, unless there is an Exchange, whose line has it."""
     if EXCHANGE not in request:
         log.event("request.refused", method=request.method, error=error.code, client=request.remote)
     return answer(request, error)

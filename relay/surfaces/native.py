@@ -1,5 +1,9 @@
-"""The relay's own URLs: …/providers/{provider}/{endpoint} for calls and sockets, …/ws/{provider}
-for sockets.
+"""The relay's own URLs: …/providers/{provider}/{endpoint} for calls and WebSockets,
+…/ws/{provider}[/{endpoint}] for WebSockets.
+
+Owns what becomes of a request there: the Call, made from the raw path; the responses to preflights
+and connection probes; the 404 of a wrong base URL. What happens to a call is rest.py's and
+websocket.py's.
 """
 
 from __future__ import annotations
@@ -26,16 +30,16 @@ _CLAUDE_CODE_PROBE = "api/hello"
 
 
 class CallPrefix(NamedTuple):
-    """The path under which a surface has its REST calls."""
+    """The path below which a surface takes REST calls."""
 
     path: str
-    """Ends in a slash; the provider's name follows."""
+    """It ends in a slash; the provider's name follows."""
     route: ResourceRoute
 
 
 CALL_PREFIXES = web.AppKey("call_prefixes", list[CallPrefix])
-"""Every surface adds its own, for what sees a request before it is routed (load shedding, the fast
-path of server/connection.py)."""
+"""Every surface adds its own, for code that sees a request before it is routed: load shedding, and
+the fast path in server/connection.py."""
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -46,8 +50,8 @@ def add_routes(app: web.Application, prefix: str) -> None:
     app[CALL_PREFIXES].append(CallPrefix(calls.get_info()["prefix"] + "/", calls.route))
 
 
-async def _not_yet(request: web.Request) -> None:
-    """No `100 Continue` before the call is admitted: calls/body.py sends it."""
+async def _send_no_continue(request: web.Request) -> None:
+    """Send no `100 Continue` before the call is admitted: calls/body.py sends it then."""
 
 
 def unknown_route(request: web.Request) -> UnknownRoute:
@@ -63,24 +67,24 @@ def unknown_route(request: web.Request) -> UnknownRoute:
 
 
 class _Calls(PrefixResource):
-    """All that lies under a prefix, any method. Nothing is taken out of the path by the router: it
-    is read raw, from behind the prefix, wherever the application is mounted.
+    """Every path below a prefix, any method. The router takes nothing out of the path: it is read
+    raw, from the end of the prefix on, wherever the application is mounted.
     """
 
     def __init__(self, prefix: str, app: web.Application) -> None:
         super().__init__(prefix)
         self._gateway, self._cors = app[GATEWAY], app[CORS]
         self._take_prefix()
-        self.route = ResourceRoute("*", self.handle, self, expect_handler=_not_yet)
+        self.route = ResourceRoute("*", self.handle, self, expect_handler=_send_no_continue)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
-        raise TypeError(f"{type(self).__name__} answers nothing")
+        raise NotImplementedError
 
     def _call(self, request: web.Request) -> Call:
         raw, path = request.raw_path, self._path
         if not raw.startswith(path):
-            # The router matched an escaped spelling of our prefix: nobody sends that in good faith.
+            # The router matched an escaped spelling of the prefix, which no SDK sends.
             raise unknown_route(request)
         headers, gateway = request.headers, self._gateway
         provider, endpoint, query = split_endpoint(raw[len(path) :])
@@ -99,11 +103,11 @@ class _Calls(PrefixResource):
     def _take_prefix(self) -> None:
         prefix = self.canonical
         self._path = f"{prefix}/"
-        # Where providers are found, for URLs that are written into answers.
+        # For URLs of the relay that are written into responses.
         self._root = prefix.removesuffix("/ws").removesuffix("/providers") + "/providers/"
 
     async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
-        """Match anything below the prefix; the prefix alone is somebody else's."""
+        """Match any path below the prefix, but not the prefix itself, which is management."""
         if len(request.rel_url.raw_path) <= len(self._path):
             return None, set()
         return UrlMappingMatchInfo({}, self.route), {"*"}
@@ -125,7 +129,7 @@ class _Calls(PrefixResource):
 
 
 class _ProviderCalls(_Calls):
-    """Any method, any path; a WebSocket where the client asks to upgrade."""
+    """Any method, any path; a WebSocket where the client asks for an upgrade."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if is_preflight(request):
@@ -158,8 +162,8 @@ class _ProviderSockets(_Calls):
         return await relay_websocket(request, self._gateway, self._call(request))
 
     def _check_session(self, request: web.Request) -> None:
-        """Raise for a plain GET what would refuse a session: browsers do not show why a handshake
-        failed, and their client asks here.
+        """Raise for a plain GET the error that a handshake would get. Browsers hide why a handshake
+        failed: web/AIGatewayClient.js asks here.
         """
         gateway, call = self._gateway, self._call(request)
         gateway.callers.authorize(call.headers)

@@ -1,6 +1,6 @@
-"""The ledger's sums over HTTP: …/usage, for local administrators while access is open.
+"""Sums of usage and cost over HTTP: GET …/usage, for local administrators while access is open.
 
-Owns: the reading of its query, and the shape of its answer. The sums are ledger/usage.py's.
+Owns the parameters of the query, and the shape of the response. The sums are ledger/usage.py's.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from relay.surfaces.logs import CSV, as_json, client_errors, format_of, open_que
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
-    """Add the surface."""
-    app.router.add_get(f"{prefix}/usage", used)
+    """Add the route under `prefix`."""
+    app.router.add_get(f"{prefix}/usage", get_usage)
 
 
-async def used(request: web.Request) -> web.Response:
-    """What was used and what it cost: `?since=7d&by=provider,model&bucket=day`."""
-    database, given = open_query(request)
+async def get_usage(request: web.Request) -> web.Response:
+    """Usage and cost, such as `?since=7d&by=provider,model&bucket=day`; CSV with `format=csv`."""
+    database, parameters = open_query(request)
     rules = grouping(request.app[GATEWAY].settings.ledger)
     with client_errors():
-        shape = format_of(given.pop("format", "json"))
-        question = _usage_query(given)
-        answer = await usage(database, question, rules)
-    if shape == "json":
-        return as_json(answer)
-    lines = csv_rows.usage_rows(answer, columns_of(question))
+        format_ = format_of(parameters.pop("format", "json"))
+        query = _usage_query(parameters)
+        report = await usage(database, query, rules)
+    if format_ == "json":
+        return as_json(report)
+    lines = csv_rows.usage_rows(report, columns_of(query))
     text = "".join(f"{line}\r\n" for line in lines)
     return web.Response(text=text, headers={"content-type": CSV})
 
 
-def _usage_query(given: Mapping[str, str]) -> UsageQuery:
+def _usage_query(parameters: Mapping[str, str]) -> UsageQuery:
     now_s = time.time()
-    only = {name: value for name, value in given.items() if name in KEYS}
-    if unknown := set(given) - set(only) - {"since", "until", "by", "bucket", "sort", "top"}:
+    only = {name: value for name, value in parameters.items() if name in KEYS}
+    if unknown := set(parameters) - set(only) - {"since", "until", "by", "bucket", "sort", "top"}:
         raise BadQuery(f"unknown parameter '{clean(min(unknown), 40)}'")
-    by = keys_of(given.get("by", ""))
-    bucket = given.get("bucket")
+    by = keys_of(parameters.get("by", ""))
+    bucket = parameters.get("bucket")
     if bucket is not None and bucket not in SPANS:
-        raise BadQuery("a bucket is a minute, hour or day")
-    since_s = moment_s("since", given.get("since", "24h"), now_s)
-    until_s = moment_s("until", given["until"], now_s) if "until" in given else now_s
-    sort = sort_of(given.get("sort", "cost"))
-    top = whole_of("top", given["top"], 1, MAX_TOP) if "top" in given else None
+        raise BadQuery("bucket is minute, hour or day")
+    since_s = moment_s("since", parameters.get("since", "24h"), now_s)
+    until = parameters.get("until")
+    until_s = now_s if until is None else moment_s("until", until, now_s)
+    sort = sort_of(parameters.get("sort", "cost"))
+    top = whole_of("top", parameters["top"], 1, MAX_TOP) if "top" in parameters else None
     return UsageQuery(since_s, until_s, now_s, by, bucket, only, sort, top)
