@@ -1,4 +1,4 @@
-"""The built-in provider, through the relay: what a newcomer's first calls meet."""
+"""The built-in provider through the relay, as a new user's first calls use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_responses_embeddings_models_and_speech(demo: Relay) -> None:
             assert len(await audio.read()) % 2 == 0
 
 
-async def test_outdated_and_unknown_fields_are_refused_as_openai_does(demo: Relay) -> None:
+async def test_outdated_and_unknown_fields_are_refused_as_by_openai(demo: Relay) -> None:
     async with _client(demo) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(model="m", messages=[], extra_body={"max_toknes": 1})
@@ -75,7 +75,7 @@ async def test_realtime_speaks_text_and_audio_with_usage(demo: Relay) -> None:
             assert delta in kinds and event["response"]["usage"]["total_tokens"] > 0
 
 
-async def test_realtime_refuses_what_openai_refuses_now(demo: Relay) -> None:
+async def test_realtime_refuses_the_shapes_of_the_beta(demo: Relay) -> None:
     async with demo.client.ws_connect(demo.ws("demo")) as socket, asyncio.timeout(20):
         await socket.receive_json()
         await socket.send_json({"type": "response.create", "event_id": "e", "response": {"modalities": ["text"]}})

@@ -1,4 +1,4 @@
-"""CORS: what a browser may ask, and what it may read. Pins the private method of aiohttp-cors that this rests on."""
+"""CORS: what a browser may send, and what it may read. Pins the private method of aiohttp-cors that the relay calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def _preflight(relay: Relay, origin: str, method: str = "POST"):  # type: 
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "https://a.wild.example", "https://a.b.wild.example"])
-async def test_a_preflight_of_an_allowed_origin_is_answered_here(start: StartRelay, raw: RawUpstream, origin: str) -> None:
+async def test_a_preflight_of_an_allowed_origin_is_answered_by_the_relay(start: StartRelay, raw: RawUpstream, origin: str) -> None:
     relay = await start(CORS, openai=provider(raw.url))
     for method in ("POST", "PATCH", "DELETE"):
         status, headers, _ = await _preflight(relay, origin, method)
@@ -47,7 +47,7 @@ async def test_any_other_options_call_is_relayed(start: StartRelay, raw: RawUpst
     assert (status, headers["Allow"], body) == (200, "GET", b"theirs")
 
 
-async def test_a_page_may_read_the_answer_and_its_headers(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_page_may_read_the_response_and_its_headers(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"x", "Access-Control-Allow-Origin: *", "Vary: Accept"))
     relay = await start(CORS, openai=provider(raw.url))
     _, headers, _ = await relay.call("POST", relay.path("openai", "x"), headers={"Origin": ORIGIN})
@@ -68,5 +68,5 @@ async def test_a_page_may_read_errors_and_streams_too(start: StartRelay, raw: Ra
     assert headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
-def test_the_version_that_was_pinned_is_there() -> None:
+def test_the_pinned_version_is_installed() -> None:
     assert aiohttp_cors.__version__ == "0.8.1"

@@ -1,4 +1,4 @@
-"""Questions with numbers, times and bodies that make no sense, over HTTP and on both databases: 400 with the parameter's name."""
+"""Queries with invalid numbers, times and bodies, over HTTP and on both databases: 400 with the name of the parameter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ODD = {
 }  # fmt: skip
 
 
-async def test_an_odd_number_in_a_question_is_400_and_names_its_parameter(relay: Relay) -> None:
+async def test_an_invalid_number_in_a_query_is_400_and_names_its_parameter(relay: Relay) -> None:
     for name, values in ODD.items():
         for value in values:
             for path in ("logs", "usage") if name in ("since", "until") else ("logs",):
@@ -54,7 +54,7 @@ async def test_an_odd_number_in_a_question_is_400_and_names_its_parameter(relay:
     assert status == 400
 
 
-async def test_numbers_within_their_bounds_are_taken(relay: Relay) -> None:
+async def test_numbers_within_their_bounds_are_accepted(relay: Relay) -> None:
     found = {
         "limit=500": 1, "status=200": 1, "status=999": 0, "feedback=-1": 0, "since=1d": 1, "since=1970-01-01": 1, "until=9999-12-31": 1, "min_cost_usd=-1": 1,
         "min_cost_usd=0.5": 0, "min_input_tokens=0": 1, "min_input_tokens=0.5": 1, "min_input_tokens=1e15": 0, "min_output_tokens=-1000000000000000": 1,
@@ -66,13 +66,13 @@ async def test_numbers_within_their_bounds_are_taken(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "--1", "1.5", "", LONG, "\u0661", "1e3", str(31 * 86400)])
-async def test_a_purge_by_an_odd_age_is_400(relay: Relay, value: str) -> None:
+async def test_a_purge_by_an_invalid_age_is_400(relay: Relay, value: str) -> None:
     status, answer = await ask(relay, "cache", "DELETE", params={"older_than_s": value})
     assert status == 400 and "older_than_s" in answer["error"]["message"]
 
 
 async def _patch(relay: Relay, *pieces: bytes, length: int | None = None) -> tuple[int, bytes]:
-    """Send a PATCH whose body leaves in pieces, each once the relay has had the last one."""
+    """Send a PATCH whose body goes out in pieces, each after the relay has read the one before."""
     _, page = await ask(relay, "logs?limit=1")
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     size = sum(map(len, pieces)) if length is None else length
@@ -109,7 +109,7 @@ async def test_a_change_to_a_number_out_of_bounds_is_400(relay: Relay, body: str
     assert status == 400
 
 
-async def test_what_clients_wrote_does_not_command_the_terminal(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_text_of_clients_sends_no_control_sequence_to_the_terminal(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     raw.plays(ok(b"{}", JSON))
     relay = await start({"database": str(tmp_path / "relay.db")}, openai=provider(raw.url))
     body = json.dumps({"model": "m\x1b[2J\x1b]0;title\x07\r\nfake line \u65e5\u672c"})

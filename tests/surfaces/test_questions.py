@@ -1,4 +1,4 @@
-"""What the ledger answers over HTTP and on the command line, on both databases."""
+"""Queries of the ledger over HTTP and on the command line, on both databases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def ask(relay: Relay, path: str, method: str = "GET", **options: Any) -> t
 
 @pytest.fixture
 async def relay(start: StartRelay, raw: RawUpstream, database_setting: str) -> Relay:
-    """Six calls: three of team a, two of team b, of which one failed, and one of nobody."""
+    """Six calls: three of team a, two of team b, of which one failed, and one without a team."""
     for status in ("200 OK",) * 4 + ("500 Broken", "200 OK"):
         raw.plays(ok(USAGE, JSON, status=status))
     made = await start({"database": database_setting}, openai=provider(raw.url))
@@ -45,7 +45,7 @@ async def relay(start: StartRelay, raw: RawUpstream, database_setting: str) -> R
     return made
 
 
-async def test_pages_lead_through_all_calls_the_latest_first(relay: Relay) -> None:
+async def test_pages_have_all_calls_the_latest_first(relay: Relay) -> None:
     seen: list[str] = []
     cursor = ""
     while True:
@@ -65,12 +65,12 @@ async def test_pages_lead_through_all_calls_the_latest_first(relay: Relay) -> No
         ("since=1h", 6), ("until=1h", 0), ("cached=true", 0), ("outcome=relayed", 6), ("model=gpt-4o-mini", 6), ("user=u", 0),
     ],
 )  # fmt: skip
-async def test_calls_are_found_by_what_is_known_of_them(relay: Relay, condition: str, count: int) -> None:
+async def test_calls_are_found_by_their_fields(relay: Relay, condition: str, count: int) -> None:
     _, page = await ask(relay, f"logs?{condition}")
     assert len(page["logs"]) == count, page
 
 
-async def test_a_page_looks_at_so_many_rows_and_its_cursor_goes_on(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_reads_a_bounded_number_of_rows_and_its_cursor_continues(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.ledger.queries.SCANNED", 2)
     found, cursor, pages = 0, "", 0
     while True:
@@ -83,20 +83,20 @@ async def test_a_page_looks_at_so_many_rows_and_its_cursor_goes_on(relay: Relay,
 
 
 @pytest.mark.parametrize("question", ["logs?colour=red", "logs?since=whenever", "logs?limit=x", "logs?success=maybe", "usage?by=colour", "usage?bucket=year", "usage?by=metadata.a&bucket=day", "usage?by=metadata.a&since=30d"])  # fmt: skip
-async def test_what_cannot_be_asked_is_refused_and_says_why(relay: Relay, question: str) -> None:
+async def test_an_invalid_query_is_refused_with_the_reason(relay: Relay, question: str) -> None:
     status, answer = await ask(relay, question)
     assert (status, answer["error"]["code"]) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("question", ["logs?status=99999", "logs?feedback=99999", "logs?id=%00", "logs?provider=%00", "logs?cursor=%00", "logs?metadata.%00=a", "usage?provider=%00", "logs?provider=%ED%A0%80", "logs?min_cost_usd=1e300"])  # fmt: skip
-async def test_values_that_no_row_can_have_find_nothing_or_are_refused(relay: Relay, question: str) -> None:
-    """Which of the two is the database's: none of it is a failure of the relay's."""
+async def test_values_that_no_row_can_have_match_nothing_or_are_refused(relay: Relay, question: str) -> None:
+    """The database decides which of the two; neither is a failure of the relay."""
     status, answer = await ask(relay, question)
     assert (status, answer.get("error", {}).get("code")) in ((200, None), (400, "bad_request"))
     assert relay.gateway.ledger.state == "ok"
 
 
-async def test_feedback_score_and_metadata_can_be_given_later(relay: Relay) -> None:
+async def test_feedback_score_and_metadata_can_be_added_later(relay: Relay) -> None:
     _, page = await ask(relay, "logs?limit=1")
     at = f"logs/{page['logs'][0]['id']}"
     status, changed = await ask(relay, at, "PATCH", json={"feedback": -1, "score": 0.5, "metadata": {"team": "c", "n": 1}})
@@ -107,12 +107,12 @@ async def test_feedback_score_and_metadata_can_be_given_later(relay: Relay) -> N
 
 
 @pytest.mark.parametrize("change", [{"feedback": 2}, {"feedback": True}, {"score": "good"}, {"metadata": {"a": {}}}, {"metadata": dict.fromkeys("abcdef", 1)}, {"cost": 0}, [], {"score": 10**400}])
-async def test_a_change_that_makes_no_sense_is_refused(relay: Relay, change: Any) -> None:
+async def test_an_invalid_change_is_refused(relay: Relay, change: Any) -> None:
     _, page = await ask(relay, "logs?limit=1")
     assert (await ask(relay, f"logs/{page['logs'][0]['id']}", "PATCH", json=change))[0] == 400
 
 
-async def test_calls_can_be_deleted_and_what_they_added_up_to_stays(relay: Relay) -> None:
+async def test_calls_can_be_deleted_and_their_sums_stay(relay: Relay) -> None:
     assert (await ask(relay, "logs?metadata.team=a", "DELETE"))[1] == {"deleted": 3}
     assert (await ask(relay, "logs", "DELETE"))[0] == 400, "not all at once by mistake"
     _, page = await ask(relay, "logs")
@@ -134,7 +134,7 @@ async def test_an_export_is_a_line_a_call_the_oldest_first(relay: Relay, monkeyp
 
 @pytest.mark.parametrize("bucket", [None, "minute", "hour", "day"])
 @pytest.mark.parametrize("since", ["1h", "7d", "30d"])
-async def test_usage_adds_up_whatever_span_answers(relay: Relay, since: str, bucket: str | None) -> None:
+async def test_usage_adds_up_in_every_rollup(relay: Relay, since: str, bucket: str | None) -> None:
     _, answer = await ask(relay, f"usage?since={since}&by=provider,model" + (f"&bucket={bucket}" if bucket else ""))
     total = answer["total"]
     assert (total["requests"], total["errors"], total["input_tokens"], total["cache_read_tokens"]) == (6, 1, 5000, 1000)
@@ -143,19 +143,19 @@ async def test_usage_adds_up_whatever_span_answers(relay: Relay, since: str, buc
     assert 0 < total["overhead_ms"]["p50"] <= total["latency_ms"]["p95"]
 
 
-async def test_nothing_used_is_no_rows_and_zeros(relay: Relay) -> None:
+async def test_without_usage_there_are_no_rows_and_the_total_is_zero(relay: Relay) -> None:
     _, answer = await ask(relay, "usage?provider=nobody")
     assert (answer["rows"], answer["total"]["requests"], answer["total"]["latency_ms"]) == ([], 0, None)
 
 
 @pytest.mark.parametrize("path", ["logs", "usage", "logs/export", "logs/x"])
-async def test_nobody_else_reads_the_ledger(relay: Relay, path: str) -> None:
+async def test_only_local_administrators_read_the_ledger(relay: Relay, path: str) -> None:
     url = f"{relay.url}/api/v1/ai-gateway/{path}"
     for headers in ({"X-Forwarded-For": "10.0.0.1"}, {"Origin": "https://evil.example"}, {"Host": "evil.example"}):
         assert (await relay.call("GET", url, headers=headers))[0] == 403
 
 
-async def test_without_a_ledger_the_answer_says_so(start: StartRelay) -> None:
+async def test_without_a_ledger_the_error_says_so(start: StartRelay) -> None:
     relay = await start({"providers": {}})
     status, answer = await ask(relay, "logs")
     assert (status, answer["error"]["code"]) == (503, "store_unavailable")
@@ -181,7 +181,7 @@ async def test_following_prints_every_call_that_ends(relay: Relay, raw: RawUpstr
     assert [json.loads(line)["id"] for line in lines[1:]] == ids
 
 
-def test_a_spread_keeps_counts_apart_and_is_added_by_adding() -> None:
+def test_a_histogram_is_one_number_and_two_are_merged_by_addition() -> None:
     times = (1.0, 1.0, 100.0, 10_000.0)
     whole = sum(build_histogram([ms], [ms / 2], []) for ms in times)
     found = bucket_counts(whole)
@@ -196,7 +196,7 @@ def _bucket(ms: float) -> int:
     return bucket_counts(build_histogram([ms], [], []))["duration"].index(1)
 
 
-def test_a_bucket_holds_what_its_bounds_say() -> None:
+def test_a_bucket_holds_the_values_within_its_bounds() -> None:
     for number in range(BUCKETS - 1):
         assert _bucket(bound_ms(number)) == number and _bucket(bound_ms(number) * 1.001) == number + 1
     assert _bucket(1e12) == BUCKETS - 1

@@ -1,4 +1,4 @@
-"""Questions that take their time: they hold up neither the ledger's writer nor each other beyond a bound; on both databases."""
+"""Slow queries of the ledger delay neither its writer nor each other beyond a bound; on both databases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BATCH = ((ROW, [(uuid7(1, lambda _: 7), "rest", "native", "openai", "m", "c", 20
 
 @contextlib.asynccontextmanager
 async def asked_by(database: Database, count: int) -> AsyncIterator[asyncio.Event]:
-    """So many questions that have begun, each within its transaction, until they may go on."""
+    """A number of queries that have begun, each in its transaction, until they are released."""
     go_on, begun = asyncio.Event(), asyncio.Semaphore(0)
 
     async def question(connection: Any) -> None:
@@ -54,7 +54,7 @@ async def asked_by(database: Database, count: int) -> AsyncIterator[asyncio.Even
         await asyncio.gather(*asking)
 
 
-async def test_a_batch_and_a_change_never_wait_for_questions(database: Database) -> None:
+async def test_a_batch_and_a_change_never_wait_for_queries(database: Database) -> None:
     await database.prepare()
     async with asked_by(database, AT_ONCE + MAX_WAITING), asyncio.timeout(HANG_GUARD_S):
         await database.write(BATCH)
@@ -64,7 +64,7 @@ async def test_a_batch_and_a_change_never_wait_for_questions(database: Database)
     assert len(await database.rows(sa.select(exchanges))) == 1
 
 
-async def test_so_many_questions_run_so_many_wait_and_more_are_refused(database: Database) -> None:
+async def test_queries_beyond_those_that_may_run_and_wait_are_refused(database: Database) -> None:
     await database.prepare()
     async with asked_by(database, AT_ONCE) as go_on:
         waiting = [asyncio.create_task(database.rows(sa.select(exchanges))) for _ in range(MAX_WAITING)]
@@ -77,7 +77,7 @@ async def test_so_many_questions_run_so_many_wait_and_more_are_refused(database:
     assert list(await database.rows(sa.select(exchanges))) == []
 
 
-async def test_a_question_waits_no_longer_than_it_may_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_query_waits_no_longer_than_it_may_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await database.prepare()
     async with asked_by(database, AT_ONCE):
         monkeypatch.setattr(readers, "READ_S", 0.01)
@@ -87,7 +87,7 @@ async def test_a_question_waits_no_longer_than_it_may_run(database: Database, mo
     assert list(await database.rows(sa.select(exchanges))) == []
 
 
-async def test_a_question_changes_nothing(database: Database) -> None:
+async def test_a_query_changes_nothing(database: Database) -> None:
     change = sa.insert(booked).values(provider="p", object_id="o", at_s=1)
     with pytest.raises((DatabaseUnavailable, RowsRefused)):
         await database.read(lambda connection: connection.execute(change))
@@ -96,7 +96,7 @@ async def test_a_question_changes_nothing(database: Database) -> None:
         await connection.execute(change)
 
 
-async def test_a_question_that_is_too_slow_is_ended_in_the_server_too(postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_query_that_is_too_slow_is_ended_in_the_server_too(postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(database_url(await postgres.database()))
     await database.prepare()
     monkeypatch.setattr(readers, "READ_S", 0.1)
@@ -109,7 +109,7 @@ async def test_a_question_that_is_too_slow_is_ended_in_the_server_too(postgres: 
     await database.close()
 
 
-async def test_a_version_that_is_newer_is_told_to_questions_too(database: Database) -> None:
+async def test_a_newer_database_refuses_queries_too(database: Database) -> None:
     async with database.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     database._prepared = False
@@ -128,7 +128,7 @@ async def relay(start: StartRelay, raw: RawUpstream, database_setting: str) -> R
 
 
 @pytest.mark.parametrize("path", ["logs", "usage", "logs/export", "usage?by=user&format=csv"])
-async def test_over_http_too_many_questions_get_a_503_that_says_when_to_ask_again(relay: Relay, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+async def test_over_http_too_many_queries_get_503_with_retry_after(relay: Relay, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     database = relay.gateway.ledger.database
     assert database is not None
     monkeypatch.setattr(readers, "MAX_WAITING", 0)
@@ -142,7 +142,7 @@ async def test_over_http_too_many_questions_get_a_503_that_says_when_to_ask_agai
     assert (await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/{path}"))[0] == 200
 
 
-async def test_over_http_a_question_that_is_too_slow_is_told_to_ask_for_less(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_over_http_a_query_that_is_too_slow_gets_503_with_advice(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     database = relay.gateway.ledger.database
     assert database is not None
     slow = sa.text(FOREVER[database.is_sqlite])
