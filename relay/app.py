@@ -26,6 +26,7 @@ from relay.demo.provider import Demo
 from relay.gateway import GATEWAY, Gateway
 from relay.internals import check_private_parts
 from relay.periodic import run_periodic_jobs
+from relay.registry.changes import Reloaded, changed_names
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
@@ -85,7 +86,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     app[CORS] = Cors(app, gateway)
     reloading = asyncio.Lock()
 
-    async def reload_alone(files: Snapshot | None = None) -> list[str]:
+    async def reload_alone(files: Snapshot | None = None) -> Reloaded:
         # One that read the files earlier must not replace what a later one has read.
         async with reloading:
             return await reload(gateway, sources, files)
@@ -119,12 +120,12 @@ async def _outbound(app: web.Application) -> AsyncIterator[None]:
         await app[GATEWAY].stop()
 
 
-async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = None) -> list[str]:
-    """Read the same places again and put the result in force; the changed settings that need a
-    restart. Raises ConfigInvalid, the old one kept.
+async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = None) -> Reloaded:
+    """Read the configuration from the same places again and put it in force.
 
-    With `files`, which the supervisor has read and checked, those are taken instead. Running
-    exchanges go on with what they began with.
+    With `files`, which the supervisor has read and checked, those are taken instead. Exchanges that
+    run keep the configuration that they began with. Raises ConfigInvalid; then the old
+    configuration stays.
     """
     try:
         if files is None:
@@ -134,9 +135,11 @@ async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = No
     except ConfigError as error:
         log.warn("reload.refused", problems=[str(problem) for problem in error.problems])
         raise ConfigInvalid([str(problem) for problem in error.problems]) from error
-    restart = needing_restart(gateway.started_with.settings, config.settings)
+    needs_restart = needing_restart(gateway.started_with.settings, config.settings)
+    before = gateway.config
     gateway.replace(config)
+    result = Reloaded(changed_names(before, gateway.config), needs_restart)
     if files is None:
         config.log_warnings()
-    log.event("reload.done", providers=len(config.registry.providers), needs_restart=restart)
-    return restart
+    log.event("reload.done", providers=len(config.registry.providers), **result._asdict())
+    return result

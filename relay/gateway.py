@@ -37,6 +37,7 @@ from relay.ledger.ledger import Ledger
 from relay.ledger.metrics import Metrics, Sample
 from relay.ledger.retention import Retention
 from relay.ledger.traces import Traces
+from relay.registry.changes import Reloaded
 from relay.registry.files import Snapshot
 from relay.registry.load import Config
 from relay.registry.registry import Registry
@@ -89,10 +90,10 @@ class Gateway:
         """In somebody else's application, whose server undoes the Content-Encoding of request
         bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
         self.started_with = config
-        self.reload: Callable[[], Awaitable[list[str]]] | None = None
-        """Reads the files again, in all processes; the changed settings that need a restart."""
-        self.apply: Callable[[Snapshot], Awaitable[list[str]]] | None = None
-        """The same with files that were read elsewhere, in this process."""
+        self.reload: Callable[[], Awaitable[Reloaded]] | None = None
+        """Reads the files again and puts them in force, in all processes."""
+        self.apply: Callable[[Snapshot], Awaitable[Reloaded]] | None = None
+        """Puts files that another process has read in force, in this process."""
         self.when_replaced: Callable[[Config], None] | None = None
         """Takes over what the server needs of a new configuration."""
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
@@ -220,8 +221,8 @@ class Gateway:
         self.registry: Registry = config.registry
         self.cache.configure(config.settings.cache.store, config.settings.cache.memory_bytes)
         server = config.settings.server
-        own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
-        self.access = OpenAccess([*server.hosts, *own], Origins(config.settings.cors.origins))
+        hosts = accepted_hosts(config.settings)
+        self.access = OpenAccess(hosts, Origins(config.settings.cors.origins))
         self.callers = Callers(Proxies(server.trusted_proxies), self.access, server.public_url)
         self.limits = None
         if config.limits:
@@ -297,6 +298,13 @@ class Gateway:
         leader.cache.leads = False
         if leader.state == "ended":
             self.ledger.take(leader)
+
+
+def accepted_hosts(settings: GatewayFile) -> list[str]:
+    """The Host names, beside those of loopback, by which clients may call; `*` is any name."""
+    server = settings.server
+    own = [host_name(urlsplit(server.public_url).netloc)] if server.public_url else []
+    return list(dict.fromkeys([*server.hosts, *own]))
 
 
 def _retention(settings: GatewayFile) -> Retention:

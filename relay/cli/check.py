@@ -1,4 +1,4 @@
-"""`relay check`: check the configuration, and list the providers with what each is missing."""
+"""`relay check`: check a configuration, and list its providers with the variables each lacks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from relay.cli.sources import load_config, print_warnings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no option of its own."""
+    """Add the argument of the command, which names the same file as --config."""
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="the gateway.yaml to check (default: --config); its includes are relative to it",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the providers; 0. Raises ConfigError."""
+    if options.file is not None:
+        options.config = options.file
     config = load_config(options)
     print_warnings(config)
     width = max(map(len, config.registry.providers), default=0)

@@ -1,7 +1,7 @@
-"""`relay reload`: have a running relay read its files again, and print what came of it.
+"""`relay reload`: have a running relay read its configuration again, and print the result.
 
-Owns: the call and the words. What a reload does is app.py's and server/supervisor.py's. A signal
-does the same, but answers nobody.
+Owns the request to the relay, the text and the exit code. The reload itself is in app.py and
+server/supervisor.py; SIGHUP starts the same reload, but its result is only in the log.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import http.client
 import ipaddress
 import json
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from relay.cli.sources import load_config, print_warnings
-from relay.core.errors import OperatorError
+from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
 from relay.registry.load import Config
 from relay.registry.urls import BadUrl, read_url
@@ -24,36 +24,65 @@ _TIMEOUT_S = 120.0
 _ANSWER_BYTES = 1024 * 1024
 
 
-class NoReload(OperatorError):
-    """Nothing was reloaded; the text says why."""
+class ReloadFailed(OperatorError):
+    """The reload is not complete, or no relay answered; the text says why."""
+
+
+class ReloadRefused(OperatorError):
+    """The relay refused the new configuration and keeps the old one; the text has every problem
+    with its file, line and column.
+    """
+
+    exit_code = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
-        "--url", help="where the relay listens (default: server.host and port of gateway.yaml)"
+        "--url",
+        help="where the relay listens (default: server.host and server.port of gateway.yaml)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask the relay, and print what it answers; 0. Raises ConfigError, NoReload."""
-    config = load_config(options)
-    print_warnings(config)
+    """Send the request and print the result; 0. Raises ConfigError, ReloadRefused, ReloadFailed.
+
+    Without --url the local gateway.yaml is read first: it names the address, and its mistakes are
+    printed without a request.
+    """
+    if (url := options.url) is None:
+        config = load_config(options)
+        print_warnings(config)
+        url = _address(config)
     try:
-        place = urlsplit(str(read_url(options.url or _address(config))))
+        place = urlsplit(str(read_url(url)))
     except BadUrl as error:
-        raise NoReload(f"--url {error}") from None
-    status, said = _ask(place.hostname or "", place.port or 80)
+        raise ReloadFailed(f"--url {error}") from None
+    status, answer = _post_reload(place)
     if status != http.client.OK:
-        message = said.get("error", {}).get("message") if isinstance(said, dict) else None
-        raise NoReload(message or f"the relay answered with status {status}")
-    print(f"reloaded: {len(said.get('providers', ()))} providers")
-    if restart := said.get("needs_restart"):
-        print(f"needs a restart: {', '.join(map(str, restart))}")
+        raise _failure(status, answer)
+    print(f"reloaded: {len(answer.get('providers', ()))} providers")
+    print(f"changed: {_joined(answer, 'changed') or 'nothing'}")
+    if needs_restart := _joined(answer, "needs_restart"):
+        print(f"needs a restart: {needs_restart}")
     return 0
 
 
+def _joined(answer: dict[str, Any], field: str) -> str:
+    return ", ".join(map(str, answer.get(field, ())))
+
+
+def _failure(status: int, answer: dict[str, Any]) -> OperatorError:
+    """The error for an answer that is not 200, in the relay's own words where it has any."""
+    error = answer.get("error")
+    if not isinstance(error, dict) or "message" not in error:
+        return ReloadFailed(f"the relay answered with status {status}")
+    refused = error.get("code") == ConfigInvalid.code
+    return (ReloadRefused if refused else ReloadFailed)(str(error["message"]))
+
+
 def _address(config: Config) -> str:
+    """The URL of the relay that this configuration describes."""
     server = config.settings.server
     try:
         anywhere = ipaddress.ip_address(server.host).is_unspecified
@@ -63,19 +92,26 @@ def _address(config: Config) -> str:
     return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 
-def _ask(host: str, port: int) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+def _post_reload(url: SplitResult) -> tuple[int, dict[str, Any]]:
+    """Status and JSON body of the answer. Raises ReloadFailed."""
+    secure = url.scheme == "https"
+    place = f"{url.hostname}:{url.port or (443 if secure else 80)}"
+    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = connect(url.hostname or "", url.port, timeout=_TIMEOUT_S)
     try:
         connection.request("POST", _PATH, headers={"Content-Length": "0"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read(_ANSWER_BYTES) or b"null")
-    except json.JSONDecodeError:
-        raise NoReload(f"what listens on {host}:{port} is no relay; name it with --url") from None
+        response = connection.getresponse()
+        answer = json.loads(response.read(_ANSWER_BYTES))
+    except ValueError:  # not JSON, or not UTF-8
+        answer = None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise NoReload(
-            f"no relay answers on {host}:{port} ({reason}); if it listens elsewhere, name it with"
-            " --url, such as --url http://127.0.0.1:8787"
+        raise ReloadFailed(
+            f"no relay answers on {place} ({reason}); if it listens elsewhere, name it with --url,"
+            " such as --url http://127.0.0.1:8787"
         ) from None
     finally:
         connection.close()
+    if not isinstance(answer, dict):
+        raise ReloadFailed(f"the server on {place} is not a relay; name the relay with --url")
+    return response.status, answer

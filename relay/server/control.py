@@ -39,6 +39,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     missing: list[str] = []
     """Workers that did not carry it out, and why."""
     count: int = 0
+    changed: list[str] = []
+    """Settings and providers that a reload changed."""
     restart: list[str] = []
     """Changed settings that need a restart."""
 

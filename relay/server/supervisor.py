@@ -25,6 +25,7 @@ import msgspec
 
 from relay import log
 from relay.ledger.metrics_multiprocess import metrics_folder
+from relay.registry.changes import Reloaded, changed_names
 from relay.registry.limits import find_broken_promise
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
@@ -267,6 +268,7 @@ class Supervisor:
         found = (find_broken_promise(rule, config.settings) for rule in config.limits)
         if problems := list(filter(None, found)):
             return _refused(problems)
+        changed = changed_names(self._config, config)
         self._config = config
         config.log_warnings()
         restart = needing_restart(self._started_with.settings, loaded.settings)
@@ -276,8 +278,9 @@ class Supervisor:
         if missing:
             log.warn("reload.incomplete", missing=missing)
         else:
-            log.event("reload.complete", workers=len(self._serving), needs_restart=restart)
-        return Answer(missing=bounded(missing), restart=restart)
+            result = Reloaded(changed, restart)
+            log.event("reload.complete", workers=len(self._serving), **result._asdict())
+        return Answer(missing=bounded(missing), changed=bounded(changed), restart=restart)
 
     async def _order_all(self, order: str, arguments: dict[str, Any]) -> Answer:
         """Order it of every process: those that start find it when they come to listen."""

@@ -22,6 +22,7 @@ from relay.app import RUNNER_OPTIONS, standalone
 from relay.cache.store import Purge
 from relay.core.errors import ConfigInvalid, Draining, WorkersIncomplete
 from relay.gateway import GATEWAY, Gateway
+from relay.registry.changes import Reloaded
 from relay.registry.files import Snapshot
 from relay.registry.load import Config, Sources
 from relay.server import signals
@@ -149,7 +150,8 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
 
     async def reload(given: dict[str, Any]) -> Answer:
         try:
-            return Answer(restart=await apply_here(msgspec.convert(given, Snapshot)))
+            changed, restart = await apply_here(msgspec.convert(given, Snapshot))
+            return Answer(changed=changed, restart=restart)
         except ConfigInvalid as error:
             return Answer(list(error.problems))
 
@@ -171,13 +173,13 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
 def _ask_all(gateway: Gateway, control: Control) -> None:
     """What is asked of this worker is asked of all."""
 
-    async def reload() -> list[str]:
+    async def reload() -> Reloaded:
         answer = await control.ask("reload", {})
         if answer.problems:
             raise ConfigInvalid(answer.problems)
         if answer.missing:
             raise WorkersIncomplete("reload", answer.missing)
-        return answer.restart
+        return Reloaded(answer.changed, answer.restart)
 
     purge_here = gateway.purge
 

@@ -43,8 +43,8 @@ async def providers(request: web.Request) -> web.Response:
 
 
 async def reload(request: web.Request) -> web.Response:
-    """Load gateway.yaml again. 200 with the providers, and the changed settings that need a
-    restart.
+    """Load gateway.yaml again. 200 with the providers, the changed settings, and those
+    of them that need a restart.
 
     Raises ConfigInvalid (422) with every problem, and the old configuration stays in force;
     WorkersIncomplete (503) with the workers that did not take the new one.
@@ -52,14 +52,9 @@ async def reload(request: web.Request) -> web.Response:
     require_local(request.remote, request.headers)
     gateway = request.app[GATEWAY]
     assert gateway.reload is not None
-    needs_restart = await gateway.reload()
-    return web.json_response(
-        {
-            "reloaded": True,
-            "providers": sorted(gateway.registry.providers),
-            "needs_restart": needs_restart,
-        }
-    )
+    result = await gateway.reload()
+    providers = sorted(gateway.registry.providers)
+    return web.json_response({"reloaded": True, "providers": providers, **result._asdict()})
 
 
 async def purge(request: web.Request) -> web.Response:

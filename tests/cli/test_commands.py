@@ -42,6 +42,21 @@ def test_check_prints_every_problem_and_exits_2(folder: Path, capsys: pytest.Cap
     assert "nowhere.env:1:1: there is no such file" in capsys.readouterr().err
 
 
+def test_check_takes_a_file_whose_includes_are_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gateway.yaml").write_text("a mistake here: 1\n")
+    other = folder / "staging"
+    (other / "more").mkdir(parents=True)
+    (other / "relay.yaml").write_text("include: [more/*.yaml]\n")
+    (other / "more/one.yaml").write_text("providers:\n  one: {base_url: https://one.example.com}\n")
+    assert main(["check", "staging/relay.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "one  ready" in out and out.endswith("staging/relay.yaml: no problems, 1 providers.\n")
+    (other / "more/one.yaml").write_text("providers:\n  one: {base_url: nowhere}\n")
+    assert main(["check", "staging/relay.yaml"]) == 2
+    assert "more/one.yaml:2:9: providers.one.base_url" in capsys.readouterr().err
+    assert main(["check", "staging"]) == main(["check", "nowhere.yaml"]) == 2
+
+
 def test_explain_masks_secrets_and_calls_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").write_text("OPENAI_API_KEY=sk-0123456789abcdefghijklmnop\nCLOUDFLARE_ACCOUNT_ID=acct\nCLOUDFLARE_API_KEY=cf-0123456789abcdefghij\n")
     assert main(["explain", "POST", "/api/v1/ai-gateway/providers/openai/v1/chat/completions?x=1"]) == 0

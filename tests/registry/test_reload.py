@@ -16,10 +16,12 @@ from cryptography.hazmat.primitives import serialization as how
 from relay.app import standalone
 from relay.cli.main import main
 from relay.gateway import GATEWAY, Gateway
+from relay.registry.changes import changed_names
 from relay.registry.files import Files
 from relay.registry.load import ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
 from tests.conftest import StartRelay
+from tests.processes import ROOT
 from tests.relays import KEYS, Relay, canary, configured, provider, write_config
 from tests.upstream.raw import RawUpstream, ok
 
@@ -95,7 +97,7 @@ async def test_an_included_file_that_is_half_written_is_refused(start: StartRela
 async def test_providers_are_removed_where_the_file_says_so(start: StartRelay) -> None:
     relay = await start(ONE)
     (relay.folder / "gateway.yaml").write_text("providers: {}\ndemo: {enabled: false}\ndatabase: null\n")
-    assert await _reload(relay) == (200, {"reloaded": True, "providers": [], "needs_restart": []})
+    assert await _reload(relay) == (200, {"reloaded": True, "providers": [], "changed": ["retries.max_attempts", "providers.one (removed)"], "needs_restart": []})
 
 
 async def test_a_file_that_was_like_this_from_the_start_is_taken(start: StartRelay) -> None:
@@ -283,14 +285,50 @@ async def test_the_command_says_what_came_of_a_reload(start: StartRelay, capsys:
     relay = await start(ONE)
     write_config(relay.folder, ONE | {"server": {"port": relay.port}, "log": {"level": "debug"}})
     assert await _run_reload(relay) == 0
-    assert capsys.readouterr().out.splitlines() == ["reloaded: 1 providers", "needs a restart: server.port, log.level"]
+    assert capsys.readouterr().out.splitlines() == ["reloaded: 1 providers", "changed: nothing", "needs a restart: server.port, log.level"]
     assert await _run_reload(relay, "--url", relay.url) == 0
+
+
+async def test_the_command_and_the_log_name_what_changed(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+    relay = await start(ONE | {"providers": {"gone": provider("https://gone.example.com"), **ONE["providers"]}})
+    changed = {"providers": {"one": provider("https://other.example.com"), "two": provider("https://two.example.com")}}
+    write_config(relay.folder, changed | {"limits": [{"requests": 9}], "server": {"drain_timeout_s": 9, "workers": 1}})
+    assert await _run_reload(relay, "--url", relay.url) == 0
+    names = ["server.drain_timeout_s", "limits", "providers.gone (removed)", "providers.one", "providers.two (added)"]
+    assert capsys.readouterr().out.splitlines() == ["reloaded: 2 providers", f"changed: {', '.join(names)}"]
+    assert (await relay.events("reload.done"))[0]["changed"] == names
+
+
+async def test_a_key_that_changed_is_named_by_its_provider_alone(start: StartRelay) -> None:
+    relay = await start(ONE)
+    assert (await _reload(relay))[1]["changed"] == []
+    (relay.folder / ".env").write_text(f"OPENAI_API_KEY={canary('next')}\n")
+    assert (await _reload(relay))[1]["changed"] == ["providers.one"]
+
+
+def test_the_shipped_providers_are_equal_when_they_are_loaded_again(tmp_path: Path) -> None:
+    sources = Sources(ROOT / "gateway.yaml", None)
+    assert changed_names(load(sources), load(sources)) == []
+
+
+async def test_the_command_with_a_url_reads_no_file(start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = await start(ONE)
+    (tmp_path / "gateway.yaml").write_text("nonsense: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert await asyncio.to_thread(main, ["reload", "--url", relay.url]) == 0
+
+
+async def test_the_command_tells_a_relay_from_another_server(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
+    raw.plays(ok(b"welcome"), ok(b"[]"))
+    for _ in range(2):
+        assert await asyncio.to_thread(main, ["reload", "--url", raw.url]) == 1
+        assert "is not a relay; name the relay with --url" in capsys.readouterr().err
 
 
 async def test_the_command_fails_where_the_reload_does(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
     relay = await start(ONE)
     (relay.folder / "gateway.yaml").write_text("demo: {enabled: false}\n")
-    assert await _run_reload(relay, "--url", relay.url) == 1
+    assert await _run_reload(relay, "--url", relay.url) == 2
     assert "gateway.yaml:1:1: has no providers" in capsys.readouterr().err
 
 

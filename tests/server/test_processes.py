@@ -496,7 +496,8 @@ async def test_a_reload_names_what_needs_a_restart_and_the_command_line_still_wi
             assert (await answer.json())["needs_restart"] == []
         write_config(relay.folder, document | {"server": {"port": 2, "keepalive_timeout_s": 9, "drain_timeout_s": 9}, "metrics": {"enabled": False}})
         async with session.post(url) as answer:
-            assert (await answer.json())["needs_restart"] == ["server.keepalive_timeout_s", "metrics.enabled"]
+            result = await answer.json()
+    assert (result["changed"], result["needs_restart"]) == (["server.drain_timeout_s"], ["server.keepalive_timeout_s", "metrics.enabled"])
     await relay.until(r'"needs_restart":\["server.keepalive_timeout_s","metrics.enabled"\].*reload.done')
 
 
