@@ -1,7 +1,8 @@
-"""`relay doctor`: one cheap call and one handshake for each configured provider, and what is wrong.
+"""`relay doctor`: probe each configured provider, and say what failed and what to do.
 
-Owns: the diagnosis, which leg failed and what to do. The probes take the very line that calls take,
-in this process: what they find is what a client would.
+Owns the diagnosis: one cheap call and one WebSocket handshake a provider, the cause of a failure,
+and the list of what was not probed. Probes are calls through a relay in this process, so a client
+would see the same results.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import uvloop
 
@@ -27,47 +28,52 @@ from relay.upstream.failures import NO_NAME
 TIMEOUT_S = 20.0
 _TEXT_CHARS = 500
 _ANSWER_BYTES = 4 * 1024 * 1024
+_RESULT_CHARS = len("not tried")
 
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one probe found. `leg` is where it failed, empty if it did not."""
+    """The result of one probe. `cause` and `advice` belong to a failure."""
 
+    result: Literal["ok", "FAILED", "not tried"]
     what: str
-    leg: str = ""
+    cause: str = ""
     advice: str = ""
 
 
-class _Leg(NamedTuple):
+class _Cause(NamedTuple):
     name: str
     advice: str
 
 
-_DNS = _Leg("DNS", "check base_url in gateway.yaml, and this machine's name server")
-_NETWORK = _Leg("network", "check that this machine may reach {host}:{port} (firewall, proxy)")
-_PROXY = _Leg("the proxy", "check {proxy}, and that it lets this machine reach {host}:{port}")
-_TLS = _Leg(
-    "TLS", "check this machine's clock and CA certificates, and for a proxy that breaks TLS up"
+_DNS = _Cause("DNS", "check base_url in gateway.yaml, and this machine's name server")
+_NETWORK = _Cause("network", "check that this machine may reach {host}:{port} (firewall, proxy)")
+_PROXY = _Cause("the proxy", "check {proxy}, and that it lets this machine reach {host}:{port}")
+_TLS = _Cause(
+    "TLS",
+    "check this machine's clock and CA certificates, and whether a proxy intercepts TLS",
 )
-_SILENCE = _Leg("network", "{host} takes connections but does not answer; see its status page")
-_CLOUDFLARE = _Leg("Cloudflare", "check CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_GATEWAY_ID")
-_CLOUDFLARE_KEY = _Leg(
+_SILENCE = _Cause("network", "{host} accepts connections but does not answer; see its status page")
+_CLOUDFLARE = _Cause("Cloudflare", "check CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_GATEWAY_ID")
+_CLOUDFLARE_KEY = _Cause(
     "Cloudflare's credential",
     "CLOUDFLARE_API_KEY must be a token with the permission AI Gateway: Run, for this account",
 )
-_PROVIDER_KEY = _Leg(
+_PROVIDER_KEY = _Cause(
     "the provider's credential", "check {variables}: wrong, expired, or without access"
 )
-_RATE = _Leg("rate limit", "the account is over its quota or rate; see the provider's billing page")
-_MODEL = _Leg(
+_RATE = _Cause(
+    "rate limit", "the account is over its quota or rate; see the provider's billing page"
+)
+_MODEL = _Cause(
     "model", "name a model that this account may use: websocket.default_query in gateway.yaml"
 )
-_PROVIDER = _Leg("the provider", "it failed on its own side; see its status page, and try again")
-_RELAY = _Leg("the relay", "this is on this machine: see the message; no provider was asked")
-_REFUSED = _Leg(
-    "the request", "the provider did not take the probe; check base_url, paths and check"
+_PROVIDER = _Cause("the provider", "the provider itself failed; see its status page, and try again")
+_RELAY = _Cause("the relay", "see the message: this machine failed, and no provider was called")
+_REFUSED = _Cause(
+    "the request", "the provider refused the probe; check base_url, paths and check in gateway.yaml"
 )
 _BY_CODE = {
     "relay_not_started": _RELAY, "upstream_tls_failed": _TLS, "upstream_timeout": _SILENCE,
@@ -76,101 +82,128 @@ _BY_CODE = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("providers", nargs="*", help="only these")
+    """Add the argument of the command."""
+    parser.add_argument("providers", nargs="*", help="probe these providers alone")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Probe the providers; 0 if all is well, else 1."""
+    """Probe the providers; 0 if no probe failed, else 1."""
     sources = sources_of(options)
     log.setup("error", "json")
     return 0 if uvloop.run(examine(sources, options.providers, print)) else 1
 
 
 async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
-    """Probe the providers, all at once; say a line for each probe. True if all is well."""
+    """Probe the providers at the same time; say a line for each probe. True if none failed."""
     config = load(sources)
     chosen = [p for p in config.registry.providers.values() if not names or p.name in names]
     unknown = set(names) - {provider.name for provider in chosen}
     for name in sorted(unknown):
-        say(f"{name}: there is no such provider in {config.path}")
+        say(f"{name}: {config.path} has no such provider")
     ready = [provider for provider in chosen if not provider.missing]
     async with AIGateway.from_config(sources.config, sources.env_file) as gateway:
-        found = await asyncio.gather(*(_examine_one(gateway, provider) for provider in ready))
-    width = max((len(provider.name) for provider in chosen), default=0)
-    for provider, findings in zip(ready, found, strict=True):
-        for finding in findings:
-            _report(f"{provider.name:<{width}}", finding, say)
+        probed = await asyncio.gather(*(_probe_provider(gateway, provider) for provider in ready))
+    rows = [
+        (provider.name, finding)
+        for provider, findings in zip(ready, probed, strict=True)
+        for finding in findings
+    ]
+    tried = len({name for name, finding in rows if finding.result != "not tried"})
     for provider in chosen:
         if provider.missing:
-            say(f"{provider.name:<{width}}  not configured: set {', '.join(provider.missing)}")
+            missing = f"not configured: set {', '.join(provider.missing)}"
+            rows.append((provider.name, Finding("not tried", missing)))
+    if (url := config.settings.redis.url) is not None:
+        rows.append(("redis", await _probe_redis(url, config.settings.redis.timeout_s)))
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, finding in rows:
+        _report(f"{name:<{width}}", finding, say)
     if not ready:
         say("No provider is configured: put keys into .env (see .env.example).")
-    if (url := config.settings.redis.url) is not None:
-        redis = await _redis(url, config.settings.redis.timeout_s)
-        _report(f"{'redis':<{width}}", redis, say)
-        found.append([redis])
     for warning in config.warnings:
         say(f"warning: {warning}")
-    bad = [finding for findings in found for finding in findings if finding.leg]
-    say(f"{len(ready)} provider(s) tried, {len(bad)} problem(s). {_way(config)}")
-    return not bad and not unknown
+    failed = sum(finding.result == "FAILED" for _, finding in rows)
+    say(f"{tried} provider(s) tried, {failed} problem(s). {_way(config)}")
+    return not failed and not unknown
 
 
 def _report(name: str, finding: Finding, say: Say) -> None:
-    if finding.leg:
-        say(f"{name}  FAILED  {_printable(finding.what)}  [{finding.leg}]")
-        say(f"{' ' * len(name)}          to do: {finding.advice}")
+    what, result = _printable(finding.what), f"{finding.result:<{_RESULT_CHARS}}"
+    if finding.result == "FAILED":
+        say(f"{name}  {result}  {what}  [{finding.cause}]")
+        say(f"{' ' * len(name)}  {' ' * _RESULT_CHARS}  to do: {finding.advice}")
     else:
-        say(f"{name}  ok      {finding.what}")
+        say(f"{name}  {result}  {what}")
 
 
 def _printable(text: str) -> str:
-    """In it are a provider's own words, and they go to a terminal."""
+    """`text` for a terminal: it may hold a provider's own words."""
     return "".join(each if each.isprintable() else " " for each in text[:_TEXT_CHARS])
 
 
 def _way(config: Config) -> str:
     account = config.settings.cloudflare
     if not account.account_id:
-        return "All were reached directly."
-    return f"Through Cloudflare's gateway '{account.gateway_id}', where they have a slug."
+        return "Providers are called directly."
+    return f"Providers with a slug are called through Cloudflare's gateway '{account.gateway_id}'."
 
 
-async def _examine_one(gateway: AIGateway, provider: Provider) -> list[Finding]:
+async def _probe_provider(gateway: AIGateway, provider: Provider) -> list[Finding]:
     findings = []
     if provider.check is not None:
-        probe = _rest(gateway, provider, provider.check)
-        findings.append(await _alone(f"GET {provider.check.partition('?')[0]}", probe))
+        probe = _probe_rest(gateway, provider, provider.check)
+        findings.append(await _guarded(f"GET {provider.check.partition('?')[0]}", probe))
     if provider.websocket_rules is not None:
-        findings.append(await _alone("WebSocket handshake", _websocket(gateway, provider)))
-    return findings or [Finding("no probe: it has neither `check` nor WebSockets")]
+        probe = _probe_websocket(gateway, provider)
+        findings.append(await _guarded("WebSocket handshake", probe))
+    if untried := _untried(provider):
+        findings.append(Finding("not tried", "; ".join(untried)))
+    return findings
 
 
-async def _alone(what: str, probe: Coroutine[Any, Any, Finding]) -> Finding:
-    """What a probe found. One that fails in a way that nobody thought of must not end the others:
-    that is what it found.
+def _untried(provider: Provider) -> list[str]:
+    """The ways into a provider that no probe takes."""
+    found = []
+    if provider.check is None:
+        found.append("REST: gateway.yaml names no `check`")
+    if (rules := provider.websocket_rules) is not None:
+        if others := [path for path in rules.paths if path != rules.default_path]:
+            found.append(f"WebSockets at {', '.join(others)}")
+    if provider.paths:
+        found.append(f"REST under {', '.join(rule.prefix for rule in provider.paths)}")
+    if (more := len(provider.rest.pool) - 1) > 0:
+        found.append(f"{more} more of its keys")
+    if provider.rest_after is not None:
+        found.append(
+            f"the way {provider.rest_after.via}, which is used when {provider.rest.via} fails"
+        )
+    return found
+
+
+async def _guarded(what: str, probe: Coroutine[Any, Any, Finding]) -> Finding:
+    """The finding of a probe. An unexpected exception is a finding too: it must not end the other
+    probes.
     """
     try:
         return await probe
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        return Finding(f"{what}: {cause}", "the probe", "a bug of the relay's: please report it")
+        return Finding("FAILED", f"{what}: {cause}", "the probe", "please report this bug")
 
 
-async def _redis(url: str, timeout_s: float) -> Finding:
-    began, shared = monotonic(), RedisConnection(url, timeout_s, monotonic, lambda *_: None)
+async def _probe_redis(url: str, timeout_s: float) -> Finding:
+    began, redis = monotonic(), RedisConnection(url, timeout_s, monotonic, lambda *_: None)
     try:
-        await shared.client.ping()
-    except shared.errors as error:
-        advice = "check redis.url, and that it runs; meanwhile each process counts for itself"
-        return Finding(f"PING: {type(error).__name__}", "Redis", advice)
+        await redis.client.ping()
+    except redis.errors as error:
+        advice = "check redis.url, and that Redis runs; until then each process counts alone"
+        return Finding("FAILED", f"PING: {type(error).__name__}", "Redis", advice)
     finally:
-        await shared.close()
-    return Finding(f"PING: answered in {(monotonic() - began) * 1e3:.0f} ms")
+        await redis.close()
+    return Finding("ok", f"PING: answered in {_elapsed_ms(began)}")
 
 
-async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Finding:
+async def _probe_rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Finding:
     what, began = f"GET {endpoint.partition('?')[0]}", monotonic()
     uncached = {"cf-aig-skip-cache": "true"}
     try:
@@ -178,19 +211,24 @@ async def _rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Findin
             asyncio.timeout(TIMEOUT_S),
             gateway.stream(provider=provider.name, endpoint=endpoint, headers=uncached) as answer,
         ):
-            status = answer.status
+            status, step = answer.status, answer.headers.get("cf-aig-step", "0")
             await _read(answer)
     except TimeoutError:
         return _failed(what, None, provider, provider.rest)
     except AIGatewayError as error:
+        # A provider may have no endpoint that costs nothing but one that answers 404 to a good key.
         if error.status != 404 or error.source == "relay":
             return _failed(what, error, provider, provider.rest)
-        status = error.status
-    return Finding(f"{what}: {status} in {_ms(began)} ({_path(provider.rest)})")
+        status, step = error.status, "0"
+    if step != "0":
+        cause = f"{provider.rest.via} failed, and another way answered"
+        advice = f"see `relay logs`: its `attempts` say why {provider.rest.via} failed"
+        return Finding("FAILED", f"{what}: {cause}", provider.rest.via, advice)
+    return Finding("ok", f"{what}: {status} in {_elapsed_ms(began)} ({_path(provider.rest)})")
 
 
 async def _read(answer: Stream) -> None:
-    """An answer to its end, which may show that it is none, but not an endless one."""
+    """Read an answer to its end, where it may still fail; an endless one up to a limit."""
     count = 0
     async for chunk in answer.chunks():
         count += len(chunk)
@@ -198,12 +236,12 @@ async def _read(answer: Stream) -> None:
             return
 
 
-async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
+async def _probe_websocket(gateway: AIGateway, provider: Provider) -> Finding:
     what, began = "WebSocket handshake", monotonic()
     try:
         async with asyncio.timeout(TIMEOUT_S):
             session = await gateway.connect(provider=provider.name)
-            took = _ms(began)
+            elapsed = _elapsed_ms(began)
             await session.close()
     except TimeoutError:
         return _failed(what, None, provider, provider.websocket)
@@ -211,24 +249,25 @@ async def _websocket(gateway: AIGateway, provider: Provider) -> Finding:
         if error.status in (400, 404, 422) and error.source == "provider":
             if "model" in error.message.lower():
                 return _failed(what, error, provider, provider.websocket)
-            # The credential was taken; a session needs what a probe cannot know: an agent, a voice.
-            return Finding(f"{what}: reached, it wants more than a probe has ({error.status})")
+            # The provider took the credential; a session needs an agent or a voice, for example.
+            why = f"the provider answered {error.status}: it needs more than this probe sends"
+            return Finding("not tried", f"WebSocket session: {why}")
         return _failed(what, error, provider, provider.websocket)
-    return Finding(f"{what}: 101 in {took} ({_path(provider.websocket)})")
+    return Finding("ok", f"{what}: 101 in {elapsed} ({_path(provider.websocket)})")
 
 
 def _path(target: Target) -> str:
     return target.via if target.proxy is None else f"{target.via}, proxy {target.proxy}"
 
 
-def _leg(error: AIGatewayError, target: Target) -> _Leg:
-    """Whose failure it is, from the relay's code or the answer's status and source."""
+def _cause_of(error: AIGatewayError, target: Target) -> _Cause:
+    """What failed, from the relay's error code or the status and source of the answer."""
     if target.proxy is not None and target.proxy.shown in error.message:
         return _PROXY
     if error.code == "upstream_unreachable":
         return _DNS if NO_NAME in error.message else _NETWORK
-    if (leg := _BY_CODE.get(error.code)) is not None:
-        return leg
+    if (cause := _BY_CODE.get(error.code)) is not None:
+        return cause
     if error.source == "cloudflare":
         return _CLOUDFLARE_KEY if error.status in (401, 403) else _CLOUDFLARE
     if error.status in (401, 403):
@@ -241,16 +280,16 @@ def _leg(error: AIGatewayError, target: Target) -> _Leg:
 
 
 def _failed(what: str, error: AIGatewayError | None, provider: Provider, target: Target) -> Finding:
-    """Without an error the probe ran out of time."""
-    leg = _leg(error, target) if error is not None else _SILENCE
-    what = f"{what}: {error.message}" if error is not None else what
+    """The finding of a failed probe; `error` is None where the probe ran out of time."""
+    cause = _cause_of(error, target) if error is not None else _SILENCE
+    what = f"{what}: {error.message if error is not None else f'no answer in {TIMEOUT_S:g} s'}"
     labels = [keys.provider.label for keys in target.pool if keys.provider]
     variables = ", ".join(dict.fromkeys(labels)) or "the key stored at Cloudflare"
-    advice = leg.advice.format(
+    advice = cause.advice.format(
         host=target.host, port=target.port, variables=variables, proxy=target.proxy
     )
-    return Finding(what, leg.name, advice)
+    return Finding("FAILED", what, cause.name, advice)
 
 
-def _ms(began: float) -> str:
+def _elapsed_ms(began: float) -> str:
     return f"{(monotonic() - began) * 1e3:.0f} ms"

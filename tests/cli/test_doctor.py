@@ -1,4 +1,4 @@
-"""`relay doctor`: which leg failed, and what to do."""
+"""`relay doctor`: what failed, what to do, and what was not tried."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ async def test_all_is_well(tmp_path: Path, vendors: Vendors) -> None:
     entries = vendors.entries()
     healthy, text = await _doctor(tmp_path, {name: entries[name] for name in ("openai", "elevenlabs", "cartesia")})
     assert healthy, text
-    assert "openai      ok      GET models: 200 in" in text
-    assert "openai      ok      WebSocket handshake: 101 in" in text
-    assert text.endswith("3 provider(s) tried, 0 problem(s). All were reached directly.")
+    assert "openai      ok         GET models: 200 in" in text
+    assert "openai      ok         WebSocket handshake: 101 in" in text
+    assert text.endswith("3 provider(s) tried, 0 problem(s). Providers are called directly.")
 
 
 @pytest.mark.parametrize(
@@ -93,22 +93,44 @@ async def test_cloudflares_credential_is_told_from_the_providers(tmp_path: Path,
     account = {"account_id": "acct", "gateway_id": "gw", "api_key": "wrong", "base_url": str(front.make_url("/v1"))}
     healthy, text = await _doctor(tmp_path, {"openai": vendors.entries()["openai"]}, cloudflare=account)
     assert not healthy and "[Cloudflare's credential]" in text and "AI Gateway: Run" in text
-    assert text.endswith("Through Cloudflare's gateway 'gw', where they have a slug.")
+    assert text.endswith("Providers with a slug are called through Cloudflare's gateway 'gw'.")
 
 
-async def test_a_session_that_wants_more_than_a_probe_has_is_no_problem(tmp_path: Path, aiohttp_server: Any) -> None:
+async def test_a_session_that_needs_more_than_a_probe_sends_is_not_tried(tmp_path: Path, aiohttp_server: Any) -> None:
     server = await aiohttp_server(_answering(422, {"detail": {"message": "agent_id is missing"}}))
     entry = provider(str(server.make_url("")), websocket={"default_path": "x"})
     healthy, text = await _doctor(tmp_path, {"elevenlabs": entry})
-    assert healthy and "reached, it wants more than a probe has (422)" in text
+    assert healthy and " ok " not in text
+    assert "elevenlabs  not tried  WebSocket session: the provider answered 422: it needs more than this probe sends" in text
+    assert text.endswith("0 provider(s) tried, 0 problem(s). Providers are called directly.")
+
+
+async def test_what_no_probe_reaches_is_named(tmp_path: Path, vendors: Vendors) -> None:
+    entry = vendors.entries()["openai"] | {"check": None}
+    keys = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}"]}
+    plain = provider("http://127.0.0.1:9", "NOT_NEEDED") | {"auth": keys}
+    healthy, text = await _doctor(tmp_path, {"openai": entry, "plain": plain})
+    assert healthy
+    assert "openai  not tried  REST: gateway.yaml names no `check`; WebSockets at realtime/*, responses, live/*" in text
+    assert "plain   not tried  REST: gateway.yaml names no `check`; 1 more of its keys" in text and "plain   ok" not in text
+    assert "1 provider(s) tried, 0 problem(s)." in text
+
+
+async def test_a_way_that_failed_is_not_ok_because_another_answered(tmp_path: Path, vendors: Vendors, aiohttp_server: Any) -> None:
+    front = await aiohttp_server(_answering(503, {}))
+    account = {"account_id": "acct", "gateway_id": "gw", "base_url": str(front.make_url("/v1"))}
+    entry = vendors.entries()["openai"] | {"via": ["cloudflare", "direct"], "websocket": None}
+    healthy, text = await _doctor(tmp_path, {"openai": entry}, cloudflare=account)
+    assert not healthy and "GET models: cloudflare failed, and another way answered  [cloudflare]" in text
+    assert "not tried  the way direct, which is used when cloudflare fails" in text
 
 
 async def test_only_those_named_and_what_is_not_configured(tmp_path: Path, vendors: Vendors) -> None:
     entries = {"openai": vendors.entries()["openai"], "other": provider("http://127.0.0.1:9", "NOT_SET_KEY", check="x")}
     healthy, text = await _doctor(tmp_path, entries, "other")
-    assert healthy and "other  not configured: set NOT_SET_KEY" in text and "No provider is configured" in text and "openai" not in text
+    assert healthy and "other  not tried  not configured: set NOT_SET_KEY" in text and "No provider is configured" in text and "openai" not in text
     healthy, text = await _doctor(tmp_path, entries, "opanai")
-    assert not healthy and "opanai: there is no such provider" in text
+    assert not healthy and "gateway.yaml has no such provider" in text
 
 
 def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,10 +139,10 @@ def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, capsy
     assert code == 1 and "[network]" in capsys.readouterr().out
 
 
-async def test_redis_is_asked_too(tmp_path: Path, vendors: Vendors, redis_server: RedisServer) -> None:
+async def test_redis_is_probed_too(tmp_path: Path, vendors: Vendors, redis_server: RedisServer) -> None:
     openai = {"openai": vendors.entries()["openai"]}
     healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
-    assert healthy and "redis   ok      PING: answered in" in text
+    assert healthy and "redis   ok         PING: answered in" in text
     await redis_server.stop()
     healthy, text = await _doctor(tmp_path, openai, redis={"url": redis_server.url})
     assert not healthy and "[Redis]" in text and "check redis.url" in text
