@@ -1,19 +1,26 @@
-# The one front door: people and CI call these, and nothing else.
+# The commands of this repository: people and CI call these targets, and nothing else.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
-# The lock names everything, with hashes: pip resolves nothing of its own (--no-deps), and falls back to nothing.
-PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
-# Four processes share the tests: many wait for a program. Those marked serial come after them and
-# have the machine to themselves.
+# The lock names every package with its hashes: pip resolves no dependencies (--no-deps).
+PIP     = $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+# $(call step,WHAT,COMMAND,ADVICE): one line with the elapsed time; where COMMAND fails, also its output and ADVICE.
+step    = @printf '%s ... ' "$(1)"; began=$$(date +%s); if output=$$({ $(2); } 2>&1); \
+	then echo "done in $$(($$(date +%s) - began)) s"; \
+	else echo "failed after $$(($$(date +%s) - began)) s"; printf '%s\n' "$$output" "" "$(3)" >&2; exit 1; fi
+install = $(call step,installing $$(grep -c == $(1)) packages from $(1) into $(VENV),$(PIP) -r $(1),$(PIP_ADVICE))
+PIP_ADVICE = What to do: check the network and its proxy (HTTPS_PROXY; for a mirror PIP_INDEX_URL) and run make again.
+VENV_ADVICE = What to do: install the module venv of this Python (Debian and Ubuntu: apt install python3-venv) and run make again.
+# Four processes share the tests, since many tests wait for a program. Tests marked serial run after
+# them, alone.
 TOGETHER = $(PY) -m pytest -n 4 --dist worksteal
-# Of the modules that have some alone: to collect all the others would take as long as to run them.
+# Only the modules that have such tests: collecting all others would take as long as running them.
 SERIAL = $(PY) -m pytest -m "serial and not soak" $(if $(ARGS),,$$(grep -rl --include='test_*.py' 'mark\.serial' tests))
-# With ARGS it is no failure (5) that one of two runs has nothing to do.
+# With ARGS one of the two runs may select no test (exit code 5).
 SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
-# Containers often set it: every test process would then compile all test modules anew.
+# Containers often set it; every test process would then compile all test modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test fast lint types docs-check golden bench size soak cover locks clean help
@@ -21,11 +28,11 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
 
-run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787, set up first if need be
+run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787; installs what is missing
 	@exec $(PY) -m relay serve $(ARGS)
 
 test: $(VENV)/test.stamp lint  ## all checks and tests
-	$(PY) -m compileall -q relay  # hundreds of relays start: none compiles it again
+	$(PY) -m compileall -q relay  # once, before hundreds of relays start
 	$(PY) -m mypy --no-error-summary & types=$$!; \
 	$(TOGETHER) -m "not soak and not serial" $(SELECTED); tests=$$?; wait $$types && exit $$tests
 	$(SERIAL) $(SELECTED)
@@ -51,7 +58,7 @@ bench: $(VENV)/test.stamp  ## speed beside nginx and a bare relay (needs gcc, wr
 size:  ## lines, longest functions, largest modules, and who writes the Exchange (ARGS=COMMIT: of a commit)
 	@$(PYTHON) scripts/size $(ARGS)
 
-soak: $(VENV)/test.stamp  ## the waits of minutes, in full
+soak: $(VENV)/test.stamp  ## tests that wait for minutes
 	$(PY) -m pytest -m soak -o addopts= tests $(ARGS)
 
 cover: $(VENV)/test.stamp  ## coverage of relay/
@@ -61,26 +68,27 @@ cover: $(VENV)/test.stamp  ## coverage of relay/
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --skip-covered
 
-locks:  ## resolve the locks anew (needs uv)
+locks:  ## resolve the locks again (needs uv)
 	scripts/lock
 
-clean:  ## remove what was made here; .env and data/ stay
+clean:  ## remove generated files; .env and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage* scripts/bench/bin
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .env:
-	@cp .env.example .env && chmod 600 .env && echo "made .env from .env.example: put your keys in it"
+	@cp .env.example .env && chmod 600 .env && echo "created .env from .env.example: put your keys in it"
 
 $(VENV)/made.stamp:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Install Python 3.11 or newer, or set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relay needs Python 3.11 or newer; set PYTHON=…")'
-	@test -f requirements/$(MINOR).txt || { echo "no lock for this Python ($(MINOR)); there is one for: $$(ls requirements | grep -v test | sed 's/\.txt//' | tr '\n' ' '). Set PYTHON=…, or run scripts/lock"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@test -f requirements/$(MINOR).txt || { echo "no lock for this Python ($(MINOR)); there is one for: $$(ls requirements | grep -v test | sed 's/\.txt//' | tr '\n' ' '). Set PYTHON=…, or run scripts/lock" >&2; exit 1; }
+	$(call step,creating $(VENV) with $(MINOR),$(PYTHON) -m venv $(VENV),$(VENV_ADVICE))
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/made.stamp requirements/$(MINOR).txt
-	$(PIP) --no-deps --require-hashes -r requirements/$(MINOR).txt
+	$(call install,requirements/$(MINOR).txt)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/made.stamp requirements/$(MINOR)-test.txt
-	$(PIP) --no-deps --require-hashes -r requirements/$(MINOR)-test.txt
+	$(call install,requirements/$(MINOR)-test.txt)
 	@touch $@ $(VENV)/run.stamp

@@ -1,0 +1,70 @@
+"""`make run`: what it prints while it installs, and what it says when a step fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+pytestmark = pytest.mark.programs
+
+# In place of Python: installs nothing, so that no test needs the network. `fails` names the module that fails.
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-c import sys; print"*) echo py3.11 ;;
+    "-m $(cat fails 2>/dev/null)") echo "the reason of $2"; exit 1 ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") echo "noise of pip" ;;
+    "-m relay") echo "serving $*" ;;
+esac
+"""
+SECONDS = r"\d+ s"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `make run` needs of the repository."""
+    for name in ("Makefile", ".env.example"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements/py3.11.txt").write_text("one==1 \\\n    --hash=sha256:00\ntwo==2 \\\n    --hash=sha256:00\n")
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def _make(folder: Path, *arguments: str) -> tuple[int, list[str], str]:
+    """The exit code, the lines of standard output, and standard error."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "run", "PYTHON=./python", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_each_step_of_the_installation_is_one_line_and_is_made_once(checkout: Path) -> None:
+    code, (venv, packages, env, serving), _ = _make(checkout)
+    assert code == 0
+    assert re.fullmatch(rf"creating \.venv with py3\.11 \.\.\. done in {SECONDS}", venv)
+    assert re.fullmatch(rf"installing 2 packages from requirements/py3\.11\.txt into \.venv \.\.\. done in {SECONDS}", packages)
+    assert env == "created .env from .env.example: put your keys in it" and serving == "serving -m relay serve"
+    assert _make(checkout, "ARGS=--port 1")[1] == ["serving -m relay serve --port 1"]
+
+
+@pytest.mark.parametrize(("module", "step", "advice"), [("venv", "creating .venv", "apt install python3-venv"), ("pip", "installing 2 packages", "check the network and its proxy")])
+def test_a_step_that_fails_says_why_and_what_to_do(checkout: Path, module: str, step: str, advice: str) -> None:
+    (checkout / "fails").write_text(module)
+    code, lines, errors = _make(checkout)
+    assert code == 2 and re.search(rf"^{re.escape(step)}.* \.\.\. failed after {SECONDS}$", lines[-1])
+    assert f"the reason of {module}" in errors and f"What to do: {'install' if module == 'venv' else 'check'}" in errors and advice in errors
+    (checkout / "fails").unlink()
+    assert _make(checkout)[0] == 0, "the next run goes on"
+
+
+def test_a_python_that_is_not_there_is_named(checkout: Path) -> None:
+    code, _, errors = _make(checkout, "PYTHON=./nowhere")
+    assert code == 2 and "./nowhere is not installed. Install Python 3.11 or newer" in errors
