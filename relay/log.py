@@ -1,9 +1,9 @@
-"""The structured log: one line an exchange, which is its Record, and events of the relay's own
-life. It holds no query, credential or body.
+"""Write the structured log: one line for each Exchange, its Record, and one for each event.
 
-Owns: the one structlog logger, its renderers, and the redaction of tracebacks. Lines are JSON to a
-file or pipe, pretty on a terminal. Writing never raises into a call and never blocks
-(log_output.py). A process has one log; the relays in it share it.
+Owns the one structlog logger, the JSON lines, and the redaction of tracebacks and of standard
+error. Lines are JSON in a file or pipe, and text on a terminal (log_pretty.py). Writing never
+raises into a call and never blocks (log_output.py). No line has a query, credential or body. All
+relays of a process share its log.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TextIO
 
@@ -30,14 +31,15 @@ from relay.core.record import Record
 from relay.core.redaction import Redactor, Secrets
 from relay.core.text import clean
 from relay.log_output import Losses, Output, TextOutput, output_of
+from relay.log_pretty import PrettyLines, colours_for
 
 FLUSH_S = 0.02
-"""What a kill -9 may lose of the log."""
+"""The longest that a JSON line waits for others; a kill -9 loses the lines that wait."""
 EXIT_S = 1.0
-"""How long the end of the process waits for a reader of the log that is slow."""
+"""The longest that the end of the process waits for a slow reader of the log."""
 _MAX_TRACEBACK_CHARACTERS = 16 * 1024
 _STOPPED_RELAYS = 16
-"""So many relays that stopped have their secrets redacted still: lines about them may follow."""
+"""How many stopped relays have their secrets redacted still: lines about them may follow."""
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 losses = Losses()
@@ -45,11 +47,10 @@ losses = Losses()
 
 
 class _Lines:
-    """structlog's output: JSON lines go out together, at most FLUSH_S after the first of them.
+    """structlog's output: it writes lines in batches, at most `wait_s` after the first of a batch.
 
-    Handing a line over costs several times what making it does. Warnings and errors go out at once,
-    with what waits before them; so does everything outside an event loop, and every line for
-    people.
+    Writing a line costs several times what rendering it does. Warnings and errors are written at
+    once, behind the lines that wait; so is every line outside an event loop, and with `wait_s` 0.
     """
 
     def __init__(self, output: Output, wait_s: float) -> None:
@@ -57,7 +58,7 @@ class _Lines:
         self._pending: list[bytes] = []
 
     def msg(self, line: bytes) -> bytes:
-        """Take one line, without its end; return it."""
+        """Write a line, given without its end; return it."""
         self._pending.append(line)
         if not self._wait_s:
             self.flush()
@@ -71,25 +72,25 @@ class _Lines:
     debug = info = msg
 
     def warning(self, line: bytes) -> None:
-        """Take one line that must not wait."""
+        """Write a line at once."""
         self._pending.append(line)
         self.flush()
 
     error = warning
 
     def flush(self) -> None:
-        """Hand over what is there."""
+        """Write the lines that wait."""
         lines, self._pending = self._pending, []
         if lines:
             self.output.write(b"\n".join([*lines, b""]), len(lines))
 
 
 class _Log(NamedTuple):
-    """The logger of this process, and what it writes to."""
+    """The logger of this process and its output."""
 
     logger: Any
     lines: _Lines | None = None
-    """None where a host's configuration of structlog holds."""
+    """None where the host application has configured structlog."""
     is_json: bool = False
 
 
@@ -97,18 +98,22 @@ _current = _Log(structlog.get_logger("relay"))
 
 
 def setup(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Write to `stream` in this process from now on; by default to standard error, and then what
-    others write there goes the same way.
+    """Write this process's log to `stream` from now on; `style` is `auto`, `json` or `pretty`.
+
+    By default it goes to standard error; then text that others write to `sys.stderr` is redacted
+    and written without blocking too.
     """
     global _current
     own = sys.stderr if stream is None else stream
     is_pretty = style == "pretty" or (style == "auto" and own.isatty())
-    processors = _pretty_processors() if is_pretty else [_render_json]
+    pretty = PrettyLines(colours_for(own, os.environ))
+    processors: list[Any] = [pretty.render_event if is_pretty else _render_json]
     output = output_of(own, losses, lambda lost: _render_notice(processors, lost))
     lines = _Lines(output, 0 if is_pretty else FLUSH_S)
     logger_class: Any = structlog.make_filtering_bound_logger(_LEVELS[level])
-    if not is_pretty and _LEVELS[level] <= _LEVELS["info"]:
-        logger_class = _taking_records(logger_class)
+    if _LEVELS[level] <= _LEVELS["info"]:
+        encode = pretty.render_record if is_pretty else _encode
+        logger_class = _taking_records(logger_class, encode)
     logger = structlog.wrap_logger(lines, processors, logger_class).bind()
     _current = _Log(logger, lines, not is_pretty)
     if stream is None:
@@ -116,9 +121,16 @@ def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     _quiet_aiohttp()
 
 
+def is_json() -> bool:
+    """True if this process writes its log as JSON."""
+    return _current.is_json
+
+
 def setup_embedded() -> None:
-    """In somebody else's process: its configuration of structlog holds. Where there is none,
-    structlog would print to standard output and block there: lines go there without blocking.
+    """Keep the structlog configuration of the host application.
+
+    Without one, structlog would print to standard output and could block; then lines are written
+    there without blocking.
     """
     if _current.lines is None and not structlog.is_configured():
         setup("info", "pretty", sys.stdout)
@@ -126,52 +138,40 @@ def setup_embedded() -> None:
 
 @atexit.register
 def flush() -> None:
-    """Write what is still held; for the end of the process, which a reader that stopped delays by
-    EXIT_S at most.
-    """
+    """Write all lines that wait, at the end of the process; give up after EXIT_S."""
     if _current.lines is not None:
         _current.lines.flush()
         _current.lines.output.flush(EXIT_S)
 
 
-def _taking_records(logger_class: Any) -> Any:
-    """A logger that writes a Record, which lacks nothing, without structlog's processing."""
+def _taking_records(logger_class: Any, encode: Callable[[Record], bytes]) -> Any:
+    """A logger class that writes a Record by `encode`, without structlog's processors."""
 
     class RecordLogger(logger_class):  # type: ignore[misc]
         def info(self, name: str, record: Record | None = None, **fields: Any) -> Any:
             if record is not None:
-                return self._logger.info(_encode(record))
+                return self._logger.info(encode(record))
             return super().info(name, **fields)
 
     return RecordLogger
 
 
 def _render_json(_logger: Any, level: str, event: Any) -> bytes:
-    """The only processor where lines are JSON: several would cost more than the line itself."""
+    """Render an event as JSON; the only processor, since several would cost more than the line."""
     event["level"], event["timestamp"] = level, _timestamp(time.time())
     return _encode(event)
 
 
-def _pretty_processors() -> list[Any]:
-    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
-    console = structlog.dev.ConsoleRenderer()
-    return [structlog.processors.add_log_level, stamp, console, _as_bytes]
-
-
-def _as_bytes(_logger: Any, _level: str, line: str) -> bytes:
-    return line.encode("utf-8", "backslashreplace")
-
-
 def _render_notice(processors: Sequence[Any], lost: int) -> bytes:
-    """The line that says how many others are missing."""
-    made: Any = {"event": "log.lines_lost", "lines": lost}
+    """The line that reports lost lines."""
+    rendered: Any = {"event": "log.lines_lost", "lines": lost}
     for process in processors:
-        made = process(None, "warning", made)
-    return bytes(made) + b"\n"
+        rendered = process(None, "warning", rendered)
+    return bytes(rendered) + b"\n"
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """A record for a renderer that adds the event's name, level and time itself."""
+    """The fields of a record for a host's renderer, which adds event name, level and time."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
     for name in ("event", "level", "timestamp"):
         fields.pop(name, None)
@@ -190,7 +190,7 @@ def _second_text(second: int) -> str:
 
 
 def _quiet_aiohttp() -> None:
-    """aiohttp's own loggers print request lines and offered subprotocols, which hold
+    """Silence aiohttp's loggers: they print request lines and subprotocols, which may contain
     credentials.
     """
     logging.getLogger("aiohttp.access").disabled = True
@@ -206,8 +206,9 @@ _protecting = threading.Lock()
 
 
 def protect(secrets: Secrets) -> None:
-    """Redact the secrets of a relay, also those that it gets later, for as long as it exists; no
-    call of its own is needed to forget them. Threads of a host may each have a relay.
+    """Redact a relay's secrets, also later ones, until `secrets` is garbage-collected.
+
+    Any thread may call this: each thread of a host may run a relay.
     """
     global _protected
     with _protecting:
@@ -216,51 +217,52 @@ def protect(secrets: Secrets) -> None:
 
 
 def keep_protecting(secrets: Secrets) -> None:
-    """The relay has stopped: lines about it may still come."""
+    """Redact the secrets of a relay that has stopped a while longer: lines about it may follow."""
     _stopped.append(secrets)
 
 
 def redacted(text: str) -> str:
-    """`text` without any secret of any relay in this process."""
+    """`text` with the secrets of every relay in this process redacted."""
     found = [secrets for reference in _protected if (secrets := reference()) is not None]
     return _NO_SECRETS.redact_text(text, [secrets.redactor for secrets in found])
 
 
 def event(name: str, **fields: Any) -> None:
-    """Something the relay did or noticed."""
+    """Log an event at level info."""
     _write("info", name, fields)
 
 
 def warn(name: str, **fields: Any) -> None:
-    """Something an operator should look at."""
+    """Log an event that an operator should look at."""
     _write("warning", name, fields)
 
 
 def bug(name: str, error: BaseException, **fields: Any) -> None:
-    """A failure of the relay's own, with its traceback, redacted."""
+    """Log an unexpected exception with its traceback, redacted and bounded."""
     text = redacted("".join(traceback.format_exception(error)))
-    if len(text) > _MAX_TRACEBACK_CHARACTERS:  # its exceptions may quote what came from outside
+    if len(text) > _MAX_TRACEBACK_CHARACTERS:  # an exception may quote text from outside
         half = _MAX_TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n…\n{text[-half:]}"
     _write("error", name, {**fields, "traceback": text})
 
 
 def exchange_failed(exchange: Exchange) -> None:
-    """Log a failure of the relay's own at once, with its traceback."""
+    """Log an exchange's internal error at once, with its traceback."""
     if isinstance(exchange.outcome.error, InternalError) and exchange.outcome.cause is not None:
         bug("exchange.failed", exchange.outcome.cause, id=exchange.id)
 
 
 def exchange_ended(record: Record, unix_s: float) -> bytes | None:
-    """Write the line of an Exchange that ended at `unix_s`; return the line where it is JSON."""
+    """Write the line of an Exchange that ended at `unix_s`; return it if lines are JSON."""
     record.event, record.level, record.timestamp = "exchange", "info", _timestamp(unix_s)
-    logger, _, is_json = _current
+    logger, lines, is_json = _current
     try:
-        if is_json:
-            line: bytes | None = logger.info("exchange", record=record)
-            return line
-        logger.info("exchange", **_fields(record))
-    except Exception:  # a log that cannot be written must not end a call; counted
+        if lines is None:
+            logger.info("exchange", **_fields(record))
+            return None
+        line: bytes | None = logger.info("exchange", record=record)
+        return line if is_json else None
+    except Exception:  # a failing log must not end a call; counted
         losses.add(1)
     return None
 
@@ -271,5 +273,5 @@ def _write(level: str, name: str, fields: dict[str, Any]) -> None:
             fields[field] = clean(value)
     try:
         getattr(_current.logger, level)(name, **fields)
-    except Exception:  # a log that cannot be written must not end a call; counted
+    except Exception:  # a failing log must not end a call; counted
         losses.add(1)

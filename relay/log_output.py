@@ -1,8 +1,8 @@
-"""Where log lines go: a descriptor that may block, or a stream in memory.
+"""Write log lines to a descriptor that may block, or to a stream in memory.
 
-Owns: that writing a line never blocks the event loop. A pipe whose reader stopped, or a terminal
-that was paused, blocks whoever writes to it. One thread writes to the descriptor; lines wait for
-it up to a bound in bytes. Lines beyond the bound are dropped and counted.
+Owns the guarantee that a line never blocks the event loop. A write blocks where the reader of a
+pipe has stopped or a terminal is paused. So one thread writes to the descriptor, and lines wait for
+it in a queue that is bounded in bytes; lines beyond the bound are dropped and counted.
 
 The descriptor is not made non-blocking: that flag belongs to the open file, which the relay shares
 with its shell, its supervisor and its workers.
@@ -19,34 +19,34 @@ from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
-"""What waits for a reader that is slow or stopped."""
+"""The bound of the queue for a slow or stopped reader."""
 _WRITE_BYTES = 256 * 1024
-"""Joined into one write: each write has to wait for Python's lock afterwards."""
+"""Lines are joined to writes of about this size: after each the thread waits for Python's GIL."""
 _RETRY_MS = 1000
 _MAX_TEXT_CHARS = 64 * 1024
 
 
 class Losses:
-    """Lines that were never written, counted since the start."""
+    """Counts the lines that were never written, since the start."""
 
     def __init__(self) -> None:
         self.lines = 0
         self._lock = threading.Lock()
 
     def add(self, lines: int) -> None:
-        """Count some more. Any thread may call this."""
+        """Count lost lines. Any thread may call this."""
         with self._lock:
             self.lines += lines
 
 
 class StreamOutput:
-    """Writes at once to a stream that cannot block: one without a descriptor."""
+    """Writes at once to a stream without a descriptor, which cannot block."""
 
     def __init__(self, stream: TextIO, losses: Losses) -> None:
         self._stream, self._losses = stream, losses
 
     def write(self, data: bytes, lines: int) -> None:
-        """Write `data`, which is so many whole lines. Never raises."""
+        """Write `data`, which has `lines` whole lines. Never raises."""
         try:
             buffer = getattr(self._stream, "buffer", None)
             if buffer is not None:
@@ -54,29 +54,31 @@ class StreamOutput:
             else:
                 self._stream.write(data.decode())
             self._stream.flush()
-        except (OSError, ValueError):  # a full disk or a closed stream must not end a call; counted
+        except (OSError, ValueError):  # a closed stream must not end a call; counted
             self._losses.add(lines)
 
     def flush(self, timeout_s: float) -> None:
-        """Nothing waits."""
+        """Do nothing: no line waits."""
 
 
 class _Batch(NamedTuple):
     data: bytes
     lines: int
     reported_lost: int = 0
-    """Lost lines that this batch reports."""
+    """How many lost lines this batch reports."""
 
 
 class DescriptorOutput:
-    """Writes to a descriptor from a thread of its own. `notice` makes the line that tells how many
-    lines were lost; it is written as soon as lines can be written again.
+    """Writes to a descriptor from a thread of its own.
+
+    `notice` renders the line that reports lost lines; it is written as soon as the descriptor takes
+    lines again.
     """
 
     def __init__(self, descriptor: int, losses: Losses, notice: Callable[[int], bytes]) -> None:
         self._descriptor, self._losses, self._notice = descriptor, losses, notice
         self._reset()
-        # A forked process has no copy of the thread, and the lock may be held in it for ever.
+        # A forked process lacks the thread, and its copy of the lock may stay locked for ever.
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
@@ -87,7 +89,7 @@ class DescriptorOutput:
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes, lines: int) -> None:
-        """Write `data`, which is so many whole lines, soon. Never raises."""
+        """Queue `data`, which has `lines` whole lines. Never raises."""
         with self._changed:
             if self._waiting_bytes + len(data) > MAX_WAITING_BYTES:
                 self._lose(lines)
@@ -95,13 +97,13 @@ class DescriptorOutput:
             self._report_lost()
             self._add(_Batch(data, lines))
             if self._thread is None:
-                # A daemon: a descriptor that blocks for ever must not keep the process.
+                # A daemon: a descriptor that blocks for ever must not keep the process alive.
                 self._thread = threading.Thread(target=self._run, name="log", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait for so long at most until all is written."""
+        """Wait until the queue is written, at most `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
 
@@ -114,7 +116,7 @@ class DescriptorOutput:
         self._losses.add(lines)
 
     def _report_lost(self) -> None:
-        """Put the notice in the place of the lines that are missing."""
+        """Queue the notice where the lost lines would be."""
         if self._unreported:
             reported_lost, self._unreported = self._unreported, 0
             self._add(_Batch(self._notice(reported_lost), 0, reported_lost))
@@ -129,8 +131,7 @@ class DescriptorOutput:
                 self._waiting_bytes -= sum([len(batch.data) for batch in taken])
                 if not written:
                     self._lose(sum([batch.lines for batch in taken]))
-                    # The notice itself is no lost line, but what it reported must be reported
-                    # again.
+                    # A lost notice is not a lost line, but its number must be reported again.
                     self._unreported += sum([batch.reported_lost for batch in taken])
                 elif not self._batches:
                     self._report_lost()
@@ -145,11 +146,11 @@ class DescriptorOutput:
         return taken
 
     def _write_all(self, data: bytes) -> bool:
-        """False if the descriptor takes nothing: a full disk, a pipe without a reader."""
-        left = memoryview(data)
-        while left:
+        """False if the descriptor fails: a full disk, a pipe without a reader."""
+        rest = memoryview(data)
+        while rest:
             try:
-                left = left[os.write(self._descriptor, left) :]
+                rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:  # another process made the open file non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
@@ -163,7 +164,7 @@ Output = StreamOutput | DescriptorOutput
 
 
 def output_of(stream: TextIO, losses: Losses, notice: Callable[[int], bytes]) -> Output:
-    """An output that writes where `stream` does. What `stream` still holds is written first."""
+    """An output that writes to the same place as `stream`, whose buffer is flushed first."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):
@@ -173,8 +174,8 @@ def output_of(stream: TextIO, losses: Losses, notice: Callable[[int], bytes]) ->
 
 
 class TextOutput(io.TextIOBase):
-    """`sys.stderr` in a relay that serves: what Python itself, a library's logger or `print` write
-    there goes to an Output too, and so never blocks. `redact` takes secrets out of each line.
+    """`sys.stderr` of a serving relay: text of Python itself, of loggers and of `print` goes to an
+    Output, so that it never blocks either. `redact` removes secrets from the text.
     """
 
     encoding = "utf-8"
@@ -182,10 +183,10 @@ class TextOutput(io.TextIOBase):
     def __init__(self, output: Output, stream: TextIO, redact: Callable[[str], str]) -> None:
         self._output, self._stream, self._redact = output, stream, redact
         self._partial_line = ""
-        """The beginning of a line: a line of the log must not land in its middle."""
+        """A line without its end: log lines must not be written into the middle of it."""
 
     def write(self, text: str) -> int:
-        """Take some text."""
+        """Queue the whole lines of `text`."""
         whole, end, self._partial_line = (self._partial_line + text).rpartition("\n")
         self._forward(whole + end)
         if len(self._partial_line) > _MAX_TEXT_CHARS:
@@ -193,7 +194,7 @@ class TextOutput(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Pass on the beginning of a line too."""
+        """Queue a line without its end too."""
         partial_line, self._partial_line = self._partial_line, ""
         self._forward(partial_line)
 
@@ -203,13 +204,13 @@ class TextOutput(io.TextIOBase):
             self._output.write(data, data.count(b"\n"))
 
     def fileno(self) -> int:
-        """Of the stream that this one stands for."""
+        """The descriptor of the stream that this one replaces."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """Of the stream that this one stands for."""
+        """True if the stream that this one replaces is a terminal."""
         return self._stream.isatty()
 
     def writable(self) -> bool:
-        """Always."""
+        """True."""
         return True

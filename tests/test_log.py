@@ -59,7 +59,7 @@ async def test_a_terminal_gets_it_pretty_and_a_level_holds(start: StartRelay, ra
     log.setup("info", "auto", terminal)
     await relay.call("GET", relay.path("openai", "x"))
     await relay.idle()
-    assert "exchange" in terminal.getvalue() and not terminal.getvalue().startswith("{")
+    assert " openai/x  200  " in terminal.getvalue() and not terminal.getvalue().startswith("{")
     quiet = _Terminal()
     log.setup("warning", "pretty", quiet)
     await relay.call("GET", relay.path("openai", "x"))

@@ -21,12 +21,14 @@ from relay.cli.sources import sources_of
 from relay.client import AIGateway, AIGatewayError
 from relay.client.answers import Stream
 from relay.core.provider import Provider, Target
+from relay.core.text import escaped
 from relay.registry.load import Config, Sources, load
 from relay.storage.redis import RedisConnection
 from relay.upstream.failures import NO_NAME
 
 TIMEOUT_S = 20.0
 _TEXT_CHARS = 500
+"""The most of a provider's own words that is shown."""
 _ANSWER_BYTES = 4 * 1024 * 1024
 _RESULT_CHARS = len("not tried")
 
@@ -128,17 +130,12 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
 
 
 def _report(name: str, finding: Finding, say: Say) -> None:
-    what, result = _printable(finding.what), f"{finding.result:<{_RESULT_CHARS}}"
+    what, result = escaped(finding.what[:_TEXT_CHARS]), f"{finding.result:<{_RESULT_CHARS}}"
     if finding.result == "FAILED":
         say(f"{name}  {result}  {what}  [{finding.cause}]")
         say(f"{' ' * len(name)}  {' ' * _RESULT_CHARS}  to do: {finding.advice}")
     else:
         say(f"{name}  {result}  {what}")
-
-
-def _printable(text: str) -> str:
-    """`text` for a terminal: it may hold a provider's own words."""
-    return "".join(each if each.isprintable() else " " for each in text[:_TEXT_CHARS])
 
 
 def _way(config: Config) -> str:

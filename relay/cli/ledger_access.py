@@ -1,6 +1,6 @@
-"""What `relay logs` and `relay usage` share: options, the ledger's database, text for a terminal.
+"""Options, access to the ledger's database and JSON output for `relay logs` and `relay usage`.
 
-They read the database itself, whether or not a relay runs.
+Both commands read the database directly, whether or not a relay runs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class NoAnswer(OperatorError):
-    """There is no ledger, or it cannot be asked; the text says why."""
+    """The ledger cannot be read, or a query is refused; the text says why."""
 
 
 def add_selection(parser: argparse.ArgumentParser, since: str | None) -> None:
     """Add the options that select calls, and those for the format of the output."""
-    parser.add_argument("--since", default=since, help="7d, 12h, or a day or time in ISO 8601")
-    parser.add_argument("--provider", help="only this one")
-    parser.add_argument("--model", help="only this one")
-    parser.add_argument("--client", help="only this one")
+    parser.add_argument("--since", default=since, help="7d, 12h, or a date or time in ISO 8601")
+    parser.add_argument("--provider", help="only calls of this provider")
+    parser.add_argument("--model", help="only calls of this model")
+    parser.add_argument("--client", help="only calls of this client")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="JSON, for programs")
     shape.add_argument("--csv", action="store_true", help="CSV, for spreadsheets")
@@ -45,9 +45,11 @@ def equal_filters(options: argparse.Namespace, *names: str) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def open_ledger(config: Config) -> AsyncIterator[Database]:
-    """Open the ledger's database for questions. Raises NoAnswer, for a question that fails too."""
+    """Open the ledger's database for queries. Raises NoAnswer, also for a query that fails within
+    the context.
+    """
     if not config.settings.database:
-        raise NoAnswer("gateway.yaml names no `database`: there is no ledger")
+        raise NoAnswer("`database` is not set in gateway.yaml: there is no ledger")
     database = Database(database_url(config.settings.database))
     try:
         yield database
@@ -60,17 +62,8 @@ async def open_ledger(config: Config) -> AsyncIterator[Database]:
 
 
 def to_json(answer: Any) -> str:
-    """`answer` as JSON; what a terminal would obey is escaped as JSON does."""
+    """`answer` as JSON in one line; characters that a terminal would obey are JSON escapes."""
     text: str = _encode(answer).decode()
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
-
-
-def to_printable(text: str) -> str:
-    """`text` with what a terminal would obey escaped: clients choose models and endpoints."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )

@@ -1,6 +1,6 @@
-"""`relay logs`: the latest calls of the ledger, a line each, as text, JSON or CSV.
+"""`relay logs`: print the latest calls of the ledger, one line each, as text, JSON or CSV.
 
-Owns how a call looks on a terminal, and following the calls that end.
+Owns the text of a line, and `--follow`. The queries are in ledger/queries.py.
 """
 
 from __future__ import annotations
@@ -20,35 +20,40 @@ from relay.cli.ledger_access import (
     equal_filters,
     open_ledger,
     to_json,
-    to_printable,
 )
 from relay.cli.sources import load_config
-from relay.core.text import quoted
+from relay.core.text import escaped, quoted
 from relay.ledger import csv_rows, queries
 from relay.ledger.queries import BadQuery, Filter, moment_s
 from relay.registry.load import Config
 from relay.storage.database import Database
 
 _FOLLOW_S = 0.5
-_LATEST_SEEN = 2000
+_MAX_PRINTED_IDS = 2000
 _OUT_OF_ORDER = 100
-_AT_A_TIME = 500
+"""How far behind the newest row a writer may still add one."""
+_PAGE_ROWS = 500
 Call = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--follow", action="store_true", help="go on with every call that ends")
-    parser.add_argument("--limit", type=int, default=20, help="how many of the latest (20)")
-    parser.add_argument("--failed", action="store_true", help="only those that went wrong")
-    parser.add_argument("--user", help="only of this end user")
-    entry = "only with this entry of cf-aig-metadata; several times: with all of them"
-    parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help=entry)
+    parser.add_argument("--follow", action="store_true", help="print further calls as they end")
+    parser.add_argument("--limit", type=int, default=20, help="number of calls (20)")
+    parser.add_argument("--failed", action="store_true", help="only failed calls")
+    parser.add_argument("--user", help="only calls of this end user")
+    parser.add_argument(
+        "--metadata",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only calls with this entry of cf-aig-metadata; repeat it to require several",
+    )
     add_selection(parser, since=None)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the calls; 0. Interrupting `--follow` is its normal end."""
+    """Print the calls; 0. An interrupt is the normal end of `--follow`."""
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(print_calls(load_config(options), options, print))
     return 0
@@ -57,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 async def print_calls(
     config: Config, options: argparse.Namespace, out: Callable[[str], None]
 ) -> None:
-    """Print the latest calls, the last of them at the end. Raises NoAnswer."""
+    """Print the latest calls, the newest one last. Raises NoAnswer."""
     async with open_ledger(config) as database:
         which = Filter(
             since_s=moment_s("--since", options.since, time.time()) if options.since else None,
@@ -72,8 +77,8 @@ async def print_calls(
         for call in reversed(latest):
             out(_line(call, options))
         if options.follow:
-            shown = [call["id"] for call in latest]
-            async for call in _following(database, seq, which, shown):
+            printed = [call["id"] for call in latest]
+            async for call in _following(database, seq, which, printed):
                 out(_line(call, options))
 
 
@@ -81,8 +86,7 @@ async def _latest(database: Database, which: Filter, limit: int) -> list[Call]:
     found: list[Call] = []
     cursor = None
     while len(found) < limit:
-        at_once = min(_AT_A_TIME, limit - len(found))
-        page = await queries.page(database, which, cursor, at_once)
+        page = await queries.page(database, which, cursor, min(_PAGE_ROWS, limit - len(found)))
         found += page.logs
         if (cursor := page.cursor) is None:
             break
@@ -90,25 +94,27 @@ async def _latest(database: Database, which: Filter, limit: int) -> list[Call]:
 
 
 async def _following(
-    database: Database, seq: int, which: Filter, shown: Sequence[str]
+    database: Database, seq: int, which: Filter, printed: Sequence[str]
 ) -> AsyncIterator[Call]:
-    """Every call that ends after a place in the order of writing. Writers may be a little out of
-    order: what was seen, or shown before, is known.
+    """Every call whose row is written after row `seq`, without those in `printed`.
+
+    Several writers may finish slightly out of order, so each query starts _OUT_OF_ORDER rows back
+    and skips the calls that are known.
     """
-    there = await queries.after(database, max(0, seq - _OUT_OF_ORDER), which, _AT_A_TIME)
-    seen = dict.fromkeys([*shown, *(call["id"] for at, call in there if at <= seq)])
+    before = await queries.after(database, max(0, seq - _OUT_OF_ORDER), which, _PAGE_ROWS)
+    known = dict.fromkeys([*printed, *(call["id"] for row, call in before if row <= seq)])
     while True:
         newest = await queries.last_seq(database)
-        found = await queries.after(database, max(0, seq - _OUT_OF_ORDER), which, _AT_A_TIME)
+        found = await queries.after(database, max(0, seq - _OUT_OF_ORDER), which, _PAGE_ROWS)
         for _, call in found:
-            if call["id"] not in seen:
+            if call["id"] not in known:
                 yield call
-                seen[call["id"]] = None
-        # Where a page was full, more may follow before the newest.
-        seq = found[-1][0] if len(found) == _AT_A_TIME else max(seq, newest)
+                known[call["id"]] = None
+        # Behind a full page more rows may follow before the newest.
+        seq = found[-1][0] if len(found) == _PAGE_ROWS else max(seq, newest)
         sys.stdout.flush()
-        while len(seen) > _LATEST_SEEN:
-            seen.pop(next(iter(seen)))
+        while len(known) > _MAX_PRINTED_IDS:
+            known.pop(next(iter(known)))
         await asyncio.sleep(_FOLLOW_S)
 
 
@@ -132,13 +138,11 @@ def _line(call: Call, options: argparse.Namespace) -> str:
         parts.append(f"for {provider}/{model or '-'}")
     if call.get("error"):
         parts.append(call["error"])
-    return to_printable("  ".join(parts))
+    return escaped("  ".join(parts))
 
 
 def _cost(call: Call, used: dict[str, Any]) -> str:
-    """`~` before what is estimated, `?` where something was used that has no price, and `-` where
-    there is nothing to tell.
-    """
+    """`~` before an estimate, `?` for usage without a price, `-` without usage and cost."""
     if call["cost_usd"] is not None:
         cost = bytes(call["cost_usd"]).decode()
         return f"{'~' if used.get('estimated') else ''}${cost}" if used or cost != "0" else "-"
@@ -146,8 +150,8 @@ def _cost(call: Call, used: dict[str, Any]) -> str:
 
 
 def _entry(text: str) -> tuple[str, str]:
-    """`team=growth`. Raises BadQuery."""
+    """Name and value of an entry such as `team=growth`. Raises BadQuery."""
     name, sign, value = text.partition("=")
     if not name or not sign:
-        raise BadQuery(f"--metadata is NAME=VALUE, not '{quoted(text)}'")
+        raise BadQuery(f"--metadata must be NAME=VALUE, not '{quoted(text)}'")
     return name, value

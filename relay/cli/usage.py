@@ -1,6 +1,6 @@
-"""`relay usage`: what was used and what it cost, as a table, JSON or CSV.
+"""`relay usage`: print usage and cost of the calls in the ledger, as a table, JSON or CSV.
 
-Owns how the table looks.
+Owns the layout of the table. The query is in ledger/usage.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from relay.cli.ledger_access import (
     equal_filters,
     open_ledger,
     to_json,
-    to_printable,
 )
 from relay.cli.sources import load_config
+from relay.core.text import escaped
 from relay.ledger import csv_rows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.queries import BadQuery, moment_s
@@ -32,16 +32,20 @@ from relay.storage.tables import KEYS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    names = "or user or metadata.NAME, alone or with provider and model"
+    groups = f"{', '.join(KEYS)}, separated by commas"
     parser.add_argument(
-        "--by", default="provider", help=f"{', '.join(KEYS)} (several with commas); {names}"
+        "--by",
+        default="provider",
+        help=f"{groups}; or user or metadata.NAME, alone or with provider and model",
     )
-    parser.add_argument("--bucket", choices=sorted(SPANS), help="a row for each")
-    parser.add_argument("--until", help="until when (now)")
+    parser.add_argument("--bucket", choices=sorted(SPANS), help="a row for each span of time")
+    parser.add_argument("--until", help="end of the period, as --since (now)")
     parser.add_argument(
         "--sort", default="cost", choices=SORTS, metavar="WHAT", help=f"{', '.join(SORTS)} (cost)"
     )
-    parser.add_argument("--top", type=int, help="so many rows (of each bucket), and the rest")
+    parser.add_argument(
+        "--top", type=int, help="the first rows (of each bucket), and the sum of the others"
+    )
     add_selection(parser, since="24h")
 
 
@@ -54,18 +58,18 @@ def run(options: argparse.Namespace) -> int:
 async def print_usage(
     config: Config, options: argparse.Namespace, out: Callable[[str], None]
 ) -> None:
-    """Print what was used and what it cost. Raises NoAnswer."""
+    """Print usage and cost. Raises NoAnswer."""
     async with open_ledger(config) as database:
-        asked = _usage_query(options)
-        answer = await usage(database, asked, grouping(config.settings.ledger))
-    keys = columns_of(asked)
+        query = _usage_query(options)
+        answer = await usage(database, query, grouping(config.settings.ledger))
+    keys = columns_of(query)
     if options.json:
         lines = [to_json(answer)]
     elif options.csv:
         lines = csv_rows.usage_rows(answer, keys)
     else:
         total = dict.fromkeys(keys, "") | {keys[0] if keys else "total": "total"} | answer["total"]
-        lines = list(map(to_printable, _table(keys, [*answer["rows"], total])))
+        lines = list(map(escaped, _table(keys, [*answer["rows"], total])))
         lines += _remarks(total)
     for line in lines:
         out(line)
@@ -76,7 +80,7 @@ def _usage_query(options: argparse.Namespace) -> UsageQuery:
     now_s = time.time()
     until_s = moment_s("--until", options.until, now_s) if options.until else now_s
     if options.top is not None and not 1 <= options.top <= MAX_TOP:
-        raise BadQuery(f"--top is not a number from 1 to {MAX_TOP}")
+        raise BadQuery(f"--top must be a number from 1 to {MAX_TOP}")
     return UsageQuery(
         moment_s("--since", options.since, now_s),
         until_s,
@@ -96,7 +100,7 @@ _HEADS = (
 
 
 def _table(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A head and a line a row; numbers stand to the right, money digit under digit."""
+    """A header and a line for each row; numbers are right-aligned, cost by its decimal point."""
     unmarked = "    " if any(row["unpriced"] for row in rows) else ""
     cells = [[*keys, *_HEADS], *(_cells(row, keys, unmarked) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -124,14 +128,14 @@ def _cells(row: dict[str, Any], keys: Sequence[str], unmarked: str) -> list[str]
 
 
 def _money(given: msgspec.Raw) -> str:
-    """Dollars with four digits; what is less than that, but not nothing, shows as such."""
+    """Dollars with four decimals; `<0.0001` for less."""
     exact = Decimal(bytes(given).decode())
     shown = exact.quantize(Decimal("0.0001"), ROUND_HALF_UP)
     return "<0.0001" if exact > 0 and not shown else f"{shown:f}"
 
 
 def _remarks(total: dict[str, Any]) -> list[str]:
-    """What the marks beside money mean."""
+    """The legend of the marks beside the cost."""
     remarks = []
     if total["estimated"]:
         remarks.append(f"~  usage of {total['estimated']} calls is estimated: docs/ledger.md")

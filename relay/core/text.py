@@ -32,6 +32,15 @@ def clean(text: str, most: int = MAX_CHARACTERS) -> str:
     return text if text.isprintable() else _UNFIT.sub("\ufffd", text)
 
 
+def escaped(text: str) -> str:
+    """`text` in one line for a terminal: line ends and what a terminal would obey are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def quoted(text: str) -> str:
     """The same for an error message."""
     return clean(text, MAX_QUOTED_CHARACTERS)
