@@ -1,5 +1,6 @@
-"""`python -m relay` and the command `relay`: the command line, with signals in order before
-anything is imported.
+"""Start the command line, for `python -m relay` and the command `relay`.
+
+Sets up the signals of a serving process before anything else is imported (server/signals.py).
 """
 
 import gc
@@ -9,11 +10,11 @@ from relay.server import signals
 
 
 def main() -> int:
-    """Run the command line; its exit code."""
+    """Run the command line and return its exit code."""
     if sys.argv[1:2] in (["serve"], ["worker"]):
         signals.before_start()
-    gc.disable()  # what an import makes stays: to search it for cycles takes a sixth of its time
-    from relay.cli.main import main as run  # an import that takes a second
+    gc.disable()  # imported objects are never freed; collections take a sixth of the import
+    from relay.cli.main import main as run  # here, since signals come first
 
     gc.enable()
     return run()

@@ -23,6 +23,8 @@ from tests.template import ROOT, Command, Process, Start, forked
 
 # Below those that Linux gives to outgoing connections, which would take one between its choice and its use.
 FIRST_PORT, PORTS_EACH = 16384, 2048
+STARTED = r'"url":"(http://[^"]+)".*"relay.started"'
+"""The log line of a relay that serves; its URL."""
 _turns = itertools.count(random.randrange(PORTS_EACH))
 
 
@@ -136,7 +138,7 @@ async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str, 
     if document is not None:
         write_config(folder, document)
     served = await run(folder, "serve", "--port", "0", *arguments, start=start)
-    served.url = (await served.until(r"on (http://\S+)")).group(1)
+    served.url = (await served.until(STARTED)).group(1)
     async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S):
         while True:
             try:

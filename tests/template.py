@@ -25,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from asyncio import StreamReader, StreamReaderProtocol
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -80,9 +81,39 @@ async def forked(command: Command) -> Process:
     """The same, forked from this test process's template."""
     if _read_at_import(command.env) != _read_at_import(dict(os.environ) | {"PYTHONPATH": str(ROOT)}):
         return await executed(command)
+    return await Forked.start(_running_template(), command, _open_pipe)
+
+
+async def on_terminal(command: Command) -> Process:
+    """The same, its standard output and error a terminal; `stderr` reads what it shows."""
+    return await Forked.start(_running_template(), command, _open_terminal)
+
+
+def _running_template() -> _Template:
     if (template := _Template.running) is None:
         template = _Template.running = _Template()
-    return await Forked.start(template, command)
+    return template
+
+
+def _open_pipe() -> tuple[int, int, int]:
+    reader, writer = os.pipe()
+    return os.open(os.devnull, os.O_WRONLY), writer, reader
+
+
+def _open_terminal() -> tuple[int, int, int]:
+    """A thread copies what the terminal shows into a pipe: a read of a terminal that was closed fails."""
+    screen, terminal = os.openpty()
+    reader, writer = os.pipe()
+
+    def copy() -> None:
+        with contextlib.suppress(OSError):
+            while shown := os.read(screen, 65536):
+                os.write(writer, shown)
+        os.close(screen)
+        os.close(writer)
+
+    threading.Thread(target=copy, daemon=True).start()
+    return terminal, os.dup(terminal), reader
 
 
 def _read_at_import(env: dict[str, str]) -> dict[str, str]:
@@ -105,15 +136,16 @@ class Forked:
         self._ended = asyncio.create_task(self._follow(status))
 
     @classmethod
-    async def start(cls, template: _Template, command: Command) -> Forked:
-        """Returns when the process is there."""
+    async def start(cls, template: _Template, command: Command, open_output: Callable[[], tuple[int, int, int]]) -> Forked:
+        """Returns when the process is there. `open_output` gives its standard output and error, and where they are read."""
         ours, theirs = socket.socketpair()
-        reader, writer = os.pipe()
+        output, errors, reader = open_output()
         with theirs, open(os.devnull, "r+b") as null:
             try:
-                template.request(command, [null.fileno(), null.fileno(), writer, theirs.fileno()])
+                template.request(command, [null.fileno(), output, errors, theirs.fileno()])
             finally:
-                os.close(writer)
+                os.close(output)
+                os.close(errors)
         status, closing = await asyncio.open_connection(sock=ours)
         pid = int(await status.readline() or b"0")
         assert pid, "the template ended; its standard error says why"

@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 
 from relay.log_output import MAX_WAITING_BYTES, DescriptorOutput, Losses
-from tests.processes import ROOT
+from tests.processes import ROOT, STARTED
 from tests.relays import HANG_GUARD_S, LogStream, write_config
 
 PIPE_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ def unread(tmp_path: Path) -> Iterator[Any]:
 
 
 async def _ready(relay: Unread) -> str:
-    url = (await relay.until(rb"on (http://\S+)")).group(1).decode()
+    url = (await relay.until(STARTED.encode())).group(1).decode()
     async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S):
         while True:
             with contextlib.suppress(aiohttp.ClientConnectionError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run, serve
+from tests.processes import STARTED, run, serve
 from tests.template import Start, executed, forked
 
 pytestmark = pytest.mark.programs
@@ -53,6 +53,6 @@ async def test_workers_are_the_children_of_their_supervisor(tmp_path: Path) -> N
 
 async def test_what_python_reads_at_its_start_is_read_by_a_process_that_is_executed(tmp_path: Path) -> None:
     relay = await run(tmp_path, "serve", "--port", "0", env={"PYTHONHASHSEED": "7"})
-    await relay.until(r"on http://")
+    await relay.until(STARTED)
     assert b"\0-m\0relay\0serve\0" in Path(f"/proc/{relay.pid}/cmdline").read_bytes()
     await relay.stop()

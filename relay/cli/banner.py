@@ -1,49 +1,100 @@
-"""What `relay serve` prints first: where it is, what it can reach and lacks, and a line to try."""
+"""Describe a relay that serves: its addresses and providers, who may call, and a first call.
+
+Owns the text of the banner, and the fields of the event that replaces it in a log. When it is
+printed, and whether a person reads it, is decided in serve.py.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import os
+import shlex
 import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
 
 import relay
+from relay.core.addresses import LOOPBACK_NAMES
 from relay.core.paths import API
+from relay.gateway import accepted_hosts
 from relay.registry.load import Config
+from relay.registry.packaged import find_config
+from relay.server.listen import Listeners
 
-TRY = """\
-curl -N {url}{api}/providers/{provider}/chat/completions \\
-    -H 'content-type: application/json' \\
-    -d '{{"model":"{model}","stream":true,"messages":[{{"role":"user","content":"hi"}}]}}'"""
+_FIRST_CALL = (
+    "curl -N {url}{api}/providers/demo/chat/completions -H 'content-type: application/json'"
+    ' -d \'{{"model":"demo-chat","stream":true,"messages":[{{"role":"user","content":"hi"}}]}}\''
+)
 
 
-def banner(config: Config, sock: socket.socket, tls: socket.socket | None = None) -> str:
-    """The banner's text. Names of variables, never values."""
-    url = address(sock)
-    providers = config.registry.providers.values()
-    ready = ", ".join(sorted(p.name for p in providers if not p.missing)) or "none"
-    lacking = [f"{p.name} ({', '.join(p.missing)})" for p in providers if p.missing]
-    lines = [
-        f"relay {relay.__version__} on {url}   ({config.path})",
-        f"  ready           {ready}",
-        *([f"  not configured  {_wrapped(lacking)}"] if lacking else []),
-        f"  access          {_access(config)}",
-        f"  cloudflare      {_cloudflare(config)}",
-        f"  ledger          {_ledger(config)}",
-    ]
-    if tls is not None and config.certificate is not None:
-        lines.append(f"  tls             {address(tls, 'https')}   ({config.certificate.shown})")
-    if config.settings.server.workers > 1:
-        lines.append(f"  workers         {config.settings.server.workers}")
-    if "demo" in config.registry.providers:
-        lines += [
-            "",
-            "Try it:",
-            "  " + TRY.format(url=url, api=API, provider="demo", model="demo-chat"),
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A relay that serves. It holds names of variables and hosts, no secret."""
+
+    config: Config
+    url: str
+    tls_url: str | None
+
+    @classmethod
+    def at(cls, config: Config, listeners: Listeners) -> Started:
+        """Call it while the sockets are open."""
+        tls = address(listeners.tls, "https") if listeners.tls is not None else None
+        return cls(config, address(listeners.plain), tls)
+
+    @property
+    def ready(self) -> list[str]:
+        """Names of the providers that can be called."""
+        providers = self.config.registry.providers.values()
+        return sorted(provider.name for provider in providers if not provider.missing)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """For the event `relay.started`."""
+        fields = {
+            "version": relay.__version__,
+            "pid": os.getpid(),
+            "workers": self.config.settings.server.workers,
+            "url": self.url,
+            "config": str(self.config.path),
+            "providers_ready": len(self.ready),
+            "providers_not_configured": len(self.config.registry.providers) - len(self.ready),
+        }
+        return fields if self.tls_url is None else fields | {"tls_url": self.tls_url}
+
+    @property
+    def banner(self) -> str:
+        """For a terminal."""
+        rows = [("url", self.url)]
+        if self.tls_url is not None and self.config.certificate is not None:
+            rows.append(("", f"{self.tls_url} (certificate {self.config.certificate.shown})"))
+        rows += [
+            ("config", str(self.config.path)),
+            ("providers", self._providers()),
+            ("access", _access(self.config)),
         ]
-    return "\n".join(lines) + "\n"
+        if origins := self.config.settings.cors.origins:
+            rows.append(("pages", f"{', '.join(origins)} (cors.origins), and the relay's own"))
+        workers = self.config.settings.server.workers
+        lines = [
+            f"relay {relay.__version__} is ready: pid {os.getpid()}"
+            + (f", {workers} workers" if workers > 1 else ""),
+            *(f"  {label:<9}  {text}" for label, text in rows),
+        ]
+        if "demo" in self.ready:
+            lines += ["", "Try it:", _FIRST_CALL.format(url=self.url, api=API)]
+        return "\n".join(lines) + "\n"
+
+    def _providers(self) -> str:
+        text = ", ".join(self.ready) or "none is ready"
+        count = len(self.config.registry.providers) - len(self.ready)
+        if not count:
+            return text
+        return f"{text}; {count} not configured: `{_check_command(self.config)}` lists them"
 
 
 def address(sock: socket.socket, scheme: str = "http") -> str:
-    """The URL to reach a listening socket by."""
+    """The URL by which this machine reaches a listening socket."""
     host, port = sock.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
@@ -51,31 +102,19 @@ def address(sock: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def _wrapped(items: list[str]) -> str:
-    """Three to a line, aligned."""
-    rows = [", ".join(items[at : at + 3]) for at in range(0, len(items), 3)]
-    return (",\n" + " " * 18).join(rows)
-
-
 def _access(config: Config) -> str:
-    hosts = config.settings.server.hosts
-    names = f"loopback and {', '.join(hosts)}" if hosts else "loopback"
-    return f"OPEN: calls by these host names need no key: {names}"
+    """Who may call while calls need no key (gate/access.py)."""
+    hosts = accepted_hosts(config.settings)
+    if "*" in hosts:
+        return "no key needed, by any host name"
+    names = ", ".join(dict.fromkeys([*LOOPBACK_NAMES, *hosts]))
+    return f"no key needed, by the host names {names}"
 
 
-def _ledger(config: Config) -> str:
-    """Where, without a password."""
-    given = config.settings.database
-    if not given:
-        return "off (no `database`)"
-    return (
-        given if "://" not in given else f"{given.partition('://')[0]}://{given.rpartition('@')[2]}"
-    )
-
-
-def _cloudflare(config: Config) -> str:
-    account = config.settings.cloudflare
-    if not account.account_id:
-        return "off (CLOUDFLARE_ACCOUNT_ID is not set): providers are called directly"
-    token = "with" if account.api_key else "without"
-    return f"gateway '{account.gateway_id}', {token} cf-aig-authorization"
+def _check_command(config: Config) -> str:
+    """`relay check`, as this process was started."""
+    program = ["relay"]
+    if os.path.basename(sys.argv[0]) != "relay":
+        program = [os.path.relpath(sys.executable), "-m", "relay"]
+    file = [] if config.path == find_config(None) else [str(config.path)]
+    return shlex.join([*program, "check", *file])

@@ -1,9 +1,9 @@
-"""The command line: which commands there are, and what their errors become.
+"""Parse the command line, run one command, and turn its errors into text and exit codes.
 
-Owns the table of commands, the exit codes and what is printed for an error. Each command is the
-module of its name beside this one, with `add_arguments(parser)`, for its options beside --config
-and --env-file, and `run(options)`, which returns the exit code and raises OperatorError for what an
-operator can put right. Only the module of the command that runs is imported.
+Owns the table of commands and the exit codes. Each command is the module of its name beside this
+one. It has `add_arguments(parser)`, for its options beside --config and --env-file, and
+`run(options)`, which returns the exit code and raises OperatorError for a mistake that an operator
+can correct. Only the module of the command that runs is imported.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ OK, INTERRUPTED = 0, 130
 
 COMMANDS = {
     "serve": "run the relay",
-    "check": "check gateway.yaml and list the providers",
-    "reload": "have the running relay read its files again",
-    "explain": "print what a call would become, without making it",
-    "doctor": "try every configured provider, and say what is wrong",
+    "check": "check gateway.yaml, or another file, and list the providers",
+    "reload": "reload the configuration of the running relay, and print what changed",
+    "explain": "print the upstream request of a call, without sending it",
+    "doctor": "probe every configured provider, and say what failed and what to do",
     "logs": "print the latest calls of the ledger",
-    "usage": "print what was used, and what it cost",
+    "usage": "print usage and cost of the calls in the ledger",
     "schema": "print the JSON Schema of gateway.yaml",
     "init": "write gateway.yaml, config/providers and .env.example here",
     "worker": None,
 }
-"""Name and help. Without help: started by the supervisor, not by people."""
+"""Name and help. A command without help is started by the supervisor only."""
 
 _SERVING = ("serve", "worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 failed, 2 bad configuration or arguments, 130
-    interrupted. A reader of the output that leaves early has what it wanted: that is 0.
+    """Run one command and return the exit code: 0 done, 1 failed, 2 bad configuration or
+    arguments, 130 interrupted. A reader that closes the output early, such as `head`, gives 0.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    options = build_parser(given[:1]).parse_args(given)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(words[:1]).parse_args(words)
     try:
         code: int = _import_command(options.command).run(options)
         if options.command not in _SERVING:
@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if options.command in _SERVING:
             raise
-        # The reader, such as `head`, has enough. Python flushes once more as it ends.
+        # Python flushes standard output once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
 
 def build_parser(wanted: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The parser. It names every command, and has the options of the `wanted` ones alone: to know
-    them takes the import of their modules.
+    """The parser with every command, but only the options of the `wanted` ones: their modules are
+    imported for that.
     """
     parser = argparse.ArgumentParser(prog="relay", description="A self-hosted AI gateway relay.")
     parser.add_argument("--version", action="version", version=f"relay {relay.__version__}")
@@ -88,5 +88,5 @@ def _add_file_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", help="gateway.yaml to use (default: ./gateway.yaml, else the packaged one)"
     )
     parser.add_argument(
-        "--env-file", default=".env", help="file with variables (default: .env, if there is one)"
+        "--env-file", default=".env", help="file with variables (default: .env, if it exists)"
     )

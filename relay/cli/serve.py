@@ -1,6 +1,7 @@
-"""`relay serve`: run the relay, in this process or in several under a supervisor.
+"""`relay serve`: run the relay in this process, or in several workers under a supervisor.
 
-Owns its options, which win over the file, and the order of the start.
+Owns the options of the command, which win over gateway.yaml, the order of the start, and how the
+start is announced. Serving itself is in server/.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import contextlib
 import datetime
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from relay import log
-from relay.cli.banner import banner
+from relay.cli.banner import Started
 from relay.cli.sources import sources_of
 from relay.demo.provider import Demo
 from relay.internals import check_private_parts, require_c_parser
@@ -40,18 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="port to listen on, instead of server.port")
     parser.add_argument("--workers", type=int, help="processes, instead of server.workers")
     parser.add_argument(
-        "--open", action="store_true", help="listen beyond loopback although calls need no key"
+        "--open",
+        action="store_true",
+        help="allow an address beyond loopback, although calls need no key",
     )
     parser.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
     parser.add_argument(
         "--tls-self-signed",
         action="store_true",
-        help="serve TLS too, with a certificate made for this machine",
+        help="serve TLS too, with a certificate generated for this machine",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until a signal ends it; 0. Raises OperatorError for what cannot be started."""
+    """Serve until a signal ends the process; 0. Raises OperatorError if the relay cannot start."""
     check_private_parts()
     require_c_parser()
     sources = replace(sources_of(options), overrides=_overrides(options))
@@ -66,33 +70,40 @@ def run(options: argparse.Namespace) -> int:
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
         config = load(sources, Files(config.read.files))
-    print(banner(config, listeners.plain, listeners.tls), file=sys.stderr, flush=True)
     uvloop.run(_run(config, sources, listeners, demo))
     return 0
 
 
+def _announce(started: Started) -> None:
+    """Say that the relay serves: to a person by the banner, else by an event of the log."""
+    if sys.stdout.isatty() and sys.stderr.isatty() and not log.is_json():
+        print(started.banner, file=sys.stderr, flush=True)
+    else:
+        log.event("relay.started", **started.fields)
+
+
 def _allow_any(_host: str) -> None:
-    """With --open."""
+    """Allow every address, with --open."""
 
 
 def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:
-    """With --tls-self-signed: the certificate in data/tls, made if need be."""
+    """`sources` with the certificate in data/tls, generated if needed, for --tls-self-signed."""
     if not options.tls_self_signed:
         return sources
-    # Imported only where it is used: its certificates take a tenth of a second.
+    # Imported where it is used: its import takes a tenth of a second.
     from relay.server.tls import self_signed
 
     hosts = load(sources).settings.server.hosts
     now = datetime.datetime.now(datetime.UTC)
     try:
-        made = self_signed(Path("data/tls"), [host for host in hosts if host != "*"], now)
+        files = self_signed(Path("data/tls"), [host for host in hosts if host != "*"], now)
     except OSError as error:
         raise CannotListen(f"cannot write {error.filename}: {error.strerror}") from error
-    return replace(sources, certificate=made)
+    return replace(sources, certificate=files)
 
 
 def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ...]:
-    """What the command line says instead of the file, at the start and at each reload."""
+    """Settings of the command line, which win over the file at the start and at each reload."""
     server = [("server", key, getattr(options, key)) for key in ("host", "port", "workers")]
     overrides = [*server, ("tls", "port", options.tls_port)]
     return tuple(override for override in overrides if override[2] is not None)
@@ -101,11 +112,12 @@ def _overrides(options: argparse.Namespace) -> tuple[tuple[str, str, object], ..
 async def _run(config: Config, sources: Sources, listeners: Listeners, demo: Demo | None) -> None:
     remove_dead_folders()
     is_supervised = config.settings.server.workers > 1
+    announce = partial(_announce, Started.at(config, listeners))
     if is_supervised and config.settings.database:
-        # Refused once and for all, not by each worker again and again.
+        # Refused once here, not again and again by each worker.
         await try_out(config.settings.database)
     async with demo.running() if demo is not None else contextlib.nullcontext():
         if is_supervised:
-            await Supervisor(config, sources, listeners).run()
+            await Supervisor(config, sources, listeners, announce).run()
         else:
-            await serve(config, sources, listeners)
+            await serve(config, sources, listeners, announce)

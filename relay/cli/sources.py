@@ -1,6 +1,6 @@
-"""The configuration files of a command: --config and --env-file.
+"""Find and load the configuration files of a command: --config and --env-file.
 
-Owns those two options and how each command reads what they name.
+Owns the choice of the files. Reading and checking them is in registry/load.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ def load_config(options: argparse.Namespace) -> Config:
 
 
 def print_warnings(config: Config) -> None:
-    """Print what may be a mistake to stderr."""
+    """Print the warnings of the configuration to stderr."""
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""`relay worker`: one of several processes, started by the supervisor alone.
+"""`relay worker`: run one of several workers; only the supervisor starts it.
 
-Owns: its command line, and its start from what the supervisor sends. It reads no file of the
-configuration: since a refused reload they may be bad, and every worker has the same.
+Owns the worker's command line and its start from the files that the supervisor sends. A worker
+reads no configuration file itself: after a refused reload the files on disk may be invalid, and all
+workers must have the same ones.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -17,13 +19,13 @@ from relay import log
 from relay.registry.certificates import CertificateFiles
 from relay.registry.files import Files
 from relay.registry.load import Sources, load
-from relay.server.control import Control
+from relay.server.control import Control, Ready
 from relay.server.listen import Listeners, raise_file_limit
-from relay.server.worker import serve
+from relay.server.worker import Supervision, serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the supervisor passes on (server/supervisor.py)."""
+    """Add the options that server/supervisor.py passes."""
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--demo-url", default="")
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _sources(options: argparse.Namespace) -> Sources:
-    """The names of the files; what is in them comes from the supervisor."""
+    """The names of the files, whose contents come from the supervisor."""
     certificate = None
     if options.tls_certificate:
         certificate = CertificateFiles(Path(options.tls_certificate), Path(options.tls_key))
@@ -56,7 +58,8 @@ async def _run(sources: Sources, listeners: Listeners, control_fd: int) -> None:
     control = await Control.open(control_fd)
     begin = await control.begin()
     if begin is None:
-        return  # the supervisor is gone
+        return  # the supervisor has ended
     config = load(sources, Files(begin.files))
     log.setup(config.settings.log.level, config.settings.log.format)
-    await serve(config, sources, listeners, control, begin.reloaded)
+    ready = partial(control.report, Ready())
+    await serve(config, sources, listeners, ready, Supervision(control, begin.reloaded))

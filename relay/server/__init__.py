@@ -1,1 +1,1 @@
-"""Processes and their sockets: listen, serve, drain, supervise workers, shed load."""
+"""The serving process: listen, serve, drain, supervise workers, shed load."""

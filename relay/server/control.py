@@ -1,10 +1,10 @@
-"""The channel between a supervisor and each of its workers: one JSON message a line, over a socket
-pair that the worker inherits.
+"""Carry orders between a supervisor and each of its workers, over a socket pair that the worker
+inherits: one JSON message a line.
 
-Owns: the messages and their bounds, and the worker's end. What one worker is asked is done by all
-of them: the worker asks the supervisor, which orders it of every worker and collects the answers.
-No message, whatever is in it or becomes of it, ends the channel; its end is the end of the other
-process.
+Owns the messages, their bounds, and the worker's end of the channel. All workers carry out a reload
+or purge that a client requests of one of them: that worker passes it to the supervisor, which
+orders it of every worker and collects the answers. No message ends the channel, whatever its
+content or result; the channel ends when the other process does.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from relay import log
 from relay.registry.files import Snapshot
 
 ANSWER_TIMEOUT_S = 10.0
-"""How long a worker may take to carry out an order."""
+"""The longest that a worker may take for an order."""
 _ASK_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
 _LINE_BYTES = 256 * 1024
 _CONFIG_LINE_BYTES = 16 * 1024 * 1024
-"""From the supervisor, which sends the files of the configuration; twice in a Begin."""
+"""For messages of the supervisor, which contain the configuration files; twice in a Begin."""
 _UNREAD_BYTES = 32 * 1024 * 1024
 _MAX_PROBLEMS, _PROBLEM_CHARS = 100, 500
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of an order."""
+    """The result of an order."""
 
     problems: list[str] = []
-    """Why it was refused: nothing changed."""
+    """Why the order was refused; then nothing changed."""
     missing: list[str] = []
-    """Workers that did not carry it out, and why."""
+    """The workers that did not carry out the order, and why."""
     count: int = 0
+    """The cached responses that a purge removed."""
     changed: list[str] = []
     """Settings and providers that a reload changed."""
     restart: list[str] = []
@@ -46,26 +47,26 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Begin(msgspec.Struct, tag_field="say", tag="begin"):
-    """The first message to a worker: the files that it makes its configuration of. They are not
-    read again by each worker: since a refused reload they may be bad.
+    """The first message to a worker: its configuration files. Workers do not read them from disk,
+    where they may be invalid since a refused reload.
     """
 
     files: Snapshot
-    """Of the supervisor's own start."""
+    """The files of the supervisor's start."""
     reloaded: Snapshot | None = None
-    """Of the last reload."""
+    """The files of the last reload."""
 
 
 class Ready(msgspec.Struct, tag_field="say", tag="ready"):
-    """A worker takes calls."""
+    """The worker accepts calls."""
 
 
 class Leaving(msgspec.Struct, tag_field="say", tag="leaving"):
-    """A worker drains: another is to take its place."""
+    """The worker drains: the supervisor starts another one."""
 
 
 class Command(msgspec.Struct, tag_field="say", tag="command"):
-    """An order to a worker; or, from a worker, one for all workers."""
+    """An order to a worker; from a worker, an order for all workers."""
 
     id: int
     order: str
@@ -88,7 +89,7 @@ Order = Callable[[dict[str, Any]], Awaitable[Answer]]
 
 
 class Channel:
-    """One end."""
+    """One end of the channel."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line_bytes: int
@@ -99,7 +100,7 @@ class Channel:
 
     @classmethod
     async def open(cls, sock: socket.socket, line_bytes: int = _LINE_BYTES) -> Channel:
-        """Take over one socket of the pair. Raises OSError."""
+        """The channel over one socket of the pair. Raises OSError."""
         reader, writer = await asyncio.open_connection(sock=sock, limit=line_bytes)
         return cls(reader, writer, line_bytes)
 
@@ -110,8 +111,8 @@ class Channel:
         return None
 
     def post(self, message: Message) -> None:
-        """Send one message without waiting. Raises ConnectionError if the other process is gone, or
-        has stopped reading.
+        """Send one message without waiting. Raises ConnectionError if the other process has ended
+        or stopped reading.
         """
         transport = self._writer.transport
         if transport.is_closing() or transport.get_write_buffer_size() > _UNREAD_BYTES:
@@ -120,7 +121,7 @@ class Channel:
 
     @contextlib.contextmanager
     def pending(self) -> Iterator[tuple[int, asyncio.Future[Answer]]]:
-        """The id for a Command, and the answer of its Reply, while this context lasts."""
+        """An id for a Command, and a future for the answer in its Reply; valid in the context."""
         command_id = next(self._ids)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[command_id] = answer
@@ -130,14 +131,14 @@ class Channel:
             del self._pending[command_id]
 
     def resolve(self, reply: Reply) -> None:
-        """Hand an answer to whoever waits for it."""
+        """Set the future that `pending` returned for this reply."""
         answer = self._pending.get(reply.id)
         if answer is not None and not answer.done():
             answer.set_result(reply.answer)
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What the other process sends, until that process has ended or closed its end. A line that
-        is no message is logged and skipped.
+        """The messages of the other process, until it closes its end. A malformed line is logged
+        and skipped.
         """
         while True:
             try:
@@ -158,19 +159,19 @@ class Channel:
             yield message
 
     def close(self) -> None:
-        """Let go of this end."""
+        """Close this end."""
         self._writer.close()
 
 
 def bounded(lines: list[str]) -> list[str]:
-    """Such lines in a size that fits into a message."""
+    """`lines`, truncated so that they fit into a message."""
     first = [line[:_PROBLEM_CHARS] for line in lines[:_MAX_PROBLEMS]]
     more = len(lines) - len(first)
     return [*first, f"and {more} more"] if more else first
 
 
 class Control:
-    """A worker's end."""
+    """A worker's end of the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -178,21 +179,21 @@ class Control:
 
     @classmethod
     async def open(cls, fd: int) -> Control:
-        """Take over the inherited descriptor."""
+        """The channel over the inherited descriptor."""
         return cls(await Channel.open(socket.socket(fileno=fd), _CONFIG_LINE_BYTES))
 
     async def begin(self) -> Begin | None:
-        """What the supervisor sends first; None if it has ended."""
+        """The supervisor's first message; None if the supervisor has ended."""
         message = await self._channel.first()
         return message if isinstance(message, Begin) else None
 
     def report(self, message: Ready | Leaving) -> None:
-        """Send it to the supervisor, if there is one."""
+        """Send a message to the supervisor, if it still runs."""
         with contextlib.suppress(ConnectionError):
             self._channel.post(message)
 
     async def ask(self, order: str, arguments: dict[str, Any]) -> Answer:
-        """Have all workers do it."""
+        """Have the supervisor order it of all workers, and return the joint answer."""
         with self._channel.pending() as (command_id, answer):
             try:
                 self._channel.post(Command(command_id, order, arguments))
@@ -202,8 +203,8 @@ class Control:
                 return Answer(missing=["the supervisor did not answer"])
 
     async def listen(self, orders: Mapping[str, Order]) -> None:
-        """Carry out what the supervisor orders, each order by itself, until the supervisor is
-        gone.
+        """Carry out the supervisor's orders, each in a task of its own, until the supervisor
+        ends.
         """
         try:
             async for message in self._channel.messages():
@@ -231,15 +232,15 @@ async def _answer(message: Command, orders: Mapping[str, Order]) -> Answer:
     name = message.order[:40]
     if (order := orders.get(message.order)) is None:
         log.warn("control.unknown_order", order=name)
-        return Answer([f"it does not know the order '{name}'"])
+        return Answer([f"unknown order '{name}'"])
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             answer = await order(message.arguments)
     except TimeoutError:
         log.warn("control.order_timed_out", order=name)
-        return Answer([f"its {name} took longer than {ANSWER_TIMEOUT_S:g} s and was given up"])
+        return Answer([f"{name} took longer than {ANSWER_TIMEOUT_S:g} s and was cancelled"])
     except Exception as error:
-        # Whatever it is must end neither the channel nor the orders that follow; it is logged.
+        # No exception may end the channel or the orders that follow; it is logged.
         log.bug("control.order_failed", error, order=name)
-        return Answer([f"its {name} failed ({type(error).__name__}); its log has the cause"])
+        return Answer([f"{name} failed ({type(error).__name__}); the log has the cause"])
     return msgspec.structs.replace(answer, problems=bounded(answer.problems))

@@ -1,9 +1,9 @@
-"""A client that closes its sending half: whether it left, or has only nothing more to send.
+"""Tell a client that disconnected from one that only closed its sending half.
 
-Owns: that decision. Both are the same FIN on the wire. One that comes right behind a whole request
-is taken for the end of what the client sends (`nc -N`, socat, scripts): it gets its answer, and is
-found to be gone by a reset, which the next write, or a probe of TCP's, brings about. One that comes
-later, when the client has been waiting, or within an upload, is a client that left.
+Owns that decision: both are the same FIN on the wire. A FIN right behind a complete request means
+that the client sends nothing more (`nc -N`, socat, scripts): the request is answered, and a client
+that has gone is found by a reset, which the next write or a TCP keepalive probe causes. A FIN that
+arrives later, or within an upload, means that the client disconnected.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from aiohttp.web_protocol import RequestHandler
 from relay.upstream.tcp import probe_when_idle
 
 BEHIND_REQUEST_S = 1.0
-"""Long enough for a FIN that was lost once; few clients leave so soon."""
-_CHECK_EACH_S = 1.0
-_PROBED_AFTER_S = 10
+"""How long after a request a FIN counts as right behind it: long enough for one retransmission,
+while few clients disconnect so soon."""
+_CHECK_INTERVAL_S = 1.0
+_PROBE_AFTER_S = 10
 
 
 class HalfClosing(RequestHandler):
-    """A client's connection that answers a request behind which the client has closed its half.
-    What is derived from it stamps `_heard_s` whenever bytes come.
+    """A client's connection that answers a request after the client has closed its sending half.
+    A subclass sets `_heard_s` to the loop's time whenever bytes arrive.
     """
 
     __slots__ = ("_clock", "_heard_s", "_next_check")
@@ -36,25 +37,25 @@ class HalfClosing(RequestHandler):
         super().connection_made(transport)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends nothing more. True keeps the connection for its answer."""
+        """Return True to keep the connection open for the response."""
         if self._next_check is not None:
             return True
         if not self._has_whole_request():
             return None
         assert self.transport is not None and self._parser is not None
-        probe_when_idle(self.transport, _PROBED_AFTER_S)
-        self._next_check = asyncio.get_running_loop().call_later(_CHECK_EACH_S, self._check_reset)
+        probe_when_idle(self.transport, _PROBE_AFTER_S)
+        self._schedule_check()
         if self._messages:
             self._parser = _LastRequests(self, self._parser)  # type: ignore[assignment]
         else:
-            self.close()  # once what runs is answered
+            self.close()  # when the current request is answered
         return True
 
     def _has_whole_request(self) -> bool:
-        """True if one is being answered, or waits for it, and ended just now."""
+        """True if the last request is complete since BEHIND_REQUEST_S at most, and unanswered."""
         transport, request, waiting = self.transport, self._current_request, self._messages
         if transport is None or transport.get_extra_info("sslcontext") is not None:
-            return False  # TLS has no half-closed connections in asyncio
+            return False  # asyncio has no half-closed TLS connections
         is_busy = self._request_count and (waiting or self._waiter is None)
         if not is_busy or self._upgraded:
             return False
@@ -63,15 +64,19 @@ class HalfClosing(RequestHandler):
             return False
         return self._clock() - self._heard_s <= BEHIND_REQUEST_S
 
+    def _schedule_check(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_check = loop.call_later(_CHECK_INTERVAL_S, self._check_reset)
+
     def _check_reset(self) -> None:
-        """Close the connection if the client reset it: nothing reads any more that would notice."""
+        """Abort the connection if the client reset it: no read would notice that any more."""
         transport, request = self.transport, self._current_request
         if transport is None:
             return
         if _is_reset(transport) or (request is not None and not request.content.is_eof()):
             transport.abort()
             return
-        self._next_check = asyncio.get_running_loop().call_later(_CHECK_EACH_S, self._check_reset)
+        self._schedule_check()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._next_check is not None:
@@ -80,8 +85,8 @@ class HalfClosing(RequestHandler):
 
 
 class _LastRequests:
-    """The parser of a connection on which nothing more comes: it closes the connection behind the
-    last of the requests that wait.
+    """The parser of a half-closed connection with pipelined requests: it closes the connection
+    after the last of them.
     """
 
     __slots__ = ("_connection", "_parser")
@@ -90,11 +95,11 @@ class _LastRequests:
         self._connection, self._parser = connection, parser
 
     def feed_data(self, data: bytes) -> Any:
-        """As the parser's."""
+        """The parser's result."""
         return self._parser.feed_data(data)
 
     def message_consumed(self) -> None:
-        """A request is answered now."""
+        """Called by aiohttp when a request is answered."""
         self._parser.message_consumed()
         if not self._connection._messages:
             self._connection.close()
@@ -105,5 +110,5 @@ def _is_reset(transport: asyncio.Transport) -> bool:
     if sock is None or sock.fileno() < 0:
         return True
     poll = select.poll()
-    poll.register(sock.fileno(), 0)  # no event but those that cannot be masked: error and hang-up
+    poll.register(sock.fileno(), 0)  # only the events that cannot be masked: error and hang-up
     return bool(poll.poll(0))

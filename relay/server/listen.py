@@ -1,7 +1,7 @@
-"""The listening sockets: bound once, by whoever starts the relay, and handed to the workers.
+"""Open the listening sockets: bound here, or passed by systemd, and inherited by the workers.
 
-Owns: what may be listened on, and what an operator is told where it may not. Bound without
-SO_REUSEPORT, so that a foreign listener is found.
+Owns the rule for addresses that others can reach, and the errors for an address that is taken or
+refused. Sockets are bound without SO_REUSEPORT, so that another program on the port is an error.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from relay.core.errors import OperatorError
 from relay.registry.load import Config
 
 BACKLOG = 1024
-_FIRST_HANDED_OVER = 3
+_FIRST_PASSED_FD = 3
 
 
 class CannotListen(OperatorError):
-    """The address cannot be taken, or must not be; the text says what to do."""
+    """The relay cannot listen on an address, or must not; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +34,28 @@ class Listeners:
     tls: socket.socket | None = None
 
     def descriptors(self) -> list[int]:
-        """To be inherited by workers."""
+        """The descriptors that workers inherit."""
         return [sock.fileno() for sock in (self.plain, self.tls) if sock is not None]
 
     def close(self) -> None:
-        """Let go of them. What no other process holds refuses connections from now on."""
+        """Close the sockets. One that no other process has open refuses connections from now on."""
         for sock in (self.plain, self.tls):
             if sock is not None:
                 sock.close()
 
 
 def listen(config: Config, check_address: Callable[[str], None]) -> Listeners:
-    """All that the configuration asks for, bound here or handed over by systemd, where
-    `check_address` raises nothing. Raises CannotListen.
+    """The sockets for this configuration, bound here or passed by systemd.
+
+    `check_address` raises CannotListen for an address that is not allowed. Raises CannotListen.
     """
     server, tls = config.settings.server, config.settings.tls
-    if given := _handed_over():
-        if config.certificate is not None and len(given) < 2:
-            raise CannotListen("the .socket unit has one ListenStream; TLS needs a second")
-        for sock in given:
+    if passed := _passed_by_systemd():
+        if config.certificate is not None and len(passed) < 2:
+            raise CannotListen("the .socket unit has one ListenStream; TLS needs a second one")
+        for sock in passed:
             check_address(sock.getsockname()[0])
-        return Listeners(given[0], given[1] if config.certificate is not None else None)
+        return Listeners(passed[0], passed[1] if config.certificate is not None else None)
     check_address(server.host)
     plain = bind(server.host, server.port)
     if config.certificate is None:
@@ -64,32 +65,32 @@ def listen(config: Config, check_address: Callable[[str], None]) -> Listeners:
     return Listeners(plain, bind(host, tls.port))
 
 
-def _handed_over() -> list[socket.socket]:
+def _passed_by_systemd() -> list[socket.socket]:
     """The sockets of a systemd .socket unit (sd_listen_fds(3)): plain, then TLS.
 
-    They outlive this process: while it restarts, connections wait in their queue.
+    systemd keeps them open: while this process restarts, connections wait in their queue.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(os.environ.pop("LISTEN_FDS", "0"))
-    given = [socket.socket(fileno=_FIRST_HANDED_OVER + at) for at in range(count)]
-    for sock in given:
+    sockets = [socket.socket(fileno=_FIRST_PASSED_FD + at) for at in range(count)]
+    for sock in sockets:
         sock.setblocking(False)
-    return given
+    return sockets
 
 
 def require_loopback(host: str) -> None:
-    """Raise CannotListen for an address that others can reach: calls need no key."""
+    """Raise CannotListen for an address that other machines can reach: calls need no key."""
     if not is_loopback(host):
         raise CannotListen(
-            f"access is open (calls need no key), so {host} is refused: anybody could spend your"
-            " keys. Listen on 127.0.0.1 behind your backend or nginx, or say --open if the network"
-            " is yours alone."
+            f"calls need no key, so the relay does not listen on {host}: anyone who can reach it"
+            " could use your keys. Listen on 127.0.0.1 behind your backend or nginx, or pass --open"
+            " if you trust the whole network."
         )
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The listening socket. Raises CannotListen with a sentence for the operator."""
+    """A listening socket. Raises CannotListen."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -104,7 +105,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(
-                f"port {port} on {host} is taken by another program (see `ss -ltnp`)."
+                f"port {port} on {host} is in use by another program (see `ss -ltnp`)."
                 " Choose another with --port or RELAY_PORT."
             ) from error
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
@@ -113,7 +114,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: a session takes two."""
+    """Raise the soft limit of open files to the hard limit: a session takes two descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):

@@ -1,9 +1,9 @@
-"""Load shedding: REST calls are refused while as many run, of all together, as may.
+"""Shed load: refuse REST calls while the relay's concurrency limit is reached.
 
-Owns: the refusal of a request that aiohttp's parser has found whole, by a few ready-made bytes,
-before anything is made of it. A refusal on the request path costs two thirds of a call: at twice
-the capacity there would be nothing left to answer with. What is not plainly such a request goes on
-to the request path (docs/decisions/0011).
+Owns the refusal, by a prepared response, of a request that aiohttp's parser has found complete,
+before aiohttp builds a Request. A refusal on the request path costs 65 % of a relayed call, so that
+at twice the capacity no time would be left for calls; this one costs 14 %. A request that is not
+certainly a call goes on to the request path (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relay.gateway import Gateway
 
 
 class LoadShedder:
-    """Refuses REST calls beyond `calls_at_once` of all callers together."""
+    """Refuses REST calls beyond the `calls_at_once` limit that all clients share."""
 
     __slots__ = ("_answers", "_gateway", "_prefixes")
 
@@ -30,15 +30,15 @@ class LoadShedder:
 
     @property
     def active(self) -> bool:
-        """True if there is such a limit."""
+        """True if gateway.yaml sets such a limit."""
         limits = self._gateway.limits
         return limits is not None and limits.max_calls is not None
 
     def refusal(self, message: Any, payload: Any, connection: RequestHandler) -> bytes | None:
-        """The answer to a request that is refused at once; None if it is let in.
+        """The response for a request that is refused here; None for one that is admitted.
 
-        What was let in and is not handled yet counts as running: of a thousand that come in one
-        turn of the loop no more than there is room for may become calls.
+        An admitted request counts as running before it is handled: of a thousand that arrive in one
+        turn of the loop, only as many as the limit allows may become calls.
         """
         gateway, path = self._gateway, message.path
         limits, admitted = gateway.limits, gateway.admitted
@@ -60,19 +60,17 @@ class LoadShedder:
         gateway.requests_shed += 1
         answer = self._answers.get(provider.format)
         if answer is None:
-            answer = self._answers[provider.format] = _ready(provider.format)
+            answer = self._answers[provider.format] = _prepare(provider.format)
         head, body = answer
         return head if message.method == "HEAD" else head + body
 
     def free(self, connection: RequestHandler) -> None:
-        """Give back the place of what arrived on this connection, if it has one."""
+        """Stop counting the admitted request of this connection, if there is one."""
         self._gateway.admitted.discard(connection)
 
 
-def _ready(format_: str) -> tuple[bytes, bytes]:
-    """Head and body of an answer. It has no id: nothing is recorded of such a call but that there
-    was one.
-    """
+def _prepare(format_: str) -> tuple[bytes, bytes]:
+    """Head and body of a refusal. It has no id: a refused request is counted, and has no record."""
     error = Overloaded("calls at once, of all together,")
     body = error_bodies.error_body(error, format_, "")
     head = [
@@ -85,7 +83,7 @@ def _ready(format_: str) -> tuple[bytes, bytes]:
 
 
 class SheddingParser:
-    """aiohttp's parser while load is shed: it keeps to itself what was refused."""
+    """aiohttp's parser while load shedding is active: refused requests do not leave it."""
 
     __slots__ = ("_connection", "_parser", "_shedder", "_transport")
 
@@ -100,7 +98,7 @@ class SheddingParser:
         self._connection, self._transport = connection, transport
 
     def feed_data(self, data: bytes) -> tuple[Any, bool, bytes]:
-        """As the parser's. Of several requests at once none is refused here."""
+        """The parser's result without a refused request. Pipelined requests are not refused."""
         messages, upgraded, tail = self._parser.feed_data(data)
         if len(messages) != 1:
             return messages, upgraded, tail

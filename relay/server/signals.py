@@ -1,9 +1,9 @@
-"""Signals of a serving process, from its first statement on.
+"""Handle the signals of a serving process, from its first statement on.
 
-Owns: what a signal does before the event loop handles it. Until then nothing is served: SIGINT and
-SIGTERM end the process without a traceback, and SIGHUP, by which a service manager asks for a
-reload, is remembered instead of ending it. Imports nothing of ours, for it runs before anything is
-imported.
+Owns the effect of a signal before the event loop runs. Until then nothing is served: SIGINT and
+SIGTERM end the process without a traceback, and SIGHUP, by which a service manager requests a
+reload, is remembered and does not end the process. This module imports no other module of the
+relay, because it runs before the imports.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ _remembered: list[int] = []
 
 
 def before_start() -> None:
-    """Call it first of all."""
+    """Install the handlers for the time until `handle`; the first statement of the process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, lambda number, _frame: _remembered.append(number))
 
 
 def handle(stop: Callable[[], None], hang_up: Callable[[], None]) -> None:
-    """Let the running loop handle them until it is closed: `stop` for each SIGTERM and SIGINT,
-    `hang_up` for SIGHUP, one that came before included.
+    """Handle signals in the running loop until it is closed.
+
+    `stop` is called for each SIGTERM and SIGINT, `hang_up` for SIGHUP, also for one that arrived
+    before.
     """
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop)

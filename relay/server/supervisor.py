@@ -1,10 +1,10 @@
-"""Several workers: who starts them, restarts them and orders all of them at once.
+"""Start several workers, restart them, and send orders to all of them.
 
-Owns: the listening sockets that all workers share, signals, and a control channel to each
-worker (control.py). A worker that dies is started again with back-off; one that drains keeps its
-running calls while its successor takes the new ones. A ready worker is told over its channel to
-drain, so that a signal which reaches it as well is not taken for a second one; a worker that is
-still starting gets SIGTERM. Only processes that were started here are ever signalled, by id.
+Owns the listening sockets that all workers share, the signals, and a control channel to each worker
+(control.py). A worker that dies is started again with back-off; one that drains keeps its running
+calls while its successor accepts new ones. A ready worker is drained by a message on its channel,
+so that a signal which also reaches it does not count as a second one; a worker that is still
+starting gets SIGTERM. Only processes that were started here are signalled, by their id.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,11 @@ from relay.server.listen import Listeners
 
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STABLE_S = 30.0
-"""A worker that was ready for this long begins a new row of failures when it dies."""
+"""When a worker that was ready for this long dies, its back-off begins again."""
 _EXIT_GRACE_S = 5.0
 _REAP_POLL_S = 0.01
 _NO_REPLY = 0
-"""The id of an order whose answer nobody waits for."""
+"""The id of an order to which no reply is expected."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,46 +62,54 @@ class _Worker:
     ready_s: float = 0.0
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """It leaves, or has ended, or its channel has, or the supervisor stops."""
+    """Set when the worker leaves or has ended, its channel has ended, or the supervisor stops."""
     followed: asyncio.Future[Any] = field(default_factory=asyncio.Future)
-    """Done when it has ended and all that it held is let go."""
+    """Done when the worker has ended and its channel, entry and gauges are removed."""
 
     def post(self, message: Begin | Command | Reply) -> None:
-        """Send it one message, if it is there."""
+        """Send the worker a message, if its channel is open."""
         with contextlib.suppress(ConnectionError):
             self.channel.post(message)
 
     @property
     def state(self) -> str:
-        """Why it has not answered."""
+        """Why the worker has not answered."""
         if not self.ready.is_set():
-            return "it is still starting, and does it when it is ready"
-        return f"it did not answer within {ANSWER_TIMEOUT_S:g} s"
+            return "still starting; carries out the order when ready"
+        return f"no answer within {ANSWER_TIMEOUT_S:g} s"
 
 
 class Supervisor:
     """Runs until SIGTERM or SIGINT; `run` returns when every worker has ended."""
 
-    def __init__(self, config: Config, sources: Sources, listeners: Listeners) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sources: Sources,
+        listeners: Listeners,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """`on_ready` is called once, when every worker serves."""
         self._started_with, self._config = config, config
         self._sources, self._listeners = sources, listeners
+        self._on_ready: Callable[[], None] | None = on_ready
         self._workers: dict[int, _Worker] = {}
         self._serving = [asyncio.Event() for _ in range(config.settings.server.workers)]
-        """For each number: a worker is ready and not leaving."""
+        """For each worker number: set while a worker is ready and not leaving."""
         self._reloading = asyncio.Lock()
         self._stopping, self._cutting = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
-        """Start all, keep them running, end all."""
+        """Start all workers, keep them running until a signal, and end them."""
         signals.handle(self.stop, self._hang_up)
-        # Where workers put their numbers, for whichever of them is asked for /metrics.
+        # Workers write their metrics here, for the one that answers /metrics.
         with metrics_folder() as self._metrics:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(len(self._serving)):
                         group.create_task(self._keep_running(number))
-                while self._workers:  # those too that were draining already
+                while self._workers:  # also those that were draining before the signal
                     await asyncio.wait([one.followed for one in self._workers.values()])
             finally:
                 for task in list(self._tasks):
@@ -123,7 +131,7 @@ class Supervisor:
                 await worker.over.wait()
                 if worker.leaving.is_set() and worker.ready.is_set():
                     failures = 0
-                    continue  # it drains, and is reaped when it has ended
+                    continue  # the worker drains, and is reaped when it has ended
                 await worker.ended
                 served_s = asyncio.get_running_loop().time() - worker.ready_s
                 stable = worker.ready.is_set() and served_s >= _STABLE_S
@@ -136,14 +144,14 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def _start(self, number: int) -> _Worker:
-        """Start a worker. Raises OSError where there is no room for a process or its files."""
+        """Start a worker. Raises OSError if the system allows no more processes or files."""
         inherited = (*self._listeners.descriptors(), self._metrics.lock)
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened:
             opened.callback(ours.close)
             with theirs:
-                # Not the loop's own way: uvloop's (0.22) leaks descriptors when it fails.
-                process = subprocess.Popen(  # noqa: ASYNC220, S603 (a few ms; our own command)
+                # Not by the loop: uvloop 0.22 leaks descriptors when a process does not start.
+                process = subprocess.Popen(  # noqa: ASYNC220, S603 (a few ms; a fixed command)
                     _worker_command(self._sources, self._listeners, theirs),
                     env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics.path},
                     pass_fds=(*inherited, theirs.fileno()),
@@ -154,18 +162,18 @@ class Supervisor:
             channel = await Channel.open(ours)
             opened.pop_all()
         worker = _Worker(number, process, channel)
-        # It starts as the first ones did, and then takes the reload that they took.
+        # It starts with the files of the first workers, then applies the last reload as they did.
         reloaded = None if self._config is self._started_with else self._config.read.files
         worker.post(Begin(self._started_with.read.files, reloaded))
         worker.ended.add_done_callback(lambda _: self._leaves(worker))
         self._workers[process.pid] = worker
         worker.followed = self._run_logged(self._follow(worker))
-        if self._stopping.is_set():  # the signal came while the process was made
+        if self._stopping.is_set():  # the signal arrived while the process was started
             self._end(worker)
         return worker
 
     async def _follow(self, worker: _Worker) -> None:
-        """Listen to a worker until its end, and see to it that it comes to one."""
+        """Handle a worker's messages until it ends; kill it if it does not end in time."""
         listener = asyncio.create_task(self._listen(worker))
         listener.add_done_callback(lambda _: self._leaves(worker))
         reaper = asyncio.create_task(_reap(worker, listener))
@@ -184,7 +192,7 @@ class Supervisor:
             self._forget_gauges(worker.process.pid)
 
     async def _ended_within(self, worker: _Worker, limit_s: float) -> None:
-        """Wait for its end, and kill it when its time is over; sooner, once all is to be cut."""
+        """Wait for the worker's end; kill it after `limit_s`, sooner when calls are being cut."""
         cutting = asyncio.create_task(self._cutting.wait())
         either: list[asyncio.Future[Any]] = [worker.ended, cutting]
         await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -197,18 +205,18 @@ class Supervisor:
         await worker.ended
 
     def _leaves(self, worker: _Worker) -> None:
-        """Its place is free for a successor."""
+        """Let a successor of the worker start."""
         if not worker.over.is_set():
             worker.over.set()
             self._serving[worker.number].clear()
 
     def _forget_gauges(self, pid: int) -> None:
-        """What came and went in a worker is gone with it; what was counted stays."""
+        """Remove the gauges of a worker that has ended; its counters stay."""
         for file in Path(self._metrics.path).glob(f"gauge_live*_{pid}.db"):
             file.unlink(missing_ok=True)
 
     def _run_logged(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
-        """Run it as a task whose failure is logged."""
+        """Run `work` as a task whose exception is logged."""
 
         def ended(task: asyncio.Task[object]) -> None:
             self._tasks.discard(task)
@@ -229,6 +237,7 @@ class Supervisor:
                 if not worker.over.is_set():
                     self._serving[worker.number].set()
                 log.event("worker.ready", worker=worker.number, pid=worker.process.pid)
+                self._report_ready()
             elif isinstance(message, Leaving):
                 worker.leaving.set()
                 self._leaves(worker)
@@ -239,17 +248,22 @@ class Supervisor:
             else:
                 log.warn("control.unexpected_message", say=type(message).__name__.lower())
 
+    def _report_ready(self) -> None:
+        if self._on_ready is not None and all(serving.is_set() for serving in self._serving):
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready()
+
     async def _order_and_reply(self, worker: _Worker, message: Command) -> None:
         try:
             answer = await self.order(message.order, message.arguments)
         except Exception as error:
-            # Whatever it is, the worker that asked gets an answer and the log the cause.
+            # For any exception the requesting worker gets an answer, and the log has the cause.
             log.bug("control.order_failed", error, order=message.order[:40])
             answer = Answer(missing=[f"the supervisor failed ({type(error).__name__})"])
         worker.post(Reply(message.id, answer))
 
     async def order(self, order: str, arguments: dict[str, Any]) -> Answer:
-        """Have every worker do it. Those that did not are named in `missing`."""
+        """Have every worker carry out an order; `missing` names the workers that did not."""
         if order == "reload":
             async with self._reloading:
                 return await self._reload()
@@ -264,7 +278,7 @@ class Supervisor:
         except ConfigError as error:
             return _refused([str(problem) for problem in error.problems])
         config = taken_over(self._started_with, loaded)
-        # By the workers and the Redis that stay as they were at the start.
+        # Checked against the number of workers and the Redis of the start, which stay in force.
         found = (find_broken_promise(rule, config.settings) for rule in config.limits)
         if problems := list(filter(None, found)):
             return _refused(problems)
@@ -283,7 +297,7 @@ class Supervisor:
         return Answer(missing=bounded(missing), changed=bounded(changed), restart=restart)
 
     async def _order_all(self, order: str, arguments: dict[str, Any]) -> Answer:
-        """Order it of every process: those that start find it when they come to listen."""
+        """Order it of every worker; one that is starting reads the order when it is ready."""
         workers = list(self._workers.values())
         answers = await asyncio.gather(
             *(_ask_worker(worker, order, arguments) for worker in workers)
@@ -296,7 +310,9 @@ class Supervisor:
         return Answer(missing=bounded(missing), count=sum(answer.count for answer in answers))
 
     async def _not_serving(self, deadline_s: float) -> list[str]:
-        """Who has no process that serves, once those that start had their time."""
+        """The workers without a serving process, after starting ones had time until
+        `deadline_s`.
+        """
         left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
         all_serve = asyncio.gather(*(serving.wait() for serving in self._serving))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -307,7 +323,7 @@ class Supervisor:
         await asyncio.gather(*either, return_exceptions=True)
         starting = {worker.number for worker in self._workers.values() if not worker.over.is_set()}
         return [
-            f"worker {number}: it has died, and gets the new configuration when it starts again"
+            f"worker {number}: died; gets the new configuration when it starts again"
             for number, serving in enumerate(self._serving)
             if not serving.is_set() and number not in starting
         ]
@@ -316,7 +332,7 @@ class Supervisor:
         self._run_logged(self.order("reload", {}))
 
     def stop(self) -> None:
-        """A signal to end: the first drains, each further one cuts."""
+        """Handle a signal to end: the first one drains, each further one cuts running calls."""
         if self._stopping.is_set():
             self._cutting.set()
         self._stopping.set()
@@ -332,7 +348,7 @@ class Supervisor:
 
 
 async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
-    """Learn of a worker's end from that of its channel, which nobody else holds."""
+    """Reap the worker when its channel ends, which no other process has open."""
     await asyncio.wait([listener])
     while worker.process.poll() is None:  # noqa: ASYNC110 (a process has no event; a few ms)
         await asyncio.sleep(_REAP_POLL_S)
@@ -346,7 +362,7 @@ async def _ask_worker(worker: _Worker, order: str, arguments: dict[str, Any]) ->
         await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
     if answer.done():
         return answer.result()
-    # What a process held is gone with it, and its successor begins with what is in force.
+    # A worker that ended has nothing left to change; its successor starts with the current state.
     return Answer() if worker.ended.done() else Answer([worker.state])
 
 
@@ -359,7 +375,7 @@ def _refused(problems: list[str]) -> Answer:
 def _worker_command(
     sources: Sources, listeners: Listeners, control: socket.socket
 ) -> Sequence[str]:
-    """As cli/worker.py reads it."""
+    """The command that cli/worker.py parses."""
     certificate = sources.certificate
     options = {
         "listen-fd": listeners.plain.fileno(),
@@ -372,8 +388,8 @@ def _worker_command(
         "tls-key": certificate.key if certificate else None,
         "demo-url": sources.demo_url or None,
     }
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return [sys.executable, "-m", "relay", "worker", *given]
+    arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return [sys.executable, "-m", "relay", "worker", *arguments]
 
 
 def _pause_s(failures: int) -> float:

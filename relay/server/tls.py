@@ -1,8 +1,7 @@
-"""TLS: the certificate that the relay serves with, and one of its own making for a developer's
-machine.
+"""Make the server's SSL context, and a self-signed certificate for a developer's machine.
 
-Owns: SSL contexts and the self-signed certificate. Five entry points of official SDKs open wss://
-whatever they are told: without TLS they cannot be pointed at a local relay.
+Owns both. Reading the certificate that gateway.yaml names is in registry/certificates.py. Five
+entry points of official SDKs always open wss://: they can use a local relay only with TLS.
 """
 
 from __future__ import annotations
@@ -27,26 +26,28 @@ _RENEW_BEFORE = datetime.timedelta(days=30)
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """TLS 1.2 and later, HTTP/1.1. Raises ssl.SSLError if the two do not fit."""
+    """A context for TLS 1.2 and later and HTTP/1.1. Raises ssl.SSLError if certificate and key do
+    not match.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # With TLS 1.3's session tickets uvloop (0.22) left a request right behind the handshake unread
-    # about once in 150 under load, until the client gave up. Without them it never did.
+    # With TLS 1.3's session tickets, uvloop 0.22 under load did not read the request right behind
+    # one handshake in 150, until the client timed out. Without tickets it always did.
     context.num_tickets = 0
     certificate.load_into(context)
     return context
 
 
 def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> CertificateFiles:
-    """A certificate for loopback and `hosts` in `folder`; one that is there and good is kept.
+    """A certificate for loopback and `hosts` in `folder`; an existing one that is valid is reused.
 
-    Kept, so that a client that was told to trust the file goes on trusting it. The key's file is
-    readable by its owner alone. Raises OSError.
+    It is reused so that clients which trust the file need no change. Only the owner may read the
+    file of the key. Raises OSError.
     """
     chain, key_file = folder / "self-signed.pem", folder / "self-signed-key.pem"
     names = list(dict.fromkeys([*LOOPBACK_NAMES, *hosts]))
-    if key_file.exists() and _still_good(chain, names, now):
+    if key_file.exists() and _is_valid(chain, names, now):
         return CertificateFiles(chain, key_file)
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -58,8 +59,8 @@ def self_signed(folder: Path, hosts: Iterable[str], now: datetime.datetime) -> C
             serialization.NoEncryption(),
         )
     )
-    made = _certificate(key, names, now)
-    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    certificate = _certificate(key, names, now)
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return CertificateFiles(chain, key_file)
 
 
@@ -92,11 +93,11 @@ def _san(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _still_good(chain: Path, names: list[str], now: datetime.datetime) -> bool:
+def _is_valid(chain: Path, names: list[str], now: datetime.datetime) -> bool:
     try:
         found = x509.load_pem_x509_certificate(chain.read_bytes())
-        named = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        covered = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
         return False
-    fresh = found.not_valid_after_utc - now > _RENEW_BEFORE
-    return fresh and all(_san(name) in named for name in names)
+    lasts = found.not_valid_after_utc - now > _RENEW_BEFORE
+    return lasts and all(_san(name) in covered for name in names)

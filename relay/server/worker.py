@@ -1,8 +1,8 @@
-"""One worker: listen, serve, drain.
+"""Run one worker: listen, serve, reload, drain.
 
-Owns the order of a worker's start and end, its signals, and what its supervisor orders of it. The
-listening sockets are given (listen.py): several workers share them (docs/decisions/0004), and no
-queued connection is lost when one worker ends. Connections are connection.py's.
+Owns the order of a worker's start and end, its signals, and its supervisor's orders. The listening
+sockets are opened in listen.py: several workers share them (docs/decisions/0004), so that no queued
+connection is lost when one worker ends. A connection is connection.py's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,29 +27,29 @@ from relay.registry.files import Snapshot
 from relay.registry.load import Config, Sources
 from relay.server import signals
 from relay.server.connection import RelayRunner
-from relay.server.control import Answer, Control, Leaving, Order, Ready
+from relay.server.control import Answer, Control, Leaving, Order
 from relay.server.listen import BACKLOG, Listeners
 from relay.websocket import draining
 
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
 _CUT_S = 3.0
-"""What a call that is cut gets to tell its client so."""
+"""How long a call that is cut may take to send its client the error."""
 
 
 def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> list[web.SockSite]:
-    """What is to be listened on; nothing is yet. A reload takes a renewed certificate."""
+    """The sites of the listeners, not started yet. A reload renews the certificate of TLS."""
     sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
     certificate = gateway.config.certificate
     if listeners.tls is not None and certificate is not None:
-        # Imported only where it is used: it takes a tenth of a second.
+        # Imported where it is used: its import takes a tenth of a second.
         from relay.server.tls import server_context
 
         context = server_context(certificate)
         sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
 
         def renew(config: Config) -> None:
-            # It serves the next handshake.
+            # In force from the next handshake on.
             if config.certificate is not None:
                 config.certificate.load_into(context)
 
@@ -57,15 +57,26 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
     return sites
 
 
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """What a worker has of its supervisor."""
+
+    control: Control
+    reloaded: Snapshot | None
+    """The files of the last reload; None if there was none."""
+
+
 async def serve(
     config: Config,
     sources: Sources,
     listeners: Listeners,
-    control: Control | None = None,
-    reloaded: Snapshot | None = None,
+    on_ready: Callable[[], None],
+    supervision: Supervision | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once. A worker has the
-    supervisor's `control`, and files that a reload has put in place of those of the start.
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
+
+    `on_ready` is called once when everything has started: the database, all listeners, and under a
+    supervisor the configuration of the last reload.
     """
     app = standalone(config, sources)
     gateway = app[GATEWAY]
@@ -75,18 +86,20 @@ async def serve(
     await runner.setup()
     sites = _sites(runner, listeners, gateway)
     stop = Stop(asyncio.Event(), asyncio.Event())
-    if reloaded is not None:
-        # A worker of an earlier start has the settings of the start, and what a reload took over.
-        assert gateway.apply is not None
-        await gateway.apply(reloaded)
+    control = None
+    if supervision is not None:
+        control = supervision.control
+        if supervision.reloaded is not None:
+            # On top of the settings of the start, as in the workers that took the reload.
+            assert gateway.apply is not None
+            await gateway.apply(supervision.reloaded)
     async with _supervised(gateway, control, stop), _signals(gateway, stop):
         for site in sites:
             await site.start()
         _settle_memory()
-        if control is not None:
-            control.report(Ready())
+        on_ready()
         await stop.first.wait()
-        # At once: what a connection that nobody accepts waits for is no queue, but a time-out.
+        # Before the drain: a connection that no worker accepts would wait for its timeout.
         for site in sites:
             await site.stop()
         if control is not None:
@@ -96,10 +109,10 @@ async def serve(
 
 
 def _settle_memory() -> None:
-    """What start-up made stays, and calls leave no cycles: let the collector look less often.
+    """Run the garbage collector less often: objects of the start stay, and calls leave no cycles.
 
-    By default it walks the young objects whenever 700 more live than before, which the calls in
-    flight alone make happen all the time.
+    By default it runs whenever 700 more objects are alive than before, which the calls in flight
+    alone cause all the time.
     """
     gc.collect()
     gc.freeze()
@@ -108,20 +121,21 @@ def _settle_memory() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """What ends a process: `first` drains it, `second` cuts what still runs."""
+    """The end of a process: `first` starts the drain, `second` cuts the calls that still run."""
 
     first: asyncio.Event
     second: asyncio.Event
 
     def signalled(self) -> None:
-        """One more signal to stop."""
+        """Count a signal to stop."""
         (self.second if self.first.is_set() else self.first).set()
 
 
 @contextlib.asynccontextmanager
 async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> AsyncIterator[None]:
-    """Under a supervisor, what concerns all workers goes through it, and comes from it to each.
-    When the supervisor is gone the worker drains: nobody would restart or reload it any more.
+    """Under a supervisor, carry out its orders, and pass requests for all workers to it.
+
+    When the supervisor ends the worker drains: nothing would restart or reload it any more.
     """
     if control is None:
         yield
@@ -144,7 +158,7 @@ async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> 
 
 
 def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
-    """What the supervisor may order of this worker."""
+    """The orders that this worker carries out."""
     apply_here, purge_here = gateway.apply, gateway.purge
     assert apply_here is not None
 
@@ -171,7 +185,7 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
 
 
 def _ask_all(gateway: Gateway, control: Control) -> None:
-    """What is asked of this worker is asked of all."""
+    """Have a reload or purge that a client requests of this worker done by all workers."""
 
     async def reload() -> Reloaded:
         answer = await control.ask("reload", {})
@@ -217,18 +231,17 @@ async def _reload_logged(gateway: Gateway) -> None:
         assert gateway.reload is not None
         await gateway.reload()
     except (ConfigInvalid, WorkersIncomplete):
-        return  # logged where it was refused
+        return  # logged where the reload was refused
     except Exception as error:
-        # Nobody waits for an answer: it is logged, and what was in force goes on.
+        # No caller waits for the result: it is logged, and the old configuration stays.
         log.bug("reload.failed", error)
 
 
 async def drain(gateway: Gateway, at_once: asyncio.Event) -> None:
-    """Let what runs end within `drain_timeout_s`, and cut the rest; tell sessions that the relay
-    restarts. Nothing listens any more.
+    """Wait for running calls up to `drain_timeout_s`, and cut the rest. Sessions are closed with
+    the code for a restart. The listeners are closed already.
 
-    Kept connections may still bring a call while this lasts: it is served, with `Connection:
-    close`.
+    A call that arrives on a kept connection meanwhile is served, with `Connection: close`.
     """
     gateway.draining = True
     loop = asyncio.get_running_loop()
@@ -248,13 +261,13 @@ async def drain(gateway: Gateway, at_once: asyncio.Event) -> None:
 
 
 async def _cut(gateway: Gateway) -> None:
-    """End what still runs as `draining`, and wait until it is written down."""
+    """End running calls with the error `draining`, and wait until they are recorded."""
     for exchange in list(gateway.running):
         if exchange.task is None or exchange.waiting.expired is not None:
             continue
         if exchange.outcome.error is None:
             exchange.expire(Draining())
-        else:  # it keeps its failure
+        else:  # the call keeps its own error
             exchange.task.cancel()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CUT_S

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
-from tests.processes import Served, handing_over, run, serve
+from tests.processes import STARTED, Served, handing_over, run, serve
 from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
 from tests.server.test_supervisor import _workers
 from tests.test_security import SMUGGLING, send_raw, send_raw_to
@@ -125,7 +125,7 @@ async def test_two_relays_on_handed_over_sockets_restart_in_turn_and_no_call_fai
 
     async def begin(number: int) -> Served:
         relay = await run(folders[number], "serve", start=handing_over(sockets[number]))
-        await relay.until("server.started|relay .* on http")
+        await relay.until(STARTED)
         return relay
 
     relays = [await begin(0), await begin(1)]

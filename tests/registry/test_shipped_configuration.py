@@ -31,7 +31,7 @@ from relay.demo.provider import REPLY
 from relay.registry.load import Sources
 from relay.registry.packaged import packaged
 from tests.conftest import Vendors
-from tests.processes import ROOT
+from tests.processes import ROOT, STARTED
 from tests.relays import CLOUDFLARE_TOKEN, HANG_GUARD_S, KEYS, LogStream
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import CLOSE, RESET, SILENCE, RawUpstream, Step, chunk, head, ok
@@ -82,7 +82,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shipped]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     made = Shipped(process, folder)
     try:
-        made.url = made.until(r"on (http://\S+)").group(1)
+        made.url = made.until(STARTED).group(1)
         made.until("worker.ready", 2)
         workers = [json.loads(line)["pid"] for line in made.log if "worker.ready" in line]
         yield made

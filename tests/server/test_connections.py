@@ -135,7 +135,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, the end of what a client sends comes right behind its request."""
     monkeypatch.setattr("relay.server.half_close.BEHIND_REQUEST_S", 3600.0)
-    monkeypatch.setattr("relay.server.half_close._CHECK_EACH_S", 0.01)
+    monkeypatch.setattr("relay.server.half_close._CHECK_INTERVAL_S", 0.01)
 
 
 @pytest.mark.usefixtures("patient")

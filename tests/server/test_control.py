@@ -82,8 +82,8 @@ async def test_an_order_that_fails_is_answered_and_the_next_is_done(pair: tuple[
     supervisor.post(Command(4, "echo", {"count": 7}))
     answers = await _answers(supervisor, 4)
     assert answers[4] == Answer(count=7) and not listening.done()
-    assert answers[2].problems == ["it does not know the order 'nonsense'"]
-    assert "its broken failed (KeyError)" in answers[1].problems[0] and "its echo failed" in answers[3].problems[0]
+    assert answers[2].problems == ["unknown order 'nonsense'"]
+    assert "broken failed (KeyError)" in answers[1].problems[0] and "echo failed" in answers[3].problems[0]
     assert sum("control.order_failed" in line for line in logged.lines) == 2
     supervisor.close()
     await asyncio.wait_for(listening, HANG_GUARD_S)
@@ -244,7 +244,7 @@ async def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Log
         (tmp_path / "behaviours.json").write_text(json.dumps(behaviours))
         config, sources = configured(tmp_path, {"server": {"workers": 2, "drain_timeout_s": 0.5}} | document)
         listener = bind("127.0.0.1", 0)
-        supervisor = Supervisor(config, sources, Listeners(listener))
+        supervisor = Supervisor(config, sources, Listeners(listener), lambda: None)
         running.append(Supervised(supervisor, tmp_path, logged, asyncio.create_task(supervisor.run()), listener))
         return running[-1]
 
@@ -324,9 +324,9 @@ async def test_a_reload_names_the_worker_that_did_not_answer(supervise: Supervis
     run = await supervise("good", "silent")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     [missing] = (await run.supervisor.order("reload", {})).missing
-    assert "did not answer within" in missing
+    assert "no answer within" in missing
     [missing] = (await run.supervisor.order("purge", {})).missing
-    assert "did not answer within" in missing
+    assert "no answer within" in missing
 
 
 async def test_a_reload_names_the_worker_that_is_starting_and_it_gets_the_order_all_the_same(supervise: Supervise) -> None:
@@ -350,7 +350,7 @@ async def test_a_reload_names_the_worker_that_is_not_there(supervise: Supervise,
     run = await supervise("good", "dies")
     await run.until(lambda: run.events("worker.died") and run.events("worker.ready"))
     [missing] = (await run.supervisor.order("reload", {})).missing
-    assert f"worker {run.events('worker.died')[0]['worker']}: it has died" in missing
+    assert f"worker {run.events('worker.died')[0]['worker']}: died" in missing
 
 
 @pytest.mark.parametrize("more", [{"server": {"workers": 2}}, {"server": {"workers": 1}}, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}}])

@@ -22,7 +22,7 @@ from relay.core.errors import Draining
 from relay.core.exchange import Caller, Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
-from tests.processes import Served, handing_over, run
+from tests.processes import STARTED, Served, free_port, handing_over, run
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.server.conftest import Serve
 from tests.template import Start, executed, forked
@@ -113,8 +113,8 @@ def _connect(port: int) -> int:
     ids=str,
 )
 async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Serve, moment: str, numbers: tuple[int, ...]) -> None:
-    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed if moment == "they start" else forked)
-    await relay.until(r"on (http://\S+)")
+    relay = await started({"providers": {}}, "--port", str(port := free_port()), "--workers", "2", by=executed if moment == "they start" else forked)
+    await _until(lambda: _connect(port) == 0)
     workers: list[int] = []
     if moment != "its workers are not there":
         workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
@@ -142,7 +142,7 @@ async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Serv
     relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--port", "0", "--workers", workers, by=executed)
     await _until(lambda: _catches_hang_ups(relay.pid))
     relay.send(signal.SIGHUP)
-    await relay.until(r"on (http://\S+)")
+    await relay.until(STARTED)
     relay.send(signal.SIGHUP)
     await relay.until("reload.done" if workers == "1" else "reload.complete")
     await relay.stop()
@@ -526,6 +526,6 @@ async def test_a_reload_that_a_worker_does_not_answer_is_no_success(served: Serv
         async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S * 2):
             async with session.post(f"{relay.url}/api/v1/ai-gateway/providers/reload") as answer:
                 assert answer.status == 503 and answer.headers["x-relay-error"] == "workers_incomplete"
-                assert "worker 1: it did not answer within" in (await answer.json())["error"]["message"]
+                assert "worker 1: no answer within" in (await answer.json())["error"]["message"]
     finally:
         os.kill(stopped, signal.SIGCONT)

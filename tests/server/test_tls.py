@@ -58,7 +58,7 @@ def _trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 
 async def _tls_url(relay: Served) -> str:
-    return (await relay.until(r"tls +(https://\S+)")).group(1)
+    return (await relay.until(r'"tls_url":"(https:[^"]+)"')).group(1)
 
 
 async def test_rest_and_sockets_over_a_certificate_of_ones_own(served: Serve, tmp_path: Path, raw: RawUpstream, aiohttp_server: Any) -> None:

@@ -16,11 +16,12 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+import relay as relay_package
 from tests.conftest import StartRelay
-from tests.processes import ROOT, run
-from tests.relays import canary, provider
+from tests.processes import ROOT, STARTED, run
+from tests.relays import canary, provider, write_config
 from tests.server.conftest import Serve
-from tests.template import executed
+from tests.template import Start, executed, forked, on_terminal
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, Pause, RawUpstream, chunk, ok
 from tests.upstream.vendors import echo, vendor
 
@@ -32,16 +33,71 @@ EVENT = b"data: 1\n\n"
 async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tmp_path: Path) -> None:
     """A folder with nothing in it but the copied example: no key, no network."""
     shutil.copy(ROOT / ".env.example", tmp_path / ".env")
-    relay = await served(None, by=executed)
-    banner = "\n".join(relay.lines)
-    assert "ready           demo" in banner and "openai (OPENAI_API_KEY)" in banner and "OPEN" in banner
-    command = banner.partition("Try it:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    relay = await run(tmp_path, "serve", "--port", "0", start=on_terminal)
+    command = (await relay.until("^(curl .*)$"))[1]
     process = await asyncio.create_subprocess_exec(*shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
     out, _ = await asyncio.wait_for(process.communicate(), 20)
     assert out.startswith(b"data: {") and out.endswith(b"data: [DONE]\n\n") and b"Hello!" in out
-    async with aiohttp.ClientSession() as session, session.get(relay.path("openai", "models")) as answer:
-        assert answer.status == 503
-        assert (await answer.json())["error"]["code"] == "provider_not_configured"
+    await relay.until(r"ok .*POST demo/chat/completions  200  demo-chat  .*tokens  \$")
+    await relay.stop()
+
+
+async def test_the_banner_on_a_terminal_says_what_is_ready_and_who_may_call(tmp_path: Path) -> None:
+    providers = {"up": provider("http://127.0.0.1:9"), "down": provider("http://127.0.0.1:9", "NOT_SET_KEY")}
+    server = {"hosts": ["relay.lan"], "public_url": "https://ai.example.com"}
+    write_config(tmp_path, {"demo": {"enabled": True}, "server": server, "cors": {"origins": ["https://app.example.com"]}, "providers": providers})
+    (tmp_path / ".env").chmod(0o600)
+    relay = await run(tmp_path, "serve", "--port", "0", start=on_terminal)
+    await relay.until("^curl ")
+    lines = [line.rstrip() for line in relay.lines]
+    url = (await relay.until(r"url +(http://127.0.0.1:\d+)"))[1]
+    assert lines[0] == f"relay {relay_package.__version__} is ready: pid {relay.pid}"
+    assert f"  url        {url}" in lines and "  config     gateway.yaml" in lines
+    assert "  access     no key needed, by the host names localhost, 127.0.0.1, ::1, relay.lan, ai.example.com" in lines
+    assert "  pages      https://app.example.com (cors.origins), and the relay's own" in lines
+    [shown] = [line for line in lines if line.startswith("  providers")]
+    assert shown.startswith("  providers  demo, up; 1 not configured: `") and shown.endswith(" -m relay check` lists them")
+    assert len(lines) < 12 and "relay.started" not in "\n".join(lines)
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/readyz") as answer:
+        assert answer.status == 200, "the banner comes when everything has started"
+    await relay.stop()
+
+
+async def test_the_banner_of_several_workers_comes_when_all_are_ready(tmp_path: Path) -> None:
+    write_config(tmp_path, {"providers": {}})
+    relay = await run(tmp_path, "serve", "--port", "0", "--workers", "2", start=on_terminal)
+    await relay.until("is ready: pid .*, 2 workers")
+    assert sum("worker.ready" in line for line in relay.lines) == 2
+    await relay.stop()
+
+
+async def test_no_color_is_respected(tmp_path: Path) -> None:
+    write_config(tmp_path, {"providers": {}})
+    for environment, is_coloured in (({"NO_COLOR": "1"}, False), ({}, True)):
+        relay = await run(tmp_path, "serve", "--port", "0", env=environment, start=on_terminal)
+        await relay.until("is ready")
+        await relay.stop()
+        assert ("\x1b[" in "".join(relay.lines)) is is_coloured
+
+
+@pytest.mark.parametrize("start", [on_terminal, forked])
+async def test_a_json_log_has_no_banner_but_an_event(tmp_path: Path, start: Start) -> None:
+    write_config(tmp_path, {"log": {"format": "json"}, "providers": {"down": provider("http://127.0.0.1:9", "NOT_SET_KEY")}})
+    relay = await run(tmp_path, "serve", "--port", "0", start=start)
+    await relay.until(STARTED)
+    await relay.stop()
+    events = [json.loads(line) for line in relay.lines]
+    [started] = [event for event in events if event["event"] == "relay.started"]
+    assert started["pid"] == relay.pid and started["workers"] == 1 and started["config"] == "gateway.yaml"
+    assert (started["providers_ready"], started["providers_not_configured"]) == (0, 1)
+
+
+async def test_a_log_for_people_that_goes_to_a_pipe_has_no_banner(tmp_path: Path) -> None:
+    write_config(tmp_path, {"log": {"format": "pretty"}, "providers": {}})
+    relay = await run(tmp_path, "serve", "--port", "0")
+    await relay.until("relay.started.*url=http://")
+    await relay.stop()
+    assert not any("is ready" in line or "\x1b" in line for line in relay.lines)
 
 
 async def test_tests_run_on_the_loop_that_serves() -> None:
@@ -54,9 +110,8 @@ async def test_a_placeholder_account_does_not_call_cloudflare(served: Serve, tmp
     text = (ROOT / ".env.example").read_text().replace("CLOUDFLARE_ACCOUNT_ID=", "CLOUDFLARE_ACCOUNT_ID=your_account_id")
     (tmp_path / ".env").write_text(text)
     relay = await served(None)
-    assert "cloudflare      off" in "\n".join(relay.lines)
-    async with aiohttp.ClientSession() as session, session.get(relay.path("openai", "models")) as answer:
-        assert (await answer.json())["error"]["code"] == "provider_not_configured"
+    async with aiohttp.ClientSession() as session, session.get(f"{relay.url}/api/v1/ai-gateway/providers") as answer:
+        assert {each["rest"] for each in (await answer.json())["providers"]} == {"direct"}
 
 
 async def test_sigterm_lets_calls_end_and_tells_sockets(served: Serve, raw: RawUpstream, aiohttp_server: Any) -> None:
@@ -180,14 +235,14 @@ async def test_a_port_in_use_is_said_clearly(tmp_path: Path, reuse_port: bool) -
         other.listen()
         port = other.getsockname()[1]
         code, text = await _refused(tmp_path, "--port", str(port))
-    assert code == 1 and f"port {port} on 127.0.0.1 is taken by another program" in text
+    assert code == 1 and f"port {port} on 127.0.0.1 is in use by another program" in text
 
 
 async def test_it_does_not_listen_beyond_loopback_while_access_is_open(tmp_path: Path) -> None:
     code, text = await _refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert code == 1 and "--open" in text
     relay = await run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0", "--open")
-    await relay.until(r"on http://127.0.0.1:\d+")
+    await relay.until(r'"url":"http://127.0.0.1:\d+"')
     await relay.stop()
 
 
