@@ -116,7 +116,7 @@ def _table(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _cells(row: dict[str, Any], keys: Sequence[str], unmarked: str) -> list[str]:
     latency = row["latency_ms"] or {}
-    cost = ("~" if row["estimated"] else "") + _money(row["cost_usd"])
+    cost = ("~" if row["estimated"] else "") + _dollars(row["cost_usd"])
     cost += " + ?" if row["unpriced"] else unmarked
     return [
         *(str(row.get(key, "") or ("-" if key in row else "")) for key in keys),
@@ -127,9 +127,9 @@ def _cells(row: dict[str, Any], keys: Sequence[str], unmarked: str) -> list[str]
     ]  # fmt: skip
 
 
-def _money(given: msgspec.Raw) -> str:
+def _dollars(raw: msgspec.Raw) -> str:
     """Dollars with four decimals; `<0.0001` for less."""
-    exact = Decimal(bytes(given).decode())
+    exact = Decimal(bytes(raw).decode())
     shown = exact.quantize(Decimal("0.0001"), ROUND_HALF_UP)
     return "<0.0001" if exact > 0 and not shown else f"{shown:f}"
 

@@ -50,7 +50,7 @@ def fast_path(app: web.Application, otherwise: Handler) -> Handler:
             admitted.discard(request.protocol)
         path = request.raw_path
         for prefix, start, handler, with_cors, without_cors in prefixes:
-            if path.startswith(prefix) and path[start:].partition("?")[0] not in _NO_CALLS:
+            if path.startswith(prefix) and path[start:].partition("?")[0] not in _NOT_CALLS:
                 listed = gateway.access.origins.listed
                 request._match_info = with_cors if listed else without_cors
                 return middleware(request, handler)
@@ -66,7 +66,7 @@ def _matched(app: web.Application, route: ResourceRoute) -> Any:
     return matched
 
 
-_NO_CALLS = {"", *BESIDE_CALLS}
+_NOT_CALLS = {"", *BESIDE_CALLS}
 
 
 class RelayRunner(web.AppRunner):
@@ -107,7 +107,7 @@ class _RelayServer(Server):
 
 
 class _Connection(HalfClosing):
-    __slots__ = ("_head_came", "_open", "_server")
+    __slots__ = ("_open", "_received_head", "_server")
 
     def __init__(self, server: _RelayServer, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -115,7 +115,7 @@ class _Connection(HalfClosing):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open: asyncio.BaseTransport = transport
-        self._head_came = False
+        self._received_head = False
         self._server.transports.add(transport)
         super().connection_made(transport)
         assert self._task_handler is not None
@@ -130,9 +130,9 @@ class _Connection(HalfClosing):
         if self._upgraded:
             super().data_received(data)
             return
-        self._heard_s = self._clock()
+        self._received_s = self._clock()
         if data.startswith(b"HEAD "):
-            self._head_came = True
+            self._received_head = True
         shedder = self._server.shedder
         if not shedder.active:
             super().data_received(data)
@@ -181,7 +181,7 @@ class _Connection(HalfClosing):
         if exc is not None:
             exc.__traceback__ = None  # a frame in it holds this connection and the exception
         response = plain(error, "openai", new_id())
-        if self._head_came:
+        if self._received_head:
             # The parser does not tell the method of a malformed request: it may be a HEAD.
             response.body = None
         response.force_close()

@@ -23,7 +23,7 @@ from relay.registry.files import Snapshot
 
 ANSWER_TIMEOUT_S = 10.0
 """The longest that a worker may take for an order."""
-_ASK_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
+_ORDER_ALL_TIMEOUT_S = 3 * ANSWER_TIMEOUT_S
 _LINE_BYTES = 256 * 1024
 _CONFIG_LINE_BYTES = 16 * 1024 * 1024
 """For messages of the supervisor, which contain the configuration files; twice in a Begin."""
@@ -192,12 +192,12 @@ class Control:
         with contextlib.suppress(ConnectionError):
             self._channel.post(message)
 
-    async def ask(self, order: str, arguments: dict[str, Any]) -> Answer:
+    async def order_all(self, order: str, arguments: dict[str, Any]) -> Answer:
         """Have the supervisor order it of all workers, and return the joint answer."""
         with self._channel.pending() as (command_id, answer):
             try:
                 self._channel.post(Command(command_id, order, arguments))
-                async with asyncio.timeout(_ASK_TIMEOUT_S):
+                async with asyncio.timeout(_ORDER_ALL_TIMEOUT_S):
                     return await answer
             except (TimeoutError, ConnectionError):
                 return Answer(missing=["the supervisor did not answer"])
@@ -211,7 +211,7 @@ class Control:
                 if isinstance(message, Reply):
                     self._channel.resolve(message)
                 elif isinstance(message, Command):
-                    task = asyncio.create_task(self._obey(message, orders))
+                    task = asyncio.create_task(self._carry_out(message, orders))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 else:
@@ -222,7 +222,7 @@ class Control:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _obey(self, message: Command, orders: Mapping[str, Order]) -> None:
+    async def _carry_out(self, message: Command, orders: Mapping[str, Order]) -> None:
         answer = await _answer(message, orders)
         with contextlib.suppress(ConnectionError):
             self._channel.post(Reply(message.id, answer))

@@ -25,14 +25,14 @@ _PROBE_AFTER_S = 10
 
 class HalfClosing(RequestHandler):
     """A client's connection that answers a request after the client has closed its sending half.
-    A subclass sets `_heard_s` to the loop's time whenever bytes arrive.
+    A subclass sets `_received_s` to the loop's time whenever bytes arrive.
     """
 
-    __slots__ = ("_clock", "_heard_s", "_next_check")
+    __slots__ = ("_clock", "_next_check", "_received_s")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._clock = asyncio.get_running_loop().time
-        self._heard_s = 0.0
+        self._received_s = 0.0
         self._next_check: asyncio.TimerHandle | None = None
         super().connection_made(transport)
 
@@ -62,7 +62,7 @@ class HalfClosing(RequestHandler):
         payload = waiting[-1][1] if waiting else request.content if request else None
         if payload is not None and not payload.is_eof():
             return False
-        return self._clock() - self._heard_s <= BEHIND_REQUEST_S
+        return self._clock() - self._received_s <= BEHIND_REQUEST_S
 
     def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()

@@ -165,7 +165,7 @@ class Supervisor:
         # It starts with the files of the first workers, then applies the last reload as they did.
         reloaded = None if self._config is self._started_with else self._config.read.files
         worker.post(Begin(self._started_with.read.files, reloaded))
-        worker.ended.add_done_callback(lambda _: self._leaves(worker))
+        worker.ended.add_done_callback(lambda _: self._mark_over(worker))
         self._workers[process.pid] = worker
         worker.followed = self._run_logged(self._follow(worker))
         if self._stopping.is_set():  # the signal arrived while the process was started
@@ -175,7 +175,7 @@ class Supervisor:
     async def _follow(self, worker: _Worker) -> None:
         """Handle a worker's messages until it ends; kill it if it does not end in time."""
         listener = asyncio.create_task(self._listen(worker))
-        listener.add_done_callback(lambda _: self._leaves(worker))
+        listener.add_done_callback(lambda _: self._mark_over(worker))
         reaper = asyncio.create_task(_reap(worker, listener))
         try:
             await worker.over.wait()
@@ -194,8 +194,8 @@ class Supervisor:
     async def _ended_within(self, worker: _Worker, limit_s: float) -> None:
         """Wait for the worker's end; kill it after `limit_s`, sooner when calls are being cut."""
         cutting = asyncio.create_task(self._cutting.wait())
-        either: list[asyncio.Future[Any]] = [worker.ended, cutting]
-        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        waits: list[asyncio.Future[Any]] = [worker.ended, cutting]
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         cutting.cancel()
         if not worker.ended.done() and self._cutting.is_set():
             await asyncio.wait({worker.ended}, timeout=_EXIT_GRACE_S)
@@ -204,7 +204,7 @@ class Supervisor:
             worker.process.kill()
         await worker.ended
 
-    def _leaves(self, worker: _Worker) -> None:
+    def _mark_over(self, worker: _Worker) -> None:
         """Let a successor of the worker start."""
         if not worker.over.is_set():
             worker.over.set()
@@ -240,7 +240,7 @@ class Supervisor:
                 self._report_ready()
             elif isinstance(message, Leaving):
                 worker.leaving.set()
-                self._leaves(worker)
+                self._mark_over(worker)
             elif isinstance(message, Reply):
                 worker.channel.resolve(message)
             elif isinstance(message, Command):
@@ -300,7 +300,7 @@ class Supervisor:
         """Order it of every worker; one that is starting reads the order when it is ready."""
         workers = list(self._workers.values())
         answers = await asyncio.gather(
-            *(_ask_worker(worker, order, arguments) for worker in workers)
+            *(_send_order(worker, order, arguments) for worker in workers)
         )
         missing = [
             f"worker {worker.number}: {problem}"
@@ -316,11 +316,11 @@ class Supervisor:
         left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
         all_serve = asyncio.gather(*(serving.wait() for serving in self._serving))
         stopping = asyncio.create_task(self._stopping.wait())
-        either: list[asyncio.Future[Any]] = [all_serve, stopping]
-        await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in either:
-            waiting.cancel()
-        await asyncio.gather(*either, return_exceptions=True)
+        waits: list[asyncio.Future[Any]] = [all_serve, stopping]
+        await asyncio.wait(waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
         starting = {worker.number for worker in self._workers.values() if not worker.over.is_set()}
         return [
             f"worker {number}: died; gets the new configuration when it starts again"
@@ -344,7 +344,7 @@ class Supervisor:
         worker.post(Command(_NO_REPLY, "cut" if self._cutting.is_set() else "drain"))
         if not worker.ready.is_set():
             worker.process.terminate()
-        self._leaves(worker)
+        self._mark_over(worker)
 
 
 async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
@@ -355,11 +355,11 @@ async def _reap(worker: _Worker, listener: asyncio.Task[None]) -> None:
     worker.ended.set_result(None)
 
 
-async def _ask_worker(worker: _Worker, order: str, arguments: dict[str, Any]) -> Answer:
+async def _send_order(worker: _Worker, order: str, arguments: dict[str, Any]) -> Answer:
     with worker.channel.pending() as (command_id, answer):
         worker.post(Command(command_id, order, arguments))
-        either: list[asyncio.Future[Any]] = [answer, worker.ended]
-        await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        waits: list[asyncio.Future[Any]] = [answer, worker.ended]
+        await asyncio.wait(waits, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
     if answer.done():
         return answer.result()
     # A worker that ended has nothing left to change; its successor starts with the current state.

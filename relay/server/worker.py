@@ -141,7 +141,7 @@ async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> 
         yield
         return
     orders = _orders(gateway, stop)
-    _ask_all(gateway, control)
+    _pass_to_all(gateway, control)
 
     async def listen() -> None:
         try:
@@ -159,24 +159,24 @@ async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> 
 
 def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
     """The orders that this worker carries out."""
-    apply_here, purge_here = gateway.apply, gateway.purge
-    assert apply_here is not None
+    apply_locally, purge_locally = gateway.apply, gateway.purge
+    assert apply_locally is not None
 
-    async def reload(given: dict[str, Any]) -> Answer:
+    async def reload(arguments: dict[str, Any]) -> Answer:
         try:
-            changed, restart = await apply_here(msgspec.convert(given, Snapshot))
+            changed, restart = await apply_locally(msgspec.convert(arguments, Snapshot))
             return Answer(changed=changed, restart=restart)
         except ConfigInvalid as error:
             return Answer(list(error.problems))
 
-    async def purge(given: dict[str, Any]) -> Answer:
-        return Answer(count=await purge_here(Purge(**given)))
+    async def purge(arguments: dict[str, Any]) -> Answer:
+        return Answer(count=await purge_locally(Purge(**arguments)))
 
-    async def drain(_given: dict[str, Any]) -> Answer:
+    async def drain(_arguments: dict[str, Any]) -> Answer:
         stop.first.set()
         return Answer()
 
-    async def cut(_given: dict[str, Any]) -> Answer:
+    async def cut(_arguments: dict[str, Any]) -> Answer:
         stop.first.set()
         stop.second.set()
         return Answer()
@@ -184,23 +184,23 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
     return {"reload": reload, "purge": purge, "drain": drain, "cut": cut}
 
 
-def _ask_all(gateway: Gateway, control: Control) -> None:
+def _pass_to_all(gateway: Gateway, control: Control) -> None:
     """Have a reload or purge that a client requests of this worker done by all workers."""
 
     async def reload() -> Reloaded:
-        answer = await control.ask("reload", {})
+        answer = await control.order_all("reload", {})
         if answer.problems:
             raise ConfigInvalid(answer.problems)
         if answer.missing:
             raise WorkersIncomplete("reload", answer.missing)
         return Reloaded(answer.changed, answer.restart)
 
-    purge_here = gateway.purge
+    purge_locally = gateway.purge
 
     async def purge(which: Purge) -> int:
         if gateway.cache.is_shared:
-            return await purge_here(which)
-        answer = await control.ask("purge", asdict(which))
+            return await purge_locally(which)
+        answer = await control.order_all("purge", asdict(which))
         if answer.problems or answer.missing:
             raise WorkersIncomplete("purge", [*answer.problems, *answer.missing])
         return answer.count

@@ -19,7 +19,7 @@ import pytest
 from relay.cli.ledger_access import NoAnswer
 from relay.cli.logs import print_calls
 from relay.cli.main import OK, build_parser, main
-from relay.cli.usage import _money, print_usage
+from relay.cli.usage import _dollars, print_usage
 from relay.core.exchange import uuid7
 from relay.core.record import Record
 from relay.core.usage import Usage
@@ -97,7 +97,7 @@ async def test_usage_is_a_table_with_money_to_four_digits_under_each_other(confi
 
 
 def test_money_that_is_less_than_four_digits_is_not_shown_as_nothing() -> None:
-    shown = {nano: _money(usd(nano)) for nano in (0, 1, 49_999, 50_000, 123_450_000, 10**18 + 50_000)}  # type: ignore[arg-type]
+    shown = {nano: _dollars(usd(nano)) for nano in (0, 1, 49_999, 50_000, 123_450_000, 10**18 + 50_000)}  # type: ignore[arg-type]
     assert shown == {0: "0.0000", 1: "<0.0001", 49_999: "<0.0001", 50_000: "0.0001", 123_450_000: "0.1235", 10**18 + 50_000: "1000000000.0001"}
 
 
