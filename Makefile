@@ -5,7 +5,8 @@ PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
 # The lock names every package with its hashes: pip resolves no dependencies (--no-deps).
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
-# $(call step,WHAT,COMMAND,ADVICE): one line with the elapsed time; where COMMAND fails, also its output and ADVICE.
+# $(call step,WHAT,COMMAND,ADVICE) prints one line with the elapsed time; where COMMAND fails, also
+# its output and ADVICE.
 step    = @printf '%s ... ' "$(1)"; began=$$(date +%s); if output=$$({ $(2); } 2>&1); \
 	then echo "done in $$(($$(date +%s) - began)) s"; \
 	else echo "failed after $$(($$(date +%s) - began)) s"; printf '%s\n' "$$output" "" "$(3)" >&2; exit 1; fi
