@@ -1,4 +1,4 @@
-// AIGatewayClient.js against a real relay with scriptable providers behind it; RELAY_URL says where.
+// AIGatewayClient.js against a real relay with scripted providers behind it, at RELAY_URL.
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { gzipSync } from "node:zlib";
@@ -8,7 +8,7 @@ import {
   createGeminiLiveClient, createOpenAIRealtimeClient,
 } from "../AIGatewayClient.js";
 
-/** A session with the scriptable provider: it echoes, and does what `{do: …}` says. */
+/** A session with the scripted provider: it echoes, and does what `{do: …}` says. */
 const scripted = (options = {}) => createAIGatewayClient({ provider: "scripted", reconnect: { baseMs: 1, capMs: 5 }, ...options });
 const next = (target, type) => new Promise((resolve) => target.addEventListener(type, resolve, { once: true }));
 const until = async (client, wanted) => {
@@ -54,6 +54,23 @@ describe("sessions", () => {
       [createElevenLabsClient({ voiceId: "voice 1", model: "m" }), { text: "hello " }, (message) => message.audio],
       [createElevenLabsClient({ agentId: "agent" }), { type: "user_message" }, (message) => message.type === "agent_response"],
       [createFalClient({ app: "fal-ai/fast" }), { prompt: "a cat" }, (message) => message.prompt === "a cat"],
+    ]) {
+      await client.connect();
+      client.send(sent);
+      expect(await until(client, wanted)).toBeTruthy();
+      client.disconnect();
+    }
+  });
+
+  test("an option that is undefined is left out", async () => {
+    const none = undefined;
+    const unset = {
+      provider: none, endpoint: none, query: none, model: none, protocols: none, token: none,
+      reconnect: none, maxBufferedBytes: none, connectTimeoutMs: none, outgoing: none, signal: none,
+    };
+    for (const [client, sent, wanted] of [
+      [createElevenLabsClient({ voiceId: "v", agentId: none, ...unset }), { text: "hello " }, (message) => message.audio],
+      [createOpenAIRealtimeClient(unset), { type: "response.create", response: { modalities: ["text"] } }, (message) => message.type === "response.done"],
     ]) {
       await client.connect();
       client.send(sent);
@@ -168,6 +185,8 @@ describe("connections that break", () => {
     const lost = client.send({ precious: true });
     client.send("too");
     await expect(lost).rejects.toMatchObject({ message: "signed out", unsent: ['{"precious":true}', "too"] });
+    await expect(lost).rejects.toBeInstanceOf(AIGatewayError);
+    expect(errors.at(-1).cause.message).toBe("signed out");
     expect(errors.at(-1).unsent).toEqual(['{"precious":true}', "too"]);
     await expect(client.send("later")).rejects.toMatchObject({ code: "not_connected", unsent: ["later"] });
   });

@@ -1,0 +1,1 @@
+../../../../AIGatewayChat.d.ts

@@ -1,0 +1,1 @@
+../../../../AIGatewayClient.d.ts
