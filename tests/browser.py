@@ -11,21 +11,31 @@ from typing import TYPE_CHECKING
 from tests.tools import need
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Browser, Page
+
+TIMEOUT_MS = 15_000
 
 
 @asynccontextmanager
-async def chromium(url: str) -> AsyncIterator[Page]:
-    """A page of its own at `url`."""
+async def launched() -> AsyncIterator[Browser]:
+    """A running Chromium without a page."""
     need("chromium")
     # Root, as in containers, may not use the sandbox.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     from playwright.async_api import async_playwright  # a third of a second, and few tests need it
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        executable = shutil.which("chromium")
+        browser = await playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def chromium(url: str) -> AsyncIterator[Page]:
+    """A page of its own at `url`."""
+    async with launched() as browser:
         page = await browser.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(TIMEOUT_MS)
         await page.goto(url)
         yield page
-        await browser.close()

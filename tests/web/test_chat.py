@@ -1,4 +1,7 @@
-"""web/AIGatewayChat.jsx in its example app, built with React 18 and 19, in a real Chromium through nginx."""
+"""web/AIGatewayChat.jsx in its example app, built with React 18 and 19, in a real Chromium.
+
+One relay behind nginx, one provider and one browser serve all tests of this module.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,72 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from tests.browser import chromium
-from tests.conftest import StartRelay
+from tests.browser import TIMEOUT_MS, launched
 from tests.nginx import Nginx
-from tests.relays import HANG_GUARD_S, provider
+from tests.relays import HANG_GUARD_S, provider, start_relay, stop_relay
 from tests.sdk.lazy import Lazy
 from tests.sdk.test_node import need_packages
 from tests.web.test_client import WEB
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Browser, Page
 
 playwright = Lazy("playwright.async_api")
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.asyncio(loop_scope="module")]
+
+WORDS = ("Hello ", "from ", "the model.")
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+RICH = """Some `code`, **strong** and [a link](https://example.com/).
+
+```python
+print("a line that is much wider than any phone is, so that the block scrolls instead of the page")
+```
+
+| one column | another column | a third column | a fourth column |
+|---|---|---|---|
+| averyveryverylongwordwithoutanyspaces | b | c | averyveryverylongwordwithoutanyspaces |
+
+1. first
+2. second
+
+> quoted https://example.com/averyveryverylongpathwithoutanyspaces/averyveryverylongpathwithoutany
+"""
 
 
+@dataclass
 class Model:
-    """A provider that answers what the test tells it to."""
+    """What the provider answers, and what it was asked."""
 
-    def __init__(self) -> None:
-        self.fails = 0
-        self.pauses = asyncio.Event()
-        self.pauses.set()
-        self.cancelled = asyncio.Event()
-        self.drop = False
-        self.asked: list[Any] = []
+    says: tuple[str, ...] = WORDS
+    fails: int = 0
+    """Calls that are refused before one is answered."""
+    status: int = 503
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: answers are written to their end; else they stop after their first word."""
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    end: bytes = b"data: [DONE]\n\n"
+    drop: bool = False
+    """The next realtime answer ends with the connection."""
+    asked: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.goes_on.set()
+
+
+class Upstream:
+    """A provider of chat completions and Realtime that answers as `model` says."""
+
+    model: Model
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -48,59 +85,106 @@ class Model:
         return app
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(await request.json())
-        if self.fails:
-            self.fails -= 1
-            return web.json_response({"error": {"message": "The model is overloaded."}}, status=503)
+        model = self.model
+        model.asked.append(await request.json())
+        if model.fails:
+            model.fails -= 1
+            error = {"message": "The model is overloaded."}
+            return web.json_response({"error": error}, status=model.status)
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
         try:
-            for word in ("Hello ", "from ", "the model."):
-                await answer.write(b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}).encode() + b"\n\n")
-                await self.pauses.wait()
+            for word in model.says:
+                choice = {"index": 0, "delta": {"content": word}}
+                await answer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+                await model.goes_on.wait()
         except (asyncio.CancelledError, ConnectionError):
-            self.cancelled.set()
+            model.cancelled.set()
             raise
-        await answer.write(b"data: [DONE]\n\n")
+        await answer.write(model.end)
         return answer
 
     async def realtime(self, request: web.Request) -> web.StreamResponse:
+        model = self.model
         socket = web.WebSocketResponse(protocols=("realtime",))
         await socket.prepare(request)
         await socket.send_json({"type": "session.created", "session": {}})
+        answers = []
         async for message in socket:
             event = json.loads(message.data)
-            self.asked.append(event)
+            model.asked.append(event)
             if event["type"] == "response.create":
-                await socket.send_json({"type": "response.output_text.delta", "delta": "Live "})
-                if self.drop:
-                    self.drop = False
-                    assert request.transport is not None
-                    request.transport.abort()  # type: ignore[attr-defined]
-                    break
-                await socket.send_json({"type": "response.output_text.delta", "delta": "answer."})
-                await socket.send_json({"type": "response.done", "response": {"status": "completed"}})
+                answers.append(asyncio.ensure_future(self._respond(request, socket)))
+        await asyncio.gather(*answers, return_exceptions=True)
         return socket
 
+    async def _respond(self, request: web.Request, socket: web.WebSocketResponse) -> None:
+        model = self.model
+        await socket.send_json({"type": "response.output_text.delta", "delta": "Live "})
+        if model.drop:
+            model.drop = False
+            assert request.transport is not None
+            request.transport.abort()  # type: ignore[attr-defined]
+            return
+        await model.goes_on.wait()
+        await socket.send_json({"type": "response.output_text.delta", "delta": "answer."})
+        await socket.send_json({"type": "response.done", "response": {"status": "completed"}})
 
-@pytest.fixture(scope="module", params=["19", pytest.param("18", marks=pytest.mark.soak)], ids=["react-19", "react-18"])
+
+@dataclass
+class Site:
+    """The example app behind nginx, beside a relay whose provider `demo` is `upstream`."""
+
+    url: str
+    browser: Browser
+    upstream: Upstream
+
+
+Chat = tuple["Page", Model]
+
+
+REACTS = ["19", pytest.param("18", marks=pytest.mark.soak)]
+
+
+@pytest.fixture(scope="module", params=REACTS, ids=["react-19", "react-18"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example app, built once with each React."""
     need_packages(WEB)
     folder = tmp_path_factory.mktemp("built") / "app"
     command = ("../../node_modules/.bin/vite", "build", "--outDir", str(folder), "--emptyOutDir")
     environment = {"PATH": os.environ["PATH"], "REACT": request.param}
-    subprocess.run(command, cwd=WEB / "examples/react", env=environment, check=True, capture_output=True, timeout=HANG_GUARD_S * 5)
+    subprocess.run(
+        command, cwd=WEB / "examples/react", env=environment, check=True, capture_output=True,
+        timeout=HANG_GUARD_S * 5,
+    )  # fmt: skip
     return folder
 
 
-@pytest.fixture
-async def chat(built: Path, start: StartRelay, aiohttp_server: Any, nginx: Nginx) -> AsyncIterator[tuple[Page, Model]]:
-    model = Model()
-    relay = await start(demo=provider(str((await aiohttp_server(model.app())).make_url("")), websocket={"default_path": "realtime", "subprotocols": {"realtime": "pass"}}))
-    shutil.copytree(built, nginx.root, dirs_exist_ok=True)
-    async with chromium(await nginx.before(relay.port)) as page:
-        yield page, model
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    upstream, nginx = Upstream(), Nginx(folder)
+    async with TestServer(upstream.app()) as server, launched() as browser:
+        websocket = {"default_path": "realtime", "subprotocols": {"realtime": "pass"}}
+        demo = provider(str(server.make_url("")), websocket=websocket)
+        relay = await start_relay(folder, {"providers": {"demo": demo}})
+        shutil.copytree(built, nginx.root, dirs_exist_ok=True)
+        yield Site(await nginx.before(relay.port), browser, upstream)
+        await nginx.stop()
+        await stop_relay(relay)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def chat(site: Site, request: pytest.FixtureRequest) -> AsyncIterator[Chat]:
+    """A fresh page; a parameter is how the browser presents itself."""
+    site.upstream.model = Model()
+    context = await site.browser.new_context(base_url=site.url, **getattr(request, "param", {}))
+    page = await context.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    await page.goto("/")
+    yield page, site.upstream.model
+    site.upstream.model.goes_on.set()
+    await context.close()
 
 
 async def _say(page: Page, text: str) -> None:
@@ -108,60 +192,357 @@ async def _say(page: Page, text: str) -> None:
     await page.keyboard.press("Enter")
 
 
-async def test_a_chat_streams_and_remembers(chat: tuple[Page, Model]) -> None:
+async def _answered(page: Page, count: int = 1) -> None:
+    """Wait for the last of `count` answers."""
+    done = page.locator(".aigw-assistant[data-state=done]")
+    await playwright.expect(done).to_have_count(count)
+
+
+async def _asked(model: Model, count: int) -> list[Any]:
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(model.asked) < count:
+            await asyncio.sleep(0.005)
+    return model.asked
+
+
+async def test_a_chat_streams_and_remembers(chat: Chat) -> None:
     page, model = chat
-    model.pauses.clear()
+    model.goes_on.clear()
     await _say(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
     await playwright.expect(page.get_by_role("log")).not_to_contain_text("the model.")
-    model.pauses.set()
+    model.goes_on.set()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     await _say(page, "and again")
-    await playwright.expect(page.locator(".aigw-assistant[data-state=done]")).to_have_count(2)
-    assert [message["role"] for message in model.asked[1]["messages"]] == ["user", "assistant", "user"]
+    await _answered(page, 2)
+    assert [message["role"] for message in model.asked[1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
-async def test_stop_ends_the_call_and_retry_asks_again(chat: tuple[Page, Model]) -> None:
+async def test_an_example_of_the_greeting_asks_it_and_the_greeting_is_gone(chat: Chat) -> None:
     page, model = chat
-    model.pauses.clear()
+    await playwright.expect(page.get_by_text("How can I help?")).to_be_visible()
+    await page.get_by_role("button", name="Compare REST and WebSocket").click()
+    await _answered(page)
+    await playwright.expect(page.get_by_text("How can I help?")).to_have_count(0)
+    assert model.asked[0]["messages"] == [
+        {"role": "user", "content": "Compare REST and WebSocket in a table."}
+    ]
+    await page.get_by_role("button", name="New chat").click()
+    await playwright.expect(page.get_by_text("How can I help?")).to_be_visible()
+    await playwright.expect(page.get_by_role("article")).to_have_count(0)
+
+
+async def test_stop_ends_the_call_and_retry_asks_again(chat: Chat) -> None:
+    page, model = chat
+    model.goes_on.clear()
     await _say(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
     await page.keyboard.press("Escape")
     await playwright.expect(page.get_by_text("Stopped.")).to_be_visible()
     await asyncio.wait_for(model.cancelled.wait(), 15)
-    model.pauses.set()
+    model.goes_on.set()
     await page.get_by_role("button", name="Retry").click()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     await playwright.expect(page.get_by_role("article")).to_have_count(2)
 
 
-async def test_an_error_is_shown_nothing_typed_is_lost_and_retry_works(chat: tuple[Page, Model]) -> None:
+async def test_an_error_is_shown_nothing_typed_is_lost_and_retry_works(chat: Chat) -> None:
     page, model = chat
     model.fails = 1
     await _say(page, "a precious question")
-    await playwright.expect(page.get_by_role("alert")).to_have_text("The model is overloaded.")
+    await playwright.expect(page.get_by_role("alert")).to_contain_text("The model is overloaded.")
     await playwright.expect(page.get_by_role("log")).to_contain_text("a precious question")
     await page.get_by_role("button", name="Retry").click()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
-    assert [asked["messages"][-1]["content"] for asked in model.asked] == ["a precious question"] * 2
+    assert [asked["messages"][-1]["content"] for asked in model.asked] == [
+        "a precious question"
+    ] * 2
 
 
-async def test_a_realtime_session_answers_reconnects_and_says_so(chat: tuple[Page, Model]) -> None:
+async def test_an_error_says_what_to_do(chat: Chat) -> None:
+    page, model = chat
+    for status, query, advice in (
+        (401, "", "Check the token and the provider's key."),
+        (429, "", "Wait a moment, then retry."),
+        (200, "?provider=nobody", "Choose a provider that gateway.yaml has."),
+        (200, "?url=http://127.0.0.1:9", "Check that the relay runs"),
+    ):
+        model.fails, model.status = int(status != 200), status
+        await page.goto(f"/{query}")
+        await _say(page, "hi")
+        await playwright.expect(page.get_by_role("alert")).to_contain_text(advice)
+        await playwright.expect(page.get_by_label("Message")).to_be_focused()
+
+
+async def test_an_answer_is_whole_with_a_finish_reason_and_failed_without_any_end(
+    chat: Chat,
+) -> None:
+    page, model = chat
+    model.end = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    await _say(page, "hi")
+    await _answered(page)
+    model.end = b""
+    await _say(page, "and now?")
+    await playwright.expect(page.get_by_role("alert")).to_contain_text("The answer ended early.")
+    await playwright.expect(page.locator(".aigw-markdown").last).to_have_text("".join(WORDS))
+
+
+async def test_a_failed_answer_without_text_is_not_sent_to_the_model(chat: Chat) -> None:
+    page, model = chat
+    model.fails = 1
+    await _say(page, "hi")
+    await playwright.expect(page.get_by_role("alert")).to_be_visible()
+    await _say(page, "hello?")
+    await _answered(page)
+    assert [message["content"] for message in model.asked[1]["messages"]] == ["hi", "hello?"]
+
+
+async def test_a_realtime_session_answers_reconnects_and_says_so(chat: Chat) -> None:
     page, model = chat
     await page.get_by_label("Realtime").check()
     await _say(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Live answer.")
     await playwright.expect(page.get_by_role("status")).to_have_text("Connected.")
+    assert model.asked[1] == {
+        "type": "response.create",
+        "response": {"output_modalities": ["text"]},
+    }
     model.drop = True
     await _say(page, "once more")
     await playwright.expect(page.get_by_role("alert")).to_contain_text("connection was lost")
     await playwright.expect(page.get_by_role("status")).to_have_text("Connected again.")
+    model.asked.clear()
     await page.get_by_role("button", name="Retry").click()
-    await playwright.expect(page.locator(".aigw-assistant").last).to_have_text("AnswerLive answer.")
-    assert model.asked[1] == {"type": "response.create", "response": {"output_modalities": ["text"]}}
+    await _answered(page, 2)
+    items = [event["item"]["content"][0]["text"] for event in model.asked if "item" in event]
+    assert items == ["hi", "Live answer.", "once more"], "the provider's new session knows nothing"
 
 
-async def test_it_is_used_by_keyboard_and_named_for_screen_readers(chat: tuple[Page, Model]) -> None:
+async def test_the_conversation_continues_when_the_transport_changes(chat: Chat) -> None:
+    page, model = chat
+    await _say(page, "hi")
+    await _answered(page)
+    await page.get_by_label("Realtime").check()
+    sent = (await _asked(model, 3))[1:]
+    assert [event["item"] for event in sent] == [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "Hello from the model."}],
+        },
+    ]
+    await _say(page, "and live?")
+    await _answered(page, 2)
+    assert [event["type"] for event in model.asked[3:]] == [
+        "conversation.item.create",
+        "response.create",
+    ]
+    await page.get_by_role("radio", name="Chat").check()
+    await _say(page, "and back?")
+    await _answered(page, 3)
+    assert model.asked[-1]["messages"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Hello from the model."},
+        {"role": "user", "content": "and live?"},
+        {"role": "assistant", "content": "Live answer."},
+        {"role": "user", "content": "and back?"},
+    ]
+
+
+async def test_no_delta_of_a_stopped_realtime_answer_reaches_the_next(chat: Chat) -> None:
+    page, model = chat
+    await page.get_by_label("Realtime").check()
+    model.goes_on.clear()
+    await _say(page, "hi")
+    await playwright.expect(page.get_by_role("log")).to_contain_text("Live")
+    await page.get_by_role("button", name="Stop").click()
+    await playwright.expect(page.get_by_text("Stopped.")).to_be_visible()
+    await _say(page, "again")
+    await _asked(model, 7)  # item, create, cancel; a new session with both questions and the answer
+    model.goes_on.set()
+    await _answered(page)
+    await playwright.expect(page.locator(".aigw-markdown")).to_have_text(["Live", "Live answer."])
+    assert model.asked[2]["type"] == "response.cancel"
+
+
+async def test_markdown_is_shown_and_both_code_and_answer_are_copied(chat: Chat) -> None:
+    page, model = chat
+    model.says = (RICH[:40], RICH[40:])
+    # As on a page over plain HTTP: there is no clipboard API.
+    await page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    await page.evaluate(
+        "document.addEventListener('copy', () => { copied = document.activeElement.value })"
+    )
+    await _say(page, "hi")
+    await _answered(page)
+    answer = page.locator(".aigw-markdown")
+    await playwright.expect(answer.locator("strong")).to_have_text("strong")
+    await playwright.expect(answer.locator("td")).to_have_count(4)
+    await playwright.expect(answer.locator("ol > li")).to_have_text(["first", "second"])
+    await playwright.expect(answer.get_by_role("link", name="a link")).to_have_attribute(
+        "rel", "noopener noreferrer nofollow"
+    )
+    code = page.get_by_role("button", name="Copy code")
+    await code.click()
+    assert (await page.evaluate("copied")).startswith('print("a line')
+    await playwright.expect(page.get_by_role("button", name="Copied")).to_be_focused()
+    await page.get_by_role("button", name="Copy answer").click()
+    assert await page.evaluate("copied") == RICH
+
+
+HOSTILE = """<script>hacked = 1</script> <img src=x onerror="hacked = 1"> <b onclick="hacked = 1">b</b>
+
+<iframe srcdoc="<script>parent.hacked = 1</script>"></iframe>
+<style>* { display: none }</style>
+
+[a](javascript:hacked=1) [b](JaVaScRiPt:hacked=1) [c](javascript&colon;hacked=1)
+[d](&#106;avascript:hacked=1) [e](java&#10;script:hacked=1) [f]( javascript:hacked=1)
+[g](data:text/html,<script>hacked=1</script>) [h](vbscript:hacked) [i][ref] <javascript:hacked=1>
+[j](https://example.com/"onmouseover="hacked=1) [k](//evil.invalid/) [l](ftp://evil.invalid/)
+
+![track](https://evil.invalid/pixel.png?secret) ![x](javascript:hacked=1)
+
+```js" onload="hacked = 1
+</code></pre><script>hacked = 1</script>
+```
+
+| <img src=x onerror=hacked=1> | b |
+|:--"onclick=hacked=1 | --- |
+
+[ref]: javascript:hacked=1
+"""
+
+
+async def test_hostile_markdown_makes_no_markup_no_script_and_no_request(chat: Chat) -> None:
+    page, model = chat
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    model.says = (HOSTILE,)
+    await _say(page, "hi")
+    await _answered(page)
+    await playwright.expect(page.locator(".aigw-markdown")).to_contain_text(
+        '<img src=x onerror="hacked = 1">'
+    )
+    found = await page.evaluate("""() => [...document.querySelectorAll('.aigw-markdown *')].map(
+        (element) => [element.localName, [...element.attributes].map((each) => each.name)])""")
+    assert {name for name, _ in found} <= {"p", "span", "a", "div", "pre", "code", "button", "br"}
+    assert not [names for _, names in found if any(name.startswith("on") for name in names)]
+    links = await page.evaluate(
+        "[...document.querySelectorAll('.aigw-markdown a')].map((a) => a.protocol)"
+    )
+    assert set(links) == {"https:"}
+    assert await page.evaluate("typeof hacked") == "undefined"
+    assert not [url for url in requested if "/chat/completions" not in url]
+
+
+async def test_markdown_nested_or_long_beyond_reason_is_shown_as_text(chat: Chat) -> None:
+    page, model = chat
+    hostile = (">" * 200, "- > " * 5_000, "[" * 20_000, "_a_" * 15_000, "# " + "x" * 60_000)
+    for count, text in enumerate(hostile, 1):
+        model.says = (text,)
+        await _say(page, "hi")
+        await _answered(page, count)
+        await playwright.expect(page.locator(".aigw-markdown").last).to_have_text(text)
+    model.says = ("- " * 200 + "x",)
+    await _say(page, "hi")
+    await _answered(page, len(hostile) + 1)
+    nested = page.locator(".aigw-markdown").last
+    await playwright.expect(nested).to_contain_text("x")
+    assert 0 < await nested.locator("li").count() < 20
+
+
+async def test_the_system_decides_between_light_and_dark_and_a_property_overrules_it(
+    chat: Chat,
+) -> None:
+    page, _ = chat
+
+    async def is_dark() -> bool:
+        color = await page.evaluate(
+            "getComputedStyle(document.querySelector('.aigw')).backgroundColor"
+        )
+        return sum(map(int, color.strip("rgb()").split(","))) < 3 * 128
+
+    for system in ("light", "dark"):
+        await page.emulate_media(color_scheme=system)  # type: ignore[arg-type]
+        for theme, dark in {"auto": system == "dark", "light": False, "dark": True}.items():
+            await page.evaluate(f"document.querySelector('.aigw').dataset.theme = '{theme}'")
+            assert await is_dark() is dark, (system, theme)
+    await page.goto("/?theme=light")
+    assert not await is_dark()
+
+
+async def test_it_has_no_fault_that_axe_finds_in_light_and_dark(chat: Chat) -> None:
+    page, model = chat
+    await page.add_script_tag(path=WEB / "node_modules/axe-core/axe.min.js")
+
+    async def faults() -> list[Any]:
+        found = await page.evaluate("axe.run('.aigw', {resultTypes: ['violations']})")
+        return [
+            (fault["id"], [node["html"] for node in fault["nodes"]])
+            for fault in found["violations"]
+        ]
+
+    assert await faults() == []
+    model.says = (RICH,)
+    await _say(page, "hi")
+    await _answered(page)
+    await playwright.expect(page.locator(".aigw-markdown td")).to_have_count(4)
+    model.fails = 1
+    await _say(page, "and now?")
+    await playwright.expect(page.get_by_role("alert")).to_be_visible()
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert await faults() == [], scheme
+
+
+@pytest.mark.parametrize("chat", [PHONE], indirect=True)
+async def test_it_fits_a_phone_and_stays_above_its_keyboard(chat: Chat) -> None:
+    page, model = chat
+    model.says = (RICH * 3,)
+    await _say(
+        page, "averyveryverylongquestionwithoutanyspacesaveryveryverylongquestionwithoutanyspaces"
+    )
+    await _answered(page)
+    await playwright.expect(page.locator(".aigw-markdown td")).to_have_count(12)
+    assert await page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    too_wide = await page.evaluate("""[...document.querySelectorAll('.aigw article, .aigw form, .aigw header')]
+        .filter((element) => element.getBoundingClientRect().right > 390).length""")
+    assert too_wide == 0
+    send = page.get_by_role("button", name="Send")
+    assert (await send.bounding_box() or {})["height"] >= 44
+    # iOS makes the visual viewport smaller, and not the page.
+    await page.evaluate("""Object.defineProperty(visualViewport, 'height', {value: 500});
+        visualViewport.dispatchEvent(new Event('resize'))""")
+    box = await send.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 500
+
+
+async def test_a_log_that_was_scrolled_up_stays_there_while_an_answer_is_written(
+    chat: Chat,
+) -> None:
+    page, model = chat
+    model.says = ("line\n\n" * 60, "more\n\n" * 60)
+    model.goes_on.clear()
+    await _say(page, "hi")
+    log = page.get_by_role("log")
+    await playwright.expect(log).to_contain_text("line")
+    await page.wait_for_function("""() => {
+        const log = document.querySelector('.aigw-log');
+        return log.scrollTop > 0 && log.scrollHeight - log.scrollTop - log.clientHeight < 2; }""")
+    await log.evaluate("log => new Promise(done => { log.onscroll = done; log.scrollTop = 0; })")
+    model.goes_on.set()
+    await _answered(page)
+    await playwright.expect(log).to_contain_text("more")
+    assert await log.evaluate("log => log.scrollTop") == 0
+
+
+async def test_it_is_used_by_keyboard_and_named_for_screen_readers(chat: Chat) -> None:
     page, _ = chat
     await playwright.expect(page.get_by_role("region", name="Chat")).to_be_visible()
     await playwright.expect(page.get_by_role("button", name="Send")).to_be_disabled()
@@ -174,12 +555,8 @@ async def test_it_is_used_by_keyboard_and_named_for_screen_readers(chat: tuple[P
     await playwright.expect(page.get_by_role("button", name="Send")).to_be_focused()
     await page.keyboard.press("Enter")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
-    color = await page.evaluate("() => { document.documentElement.style.setProperty('--aigw-accent', 'rgb(1, 2, 3)'); return getComputedStyle(document.querySelector('.aigw-user')).backgroundColor }")
+    await playwright.expect(page.get_by_label("Message")).to_be_focused()
+    color = await page.evaluate("""() => {
+        document.documentElement.style.setProperty('--aigw-accent', 'rgb(1, 2, 3)');
+        return getComputedStyle(document.querySelector('.aigw-user')).backgroundColor; }""")
     assert color == "rgb(1, 2, 3)"
-
-
-def test_the_example_imports_as_users_do() -> None:
-    assert '"../utils/AIGatewayClient"' in (WEB / "AIGatewayChat.jsx").read_text()
-    source = WEB / "examples/react/src"
-    assert (source / "components/AIGatewayChat.jsx").resolve() == WEB / "AIGatewayChat.jsx"
-    assert (source / "utils/AIGatewayClient.js").resolve() == WEB / "AIGatewayClient.js"
