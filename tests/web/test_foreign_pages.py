@@ -1,4 +1,7 @@
-"""What a page of another origin can do to a relay whose access is open, in a real Chromium: nothing reaches a provider."""
+"""A page of another origin, in a real Chromium, and a relay whose access is open.
+
+Nothing that the page does reaches a provider.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.upstream.raw import RawUpstream, ok
 
 @dataclass
 class Pages:
-    """A page server at another origin, by a name of its own."""
+    """A page server at another origin, under a host name of its own."""
 
     server: TestServer
     host: str
@@ -42,7 +45,7 @@ async def pages() -> AsyncIterator[TestServer]:
     await server.close()
 
 
-# Each makes the browser ask for `url` and resolves once it has an answer, or has given up.
+# Each makes the browser request `url`, and resolves once the request has succeeded or failed.
 ATTACKS = {
     "image": "new Promise(done => { const it = new Image(); it.onload = it.onerror = done; it.src = url; })",
     "script": "new Promise(done => { const it = document.createElement('script'); it.onload = it.onerror = done; it.src = url; document.head.append(it); })",
