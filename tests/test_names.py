@@ -16,6 +16,7 @@ KEEPS_OLD_NAMES = {
     "relay/storage/migrations/versions/r0001_the_ledger.py": "a schema of then",
     "relay/storage/migrations/versions/r0004_transport_and_surface.py": "renames columns",
     "tests/registry/test_mistakes.py": "tests the refusals",
+    "tests/storage/test_backup.py": "makes a row of then",
     "tests/storage/test_migrations.py": "makes a database of then",
     "tests/test_names.py": "this",
 }
