@@ -1,13 +1,13 @@
-"""Composition root: a Config becomes an aiohttp Application. What starts and stops, in which order,
-stands here.
+"""Composition root: build an aiohttp Application from a Config, and start and stop its parts in
+order.
 
-`create(config)` is for mounting in your own aiohttp application:
+`create(config)` makes an application to mount in your own aiohttp application:
 
     app.add_subapp("/api/v1/ai-gateway", relay.app.create("gateway.yaml"))
 
-`standalone(config, sources)` is what `relay serve` runs: the same surfaces under
-/api/v1/ai-gateway, and health at the root. Mounted, the relay lives with the host's server options,
-aiohttp's defaults included.
+`standalone(config, sources)` makes the application that `relay serve` runs: the same surfaces under
+/api/v1/ai-gateway, and health checks at the root. A mounted relay runs with the server options of
+the host application, which may be aiohttp's defaults, instead of RUNNER_OPTIONS.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ RUNNER_OPTIONS: dict[str, Any] = {
     "read_bufsize": 64 * 1024,
     "shutdown_timeout": 0.5,
 }
-"""The relay's own server: a client that leaves cancels its call, bodies pass as they came."""
+"""Options of the relay's own server: a client that disconnects cancels its call, and request bodies
+are not decompressed."""
 
 
 def create(config: str | Path | Config) -> web.Application:
-    """An Application to mount with `add_subapp`. A path is loaded with the `.env` beside it. Raises
-    ConfigError, and UnknownLibrary for another version of aiohttp.
+    """Make an Application to mount with `add_subapp`. A path is loaded with the `.env` beside it.
+    Raises ConfigError, and UnknownLibrary for another version of aiohttp.
 
-    The built-in provider `demo` runs with it if the file enables it.
+    The application also runs the built-in provider `demo` if the configuration enables it.
     """
     check_private_parts()
     demo: Demo | None = None
@@ -73,8 +74,8 @@ def create(config: str | Path | Config) -> web.Application:
 
 
 def standalone(config: Config, sources: Sources) -> web.Application:
-    """The Application that `relay serve` runs. Whoever runs it starts the demo provider, and has
-    checked the private parts: a supervisor has, for all its workers.
+    """Make the Application that `relay serve` runs. The caller starts the demo provider, and has
+    called `check_private_parts` (a supervisor does so once for all its workers).
     """
     return _build(Gateway(config), API, sources)
 
@@ -87,12 +88,12 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     reloading = asyncio.Lock()
 
     async def reload_alone(files: Snapshot | None = None) -> Reloaded:
-        # One that read the files earlier must not replace what a later one has read.
+        # A reload that read the files earlier must not replace the result of a later one.
         async with reloading:
             return await reload(gateway, sources, files)
 
     gateway.reload = gateway.apply = reload_alone
-    # aiohttp tries the longest fixed path first: /providers/reload is no provider.
+    # aiohttp tries the longest fixed path first: /providers/reload is not taken for a provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
     logs.add_routes(app, prefix)
@@ -100,14 +101,14 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     health.add_routes(app, "")
     if prefix:  # mounted, the host's own pages are at `/`
         pages.add_routes(app)
-    # aiohttp makes a route for each request that finds none, and each is a cycle of objects.
-    app.router.add_route("*", "/{nothing:.*}", _nothing)
+    # Without it aiohttp makes a route, a cycle of objects, for each request that matches none.
+    app.router.add_route("*", "/{path:.*}", _refuse_unknown_route)
     app.cleanup_ctx.append(_outbound)
     app.cleanup_ctx.append(run_periodic_jobs)
     return app
 
 
-async def _nothing(request: web.Request) -> web.StreamResponse:
+async def _refuse_unknown_route(request: web.Request) -> web.StreamResponse:
     raise unknown_route(request)
 
 
@@ -116,16 +117,16 @@ async def _outbound(app: web.Application) -> AsyncIterator[None]:
     try:
         await app[GATEWAY].start()
         yield
-    finally:  # after a start that failed too, for part of it may be open
+    finally:  # after a failed start too: some parts may be open
         await app[GATEWAY].stop()
 
 
 async def reload(gateway: Gateway, sources: Sources, files: Snapshot | None = None) -> Reloaded:
-    """Read the configuration from the same places again and put it in force.
+    """Load the configuration again, apply it, and return what changed. Raises ConfigInvalid; the
+    old configuration stays then.
 
-    With `files`, which the supervisor has read and checked, those are taken instead. Exchanges that
-    run keep the configuration that they began with. Raises ConfigInvalid; then the old
-    configuration stays.
+    `files`, which a supervisor has read and checked, are used instead of those on disk. Running
+    exchanges keep the configuration with which they began.
     """
     try:
         if files is None:

@@ -1,7 +1,7 @@
-"""Background work after a call: token refunds, cache writes.
+"""Run the work that is left when a call has ended: token refunds, cache writes.
 
-Owns: a bounded queue and the one task that empties it, in order. A call never waits for it; what
-finds it full is dropped and counted.
+Owns a bounded queue and the one task that empties it, in order. A call never waits for the queue;
+work that does not fit is dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ Work = Coroutine[Any, Any, None]
 
 
 class BackgroundQueue:
-    """Call it with a coroutine. `start` and `stop` frame its life inside the running loop."""
+    """Queue a coroutine by calling this object. Call `start` and `stop` within the running loop."""
 
     def __init__(self) -> None:
         self._work: deque[Work] = deque()
-        self._come = asyncio.Event()
+        self._added = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
 
     def __call__(self, work: Work) -> None:
-        """Have it done soon."""
+        """Queue `work`; drop it if the queue is full."""
         if len(self._work) >= _MAX_WAITING:
             work.close()
             self.dropped += 1
             return
         self._work.append(work)
         self._empty.clear()
-        self._come.set()
+        self._added.set()
 
     async def start(self) -> None:
-        """Begin to work."""
+        """Start the task."""
         self._task = asyncio.create_task(self._run())
 
     async def done(self) -> None:
-        """Wait until nothing is left."""
+        """Wait until all queued work is done."""
         await self._empty.wait()
 
     async def stop(self) -> None:
-        """Do what is left, within two seconds."""
+        """Finish the queued work within two seconds; drop the rest."""
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._empty.wait()
@@ -63,12 +63,12 @@ class BackgroundQueue:
 
     async def _run(self) -> None:
         while True:
-            await self._come.wait()
-            self._come.clear()
+            await self._added.wait()
+            self._added.clear()
             while self._work:
                 try:
                     await self._work.popleft()
                 except Exception as error:
-                    # One that fails must not end all that follow; it is logged each time.
+                    # Work that fails must not end the task; each failure is logged.
                     log.bug("background.failed", error)
             self._empty.set()

@@ -1,7 +1,8 @@
-"""Gateway: everything a call needs, and the one place where an Exchange begins and ends.
+"""Hold the parts of a running relay that calls need, and begin and end each Exchange.
 
-Owns: what runs now, and the configuration in force. A reload replaces `config`; an Exchange keeps
-the Route it has. Clocks and randomness come in here and nowhere else.
+Owns the configuration in force and the sets of running exchanges and sessions. A reload replaces
+`config`; an Exchange keeps the Route that it has. The parts get their clocks and their randomness
+from here. What happens to a call between its begin and its end is in rest.py and websocket.py.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """One per application. `start` and `stop` frame its life inside the running loop."""
+    """One per application. Call `start` and `stop` within the running event loop."""
 
     def __init__(self, config: Config) -> None:
         self.clock: Callable[[], float] = time.monotonic
         self.background = BackgroundQueue()
-        self.shared = self._shared(config)
+        self.shared = self._connect_redis(config)
         memory = MemoryWindows(self.clock, time.time)
         self.windows = Windows(memory, self.shared, self.background, new_id)
         self.limit_counts = LimitCounts()
@@ -75,35 +76,37 @@ class Gateway:
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
         self.cache = Cache(memory_store, redis_store, self.background)
-        self._take(config)
-        self.calls: set[Exchange] = set()  # whose waits each periodic sweep judges
-        self.in_session: set[Exchange] = set()  # of open WebSockets: their sessions are judged
+        self._apply(config)
+        self.calls: set[Exchange] = set()  # each periodic sweep checks their timeouts
+        self.in_session: set[Exchange] = set()  # with an open WebSocket: see `sessions`
         self.sessions: DeadlineQueue[Session] = DeadlineQueue()
         self.held_bytes = 0
         self.draining = False
         self.admitted: set[object] = set()
-        """Connections whose request load shedding admitted, and which is not handled yet."""
+        """Connections whose request load shedding admitted and no handler has taken yet."""
         self.requests_shed = 0
-        """Requests that load shedding refused; relay/periodic.py logs how many."""
+        """Number of requests that load shedding refused; relay/periodic.py logs it."""
         self.shed_logged = 0
         self.mounted = False
-        """In somebody else's application, whose server undoes the Content-Encoding of request
-        bodies and does not cancel the handler of a client that left: aiohttp's defaults."""
+        """True in a host application, whose server (with aiohttp's defaults) decompresses request
+        bodies and does not cancel the handler of a client that disconnected."""
         self.started_with = config
         self.reload: Callable[[], Awaitable[Reloaded]] | None = None
-        """Reads the files again and puts them in force, in all processes."""
+        """Reloads the configuration in all processes."""
         self.apply: Callable[[Snapshot], Awaitable[Reloaded]] | None = None
-        """Puts files that another process has read in force, in this process."""
+        """Applies a configuration from files that the supervisor has read, in this process."""
         self.when_replaced: Callable[[Config], None] | None = None
-        """Takes over what the server needs of a new configuration."""
+        """Applies the server's part of a new configuration."""
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
-        """Of this process; where there are several, of all."""
+        """Purges the cache of this process; with several workers, of all of them."""
         self.upstream: UpstreamSessions
-        health = Health(self.clock, random.random, _alarm)
+        health = Health(self.clock, random.random, _warn_of_refused_key)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
 
     def _observers(self, settings: GatewayFile) -> tuple[Metrics | None, Traces | None]:
-        """Who else observes how calls ended. Raises TracingUnavailable."""
+        """Make the metrics and the traces, which the ledger gives each finished call. Raises
+        TracingUnavailable.
+        """
         metrics = Metrics(settings.metrics.max_models) if settings.metrics.enabled else None
         traces = None
         if settings.tracing.endpoint is not None:
@@ -114,7 +117,7 @@ class Gateway:
         return metrics, traces
 
     async def start(self) -> None:
-        """Open the outbound pools."""
+        """Open the connection pools and the ledger, and start the background queue."""
         self.upstream = UpstreamSessions()
         await self.ledger.start(
             lambda: _retention(self.settings), lambda: grouping(self.settings.ledger)
@@ -122,7 +125,9 @@ class Gateway:
         await self.background.start()
 
     async def stop(self) -> None:
-        """Finish what calls left to do, and close the outbound pools."""
+        """End the shared calls, finish background work, write the ledger, and close all
+        connections.
+        """
         log.keep_protecting(self.secrets)
         await self.inflight.stop()
         await self.background.stop()
@@ -134,7 +139,7 @@ class Gateway:
             await self.shared.close()
 
     def gauges(self) -> dict[Sample, float]:
-        """The current values of gauges (ledger/metrics.py)."""
+        """Return the current values of the gauges (ledger/metrics.py)."""
         gauges: dict[Sample, float] = {
             ("relay_requests_in_flight",): len(self.calls) + len(self.in_session),
             ("relay_sessions",): len(self.sessions),
@@ -159,7 +164,7 @@ class Gateway:
         return {name: provider for name, provider in providers.items() if not provider.missing}
 
     def counters(self) -> dict[Sample, float]:
-        """What is counted since the start, other than calls (ledger/metrics.py)."""
+        """Return what is counted since the start outside of calls (ledger/metrics.py)."""
         lost = self.ledger.lost
         counters: dict[Sample, float] = {
             ("relay_ledger_failures_total",): lost.failures,
@@ -185,20 +190,20 @@ class Gateway:
 
     @property
     def running(self) -> set[Exchange]:
-        """Every Exchange that has not ended."""
+        """All exchanges that have not ended."""
         return self.calls | self.in_session
 
     def open_session(self, exchange: Exchange) -> None:
-        """The WebSocket of `exchange` is open: from now on its session is what is judged."""
+        """Note that the WebSocket of `exchange` is open: its session's timeouts apply now."""
         self.calls.discard(exchange)
         self.in_session.add(exchange)
 
     def replace(self, config: Config) -> None:
-        """Put a checked configuration in force. Running Exchanges keep what they began with.
-        Settings that need a restart stay as they were at the start.
+        """Apply a checked configuration. Running exchanges keep the configuration with which they
+        began; settings that need a restart keep their values of the start.
         """
         config = taken_over(self.started_with, config)
-        self._take(config)
+        self._apply(config)
         self.sessions.make_all_due()  # their limits may have changed
         self.attempts.budget = self._budget()
         self.secrets.replace(config.secrets)
@@ -209,13 +214,13 @@ class Gateway:
         rules = self.settings.retry_budget
         return Budget(rules.percent, rules.per_s, self.clock)
 
-    def _shared(self, config: Config) -> RedisConnection | None:
+    def _connect_redis(self, config: Config) -> RedisConnection | None:
         redis = config.settings.redis
         if redis.url is None:
             return None
-        return RedisConnection(redis.url, redis.timeout_s, self.clock, _redis_changed)
+        return RedisConnection(redis.url, redis.timeout_s, self.clock, _log_redis_change)
 
-    def _take(self, config: Config) -> None:
+    def _apply(self, config: Config) -> None:
         self.config = config
         self.settings: GatewayFile = config.settings
         self.registry: Registry = config.registry
@@ -233,7 +238,7 @@ class Gateway:
         self.usage_refusals = UsageRefusals()
 
     def begin(self, call: Call, transport: Transport, web_request: web.Request) -> Exchange:
-        """A new Exchange for `call`, counted as running until `close`."""
+        """Begin an Exchange for `call`; it counts as running until `close`."""
         headers = call.headers
         request = Request(
             transport,
@@ -255,18 +260,18 @@ class Gateway:
         return exchange
 
     def hold(self, exchange: Exchange, count: int) -> None:
-        """Count bytes of a request body that are held in memory."""
+        """Count `count` bytes of a request body that are held in memory."""
         exchange.request.held_bytes += count
         self.held_bytes += count
 
     def let_go(self, exchange: Exchange, count: int) -> None:
-        """They are held no more."""
+        """Count `count` bytes less: they are no longer held."""
         exchange.request.held_bytes -= count
         self.held_bytes -= count
 
     def release(self, exchange: Exchange) -> None:
-        """Give back what an Exchange took, and let go of what holds it: a cycle would keep it for
-        the collector. Does not raise.
+        """Release what an Exchange reserved, and drop the references that form cycles with it, so
+        that it is freed without the garbage collector. Does not raise.
         """
         exchange.move_to("ended")
         self.calls.discard(exchange)
@@ -279,13 +284,13 @@ class Gateway:
             try:
                 release()
             except Exception as error:
-                # Whatever it is, the others are released and the call gets its row.
+                # After any exception the others are still released, and the call gets its row.
                 log.bug("exchange.close_failed", error, id=exchange.id)
 
     def close(self, exchange: Exchange) -> None:
-        """End an Exchange: exactly once, without waiting, without raising. What it used and cost,
-        its log line and its row come soon after, many calls at a time; where it leads a call that
-        still runs, when that is over.
+        """End an Exchange, exactly once, without waiting or raising. The ledger works out its usage
+        and cost, and writes its log line and row, soon after; if it leads a shared call that still
+        runs, when that call has ended.
         """
         self.release(exchange)
         exchange.outcome.ended_s = self.clock()
@@ -293,7 +298,7 @@ class Gateway:
             self.ledger.take(exchange)
 
     def end_lead(self, leader: Exchange) -> None:
-        """The call that an Exchange led is over: if that has ended already, it is recorded now."""
+        """Note that the shared call of `leader` has ended; record `leader` if it has ended too."""
         assert leader.cache is not None
         leader.cache.leads = False
         if leader.state == "ended":
@@ -316,22 +321,24 @@ def _retention(settings: GatewayFile) -> Retention:
     )
 
 
-def _alarm(provider: str, label: str, ended: AttemptResult, key_cooldown_s: float) -> None:
-    """A key that is refused is an operator's business."""
+def _warn_of_refused_key(
+    provider: str, label: str, ended: AttemptResult, key_cooldown_s: float
+) -> None:
+    """Warn the operator that a provider refused a key of the relay."""
     status = ended.effective_status
     why = {"status": status, "code": ended.dead_key or str(status)}
     log.warn("key.refused", provider=provider, key=label, **why, rests_s=key_cooldown_s)
 
 
-def _redis_changed(event: str, why: str) -> None:
-    if why:
-        log.warn(event, cause=why)
+def _log_redis_change(event: str, cause: str) -> None:
+    if cause:
+        log.warn(event, cause=cause)
     else:
         log.event(event)
 
 
 def new_id() -> str:
-    """A new UUIDv7. An id is no secret: whoever reads by one must be allowed to."""
+    """Make a UUIDv7. An id is not a secret: knowing one must not grant access to its call."""
     return uuid7(time.time_ns() // 1_000_000, random.getrandbits)
 
 

@@ -1,8 +1,9 @@
-"""Private parts of other packages that the relay uses, and the check that they are there.
+"""List the private parts of other packages that the relay uses, and check that they exist.
 
-Owns the list: every name with an underscore that is not ours. Why each is needed, which public way
-was tried and which test holds it stands in docs/decisions/0006. What a private part does is only
-known for the version that was tested, so another version of aiohttp is refused.
+Owns the list of all names with a leading underscore that belong to other packages.
+docs/decisions/0006 says why each is needed, which public way was tried and which test covers it.
+What a private part does is known only for the version that was tested, so another version of
+aiohttp is refused.
 """
 
 from __future__ import annotations
@@ -48,17 +49,15 @@ PRIVATE_PARTS = {
     "aiohttp_cors.cors_config:_CorsConfigImpl": ("_preflight_handler",),
     "prometheus_client:Histogram": ("_buckets", "_sum"),
 }  # fmt: skip
-"""By the module, or the class in it, that has them."""
+"""Private names by the module, or the class in it ("module:Class"), that has them."""
 
 
 class UnknownLibrary(OperatorError):
-    """A package has another version than the relay was tested with, or was built otherwise."""
+    """A package has another version, or another build, than the relay was tested with."""
 
 
 def check_private_parts() -> None:
-    """Raise UnknownLibrary unless aiohttp has the version that was tested, and every private part
-    is there.
-    """
+    """Raise UnknownLibrary unless aiohttp has the tested version and every private part exists."""
     if aiohttp.__version__ != AIOHTTP_VERSION:
         raise UnknownLibrary(
             f"aiohttp {aiohttp.__version__} is installed, but the relay uses private parts of"
@@ -70,13 +69,13 @@ def check_private_parts() -> None:
             if not _has(owner, name):
                 raise UnknownLibrary(
                     f"{owner.replace(':', '.')} has no {name}, which the relay uses: install the"
-                    " versions that requirements/ names"
+                    " package versions that requirements/ lists"
                 )
 
 
 def require_c_parser() -> None:
-    """Raise UnknownLibrary for aiohttp's parser in Python: most of its request smuggling bugs were
-    there.
+    """Raise UnknownLibrary if aiohttp uses its parser in Python: most of its request smuggling bugs
+    were in that parser.
     """
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         raise UnknownLibrary(
@@ -85,7 +84,7 @@ def require_c_parser() -> None:
 
 
 def _has(owner: str, name: str) -> bool:
-    """True if a module or class has it, or if a method of the class sets it."""
+    """True if a module or class has the attribute, or if a method of the class sets it."""
     try:
         found: Any = pkgutil.resolve_name(owner)
     except (ImportError, AttributeError):

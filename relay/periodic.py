@@ -1,7 +1,7 @@
-"""Every periodic job of a process, in one loop: end what has timed out, ping silent sockets, report
-gauges, check file descriptors.
+"""Run every periodic job of a process in one loop: end calls and sessions that timed out, ping
+silent sockets, report gauges, check for free file descriptors.
 
-Owns the loop. What has timed out is decided in timeouts.py.
+Owns the loop and its schedule. timeouts.py decides what has timed out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import resource
 from aiohttp import WSMsgType, web
 
 from relay import log
-from relay.core.errors import (
-    ClientStalled,
-    InternalError,
-)
+from relay.core.errors import ClientStalled, InternalError
 from relay.gateway import GATEWAY, Gateway
 from relay.sessions.pump import broken
 from relay.sessions.session import GONE, Leg, Session
@@ -29,7 +26,7 @@ _SESSIONS_AT_ONCE = 100
 
 
 async def run_periodic_jobs(app: web.Application):  # type: ignore[no-untyped-def]
-    """A cleanup context: runs `sweep` for the life of the application."""
+    """Run the periodic jobs while the application runs (a cleanup context of aiohttp)."""
     task = asyncio.create_task(_loop(app[GATEWAY]))
     yield
     task.cancel()
@@ -47,12 +44,14 @@ async def _loop(gateway: Gateway) -> None:
             await sweep(gateway)
             descriptors.check()
         except Exception as error:
-            # One bad sweep must not end all that follow; it is logged each time.
+            # A sweep that fails must not end the loop; each failure is logged.
             log.bug("periodic.failed", error)
 
 
 def tick_s(gateway: Gateway) -> float:
-    """The time between two sweeps: a fifth of the shortest limit, between 10 ms and 500 ms."""
+    """Return the time between two sweeps: a fifth of the shortest time limit, between 10 ms and
+    500 ms.
+    """
     settings = gateway.settings
     limits = [
         settings.server.body_idle_timeout_s,
@@ -72,12 +71,12 @@ def tick_s(gateway: Gateway) -> float:
 
 
 async def sweep(gateway: Gateway) -> None:
-    """Judge every call, and the sessions that are due: an idle one costs nothing in between."""
+    """Check every call, and the sessions that are due; a session that is not due costs nothing."""
     now, settings = gateway.clock(), gateway.settings
     for exchange in list(gateway.calls):
         try:
             error = overdue(exchange, settings, now)
-        except Exception as bug:  # whatever it is, it ends this call alone
+        except Exception as bug:  # any exception ends this call alone
             log.bug("periodic.failed", bug, id=exchange.id)
             error = InternalError()
         if error is not None:
@@ -87,14 +86,14 @@ async def sweep(gateway: Gateway) -> None:
         subscriber.exchange.expire(ClientStalled(stall_s))
     for number, session in enumerate(gateway.sessions.take_due(now)):
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
-            await asyncio.sleep(0)  # of thousands that are due at once none holds up the loop
+            await asyncio.sleep(0)  # thousands may be due at once: do not block the loop
         if session in gateway.sessions:
-            _judge_session(session, gateway, now)
+            _check_session(session, gateway, now)
     _report(gateway)
 
 
-def _judge_session(session: Session, gateway: Gateway, now: float) -> None:
-    """Judge one session, ping its silent sides, and schedule when it is due again."""
+def _check_session(session: Session, gateway: Gateway, now: float) -> None:
+    """End a session that timed out; else ping its silent sides and schedule its next check."""
     try:
         settings = gateway.settings
         if (ending := overdue_ending(session, settings, now)) is not None:
@@ -104,12 +103,12 @@ def _judge_session(session: Session, gateway: Gateway, now: float) -> None:
             leg.pinged_s = now
             _ping(leg)
         gateway.sessions.add(session, due_s(session, settings.websocket, now))
-    except Exception as bug:  # it ends this session alone; logged when that is accounted for
+    except Exception as bug:  # any exception ends this session alone, whose end logs it
         session.end(broken(bug))
 
 
 def _report(gateway: Gateway) -> None:
-    """Gauges and counts, for metrics and the log; and what nobody needs any more."""
+    """Drop expired windows, update the metrics, and log the requests that load shedding refused."""
     gateway.windows.forget()
     if gateway.metrics is not None and gateway.metrics.is_multiprocess:
         gateway.metrics.update(gateway.gauges(), gateway.counters())  # any worker is asked for all
@@ -119,27 +118,27 @@ def _report(gateway: Gateway) -> None:
 
 
 def _ping(leg: Leg) -> None:
-    """Send a ping and wait for nothing: where a side takes nothing, the frame is in its buffer, and
-    the wait for room is given up.
+    """Send a ping without waiting. If the side does not read, the frame stays in the send buffer,
+    and the coroutine that waits for room in the buffer is closed.
     """
     sending = leg.socket.send_frame(b"", WSMsgType.PING)
     try:
         room = sending.send(None)
     except (StopIteration, *GONE):
-        return  # sent; or the connection is gone, which the pump reports
-    if room is not None:  # others may wait for the same room: it is not cancelled
-        room.add_done_callback(lambda gone: gone.cancelled() or gone.exception())
+        return  # the ping is sent; or the connection is lost, which the pump reports
+    if room is not None:  # the pump may wait for the same future: it is not cancelled
+        room.add_done_callback(lambda done: done.cancelled() or done.exception())
     sending.close()
 
 
 class DescriptorCheck:
-    """Logs once that none are left, and once that there are some again."""
+    """Log once that no file descriptors are left, and once that some are available again."""
 
     def __init__(self) -> None:
         self._exhausted = False
 
     def check(self) -> None:
-        """Try to open two, as a WebSocket session does."""
+        """Try to open two descriptors, as many as a WebSocket session needs."""
         try:
             for descriptor in os.pipe():
                 os.close(descriptor)

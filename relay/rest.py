@@ -1,8 +1,8 @@
-"""THE REST PATH: everything that happens to a REST call, in order. Read this first.
+"""Relay a REST call: the whole request path, in order. Read this module first.
 
-1. One Exchange, closed exactly once, whatever happens. 2. Refusals come before the body is read and
-before anything is dialled. 3. After the first downstream byte there is no retry and no second
-answer.
+1. A call is one Exchange, which is closed exactly once. 2. Access, the route and the limits that
+need no body are checked before the body is read, everything before the provider is called.
+3. After the first downstream byte there is no retry and no second response.
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
 
 
 def _peek(attempt: RestAttempt, route: Route) -> None:
-    """What the call is about, for rules, attempts, meters and the ledger."""
+    """Read the kind, model, user and billable input of a call from its path, query and body, for
+    limits, attempts, meters and the ledger.
+    """
     call, options, facts = attempt.call, attempt.options, attempt.exchange.request
     text = attempt.body.text or b""
     facts.kind = route.kind
     facts.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
     if route.kind == "transcription" and "callback" in query_names(call.query):
-        options.submits = True  # Deepgram delivers the transcript there
+        options.submits = True  # Deepgram delivers the transcript to that URL
     if route.kind in ("speech", "image"):
         facts.billable_input = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(attempt.body.whole):
@@ -78,5 +80,5 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         seen = peek_body(text, call.headers.get("Content-Type", ""))
         facts.stream, facts.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
-        # Where the path or the query names the model, providers ignore one in the body.
+        # Providers ignore a model in the body if the path or the query names one.
         facts.model = facts.model or seen.model

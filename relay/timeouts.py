@@ -1,8 +1,8 @@
-"""Timeouts: which call or session has waited too long, and when a session is next due.
+"""Decide which calls and sessions have waited too long, and when a session is next to be checked.
 
-Owns the judgement by time, of request bodies, silent providers, stalled clients and WebSocket
-sessions. Request paths and pumps only stamp what they wait for, which costs them next to nothing; a
-timer for each call, chunk or message would not. Who asks, and how often, is periodic.py's.
+Owns the time limits of request bodies, silent providers, stalled clients and WebSocket sessions.
+Request paths and pumps only record what they wait for and since when: a timer for each call, chunk
+or message would cost more. periodic.py calls these functions and ends what has timed out.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from relay.registry.schema import GatewayFile, Server, WebSockets
 from relay.sessions.pump import lost
 from relay.sessions.session import NAMES, Ending, Leg, Session
 
-_RATED_EACH_S = 1.0
-"""How often an idle session is judged where what clients send is limited."""
+_RATE_CHECK_S = 1.0
+"""How often an idle session is checked if the rate of client messages is limited."""
 
 
 def overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError | None:
-    """The error to end a call with, or None while it may go on."""
+    """Return the error with which to end a call, or None while it may continue."""
     if exchange.waiting.expired is not None:
         return None
     if exchange.waiting.client_left is not None and exchange.waiting.client_left():
-        # Where the server cancels handlers itself this is never reached first.
+        # Only for a host's server: the relay's own has cancelled the handler by now.
         return ClientGone()
     waiting = exchange.waiting.for_
     if waiting == "nothing":
@@ -52,7 +52,9 @@ def overdue(exchange: Exchange, settings: GatewayFile, now: float) -> RelayError
 
 
 def _overdue_body(exchange: Exchange, server: Server, waited_s: float) -> RelayError | None:
-    """A body may fall as far behind its least rate as it may pause."""
+    """Return BodyTimeout for a body that paused too long, and BodyTooSlow for one that is too far
+    behind the minimum rate. The limit is `server.body_idle_timeout_s` for both.
+    """
     limit = server.body_idle_timeout_s
     if waited_s > limit:
         return BodyTimeout(limit)
@@ -62,63 +64,64 @@ def _overdue_body(exchange: Exchange, server: Server, waited_s: float) -> RelayE
 
 
 _PHASES = {
-    "first_byte": "waiting for the head of its answer",
-    "upstream": "in the middle of its answer",
-    "upload": "while it took the upload",
+    "first_byte": "before its response began",
+    "upstream": "in the middle of its response",
+    "upload": "while receiving the request body",
 }
 
 
 def overdue_ending(session: Session, settings: GatewayFile, now: float) -> Ending | None:
-    """The ending that is due by time, or None."""
+    """Return the ending of a session that has passed a time or rate limit, or None."""
     rules, common = session.rules, settings.websocket
     for leg, _ in session.legs:
         if leg.sending_since_s and now - leg.sending_since_s > common.send_timeout_s:
             who = NAMES[leg.side]
-            return Ending(
-                1013, f"the {who} took no message for {common.send_timeout_s:g} s", "relay"
-            )
+            limit_s = common.send_timeout_s
+            return Ending(1013, f"sending to the {who} took longer than {limit_s:g} s", "relay")
     if rules.max_session_s and now - session.exchange.request.started_s > rules.max_session_s:
         return Ending(4409, f"the session reached its limit of {rules.max_session_s:g} s", "relay")
     last = max(session.downstream.message_s, session.upstream.message_s)
     if rules.idle_timeout_s and now - last > rules.idle_timeout_s:
         return Ending(4408, f"no message for {rules.idle_timeout_s:g} s", "relay")
-    if (sent := _too_fast(session.downstream, common, now)) is not None:
-        return Ending(1008, f"the client sent more than {sent}", "relay")
+    if (passed := _passed_rate(session.downstream, common, now)) is not None:
+        return Ending(1008, f"the client sent more than {passed}", "relay")
     for leg, other in session.legs:
         if _silent_since_ping(leg, other, now, common.ping_after_s):
             return lost(leg)
     return None
 
 
-def _too_fast(leg: Leg, limits: WebSockets, now: float) -> str | None:
-    """The limit that a client passed, since its rate was last judged: at once if it sent more than
-    a second's worth, otherwise second by second.
+def _passed_rate(leg: Leg, limits: WebSockets, now: float) -> str | None:
+    """Return the rate limit that a client has passed since the last full check, or None. It has
+    passed one at once if it sent more than a second's worth; rates start anew every second.
     """
-    began = leg.judged_s or now
-    passed = max(1.0, now - began)
+    began_s = leg.judged_s or now
+    elapsed_s = max(1.0, now - began_s)
     for sent, limit, what in (
         (leg.messages - leg.judged_messages, limits.max_messages_per_s, "messages"),
         (leg.bytes - leg.judged_bytes, limits.max_bytes_per_s, "bytes"),
     ):
-        if limit and sent > limit * passed:
+        if limit and sent > limit * elapsed_s:
             return f"{limit} {what} a second"
-    if now - began >= 1 or not leg.judged_s:
+    if now - began_s >= 1 or not leg.judged_s:
         leg.judged_s, leg.judged_messages, leg.judged_bytes = now, leg.messages, leg.bytes
     return None
 
 
 def _silent_since_ping(leg: Leg, other: Leg, now: float, limit_s: float) -> bool:
-    """Pinged, and nothing came for as long again. A leg that we do not read counts as live."""
-    paused_by_us = bool(other.sending_since_s)
-    return leg.pinged_s > leg.heard_s and now - leg.pinged_s > limit_s and not paused_by_us
+    """True if nothing has come from `leg` within `limit_s` after a ping. A leg that the relay does
+    not read, since the other one is slow, counts as live.
+    """
+    is_paused = bool(other.sending_since_s)
+    return leg.pinged_s > leg.heard_s and now - leg.pinged_s > limit_s and not is_paused
 
 
 def due_s(session: Session, common: WebSockets, now: float) -> float:
-    """The earliest time at which a limit of the session may be passed, whatever happens until
-    then: pumps only stamp what they do.
+    """Return the earliest time at which the session may pass a limit, whatever its pumps do until
+    then.
     """
     client, provider, rules = session.downstream, session.upstream, session.rules
-    due = now + common.send_timeout_s  # of a message that is sent from now on
+    due = now + common.send_timeout_s  # for a message whose sending begins now
     for leg in (client, provider):
         if leg.sending_since_s:
             due = min(due, leg.sending_since_s + common.send_timeout_s)
@@ -129,11 +132,12 @@ def due_s(session: Session, common: WebSockets, now: float) -> float:
         due = min(due, max(client.message_s, provider.message_s) + rules.idle_timeout_s)
     if common.max_messages_per_s or common.max_bytes_per_s:
         is_quiet = client.messages == client.judged_messages
-        due = min(due, now + _RATED_EACH_S if is_quiet else now)
+        due = min(due, now + _RATE_CHECK_S if is_quiet else now)
     return due
 
 
 def legs_to_ping(session: Session, settings: GatewayFile, now: float) -> Iterator[Leg]:
+    """Yield the legs that are silent since `websocket.ping_after_s` and were not pinged since."""
     after = settings.websocket.ping_after_s
     for leg, other in session.legs:
         silent = now - leg.heard_s > after and leg.pinged_s <= leg.heard_s

@@ -1,8 +1,9 @@
-"""THE WEBSOCKET PATH: everything that happens to a session, in order. Read this after rest.py.
+"""Relay a WebSocket session: the whole request path, in order. Read this after rest.py.
 
-1. The provider is connected first; only then is the client upgraded, so that a refusal keeps its
-status. 2. Two pumps, one each way; the first end of either is the end of both. 3. Whatever happens,
-both legs are closed within `websocket.close_timeout_s` and the Exchange is closed once.
+1. The relay connects to the provider first and upgrades the client only after that, so that a
+refused handshake keeps the provider's status and body. 2. Two pumps copy messages, one in each
+direction; when one ends, the session ends. 3. Both legs are always closed within
+`websocket.close_timeout_s`, and the Exchange is closed exactly once.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
 
 
 async def _run(session: Session, query: str, gateway: Gateway) -> None:
-    """Pump both ways until the session ends, then close both sides. Whatever fails here
-    ends the session: neither side is left in silence.
+    """Pump both ways until the session ends, then close both sides. Any exception in here ends the
+    session too, so that neither side waits for ever.
     """
     pumps: list[asyncio.Task[None]] = []
     gateway.sessions.add(session, 0.0)
@@ -83,16 +84,17 @@ async def _run(session: Session, query: str, gateway: Gateway) -> None:
             session.end(draining())
         await asyncio.shield(session.ended)
     except asyncio.CancelledError:
-        # The client's connection is gone; or it closed, and the pump knows why already.
+        # The client's connection was lost; or the client closed it, and the pump has set the
+        # ending already.
         session.end(lost(session.downstream))
-    except Exception as error:  # whatever it is, both sides get a close frame; logged
+    except Exception as error:  # any exception: it is logged, and both sides get a close frame
         session.end(broken(error))
     gateway.sessions.discard(session)
     closing = asyncio.create_task(_end(session, pumps, gateway))
     try:
         await asyncio.shield(closing)
     except asyncio.CancelledError:
-        await closing  # the client's end of the connection cancels the handler: both are closed
+        await closing  # aiohttp cancels the handler when the client disconnects: still close both
 
 
 def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gateway: Gateway) -> None:
@@ -102,19 +104,21 @@ def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gatewa
     sent, received = observe_session(session, route, query, gateway)
     for source, sink, observe in ((client, provider, sent), (provider, client, received)):
         task = asyncio.create_task(pump(source, sink, session, clock, observe))
-        task.add_done_callback(partial(_stopped, session))
+        task.add_done_callback(partial(_end_after_pump, session))
         pumps.append(task)
 
 
-def _stopped(session: Session, task: asyncio.Task[None]) -> None:
-    """A pump ends its session itself. One that did not has failed."""
+def _end_after_pump(session: Session, task: asyncio.Task[None]) -> None:
+    """End the session of a pump that stopped. A pump that works sets the ending before it returns;
+    if there is none, the pump has failed.
+    """
     if not session.ended.done():
         error = None if task.cancelled() else task.exception()
-        session.end(broken(error or RuntimeError("a pump was cancelled from outside")))
+        session.end(broken(error or RuntimeError("a pump was cancelled by other code")))
 
 
 async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gateway) -> None:
-    """Stop the pumps, account for the session, and close both sides."""
+    """Stop the pumps, record the session's result, and close both sides."""
     exchange, ending = session.exchange, session.ended.result()
     if ending.by == "upstream" and ending.reason:
         ending = replace(ending, reason=redacted_text(ending.reason, exchange.routing.keys))
@@ -123,17 +127,17 @@ async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gatew
     for error in await asyncio.gather(*pumps, return_exceptions=True):
         if isinstance(error, Exception) and error is not ending.error:
             log.bug("session.pump_failed", error, id=exchange.id)
-    _account(exchange, session, ending)
+    _record_result(exchange, session, ending)
     await session.close(ending, gateway.settings.websocket.close_timeout_s)
 
 
 def draining() -> Ending:
-    """The end of a session by a restart."""
+    """Return the ending of a session that a restart of the relay ends."""
     error = Draining()
     return Ending(error.close_code, "the relay is restarting", "relay", error)
 
 
-def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
+def _record_result(exchange: Exchange, session: Session, ending: Ending) -> None:
     client, provider = session.downstream, session.upstream
     exchange.request.body_bytes, exchange.response.body_bytes = client.bytes, provider.bytes
     exchange.session = SessionSummary(
@@ -152,9 +156,11 @@ def _account(exchange: Exchange, session: Session, ending: Ending) -> None:
 
 
 def _check_handshake(call: Call) -> None:
-    """Refuse before anything is dialled what cannot be upgraded afterwards (RFC 6455 4.2.1)."""
+    """Raise BadRequest for a handshake that could not be upgraded once the provider is connected
+    (RFC 6455 4.2.1).
+    """
     if call.method != "GET":
-        raise BadRequest("a WebSocket handshake is a GET")
+        raise BadRequest("the method of a WebSocket handshake must be GET")
     if call.headers.get("Sec-WebSocket-Version") != "13":
         raise BadRequest("Sec-WebSocket-Version is not 13")
     try:
@@ -162,16 +168,16 @@ def _check_handshake(call: Call) -> None:
     except (binascii.Error, ValueError):
         nonce = b""
     if len(nonce) != 16:
-        raise BadRequest("Sec-WebSocket-Key is not 16 bytes in base64")
+        raise BadRequest("Sec-WebSocket-Key is not the base64 of 16 bytes")
     if not upgrades(call.headers):
-        raise BadRequest("Connection does not name Upgrade")
+        raise BadRequest("the Connection header does not list Upgrade")
 
 
 async def _upgrade(
     request: web.Request, attempt: HandshakeAttempt, upstream: ClientWebSocketResponse[bool]
 ) -> web.WebSocketResponse[bool]:
-    """Answer the client's handshake, with the headers of the provider's answer. The subprotocol is
-    ours to pick: see Offer.echo.
+    """Answer the client's handshake with the headers of the provider's 101. Offer.echo chooses the
+    subprotocol.
     """
     exchange, route = attempt.exchange, attempt.exchange.routing.route
     assert route is not None and route.provider.websocket_rules is not None

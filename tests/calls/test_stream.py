@@ -166,7 +166,7 @@ async def test_silence_within_the_limit_passes_and_past_it_ends(start: StartRela
     raw.plays(SILENCE)
     status, headers, body = await relay.call("GET", relay.path("openai", "x"))
     assert (status, headers["x-relay-error"]) == (504, "upstream_timeout")
-    assert json.loads(body)["error"]["message"] == "The provider was silent for 1 s (waiting for the head of its answer)."
+    assert json.loads(body)["error"]["message"] == "The provider was silent for 1 s (before its response began)."
 
     raw.scripts.clear()
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)

@@ -25,7 +25,7 @@ CALLS = [
 ]  # fmt: skip
 ERRORS = [
     ProviderNotConfigured("openai", ("OPENAI_API_KEY",)), UnknownProvider("opnai", "openai"),
-    UpstreamTimeout("waiting for the head of its answer", 300), ConfigInvalid(("gateway.yaml:1:1: sever: unknown key; did you mean 'server'?",)),
+    UpstreamTimeout("before its response began", 300), ConfigInvalid(("gateway.yaml:1:1: sever: unknown key; did you mean 'server'?",)),
 ]  # fmt: skip
 ENV = {
     "direct": "OPENAI_API_KEY=sk-0123456789abcdefghijklmnop\nELEVENLABS_API_KEY=sk_0123456789abcdefghijklmnop\n",
