@@ -1,1 +1,1 @@
-"""REST calls: the body, the attempts, the cache, and the response on its way down."""
+"""REST calls: request bodies, attempts, the cache, and the response to the client."""

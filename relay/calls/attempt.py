@@ -1,7 +1,8 @@
-"""Make each attempt of a REST call afresh: URL, headers, credential and body for its target.
+"""Build and send each attempt of a REST call: URL, headers, credential and body for its target.
 
-Owns the making, and how a response is judged. Which attempts there are is decided in
-upstream/attempts.py.
+Owns what an attempt sends, and how its response is judged. Each attempt is built from the client's
+call, so that nothing of one target reaches another. upstream/attempts.py decides which attempts
+are made.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ SSE = "text/event-stream"
 _GOOD = AttemptResult(200)
 _REFUSALS = (400, 422)
 _ERROR_BODY_S = 2.0
-"""How long the beginning of an error's body is waited for before it goes down."""
+"""How long to wait for the beginning of an error's body before the error is relayed."""
 _ADDED = b"stream_options"
 _HELD_BYTES, _HELD_S = 64 * 1024, 15.0
-"""A stream whose first event is larger, or takes longer, passes as it is."""
+"""A stream is relayed without this check if its first event is larger, or takes longer."""
 
 
 @dataclass(slots=True)
@@ -62,16 +63,16 @@ class RestAttempt:
     options: AttemptOptions
     examines_first_event: bool = False
     rewriter: Rewriter | None = None
-    """Makes the URLs in the last attempt's response the relay's."""
+    """Replaces the provider's URLs in the last attempt's response with the relay's."""
     asks_usage: bool = False
-    """The last attempt asked for usage on its client's behalf: the event with it is removed."""
+    """True if the relay added `stream_options` to the last attempt: the usage event is removed."""
     refused: tuple[str, str] | None = None
-    """The model of a provider that refused `stream_options` in this call."""
+    """The provider and model that refused `stream_options` in this call (`refusal_key`)."""
     begun: bytes = b""
-    """What the last attempt has read already of the body of its response."""
+    """The part of the last attempt's response body that has been read already."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
-        """Send it to `route`; await it for the head of the answer."""
+        """Send the call to `route`; the result is awaited for the head of the response."""
         exchange, gateway, body = self.exchange, self.gateway, self.body
         self.rewriter = self._rewriter(route)
         query, whole, self.asks_usage = self.call.query, body.whole, False
@@ -94,7 +95,7 @@ class RestAttempt:
         return send(gateway.upstream.rest, route, self.call.method, url, outgoing)
 
     def _rewriter(self, route: Route) -> Rewriter | None:
-        """What makes the provider's URLs in this call's answer the relay's, if anything must."""
+        """Return the Rewriter of this call's response; None if its provider needs none here."""
         rewrites, callers = route.provider.rewrites, self.gateway.callers
         if rewrites is None:
             return None
@@ -106,12 +107,12 @@ class RestAttempt:
         return Rewriter(route.provider.own_origins, root, rewrites.headers, fields)
 
     def _changed(self, text: bytes, route: Route) -> bytes:
-        """The body as `route` is to get it; unpacked if anything is changed in it."""
+        """Return the body for `route`, decompressed if the relay changes anything in it."""
         changed = self._with_model(text, route)
         if self._may_ask_usage(route):
-            asking = asking_for_usage(changed)
-            self.asks_usage = asking is not None
-            changed = asking or changed
+            with_usage = asking_for_usage(changed)
+            self.asks_usage = with_usage is not None
+            changed = with_usage or changed
         return self.body.whole if changed is text else changed
 
     def _with_model(self, text: bytes, route: Route) -> bytes:
@@ -136,11 +137,11 @@ class RestAttempt:
         return refusal_key(route.provider.name, model, route.endpoint)
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
-        """Why it failed: the client's upload, or the upstream leg."""
+        """Map `error`: to the error of the client's upload if there is one, else as upstream's."""
         return self.body.error or map_failure(error, route, BEFORE_ANSWER)
 
     def drop(self, answer: ClientResponse) -> None:
-        """Another attempt follows."""
+        """Close the response: another attempt follows."""
         answer.close()
 
     def _headers(self, route: Route, keys: Keys) -> CIMultiDict[str]:
@@ -160,7 +161,8 @@ class RestAttempt:
         return headers
 
     def judge_head(self, answer: ClientResponse) -> AttemptResult | None:
-        """See AttemptMaker. The body of an error decides, and of a stream that may begin with one.
+        """See AttemptMaker. None for an error, and for a stream that may begin with one: the
+        body decides.
         """
         if answer.status >= 400 or (self.examines_first_event and is_stream(answer)):
             return None
@@ -172,8 +174,8 @@ class RestAttempt:
         return _GOOD
 
     async def judge_body(self, answer: ClientResponse) -> AttemptResult:
-        """Judge the attempt, the key, and what the relay had added, by the body of an error; or by
-        the first event of a stream.
+        """Judge the attempt, its key and the `stream_options` that the relay added by the body of
+        an error, or by the first event of a stream.
         """
         headers = answer.headers
         try:
@@ -193,7 +195,7 @@ class RestAttempt:
         return result_of_answer(answer.status, headers.get, time.time(), whole)
 
     async def _examine_stream(self, answer: ClientResponse) -> AttemptResult:
-        """Hold a stream up to its first event that is no comment, to see whether it is an error."""
+        """Read a stream up to its first event that is not a comment, and judge that event."""
         coding = coding_of(answer.headers.get("Content-Encoding"))
         unpack = unpacker(coding)
         if unpack is None and coding:
@@ -212,7 +214,7 @@ class RestAttempt:
                     if first.feed(chunk if unpack is None else unpack.feed(chunk)):
                         break
         except TimeoutError:
-            pass  # it is slow, which is no error: what is here passes
+            pass  # a slow stream is not an error: it is relayed
         finally:
             forget()
         self.begun, status = bytes(held), first.error_status
@@ -224,7 +226,9 @@ class RestAttempt:
         )
 
     def _remember(self, refused: tuple[str, str]) -> None:
-        """The call without it was accepted: the model is not asked again until a reload."""
+        """Note that the call was accepted without `stream_options`: until a reload the relay does
+        not add it again for this model.
+        """
         known, route = self.gateway.usage_refusals, self.exchange.routing.route
         assert route is not None
         if refused == self._model(route) and refused not in known:
@@ -233,13 +237,13 @@ class RestAttempt:
 
 
 def is_stream(answer: ClientResponse) -> bool:
-    """True of server-sent events that are no error."""
+    """True for a successful response of server-sent events."""
     return answer.status < 300 and answer.content_type == SSE
 
 
 async def _beginning(answer: ClientResponse) -> bytes:
-    """The beginning of a body, up to MAX_ERROR_BYTES. If it breaks off, whoever reads on gets the
-    error.
+    """Read the beginning of a body, up to MAX_ERROR_BYTES. A read error ends it; the next reader of
+    the body gets that error again.
     """
     read, content = bytearray(), answer.content
     with contextlib.suppress(*MAPPABLE_ERRORS):  # TimeoutError is an OSError

@@ -1,7 +1,7 @@
-"""A request body on its way up: held whole where it is small enough, streamed where it is not.
+"""Read a request body from the client: hold it whole if it is small enough, else stream it.
 
-Owns: reading it from the client, the memory that whole bodies take, unpacked ones too, and the 100
-Continue that invites it.
+Owns reading, the count of the memory that held bodies and decompressed bodies take, and the
+`100 Continue` that asks a client for its body. How a body is changed for a target is in attempt.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relay.core.meters.unpack import CannotUnpack, CutShort, coding_of, steps
 from relay.gateway import Gateway
 
 _STEP_BYTES = 256 * 1024
-"""Unpacked at a time: about a millisecond."""
+"""Bytes decompressed in one step, which takes about a millisecond."""
 
 
 @dataclass(slots=True)
@@ -30,26 +30,28 @@ class Body:
 
     whole: bytes = b""
     text: bytes | None = None
-    """What can be looked into: `whole`, unpacked if it is compressed. None of a stream, and of what
-    cannot be unpacked or is too large then."""
+    """`whole`, decompressed: what the relay may parse. None for a stream, and for a body that
+    cannot be decompressed or is too large afterwards."""
     stream: AsyncIterator[bytes] | None = None
     length: int | None = None
-    """Bytes of the stream, if the client said so."""
+    """Content-Length of the stream, if the client sent one."""
     is_decoded: bool = False
-    """A host's server has undone its Content-Encoding."""
+    """True if a host's server has undone the Content-Encoding."""
     error: RelayError | None = None
-    """Why the stream ended early: the client's doing, not the provider's."""
+    """Why the stream ended early, if the client is the cause."""
     head: list[bytes] = field(default_factory=list)
+    """The chunks that have been read and not been sent yet."""
 
     def let_go(self) -> None:
-        """It is not sent again."""
+        """Free the body: the call is not sent again."""
         self.whole, self.text = b"", None
 
 
 def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body | None:
-    """The body if it is here already and small, as most are: no await, no bookkeeping.
+    """Return the body if all of it has arrived and it is small, as most are: without an await and
+    without counting its memory.
 
-    None if it must be read. Raises BadFraming for a framing that nobody may trust.
+    None if `read_body` must read it. Raises BadFraming for a framing that is not safe to relay.
     """
     _check_framing(request)
     content = request.content
@@ -67,11 +69,11 @@ def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> 
 async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
     """Read the request's body until it ends or passes its limit. Raises BadFraming, BodyTimeout.
 
-    The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for the rest, and what
-    is left of `server.buffer_total_bytes` for both.
+    The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for other types, and for
+    both the part of `server.buffer_total_bytes` that is free. A larger body becomes a stream.
     """
     if "Expect" in request.headers:
-        await _invite(request)
+        await _send_continue(request)
     body = await _read(request, exchange, gateway)
     body.is_decoded = gateway.mounted
     if body.stream is None:
@@ -86,16 +88,16 @@ def _check_framing(request: web.Request) -> None:
     if coding is not None and (
         coding.strip().lower() != "chunked" or request.version < HttpVersion11
     ):
-        raise BadFraming("its transfer coding is not plain chunked")
+        raise BadFraming("its Transfer-Encoding is not plain chunked")
 
 
-async def _invite(request: web.Request) -> None:
+async def _send_continue(request: web.Request) -> None:
     """Answer `Expect: 100-continue` now that the call is admitted (RFC 9110 10.1.1)."""
     expectation = request.headers["Expect"]
     if request.version < HttpVersion11:
         return
     if expectation.strip().lower() != "100-continue":
-        raise BadFraming("its expectation is not 100-continue")
+        raise BadFraming("its Expect header is not 100-continue")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0
 
@@ -106,8 +108,8 @@ async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> B
     limit = server.json_buffer_bytes if is_json else server.buffer_bytes
     body = Body(length=request.content_length)
     if body.length is None or body.length <= limit:
-        asked, total = exchange.request, server.buffer_total_bytes
-        while asked.held_bytes <= limit and gateway.held_bytes <= total:
+        total = server.buffer_total_bytes
+        while exchange.request.held_bytes <= limit and gateway.held_bytes <= total:
             chunk = await _next_chunk(request, exchange, gateway)
             if not chunk:
                 body.whole = b"".join(body.head)
@@ -122,11 +124,11 @@ async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> B
 async def _unpacked(
     packed: bytes, codings: str, exchange: Exchange, gateway: Gateway
 ) -> bytes | None:
-    """Undo the codings of a body, up to `server.json_buffer_bytes`; the text is held like a body.
-    None if it cannot be undone, or is too large.
+    """Decompress a body, up to `server.json_buffer_bytes`; the memory of the result is counted.
+    None if that fails, or if the result is too large.
 
-    Of a text that is JSON already, the relay and a provider that ignores codings could read
-    different models.
+    None too for a body that is JSON before it is decompressed: a provider that ignores
+    Content-Encoding would read another model from it than the relay.
     """
     server, text = gateway.settings.server, bytearray()
     if packed.lstrip().startswith((b"{", b"[")):
@@ -147,22 +149,24 @@ async def _unpacked(
 
 
 async def _next_piece(pieces: Iterator[bytes], seen_bytes: int) -> bytes:
-    """The next one, empty at the end. What may take more than a millisecond is left to a thread."""
+    """Return the next piece, empty at the end. A step of more than a millisecond runs in a
+    thread.
+    """
     if seen_bytes <= _STEP_BYTES:
         return next(pieces, b"")
     return await asyncio.to_thread(next, pieces, b"")
 
 
 async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway) -> bytes:
-    watched = exchange.state != "committed"
-    if watched:
+    is_timed = exchange.state != "committed"
+    if is_timed:
         exchange.wait("request_body", began_s := gateway.clock())
     try:
         chunk = await request.content.readany()
     except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
-        raise BadFraming("its body is not framed right") from error
+        raise BadFraming("the framing of its body is invalid") from error
     exchange.request.body_bytes += len(chunk)
-    if watched and (rate := gateway.settings.server.min_body_bytes_per_s):
+    if is_timed and (rate := gateway.settings.server.min_body_bytes_per_s):
         waited_s = gateway.clock() - began_s
         behind_s = exchange.waiting.body_behind_s + waited_s - len(chunk) / rate
         exchange.waiting.body_behind_s = max(0.0, behind_s)
@@ -172,11 +176,11 @@ async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway
 async def _streamed(
     request: web.Request, exchange: Exchange, gateway: Gateway, body: Body
 ) -> AsyncIterator[bytes]:
-    """What was read already, then the rest as it comes. Stamps the wait while the provider takes
-    each piece.
+    """Yield the chunks that were read already, then the rest as it arrives. While the provider
+    takes a chunk, the exchange waits for "upload".
 
-    Once the provider has answered, what is awaited is its answer: an upload that goes on is not
-    watched.
+    Once the response has begun, the exchange waits for the response: an upload that goes on is not
+    timed.
     """
     try:
         while body.head:

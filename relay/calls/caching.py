@@ -1,7 +1,8 @@
-"""Answer a REST call without a provider: from the cache, or with a call that is in flight already.
+"""Answer a REST call from the cache, or from an identical call that is in flight.
 
-Owns both ways. A hit is replayed; of identical calls in flight one is sent, by a task of its own,
-so that a client that leaves or fails ends no other's call.
+Owns the replay of a cache hit and the coalescing of identical calls: one upstream call is made by a
+task of its own, so that it does not end with the client that began it. cache/ holds the entries and
+the flights; core/caching.py decides what may be cached.
 """
 
 from __future__ import annotations
@@ -28,10 +29,7 @@ from relay.gateway import Gateway
 
 
 def plan_cache(attempt: RestAttempt) -> CachePlan | None:
-    """What the cache does for this call; None if it has nothing to do with it.
-
-    Raises BadRequest.
-    """
+    """Plan what the cache does for this call; None if it does nothing. Raises BadRequest."""
     call, exchange = attempt.call, attempt.exchange
     route = exchange.routing.route
     assert route is not None
@@ -42,21 +40,21 @@ def plan_cache(attempt: RestAttempt) -> CachePlan | None:
     if route.target.via == "cloudflare" and provider.delegation.cache != "relay":
         return None
     if provider.rewrites is not None and provider.rewrites.pattern(route.endpoint) is not None:
-        return None  # its answers name the URL by which this client calls the relay
+        return None  # its responses contain the URL by which this client calls the relay
     scope, credential = provider.cache.scope, attempt.options.credential
-    whose = (
+    owner = (
         scope, "" if scope == "shared" else exchange.request.caller.client, provider.name,
-        # With a credential of the client's own its answers are for nobody else.
+        # Responses to a client's own credential are for that credential alone.
         *(credential.identity if credential else ()),
     )  # fmt: skip
     affecting = caching.affecting_headers(call.headers.items(), connection_of(call.headers))
     own = header("cf-aig-cache-key")
     if own is None:
         query = cut_query(call.query, provider.query_credentials)
-        what = (call.method, route.url(query))
-        key = caching.key_of(whose, what, affecting, attempt.body.whole)
+        target = (call.method, route.url(query))
+        key = caching.key_of(owner, target, affecting, attempt.body.whole)
     else:
-        key = caching.own_key_of(whose, own, affecting)
+        key = caching.own_key_of(owner, own, affecting)
     reads = not caching.skips(header)
     shares = reads and provider.cache.coalesce and exchange.request.kind in caching.CACHED_KINDS
     return CachePlan(provider.name, key, ttl_s, reads, shares)
@@ -65,8 +63,8 @@ def plan_cache(attempt: RestAttempt) -> CachePlan | None:
 async def answer_from_cache(
     plan: CachePlan, request: web.Request, attempt: RestAttempt
 ) -> web.StreamResponse | None:
-    """The answer from the cache, or shared with identical calls; None if the call must be made for
-    its own.
+    """Answer the call from the cache, or from a flight that identical calls share; None if the
+    caller must make the call itself.
     """
     exchange, gateway = attempt.exchange, attempt.gateway
     exchange.cache = CacheUse(plan)
@@ -103,7 +101,7 @@ async def _replay(hit: Hit, request: web.Request, attempt: RestAttempt) -> web.S
 
 
 class _Pieces(Source):
-    """The rest of an answer from the cache."""
+    """The chunks of a cached response after the first."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -114,21 +112,22 @@ class _Pieces(Source):
 
 
 def _launch_flight(flight: Flight, plan: CachePlan, attempt: RestAttempt) -> Exchange:
-    """Begin the call for all subscribers. It has an exchange of its own, which periodic.py judges;
-    its outcome is written in the leader's row, whenever the leader itself ends.
+    """Start the task that makes the call for all subscribers. The call has an exchange of its own,
+    whose timeouts periodic.py checks; its outcome is written in the leader's row, whenever the
+    leader itself ends.
     """
     leader, gateway = attempt.exchange, attempt.gateway
     shared = leader.fork()
     gateway.calls.add(shared)
     work = _run_flight(flight, leader, replace(attempt, exchange=shared))
     shared.task = task = gateway.inflight.start(flight, work)
-    # Not the task's own end: one that is cancelled before it began has none.
+    # A callback, since a task that is cancelled before its first step runs no `finally`.
     task.add_done_callback(lambda _: _finish_flight(flight, plan, leader, shared, gateway))
     return shared
 
 
 async def _run_flight(flight: Flight, leader: Exchange, attempt: RestAttempt) -> None:
-    """Make the call for all subscribers. Its exchange records how it ended."""
+    """Make the call for all subscribers, and record in its exchange how it ended."""
     exchange = attempt.exchange
     try:
         answer = await send_call(attempt)
@@ -142,25 +141,25 @@ async def _run_flight(flight: Flight, leader: Exchange, attempt: RestAttempt) ->
 
 
 def _fail_cancelled(flight: Flight, shared: Exchange) -> None:
-    """Record why the call was cancelled: by the sweep, by the last client's leaving, or with the
-    process.
+    """Record why the call was cancelled: by a timeout, since the last client left, or since the
+    process stops.
     """
-    alone = shared.waiting.expired is not None or flight.left
-    shared.fail(shared.failure_of(asyncio.CancelledError()) if alone else Draining())
+    is_own = shared.waiting.expired is not None or flight.left
+    shared.fail(shared.failure_of(asyncio.CancelledError()) if is_own else Draining())
 
 
 def _finish_flight(
     flight: Flight, plan: CachePlan, leader: Exchange, shared: Exchange, gateway: Gateway
 ) -> None:
-    """Close the call. Whatever fails here, subscribers learn that it ended, and the leader gets its
-    row.
+    """Close the call. Even if that fails, the flight ends for its subscribers and the leader gets
+    its row.
     """
     if shared.outcome.name is None:
         _fail_cancelled(flight, shared)
     try:
         gateway.ledger.settle(shared)
     except Exception as error:
-        # What it cost is found out once more with the leader's row; logged.
+        # The cost is worked out again for the leader's row; the error is logged.
         log.bug("shared_call.failed", error, id=leader.id)
     finally:
         _copy_to_leader(leader, shared)
@@ -174,7 +173,7 @@ def _finish_flight(
 
 
 async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Gateway) -> None:
-    """Pass an answer on to the flight, chunk by chunk."""
+    """Copy a response to the flight, chunk by chunk."""
     assert exchange.routing.route is not None
     exchange.response.status = answer.status
     raw = CIMultiDict(answer.raw)
@@ -191,8 +190,8 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
             await flight.add(chunk)
             chunk = b""
     except asyncio.CancelledError:
-        alone = flight.left and exchange.waiting.expired is None
-        if source is not None and drain_s is not None and alone:
+        is_abandoned = flight.left and exchange.waiting.expired is None
+        if source is not None and drain_s is not None and is_abandoned:
             await drain(source, exchange, gateway.clock, drain_s)
         raise
     finally:
@@ -201,7 +200,9 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
 
 
 def _copy_to_leader(leader: Exchange, shared: Exchange) -> None:
-    """The leader's record is that of the call that was made, but for what came after it left."""
+    """Copy the results of the shared call to its leader, whose record is that of the call. A leader
+    that has ended keeps its own first byte and cause.
+    """
     leader.limit_states = shared.limit_states
     if leader.state != "ended":
         leader.response.first_byte_s = shared.response.first_byte_s
@@ -211,7 +212,9 @@ def _copy_to_leader(leader: Exchange, shared: Exchange) -> None:
 async def _follow(
     flight: Flight, subscriber: Subscriber, request: web.Request, attempt: RestAttempt
 ) -> web.StreamResponse | None:
-    """The flight's answer for one client. One who does not lead inherits no failure: None then."""
+    """Answer one client from the flight. None for a client that does not lead, if the call failed:
+    its caller makes the call again.
+    """
     exchange, gateway = attempt.exchange, attempt.gateway
     cache, began_s = exchange.cache, gateway.clock()
     assert cache is not None
@@ -240,8 +243,8 @@ async def _follow(
 
 
 class _SubscriberSource(Source):
-    """The rest of an answer that others take too. Its call is watched for all of them: a client
-    that waits for a slower one has a provider that is well.
+    """The rest of a response that several clients read. `waits_for` is "nothing": the exchange of
+    the flight times the provider, and a wait for a slower client is not the provider's fault.
     """
 
     def __init__(self, flight: Flight, subscriber: Subscriber) -> None:

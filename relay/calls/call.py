@@ -1,8 +1,8 @@
-"""A call: all that a client asks for, whatever URL form it used.
+"""Represent a call: all that a client asks for, in one form for every surface and URL form.
 
-Owns what a surface makes of a request. Below the two request paths nothing reads the request but
-the code that moves bytes, so that one call can be sent to several providers, and can outlive the
-client that made it first.
+Owns the Call, and the options that it sets for its attempts. Below the two request paths only code
+that moves bytes reads aiohttp's request: so a call can be sent to several providers, and a shared
+call can outlive the client that made it first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from relay.upstream.attempts import AttemptOptions
 
 
 class Call(msgspec.Struct, frozen=True):
-    """`endpoint` and `query` are raw, as they came; `query`, `headers` and `subprotocols` may hold
-    a client's credential.
+    """What a client asks for. `endpoint` and `query` are as received, still percent-encoded;
+    `query`, `headers` and `subprotocols` may hold a client's credential.
     """
 
     method: str
@@ -33,15 +33,15 @@ class Call(msgspec.Struct, frozen=True):
     query: str
     headers: CIMultiDictProxy[str]
     root: str
-    """The raw path under which providers are found: `/api/v1/ai-gateway/providers/`."""
+    """The raw path that precedes provider names: `/api/v1/ai-gateway/providers/`."""
     caller: Caller
     subprotocols: tuple[str, ...] = ()
-    """What a WebSocket client offers, in its order."""
+    """The subprotocols that a WebSocket client offers, in its order."""
     error_format: str | None = None
-    """The wire format of the relay's own errors; None: that of the provider."""
+    """The wire format of the relay's own errors; None for the provider's format."""
 
     def offer(self, route: Route) -> Offer:
-        """The subprotocols, sorted as the provider of `route` wants them."""
+        """Sort the subprotocols by the rules of the provider of `route`."""
         rules = route.provider.websocket_rules
         assert rules is not None
         return sort(self.subprotocols, rules.subprotocols)
@@ -51,8 +51,8 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def attempt_options(call: Call, route: Route, offer: Offer | None = None) -> AttemptOptions:
-    """What a call asks of its attempts. Raises BadRequest, and ProviderNotConfigured where no
-    target could be called.
+    """Read a call's options for its attempts. Raises BadRequest, and ProviderNotConfigured if no
+    target can be called.
     """
     header, credential = call.headers.get, None
     if route.provider.accepts_client_keys:
@@ -70,10 +70,11 @@ def attempt_options(call: Call, route: Route, offer: Offer | None = None) -> Att
 
 
 def resolve_target_header(call: Call, registry: Registry) -> Call:
-    """The call that is meant: at `proxy`, fal's SDK names the URL it wants in a header.
+    """Return the call whose endpoint is taken from the target header: fal's SDK calls `proxy` and
+    sends the URL that it wants in a header. Any other call is returned unchanged.
 
-    Raises TargetNotAllowed unless that URL lies on one of the provider's own hosts; only its path
-    and query are used then.
+    Raises TargetNotAllowed unless the URL's host is one of the provider's own; only the path and
+    the query of the URL are used.
     """
     if call.endpoint != "proxy":
         return call

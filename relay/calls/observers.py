@@ -1,7 +1,7 @@
-"""Observers of a response: they see each chunk as it passes and never touch it.
+"""Show the chunks of a response to its observers, which read each chunk and never change it.
 
-Owns: which observers a response has (the meter, the recorder of the cache, the capture of bodies),
-and that none of them does harm: a meter that raises is dropped, logged and counted.
+Owns which observers a response has (the meter, the cache's recorder, the capture of bodies), and
+that none of them can break a stream: a meter that raises is dropped, logged and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from relay.ledger.bodies import capture_bytes
 _MAX_HELD_BYTES = 64 * 1024
 _LOG, _PAYLOAD = "cf-aig-collect-log", "cf-aig-collect-log-payload"
 _MIN_CREDENTIAL_CHARS = 8
-"""A client may send anything in a credential's place; a shorter one is a placeholder."""
+"""Shorter values in a credential's place are placeholders and are not redacted."""
 
 
 def observe_response(
@@ -34,7 +34,7 @@ def observe_response(
     pairs: list[tuple[str, str]],
     attempt: RestAttempt,
 ) -> Observer | None:
-    """One observer for all that see the chunks of this response; None if nothing does."""
+    """Combine the observers of this response into one; None if there are none."""
     exchange = attempt.exchange
     if exchange.cache is None and exchange.capture is None:
         return meter
@@ -53,8 +53,8 @@ def observe_response(
 def attach_meter(
     upstream: ClientResponse, exchange: Exchange, gateway: Gateway, whole: bytes | None
 ) -> Observer | None:
-    """Give the exchange the meter of this response, and return what shows it the chunks. None if
-    nothing is metered, or where the response is `whole` and the ledger reads it later.
+    """Attach the response's meter to the exchange, and return the observer that feeds the meter.
+    None if nothing is metered, or if the ledger meters the `whole` response later.
     """
     if upstream.status >= 300 or exchange.routing.route is None:
         return None
@@ -70,50 +70,52 @@ def attach_meter(
 
 
 class _Guarded:
-    """Shows chunks to a meter until it fails."""
+    """Feeds chunks to a meter until the meter fails."""
 
-    __slots__ = ("_exchange", "_gateway", "_look", "_look_past")
+    __slots__ = ("_exchange", "_feed", "_feed_without_usage", "_gateway")
 
     def __init__(self, meter: AnswerMeter, exchange: Exchange, gateway: Gateway) -> None:
-        self._look: Observer = meter.feed
-        self._look_past: Observer = meter.feed_without_usage
+        self._feed: Observer = meter.feed
+        self._feed_without_usage: Observer = meter.feed_without_usage
         self._exchange, self._gateway = exchange, gateway
 
     def see(self, chunk: bytes) -> None:
         try:
-            self._look(chunk)
-        except Exception as error:  # whatever it is, the stream goes on; counted
-            self._failed(error)
+            self._feed(chunk)
+        except Exception as error:  # any exception: the stream goes on; counted
+            self._drop_meter(error)
 
     def see_past(self, chunk: bytes) -> None:
         try:
-            self._look_past(chunk)
-        except Exception as error:  # likewise
-            self._failed(error)
+            self._feed_without_usage(chunk)
+        except Exception as error:  # any exception: the stream goes on; counted
+            self._drop_meter(error)
 
-    def _failed(self, error: Exception) -> None:
-        self._look = self._look_past = _blind
+    def _drop_meter(self, error: Exception) -> None:
+        self._feed = self._feed_without_usage = _ignore
         self._gateway.ledger.meter_failed(self._exchange, error)
 
 
-def _blind(_chunk: bytes) -> None:
+def _ignore(_chunk: bytes) -> None:
     pass
 
 
 def capture_request(exchange: Exchange, body: bytes, raw_query: str, gateway: Gateway) -> None:
     """Capture the request body, if the bodies of this call are to be stored."""
     rules, headers = gateway.settings.ledger, exchange.request.headers
-    if not _wanted(rules.bodies, headers):
+    if not _is_captured(rules.bodies, headers):
         return
     own = _credentials(exchange, headers, raw_query)
     max_bytes = capture_bytes(rules.body_bytes, own, gateway.secrets.redactor)
-    # A host's server has undone a request's coding.
+    # A host's server has decompressed the request body.
     coding = "" if gateway.mounted else coding_of(headers.get("Content-Encoding"))
     exchange.capture = Capture(body[:max_bytes], coding, rules.body_bytes, max_bytes, own)
 
 
-def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
-    """By the rule of the file, which a call may override where that allows it."""
+def _is_captured(rule: str, headers: Mapping[str, str]) -> bool:
+    """True if the bodies of a call are stored: by `ledger.bodies`, and by the call's headers as far
+    as that setting lets them override it.
+    """
     own = (headers.get(_PAYLOAD) or headers.get(_LOG) or "").strip().lower()
     forbidden = (headers.get(_LOG) or "").strip().lower() == "false"
     if rule == "asked":
@@ -122,7 +124,9 @@ def _wanted(rule: str, headers: Mapping[str, str]) -> bool:
 
 
 def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str) -> tuple[str, ...]:
-    """What the client sent in a place of credentials: no stored body shows that either."""
+    """Return the values that the client sent in places of credentials: they are redacted in stored
+    bodies too.
+    """
     assert exchange.routing.route is not None
     provider = exchange.routing.route.provider
     names = {*CREDENTIAL_HEADERS, *provider.credential_headers}
@@ -134,14 +138,17 @@ def _credentials(exchange: Exchange, headers: Mapping[str, str], raw_query: str)
 
 
 def capture_response(upstream: ClientResponse, exchange: Exchange) -> Observer | None:
-    """The observer that captures the response body; None where bodies are not stored."""
+    """Return the observer that captures the response body; None if this call's bodies are not
+    stored.
+    """
     capture = exchange.capture
     if capture is None:
         return None
     capture.response_coding = coding_of(upstream.headers.get("Content-Encoding"))
-    response, most = capture.response, capture.captured_bytes
+    response, max_bytes = capture.response, capture.captured_bytes
 
-    def take(chunk: bytes) -> None:
-        response.extend(chunk[: most - len(response)] if len(response) < most else b"")
+    def append(chunk: bytes) -> None:
+        room = max_bytes - len(response)
+        response.extend(chunk[:room] if room > 0 else b"")
 
-    return take
+    return append

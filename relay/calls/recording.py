@@ -1,7 +1,8 @@
 """Record a response while it streams, so that the cache can replay it.
 
-Owns: the recording, and that only a complete response is stored. Which may be stored at all is
-decided in core/caching.py, what is complete in core/completeness.py.
+Owns the recording: the size limit, the pieces in which a body is replayed, and the rule that only a
+complete response is stored. core/caching.py decides which responses are cacheable,
+core/completeness.py which are complete.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _PIECE_BYTES = 64 * 1024
 def record_response(
     upstream: ClientResponse, pairs: list[tuple[str, str]], attempt: RestAttempt
 ) -> Observer | None:
-    """What records this response, if it may be cached; it is stored when the exchange ends well."""
+    """Return the observer that records this response; None if the response may not be cached. The
+    recording is stored if the exchange ends well.
+    """
     exchange, gateway, rewriter = attempt.exchange, attempt.gateway, attempt.rewriter
     cache, route = exchange.cache, exchange.routing.route
     assert cache is not None and route is not None
@@ -78,13 +81,15 @@ def record_response(
 async def _store_if_complete(
     response: Response, plan: CachePlan, entry: Entry, cache: Cache
 ) -> None:
-    """Decide in a thread: to read a long response would hold up all calls."""
+    """Store `entry` if the response is complete, which a thread decides: parsing a large response
+    would block the loop.
+    """
     if await asyncio.to_thread(is_complete, response, MAX_READ_BYTES):
         cache.put(plan, entry)
 
 
 def _pieces(body: bytes) -> tuple[bytes, ...]:
-    """A body as it is replayed: with backpressure between its pieces."""
+    """Split a body into the pieces in which it is replayed, with backpressure between them."""
     if len(body) <= _PIECE_BYTES:
         return (body,)
     return tuple(body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES))

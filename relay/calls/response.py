@@ -1,6 +1,6 @@
-"""The response that the relay answers with: it adds nothing of aiohttp's own.
+"""Send a response to the client without the headers that aiohttp adds by itself.
 
-Owns: how the head of an answer is framed, and the headers that the relay adds to every one.
+Owns the framing of the response, and the headers that the relay adds to each one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from relay.core.headers import all_ascii, head_bytes
 from relay.core.limits import ratelimit_headers
 from relay.gateway import Gateway
 
-_UNFIT_HEADER = "a header of it holds bytes that cannot be passed on"
+_UNFIT_HEADER = "one of its headers contains bytes that HTTP does not allow"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
 class _OwnHead(web.StreamResponse):
-    """Writes header bytes outside ASCII as they came."""
+    """Writes header bytes outside ASCII as they were received."""
 
     def _first_line(self) -> str:
         assert self._req is not None
@@ -45,10 +45,10 @@ class _OwnHead(web.StreamResponse):
 
 
 class RelayedResponse(_OwnHead):
-    """A StreamResponse that adds nothing: no Content-Type, no Server, no length but the upstream's.
+    """A StreamResponse that adds no Content-Type, no Server, and no length but the provider's.
 
-    It uses private parts of aiohttp's, since no public ones let a response go without additions;
-    tests/calls/test_stream.py holds each promise against the aiohttp that is locked.
+    It uses private parts of aiohttp, since no public part can send a response without additions;
+    tests/calls/test_stream.py tests each of these properties with the pinned aiohttp.
     """
 
     _send_headers_immediately = False
@@ -57,32 +57,32 @@ class RelayedResponse(_OwnHead):
         super().__init__(status=status, reason=reason or "", _real_headers=headers)
 
     def send_headers(self) -> None:
-        """Send the head now: the body is not here yet."""
+        """Send the head now, before the first chunk of the body arrives."""
         writer = self._payload_writer
         assert writer is not None
         writer.send_headers()
 
     @property
     def transport(self) -> asyncio.Transport | None:
-        """The client's connection; None before `prepare` and after the end."""
+        """The client's connection; None before `prepare`, and after the response has ended."""
         return self._req.transport if self._req is not None else None
 
     @property
     def close_delimited(self) -> bool:
-        """True if only the end of the connection ends this body (HTTP/1.0 without a length)."""
+        """True if the end of the connection ends the body (HTTP/1.0 without a length)."""
         writer = self._payload_writer
         return writer is not None and not writer.chunked and writer.length is None  # type: ignore[attr-defined]
 
     async def send_whole(self, request: web.Request, body: bytes) -> None:
-        """Send it, all in one write: what `prepare` and `write_eof` come to for a body that is
-        here. Raises UpstreamProtocolError before the first byte, and ConnectionError.
+        """Send head and body in one write, with the result of `prepare` and `write_eof`. Raises
+        UpstreamProtocolError before the first byte, and ConnectionError.
         """
         self._must_be_empty_body = must_be_empty_body(request.method, self.status)
         self._req = request
         writer = self._payload_writer = request.writer
         self._frame()
         matched = request._match_info
-        # `match_info.apps` is the same, and makes a dictionary and a tuple of it for each call.
+        # `match_info.apps` has the same items, but builds a dictionary and a tuple each time.
         for app in matched._apps if matched is not None else ():
             await app.on_response_prepare.send(request, self)
         first = self._first_line()
@@ -110,7 +110,7 @@ class RelayedResponse(_OwnHead):
             self._must_be_empty_body = True
             headers[hdrs.CONTENT_LENGTH] = "0"
         if self._must_be_empty_body:
-            writer.length = 0  # whatever is written, no byte of it leaves
+            writer.length = 0  # the writer drops every byte of the body
             if self.status == 204 or self.status < 200:
                 headers.pop(hdrs.CONTENT_LENGTH, None)
         elif (length := headers.get(hdrs.CONTENT_LENGTH)) is not None:
@@ -135,15 +135,15 @@ class RelayedResponse(_OwnHead):
             raise self._unsent() from error
 
     def _unsent(self) -> UpstreamProtocolError:
-        """Nothing is written yet: put the writer back, so that an error can be answered."""
+        """Reset the writer, to which nothing has been written, so that an error can be sent."""
         writer = self._payload_writer
         writer.chunked, writer.length = False, None  # type: ignore[union-attr]
         return UpstreamProtocolError(_UNFIT_HEADER)
 
 
 class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
-    """A WebSocketResponse whose 101 has the provider's headers, and nothing of aiohttp's but what
-    the handshake needs.
+    """A WebSocketResponse whose 101 has the provider's headers, and of aiohttp's own headers only
+    those that the handshake needs.
     """
 
     def take_headers(
@@ -153,7 +153,9 @@ class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
         exchange: Exchange,
         gateway: Gateway,
     ) -> None:
-        """Send `pairs`, which are the provider's, and the relay's own, which win over them."""
+        """Set the provider's headers (`pairs`) and the relay's own, which replace those of the same
+        name.
+        """
         own = add_own_headers([], given, exchange, gateway)
         self.headers.extend(pair for pair in pairs if pair[0] not in own)
         self.headers.extend(own)
@@ -175,14 +177,14 @@ class RelayedWebSocket(_OwnHead, web.WebSocketResponse[bool]):
 
 
 _NOT_IN_101 = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE)
-"""Headers of a body: it has none (RFC 9110 8.6)."""
+"""Headers that describe a body; a 101 has none (RFC 9110 8.6)."""
 
 
 def add_own_headers(
     pairs: list[tuple[str, str]], given: Mapping[str, str], exchange: Exchange, gateway: Gateway
 ) -> CIMultiDict[str]:
-    """Add the relay's own headers to those of the answer, and note the relay's own time up to now.
-    `given` are the answer's headers as the provider sent them.
+    """Add the relay's own headers to those of the response, and set `overhead_s` to the relay's own
+    time up to now. `given` are the response headers as the provider sent them.
     """
     pairs.append(("cf-aig-log-id", exchange.id))
     request_id = exchange.request.request_id

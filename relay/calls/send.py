@@ -1,7 +1,8 @@
-"""Send a call, up to the head of its response: for the REST path and for a call that clients share.
+"""Send a call and read the head of its response, for one client or for all that share the call.
 
-Owns the order of it (count the tokens, make the attempts, stamp the first byte, release the body,
-examine the head), and what of a response is read before its head goes downstream.
+Owns the order of the steps (reserve tokens, make the attempts, stamp the first byte, release the
+request body, examine the head), and how much of a response is read before its head is sent
+downstream. upstream/attempts.py makes the attempts; stream.py copies the response.
 """
 
 from __future__ import annotations
@@ -35,39 +36,39 @@ class Source(Protocol):
     """Where the rest of a response comes from."""
 
     waits_for: WaitingFor = "nothing"
-    """What a read of it waits for."""
+    """What the exchange waits for while `read` runs."""
 
     def read(self) -> Awaitable[bytes]:
         """The next chunk; empty at the end. Raises one of MAPPABLE_ERRORS, or a RelayError."""
 
     def rest(self) -> bytes:
-        """What is here already, when reading on has failed."""
+        """Return the bytes that were received and not read, after `read` has failed."""
         return b""
 
     def release(self) -> None:
-        """Nothing more is read."""
+        """Free the source: nothing more is read."""
         return
 
 
 class Answer(NamedTuple):
-    """A response of which nothing has gone downstream yet."""
+    """A response of which nothing has been sent downstream yet."""
 
     status: int
     reason: str | None
     pairs: list[tuple[str, str]]
-    """Its headers, as they go downstream."""
+    """The headers that are sent downstream."""
     raw: Mapping[str, str]
-    """Its headers, as the provider sent them."""
+    """The headers as the provider sent them."""
     first: bytes
-    """What is here of its body."""
+    """The part of the body that has been received."""
     source: Source | None
-    """None if that is all."""
+    """The rest of the body; None if `first` is all of it."""
     observe: Observer | None = None
-    """Sees every chunk."""
+    """Called with each chunk."""
 
 
 async def send_call(attempt: RestAttempt) -> Answer:
-    """Send a call. Its caller releases the answer's source when the call is over. Raises the
+    """Send a call. The caller must release the answer's source when the call has ended. Raises the
     RelayError that ended the last attempt, or that refuses the call.
     """
     exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
@@ -77,17 +78,19 @@ async def send_call(attempt: RestAttempt) -> Answer:
     upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()
     body.let_go()
-    if exchange.request.held_bytes and body.stream is None:  # a stream lets go piece by piece
+    if exchange.request.held_bytes and body.stream is None:  # a stream does so chunk by chunk
         gateway.let_go(exchange, exchange.request.held_bytes)
     try:
-        return await _begin(upstream, attempt)
+        return await _make_answer(upstream, attempt)
     except BaseException:
         upstream.close()
         raise
 
 
-async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
-    """The answer that a response is. Of most responses only what is here already is read."""
+async def _make_answer(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
+    """Make an Answer of a provider's response. For most responses it reads only the bytes that have
+    been received.
+    """
     exchange, gateway = attempt.exchange, attempt.gateway
     route = exchange.routing.route
     if route is not None and route.target.via == "cloudflare":
@@ -97,7 +100,7 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
     pairs = _passed_headers(upstream, transform, attempt)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
-        # The meter sees the response as it came: by the transform, if it is a stream.
+        # The meter needs the provider's bytes: the transform of a stream feeds it.
         if whole:
             meter(first)
         meter = None
@@ -119,18 +122,18 @@ async def _begin(upstream: ClientResponse, attempt: RestAttempt) -> Answer:
         first = source.begin(first)
     reason = upstream.reason or ""
     if upstream.status >= 400:
-        reason = redacted_text(reason, exchange.routing.keys)  # it may quote a key, too
+        reason = redacted_text(reason, exchange.routing.keys)  # the reason may quote a key too
     return Answer(upstream.status, reason, pairs, upstream.headers, first, source, observe)
 
 
 async def _read_first(
     upstream: ClientResponse, transform: Transform | None, attempt: RestAttempt
 ) -> tuple[bytes, bool]:
-    """The part of a body that is read before its head goes down, and whether it is all."""
+    """Read the part of a body that is needed before the head is sent; True if that is all of it."""
     begun, attempt.begun = attempt.begun, b""
     content = upstream.content
     whole = content.is_eof()
-    # Of an error the beginning: `x-relay-error-source` depends on it.
+    # An error's `x-relay-error-source` depends on the beginning of its body.
     wanted_bytes = transform.bytes_first if transform is not None else 0
     wanted_bytes = max(wanted_bytes, 1 if upstream.status >= 400 else 0)
     if not whole and len(begun) < wanted_bytes:
@@ -148,7 +151,7 @@ async def _read_first(
 async def next_chunk(
     read: Callable[[], Awaitable[bytes]], exchange: Exchange, gateway: Gateway
 ) -> bytes:
-    """The next chunk, while nothing has gone down yet. Raises a RelayError."""
+    """Read the next chunk before anything was sent downstream. Raises a RelayError."""
     exchange.wait("upstream", gateway.clock())
     try:
         return await read()
@@ -158,7 +161,7 @@ async def next_chunk(
 
 
 class _FromUpstream:
-    """The rest of a response from its provider."""
+    """The rest of a response, from its provider."""
 
     waits_for: WaitingFor = "upstream"
 
@@ -172,7 +175,7 @@ class _FromUpstream:
         self._forget = end_with_connection(upstream)
 
     def begin(self, begun: bytes) -> bytes:
-        """What goes down of what is read already."""
+        """Return what is sent downstream of `begun`, the bytes that have been read already."""
         return begun if self._change is None or not begun else self._change.begin(begun)
 
     def rest(self) -> bytes:
@@ -189,7 +192,9 @@ class _FromUpstream:
 
 
 def error_source(exchange: Exchange, start: bytes) -> str:
-    """Whose error this is. Cloudflare's has an envelope: `AiGatewayError`, or v4's `success`."""
+    """Return whose error a response is: `cloudflare` or `provider`. Cloudflare's own errors have an
+    envelope: `AiGatewayError`, or `success` in its v4 API.
+    """
     assert exchange.routing.route is not None
     if exchange.routing.route.target.via == "cloudflare":
         head = start[:_ENVELOPE_PEEK_BYTES].replace(b" ", b"")
@@ -201,7 +206,7 @@ def error_source(exchange: Exchange, start: bytes) -> str:
 def _passed_headers(
     upstream: ClientResponse, transform: Transform | None, attempt: RestAttempt
 ) -> list[tuple[str, str]]:
-    """The headers of a response that go down with it."""
+    """Return the headers of a response that are sent downstream."""
     headers, keys = upstream.headers, attempt.exchange.routing.keys
     pairs = downstream_headers(headers.items(), connection_of(headers))
     if attempt.rewriter is not None:

@@ -1,7 +1,7 @@
-"""Copy an answer downstream, chunk by chunk as it comes, so that a client can tell if it broke.
+"""Copy a response downstream, chunk by chunk as it arrives, so that a client sees if it was cut.
 
-Owns: the commit point, and the truth about the end of an answer: the terminal chunk is written
-after a clean end only; a cut answer reaches the client as a cut connection.
+Owns the commit point, and how a response ends: the terminal chunk is written only after a clean
+end; a response that was cut reaches the client as a cut connection.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 
 _FLUSH_S = 1.0
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
-"""What a write to a client that left raises; the second while it waits for room."""
+"""What a write raises if the client has disconnected; the second while the write waits for room."""
 _DRAINED_BYTES = 64 * 1024
-"""After more than this the call is over when the client has room again."""
+"""A call with a larger body than this ends only when the client has taken most of it."""
 
 
 async def deliver(
     answer: Answer, request: web.Request, exchange: Exchange, gateway: Gateway
 ) -> web.StreamResponse:
-    """Send an answer down. Raises only before its first byte, or if the client left."""
+    """Send an answer downstream. Raises only before the first byte, or if the client has left."""
     headers = add_own_headers(answer.pairs, answer.raw, exchange, gateway)
     response = RelayedResponse(answer.status, answer.reason, headers)
     if gateway.draining:
@@ -63,7 +63,7 @@ async def deliver(
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """One answer on its way down."""
+    """The copy of one response."""
 
     answer: Answer
     source: Source
@@ -72,7 +72,7 @@ class _Copy:
     clock: Callable[[], float]
 
     async def run(self) -> web.StreamResponse:
-        """The loop of every stream: the copy, the stamps of what is awaited, a count, no more."""
+        """Copy the stream. The loop only copies, stamps what it waits for, and counts bytes."""
         read, write, clock = self.source.read, self.response.write, self.clock
         observe = self.answer.observe
         exchange, waits_for = self.exchange, self.source.waits_for
@@ -87,7 +87,8 @@ class _Copy:
                 waiting.for_ = "client"
                 waiting.since_s = clock()
                 sent.body_bytes += len(chunk)
-                # Before the write: one that is cut short while it waits for room has written all.
+                # Before the write: a write that is cancelled while it waits for room has written
+                # the whole chunk.
                 tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
                 await write(chunk)
                 if observe is not None:
@@ -99,11 +100,13 @@ class _Copy:
             await self.response.write_eof()
             exchange.finish()
         except (*MAPPABLE_ERRORS, RelayError, asyncio.CancelledError) as error:
-            await self._broke(error, tail)
+            await self._end_broken(error, tail)
         return self.response
 
-    async def _broke(self, error: BaseException, tail: bytes) -> None:
-        """End a stream that did not end well, so that the client can tell."""
+    async def _end_broken(self, error: BaseException, tail: bytes) -> None:
+        """End a stream that failed so that the client sees the failure. `tail` are the last bytes
+        that were written. Raises if the client has left.
+        """
         exchange = self.exchange
         assert exchange.routing.route is not None
         failure: RelayError
@@ -127,7 +130,9 @@ class _Copy:
         _cut(self.response)
 
     async def _send_error_event(self, failure: RelayError, tail: bytes) -> None:
-        """Pass on what came before the break, and between two SSE events an error event."""
+        """Send the bytes that were received before the failure and, if they end between two SSE
+        events, an error event.
+        """
         exchange, headers = self.exchange, self.answer.raw
         assert exchange.routing.route is not None
         rest = self.source.rest()
@@ -148,7 +153,9 @@ class _Copy:
 async def drain(
     source: Source, exchange: Exchange, clock: Callable[[], float], most_s: float
 ) -> None:
-    """Read the rest of a response whose client has left: providers report the usage at its end."""
+    """Read the rest of a response whose client has left, for at most `most_s`: providers report
+    usage at the end.
+    """
     exchange.wait("nothing", clock())
     observer = exchange.response.meter_observer
     with contextlib.suppress(TimeoutError, RelayError, *MAPPABLE_ERRORS):
@@ -159,12 +166,14 @@ async def drain(
 
 
 def _cut(response: RelayedResponse) -> None:
-    """Close without a terminal chunk. What was written gets a second to leave, then a reset."""
+    """Close the connection without a terminal chunk, and reset it if its buffered bytes are not
+    sent within a second.
+    """
     transport = response.transport
     if transport is None:
         return
     if response.close_delimited:
-        # For an HTTP/1.0 client a plain close would be a clean end: reset instead.
+        # To an HTTP/1.0 client a normal close is a clean end: reset the connection instead.
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()

@@ -1,9 +1,8 @@
-"""Change an answer on its way down: URLs of a provider's own hosts come back as the relay's, the
-event that tells the usage which the relay asked for is removed, and an error that quotes a key of
-the relay's comes without it.
+"""Change a response before it is sent downstream: replace a provider's URLs with the relay's,
+remove a usage event that only the relay asked for, and redact the relay's keys in errors.
 
-Owns: which answers are read for that, and how far. The text work is that of core/rewriting.py,
-core/injection.py and core/redaction.py. Any other answer passes none of this.
+Owns which responses are changed, and how much of a response is read for that. core/rewriting.py,
+core/injection.py and core/redaction.py change the text. Other responses run none of this code.
 """
 
 from __future__ import annotations
@@ -24,55 +23,57 @@ from relay.core.redaction import Redactor, redactor_of
 from relay.core.rewriting import CHANGED_WITH_BODY, EventChanger, Rewriter
 
 _TEXTS = ("application/json", SSE)
-_UNTRUE_OF_CHANGED = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
+_INVALID_AFTER_CHANGE = {"content-length", *(name.lower() for name in CHANGED_WITH_BODY)}
 REWRITE_BYTES = 1024 * 1024
-"""A JSON answer, or an SSE event, larger than this passes as it is."""
+"""A JSON response, or an SSE event, larger than this is not changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """What changes one response on its way down. Made by `plan_transform`."""
+    """The changes to one response. Made by `plan_transform`."""
 
     rewriter: Rewriter | None
-    """Makes the URLs in the body's fields the relay's."""
+    """Replaces URLs in fields of the body with the relay's."""
     redactor: Redactor | None
-    """Takes keys out of an error."""
+    """Removes keys from an error."""
     removes_usage: bool
-    """The event with the usage, for which its client did not ask, is removed."""
+    """True to remove the usage event, for which the client did not ask."""
     is_events: bool
     is_coded: bool
 
     @property
     def bytes_first(self) -> int:
-        """How much is read before the head goes down: all JSON that is rewritten, if it is not too
-        large.
+        """How many bytes are read before the head is sent: a JSON body that is rewritten is read
+        whole, if it is not too large.
         """
         return 0 if self.rewriter is None or self.is_events else REWRITE_BYTES + 1
 
     @property
     def leaves_out_stream(self) -> bool:
-        """True for an error that may quote a key, is compressed, and is not here as a whole."""
+        """True if the body is dropped unless it was received whole: an error that may quote a key
+        and is compressed.
+        """
         return self.redactor is not None and self.is_coded
 
     def true_headers(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Without those that events which are changed as they come make untrue."""
+        """Return `pairs` without the headers that are wrong for a stream whose events change."""
         if self.removes_usage or (self.rewriter is not None and self.is_events):
-            return [pair for pair in pairs if pair[0].lower() not in _UNTRUE_OF_CHANGED]
+            return [pair for pair in pairs if pair[0].lower() not in _INVALID_AFTER_CHANGE]
         return pairs
 
     def change_whole(self, body: bytes, headers: CIMultiDict[str]) -> bytes:
-        """A whole body as it goes down; `headers` are made true to it."""
+        """Return a whole body, changed; `headers` are corrected for the new body."""
         if self.removes_usage:
             body = without_usage_event(body)
         if self.rewriter is not None and len(body) <= REWRITE_BYTES:
-            ours = self.rewriter.body(body)
-            if ours != body:
-                body = ours
-                _changed(headers, body)
+            rewritten = self.rewriter.body(body)
+            if rewritten != body:
+                body = rewritten
+                _correct_headers(headers, body)
         return body if self.redactor is None else _redact_whole(body, headers, self.redactor)
 
     def stream(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> Changing | None:
-        """What changes a stream; None where its chunks pass as they come."""
+        """Make the stream of changed chunks; None if the chunks are not changed."""
         made: Changing | None = None
         if self.removes_usage:
             made = _UsageRemoved(read, exchange)
@@ -84,9 +85,7 @@ class Transform:
 
 
 def plan_transform(upstream: ClientResponse, attempt: RestAttempt) -> Transform | None:
-    """Work out what is changed in a response; None where its body passes as it came, as that of
-    most does.
-    """
+    """Decide which changes a response gets; None if its body is not changed, as for most."""
     rewriter, redactor = attempt.rewriter, None
     if upstream.status >= 400:
         redactor = redactor_of(attempt.exchange.routing.keys)
@@ -103,14 +102,14 @@ def plan_transform(upstream: ClientResponse, attempt: RestAttempt) -> Transform 
 
 
 def _is_rewritten(upstream: ClientResponse, rewriter: Rewriter) -> bool:
-    """True for a response whose listed fields hold URLs that must be the relay's."""
+    """True if URLs in the body of this response are to be replaced with the relay's."""
     if rewriter.fields is None or "Content-Encoding" in upstream.headers:
         return False
     return upstream.content_type in _TEXTS and upstream.status != 206
 
 
 def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, str]]:
-    """Headers without the relay's credentials: a Location, say, repeats one of the query."""
+    """Redact the relay's credentials in headers: a Location may repeat one from the query."""
     redactor = redactor_of(keys)
     if redactor is None:
         return pairs
@@ -118,13 +117,15 @@ def redacted_pairs(pairs: list[tuple[str, str]], keys: Keys) -> list[tuple[str, 
 
 
 def redacted_text(text: str, keys: Keys) -> str:
-    """A reason phrase, or the reason of a close frame, without the relay's credentials."""
+    """Redact the relay's credentials in a reason phrase, or in the reason of a close frame."""
     redactor = redactor_of(keys)
     return text if redactor is None else redactor.redact_text(text)
 
 
 def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
-    """An error's whole body without the relay's credentials; `headers` are made true to it."""
+    """Redact the relay's credentials in an error's whole body; `headers` are corrected for the new
+    body.
+    """
     redactor = redactor_of(keys)
     return body if redactor is None else _redact_whole(body, headers, redactor)
 
@@ -132,101 +133,103 @@ def redact_whole(body: bytes, headers: CIMultiDict[str], keys: Keys) -> bytes:
 def _redact_whole(body: bytes, headers: CIMultiDict[str], redactor: Redactor) -> bytes:
     if not body:
         return body
-    ours, coded = redactor.redact_coded(body, headers.get("Content-Encoding", ""))
-    if ours != body:
-        _changed(headers, ours)
-        if not coded:
+    redacted, is_coded = redactor.redact_coded(body, headers.get("Content-Encoding", ""))
+    if redacted != body:
+        _correct_headers(headers, redacted)
+        if not is_coded:
             headers.popall("Content-Encoding", None)
-    return ours
+    return redacted
 
 
 def leave_out(headers: CIMultiDict[str]) -> bytes:
-    """An empty body; `headers` are made true to it."""
+    """Return an empty body, and correct `headers` for it."""
     headers.popall("Content-Encoding", None)
-    _changed(headers, b"")
+    _correct_headers(headers, b"")
     return b""
 
 
-def _changed(headers: CIMultiDict[str], body: bytes) -> None:
+def _correct_headers(headers: CIMultiDict[str], body: bytes) -> None:
     headers["Content-Length"] = str(len(body))
     for name in CHANGED_WITH_BODY:
         headers.popall(name, None)
 
 
 class Changing(Protocol):
-    """A stream that is changed on its way."""
+    """A stream whose chunks are changed before they are sent downstream."""
 
     __slots__ = ()
 
     def begin(self, begun: bytes) -> bytes:
-        """What goes down of what an attempt has read already."""
+        """Return what is sent of `begun`, the bytes that an attempt has read already."""
 
     async def next(self) -> bytes:
-        """The next chunk that goes down; empty at the end."""
+        """Return the next changed chunk; empty at the end."""
 
     def rest(self, left: bytes) -> bytes:
-        """What goes down when reading has failed: what is held, and what was `left` unread."""
+        """Return what is sent after a read has failed: the bytes held back, and `left`, the bytes
+        that were received and not read.
+        """
 
     def close(self) -> None:
-        """Nothing more is read."""
+        """End the stream: nothing more is read."""
         return
 
 
 class _UsageRemoved(Changing):
-    """A stream without the event that tells the usage for which its client did not ask. The meter
-    sees it as it came, each chunk once it has gone down.
+    """A stream without the usage event, for which its client did not ask. The meter sees each chunk
+    as the provider sent it, after the chunk was sent downstream.
     """
 
-    __slots__ = ("_look", "_passes", "_past", "_read", "_remover", "_show", "_unseen")
+    __slots__ = ("_meter", "_meter_next", "_meter_past", "_passes", "_read", "_remover", "_unseen")
 
     def __init__(self, read: Callable[[], Awaitable[bytes]], exchange: Exchange) -> None:
         self._read, self._remover = read, UsageEventRemover()
         self._passes = self._remover.passes
         observer = exchange.response.meter_observer
-        self._look = self._show = observer.see if observer is not None else _overlook
-        self._past = observer.see_past if observer is not None else _overlook
+        self._meter = self._meter_next = observer.see if observer is not None else _ignore
+        self._meter_past = observer.see_past if observer is not None else _ignore
         exchange.response.meter_observer = None
         self._unseen = b""
 
     def begin(self, begun: bytes) -> bytes:
         """See Changing."""
-        self._unseen, self._show = begun, self._look
+        self._unseen, self._meter_next = begun, self._meter
         return self._remover.feed(begun)
 
     async def next(self) -> bytes:
         """See Changing."""
         if self._unseen:
-            self._show(self._unseen)
+            self._meter_next(self._unseen)
         self._unseen = b""
         while chunk := await self._read():
             if self._passes(chunk):
-                self._unseen, self._show = chunk, self._past
+                self._unseen, self._meter_next = chunk, self._meter_past
                 return chunk
             if passed := self._remover.feed(chunk):
-                self._unseen, self._show = chunk, self._look
+                self._unseen, self._meter_next = chunk, self._meter
                 return passed
-            self._look(chunk)
+            self._meter(chunk)
         return self._remover.rest()
 
     def rest(self, left: bytes) -> bytes:
         """See Changing."""
-        self._unseen, self._show = self._unseen + left, self._look
+        self._unseen, self._meter_next = self._unseen + left, self._meter
         return self._remover.feed(left) + self._remover.rest()
 
     def close(self) -> None:
         """See Changing."""
         if self._unseen:
-            self._look(self._unseen)
+            self._meter(self._unseen)
         self._unseen = b""
 
 
-def _overlook(_chunk: bytes) -> None:
+def _ignore(_chunk: bytes) -> None:
     pass
 
 
 class _Redacted(Changing):
-    """An error's body, in which each byte of a key is an asterisk: its length stays. As much is
-    held as may be the beginning of a key.
+    """An error's body in which asterisks replace the bytes of a key: its length stays. Bytes
+    that may be the beginning of a key are held back.
     """
 
     __slots__ = ("_held", "_held_back_bytes", "_mask", "_read")
@@ -264,7 +267,7 @@ class _Redacted(Changing):
 
 
 class _Rewritten(Changing):
-    """SSE of whole events, changed. An event of more than REWRITE_BYTES is not."""
+    """SSE whose events are changed, each as a whole; one of more than REWRITE_BYTES is not."""
 
     __slots__ = ("_changer", "_inner", "_read")
 
@@ -282,7 +285,7 @@ class _Rewritten(Changing):
         return self._changer.feed(begun if self._inner is None else self._inner.begin(begun))
 
     async def next(self) -> bytes:
-        """The next whole events; at the end what is left; empty after it."""
+        """Return the next whole events, at the end the rest, then nothing."""
         while chunk := await self._read():
             if changed := self._changer.feed(chunk):
                 return changed
