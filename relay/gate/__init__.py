@@ -1,1 +1,1 @@
-"""May this caller do this now?"""
+"""Access control: who a caller is, what it may do, and its limits."""

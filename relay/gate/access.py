@@ -1,10 +1,10 @@
-"""Who may call while access is open: loopback names, listed hosts, and pages of allowed origins.
+"""Decide who may call while access is open, and who may manage the relay.
 
-Owns: the Host, Origin and Sec-Fetch-Site rules. Without them any web page could spend the keys of
-a developer's relay: by DNS rebinding, by a simple POST or a WebSocket (no CORS is asked for these),
-by an image, a script, a link or a no-cors call (no Origin is sent with these). And who may manage
-the relay and read its ledger: there are no keys yet, so a caller counts as an administrator by
-where it is.
+Owns the rules for Host, Origin and Sec-Fetch-Site: callers must use a loopback name or a listed
+host, and web pages need an allowed origin. Without these rules any web page could spend the keys of
+a developer's relay: by DNS rebinding; by a simple POST or a WebSocket, for which browsers need no
+CORS preflight; by an image, a script, a link or a no-cors call, which have no Origin. Owns too who
+may manage the relay and read its ledger: while there are no client keys, only local callers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class Origins:
-    """The origins of `cors.origins`: exact, `https://*.example.com` for any subdomain, `*` for
-    all.
+    """The origins of `cors.origins`: exact ones, `https://*.example.com` for any subdomain, and `*`
+    for all.
     """
 
     __slots__ = ("_any", "_exact", "_wildcards", "listed")
@@ -45,11 +45,11 @@ class Origins:
             for scheme, _, host in [pattern.partition("://")]
         )
         self.listed = bool(listed)
-        """True if there are any: answers then depend on Origin."""
+        """True if there are any: responses then vary by Origin."""
 
     def allow(self, origin: str) -> bool:
-        """True if pages of `origin`, as a browser writes it, may call. `null` never may, unless
-        all may.
+        """True if pages of `origin`, as a browser writes it, may call. The origin `null` is allowed
+        only by `*`.
         """
         origin = origin.lower()
         if self._any or origin in self._exact:
@@ -62,7 +62,7 @@ class Origins:
 
 
 class OpenAccess:
-    """The rules in force while a call needs no key."""
+    """The access rules while calls need no client key."""
 
     __slots__ = ("_any_host", "_hosts", "_is_allowed", "origins")
 
@@ -87,11 +87,12 @@ class OpenAccess:
 
 
 def is_own_page(headers: Mapping[str, str]) -> bool:
-    """True if no page sent a request, or one of the relay's own origin; False if its Origin is
-    another. Raises CrossSiteRequest if a page of another origin sent it without Origin.
+    """True if a request was sent by no web page, or by a page of the relay's own origin; False if
+    its Origin is another. Raises CrossSiteRequest if a page of another origin sent it without an
+    Origin header.
 
-    Own means: the Origin is this Host, whatever the scheme, since TLS may end in front of the
-    relay. Without Origin the browser's Sec-Fetch-Site decides; a program sends none.
+    An Origin is the relay's own if its host equals Host, with any scheme, since a proxy may end
+    TLS. Without Origin the browser's Sec-Fetch-Site decides; programs send neither.
     """
     origin = headers.get("Origin")
     if origin is not None:
@@ -104,9 +105,9 @@ def is_own_page(headers: Mapping[str, str]) -> bool:
 
 
 def require_local(peer: str | None, headers: Mapping[str, str]) -> None:
-    """Raise ManagementNotLocal, OriginNotAllowed or CrossSiteRequest unless a caller on this
-    machine sent a request with these headers itself. `peer` is the address that connected,
-    None if unknown.
+    """Raise ManagementNotLocal, OriginNotAllowed or CrossSiteRequest unless a request with these
+    headers came from this machine, without a proxy, and not from a page of another origin. `peer`
+    is the address of the connection, None if unknown.
     """
     if not is_loopback(peer or ""):
         raise ManagementNotLocal("this request came from another machine")

@@ -1,9 +1,9 @@
-"""Identify the caller of a request: who it is, whether it may call, and by which URL it reaches the
-relay.
+"""Identify the caller of a request: its address, whether it may call, and by which URL it reaches
+the relay.
 
-Owns the one Caller that a request has. Whatever depends on who calls (limits per client, the scope
-of the cache, the client in the ledger) reads it, and asks no header of the request again. Here
-alone X-Forwarded-* is read, and believed of trusted proxies only: any client could write it.
+Owns the one Caller that a request has. Code that depends on the caller (limits per client, the
+scope of the cache, the client in the ledger) reads the Caller and no header. Only this module reads
+X-Forwarded-*, and it trusts them from trusted proxies only, since any client can send them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _MAX_PEERS = 256
 
 
 class Callers:
-    """The rules in force by which callers are identified."""
+    """Identifies callers by the configuration in force."""
 
     __slots__ = ("_proxies", "_public_url", "authorize")
 
     def __init__(self, proxies: Proxies, access: OpenAccess, public_url: str | None) -> None:
         self._proxies, self._public_url = proxies, public_url
         self.authorize = access.check
-        """Refuse a caller that may not call, by the headers of its request: while access is open,
-        one with a foreign Host or Origin. Not part of `identify`: a refused call has a row in the
-        ledger, which names its client."""
+        """Raises the error for a caller that may not call, given the headers of its request: while
+        access is open, one with a foreign Host or Origin. Not part of `identify`, since a refused
+        call has a row in the ledger, which names its client."""
 
     def identify(self, request: web.BaseRequest) -> Caller:
-        """Whose request this is: the peer's, or whom a trusted proxy names. Does not raise."""
+        """Return the caller: the peer, or the client that a trusted proxy names. Does not raise."""
         peer = request.remote or ""
         client = peer
         if self._proxies.listed:
@@ -42,7 +42,7 @@ class Callers:
         return Caller(client, peer, request.scheme)
 
     def public_url(self, caller: Caller, headers: Mapping[str, str]) -> str:
-        """`https://host` by which `caller` reaches the relay, without a path of the relay's."""
+        """Return the URL by which `caller` reaches the relay: `https://host`, without a path."""
         if self._public_url:
             return self._public_url
         return self._proxies.origin(
@@ -65,7 +65,7 @@ class Proxies:
         """True if there are any."""
 
     def trust(self, address: str) -> bool:
-        """True if `address` is one of them."""
+        """True if `address` is that of a trusted proxy."""
         return self._is_trusted[address]
 
     def _contain(self, address: str) -> bool:
@@ -76,9 +76,10 @@ class Proxies:
         return any(parsed in network for network in self._networks)
 
     def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
-        """The client's address: the last of X-Forwarded-For that no trusted proxy of ours is.
+        """Return the client's address: the last one in X-Forwarded-For that is not a trusted
+        proxy's.
 
-        `forwarded_for` are the header's values in order; the nearest proxy writes last.
+        `forwarded_for` are the values of the header lines in order; the nearest proxy appends last.
         """
         if not self.trust(peer):
             return peer
@@ -90,8 +91,8 @@ class Proxies:
         return peer
 
     def origin(self, peer: str, own: str, proto: str | None, host: str | None) -> str:
-        """`https://host` as the client sees it: X-Forwarded-Proto and -Host if a trusted proxy
-        says so, else `own`.
+        """Return `https://host` as the client sees it: from X-Forwarded-Proto and X-Forwarded-Host
+        if a trusted proxy sent them, else `own`.
         """
         if not self.trust(peer):
             return own
@@ -101,7 +102,7 @@ class Proxies:
 
 
 def _last(value: str | None) -> str:
-    """What the nearest proxy wrote."""
+    """Return the last item of a list header: the one that the nearest proxy wrote."""
     return (value or "").rpartition(",")[2].strip()
 
 

@@ -1,10 +1,10 @@
-"""Limits: how often a caller may call, how much it may use, and how much runs at once.
+"""Apply the limits: requests and tokens in a window of time, and concurrent calls and sessions.
 
-Owns: which rules a call falls under, and that all of a step are tested before one counts. A call
-takes three steps, each as early as it can be: `admit` before its body is read, `check` when the
-body has named its model and user, `reserve` when it is really sent. When it ends, all that it holds
-is released if it was never sent; else its requests stay counted, and the tokens that it used.
-Calls in progress are counted here, in this process; windows are counted in windows.py.
+Owns which rules apply to a call, and that all rules of a step are checked before one counts. There
+are three steps, each as early as possible: `admit` before the body is read, `check` when the model
+and the user in the body are known, `reserve` (tokens) when the call is sent. When a call ends that
+was never sent, everything that it reserved is released; otherwise its requests and the tokens that
+it used stay counted. Concurrent calls are counted here, in this process; windows in windows.py.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ _OF_CALLS = frozenset({"requests", "calls_at_once"})
 _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
 
-_GIVE_WAY_S = 0.001
+_YIELD_S = 0.001
 _NO_METADATA: Metadata = {}
 
 
 @dataclass(frozen=True, slots=True)
 class LimitCounts:
-    """What outlives a reload of the rules. One per process."""
+    """The counts that outlive a reload of the rules. One per process."""
 
     running: dict[str, int] = field(default_factory=dict)
-    """Calls and sessions in progress, by the key of the rule that counts them."""
+    """Number of concurrent calls and sessions, by counter key."""
     refusals: dict[str, int] = field(default_factory=dict)
-    """Calls and sessions that were refused, by the name of the rule, for metrics."""
+    """Number of refused calls and sessions, by the name of the rule, for metrics."""
 
 
 class Limits:
-    """The rules in force. A call keeps the ones that it began with."""
+    """The rules of one configuration. A call keeps the Limits with which it began."""
 
     __slots__ = (
-        "_asking_model", "_body_calls", "_calls", "_find_used", "_needs_metadata", "_overall",
+        "_body_calls", "_calls", "_find_used", "_model_rules", "_needs_metadata", "_overall",
         "_refusals", "_running", "_sockets", "_tokens", "_windows", "counts_tokens", "max_calls",
         "needs_body",
     )  # fmt: skip
@@ -67,11 +67,11 @@ class Limits:
         self._body_calls = [rule for rule in calls if rule.needs_body]
         self._sockets = [rule for rule in rules if rule.counts in _OF_SOCKETS]
         self._tokens = [rule for rule in rules if rule.counts == "tokens"]
-        self._asking_model = [rule for rule in (*calls, *self._tokens) if rule.needs_model]
-        self.needs_body = bool(self._body_calls or self._asking_model)
-        """True if a call must be judged once its body is known: see `check`."""
+        self._model_rules = [rule for rule in (*calls, *self._tokens) if rule.needs_model]
+        self.needs_body = bool(self._body_calls or self._model_rules)
+        """True if `check` must be called once the body is known."""
         self.counts_tokens = bool(self._tokens)
-        """True if what a call may use must be set aside: see `reserve`."""
+        """True if `reserve` must be called before the call is sent."""
         self._needs_metadata = any(
             name == "user" or name.startswith("metadata.") for rule in rules for name in rule.per
         )
@@ -80,16 +80,16 @@ class Limits:
         overall = [rule for rule in self._calls if rule.is_concurrent and rule.is_global]
         self._overall = min(overall, key=lambda rule: rule.amount, default=None)
         self.max_calls = self._overall.amount if self._overall else None
-        """As many REST calls may run, of all together."""
+        """The relay's concurrency limit for REST calls; None if there is none."""
 
     @property
     def running(self) -> int:
-        """How many REST calls run, of all together, where that is limited."""
+        """How many REST calls run under the relay's concurrency limit; 0 without one."""
         return self._running.get(self._overall.name, 0) if self._overall else 0
 
     def admit(self, exchange: Exchange, headers: Mapping[str, str]) -> Awaitable[None] | None:
-        """Count a call, or a session whose model is known, before anything else is done for it.
-        The result is awaited, if there is one.
+        """Count a call, or a session, before anything else is done for it. The caller awaits the
+        result if there is one (windows in Redis).
 
         Raises RateLimited, TooManySessions, Overloaded.
         """
@@ -98,14 +98,13 @@ class Limits:
         return self._take(exchange, admission, rules)
 
     async def check(self, exchange: Exchange, body: bytes | None, content_type: str) -> None:
-        """Count a call under the rules that ask for what its body names. `body` is None if it
-        streams.
+        """Count a call under the rules that depend on its body. `body` is None if it streams.
 
-        Raises ModelUnknown besides what `admit` raises.
+        Raises ModelUnknown, and the errors that `admit` raises.
         """
         provider = exchange.request.provider
-        if any(not each.providers or provider in each.providers for each in self._asking_model):
-            await _give_way(body)
+        if any(not each.providers or provider in each.providers for each in self._model_rules):
+            await _yield_to_others(body)
             if body is None or not model_is_plain(body, content_type, exchange.request.model):
                 raise ModelUnknown
         assert exchange.admission is not None
@@ -114,14 +113,14 @@ class Limits:
             await wait
 
     async def reserve(self, exchange: Exchange, body: bytes) -> None:
-        """Set aside the tokens that a call may use; what it did not use comes back when it ends.
-        Of a call that uses none (token counts, files, any read) nothing is.
+        """Reserve the tokens that a call may use; those that it does not use are released when it
+        ends. A call that uses no tokens (token counts, files, any read) reserves none.
 
-        A call that others share was not admitted itself. Raises RateLimited.
+        The exchange of a shared call was not admitted itself. Raises RateLimited.
         """
         if counting_of(exchange.request.method, exchange.request.endpoint) != "new":
             return
-        await _give_way(body)
+        await _yield_to_others(body)
         admission = exchange.admission or self._begin(exchange, exchange.request.headers)
         admission.estimate = estimate(body, exchange.request.input_estimate)
         wait = self._take(exchange, admission, self._tokens)
@@ -129,7 +128,7 @@ class Limits:
             await wait
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
-        """Begin to count `exchange`; its end releases what it holds."""
+        """Begin the Admission of `exchange`, which is released when the exchange ends."""
         metadata = parse_metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
         exchange.admission = admission = Admission(metadata)
         exchange.at_end += (lambda: self._end(exchange, admission),)
@@ -138,10 +137,12 @@ class Limits:
     def _take(
         self, exchange: Exchange, admission: Admission, rules: Sequence[Rule]
     ) -> Awaitable[None] | None:
-        """Count under all `rules` that apply, or under none, and raise."""
+        """Count a call under all `rules` that apply; raise, and count nothing in a window, if one
+        of them has no room.
+        """
         route, charges = exchange.routing.route, []
         assert route is not None
-        # Cloudflare may count calls through it; calls in progress are always counted here.
+        # `delegation.limits` may leave windows to Cloudflare; concurrent calls are counted here.
         counted_by_cloudflare = (
             route.target.via == "cloudflare" and route.provider.delegation.limits != "relay"
         )
@@ -156,7 +157,7 @@ class Limits:
             elif not counted_by_cloudflare:
                 amount = 1
                 if admission.estimate is not None:
-                    # What may use more than is allowed at all waits for an empty window.
+                    # An estimate above the limit counts as the limit: it needs an empty window.
                     amount = min(admission.estimate.tokens(rule.answer_tokens), rule.amount)
                 charges.append(Charge(rule, key, amount))
         if not charges:
@@ -172,7 +173,7 @@ class Limits:
         self._note_taken(exchange, admission, await self._windows.take(charges))
 
     def _run(self, rule: Rule, key: str, exchange: Exchange, admission: Admission) -> None:
-        """Count a call in progress."""
+        """Count a concurrent call. Raises if the rule has no room."""
         count = self._running.get(key, 0)
         if count >= rule.amount:
             self._count_refusal(rule)
@@ -181,7 +182,7 @@ class Limits:
         admission.concurrent_keys += (key,)
 
     def _note_taken(self, exchange: Exchange, admission: Admission, taken: Taken) -> None:
-        """Record what was counted. Raises RateLimited if a rule has no room."""
+        """Record the reservations and limit states. Raises RateLimited if a rule has no room."""
         if taken.full is not None:
             self._count_refusal(taken.full)
             exchange.limit_states = taken.limit_states
@@ -193,7 +194,9 @@ class Limits:
         self._refusals[rule.name] = self._refusals.get(rule.name, 0) + 1
 
     def _end(self, exchange: Exchange, admission: Admission) -> None:
-        """Release what a call in progress holds, and all that was counted if it was never sent."""
+        """Release the concurrent calls that an exchange counts as, and its reservations: all of
+        them if it was never sent, else the unused tokens.
+        """
         for key in admission.concurrent_keys:
             left = self._running[key] - 1
             if left:
@@ -210,8 +213,8 @@ class Limits:
             )
 
     def _settle(self, exchange: Exchange, reservations: Sequence[Reservation]) -> None:
-        """Correct the count of tokens: release those that were reserved and not used, or add those
-        that were used beyond the reservation.
+        """Correct the counts of tokens to what the call used: release the unused tokens, or add
+        those that were used beyond the reservation.
         """
         if not reservations:
             return
@@ -224,37 +227,37 @@ class Limits:
                 self._windows.add(Charge(rule, key, -spare))
 
 
-async def _give_way(body: bytes | None) -> None:
-    """Before a pass over a large body, do whatever else is due: in one turn of the loop a request
-    that came meanwhile would be read, but not answered.
+async def _yield_to_others(body: bytes | None) -> None:
+    """Let other tasks run before a pass over a large body. `sleep(0)` would not do: in one turn of
+    the loop a request that has just arrived is read, but not answered.
     """
     if body is not None and len(body) > LARGE_BYTES:
-        await asyncio.sleep(_GIVE_WAY_S)
+        await asyncio.sleep(_YIELD_S)
 
 
 def _used(exchange: Exchange, reserved: int) -> int:
-    """What a call that was sent used: by its response; what was reserved, where that is unknown;
-    nothing, where no provider did anything.
+    """Return the tokens that a call used: those that its response reports; if that is unknown the
+    reserved ones; 0 if the provider was not reached or refused the call.
     """
     usage = exchange.usage.used
     if usage is not None and not usage.estimated:
         return usage.tokens
-    nothing = isinstance(exchange.outcome.error, _UNSENT) or exchange.response.status >= 400
-    return 0 if nothing else reserved
+    is_unused = isinstance(exchange.outcome.error, _UNSENT) or exchange.response.status >= 400
+    return 0 if is_unused else reserved
 
 
 def _key(rule: Rule, exchange: Exchange, admission: Admission) -> str:
-    """What a call is counted under."""
-    found = rule.name
+    """Return the counter key of a call under `rule`."""
+    key = rule.name
     for name in rule.per:
-        found += f"|{key_part(_value(name, exchange, admission), exchange.request.caller.client)}"
-    return found
+        key += f"|{key_part(_value(name, exchange, admission), exchange.request.caller.client)}"
+    return key
 
 
 def _value(name: str, exchange: Exchange, admission: Admission) -> str:
-    """What a call has for a part of `per`; empty if it has nothing."""
+    """Return the value of a call for one name of `per`; empty if it has none."""
     if name in ("client", "address"):
-        # One and the same until clients have keys.
+        # These are the same until clients have keys.
         return exchange.request.caller.client
     if name == "provider":
         return exchange.request.provider

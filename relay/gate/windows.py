@@ -1,8 +1,9 @@
-"""Counting in windows of time, in this process or in Redis.
+"""Count in windows of time, in this process or in Redis.
 
-Owns: where windows are counted. With Redis all workers and machines count together; while Redis is
-unavailable each process counts alone: a limit that is too generous for a while is better than no
-answer. A reservation is released in the window in which it was counted, or nowhere.
+Owns where windows are counted. With Redis all workers and machines share the counts. While Redis is
+unavailable each process counts alone: to admit too many calls for a while is better than to refuse
+all. A reservation is released only in the window in which it was counted, and only while that
+window has not ended.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from relay.storage.redis_windows import RedisCharge, RedisWindows, WindowId, Win
 
 InBackground = Callable[[Coroutine[Any, Any, None]], None]
 _NO_LIMIT = 1 << 53
-"""Redis counts in doubles."""
+"""Lua numbers in Redis are doubles: larger integers are not exact."""
 _MAX_UNRELEASED = 10_000
 _RELEASED_AT_ONCE = 100
 
 
 class _Item(RateLimitItemPerSecond):
-    """A rule's window, as the library wants it; the key is made by whoever asks."""
+    """A rule's window as the `limits` library represents it; callers pass the complete key."""
 
     __slots__ = ()
 
@@ -43,7 +44,9 @@ def _item(rule: Rule) -> _Item:
 
 
 class Taken(NamedTuple):
-    """The caller's limit states, what was counted, and the rule that has no room."""
+    """The result of `take`: the caller's limit states, what was counted, and the rule that has no
+    room, if there is one.
+    """
 
     limit_states: tuple[LimitState, ...]
     reservations: tuple[Reservation, ...] = ()
@@ -68,12 +71,12 @@ class Windows:
             self._redis = RedisWindows(shared.client, new_id, shared.found_foreign)
         self._shared, self._in_background = shared, in_background
         self._unreleased: deque[Reservation] = deque(maxlen=_MAX_UNRELEASED)
-        """What is still to be released in Redis. When it is full the oldest is dropped: its window
+        """Reservations to release in Redis. If there are too many the oldest is dropped: its window
         admits less until it ends."""
 
     async def take(self, charges: Sequence[Charge]) -> Taken:
-        """Count all charges if each has room; else none: then the one state is that of the rule
-        that is full. A caller that is cancelled meanwhile has counted nothing.
+        """Count all charges if each has room; else count none, and return the state of the rule
+        that is full. If the caller is cancelled, nothing stays counted.
         """
         if self._unreleased:
             self._in_background(self._release_in_redis())
@@ -81,17 +84,17 @@ class Windows:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            # Redis counts what it was asked to, whoever has left.
+            # Redis counts the charges although the caller has left: release them afterwards.
             self._in_background(self._undo(work))
             raise
 
     def forget(self) -> None:
-        """Drop windows that ended in this process: callers choose names, and each had a window."""
+        """Drop the ended windows of this process: there may be many, since clients choose names."""
         self.local.forget()
 
     def release(self, reservations: Sequence[Reservation]) -> None:
-        """Count less in the windows in which these were counted; nothing where those have ended.
-        In Redis it is done soon, and not at all if Redis fails meanwhile.
+        """Count less in the windows in which these were counted, unless they have ended. In Redis
+        that happens in the background, and not at all if Redis fails meanwhile.
         """
         in_redis = False
         for reservation in reservations:
@@ -104,7 +107,7 @@ class Windows:
             self._in_background(self._release_in_redis())
 
     def add(self, charge: Charge) -> None:
-        """Count what was used already, in the window that runs now, room or not."""
+        """Count what was used already in the current window, even if it has no room."""
         if self._redis is None:
             self.local.add(charge)
         else:
@@ -128,8 +131,8 @@ class Windows:
             self.local.add(charge)
 
     async def _release_in_redis(self) -> None:
-        """Release all that waits for it. Nothing is released twice: a count that is too low would
-        admit too much, one that is too high ends with its window.
+        """Release all reservations in `_unreleased`. Nothing is released twice: a count that is too
+        low admits too much, one that is too high ends with its window.
         """
         assert self._shared is not None
         more: bool | None = True
@@ -137,7 +140,7 @@ class Windows:
             more = await self._shared.ask(self._release_some)
 
     async def _release_some(self) -> bool:
-        """True if more may wait."""
+        """Release a batch; True if there may be more."""
         assert self._redis is not None
         some = [
             self._unreleased.popleft() for _ in range(min(len(self._unreleased), _RELEASED_AT_ONCE))
@@ -154,7 +157,7 @@ class Windows:
 
 
 class _LocalWindows:
-    """Windows in this process. Nothing awaits, so nothing runs between a test and its hit."""
+    """Windows in this process. Nothing is awaited: no task runs between a check and its count."""
 
     def __init__(self, counters: MemoryWindows) -> None:
         self._counters = counters
@@ -174,9 +177,7 @@ class _LocalWindows:
         return Taken(states, reservations)
 
     def _take_one(self, charge: Charge) -> Taken:
-        """Without others there is nothing to test beforehand; a fixed window, what most rules have,
-        takes one step.
-        """
+        """Check and count one charge of a fixed window, the common case, in one step."""
         rule, key, amount = charge
         window, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
         limit_states = (LimitState(rule, max(0, rule.amount - count), left_s),)
@@ -185,7 +186,7 @@ class _LocalWindows:
         return Taken(limit_states, (Reservation(rule, key, amount, window),))
 
     def add(self, charge: Charge) -> Reservation:
-        """Count, room or not."""
+        """Count, even if the window has no room."""
         rule, key, amount = charge
         add = self._counters.add_sliding if rule.sliding else self._counters.add
         return Reservation(rule, key, amount, add(key, rule.window_s, amount))
@@ -202,7 +203,7 @@ class _LocalWindows:
 
 
 async def _take_in_redis(windows: RedisWindows, charges: Sequence[Charge]) -> Taken:
-    """See Windows.take: one request counts all charges of a step."""
+    """See Windows.take. One Redis command counts all charges of a step."""
     full, states = await windows.take([_redis_charge(charge) for charge in charges])
     if full is not None:
         rule = charges[full].rule
@@ -222,8 +223,8 @@ def _state_of(rule: Rule, state: WindowState) -> LimitState:
 
 
 def _limit_state(rule: Rule, before: int, count: int, left_s: float) -> LimitState:
-    """Under a window that ends in `left_s`. A sliding one has room again as soon as what reaches
-    back of the window before is one less.
+    """Compute the state of a window that ends in `left_s`. A sliding window has room again as soon
+    as the weighted count of the window before it has dropped by one.
     """
     reach = floor(before * left_s / rule.window_s) + count
     reset_s = left_s if before or count else 0.0

@@ -1,1 +1,1 @@
-"""WebSocket sessions: the handshake, the two pumps, and what watches the messages."""
+"""WebSocket sessions: the handshake, the two pumps, and the observers of messages."""

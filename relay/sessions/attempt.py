@@ -1,7 +1,8 @@
-"""Make each attempt of a WebSocket handshake afresh: URL, headers, subprotocols and credential for
-its target.
+"""Build and send each attempt of a WebSocket handshake: URL, headers, subprotocols and credential
+for its target.
 
-Owns the making. Which attempts there are is decided in upstream/attempts.py.
+Owns what an attempt sends, and the model of a session before its first message.
+upstream/attempts.py decides which attempts are made, upstream/connect.py opens the connection.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from relay.upstream.connect import Handshake, connect
 from relay.upstream.failures import BEFORE_ANSWER, map_failure
 from relay.upstream.send import upstream_headers, upstream_url
 
-# A client that names one of these has chosen its session itself: no default of ours is added.
+# If the query has one of these parameters, the client chose its session: no default is added.
 _CHOOSERS = frozenset({"model", "intent", "call_id", "agent_id"})
 _GOOD = AttemptResult(101)
 
@@ -58,23 +59,23 @@ class HandshakeAttempt:
         return upstream
 
     def _note(self, headers: Mapping[str, str]) -> None:
-        """Record what the headers of a response are needed for."""
+        """Record the Cloudflare log id of a response."""
         self.exchange.routing.cloudflare_log_id = headers.get("cf-aig-log-id")
 
     def judge_head(self, upstream: ClientWebSocketResponse[bool]) -> AttemptResult:
-        """It is open."""
+        """Accept the open connection."""
         return _GOOD
 
     async def judge_body(self, upstream: ClientWebSocketResponse[bool]) -> AttemptResult:
-        """It is open: there is no body."""
+        """Accept the open connection: a 101 has no body."""
         return _GOOD
 
     def drop(self, upstream: ClientWebSocketResponse[bool]) -> None:
-        """Nothing is better than an open socket."""
+        """Close the connection. `judge_head` accepts every one, so this is not called."""
         upstream._response.close()
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
-        """Why no connection came about."""
+        """Map the reason for which there is no connection."""
         return map_failure(error, route, BEFORE_ANSWER)
 
     def _handshake(self, route: Route, keys: Keys) -> Handshake:
@@ -88,7 +89,7 @@ class HandshakeAttempt:
         in_query = paths.query_names(query)
         for header, parameter in rules.header_queries.items():
             if header not in own and parameter.lower() in in_query:
-                headers.popall(header, None)  # it is the registry's default
+                headers.popall(header, None)  # a default of the registry: the query replaces it
         if self.exchange.request.trace is not None:
             headers[TRACE] = self.exchange.request.trace.header
         subprotocols = self.call.offer(route).passed
@@ -104,15 +105,15 @@ class HandshakeAttempt:
 
 
 def _redact(refusal: HandshakeRefused, keys: Keys) -> None:
-    """Take the relay's credentials out of a refusal, as out of any other error."""
+    """Redact the relay's credentials in a refused handshake, as in any other error."""
     refusal.reason = redacted_text(refusal.reason, keys)
     headers = CIMultiDict(redacted_pairs(list(refusal.headers.items()), keys))
     refusal.body, refusal.headers = redact_whole(refusal.body, headers, keys), headers
 
 
 def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> str:
-    """`raw_query` with the route's defaults, but for what the client says itself: there, or in one
-    of its `headers`.
+    """Add the route's default parameters to `raw_query`, but for those that the client gave in its
+    query or in one of its `headers`.
     """
     rules = route.provider.websocket_rules
     if rules is None or not route.default_query:
@@ -132,8 +133,8 @@ def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> 
 
 
 def session_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:
-    """The model of a session before it is dialled, as its URL or the default of its path names it.
-    None where its messages will.
+    """Return the model that the URL of a session, or the default of its path, names before the
+    provider is connected. None if only messages name it.
     """
     return _model(_with_defaults(raw_query, route, headers), route)
 

@@ -1,7 +1,8 @@
-"""Observers of a session: they see each message once it has passed.
+"""Show the messages of a session to its observers, each after it was relayed.
 
-Owns: that an observer harms nothing. One that raises is dropped, logged and counted; what it should
-have found stays unknown.
+Owns which observers a session has (the meter, the turns, the search for refused keys), and that
+none of them can end a session: if one raises, the meter and the turns are dropped, logged and
+counted, and the usage stays unknown.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from relay.gateway import Gateway
 from relay.sessions.session import Session
 
 _FIRST_MESSAGES, _MAX_EVENT_BYTES = 4, 4096
-"""A provider refuses the key in one of its first messages, in one that a meter reads anyway, or in
-its last, which is stored until the session ends: to search each would cost more than to meter it.
+"""A provider refuses the key in one of its first messages, in a message that the meter reads, or in
+its last message, which is kept until the session ends. Only these are searched: to search every
+message would cost more than to meter it.
 """
 Observer = Callable[[bytes], None]
 
@@ -27,8 +29,8 @@ Observer = Callable[[bytes], None]
 def observe_session(
     session: Session, route: Route, query: str, gateway: Gateway
 ) -> tuple[Observer | None, Observer | None]:
-    """The observers of the client's messages, and of the provider's. Each is one call of ours and a
-    search or two in C, unless something is found.
+    """Return the observer of the client's messages, and that of the provider's. An observer costs
+    one Python call and one or two searches in C for each message in which it finds nothing.
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
     opened = OpenedSession(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
@@ -59,7 +61,7 @@ def _observer_of_sent(
                 _name_model(exchange, meter)
             if turns.sent_filter is not None and turns.sent_filter(data, 0, HEAD_BYTES):
                 turns.sent(data)
-        except Exception as error:  # whatever it is, the session goes on; counted
+        except Exception as error:  # any exception: the session goes on; counted
             failed(error)
 
     return sent
@@ -85,13 +87,13 @@ def _observer_of_received(
                 _name_model(session.exchange, meter)
             if turns.received_filter is not None and turns.received_filter(data, 0, HEAD_BYTES):
                 turns.received(data)
-        except Exception as error:  # likewise
+        except Exception as error:  # any exception: the session goes on; counted
             failed(error)
 
     return received
 
 
 def _name_model(exchange: Exchange, meter: SocketMeter) -> None:
-    """Where its URL names none, a session is of the model that its messages name first."""
+    """Set the model of a session whose URL names none: the first that its messages name."""
     if exchange.request.model is None:
         exchange.request.model = meter.requested_model or meter.model

@@ -1,7 +1,7 @@
 """Copy messages one way between the two legs of a session, in order, with backpressure.
 
-Owns: the loop, and what each kind of frame means for the session. A message waits for nothing but
-the other side's socket: no queue, no task, no parsing in between.
+Owns the loop, and what each kind of frame means for the session. A message waits only for the other
+side's socket: there is no queue, task or parser between a read and its write.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _TEXT, _BINARY, _PING, _PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING,
 async def pump(
     source: Leg, sink: Leg, session: Session, clock: Clock, observe: Observer | None
 ) -> None:
-    """Relay from `source` to `sink` until either ends, and end the session with what was seen.
-    `observe` sees every message that was sent on. Raises what nobody expects: that ends the
-    session too, see `broken`.
+    """Relay from `source` to `sink` until either ends, and end the session with that ending.
+    `observe` is called with every message that was relayed. Any other exception is raised and ends
+    the session too: see `broken`.
     """
     read = source.read if source.admit is None else _admitted(source, source.admit, clock)
     try:
@@ -44,7 +44,7 @@ async def pump(
         ending = _failed(source, error.code, _protocol_reason(error.code, source))
     except GONE as error:
         if isinstance(error, RuntimeError) and not _closing(source, sink):
-            raise  # not uvloop's about a closed connection, but a bug
+            raise  # a bug, not uvloop's error for a closed connection
         ending = lost(sink if sink.sending_since_s else source)
     session.end(ending)
 
@@ -55,8 +55,8 @@ class _NotAdmitted(Exception):
 
 
 def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
-    """Reads of `source` that return only messages that may be sent on. A refused one counts as
-    received: its sender is answered, or the session ends.
+    """Return a read of `source` that returns only messages that `admit` accepts. A refused message
+    counts as received; its sender gets an error event, or the session ends.
     """
 
     async def read() -> Any:
@@ -114,7 +114,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _close(message: Any, source: Leg) -> Ending:
-    """The ending that a close frame is."""
+    """Return the ending for a close frame from `source`."""
     source.close_received = True
     code, reason = message.data, message.extra or ""
     if not code:
@@ -125,24 +125,24 @@ def _close(message: Any, source: Leg) -> Ending:
 
 
 def _failed(source: Leg, code: int, reason: str) -> Ending:
-    """The ending by a leg that broke the protocol."""
+    """Return the ending for a leg that violated the protocol."""
     return Ending(code, reason, source.side, failed=source.side)
 
 
 def _protocol_reason(code: int, source: Leg) -> str:
     who = NAMES[source.side]
     reasons = {1009: f"message too big from the {who}", 1007: f"invalid UTF-8 from the {who}"}
-    return reasons.get(code, f"protocol error of the {who}")
+    return reasons.get(code, f"protocol error by the {who}")
 
 
 def lost(leg: Leg) -> Ending:
-    """The ending when a leg's connection is gone without a close frame."""
+    """Return the ending for a leg whose connection was lost without a close frame."""
     code = 1014 if leg.side == "upstream" else 1011
     return Ending(code, f"the {NAMES[leg.side]} connection was lost", leg.side, lost=leg.side)
 
 
 def broken(error: BaseException) -> Ending:
-    """The ending when something of ours failed that should not: a bug, logged with the row."""
+    """Return the ending for a bug of the relay's, which is logged when the session ends."""
     return Ending(InternalError.close_code, "the relay failed", "relay", error)
 
 
