@@ -209,7 +209,7 @@ async def test_an_error_body_of_the_provider_shows_what_it_echoes_and_no_more(st
     status, headers, body = await relay.call("POST", relay.path("openai", f"x?k={CLIENT_KEY}"), headers={"Authorization": CLIENT_KEY})
     assert (status, headers["x-relay-error"]) == (502, "upstream_unreachable")
     error = json.loads(body)["error"]
-    assert error["message"] == "No connection to the provider 'openai' at 127.0.0.1:9: it was refused."
+    assert error["message"] == "No connection to the provider 'openai' at 127.0.0.1:9: connection refused."
     gateway = relay.app[GATEWAY]
     for thing in (gateway.config, gateway.registry, gateway.settings, *gateway.registry.providers.values()):
         assert "CANARY" not in repr(thing)

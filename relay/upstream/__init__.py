@@ -1,1 +1,1 @@
-"""The only package that opens outbound sockets."""
+"""Connections to providers; no other package connects to them."""

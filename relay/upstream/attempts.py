@@ -1,8 +1,8 @@
-"""Attempts: a call is sent, and where that fails and may be repeated, again, or elsewhere.
+"""Make the attempts of a call: retry it, change the key, or fall back to another target.
 
-Owns: the loop over targets, keys and tries, and the retry budget. core/retry_policy.py decides what
-may follow what; the caller puts a call on the wire. Everything here happens before the first
-downstream byte.
+Owns the loop over targets, keys and retries, and the retry budget. core/retry_policy.py decides
+which attempt may follow which result; an AttemptMaker (calls/attempt.py, sessions/attempt.py) sends
+each one. The loop ends before the first downstream byte.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from relay.upstream.health import Health, draw_weighted
 
 T = TypeVar("T")
 Move = float | Literal["next", "stop"]
-"""Again after so many seconds, on to the next target, or no more."""
+"""What follows an attempt: another one after so many seconds, the next target, or nothing."""
 
 
 class Budget:
-    """Tries beyond the first that may be made: a share of all calls, and some a second.
+    """The retry budget: a percentage of all calls, plus a number per second.
 
-    Without it every client's call would become several, just when a provider can least take them.
+    Without it every call would become several, just when a provider is overloaded.
     """
 
     def __init__(self, percent: float, per_s: float, clock: Callable[[], float]) -> None:
         self._share, self._per_s, self._clock = percent / 100, per_s, clock
-        self._earned, self._given, self._at_s = 0.0, per_s, clock()
+        self._by_calls, self._by_time, self._at_s = 0.0, per_s, clock()
 
     def earn(self) -> None:
-        """A call began."""
-        self._earned = min(self._earned + self._share, 10.0)
+        """Add the share of one call, which has begun."""
+        self._by_calls = min(self._by_calls + self._share, 10.0)
 
     def spend(self) -> bool:
-        """Take one try; False if there is none left."""
+        """Spend one retry; False if none is left."""
         now = self._clock()
-        self._given = min(self._per_s, self._given + (now - self._at_s) * self._per_s)
+        self._by_time = min(self._per_s, self._by_time + (now - self._at_s) * self._per_s)
         self._at_s = now
-        if self._given >= 1:
-            self._given -= 1
-        elif self._earned >= 1:
-            self._earned -= 1
+        if self._by_time >= 1:
+            self._by_time -= 1
+        elif self._by_calls >= 1:
+            self._by_calls -= 1
         else:
             return False
         return True
@@ -72,19 +72,19 @@ class Budget:
 
 @dataclass(slots=True)
 class AttemptOptions:
-    """What a call asks of its attempts."""
+    """The options that a call sets for its attempts."""
 
     method: str
     whole: bool = True
-    """False: the body streams, and can be sent once."""
+    """False if the body is a stream, which can be sent only once."""
     submits: bool = False
-    """It asks for a job whose result is read or delivered later."""
+    """True if the call starts a job whose result is fetched or delivered later."""
     credential: ClientCredential | None = None
-    """The client's own credentials, where the provider takes them."""
+    """The client's own credentials, if the provider accepts them."""
     retries: RetryRules | None = None
-    """The client's own rules, instead of the provider's."""
+    """The client's own rules, which replace the provider's."""
     first_byte_s: float | None = None
-    """Its own limit for the first byte: what is slower is answered by the next target."""
+    """The client's own limit for the first byte, after which the next target is called."""
 
 
 class AttemptMaker(Protocol[T]):
@@ -93,50 +93,51 @@ class AttemptMaker(Protocol[T]):
     exchange: Exchange
     options: AttemptOptions
     examines_first_event: bool
-    """Something else can be tried if a stream begins with an error. Written before an attempt."""
+    """True if another attempt can follow a stream that begins with an error. Set before each
+    attempt."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[T]:
-        """Make it. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
+        """Make an attempt. Raises a RelayError, or one of failures.MAPPABLE_ERRORS."""
 
     def judge_head(self, result: T) -> AttemptResult | None:
-        """The judgement by the head of a result; None where its body decides: see `judge_body`."""
+        """Judge a result by its head; None if the body decides: see `judge_body`."""
 
     def judge_body(self, result: T) -> Awaitable[AttemptResult]:
-        """The judgement by the beginning of its body. Where reading that fails, the result is
-        dropped."""
+        """Judge a result by the beginning of its body. It closes the result before it raises."""
 
     def drop(self, result: T) -> None:
-        """Another result is better."""
+        """Close a result that another attempt replaces."""
 
     def mapped(self, error: Exception, route: Route) -> RelayError:
-        """One of failures.MAPPABLE_ERRORS as the error that it is."""
+        """Map one of failures.MAPPABLE_ERRORS to a RelayError."""
 
 
 @dataclass(slots=True)
 class _Plan:
-    """Where a call may go, and where it is."""
+    """The targets of a call, and the state of its attempts."""
 
     routes: Sequence[tuple[int, Route]]
     """(number, route) of each target, in order."""
     options: AttemptOptions
     called: Route
-    """The client's: its provider says which failures reach which fallbacks."""
+    """The route that the client called; its provider's `fallback_on` applies."""
     at: int = 0
+    """The index in `routes` of the current target."""
     number: int = 1
-    """Of the tries at this target that were paid for."""
+    """Number of the current attempt at this target; a change of the key does not count."""
     tried: tuple[Keys, ...] = ()
-    """The credentials that this target saw."""
+    """The credentials that were used at this target."""
     executed_at: tuple[int, ...] = ()
     """The fallback numbers of the targets that may have executed the call."""
 
     @property
     def route(self) -> Route:
-        """The target that is asked now."""
+        """The current target."""
         return self.routes[self.at][1]
 
     @property
     def rules(self) -> RetryRules:
-        """What holds for it."""
+        """The retry rules for the current target."""
         route = self.route
         if route.target.via == "cloudflare" and route.provider.delegation.retries != "relay":
             return _ONCE
@@ -144,37 +145,37 @@ class _Plan:
 
     @property
     def generates(self) -> bool:
-        """True if any provider of the same format can answer it instead."""
+        """True if the call only generates a response, so that a fallback can answer it instead."""
         return not self.options.submits and generates(self.options.method, self.called.endpoint)
 
     def is_repeatable(self, ended: AttemptResult) -> bool:
-        """True if the provider that was asked may get the call again."""
-        keyed = self.route.provider.idempotency_header is not None
-        return keyed or is_repeatable(ended, self.rules, self.options.method)
+        """True if the provider of the current target may get the call again."""
+        has_idempotency_key = self.route.provider.idempotency_header is not None
+        return has_idempotency_key or is_repeatable(ended, self.rules, self.options.method)
 
     def next_target(self, ended: AttemptResult) -> int | None:
-        """The place of the target that is called after this one; None if there is none."""
-        places = range(self.at + 1, len(self.routes))
-        return next((at for at in places if self._may_follow(self.routes[at][1], ended)), None)
+        """Return the index of the target to call next; None if there is none."""
+        later = range(self.at + 1, len(self.routes))
+        return next((at for at in later if self._may_follow(self.routes[at][1], ended)), None)
 
     def _may_follow(self, route: Route, ended: AttemptResult) -> bool:
         if self.options.first_byte_s and isinstance(ended.failure, UpstreamTimeout):
-            return True  # its client asked for this
+            return True  # the client set this limit
         number = route.fallback_number
         if number in self.executed_at:
             return False
         if number == self.route.fallback_number:
-            return self.is_repeatable(ended)  # another way to the same provider
+            return self.is_repeatable(ended)  # another target of the same provider
         if fallback_cause(ended, self.rules) not in self.called.provider.fallback_on:
             return False
         return self.is_repeatable(ended) or self.generates
 
-    def elsewhere(self, ended: AttemptResult) -> Move:
-        """What follows where nothing more is tried at this target."""
+    def leave_target(self, ended: AttemptResult) -> Move:
+        """Return what follows if no further attempt is made at the current target."""
         return "stop" if self.next_target(ended) is None else "next"
 
     def go_on(self, ended: AttemptResult) -> None:
-        """Go to the next target."""
+        """Make the next target the current one."""
         at = self.next_target(ended)
         assert at is not None
         if not self.is_repeatable(ended):
@@ -182,39 +183,40 @@ class _Plan:
         self.at, self.number, self.tried = at, 1, ()
 
     def attempt(self, keys: Keys, ended: AttemptResult, move: Move, took_s: float) -> Attempt:
-        """The record of an attempt at this target."""
-        route, label = self.route, keys.provider.label if keys.provider else ""
-        twice = move == "next" and may_be_executed(ended, self.rules, self.options.method)
-        return Attempt(
-            route.provider.name, route.target.via, label, ended.status, ended.error, took_s, twice
-        )
+        """Make the record of an attempt at the current target."""
+        provider, via = self.route.provider.name, self.route.target.via
+        label = keys.provider.label if keys.provider else ""
+        maybe_billed = move == "next" and may_be_executed(ended, self.rules, self.options.method)
+        return Attempt(provider, via, label, ended.status, ended.error, took_s, maybe_billed)
 
     def may_fall_back(self, cause: FallbackCause) -> bool:
-        """True if a fallback is called should this target fail so, executed or not."""
+        """True if a fallback would be called after a failure of this target by `cause`, even if the
+        target may have executed the call.
+        """
         if cause not in self.called.provider.fallback_on or not self.options.whole:
             return False
-        gone = (self.route.fallback_number, *self.executed_at)
+        excluded = (self.route.fallback_number, *self.executed_at)
         for _, route in self.routes[self.at + 1 :]:
-            if route.fallback_number not in gone:
+            if route.fallback_number not in excluded:
                 return self.generates
         return False
 
     def first_byte_limit_s(self, streamed: bool | None) -> float | None:
-        """How long this target's first byte may take; None: as long as its provider says."""
-        own = self.options.first_byte_s
-        if own is not None or not self.may_fall_back("timeout"):
-            return own
-        after = self.called.provider.fallback_after_s
-        if after is None and (streamed or streams_by_path(self.called.endpoint)):
-            after = FALLBACK_AFTER_S
-        return None if after is None else min(after, self.route.provider.first_byte_timeout_s)
+        """Return the limit for this target's first byte; None for its provider's setting."""
+        client_s = self.options.first_byte_s
+        if client_s is not None or not self.may_fall_back("timeout"):
+            return client_s
+        after_s = self.called.provider.fallback_after_s
+        if after_s is None and (streamed or streams_by_path(self.called.endpoint)):
+            after_s = FALLBACK_AFTER_S
+        return None if after_s is None else min(after_s, self.route.provider.first_byte_timeout_s)
 
 
 _ONCE = RetryRules(max_attempts=1)
 
 
 class Attempts:
-    """One per process."""
+    """Makes the attempts of all calls of a process."""
 
     def __init__(
         self,
@@ -228,9 +230,9 @@ class Attempts:
         self._clock, self._random, self._wall = clock, random, wall
 
     async def open(self, maker: AttemptMaker[T]) -> T:
-        """The result of the first attempt that is good, or that nothing better can follow.
+        """Make attempts, and return the result of the first that is good, or of the last one.
 
-        Raises the RelayError of the last one where none brought an answer.
+        Raises the RelayError of the last attempt if that got no response.
         """
         exchange, plan = maker.exchange, self._plan(maker)
         while True:
@@ -266,7 +268,7 @@ class Attempts:
         return _Plan(routes, options, called)
 
     def _begin(self, plan: _Plan, maker: AttemptMaker[T]) -> Keys:
-        """Begin an attempt at the plan's target: the credentials that it is made with."""
+        """Begin an attempt at the plan's current target, and return the credentials to use."""
         exchange, options = maker.exchange, plan.options
         step, route = plan.routes[plan.at]
         has_alternatives = bool(plan.called.alternatives)
@@ -283,7 +285,7 @@ class Attempts:
     async def _attempt(
         self, route: Route, keys: Keys, maker: AttemptMaker[T]
     ) -> tuple[T | None, AttemptResult]:
-        """Make one attempt, and report to the circuits how it ended."""
+        """Make one attempt, and report its result to the circuit breakers."""
         result: T | None = None
         ended: AttemptResult | None = None
         try:
@@ -292,30 +294,33 @@ class Attempts:
             if ended is None:
                 ended = await maker.judge_body(result)
         except asyncio.CancelledError:
-            result, ended = None, self._cut(maker.exchange)
+            result, ended = None, self._expiry_result(maker.exchange)
         except (RelayError, *MAPPABLE_ERRORS) as error:
-            result, ended = None, self._failure(error, route, maker)
+            result, ended = None, self._failure_result(error, route, maker)
         finally:
-            if ended is None:  # it has no result: its client left, or the relay has a bug
+            if ended is None:  # there is no result: the client left, or the relay has a bug
                 self.health.report_abandoned(route, keys)
         self.health.report(route, keys, ended)
         return result, ended
 
     def _release_at_end(self, exchange: Exchange, route: Route, keys: Keys) -> None:
-        """Count these credentials as busy until the call is over."""
+        """Count these credentials as busy until the call has ended."""
         if route.target.strategy == "least_busy":
             exchange.at_end += (lambda: self.health.release(route, keys),)
 
-    def _cut(self, exchange: Exchange) -> AttemptResult:
-        """The result of an attempt that periodic.py cancelled. Any other cancellation is raised
-        again, and so is the end of a drain: it is no fault of the target's, and none follows.
+    def _expiry_result(self, exchange: Exchange) -> AttemptResult:
+        """Return the result of an attempt that periodic.py cancelled by a timeout. Raises any other
+        cancellation again, and Draining at the end of a drain, which is not a failure of the
+        target's and is followed by no other attempt.
         """
-        cut = exchange.take_expiry()
-        if cut is None or isinstance(cut, Draining):
-            raise asyncio.CancelledError if cut is None else Draining
-        return AttemptResult(0, cut)
+        expiry = exchange.take_expiry()
+        if expiry is None or isinstance(expiry, Draining):
+            raise asyncio.CancelledError if expiry is None else Draining
+        return AttemptResult(0, expiry)
 
-    def _failure(self, error: Exception, route: Route, maker: AttemptMaker[T]) -> AttemptResult:
+    def _failure_result(
+        self, error: Exception, route: Route, maker: AttemptMaker[T]
+    ) -> AttemptResult:
         if not isinstance(error, RelayError):
             failure = maker.mapped(error, route)
             failure.__cause__ = error
@@ -326,7 +331,7 @@ class Attempts:
         return AttemptResult(0, error)
 
     def _move(self, plan: _Plan, ended: AttemptResult, exchange: Exchange) -> Move:
-        """What follows an attempt."""
+        """Decide what follows an attempt."""
         options, rules = plan.options, plan.rules
         if ended.note:
             plan.tried = plan.tried[:-1]
@@ -336,7 +341,7 @@ class Attempts:
         if ended.needs_another_key and self._has_another_key(plan):
             return 0.0
         if ended.is_key_refused or ended.final or not plan.is_repeatable(ended):
-            return plan.elsewhere(ended)
+            return plan.leave_target(ended)
         wait = wait_s(rules, plan.number, ended, self._random)
         if (
             plan.number < rules.max_attempts
@@ -346,10 +351,12 @@ class Attempts:
         ):
             plan.number += 1
             return wait
-        return plan.elsewhere(ended)
+        return plan.leave_target(ended)
 
     def _has_another_key(self, plan: _Plan) -> bool:
-        """Without an entry in `tried` the key was the client's own: no other replaces it."""
+        """True if the pool has another usable key. If `tried` is empty, the key was the client's
+        own, which no other replaces.
+        """
         return bool(plan.tried) and self.health.has_another_key(plan.route, plan.tried)
 
     def _keys(self, plan: _Plan, route: Route) -> Keys:
@@ -366,8 +373,9 @@ class Attempts:
         return keys
 
     def _order(self, route: Route, options: AttemptOptions) -> Sequence[tuple[int, Route]]:
-        """(number, route) of each target to be tried: configured, and neither it nor all its keys
-        in cooldown while another is well.
+        """Return (number, route) of each target to call, in order: those that are configured and
+        not in cooldown, neither the target nor all of its keys; if there are none, all that are
+        configured.
         """
         routes = [(number, each) for number, each in enumerate((route, *route.alternatives))]
         ready = [item for item in routes if item[1].target.pool] or routes[:1]
@@ -376,7 +384,7 @@ class Attempts:
         return [item for item in ready if self._may_call(item[1], options)] or ready
 
     def _may_call(self, route: Route, options: AttemptOptions) -> bool:
-        """True if the target is open, and has a key that may be used."""
+        """True if the target is available and has a key that may be used."""
         if not self.health.is_available(route.target):
             return False
         credential = None if route.is_alternative else options.credential

@@ -1,7 +1,7 @@
-"""Open one WebSocket to its target.
+"""Open a WebSocket connection to a target.
 
-Owns the connecting: no redirect is followed, and a refusal comes out as HandshakeRefused with the
-provider's own status and body.
+Owns the options of the connection and the limit on the handshake's time. session.py, whose client
+session is used, turns a refused handshake into HandshakeRefused and follows no redirect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relay.upstream.send import proxy_url
 
 
 class Handshake(NamedTuple):
-    """What is asked of the provider."""
+    """What a handshake sends, and its limits."""
 
     url: URL
     headers: CIMultiDict[str]
@@ -31,7 +31,7 @@ class Handshake(NamedTuple):
 async def connect(
     session: ClientSession, route: Route, handshake: Handshake
 ) -> ClientWebSocketResponse[bool]:
-    """Connect. Raises HandshakeRefused, UpstreamTimeout, and what failures.py maps."""
+    """Connect. Raises HandshakeRefused, UpstreamTimeout, and errors that failures.py maps."""
     try:
         async with asyncio.timeout(handshake.timeout_s):
             return await session.ws_connect(
@@ -49,4 +49,4 @@ async def connect(
     except ServerTimeoutError:
         raise
     except TimeoutError as error:
-        raise UpstreamTimeout("the WebSocket handshake", handshake.timeout_s) from error
+        raise UpstreamTimeout("during the WebSocket handshake", handshake.timeout_s) from error

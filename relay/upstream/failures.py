@@ -1,5 +1,7 @@
-"""aiohttp's client errors, mapped once to the relay's own. Their texts hold URLs, so none is
-quoted.
+"""Map aiohttp's client errors to the relay's own, in this one place.
+
+Owns the mapping, and the reasons that it gives. The texts of aiohttp's errors contain URLs, which
+may hold keys, so none of them is quoted.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from relay.core.provider import Proxy, Route
 from relay.core.text import quoted
 
 NO_NAME = "the name does not resolve"
-BEFORE_ANSWER = "before its answer began"
-WITHIN_ANSWER = "in the middle of its answer"
+BEFORE_ANSWER = "before its response began"
+WITHIN_ANSWER = "in the middle of its response"
 
 
 class ProxyBroke(aiohttp.ClientConnectionError):
-    """A proxy ended the connection, or answered what is no HTTP, instead of opening a tunnel."""
+    """A proxy closed the connection, or did not answer with HTTP, instead of opening a tunnel."""
 
 
 MAPPABLE_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What `map_failure` takes."""
+"""The errors that `map_failure` accepts."""
 
 
 def map_failure(error: Exception, route: Route, phase: str) -> RelayError:
-    """The RelayError that a failure of the upstream leg is. `phase` is BEFORE_ANSWER or
-    WITHIN_ANSWER. Nobody prints the traceback of such a failure: it is dropped.
+    """Return the RelayError for a failure of the upstream leg. `phase` is BEFORE_ANSWER or
+    WITHIN_ANSWER. The traceback of `error`, which is never printed, is dropped.
     """
     _drop_tracebacks(error)
     name, address, proxy = route.provider.name, _address(route), route.target.proxy
@@ -47,7 +49,7 @@ def map_failure(error: Exception, route: Route, phase: str) -> RelayError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         through = f" through the proxy {proxy}" if proxy is not None else ""
         limit_s = route.provider.connect_timeout_s
-        return UpstreamUnreachable(name, address, f"none within {limit_s:g} s{through}")
+        return UpstreamUnreachable(name, address, f"timed out after {limit_s:g} s{through}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return UpstreamTlsFailed(name, address, "its certificate is not trusted")
     if isinstance(error, aiohttp.ClientSSLError):
@@ -57,37 +59,40 @@ def map_failure(error: Exception, route: Route, phase: str) -> RelayError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return UpstreamUnreachable(name, address, _os_reason(error.os_error))
     if isinstance(error, aiohttp.InvalidURL):
-        return BadPath("it does not make a URL")
+        return BadPath("it does not form a valid URL")
     return _map_failure_of_connection(error, phase)
 
 
 def _of_proxy(error: Exception, route: Route, proxy: Proxy) -> RelayError | None:
-    """Where it is the proxy that failed; nothing was sent to the provider then."""
+    """Return the RelayError if the proxy failed, in which case nothing was sent to the provider;
+    else None.
+    """
     name, address, named = route.provider.name, _address(route), f"the proxy {proxy}"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        hint = ": it wants another user or password" if error.status == 407 else ""
+        hint = ": check its user name and password" if error.status == 407 else ""
         return UpstreamUnreachable(name, address, f"{named} answered {error.status}{hint}")
     if isinstance(error, ProxyBroke):
-        return UpstreamUnreachable(name, address, f"{named} broke off, or answered no HTTP")
+        reason = f"{named} closed the connection, or did not answer with HTTP"
+        return UpstreamUnreachable(name, address, reason)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return UpstreamUnreachable(name, address, f"the name of {named} does not resolve")
     tls = aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError
     if isinstance(error, tls) and proxy.shown == f"https://{error.host}:{error.port}":
-        return UpstreamTlsFailed(name, address, f"{named} has no certificate that is trusted")
+        return UpstreamTlsFailed(name, address, f"the certificate of {named} is not trusted")
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return UpstreamUnreachable(name, address, f"{named}: {_os_reason(error.os_error)}")
     return None
 
 
 def _address(route: Route) -> str:
-    """Host and port of the target."""
+    """Return host and port of the target."""
     host = route.target.host
     return f"[{host}]:{route.target.port}" if ":" in host else f"{host}:{route.target.port}"
 
 
 def _drop_tracebacks(error: BaseException) -> None:
-    """Of an exception and of those behind it. Their frames, aiohttp's and ours, hold the exceptions
-    as well as the call: cycles that only the garbage collector would free.
+    """Drop the tracebacks of an exception and of its causes. Their frames refer to the exceptions
+    and to the call: cycles that only the garbage collector would free.
     """
     seen: set[int] = set()
     left: list[object] = [error]
@@ -100,25 +105,25 @@ def _drop_tracebacks(error: BaseException) -> None:
 
 
 def _map_failure_of_connection(error: Exception, phase: str) -> RelayError:
-    """Failures of a connection that was up."""
+    """Map a failure of an established connection."""
     if isinstance(error, aiohttp.ServerTimeoutError):
         return UpstreamTimeout(phase, 0)
     if isinstance(error, aiohttp.WSServerHandshakeError):
-        return UpstreamProtocolError(f"its WebSocket handshake is wrong ({quoted(error.message)})")
+        reason = f"its WebSocket handshake is invalid ({quoted(error.message)})"
+        return UpstreamProtocolError(reason)
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | OSError):
-        # A body that cannot be parsed comes as ClientPayloadError too: for the caller it is cut all
-        # the same.
+        # ClientPayloadError stands also for a body that cannot be parsed, which is cut too.
         return UpstreamDisconnected(phase)
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return UpstreamProtocolError("it is not valid HTTP")
     if isinstance(error, ValueError):
-        return BadRequest("a header holds characters that cannot be passed on")
+        return BadRequest("a header contains characters that HTTP does not allow")
     return UpstreamDisconnected(phase)
 
 
 def _os_reason(error: OSError) -> str:
     if error.errno == errno.ECONNREFUSED:
-        return "it was refused"
+        return "connection refused"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "the relay has no file descriptor left (ulimit -n)"
     return os.strerror(error.errno).lower() if error.errno else "network error"

@@ -1,10 +1,10 @@
-"""Circuit breakers and cooldowns: which key and which target is used next.
+"""Keep the circuit breakers of keys and targets, and choose the key that a call uses.
 
-Owns: the cooldowns of keys and the circuits of targets, in this process's memory. A key is in
-cooldown after it was refused (long, and logged), limited (as long as the provider says) or met the
-provider's own faults (longer each time, capped); then one call tries it out. If every key is in
-cooldown, and no other target can be called, the one that recovers first is used: better a refusal
-by the provider than one by the relay. What a client did wrong, or its leaving, counts for nothing.
+Owns the cooldowns of keys and the circuits of targets, in this process's memory. A key is in
+cooldown after the provider refused it (a long time, and logged), rate-limited it (as long as the
+provider says) or failed by itself (longer each time, up to a maximum). After the cooldown one call
+probes it. If every key is in cooldown and no other target can be called, the key that recovers
+first is used anyway. A client's mistake, or its disconnect, changes no circuit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldo
 
 T = TypeVar("T")
 _FAULTS_TO_OPEN = 5
-"""Faults in a row after which the circuit of a target opens."""
+"""Failures in a row after which the circuit of a target opens."""
 COOLDOWN_KINDS = (
     ("key", "refused"),
     ("key", "limited"),
@@ -28,7 +28,7 @@ COOLDOWN_KINDS = (
 )
 """(scope, reason) of every cooldown, for metrics."""
 Alarm = Callable[[str, str, AttemptResult, float], None]
-"""(provider, key's label, how it was refused, seconds of its cooldown)"""
+"""(provider, label of the key, the result that refused it, cooldown in seconds)"""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,12 @@ class Circuit:
     failures: int = 0
     running: int = 0
     probing: bool = False
-    """Half-open: one call tests whether it works again."""
+    """Half-open: one call tests whether the key or target works again."""
     blame: Literal["", "limited", "refused"] = ""
-    """Why it is in cooldown, if not for a fault of its provider's."""
+    """Why a key is in cooldown; empty for a failure of its provider."""
 
     def is_usable(self, now_s: float) -> bool:
-        """True if it works, or its cooldown is over and no call probes it yet."""
+        """True if the circuit is closed, or its cooldown is over and no call is probing it."""
         return self.failures == 0 or (self.cooldown_until_s <= now_s and not self.probing)
 
     def mark_healthy(self) -> None:
@@ -61,7 +61,7 @@ class CoolingDown(NamedTuple):
 
 
 class Health:
-    """One per process. Circuits outlive a reload: they belong to secrets and hosts."""
+    """The circuits of a process. They outlive a reload: their keys are secrets and origins."""
 
     def __init__(
         self, clock: Callable[[], float], random: Callable[[], float], alarm: Alarm
@@ -71,11 +71,11 @@ class Health:
         self._targets: dict[tuple[str, str], Circuit] = {}
         self._round_robin = itertools.count()
         self.cooldowns: dict[tuple[str, str, str], int] = {}
-        """How many began, by provider, scope (key, target) and reason, for metrics."""
+        """Number of cooldowns by provider, scope (key, target) and reason, for metrics."""
 
     def acquire(self, route: Route, tried: Sequence[Keys]) -> Keys:
-        """The credentials that a call to `route` takes: one that works and was not `tried` yet,
-        else one that works, else the one whose cooldown ends first.
+        """Choose the credentials for a call to `route`: usable ones that were not `tried` yet, else
+        usable ones, else those whose cooldown ends first.
         """
         keys, target = self._pick(route, tried), self._target(route.target)
         if target is not None and target.failures >= _FAULTS_TO_OPEN:
@@ -111,7 +111,7 @@ class Health:
         return healthy[next(self._round_robin) % len(healthy)]
 
     def has_another_key(self, route: Route, tried: Sequence[Keys]) -> bool:
-        """True if a key is left that works and was not tried."""
+        """True if the pool has a usable key that was not tried."""
         now = self._clock()
         pool = route.target.pool
         return len(pool) > 1 and any(
@@ -119,18 +119,19 @@ class Health:
         )
 
     def key(self, route: Route, keys: Keys) -> Circuit:
-        """The circuit of these credentials, which are of the target's pool."""
+        """Return the circuit of these credentials, which are in the target's pool."""
         return self._keys.setdefault(_identity(route, keys), Circuit())
 
     def _known_circuit(self, route: Route, keys: Keys) -> Circuit | None:
-        """The same where there is one. None for a client's own credential: nothing is remembered of
-        it. A pool's beside a client's own token for Cloudflare is still the pool's.
+        """Return the circuit of these credentials, if there is one. None for a client's own
+        credential, which has no circuit. A key of the pool that is used with a client's own token
+        for Cloudflare is still a key of the pool.
         """
         state = self._keys.get(_identity(route, keys)) if self._keys else None
         return state if state is not None and _is_pooled(route, keys) else None
 
     def _target(self, target: Target) -> Circuit | None:
-        """The circuit of a target; None for nearly all: they never failed."""
+        """Return the circuit of a target; None for a target that never failed."""
         return self._targets.get((target.origin, target.prefix)) if self._targets else None
 
     def is_available(self, target: Target) -> bool:
@@ -139,7 +140,9 @@ class Health:
         return state is None or state.failures < _FAULTS_TO_OPEN or state.is_usable(self._clock())
 
     def has_usable_key(self, route: Route) -> bool:
-        """True if a key of this target's is not refused or limited, nor probed after that."""
+        """True if this target has a key that is neither refused nor rate-limited, or whose cooldown
+        for that is over and which no call is probing.
+        """
         now, states = self._clock(), self._keys
         for keys in route.target.pool:
             state = states.get(_identity(route, keys)) if states else None
@@ -148,7 +151,9 @@ class Health:
         return False
 
     def report_abandoned(self, route: Route, keys: Keys) -> None:
-        """An attempt ended without a result, since its client left: the next call may probe."""
+        """Note that an attempt ended without a result, since its client left: the next call may
+        probe.
+        """
         self.release(route, keys)
         for state in (self._target(route.target), self._known_circuit(route, keys)):
             if state is not None:
@@ -162,15 +167,15 @@ class Health:
                 state.running = max(0, state.running - 1)
 
     def report(self, route: Route, keys: Keys, ended: AttemptResult) -> None:
-        """Take the result of an attempt: open the circuits of what failed, or close them."""
+        """Open or close the circuits of an attempt's key and target by its result."""
         if ended.is_good and not self._targets and not self._keys:
-            return  # as nearly always: nothing has ever failed
+            return  # the common case: nothing has ever failed
         now, target = self._clock(), self._target(route.target)
         if cooldown_s := target_cooldown_s(
             ended, 1 if target is None else target.failures - _FAULTS_TO_OPEN + 2
         ):
-            place = (route.target.origin, route.target.prefix)
-            target = self._targets.setdefault(place, Circuit())
+            identity = (route.target.origin, route.target.prefix)
+            target = self._targets.setdefault(identity, Circuit())
             target.failures += 1
             target.probing = False
             if target.failures >= _FAULTS_TO_OPEN:
@@ -181,12 +186,12 @@ class Health:
         self._report_key(route, keys, ended, now)
 
     def report_refused_key(self, route: Route, keys: Keys, code: str) -> None:
-        """A session's provider refused the key after its 101, by `code`."""
+        """Note that the provider of a session refused the key after the 101, by `code`."""
         self._report_key(route, keys, AttemptResult(101, dead_key=code), self._clock())
 
     def _report_key(self, route: Route, keys: Keys, ended: AttemptResult, now: float) -> None:
         if keys.provider is None or not _is_pooled(route, keys):
-            return  # a client's own key is the client's business
+            return  # a client's own key has no circuit
         state = self._known_circuit(route, keys)
         cooldown_s = key_cooldown_s(ended, 1 if state is None else state.failures + 1)
         if cooldown_s == 0.0:
@@ -197,12 +202,12 @@ class Health:
         state.failures += 1
         state.probing = False
         state.cooldown_until_s = now + cooldown_s
-        known = state.blame
+        former_blame = state.blame
         state.blame = "limited" if ended.needs_another_key else ""
         if ended.is_key_refused:
             state.blame = "refused"
         self._count_cooldown(route, "key", state.blame or "failed")
-        if state.blame == "refused" != known:
+        if state.blame == "refused" != former_blame:
             self._alarm(route.provider.name, keys.provider.label, ended, cooldown_s)
 
     def _count_cooldown(self, route: Route, scope: str, reason: str) -> None:
@@ -210,7 +215,7 @@ class Health:
         self.cooldowns[labels] = self.cooldowns.get(labels, 0) + 1
 
     def count_cooling_down(self, provider: Provider) -> CoolingDown:
-        """The keys and targets of a provider that are in cooldown now."""
+        """Count the keys and targets of a provider that are in cooldown now."""
         now = self._clock()
         targets = {(each.origin, each.prefix) for each in provider.targets}
         pools = [keys for each in provider.targets for keys in each.pool]
@@ -224,7 +229,7 @@ class Health:
         )
 
     def describe(self, provider: str, target: Target) -> dict[str, object]:
-        """A target and its keys, for operators: names of variables, never values."""
+        """Describe a target and its keys for operators: names of variables, never their values."""
         keys = [
             {"key": each.provider.label}
             | self._describe_state(self._keys.get((provider, each.provider.value)))
@@ -251,7 +256,7 @@ def _is_pooled(route: Route, keys: Keys) -> bool:
 
 
 def draw_weighted(items: Sequence[T], weights: Sequence[float], random: Callable[[], float]) -> T:
-    """One of `items`, by weight."""
+    """Draw one of `items` at random, by weight."""
     point = random() * sum(weights)
     for item, weight in zip(items, weights, strict=True):
         point -= weight

@@ -1,10 +1,10 @@
-"""A provider's connection: how aiohttp's is changed, so that one request has one answer.
+"""Change aiohttp's connection to a provider so that each request gets exactly its own response.
 
-Owns: which heads of answers are accepted, and when a connection may be used again. Interim answers
-are dropped and bounded in number, a final status that is none fails the call, what follows the head
-of a 205 is cut off, and an answer that nobody asked for ends its connection: aiohttp would give it
-to the next request. A connection that has been idle for as long as its provider keeps it
-(`Keep-Alive: timeout=N`) is not used again; one whose other end is gone is found out by TCP.
+Owns which heads of responses are accepted, and when a connection may be used again. Interim
+responses are dropped and limited in number; an invalid final status fails the call; a body of a 204
+or 205 is ignored; a response without a request closes the connection, since aiohttp would give it
+to the next request. A connection is not used again after the provider's `Keep-Alive: timeout=N`;
+TCP keep-alive (tcp.py) finds connections whose peer is gone.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ MAX_INTERIM_ANSWERS = 100
 """Enough for a provider that says `102 Processing` every few seconds; more is a flood."""
 FINAL_STATUSES = range(200, 600)
 KEEP_ALIVE_MARGIN_S = 1.0
-"""Sent so much before the provider closes, a request still reaches it."""
+"""A request that is sent so long before the provider closes the connection still reaches it."""
 PROBED_AFTER_S = 30
-"""Networks forget idle connections after a few minutes, some cloud load balancers after 60 s."""
+"""Networks drop idle connections after a few minutes, some cloud load balancers after 60 s."""
 
 
 class ProviderConnection(ResponseHandler):
-    """See the module. `statuses` are those that may end a call."""
+    """See the module's docstring. `statuses` are the final statuses that are accepted."""
 
     def __init__(self, statuses: Container[int], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._statuses, self._clock = statuses, loop.time
         self._interim_left = -1
-        """Of the answer that is awaited; negative if none is."""
+        """Interim responses that may still come; negative while no response is expected."""
         self.idle_limit_s: float | None = None
-        """How long it may wait in the pool, where its provider says so."""
+        """How long the connection may be idle in the pool, if its provider said so."""
         self.idle_since_s = inf
-        """When such an answer had come whole; endless before."""
+        """When the last response with such a limit ended; infinite before that."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """Turn on TCP keep-alive."""
         super().connection_made(transport)
         probe_when_idle(transport, PROBED_AFTER_S)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """aiohttp asks for it whenever a chunk was read; mostly nothing is paused."""
+        """Do nothing if reading is not paused: aiohttp calls this after each chunk."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
     def set_response_params(self, **params: Any) -> None:
-        """A request is about to be sent."""
+        """Expect a response: aiohttp calls this before it sends a request."""
         self._interim_left = MAX_INTERIM_ANSWERS
         if self.idle_limit_s is not None:
             self.idle_limit_s, self.idle_since_s = None, inf
@@ -63,22 +63,22 @@ class ProviderConnection(ResponseHandler):
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take the head of an answer, and its body."""
+        """Accept the head of a response and its body, or fail the call."""
         message = data[0]
         status = message.code
         if self._interim_left < 0:
-            self._end()
+            self._close()
         elif 100 <= status < 200 and status != 101:
             self._interim_left -= 1
             if self._interim_left < 0:
                 self._fail(f"it sent more than {MAX_INTERIM_ANSWERS} interim responses")
         elif status not in self._statuses:
-            self._fail(f"it has the status {status}")
+            self._fail(f"its status is {status}")
         else:
             self._interim_left = -1
-            kept_s = keep_alive_s(message.headers.get("Keep-Alive"))
-            if kept_s is not None:
-                self.idle_limit_s = kept_s - KEEP_ALIVE_MARGIN_S
+            idle_s = keep_alive_s(message.headers.get("Keep-Alive"))
+            if idle_s is not None:
+                self.idle_limit_s = idle_s - KEEP_ALIVE_MARGIN_S
                 self.__class__ = _LimitedConnection
                 if self.idle_limit_s <= 0:
                     self.force_close()
@@ -86,25 +86,25 @@ class ProviderConnection(ResponseHandler):
                 data = (message, EMPTY_PAYLOAD)
                 if _announces_body(message):
                     self.force_close()
-            if kept_s is not None:
-                data[1].on_eof(self._is_idle)
+            if idle_s is not None:
+                data[1].on_eof(self._begin_idle)
             super().feed_data(data, size)
 
-    def _is_idle(self) -> None:
+    def _begin_idle(self) -> None:
         self.idle_since_s = self._clock()
 
     def _fail(self, reason: str) -> None:
         self._interim_left = -1
         self.set_exception(UpstreamProtocolError(reason))
-        self._end()
+        self._close()
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         if self.transport is not None:
             self.transport.close()
 
 
 class _LimitedConnection(ProviderConnection):
-    """One whose provider said how long it keeps it: the others are not asked for each call."""
+    """A connection with an idle limit. A class of its own, so that the others skip the check."""
 
     def is_connected(self) -> bool:
         """True if another request may be sent on it."""
@@ -114,6 +114,6 @@ class _LimitedConnection(ProviderConnection):
 
 
 def _announces_body(message: RawResponseMessage) -> bool:
-    """Of a 204 or 205: of the latter the end of the connection may be the end of a body too."""
+    """True if a 204 or 205 announces a body, which ends a 205 possibly with the connection."""
     length = message.headers.get("Content-Length", "" if message.code == 205 else "0")
     return message.chunked or length != "0"

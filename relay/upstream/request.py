@@ -1,10 +1,9 @@
-"""The aiohttp request that all outbound calls are made with: it adds no header and no task of its
-own.
+"""Write the requests of all outbound calls, without headers or tasks of aiohttp's own.
 
-Owns: how a call is put on the wire. A small whole body leaves with its head in one write; aiohttp
-would start a task for it. It overrides what aiohttp calls on its own class (`request_class` is a
-public option, these methods are not documented): tests/test_rest.py holds the bytes that come out
-against the aiohttp that is locked.
+Owns the bytes of a request on the wire. A small whole body is sent with its head in one write;
+aiohttp would start a task for the body. RelayRequest overrides methods that aiohttp calls on its
+own class: `request_class` is a public option, the methods are not documented. tests/test_rest.py
+tests the resulting bytes with the pinned aiohttp.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from multidict import CIMultiDict
 from relay.core.headers import all_ascii, head_bytes
 
 SMALL_BODY_BYTES = 64 * 1024
-"""Up to here a body goes out at once; a larger one is written by aiohttp as the connection takes
-it.
-"""
+"""A body up to this size is sent at once; aiohttp writes a larger one with backpressure."""
 
 _NOT_ADDED: CIMultiDict[None] = CIMultiDict(
     (name, None) for name in ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -32,19 +29,21 @@ _NOT_ADDED: CIMultiDict[None] = CIMultiDict(
 
 
 class Outgoing(NamedTuple):
-    """What goes out, as `data=`: aiohttp's session would copy `headers=` one by one, twice."""
+    """What a request sends. It is passed as `data=`, since aiohttp's session copies `headers=` one
+    by one, twice.
+    """
 
     headers: CIMultiDict[str]
     body: bytes | AsyncIterator[bytes]
 
 
 class RelayRequest(ClientRequest):
-    """See the module."""
+    """See the module's docstring."""
 
     _small: bytes = b""
 
     def update_headers(self, headers: Any) -> None:
-        """Host, then what was given, order and duplicates kept."""
+        """Set Host, then `headers` with their order and duplicates."""
         host = self.url.host_port_subcomponent
         assert host is not None
         self.headers = CIMultiDict((("Host", host),))
@@ -52,7 +51,9 @@ class RelayRequest(ClientRequest):
             self.headers.extend(headers)
 
     def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
-        """Take what goes out. A small whole body stays as it is; aiohttp writes any other."""
+        """Set headers and body from an Outgoing. A small whole body is kept for `send`; aiohttp
+        writes any other.
+        """
         if isinstance(body, Outgoing):
             self.headers.extend(body.headers)
             body = body.body or None
@@ -62,28 +63,28 @@ class RelayRequest(ClientRequest):
             self._small = body
             self.headers["Content-Length"] = str(len(body))
         else:
-            # As a file, so that it is written piece by piece as the connection takes it.
+            # As a file, since aiohttp writes files piece by piece, with backpressure.
             super().update_body_from_data(io.BytesIO(body), _stacklevel)
 
     def update_auto_headers(self, skip_auto_headers: Any) -> None:
-        """Add none, whatever is missing."""
+        """Add no headers."""
         self._skip_auto_headers = _NOT_ADDED
 
     def update_cookies(self, cookies: Any) -> None:
-        """There are none: a provider's are not kept, a client's not passed on."""
+        """Add no cookies."""
 
     def update_auth(self, auth: Any, trust_env: bool = False) -> None:
-        """Credentials are headers here."""
+        """Add no credentials: the relay's are set as headers."""
 
     def update_content_encoding(self, data: Any) -> None:
-        """Bodies are never compressed on the way."""
+        """Do not compress the body."""
 
     def update_expect_continue(self, expect: bool = False) -> None:
-        """The relay invites bodies itself."""
+        """Do not wait for `100 Continue`."""
 
     async def send(self, conn: Connection) -> ClientResponse:
-        """Write the request; with a small body in one go. Header bytes outside ASCII go as they
-        came.
+        """Write the request, with a small body in one write. Header bytes outside ASCII are sent as
+        they were received.
         """
         protocol, plain = conn.protocol, all_ascii(self.headers)
         if plain and not self._small:
@@ -94,7 +95,7 @@ class RelayRequest(ClientRequest):
             self._small = b""
             return await self.send(conn)
         writer = StreamWriter(protocol, self.loop)
-        # Without TLS a proxy gets the request itself, with the whole URL in it.
+        # Without TLS a proxy gets the request itself, with the absolute URL as its target.
         to_proxy = self.proxy is not None and not self.is_ssl()
         target = str(self.url) if to_proxy else self.url.raw_path_qs
         first = f"{self.method} {target} HTTP/1.1"
@@ -124,7 +125,7 @@ class RelayRequest(ClientRequest):
         return response
 
     def _write_body(self, writer: StreamWriter, conn: Connection) -> None:
-        """Write a body piece by piece, or none, as aiohttp's own `send` does."""
+        """Write a body piece by piece, or no body, as aiohttp's own `send` does."""
         protocol = conn.protocol
         assert protocol is not None
         if self.chunked is not None:

@@ -1,6 +1,6 @@
-"""Send one call to its Target: the URL, the headers and the credential that the provider gets.
+"""Send one call to its Target: build the URL, the headers and the credential, and send them.
 
-Owns: what leaves the relay. The host comes from the registry alone and is checked once more here.
+Owns what a provider receives. The host comes from the registry alone and is checked again here.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from relay.upstream.request import Outgoing
 def upstream_headers(
     route: Route, pairs: Pairs, connection: str | None, keys: Keys
 ) -> CIMultiDict[str]:
-    """The headers that go up: the client's end-to-end ones, the registry's defaults, our
-    credentials.
+    """Build the headers of a call: the client's end-to-end headers, the registry's defaults, and
+    the credentials.
     """
     select = headers_for_cloudflare if route.target.via == "cloudflare" else headers_for_provider
     headers = CIMultiDict(select(pairs, connection))
     if route.target.via == "cloudflare":
-        does = route.provider.delegation
-        for names, who in ((RETRY_HEADERS, does.retries), (CACHE_HEADERS, does.cache)):
+        delegation = route.provider.delegation
+        for names, who in ((RETRY_HEADERS, delegation.retries), (CACHE_HEADERS, delegation.cache)):
             if who != "cloudflare":
                 for name in names:
                     headers.popall(name, None)
@@ -65,7 +65,7 @@ def _put(headers: CIMultiDict[str], name: str, value: str) -> None:
 
 
 def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
-    """The URL that is called. Raises BadPath if it would leave the registry's prefix."""
+    """Build the URL of a call. Raises BadPath if it is not below the registry's base URL."""
     credential = keys.provider
     query = paths.cut_query(raw_query, route.provider.query_credentials)
     if credential is not None and credential.place == "query":
@@ -75,7 +75,7 @@ def upstream_url(route: Route, raw_query: str, keys: Keys) -> URL:
 
 @lru_cache(maxsize=2048)
 def _checked(raw_url: str, origin: str, prefix: str) -> URL:
-    """`raw_url` parsed, and held once more against where the registry says it must lead."""
+    """Parse `raw_url`, and check it against the origin and the prefix of the registry."""
     url = URL(raw_url, encoded=True)
     allowed = URL(origin, encoded=True)
     if (
@@ -90,9 +90,9 @@ def _checked(raw_url: str, origin: str, prefix: str) -> URL:
 def send(
     session: ClientSession, route: Route, method: str, url: URL, outgoing: Outgoing
 ) -> Awaitable[ClientResponse]:
-    """Send one call; await it for the head of the answer, which the caller must close.
+    """Send one call; the result is awaited for the response, which the caller must close.
 
-    Awaiting it raises what failures.py maps. It is no coroutine of its own: one frame less.
+    Awaiting it raises errors that failures.py maps. Not a coroutine itself, to save a frame.
     """
     return session.request(
         method,
@@ -105,7 +105,7 @@ def send(
 
 
 def proxy_url(proxy: Proxy | None) -> URL | None:
-    """As aiohttp takes it."""
+    """Return the URL of a proxy in the type that aiohttp takes."""
     return None if proxy is None else _parsed(proxy.url)
 
 
@@ -113,10 +113,11 @@ _parsed = lru_cache(maxsize=64)(URL)
 
 
 def end_with_connection(response: ClientResponse) -> Callable[[], None]:
-    """Let a reader of `response` hear that its connection is gone; call the result when done.
+    """Fail the reader of `response` when its connection is lost. The caller calls the result when
+    it has finished reading.
 
-    aiohttp (3.14) drops a connection on bytes that cannot be parsed without telling whoever reads
-    the body: the reader would wait for its whole idle time.
+    aiohttp (3.14) drops a connection on bytes that it cannot parse, and does not fail the reader of
+    the body, which would wait until its idle timeout.
     """
     connection, content = response.connection, response.content
     protocol = connection.protocol if connection is not None else None
@@ -138,5 +139,5 @@ def end_with_connection(response: ClientResponse) -> Callable[[], None]:
 
 @lru_cache(maxsize=64)
 def _timeout(connect_s: float) -> ClientTimeout:
-    """Only the connection is timed here; periodic.py ends every other wait."""
+    """Return aiohttp's timeouts: for the connection alone, since periodic.py ends other waits."""
     return ClientTimeout(total=None, connect=connect_s)

@@ -1,9 +1,8 @@
-"""The two aiohttp sessions that all outbound traffic goes through, set up so that nothing is added
-or lost.
+"""Set up the two aiohttp client sessions of all outbound traffic, so that nothing is added or lost.
 
-Owns: connection pools and their options. A reader who changes one breaks a promise of the wire:
-no decompression, no cookies kept, no headers of aiohttp's own, no limit but ours, no redirect
-followed, no silent second sending.
+Owns the connection pools and their options: no decompression, no cookies, no headers of aiohttp's
+own, no limits but the relay's, no redirects, and no second sending that the relay does not see.
+Each option is a part of the wire contract. connect.py and send.py use the sessions.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from relay.upstream.protocol import FINAL_STATUSES, ProviderConnection
 from relay.upstream.request import RelayRequest
 
 READ_BUFFER_BYTES = 64 * 1024
-"""Twice this is read ahead of a slow client; aiohttp takes 256 KiB."""
+"""Up to twice this is read ahead of a slow client; aiohttp's default is 256 KiB."""
 MAX_HEAD_LINE_BYTES = 32 * 1024
 MAX_HEADERS = 256
 _READING = {
@@ -46,10 +45,10 @@ _READING = {
     "max_field_size": MAX_HEAD_LINE_BYTES,
     "max_headers": MAX_HEADERS,
 }
-"""How every answer is read."""
+"""aiohttp's options for reading responses."""
 MAX_REFUSAL_BYTES = 64 * 1024
 REFUSAL_BODY_S = 2.0
-"""How long the body of a refusal is waited for: its status is what counts."""
+"""How long to wait for the body of a refused handshake; the status alone is an answer too."""
 
 
 class UpstreamSessions:
@@ -73,7 +72,7 @@ class UpstreamSessions:
 
 def _session(statuses: Container[int], **classes: Any) -> ClientSession:
     connector = _Connector(limit=0, keepalive_timeout=30)
-    # It has no public switch for the class of its connections.
+    # There is no public option for the class of the connections.
     connector._factory = partial(ProviderConnection, statuses, asyncio.get_running_loop())  # type: ignore[assignment]
     session = ClientSession(
         connector=connector,
@@ -82,13 +81,13 @@ def _session(statuses: Container[int], **classes: Any) -> ClientSession:
         timeout=ClientTimeout(total=None),
         **classes,
     )
-    # aiohttp sends an idempotent call again on a stale connection, unseen. It has no public switch.
+    # aiohttp resends an idempotent call silently on a stale connection; no public option stops it.
     session._retry_connection = False
     return session
 
 
 class _Connector(TCPConnector):
-    """Tells what a proxy does wrong from what the provider does."""
+    """Distinguishes failures of a proxy from those of the provider."""
 
     async def _create_proxy_connection(self, *given: Any) -> tuple[Any, Any]:
         try:
@@ -100,20 +99,20 @@ class _Connector(TCPConnector):
 
 
 class _Handshake(RelayRequest):
-    """A request of `ws_connect`, which reads no body that only the end of the connection ends:
-    here it is read, since it says why a handshake is refused.
+    """A request of `ws_connect`. Its response is also read if the end of the connection ends the
+    body, which aiohttp would not do: the body says why a handshake was refused.
     """
 
     async def send(self, conn: Connection) -> ClientResponse:
-        """As RelayRequest does; the answer is read by a parser of our own making."""
+        """Send as RelayRequest does, and set the options of the response's parser."""
         if conn.protocol is not None:
             conn.protocol.set_response_params(read_until_eof=True, **_READING)  # type: ignore[arg-type]
         return await super().send(conn)
 
 
 class _HandshakeResponse(ClientResponse):
-    """A response to a handshake. aiohttp compares its first Connection line with `upgrade`, which
-    may be one name of several there.
+    """A response to a handshake. aiohttp requires its first Connection line to be `upgrade`; here
+    that name may be one of several.
     """
 
     @property
@@ -127,8 +126,8 @@ class _HandshakeResponse(ClientResponse):
 async def _refusals_are_errors(
     request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
-    """Raise HandshakeRefused on anything but 101, before aiohttp follows a redirect or drops the
-    body.
+    """Raise HandshakeRefused for every status but 101, before aiohttp follows a redirect or drops
+    the body.
     """
     response = await handler(request)
     if response.status == 101:
@@ -145,20 +144,20 @@ async def _refusals_are_errors(
 
 
 def _upgrading(headers: CIMultiDict[str]) -> CIMultiDict[str]:
-    """`headers` with the one Connection line that aiohttp takes; what else was named in it is gone,
-    as it may not pass.
+    """Return `headers` with the one Connection line that aiohttp accepts, and without the other
+    headers that Connection named, which are hop-by-hop.
     """
     if len(headers.getall("Connection")) == 1 and headers["Connection"].lower() == "upgrade":
         return headers
     named = [name.strip() for name in (connection_of(headers) or "").split(",")]
     others = ",".join(name for name in named if name.lower() != "upgrade")
-    kept = CIMultiDict(without_named(list(headers.items()), others))
-    kept["Connection"] = "Upgrade"
-    return kept
+    end_to_end = CIMultiDict(without_named(list(headers.items()), others))
+    end_to_end["Connection"] = "Upgrade"
+    return end_to_end
 
 
 async def _start_of_body(response: ClientResponse) -> tuple[bytes, bool]:
-    """What comes of a refusal's body, up to MAX_REFUSAL_BYTES, and whether that is all of it."""
+    """Read a refusal's body, up to MAX_REFUSAL_BYTES; False if that is not all of it."""
     body = b""
     try:
         async with asyncio.timeout(REFUSAL_BODY_S):
@@ -166,6 +165,6 @@ async def _start_of_body(response: ClientResponse) -> tuple[bytes, bool]:
                 body += chunk
                 if len(body) > MAX_REFUSAL_BYTES:
                     return body[:MAX_REFUSAL_BYTES], False
-    except MAPPABLE_ERRORS:  # it broke off, or came too slowly (TimeoutError is an OSError)
+    except MAPPABLE_ERRORS:  # the body was cut, or was too slow (TimeoutError is an OSError)
         return body, False
     return body, True

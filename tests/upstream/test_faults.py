@@ -84,14 +84,14 @@ async def test_an_upstream_that_cannot_be_reached_is_502(start: StartRelay, kind
     port = free_port()
     relay = await start(openai=provider(f"http://127.0.0.1:{port}", websocket={"default_path": "x"}))
     assert await _ask(relay, kind) == (502, "upstream_unreachable")
-    message = f"No connection to the provider 'openai' at 127.0.0.1:{port}: it was refused."
+    message = f"No connection to the provider 'openai' at 127.0.0.1:{port}: connection refused."
     assert (await relay.events("exchange"))[0]["cause"] == message
     if kind != "ws":
         assert message in (await relay.call("GET", relay.path("openai", "x")))[2].decode()
 
 
 def test_what_cannot_be_reached_fits_into_the_reason_of_a_close() -> None:
-    error = UpstreamUnreachable("google-ai-studio", "generativelanguage.googleapis.com:443", "it was refused")
+    error = UpstreamUnreachable("google-ai-studio", "generativelanguage.googleapis.com:443", "connection refused")
     assert error.message.encode() == close_payload(1014, error.message)[2:]
 
 

@@ -135,10 +135,10 @@ async def test_a_netrc_and_the_environment_at_call_time_are_not_read(start: Star
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"HTTP/1.1 407 Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered 407: it wants another user or password"),
+        (b"HTTP/1.1 407 Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered 407: check its user name and password"),
         (b"HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n", "answered 503"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "broke off, or answered no HTTP"),
-        (b"", "broke off, or answered no HTTP"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "closed the connection, or did not answer with HTTP"),
+        (b"", "closed the connection, or did not answer with HTTP"),
     ],
     ids=["407", "503", "no HTTP", "closed"],
 )
@@ -158,7 +158,7 @@ async def test_a_proxy_that_opens_no_tunnel_is_named_and_the_call_goes_elsewhere
 
 @pytest.mark.parametrize(
     ("named", "said"),
-    [("http://user:p%40ss%3Aw%2Frd@127.0.0.1:9", "the proxy http://127.0.0.1:9 (HTTPS_PROXY): it was refused"), ("proxy.invalid:3128", "the name of the proxy http://proxy.invalid:3128 (HTTPS_PROXY) does not resolve")],
+    [("http://user:p%40ss%3Aw%2Frd@127.0.0.1:9", "the proxy http://127.0.0.1:9 (HTTPS_PROXY): connection refused"), ("proxy.invalid:3128", "the name of the proxy http://proxy.invalid:3128 (HTTPS_PROXY) does not resolve")],
 )
 async def test_a_proxy_that_cannot_be_reached_is_named(named: str, said: str, start: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", named)
