@@ -1,1 +1,1 @@
-"""The cache: stored answers, and calls in flight that identical calls share."""
+"""The cache: stored responses, and calls in flight that identical calls share."""

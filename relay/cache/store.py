@@ -1,7 +1,7 @@
-"""The stores of the cache: in this process's memory, or in Redis for all workers and machines.
+"""Store responses: in this process's memory, or in Redis for all workers and machines.
 
-Owns: eviction, expiry, compression, purging. A store that fails finds and stores nothing: calls
-go on without it.
+Owns eviction, expiry, compression and purging. A store that fails finds and stores nothing, and
+calls continue without it. core/caching.py decides what is stored and under which key.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ R = TypeVar("R")
 _OVERHEAD_BYTES = 512
 _COMPRESSED = ("application/json", "text/")
 _IN_THREAD_BYTES = 128 * 1024
-"""Packing and unpacking more than this would hold the loop up."""
+"""Encoding or decoding more than this would block the loop."""
 _SCAN_COUNT = 500
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An answer as it came down, without what was about that one call."""
+    """A response as it was sent downstream, without the headers of that one call."""
 
     provider: str
     reason: str
@@ -43,12 +43,12 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
-        """The size of its body."""
+        """The size of the body."""
         return sum(map(len, self.chunks))
 
 
 class Hit(NamedTuple):
-    """An entry that was found, and how old it is."""
+    """An entry that was found, and its age."""
 
     entry: Entry
     age_s: float
@@ -56,7 +56,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Which entries to delete: all that fit every condition given."""
+    """Which entries to delete: all that match every condition that is not None."""
 
     key: str | None = None
     provider: str | None = None
@@ -72,7 +72,7 @@ class _Stored:
 
 
 class MemoryStore:
-    """The least recently used goes first when `limit_bytes` are passed."""
+    """Entries in memory, up to `limit_bytes`; the least recently used is evicted first."""
 
     def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
         self.limit_bytes = limit_bytes
@@ -84,7 +84,7 @@ class MemoryStore:
         return len(self._entries)
 
     def get(self, key: str) -> Hit | None:
-        """The entry stored under `key`, until it ends."""
+        """Return the entry stored under `key`, unless it has expired."""
         stored = self._entries.get(key)
         if stored is None:
             return None
@@ -96,7 +96,7 @@ class MemoryStore:
         return Hit(stored.entry, now - stored.stored_s)
 
     def put(self, key: str, entry: Entry, ttl_s: int) -> None:
-        """Store it for `ttl_s` seconds, or until room is needed."""
+        """Store an entry for `ttl_s` seconds, or until it is evicted."""
         now = self._clock()
         size = entry.body_bytes + _OVERHEAD_BYTES
         self._drop(key)
@@ -108,18 +108,18 @@ class MemoryStore:
             self._drop(next(iter(self._entries)))
 
     def purge(self, which: Purge) -> int:
-        """Delete; how many."""
+        """Delete the entries that match, and return their number."""
         now = self._clock()
-        doomed = [
+        matching = [
             key
             for key, stored in self._entries.items()
             if which.key in (None, key)
             and which.provider in (None, stored.entry.provider)
             and (which.older_than_s is None or now - stored.stored_s > which.older_than_s)
         ]
-        for key in doomed:
+        for key in matching:
             self._drop(key)
-        return len(doomed)
+        return len(matching)
 
     def _drop(self, key: str) -> None:
         stored = self._entries.pop(key, None)
@@ -128,13 +128,13 @@ class MemoryStore:
 
 
 class RedisStore:
-    """Entries as MessagePack, compressed where that helps; Redis expires them by itself."""
+    """Entries in Redis as MessagePack, text bodies compressed. Redis expires them."""
 
     def __init__(self, shared: RedisConnection, wall: Callable[[], float]) -> None:
         self._shared, self._wall = shared, wall
 
     async def get(self, provider: str, key: str) -> Hit | None:
-        """See MemoryStore; finds nothing while Redis is unavailable."""
+        """See MemoryStore. Finds nothing while Redis is unavailable."""
         client = self._shared.client
         name = _name(provider, key)
         packed = await self._shared.ask(lambda: client.get(name))
@@ -144,7 +144,7 @@ class RedisStore:
         return None if entry is None else Hit(entry, self._age_s(entry))
 
     async def put(self, key: str, entry: Entry, ttl_s: int) -> None:
-        """See MemoryStore; stores nothing while Redis is unavailable."""
+        """See MemoryStore. Stores nothing while Redis is unavailable."""
 
         async def work() -> None:
             packed = await _maybe_in_thread(entry.body_bytes, _pack, entry)
@@ -156,17 +156,19 @@ class RedisStore:
         return max(0.0, self._wall() - entry.stored_unix_s)
 
     async def purge(self, which: Purge) -> int:
-        """Delete; how many. Raises StoreUnavailable: who purges must know."""
+        """Delete the entries that match, and return their number. Raises StoreUnavailable: a purge
+        must not fail silently.
+        """
         count = 0
         try:
-            doomed = [name async for name in self._fitting(which)]
-            for start in range(0, len(doomed), _SCAN_COUNT):
-                count += await self._shared.client.unlink(*doomed[start : start + _SCAN_COUNT])
+            names = [name async for name in self._matching(which)]
+            for start in range(0, len(names), _SCAN_COUNT):
+                count += await self._shared.client.unlink(*names[start : start + _SCAN_COUNT])
         except self._shared.errors as error:
             raise StoreUnavailable from error
         return count
 
-    async def _fitting(self, which: Purge) -> AsyncIterator[bytes]:
+    async def _matching(self, which: Purge) -> AsyncIterator[bytes]:
         client = self._shared.client
         pattern = _name(which.provider or "*", which.key or "*")
         async for name in client.scan_iter(match=pattern, count=_SCAN_COUNT):
@@ -178,7 +180,7 @@ class RedisStore:
 
 
 class Cache:
-    """The cache of a process: in its memory, or in Redis."""
+    """The cache of a process, in its memory or in Redis."""
 
     def __init__(
         self, memory: MemoryStore, redis: RedisStore | None, in_background: InBackground
@@ -187,7 +189,7 @@ class Cache:
         self._redis_in_use = redis
 
     def configure(self, store: str, memory_bytes: int) -> None:
-        """Use the `store` that a configuration names, Redis only where there is one."""
+        """Use the `store` of a configuration: `redis` only if there is a Redis."""
         self._redis_in_use = self._redis if store == "redis" else None
         self.memory.limit_bytes = memory_bytes
 
@@ -197,20 +199,20 @@ class Cache:
         return self._redis_in_use is not None
 
     async def get(self, plan: CachePlan) -> Hit | None:
-        """The entry that is stored for this call."""
+        """Return the entry that is stored for this call."""
         if self._redis_in_use is not None:
             return await self._redis_in_use.get(plan.provider, plan.key)
         return self.memory.get(plan.key)
 
     def put(self, plan: CachePlan, entry: Entry) -> None:
-        """Store its answer; in Redis soon."""
+        """Store the response of this call; in Redis that happens in the background."""
         if self._redis_in_use is not None:
             self._in_background(self._redis_in_use.put(plan.key, entry, plan.ttl_s))
         else:
             self.memory.put(plan.key, entry, plan.ttl_s)
 
     async def purge(self, which: Purge) -> int:
-        """Delete; how many. Raises StoreUnavailable."""
+        """Delete the entries that match, and return their number. Raises StoreUnavailable."""
         if self._redis_in_use is not None:
             return await self._redis_in_use.purge(which)
         return self.memory.purge(which)
@@ -228,7 +230,7 @@ def _pack(entry: Entry) -> bytes:
     headers = {name.lower(): value for name, value in entry.headers}
     try:
         packed = _encode(entry)
-    except UnicodeEncodeError:  # header bytes that are no UTF-8
+    except UnicodeEncodeError:  # header bytes that are not UTF-8
         return b"l" + _encode(_recoded(entry, _to_latin))
     media = headers.get("content-type", "").lower()
     if media.startswith(_COMPRESSED) and "content-encoding" not in headers:
@@ -249,7 +251,9 @@ def _recoded(entry: Entry, recode: Callable[[str], str]) -> Entry:
 
 
 def _to_latin(text: str) -> str:
-    """A header's value, in which aiohttp escapes what is no UTF-8, byte by byte as Latin-1."""
+    """Recode a header's value as Latin-1, byte by byte: aiohttp escapes bytes that are not UTF-8 as
+    surrogates, which MessagePack cannot encode.
+    """
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
@@ -258,18 +262,18 @@ def _from_latin(text: str) -> str:
 
 
 async def _read(packed: Any) -> Entry | None:
-    """What was packed; None for nothing, and for what no relay, or another version, has stored."""
+    """Decode an entry. None for no value, and for a value that is not an entry of this version."""
     if packed is None:
         return None
     try:
         entry = await _maybe_in_thread(len(packed), _unpack, packed)
     except (msgspec.MsgspecError, zlib.error, UnicodeError, RecursionError):
         return None
-    return entry if _is_sound(entry) else None
+    return entry if _is_valid(entry) else None
 
 
-def _is_sound(entry: Entry) -> bool:
-    """True if it can be sent down: a value that was changed in Redis may be anything."""
+def _is_valid(entry: Entry) -> bool:
+    """True if an entry can be sent downstream: other programs may change values in Redis."""
     texts = (entry.reason, *(text for pair in entry.headers for text in pair))
     return (
         bool(entry.chunks)
