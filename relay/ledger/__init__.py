@@ -1,1 +1,1 @@
-"""What happened, written down."""
+"""The ledger: records of calls, their usage and cost, and the reports of them."""

@@ -1,7 +1,7 @@
-"""The bodies of a call, as they are stored: unpacked, without any key, cut.
+"""Prepare the captured bodies of a call for storage: decompress, redact, truncate.
 
-Owns: that order. A key that the cut would divide is taken out first, and so is one that stands in
-compressed bytes. What cannot be searched is not stored.
+Owns that order: a key in compressed bytes, or one that the truncation would divide, is redacted
+too. A body that cannot be decompressed, and so not be searched, is not stored.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from relay.core.record import Bodies
 from relay.core.redaction import Redactor, longest_spelling
 
 _AT_ONCE_BYTES = 256 * 1024
-"""A larger body is searched in a thread: it would hold up the loop."""
+"""A larger body is searched in a thread, since that would block the loop."""
 
 
 async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
-    """The captured bodies of a call, without the relay's `secrets`; None where there are none."""
+    """Return the captured bodies of a call, without the relay's `secrets` and the credentials of
+    its client; None if none were captured.
+    """
     capture = exchange.capture
     if capture is None:
         return None
@@ -32,22 +34,22 @@ async def bodies_of(exchange: Exchange, secrets: Redactor) -> Bodies | None:
     ):
         arguments = (body, coding, passed_bytes, capture.max_bytes, redactors)
         if len(body) > _AT_ONCE_BYTES or (coding and capture.max_bytes > _AT_ONCE_BYTES):
-            found.append(await asyncio.to_thread(_stored, *arguments))
+            found.append(await asyncio.to_thread(_prepare, *arguments))
         else:
-            found.append(_stored(*arguments))
+            found.append(_prepare(*arguments))
             await asyncio.sleep(0)
     return Bodies(*found[0], *found[1])
 
 
-def _stored(
+def _prepare(
     body: bytes,
     coding: str,
     passed_bytes: int,
     max_bytes: int,
     redactors: tuple[Redactor, Redactor],
 ) -> tuple[bytes, bool]:
-    """What is stored of a body, and whether that is all of it. `redactors` know the relay's secrets
-    and those of the call's client.
+    """Return the part of a body that is stored, and whether that is all of it. `redactors` are that
+    of the relay's secrets and that of the client's credentials.
     """
     secrets, own = redactors
     longest = max(secrets.longest, own.longest)
@@ -58,15 +60,16 @@ def _stored(
             return b"", False
         body, ended = unpacked
         whole = whole and ended
-    kept_bytes = max_bytes
+    stored_bytes = max_bytes
     if not whole:
-        # Where it was cut, the beginning of a key may stand at the end of what is here.
-        kept_bytes = min(max_bytes, max(0, len(body) - max(0, longest - 1)))
-    kept = secrets.redact(body, kept_bytes, (own,))[:max_bytes]  # a mark may be longer than a key
-    return kept, whole and len(body) <= max_bytes
+        # The body was truncated: the first part of a key may be at its end.
+        stored_bytes = min(max_bytes, max(0, len(body) - max(0, longest - 1)))
+    # Truncated again, since a mark of the redaction may be longer than the key.
+    stored = secrets.redact(body, stored_bytes, (own,))[:max_bytes]
+    return stored, whole and len(body) <= max_bytes
 
 
 def capture_bytes(max_bytes: int, credentials: Sequence[str], secrets: Redactor) -> int:
-    """How much of a body must be captured, so that so much can be stored without a secret."""
+    """Return how many bytes of a body must be captured to store `max_bytes` without a secret."""
     longest = max([secrets.longest, *map(longest_spelling, credentials)])
     return max_bytes + max(0, longest - 1)

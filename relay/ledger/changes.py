@@ -1,6 +1,6 @@
-"""Changes that people make to the ledger: feedback, score and metadata of a call, and deletion.
+"""Change the ledger on request: set feedback, score and metadata of a call, and delete calls.
 
-Owns: those. What calls write is ledger.py's.
+Owns these changes. writer.py writes the rows of calls, retention.py deletes old ones.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from relay.storage.tables import bodies, exchanges, tags
 
 _BATCH = 500
 KEEP: Any = object()
-"""Of a change: this stays as it is."""
+"""The value of an argument of `change` that leaves its field unchanged."""
 
 
 async def change(
     database: Database, id: str, *, feedback: Any = KEEP, score: Any = KEEP, metadata: Any = KEEP
 ) -> bool:
-    """False if there is no call of this id. None takes a value away. Raises DatabaseUnavailable."""
+    """Change a call; False if there is no call with this id. None removes a value. Raises
+    DatabaseUnavailable.
+    """
     changes = {"feedback": feedback, "score": score}
     values = {name: value for name, value in changes.items() if value is not KEEP}
     if metadata is not KEEP:
@@ -37,15 +39,15 @@ async def change(
         if values:
             found = (await connection.execute(changed.values(**values))).rowcount
         else:
-            there = sa.select(sa.func.count()).where(exchanges.c.id == id)
-            found = (await connection.execute(there)).scalar_one()
+            count = sa.select(sa.func.count()).where(exchanges.c.id == id)
+            found = (await connection.execute(count)).scalar_one()
         if found and metadata is not KEEP:
-            await _tag(connection, id, metadata)
+            await _replace_tags(connection, id, metadata)
         return bool(found)
 
 
-async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
-    """Give a call other entries; what was added up by the old ones stays as it was."""
+async def _replace_tags(connection: Any, id: str, metadata: Metadata) -> None:
+    """Replace the metadata entries of a call; sums that count the old entries do not change."""
     await connection.execute(sa.delete(tags).where(tags.c.id == id))
     rows = [{"name": name, "id": id, "value": value} for name, value in tags_of(metadata)]
     if rows:
@@ -53,30 +55,30 @@ async def _tag(connection: Any, id: str, metadata: Metadata) -> None:
 
 
 async def delete(database: Database, which: Filter) -> int:
-    """Delete the rows that fit, in batches; how many went. What they added up to stays. Raises
-    BadQuery for a filter that leaves nothing out, DatabaseUnavailable.
+    """Delete the calls that match, in batches, and return their number. The sums do not change.
+    Raises BadQuery for a filter without conditions, DatabaseUnavailable.
     """
     if which == Filter():
-        raise BadQuery("this would delete all: name at least one condition")
-    gone = 0
+        raise BadQuery("this would delete every call: give at least one condition")
+    deleted = 0
     batch: list[str] = []
     async for call in export(database, which):
         batch.append(call["id"])
         if len(batch) == _BATCH:
-            gone += await delete_ids(database, batch)
+            deleted += await delete_ids(database, batch)
             batch = []
-    return gone + (await delete_ids(database, batch) if batch else 0)
+    return deleted + (await delete_ids(database, batch) if batch else 0)
 
 
 async def delete_ids(database: Database, ids: Sequence[str]) -> int:
-    """Delete these calls, with their metadata and bodies; how many there were."""
+    """Delete these calls with their metadata and bodies, and return how many existed."""
     async with database.writing() as connection:
         return await delete_on(connection, ids)
 
 
 async def delete_on(connection: AsyncConnection, ids: Sequence[str]) -> int:
-    """The same within a transaction."""
+    """Do the same as `delete_ids` within a transaction."""
     for table in (tags, bodies):
         await connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
-    gone = await connection.execute(sa.delete(exchanges).where(exchanges.c.id.in_(ids)))
-    return int(gone.rowcount)
+    deleted = await connection.execute(sa.delete(exchanges).where(exchanges.c.id.in_(ids)))
+    return int(deleted.rowcount)

@@ -1,8 +1,8 @@
-"""The providers' objects (responses, batches, transcripts, …) whose usage is counted: reading one
-again, or by another worker, or after a restart, counts nothing.
+"""Remember the providers' objects (responses, batches, transcripts, …) whose usage is counted, so
+that reading an object again, by any worker and after a restart, counts nothing.
 
-Owns: that memory: of this process, and of the database where there is one. While the database is
-away, or slow, this process goes by itself.
+Owns that memory: in this process, and in the database if there is one. While the database is
+unavailable or slow, only this process's memory is used.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _AT_ONCE = 200
 _WAIT_S = 1.0
 
 Object = tuple[str, str]
-"""(provider, its id)"""
+"""(provider, id of the object)"""
 
 
 class CountedObjects:
-    """One per process."""
+    """The counted objects of a process, up to MAX_OBJECTS; the oldest is forgotten first."""
 
     def __init__(self, database: Database | None) -> None:
         self._database = database
         self._known: dict[Object, int] = {}
-        """With the milliseconds that were counted, of one whose count grows."""
+        """The milliseconds of audio that were counted, for an object whose count grows; else 0."""
 
     @property
     def is_shared(self) -> bool:
-        """True if others may have counted what this process has not."""
+        """True if other processes may have counted objects that this one has not."""
         return self._database is not None
 
     def claim(self, named: Object) -> bool:
-        """True if this process has not counted it yet; from now on it has."""
+        """Mark an object as counted; True if this process had not counted it before."""
         if named in self._known:
             return False
         if len(self._known) >= MAX_OBJECTS:
@@ -46,14 +46,16 @@ class CountedObjects:
         return True
 
     def claim_up_to(self, named: Object, audio_ms: int) -> int:
-        """How much of a count that grows this process had counted before."""
+        """Count an object up to `audio_ms`; return how much this process had counted before."""
         self.claim(named)
         before_ms = self._known[named]
         self._known[named] = max(before_ms, audio_ms)
         return before_ms
 
     async def counted_elsewhere(self, claimed: Collection[Object]) -> Collection[Object]:
-        """Which of what this process claimed another one had counted before."""
+        """Return the objects of `claimed` that the database has as counted already, and record the
+        others there. Empty while the database is unavailable or slow.
+        """
         if self._database is None or not claimed:
             return ()
         try:
@@ -64,7 +66,7 @@ class CountedObjects:
 
     async def _insert(self, claimed: list[Object]) -> set[Object]:
         assert self._database is not None
-        insert = _inserting(self._database)
+        insert = _insert_of(self._database)
         now_s, new = int(time.time()), set()
         async with self._database.writing() as connection:
             for at in range(0, len(claimed), _AT_ONCE):
@@ -80,8 +82,8 @@ class CountedObjects:
         return new
 
 
-def _inserting(database: Database) -> Any:
-    """The `insert` of a database's dialect. Only that one is imported: each takes 50 ms."""
+def _insert_of(database: Database) -> Any:
+    """Return the `insert` of a database's dialect. Importing a dialect takes 50 ms."""
     if database.is_sqlite:
         from sqlalchemy.dialects.sqlite import insert as into_sqlite
 

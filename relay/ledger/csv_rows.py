@@ -1,7 +1,7 @@
-"""The ledger's answers as CSV, for spreadsheets.
+"""Write reports of the ledger as CSV, for spreadsheets.
 
-Owns: the columns, and that no cell is taken for a formula: what clients and providers choose, such
-as a team or a model, must not be run by the program that opens the file (OWASP, CSV injection).
+Owns the columns, and the protection against CSV injection (OWASP): clients and providers choose
+texts such as a team or a model, which a spreadsheet must not run as formulas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relay.core.text import clean
 from relay.core.usage import COUNTS
 
 _FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""How a text begins that a spreadsheet may run; the last four are the wide forms."""
+"""The first characters of a text that a spreadsheet may run; the last four are full-width."""
 _TIMES = ("latency_ms", "first_byte_ms", "overhead_ms")
 _SUMS = (
     "requests", "errors", "cache_hits", "unpriced", "estimated", "cost_usd", "saved_usd", *COUNTS,
@@ -35,14 +35,16 @@ CALL_COLUMNS = (
 
 
 def row(values: Iterable[Any]) -> str:
-    """One line, without its end."""
+    """Return one line of CSV, without a line end."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(map(_cell, values))
     return text.getvalue()
 
 
 def _cell(value: Any) -> str | int | float:
-    """A number as it is, negative too; a text that would be a formula behind an apostrophe."""
+    """Return the content of a cell: a number unchanged, a text that would be a formula with an
+    apostrophe before it.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -57,18 +59,18 @@ def _cell(value: Any) -> str | int | float:
 
 
 def usage_rows(answer: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """What was used: a head and a line a row, with the keys first. There is no line for the total:
-    a spreadsheet adds up by itself.
+    """Return a usage report: a header, then a line for each row, with the keys first. There is no
+    line for the total, since a spreadsheet can add up the rows.
     """
     times = [f"{name}_{share}" for name in _TIMES for share in _SHARES]
     lines = [row((*keys, *_SUMS, *times))]
     for each in answer["rows"]:
-        spread = [(each[name] or {}).get(share) for name in _TIMES for share in _SHARES]
-        lines.append(row([*(each[key] for key in keys), *(each[sum_] for sum_ in _SUMS), *spread]))
+        shares = [(each[name] or {}).get(share) for name in _TIMES for share in _SHARES]
+        lines.append(row([*(each[key] for key in keys), *(each[sum_] for sum_ in _SUMS), *shares]))
     return lines
 
 
 def call_row(call: Mapping[str, Any]) -> str:
-    """A call, in the order of CALL_COLUMNS."""
+    """Return the line of a call, in the order of CALL_COLUMNS."""
     used = call.get("usage") or {}
     return row((used if name in _USED else call).get(name) for name in CALL_COLUMNS)

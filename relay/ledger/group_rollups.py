@@ -1,8 +1,8 @@
-"""Sums by user and by chosen names of metadata, for reports such as spend by team.
+"""Keep sums by user and by configured names of metadata, for reports such as spend by team.
 
-Owns: which value of a name a call has, how many values of a name have sums of their own, and the
-writer's sums by value. Calls without a value have no sums here: a report takes them for the rest of
-all calls (usage.py), so that every report adds up to the total.
+Owns which value of a name a call has, how many values of a name have sums of their own, and one
+writer's sums by value. Calls without a value have no sums here: usage.py computes them as the
+difference to all calls, so that the rows of every report add up to the total.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from relay.storage.tables import group_values
 
 USER, METADATA = "user", "metadata."
 OTHER, NONE = "(other)", "(none)"
-"""The values past MAX_VALUES, together; and the calls that have no value."""
+"""The row of all values beyond MAX_VALUES, and that of calls without a value."""
 MAX_VALUES = 1000
-"""Values of a name that have sums of their own, a day, of all writers of the database together."""
+"""How many values of a name have sums of their own, per day, over all writers of the database."""
 SPANS_S = (3600, 86400)
 _DAY_S = 86400
 _MAX_UNDECIDED = 5000
 _DECIDING = 7_201_454
-"""The advisory lock that PostgreSQL's writers decide under, one after the other."""
+"""The advisory lock of PostgreSQL under which one writer at a time chooses values."""
 K = TypeVar("K")
 
 
 class Grouping(NamedTuple):
-    """What calls are added up by, and for how long the sums are kept."""
+    """The names by which calls are summed, and for how long the sums are kept."""
 
     names: tuple[str, ...] = (USER,)
-    """`user`, and `metadata.NAME`."""
+    """`user`, and any number of `metadata.NAME`."""
     retention_s: float = 60 * _DAY_S
 
 
 def grouping(rules: Ledger) -> Grouping:
-    """By user, and by the names of metadata that `ledger.group_by` lists."""
+    """Return the Grouping of a configuration: by user, and by the names in `ledger.group_by`."""
     names = (USER, *(METADATA + name for name in rules.group_by))
     return Grouping(names, rules.group_retention_days * _DAY_S)
 
 
 class Key(NamedTuple):
-    """What these sums are told apart by."""
+    """The dimensions of these sums."""
 
     name: str
     value: str
@@ -57,16 +57,16 @@ class Key(NamedTuple):
 
 
 def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Sums]:
-    """What calls came to, by each of the names that they have a value of."""
-    alike: dict[Key, list[Record]] = {}
+    """Sum calls by each of `names` for which they have a value."""
+    by_value: dict[Key, list[Record]] = {}
     for record in records:
         if record.metadata is None and record.user is None:
             continue
         for name in names:
             value = _value(record, name)
             if value and value != NONE:
-                alike.setdefault(Key(name, value, *answered_by(record)), []).append(record)
-    return {key: Sums(group) for key, group in alike.items()}
+                by_value.setdefault(Key(name, value, *answered_by(record)), []).append(record)
+    return {key: Sums(group) for key, group in by_value.items()}
 
 
 def _value(record: Record, name: str) -> str | None:
@@ -77,34 +77,34 @@ def _value(record: Record, name: str) -> str | None:
 
 
 class GroupRollups(Rollups):
-    """The rollups of one writer by group. Sums of a value that is new today wait until the database
-    has decided, for all writers together, whether it has sums of its own.
+    """The rollups of one writer by group. Sums of a value that is new today wait until `decide` has
+    asked the database, which all writers share, whether the value has sums of its own.
     """
 
     def __init__(self, database: Database, new_id: Callable[[], str]) -> None:
         super().__init__(new_id, SPANS_S)
         self._database = database
         self._chosen: dict[tuple[int, str], set[str]] = {}
-        """By day and name: the values that are known to have sums of their own."""
+        """The values that are known to have sums of their own, by day and name."""
         self._undecided: dict[tuple[int, Key], Sums] = {}
-        """By hour."""
+        """The sums that wait for `decide`, by hour and key."""
 
     def take(self, batch: Mapping[Key, Sums], unix_s: float) -> None:
-        """What came together since the last time, put to now."""
+        """Add the sums of some calls at the time `unix_s`."""
         hour_s = int(unix_s // 3600) * 3600
         decided: dict[Key, Sums] = {}
         for key, sums in batch.items():
-            place = self._place(key, hour_s)
-            if place is None and len(self._undecided) >= _MAX_UNDECIDED:
-                place = key._replace(value=OTHER)
-            if place is not None:
-                _add(decided, place, sums)
+            row_key = self._row_key(key, hour_s)
+            if row_key is None and len(self._undecided) >= _MAX_UNDECIDED:
+                row_key = key._replace(value=OTHER)
+            if row_key is not None:
+                _add(decided, row_key, sums)
             else:
                 _add(self._undecided, (hour_s, key), sums)
         super().take(decided, unix_s)
 
-    def _place(self, key: Key, hour_s: int) -> Key | None:
-        """Where a key's calls are added up; None if that is not decided yet."""
+    def _row_key(self, key: Key, hour_s: int) -> Key | None:
+        """Return the key of the row that sums a key's calls; None if it is not decided yet."""
         chosen = self._chosen.get((_day_s(hour_s), key.name), ())
         if key.value in chosen:
             return key
@@ -118,27 +118,27 @@ class GroupRollups(Rollups):
     async def decide(self) -> None:
         """Choose the values that have sums of their own. Raises what the database raises."""
         waiting = list(self._undecided)
-        wanted: dict[tuple[int, str], dict[str, None]] = {}
+        candidates: dict[tuple[int, str], dict[str, None]] = {}
         for hour_s, key in waiting:
-            wanted.setdefault((_day_s(hour_s), key.name), {})[key.value] = None
-        for (day_s, name), values in wanted.items():
+            candidates.setdefault((_day_s(hour_s), key.name), {})[key.value] = None
+        for (day_s, name), values in candidates.items():
             self._chosen[day_s, name] = await self._choose(day_s, name, list(values))
         for hour_s, key in waiting:
-            place = self._place(key, hour_s) or key._replace(value=OTHER)
-            super().take({place: self._undecided.pop((hour_s, key))}, hour_s)
+            row_key = self._row_key(key, hour_s) or key._replace(value=OTHER)
+            super().take({row_key: self._undecided.pop((hour_s, key))}, hour_s)
 
-    async def _choose(self, day_s: int, name: str, wanted: Sequence[str]) -> set[str]:
-        """The values of a name on a day: those that are there, then the wanted as far as there is
-        room.
+    async def _choose(self, day_s: int, name: str, candidates: Sequence[str]) -> set[str]:
+        """Return the chosen values of a name on a day: those that the database has, and as many of
+        `candidates` as there is room for, which are added to it.
         """
-        there = sa.select(group_values.c.value).where(
+        chosen_before = sa.select(group_values.c.value).where(
             group_values.c.at_s == day_s, group_values.c.name == name
         )
         async with self._database.writing() as connection:
             if not self._database.is_sqlite:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_DECIDING)))
-            chosen = set((await connection.execute(there)).scalars())
-            new = [value for value in wanted if value not in chosen]
+            chosen = set((await connection.execute(chosen_before)).scalars())
+            new = [value for value in candidates if value not in chosen]
             new = new[: max(0, MAX_VALUES - len(chosen))]
             if new:
                 rows = [{"at_s": day_s, "name": name, "value": value} for value in new]
@@ -146,14 +146,14 @@ class GroupRollups(Rollups):
         return chosen | set(new)
 
     def written(self, unix_s: float) -> None:
-        """As Rollups; and days that are past are forgotten."""
+        """See Rollups. Forgets the chosen values of past days too."""
         super().written(unix_s)
         today_s = _day_s(unix_s)
         if any(day_s < today_s for day_s, _ in self._chosen):
             self._chosen = {k: values for k, values in self._chosen.items() if k[0] >= today_s}
 
     def drop(self, unix_s: float) -> None:
-        """As Rollups."""
+        """See Rollups."""
         self._undecided.clear()
         super().drop(unix_s)
 

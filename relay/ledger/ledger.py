@@ -1,8 +1,8 @@
-"""The ledger: every call that ended gets its line, its row and its share of all sums, soon after.
+"""Record each finished call: its log line, its row, its bodies, and its part of the sums.
 
-Owns: the queue between calls and those, and the one task that empties it, many calls at a time: a
-call never waits for it. It waits for nothing itself: what the database takes its time for is
-writer.py's.
+Owns the queue of finished calls, and the one task that empties it, many calls at a time: no call
+waits for that task. writer.py writes to the database; this task waits for the database only to ask
+which objects other workers have counted, for a second at most.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from relay.prices import price_list
 from relay.storage.database import Database
 
 SORT_S = 0.005
-"""How long calls that ended wait for others: what they hold is better read while it is warm."""
+"""How long finished calls wait for others: short, since their data is still in the CPU's caches."""
 ADD_S = 0.08
-"""How long rows and sums do: what a kill -9 may lose, with the writing itself."""
+"""How long rows and sums wait for others. A kill -9 loses these and those being written."""
 _TURN = 64
-"""So many records are made in one turn of the loop."""
+"""How many records are made in one turn of the loop."""
 
 
 class Ledger:
-    """One per process. `take` is all that calls know of it."""
+    """The ledger of a process. `take` receives each finished call."""
 
     def __init__(
         self,
@@ -53,34 +53,36 @@ class Ledger:
         self.database = database
         self._counted_objects = CountedObjects(database)
         self.counted: list[Callable[[Sequence[Record], Mapping[Key, Sums]], None]] = []
-        """Who else is told of each batch: metrics and traces."""
+        """The functions that get each batch of records too: those of metrics and traces."""
         self._writer = None if database is None else Writer(database, new_id, self.lost)
         self._clock = clock
         self._secrets = secrets
         self._ended: list[Exchange] = []
-        self._sorting = 0
+        self._recording = 0
         self._records: list[Record] = []
         self._entries: list[Entry] = []
-        self._come, self._stopping = asyncio.Event(), asyncio.Event()
+        self._added, self._stopping = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def settle(self, exchange: Exchange) -> None:
-        """Find out what it used, and what that cost, once: soon after it ended, or before, for whom
-        it matters at once.
+        """Work out the usage and cost of a call, once: soon after it ended, or earlier for code
+        that needs them at once.
         """
         if exchange.usage.settled:
             return
         exchange.usage.settled = True
         try:
             if exchange.usage.unread is not None:
-                _read(exchange)
+                _meter_unread(exchange)
             self._count_usage(exchange)
             price_list.set_cost(exchange, time.time())
         except Exception as error:  # a meter that fails must not end a call; counted
             self.meter_failed(exchange, error)
 
     def _count_usage(self, exchange: Exchange) -> None:
-        """Take what it used, without what an answer before it told of the same object."""
+        """Set the usage of a call, without usage that an earlier response about the same object has
+        reported.
+        """
         if exchange.usage.meter is None or exchange.routing.route is None:
             return
         provider, parts = exchange.routing.route.provider.name, exchange.usage.meter.parts
@@ -88,7 +90,7 @@ class Ledger:
         request = exchange.request
         is_read = request.method == "GET" and request.transport == "rest"
         if is_read and exchange.outcome.error is not None:
-            return  # a stored object of which a part was read: it counts when it is read whole
+            return  # a stored object that was read in part: it counts when it is read whole
         named = [part for part in parts if part.object_id]
         if not named:
             exchange.usage.parts = parts
@@ -103,7 +105,9 @@ class Ledger:
         )
 
     def _uncounted_rest(self, provider: str, part: Part) -> Part | None:
-        """What this process has not counted before of a count that grows; any other part whole."""
+        """Return the part of a growing count that this process has not counted before; None if
+        there is none. Any other part is returned unchanged.
+        """
         if part.booking != "so_far" or not part.object_id:
             return part
         audio_ms = part.usage.audio_ms
@@ -116,7 +120,7 @@ class Ledger:
         return part._replace(usage=usage, object_id="")
 
     async def _drop_counted_elsewhere(self, exchanges: Sequence[Exchange]) -> None:
-        """Take back what another worker has counted, or this one before it was restarted."""
+        """Remove usage that another worker has counted, or this one before a restart."""
         claimed = {
             (exchange.routing.route.provider.name, part.object_id): exchange
             for exchange in exchanges
@@ -135,77 +139,77 @@ class Ledger:
                     if part.object_id != object_id or part.booking == "made"
                 )
                 price_list.set_cost(exchange, time.time())
-        except Exception as error:  # whatever it is, the calls are written as they stand; counted
+        except Exception as error:  # any exception: the calls are written as they are; counted
             self.lost.meters += 1
             log.bug("ledger.booking_failed", error)
 
     def meter_failed(self, exchange: Exchange, error: Exception) -> None:
-        """What it used stays unknown."""
+        """Drop the meter of a call: its usage stays unknown."""
         exchange.usage.meter = exchange.usage.used = exchange.usage.cost_nano_usd = None
         self.lost.meters += 1
         log.bug("meter.failed", error, id=exchange.id)
 
     def take(self, exchange: Exchange) -> None:
-        """Write it down soon."""
-        # Nothing that would keep its request alive.
+        """Queue a finished call."""
+        # Drop the references that would keep its request alive.
         exchange.task = exchange.waiting.client_left = None
         if exchange.outcome.error is not None:
             log.exchange_failed(exchange)
         self._ended.append(exchange)
         if len(self._ended) == 1:
-            self._come.set()
+            self._added.set()
 
     @property
     def waiting(self) -> int:
-        """Rows that are not written yet."""
-        waiting = len(self._ended) + self._sorting + len(self._records)
+        """Number of rows that are not written yet."""
+        waiting = len(self._ended) + self._recording + len(self._records)
         return waiting if self._writer is None else waiting + self._writer.waiting
 
     @property
     def state(self) -> str:
-        """For /readyz."""
+        """The state of the database for /readyz: `ok` or `unavailable`."""
         return "unavailable" if self._writer is not None and self._writer.away else "ok"
 
     async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
-        """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
+        """Start the tasks. Raises DatabaseNewer; an unavailable database is tried again later."""
         if self._writer is not None:
             await self._writer.start(keep, grouping)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Write what is left, within five seconds."""
+        """Record the queued calls, and write the rows within five seconds."""
         self._stopping.set()
-        self._come.set()
+        self._added.set()
         if self._task is not None:
             await self._task
         if self._writer is not None:
             await self._writer.stop()
 
     async def flushed(self) -> None:
-        """Wait until all that was taken is written, or the database is away."""
+        """Wait until all queued calls are written, or the database is unavailable."""
         while self.waiting and self.state == "ok":  # noqa: ASYNC110 (for tests and the end)
             await asyncio.sleep(0.005)
 
     async def _run(self) -> None:
         added_s = 0.0
         while self._ended or not self._stopping.is_set():
-            await self._come.wait()
+            await self._added.wait()
             if not self._stopping.is_set():
                 await asyncio.sleep(SORT_S)
-            self._come.clear()
-            await self._sort()
+            self._added.clear()
+            await self._record_ended()
             if self._stopping.is_set() or self._clock() - added_s >= ADD_S:
                 self._add_up()
                 added_s = self._clock()
             elif self._records:
-                self._come.set()
+                self._added.set()
 
-    async def _sort(self) -> None:
-        """Make records of what ended, and lines and rows of those: many at a time, for that costs a
-        third of what it does one by one.
+    async def _record_ended(self) -> None:
+        """Make the record, log line and row of each finished call: many calls at a time, which
+        costs a third of one call at a time.
         """
         ended, self._ended = self._ended, []
-        self._sorting = len(ended)
+        self._recording = len(ended)
         at_zero = time.time() - self._clock()
         for at in range(0, len(ended), _TURN):
             turn = ended[at : at + _TURN]
@@ -220,11 +224,11 @@ class Ledger:
             for exchange in turn:
                 try:
                     await self._record(exchange, at_zero)
-                except Exception as error:  # whatever it is, the others are written; counted
+                except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
                 exchange.let_go()
-                self._sorting -= 1
+                self._recording -= 1
             await asyncio.sleep(0)
 
     async def _record(self, exchange: Exchange, at_zero: float) -> None:
@@ -241,19 +245,19 @@ class Ledger:
         entries, self._entries = self._entries, []
         try:
             sums = by_key(records)
-            for tell in self.counted:
-                tell(records, sums)
+            for count in self.counted:
+                count(records, sums)
             if self._writer is not None:
                 self._writer.take(entries, records, sums)
         except Exception as error:
-            # Whatever it is must not end all that follows; counted.
+            # No exception may end the task; counted.
             self.lost.rows += len(entries)
             log.bug("ledger.failed", error)
 
 
-def _read(exchange: Exchange) -> None:
-    """Make the meter of a whole answer: many read together cost a third of what they do one by one,
-    each within its own call.
+def _meter_unread(exchange: Exchange) -> None:
+    """Meter a response that was received whole. That is done here, for many responses together,
+    since it costs three times as much within each call.
     """
     route, unread = exchange.routing.route, exchange.usage.unread
     assert route is not None and unread is not None

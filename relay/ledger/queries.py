@@ -1,7 +1,7 @@
-"""Questions to the ledger about calls, one by one and in pages.
+"""Query the ledger for calls: one, a page, an export, or those written since the last query.
 
-Owns: the queries, and that each is bounded: a page looks at so many rows and no more, whatever its
-filter. Sums are usage.py's.
+Owns these queries, and their bounds: a page looks at SCANNED rows at most, with any filter.
+usage.py queries the sums.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from relay.storage.database import Database
 from relay.storage.tables import WENT_WRONG, bodies, exchanges, tags
 
 SCANNED = 50_000
-"""Rows that a page looks at: what is not found among them is looked for from its cursor on."""
+"""Rows that a page looks at; the next page continues after them, from the cursor."""
 _EXPORTED = 500
 
 
 class BadQuery(ValueError):
-    """The question cannot be read; the text says why."""
+    """The parameters of a query are invalid; the text says why."""
 
 
 def moment_s(name: str, text: str, now_s: float) -> float:
-    """The time that parameter `name` says (core/numbers.py). Raises BadQuery."""
+    """Parse the time in the parameter `name` (core/numbers.py). Raises BadQuery."""
     when = unix_time_s(text, now_s)
     if when is None:
         raise BadQuery(f"{name} is not a time such as 7d, 12h, 2026-11-24, 2026-11-24T12:30:00Z")
@@ -41,7 +41,7 @@ def moment_s(name: str, text: str, now_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which calls. `equal` and `above` are by column, the texts as they stand there."""
+    """The conditions for calls. `equal` and `above` are by column, with values as stored there."""
 
     since_s: float | None = None
     until_s: float | None = None
@@ -61,14 +61,16 @@ ABOVE = ("duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "score
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Calls, the latest first; `cursor` leads to the next page, None at the end."""
+    """Calls, the latest first. `cursor` is that of the next page; None at the end."""
 
     logs: Sequence[dict[str, Any]]
     cursor: str | None
 
 
 async def page(database: Database, which: Filter, cursor: str | None, limit: int) -> Page:
-    """Raises DatabaseUnavailable. A page may hold fewer than `limit` and not be the last."""
+    """Return a page of calls. It may hold fewer than `limit` and not be the last. Raises
+    DatabaseUnavailable.
+    """
     bounds = _bounds(which)
     if cursor is not None:
         bounds.append(exchanges.c.id < cursor)
@@ -95,59 +97,59 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
 
 def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
     columns = exchanges.c
-    # A long text is stored cut.
+    # A long text is stored truncated.
     equal = ((n, clean(v) if isinstance(v, str) else v) for n, v in which.equal.items())
-    made = [columns[name] == value for name, value in equal]
-    made += [columns[name] > value for name, value in which.above.items()]
+    conditions = [columns[name] == value for name, value in equal]
+    conditions += [columns[name] > value for name, value in which.above.items()]
     if which.failed is not None:
-        wrong: Any = sa.text(WENT_WRONG if which.failed else f"NOT {WENT_WRONG}")
-        made.append(wrong)
+        failed: Any = sa.text(WENT_WRONG if which.failed else f"NOT {WENT_WRONG}")
+        conditions.append(failed)
     if which.cached is not None:
-        made.append((columns.outcome == "cached") == which.cached)
+        conditions.append((columns.outcome == "cached") == which.cached)
     for name, value in which.metadata.items():
         tagged = sa.select(1).where(
             tags.c.name == clean(name), tags.c.id == columns.id, tags.c.value == clean(value)
         )
-        made.append(sa.exists(tagged))
-    return made
+        conditions.append(sa.exists(tagged))
+    return conditions
 
 
 async def one(database: Database, id: str) -> dict[str, Any] | None:
-    """One call; None if there is none of this id. Raises DatabaseUnavailable."""
+    """Return the call with this id; None if there is none. Raises DatabaseUnavailable."""
     found = await database.rows(sa.select(exchanges).where(exchanges.c.id == id))
     return shown(found[0]) if found else None
 
 
 async def body(database: Database, id: str, side: str) -> tuple[bytes, bool] | None:
-    """The `request` or `response` of a call, and whether it is whole; None if it was not kept.
-    Raises DatabaseUnavailable.
+    """Return the body of a call's `request` or `response`, and whether it is complete; None if none
+    is stored. Raises DatabaseUnavailable.
     """
     query = sa.select(bodies.c[side], bodies.c[f"{side}_complete"]).where(bodies.c.id == id)
     found = await database.rows(query)
     if not found:
         return None
-    kept, whole = tuple(found[0])
-    return bytes(kept or b""), bool(whole)
+    stored, is_complete = tuple(found[0])
+    return bytes(stored or b""), bool(is_complete)
 
 
 async def after(
     database: Database, seq: int, which: Filter, limit: int = 500
 ) -> list[tuple[int, dict[str, Any]]]:
-    """What was written after a place in the order of writing, and where that is."""
+    """Return the calls that were written after the one with this `seq`, each with its own."""
     later = sa.select(exchanges).where(exchanges.c.seq > seq, *_bounds(which), *_conditions(which))
     rows = await database.rows(later.order_by(exchanges.c.seq).limit(limit))
     return [(row.seq, shown(row)) for row in rows]
 
 
 async def last_seq(database: Database) -> int:
-    """The place of what was written last."""
+    """Return the `seq` of the call that was written last."""
     found = await database.rows(sa.select(sa.func.max(exchanges.c.seq).label("last")))
     return int(found[0].last or 0)
 
 
 async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, Any]]:
-    """All of them, the oldest first. Each page is read by itself: nobody waits for a slow reader.
-    Raises DatabaseUnavailable.
+    """Yield all calls that match, the oldest first. Each page is a query of its own, so that no
+    connection is held for a slow reader. Raises DatabaseUnavailable.
     """
     at = ""
     while True:
@@ -165,15 +167,15 @@ async def export(database: Database, which: Filter) -> AsyncIterator[dict[str, A
 
 
 def shown(row: Any) -> dict[str, Any]:
-    """A call as the API and the command line show it."""
+    """Return a call as the API and the command line show it."""
     record = with_current_names(json.loads(row.record))
     for name in ("event", "level"):
         record.pop(name, None)
     cost, saved = record.pop("cost_nano_usd", None), record.pop("saved_nano_usd", None)
-    made_ms = int(row.id[:8] + row.id[9:13], 16)
+    created_ms = int(row.id[:8] + row.id[9:13], 16)
     return {
         "id": row.id,
-        "created_at": iso(made_ms / 1000, "milliseconds"),
+        "created_at": iso(created_ms / 1000, "milliseconds"),
         "ended_at": record.pop("timestamp", None),
         **record,
         "success": not is_failure(row.status, row.outcome),
@@ -186,13 +188,13 @@ def shown(row: Any) -> dict[str, Any]:
 
 
 def iso(unix_s: float, timespec: str = "seconds") -> str:
-    """A time, ISO 8601 in UTC."""
-    made = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
-    return made.isoformat(timespec=timespec).replace("+00:00", "Z")
+    """Format a time as ISO 8601 in UTC."""
+    moment = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def usd(nano: int | None) -> msgspec.Raw | None:
-    """Dollars, as a JSON number with every digit; None of what is not known."""
+    """Format billionths of a dollar as dollars, a JSON number with every digit; None is unknown."""
     if nano is None:
         return None
     nano = int(nano)

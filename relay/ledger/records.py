@@ -1,7 +1,7 @@
-"""The record of an exchange that ended.
+"""Make the Record of an exchange that has ended.
 
-Owns: what of an Exchange goes into its Record, and that every text from outside is cut and cleaned
-as it enters. Nothing here waits, and nothing raises for what a client or provider sent.
+Owns which parts of an Exchange are recorded, and that every text from outside is truncated and
+cleaned. No function here waits, and none raises for text that a client or provider sent.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TURNS_SHOWN = 50
 
 
 def record_of(exchange: Exchange, secrets: Redactor) -> Record:
-    """All that is known of it. What every call has is given at once, in the order of Record's
-    fields: to set a field later takes three times as long.
+    """Make the record of an exchange. The fields that every call has are passed to Record together,
+    in its order: to set a field later takes three times as long.
     """
     request, response, outcome = exchange.request, exchange.response, exchange.outcome
     usage, routing, model = exchange.usage, exchange.routing, exchange.request.model
@@ -81,7 +81,7 @@ _REFUSED = SessionSummary()
 
 
 def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
-    """What others call it by."""
+    """Add the ids and names that the client, the provider and traces gave the call."""
     if (trace := exchange.request.trace) is not None:
         record.trace_id, record.span_id = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
         record.parent_id = f"{trace.parent_id:016x}" if trace.parent_id else None
@@ -93,26 +93,26 @@ def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     if exchange.routing.cloudflare_log_id:
         record.cloudflare_log_id = _from_provider(secrets, exchange.routing.cloudflare_log_id)
     header = exchange.request.headers.get
-    if given := header(EVENT_ID):
-        record.event_id = clean(given)
-    if given := header(HEADER):
-        record.metadata = parse_metadata(given) or None
+    if event_id := header(EVENT_ID):
+        record.event_id = clean(event_id)
+    if metadata := header(HEADER):
+        record.metadata = parse_metadata(metadata) or None
 
 
 @lru_cache(maxsize=1024)
 def _from_provider(secrets: Redactor, text: str) -> str:
-    """Text that a provider chose, which knows the key that it was called with."""
+    """Clean and redact text of a provider, which may contain the key that it was called with."""
     return secrets.redact_text(clean(text))
 
 
 def _ms(from_s: float, to_s: float) -> float:
-    """Milliseconds between two stamps, to the hundredth."""
+    """Return the milliseconds between two times, to the hundredth."""
     return int((to_s - from_s) * 1e5) / 100
 
 
 def _cause(error: RelayError, cause: BaseException | None) -> str | None:
-    """Where no connection came up; else the types of a failure and of what caused it: their texts
-    may hold URLs with keys.
+    """Return the cause of an error: its message if no connection was established, else the type of
+    the exception and of its own cause, since their texts may contain URLs with keys.
     """
     if isinstance(error, UpstreamNotConnected):
         return clean(error.message)

@@ -1,6 +1,6 @@
-"""The end of what is old: rows, bodies, and the sums by minute and hour.
+"""Delete old data: calls, bodies, counted objects, and sums by minute, hour and group.
 
-Owns: how long things are kept, and that they go in batches: a writer never waits long for it.
+Owns when data is deleted, and that it is deleted in batches, so that a writer never waits long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BETWEEN_S = 0.05
 
 
 class Retention(NamedTuple):
-    """How long things are kept, in seconds."""
+    """How long calls, bodies and sums by group are kept, in seconds."""
 
     rows_s: float
     bodies_s: float
@@ -38,25 +38,25 @@ class Retention(NamedTuple):
 
 
 async def retention(database: Database, keep: Callable[[], Retention]) -> None:
-    """Sweep once a minute, forever. Several workers may: what one has deleted the others do not
-    find.
+    """Sweep about once a minute, for ever. Every worker does so, without harm: rows that one has
+    deleted the others do not find.
     """
     while True:
-        # Apart from the other workers.
+        # A random time, so that the workers do not sweep together.
         await asyncio.sleep(_EVERY_S * random.uniform(0.5, 1))  # noqa: S311
         try:
             while await sweep(database, keep()) >= _BATCH:  # noqa: ASYNC110 (others write between)
                 await asyncio.sleep(_BETWEEN_S)
         except (DatabaseUnavailable, DatabaseNewer):
-            continue  # the ledger says so
+            continue  # the ledger's writer logs it
         except Exception as error:
-            # One bad sweep must not end all that follow; it is logged each time.
+            # A sweep that fails must not end the task; each failure is logged.
             log.bug("retention.failed", error)
 
 
 async def sweep(database: Database, keep: Retention) -> int:
-    """Delete a batch of what is older than it may be; how many rows went. Raises
-    DatabaseUnavailable.
+    """Delete a batch of old calls and bodies, and old sums; return how many calls and bodies were
+    deleted. Raises DatabaseUnavailable.
     """
     now = time.time()
     async with database.writing() as connection:
@@ -67,17 +67,19 @@ async def sweep(database: Database, keep: Retention) -> int:
         old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
         if old_bodies:
             await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
-        # Until the end of their span is as old: a question takes its time down to whole spans.
-        for span_s, kept_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
-            past = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - kept_s - span_s)
-            await connection.execute(sa.delete(rollups).where(past))
+        # A sum is kept until the end of its span is too old: queries round down to whole spans.
+        for span_s, retention_s in ((60, _MINUTES_KEPT_S), (3600, _HOURS_KEPT_S)):
+            old = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - retention_s - span_s)
+            await connection.execute(sa.delete(rollups).where(old))
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
-        await _forget_groups(connection, now - keep.groups_s - _DAY_S)
+        await _delete_groups(connection, now - keep.groups_s - _DAY_S)
     return len(old_calls) + len(old_bodies)
 
 
-async def _forget_groups(connection: AsyncConnection, before_s: float) -> None:
-    """Delete the sums by name of the oldest day that began before: they may be many."""
+async def _delete_groups(connection: AsyncConnection, before_s: float) -> None:
+    """Delete the sums by group of one day, the oldest that began before `before_s`: there may be
+    many.
+    """
     oldest = await connection.execute(sa.select(sa.func.min(group_values.c.at_s)))
     day_s = oldest.scalar()
     if day_s is None or day_s >= before_s:
@@ -85,14 +87,14 @@ async def _forget_groups(connection: AsyncConnection, before_s: float) -> None:
     of_day = group_values.c.at_s == day_s
     names = await connection.execute(sa.select(group_values.c.name).where(of_day).distinct())
     for name in list(names.scalars()):
-        columns = group_rollups.c  # the key begins with these three
+        columns = group_rollups.c  # the primary key begins with these three columns
         sums = columns.name == name, columns.span_s.in_(SPANS_S), columns.at_s < day_s + _DAY_S
         await connection.execute(sa.delete(group_rollups).where(*sums))
     await connection.execute(sa.delete(group_values).where(of_day))
 
 
 async def _oldest(connection: AsyncConnection, table: sa.Table, before_s: float) -> list[str]:
-    """Some ids of calls that began before."""
+    """Return the ids of the oldest calls in `table` that began before `before_s`, up to _BATCH."""
     older = sa.select(table.c.id).where(table.c.id < min_id_at(before_s))
     found = await connection.execute(older.order_by(table.c.id).limit(_BATCH))
     return list(found.scalars())

@@ -1,8 +1,7 @@
-"""Rollups: sums of calls by minute, hour and day, kept in the writer's memory and written as whole
-values beside the rows.
+"""Keep rollups: sums of calls by minute, hour and day, in memory, to be written as whole values.
 
-Owns: the sums. A writer's rows in the table are its own (`writer`), so writing them again changes
-nothing, and several writers need not know of each other; readers add them up.
+Owns the sums of one writer. A writer's rows in the table have its own id (`writer`), so that to
+write them again changes nothing and writers need no coordination; readers add up all writers.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from relay.core.usage import COUNTS, counts_of
 
 SPANS_S = (60, 3600, 86400)
 _MAX_SUMS = 20_000
-"""With more sums than this a new writer id begins at nothing: memory stays bounded."""
-_NOTHING = (0,) * len(COUNTS)
+"""Past this the sums are dropped and a new writer id begins at zero: memory stays bounded."""
+_ZEROS = (0,) * len(COUNTS)
 _INDEX = {name: at for at, name in enumerate(COUNTS)}
 
 
@@ -45,7 +44,7 @@ class Sums:
         self.requests = len(records)
         self.errors = self.cache_hits = self.unpriced = self.estimated = 0
         self.cost = self.saved = self.histogram = 0
-        self.counts: tuple[int, ...] = _NOTHING
+        self.counts: tuple[int, ...] = _ZEROS
         if not records:
             return
         used = []
@@ -64,7 +63,7 @@ class Sums:
                 if record.cost_nano_usd is None:
                     self.unpriced += 1
         self.histogram = build_histogram(
-            # How long a session lasts is not how long anybody waited.
+            # The duration of a session is not a latency.
             [record.duration_ms for record in records if record.transport == "rest"],
             [record.first_byte_ms for record in records if record.first_byte_ms is not None],
             [record.overhead_ms for record in records if record.overhead_ms],
@@ -73,7 +72,7 @@ class Sums:
             self.counts = tuple(map(sum, zip(*used, strict=True)))
 
     def add(self, other: Sums) -> None:
-        """All that another one holds."""
+        """Add the sums of `other`."""
         self.requests += other.requests
         self.errors += other.errors
         self.cache_hits += other.cache_hits
@@ -85,12 +84,12 @@ class Sums:
         self.counts = tuple(map(operator.add, self.counts, other.counts))
 
     def count(self, name: str) -> int:
-        """One of the counts of a Usage."""
+        """Return the sum of one of the counts of a Usage."""
         return self.counts[_INDEX[name]]
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """The sums, then the histogram, in the order of storage's columns."""
+        """The sums, then the histogram, in the order of the columns in storage/tables.py."""
         return (
             self.requests, self.errors, self.cache_hits, self.unpriced, self.estimated, self.cost,
             self.saved, *self.counts, to_bytes(self.histogram),
@@ -98,22 +97,22 @@ class Sums:
 
 
 def answered_by(record: Record) -> tuple[str, str]:
-    """The provider and the model that a call counts for."""
-    # A name that nobody has is no key: anybody could make as many as they like.
+    """Return the provider and the model that a call counts for."""
+    # An unknown provider's name is left out: clients could create any number of keys.
     provider = record.answered_by or (record.provider if record.via is not None else "")
     return provider, record.model_answered or record.model or ""
 
 
 def by_key(records: Sequence[Record]) -> dict[Key, Sums]:
-    """The sums of calls, by key."""
-    alike: dict[tuple[str, str, str, str, str, str], list[Record]] = {}
+    """Sum calls by key."""
+    groups: dict[tuple[str, str, str, str, str, str], list[Record]] = {}
     for record in records:
-        how = record.transport, record.surface, record.outcome
-        key = (record.client, *answered_by(record), *how)
-        if (group := alike.get(key)) is None:
-            group = alike[key] = []
+        rest = record.transport, record.surface, record.outcome
+        key = (record.client, *answered_by(record), *rest)
+        if (group := groups.get(key)) is None:
+            group = groups[key] = []
         group.append(record)
-    return {Key(*key): Sums(group) for key, group in alike.items()}
+    return {Key(*key): Sums(group) for key, group in groups.items()}
 
 
 _RowKey = tuple[str, int, int, tuple[str, ...]]
@@ -132,10 +131,10 @@ class Rollups:
         self._writing: dict[_RowKey, Sums] = {}
 
     def take(self, batch: Mapping[Any, Sums], unix_s: float) -> None:
-        """What came together since the last time, put to now."""
+        """Add the sums of some calls at the time `unix_s`."""
         begun_s = int(unix_s // self._spans_s[0]) * self._spans_s[0]
-        # Sums of a time before the last may be let go of already: written from nothing under the
-        # same id they would replace what was written.
+        # The clock was set back: the sums of that time may be dropped already. New sums under the
+        # same writer id would replace the written ones.
         if len(self._current) > _MAX_SUMS or begun_s < self._latest_s:
             self._current.clear()
             self.writer = self._new_id()
@@ -150,8 +149,8 @@ class Rollups:
                 self._touched[self.writer, span_s, at_s, key] = whole
 
     def begin(self) -> list[tuple[Any, ...]]:
-        """What is not written yet, as rows; `written` or `failed` says what became of them. What
-        comes meanwhile is written after them.
+        """Return the sums that are not written yet, as rows. The caller then calls `written` or
+        `failed`; sums that change in between are written the next time.
         """
         self._writing, self._touched = self._touched, {}
         return [
@@ -160,16 +159,16 @@ class Rollups:
         ]
 
     def failed(self) -> None:
-        """They are to be written again, as they are by then."""
+        """Note that the rows were not written: the next `begin` returns their sums of that time."""
         self._writing, self._touched = {}, self._writing | self._touched
 
     def drop(self, unix_s: float) -> None:
-        """Let go of what is not written: the database refuses it."""
+        """Drop the sums that are not written: the database refuses them."""
         self.begin()
         self.written(unix_s)
 
     def written(self, unix_s: float) -> None:
-        """They are; what is past is let go of."""
+        """Note that the rows are written, and drop the sums of past spans."""
         self._writing = {}
         now = {span_s: int(unix_s // span_s) * span_s for span_s in self._spans_s}
         if any(at_s < now[span_s] for span_s, at_s, _ in self._current):

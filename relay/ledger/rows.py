@@ -1,6 +1,6 @@
-"""What is written of a call: its row, an entry for each of its metadata, its bodies.
+"""Make the database rows of a call: the call itself, its metadata entries, its bodies.
 
-Owns: which of a Record's fields are columns. The record itself is kept whole beside them.
+Owns which fields of a Record are columns; the whole record is stored beside them as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALWAYS = (
     "duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "record",
 )  # fmt: skip
 PLAIN = Insert(exchanges, _ALWAYS)
-"""Most calls have nothing of what the others have: to say so of each column takes its time."""
+"""Most calls have no value in the other columns; an insert without those columns is faster."""
 ROW = Insert(exchanges, (*_ALWAYS, "cache", "event_id", "end_user", "metadata"))
 TAG = Insert(tags, ("name", "id", "value"))
 GROUP_SUM = Insert(
@@ -38,37 +38,37 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 @dataclass(slots=True)
 class Entry:
-    """What is to be written of one call."""
+    """The rows of one call."""
 
     row: tuple[Any, ...]
     tags: tuple[tuple[Any, ...], ...] = ()
     body: tuple[Any, ...] | None = None
     body_bytes: int = 0
     row_bytes: int = 0
-    """Of its record, which is most of it."""
+    """Size of the record, which is most of the row."""
 
 
 def tags_of(metadata: Metadata) -> list[tuple[str, str]]:
-    """The entries of a call's metadata, as they are kept."""
+    """Return the metadata entries of a call as they are stored."""
     return [(name, as_text(value)) for name, value in metadata.items()]
 
 
-def entry_of(record: Record, line: bytes | None, kept: Bodies | None) -> Entry:
-    """`line` is the record encoded, if it is already."""
+def entry_of(record: Record, line: bytes | None, stored: Bodies | None) -> Entry:
+    """Make the rows of a call. `line` is the encoded record, if there is one already."""
     line = line or _encode(record)
     entry = Entry(row(record, line), row_bytes=len(line))
     if record.metadata:
         entry.tags = tuple((name, record.id, value) for name, value in tags_of(record.metadata))
-    if kept is not None:
-        whole = int(kept.request_complete), int(kept.response_complete)
-        entry.body = (record.id, kept.request, whole[0], kept.response, whole[1])
-        entry.body_bytes = len(kept.request) + len(kept.response)
+    if stored is not None:
+        complete = int(stored.request_complete), int(stored.response_complete)
+        entry.body = (record.id, stored.request, complete[0], stored.response, complete[1])
+        entry.body_bytes = len(stored.request) + len(stored.response)
     return entry
 
 
 def row(record: Record, line: bytes) -> tuple[Any, ...]:
-    """A call's row, in the order of the columns of ROW, or of PLAIN where those are all it has;
-    `line` is its record, encoded.
+    """Make a call's row, in the order of the columns of ROW, or of PLAIN if the call has no others.
+    `line` is the encoded record.
     """
     usage, tags = record.usage, record.metadata
     model = record.model_answered or record.model
@@ -92,7 +92,7 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
 
 
 def inserts(entries: Sequence[Entry], sums: Rows, group_sums: Rows) -> Batch:
-    """All that is to be written of some calls. `sums` and `group_sums` are rows of Rollups."""
+    """Make the batch that writes some calls. `sums` and `group_sums` are rows of Rollups."""
     rows = [entry.row for entry in entries]
     return (
         (PLAIN, [row for row in rows if len(row) == len(_ALWAYS)]),

@@ -1,9 +1,10 @@
-"""OpenTelemetry: a span for every call, and metrics once a minute, by OTLP over HTTP.
+"""Export OpenTelemetry data: a span for each sampled call, and metrics once a minute, by OTLP over
+HTTP.
 
-Owns: the attributes, in the names of the GenAI conventions
-(github.com/open-telemetry/semantic-conventions-genai), and the relay's own beside them. Spans are
-made when a call is over, from its record, many at a time, and sent by a thread of the SDK's: no
-call waits for them, and what a collector that is away cannot take is dropped.
+Owns the attributes: those of the GenAI conventions
+(github.com/open-telemetry/semantic-conventions-genai), and the relay's own. Spans are made from the
+records of finished calls, many at a time, and sent by a thread of the OpenTelemetry SDK: no call
+waits for them, and spans that an unavailable collector does not take are dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OPERATIONS = {
     "chat": "chat", "messages": "chat", "responses": "chat", "completion": "text_completion",
     "generate": "generate_content", "embeddings": "embeddings",
 }  # fmt: skip
-"""What a call is, where the conventions have a word; otherwise the relay's own."""
+"""Operation names of the conventions by kind of call; other kinds keep the relay's name."""
 _PROVIDERS = {
     "google-ai-studio": "gcp.gemini", "mistral": "mistral_ai", "grok": "x_ai",
     "azure-openai": "azure.ai.openai",
@@ -42,7 +43,7 @@ _COUNTS = {
     "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
 }
 _SECONDS = [0.01 * 2**at for at in range(14)]
-"""The bounds that the conventions name."""
+"""The histogram bounds that the conventions advise."""
 _USAGE = "gen_ai.client.inference.usage"
 COUNTERS = (
     f"{_USAGE}.input_tokens", f"{_USAGE}.output_tokens", f"{_USAGE}.cache_read.input_tokens",
@@ -52,14 +53,14 @@ HISTOGRAMS = ("gen_ai.client.operation.duration", "gen_ai.client.operation.time_
 
 
 class TracingUnavailable(OperatorError):
-    """gateway.yaml asks for traces, and their packages are not installed."""
+    """gateway.yaml enables tracing, but the packages for it are not installed."""
 
 
 class Traces:
-    """One per process."""
+    """The exporter of spans and metrics of a process."""
 
     def __init__(self, rules: Tracing, provider: Callable[[str], Provider | None]) -> None:
-        """`provider` finds one by its name. Raises TracingUnavailable."""
+        """`provider` returns the provider of a name. Raises TracingUnavailable."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
@@ -76,7 +77,7 @@ class Traces:
         self._metrics = GenAiMetrics(rules, self._resource)
 
     def count(self, records: Sequence[Record], _batch: Mapping[Key, Sums]) -> None:
-        """A batch of calls that ended."""
+        """Export a batch of finished calls."""
         for record in records:
             attributes = self._attributes(record)
             self._metrics.count(record, {name: attributes.get(name, "") for name in _NAMES})
@@ -136,13 +137,13 @@ class Traces:
         return {name: value for name, value in found.items() if value is not None}
 
     async def stop(self) -> None:
-        """Send what is left, within a few seconds."""
+        """Send the queued spans and metrics, within a few seconds."""
         await asyncio.to_thread(self._processor.shutdown)
         await self._metrics.stop()
 
 
 class GenAiMetrics:
-    """The metrics of the conventions. One per process; only where the SDK is installed."""
+    """The metrics of the conventions. One per process; needs the OpenTelemetry SDK."""
 
     def __init__(self, rules: Tracing, resource: Any) -> None:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -160,7 +161,7 @@ class GenAiMetrics:
         }
 
     def count(self, record: Record, names: Mapping[str, Any]) -> None:
-        """A call that ended; `names` are the attributes of its span that tell it apart."""
+        """Count a finished call; `names` are the attributes of its span that are dimensions too."""
         failed = is_failure(record.status, record.outcome)
         error = {"error.type": record.error or str(record.status)} if failed else {}
         duration, first = (self._times[name] for name in HISTOGRAMS)
@@ -172,28 +173,28 @@ class GenAiMetrics:
                 self._counters[name].add(count, {**names, "gen_ai.token.modality": modality})
 
     async def stop(self) -> None:
-        """Send what is left, within a few seconds."""
+        """Send the metrics, within a few seconds."""
         await asyncio.to_thread(self._provider.shutdown, 5000)
 
 
 def _tokens(used: Usage) -> Iterator[tuple[str, str, int]]:
-    """What to count: name, modality, how many."""
+    """Yield (counter, modality, tokens) for each count that is not 0."""
     input_audio, input_images = used.input_audio_tokens, used.input_image_tokens
     output_audio, output_images = used.output_audio_tokens, used.output_image_tokens
     cached = used.cache_audio_read_tokens, used.cache_image_read_tokens
-    given, made, read, wrote, reasoned = COUNTERS
+    input_, output, cache_read, cache_write, reasoning = COUNTERS
     for name, modality, count in (
-        (given, "text", used.input_tokens - input_audio - input_images),
-        (given, "audio", input_audio),
-        (given, "image", input_images),
-        (made, "text", used.output_tokens - output_audio - output_images),
-        (made, "audio", output_audio),
-        (made, "image", output_images),
-        (read, "text", used.cache_read_tokens - sum(cached)),
-        (read, "audio", cached[0]),
-        (read, "image", cached[1]),
-        (wrote, "unknown", used.cache_write_tokens),
-        (reasoned, "unknown", used.reasoning_tokens),
+        (input_, "text", used.input_tokens - input_audio - input_images),
+        (input_, "audio", input_audio),
+        (input_, "image", input_images),
+        (output, "text", used.output_tokens - output_audio - output_images),
+        (output, "audio", output_audio),
+        (output, "image", output_images),
+        (cache_read, "text", used.cache_read_tokens - sum(cached)),
+        (cache_read, "audio", cached[0]),
+        (cache_read, "image", cached[1]),
+        (cache_write, "unknown", used.cache_write_tokens),
+        (reasoning, "unknown", used.reasoning_tokens),
     ):
         if count > 0:
             yield name, modality, count

@@ -1,8 +1,8 @@
-"""What was used and what it cost: sums by time, client, provider, model, transport, surface and
-outcome, and by user or a name of metadata.
+"""Query usage and cost: sums by time, client, provider, model, transport, surface and outcome, and
+by user or a name of metadata.
 
-Owns: which rollup answers a question, and the putting together of sums and percentiles. Whatever a
-question goes by, its rows add up to its total.
+Owns which rollup answers a query, and how rows are grouped, sorted and cut. The rows of an answer
+add up to its total for every grouping. queries.py queries single calls.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from relay.storage.tables import KEYS, SUMS, group_rollups, rollups
 
 SPANS = {"minute": 60, "hour": 3600, "day": 86400}
 REST = "(rest)"
-"""The keys of the row that holds what `top` leaves out."""
+"""The key values of the row that sums the rows that `top` leaves out."""
 MAX_TOP = 10_000
 _REACH_S = {60: 2 * 86400, 3600: 60 * 86400}
 """How far back minutes and hours are kept."""
 _BESIDE_NAMES = ("provider", "model")
-"""What sums by user or metadata can be told apart by besides."""
+"""The keys that can be combined with user or metadata."""
 _MAX_GROUPS = 10_000
 _PERCENTILES = (50, 95, 99)
 _NAMES = {"duration": "latency_ms", "first_byte": "first_byte_ms", "overhead": "overhead_ms"}
@@ -44,25 +44,26 @@ _SORTS = {
     "cached_tokens": "cache_read_tokens", "seconds": "audio_ms",
 }  # fmt: skip
 SORTS = ("name", "tokens", *(name for name in _SORTS if not name.endswith("nano_usd")))
-"""What the rows of an answer can be sorted by."""
+"""The orders in which the rows of an answer can be sorted."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """From and until when, in seconds since 1970; by what; of which calls only."""
+    """A query for usage: the time in seconds since 1970, the grouping, and the filters."""
 
     since_s: float
     until_s: float
     now_s: float
     by: Sequence[str] = ()
-    """Of KEYS; or `user` or one `metadata.NAME`, alone or with provider and model."""
+    """Names of KEYS; or `user` or one `metadata.NAME`, alone or with provider and model."""
     bucket: str | None = None
-    """minute, hour or day: a row for each."""
+    """minute, hour or day: there is a row for each."""
     only: Mapping[str, str] = field(default_factory=dict)
+    """The values that keys must have."""
     sort: str = "cost"
-    """Of SORTS. The largest first, but names from A to Z."""
+    """One of SORTS. The largest first, but names from A to Z."""
     top: int | None = None
-    """So many rows (of each bucket), and one for the rest."""
+    """The number of rows (of each bucket); one more row sums the rest."""
 
 
 @dataclass(slots=True)
@@ -84,31 +85,32 @@ _EMPTY = _Group([0] * len(SUMS))
 
 
 def keys_of(text: str) -> list[str]:
-    """`provider,model` as keys, each once. Raises BadQuery."""
+    """Parse keys such as `provider,model`; duplicates are dropped. Raises BadQuery."""
     by = list(dict.fromkeys(name for name in text.split(",") if name))
     for name in by:
         if name not in KEYS and not _is_name(name):
             raise BadQuery(
-                f"by '{clean(name, 40)}': it goes by {', '.join(KEYS)}, user or metadata.NAME"
+                f"unknown key '{clean(name, 40)}' in by:"
+                f" use {', '.join(KEYS)}, user or metadata.NAME"
             )
     return by
 
 
 def columns_of(query: UsageQuery) -> list[str]:
-    """The keys of an answer's rows, in their order."""
+    """Return the keys of an answer's rows, in their order."""
     return (["at"] if query.bucket is not None else []) + list(query.by)
 
 
 def sort_of(text: str) -> str:
-    """A sort. Raises BadQuery."""
+    """Check the name of a sort order. Raises BadQuery."""
     if text not in SORTS:
-        raise BadQuery(f"sort '{clean(text, 40)}': it goes by {', '.join(SORTS)}")
+        raise BadQuery(f"unknown sort '{clean(text, 40)}': use {', '.join(SORTS)}")
     return text
 
 
 async def usage(database: Database, query: UsageQuery, grouping: Grouping) -> dict[str, Any]:
-    """`{"since", "until", "rows": [{…keys, requests, errors, …}], "total": {…}}`. The time is taken
-    down to the span that answers. Raises BadQuery, DatabaseUnavailable, QueryRefused.
+    """Return `{"since", "until", "rows": [{…keys, requests, errors, …}], "total": {…}}`. The start
+    is rounded down to the rollup's span. Raises BadQuery, DatabaseUnavailable, QueryRefused.
     """
     name = _name_of(query, grouping)
     span_s = _span_s(query, name)
@@ -116,12 +118,12 @@ async def usage(database: Database, query: UsageQuery, grouping: Grouping) -> di
     summed = functools.partial(_summed, database, query=query, since=(since_s, span_s))
     statement: Any = summed(rollups)
     if name is not None:
-        # One statement sees both tables at one moment: the rest is exact while others write.
+        # One statement reads both tables at one moment: the difference is exact during writes.
         of_name = summed(group_rollups).where(group_rollups.c.name == name)
         statement = of_name.union_all(statement)
     rows = await database.rows(statement.limit(_MAX_GROUPS + 1))
     if len(rows) > _MAX_GROUPS:
-        raise BadQuery(f"more than {_MAX_GROUPS} rows: ask for less time, or fewer keys")
+        raise BadQuery(f"more than {_MAX_GROUPS} rows: query a shorter time, or fewer keys")
     return await asyncio.to_thread(_answer, query, since_s, rows)
 
 
@@ -130,36 +132,43 @@ def _is_name(key: str) -> bool:
 
 
 def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:
-    """The name whose values a question goes by, if it goes by one. Raises BadQuery."""
+    """Return the user or metadata name by which a query groups; None if it does not. Raises
+    BadQuery.
+    """
     names = [key for key in query.by if _is_name(key)]
     if not names:
         return None
     name = names[0]
     if len(names) > 1:
-        raise BadQuery(f"by {name} and {clean(names[1], 40)}: one of them at a time")
+        raise BadQuery(f"by {name} cannot be combined with {clean(names[1], 40)}")
     if name not in grouping.names:
         raise BadQuery(
-            f"{clean(name, 60)} has no sums: list {clean(name.removeprefix(METADATA), 40)} under"
-            " ledger.group_by, and calls are added up by it from then on"
+            f"there are no sums by {clean(name, 60)}: list"
+            f" {clean(name.removeprefix(METADATA), 40)} under ledger.group_by; calls are counted"
+            " from then on"
         )
     if others := (set(query.by) | set(query.only)) - {name, *_BESIDE_NAMES}:
-        raise BadQuery(f"by {name}: only provider and model go with it, not {min(others)}")
+        raise BadQuery(
+            f"by {name} can be combined with provider and model only, not with {min(others)}"
+        )
     if query.now_s - query.since_s > grouping.retention_s + 60:
-        raise BadQuery(f"by {name}: sums go back {grouping.retention_s / 86400:g} days")
+        raise BadQuery(f"sums by {name} are kept for {grouping.retention_s / 86400:g} days")
     return name
 
 
 def _span_s(query: UsageQuery, name: str | None) -> int:
-    """The span of the rollup that answers: as coarse as may be, or as was asked for."""
+    """Choose the span of the rollup to read: that of the query's bucket, or the finest that is
+    still kept and has not too many rows for the query's time. Raises BadQuery.
+    """
     if query.bucket == "minute" and name is not None:
-        raise BadQuery(f"by {name}: sums are by hour and day")
+        raise BadQuery(f"sums by {name} have hours and days, no minutes")
     ago_s = query.now_s - query.since_s
     if query.bucket == "hour" and name is not None and ago_s > _REACH_S[3600] + 60:
-        raise BadQuery(f"by {name}: hours go back {_REACH_S[3600] / 86400:g} days")
+        raise BadQuery(f"hourly sums by {name} are kept for {_REACH_S[3600] / 86400:g} days")
     if query.bucket is not None:
         return SPANS[query.bucket]
-    for span_s, most_s in ((60, 6 * 3600), (3600, 3 * 86400)):
-        if query.until_s - query.since_s <= most_s and ago_s <= _REACH_S[span_s]:
+    for span_s, max_s in ((60, 6 * 3600), (3600, 3 * 86400)):
+        if query.until_s - query.since_s <= max_s and ago_s <= _REACH_S[span_s]:
             return max(span_s, 3600) if name is not None else span_s
     return 86400
 
@@ -167,8 +176,8 @@ def _span_s(query: UsageQuery, name: str | None) -> int:
 def _summed(
     database: Database, table: sa.Table, query: UsageQuery, since: tuple[int, int]
 ) -> sa.Select[Any]:
-    """Keys, sums and histograms, a row a group; null for a name that the table has no values of.
-    `since` is (time, span) in seconds.
+    """Build the query for keys, sums and histograms, a row for each group. In a table without
+    values the user or metadata name is null. `since` is (time, span) in seconds.
     """
     since_s, span_s = since
     columns: list[sa.ColumnElement[Any]] = [_column(table, key) for key in query.by]
@@ -193,10 +202,12 @@ def _column(table: sa.Table, key: str) -> sa.ColumnElement[Any]:
 
 
 def _answer(query: UsageQuery, since_s: float, found: Sequence[sa.Row[Any]]) -> dict[str, Any]:
-    """On a thread of its own: of ten thousand groups it takes longer than a stream may wait."""
+    """Build the answer. The caller runs this in a thread: ten thousand groups would block the loop
+    for too long.
+    """
     names = columns_of(query)
     keys = len(names)
-    # Without keys there is one row, whether there was a call or not.
+    # Without keys there is one row, even if there were no calls.
     groups: _Rows = [
         (tuple(row[:keys]), _Group([int(n) for n in row[keys:-1]], read_sum(row[-1])))
         for row in found
@@ -225,8 +236,8 @@ def _answer(query: UsageQuery, since_s: float, found: Sequence[sa.Row[Any]]) -> 
 
 
 def _with_none(found: _Rows, at: int) -> _Rows:
-    """The groups by a name's values, and what the sums of all calls, where the value is null, hold
-    besides.
+    """Return the groups by a name's values, and the groups of calls without a value: the sums of
+    all calls, in which the value is null, less those by value.
     """
     rest = {key: group for key, group in found if key[at] is None}
     valued = [(key, group) for key, group in found if key[at] is not None]
@@ -240,7 +251,7 @@ def _with_none(found: _Rows, at: int) -> _Rows:
 
 
 def _rank(sort: str, key: tuple[Any, ...], group: _Group) -> tuple[Any, ...]:
-    """What rows are ordered by."""
+    """Return the sort key of a row."""
     sums = dict(zip(SUMS, group.sums, strict=True))
     if sort == "name":
         return key
@@ -250,7 +261,9 @@ def _rank(sort: str, key: tuple[Any, ...], group: _Group) -> tuple[Any, ...]:
 
 
 def _first(groups: _Rows, top: int, timed: int) -> _Rows:
-    """The first rows (of each bucket, where the first key is its time), and one for the rest."""
+    """Return the first `top` rows, and one that sums the rest; of each bucket if `timed` is 1 (the
+    first key is its time).
+    """
     first: _Rows = []
     for bucket, each in itertools.groupby(groups, lambda row: row[0][:timed]):
         rows = list(each)

@@ -1,8 +1,8 @@
-"""The ledger's writer: rows and sums into the database, in batches, whatever becomes of it.
+"""Write the ledger's rows and sums to the database, in batches.
 
-Owns: what waits to be written, the one task that writes it, and the old rows' end. While the
-database is away rows wait, up to a bound; what is dropped then is counted, bodies before rows, and
-the sums lose nothing.
+Owns the rows that wait, the task that writes them, and the task of the retention. While the
+database is unavailable rows wait, up to a limit; past it the oldest bodies are dropped, then the
+oldest rows, and both are counted. The sums lose nothing.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _STOP_S = 5.0
 
 @dataclass(slots=True)
 class Lost:
-    """What went wrong, counted since the start."""
+    """Failures and losses of the ledger, counted since the start."""
 
     failures: int = 0
-    """Times that the database could not be written."""
+    """Failed writes to the database."""
     rows: int = 0
     bodies: int = 0
     meters: int = 0
     """Meters that failed and were dropped."""
     usage_fields: int = 0
-    """Fields of usage that were not read: of another type or size than is known, or within more
-    than is read."""
+    """Usage fields that were ignored: of an unexpected type or size, or beyond the part of a
+    response that is read."""
 
 
 class Writer:
-    """One per process that has a database."""
+    """The writer of a process that has a database."""
 
     def __init__(self, database: Database, new_id: Callable[[], str], lost: Lost) -> None:
         self.database = database
@@ -58,43 +58,43 @@ class Writer:
         self._writing = 0
         self._rows_bytes = self._bodies_bytes = 0
         self._at_once = _AT_ONCE
-        self._come, self._stopping = asyncio.Event(), asyncio.Event()
+        self._added, self._stopping = asyncio.Event(), asyncio.Event()
         self.away = False
-        """The database could not be written last time."""
+        """True if the last write to the database failed."""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def waiting(self) -> int:
-        """Rows that are not written yet."""
+        """Number of rows that are not written yet."""
         return len(self._entries) + self._writing
 
     def take(
         self, entries: Sequence[Entry], records: Sequence[Record], sums: Mapping[Key, Sums]
     ) -> None:
-        """Write these soon: rows, and what they add up to."""
+        """Queue the rows of some calls, and add up their sums."""
         now_s = time.time()
         self._by_key.take(sums, now_s)
         self._by_group.take(by_group(records, self._grouping().names), now_s)
         self._entries.extend(entries)
         self._rows_bytes += sum([entry.row_bytes for entry in entries])
         self._bodies_bytes += sum([entry.body_bytes for entry in entries])
-        self._bound()
-        self._come.set()
+        self._drop_excess()
+        self._added.set()
 
     async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
-        """Begin to write. Raises DatabaseNewer; a database that is away is waited for."""
+        """Start the tasks. Raises DatabaseNewer; an unavailable database is tried again later."""
         self._grouping = grouping
         try:
             await self.database.prepare()
         except DatabaseUnavailable as error:
-            self._is_away(error)
-        old = retention(self.database, keep)
-        self._tasks = asyncio.create_task(self._run()), asyncio.create_task(old)
+            self._report_unavailable(error)
+        deletion = retention(self.database, keep)
+        self._tasks = asyncio.create_task(self._run()), asyncio.create_task(deletion)
 
     async def stop(self) -> None:
-        """Write what is left, within five seconds."""
+        """Write the waiting rows, within five seconds; drop the rest."""
         self._stopping.set()
-        self._come.set()
+        self._added.set()
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=_STOP_S)
             for task in self._tasks:
@@ -106,12 +106,12 @@ class Writer:
 
     async def _run(self) -> None:
         while self._entries or not self._stopping.is_set():
-            await self._come.wait()
-            self._come.clear()
+            await self._added.wait()
+            self._added.clear()
             try:
                 written = await self._write()
             except Exception as error:
-                # Whatever it is must not end all that follows; it is logged each time.
+                # No exception may end the task; each is logged.
                 log.bug("ledger.failed", error)
                 written = False
             if not written:
@@ -119,32 +119,32 @@ class Writer:
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), _RETRY_S)
-                self._come.set()
+                self._added.set()
 
     async def _write(self) -> bool:
-        """False if the database is away."""
+        """Write all waiting rows; False if the database is unavailable."""
         while self._entries:
             count = min(self._at_once, len(self._entries))
-            entries = back = [self._entries.popleft() for _ in range(count)]
+            entries = unwritten = [self._entries.popleft() for _ in range(count)]
             self._writing = count
             try:
                 await self._insert(entries)
-                back = []
+                unwritten = []
             except RowsRefused as error:
                 if count > 1:
-                    self._at_once = 1  # to find the one that no database takes
-                elif not await self._sums_are_refused():
+                    self._at_once = 1  # to find the row that the database refuses
+                elif not await self._drop_refused_sums():
                     self._lost.rows += 1
                     log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
-                    back = []
+                    unwritten = []
             except (DatabaseUnavailable, DatabaseNewer) as error:
-                self._is_away(error)
+                self._report_unavailable(error)
                 return False
             finally:
-                self._entries.extendleft(reversed(back))
+                self._entries.extendleft(reversed(unwritten))
                 self._writing = 0
-            if not back:
-                self._is_back()
+            if not unwritten:
+                self._report_recovered()
                 self._rows_bytes -= sum([entry.row_bytes for entry in entries])
                 self._bodies_bytes -= sum([entry.body_bytes for entry in entries])
                 if count > 1 or not self._entries:
@@ -154,30 +154,30 @@ class Writer:
     async def _insert(self, entries: Sequence[Entry]) -> None:
         while self._by_group.undecided:
             await self._by_group.decide()
-        # Both of the same calls: nothing is taken between these two.
-        sums, group_sums = [kept.begin() for kept in self._sums]
+        # Without an await between the two, so that both sum the same calls.
+        sums, group_sums = [rollups.begin() for rollups in self._sums]
         try:
             await self.database.write(inserts(entries, sums, group_sums))
         except BaseException:
-            for kept in self._sums:
-                kept.failed()
+            for rollups in self._sums:
+                rollups.failed()
             raise
-        for kept in self._sums:
-            kept.written(time.time())
+        for rollups in self._sums:
+            rollups.written(time.time())
 
-    async def _sums_are_refused(self) -> bool:
-        """Whether it is the sums that the database does not take: then those are let go."""
+    async def _drop_refused_sums(self) -> bool:
+        """Drop the sums if it is them that the database refuses; False if it takes them."""
         try:
             await self._insert([])
         except RowsRefused as error:
             log.warn("ledger.sums_refused", cause=str(error))
-            for kept in self._sums:
-                kept.drop(time.time())
+            for rollups in self._sums:
+                rollups.drop(time.time())
             return True
         return False
 
-    def _bound(self) -> None:
-        """Let go of what is too much to hold: the oldest bodies first, then the oldest rows."""
+    def _drop_excess(self) -> None:
+        """Drop the oldest bodies, then the oldest rows, until the limits of memory are met."""
         if self._bodies_bytes > MAX_BODIES_BYTES:
             for entry in self._entries:
                 if entry.body is not None and self._bodies_bytes > MAX_BODIES_BYTES:
@@ -192,13 +192,13 @@ class Writer:
             self._bodies_bytes -= entry.body_bytes
             self._lost.rows += 1
 
-    def _is_away(self, error: Exception) -> None:
+    def _report_unavailable(self, error: Exception) -> None:
         self._lost.failures += 1
         if not self.away:
             self.away = True
             log.warn("database.unavailable", cause=str(error))
 
-    def _is_back(self) -> None:
+    def _report_recovered(self) -> None:
         if self.away:
             self.away = False
             log.event("database.recovered", waiting=self.waiting)

@@ -255,9 +255,9 @@ async def test_sums_by_name_are_kept_for_as_long_as_asked(database_setting: str,
 @pytest.mark.parametrize(
     ("by", "asked", "why"),
     [
-        ("metadata.cost_center", {}, "list cost_center under ledger.group_by"), ("metadata.team,user", {}, "one of them at a time"),
-        ("metadata.team,client", {}, "only provider and model go with it, not client"), ("user", {"only": {"outcome": "failed"}}, "not outcome"),
-        ("user", {"bucket": "minute"}, "by hour and day"), ("metadata.team,colour", {}, "user or metadata.NAME"),
+        ("metadata.cost_center", {}, "list cost_center under ledger.group_by"), ("metadata.team,user", {}, "by metadata.team cannot be combined with user"),
+        ("metadata.team,client", {}, "provider and model only, not with client"), ("user", {"only": {"outcome": "failed"}}, "not with outcome"),
+        ("user", {"bucket": "minute"}, "hours and days, no minutes"), ("metadata.team,colour", {}, "user or metadata.NAME"),
     ],
 )  # fmt: skip
 async def test_a_report_that_cannot_be_made_says_why(database: Database, by: str, asked: dict[str, Any], why: str) -> None:
@@ -269,9 +269,9 @@ async def test_a_report_goes_back_as_far_as_its_sums_are_kept(database: Database
     now_s = time.time()
     answer = await usage(database, UsageQuery(now_s - 60 * 86400, now_s, now_s, ["user"]), GROUPING)
     assert answer["rows"] == []
-    with pytest.raises(BadQuery, match="sums go back 60 days"):
+    with pytest.raises(BadQuery, match="sums by user are kept for 60 days"):
         await usage(database, UsageQuery(now_s - 61 * 86400, now_s, now_s, ["user"]), GROUPING)
-    with pytest.raises(BadQuery, match="hours go back 60 days"):
+    with pytest.raises(BadQuery, match="hourly sums by user are kept for 60 days"):
         await usage(database, UsageQuery(now_s - 61 * 86400, now_s, now_s, ["user"], "hour"), Grouping(NAMES, 99 * 86400))
 
 
