@@ -1,3 +1,3 @@
-"""Where state is kept: volatile state in memory or Redis. The only package that imports a database
-driver.
+"""Storage: the database of the ledger, and volatile state in memory or Redis. The only package that
+imports database drivers.
 """

@@ -1,7 +1,8 @@
-"""The database of what must last: SQLite beside the relay, or PostgreSQL.
+"""Connect to the database of the ledger: a SQLite file, or PostgreSQL.
 
-Owns: the connections that write, and the schema's version. Questions have connections of their own
-(readers.py). The driver's errors come out as DatabaseUnavailable, RowsRefused or DatabaseNewer.
+Owns the connections that write, the version of the schema, and the mapping of the driver's errors
+to DatabaseUnavailable and RowsRefused. readers.py has the connections that only read, inserts.py
+the bulk inserts, tables.py the tables.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import Readers, set_pragmas
 
 HEAD = "0004"
-"""The schema that this relay writes: the newest of migrations/versions."""
+"""The version of the schema that this relay uses: the newest in migrations/versions."""
 _CONNECTION_S = 1.0
-"""How long a change waits for a connection while others use all of them."""
+"""How long a change waits for a connection while all are in use."""
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
-"""The advisory lock that one of many holds while it changes the schema."""
+"""The advisory lock of PostgreSQL under which one process at a time changes the schema."""
 _LOST = (sa.exc.SQLAlchemyError, OSError, sqlite3.Error, asyncio.TimeoutError)
 _VALUES = (ValueError, OverflowError)
 _REFUSED = (
@@ -39,23 +40,25 @@ T = TypeVar("T")
 
 
 class DatabaseUnavailable(Exception):
-    """It cannot be reached, written, or asked in time. The text is the driver's kind of error."""
+    """The database cannot be reached or written, or did not answer in time. The text is the type of
+    the driver's error.
+    """
 
 
 class RowsRefused(Exception):
-    """It does not take these values, however often they are sent."""
+    """The database refuses these values; to send them again is of no use."""
 
 
 class DatabaseNewer(OperatorError):
-    """A newer relay has changed its schema: this one must not write to it."""
+    """A newer relay has changed the schema of the database: this relay must not write to it."""
 
 
 class BadDatabaseUrl(OperatorError):
-    """The setting names no database that there is a driver for."""
+    """The setting `database` is not a path or URL for which there is a driver."""
 
 
 def database_url(given: str) -> sa.URL:
-    """A path is a SQLite file. Raises BadDatabaseUrl."""
+    """Parse the setting `database`; a path is that of a SQLite file. Raises BadDatabaseUrl."""
     if "://" not in given:
         return sa.URL.create("sqlite+aiosqlite", database=given)
     try:
@@ -78,7 +81,7 @@ _DRIVERS = {
 
 
 async def try_out(given: str) -> None:
-    """Bring a database's schema up to date, if it is there. Raises DatabaseNewer."""
+    """Update the schema of a database, if the database is available. Raises DatabaseNewer."""
     database = Database(database_url(given))
     with contextlib.suppress(DatabaseUnavailable):
         await database.prepare()
@@ -86,10 +89,10 @@ async def try_out(given: str) -> None:
 
 
 class Database:
-    """One database. It opens with the first use."""
+    """One database. It connects with the first use."""
 
     def __init__(self, url: sa.URL) -> None:
-        """Raises BadDatabaseUrl where the driver is not installed."""
+        """Raises BadDatabaseUrl if the driver is not installed."""
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._path = url.database or ""
         self._prepared = False
@@ -107,11 +110,11 @@ class Database:
             ) from None
         self._writer: SqliteWriter | None = None
         if self.is_sqlite:
-            sa.event.listen(self._engine.sync_engine, "connect", _tuned)
-            self._writer = SqliteWriter(url, _tuned)
+            sa.event.listen(self._engine.sync_engine, "connect", _set_up)
+            self._writer = SqliteWriter(url, _set_up)
 
     async def prepare(self) -> None:
-        """Bring its schema up to date, once. Raises DatabaseNewer, DatabaseUnavailable."""
+        """Update the schema, once. Raises DatabaseNewer, DatabaseUnavailable."""
         if self._prepared:
             return
         with _mapped():
@@ -125,7 +128,7 @@ class Database:
 
     async def _migrate(self, connection: AsyncConnection) -> None:
         if self.is_sqlite:
-            # A lock from the first statement on: another process waits until this one is done.
+            # IMMEDIATE takes the write lock now, for which other processes wait.
             await connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
@@ -134,7 +137,9 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it, or nothing. Raises DatabaseUnavailable, DatabaseNewer."""
+        """Open a transaction for writing, which is committed or rolled back as a whole. Raises
+        DatabaseUnavailable, RowsRefused, DatabaseNewer.
+        """
         await self.prepare()
         with _mapped():
             async with self._engine.connect() as connection:
@@ -148,29 +153,31 @@ class Database:
                         await connection.rollback()
                     raise
 
-    async def read(self, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `ask` finds, in one transaction that changes nothing. Raises all three, and
-        QueryRefused.
+    async def read(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Return the result of `query`, which runs in one read-only transaction. Raises
+        DatabaseUnavailable, RowsRefused, DatabaseNewer, QueryRefused.
         """
         await self.prepare()
         with _mapped():
-            return await self._readers.ask(ask)
+            return await self._readers.ask(query)
 
     async def rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
-        """All rows of a query. Raises DatabaseUnavailable, DatabaseNewer, QueryRefused."""
+        """Return all rows of a query. Raises the same errors as `read`."""
 
-        async def ask(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+        async def execute(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
             found: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
             return found
 
-        return await self.read(ask)
+        return await self.read(execute)
 
     def histogram_sum(self, column: sa.Column[bytes]) -> sa.ColumnElement[Any]:
-        """The expression for the sum of a column; histograms.read_sum reads its value."""
+        """Return the expression for the sum of a column; histograms.read_sum reads its value."""
         return sa.func.histogram_sum(column) if self.is_sqlite else sa.func.array_agg(column)
 
     async def write(self, batch: Batch) -> None:
-        """Insert plain rows, all of them or none. Raises all three."""
+        """Insert rows, all of them or none. Raises DatabaseUnavailable, RowsRefused,
+        DatabaseNewer.
+        """
         await self.prepare()
         with _mapped():
             if self._writer is not None:
@@ -182,7 +189,7 @@ class Database:
                         await connection.exec_driver_sql(into.numbered_sql, list(rows))
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         if self._writer is not None:
             self._writer.close()
         with contextlib.suppress(*_LOST):
@@ -194,7 +201,9 @@ class Database:
 
 
 def _create(file: Path) -> None:
-    """An empty file that nobody else may read, if there is none: bodies may stand in it."""
+    """Create an empty file that only its owner may read, unless it exists: the database may hold
+    request and response bodies.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -202,7 +211,7 @@ def _create(file: Path) -> None:
 
 @contextlib.contextmanager
 def _mapped() -> Any:
-    """What the driver raises, as DatabaseUnavailable or RowsRefused."""
+    """Raise the driver's errors as DatabaseUnavailable or RowsRefused."""
     try:
         yield
     except (*_LOST, *_VALUES) as error:
@@ -212,24 +221,24 @@ def _mapped() -> Any:
 
 
 def _is_refusal(error: BaseException, origin: BaseException) -> bool:
-    """True if the values are what is wrong, so that another try is of no use."""
+    """True if the values are the cause of the error, so that a retry is of no use."""
     if isinstance(error, _REFUSED):
         return True
     if isinstance(origin, _VALUES) or isinstance(origin.__cause__, _VALUES):
-        return True  # found before it was sent
+        return True  # the driver refused a value before it sent the statement
     return str(getattr(origin, "sqlstate", None) or "").startswith(_DATA_STATES)
 
 
-def _tuned(connection: Any, _record: Any) -> None:
-    """Each new SQLite connection. A commit is safe from a crash of the relay; from a power loss the
-    last of them may not be, as with most databases of logs.
+def _set_up(connection: Any, _record: Any) -> None:
+    """Set up a new SQLite connection for writing. A commit survives a crash of the relay; the last
+    commits before a power loss may be lost.
     """
     size_limit = f"journal_size_limit = {_WAL_BYTES}"
     set_pragmas(connection, "journal_mode = WAL", "synchronous = NORMAL", size_limit)
 
 
 async def _version(connection: AsyncConnection) -> str | None:
-    """The schema that is there; None if none is."""
+    """Return the version of the database's schema; None for a new database."""
     if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
         return None
     found = await connection.execute(sa.text("SELECT version_num FROM alembic_version"))
@@ -238,7 +247,7 @@ async def _version(connection: AsyncConnection) -> str | None:
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    # Imported only where there is something to change: it takes a tenth of a second.
+    # Imported only if the schema changes: the import takes a tenth of a second.
     from alembic import command
     from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
@@ -248,9 +257,9 @@ def _upgrade(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
     known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
-    there = MigrationContext.configure(connection).get_current_revision()
-    if there is not None and there not in known:
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
         raise DatabaseNewer(
-            f"the database is of a newer relay (schema {there}, this one knows {HEAD})"
+            f"the database is of a newer relay: its schema is {current}, this relay has {HEAD}"
         )
     command.upgrade(config, "head")

@@ -1,7 +1,8 @@
-"""Sums of histograms, made in the database.
+"""Sum histograms in SQL queries.
 
-Owns: how each database makes them. SQLite gets an aggregate function: to fetch a row costs more
-than to add what is in it. PostgreSQL returns all values of a group.
+Owns how each database does that. SQLite gets an aggregate function in Python, since fetching a row
+costs more than adding its histogram. PostgreSQL returns all histograms of a group, which are added
+here. core/histogram.py has the format of a histogram.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from relay.core.histogram import from_bytes, to_bytes
 
 
 class _Sum:
-    """One aggregate, as sqlite3 has them: `step` for every row, then `finalize`."""
+    """An aggregate function for sqlite3, which calls `step` for each row, then `finalize`."""
 
     __slots__ = ("_sum",)
 
@@ -29,7 +30,7 @@ class _Sum:
 
 
 class HistogramConnection(sqlite3.Connection):
-    """A connection whose SQL knows `histogram_sum`."""
+    """A SQLite connection with the SQL function `histogram_sum`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -37,5 +38,5 @@ class HistogramConnection(sqlite3.Connection):
 
 
 def read_sum(found: bytes | Iterable[bytes]) -> int:
-    """The value of Database.histogram_sum."""
+    """Return the sum from a value of Database.histogram_sum."""
     return from_bytes(found) if isinstance(found, bytes) else sum(map(from_bytes, found))

@@ -1,7 +1,7 @@
-"""Plain rows into tables, many at a time.
+"""Insert rows into tables, many at a time.
 
-Owns: the text of an INSERT of so many rows, and SQLite's thread for them. A transaction is one step
-between the threads, whatever is in it: each such step costs as much as ten rows.
+Owns the text of INSERT statements for several rows, and the thread that writes to SQLite. A whole
+transaction is one job of that thread: each switch between threads costs as much as ten rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Rows = Sequence[tuple[Any, ...]]
 
 
 class Insert:
-    """An INSERT into some columns of a table. What is there already stays, or is replaced in
-    the columns of `replace`.
+    """An INSERT into some columns of a table. A row that exists already stays as it is, or gets the
+    new values of the columns in `replace`.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Insert:
         self._tail = " ON CONFLICT DO NOTHING"
         if replace:
             key = ", ".join(column.name for column in table.primary_key.columns)
-            taken = ", ".join(f"{name} = excluded.{name}" for name in replace)
-            self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {taken}"
+            updates = ", ".join(f"{name} = excluded.{name}" for name in replace)
+            self._tail = f" ON CONFLICT ({key}) DO UPDATE SET {updates}"
         numbers = ", ".join(f"${at + 1}" for at in range(len(columns)))
         self.numbered_sql = f"{self._head}({numbers}){self._tail}"
-        """For one row, as PostgreSQL names parameters."""
+        """The statement for one row, with PostgreSQL's names of parameters."""
         self._by_rows: dict[int, str] = {}
 
     def sql(self, rows: int) -> str:
-        """For so many rows."""
+        """Return the statement for `rows` rows, with SQLite's parameters."""
         sql = self._by_rows.get(rows)
         if sql is None:
             row = f"({', '.join('?' * self._columns)})"
@@ -50,11 +50,13 @@ class Insert:
 
 
 Batch = Sequence[tuple[Insert, Rows]]
-"""What is written together."""
+"""Inserts and their rows, which are written in one transaction."""
 
 
 def sizes(count: int) -> Iterator[int]:
-    """`count` in few parts of few sizes: each size is a statement of its own, prepared once."""
+    """Split `count` into few parts of few different sizes: SQLite prepares a statement for each
+    size once.
+    """
     while count:
         size = min(count, _MAX_AT_ONCE)
         if size > _FEW:
@@ -64,17 +66,17 @@ def sizes(count: int) -> Iterator[int]:
 
 
 class SqliteWriter:
-    """A connection and a thread that write for the whole process. `tune` is told of each new
-    connection.
+    """The connection and the thread that write rows for the whole process. `set_up` is called with
+    each new connection.
     """
 
-    def __init__(self, url: sa.URL, tune: Callable[[Any, Any], None]) -> None:
+    def __init__(self, url: sa.URL, set_up: Callable[[Any, Any], None]) -> None:
         self._engine = sa.create_engine(url.set(drivername="sqlite"), pool_size=1, max_overflow=0)
-        sa.event.listen(self._engine, "connect", tune)
+        sa.event.listen(self._engine, "connect", set_up)
         self._thread = ThreadPoolExecutor(1, "database")
 
     async def write(self, batch: Batch) -> None:
-        """All of it, or nothing. Raises what the driver raises."""
+        """Write a batch, all of it or nothing. Raises the driver's errors."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._write, batch)
 
@@ -83,7 +85,7 @@ class SqliteWriter:
         try:
             driver = connection.driver_connection
             assert driver is not None
-            run = driver.execute  # SQLAlchemy adds to each statement what ten rows cost
+            run = driver.execute  # without SQLAlchemy, which adds the cost of ten rows to each
             run("BEGIN IMMEDIATE")
             for into, rows in batch:
                 done = 0
@@ -93,9 +95,9 @@ class SqliteWriter:
                     done += size
             run("COMMIT")
         finally:
-            connection.close()  # what is not committed is rolled back
+            connection.close()  # rolls back an open transaction
 
     def close(self) -> None:
-        """Let go of the connection, after what is being written."""
+        """Close the connection after the current write."""
         self._thread.submit(self._engine.dispose)
         self._thread.shutdown(wait=False)

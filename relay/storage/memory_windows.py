@@ -1,9 +1,9 @@
-"""Counters of time windows in this process's memory, behind the interface of the `limits` library.
+"""Count in windows of time in this process's memory, as a storage of the `limits` library.
 
-Owns: counting and expiry. Each new window forgets a few that have ended, so that none costs more
-with many keys than with few (the library's own backend walks all of them); the sweep has the rest
-forgotten, when no new ones come. Both clocks are given:
-the monotonic one rules, so that a clock that is set changes no limit.
+Owns counting and expiry. Each new window drops a few that have ended, so that a hit costs the same
+with many keys as with few (the library's own storage looks at all of them); the periodic sweep
+drops the others. Windows are timed by the monotonic clock, so that a change of the wall clock
+changes no limit. gate/windows.py decides what is counted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from math import floor
 from limits.storage.base import SlidingWindowCounterSupport, Storage
 
 MAX_KEYS = 100_000
-"""Past this the window that ends first is forgotten for each new one: memory stays bounded."""
-_FORGOTTEN_A_HIT = 32
-_FORGOTTEN_AT_ONCE = 5000
-"""By `forget`: it takes a few milliseconds."""
+"""Past this each new window drops the window that ends first: memory stays bounded."""
+_DROPPED_PER_NEW = 32
+_DROPPED_PER_SWEEP = 5000
+"""How many windows of each length `forget` drops, which takes a few milliseconds."""
 
 
 class Window:
-    """A window of time under one key. One that ended or was forgotten is never used again, so what
-    is given back to it goes nowhere.
+    """A window of time under one key. A window that has ended or was dropped is never used again,
+    so that a release in it has no effect.
     """
 
     __slots__ = ("count", "ends_s")
@@ -37,7 +37,7 @@ class Window:
 
 
 class MemoryWindows(Storage, SlidingWindowCounterSupport):
-    """Never waits: between two of its calls nothing else runs."""
+    """Windows in memory. No method awaits, so no other task runs between two calls."""
 
     STORAGE_SCHEME = None
 
@@ -46,7 +46,7 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         self._clock, self._wall = clock, wall
         self._windows: dict[str, Window] = {}
         self._ends: dict[int, deque[tuple[float, str]]] = {}
-        """By length: windows of one length end in the order in which they began."""
+        """(end, key) of each window, by length: those of one length end in order of beginning."""
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -56,11 +56,11 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         return ValueError
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """The count after `amount` more; a window of `expiry` seconds begins with the first."""
+        """Add `amount` and return the count; the first hit begins a window of `expiry` seconds."""
         return self.add(key, expiry, amount).count
 
     def add(self, key: str, expiry: int, amount: int) -> Window:
-        """The fixed window that runs, with `amount` more in it."""
+        """Add `amount` to the current fixed window, and return the window."""
         now = self._clock()
         window = self._windows.get(key)
         if window is None or window.ends_s <= now:
@@ -69,15 +69,15 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         return window
 
     def add_sliding(self, key: str, expiry: int, amount: int) -> Window:
-        """The part of a sliding window that runs, with `amount` more in it."""
+        """Add `amount` to the current part of a sliding window, and return the part."""
         return self.add(f"{key}/{self._clock() // expiry:.0f}", 2 * expiry, amount)
 
     def get(self, key: str) -> int:
-        """The count of the window that runs."""
+        """Return the count of the current window."""
         return self._count(key, self._clock())
 
     def window(self, key: str) -> tuple[int, float]:
-        """Count and seconds left of the window that runs."""
+        """Return count and seconds left of the current window."""
         window, now = self._windows.get(key), self._clock()
         if window is None or window.ends_s <= now:
             return 0, 0.0
@@ -86,8 +86,8 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
     def take(
         self, key: str, expiry: int, amount: int, limit: int
     ) -> tuple[Window | None, int, float]:
-        """What `get`, `incr` and `get_expiry` of a fixed window come to, in one step: the window in
-        which `amount` was counted, None if it has no room, then count and seconds left.
+        """Do `get`, `incr` and `get_expiry` of a fixed window in one step. Return the window in
+        which `amount` was counted (None if it has no room), its count, and its seconds left.
         """
         now = self._clock()
         window = self._windows.get(key)
@@ -99,30 +99,30 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         return window, window.count, window.ends_s - now
 
     def get_expiry(self, key: str) -> float:
-        """When the window ends, as Unix time."""
+        """Return the Unix time at which the window ends."""
         window, now = self._windows.get(key), self._clock()
         return self._wall() + (max(0.0, window.ends_s - now) if window else 0.0)
 
     def check(self) -> bool:
-        """It is always there."""
+        """Return True: memory is always available."""
         return True
 
     def reset(self) -> int:
-        """Forget everything."""
+        """Drop all windows, and return their number."""
         count = len(self._windows)
         self._windows.clear()
         self._ends.clear()
         return count
 
     def clear(self, key: str) -> None:
-        """Forget one."""
+        """Drop one window."""
         self._windows.pop(key, None)
 
     def acquire_sliding_window_entry(
         self, key: str, limit: int, expiry: int, amount: int = 1
     ) -> bool:
-        """Add `amount` unless this window's count, and the last one's by how much of it still
-        reaches back, would pass `limit`.
+        """Add `amount` unless the sum of this window's count and the weighted count of the window
+        before it would exceed `limit`.
         """
         before, before_ttl, count, _ = self.get_sliding_window(key, expiry)
         if floor(before * before_ttl / expiry) + count + amount > limit:
@@ -131,7 +131,7 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        """(count, seconds left) of the last window and of this one."""
+        """Return (count, seconds left) of the window before, then of this one."""
         now = self._clock()
         number, passed = divmod(now, expiry)
         left = expiry - passed
@@ -140,7 +140,7 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
         return before, left if before else 0.0, count, left + expiry
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:
-        """Forget both."""
+        """Drop the current window and the one before it."""
         number = self._clock() // expiry
         for each in (number - 1, number):
             self._windows.pop(f"{key}/{each:.0f}", None)
@@ -152,14 +152,14 @@ class MemoryWindows(Storage, SlidingWindowCounterSupport):
     def _begin(self, key: str, expiry: int, now: float) -> Window:
         window = self._windows[key] = Window(now + expiry)
         self._ends.setdefault(expiry, deque()).append((window.ends_s, key))
-        self._drop_ended(now, _FORGOTTEN_A_HIT)
+        self._drop_ended(now, _DROPPED_PER_NEW)
         while len(self._windows) > MAX_KEYS:
             self._drop(min(filter(None, self._ends.values()), key=lambda ends: ends[0][0]))
         return window
 
     def forget(self) -> None:
-        """Drop windows that have ended: those too whose rules nobody falls under any more."""
-        self._drop_ended(self._clock(), _FORGOTTEN_AT_ONCE)
+        """Drop windows that have ended. Without new windows nothing else drops them."""
+        self._drop_ended(self._clock(), _DROPPED_PER_SWEEP)
 
     def _drop_ended(self, now: float, limit: int) -> None:
         for ends in self._ends.values():

@@ -1,9 +1,8 @@
-"""Database connections for questions, apart from those that write.
+"""Run queries on read-only database connections, apart from those that write.
 
-Owns: how many questions are asked at once, how many more wait, how long each may take, and that
-none of them writes. A slow question holds up other questions at most: a batch of the ledger's, a
-change or a migration never waits for one. SQLite's readers see the last commit (WAL) and take no
-lock that a writer needs.
+Owns how many queries run at once, how many more wait, how long each may take, and that none of them
+writes. A slow query can delay only other queries: no write of the ledger, change or migration waits
+for one. SQLite's readers see the last commit (WAL) and take no lock that a writer needs.
 """
 
 from __future__ import annotations
@@ -19,39 +18,39 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from relay.storage.histograms import HistogramConnection
 
 AT_ONCE = 4
-"""Questions that run at once, each on a connection of its own."""
+"""How many queries run at once, each on a connection of its own."""
 MAX_WAITING = 32
-"""Questions that wait for one of those."""
+"""How many more queries may wait for a connection."""
 READ_S = 5.0
-"""How long a question waits at most, and then how long it runs at most."""
+"""How long a query may wait, and then how long it may run."""
 _SERVER_MARGIN_S = 1.0
-"""PostgreSQL ends a question by itself; this much later its connection is cut."""
+"""PostgreSQL ends a slow query by itself; so much later its connection is cut."""
 _INTERRUPT_AGAIN_S = 0.05
 _BUSY_MS = 5000
 T = TypeVar("T")
 
 
 class QueryRefused(Exception):
-    """The database is there, but a question got no answer. Base class only."""
+    """The database is available, but a query got no answer. Base class only."""
 
 
 class TooManyQueries(QueryRefused):
-    """As many questions run and wait as may."""
+    """As many queries are running and waiting as is allowed."""
 
     def __init__(self) -> None:
-        super().__init__(f"{AT_ONCE} questions run and {MAX_WAITING} wait already")
+        super().__init__(f"{AT_ONCE} queries are running and {MAX_WAITING} are waiting")
 
 
 class QueryTooSlow(QueryRefused):
-    """It ran for as long as a question may, and was ended."""
+    """A query ran for as long as is allowed, and was ended."""
 
     def __init__(self, after_s: float) -> None:
-        super().__init__(f"the question took longer than {after_s:g} s: ask for less time")
+        super().__init__(f"the query took longer than {after_s:g} s: query a shorter time")
         self.after_s = after_s
 
 
 class Readers:
-    """The readers of one database. They connect with the first question."""
+    """The read-only connections to one database, opened with the first query."""
 
     def __init__(self, url: sa.URL) -> None:
         self._is_sqlite = url.get_backend_name() == "sqlite"
@@ -59,39 +58,40 @@ class Readers:
             url,
             pool_size=AT_ONCE,
             max_overflow=0,
-            pool_pre_ping=not self._is_sqlite,  # a server that was restarted is no failure
+            pool_pre_ping=not self._is_sqlite,  # reconnect after a restart of the server
             connect_args={"factory": HistogramConnection} if self._is_sqlite else {"timeout": 5},
         )
         if self._is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _forbid_writes)
         self._free = asyncio.Semaphore(AT_ONCE)
-        self._asked = 0
+        self._queries = 0
+        """Number of queries that run or wait."""
 
-    async def ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `question` finds, in one transaction. Raises QueryRefused, and what the driver
-        raises.
+    async def ask(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Return the result of `query`, which runs in one transaction. Raises QueryRefused, and the
+        driver's errors.
         """
         async with self._turn(), self._engine.connect() as connection:
             if not self._is_sqlite:
-                await _bound(connection)
-            asking = asyncio.ensure_future(question(connection))
+                await _set_limits(connection)
+            running = asyncio.ensure_future(query(connection))
             limit_s = READ_S if self._is_sqlite else READ_S + _SERVER_MARGIN_S
             try:
-                await asyncio.wait({asking}, timeout=limit_s)
+                await asyncio.wait({running}, timeout=limit_s)
             finally:
-                # Out of time, or nobody waits any more: it must not go on by itself.
-                is_late = not asking.done()
+                # Too slow, or the caller was cancelled: the query must not continue.
+                is_late = not running.done()
                 if is_late:
-                    await self._stop(connection, asking)
-            if is_late or _is_ended_by_server(asking.exception()):
+                    await self._stop(connection, running)
+            if is_late or _is_ended_by_server(running.exception()):
                 raise QueryTooSlow(READ_S)
-            return asking.result()
+            return running.result()
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        if self._asked >= AT_ONCE + MAX_WAITING:
+        if self._queries >= AT_ONCE + MAX_WAITING:
             raise TooManyQueries
-        self._asked += 1
+        self._queries += 1
         try:
             try:
                 async with asyncio.timeout(READ_S):
@@ -103,24 +103,26 @@ class Readers:
             finally:
                 self._free.release()
         finally:
-            self._asked -= 1
+            self._queries -= 1
 
-    async def _stop(self, connection: AsyncConnection, asking: asyncio.Future[Any]) -> None:
-        """End a question. SQLite forgets an interrupt that comes between two statements."""
+    async def _stop(self, connection: AsyncConnection, running: asyncio.Future[Any]) -> None:
+        """End a query. It is interrupted repeatedly, since SQLite ignores an interrupt between two
+        statements.
+        """
         driver = (await connection.get_raw_connection()).driver_connection
-        while not asking.done():
+        while not running.done():
             if driver is not None:
                 await (driver.interrupt() if self._is_sqlite else _terminate(driver))
-            await asyncio.wait({asking}, timeout=_INTERRUPT_AGAIN_S)
-        asking.exception()  # seen: it is the interrupt's
+            await asyncio.wait({running}, timeout=_INTERRUPT_AGAIN_S)
+        running.exception()  # retrieved, so that asyncio does not log it
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         await self._engine.dispose()
 
 
-async def _bound(connection: AsyncConnection) -> None:
-    """PostgreSQL's limits, for this transaction alone: the connection may be a pooler's."""
+async def _set_limits(connection: AsyncConnection) -> None:
+    """Set PostgreSQL's limits for this transaction alone: a pooler may share the connection."""
     limits = "set_config('transaction_read_only', 'on', true), set_config('statement_timeout', "
     await connection.exec_driver_sql(f"SELECT {limits}'{READ_S * 1000:.0f}', true)")
 
@@ -130,7 +132,7 @@ async def _terminate(driver: Any) -> None:
 
 
 def _is_ended_by_server(error: BaseException | None) -> bool:
-    """True of PostgreSQL's query_canceled."""
+    """True for PostgreSQL's error query_canceled."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) == "57014"
 
 
@@ -139,7 +141,7 @@ def _forbid_writes(connection: Any, _record: Any) -> None:
 
 
 def set_pragmas(connection: Any, *settings: str) -> None:
-    """Set up a new SQLite connection."""
+    """Set the options of a new SQLite connection."""
     connection.isolation_level = None
     cursor = connection.cursor()
     for setting in (f"busy_timeout = {_BUSY_MS}", *settings):

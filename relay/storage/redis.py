@@ -1,8 +1,8 @@
-"""Redis: volatile state that several workers and machines share.
+"""Connect to Redis, which holds volatile state that several workers and machines share.
 
-Owns: the connections, and how its loss is borne. What limits and cache do without it is theirs;
-that nobody waits for it again and again is done here: after a failure it is left alone for a
-second, then the next call tries.
+Owns the connections, and the back-off while Redis is unavailable: after a failure no command is
+sent for a second, then the next call tries, so that calls do not wait for timeouts again and again.
+gate/windows.py and cache/store.py decide what happens without Redis.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ PREFIX = "relay"
 _CONNECTIONS = 64
 
 Report = Callable[[str, str], None]
-"""Takes `redis.unavailable`, `redis.recovered` or `redis.foreign_value`, and why."""
+"""Called with `redis.unavailable`, `redis.recovered` or `redis.foreign_value`, and the cause."""
 _REPORT_FOREIGN_S = 1.0
 _MAX_KEY_CHARACTERS = 200
 
 
 class RedisConnection:
-    """One Redis. `failures` are counted for /readyz, and `foreign_values`: keys of the relay's that
-    held something which it did not write.
+    """The connections to one Redis. `failures` counts failed commands, `foreign_values` keys of the
+    relay whose value the relay did not write.
     """
 
     def __init__(
         self, url: str, timeout_s: float, clock: Callable[[], float], report: Report
     ) -> None:
-        """Opens nothing yet."""
-        # Imported only where it is used: it takes a tenth of a second and some megabytes.
+        """Make the pool; it connects with the first command."""
+        # Imported only if it is used: the import takes a tenth of a second and some megabytes.
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
@@ -59,12 +59,12 @@ class RedisConnection:
 
     @property
     def state(self) -> str:
-        """For /readyz."""
+        """The state of Redis for /readyz: `ok` or `unavailable`."""
         return "unavailable" if self._away else "ok"
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """What `work`, which asks Redis, comes to; None while it is away: after a failure one call
-        a second tries.
+        """Return the result of `work`, which sends commands to Redis; None while Redis is
+        unavailable. After a failure one call a second tries.
         """
         if self._away:
             now = self._clock()
@@ -89,7 +89,7 @@ class RedisConnection:
         return answer
 
     def found_foreign(self, key: str) -> None:
-        """A key held something else than it should: Redis itself is well. Logged once a second."""
+        """Count a key whose value the relay did not write; log at most one a second."""
         self.foreign_values += 1
         now = self._clock()
         if now - self._foreign_reported_s >= _REPORT_FOREIGN_S:

@@ -1,8 +1,9 @@
-"""Windows of time in Redis, which several workers and machines share.
+"""Count in windows of time in Redis, which several workers and machines share.
 
-Owns: the two scripts that count there. Each is one step: whatever fails, either all of it happened
-or nothing. Only Redis's own clock is asked. A window is a hash that expires; `born` tells it
-from those that had its key before, so that what is given back late lands in no later one.
+Owns the two Lua scripts that count. Redis runs a script atomically: after any failure all of it has
+happened or nothing. Only the clock of Redis is used. A window is a hash that expires; its field
+`born` distinguishes it from earlier windows of the same key, so that a late release does not change
+a later window. gate/windows.py decides what is counted, storage/redis.py holds the connections.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 _TAKE = """
 -- Count in every window if each has room, else in none.
--- ARGV: a name for what begins; then for each key: '1' if it slides, its length in ms, its limit
--- and the amount. Returns the number of the key that has no room, or 0; the number of a key that
--- held no window, or 0: it is deleted, and a window begins; then the name, the number
--- since 1970 of a sliding window (0 of a fixed one), count, count of the window before and ms left:
--- of that key alone, or of all.
+-- ARGV: the name of windows that begin now; then for each key: '1' for a sliding window, its length
+-- in ms, its limit, the amount.
+-- Returns the index of the key that has no room, or 0; the index of a key whose value was not a
+-- window (it is deleted, and a window begins), or 0; then five fields, of the key without room or
+-- of every key: the window's name, its number since 1970 (0 for a fixed one), its count, the count
+-- of the window before it, and the ms left.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local most, year = 2 ^ 45, 366 * 86400000
@@ -32,7 +34,7 @@ local function whole(text, most)
   return number and number >= 0 and number <= most and number == math.floor(number) and number
 end
 
--- The four fields of a window, and the ms that it has; nothing where there is none.
+-- Return the four fields of a window and its ms left; nothing if there is no window.
 local function read(at, key, slides, length)
   local held = redis.pcall('HMGET', key, 'born', 'number', 'count', 'before')
   if held.err then
@@ -70,7 +72,7 @@ local function window(at)
   elseif last < number then
     before, count = 0, 0
   end
-  -- A clock that was set back opens no window again.
+  -- max: a clock that was set back does not reopen an earlier window.
   return born, math.max(last, number), count, before, left
 end
 
@@ -100,7 +102,8 @@ found[2] = foreign
 return found
 """
 _RELEASE = """
--- Count less in each window that still counts. ARGV: for each key: its name and number, the amount.
+-- Count less in each window that has not ended. ARGV: for each key: its window's name and number,
+-- the amount.
 for at = 1, #KEYS do
   local born, number, amount = ARGV[3 * at - 2], tonumber(ARGV[3 * at - 1]), tonumber(ARGV[3 * at])
   local held = redis.pcall('HMGET', KEYS[at], 'born', 'number', 'count', 'before')
@@ -128,8 +131,8 @@ class RedisCharge(NamedTuple):
 
 
 class WindowId(NamedTuple):
-    """One window of all that had its key: the name that its first count gave it, and the number of
-    a sliding one since 1970.
+    """The identity of one window among all windows of its key: the name that its first count set,
+    and the number since 1970 of a sliding window.
     """
 
     born: str
@@ -137,20 +140,20 @@ class WindowId(NamedTuple):
 
 
 class WindowState(NamedTuple):
-    """One window, as it is now."""
+    """The current state of one window."""
 
     window_id: WindowId
     counted: int
     before: int
-    """What the window before counted, where it slides."""
+    """The count of the window before it, for a sliding window."""
     left_s: float
 
 
 class RedisWindows:
-    """Windows that every process with this Redis shares. Raises what its client raises.
+    """Windows that all processes with this Redis share. Raises the client's errors.
 
-    A key that holds something else than a window, or numbers that none can have, is deleted, and
-    reported to `foreign`: a limit fails open.
+    A key whose value is not a window, or has impossible numbers, is deleted and reported by
+    `foreign`: the limit fails open.
     """
 
     def __init__(
@@ -161,8 +164,8 @@ class RedisWindows:
         self._new_id, self._foreign = new_id, foreign
 
     async def take(self, charges: Sequence[RedisCharge]) -> tuple[int | None, list[WindowState]]:
-        """Count all charges: (None, the windows). If one has no room, count nothing: (which,
-        [that window]).
+        """Count all charges and return (None, states of all windows). If one has no room, count
+        nothing and return (its index, [state of that window]).
         """
         given: list[Any] = [self._new_id()]
         for each in charges:
@@ -178,9 +181,7 @@ class RedisWindows:
         return (full - 1 if full else None), states
 
     async def release(self, charges: Sequence[tuple[RedisCharge, WindowId]]) -> None:
-        """Count less, by the amounts of `charges`, each in its own window; nowhere where it is
-        over.
-        """
+        """Count less by the amounts of `charges`, each in its own window unless that has ended."""
         given: list[Any] = []
         for charge, window_id in charges:
             given += [window_id.born, window_id.number, charge.amount]

@@ -1,7 +1,7 @@
-"""The ledger's tables, for SQLite and PostgreSQL alike.
+"""Define the ledger's tables, for SQLite and PostgreSQL.
 
-Owns: their columns. How they came to be, step by step, stands in migrations/; a test holds both to
-the same.
+Owns the tables and columns of the newest schema. migrations/ has the steps that lead to it; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SUMS = (
     "requests", "errors", "cache_hits", "unpriced", "estimated", "cost_nano_usd", "saved_nano_usd",
     *COUNTS,
 )  # fmt: skip
-"""What is added up, wherever something is."""
+"""The columns of every table of sums."""
 KEYS = ("client", "provider", "model", "transport", "surface", "outcome")
-"""What usage is told apart by, besides time."""
+"""The dimensions of usage, besides time."""
 
 exchanges = sa.Table(
     "exchanges",
     metadata,
-    # In the order of writing. The order of beginning is that of `id`, a UUIDv7.
+    # `seq` is in the order of writing; `id`, a UUIDv7, in the order in which calls began.
     sa.Column("seq", _Big, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(36), nullable=False, unique=True),
     sa.Column("transport", sa.Text, nullable=False),
@@ -50,7 +50,7 @@ exchanges = sa.Table(
     sqlite_autoincrement=True,
 )  # fmt: skip
 WENT_WRONG = "(status >= 400 OR outcome IN ('failed', 'refused'))"
-"""Of an exchange: its client did not get what it asked for. The index is for this very text."""
+"""True for a call that failed or was refused. The index matches only this exact text."""
 _FAILED = sa.text(WENT_WRONG)
 sa.Index("exchanges_failed", exchanges.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
 _NAMED = sa.text("event_id IS NOT NULL")
@@ -64,11 +64,11 @@ tags = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
-"""One row an entry of a call's metadata."""
+"""One row for each entry of a call's metadata."""
 
 
 _ADDED_LATER = ("web_searches", "pages")
-"""0 in the rows that were there before."""
+"""Columns that are 0 in rows from before they were added."""
 
 
 def _key(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
@@ -76,7 +76,9 @@ def _key(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
 
 
 def _rollup(name: str, *keys: sa.Column[Any]) -> sa.Table:
-    """Sums under keys. Each writer has its own: it writes whole values, never adds to another's."""
+    """Define a table of sums by key. Each writer has rows of its own, which it replaces as a
+    whole.
+    """
     defaults = dict.fromkeys(_ADDED_LATER, "0")
     return sa.Table(
         name,
@@ -96,8 +98,8 @@ group_rollups = _rollup(
     *_key("at_s", kind=_Big),
     *_key("value", "provider", "model"),
 )
-"""Sums by hour and day of the calls that have a value of this name: `user`, or a `metadata.NAME` of
-`ledger.group_by`. Calls without a value are the rest of `rollups`."""
+"""Sums by hour and day of the calls that have a value for `name`: `user`, or a `metadata.NAME` of
+`ledger.group_by`. The calls without a value are the difference to `rollups`."""
 
 group_values = sa.Table(
     "group_values",
@@ -125,7 +127,7 @@ booked = sa.Table(
     sa.Column("at_s", _Big, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The provider's objects whose usage is counted, such as a response: reading one again adds
+"""The providers' objects, such as responses, whose usage is counted: reading one again adds
 nothing."""
 sa.Index("booked_at", booked.c.at_s)
 

@@ -396,9 +396,9 @@ async def test_an_event_loop_that_runs_beside_it_is_refused_with_the_cause(tmp_p
         assert (await gateway.request(provider="demo", endpoint="models")).ok
 
         async def beside() -> None:
-            with pytest.raises(AIGatewayError, match="is another than this"):
+            with pytest.raises(AIGatewayError, match="is not this one"):
                 await gateway.request(provider="demo", endpoint="models")
-            with pytest.raises(AIGatewayError, match="is another than this"):
+            with pytest.raises(AIGatewayError, match="is not this one"):
                 await gateway.close()
 
         await asyncio.to_thread(asyncio.run, beside())

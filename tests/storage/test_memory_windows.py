@@ -73,14 +73,14 @@ def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryWindow
         memory.incr(f"old{number}", 10)
     clocks.pass_s(11)
     memory.incr("new", 10)
-    assert len(memory) == 101 - memory_windows._FORGOTTEN_A_HIT
+    assert len(memory) == 101 - memory_windows._DROPPED_PER_NEW
     for number in range(3):
         memory.incr(f"newer{number}", 10)
     assert len(memory) == 4
 
 
 def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryWindows, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_windows, "_FORGOTTEN_AT_ONCE", 60)
+    monkeypatch.setattr(memory_windows, "_DROPPED_PER_SWEEP", 60)
     for number in range(100):
         memory.incr(f"old{number}", 10)
     memory.incr("long", 600)

@@ -1,1 +1,1 @@
-"""How the database came to be, step by step (Alembic)."""
+"""The migrations of the database's schema (Alembic)."""

@@ -1,4 +1,4 @@
-"""Alembic's way in: the connection is given by relay/storage/database.py."""
+"""The entry point of Alembic, which runs on a connection of relay/storage/database.py."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The ledger: exchanges, their metadata and bodies, and what they add up to."""
+"""Create the ledger: exchanges, their metadata and bodies, and the sums."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def _rollup(name: str, *keys: sa.Column[Any]) -> None:
 
 
 def upgrade() -> None:
-    """Make all of it."""
+    """Create the tables and indexes."""
     op.create_table(
         "exchanges",
         sa.Column("seq", _BIG, primary_key=True, autoincrement=True),
@@ -96,6 +96,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away again."""
+    """Drop the tables."""
     for table in ("rollups", "bodies", "tag_rollups", "tags", "exchanges"):
         op.drop_table(table)

@@ -1,4 +1,4 @@
-"""Web searches and pages in the sums; the provider's objects whose usage is counted."""
+"""Add web searches and pages to the sums, and a table of objects whose usage is counted."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _TABLES = ("rollups", "tag_rollups")
 
 
 def upgrade() -> None:
-    """Add them. A column with a constant default is added without touching a row."""
+    """Add columns and table. A column with a constant default is added without rewriting rows."""
     for table in _TABLES:
         for name in _NEW:
             column: sa.Column[Any] = sa.Column(name, _BIG, nullable=False, server_default="0")
@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again."""
+    """Drop the table and the columns."""
     op.drop_table("booked")
     for table in _TABLES:
         for name in _NEW:

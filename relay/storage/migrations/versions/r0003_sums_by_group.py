@@ -1,4 +1,4 @@
-"""Sums by user and by the names of `ledger.group_by`, in place of those by any metadata."""
+"""Replace the sums by any metadata with sums by user and by the names of `ledger.group_by`."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def _rollup(name: str, *keys: sa.Column[Any]) -> None:
 
 
 def upgrade() -> None:
-    """Replace them. The old sums know no provider and no model, so they cannot be taken over."""
+    """Replace the tables. The old sums have no provider and no model, so they are not copied."""
     op.drop_table("tag_rollups")
     _rollup(
         "group_rollups",
@@ -55,7 +55,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Bring the old ones back, empty."""
+    """Create the old table again, empty."""
     op.drop_table("group_values")
     op.drop_table("group_rollups")
     _rollup(

@@ -1,5 +1,5 @@
-"""`surface` (rest, websocket) is called `transport`; `surface` is the form of the URL, in the sums
-too.
+"""Rename the column `surface` (rest, websocket) to `transport`, and add a column `surface` for the
+form of the URL, in the sums too.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ _KEYS = (*_OLD_KEYS[:5], "transport", "surface", *_OLD_KEYS[6:])
 
 
 def upgrade() -> None:
-    """Rename one, add the other. No row of `exchanges` is touched: a constant default is not
-    written, and records keep their old names, which core/record.py maps.
+    """Rename the one column and add the other. No row of `exchanges` is rewritten: a constant
+    default needs no write, and records keep their old names, which core/record.py maps.
     """
     op.alter_column("exchanges", "surface", new_column_name="transport")
     op.add_column("exchanges", _surface())
@@ -40,8 +40,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Undo it. Raises where there are sums of several surfaces, for which the old key has no
-    place.
+    """Undo the migration. Raises if there are sums of several surfaces, which the old key cannot
+    distinguish.
     """
     op.drop_column("exchanges", "surface")
     op.alter_column("exchanges", "transport", new_column_name="surface")
@@ -58,12 +58,14 @@ def _surface() -> sa.Column[Any]:
     return sa.Column("surface", sa.Text, nullable=False, server_default="native")
 
 
-def _rebuild(keys: tuple[str, ...], taken: tuple[str, ...]) -> None:
-    """SQLite cannot change a primary key. In the order of the old one, rows are appended."""
+def _rebuild(keys: tuple[str, ...], source: tuple[str, ...]) -> None:
+    """Copy the table into one with the primary key `keys`, since SQLite cannot change a key. The
+    order of rows stays, so that they are appended. `source` are the old columns of the key.
+    """
     op.rename_table("rollups", "old_rollups")
     _rollups(keys)
     sums = ", ".join((*_SUMS, "spread"))
-    into, columns = ", ".join(keys), ", ".join(taken)
+    into, columns = ", ".join(keys), ", ".join(source)
     op.execute(f"INSERT INTO rollups ({into}, {sums}) SELECT {columns}, {sums} FROM old_rollups")  # noqa: S608
     op.drop_table("old_rollups")
 
