@@ -1,4 +1,4 @@
-"""The Python client: REST, streams and WebSockets of any provider through the relay.
+"""Call any provider through the relay from Python: REST, streams and WebSockets.
 
     from relay.client import aiGateway
 
@@ -14,9 +14,9 @@
         await session.send({"type": "response.create"})
         async for message in session: …
 
-It holds no provider key: the relay does. A
-provider's own error is an answer like any other (`answer.ok`, `answer.raise_for_status()`); what
-fails on the way, or is refused by the relay, is raised.
+The client needs no provider key: the relay adds it. A provider's own error is returned as an answer
+(`answer.ok`, `answer.raise_for_status()`); a call that the relay refuses, or that fails on the way,
+raises AIGatewayError.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One REST call and its answer: whole, or as it comes.
+"""Represent a REST call and its answer: read whole, or streamed.
 
-Owns: what a caller sees of an answer. How the relay is reached is gateway.py's.
+Owns the Answer and the Stream that callers get. gateway.py connects to the relay.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ERROR_BYTES = 1024 * 1024
 
 
 class Call(TypedDict, total=False):
-    """One call as its caller puts it.
+    """The arguments of a call.
 
-    `data` is JSON if a dict or list, else a body as aiohttp takes it (bytes, FormData, an async
-    iterator). `method` is POST with data, GET without.
+    `data` is sent as JSON if it is a dict or list, else as a body that aiohttp accepts (bytes,
+    FormData, an async iterator). `method` is POST by default with data, GET without.
     """
 
     provider: Required[str]
@@ -39,7 +39,7 @@ class Call(TypedDict, total=False):
 
 
 def options(call: Call, url: URL) -> dict[str, Any]:
-    """What aiohttp is told."""
+    """Return the arguments of `aiohttp.ClientSession.request` for a call."""
     headers = CIMultiDict(call.get("headers") or {})
     body = call.get("data")
     method = call.get("method") or ("GET" if body is None else "POST")
@@ -51,7 +51,7 @@ def options(call: Call, url: URL) -> dict[str, Any]:
 
 
 async def _beginning(response: ClientResponse) -> bytes:
-    """An error's body, or so much of it as is worth reading; the connection is closed then."""
+    """Read an error's body up to _ERROR_BYTES, and close the response."""
     body = b""
     async for chunk in response.content.iter_any():
         body += chunk
@@ -63,7 +63,7 @@ async def _beginning(response: ClientResponse) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer, body read."""
+    """A response whose body was read."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -83,18 +83,18 @@ class Answer:
         return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises ValueError if it is none."""
+        """The body as JSON. Raises ValueError if it is not JSON."""
         return json.loads(self.body)
 
     def raise_for_status(self) -> Answer:
-        """Itself; a provider's error as ProviderError."""
+        """Return the answer itself; raise ProviderError for a provider's error."""
         if not self.ok:
             raise error_of(self.status, self.headers, self.body)
         return self
 
 
 class Stream(AbstractAsyncContextManager["Stream"]):
-    """An answer on its way. Iterating gives SSE events, or chunks of bytes of anything else."""
+    """A streamed response. Iterate for its SSE events, or for chunks of bytes of any other type."""
 
     def __init__(self, send: Callable[[], Awaitable[ClientResponse]]) -> None:
         self._send = send
@@ -102,18 +102,18 @@ class Stream(AbstractAsyncContextManager["Stream"]):
 
     @property
     def status(self) -> int:
-        """HTTP status; once it is open."""
+        """The HTTP status, once the stream is open."""
         return self._opened.status
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
-        """The answer's headers; once it is open."""
+        """The response headers, once the stream is open."""
         return self._opened.headers
 
     @property
     def _opened(self) -> ClientResponse:
         if self._response is None:
-            raise RuntimeError("not open yet: use `async with`, or iterate")
+            raise RuntimeError("the stream is not open yet: use `async with`, or iterate")
         return self._response
 
     async def __aenter__(self) -> Stream:
@@ -133,7 +133,7 @@ class Stream(AbstractAsyncContextManager["Stream"]):
             self._response.close()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in pieces, as they come. Raises RelayUnreachable if it is cut."""
+        """Yield the body in chunks as they arrive. Raises RelayUnreachable if it is cut."""
         try:
             async for chunk in self._opened.content.iter_any():
                 yield chunk
@@ -141,7 +141,7 @@ class Stream(AbstractAsyncContextManager["Stream"]):
             raise unreachable(error) from error
 
     async def events(self) -> AsyncIterator[Event]:
-        """The SSE events."""
+        """Yield the SSE events."""
         parser = EventParser()
         async for chunk in self.chunks():
             for event in parser.feed(chunk):

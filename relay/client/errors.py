@@ -1,6 +1,6 @@
-"""What a call through the relay can fail with, typed by whose failure it is.
+"""Define the errors of a call through the relay, one class for each party that can fail.
 
-Owns: the mapping from the relay's codes (docs/errors.md) to these classes.
+Owns these classes, and the mapping of the relay's error codes (docs/errors.md) to them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from relay.core.errors import CATALOGUE, HandshakeRefused
 
 @dataclass(eq=False)
 class AIGatewayError(Exception):
-    """A call that brought no answer. `code` is stable; docs/errors.md lists the relay's."""
+    """A call failed. `code` is stable; docs/errors.md lists the relay's codes."""
 
     code: str
     message: str
     status: int = 0
-    """HTTP status, or the WebSocket close code; 0 if there was neither."""
+    """The HTTP status, or the WebSocket close code; 0 if there was neither."""
     source: str = "client"
-    """Whose failure it is: relay, cloudflare, provider, client."""
+    """The party that failed: relay, cloudflare, provider or client."""
     request_id: str = ""
 
     def __str__(self) -> str:
@@ -31,11 +31,11 @@ class AIGatewayError(Exception):
 
 
 class RelayUnreachable(AIGatewayError):
-    """No connection to the relay, or it broke."""
+    """There was no connection to the relay, or it was lost."""
 
 
 class RequestRefused(AIGatewayError):
-    """The relay refused the call: something about it must change."""
+    """The relay refused the call, which must be changed."""
 
 
 class RelayFailed(AIGatewayError):
@@ -43,7 +43,7 @@ class RelayFailed(AIGatewayError):
 
 
 class UpstreamFailed(AIGatewayError):
-    """The provider could not be reached, or broke off."""
+    """The provider could not be reached, or its response was cut."""
 
 
 class ProviderError(AIGatewayError):
@@ -51,7 +51,7 @@ class ProviderError(AIGatewayError):
 
 
 class SessionClosed(AIGatewayError):
-    """A WebSocket session ended other than by a normal close; `message` is the reason given."""
+    """A WebSocket session did not end with a normal close; `message` is the reason of the close."""
 
 
 _BY_SIDE = {"client": RequestRefused, "relay": RelayFailed, "upstream": UpstreamFailed}
@@ -59,14 +59,14 @@ _BY_CODE = {error.code: _BY_SIDE[error.side] for error in CATALOGUE}
 
 
 def is_of_relay(headers: Mapping[str, str]) -> bool:
-    """True for an error of the relay's own, which names its source. A provider's header of the name
-    alone makes none: not every relay keeps those from its clients.
+    """True for an error of the relay's own, by both of its headers. `x-relay-error` alone is not
+    enough: some relays pass a provider's header of that name to clients.
     """
     return "x-relay-error" in headers and headers.get("x-relay-error-source") == "relay"
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> AIGatewayError:
-    """The error that an answer is."""
+    """Return the error for a response of status 400 or higher, or for a refused handshake."""
     source = headers.get("x-relay-error-source", "provider")
     code = headers.get("x-relay-error", "provider_error")
     if not is_of_relay(headers) and code != HandshakeRefused.code:
@@ -77,10 +77,10 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> AIGatewayE
 
 
 def _message(body: bytes) -> str:
-    """The sentence in an error's body, whichever vendor's shape it has."""
+    """Return the message in an error's body, in any vendor's format."""
     try:
         found = json.loads(body)
-    except (ValueError, RecursionError):  # the second for one that is nested without end
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return body[:500].decode("utf-8", "replace").strip()
     for key in ("error", "detail", "message"):
         if isinstance(found, dict) and key in found:
@@ -89,5 +89,5 @@ def _message(body: bytes) -> str:
 
 
 def unreachable(error: aiohttp.ClientError) -> RelayUnreachable:
-    """The error that a broken connection is."""
+    """Return the error for a connection that failed."""
     return RelayUnreachable("relay_unreachable", f"no answer from the relay: {error}")

@@ -1,6 +1,7 @@
-"""How the relay is reached: its URL, one connection pool, and the three ways to call.
+"""Connect to the relay, and make calls: `request`, `stream` and `connect`.
 
-Owns: that. Answers, sessions and errors are their modules'.
+Owns the relay's URL, the connection pool, and the event loop to which they belong. answers.py,
+session.py and errors.py have the results of calls, inprocess.py a relay within this process.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class Realtime(TypedDict, total=False):
 
 
 class AIGateway:
-    """One relay, at `url`, at RELAY_URL, or in this process (`from_config`).
+    """A client of one relay: at `url`, at RELAY_URL, or in this process (`from_config`).
 
-    Use it as it is, in one event loop at a time; `close` it, or use it with `async with`. After
-    `close` the next call begins anew, in whichever loop. A relay in this process must be closed in
-    the loop of its first call, before another loop can use it.
+    One event loop at a time may use it. Call `close` at the end, or use `async with`. After `close`
+    the next call connects again, in any loop. A relay in this process must be closed in the loop of
+    its first call, before another loop can use it.
     """
 
     def __init__(self, url: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
@@ -60,32 +61,33 @@ class AIGateway:
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
-        """The start of the relay in this process, which all first calls wait for."""
+        """The task that starts the relay in this process; the first calls wait for it."""
         self._inside: InProcess | None = None
 
     @classmethod
     def from_config(
         cls, path: str | Path = "gateway.yaml", env_file: str | Path | None = None
     ) -> AIGateway:
-        """A relay in this process, without a server; variables come from the environment and from
-        `env_file`, by default the `.env` beside the file. Raises relay.registry.load.ConfigError.
+        """Make a relay in this process, without a server. Variables come from the environment and
+        from `env_file`, by default the `.env` beside the file. Raises
+        relay.registry.load.ConfigError.
         """
         from relay.client.inprocess import InProcess
 
-        made = cls("http://localhost")
-        made._inside = InProcess(Path(path), Path(env_file) if env_file else None)
-        return made
+        gateway = cls("http://localhost")
+        gateway._inside = InProcess(Path(path), Path(env_file) if env_file else None)
+        return gateway
 
     @property
     def url(self) -> str:
-        """Where the relay is, without the path of its API."""
-        given = self._url or os.environ.get("RELAY_URL") or DEFAULT_URL
-        return given.rstrip("/").removesuffix(API)
+        """The URL of the relay, without the path of its API."""
+        url = self._url or os.environ.get("RELAY_URL") or DEFAULT_URL
+        return url.rstrip("/").removesuffix(API)
 
     async def request(self, **call: Unpack[Call]) -> Answer:
         """Make one call and read the whole answer.
 
-        Raises AIGatewayError, but for a provider's own error, which is an Answer.
+        Raises AIGatewayError; a provider's own error is returned as an Answer.
         """
         try:
             async with await self._send(call) as response:
@@ -97,7 +99,9 @@ class AIGateway:
         return Answer(response.status, response.headers, body)
 
     def stream(self, **call: Unpack[Call]) -> Stream:
-        """The same, the answer as it comes: `async for`, or `async with` to see its head first."""
+        """Make one call and stream the answer: use `async for`, or `async with` to see the status
+        and the headers first.
+        """
         return Stream(lambda: self._send(call))
 
     async def _send(self, call: Call) -> ClientResponse:
@@ -107,7 +111,7 @@ class AIGateway:
             return await session.request(**options(call, url))
 
     def connect(self, **session: Unpack[Realtime]) -> Connecting:
-        """A WebSocket session: `async with gateway.connect(…) as session`, or `await` it.
+        """Open a WebSocket session: `async with gateway.connect(…) as session`, or `await` it.
 
         Without an endpoint it is the provider's realtime one.
         """
@@ -125,9 +129,9 @@ class AIGateway:
             )
 
     async def close(self) -> None:
-        """Close connections; end the relay if it runs in this process, also while it starts.
+        """Close the connections. Stop a relay in this process, even while it starts.
 
-        Raises AIGatewayError (`wrong_event_loop`) while another loop that runs uses it.
+        Raises AIGatewayError (`wrong_event_loop`) while another running event loop uses it.
         """
         if self._belongs_elsewhere():
             self._abandon_closed_loop()
@@ -148,7 +152,7 @@ class AIGateway:
         await self.close()
 
     async def _ready(self) -> aiohttp.ClientSession:
-        """The session of this event loop. Raises AIGatewayError."""
+        """Return the client session of this event loop. Raises AIGatewayError."""
         if self._belongs_elsewhere():
             if self._inside is not None:
                 raise self._wrong_loop()
@@ -172,10 +176,12 @@ class AIGateway:
         )
 
     async def _opened(self, inside: InProcess) -> None:
-        """Wait for the one start of the relay; a caller that leaves does not end it for others."""
+        """Wait until the relay has started, which one task does for all callers: a caller that is
+        cancelled does not stop it.
+        """
         if self._opening is None:
             self._opening = asyncio.create_task(self._open(inside))
-            self._opening.add_done_callback(self._over)
+            self._opening.add_done_callback(self._end_opening)
         opening = self._opening
         try:
             await asyncio.shield(opening)
@@ -189,24 +195,24 @@ class AIGateway:
         try:
             self._session = self._new_session(await inside.start())
         except Exception as error:
-            # Whatever it is: each call that waits gets it as an error of this client's.
+            # Any exception: each call that waits gets it as an AIGatewayError.
             why = f"the relay in this process did not start: {error or type(error).__name__}"
             raise RelayFailed("relay_not_started", why) from error
 
-    def _over(self, opening: asyncio.Task[None]) -> None:
-        """The start came to an end: after a failure the next call tries again."""
+    def _end_opening(self, opening: asyncio.Task[None]) -> None:
+        """Forget the task of the start; if it failed, the next call tries again."""
         self._opening = None
         if not opening.cancelled():
-            opening.exception()  # raised for whoever waits; nobody may
+            opening.exception()  # retrieved, so that asyncio does not log it if no call waits
 
     def _belongs_elsewhere(self) -> bool:
-        """True if it is in use, and by another event loop than this one."""
+        """True if another event loop than this one uses the client."""
         in_use = self._session is not None or self._opening is not None
         return in_use and self._loop is not asyncio.get_running_loop()
 
     def _abandon_closed_loop(self) -> None:
-        """Drop what belongs to a loop that does not run any more. Raises AIGatewayError if it
-        does.
+        """Drop connections and relay of an event loop that no longer runs. Raises AIGatewayError if
+        that loop runs.
         """
         if self._loop is not None and self._loop.is_running():
             raise self._wrong_loop()
@@ -218,7 +224,7 @@ class AIGateway:
 
     def _wrong_loop(self) -> AIGatewayError:
         closed = self._loop is not None and self._loop.is_closed()
-        what = "was closed without `await gateway.close()`" if closed else "is another than this"
+        what = "was closed without `await gateway.close()`" if closed else "is not this one"
         return RequestRefused(
             "wrong_event_loop",
             f"this AIGateway belongs to the event loop of its first call, which {what}."
@@ -248,7 +254,7 @@ def _url(base: str, kind: str, provider: str, endpoint: str) -> URL:
 async def _refusals_are_errors(
     request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
-    """A refused handshake with its body: aiohttp would drop it."""
+    """Raise the error of a refused handshake with its body, which aiohttp would drop."""
     response = await handler(request)
     if response.status == 101 or "Sec-WebSocket-Key" not in request.headers:
         return response

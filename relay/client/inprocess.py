@@ -1,7 +1,8 @@
-"""The relay within a program of yours, without a server: for `AIGateway.from_config`.
+"""Run the relay within a program, without a listening server: for `AIGateway.from_config`.
 
-Owns: that life. Who starts it, once, is client/gateway.py's. Calls take the same request path as
-through a port, over socket pairs, so that streams, sockets and backpressure are the same.
+Owns the start and stop of that relay, and the connector to it: a socket pair for each connection,
+so that calls take the same request path, with the same backpressure, as through a port.
+client/gateway.py decides when the relay starts and stops.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ from relay.server.connection import RelayRunner
 
 
 class InProcess:
-    """A relay that `start` brings up and `stop` takes down, as often as one likes. Raises
-    ConfigError when made.
+    """A relay that can be started and stopped any number of times. The constructor raises
+    ConfigError.
     """
 
     def __init__(self, config: Path, env_file: Path | None = None) -> None:
         self._config, self._env_file = config, env_file or config.parent / ".env"
-        self._life: _Life | None = _Life(self._config, self._env_file)
+        self._running: _Run | None = _Run(self._config, self._env_file)
 
     async def start(self) -> aiohttp.BaseConnector:
-        """Bring it up; what a client session reaches it by. Where it fails, nothing is left."""
-        life = self._life = self._life or _Life(self._config, self._env_file)
+        """Start the relay, and return the connector to it. After a failure nothing is left open."""
+        run = self._running = self._running or _Run(self._config, self._env_file)
         try:
-            return await life.start()
+            return await run.start()
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """End running calls and take it down. In its own event loop."""
-        life, self._life = self._life, None
-        if life is not None:
-            await life.stop()
+        """End running calls and stop the relay, in its own event loop."""
+        run, self._running = self._running, None
+        if run is not None:
+            await run.stop()
 
     def abandon(self) -> None:
-        """Let go of one whose event loop is closed: nothing of it can be ended any more."""
-        self._life = None
+        """Drop a relay whose event loop is closed, in which it can no longer be stopped."""
+        self._running = None
 
 
-class _Life:
-    """One application, from its start to its end: aiohttp's can have but one."""
+class _Run:
+    """One run of the relay: an aiohttp application can be started only once."""
 
     def __init__(self, config: Path, env_file: Path) -> None:
         check_private_parts()
@@ -81,7 +82,9 @@ class _Life:
 
 
 class _Connector(aiohttp.BaseConnector):
-    """Connects to a server in this process: aiohttp's own connectors override the same method."""
+    """Connects to a server in this process. It overrides the method that aiohttp's own connectors
+    override.
+    """
 
     def __init__(self, server: Callable[[], Any]) -> None:
         super().__init__(limit=0)

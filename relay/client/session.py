@@ -1,6 +1,6 @@
-"""One WebSocket session through the relay.
+"""Represent a WebSocket session through the relay.
 
-Owns: messages in and out, and what a close means.
+Owns how messages are sent and received, and the errors for close codes. gateway.py connects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CLOSES = {
     4408: "idle_timeout",
     4409: "session_too_long",
 }
-"""Close codes that the relay itself uses (docs/errors.md); a provider's own is `session_closed`."""
+"""Error codes by the close codes that the relay itself uses (docs/errors.md). Any other close code
+is `session_closed`."""
 
 
 class Session:
@@ -39,11 +40,11 @@ class Session:
 
     @property
     def protocol(self) -> str | None:
-        """The subprotocol that was agreed on."""
+        """The negotiated subprotocol; None if there is none."""
         return self._socket.protocol
 
     async def send(self, message: dict[str, Any] | str | bytes) -> None:
-        """Send one message: a dict as JSON. Waits while the relay takes no more."""
+        """Send one message; a dict is sent as JSON. Waits while the relay does not read."""
         try:
             if isinstance(message, bytes):
                 await self._socket.send_bytes(message)
@@ -54,7 +55,7 @@ class Session:
             raise self._closed() from error
 
     async def receive(self) -> Any:
-        """The next message: JSON text parsed, other text as it is, bytes as they are. Raises
+        """Return the next message: JSON text parsed, other text as str, binary as bytes. Raises
         SessionClosed.
         """
         message = await self._socket.receive()
@@ -68,7 +69,9 @@ class Session:
             return message.data
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        """Messages until the session ends; a close other than 1000 or 1001 is raised."""
+        """Yield messages until the session ends. Raises SessionClosed if the close code is not 1000
+        or 1001.
+        """
         while True:
             try:
                 message = await self.receive()
@@ -79,7 +82,7 @@ class Session:
             yield message
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye."""
+        """Close the session by a closing handshake."""
         await self._socket.close(code=code, message=reason.encode())
 
     def _closed(self, reason: str = "") -> SessionClosed:
@@ -89,7 +92,7 @@ class Session:
 
 
 class Connecting(AbstractAsyncContextManager["Session"]):
-    """A session to be: `async with` it, or `await` it and close it yourself."""
+    """A session that is not open yet: use `async with`, or `await` it and close the session."""
 
     def __init__(self, dial: Callable[[], Awaitable[aiohttp.ClientWebSocketResponse]]) -> None:
         self._dial = dial
