@@ -68,7 +68,7 @@ class RestAttempt:
     """True if the relay added `stream_options` to the last attempt: the usage event is removed."""
     refused: tuple[str, str] | None = None
     """The provider and model that refused `stream_options` in this call (`refusal_key`)."""
-    begun: bytes = b""
+    body_start: bytes = b""
     """The part of the last attempt's response body that has been read already."""
 
     def attempt(self, route: Route, keys: Keys) -> Awaitable[ClientResponse]:
@@ -86,7 +86,7 @@ class RestAttempt:
                     headers.popall(name, None)
         if self.asks_usage:
             headers["Accept-Encoding"] = "identity"
-        self.begun, exchange.routing.keys = b"", keys
+        self.body_start, exchange.routing.keys = b"", keys
         now = gateway.clock()
         exchange.routing.sent_s = exchange.routing.sent_s or now
         if body.stream is None:
@@ -181,7 +181,7 @@ class RestAttempt:
         try:
             if answer.status < 400:
                 return await self._examine_stream(answer)
-            self.begun = read = await _beginning(answer)
+            self.body_start = read = await _beginning(answer)
         except BaseException:
             answer.close()
             raise
@@ -217,7 +217,7 @@ class RestAttempt:
             pass  # a slow stream is not an error: it is relayed
         finally:
             forget()
-        self.begun, status = bytes(held), first.error_status
+        self.body_start, status = bytes(held), first.error_status
         if status is None:
             return self._accepted()
         refusal = read_key_refusal(status or 400, first.error, "", time.time())

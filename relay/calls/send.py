@@ -130,22 +130,22 @@ async def _read_first(
     upstream: ClientResponse, transform: Transform | None, attempt: RestAttempt
 ) -> tuple[bytes, bool]:
     """Read the part of a body that is needed before the head is sent; True if that is all of it."""
-    begun, attempt.begun = attempt.begun, b""
+    body_start, attempt.body_start = attempt.body_start, b""
     content = upstream.content
     whole = content.is_eof()
     # An error's `x-relay-error-source` depends on the beginning of its body.
     wanted_bytes = transform.bytes_first if transform is not None else 0
     wanted_bytes = max(wanted_bytes, 1 if upstream.status >= 400 else 0)
-    if not whole and len(begun) < wanted_bytes:
-        read = bytearray(begun)
+    if not whole and len(body_start) < wanted_bytes:
+        read = bytearray(body_start)
         while not whole and len(read) < wanted_bytes:
             read += await next_chunk(content.readany, attempt.exchange, attempt.gateway)
             whole = content.is_eof()
-        begun = bytes(read)
+        body_start = bytes(read)
     if not whole:
-        return begun, False
+        return body_start, False
     left: bytes = content.read_nowait()
-    return begun + left if begun else left, True
+    return body_start + left if body_start else left, True
 
 
 async def next_chunk(
@@ -174,9 +174,9 @@ class _FromUpstream:
         self.read = upstream.content.readany if change is None else change.next
         self._forget = end_with_connection(upstream)
 
-    def begin(self, begun: bytes) -> bytes:
-        """Return what is sent downstream of `begun`, the bytes that have been read already."""
-        return begun if self._change is None or not begun else self._change.begin(begun)
+    def begin(self, start: bytes) -> bytes:
+        """Return what is sent downstream of `start`, the bytes that have been read already."""
+        return start if self._change is None or not start else self._change.begin(start)
 
     def rest(self) -> bytes:
         """See Source."""

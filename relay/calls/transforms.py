@@ -159,8 +159,8 @@ class Changing(Protocol):
 
     __slots__ = ()
 
-    def begin(self, begun: bytes) -> bytes:
-        """Return what is sent of `begun`, the bytes that an attempt has read already."""
+    def begin(self, start: bytes) -> bytes:
+        """Return what is sent of `start`, the bytes that an attempt has read already."""
 
     async def next(self) -> bytes:
         """Return the next changed chunk; empty at the end."""
@@ -191,10 +191,10 @@ class _UsageRemoved(Changing):
         exchange.response.meter_observer = None
         self._unseen = b""
 
-    def begin(self, begun: bytes) -> bytes:
+    def begin(self, start: bytes) -> bytes:
         """See Changing."""
-        self._unseen, self._meter_next = begun, self._meter
-        return self._remover.feed(begun)
+        self._unseen, self._meter_next = start, self._meter
+        return self._remover.feed(start)
 
     async def next(self) -> bytes:
         """See Changing."""
@@ -239,9 +239,9 @@ class _Redacted(Changing):
         self._held_back_bytes = max(0, redactor.longest - 1)
         self._held = b""
 
-    def begin(self, begun: bytes) -> bytes:
+    def begin(self, start: bytes) -> bytes:
         """See Changing."""
-        self._held = self._mask(begun)
+        self._held = self._mask(start)
         return self._pass()
 
     async def next(self) -> bytes:
@@ -280,9 +280,9 @@ class _Rewritten(Changing):
         self._read = read if inner is None else inner.next
         self._inner, self._changer = inner, EventChanger(change, REWRITE_BYTES)
 
-    def begin(self, begun: bytes) -> bytes:
+    def begin(self, start: bytes) -> bytes:
         """See Changing."""
-        return self._changer.feed(begun if self._inner is None else self._inner.begin(begun))
+        return self._changer.feed(start if self._inner is None else self._inner.begin(start))
 
     async def next(self) -> bytes:
         """Return the next whole events, at the end the rest, then nothing."""

@@ -168,12 +168,14 @@ class Ledger:
     @property
     def state(self) -> str:
         """The state of the database for /readyz: `ok` or `unavailable`."""
-        return "unavailable" if self._writer is not None and self._writer.away else "ok"
+        return "unavailable" if self._writer is not None and self._writer.unavailable else "ok"
 
-    async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
+    async def start(
+        self, periods: Callable[[], Retention], grouping: Callable[[], Grouping]
+    ) -> None:
         """Start the tasks. Raises DatabaseNewer; an unavailable database is tried again later."""
         if self._writer is not None:
-            await self._writer.start(keep, grouping)
+            await self._writer.start(periods, grouping)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

@@ -37,7 +37,7 @@ class Retention(NamedTuple):
     """Sums by user and by names of metadata."""
 
 
-async def retention(database: Database, keep: Callable[[], Retention]) -> None:
+async def retention(database: Database, periods: Callable[[], Retention]) -> None:
     """Sweep about once a minute, for ever. Every worker does so, without harm: rows that one has
     deleted the others do not find.
     """
@@ -45,7 +45,7 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
         # A random time, so that the workers do not sweep together.
         await asyncio.sleep(_EVERY_S * random.uniform(0.5, 1))  # noqa: S311
         try:
-            while await sweep(database, keep()) >= _BATCH:  # noqa: ASYNC110 (others write between)
+            while await sweep(database, periods()) >= _BATCH:  # noqa: ASYNC110 (others write between)
                 await asyncio.sleep(_BETWEEN_S)
         except (DatabaseUnavailable, DatabaseNewer):
             continue  # the ledger's writer logs it
@@ -54,17 +54,17 @@ async def retention(database: Database, keep: Callable[[], Retention]) -> None:
             log.bug("retention.failed", error)
 
 
-async def sweep(database: Database, keep: Retention) -> int:
+async def sweep(database: Database, periods: Retention) -> int:
     """Delete a batch of old calls and bodies, and old sums; return how many calls and bodies were
     deleted. Raises DatabaseUnavailable.
     """
     now = time.time()
     async with database.writing() as connection:
-        old_calls = await _oldest(connection, exchanges, now - keep.rows_s)
+        old_calls = await _oldest(connection, exchanges, now - periods.rows_s)
         if old_calls:
             await delete_on(connection, old_calls)
     async with database.writing() as connection:
-        old_bodies = await _oldest(connection, bodies, now - keep.bodies_s)
+        old_bodies = await _oldest(connection, bodies, now - periods.bodies_s)
         if old_bodies:
             await connection.execute(sa.delete(bodies).where(bodies.c.id.in_(old_bodies)))
         # A sum is kept until the end of its span is too old: queries round down to whole spans.
@@ -72,7 +72,7 @@ async def sweep(database: Database, keep: Retention) -> int:
             old = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - retention_s - span_s)
             await connection.execute(sa.delete(rollups).where(old))
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
-        await _delete_groups(connection, now - keep.groups_s - _DAY_S)
+        await _delete_groups(connection, now - periods.groups_s - _DAY_S)
     return len(old_calls) + len(old_bodies)
 
 

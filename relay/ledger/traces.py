@@ -92,7 +92,7 @@ class Traces:
         sampled = TraceFlags(TraceFlags.SAMPLED)
         trace_id = int(record.trace_id, 16)
         parent = record.parent_id
-        wrong = is_failure(record.status, record.outcome)
+        is_failed = is_failure(record.status, record.outcome)
         ended_ns = _unix_ns(record.timestamp)
         named = (attributes["gen_ai.operation.name"], attributes.get("gen_ai.request.model"))
         return ReadableSpan(
@@ -102,7 +102,7 @@ class Traces:
             resource=self._resource,
             attributes=attributes,
             kind=SpanKind.CLIENT,
-            status=Status(StatusCode.ERROR if wrong else StatusCode.UNSET),
+            status=Status(StatusCode.ERROR if is_failed else StatusCode.UNSET),
             start_time=ended_ns - int(record.duration_ms * 1e6),
             end_time=ended_ns,
         )

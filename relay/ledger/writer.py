@@ -59,7 +59,7 @@ class Writer:
         self._rows_bytes = self._bodies_bytes = 0
         self._at_once = _AT_ONCE
         self._added, self._stopping = asyncio.Event(), asyncio.Event()
-        self.away = False
+        self.unavailable = False
         """True if the last write to the database failed."""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -81,14 +81,16 @@ class Writer:
         self._drop_excess()
         self._added.set()
 
-    async def start(self, keep: Callable[[], Retention], grouping: Callable[[], Grouping]) -> None:
+    async def start(
+        self, periods: Callable[[], Retention], grouping: Callable[[], Grouping]
+    ) -> None:
         """Start the tasks. Raises DatabaseNewer; an unavailable database is tried again later."""
         self._grouping = grouping
         try:
             await self.database.prepare()
         except DatabaseUnavailable as error:
             self._report_unavailable(error)
-        deletion = retention(self.database, keep)
+        deletion = retention(self.database, periods)
         self._tasks = asyncio.create_task(self._run()), asyncio.create_task(deletion)
 
     async def stop(self) -> None:
@@ -166,7 +168,7 @@ class Writer:
             rollups.written(time.time())
 
     async def _drop_refused_sums(self) -> bool:
-        """Drop the sums if it is them that the database refuses; False if it takes them."""
+        """Drop the sums if the database refuses them; False if it accepts them."""
         try:
             await self._insert([])
         except RowsRefused as error:
@@ -194,11 +196,11 @@ class Writer:
 
     def _report_unavailable(self, error: Exception) -> None:
         self._lost.failures += 1
-        if not self.away:
-            self.away = True
+        if not self.unavailable:
+            self.unavailable = True
             log.warn("database.unavailable", cause=str(error))
 
     def _report_recovered(self) -> None:
-        if self.away:
-            self.away = False
+        if self.unavailable:
+            self.unavailable = False
             log.event("database.recovered", waiting=self.waiting)

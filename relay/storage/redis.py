@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 T = TypeVar("T")
-AWAY_S = 1.0
+RETRY_AFTER_S = 1.0
+"""How long no command is sent after a failure."""
 PREFIX = "relay"
 _CONNECTIONS = 64
 
@@ -54,23 +55,23 @@ class RedisConnection:
         self.failures = self.foreign_values = 0
         self._foreign_reported_s = -_REPORT_FOREIGN_S
         self._clock, self._report = clock, report
-        self._away = False
-        self._again_s = 0.0
+        self._unavailable = False
+        self._retry_at_s = 0.0
 
     @property
     def state(self) -> str:
         """The state of Redis for /readyz: `ok` or `unavailable`."""
-        return "unavailable" if self._away else "ok"
+        return "unavailable" if self._unavailable else "ok"
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T | None:
         """Return the result of `work`, which sends commands to Redis; None while Redis is
         unavailable. After a failure one call a second tries.
         """
-        if self._away:
+        if self._unavailable:
             now = self._clock()
-            if now < self._again_s:
+            if now < self._retry_at_s:
                 return None
-            self._again_s = now + AWAY_S
+            self._retry_at_s = now + RETRY_AFTER_S
         try:
             answer = await work()
         except self.errors as error:
@@ -78,13 +79,13 @@ class RedisConnection:
                 self.found_foreign("a key of another type")
                 return None
             self.failures += 1
-            self._again_s = self._clock() + AWAY_S
-            if not self._away:
-                self._away = True
+            self._retry_at_s = self._clock() + RETRY_AFTER_S
+            if not self._unavailable:
+                self._unavailable = True
                 self._report("redis.unavailable", type(error).__name__)
             return None
-        if self._away:
-            self._away = False
+        if self._unavailable:
+            self._unavailable = False
             self._report("redis.recovered", "")
         return answer
 

@@ -342,7 +342,7 @@ async def test_a_purge_that_is_misspelt_purges_nothing(query: str, start: StartR
 
 
 async def test_two_relays_share_a_cache_in_redis_and_go_on_without_it(start: StartRelay, raw: RawUpstream, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "AWAY_S", 0.05)
+    monkeypatch.setattr(shared, "RETRY_AFTER_S", 0.05)
     raw.plays(JSON)
     document = {"cache": {"ttl_s": 3600, "store": "redis"}, "redis": {"url": redis_server.url}}
     one, other = [await start(document, openai=provider(raw.url)) for _ in range(2)]

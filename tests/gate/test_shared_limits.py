@@ -79,7 +79,7 @@ async def test_two_processes_share_what_is_left_of_tokens(two: Any, raw: RawUpst
 async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
     start: StartRelay, raw: RawUpstream, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "AWAY_S", 0.05)
+    monkeypatch.setattr(shared, "RETRY_AFTER_S", 0.05)
     raw.plays(ok(b"{}"))
     relay = await start(_document(redis_server, raw, {"requests": 3, "window_s": 86400}))
 
@@ -108,7 +108,7 @@ async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
 async def test_a_redis_that_hangs_holds_a_call_up_once_a_second_and_no_longer_than_its_limit(
     start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "AWAY_S", 3600.0)
+    monkeypatch.setattr(shared, "RETRY_AFTER_S", 3600.0)
     connected = 0
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

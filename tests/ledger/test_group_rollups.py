@@ -200,7 +200,7 @@ async def test_sums_of_new_values_wait_while_the_database_is_away(tmp_path: Path
     async with asyncio.timeout(HANG_GUARD_S):
         for team in ("a", "b", "a"):
             give(writer, [call(draw, metadata={"team": team}), call(draw, metadata=None)])
-        while not writer.away:
+        while not writer.unavailable:
             await asyncio.sleep(0.01)
         (tmp_path / "not-yet").unlink()
     await writer.stop()

@@ -16,7 +16,7 @@ from relay.core.limits import Charge, Reservation, Rule
 from relay.gate.windows import Windows
 from relay.gateway import new_id
 from relay.storage.memory_windows import MemoryWindows, Window
-from relay.storage.redis import AWAY_S, RedisConnection
+from relay.storage.redis import RETRY_AFTER_S, RedisConnection
 from relay.storage.redis_windows import WindowId
 from tests.redis import RedisServer
 from tests.relays import HANG_GUARD_S
@@ -311,7 +311,7 @@ async def test_what_was_counted_in_redis_is_never_given_back_here(redis_places: 
     await place.settle()
     assert place.counters.get("r") == 8
     await redis_server.start()
-    place.now += AWAY_S
+    place.now += RETRY_AFTER_S
     fresh = await place.take(Charge(each, "r", 10))
     assert fresh is not None and not isinstance(fresh[0].window, Window)
     place.windows.release(here)
@@ -330,7 +330,7 @@ async def test_what_is_given_back_while_redis_is_left_alone_reaches_it_later_and
     place.windows.release(there)
     await place.settle()
     assert (await _hash(place, each))["count"] == "10"
-    place.now += AWAY_S
+    place.now += RETRY_AFTER_S
     assert await place.take(Charge(each, "r", 1)) is None, "it is given back behind this"
     await place.settle()
     assert await place.take(Charge(each, "r", 10)) is not None
@@ -451,6 +451,6 @@ async def test_many_foreign_values_are_counted_and_logged_once_a_second(redis_pl
         await place.shared.client.set(f"relay:windows:fixed:{WINDOW_S}:k{at}", "x")
         assert await place.take(Charge(rule(10, name=f"k{at}"), f"k{at}", 1)) is not None
     assert place.shared.foreign_values == 5 and len(place.events) == 1
-    place.now += AWAY_S
+    place.now += RETRY_AFTER_S
     place.shared.found_foreign("x" * 10_000)
     assert len(place.events) == 2
