@@ -164,7 +164,7 @@ async def _next_chunk(request: web.Request, exchange: Exchange, gateway: Gateway
     try:
         chunk = await request.content.readany()
     except (RequestPayloadError, HTTPRequestEntityTooLarge, ValueError) as error:
-        raise BadFraming("the framing of its body is invalid") from error
+        raise BadFraming("its body is not framed correctly") from error
     exchange.request.body_bytes += len(chunk)
     if is_timed and (rate := gateway.settings.server.min_body_bytes_per_s):
         waited_s = gateway.clock() - began_s
