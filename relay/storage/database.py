@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -203,10 +204,24 @@ class Database:
 def _create(file: Path) -> None:
     """Create an empty file that only its owner may read, unless it exists: the database may hold
     request and response bodies.
+
+    The file is in WAL mode before it gets its name: of two processes that switch to WAL at once,
+    SQLite refuses one ("database is locked") without waiting.
     """
+    if file.exists():
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
+        made = Path(folder, "new")
+        os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with contextlib.closing(sqlite3.connect(made)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        try:
+            os.link(made, file)
+        except FileExistsError:
+            return
+        except OSError:  # the file system has no hard links
+            file.touch(0o600)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from relay.registry.changes import Reloaded
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, provider
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, ok
@@ -129,9 +130,10 @@ async def test_a_management_request_takes_no_calls_place_while_it_runs(one_place
     relay, connect = one_place
     running, go_on = asyncio.Event(), asyncio.Event()
 
-    async def wait() -> None:
+    async def wait() -> Reloaded:
         running.set()
         await go_on.wait()
+        return Reloaded([], [])
 
     relay.gateway.reload = wait
     kept = await connect()
