@@ -17,11 +17,20 @@ DEFAULT_ENV_FILE = ".env"
 
 
 def sources_of(options: argparse.Namespace) -> Sources:
-    """The files that the options name. Raises ConfigError for an --env-file that does not exist."""
+    """The files that the options name. Raises ConfigError for an --env-file that is not there."""
     env_file = Path(options.env_file)
-    if options.env_file != DEFAULT_ENV_FILE and not env_file.exists():
-        raise ConfigError([Problem(options.env_file, 1, 1, (), "there is no such file")])
+    if options.env_file != DEFAULT_ENV_FILE:
+        try:
+            env_file.stat()
+        except FileNotFoundError:
+            raise _env_file_problem(options, "there is no such file") from None
+        except OSError as error:
+            raise _env_file_problem(options, f"cannot be read: {error.strerror}") from error
     return Sources(find_config(options.config), env_file)
+
+
+def _env_file_problem(options: argparse.Namespace, message: str) -> ConfigError:
+    return ConfigError([Problem(options.env_file, 1, 1, (), message)])
 
 
 def load_config(options: argparse.Namespace) -> Config:

@@ -57,6 +57,13 @@ def test_check_takes_a_file_whose_includes_are_beside_it(folder: Path, capsys: p
     assert main(["check", "staging"]) == main(["check", "nowhere.yaml"]) == 2
 
 
+def test_an_env_file_that_cannot_be_looked_up_is_a_problem_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """As one in a folder of another user, which root could read."""
+    name = "x" * 300
+    assert main(["check", "--env-file", name]) == 2
+    assert capsys.readouterr().err.startswith(f"{name}:1:1: cannot be read: File name too long\n")
+
+
 def test_explain_masks_secrets_and_calls_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").write_text("OPENAI_API_KEY=sk-0123456789abcdefghijklmnop\nCLOUDFLARE_ACCOUNT_ID=acct\nCLOUDFLARE_API_KEY=cf-0123456789abcdefghij\n")
     assert main(["explain", "POST", "/api/v1/ai-gateway/providers/openai/v1/chat/completions?x=1"]) == 0
