@@ -105,7 +105,7 @@ class Gateway:
 
     def _observers(self, settings: GatewayFile) -> tuple[Metrics | None, Traces | None]:
         """Make the metrics and the traces, which the ledger gives each finished call. Raises
-        TracingUnavailable.
+        PackageMissing.
         """
         metrics = Metrics(settings.metrics.max_models) if settings.metrics.enabled else None
         traces = None

@@ -8,6 +8,7 @@ An error that an SDK must not retry says so by `retryable = False`; it is answer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -32,6 +33,17 @@ class OperatorError(Exception):
     def report(self) -> str:
         """What the command line prints."""
         return f"relay: {self}"
+
+
+class PackageMissing(OperatorError):
+    """A setting needs a package that was not installed with the relay."""
+
+    def __init__(self, setting: str, package: str) -> None:
+        lock = f"requirements/py{sys.version_info.major}.{sys.version_info.minor}-full.txt"
+        super().__init__(
+            f"{setting} needs the package {package}, which is not installed; {lock} has it, and"
+            " docs/deployment.md says how to install that"
+        )
 
 
 _MAX_SHOWN = 30

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from relay.core.errors import OperatorError
+from relay.core.errors import PackageMissing
 from relay.core.provider import Provider
 from relay.core.record import Record, is_failure
 from relay.core.usage import Usage
@@ -52,23 +52,17 @@ COUNTERS = (
 HISTOGRAMS = ("gen_ai.client.operation.duration", "gen_ai.client.operation.time_to_first_chunk")
 
 
-class TracingUnavailable(OperatorError):
-    """gateway.yaml enables tracing, but the packages for it are not installed."""
-
-
 class Traces:
     """The exporter of spans and metrics of a process."""
 
     def __init__(self, rules: Tracing, provider: Callable[[str], Provider | None]) -> None:
-        """`provider` returns the provider of a name. Raises TracingUnavailable."""
+        """`provider` returns the provider of a name. Raises PackageMissing."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import export
         except ImportError:
-            raise TracingUnavailable(
-                "tracing.endpoint is set: pip install 'ai-gateway-relay[otel]'"
-            ) from None
+            raise PackageMissing("tracing.endpoint", "opentelemetry-sdk") from None
         endpoint = f"{(rules.endpoint or '').rstrip('/')}/v1/traces"
         exporter = OTLPSpanExporter(endpoint=endpoint, headers=dict(rules.headers))
         self._processor = export.BatchSpanProcessor(exporter)

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from relay.core.errors import OperatorError
+from relay.core.errors import OperatorError, PackageMissing
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import Readers, set_pragmas
 
@@ -93,7 +93,7 @@ class Database:
     """One database. It connects with the first use."""
 
     def __init__(self, url: sa.URL) -> None:
-        """Raises BadDatabaseUrl if the driver is not installed."""
+        """Raises PackageMissing if the driver is not installed."""
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._path = url.database or ""
         self._prepared = False
@@ -105,10 +105,8 @@ class Database:
                 url, pool_timeout=_CONNECTION_S, **options
             )
             self._readers = Readers(url)
-        except (ImportError, sa.exc.NoSuchModuleError):
-            raise BadDatabaseUrl(
-                "needs a driver: pip install 'ai-gateway-relay[postgres]'"
-            ) from None
+        except ImportError:
+            raise PackageMissing("a database in PostgreSQL", "asyncpg") from None
         self._writer: SqliteWriter | None = None
         if self.is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _set_up)
