@@ -63,7 +63,7 @@ def test_a_missing_driver_names_the_lock_that_has_it(monkeypatch: pytest.MonkeyP
 
 def test_missing_packages_of_traces_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(PackageMissing, match="tracing.endpoint needs the package opentelemetry-sdk"):
+    with pytest.raises(PackageMissing, match=r"tracing\.endpoint needs the package opentelemetry-sdk"):
         Traces(Tracing(endpoint="http://127.0.0.1:9"), lambda _: None)
 
 
