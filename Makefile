@@ -82,7 +82,7 @@ clean:  ## remove generated files; .env and data/ stay
 $(VENV)/made.stamp:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Install Python 3.11 or newer, or set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relay needs Python 3.11 or newer; set PYTHON=…")'
-	@test -f requirements/$(MINOR).txt || { echo "no lock for this Python ($(MINOR)); there is one for: $$(ls requirements | grep -v test | sed 's/\.txt//' | tr '\n' ' '). Set PYTHON=…, or run scripts/lock" >&2; exit 1; }
+	@test -f requirements/$(MINOR).txt || { echo "no lock for this Python ($(MINOR)); there is one for: $$(ls requirements | sed -n 's/^\(py[0-9.]*\)\.txt$$/\1/p' | tr '\n' ' '). Set PYTHON=…, or run scripts/lock" >&2; exit 1; }
 	$(call step,creating $(VENV) with $(MINOR),$(PYTHON) -m venv $(VENV),$(VENV_ADVICE))
 	@touch $@
 
