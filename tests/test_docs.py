@@ -6,21 +6,23 @@ import ast
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+import relay.app
 from relay.cli.main import build_parser
 from relay.core.errors import CATALOGUE
+from relay.core.paths import API
 from relay.registry import entries, schema
 from relay.registry.load import Sources, load
-from tests.processes import ROOT, serve
+from tests.isolated import python_command
+from tests.processes import ROOT, output, serve
 from tests.tools import need
 
-DOCS = {path: path.read_text() for path in (ROOT / name for name in ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"))}
+DOCS = {path: path.read_text() for path in (ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))}
 DOCS |= {path: path.read_text() for path in (ROOT / "docs").rglob("*.md")}
 GATEWAY_YAML = (ROOT / "docs/gateway-yaml.md").read_text()
 
@@ -95,15 +97,15 @@ def test_every_error_code_is_documented_with_status_and_close_code() -> None:
 
 
 def test_every_command_and_option_is_documented() -> None:
-    readme = DOCS[ROOT / "README.md"]
+    text = DOCS[ROOT / "docs/commands.md"]
     commands = next(action for action in build_parser()._actions if action.choices)
     assert commands.choices is not None
     for name, parser in commands.choices.items():  # type: ignore[attr-defined]
         if name == "worker":
             continue
-        assert f"`relay {name}" in readme, name
-        if name == "serve":
-            assert all(f"`{option}" in readme for action in parser._actions for option in action.option_strings if option in ("--host", "--port", "--workers", "--open", "--tls-port", "--tls-self-signed"))
+        assert f"`relay {name}" in text, name
+        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")} - {"--help"}
+        assert [option for option in options if f"`{option}" not in text] == [], name
 
 
 def test_the_map_of_the_architecture_names_every_module_and_no_other() -> None:
@@ -124,30 +126,55 @@ def test_the_packaged_configuration_is_that_of_the_checkout() -> None:
 
 
 def test_every_path_of_the_relays_own_is_documented() -> None:
-    readme = DOCS[ROOT / "README.md"]
-    for path in ("/api/v1/ai-gateway/providers/{provider}", "/api/v1/ai-gateway/ws/{provider}", "/api/v1/ai-gateway/providers`", "/providers/reload", "/healthz", "/readyz", "/version", "/metrics", "/api/v1/ai-gateway/logs", "/api/v1/ai-gateway/usage"):
-        assert path in readme
+    text = DOCS[ROOT / "docs/api.md"]
+    sources = Sources(ROOT / "gateway.yaml", None)
+    app = relay.app.standalone(load(sources), sources)
+    paths = {route.resource.canonical for route in app.router.routes() if route.resource is not None} - {"/{nothing}"}
+    assert len(paths) > 10
+    for path in paths:
+        shown = f"{API}/logs…" if path.startswith(f"{API}/logs") else path.replace("{endpoint}", "{endpoint…}")
+        assert shown in text, path
 
 
-def test_every_provider_is_named_in_the_readme_and_its_variable_in_the_example() -> None:
-    readme, example = DOCS[ROOT / "README.md"], (ROOT / ".env.example").read_text()
+def test_every_provider_is_listed_and_its_variable_in_the_example() -> None:
+    listed, example = DOCS[ROOT / "docs/providers.md"], (ROOT / ".env.example").read_text()
     for file in (ROOT / "gateway.yaml", *(ROOT / "config/providers").glob("*.yaml")):
         for name, entry in yaml.safe_load(file.read_text())["providers"].items():
-            assert f"`{name}`" in readme
+            assert f"`{name}`" in listed
             for variable in re.findall(r"\$\{(\w+)", str(entry)):
                 assert f"{variable}=" in example
     for variable in re.findall(r"\$\{(\w+)", (ROOT / "gateway.yaml").read_text().partition("\nserver:")[2]):
         assert f"{variable}=" in example or variable.startswith(("MY_", "NAME")), variable
 
 
+def _anchors(text: str) -> set[str]:
+    """What a link can point at: headings, as GitHub makes anchors of them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_and_modules_that_are_named_exist() -> None:
     for path, text in DOCS.items():
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
+        for link, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text):
+            target = path.parent / link if link else path
+            assert target.exists(), f"{path.name}: {link}"
+            assert not anchor or target.suffix != ".md" or anchor in _anchors(target.read_text()), f"{path.name}: {link}#{anchor}"
         for module in re.findall(r"`(?:relay/)?((?:core|registry|upstream|surfaces|gate|ledger)/\w+\.py)`", text):
             assert (ROOT / "relay" / module).exists(), f"{path.name}: {module}"
         for test in re.findall(r"tests/[\w/]*\.py", text):
             assert (ROOT / test).exists(), f"{path.name}: {test}"
+
+
+def test_every_page_is_in_the_index_once_by_division() -> None:
+    index = DOCS[ROOT / "docs/README.md"]
+    divisions = index[index.index("## Get started") :]
+    assert re.findall(r"^## (.+)$", divisions, re.MULTILINE) == ["Get started", "How to", "Reference", "How it works"]
+    linked = re.findall(r"\]\(([\w./-]+\.md)\)", divisions)
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    pages |= {f"../{page.name}" for page in ROOT.glob("*.md")}
+    assert set(linked) >= pages - {"../SECURITY.md"} and "../SECURITY.md" in linked
+    assert [page for page in pages if linked.count(page) != 1] == []
 
 
 @pytest.mark.programs
@@ -159,32 +186,34 @@ def test_nothing_speaks_of_one_machine() -> None:
             assert not re.search(r"/(?:root|work|farm)/|--(?:index-url|extra-index|find-links)|file:/{2}", text), name
 
 
-def _blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", DOCS[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
+def _blocks(kind: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", DOCS[ROOT / page], re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.programs
-async def test_the_readmes_code_runs(tmp_path: Path) -> None:
+async def test_the_code_of_the_readme_and_of_our_own_clients_runs(tmp_path: Path) -> None:
+    """Each with what its install line installs, and nothing else; tests/sdk/test_snippets.py runs the SDKs'."""
     need("curl")
-    relay = await serve(tmp_path, None)
+    served = await serve(tmp_path, None)
     try:
-        first, second = _blocks("sh")
-        shell = {"PATH": "/usr/bin:/bin", "RELAY_URL": relay.url}
-        out = subprocess.run(["bash", "-c", first.replace("http://127.0.0.1:8787", relay.url)], check=True, capture_output=True, env=shell, timeout=60).stdout
-        assert out.endswith(b"data: [DONE]\n\n")
-        out = subprocess.run(["bash", "-c", second.replace("http://127.0.0.1:8787", relay.url)], check=True, capture_output=True, env=shell, timeout=60).stdout
-        assert b"provider_not_configured" in out
-        python = _blocks("python")
-        sdk, client, mounted = (next(code for code in python if word in code) for word in ("demo-realtime", "aiGateway", "add_subapp"))
-        process = subprocess.run([sys.executable, "-c", client], check=True, capture_output=True, text=True, env={"RELAY_URL": relay.url, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, timeout=60)
-        assert process.stdout.startswith("200 ") and "[DONE]" in process.stdout
-        process = subprocess.run([sys.executable, "-c", sdk], check=True, capture_output=True, text=True, env={"RELAY_URL": relay.url, "PATH": "/usr/bin:/bin"}, timeout=60)
-        assert "Hello!" in process.stdout and "live through the relay." in process.stdout
-        shutil.copytree(ROOT / "config", tmp_path / "config")
-        shutil.copy(ROOT / "gateway.yaml", tmp_path)
-        subprocess.run([sys.executable, "-c", mounted], check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, timeout=60)
+        env = {"RELAY_URL": served.url}
+        first, second = (code.replace("http://127.0.0.1:8787", served.url) for code in _blocks("sh"))
+        assert (await output("bash", "-c", first, env=env)).endswith("data: [DONE]\n\n")
+        assert "provider_not_configured" in await output("bash", "-c", second, env=env)
+        [sdk] = _blocks("python")
+        client, mounted = (next(code for code in _blocks("python", "docs/sdks.md") if word in code) for word in ("relay.client", "add_subapp"))
+        for code, install_line, expected in (
+            (sdk.replace("http://127.0.0.1:8787", served.url), "pip install openai", "Hello!"),
+            (client, "pip install .", "[DONE]"),
+            (mounted, "pip install .", ""),
+        ):
+            folder = tmp_path / f"{len(code)}"
+            shutil.copytree(ROOT / "config", folder / "config")
+            shutil.copy(ROOT / "gateway.yaml", folder)
+            (folder / "snippet.py").write_text(code)
+            assert expected in await output(*python_command(install_line, folder / "packages"), "snippet.py", env=env, cwd=folder)
     finally:
-        await relay.stop()
+        await served.stop()
 
 
 def test_the_readmes_yaml_is_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
