@@ -24,7 +24,7 @@ SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 # Containers often set it; every test process would then compile all test modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test fast lint types docs-check golden bench size soak cover locks clean help
+.PHONY: run test quick fast lint types docs-check golden bench size soak cover locks clean help
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ test: $(VENV)/test.stamp lint  ## all checks and tests
 	$(PY) -m mypy --no-error-summary & types=$$!; \
 	$(TOGETHER) -m "not soak and not serial" $(SELECTED); tests=$$?; wait $$types && exit $$tests
 	$(SERIAL) $(SELECTED)
+
+# What starts no program and takes no second: half a minute on two quiet cores.
+QUICK = tests/core tests/calls tests/gate tests/sessions tests/cache tests/surfaces tests/test_layers.py tests/test_docs.py tests/test_names.py
+SLOW_FILES = tests/core/test_large_bodies.py tests/core/test_injection.py tests/core/meters/test_scanning.py tests/core/meters/test_documents.py tests/core/meters/test_tolerant_json.py
+SLOW_NAMES = any_byte or bomb or bounded_work or slow
+
+quick: $(VENV)/test.stamp lint  ## lint, layers, docs and the fastest tests, in half a minute
+	$(TOGETHER) -m "not soak and not serial and not programs" -k "not ($(SLOW_NAMES))" $(SLOW_FILES:%=--ignore=%) $(QUICK) $(ARGS)
 
 fast: $(VENV)/test.stamp  ## the tests that start no other program
 	$(TOGETHER) -m "not soak and not serial and not programs" $(SELECTED)
