@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from pydantic import BaseModel
 import relay.app
 from relay.cli.main import build_parser
 from relay.core.errors import CATALOGUE
+from relay.core.meters import answer_meter
+from relay.core.meters.sent_call import SentCall
 from relay.core.paths import API
+from relay.core.usage import Part, Usage
 from relay.registry import entries, schema
 from relay.registry.load import Sources, load
 from tests.isolated import python_command
@@ -160,10 +165,38 @@ def test_links_and_modules_that_are_named_exist() -> None:
             target = path.parent / link if link else path
             assert target.exists(), f"{path.name}: {link}"
             assert not anchor or target.suffix != ".md" or anchor in _anchors(target.read_text()), f"{path.name}: {link}#{anchor}"
-        for module in re.findall(r"`(?:relay/)?((?:core|registry|upstream|surfaces|gate|ledger)/\w+\.py)`", text):
+        for module in re.findall(r"`(?:relay/)?((?:core|registry|upstream|surfaces|gate|ledger)/(?!test_)\w+\.py)`", text):
             assert (ROOT / "relay" / module).exists(), f"{path.name}: {module}"
         for test in re.findall(r"tests/[\w/]*\.py", text):
             assert (ROOT / test).exists(), f"{path.name}: {test}"
+
+
+def test_each_invariant_names_tests_that_exist() -> None:
+    text = DOCS[ROOT / "ARCHITECTURE.md"]
+    invariants = text[text.index("## Invariants") : text.index("## The two request paths")]
+    numbered = re.split(r"^\d+\. ", invariants, flags=re.MULTILINE)[1:]
+    assert len(numbered) == 14
+    for invariant in numbered:
+        named = re.findall(r"`((?:[\w]+/)*test_\w+\.py)`: ((?:`\w+`(?:,\s+)?)+)", invariant)
+        assert named, invariant
+        for module, tests in named:
+            source = (ROOT / "tests" / module).read_text()
+            assert [test for test in re.findall(r"`(\w+)`", tests) if f"def test_{test}(" not in source] == [], module
+
+
+def test_the_recipe_of_a_wire_format_makes_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = DOCS[ROOT / "CONTRIBUTING.md"]
+    [code] = re.findall(r"^   ```python\n(.*?)^   ```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "acme_of_the_recipe.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(answer_meter._READERS, "acme", importlib.import_module("acme_of_the_recipe").Acme)
+    for kind, answer in (
+        ("application/json", b'{"engine": "acme-2", "text": "Hi", "spent": {"in": 10, "out": 5}}'),
+        ("text/event-stream", b'data: {"text": "Hi"}\n\ndata: {"type": "end", "engine": "acme-2", "spent": {"in": 10, "out": 5}}\n\n'),
+    ):
+        meter = answer_meter.AnswerMeter("acme", SentCall("chat", b"{}", 1000, "POST", "v1/chat"), {"Content-Type": kind}.get)
+        meter.feed(answer)
+        assert meter.parts == (Part("acme-2", Usage(10, 5)),)
 
 
 def test_every_page_is_in_the_index_once_by_division() -> None:

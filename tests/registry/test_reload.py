@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from relay.registry.load import ConfigError, Sources, load
 from relay.registry.restart import needing_restart, taken_over
 from tests.conftest import StartRelay
 from tests.processes import ROOT
-from tests.relays import KEYS, Relay, canary, configured, provider, write_config
+from tests.relays import HANG_GUARD_S, KEYS, Relay, canary, configured, provider, write_config
 from tests.upstream.raw import RawUpstream, ok
 
 ONE = {"providers": {"one": provider("https://one.example.com")}}
@@ -366,3 +367,32 @@ async def test_a_key_is_rotated_by_two_reloads_and_no_call_fails(start: StartRel
 
     assert await keys_in_use(["OPENAI_API_KEY", "GROQ_API_KEY"]) == {"OPENAI_API_KEY", "GROQ_API_KEY"}
     assert await keys_in_use(["GROQ_API_KEY"]) == {"GROQ_API_KEY"}
+
+
+# Calls that run ----------------------------------------------------------------------------------------
+
+
+async def test_a_running_call_keeps_the_route_it_began_with(start: StartRelay, raw: RawUpstream) -> None:
+    """Also for its retry, when the provider of this name is elsewhere by then."""
+    other, busy = await RawUpstream.start(), asyncio.Event()
+    raw.plays(busy, ok(b"busy", "Retry-After: 0", status="503 Busy"))
+    raw.plays(ok(b"of the old route"))
+    other.plays(ok(b"of the new route"))
+    relay = await start({"retries": {"max_attempts": 2, "delay_s": 0}}, one=provider(raw.url))
+    running = asyncio.create_task(relay.call("POST", relay.path("one", "x"), data=b"{}"))
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not raw.arrived:
+            await asyncio.sleep(0.001)
+    config = relay.folder / "gateway.yaml"
+    config.write_text(config.read_text().replace(raw.url, other.url))
+    assert (await _reload(relay))[0] == 200
+    busy.set()
+    assert (await running)[2] == b"of the old route"
+    assert (await relay.call("POST", relay.path("one", "x"), data=b"{}"))[2] == b"of the new route"
+    await other.stop()
+
+
+def test_a_registry_cannot_be_changed(tmp_path: Path) -> None:
+    registry = configured(tmp_path, ONE)[0].registry
+    with pytest.raises(FrozenInstanceError):
+        registry.providers = {}  # type: ignore[misc]
