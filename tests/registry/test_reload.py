@@ -378,15 +378,17 @@ async def test_a_running_call_keeps_the_route_it_began_with(start: StartRelay, r
     raw.plays(busy, ok(b"busy", "Retry-After: 0", status="503 Busy"))
     raw.plays(ok(b"of the old route"))
     other.plays(ok(b"of the new route"))
-    relay = await start({"retries": {"max_attempts": 2, "delay_s": 0}}, one=provider(raw.url))
+    relay = await start({"retries": {"max_attempts": 2, "delay_s": 0.01}}, one=provider(raw.url))
     running = asyncio.create_task(relay.call("POST", relay.path("one", "x"), data=b"{}"))
-    async with asyncio.timeout(HANG_GUARD_S):
-        while not raw.arrived:
-            await asyncio.sleep(0.001)
-    config = relay.folder / "gateway.yaml"
-    config.write_text(config.read_text().replace(raw.url, other.url))
-    assert (await _reload(relay))[0] == 200
-    busy.set()
+    try:
+        async with asyncio.timeout(HANG_GUARD_S):
+            while not raw.arrived:
+                await asyncio.sleep(0.001)
+        config = relay.folder / "gateway.yaml"
+        config.write_text(config.read_text().replace(raw.url, other.url))
+        assert (await _reload(relay))[0] == 200
+    finally:
+        busy.set()
     assert (await running)[2] == b"of the old route"
     assert (await relay.call("POST", relay.path("one", "x"), data=b"{}"))[2] == b"of the new route"
     await other.stop()
