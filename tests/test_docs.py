@@ -177,7 +177,7 @@ def test_each_invariant_names_tests_that_exist() -> None:
     numbered = re.split(r"^\d+\. ", invariants, flags=re.MULTILINE)[1:]
     assert len(numbered) == 14
     for invariant in numbered:
-        named = re.findall(r"`((?:[\w]+/)*test_\w+\.py)`: ((?:`\w+`(?:,\s+)?)+)", invariant)
+        named = re.findall(r"`((?:[\w]+/)*test_\w+\.py)`:\s+((?:`\w+`(?:,\s+)?)+)", invariant)
         assert named, invariant
         for module, tests in named:
             source = (ROOT / "tests" / module).read_text()
