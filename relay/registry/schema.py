@@ -1,7 +1,8 @@
-"""What may stand in gateway.yaml, providers aside (entries.py): one pydantic model a section, one field a key, with default and meaning.
+"""The schema of gateway.yaml without its providers (entries.py): a pydantic model for each section,
+a field for each key, with its default and description.
 
-The models are the source of `relay schema`, of the checks at start, and of docs/gateway-yaml.md's test.
-They hold what was written; `build.py` turns providers into the frozen nouns of `core/provider.py`.
+`relay schema`, the checks at start and the test of docs/gateway-yaml.md read these models. They
+hold the values as written; build.py makes the objects of core/provider.py from them.
 """
 
 from __future__ import annotations
@@ -49,29 +50,29 @@ def _network(given: str) -> str:
 class Server(Section):
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. Not beyond loopback while access is open, unless --open.",
+        description="Listen address. While access is open, other than loopback only with --open.",
     )
-    port: int = Field(8787, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8787, ge=0, le=65535, description="Listen port; 0 takes a free one.")
     workers: int = Field(
-        1, ge=1, le=64, description="Processes. More than one are run by a supervisor."
+        1, ge=1, le=64, description="Processes. More than one run under a supervisor."
     )
     hosts: list[str] = Field(
         [],
-        description="Host names, besides loopback, by which clients may call the relay while access is open.",
+        description="Host names, besides loopback, that clients may use in URLs of the relay while access is open.",
     )
     public_url: Annotated[str | None, optional_url("https://ai.example.com")] = Field(
         None,
-        description="What clients call the relay by, such as https://ai.example.com; none: as they called.",
+        description="Base URL that clients use, such as https://ai.example.com; none: the URL of each request.",
     )
     trusted_proxies: list[Annotated[str, AfterValidator(_network)]] = Field(
         [],
-        description="Addresses or networks of proxies in front whose X-Forwarded-* headers are believed.",
+        description="Addresses or networks of the proxies in front of the relay, whose X-Forwarded-* headers it trusts.",
     )
     drain_timeout_s: Seconds = Field(
-        30, description="How long running calls may go on after SIGTERM."
+        30, description="How long running calls may continue after SIGTERM."
     )
     keepalive_timeout_s: Seconds = Field(
-        75, description="How long an idle client connection is kept; also bounds a half-sent head."
+        75, description="How long an idle client connection stays open, and an incomplete request head is waited for."
     )
     body_idle_timeout_s: Seconds = Field(
         60, description="How long a client may pause while it sends a request body."
@@ -79,58 +80,61 @@ class Server(Section):
     min_body_bytes_per_s: int = Field(
         512,
         ge=0,
-        description="A request body that falls body_idle_timeout_s behind this rate is refused; 0 is no limit.",
+        description="Minimum rate of a request body: one that falls body_idle_timeout_s behind it is refused; 0: no limit.",
     )
     write_timeout_s: Seconds = Field(
-        300, description="How long a client may take nothing of its answer."
+        300, description="How long a client may stall while receiving a response."
     )
     buffer_bytes: Bytes = Field(
         1024 * 1024,
-        description="Request bodies up to this size are read whole before they are sent.",
+        description="Request bodies up to this size are buffered before they are sent; larger ones stream.",
     )
-    json_buffer_bytes: Bytes = Field(32 * 1024 * 1024, description="The same for JSON bodies, and for what compressed bodies unpack to.")
+    json_buffer_bytes: Bytes = Field(
+        32 * 1024 * 1024,
+        description="The same for JSON bodies, and for compressed bodies, by their decompressed size.",
+    )
     buffer_total_bytes: Bytes = Field(
         256 * 1024 * 1024,
-        description="Memory that all bodies held whole may take in a process; past it they stream.",
+        description="Limit of all buffered bodies of a process; above it, bodies stream.",
     )
 
 
 class Tls(Section):
     certificate: str | None = Field(
-        None, description="PEM file with the certificate and its chain; none: no TLS."
+        None, description="PEM file with the certificate chain; none: no TLS."
     )
-    key: str | None = Field(None, description="PEM file with the certificate's private key.")
-    host: str | None = Field(None, description="Address to listen on; none: server.host.")
-    port: int = Field(8443, ge=0, le=65535, description="Its own port, beside server.port.")
+    key: str | None = Field(None, description="PEM file with the private key.")
+    host: str | None = Field(None, description="Listen address; none: server.host.")
+    port: int = Field(8443, ge=0, le=65535, description="Listen port, beside server.port.")
 
 
 class Upstream(Section):
     connect_timeout_s: Seconds = Field(10, description="DNS, TCP and TLS together.")
     first_byte_timeout_s: Seconds = Field(
-        600, description="From the request sent to the answer's head."
+        600, description="From the end of the request to the head of the response."
     )
-    idle_timeout_s: Seconds = Field(300, description="Silence within an answer or an upload.")
+    idle_timeout_s: Seconds = Field(300, description="Silence within a response or an upload.")
 
 
 class WebSockets(Section):
     handshake_timeout_s: Seconds = Field(
-        10, description="For the provider to answer the handshake."
+        10, description="How long the provider may take to answer the handshake."
     )
     send_timeout_s: Seconds = Field(
-        20, description="A side that takes no message for this long is closed with 1013."
+        20, description="A side that accepts no message for this long is closed with 1013."
     )
     ping_after_s: Seconds = Field(
         30,
-        description="Silence after which a side is pinged; silent for as long again, it is lost.",
+        description="A side that is silent for this long is pinged; if it stays silent for as long again, its connection is lost.",
     )
     close_timeout_s: Seconds = Field(
-        1, description="What a side gets to answer a close frame before its connection is cut."
+        1, description="How long a side may take to answer a close frame before its connection is cut."
     )
     idle_timeout_s: Seconds | None = Field(
-        None, description="A session without a message for this long ends with 4408."
+        None, description="A session without messages for this long ends with 4408; none: no limit."
     )
     max_session_s: Seconds | None = Field(
-        None, description="A session ends with 4409 after this long."
+        None, description="A session that lasts this long ends with 4409; none: no limit."
     )
     max_message_bytes: Bytes = Field(
         32 * 1024 * 1024, description="A larger message ends the session with 1009."
@@ -138,11 +142,11 @@ class WebSockets(Section):
     max_messages_per_s: int = Field(
         0,
         ge=0,
-        description="A client that sends more, second by second, ends with 1008; 0 is no limit.",
+        description="A client that sends more messages in a second ends with 1008; 0: no limit.",
     )
     max_bytes_per_s: int = Field(0, ge=0, description="The same for the bytes of its messages.")
     max_sessions_per_client: int = Field(
-        0, ge=0, description="Sessions at once for one client address; 0 is no limit."
+        0, ge=0, description="Concurrent sessions of one client address; 0: no limit."
     )
 
 
@@ -157,24 +161,24 @@ class Cors(Section):
         ]
     ] = Field(
         [],
-        description="Exact origins, or https://*.example.com for any subdomain, whose pages may call the relay.",
+        description="Origins whose web pages may call the relay: exact ones, or https://*.example.com for all subdomains.",
     )
-    max_age_s: int = Field(600, ge=0, description="How long a browser may remember a preflight.")
+    max_age_s: int = Field(600, ge=0, description="How long a browser may cache a preflight response.")
 
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is written."
+        "info", description="Minimum level of the lines that are written."
     )
     format: Literal["auto", "pretty", "json"] = Field(
-        "auto", description="auto: pretty on a terminal, JSON otherwise."
+        "auto", description="auto: pretty on a terminal, otherwise JSON."
     )
 
 
 class Demo(Section):
     enabled: bool = Field(
         True,
-        description="Offer the built-in provider `demo`. Its prices are invented: nobody pays them.",
+        description="Offer the built-in provider `demo`. Its prices are invented and never charged.",
     )
 
 
@@ -188,9 +192,9 @@ def _redis_url(given: str | None) -> str | None:
 
 class RetryBudget(Section):
     percent: float = Field(
-        20, ge=0, le=100, description="Tries beyond the first, as a share of all calls."
+        20, ge=0, le=100, description="Attempts beyond the first, as a share of all calls."
     )
-    per_s: float = Field(10, ge=0, description="And so many a second besides.")
+    per_s: float = Field(10, ge=0, description="Attempts beyond the first, per second, in addition to that share.")
 
 
 _PER = re.compile(r"(?:all|client|provider|model|address|user|metadata\.[^|]{1,100})\Z")
@@ -200,23 +204,23 @@ Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 class Limit(Section):
-    requests: Count | None = Field(None, description="REST calls that may begin in a window.")
+    requests: Count | None = Field(None, description="REST calls that may start in a window.")
     tokens: Count | None = Field(None, description="Tokens that calls may use in a window.")
     handshakes: Count | None = Field(
-        None, description="WebSocket sessions that may begin in a window."
+        None, description="WebSocket sessions that may start in a window."
     )
-    calls_at_once: Count | None = Field(None, description="REST calls that may run at once.")
+    calls_at_once: Count | None = Field(None, description="Concurrent REST calls.")
     sessions_at_once: Count | None = Field(
-        None, description="WebSocket sessions that may be open at once."
+        None, description="Concurrent WebSocket sessions."
     )
-    window_s: int = Field(60, ge=1, le=366 * 86400, description="The window, in whole seconds.")
+    window_s: int = Field(60, ge=1, le=366 * 86400, description="Length of the window, in whole seconds.")
     answer_tokens: Count = Field(
         1000,
-        description="With `tokens`: set aside for the answer of a call that names no bound of its own.",
+        description="With `tokens`: reserved for the response to a call that sets no maximum.",
     )
     technique: Literal["fixed", "sliding"] = Field(
         "fixed",
-        description="fixed: a window begins with its first call; sliding: the last seconds, always.",
+        description="fixed: a window starts with its first call; sliding: the window is always the last window_s.",
     )
     per: Annotated[
         list[Annotated[
@@ -228,25 +232,25 @@ class Limit(Section):
         ONE_OR_LIST,
     ] = Field(
         ["all"],
-        description="Counted together (all), or for each client, provider, model, address, user, metadata.NAME; a list counts each combination.",
+        description="A counter for all calls, or for each client, provider, model, address, user or metadata.NAME; a list: for each combination.",
     )
-    providers: list[str] = Field([], description="Of these providers only; empty is all.")
-    models: list[str] = Field([], description="Of these models only; empty is all.")
+    providers: list[str] = Field([], description="Count calls to these providers only; empty: to all.")
+    models: list[str] = Field([], description="Count calls of these models only; empty: of all.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
-        None, description="What `ratelimit` headers call it; none: made from the rest."
+        None, description="Name of the rule in `ratelimit` headers; none: derived from the other keys."
     )
 
 
 class Delegation(Section):
     retries: Who = Field(
         "relay",
-        description="Who retries what goes through Cloudflare; its cf-aig-* headers go to that one only.",
+        description="Who retries calls through Cloudflare; the cf-aig-* headers for retries go only there.",
     )
     limits: Who = Field(
-        "relay", description="Who counts requests, tokens and handshakes of what goes through it."
+        "relay", description="Who counts requests, tokens and handshakes of calls through Cloudflare."
     )
     cache: Who = Field(
-        "relay", description="Who caches it; the cf-aig-* headers go to that one only."
+        "relay", description="Who caches their responses; the cf-aig-* headers for the cache go only there."
     )
 
 
@@ -258,15 +262,18 @@ def _listed_delegation(given: Any) -> Any:
 
 class Cache(ProviderCache):
     store: Literal["memory", "redis"] = Field(
-        "memory", description="Memory of each process; or redis, for all workers and machines."
+        "memory", description="memory: of each process; redis: shared by all workers and machines."
     )
     memory_bytes: Bytes = Field(
-        64 * 1024 * 1024, description="What memory may hold; the least recently used goes first."
+        64 * 1024 * 1024,
+        description="Maximum size in memory; the least recently used responses are evicted first.",
     )
-    max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="A larger answer is not kept.")
+    max_answer_bytes: Bytes = Field(
+        8 * 1024 * 1024, description="Larger responses are not cached."
+    )
     stall_timeout_s: Seconds = Field(
         4,
-        description="How long a client may keep the others of a shared call waiting; then it is cut off.",
+        description="How long a stalled client may delay the other clients of a shared call; then it is cut off.",
     )
 
 
@@ -277,11 +284,11 @@ def _group_by(given: list[str]) -> list[str]:
     if bad := [name for name in given if not _GROUP.match(name)]:
         raise PydanticCustomError(
             "group_by",
-            "should name entries of cf-aig-metadata as clients send them, such as team: not '{name}'",
+            "should list names in cf-aig-metadata as clients send them, such as team; not '{name}'",
             {"name": clean(bad[0], 40)},
         )
     if len(set(given)) < len(given):
-        raise PydanticCustomError("group_by", "should name each entry once")
+        raise PydanticCustomError("group_by", "should list each name once")
     return given
 
 
@@ -291,13 +298,13 @@ class Ledger(Section):
     )
     bodies: Literal["off", "asked", "on"] = Field(
         "off",
-        description="Store the request and response bodies of REST calls: never; where a call asks for it (cf-aig-collect-log-payload: true); or unless it forbids it.",
+        description="Which bodies of REST calls are stored. off: none; asked: those of calls with cf-aig-collect-log-payload: true; on: those of all calls but with cf-aig-collect-log-payload: false.",
     )
     body_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = Field(
-        64 * 1024, description="Of each body at most; the rest is cut off."
+        64 * 1024, description="Maximum size of a stored body; the rest is truncated."
     )
     body_retention_days: float = Field(
-        7, gt=0, le=36500, description="How long bodies are kept; never longer than the row."
+        7, gt=0, le=36500, description="How long bodies are kept, but never longer than the row."
     )
     group_by: Annotated[
         list[str],
@@ -306,17 +313,19 @@ class Ledger(Section):
         AfterValidator(_group_by),
     ] = Field(
         [],
-        description="Entries of cf-aig-metadata to add calls up by, at most four, such as team; by user they are always added up.",
+        description="Names in cf-aig-metadata to aggregate by, at most four, such as team; users are always aggregated.",
     )
     group_retention_days: float = Field(
-        60, gt=0, le=36500, description="How long the sums by user and by `group_by` are kept."
+        60, gt=0, le=36500, description="How long aggregates by user and by `group_by` are kept."
     )
 
 
 class Metrics(Section):
     enabled: bool = Field(True, description="Serve Prometheus metrics at /metrics.")
     max_models: int = Field(
-        200, ge=0, description="Models that get a label of their own, once a provider has answered for them; all others share the label `other`."
+        200,
+        ge=0,
+        description="Number of models that get a label of their own, after a provider has answered for them; all others share the label `other`.",
     )
 
 
@@ -326,35 +335,40 @@ class Tracing(Section):
         description="OTLP endpoint (http/protobuf), such as http://localhost:4318; none: no traces.",
     )
     headers: dict[HeaderName, str] = Field(
-        {}, repr=False, description="Sent with every export, such as a vendor's key."
+        {}, repr=False, description="Headers of every export, such as a vendor's key."
     )
     sample: float = Field(
-        1, ge=0, le=1, description="Share of the traces that begin here; others keep their choice."
+        1,
+        ge=0,
+        le=1,
+        description="Sampled share of the traces that start at the relay; other traces keep the decision of their caller.",
     )
-    service_name: str = Field("ai-gateway-relay", description="What traces call the relay.")
+    service_name: str = Field("ai-gateway-relay", description="Name of the relay in traces.")
 
 
 class Redis(Section):
     url: Annotated[str | None, AfterValidator(_redis_url)] = Field(
         None,
         repr=False,
-        description="Such as redis://localhost:6379/0: limits and cache are shared by workers and machines.",
+        description="URL of the Redis that workers and machines share limits and cache by, such as redis://localhost:6379/0; none: no Redis.",
     )
     timeout_s: Seconds = Field(
-        0.25, description="After this Redis counts as away for a second, and calls go on without."
+        0.25,
+        description="A command that takes longer fails; Redis counts as unavailable for a second, and calls continue without it.",
     )
 
 
 class Cloudflare(Section):
     account_id: UrlPath = Field(
-        "", description="Set: providers with a slug go through Cloudflare AI Gateway."
+        "", description="If set, calls to providers with a slug go through Cloudflare AI Gateway."
     )
-    gateway_id: UrlPath = Field("default", description="The gateway's name; empty is `default`.")
+    gateway_id: UrlPath = Field("default", description="Name of the gateway; empty: `default`.")
     api_key: str = Field(
-        "", repr=False, description="Sent as cf-aig-authorization; empty sends none."
+        "", repr=False, description="Sent as cf-aig-authorization; empty: not sent."
     )
     base_url: HttpUrl = Field(
-        "https://gateway.ai.cloudflare.com/v1", description="For private gateways and tests."
+        "https://gateway.ai.cloudflare.com/v1",
+        description="Base URL of AI Gateway; another for private gateways and tests.",
     )
     delegate: Annotated[
         Delegation,
@@ -364,7 +378,7 @@ class Cloudflare(Section):
         ),
     ] = Field(
         Delegation(),
-        description="What Cloudflare does instead of the relay: a list of retries, limits and cache, or who does each: relay, cloudflare, or off.",
+        description="Tasks of Cloudflare for the calls through it: a list of retries, limits and cache, or for each of them relay, cloudflare or off.",
     )
 
 
@@ -381,7 +395,7 @@ _DATABASES = ("sqlite", "sqlite+aiosqlite", "postgres", "postgresql", "postgresq
 
 
 class GatewayFile(Section):
-    """The whole of gateway.yaml."""
+    """gateway.yaml."""
 
     server: Server = Server()
     tls: Tls = Tls()
@@ -389,16 +403,16 @@ class GatewayFile(Section):
     websocket: WebSockets = WebSockets()
     retries: Retries = Retries()
     retry_budget: RetryBudget = RetryBudget()
-    limits: list[Limit] = Field([], description="How often, how much, and what may run at once.")
+    limits: list[Limit] = Field([], description="Rate limits, token limits and concurrency limits.")
     cache: Cache = Cache()
     inject_usage: bool = Field(
-        True, description="false: `inject_usage` is off at every provider, whatever it says."
+        True, description="false: `inject_usage` is off for every provider."
     )
     redis: Redis = Redis()
     database: Annotated[str | None, AfterValidator(_database)] = Field(
         "data/relay.db",
         repr=False,
-        description="Where the ledger is kept: a SQLite file, or postgresql+asyncpg://USER:PASSWORD@HOST/NAME; empty: nowhere.",
+        description="Database of the ledger: a SQLite file, or postgresql+asyncpg://USER:PASSWORD@HOST/NAME; empty: no ledger.",
     )
     ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()
@@ -408,12 +422,12 @@ class GatewayFile(Section):
     demo: Demo = Demo()
     cloudflare: Cloudflare = Cloudflare()
     include: list[str] = Field(
-        [], description="More files with providers, relative to this one; * is allowed."
+        [], description="More files with providers, relative to this one; `*` is allowed."
     )
-    providers: dict[str, ProviderEntry] = Field({}, description="Name, as in URLs, to provider.")
+    providers: dict[str, ProviderEntry] = Field({}, description="Providers by name; the name is part of their URLs.")
 
 
 class ProvidersFile(Section):
-    """An included file: providers and nothing else."""
+    """An included file, which has providers only."""
 
     providers: dict[str, ProviderEntry] = {}
