@@ -1,1 +1,1 @@
-"""Pure parts: no socket, no file, no clock of their own. Imports nothing of the relay."""
+"""Pure functions and records: no I/O, no clock, no imports from other packages of the relay."""

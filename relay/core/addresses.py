@@ -1,7 +1,7 @@
-"""Host names and addresses: what a Host header names, and whether that is this machine.
+"""Parse host names and IP addresses, and recognize loopback ones.
 
-Owns: just that reading. Nothing is resolved, and nothing is repaired: a spelling that a resolver
-might read as an address of this machine (127.1, 0x7f.1, 2130706433) is a name like any other.
+Owns the parsing of a Host header and of an address. Nothing is resolved or repaired: a spelling
+that a resolver may take for a loopback address (127.1, 0x7f.1, 2130706433) is an ordinary name.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import re
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
-# uri-host [ ":" port ] of RFC 9110 7.2, without what no client sends: user names, escapes, zones.
+# uri-host [ ":" port ] of RFC 9110 7.2, without user names, escapes and zones, which no client
+# sends.
 _HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::([0-9]{0,5}))?\Z")
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, lower-case, without port and brackets; empty if malformed."""
+    """Return the name in a Host header, lower-case, without port and brackets; "" if malformed."""
     found = _HOST.match(host.lower())
     return (found[1] or found[2]) if found is not None else ""
 
 
 def is_loopback(name: str) -> bool:
-    """True for localhost, 127.0.0.0/8 and ::1, also as IPv4 mapped into IPv6."""
+    """True for localhost, 127.0.0.0/8 and ::1, and for IPv4 loopback mapped into IPv6."""
     if name in ("localhost", "localhost."):
         return True
     address = address_of(name)
@@ -31,7 +32,7 @@ def is_loopback(name: str) -> bool:
 
 
 def address_of(name: str) -> Address | None:
-    """An address as such, one mapped into IPv6 as IPv4; None of any other name."""
+    """Parse an address; one that is mapped into IPv6 becomes IPv4. None for any other name."""
     try:
         address = ipaddress.ip_address(name)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Which answers are cached, for how long, and for whom: decided here, from texts alone.
+"""Decide which responses are cached, for how long, and for whom.
 
-Owns: the key of a call, what its client asks for, and which answers may be replayed, by
-their head. Whether one is complete is completeness.py's.
+Owns the cache key of a call, the client's cache headers, and the decision by a response's head
+whether it is cacheable. Whether its body is complete is decided in completeness.py.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Scope = Literal["client", "shared"]
 Header = Callable[[str], str | None]
 
 CUSTOM_KEY_TTL_S = 300
-"""Of an answer under a key of the client's own that names no time, as at Cloudflare."""
+"""Lifetime of a response whose client sends a cache key but no lifetime, as at Cloudflare."""
 MAX_TTL_S = 30 * 86400
 
 CACHE_HEADERS = ("cf-aig-cache-ttl", "cf-aig-skip-cache", "cf-aig-cache-key", *OLD_CACHE_HEADERS)
-"""They go to whoever caches, and to nobody else."""
+"""Forwarded only to Cloudflare, and only if it caches instead of the relay."""
 
 CACHED_KINDS = frozenset(
     {
@@ -38,12 +38,12 @@ CACHED_KINDS = frozenset(
         "transcription", "image", "generate", "models",
     }
 )  # fmt: skip
-"""Kinds of calls of which the same request has the same answer: cached without being asked. Any
-other is cached if its client asks: an upload or a job must not be answered with an older one.
+"""Kinds of calls that may be repeated from the cache by configuration alone. Calls of other kinds
+are cached only if the client asks for it: an upload or a job must not get an older response.
 """
 
-# Headers of a request by which its answer does not differ. All others do their part in its key:
-# what is not known to be harmless could poison what others get.
+# Request headers that do not affect the response. All others are part of the cache key: an unknown
+# header may affect the response, and could poison the cache for other clients.
 _IGNORED = frozenset(
     {
         "user-agent", "x-request-id", "request-id", "x-client-request-id", "traceparent",
@@ -53,7 +53,7 @@ _IGNORED = frozenset(
 )  # fmt: skip
 _IGNORED_PREFIXES = ("x-stainless-", "sec-")
 
-# Of an answer's headers, those that were about that one call.
+# Response headers that describe one particular call.
 _NOT_STORED = frozenset(
     {
         "x-request-id", "request-id", "server-timing", "retry-after", "openai-processing-ms", "age",
@@ -65,35 +65,35 @@ _NOT_STORED_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "x-cloudflare-ai
 
 _CACHEABLE_TYPES = re.compile(r"(?:application/(?:[\w.-]+\+)?json|audio/|image/|text/(?!html))")
 _ENDS_ITSELF = re.compile(r"application/|text/event-stream")
-"""Of these the body tells whether it is whole. Of others only HTTP does."""
+"""Types whose body shows whether it is complete. For other types only HTTP framing does."""
 _MAX_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CacheRules:
-    """How a provider's answers are cached."""
+    """How a provider's responses are cached."""
 
     ttl_s: int | None = None
-    """None: only where a call asks for it."""
+    """None: only if a call asks for it."""
     scope: Scope = "client"
     coalesce: bool = False
 
 
 class CachePlan(NamedTuple):
-    """What is to be done for one call."""
+    """How the cache handles one call."""
 
     provider: str
     key: str
     ttl_s: int
-    """0: its answer is not cached."""
+    """0: the response is not stored."""
     reads: bool
-    """False: the client wants a fresh answer."""
+    """False: the client wants a fresh response."""
     shares: bool
-    """It may share a running call's answer."""
+    """True: the call may share the response of an identical call in flight."""
 
 
 def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
-    """How long the answer of a call of this `kind` is cached; None if the cache is off for it.
+    """Return how long the response to a call of `kind` is cached; None if the cache is off for it.
 
     Raises BadRequest.
     """
@@ -108,27 +108,31 @@ def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
 
 
 def skips(header: Header) -> bool:
-    """True if the client wants a fresh answer."""
+    """True if the client wants a fresh response."""
     given = header("cf-aig-skip-cache") or header("cf-skip-cache") or ""
     return given.strip().lower() in ("true", "1")
 
 
 def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body: bytes) -> str:
-    """The key of a call: who may have its answer, what it asks for, which headers, and its body."""
-    # The text of a tuple keeps its parts apart: nobody can move text from one into another.
+    """Return the cache key of a call: `whose` are the credentials and scope that may read it,
+    `what` is the method and URL, `affecting` the headers that affect the response.
+    """
+    # repr() of a tuple is unambiguous: no text can move from one part into another.
     digest = sha256(repr((whose, what, affecting)).encode())
     digest.update(body)
     return digest.hexdigest()
 
 
 def own_key_of(whose: tuple[str, ...], own: str, affecting: Pairs) -> str:
-    """The key of a call under a client's own key; its answer must be in a coding that it reads."""
+    """Return the cache key of a call whose client sent its `own` key. It contains Accept-Encoding, so
+    that the response has a coding that the client accepts.
+    """
     codings = [value for name, value in affecting if name == "accept-encoding"]
     return sha256(repr((whose, own, codings)).encode()).hexdigest()
 
 
 def affecting_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
-    """Those by which an answer may differ, in an order of their own, names lower-case."""
+    """Return the headers that may affect the response, sorted, with lower-case names."""
     found = [(name, value) for given, value in pairs if (name := _affecting(given))]
     found = found if connection is None else without_named(found, connection)
     return sorted(found)
@@ -136,25 +140,25 @@ def affecting_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, s
 
 @lru_cache(maxsize=_MAX_NAMES)
 def _affecting(name: str) -> str:
-    """Its lower-case form, or nothing if no answer differs by it."""
+    """The lower-case name of a header that may affect the response; empty for others."""
     lower = normal(name)
     harmless = lower in _IGNORED or lower.startswith(_IGNORED_PREFIXES)
     return "" if harmless or not headers_for_provider([(name, "")], None) else lower
 
 
 def stored_headers(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Of an answer's headers those that hold for whoever gets it again."""
+    """Return the response headers that are valid for every replay of the response."""
     return [
-        (f"{name}", value)  # a plain str: multidict has its own kind, which cannot be packed
+        (f"{name}", value)  # a plain str: msgspec cannot encode multidict's subclass
         for name, value in pairs
         if (lower := name.lower()) not in _NOT_STORED and not lower.startswith(_NOT_STORED_PREFIXES)
     ]
 
 
 def is_cacheable(status: int, header: Header) -> bool:
-    """True if an answer may be cached, by its head: a whole 200 of a kind that is asked for again.
-    `private` is no hindrance: the key holds whose credential it was. A body that ends with its
-    connection may have been cut.
+    """True if the head of a response allows caching: status 200 and a cacheable media type. A body
+    that ends with its connection may be truncated, so it is not cacheable unless its type shows its
+    end. `private` is allowed, because the cache key contains the credential.
     """
     media = (header("Content-Type") or "").lower()
     return (

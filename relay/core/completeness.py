@@ -1,8 +1,9 @@
-"""Whether a response is complete, by the wire format of its path: only such a response is cached.
+"""Decide whether a response is complete, by the wire format of its path. Only complete responses
+are cached.
 
-Owns: how each format ends a response of each kind, and what an error inside a 200 looks like. Which
-response may be cached at all is caching.py's. Everything is read in bounded time: documents are
-decoded field by field in C, compressed responses are unpacked up to a bound.
+Owns how each format ends a response of each kind, and which documents inside a 200 are errors.
+Which responses are cacheable is decided in caching.py. Time is bounded: documents are decoded field
+by field in C, compressed responses are decompressed up to a limit.
 """
 
 from __future__ import annotations
@@ -27,27 +28,29 @@ from relay.core.meters.events import DONE, data_of, split_events
 from relay.core.meters.unpack import coding_of, unpack
 
 READ_AT_ONCE_BYTES = 512 * 1024
-"""So much of a stream of documents, or of a compressed response, is read in some milliseconds."""
+"""Size of a stream of documents, or of a compressed response, that is read in some milliseconds."""
 MAX_READ_BYTES = 32 * 1024 * 1024
-"""No more is read in a thread either."""
+"""Larger responses are not read, even in a thread."""
 _BYTES_A_PART = 32
-"""Shorter documents and lines than this, on average, take longer to read than their bytes say."""
+"""If documents or lines are shorter than this on average, their number determines the time."""
 
 
 class Response(NamedTuple):
-    """A response of status 200, as the client got it."""
+    """A response with status 200, as the client got it."""
 
     format: str
-    """The wire format of its path (formats.py)."""
+    """The wire format of the path (formats.py)."""
     kind: str
-    """What was asked for (peek.kind_of)."""
+    """The kind of the call (peek.kind_of)."""
     content_type: str
     content_encoding: str
     body: bytes
 
 
 def is_complete(response: Response, max_bytes: int) -> bool | None:
-    """True if it is whole and no error; None if that takes unpacking more than `max_bytes`."""
+    """True if the response is complete and no error; None if reading it takes decompressing, or
+    decoding, more than `max_bytes`.
+    """
     body: bytes = response.body
     if coding := coding_of(response.content_encoding):
         unpacked = unpack(body, coding, max_bytes)
@@ -58,7 +61,7 @@ def is_complete(response: Response, max_bytes: int) -> bool | None:
             return None if len(body) >= max_bytes else False
     media, allowed = _media(response.content_type), _MEDIA_OF_KIND.get(response.kind, _ALL_MEDIA)
     if media == "text" and allowed is _DOCUMENTS:
-        media = "json"  # some call it text
+        media = "json"  # some providers send JSON as text
     if not body or media not in allowed:
         return False
     if media == "json":
@@ -81,8 +84,8 @@ _MEDIA_OF_KIND: dict[str, frozenset[Media]] = {
     "embeddings": _DOCUMENTS, "rerank": _DOCUMENTS, "models": _DOCUMENTS,
     "speech": _DOCUMENTS | {"audio"}, "image": _DOCUMENTS | {"image"},
 }  # fmt: skip
-"""What a call of a kind is answered with. Anything else is somebody's page, such as that of a proxy
-or of a network that wants a login."""
+"""Media types of the responses to a kind of call. Any other comes from a proxy or a captive portal
+on the way."""
 
 
 def _media(content_type: str) -> Media:
@@ -97,7 +100,7 @@ def _media(content_type: str) -> Media:
 
 
 class _Document(msgspec.Struct):
-    """The fields by which a document tells that it is the last one, or an error."""
+    """The fields that show whether a document is the last one, or an error."""
 
     type: msgspec.Raw = ABSENT
     event_type: msgspec.Raw = ABSENT
@@ -115,7 +118,7 @@ class _Document(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    """A choice of OpenAI's, or a candidate of Gemini's."""
+    """A choice in OpenAI's format, or a candidate in Gemini's."""
 
     index: int = 0
     finish_reason: str | None = None
@@ -136,19 +139,19 @@ _UNFINISHED_STATUSES = frozenset(
         "validating", "finalizing", "cancelling",
     }
 )  # fmt: skip
-"""Of a job that goes on: its next read says something else."""
+"""Statuses of a job that still runs: its next read returns something else."""
 _ERROR_REASONS = frozenset(
     {
         "error", "error_limit", "error_toxic", "insufficient_system_resource",
         "finish_reason_unspecified",
     }
 )  # fmt: skip
-"""Reasons to finish, in lower case, that say that it was not finished."""
+"""Finish reasons, in lower case, that mean that the response is incomplete."""
 _NULL = b"null"
 
 
 class _Seen:
-    """What the documents of a response said so far."""
+    """The state of a response after the documents read so far."""
 
     __slots__ = (
         "choices", "closed", "documents", "done", "failed", "object", "reason", "status", "types",
@@ -159,25 +162,25 @@ class _Seen:
         self.documents = 0
         self.failed = False
         self.closed = False
-        """OpenAI's `[DONE]` came."""
+        """True after OpenAI's `[DONE]`."""
         self.types: set[str] = set()
         self.object = self.status = ""
         self.choices: dict[int, bool] = {}
-        """Whether each choice, or candidate, is finished."""
+        """Index of each choice, or candidate, to whether it is finished."""
         self.usage_is_last = False
-        """Usage was told with the last reason to finish, or after it."""
+        """True if usage came with the last finish reason, or after it."""
         self.reason: bool | None = None
-        """A document tells why it is finished, at its top; None where none has such a field."""
+        """True if a document has a finish reason at its top; None if none has such a field."""
         self.done: bool | None = None
         """The `done` of the last document that has one."""
 
-    def pass_over(self) -> None:
-        """Take an event that only goes on with the first choice."""
+    def count_plain(self) -> None:
+        """Count an event that only continues the first choice."""
         self.documents += 1
         self.choices.setdefault(0, False)
 
     def read(self, document: _Document) -> None:
-        """Take what one document says."""
+        """Read one document."""
         self.documents += 1
         for raw in (document.type, document.event_type):
             if raw is not ABSENT and (name := _name(raw)):
@@ -200,7 +203,7 @@ class _Seen:
         self._read_reason(document)
 
     def _read_choices(self, raw: msgspec.Raw) -> bool:
-        """True if one of them finishes here."""
+        """Read the choices of a document; True if it finishes one of them."""
         try:
             choices = _choices(raw)
         except UNREADABLE:
@@ -230,7 +233,7 @@ def _is(raw: msgspec.Raw, text: bytes) -> bool:
 
 
 def _name(raw: msgspec.Raw) -> str:
-    """A text; empty of anything else."""
+    """Decode a string; anything else is empty."""
     found = value(raw)
     return found if isinstance(found, str) else ""
 
@@ -245,10 +248,10 @@ def _read_events(body: bytes, response: Response) -> bool:
     *events, rest = split_events(body)
     for event in events:
         if is_plain(event):
-            seen.pass_over()
+            seen.count_plain()
         elif event:
             _read_event(event, seen)
-    # What no empty line ends is no event, but some servers leave out the last one's.
+    # Without an empty line at its end it is no event, but some servers omit that of the last one.
     if rest.strip() and not _read_event(rest, seen):
         return False
     return not seen.failed and (seen.documents > 0 or seen.closed) and ends(seen)
@@ -258,7 +261,7 @@ _ERROR_EVENT = re.compile(rb"^event:[ \t]*error[ \t]*\r?$", re.MULTILINE)
 
 
 def _read_event(event: bytes, seen: _Seen) -> bool:
-    """False if its data is neither a document nor `[DONE]`."""
+    """Read one event; False if its data is neither a JSON document nor `[DONE]`."""
     if event.startswith(b"data: ") and b"\n" not in event:
         data = event[6:]
     else:
@@ -286,7 +289,7 @@ def _read_json(body: bytes, response: Response, max_bytes: int) -> bool | None:
     seen, key = _Seen(), (response.format, response.kind)
     try:
         seen.read(_document(text))
-    except msgspec.ValidationError:  # it begins as JSON, but not as an object
+    except msgspec.ValidationError:  # JSON, but no object
         if text.lstrip()[:1] != b"[":
             return key not in _WHOLE_ENDS and is_value(text)
         read, mark = _read_array, b"{"
@@ -302,7 +305,7 @@ def _read_json(body: bytes, response: Response, max_bytes: int) -> bool | None:
 
 
 def _read_array(text: bytes, seen: _Seen) -> bool:
-    """The documents of an array, as Gemini streams them without `alt=sse`."""
+    """Read the documents of an array, as Gemini streams them without `alt=sse`."""
     try:
         documents = _documents(text)
     except UNREADABLE:
@@ -313,7 +316,7 @@ def _read_array(text: bytes, seen: _Seen) -> bool:
 
 
 def _read_lines(text: bytes, seen: _Seen) -> bool:
-    """A document a line, as some vendors stream them."""
+    """Read lines with a document each, as some vendors stream them."""
     for line in text.split(b"\n"):
         if not line.strip():
             continue
@@ -331,7 +334,9 @@ _PAGE = re.compile(
 
 
 def _is_media(body: bytes) -> bool:
-    """Sound and images end where HTTP says; a page or JSON in their place tells an error."""
+    """False for an HTML page or a JSON object, which are errors. Audio and images end where HTTP
+    framing says.
+    """
     return _PAGE.match(body) is None and not (body.lstrip()[:1] == b"{" and is_value(body))
 
 
@@ -356,7 +361,7 @@ def _all_finished(seen: _Seen) -> bool:
 
 
 def _chat_ends(seen: _Seen) -> bool:
-    """`[DONE]` follows the reasons to finish. Vendors that send none tell the usage last."""
+    """`[DONE]` follows the finish reasons. Vendors that send no `[DONE]` send the usage last."""
     return _all_finished(seen) and (seen.closed or seen.usage_is_last)
 
 
@@ -382,7 +387,7 @@ def _interaction_ends(seen: _Seen) -> bool:
 
 
 def _ends_as_it_began(seen: _Seen) -> bool:
-    """Of a path that no kind is known for: what its documents look like tells how they end."""
+    """The end of a response of an unknown kind: its documents show which format they have."""
     if seen.choices:
         return _chat_ends(seen) if seen.documents > 1 else _all_finished(seen)
     if "message_start" in seen.types:
@@ -397,8 +402,8 @@ class _Stream(NamedTuple):
 
     ends: Ends
     is_plain: Callable[[bytes], bool]
-    """True of an event that tells neither an end nor an error, found without decoding it: most
-    are such, and there are thousands. A name in quotes stands in no text, where quotes are escaped.
+    """True for an event that has neither an end nor an error, found without decoding: most of
+    thousands of events are such. A quoted name cannot occur in a text, where quotes are escaped.
     """
 
 
@@ -407,7 +412,7 @@ def _decode_all(_event: bytes) -> bool:
 
 
 def _is_plain_chunk(event: bytes) -> bool:
-    """A part of choice 0, which goes on."""
+    """True for a delta of choice 0 that does not finish it."""
     return (
         b'"finish_reason":null' in event
         and b'"index":0' in event

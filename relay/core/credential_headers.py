@@ -1,6 +1,6 @@
-"""The headers that carry a credential: whatever a client puts there is removed from every request.
+"""The request headers that carry a credential, which the relay removes from every request.
 
-Owns the names. What a client's credential is used for is credentials.py's.
+Owns the names of these headers. How a client's credential is used is decided in credentials.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ CREDENTIAL_HEADERS = (
     "x-relay-key", "cf-aig-authorization", "authorization", "x-api-key", "api-key", "xi-api-key",
     "x-goog-api-key",
 )  # fmt: skip
-"""Wherever an SDK puts a key, in the order in which a client's own is looked for. Removed from
-every request; the provider's own is put in afterwards.
+"""Headers in which SDKs send a key, in the order in which a client's key is looked for. They are
+removed from every request before the credential of the provider is added.
 """
 
-# What names a key, a token or a session of anybody's: the relay's, the provider's, or that of some
-# other service, which a client sends everywhere.
+# Names of headers with a key, a token or a session: the relay's, the provider's, or that of another
+# service, which some clients send to every host.
 _OF_KEYS = frozenset({"authentication", "token", "x-bf-vk", "x-auth", "jwt"})
 _OF_KEYS_PART = re.compile(
     r"(?:^|-)(?:"
@@ -30,7 +30,7 @@ RELAY_PREFIX = "x-relay-"
 
 
 def names_a_key(name: str) -> bool:
-    """True for a header that carries a credential of anybody's, by its normal name."""
+    """True for a header that carries a credential. `name` is normalized (headers.normal)."""
     return (
         name in CREDENTIAL_HEADERS
         or name in _OF_KEYS

@@ -1,8 +1,8 @@
-"""A client's credentials: the places where SDKs and pages put them, and what becomes of them.
+"""Find the credentials that a client sends, and choose those that go to the provider.
 
-Owns: finding them. By default they are dropped. A provider with `client_credentials: allow` gets
-Authorization and its own header as they came; what came in any other place moves to the place and
-scheme that the registry says.
+Owns the places where SDKs and web pages put credentials. By default a client's credentials are
+dropped. A provider with `client_credentials: allow` gets Authorization and its own header
+unchanged; a credential from any other place moves to the place and scheme of the registry.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ _GATEWAY_HEADER = "cf-aig-authorization"
 PROVIDER_HEADERS = tuple(
     name for name in CREDENTIAL_HEADERS if name not in ("x-relay-key", _GATEWAY_HEADER)
 )
-"""Where a client puts a key of the provider's, in the order in which it is looked for."""
+"""Headers in which a client sends a key of the provider, in the order of precedence."""
 _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
 
 
 @dataclass(frozen=True, slots=True)
 class ClientCredential:
-    """The bare secrets that a client brought, or empty."""
+    """The credentials that a client sent; empty if it sent none."""
 
     provider: str = field(default="", repr=False)
-    """The first one."""
+    """The first secret for the provider, without its scheme."""
     gateway: str = field(default="", repr=False)
+    """The secret for Cloudflare AI Gateway, without its scheme."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """Those that came in headers, as they came: lower-case name, value."""
+    """The credential headers, unchanged: lower-case name, value."""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """All that tells this client's calls from another's."""
+        """Everything that distinguishes the calls of this client from those of others."""
         return (self.provider, self.gateway, *(value for _, value in self.headers))
 
 
@@ -43,9 +44,9 @@ def client_credential(
     header: Callable[[str], str | None], raw_query: str, provider: Provider,
     subprotocols: Sequence[tuple[str, str]] = (), own_headers: Sequence[str] = (),
 ) -> ClientCredential:  # fmt: skip
-    """What the client sent in a header, a query parameter or a subprotocol: the first place of
-    these that has one wins, headers in the order of PROVIDER_HEADERS, then the provider's
-    `own_headers` that are not among these, the others as they came.
+    """Find the client's credentials in headers, query parameters and subprotocols. The first one
+    wins: headers in the order of PROVIDER_HEADERS, then `own_headers` of the provider, then the
+    query, then the subprotocols in the order sent.
     """
     gateway = bare(header(_GATEWAY_HEADER) or "")
     names = dict.fromkeys((*PROVIDER_HEADERS, *own_headers))
@@ -64,22 +65,22 @@ def client_credential(
 
 
 def bare(value: str) -> str:
-    """`Bearer sk-1` -> `sk-1`: the secret without its scheme; nothing of a scheme alone."""
+    """`Bearer sk-1` -> `sk-1`: the secret without its scheme; a scheme alone gives ""."""
     scheme, _, secret = value.strip().partition(" ")
     return secret.strip() if scheme.lower() in _SCHEMES else value
 
 
-def choose(route: Route, came: ClientCredential, pick: Callable[[], Keys]) -> Keys:
-    """The credentials of a call whose client may bring its own; else what `pick` gives.
+def choose(route: Route, sent: ClientCredential, pick: Callable[[], Keys]) -> Keys:
+    """Choose the credentials of a call whose client may use its own; otherwise those of `pick`.
 
-    Raises ProviderNotConfigured if there is nothing to send.
+    Raises ProviderNotConfigured if there is no credential to send.
     """
     target, token = route.target, None
-    if came.gateway and target.via == "cloudflare":
-        token = Credential("header", _GATEWAY_HEADER, f"Bearer {came.gateway}", "client")
-    own = _as_it_came(came, target.auth)
-    if own is None and came.provider and target.auth is not None:
-        own = target.auth.credential(came.provider, "client")
+    if sent.gateway and target.via == "cloudflare":
+        token = Credential("header", _GATEWAY_HEADER, f"Bearer {sent.gateway}", "client")
+    own = _unchanged(sent, target.auth)
+    if own is None and sent.provider and target.auth is not None:
+        own = target.auth.credential(sent.provider, "client")
     if own is not None:
         return Keys(own, token or target.gateway_credential)
     if token is not None and target.auth is None:
@@ -90,12 +91,14 @@ def choose(route: Route, came: ClientCredential, pick: Callable[[], Keys]) -> Ke
     return Keys(keys.provider, token) if token else keys
 
 
-def _as_it_came(came: ClientCredential, rule: AuthRule | None) -> Credential | None:
-    """Authorization and the provider's own header: a bearer token is not an API key."""
+def _unchanged(sent: ClientCredential, rule: AuthRule | None) -> Credential | None:
+    """The client's Authorization and the provider's own header, which must not be exchanged for
+    each other: a bearer token is not an API key.
+    """
     places = {"authorization": "Authorization"}
     if rule is not None and rule.place == "header":
         places[rule.name.lower()] = rule.name
-    found = [(places[name], value) for name, value in came.headers if name in places]
+    found = [(places[name], value) for name, value in sent.headers if name in places]
     if not found:
         return None
     (name, value), *others = found
@@ -103,7 +106,7 @@ def _as_it_came(came: ClientCredential, rule: AuthRule | None) -> Credential | N
 
 
 def first_of(route: Route) -> Keys:
-    """The first of the relay's own credentials. Raises ProviderNotConfigured if there are none."""
+    """Return the first credentials of the pool. Raises ProviderNotConfigured if it is empty."""
     if not route.target.pool:
         raise ProviderNotConfigured(route.provider.name, route.target.missing)
     return route.target.pool[0]

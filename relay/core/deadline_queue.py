@@ -1,6 +1,6 @@
-"""Items in the order of the times at which they are due.
+"""A queue of items in the order of their deadlines.
 
-Owns: that order. An item costs nothing between its due times, however many there are.
+Owns that order. An item costs nothing before its deadline, however many items there are.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _SPARE = 64
 
 
 class DeadlineQueue(Generic[T]):
-    """A collection of hashable items, each with the time at which it is due next."""
+    """A collection of hashable items, each with its next deadline, in seconds of any one clock."""
 
     __slots__ = ("_heap", "_items", "_last", "_numbers")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
-        # The heap holds numbers: one of an item that is gone holds nothing but itself.
+        # The heap has numbers instead of items, so that a discarded item is not kept alive.
         self._items: dict[int, T] = {}
         self._numbers: dict[T, int] = {}
         self._last = 0
 
     def add(self, item: T, deadline_s: float) -> None:
-        """Add `item`, or give it another due time."""
+        """Add `item`, or change its deadline."""
         self.discard(item)
         self._last = number = self._last + 1
         self._items[number], self._numbers[item] = item, number
@@ -37,13 +37,15 @@ class DeadlineQueue(Generic[T]):
         heappush(self._heap, (deadline_s, number))
 
     def discard(self, item: T) -> None:
-        """Remove `item` if it is here."""
+        """Remove `item` if it is in the queue."""
         number = self._numbers.pop(item, None)
         if number is not None:
             del self._items[number]
 
     def take_due(self, now_s: float) -> list[T]:
-        """The items that are due, the earliest first. Each is due again only when `add` says."""
+        """Return the items whose deadline has passed, earliest first. Each stays in the collection,
+        without a deadline until the next `add`.
+        """
         due: list[T] = []
         while self._heap and self._heap[0][0] <= now_s:
             _, number = heappop(self._heap)
@@ -52,7 +54,7 @@ class DeadlineQueue(Generic[T]):
         return due
 
     def make_all_due(self) -> None:
-        """Whatever times were given, each item is due now."""
+        """Make every item due now."""
         self._heap = [(-inf, number) for number in self._items]
 
     def __contains__(self, item: T) -> bool:

@@ -1,8 +1,7 @@
-"""The relay's own errors in the format that each provider's SDK parses.
+"""Encode the relay's own errors in the wire format that the provider's SDK parses.
 
-Owns: JSON bodies, SSE error events, and the headers that go with them. A provider's own error is
-never touched. OpenAI's format is the default: most SDKs read `error.message` and
-`error.code`.
+Owns the JSON bodies, SSE error events and headers of these errors. A provider's error passes
+unchanged. OpenAI's format is the default: most SDKs read `error.message` and `error.code`.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _GOOGLE_STATUSES = {
 
 
 def error_body(error: RelayError, format_: str, request_id: str) -> bytes:
-    """The JSON body of `error` for clients of a provider whose wire format is `format_`."""
+    """Return the JSON body of `error` for clients of a provider with the wire format `format_`."""
     return msgspec.json.encode(_FORMATS.get(format_, _openai)(error, request_id))
 
 
 def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> bytes:
-    """The same as an SSE event, complete with its blank line, for a stream at an event boundary."""
+    """Return `error` as an SSE event with its blank line, for a stream at an event boundary."""
     data: dict[str, Any]
     if format_ == "openai" and kind == "responses":
         data = {"type": "error", "code": error.code, "message": error.message, "param": None}
@@ -44,7 +43,7 @@ def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> 
 
 
 def error_headers(error: RelayError) -> dict[str, str]:
-    """Headers that name the side that failed, and say whether an SDK should retry."""
+    """Return the headers of `error`: its code, its source, and whether an SDK should retry."""
     headers = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
     if not error.retryable:
         headers["x-should-retry"] = "false"

@@ -1,9 +1,10 @@
-"""Every way a call can fail, as classes with data. Text for people is made in `surfaces/errors.py`,
-and docs/errors.md lists them all.
+"""Every failure that a client can get, as a class with data and a stable code.
+
+Owns the codes, statuses, close codes and messages, which docs/errors.md lists. The wire format of
+an error is error_bodies.py's job, and sending it surfaces/errors.py's.
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
-An error that an SDK must not retry says so by `retryable = False`; it is answered with
-`x-should-retry: false`.
+`retryable = False` tells SDKs not to retry: the response has `x-should-retry: false`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ Side = Literal["client", "relay", "upstream"]
 
 
 class OperatorError(Exception):
-    """A command cannot do what the operator asked for; the text says why, and what to do.
+    """A command failed; the text says why, and what the operator can do.
 
-    No call sees one: the command line prints its report and ends with its exit code.
+    Only the command line raises it, prints `report` and exits with `exit_code`.
     """
 
     exit_code: ClassVar[int] = 1
 
     @property
     def report(self) -> str:
-        """What the command line prints."""
+        """The text that the command line prints."""
         return f"relay: {self}"
 
 
@@ -51,7 +52,7 @@ _with_code: list[type[RelayError]] = []
 
 
 class RelayError(Exception):
-    """A failure with a stable code. Base class only: raise one of its children."""
+    """A failure with a stable code. A base class: raise one of its subclasses."""
 
     code: ClassVar[str]
     side: ClassVar[Side] = "client"
@@ -59,9 +60,9 @@ class RelayError(Exception):
     close_code: ClassVar[int] = 1008
     retryable: ClassVar[bool] = False
     retry_after_s: float | None = None
-    """When another try may be luckier."""
+    """Seconds after which a retry may succeed; None if unknown."""
     template: ClassVar[str]
-    """The message; `{name}` stands for a field."""
+    """The message, with `{name}` for each field of that name."""
 
     def __init_subclass__(cls, **facts: Any) -> None:
         """`class X(RelayError, code=…, side=…, status=…, close_code=…, retryable=…)`."""
@@ -73,7 +74,7 @@ class RelayError(Exception):
 
     @property
     def message(self) -> str:
-        """One sentence for the caller: no path of ours, no URL with a query, no key."""
+        """The text for the client, without file paths, query strings and keys."""
         return self.template.format_map(vars(self))
 
     def __str__(self) -> str:
@@ -82,7 +83,7 @@ class RelayError(Exception):
 
 @dataclass(eq=False)
 class BadPath(RelayError, code="bad_path", close_code=1002):
-    """The request target is not one that may be relayed (RFC 9112 3.2): nothing is repaired."""
+    """The request target must not be relayed (RFC 9112 3.2). The relay repairs no target."""
 
     reason: str
 
@@ -91,7 +92,7 @@ class BadPath(RelayError, code="bad_path", close_code=1002):
 
 @dataclass(eq=False)
 class BadRequest(RelayError, code="bad_request", close_code=1002):
-    """The request is not well-formed HTTP, or carries a header that cannot be passed on."""
+    """The request is not well-formed HTTP, or has a header that cannot be forwarded."""
 
     reason: str
 
@@ -99,7 +100,7 @@ class BadRequest(RelayError, code="bad_request", close_code=1002):
 
 
 class BadFraming(BadRequest):
-    """Nobody knows where the request ends: it is the last one of its connection."""
+    """The end of the request is unknown, so its connection cannot carry another one."""
 
 
 @dataclass(eq=False)
@@ -127,7 +128,9 @@ class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002
 
 @dataclass(eq=False)
 class MethodNotAllowed(RelayError, code="method_not_allowed", status=405, close_code=1002):
-    """TRACE would echo the relay's credentials, CONNECT would make it a tunnel (RFC 9110 9.3)."""
+    """The relay forwards no TRACE, which would echo its credentials, and no CONNECT, which would
+    make it a tunnel (RFC 9110 9.3).
+    """
 
     method: str
     allowed: ClassVar[tuple[str, ...]] = (
@@ -139,7 +142,7 @@ class MethodNotAllowed(RelayError, code="method_not_allowed", status=405, close_
 
 @dataclass(eq=False)
 class UnknownProvider(RelayError, code="unknown_provider", status=404):
-    """gateway.yaml has no provider of this name; `nearest` is the closest one it has, or empty."""
+    """gateway.yaml has no provider of this name. `nearest` is the most similar name, or empty."""
 
     name: str
     nearest: str = ""
@@ -159,7 +162,7 @@ class UnknownProvider(RelayError, code="unknown_provider", status=404):
 
 @dataclass(eq=False)
 class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
-    """While access is open, Host must be loopback or listed: this stops DNS rebinding."""
+    """While access is open, Host must be loopback or listed, which prevents DNS rebinding."""
 
     host: str
 
@@ -173,22 +176,22 @@ class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
 
 @dataclass(eq=False)
 class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
-    """While access is open, a web page of another origin may not spend the relay's keys."""
+    """While access is open, a web page of another origin may not use the relay's keys."""
 
     origin: str
 
     @property
     def message(self) -> str:
         return (
-            f"Pages of the origin '{quoted(self.origin)}' may not use this relay."
-            " List it in gateway.yaml under cors.origins to allow it."
+            f"Web pages of the origin '{quoted(self.origin)}' may not use this relay."
+            " To allow them, list the origin in gateway.yaml under cors.origins."
         )
 
 
 @dataclass(eq=False)
 class CrossSiteRequest(RelayError, code="cross_site_request", status=403):
-    """While access is open, a page of another site may not spend the relay's keys with an image,
-    a script, a link or a no-cors call: browsers send no Origin with these.
+    """While access is open, a web page of another site may not use the relay's keys by an image, a
+    script, a link or a no-cors call, which browsers send without Origin.
     """
 
     site: str
@@ -205,7 +208,7 @@ class CrossSiteRequest(RelayError, code="cross_site_request", status=403):
 
 @dataclass(eq=False)
 class ManagementNotLocal(RelayError, code="management_not_local", status=403):
-    """While access is open, management is for this machine alone."""
+    """While access is open, only this machine may manage the relay."""
 
     reason: str
 
@@ -214,21 +217,23 @@ class ManagementNotLocal(RelayError, code="management_not_local", status=403):
 
 @dataclass(eq=False)
 class TargetNotAllowed(RelayError, code="target_not_allowed", status=403):
-    """A client named a URL that lies on none of the provider's hosts (fal's proxy convention)."""
+    """A client sent a target URL whose host is not the provider's (fal's proxy convention)."""
 
     provider: str
     header: str
 
-    template = "{header} must name a URL on a host that '{provider}' has in gateway.yaml."
+    template = "{header} must be a URL of a host that '{provider}' has in gateway.yaml."
 
 
 @dataclass(eq=False)
 class WebSocketNotSupported(RelayError, code="websocket_not_supported", status=426):
-    """No WebSocket there. 426 makes clients that speak both go on by plain HTTP."""
+    """The provider has no WebSocket at this path. After a 426, clients that can use both continue
+    with plain HTTP.
+    """
 
     provider: str
     endpoint: str = ""
-    """The path that no pattern of `websocket.paths` matches; empty: it has no sockets at all."""
+    """The path that matches no pattern of `websocket.paths`; empty: the provider has no sockets."""
 
     @property
     def message(self) -> str:
@@ -245,107 +250,116 @@ class WebSocketNotSupported(RelayError, code="websocket_not_supported", status=4
 
 @dataclass(eq=False)
 class UpgradeRequired(RelayError, code="upgrade_required", status=426, close_code=1002):
-    """A WebSocket path was asked for by plain HTTP."""
+    """A plain HTTP request to a WebSocket path."""
 
-    message = "This path speaks WebSocket only: send Upgrade: websocket, version 13."
+    message = "This path accepts WebSockets only: send Upgrade: websocket, version 13."
 
 
 @dataclass(eq=False)
 class BodyTimeout(RelayError, code="body_timeout", status=408):
-    """The caller stopped sending its request body."""
+    """The client stopped sending its request body."""
 
     after_s: float
 
-    template = "No byte of the request body came for {after_s:g} s."
+    template = "No byte of the request body arrived for {after_s:g} s."
 
 
 @dataclass(eq=False)
 class BodyTooSlow(RelayError, code="body_too_slow", status=408):
-    """The caller sends its request body so slowly that it only holds a place."""
+    """The client sends its request body below the minimum rate."""
 
     bytes_per_s: int
     behind_s: float
 
     template = (
-        "The request body fell {behind_s:g} s behind {bytes_per_s} bytes a second,"
-        " the least that this relay takes."
+        "The request body fell {behind_s:g} s behind the minimum rate of {bytes_per_s} bytes per"
+        " second."
     )
 
 
 @dataclass(eq=False)
 class ModelUnknown(RelayError, code="model_unknown", status=403):
-    """A rule asks for the model of a call, and it cannot be told."""
+    """A limit depends on the model of the call, which cannot be determined."""
 
-    message = "A rule asks for the model of this call, and its body does not name it plainly."
+    message = (
+        "A limit depends on the model, and the request body does not contain exactly one `model`."
+    )
 
 
 @dataclass(eq=False)
 class _Limited(RelayError, close_code=1013, retryable=True):
-    """A rule of `limits` is reached: `100 requests in 60 s`. Base class only."""
+    """A rule of `limits` is reached. Base class only."""
 
     rule: str
+    """What the rule allows: `100 requests in 60 s`; empty: the concurrency limit of all calls."""
     retry_after_s: float = 1.0
 
     @property
     def message(self) -> str:
-        return f"The limit of {self.rule} is reached. Try again in {ceil(self.retry_after_s)} s."
+        limit = f"The limit of {self.rule}" if self.rule else "The relay's concurrency limit"
+        return f"{limit} is reached. Try again in {ceil(self.retry_after_s)} s."
 
 
 class TooManySessions(_Limited, code="too_many_sessions", status=429):
-    """This client already holds as many WebSocket sessions as it may."""
+    """This client has reached its limit of concurrent WebSocket sessions."""
 
 
 class RateLimited(_Limited, code="rate_limited", status=429, close_code=1008):
-    """This client has called as often, or used as much, as it may; or has too much running."""
+    """This client has reached its limit of requests, tokens, handshakes or concurrent calls."""
 
 
 class Overloaded(_Limited, code="overloaded", side="relay", status=503):
-    """As many calls run, of all or of a provider, as may: refused at once, rather than to wait."""
+    """The concurrency limit of all calls, or of the calls to a provider, is reached. The relay
+    refuses the call instead of queueing it.
+    """
 
 
 class StoreUnavailable(
     RelayError, code="store_unavailable", side="relay", status=503, retryable=True
 ):
-    """Redis or the database is away, and what was asked cannot be done without it."""
+    """Redis or the database is unavailable, and the request needs it."""
 
-    message = "Where this is kept (Redis or the database) does not answer: nothing was done."
+    message = "Redis or the database is unavailable; nothing was changed."
 
 
 class LedgerBusy(RelayError, code="ledger_busy", side="relay", status=503, retryable=True):
-    """As many questions to the ledger run and wait as may."""
+    """The limit of running and waiting queries of the ledger is reached."""
 
     retry_after_s = 1.0
 
-    message = "The ledger answers as many queries as it can at once. Ask again in a second."
+    message = "The ledger is busy with other queries. Try again in 1 s."
 
 
 @dataclass(eq=False)
 class QueryTimeout(RelayError, code="query_timeout", side="relay", status=503):
-    """A question to the ledger took too long and was ended."""
+    """A query of the ledger was cancelled after its time limit."""
 
     after_s: float
 
     template = (
-        "The query was ended after {after_s:g} s: ask for less time, fewer keys or a larger bucket."
+        "The query was cancelled after {after_s:g} s. Query a shorter time, fewer keys or a larger"
+        " bucket."
     )
 
 
 class LogNotFound(RelayError, code="log_not_found", status=404, close_code=1008):
-    """The ledger has no call of this id, or none any more."""
+    """The ledger has no call with this id, or its row was deleted."""
 
-    message = "The ledger has no call of this id."
+    message = "The ledger has no call with this id."
 
 
 @dataclass(eq=False)
 class ConfigInvalid(RelayError, code="config_invalid", status=422):
-    """A reload was refused, the old registry stays. `problems` are file:line:column messages."""
+    """A reload was refused, and the old configuration stays in force. `problems` are messages with
+    file:line:column.
+    """
 
     problems: Sequence[str]
 
     @property
     def message(self) -> str:
         problems = "\n".join(self.problems)
-        return f"The new configuration was refused and the old one stays:\n{problems}"
+        return f"The new configuration was refused, and the old one stays in force:\n{problems}"
 
 
 @dataclass(eq=False)
@@ -357,7 +371,7 @@ class WorkersIncomplete(
     close_code=1011,
     retryable=True,
 ):
-    """Of several workers not all did what was asked: `missing` names the others."""
+    """Some workers did not execute an order, such as a reload; `missing` has a line for each."""
 
     order: str
     missing: Sequence[str]
@@ -365,19 +379,19 @@ class WorkersIncomplete(
     @property
     def message(self) -> str:
         missing = "\n".join(self.missing)
-        return f"Not every worker carried out the {self.order}. Ask again.\n{missing}"
+        return f"Not every worker executed the {self.order}. Try again.\n{missing}"
 
 
 @dataclass(eq=False)
 class ClientGone(RelayError, code="client_gone", status=499, close_code=1011):
-    """The caller left before the end: not our failure, not the provider's."""
+    """The client closed the connection before the end; neither relay nor provider failed."""
 
     message = "The client closed the connection."
 
 
 @dataclass(eq=False)
 class ClientStalled(RelayError, code="client_stalled", status=499, close_code=1013):
-    """The caller took nothing of its answer for too long."""
+    """The client stalled while receiving a response."""
 
     after_s: float
 
@@ -388,7 +402,7 @@ class ClientStalled(RelayError, code="client_stalled", status=499, close_code=10
 class ProviderNotConfigured(
     RelayError, code="provider_not_configured", side="relay", status=503, close_code=1011
 ):
-    """The provider's `auth` names variables that are not set."""
+    """Variables in the provider's `auth` are not set."""
 
     provider: str
     missing: Sequence[str]
@@ -415,18 +429,18 @@ class Draining(
 
 @dataclass(eq=False)
 class InternalError(RelayError, code="internal_error", side="relay", status=500, close_code=1011):
-    """A bug of the relay's; the log has it under the same request id."""
+    """A bug in the relay. The log has the traceback with the same request id."""
 
-    message = "The relay failed. Its log has the cause under this request id."
+    message = "The relay failed. Its log has the cause with this request id."
 
 
 class _Upstream(RelayError, side="upstream", status=502, close_code=1014):
-    """A failure of the provider, or on the way to it. Base class only."""
+    """A failure of the provider, or of the connection to it. Base class only."""
 
 
 @dataclass(eq=False)
 class UpstreamNotConnected(_Upstream):
-    """No connection that could carry a request. Base class only."""
+    """No connection to the provider was established. Base class only."""
 
     provider: str
     address: str
@@ -436,7 +450,7 @@ class UpstreamNotConnected(_Upstream):
 
 @dataclass(eq=False)
 class UpstreamUnreachable(UpstreamNotConnected, code="upstream_unreachable", retryable=True):
-    """No connection came up: DNS, refused, no route, connect time-out. Nothing was sent."""
+    """No connection: DNS failed, refused, no route, or connect timeout. Nothing was sent."""
 
     template = "No connection to the provider '{provider}' at {address}: {reason}."
 
@@ -450,7 +464,7 @@ class UpstreamTlsFailed(UpstreamNotConnected, code="upstream_tls_failed"):
 
 @dataclass(eq=False)
 class UpstreamTimeout(_Upstream, code="upstream_timeout", status=504):
-    """The provider was silent too long; `phase`: handshake, first byte, stream, upload."""
+    """The provider was silent for too long. `phase` is what the relay waited for."""
 
     phase: str
     after_s: float
@@ -460,7 +474,7 @@ class UpstreamTimeout(_Upstream, code="upstream_timeout", status=504):
 
 @dataclass(eq=False)
 class UpstreamDisconnected(_Upstream, code="upstream_disconnected"):
-    """The provider closed the connection before its answer was whole."""
+    """The provider closed the connection before its response was complete."""
 
     phase: str
 
@@ -469,30 +483,30 @@ class UpstreamDisconnected(_Upstream, code="upstream_disconnected"):
 
 @dataclass(eq=False)
 class UpstreamProtocolError(_Upstream, code="upstream_protocol_error"):
-    """What the provider sent is not valid HTTP or WebSocket, or cannot be passed on."""
+    """The provider's response is not valid HTTP or WebSocket, or cannot be forwarded."""
 
     reason: str
 
-    template = "The provider's answer cannot be relayed: {reason}."
+    template = "The provider's response cannot be relayed: {reason}."
 
 
 class UpstreamErrorInAnswer(_Upstream, code="upstream_error_in_answer"):
-    """The provider answered 200, and the answer is an error, ends with one, or is an empty stream.
-    It has passed as it came: this is for the log and the ledger.
+    """The provider's response has status 200, but is an error, ends with one, or is an empty
+    stream. The client got it unchanged; only the log and the ledger show this error.
     """
 
-    message = "The provider's answer has a status of success, and is an error."
+    message = "The provider's response has a success status but contains an error."
 
 
 @dataclass(eq=False)
 class HandshakeRefused(_Upstream, code="handshake_refused"):
-    """The provider answered a WebSocket handshake with something else than 101: passed on as it
-    came.
+    """The provider answered a WebSocket handshake with another status than 101. The client gets
+    its response.
 
     `status` is the provider's, 200 to 599, `headers` are the raw pairs, `body` at most 64 KiB.
     """
 
-    status: int = field()  # without a default: the class has one, its base's
+    status: int = field()  # else the class attribute of the base would become its default
     reason: str
     headers: MultiMapping[str] = field(repr=False)
     body: bytes = field(repr=False)
@@ -501,4 +515,4 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
 
 
 CATALOGUE: tuple[type[RelayError], ...] = tuple(_with_code)
-"""Every error there is: docs/errors.md and its test are held against this table."""
+"""Every error with a code. The test of docs/errors.md reads this table."""

@@ -1,8 +1,8 @@
-"""One call, from its first byte in to its last byte out. The only mutable noun of the relay.
+"""The Exchange: the state of one call or session, from its first byte to its record.
 
-Owns: what is known of a call while it runs, in parts of which each says who writes it; its state;
-and its outcome (`fail`, `finish`).
-Reads no clock: times are given, in seconds of one monotonic clock.
+Owns the data of a call while it runs, in parts whose docstrings name their writers; its state; and
+its outcome (`fail`, `finish`). It reads no clock: times are passed in, in seconds of the gateway's
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "uploa
 
 
 def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
-    """The UUIDv7 (RFC 9562 5.7) of a time, lower-case; `random_bits(n)` gives n bits."""
+    """Return the UUIDv7 (RFC 9562 5.7) of a time, lower-case; `random_bits(n)` returns n bits."""
     return "%08x-%04x-%04x-%04x-%012x" % (  # noqa: UP031 (half the time of an f-string)
         unix_ms >> 16,
         unix_ms & 0xFFFF,
@@ -48,75 +48,75 @@ def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
 
 
 def min_id_at(unix_s: float) -> str:
-    """What every id made from then on is not below."""
+    """Return a lower bound for the ids that are made at or after this time."""
     return uuid7(int(unix_s * 1000), lambda _: 0)
 
 
 class Metering(Protocol):
-    """What an Exchange wants to know of its meter (core/meters/)."""
+    """A meter as an Exchange uses it (core/meters/): it observes a response and reports usage."""
 
     @property
     def model(self) -> str | None:
-        """The model that answered, where it is named."""
+        """The model that answered, if the response names it."""
 
     @property
     def parts(self) -> Parts:
-        """What was used so far, by model; none if nothing is known."""
+        """The usage so far, by model; empty if nothing is known."""
 
     @property
     def has_error(self) -> bool:
-        """True if the answer is an error, whatever its status."""
+        """True if the response is an error, whatever its status."""
 
     @property
     def ignored(self) -> int:
-        """How many fields were not read though they may tell usage."""
+        """Number of unreadable fields that may have had usage."""
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """One client of the relay, identified once, before the body is read (gate/identify.py)."""
+    """The client of a call, identified once, before the body is read (gate/identify.py)."""
 
     client: str
-    """What `per: client` means: its address, until clients have keys."""
+    """The identity that `per: client` counts: the client's address."""
     peer: str = ""
-    """The address at the other end of its connection: its own, or that of a proxy."""
+    """The peer address of the connection: the client's, or that of a proxy."""
     scheme: str = "http"
-    """`https` where that connection is encrypted."""
+    """`https` if the client's connection is encrypted."""
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One try at one target: `status` of its answer, or the code of what came instead."""
+    """An attempt at one target: the `status` of its response, or the code of the failure."""
 
     provider: str
     via: str
     key: str
-    """Which credential: its variable's name."""
+    """The variable of the credential."""
     status: int
     error: str
     duration_s: float
     maybe_billed: bool = False
-    """The provider may have executed it, and another target was called after it."""
+    """True if the provider may have executed the call, and another target was called afterwards."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Capture:
-    """What was collected of a call's bodies, as they passed: not yet searched for keys."""
+    """The request and response bodies of a call, captured while they pass, and not yet redacted."""
 
     request: bytes
     request_coding: str
-    """Its Content-Encoding; empty if it is not compressed."""
+    """Content-Encoding of the request; empty if it is not compressed."""
     max_bytes: int
-    """So much of each may be stored."""
+    """Maximum size of each stored body."""
     captured_bytes: int
-    """So much is collected for that."""
+    """Maximum size of each captured body, from which the stored one is made."""
     credentials: tuple[str, ...] = ()
-    """The client's own."""
+    """The client's credentials, to be redacted."""
     response: bytearray = field(default_factory=bytearray)
     response_coding: str = ""
 
 
 State = Literal["reading", "sending", "committed", "ended"]
-"""`reading`: the request is read, matched and admitted. `sending`: attempts are made. `committed`:
-the first byte went downstream, so nothing else can be answered. `ended`: recorded next."""
+"""`reading`: the request is read, routed and admitted. `sending`: attempts are made. `committed`:
+the first byte went downstream, so the response is fixed. `ended`: the call is over."""
 _MOVES: Mapping[State, tuple[State, ...]] = {
     "reading": ("sending", "committed", "ended"),
     "sending": ("committed", "ended"),
@@ -127,7 +127,7 @@ _MOVES: Mapping[State, tuple[State, ...]] = {
 
 @dataclass(eq=False, repr=False, slots=True)
 class Request:
-    """What the client asked for. Written by gateway.begin, the request path and calls/body.py."""
+    """The client's request. Written by gateway.begin, the request path and calls/body.py."""
 
     transport: Transport
     method: str
@@ -138,24 +138,24 @@ class Request:
     endpoint: str = ""
     surface: Surface = "native"
     surface_format: str | None = None
-    """The wire format that the surface has for errors; None: the provider's."""
+    """Wire format of errors of this surface; None: that of the provider."""
     kind: str = "other"
     model: str | None = None
     stream: bool | None = None
     user: str | None = None
-    """The end user, as the body names it."""
+    """The end user that the body names."""
     body_bytes: int = 0
     held_bytes: int = 0
-    """Of its body, in memory."""
+    """Bytes of the body that are buffered."""
     billable_input: bytes = b""
-    """The fields of the body that are paid for: text made speech, images asked for."""
+    """The fields of the body that are billed: text for speech, number of images."""
     input_estimate: int | None = None
-    """Tokens of the body, where they cannot be estimated from its length."""
+    """Estimated tokens of the body; None: by its length."""
     trace: Trace | None = None
 
     @property
     def request_id(self) -> str:
-        """The client's own name for the call."""
+        """The client's X-Request-Id, or empty."""
         return self.headers.get("X-Request-Id", "")
 
 
@@ -165,16 +165,16 @@ _NO_KEYS = Keys()
 @dataclass(eq=False, repr=False, slots=True)
 class Routing:
     """Where the call goes. Written by the request path (the first route), upstream/attempts.py, the
-    attempts, calls/send.py and calls/caching.py; a shared call has it in common with its leader.
+    attempts, calls/send.py and calls/caching.py. A shared call and its leader have one object.
     """
 
     route: Route | None = None
     attempts: tuple[Attempt, ...] = ()
-    """Empty where the first one was good."""
+    """Empty if the first attempt succeeded."""
     step: int | None = None
-    """Which of the route's targets answered, the first being 0; None where there is one."""
+    """Index of the target that answered, from 0; None if the route has one target."""
     sent_s: float = 0.0
-    """When it was first sent; 0 if it never was."""
+    """Time of the first attempt; 0 if nothing was sent."""
     cloudflare_log_id: str | None = None
     keys: Keys = _NO_KEYS
     """The credentials of the last attempt."""
@@ -182,31 +182,31 @@ class Routing:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Response:
-    """What goes downstream. Written by calls/ and websocket.py; gateway.release drops the
+    """The response downstream. Written by calls/ and websocket.py; gateway.release drops the
     observer.
     """
 
     status: int = 0
     body_bytes: int = 0
     first_byte_s: float = 0.0
-    """When the provider answered."""
+    """Time of the first byte from the provider."""
     overhead_s: float = 0.0
-    """The relay's own time, until the head went downstream."""
+    """Time that the relay added, until the head went downstream."""
     meter_observer: MeterObserver | None = None
 
 
 class MeterObserver(Protocol):
-    """Shows the chunks of a response to its meter."""
+    """Passes the chunks of a response to its meter."""
 
     def see(self, chunk: bytes) -> None:
         """Meter a chunk."""
 
     def see_past(self, chunk: bytes) -> None:
-        """The same, of whole events in which no usage was found."""
+        """Meter a chunk of whole events that are known to have no usage."""
 
 
 class UnreadResponse(NamedTuple):
-    """A whole response, of which the meter is made when the usage is settled."""
+    """A complete response whose meter is made when the usage is settled."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -214,39 +214,41 @@ class UnreadResponse(NamedTuple):
 
 @dataclass(eq=False, repr=False, slots=True)
 class UsageAndCost:
-    """Written by who attaches the meter, by calls/caching.py (what was saved), then by
-    ledger.settle; shared calls have one in common.
+    """The usage of the call and its cost. Written by whoever attaches the meter, by
+    calls/caching.py (`saved_nano_usd`), then by ledger.settle. A shared call and its leader have
+    one object.
     """
 
     meter: Metering | None = None
     unread: UnreadResponse | None = None
     settled: bool = False
-    """What the call used and cost is known, as far as it will be."""
+    """True when usage and cost are final."""
     parts: Parts = ()
-    """What is counted with this call, by model."""
+    """The usage that is counted with this call, by model."""
     used: Usage | None = None
     """The total of `parts`."""
     cost_nano_usd: int | None = None
+    """Billionths of a US dollar; None if unknown."""
     saved_nano_usd: int | None = None
-    """What a response from the cache cost when it was made."""
+    """Original cost of a response from the cache."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Waiting:
-    """What the call waits for. Written by who waits; `expired` by `Exchange.expire`, the limit of
-    the first byte by upstream/attempts.py.
+    """What the call waits for, which timeouts.py checks. Written by the code that waits; `expired`
+    by `Exchange.expire`, `first_byte_limit_s` by upstream/attempts.py.
     """
 
     for_: WaitingFor = "nothing"
     since_s: float = 0.0
     first_byte_limit_s: float | None = None
-    """Instead of the provider's: the client's own, or shorter since another target can answer."""
+    """Replaces the provider's timeout: by the client's, or by a shorter one before a fallback."""
     body_behind_s: float = 0.0
-    """How far the request's body lags behind the least rate that it may have."""
+    """How far the request body is behind the minimum rate."""
     expired: RelayError | None = None
-    """The error for which the task was cancelled."""
+    """The error that the task was cancelled for."""
     client_left: Callable[[], bool] | None = None
-    """Where a server does not cancel its handlers: tells whether the client is gone."""
+    """True if the client has left; set for servers that do not cancel their handlers."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -256,7 +258,7 @@ class Outcome:
     """
 
     name: OutcomeName | None = None
-    """None until that is known."""
+    """None while the call runs."""
     error: RelayError | None = None
     cause: BaseException | None = None
     ended_s: float = 0.0
@@ -264,15 +266,15 @@ class Outcome:
 
 @dataclass(eq=False, repr=False, slots=True)
 class CacheUse:
-    """What the cache does for the call. Written by calls/caching.py; `leads` by Exchange.fork and
+    """The part of the cache in the call. Written by calls/caching.py; `leads` by Exchange.fork and
     gateway.end_lead.
     """
 
     plan: CachePlan
     is_hit: bool = False
-    """Answered without a call of its own."""
+    """True if the response came from the cache, or from another call in flight."""
     leads: bool = False
-    """A call that others share runs on its behalf: its outcome is still to come."""
+    """True while a shared call runs for this exchange, whose outcome will be that of the call."""
 
     @property
     def status(self) -> str:
@@ -281,7 +283,7 @@ class CacheUse:
 
 
 class SessionSummary(NamedTuple):
-    """What a WebSocket session came to. Written by websocket.py when it ends."""
+    """The totals of a WebSocket session. Written by websocket.py when the session ends."""
 
     messages_up: int = 0
     messages_down: int = 0
@@ -293,33 +295,33 @@ class SessionSummary(NamedTuple):
 
 @dataclass(eq=False, repr=False, slots=True)
 class Exchange:
-    """See the module. The `_s` stamps are of the gateway's clock."""
+    """One call or session; see the module."""
 
     id: str
     request: Request
     task: asyncio.Task[object] | None = None
     state: State = "reading"
-    """Only `move_to` writes it."""
+    """Written by `move_to` only."""
     routing: Routing = field(default_factory=Routing)
     response: Response = field(default_factory=Response)
     usage: UsageAndCost = field(default_factory=UsageAndCost)
     waiting: Waiting = field(default_factory=Waiting)
     outcome: Outcome = field(default_factory=Outcome)
     cache: CacheUse | None = None
-    """None where the cache has nothing to do with it."""
+    """None if the call does not use the cache."""
     session: SessionSummary | None = None
     admission: Admission | None = None
-    """None while there are no limits."""
+    """None if there are no limits."""
     limit_states: tuple[LimitState, ...] = ()
-    """How the client stands under the limits."""
+    """State of the client's limits."""
     capture: Capture | None = None
-    """Its bodies, where they are collected."""
+    """None if the bodies are not stored."""
     at_end: tuple[Callable[[], None], ...] = ()
-    """Called once when the call is over, each whatever becomes of the others."""
+    """Functions that are called once when the call is over, even if one of them raises."""
 
     def fork(self) -> Exchange:
-        """An exchange for a call that this one leads and others share: it asks for the same, and
-        where it goes, what it uses and what that costs are this one's too.
+        """Return an exchange for a shared call that this exchange leads. It has a copy of the
+        request, and the same `routing` and `usage` objects.
         """
         request = copy.copy(self.request)
         self.request.held_bytes = 0
@@ -338,25 +340,27 @@ class Exchange:
         )
 
     def move_to(self, state: State) -> None:
-        """Enter a state; there is no way back from any."""
+        """Enter a later state. Raises RuntimeError for an earlier one."""
         if state not in _MOVES[self.state]:
             raise RuntimeError(f"{self!r} cannot become {state}")
         self.state = state
 
     def wait(self, for_: WaitingFor, now_s: float) -> None:
-        """Say what is awaited from now on; periodic.py ends an Exchange that waits for too long."""
+        """Record what the call waits for from now on; timeouts.py ends calls that wait too long."""
         waiting = self.waiting
         waiting.for_ = for_
         waiting.since_s = now_s
 
     def expire(self, error: RelayError) -> None:
-        """End the call with `error`, wherever its task waits. The first error counts."""
+        """Cancel the task of the call, which then ends with `error`. The first error wins."""
         if self.task is not None and self.waiting.expired is None:
             self.waiting.expired = error
             self.task.cancel()
 
     def take_expiry(self) -> RelayError | None:
-        """The error for which `expire` cancelled the task, which goes on; None otherwise."""
+        """Return the error of `expire` and undo its cancellation, so that the task can continue.
+        None if the task was not cancelled by `expire`, or the client has left.
+        """
         expired = self.waiting.expired
         if expired is None or isinstance(expired, ClientGone) or self.task is None:
             return None
@@ -365,11 +369,13 @@ class Exchange:
         return expired
 
     def failure_of(self, error: BaseException) -> RelayError:
-        """The error for the caller: of a cancellation, the expired wait or the client's leaving."""
+        """Return the error for the client. A cancellation stands for the error of `expire`, or for
+        the client's disconnect.
+        """
         if isinstance(error, RelayError):
             return error
         if isinstance(error, asyncio.CancelledError):
-            # One that failed already is ended a second time only to be done with it.
+            # A call that has failed already keeps its first error.
             return self.waiting.expired or self.outcome.error or ClientGone()
         return ClientGone() if isinstance(error, ConnectionError) else InternalError()
 
@@ -378,7 +384,7 @@ class Exchange:
         outcome = self.outcome
         outcome.error = failure
         if cause is None or cause is failure or isinstance(cause, asyncio.CancelledError):
-            # Nobody prints it, and each of its frames may hold the exception: a cycle.
+            # The traceback is never printed, and its frames may refer to the exception: a cycle.
             (cause or failure).__traceback__ = None
         else:
             outcome.cause = cause
@@ -388,12 +394,12 @@ class Exchange:
             outcome.name = "refused" if failure.side == "client" else "failed"
 
     def end_with(self, error: BaseException) -> BaseException:
-        """Record why the call ends, and return what its handler is to raise.
+        """Record why the call ends, and return the exception that its handler must raise.
 
-        After the first byte nothing can be answered any more: the connection is all there is to
-        end. A client's own leaving stays the cancellation that it was. Raise it `from None`: it may
-        be `error` itself, and an exception that is its own cause keeps itself alive. So would one
-        that is raised here, by the names that this frame has for it.
+        After the first byte no error response is possible, so the connection is reset. The
+        cancellation by a client's disconnect stays a cancellation. Raise the result `from None`: it
+        may be `error` itself, and an exception that is its own cause keeps itself alive. This
+        function does not raise it, because its frame would keep it alive too.
         """
         failure = self.failure_of(error)
         self.fail(failure, error)
@@ -404,21 +410,21 @@ class Exchange:
         return failure
 
     def fail_if_answer_is_error(self) -> None:
-        """Judge an answer that came to a clean end by what it holds, once that is read."""
+        """Record a failure if the meter has found an error in a response that ended cleanly."""
         meter = self.usage.meter
         if self.outcome.name == "relayed" and meter is not None and meter.has_error:
             self.fail(UpstreamErrorInAnswer())
 
     def finish(self) -> None:
-        """Record that the call came to a clean end, unless it has failed."""
+        """Record that the call ended cleanly, unless it has failed."""
         if self.outcome.name is None:
             is_hit = self.cache is not None and self.cache.is_hit
             self.outcome.name = "cached" if is_hit else "relayed"
 
     def let_go(self) -> None:
-        """Let go of what leads back here, once the call is recorded: an exception's traceback holds
-        the frames that it passed, turns and meter hold a session's legs, and these the exchange.
-        Such a cycle of fifty objects would be freed by the garbage collector alone.
+        """Drop references that lead back to this exchange, after the call is recorded. Tracebacks
+        refer to frames, turns and meter to the sides of a session, and these to the exchange: only
+        the garbage collector would free such a cycle of fifty objects.
         """
         self.outcome.error = self.outcome.cause = self.waiting.expired = self.session = None
         if self.request.transport == "websocket":
@@ -426,7 +432,7 @@ class Exchange:
 
     @property
     def error_format(self) -> str:
-        """The wire format in which the relay's own errors are written."""
+        """The wire format of the relay's own errors for this call."""
         route = self.routing.route
         return self.request.surface_format or (route.format if route is not None else "openai")
 

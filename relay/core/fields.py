@@ -1,8 +1,8 @@
-"""Read the fields of JSON objects that clients and providers write, in bounded time and memory.
+"""Read fields of JSON objects from outside, in bounded time and memory.
 
-Owns: what is read at all, and how: a field that nobody asks for is skipped in C and never built; a
-field is decoded only if it is small; a body that takes too long even to skip is not read. msgspec
-holds the GIL while it decodes, so a thread would not keep the event loop running.
+Owns the bounds: an unwanted field is skipped in C without building it; a wanted field is decoded
+only if it is small; a body that takes too long to skip is not read. msgspec holds the GIL while it
+decodes, so a thread would not keep the event loop running.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import msgspec
 MAX_FIELD_BYTES = 64 * 1024
 """A larger field is not decoded: 64 KiB of `[[],[],...]` take 2 ms, 25 MiB take 2 s and 0.7 GiB."""
 MAX_TEXT_BYTES = 1024 * 1024
-"""The same for a text whose characters are counted: a string is decoded in one piece."""
+"""The same limit for a string whose characters are counted."""
 LARGE_BYTES = 1024 * 1024
-"""After each pass over a larger body the event loop gets its turn."""
+"""Code that reads a larger body yields to the event loop after each pass."""
 _ALWAYS_READ_BYTES = 4 * 1024 * 1024
 _MARKS = (b",", b"[", b"{")
 _MAX_MARKS = 2_000_000
-"""How many of these a larger body may have. There is one for each value, which msgspec skips in 4
-to 8 ns; a byte of a string takes it 0.4 ns, of whitespace or an escape 1.5 ns.
+"""Maximum number of `_MARKS` in a body above _ALWAYS_READ_BYTES. There is one mark for each value,
+which msgspec skips in 4 to 8 ns; it skips a byte of a string in 0.4 ns, of whitespace or an escape
+in 1.5 ns.
 """
 _WINDOW_BYTES = 256 * 1024
 _MAX_PAIRS = 10_000
 UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""What msgspec raises for text that is no JSON, too deep, or of another type than was asked for."""
+"""Exceptions of msgspec for text that is no JSON, nested too deeply, or of another type."""
 
 ABSENT = msgspec.Raw()
-"""A field that is not there."""
+"""The value of a missing field."""
 _decode = msgspec.json.Decoder(Any).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
@@ -40,7 +41,7 @@ Text = bytes | memoryview | msgspec.Raw
 T = TypeVar("T", bound=msgspec.Struct)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Escapes of surrogates, paired or not, become those of other characters.
+# Escapes of surrogates, paired or not, are replaced by escapes of other characters.
 _ODD_WORDS = (
     (b"\\ud", b"\\u0"),
     (b"\\uD", b"\\u0"),
@@ -54,9 +55,9 @@ _QUIET = bytes.maketrans(_CONTROLS, bytes(0x20 if c in _LINE_ENDS else 0x3F for 
 
 
 def _strict(body: bytes) -> bytes | None:
-    """JSON text that other readers take and msgspec refuses, made strict with every place kept: a
-    byte order mark, NaN and Infinity, lone surrogates, control characters in strings. None if it
-    has none of these. Only places may be read in it: words within strings are changed too.
+    """Make text strict that lenient JSON parsers accept and msgspec refuses: a byte order mark, NaN
+    and Infinity, lone surrogates, control characters in strings. None if there is none of these.
+    All positions stay the same, and only positions may be used: text in strings changes too.
     """
     text = body.translate(_QUIET)
     for odd, strict in _ODD_WORDS:
@@ -67,7 +68,7 @@ def _strict(body: bytes) -> bytes | None:
 
 
 def is_readable(body: bytes) -> bool:
-    """True if a pass over this JSON text takes less than 100 ms, whatever stands in it."""
+    """True if a pass over this JSON text takes less than 100 ms."""
     if len(body) <= _ALWAYS_READ_BYTES:
         return True
     marks = 0
@@ -83,7 +84,7 @@ def is_readable(body: bytes) -> bool:
 
 
 def is_value(body: bytes) -> bool:
-    """True if this is one JSON value of any kind, as far as it can be read."""
+    """True if this is one JSON value of any type, and readable in bounded time."""
     if not is_readable(body):
         return False
     try:
@@ -94,7 +95,7 @@ def is_value(body: bytes) -> bool:
 
 
 class Reader(Generic[T]):
-    """Reads the fields of an object that a Struct with nothing but Raw fields names."""
+    """Reads the fields of an object into a Struct whose fields are all Raw."""
 
     __slots__ = ("_decode", "_kind")
 
@@ -102,7 +103,7 @@ class Reader(Generic[T]):
         self._kind, self._decode = kind, msgspec.json.Decoder(kind).decode
 
     def read(self, body: bytes) -> T | None:
-        """The last field of each name; None of what is no object, or cannot be read."""
+        """Return the fields, of a repeated name the last; None if this is no readable object."""
         if not is_readable(body):
             return None
         try:
@@ -115,7 +116,7 @@ class Reader(Generic[T]):
 
 
 def value(raw: msgspec.Raw) -> Any:
-    """A field, decoded; None if it is absent, null, broken or larger than MAX_FIELD_BYTES."""
+    """Decode a field; None if it is absent, null, malformed or larger than MAX_FIELD_BYTES."""
     if raw is ABSENT or memoryview(raw).nbytes > MAX_FIELD_BYTES:
         return None
     try:
@@ -125,7 +126,7 @@ def value(raw: msgspec.Raw) -> Any:
 
 
 def text(raw: msgspec.Raw) -> str | None:
-    """A string, even a long one; None if it is anything else."""
+    """Decode a string of up to MAX_TEXT_BYTES; None if it is anything else."""
     if raw is ABSENT or memoryview(raw).nbytes > MAX_TEXT_BYTES:
         return None
     try:
@@ -135,7 +136,7 @@ def text(raw: msgspec.Raw) -> str | None:
 
 
 def field(within: Text, *path: str) -> msgspec.Raw:
-    """The field behind these names, one within the other; ABSENT if it is not there."""
+    """Return the field at a path of names; ABSENT if it is missing."""
     found: Text = within
     for name in path:
         try:
@@ -147,13 +148,13 @@ def field(within: Text, *path: str) -> msgspec.Raw:
 
 @cache
 def _only(name: str) -> Any:
-    """A decoder of an object that looks at one field. Names are the relay's own, so few."""
+    """Return a decoder for one field. Names come from the relay's code, so the cache is small."""
     wanted = msgspec.defstruct("Only", [("value", msgspec.Raw, ABSENT)], rename={"value": name})
     return msgspec.json.Decoder(wanted).decode
 
 
-# A key without escapes, as nearly all are; the whitespace is JSON's, of which nobody writes more
-# than this, and `re` is slow at.
+# A key without escapes, as nearly all are. `re` is slow at long whitespace, so it is bounded: no
+# client writes more.
 _SPACE = rb"[ \t\n\r]{0,4096}+"
 _OPENS = re.compile(_SPACE + rb"\{" + _SPACE)
 _OPENS_ARRAY = re.compile(_SPACE + rb"\[" + _SPACE)
@@ -164,7 +165,7 @@ _BEHIND = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
 
 
 class Span(NamedTuple):
-    """A field of an object: its name, and where its value begins and ends in the text."""
+    """A field of an object: its name, and the start and end of its value in the text."""
 
     name: str
     start: int
@@ -172,16 +173,18 @@ class Span(NamedTuple):
 
 
 def pairs(body: bytes) -> list[tuple[str, msgspec.Raw]] | None:
-    """Names and values in order, repeated ones too; None if unreadable or more than 10,000."""
+    """Return names and values in order, with repeated names; None if the object is unreadable or
+    has more than 10,000 fields.
+    """
     found, view = spans(body), memoryview(body)
     return None if found is None else [(n, msgspec.Raw(view[start:end])) for n, start, end in found]
 
 
 def spans(body: bytes) -> list[Span] | None:
-    """The same with the places of the values.
+    """Return names and positions of values, like `pairs`.
 
-    Each byte is looked at once, and nothing but names is built. An object that only lenient readers
-    take is looked at again, if it has no more than 4 MiB: making it strict takes 10 ns a byte.
+    Each byte is read once, and only names are built. An object that only lenient parsers accept is
+    read again, up to 4 MiB: making it strict takes 10 ns a byte.
     """
     if not is_readable(body):
         return None
@@ -194,7 +197,7 @@ def spans(body: bytes) -> list[Span] | None:
 
 
 def _spans(body: bytes, text: bytes) -> list[Span] | None:
-    """`text` is `body` itself or made strict: its names may be changed, its places are not."""
+    """`text` is `body`, or `body` made strict: names may differ, positions do not."""
     opening = _OPENS.match(text)
     if opening is None:
         return None
@@ -215,7 +218,7 @@ def _spans(body: bytes, text: bytes) -> list[Span] | None:
 
 
 def items(body: bytes) -> list[tuple[int, int]]:
-    """Where the values of an array begin and end: the first 10,000, or as many as can be read."""
+    """Return the start and end of each value of an array: the first 10,000 that are readable."""
     opening = _OPENS_ARRAY.match(body)
     found: list[tuple[int, int]] = []
     view, at = memoryview(body), opening.end() if opening is not None else len(body)
@@ -228,7 +231,7 @@ def items(body: bytes) -> list[tuple[int, int]]:
 
 
 def _key(body: bytes, view: memoryview, at: int) -> tuple[str, int] | None:
-    """The name that begins at `at`, and where its value does."""
+    """Return the name that starts at `at`, and the start of its value."""
     plain = _KEY.match(body, at)
     if plain is not None:
         return plain[1].decode("ascii"), plain.end()
@@ -243,9 +246,9 @@ def _key(body: bytes, view: memoryview, at: int) -> tuple[str, int] | None:
 
 
 def _behind_value(view: memoryview, at: int) -> int | None:
-    """Where the text goes on behind the JSON value at `at`, whitespace skipped; None if there is
-    no value, or nothing behind it. msgspec skips values at the speed of C, and tells only in its
-    error where it stopped (decision 0006).
+    """Return the position of the next character after the JSON value at `at` and whitespace; None
+    if there is no value, or no character after it. msgspec skips values in C, but reports only in
+    an error message where it stopped (decision 0006).
     """
     try:
         _skip(view[at:])
@@ -258,13 +261,13 @@ def _behind_value(view: memoryview, at: int) -> int | None:
 
 
 def _trimmed(view: memoryview, start: int, end: int) -> int:
-    """The end of a value without the whitespace behind it."""
+    """Return the end of a value without trailing whitespace."""
     if view[end - 1] not in b" \t\n\r":
         return end
     return start + len(bytes(view[start:end]).rstrip(b" \t\n\r"))
 
 
 def _blank(body: bytes, at: int) -> int:
-    """Behind the whitespace at `at`."""
+    """Return the position after the whitespace at `at`."""
     blank = _BLANK.match(body, at)
     return blank.end() if blank is not None else at

@@ -1,7 +1,7 @@
-"""Which wire format a path speaks, and whether what it answers is new usage.
+"""The wire format of a path, and whether its response reports new usage.
 
-Owns: the names of the formats, the paths that every vendor spells alike, and which answers only
-repeat what was used before. The order decides: a provider's own `formats:`, the table here, the
+Owns the names of the formats, the paths that all vendors spell alike, and the decision which
+responses only repeat earlier usage. Precedence: a provider's `formats:`, the table here, the
 provider's `format:`.
 """
 
@@ -19,18 +19,19 @@ Format = Literal[
 ]  # fmt: skip
 
 Counting = Literal["new", "stored", "nothing"]
-"""Whose usage an answer reports: this call's; a stored object's, counted once it is final; none."""
+"""Whose usage a response reports: that of this call; that of a stored object, which is counted once
+it is final; or none."""
 
 
 class PathFormat(NamedTuple):
-    """Endpoints that match `pattern` (`*` is anything) speak `format`."""
+    """Endpoints that match `pattern` (`*` matches anything) have the wire format `format`."""
 
     pattern: str
     format: str
 
 
 _BUILT_IN = (
-    PathFormat("*threads/*", ""),  # their messages and runs are the provider's own
+    PathFormat("*threads/*", ""),  # their messages and runs have the provider's own format
     PathFormat("*chat/completions", "openai"),
     PathFormat("*chat/completions/*", "openai"),
     PathFormat("*/completions", "openai"),
@@ -57,7 +58,7 @@ _BUILT_IN = (
 
 
 def format_of(endpoint: str, default: str, own: Sequence[PathFormat]) -> str:
-    """The wire format of an endpoint."""
+    """Return the wire format of an endpoint."""
     path = endpoint.rstrip("/")
     for rule in (*own, *_BUILT_IN):
         if fnmatch.fnmatchcase(path, rule.pattern):
@@ -69,14 +70,14 @@ _OBJECTS = (
     r"(?:responses|interactions|batches|batch/jobs|videos|transcripts?|async/chat/completions"
     r"|chat/deferred-completion|requests|operations|fine_tuning/jobs|threads/[^/]+/runs|evals/[^/]+/runs)"
 )
-"""Where vendors keep what a call made, to be read by its id."""
+"""Collections in which vendors store the results of calls, to be read by their ids."""
 _STORED = re.compile(rf"(?:^|/){_OBJECTS}/[^/]+(?<!/compact)(?<!/input_tokens)(?:/results)?$")
-"""Reads of one object that a call before began."""
+"""GETs of one object that an earlier call created."""
 _MAKES = re.compile(
     rf"(?:^|/)(?:{_OBJECTS}|speech-to-text|threads/runs|videos(?:/[^/]+){{1,2}}"
     r"|threads/[^/]+/runs/[^/]+(?:/submit_tool_outputs)?)$"
 )
-"""POSTs that make such an object, or go on with it, and may tell its usage at once."""
+"""POSTs that create such an object, or continue it, and may report its usage at once."""
 _FREE = re.compile(
     r"(?:^|[/:])(?:count_tokens|input_tokens|countTokens|tokenize|detokenize|cancel|moderations"
     r"|client_secrets|search)$"
@@ -84,7 +85,7 @@ _FREE = re.compile(
     r"|(?:^|/)threads(?:/(?!runs$)[^/]+)?(?:/messages(?:/[^/]+)?)?$"
     r"|(?:^|/)(?:files|uploads|vector_stores|cachedContents|voices)(?:/|$)"
 )
-"""POSTs that use nothing, though their answers may look as if they did."""
+"""POSTs without usage, although their responses may have usage fields."""
 
 
 _MAX_PATHS = 1024
@@ -92,7 +93,7 @@ _MAX_PATHS = 1024
 
 @lru_cache(_MAX_PATHS)
 def counting_of(method: str, endpoint: str) -> Counting:
-    """Whether the answer of a call tells usage that is not counted yet."""
+    """Return whose usage the response to a call reports."""
     path = endpoint.rstrip("/")
     if method == "POST":
         return "nothing" if _FREE.search(path) else "new"
@@ -101,11 +102,11 @@ def counting_of(method: str, endpoint: str) -> Counting:
 
 @lru_cache(_MAX_PATHS)
 def makes_objects(endpoint: str) -> bool:
-    """True if what a POST here answers can be read again later, by an id."""
+    """True if the result of a POST here can be read again later, by its id."""
     return _MAKES.search(endpoint.rstrip("/")) is not None
 
 
 @lru_cache(_MAX_PATHS)
 def continues_object(endpoint: str) -> bool:
-    """True if a POST here goes on with an object that another call made, or only changes it."""
+    """True if a POST here continues or changes an object that another call created."""
     return re.search(r"(?:^|/)threads/[^/]+/runs/", endpoint) is not None

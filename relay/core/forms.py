@@ -1,7 +1,7 @@
-"""Read which fields a multipart/form-data body has, and where their values stand (RFC 7578).
+"""Find the fields of a multipart/form-data body, and the positions of their values (RFC 7578).
 
-Owns: the parts and their names. Strict, since a limit by model must not see another field than the
-provider does: a form that parsers may read differently is not read at all.
+Owns the parsing of parts and their names. It is strict, because a limit by model must see the same
+fields as the provider: a form that parsers may read differently is not read at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+
 
 
 class Field(NamedTuple):
-    """A field, and where its value begins and ends in the body."""
+    """A field, and the start and end of its value in the body."""
 
     name: bytes
     start: int
@@ -32,7 +32,7 @@ def is_form(content_type: str) -> bool:
 
 
 def form_fields(body: bytes, content_type: str) -> list[Field] | None:
-    """All fields in order, files too; None if the form is unreadable or ambiguous."""
+    """Return all fields in order, with files; None if the form is unreadable or ambiguous."""
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         return None
@@ -52,7 +52,7 @@ def form_fields(body: bytes, content_type: str) -> list[Field] | None:
 
 
 def _field(body: bytes, at: int, end_mark: bytes) -> Field | None:
-    """The part whose delimiter ends at `at`."""
+    """Read the part whose delimiter ends at `at`."""
     line = _AFTER_DELIMITER.match(body, at)
     if line is None:
         return None
@@ -66,7 +66,7 @@ def _field(body: bytes, at: int, end_mark: bytes) -> Field | None:
 
 
 def _name(head: bytes) -> bytes | None:
-    """The field's name, as the head of its part gives it: once, and spelt in one way."""
+    """Return the name of a field from the head of its part; None if it is missing or ambiguous."""
     names = []
     for line in head.split(b"\r\n"):
         header = _HEADER.fullmatch(line)

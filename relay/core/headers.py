@@ -1,9 +1,8 @@
-"""Which headers cross the relay, and which do not (RFC 9110 7.6.1, and what the relay promises
-besides).
+"""Filter the headers of requests and responses (RFC 9110 7.6.1, and the relay's own rules).
 
-Owns: the two filters, upstream and downstream. Does not own: credentials put in (upstream package)
-or CORS. Names are compared lower-case with `_` read as `-`, so that no twin of a header slips
-through.
+Owns the filters upstream and downstream. It adds no credentials (upstream/send.py) and no CORS
+headers (surfaces/cors.py). Names are compared in lower case with `_` as `-`, so that no variant of
+a header passes a filter.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from relay.core.memo import BoundedMemo
 
 Pairs = Collection[tuple[str, str]]
 _Names = BoundedMemo[str, str | None]
-"""The name under which a header passes; None if it does not."""
+"""Header name to the name that is forwarded; None if the header is removed."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -27,9 +26,9 @@ HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 
-# What CDNs, load balancers and proxies add to a request: the client's address, place, TLS and
-# identity, and the state of the hop. Full names, then beginnings, then endings. What a client sends
-# to a provider through them stays: `x-amzn-bedrock-*`, `x-goog-user-project`, `x-ms-*`.
+# Headers that CDNs, load balancers and proxies add to a request: the client's address, location,
+# TLS and identity, and the state of the hop. Full names, then prefixes, then suffixes. Headers of
+# clients for providers pass: `x-amzn-bedrock-*`, `x-goog-user-project`, `x-ms-*`.
 _OF_NETWORKS = frozenset(
     {
         "forwarded", "via", "proxy-connection",
@@ -53,16 +52,16 @@ _OF_NETWORKS_START = (
 _OF_NETWORKS_END = ("client-ip", "clientip", "connecting-ip", "real-ip")
 
 OLD_CACHE_HEADERS = frozenset({"cf-cache-ttl", "cf-skip-cache"})
-"""What Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache were called, and still are by some."""
+"""Old names of Cloudflare's cf-aig-cache-ttl and cf-aig-skip-cache, which some clients send."""
 
-# Host and length are made anew; the rest tells a provider about the caller's browser, or, like
-# x-fal-target-url, would let a caller choose where a call goes.
+# The relay sets Host and Content-Length itself. The others describe the client's browser, or, like
+# x-fal-target-url, would let a client choose the host that is called.
 _UPSTREAM_DROP = HOP_BY_HOP | {
     "host", "content-length", "origin", "referer", "expect", "x-fal-target-url",
 }  # fmt: skip
 
-# A provider's cookies, CORS answers and security policy are about its own origin, not ours;
-# X-Accel-* would command the nginx in front of us, X-Relay-* pass for the relay's own.
+# A provider's cookies, CORS headers and security policy are for its own origin. X-Accel-* would
+# control the nginx in front of the relay, and X-Relay-* would look like the relay's own.
 _DOWNSTREAM_DROP = frozenset(
     {
         "set-cookie", "set-cookie2", "strict-transport-security", "alt-svc", "clear-site-data",
@@ -75,7 +74,7 @@ _MAX_NAMES = 1024
 
 
 def connection_of(headers: MultiMapping[str]) -> str | None:
-    """The Connection value of a message: that of all its lines, as one list."""
+    """Return the value of Connection, with its lines joined; None if there is none."""
     first = headers.get("Connection")
     if first is None:
         return None
@@ -87,37 +86,40 @@ _KEEP_ALIVE_TIMEOUT = re.compile(r"(?:^|[,;])\s*timeout\s*=\s*\"?(\d{1,9})(?!\d)
 
 
 def keep_alive_s(value: str | None) -> int | None:
-    """For how long a Keep-Alive header says that an idle connection is kept, if it does."""
+    """Return the `timeout` of a Keep-Alive header, in seconds; None without one."""
     found = _KEEP_ALIVE_TIMEOUT.search(value[:200]) if value else None
     return int(found[1]) if found else None
 
 
 def upgrades(headers: MultiMapping[str]) -> bool:
-    """True if Connection names Upgrade."""
+    """True if Connection contains `upgrade`."""
     named = (connection_of(headers) or "").lower().split(",")
     return any(name.strip() == "upgrade" for name in named)
 
 
 def headers_for_cloudflare(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
-    """The end-to-end headers of a request, order and duplicates kept, with the `cf-aig-*` controls.
+    """Return the end-to-end headers of a request with the `cf-aig-*` controls, in order and with
+    duplicates.
 
-    `connection` is the request's Connection value: headers it names are hop-by-hop too.
+    `connection` is the value of Connection: the headers in it are hop-by-hop too.
     """
     return _select(pairs, connection, _names_to_cloudflare)
 
 
 def headers_for_provider(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
-    """The same for a provider called directly: the `cf-aig-*` controls are not for it."""
+    """Return the end-to-end headers of a request without the `cf-aig-*` controls, for a provider
+    that is called directly.
+    """
     return _select(pairs, connection, _names_to_provider)
 
 
 def downstream_headers(pairs: Pairs, connection: str | None) -> list[tuple[str, str]]:
-    """The end-to-end headers of a response; `cf-aig-*` come down as `x-cloudflare-aig-*`."""
+    """Return the end-to-end headers of a response; `cf-aig-*` are renamed `x-cloudflare-aig-*`."""
     return _select(pairs, connection, _names_downstream)
 
 
 def normal(name: str) -> str:
-    """The form in which header names are compared."""
+    """Return the normalized name, by which headers are compared."""
     return name.lower().replace("_", "-")
 
 
@@ -127,7 +129,7 @@ def _select(pairs: Pairs, connection: str | None, names: _Names) -> list[tuple[s
 
 
 def is_of_network(name: str) -> bool:
-    """True for a header that a proxy, a load balancer or a CDN in front of the relay adds."""
+    """True for a header that a proxy, load balancer or CDN in front of the relay adds."""
     lower = normal(name)
     return (
         lower in _OF_NETWORKS
@@ -137,7 +139,7 @@ def is_of_network(name: str) -> bool:
 
 
 def _is_control(lower: str) -> bool:
-    """True for a control of Cloudflare's AI Gateway, which its networks do not add."""
+    """True for a control header of Cloudflare AI Gateway, which clients send."""
     return lower.startswith("cf-aig-") or lower in OLD_CACHE_HEADERS
 
 
@@ -169,22 +171,23 @@ _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def all_ascii(headers: MultiMapping[str]) -> bool:
-    """True if every value is plain ASCII, as nearly always."""
+    """True if every value is ASCII, as nearly always."""
     return "".join(headers.values()).isascii()
 
 
 def head_bytes(first_line: str, headers: MultiMapping[str]) -> bytes:
-    """The head of a message whose values are not all ASCII. Bytes that are no UTF-8, which aiohttp
-    reads as lone surrogates and would leave out, go as they came. Raises ValueError.
+    """Encode the head of a message whose values are not all ASCII. Bytes that are no UTF-8, which
+    aiohttp reads as lone surrogates and would omit, are sent unchanged. Raises ValueError for a
+    control character.
     """
     lines = [first_line, *(f"{name}: {value}" for name, value in headers.items())]
     if any(_FORBIDDEN.search(line) for line in lines):
-        raise ValueError("a header holds a control character")
+        raise ValueError("a header contains a control character")
     return "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def without_named(pairs: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
-    """`pairs` without those that a Connection value makes hop-by-hop."""
+    """Return `pairs` without the headers that a Connection value lists as hop-by-hop."""
     if connection.lower() in _PLAIN_CONNECTION:
         return pairs
     named = {normal(item.strip()) for item in connection.split(",")}

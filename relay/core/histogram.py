@@ -1,7 +1,7 @@
-"""Histograms of times with log-spaced buckets, from which percentiles are read.
+"""Histograms of durations with logarithmic buckets, and percentiles computed from them.
 
-Owns: the buckets, and the packed histogram: one integer with 32 bits for each bucket of each
-measure. Adding two integers merges two histograms, in Python or in another process's row.
+Owns the buckets and the packed histogram: one integer with 32 bits for each bucket of each measure.
+The sum of two such integers is the merged histogram, across rows and processes too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 BUCKETS = 48
-"""Two an octave, from 1/16 ms to some 17 minutes."""
+"""Two buckets per octave, from 1/16 ms to about 12 minutes."""
 MIN_MS = 1 / 16
 BUCKET_BITS = 32
 MEASURES = ("duration", "first_byte", "overhead")
@@ -25,14 +25,14 @@ _ONES = tuple(1 << (BUCKET_BITS * at) for at in range(BUCKETS))
 
 
 def bound_ms(number: int) -> float:
-    """The upper bound of a bucket."""
+    """Return the upper bound of a bucket, in milliseconds."""
     return _UPPER[number]
 
 
 def build_histogram(
     durations: Iterable[float], first_bytes: Iterable[float], overheads: Iterable[float]
 ) -> int:
-    """The packed histogram of some calls, from their times in ms of each measure."""
+    """Return the packed histogram of some calls, from their times in milliseconds."""
     packed = 0
     for at, times in enumerate((durations, first_bytes, overheads)):
         buckets = sum([_ONES[bisect_left(_BOUNDS, ms)] for ms in times])
@@ -41,14 +41,14 @@ def build_histogram(
 
 
 def bucket_counts(packed: int) -> dict[str, tuple[int, ...]]:
-    """How many there are in each bucket, by measure."""
+    """Return the count of each bucket, by measure."""
     buckets = _all_buckets.unpack(packed.to_bytes(_all_buckets.size, "little"))
     return {name: buckets[at * BUCKETS :][:BUCKETS] for at, name in enumerate(MEASURES)}
 
 
 def percentiles(packed: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
-    """`{"p50": ms, …}`, each exact to a bucket's width (the square root of two) and laid straight
-    between its bounds; None if nothing was counted.
+    """Return `{"p50": ms, …}`; None if nothing was counted. Each is interpolated linearly between
+    the bounds of its bucket, so its error is at most the width of a bucket (a factor of 1.41).
     """
     at = BUCKET_BITS * BUCKETS * MEASURES.index(measure)
     found = _one_measure.unpack(((packed >> at) & _ALL).to_bytes(_one_measure.size, "little"))
@@ -66,10 +66,10 @@ def percentiles(packed: int, measure: str, wanted: Iterable[float]) -> dict[str,
 
 
 def to_bytes(packed: int) -> bytes:
-    """As it is stored: little-endian, without the empty buckets at its end."""
+    """Encode a packed histogram for storage: little-endian, without trailing empty buckets."""
     return packed.to_bytes((packed.bit_length() + 7) // 8, "little")
 
 
 def from_bytes(stored: bytes) -> int:
-    """The other way."""
+    """Decode a stored histogram."""
     return int.from_bytes(stored, "little")

@@ -1,8 +1,8 @@
-"""Ask a stream for its usage on its client's behalf, and take the event that tells it out again.
+"""Request the usage of a stream on behalf of its client, and remove the event that reports it.
 
 Owns both changes: `stream_options.include_usage` in the body of a chat or text completion, and the
-one event of the response that it causes. No other byte of either changes, and the result does not
-depend on how the response is cut.
+one event of the response that it causes. No other byte changes, and the result does not depend on
+the chunk boundaries of the response.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from relay.core.fields import ABSENT, UNREADABLE, Span, spans, value
 from relay.core.meters.events import data_of, first_end, last_end
 
 MAX_EVENT_BYTES = 16 * 1024
-"""A longer event does not tell usage alone: it is neither held nor removed."""
+"""A longer event has more than usage: it is neither buffered nor removed."""
 _MAX_REFUSALS = 1000
 _MAX_NAME = 200
 
@@ -24,16 +24,17 @@ _OPTIONS = b'{"include_usage":true}'
 
 
 def can_be_asked(endpoint: str, format_: str) -> bool:
-    """True for the endpoints whose streams tell their usage only if they are asked to."""
+    """True for the endpoints whose streams report their usage only on request."""
     return format_ == "openai" and (endpoint == "completions" or endpoint.endswith("/completions"))
 
 
 def asking_for_usage(body: bytes) -> bytes | None:
-    """A JSON object in which `stream` is true (peek_body has read it), made to ask for usage. None
-    where it stays as it is: it says itself whether it wants usage, or names a field twice.
+    """Return a body that requests usage, for a JSON object in which `stream` is true (peek_body has
+    read it). None if the body must stay unchanged, because it has `include_usage` or a repeated
+    field.
     """
     if body.count(b'"stream') == 1 and b"\\u" not in body:
-        # There is `stream`, and no other name that begins so, escaped or not.
+        # The body has `stream`, and no other name with this prefix, escaped or not.
         return _with(body, body.rfind(b"}"), b',"stream_options":' + _OPTIONS)
     fields = spans(body)
     if fields is None:
@@ -64,7 +65,7 @@ def _with(body: bytes, at: int, more: bytes) -> bytes:
 
 _usage_object = re.compile(rb'"usage"\s*:\s*\{').search
 _event_end = re.compile(rb"\n\r?\n|\r\r").search
-"""Behind its end; one search, for there may be thousands of events in a chunk."""
+"""Its match ends after the event. One search, because a chunk may have thousands of events."""
 _WHOLE_EVENTS = (b"\n\n", b"\r\n\r\n")
 _STRING = rb'"(?:[^"\\]|\\.)*+"'
 _FLAT_MEMBER = _STRING + rb"\s*:\s*(?:" + _STRING + rb'|[^"\[\]{},\s]++)\s*,\s*'
@@ -82,19 +83,19 @@ _read_usage_event = msgspec.json.Decoder(_UsageEvent).decode
 
 
 def _usage_event(text: bytes) -> tuple[int, int] | None:
-    """Where the first whole event stands that has a usage object and no choices, if any."""
+    """Return the start and end of the first complete event with a usage object and no choices."""
     floor, found = 0, _usage_object(text)
     while found is not None:
         at = found.start()
         ended = _event_end(text, at, at + MAX_EVENT_BYTES)
         if ended is None:
-            after = at + MAX_EVENT_BYTES  # within an event that is too long, or not here yet
+            after = at + MAX_EVENT_BYTES  # in an event that is too long, or incomplete
         else:
             end = ended.end()
             start = last_end(text, max(floor, at - MAX_EVENT_BYTES), at)
             if _is_usage_event(text, start, end):
                 event = text[start:end]
-                return end - len(event.lstrip(b"\r\n")), end  # no blank lines before it
+                return end - len(event.lstrip(b"\r\n")), end  # without blank lines before it
             floor = after = end
         found = _usage_object(text, after)
     return None
@@ -111,21 +112,21 @@ def _is_usage_event(text: bytes, start: int, end: int) -> bool:
 
 
 def _may_be_usage_event(text: bytes, start: int, end: int) -> bool:
-    """False of an event that is too long, or has shown a choice."""
+    """False for an event that is too long, or has a choice in the part received so far."""
     return end - start <= MAX_EVENT_BYTES and _chooses(text, start, end) is None
 
 
 def without_usage_event(events: bytes) -> bytes:
-    """A whole stream without that event."""
+    """Return a complete stream without the usage event."""
     found = _usage_event(events)
     return events if found is None else events[: found[0]] + events[found[1] :]
 
 
 class UsageEventRemover:
-    """Takes that event out of a stream that comes in pieces: one event, and no other.
+    """Removes the usage event from a stream in chunks.
 
-    A piece of whole events passes as it is. Of an event that is cut, what is here is held only
-    until it shows a choice or is longer than MAX_EVENT_BYTES: then it passes before it ends.
+    A chunk of complete events passes unchanged. The part of an incomplete event is buffered until
+    it has a choice or exceeds MAX_EVENT_BYTES, and then passes before the event ends.
     """
 
     __slots__ = ("_done", "_held", "_open", "_passing")
@@ -133,29 +134,29 @@ class UsageEventRemover:
     def __init__(self) -> None:
         self._done = False
         self._open = False
-        """In the middle of an event."""
+        """True in the middle of an event."""
         self._held = b""
-        """What is here of one that may be it."""
+        """The received part of an event that may be the usage event."""
         self._passing = b""
-        """The last two bytes of one that passes."""
+        """The last two bytes of an incomplete event that is not the usage event."""
 
     def passes(self, chunk: bytes) -> bool:
-        """True of whole events without a usage object: all that is done for nearly all chunks."""
+        """True for complete events without a usage object, as nearly all chunks are."""
         return not self._open and chunk.endswith(_WHOLE_EVENTS) and _usage_object(chunk) is None
 
     def feed(self, chunk: bytes) -> bytes:
-        """What goes down now of any other; empty while all of it is held or removed."""
+        """Return the bytes to send now; empty while everything is buffered or removed."""
         if self._done:
             return chunk
         return self._go_on(chunk) if self._passing else self._begin(self._held + chunk)
 
     def rest(self) -> bytes:
-        """What is held when the stream ends."""
+        """Return the buffered bytes at the end of the stream."""
         held, self._held = self._held, b""
         return held
 
     def _begin(self, text: bytes) -> bytes:
-        """Text that begins with an event."""
+        """Read text that starts at an event boundary."""
         self._held, self._open = b"", False
         found = _usage_event(text)
         if found is not None:
@@ -171,7 +172,7 @@ class UsageEventRemover:
         return text
 
     def _go_on(self, chunk: bytes) -> bytes:
-        """Pass the rest of an event."""
+        """Pass the rest of an incomplete event."""
         text = self._passing + chunk
         end = first_end(text) - len(self._passing)
         if end <= 0:
@@ -182,7 +183,7 @@ class UsageEventRemover:
 
 
 class UsageRefusals:
-    """Models of providers that refused `stream_options`; the oldest are forgotten."""
+    """The models that refused `stream_options`, in a bounded set: the oldest are evicted."""
 
     __slots__ = ("_known",)
 
@@ -193,12 +194,12 @@ class UsageRefusals:
         return model in self._known
 
     def add(self, model: tuple[str, str]) -> None:
-        """Remember `(provider, model)`."""
+        """Add `(provider, model)`."""
         if len(self._known) >= _MAX_REFUSALS:
             del self._known[next(iter(self._known))]
         self._known[model] = None
 
 
 def refusal_key(provider: str, model: str | None, endpoint: str) -> tuple[str, str]:
-    """The key of a call; an endpoint stands for a model that the body omits (Azure)."""
+    """Return the key of a call; the endpoint replaces a model that the body omits (Azure)."""
     return provider, (model or endpoint)[:_MAX_NAME]

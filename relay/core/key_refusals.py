@@ -1,9 +1,9 @@
-"""Whether a provider's error refuses the key that was used.
+"""Detect errors in which a provider refuses the key of the call.
 
-Owns: the vendors' forms, as tables, for REST bodies, events of a session and close frames. Only
-fields that a vendor fills with codes of its own are compared; where a vendor tells in a sentence
-alone, that sentence is compared as a whole. So no text of a client's that an error quotes can put a
-key into cooldown. What follows is decided in retry_policy.py; how long to wait is retry_after.py's.
+Owns tables of the vendors' errors: REST bodies, events of a session and close frames. Only fields
+with the vendor's own codes are compared; a vendor that has only a sentence is matched by the whole
+sentence. So no text of a client that an error quotes can put a key into cooldown. The consequences
+are decided in retry_policy.py, and waiting times are read in retry_after.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from relay.core.meters.unpack import coding_of, unpack
 from relay.core.retry_after import details, wait_in_error_s
 
 MAX_ERROR_BYTES = MAX_FIELD_BYTES
-"""A larger error is not read: it says nothing of its key."""
+"""Larger errors are not read: none of the known ones is so large."""
 
 DEAD_KEY_STATUSES = frozenset({401, 402, 403})
-"""By which a provider refuses a key, whatever else it says. 402: DeepSeek, OpenRouter, Deepgram,
-Cartesia and others, when the account has no money left."""
+"""Statuses that always refuse the key. 402 is from DeepSeek, OpenRouter, Deepgram, Cartesia and
+others, if the account has no credit left."""
 
 DEAD_KEY_CODES = frozenset(
     code.casefold()
     for code in (
-        # OpenAI, and those who speak like it. Groq: organization_restricted. Moonshot:
+        # OpenAI, and compatible vendors. Groq: organization_restricted. Moonshot:
         # exceeded_current_quota_error. Alibaba: Arrearage, InvalidApiKey.
         "invalid_api_key", "incorrect_api_key", "insufficient_quota", "billing_not_active",
         "billing_hard_limit_reached", "account_deactivated", "access_terminated",
@@ -46,7 +46,7 @@ DEAD_KEY_CODES = frozenset(
         "INVALID_AUTH", "ASR_PAYMENT_REQUIRED",
     )
 )  # fmt: skip
-"""Compared without regard to case."""
+"""Codes that refuse the key, compared without regard to case."""
 
 _DEAD_KEY_SENTENCES = re.compile(
     "|".join(
@@ -54,7 +54,7 @@ _DEAD_KEY_SENTENCES = re.compile(
             # Anthropic, as an invalid_request_error
             r"Your credit balance is too low to access the (?:Anthropic|Claude) API\."
             r" Please go to Plans & Billing to upgrade or purchase credits\.",
-            # Google, through layers that leave the details out
+            # Google, through layers that omit the details
             r"API key not valid\. Please pass a valid API key\.",
             r"API key not found\. Please pass a valid API key\.",
             r"API key expired\. Please renew the API key\.",
@@ -74,12 +74,12 @@ _PLACES: tuple[tuple[str, ...], ...] = (
     ("error", "code"), ("error", "type"), ("error", "status"),
     ("detail", "status"), ("detail", "code"), ("detail", "type"),
     ("code",), ("error_code",), ("err_code",), ("message_type",), ("error",),
-    # OpenAI Realtime and Responses: a response that failed
+    # OpenAI Realtime and Responses: a failed response
     ("response", "status_details", "error", "code"),
     ("response", "status_details", "error", "type"),
     ("response", "error", "code"),
 )  # fmt: skip
-"""Where vendors put a code of their own."""
+"""Fields in which vendors send a code of their own."""
 _SENTENCE_PLACES: tuple[tuple[str, ...], ...] = (
     ("error", "message"), ("error",), ("message",), ("detail",), ("detail", "message"),
 )  # fmt: skip
@@ -89,15 +89,15 @@ class KeyRefusal(NamedTuple):
     """What an error says about the key."""
 
     dead: str = ""
-    """By which code or status the key is refused; empty if it is not."""
+    """The code or status that refuses the key; empty if the error does not refuse it."""
     wait_s: float | None = None
-    """How long it must wait, as the body says."""
+    """Waiting time in the body."""
 
 
 def read_key_refusal(
     status: int, body: bytes, content_encoding: str, now_unix_s: float
 ) -> KeyRefusal:
-    """What an answer or a refused handshake says; `body` may be compressed, and must be whole."""
+    """Read an error response to a call or a handshake. `body` is complete, perhaps compressed."""
     dead = str(status) if status in DEAD_KEY_STATUSES else ""
     if status < 400 or not body:
         return KeyRefusal(dead)
@@ -113,12 +113,12 @@ def read_key_refusal(
 
 
 _ERROR = b'rror"'
-"""Each vendor's event that refuses a key has a name, or a value, that ends so."""
+"""The end of a name or value that every vendor's refusing event has."""
 _ERROR_TYPES = frozenset({"error", "response.done", "response.failed"})
 
 
 def refusal_in_message(message: bytes) -> str:
-    """By which code a message of a session refuses the key; empty if it does not."""
+    """Return the code by which a message of a session refuses the key; empty if it does not."""
     error = _object(message) if _ERROR in message else {}
     kind = error.get("type")
     if kind is not None and (not isinstance(kind, str) or kind.casefold() not in _ERROR_TYPES):
@@ -136,8 +136,8 @@ def refusal_in_message(message: bytes) -> str:
 
 
 _DEAD_KEY_CLOSES = frozenset({4001, 4002, 4003, 4401, 4402, 4403})
-"""AssemblyAI: not authorized, insufficient funds, paid-only; and the HTTP statuses moved into the
-range for applications, as many do."""
+"""AssemblyAI: not authorized, insufficient funds, paid-only; and the HTTP statuses plus 4000, which
+many vendors use."""
 _CLOSES_WITH_REASON = frozenset({1002, 1007, 1008, 1011, 3000, 3003})
 _DEAD_KEY_REASONS = re.compile(
     "|".join(
@@ -162,8 +162,8 @@ _DEAD_KEY_REASONS = re.compile(
 
 
 def refusal_in_close(code: int | None, reason: str = "") -> str:
-    """By which code a provider's close frame refuses the key; empty if it does not. Reasons are
-    compared from their first character: what they quote of a client's stands behind it.
+    """Return the code by which a provider's close frame refuses the key; empty if it does not.
+    Reasons are matched at their start, because text of the client can follow only later.
     """
     if code in _DEAD_KEY_CLOSES:
         return f"close {code}"
@@ -173,7 +173,7 @@ def refusal_in_close(code: int | None, reason: str = "") -> str:
 
 
 def _object(text: bytes) -> Mapping[str, Any]:
-    """The error object of a body or a message; Gemini's streams that are no SSE begin an array."""
+    """Return the error object of a body or a message. Gemini's streams without SSE are an array."""
     found = value(msgspec.Raw(text)) if len(text) <= MAX_ERROR_BYTES else None
     if isinstance(found, list) and found:
         found = found[0]

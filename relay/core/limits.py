@@ -1,7 +1,7 @@
-"""What a limit is, and how clients learn its state.
+"""Limits as rules, and the `ratelimit` headers that show clients their state.
 
-Owns: the Rule, the state of a limit for a caller, and the `ratelimit` headers
-(draft-ietf-httpapi-ratelimit-headers-10). Counting is gate/limits.py's.
+Owns the records Rule, Charge, Reservation, Admission and LimitState, and the headers
+(draft-ietf-httpapi-ratelimit-headers-10). gate/limits.py counts.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from relay.core.metadata import Metadata
 from relay.core.usage import Estimate
 
 Counted = Literal["requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once"]
-"""What a rule counts: so many in a window of time, or so many at once."""
+"""What a rule counts: an amount in a window of time, or concurrent calls."""
 _OF_A_CALLER = ("client", "address", "user", "metadata.")
 _LONGEST_VALUE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """One rule: `amount` in `window_s`, or at once, counted for each value of `per`.
+    """A rule of `limits`: `amount` in `window_s`, or concurrently, for each value of `per`.
 
-    What is looked at for every call is worked out once; a rule equals only itself.
+    Values that every call needs are computed once. A rule equals only itself.
     """
 
     name: str
-    """Unique among the rules; what clients see."""
+    """The name that clients see; unique among the rules."""
     counts: Counted
     amount: int
     window_s: int = 0
     sliding: bool = False
     answer_tokens: int = 0
-    """Set aside for an answer whose call names no bound."""
+    """Tokens reserved for the response to a call that sets no maximum."""
     per: tuple[str, ...] = ()
-    """Of client, provider, model, address, user, metadata.NAME; empty: all together."""
+    """Any of client, provider, model, address, user, metadata.NAME; empty: one counter for all."""
     providers: frozenset[str] = frozenset()
-    """Of these providers only; empty: of all."""
+    """Only calls to these providers are counted; empty: calls to all."""
     models: frozenset[str] = frozenset()
-    """Of these models only; empty: of all."""
+    """Only calls of these models are counted; empty: of all."""
     is_concurrent: bool = field(init=False)
-    """Counts calls in progress instead of calls begun."""
+    """True if the rule counts calls in flight instead of calls that started in a window."""
     policy: str = field(init=False)
-    """Its item of `ratelimit-policy`."""
+    """The rule's item of `ratelimit-policy`."""
     item: str = field(init=False)
-    """How its item of `ratelimit` begins."""
+    """The beginning of the rule's item of `ratelimit`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_concurrent", self.counts.endswith("_at_once"))
@@ -57,35 +57,34 @@ class Rule:
 
     @property
     def needs_model(self) -> bool:
-        """True if it cannot be judged before the model is known."""
+        """True if the rule cannot be applied before the model is known."""
         return "model" in self.per or bool(self.models)
 
     @property
     def needs_body(self) -> bool:
-        """True if it cannot be judged before the body is known, which may name model and user."""
+        """True if the rule cannot be applied before the body is read, which has model and user."""
         return self.needs_model or "user" in self.per
 
     @property
     def is_global(self) -> bool:
-        """True if one counter holds for all calls."""
+        """True if the rule has one counter, for all calls."""
         return not (self.per or self.providers or self.models)
 
     @property
     def is_per_caller(self) -> bool:
-        """True if each caller has a counter."""
+        """True if the rule has a counter for each client, address, user or value of metadata."""
         return any(name.startswith(_OF_A_CALLER) for name in self.per)
 
     @property
     def text(self) -> str:
-        """`100 requests in 60 s`, for people."""
-        what = self.counts.replace("_at_once", "").replace("_", " ")
-        return f"{self.amount} {what} " + (
-            "at once" if self.is_concurrent else f"in {self.window_s} s"
-        )
+        """The limit for error messages: `100 requests in 60 s` or `20 concurrent calls`."""
+        if self.is_concurrent:
+            return f"{self.amount} concurrent {self.counts.removesuffix('_at_once')}"
+        return f"{self.amount} {self.counts} in {self.window_s} s"
 
 
 class Charge(NamedTuple):
-    """An amount to count under a key of a rule."""
+    """An amount to add to the counter of `key` under a rule."""
 
     rule: Rule
     key: str
@@ -93,29 +92,29 @@ class Charge(NamedTuple):
 
 
 class Reservation(NamedTuple):
-    """An amount that was counted in a window, and can be released there."""
+    """An amount that was added to a window, and can be released from it."""
 
     rule: Rule
     key: str
     amount: int
     window: object
-    """Opaque here: the storage that counted it knows it."""
+    """Opaque to the rest of the relay: only the window storage that counted reads it."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """All that a call holds under the rules."""
+    """Everything that is counted for a call under the rules."""
 
     metadata: Metadata
     concurrent_keys: tuple[str, ...] = ()
-    """Of the rules that count it while it runs."""
+    """Counter keys of the concurrency rules, decremented when the call ends."""
     reservations: tuple[Reservation, ...] = ()
     estimate: Estimate | None = None
-    """What it may use, where a rule asks."""
+    """Estimated tokens of the call, if a rule counts tokens."""
 
 
 class LimitState(NamedTuple):
-    """What is left for a caller under a rule with a window."""
+    """What remains for a caller under a rule with a window."""
 
     rule: Rule
     remaining: int
@@ -125,7 +124,7 @@ class LimitState(NamedTuple):
 def ratelimit_headers(
     limit_states: Sequence[LimitState],
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """`ratelimit` and `ratelimit-policy`: names, not who is counted."""
+    """The headers `ratelimit` and `ratelimit-policy`, which name rules but no counter keys."""
     if len(limit_states) == 1:
         rule, remaining, reset_s = limit_states[0]
         state = f"{rule.item}{remaining};t={ceil(reset_s)}"
@@ -136,8 +135,9 @@ def ratelimit_headers(
 
 
 def key_part(value: str, client: str) -> str:
-    """A part of a key, without `|`; long values, which callers make up, by digest. Calls that have
-    no such value count for each client: in one bucket they would take each other's room.
+    """`value` as a part of a counter key, without `|`. Clients choose the value, so a long one is
+    replaced by its digest. Without a value the part names the client: in a common counter, clients
+    that send none would use up each other's limit.
     """
     return _short(value) if value else f"={_short(client)}"
 

@@ -1,8 +1,8 @@
-"""Tokens of a request that is not sent yet: of its text by length, of its images by the vendors'
-rules. Base64 is not text.
+"""Estimate the input tokens of a request body: of text by its length, of images by the vendors'
+rules.
 
-Owns: finding media in a request body, the size of an image from its first bytes, and the rules. An
-estimate, bounded in time: the body is searched, never decoded.
+Owns the search for base64 media in a body, the size of an image from its first bytes, and the
+rules. Time is bounded: the body is searched, never decoded as a whole.
 
 Sources of the rules: developers.openai.com/api/docs/guides/images-vision (32-pixel patches),
 platform.claude.com/docs/en/build-with-claude/vision (28-pixel patches),
@@ -21,33 +21,33 @@ from typing import NamedTuple
 from relay.core.usage import BYTES_PER_TOKEN
 
 PLAIN_BYTES = 16 * 1024
-"""What is shorter is taken for text: media in it would be too small to matter."""
+"""A shorter body counts as text: media in it would be too small to matter."""
 _MARKS = (b";base64,", b'data":')
 _VALUE = re.compile(rb'(?:;base64,|data":\s*")([A-Za-z0-9+/_-]{64})')
 _MAX_MARKS = 1000
 _MAX_SEARCHED_BYTES = 8 * 1024 * 1024
-"""Of text between media; what follows is taken for text."""
+"""Maximum text between media that is searched; the rest counts as text."""
 _MAX_IMAGES = 32
-"""More are not looked into."""
+"""The size of further images is not read."""
 _HEAD_CHARACTERS = 96 * 1024
-"""A JPEG's size may stand behind its EXIF data."""
+"""Enough for the size of a JPEG, which may follow EXIF data."""
 _MIN_CHARACTERS = 1024
 _BYTES_A_TOKEN_OF_SOUND = 400
-"""Sound and documents: 32 tokens a second of an MP3 at 128 kbit/s, 258 a page of 100 kB."""
+"""Audio and documents: 32 tokens per second of an MP3 at 128 kbit/s, 258 per page of 100 kB."""
 
 
 _MAX_UNKNOWN = 20_000
 
 
 class Size(NamedTuple):
-    """Of an image, in pixels."""
+    """The size of an image, in pixels."""
 
     width: int
     height: int
 
 
 def input_tokens(body: bytes, format_: str) -> int:
-    """About how many tokens a request's body comes to, for a provider of this wire format."""
+    """Estimate the tokens of a request body, for a provider with this wire format."""
     if len(body) <= PLAIN_BYTES:
         return len(body) // BYTES_PER_TOKEN
     text_bytes, tokens = len(body), 0
@@ -69,7 +69,7 @@ class _Blob(NamedTuple):
 
 
 def _blobs(body: bytes) -> Iterator[_Blob]:
-    """Where base64 stands: behind `;base64,` of a data URL, or as a `data` or `file_data`."""
+    """Find base64: after `;base64,` of a data URL, or as the value of `data` or `file_data`."""
     for mark in _MARKS:
         start = searched = 0
         for _ in range(_MAX_MARKS):
@@ -99,7 +99,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def image_tokens(size: Size, format_: str) -> int:
-    """By the vendor's rule; those without one are taken to follow OpenAI's."""
+    """Return the tokens of an image by the vendor's rule; OpenAI's rule is the default."""
     if format_ == "anthropic":
         return min(4784, -(-size.width // 28) * -(-size.height // 28))
     if format_ == "google":
@@ -110,7 +110,7 @@ def image_tokens(size: Size, format_: str) -> int:
 
 
 def image_size(start: bytes) -> Size | None:
-    """From the first bytes of a PNG, GIF, WebP or JPEG; None of anything else."""
+    """Read the size from the first bytes of a PNG, GIF, WebP or JPEG; None for anything else."""
     if start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) >= 24:
         return Size(*struct.unpack(">II", start[16:24]))
     if start.startswith((b"GIF87a", b"GIF89a")) and len(start) >= 10:
@@ -121,7 +121,7 @@ def image_size(start: bytes) -> Size | None:
 
 
 def _webp(start: bytes) -> Size | None:
-    """developers.google.com/speed/webp/docs/riff_container"""
+    """Read the size of a WebP (developers.google.com/speed/webp/docs/riff_container)."""
     kind = start[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
@@ -139,7 +139,7 @@ _SIZELESS = frozenset({0xC4, 0xC8, 0xCC})
 
 
 def _jpeg(start: bytes) -> Size | None:
-    """The frame header (ISO 10918-1 B.2.2), behind however many other segments."""
+    """Read the size from the frame header (ISO 10918-1 B.2.2), which follows other segments."""
     at = 2
     while at + 9 <= len(start) and start[at] == 0xFF:
         marker = start[at + 1]

@@ -1,7 +1,7 @@
-"""Results of a function by its argument, bounded in number.
+"""Memoize a function of one argument, with a bounded number of results.
 
-Owns: BoundedMemo. `functools.lru_cache` serves where the function is pure and belongs to a module;
-this class is for results that belong to an object, or are looked up many times a call.
+Owns BoundedMemo. `functools.lru_cache` is for pure functions of a module; BoundedMemo is for
+results that belong to an object, or are looked up many times a call.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ V = TypeVar("V")
 
 
 class BoundedMemo(dict[K, V]):
-    """`memo[key]` is `compute(key)`, computed once. Keys come from outside: when there are
-    `max_entries`, all are dropped, so that a look-up costs no more than that of a dictionary.
+    """`memo[key]` is `compute(key)`, computed once. Keys come from outside: at `max_entries`, all
+    entries are dropped, so that a lookup costs no more than that of a dictionary.
     """
 
     __slots__ = ("_compute", "_max_entries")

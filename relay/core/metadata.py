@@ -1,8 +1,9 @@
-"""What a client says of its call in `cf-aig-metadata`: a flat JSON object, for rules and records.
+"""Parse `cf-aig-metadata`, a flat JSON object in which a client describes its call, for limits and
+the ledger.
 
-As Cloudflare reads it: the first five entries count, values are texts, numbers or booleans, and a
-value of any other kind voids the whole; none of it is an error. Names that begin with `cf.` are
-reserved.
+The rules are Cloudflare's: the first five entries count, values are strings, numbers or booleans,
+a value of another type invalidates the whole header, and nothing is an error. Names that begin with
+`cf.` are reserved.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Metadata = Mapping[str, str | int | float | bool]
 
 
 def parse_metadata(header: str | None) -> Metadata:
-    """The entries of a header; none of what cannot be read."""
+    """Return the entries of a header; empty if it is unreadable."""
     if not header:
         return {}
     try:
@@ -36,7 +37,7 @@ def parse_metadata(header: str | None) -> Metadata:
 
 
 def bound_entries(entries: Metadata) -> Metadata:
-    """The same entries, their names and texts cut and cleaned."""
+    """Return the entries with names and strings truncated and cleaned."""
     return {
         clean(name): clean(value) if isinstance(value, str) else value
         for name, value in entries.items()
@@ -44,5 +45,5 @@ def bound_entries(entries: Metadata) -> Metadata:
 
 
 def as_text(value: str | float | bool) -> str:
-    """A value as rules count it: `true`, not `True`."""
+    """Return a value as limits count it: `true`, not `True`."""
     return str(value).lower() if isinstance(value, bool) else str(value)

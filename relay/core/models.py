@@ -1,7 +1,7 @@
-"""Put another model in the place of the one that a call names, for a fallback with a model.
+"""Replace the model of a call, for a fallback with a model.
 
-Owns: the places where vendors name the model of a call: a path, a query, a form, a JSON body. Each
-place that names one is changed, and no other byte. Reading the model is core/peek.py's.
+Owns the places in which vendors name the model: path, query, form and JSON body. Each place that
+has a model is changed, and no other byte. core/peek.py reads the model.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from relay.core.forms import form_fields, is_form
 from relay.core.paths import join_query, query_name, query_names
 from relay.core.peek import MODEL_NAMES
 
-# Gemini and Vertex AI, then Azure, whose deployments stand for models.
+# Gemini and Vertex AI; Azure, whose deployments correspond to models.
 _IN_PATH = re.compile(r"((?:^|/)(?:models|tunedModels|deployments)/)[^/:]+")
 _GOOGLE_PREFIX = "models/"
 _ADDED_NAMES = {"elevenlabs": "model_id", "cartesia": "model_id"}
-"""How formats name the model in a body; others call it `model`."""
+"""The body's field for the model in some formats; `model` in all others."""
 _NOT_IN_BODY = frozenset({"google", "fal", "deepgram"})
-"""Formats that name it in the path or the query."""
+"""Formats that have the model in the path or the query."""
 
 
 def path_with_model(path: str, model: str) -> str | None:
-    """A raw path with this model instead of the one that it names; None if it names none."""
+    """Replace the model in a raw path; None if the path has none."""
     named = quote(model.removeprefix(_GOOGLE_PREFIX), safe="")
 
     def replaced(found: re.Match[str]) -> str:
@@ -37,12 +37,12 @@ def path_with_model(path: str, model: str) -> str | None:
 
 
 def query_names_model(raw_query: str) -> bool:
-    """True if a segment of the query names the model."""
+    """True if the query has a parameter for the model."""
     return not query_names(raw_query).isdisjoint(MODEL_NAMES)
 
 
 def query_with_model(raw_query: str, model: str, format_: str) -> str:
-    """A raw query with this model wherever it names one; Deepgram's always gets it."""
+    """Replace the model in a raw query; for Deepgram it is added if missing."""
     if not query_names_model(raw_query):
         added = f"model={quote(model, safe='')}" if format_ == "deepgram" else ""
         return join_query(raw_query, added)
@@ -55,7 +55,7 @@ def query_with_model(raw_query: str, model: str, format_: str) -> str:
 
 
 def body_with_model(body: bytes, content_type: str, model: str, format_: str) -> bytes:
-    """A body with this model wherever it names one; unchanged if it cannot be read."""
+    """Replace every model in a body; return the body unchanged if it is unreadable."""
     if is_form(content_type):
         fields = form_fields(body, content_type) or ()
         places = [(f.start, f.end) for f in fields if f.name.decode("latin-1") in MODEL_NAMES]
@@ -70,7 +70,7 @@ def body_with_model(body: bytes, content_type: str, model: str, format_: str) ->
 
 
 def body_with_added_model(body: bytes, model: str, format_: str) -> bytes:
-    """A JSON object that names no model, nor does its call anywhere else, with this one."""
+    """Add the model to a JSON object, for a call that has no model anywhere."""
     found = spans(body)
     if found is None or format_ in _NOT_IN_BODY:
         return body
@@ -81,11 +81,11 @@ def body_with_added_model(body: bytes, model: str, format_: str) -> bytes:
 
 
 _Change = tuple[int, int, bytes]
-"""Where a text begins and ends, and what comes there instead."""
+"""Start and end of a text, and its replacement."""
 
 
 def _changes(body: bytes, found: list[Span], model: str, format_: str) -> list[_Change]:
-    """Those of one object. A `model` that is an object or a list is no model's name."""
+    """Return the changes in one object. A `model` that is an object or a list is not a name."""
     changes = []
     for name, start, end in found:
         given = body[start : min(end, start + len(_GOOGLE_PREFIX) + 1)]
@@ -97,7 +97,7 @@ def _changes(body: bytes, found: list[Span], model: str, format_: str) -> list[_
 
 
 def _changes_of_requests(body: bytes, found: list[Span], model: str) -> list[_Change]:
-    """Those of batchEmbedContents: each of its `requests` repeats the model of the path."""
+    """Return the changes in batchEmbedContents: each of its `requests` repeats the path's model."""
     changes: list[_Change] = []
     for name, start, end in found:
         if name == "requests":

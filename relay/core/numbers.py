@@ -1,7 +1,7 @@
-"""Numbers and times in text from outside: headers, queries, what a provider says.
+"""Parse numbers and times in text from outside: headers, queries, responses of providers.
 
-Owns: one strict, bounded reading of each. Python's int() and float() take signs, underscores,
-blanks and the digits of any script and read `nan` and `inf`; int() raises on 4,300 digits and more.
+Owns one strict, bounded parser for each. Python's int() and float() accept signs, underscores,
+blanks, the digits of any script, `nan` and `inf`, and int() raises for more than 4,300 digits.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LATEST_S = 253402300799
 
 
 def whole_number(text: str, least: int, most: int) -> int | None:
-    """`text` as a whole number of at most 16 digits, within bounds; None if it is none."""
+    """Parse a whole number of at most 16 digits from `least` to `most`; None for anything else."""
     number = int(text) if _WHOLE.match(text) else None
     return number if number is not None and least <= number <= most else None
 
 
 def header_number(name: str, text: str | None, min_: int, max_: int) -> int | None:
-    """The whole number that a header of this name holds; None without one. Raises BadRequest."""
+    """Parse the value `text` of the header `name`; None without one. Raises BadRequest."""
     if text is None:
         return None
     number = whole_number(text.strip(), min_, max_)
@@ -41,14 +41,14 @@ def header_number(name: str, text: str | None, min_: int, max_: int) -> int | No
 
 
 def decimal_number(text: str, least: float, most: float) -> float | None:
-    """`text` as a number from `least` to `most`; None if it is none."""
+    """Parse a number from `least` to `most`; None for anything else."""
     number = float(text) if _DECIMAL.match(text) else None
     return number if number is not None and least <= number <= most else None
 
 
 def unix_time_s(text: str, now_s: float) -> float | None:
-    """`7d`, `12h`, `90m` ago, or a day or time in ISO 8601 (UTC without a zone), in seconds since
-    1970; None if it is none, or lies before 1970 or after 9999.
+    """Parse a time into seconds since 1970: an age such as `7d`, `12h` or `90m`, or a date or time
+    in ISO 8601 (UTC without a zone). None for anything else, or if outside 1970 to 9999.
     """
     ago = _AGO.match(text)
     when = now_s - int(ago[1]) * _UNITS_S[ago[2]] if ago is not None else _iso_s(text)
@@ -69,7 +69,7 @@ def _iso_s(text: str) -> float | None:
 
 
 def _zone_s(zone: str) -> int:
-    """How far a zone is ahead of UTC."""
+    """Return the offset of a zone from UTC, in seconds, positive if ahead."""
     if zone in "Zz":
         return 0
     ahead_s = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60

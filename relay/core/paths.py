@@ -1,8 +1,7 @@
-"""What of a request target may reach a provider, and how it is joined to the provider's base.
+"""Check request targets, and split, cut and join paths and queries without decoding them.
 
-Owns: the refusal of paths that could climb out of a provider's prefix, and the raw, byte-for-byte
-join. Does not own: which provider it is (registry), and opening anything.
-Everything here works on the *raw* target, still percent-encoded: what is checked is what is sent.
+Owns the refusal of paths that could escape a provider's prefix, and byte-for-byte operations on the
+raw target, still percent-encoded: what is checked is what is sent. The registry finds the provider.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from urllib.parse import unquote_to_bytes
 
 from relay.core.errors import BadPath
 
-# What nearly every target looks like: segments of unreserved characters that begin with no dot. It
-# needs no second look.
+# Nearly every target: segments of unreserved characters without a leading dot. They need no further
+# check.
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~:@,=+!$&'()*-][A-Za-z0-9_~:@,=+!$&'()*.-]*)+\Z")
-# Controls, space, DEL, backslash and '#' never stand in a target; '%' only before two hex digits.
+# A target has no controls, space, DEL, backslash and '#', and '%' only before two hex digits.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\#]|%(?![0-9A-Fa-f]{2})")
-# Escapes that need a second look: a dot, slash, backslash, percent sign or control in any encoding.
+# Escapes that need a check after decoding: dot, slash, backslash, percent sign, controls.
 _SUSPECT_ESCAPE = re.compile(r"%(?:2[eEfF5]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
 _DOT_SEGMENT = re.compile(rb"(?:^|[/\\;])\.{1,2}(?:[/\\;]|$)")
 _FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f\\]")
@@ -29,15 +28,16 @@ _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*$")
 _MAX_DECODINGS = 4
 
 API = "/api/v1/ai-gateway"
-"""Where `relay serve` puts its surfaces."""
+"""Prefix of the native surface's URLs."""
 
 
 def check_target(raw_target: str) -> None:
     """Raise BadPath unless `raw_target` (path and query as received) is a plain origin-form target.
 
-    Refused: absolute-form, authority-form, `*`, more or less than one leading slash, dot segments
-    in any encoding however often repeated, backslashes, control characters, `#`, broken percent
-    escapes, non-ASCII. The query may hold anything but controls, space, backslash and `#`.
+    Refused are absolute-form, authority-form, `*`, more or less than one leading slash, dot
+    segments in any encoding, once or repeatedly encoded, backslashes, control characters, `#`,
+    malformed percent escapes and non-ASCII. The query may contain anything but controls, space,
+    backslash and `#`.
     """
     if _PLAIN.match(raw_target):
         return
@@ -45,9 +45,9 @@ def check_target(raw_target: str) -> None:
         raise BadPath("it must begin with exactly one slash")
     path, _, query = raw_target.partition("?")
     if not raw_target.isascii() or _FORBIDDEN.search(path):
-        raise BadPath("it holds a character that must be percent-encoded")
+        raise BadPath("it contains a character that must be percent-encoded")
     if query and _FORBIDDEN_IN_QUERY.search(query):
-        raise BadPath("its query holds a character that must be percent-encoded")
+        raise BadPath("its query contains a character that must be percent-encoded")
     if "/." in path or ";" in path or _SUSPECT_ESCAPE.search(path):
         _check_decoded(path)
 
@@ -56,13 +56,13 @@ _FORBIDDEN_IN_QUERY = re.compile(r"[\x00-\x20\x7f\\#]")
 
 
 def _check_decoded(path: str) -> None:
-    """Undo the encoding as often as a careless server might, and look at each stage."""
+    """Decode as often as a careless server may, and check each stage."""
     stage = path.encode("ascii")
     for _ in range(_MAX_DECODINGS):
         if _DOT_SEGMENT.search(stage):
-            raise BadPath("it holds a dot segment")
+            raise BadPath("it contains a dot segment")
         if _FORBIDDEN_BYTES.search(stage):
-            raise BadPath("it holds an encoded control character or backslash")
+            raise BadPath("it contains an encoded control character or backslash")
         decoded = unquote_to_bytes(stage)
         if decoded == stage:
             return
@@ -71,7 +71,7 @@ def _check_decoded(path: str) -> None:
 
 
 def collapse_slashes(raw_path: str) -> str:
-    """`a//b///c` -> `a/b/c`: SDKs with a trailing slash in their base URL send these."""
+    """`a//b///c` -> `a/b/c`: SDKs whose base URL ends in a slash send such paths."""
     while "//" in raw_path:
         raw_path = raw_path.replace("//", "/")
     return raw_path
@@ -88,10 +88,10 @@ def split_endpoint(raw_tail: str) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=256)
 def version_prefixes(base_path: str) -> tuple[str, ...]:
-    """The endpoint prefixes that repeat the version a base path ends in, longest first.
+    """Return the endpoint prefixes that repeat the version of a base path, the longest first.
 
-    `/openai/v1` -> (`openai/v1/`, `v1/`): an SDK configured with or without it in its base URL
-    works alike. A base path that does not end in a version has none.
+    `/openai/v1` -> (`openai/v1/`, `v1/`): an SDK works with and without the version in its base
+    URL. A base path that does not end in a version has no such prefixes.
     """
     segments = [segment for segment in base_path.split("/") if segment]
     if not segments or not _VERSION_SEGMENT.match(segments[-1]):
@@ -100,8 +100,8 @@ def version_prefixes(base_path: str) -> tuple[str, ...]:
 
 
 def drop_version(endpoint: str, base_path: str) -> str:
-    """`v1/chat/completions` under `/v1` -> `chat/completions`. One prefix is dropped, and if it is
-    written twice (an SDK adds it to a base URL that has it), both are.
+    """`v1/chat/completions` under `/v1` -> `chat/completions`. A repeated prefix, which an SDK has
+    added to a base URL that ends in it, is removed twice.
     """
     for prefix in version_prefixes(base_path):
         if endpoint.startswith(prefix):
@@ -110,18 +110,16 @@ def drop_version(endpoint: str, base_path: str) -> str:
 
 
 class VersionRule(NamedTuple):
-    """Endpoints that match `pattern` (`*` is anything) and begin with no version are under
-    `version`.
-    """
+    """`version` is added to endpoints that match `pattern` (`*` matches anything) and have none."""
 
     pattern: str
     version: str
 
 
 def put_version(endpoint: str, rules: Sequence[VersionRule]) -> str:
-    """`messages` -> `v1/messages`, by the first rule that matches; an endpoint that begins with a
-    version keeps it. A version written twice, as with the version at the end of a base URL to
-    which an SDK adds it too, is written once.
+    """`messages` -> `v1/messages`, by the first rule that matches. An endpoint that begins with a
+    version keeps it; a repeated version, which an SDK has added to a base URL that ends in it, is
+    removed once.
     """
     if not rules:
         return endpoint
@@ -135,9 +133,9 @@ def put_version(endpoint: str, rules: Sequence[VersionRule]) -> str:
 
 
 def cut_query(raw_query: str, names: frozenset[str]) -> str:
-    """`raw_query` without the raw `&` segments whose decoded, case-folded name is in `names`.
+    """Remove the raw `&` segments whose decoded, case-folded name is in `names`.
 
-    What stays is untouched, byte for byte, in order.
+    The others stay in order, byte for byte.
     """
     if not raw_query or not names:
         return raw_query
@@ -145,7 +143,7 @@ def cut_query(raw_query: str, names: frozenset[str]) -> str:
 
 
 def query_name(segment: str) -> str:
-    """The decoded, lower-case name of one raw `name=value` segment."""
+    """Return the decoded, lower-case name of one raw `name=value` segment."""
     name = segment.partition("=")[0]
     if "%" in name or "+" in name:
         name = unquote_to_bytes(name.replace("+", " ")).decode("utf-8", "replace")
@@ -153,12 +151,12 @@ def query_name(segment: str) -> str:
 
 
 def query_names(raw_query: str) -> set[str]:
-    """The decoded, lower-case names of all segments."""
+    """Return the decoded, lower-case names of all segments."""
     return {query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
 
 
 def query_value(raw_query: str, *names: str) -> str:
-    """The decoded value of the first segment that has one of `names` and a value; else empty."""
+    """Return the decoded value of the first segment that has one of `names` and a value, or ""."""
     for segment in raw_query.split("&"):
         if query_name(segment) in names and (value := segment.partition("=")[2]):
             return unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "replace")
@@ -166,5 +164,5 @@ def query_value(raw_query: str, *names: str) -> str:
 
 
 def join_query(*parts: str) -> str:
-    """Join raw query parts, leaving out the empty ones."""
+    """Join raw query parts, without the empty ones."""
     return "&".join(part for part in parts if part)

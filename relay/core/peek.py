@@ -1,6 +1,7 @@
-"""Look into a request body for the few fields the relay wants, without changing or keeping it.
+"""Read the few fields of a request that the relay uses, without changing the request.
 
-Owns: model and stream flag of a JSON or form body, the model and kind that a path tells.
+Owns the model, stream flag and user of a JSON or form body, the billable fields of a body, and the
+kind and model of an endpoint.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from relay.core.paths import query_value
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _MAX_NAME_BYTES = 200
-"""Of a form's field."""
+"""Maximum size of a form field's value."""
 _BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
 """Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
 
-# The end of an endpoint, and what kind of call it is. Longer ends first where one is part of
-# another.
+# The end of an endpoint, and the kind of its calls. The first match wins.
 _KINDS: tuple[tuple[str, str], ...] = (
     ("chat/completions", "chat"),
     ("completions", "completion"),
@@ -78,10 +78,10 @@ GENERATION_KINDS = frozenset(
         "rerank", "speech", "transcription", "image", "count_tokens", "moderation",
     }
 )  # fmt: skip
-"""Kinds of calls that take all they need with them and are answered at once: any provider that
-speaks the same format can answer one instead."""
+"""Kinds of calls that are self-contained and answered at once: any provider with the same wire
+format can serve them."""
 _SUBMITS = re.compile(r"(?:^|/)(?:queue|async)/")
-"""Where jobs are submitted that are read later: fal's queue, Perplexity's chat."""
+"""Endpoints that accept jobs, whose results are read later: fal's queue, Perplexity's chat."""
 _STREAMS = re.compile(r":streamGenerateContent$|/sse$|/stream(?:/with-timestamps)?$")
 
 
@@ -93,11 +93,11 @@ _OBJECT_KINDS = {
     "transcript": "transcription", "transcripts": "transcription",
     "interactions": "interactions", "responses": "responses",
 }  # fmt: skip
-"""Kinds of what is made now and read later."""
+"""Kinds of calls to objects that are created now and read later."""
 
 
 class _Wanted(msgspec.Struct):
-    """The fields looked for; everything else in the body is skipped without being built."""
+    """The wanted fields; the rest of the body is skipped without building it."""
 
     model: msgspec.Raw = ABSENT
     model_id: msgspec.Raw = ABSENT
@@ -113,7 +113,7 @@ _wanted = Reader(_Wanted)
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
-    """What a call is paid by where its answer tells nothing: how many images, which text."""
+    """The fields that are billed if the response reports no usage: number of images, text."""
 
     n: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
@@ -126,21 +126,21 @@ _paid = Reader(_Paid)
 
 
 class Peek(msgspec.Struct, frozen=True):
-    """What a body said of itself; None where it said nothing that could be read."""
+    """The wanted fields of a body; None for a missing or unreadable one."""
 
     model: str | None = None
     stream: bool | None = None
     user: str | None = None
-    """The end user, whatever the provider calls that."""
+    """The end user, whatever the field's name is."""
     submits: bool = False
-    """It asks for a job whose result is read or delivered later."""
+    """True for a job whose result is read or delivered later."""
 
 
 NOTHING = Peek()
 
 
 def peek_body(body: bytes, content_type: str) -> Peek:
-    """Model, stream flag and user of a request body; NOTHING of what cannot be read."""
+    """Read model, stream flag and user of a request body; NOTHING if it is unreadable."""
     if is_form(content_type):
         return _peek_form(body, content_type)
     if body[:1] != b"{" and not _may_be_json(body):
@@ -171,7 +171,7 @@ def _peek_form(body: bytes, content_type: str) -> Peek:
 
 
 def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> str | None:
-    """The last one, as the last one of a name counts in JSON."""
+    """Return the last value of these fields, as in JSON the last field of a name counts."""
     for name, start, end in reversed(fields):
         if name.decode("latin-1") in names and end - start <= _MAX_NAME_BYTES:
             try:
@@ -182,13 +182,13 @@ def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> st
 
 
 def _may_be_json(body: bytes) -> bool:
-    """An object in any encoding that a lenient reader may take for JSON."""
+    """True for an object in any encoding that a lenient parser may accept as JSON."""
     return body.lstrip(_BEFORE_JSON).startswith(b"{")
 
 
 def paid_fields(body: bytes) -> bytes:
-    """The body itself if it is small; of a larger one an object with no more than what the call is
-    paid by: a meter reads it when the call is over, many calls in one turn of the event loop.
+    """Return a small body itself, and of a larger one an object with its billable fields only. A
+    meter reads it after the call, for many calls in one turn of the event loop.
     """
     if len(body) <= MAX_FIELD_BYTES:
         return body
@@ -202,10 +202,10 @@ def paid_fields(body: bytes) -> bytes:
 
 
 def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
-    """True if whoever reads `body` finds the model that peek_body found, or none.
+    """True if every parser of `body` finds the same model as peek_body, or none.
 
-    Readers differ on a name that comes twice. What is neither JSON nor a form names no model; a
-    body that cannot be read in bounded time may name any.
+    Parsers differ on repeated names. A body that is neither JSON nor a form has no model; a body
+    that is not readable in bounded time may have any.
     """
     if is_form(content_type):
         fields = form_fields(body, content_type)
@@ -225,7 +225,7 @@ def _is_plain(names: list[str], model: str | None) -> bool:
 
 
 def kind_of(endpoint: str) -> str:
-    """`v1/chat/completions` -> `chat`; `other` for an endpoint that no kind is known for."""
+    """`v1/chat/completions` -> `chat`; `other` for an endpoint of unknown kind."""
     if (kind := _answered_kind(endpoint)) is not None:
         return kind
     if (found := _OBJECTS.search(endpoint)) is not None:
@@ -234,7 +234,7 @@ def kind_of(endpoint: str) -> str:
 
 
 def _answered_kind(endpoint: str) -> str | None:
-    """The kind of an endpoint that answers at once; None of objects that are read later."""
+    """Return the kind of an endpoint that answers at once; None for any other."""
     for end, kind in _KINDS:
         if endpoint.endswith(end):
             return kind
@@ -243,8 +243,8 @@ def _answered_kind(endpoint: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def generates(method: str, endpoint: str) -> bool:
-    """True of a call that any provider of the same format can answer instead: not of an upload, a
-    batch, a job that is submitted, nor of what changes an object of the provider's.
+    """True for a call that any provider with the same wire format can serve; false for an upload, a
+    batch, a submitted job, and a call that changes an object at the provider.
     """
     if method != "POST" or _SUBMITS.search(endpoint):
         return False
@@ -253,12 +253,12 @@ def generates(method: str, endpoint: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def streams_by_path(endpoint: str) -> bool:
-    """True of an endpoint whose answer is a stream, whatever the body says."""
+    """True for an endpoint whose response is always a stream."""
     return _STREAMS.search(endpoint) is not None
 
 
 def model_elsewhere(format_: str, endpoint: str, raw_query: str) -> str | None:
-    """Deepgram names the model in the query; what fal calls an app is in the path."""
+    """Return the model from Deepgram's query, or fal's app from the path."""
     if format_ == "deepgram":
         return query_value(raw_query, "model") or None
     if format_ == "fal":
@@ -268,6 +268,6 @@ def model_elsewhere(format_: str, endpoint: str, raw_query: str) -> str | None:
 
 
 def model_in_path(endpoint: str) -> str | None:
-    """Gemini names the model in the path: `v1beta/models/gemini-2.5-flash:generateContent`."""
+    """Return Gemini's model from the path: `v1beta/models/gemini-2.5-flash:generateContent`."""
     found = _GEMINI_MODEL.search(endpoint)
     return found.group(1) if found else None

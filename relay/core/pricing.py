@@ -1,8 +1,8 @@
-"""What usage costs: rates, and the arithmetic. Money is whole numbers: billionths of a US dollar at
-the end, and on the way units so small that no rate is rounded to be felt.
+"""Compute the cost of usage from rates. Money is an integer: billionths of a US dollar in results,
+and 10^-18 US dollars in between, so that rounding of rates does not matter.
 
-Owns: the nouns Rates and PriceRule, what of a Usage is charged at which rate, and the reading of
-`cf-aig-custom-cost`. Where rates come from is prices/price_list.py's.
+Owns Rates, Tariff and PriceRule, the rate of each count of a Usage, and the parser of
+`cf-aig-custom-cost`. prices/price_list.py finds the rates of a call.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
 _TO_NANO = 10**9
 _PER_MTOK = Decimal(10**12)
-"""US dollars a million tokens, in 10^-18 dollars a token."""
+"""US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
 MAX_USD = Decimal(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """US dollars: for a million tokens of each kind and a million characters, for an hour of audio,
-    for one of the provider's own units, for a call. What has no rate of its own costs what its
-    whole costs: cached input as input.
+    """US dollars per million tokens of each kind, per million characters, per hour of audio, per
+    unit of the provider, image, web search, page and call. A part without a rate has the rate of
+    its whole: cached input that of input.
     """
 
     input: Decimal | None = None
@@ -55,16 +55,17 @@ class Rates:
 
 
 class Tariff(NamedTuple):
-    """Rates made ready, in the order of a Usage's COUNTS."""
+    """Rates prepared for multiplication, in the order of COUNTS."""
 
     each: tuple[int, ...]
-    """What one of a count adds, in 10^-18 US dollars."""
+    """The amount that one unit of a count adds to the cost, in 10^-18 US dollars."""
     unpriced: tuple[bool, ...]
     """True for a count that has no price."""
     call: int
+    """The price of the call itself, in 10^-18 US dollars."""
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
-        """None if something was used that has no price."""
+        """Return the cost in billionths of a US dollar; None if a used count has no price."""
         counts = counts_of(usage)
         if any(compress(counts, self.unpriced)):
             return None
@@ -72,13 +73,14 @@ class Tariff(NamedTuple):
 
 
 def rounded(atto_usd: int) -> int:
-    """To billionths, half up. Never below nothing: counts that contradict each other happen."""
+    """Round to billionths, half up. Contradictory counts can give a negative cost, which is 0."""
     return max(0, (atto_usd + _TO_NANO // 2) // _TO_NANO)
 
 
 def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
-    """`audio_is_text`: audio input without a rate costs what text costs, as Google has it; where it
-    is false such a call is not priced, for audio costs several times as much.
+    """Prepare rates. `audio_is_text`: audio input without a rate costs what text costs, as in
+    Google's price list; otherwise the cost of a call with audio is unknown, for audio costs several
+    times as much.
     """
     r = rates
     given, made = r.input or Decimal(0), r.output or Decimal(0)
@@ -97,7 +99,7 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         "reasoning_tokens": (made if r.reasoning is None else r.reasoning) - made,
         "input_audio_tokens": heard - given,
         "output_audio_tokens": (made if r.output_audio is None else r.output_audio) - made,
-        # What was read from the cache and is audio, was taken off twice.
+        # Cached audio is subtracted twice above, as cached and as audio.
         "cache_audio_read_tokens": heard_again - read - heard + given,
         "input_image_tokens": seen - given,
         "output_image_tokens": (made if r.output_image is None else r.output_image) - made,
@@ -121,7 +123,7 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
 
 
 def _unpriced(r: Rates, *, audio_is_text: bool) -> set[str]:
-    """What of a Usage has no price."""
+    """Return the counts that have no price."""
     needed = {
         "input_tokens": r.input,
         "output_tokens": r.output,
@@ -140,18 +142,18 @@ def _unpriced(r: Rates, *, audio_is_text: bool) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class PriceRule:
-    """Rates of a provider's models, from one day until another, both in seconds since 1970."""
+    """The rates of some models of a provider, from `from_s` to `until_s` (seconds since 1970)."""
 
     models: tuple[str, ...]
-    """Names, `*` is allowed; empty is all."""
+    """Names, `*` is allowed; empty: all models."""
     from_s: float
     until_s: float
     tariff: Tariff
     service_tier: str = ""
-    """Of calls that this tier served; empty is the standard one."""
+    """The tier that served the call; empty: the standard one."""
 
     def holds(self, model: str | None, unix_s: float) -> bool:
-        """True if it is for this model, at this time."""
+        """True if the rule applies to this model at this time."""
         if not self.from_s <= unix_s < self.until_s:
             return False
         return not self.models or (
@@ -161,7 +163,9 @@ class PriceRule:
 
 
 def custom_cost(header: str) -> Tariff | int | None:
-    """A client's own rates, or its whole cost in billionths of a US dollar; None if unreadable."""
+    """Parse a client's `cf-aig-custom-cost` into rates, or into the total cost in billionths of a
+    US dollar; None if it is unreadable.
+    """
     try:
         given = json.loads(header, parse_float=Decimal, parse_int=Decimal)
     except (ValueError, RecursionError):

@@ -1,5 +1,7 @@
-"""The nouns of routing: Provider, Target, Credential, Route. Frozen records; the registry builds
-them.
+"""The records of routing: Provider, Target, Credential, Route.
+
+Owns these frozen records, and the route of an endpoint at a provider. registry/build.py makes the
+providers, and registry/registry.py finds the provider of a call.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ Place = Literal["header", "query", "subprotocol"]
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A secret and where it goes. `label` names its variable; its value is never shown."""
+    """A secret and where it goes. `label` is the name of its variable; the value is never shown."""
 
     place: Place
     name: str
     value: str = field(repr=False)
     label: str = ""
     beside: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """More headers of a client's own that go up with it."""
+    """More credential headers of the client, which are sent with this one."""
 
 
 class Keys(NamedTuple):
-    """The two credentials that go up with one call: the provider's, and Cloudflare's beside it."""
+    """The credentials of an attempt: the provider's, and Cloudflare's."""
 
     provider: Credential | None = None
     gateway: Credential | None = None
@@ -44,27 +46,27 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AuthRule:
-    """Where a provider takes its credential; `scheme` precedes the secret, such as `Bearer `."""
+    """Where a provider's credential goes. `scheme` precedes the secret, such as `Bearer `."""
 
     place: Place
     name: str
     scheme: str = ""
 
     def credential(self, secret: str, label: str) -> Credential:
-        """The credential that `secret` becomes under this rule."""
+        """Return `secret` as a credential in this place."""
         return Credential(self.place, self.name, self.scheme + secret, label)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A forward proxy, through which a target is reached."""
+    """A forward proxy for the connections to a target."""
 
     url: str = field(repr=False)
-    """With the user and password, if it has any."""
+    """The URL, with its user and password if it has them."""
     shown: str
-    """Without them: `http://proxy.example:3128`."""
+    """The URL without user and password: `http://proxy.example:3128`."""
     variable: str
-    """Which names it: `HTTPS_PROXY`."""
+    """The environment variable that it comes from: `HTTPS_PROXY`."""
 
     def __str__(self) -> str:
         return f"{self.shown} ({self.variable})"
@@ -72,7 +74,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One way to reach a provider. `origin` has no path; `prefix` has no slash at its end."""
+    """One way to reach a provider. `origin` has no path; `prefix` does not end in a slash."""
 
     via: Via
     origin: str
@@ -81,30 +83,30 @@ class Target:
     prefix: str
     auth: AuthRule | None
     strategy: Strategy = "round_robin"
-    """How the next of the pool is chosen."""
+    """How the next keys of the pool are selected."""
     weights: tuple[float, ...] = ()
-    """One for each of the pool, with that strategy."""
+    """A weight for each item of the pool, with the strategy `weight`."""
     pool: tuple[Keys, ...] = (Keys(),)
-    """One of them goes with each call. Empty while variables are missing."""
+    """Each attempt uses one item. Empty while variables are missing."""
     gateway_credential: Credential | None = None
-    """Cloudflare's own, beside the provider's."""
+    """The credential for Cloudflare AI Gateway."""
     missing: tuple[str, ...] = ()
     """Variables that must be set before this target can be used."""
     proxy: Proxy | None = None
-    """None: it is called directly."""
+    """None: no proxy."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebSocketRules:
-    """How a provider's WebSockets are opened. Times in seconds; None means no limit."""
+    """How a provider's WebSockets are opened. Times are in seconds; None: no limit."""
 
     default_path: str
     paths: tuple[str, ...]
-    """Patterns of the paths that have sockets (`*` is anything); empty: all have."""
+    """Patterns of the paths that accept sockets (`*` matches anything); empty: all paths."""
     default_query: Mapping[str, str]
-    """Of the default path alone."""
+    """Query of the default path only."""
     header_queries: Mapping[str, str]
-    """Headers and the query parameters that mean the same: one of the two goes up."""
+    """Header to the equivalent query parameter: only one of the two is sent."""
     subprotocols: Mapping[str, SubprotocolUse]
     max_message_bytes: int
     idle_timeout_s: float | None
@@ -113,7 +115,7 @@ class WebSocketRules:
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
-    """Endpoints that begin with `prefix` go to `target` instead of the base."""
+    """Endpoints that begin with `prefix` go to `target` instead of the base URL."""
 
     prefix: str
     target: Target
@@ -121,13 +123,13 @@ class PathRule:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What is called when a provider's own targets fail."""
+    """A provider that is called after the provider's own targets have failed."""
 
     provider: str
     model: str | None = None
-    """Instead of the one that the call names."""
+    """Replaces the model of the call; None: the same model."""
     endpoint: str | None = None
-    """Instead of the one that was called."""
+    """Replaces the endpoint of the call; None: the same endpoint."""
     weight: float = 1.0
 
 
@@ -136,7 +138,7 @@ Who = Literal["relay", "cloudflare", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """Who does what, of what goes through Cloudflare; `off`: neither does."""
+    """Who retries, limits and caches the calls through Cloudflare; `off`: neither does."""
 
     retries: Who = "relay"
     limits: Who = "relay"
@@ -145,83 +147,81 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """An AI provider as the registry knows it."""
+    """A provider of gateway.yaml."""
 
     name: str
     format: str
-    """The wire format that it speaks: how usage is read, and the shape of the relay's own errors
-    (core/formats.py)."""
+    """The wire format, for reading usage and for the relay's own errors (core/formats.py)."""
     formats: tuple[PathFormat, ...]
-    """Those of some of its paths."""
+    """Wire formats of some paths."""
     base_path: str
     """The path of the direct base URL, such as `/v1`."""
     versions: tuple[paths.VersionRule, ...]
-    """The versions of endpoints that a client names without one."""
+    """The versions that are added to endpoints without one."""
     rest: Target
     websocket: Target
     websocket_rules: WebSocketRules | None
     websocket_root_path: str | None
-    """Through Cloudflare: what the default path becomes there. None: it is sent as it is."""
+    """Path that replaces the default path at Cloudflare; None: the default path itself."""
     paths: tuple[PathRule, ...]
     headers: tuple[tuple[str, str], ...]
-    """Sent when the client sends none of that name."""
+    """Headers that are added if the client does not send them."""
     rest_after: Target | None
-    """Where REST goes when `rest` fails: direct after Cloudflare, if the file says so."""
+    """The target of REST calls if `rest` fails: direct, after Cloudflare; None: there is none."""
     websocket_after: Target | None
     fallbacks: tuple[Fallback, ...]
     fallback_on: frozenset[FallbackCause]
-    """Which failures reach them."""
+    """Failures that trigger a fallback."""
     fallback_after_s: float | None
-    """How long the first byte may take while a fallback can still answer; None: as long as
-    core/retry_policy.py says for a streamed call, and the provider's own limit for any other."""
+    """Timeout of the first byte while a fallback remains; None: that of core/retry_policy.py for a
+    streamed call, and first_byte_timeout_s for any other."""
     by_weight: bool
-    """Targets are drawn by weight, not taken in order."""
+    """Targets are chosen at random by weight, not in order."""
     weight: float
     retries: RetryRules
     delegation: Delegation
     cache: CacheRules
     pricing: tuple[PriceRule, ...]
-    """The first that holds for a call is what it costs."""
+    """The first rule that applies to a call prices it."""
     priced_as: str | None
-    """What the public list of prices calls it; None: by its own name."""
+    """The provider's name in the public price list; None: its own name."""
     drain_s: float | None
-    """How long a stream whose client left is read on, to learn its usage; None: not at all."""
+    """How long a stream is read after its client left, to get its usage; None: it is cancelled."""
     inject_usage: bool | None
-    """Streams of completions are asked for their usage (core/injection.py); None: only where it is
-    a fallback of a provider whose streams are."""
+    """Usage of streamed completions is requested (core/injection.py); None: only as a fallback of a
+    provider with True."""
     idempotency_header: str | None
-    """Carries one key over all attempts of a call, which makes repeating it safe."""
+    """Header that carries one key for all attempts of a call, which makes repeating it safe."""
     own_origins: tuple[ProviderOrigin, ...]
-    """Its own hosts, the most particular first."""
+    """The provider's own hosts, the longest path first."""
     rewrites: Rewrites | None
-    """What of its answers is rewritten; None: nothing."""
+    """What is rewritten in responses; None: nothing."""
     check: str | None
-    """Endpoint of a GET that costs nothing."""
+    """Endpoint of a GET without cost."""
     target_header: str | None
-    """The header that names the URL of a call to the endpoint `proxy`."""
+    """The header with the target URL of a call to the endpoint `proxy`."""
     query_credentials: frozenset[str]
-    """Lower-case query names that carry a credential of this provider's."""
+    """Lower-case names of query parameters that carry a credential of this provider."""
     accepts_client_keys: bool
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
 
     def endpoint(self, named: str) -> str:
-        """The endpoint that a client named, with the version that its base URL may or may not
-        have: the one that `base_path` ends in is dropped, the one that `versions` asks for is put
-        in.
+        """Normalize the version of a client's endpoint, so that base URLs work with and without
+        it: the version at the end of `base_path` is removed, that of `versions` is added.
         """
         return paths.put_version(paths.drop_version(named, self.base_path), self.versions)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Every target, but those of `paths`."""
+        """All targets without those of `paths`."""
         targets = (self.rest, self.websocket, self.rest_after, self.websocket_after)
         return tuple(target for target in targets if target is not None)
 
     @property
     def credential_headers(self) -> tuple[str, ...]:
-        """Lower-case names of the headers in which its targets take a credential."""
+        """Lower-case names of the headers that carry the credentials of its targets."""
         auths = [target.auth for target in self.targets if target.auth]
         return tuple({auth.name.lower(): 1 for auth in auths if auth.place == "header"})
 
@@ -233,38 +233,37 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a call goes: a provider, one of its targets, the raw path under its prefix."""
+    """Where a call goes: a provider, one of its targets, and the raw path under its prefix."""
 
     provider: Provider
     target: Target
     endpoint: str
-    """As the client named it, but for the version (see `Provider.endpoint`): what logs and
-    `relay explain` show."""
+    """The client's endpoint, with the version of `Provider.endpoint`, for logs and `relay explain`."""
     path: str
-    """Raw, with its leading slash, or empty: appended to the target's prefix."""
+    """The raw path after the target's prefix, with its leading slash, or empty."""
 
     format: str
     """The wire format of this path."""
     kind: str = "other"
-    """What kind of call the endpoint is: `chat`, `embeddings`, … (core/peek.py)."""
+    """The kind of the call: `chat`, `embeddings`, … (core/peek.py)."""
     model: str | None = None
-    """The model, where the path names it."""
+    """The model in the path, if there is one."""
     alternatives: tuple[Route, ...] = ()
-    """Where the call goes when this fails, in order."""
+    """Where the call goes if this route fails, in order."""
     fallback_number: int = 0
-    """0 at the provider that was called, n at its nth fallback, whichever way that is reached."""
+    """0 at the provider that was called, n at its nth fallback, by either way."""
     replaced_model: str | None = None
-    """Replaces the client's, wherever the call names it (core/models.py)."""
+    """Replaces the client's model (core/models.py); None: no replacement."""
     weight: float = 1.0
     by_weight: bool = False
     default_query: Mapping[str, str] = field(default_factory=dict)
-    """Added where the client names nothing of the kind."""
+    """Query parameters that are added if the client sends no equivalent ones."""
     injects_usage: bool = False
-    """Its streams are asked for their usage."""
+    """The usage of its streams is requested."""
 
     @property
     def takes_sockets(self) -> bool:
-        """True if there is a WebSocket at this endpoint, as far as the registry knows."""
+        """True if this endpoint accepts WebSockets, by the registry."""
         rules = self.provider.websocket_rules
         if rules is None:
             return False
@@ -272,28 +271,28 @@ class Route:
 
     @property
     def is_alternative(self) -> bool:
-        """True of a fallback: a client's own credential is not for it."""
+        """True for a fallback, which never gets the client's own credential."""
         return self.fallback_number > 0
 
     @property
     def relay_retries(self) -> bool:
-        """True if the relay retries, and not Cloudflare: a client's headers for that are for it."""
+        """True if the relay retries, not Cloudflare: then it obeys the client's retry headers."""
         return self.target.via == "direct" or self.provider.delegation.retries != "cloudflare"
 
     def url(self, raw_query: str) -> str:
-        """The whole upstream URL, raw. Nothing in it is encoded or decoded again."""
+        """Return the upstream URL, raw: nothing in it is encoded or decoded again."""
         target = self.target
         query = f"?{raw_query}" if raw_query else ""
         return f"{target.origin}{target.prefix}{self.path}{query}"
 
 
 def rest_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
-    """The route of a REST call to the raw `endpoint` (no leading slash)."""
+    """Return the route of a REST call to the raw `endpoint`, without a leading slash."""
     return _route(provider, target or provider.rest, endpoint)
 
 
 def websocket_route(provider: Provider, endpoint: str, target: Target | None = None) -> Route:
-    """The route of a WebSocket; without an endpoint the default path, with its default query."""
+    """Return the route of a WebSocket; without an endpoint, that of the default path."""
     rules, base = provider.websocket_rules, target or provider.websocket
     default = rules.default_path if rules else ""
     route = _route(provider, base, endpoint or default)
@@ -316,10 +315,10 @@ def _route(provider: Provider, base: Target, endpoint: str) -> Route:
 
 
 def _place(provider: Provider, base: Target, endpoint: str) -> tuple[Target, str, str]:
-    """Where an endpoint goes, what it is called there, and the path that is sent for it."""
+    """Return the target of an endpoint, its name without the version, and the path to send."""
     for rule in provider.paths:
         if endpoint.startswith(rule.prefix):
             return rule.target, endpoint, endpoint[len(rule.prefix) :].removeprefix("/")
-    # Through Cloudflare it is the same endpoint: its paths are the provider's, less base_path.
+    # The endpoint is the same at Cloudflare, whose paths are the provider's without base_path.
     named = provider.endpoint(endpoint)
     return base, named, named

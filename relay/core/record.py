@@ -1,7 +1,6 @@
-"""The record of one call: what the log line and the ledger's row say of it.
+"""The record of a call, for its log line and its row in the ledger.
 
-Owns: the noun Record. It is made once, when an Exchange ends (ledger/records.py), encoded once,
-and never changed.
+Owns Record, which ledger/records.py makes and encodes once, when an Exchange has ended; and Bodies.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from relay.core.usage import Usage
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """What does not apply to a call is left out. `_ms` are milliseconds, to the hundredth."""
+    """Fields that do not apply to a call are omitted. `_ms` are milliseconds with two decimals."""
 
     id: str
-    """UUIDv7 of when it began."""
+    """UUIDv7 of the start of the call."""
     transport: str
     """`rest` or `websocket`."""
     surface: str
     """The form of the URL that the client called: `native`."""
     method: str
     provider: str
-    """The one that was asked for."""
+    """The provider that the client called."""
     endpoint: str
     status: int
     outcome: str
@@ -36,50 +35,50 @@ class Record(msgspec.Struct, omit_defaults=True):
     bytes_down: int
     client: str
     overhead_ms: float = 0.0
-    """The relay's own time, until the head of the answer went down."""
+    """Time that the relay added, until the head of the response went downstream."""
     kind: str = "other"
     model: str | None = None
     first_byte_ms: float | None = None
     via: str | None = None
     answered_by: str | None = None
-    """The provider that answered, where it is another."""
+    """The provider that answered, if it is another one."""
     model_answered: str | None = None
     stream: bool | None = None
     attempts: tuple[Attempt, ...] | None = None
     cache: str | None = None
     usage: Usage | None = None
     cost_nano_usd: int | None = None
-    """Billionths of a US dollar; None where no price is known."""
+    """Billionths of a US dollar; None if unknown."""
     saved_nano_usd: int | None = None
-    """What an answer from the cache cost when it was made."""
+    """Original cost of a response from the cache."""
     error: str | None = None
     cause: str | None = None
     request_id: str | None = None
     event_id: str | None = None
     cloudflare_log_id: str | None = None
     user: str | None = None
-    """The end user, as the body names it."""
+    """The end user that the body names."""
     metadata: Metadata | None = None
     messages_up: int | None = None
     messages_down: int | None = None
     close_code: int | None = None
     closed_by: str | None = None
     turns: tuple[Turn, ...] | None = None
-    """Of a spoken session, the first of them."""
+    """The first turns of a spoken session."""
     interruptions: int | None = None
     trace_id: str | None = None
     span_id: str | None = None
-    """Hexadecimal, as in `traceparent`; only where traces are exported."""
+    """Hexadecimal, as in `traceparent`; only if traces are exported."""
     parent_id: str | None = None
     sampled: bool = False
     event: str = ""
     level: str = ""
     timestamp: str = ""
-    """When it ended, ISO 8601 in UTC."""
+    """The end of the call, ISO 8601 in UTC."""
 
 
 def with_current_names(stored: dict[str, Any]) -> dict[str, Any]:
-    """A record as an older relay may have stored it, under the names of Record."""
+    """Rename the fields of a record that an older version stored."""
     if "transport" in stored:
         return stored
     named = {"transport": "", "surface": "native"} | _renamed(stored)
@@ -97,12 +96,12 @@ _FAILED = frozenset({"failed", "refused"})
 
 
 def is_failure(status: int, outcome: str) -> bool:
-    """True if the client of a call did not get what it asked for."""
+    """True if the call failed or was refused."""
     return status >= 400 or outcome in _FAILED
 
 
 class Bodies(NamedTuple):
-    """The request and response bodies of a call, each whole or cut (`_complete` false)."""
+    """The stored bodies of a call, each complete or truncated (`_complete` false)."""
 
     request: bytes
     request_complete: bool

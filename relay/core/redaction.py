@@ -1,7 +1,7 @@
-"""Take secrets out of bytes that are to be stored or logged, or that quote the relay's keys.
+"""Redact secrets in bytes that are stored or logged, and in responses that quote the relay's keys.
 
-Owns: the spellings in which a secret may stand in a body: as it is, or escaped for a URL, JSON or
-HTML. It works on bytes, so that binary and cut text are searched like any other.
+Owns the spellings of a secret in a body: plain, or escaped for a URL, JSON or HTML. It works on
+bytes, so that it can search binary data and truncated text too.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from relay.core.provider import Keys
 
 MARK = b"[redacted]"
 SHORTEST = 4
-"""A shorter secret would be found everywhere."""
+"""Shorter secrets are not redacted: they would match everywhere."""
 _NEVER_ESCAPED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
-)  # RFC 3986 2.3: no encoder touches these
+)  # RFC 3986 2.3: no encoder escapes these
 _ESCAPED_BYTES = 16
-"""The longest spelling of one character."""
+"""Length of the longest spelling of one character."""
 _SEARCHED_BYTES = 1024 * 1024
 _MAX_UNPACKED_BYTES = 1024 * 1024
 _KNOWN = 256
 
 
 class Redactor:
-    """Some secrets, and the search for them."""
+    """Finds and replaces a set of secrets."""
 
     __slots__ = ("_patterns", "_plain", "longest")
 
@@ -43,14 +43,13 @@ class Redactor:
         self._plain = tuple(secret.encode() for secret in plain)
         self._patterns = tuple(re.compile(b"".join(map(_spellings, s))) for s in escaped)
         self.longest = max(map(longest_spelling, wanted), default=0)
-        """Bytes of the longest spelling of any secret."""
+        """Length of the longest spelling of any secret, in bytes."""
 
     def redact(
         self, data: bytes, most: int | None = None, others: Iterable[Redactor] = ()
     ) -> bytes:
-        """The first `most` bytes of `data`, all of them by default, without a secret, of these or
-        the `others`. A secret that begins among these bytes and ends behind them is found too, and
-        no part of it is left.
+        """Return the first `most` bytes of `data`, by default all, without the secrets of this and
+        the `others`. A secret that begins within these bytes and ends after them is removed too.
         """
         most = len(data) if most is None else most
         found = itertools.chain(self._spans(data), *[other._spans(data) for other in others])
@@ -61,11 +60,11 @@ class Redactor:
         for start, end in spans:
             if start >= at:
                 parts += [data[at:start], MARK]
-            at = max(at, end)  # one secret may hold another
+            at = max(at, end)  # one secret may contain another
         return b"".join([*parts, data[at:most]])
 
     def mask(self, data: bytes) -> bytes:
-        """All of `data`, each byte of a secret an asterisk: it keeps its length."""
+        """Return `data` with each byte of a secret replaced by an asterisk, at the same length."""
         masked: bytearray | None = None
         for start, end in self._spans(data):
             masked = bytearray(data) if masked is None else masked
@@ -73,8 +72,9 @@ class Redactor:
         return data if masked is None else bytes(masked)
 
     def redact_coded(self, body: bytes, coding: str) -> tuple[bytes, bool]:
-        """A whole body without a secret, and whether it is still in its `coding`: unpacked only if
-        a secret was found. What cannot be unpacked, or not within bounds, is left out.
+        """Redact a complete body, and return whether it still has its `coding`: it is decompressed
+        only if it contains a secret. A body that cannot be decompressed within bounds becomes
+        empty.
         """
         if not body or not coding_of(coding):
             return self.redact(body), True
@@ -85,7 +85,7 @@ class Redactor:
         return (body, True) if text == unpacked[0] else (text, False)
 
     def redact_text(self, text: str, others: Iterable[Redactor] = ()) -> str:
-        """`text` without a secret, of these or the `others`."""
+        """Return `text` without the secrets of this and the `others`."""
         data = text.encode("utf-8", "surrogatepass")
         found = self.redact(data, None, others)
         return text if found is data else found.decode("utf-8", "surrogatepass")
@@ -97,14 +97,14 @@ class Redactor:
                 yield at, at + len(secret)
                 at = data.find(secret, at + len(secret))
         for pattern in self._patterns:
-            # In pieces: a search holds Python's lock to its end.
+            # In pieces, because a search holds the GIL to its end.
             for start in range(0, len(data), _SEARCHED_BYTES):
                 for found in pattern.finditer(data, start, start + _SEARCHED_BYTES + self.longest):
                     yield found.span()
 
 
 class Secrets:
-    """The secrets in force, and those before the last reload, with which calls may still run."""
+    """The secrets in force, and those before the last reload, which running calls may still use."""
 
     __slots__ = ("__weakref__", "_in_force", "redactor")
 
@@ -113,13 +113,13 @@ class Secrets:
         self.redactor = Redactor(in_force)
 
     def replace(self, in_force: frozenset[str]) -> None:
-        """Put those of a reload in force."""
+        """Replace the secrets in force, after a reload."""
         self.redactor = Redactor(self._in_force | in_force)
         self._in_force = in_force
 
 
 def redactor_of(keys: Keys) -> Redactor | None:
-    """Takes the relay's own credentials of a call out of its answer; None if there are none."""
+    """Return a redactor of the relay's own credentials in `keys`; None if there are none."""
     own = tuple(each.value for each in keys if each is not None and each.label != "client")
     return _redactor_of(own) if own else None
 
@@ -130,12 +130,12 @@ def _redactor_of(values: tuple[str, ...]) -> Redactor:
 
 
 def longest_spelling(secret: str) -> int:
-    """Bytes of the longest spelling of one secret."""
+    """Return the length of the longest spelling of one secret, in bytes."""
     return len(secret) * (1 if _NEVER_ESCAPED.issuperset(secret) else _ESCAPED_BYTES)
 
 
 def _with_decoded(secret: str) -> Iterator[str]:
-    """A secret, and what it is in base64: `Basic` credentials stand in gateway.yaml encoded."""
+    """Return a secret and its base64-decoded parts: `Basic` credentials are configured encoded."""
     yield secret
     try:
         decoded = base64.b64decode(secret, validate=True).decode("ascii")
@@ -147,7 +147,7 @@ def _with_decoded(secret: str) -> Iterator[str]:
 
 
 def _spellings(character: str) -> bytes:
-    """A pattern for one character of a secret, in any encoder's spelling."""
+    """Return a pattern for one character of a secret, in the spelling of any encoder."""
     if character in _NEVER_ESCAPED:
         return re.escape(character).encode()
     raw, code = character.encode("utf-8", "surrogatepass"), ord(character)
@@ -161,6 +161,6 @@ def _spellings(character: str) -> bytes:
     others = [percent, b"&(?:%s);" % b"|".join(html)]
     if character == " ":
         others.append(rb"\+")
-    # Backslashes: JSON within JSON doubles them.
+    # JSON within JSON doubles the backslashes.
     in_json = rb"\\{0,3}(?:%s|%s)" % (re.escape(raw), unicode)
-    return b"(?:%s)" % b"|".join([*others, in_json])  # % and & begin their own spellings
+    return b"(?:%s)" % b"|".join([*others, in_json])  # % and & start their own spellings

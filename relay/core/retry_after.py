@@ -1,7 +1,7 @@
-"""How long a provider asks to wait: in Retry-After, in the body of an error, or in the headers of
-its rate limits.
+"""Read how long a provider asks to wait: from Retry-After, the body of an error, or its rate limit
+headers.
 
-Owns: those forms, each number read within bounds. Which of them counts is retry_policy.py's.
+Owns the parsers of these forms, with bounds. retry_policy.py chooses among them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ _MAX_DETAILS = 32
 
 
 def retry_after_s(header: Header, now_unix_s: float) -> float | None:
-    """Seconds that an answer asks to wait: `retry-after-ms`, or Retry-After in seconds or as a date
-    (RFC 9110 10.2.3). None for what is missing, negative, nonsense or more than a year; a past date
-    is 0.
+    """Return the seconds of `retry-after-ms`, or of Retry-After as a number or a date (RFC 9110
+    10.2.3). None if missing, negative, malformed or more than a year; a past date gives 0.
     """
     in_ms = (header("retry-after-ms") or "").strip()
     if (ms := decimal_number(in_ms, 0, MAX_WAIT_S * 1000)) is not None:
@@ -41,7 +40,7 @@ def retry_after_s(header: Header, now_unix_s: float) -> float | None:
 
 
 def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """google.rpc.Status.details."""
+    """Return google.rpc.Status.details of an error."""
     inner = error.get("error")
     found = inner.get("details") if isinstance(inner, dict) else None
     if isinstance(found, list):
@@ -49,7 +48,7 @@ def details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def wait_in_error_s(error: Mapping[str, Any], now_unix_s: float) -> float | None:
-    """Seconds by Google's RetryInfo, or Codex's `resets_in_seconds` or `resets_at`, if any."""
+    """Return the seconds in Google's RetryInfo, or Codex's `resets_in_seconds` or `resets_at`."""
     for detail in details(error):
         kind = detail.get("@type")
         if isinstance(kind, str) and kind.endswith("google.rpc.RetryInfo"):
@@ -80,7 +79,7 @@ _EPOCH_S, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
 
 
 def duration_s(text: str) -> float | None:
-    """`37s`, `1.5s`, `6m0s`, `20ms` in seconds; None for anything else, or for more than a year."""
+    """Parse `37s`, `1.5s`, `6m0s` or `20ms` into seconds; None for others, or more than a year."""
     found = _DURATION.match(text) if text else None
     if found is None:
         return None
@@ -90,7 +89,9 @@ def duration_s(text: str) -> float | None:
 
 
 def reset_s(text: str, now_unix_s: float) -> float | None:
-    """Seconds until a reset: a duration, seconds, RFC 3339, or (milli)seconds since 1970."""
+    """Return the seconds until a reset: from a duration, seconds, RFC 3339, or a Unix time in
+    seconds or milliseconds.
+    """
     text = text.strip()
     number = decimal_number(text, 0, 1e14)
     if number is None:
@@ -125,12 +126,12 @@ _RESETS = (
     ("x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter
     ("ratelimit-remaining", "ratelimit-reset"),  # draft-ietf-httpapi-ratelimit-headers-07
 )  # fmt: skip
-"""Headers that tell how much is left of a limit, and when there is more."""
+"""Pairs of headers: what remains of a limit, and when it is reset."""
 _UNIFIED = "anthropic-ratelimit-unified"
 
 
 def reset_headers_s(header: Header, now_unix_s: float) -> float | None:
-    """Seconds until all limits of which nothing is left are reset; None if no header tells."""
+    """Return the seconds until all exhausted limits are reset; None if no header says."""
     resets = [header(reset) for left, reset in _RESETS if is_zero(header(left))]
     if header(f"{_UNIFIED}-status") == "rejected":
         resets.append(header(f"{_UNIFIED}-reset"))
@@ -139,5 +140,5 @@ def reset_headers_s(header: Header, now_unix_s: float) -> float | None:
 
 
 def is_zero(text: str | None) -> bool:
-    """True for a count of nothing."""
+    """True for the number 0."""
     return text is not None and whole_number(text.strip(), 0, 0) == 0

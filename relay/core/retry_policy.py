@@ -1,9 +1,9 @@
-"""Which calls are retried or sent to a fallback, and when: tables for upstream/attempts.py.
+"""Decide which calls are retried or sent to a fallback, and when, for upstream/attempts.py.
 
-Owns: whether an attempt may be followed by another, how long to wait, and the cooldown of a key or
-a target that failed. A call that a provider may have executed is sent again only to another
-target of the operator's `fallback:`, and only if it generates something (core/peek.py); never to
-the same target, nor to the same provider by another way. Reads no clock.
+Owns whether another attempt may follow, the delay before it, and the cooldown of a failed key or
+target. A call that a provider may have executed is sent again only to another target of the
+operator's `fallback:`, and only if it generates something (core/peek.py); never to the same target,
+nor to the same provider by another way. It reads no clock.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ FallbackCause = Literal[
 """Why an attempt failed, as `fallback_on` names it."""
 FALLBACK_CAUSES: frozenset[FallbackCause] = frozenset(get_args(FallbackCause))
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Sent again without harm (RFC 9110 9.2.1). PUT and DELETE are not among them: providers bill."""
+"""Methods that can be repeated safely (RFC 9110 9.2.1). PUT and DELETE are not, for they may be
+billed."""
 _FAULTS = range(500, 600)
 _NOT_EXECUTED = frozenset({429, 498, 503, 521, 522, 523, 529})
-"""Statuses by which a provider, or the CDN before it, says that it did not execute a call: 498 is
-Groq's, 529 Anthropic's, 521 to 523 are Cloudflare's."""
+"""Statuses that mean that the provider, or the CDN in front of it, did not execute the call: 498 is
+from Groq, 529 from Anthropic, 521 to 523 are from Cloudflare."""
 _CAUSE_OF_FAILURE: tuple[tuple[type[RelayError], FallbackCause], ...] = (
     (UpstreamUnreachable, "connect"),
     (UpstreamTlsFailed, "connect"),
@@ -46,7 +47,7 @@ _CAUSE_OF_FAILURE: tuple[tuple[type[RelayError], FallbackCause], ...] = (
     (UpstreamProtocolError, "disconnect"),
 )
 FALLBACK_AFTER_S = 60.0
-"""How long a streamed call waits for the first byte while another target can answer it."""
+"""Timeout of the first byte of a streamed call while a fallback remains."""
 
 REFUSED_COOLDOWN_S = 300.0
 RATE_LIMITED_COOLDOWN_S = 20.0
@@ -59,66 +60,67 @@ class RetryRules:
     """How a provider's calls are retried."""
 
     max_attempts: int = 1
-    """At one target, the first included."""
+    """Attempts at one target, the first included."""
     backoff: Backoff = "exponential"
     delay_s: float = 0.25
+    """Upper bound of the first delay."""
     max_delay_s: float = 5.0
-    """The longest wait, a provider's Retry-After included: what asks for more is not waited for."""
+    """Upper bound of a delay. After a longer Retry-After the target is not retried."""
     deadline_s: float = 60.0
-    """After this no retry begins at the same target."""
+    """No retry begins at the same target after this time."""
     statuses: frozenset[int] = frozenset({429, 503, 529})
-    """By which the provider says that it did not execute the call: any method is sent again."""
+    """Statuses that mean that the call was not executed, so that any method may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """How an attempt ended: an answer's status, or the failure that came instead of one."""
+    """How an attempt ended: the status of a response, or a failure without one."""
 
     status: int = 0
     failure: RelayError | None = None
     retry_after_s: float | None = None
-    """How long the provider asks to wait, in whichever form."""
+    """How long the provider asks to wait."""
     dead_key: str = ""
-    """By which code or status the provider refuses the key (core/key_refusals.py)."""
+    """The code or status by which the provider refuses the key (core/key_refusals.py)."""
     final: bool = False
-    """The provider says `x-should-retry: false`."""
+    """The provider sent `x-should-retry: false`."""
     note: str = ""
-    """The code of an attempt whose answer is for the relay alone: it refused what the relay had
-    added to the body, and the call as its client made it is still to be tried."""
+    """The code of an attempt whose response the client does not get: the provider refused what the
+    relay added to the body, and the client's own body is sent next."""
     first_event_status: int | None = None
-    """Of a 200 whose stream is empty or begins with an error: the status that the error stands for,
-    0 if it says none. None of any other answer."""
+    """For a 200 whose stream is empty or begins with an error: the status that corresponds to the
+    error, 0 if unknown. None for any other response."""
 
     @property
     def is_good(self) -> bool:
-        """True of an answer that is not an error."""
+        """True for a response that is not an error."""
         return 0 < self.status < 400 and self.first_event_status is None
 
     @property
     def error(self) -> str:
-        """The code of what was wrong beside a status; empty if nothing was."""
+        """The code of the failure in addition to the status; empty if there is none."""
         if self.first_event_status is not None:
             return "first_event_error"
         return self.failure.code if self.failure is not None else self.note
 
     @property
     def effective_status(self) -> int:
-        """The status of the answer, or the one that an error in its first event stands for."""
+        """The status of the response, or the status that its first event's error corresponds to."""
         return self.status if self.first_event_status is None else self.first_event_status
 
     @property
     def is_unsent(self) -> bool:
-        """True if provably nothing reached the provider."""
+        """True if provably nothing was sent to the provider."""
         return isinstance(self.failure, UpstreamUnreachable | UpstreamTlsFailed)
 
     @property
     def is_key_refused(self) -> bool:
-        """True if the credential was refused."""
+        """True if the provider refused the key."""
         return self.effective_status in DEAD_KEY_STATUSES or self.dead_key != ""
 
     @property
     def needs_another_key(self) -> bool:
-        """True if this key is refused or limited: another may be accepted."""
+        """True if this key is refused or rate-limited, so that another one may succeed."""
         return self.is_key_refused or self.effective_status == 429
 
 
@@ -126,9 +128,9 @@ def result_of_answer(
     status: int, header: Header, now_unix_s: float, body: bytes = b"",
     refusal: HandshakeRefused | None = None,
 ) -> AttemptResult:  # fmt: skip
-    """What a provider's answer says of an attempt: to a REST call, or the `refusal` of a WebSocket
-    handshake. `body` is the error's, if it is whole and small. Everything that follows from it is
-    decided alike for both.
+    """Return the result of an attempt from the provider's response to a REST call, or from the
+    `refusal` of a WebSocket handshake, which are treated alike. `body` is that of an error if it is
+    complete and small, otherwise empty.
     """
     if status < 400:
         return AttemptResult(status, refusal)
@@ -143,7 +145,7 @@ def result_of_answer(
 
 
 def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | None:
-    """Why an attempt failed; None if it was good, or the client is to blame."""
+    """Return why an attempt failed; None if it succeeded, or failed because of the client."""
     if ended.first_event_status is not None:
         return "first_event_error"
     if ended.is_key_refused:
@@ -160,7 +162,7 @@ def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | N
 
 
 def is_repeatable(ended: AttemptResult, rules: RetryRules, method: str) -> bool:
-    """True if the call may be sent again, by anybody: it was not executed, or does no harm."""
+    """True if the call may be sent again anywhere: it was not executed, or is safe to repeat."""
     return (
         ended.is_unsent
         or ended.status in rules.statuses
@@ -178,10 +180,10 @@ def may_be_executed(ended: AttemptResult, rules: RetryRules, method: str) -> boo
 def wait_s(
     rules: RetryRules, number: int, ended: AttemptResult, random: Callable[[], float]
 ) -> float | None:
-    """How long before attempt `number + 1`; None if the provider asks for more than the cap.
+    """Return the delay before attempt `number + 1`; None if the provider asks for a longer one than
+    `max_delay_s`.
 
-    Full jitter: anything between nothing and the step's length (AWS, "Exponential Backoff And
-    Jitter").
+    Full jitter: random between 0 and the computed delay (AWS, "Exponential Backoff And Jitter").
     """
     if ended.retry_after_s is not None:
         return ended.retry_after_s if ended.retry_after_s <= rules.max_delay_s else None
@@ -191,19 +193,19 @@ def wait_s(
 
 
 MAX_ATTEMPTS, MAX_DELAY_MS = 5, 5000
-"""What a client may ask for; the limits are those of Cloudflare's headers."""
+"""Upper bounds of the client's headers, the same as at Cloudflare."""
 
 
 def requested_rules(header: Header, rules: RetryRules) -> RetryRules | None:
-    """The provider's rules as the client's `cf-aig-max-attempts`, `-retry-delay` (ms) and
-    `-backoff` change them; None if it sent none of these. Raises BadRequest.
+    """Return the provider's rules with the client's `cf-aig-max-attempts`, `cf-aig-retry-delay`
+    (ms) and `cf-aig-backoff`; None if the client sent none of these. Raises BadRequest.
     """
     attempts, delay = header("cf-aig-max-attempts"), header("cf-aig-retry-delay")
     backoff = header("cf-aig-backoff")
     if attempts is None and delay is None and backoff is None:
         return None
     if backoff is not None and backoff not in ("constant", "linear", "exponential"):
-        raise BadRequest("cf-aig-backoff is none of constant, linear, exponential")
+        raise BadRequest("cf-aig-backoff must be constant, linear or exponential")
     delay_ms = header_number("cf-aig-retry-delay", delay, 0, MAX_DELAY_MS)
     return replace(
         rules,
@@ -215,7 +217,9 @@ def requested_rules(header: Header, rules: RetryRules) -> RetryRules | None:
 
 
 def request_timeout_s(header: Header) -> float | None:
-    """`cf-aig-request-timeout` (ms): how long the first byte may take. Raises BadRequest."""
+    """Return `cf-aig-request-timeout` (ms), the client's timeout of the first byte, in seconds.
+    Raises BadRequest.
+    """
     name = "cf-aig-request-timeout"
     given = header_number(name, header(name), 1, 3_600_000)
     return None if given is None else given / 1000
@@ -227,21 +231,24 @@ RETRY_HEADERS = (
     "cf-aig-backoff",
     "cf-aig-request-timeout",
 )
-"""They go to whoever retries, and to nobody else."""
+"""Forwarded only to Cloudflare, and only if it retries instead of the relay."""
 
 
 def key_cooldown_s(ended: AttemptResult, failures: int) -> float:
-    """The cooldown of a key that failed `failures` times in a row; 0 if it is not to blame."""
-    asked = ended.retry_after_s
+    """Return the cooldown of a key after `failures` failures in a row; 0 if the key is not the
+    cause.
+    """
+    retry_after_s = ended.retry_after_s
     if ended.is_key_refused:
-        return min(MAX_COOLDOWN_S, max(REFUSED_COOLDOWN_S, asked or 0.0))
+        return min(MAX_COOLDOWN_S, max(REFUSED_COOLDOWN_S, retry_after_s or 0.0))
     if ended.effective_status == 429:
-        return min(MAX_COOLDOWN_S, RATE_LIMITED_COOLDOWN_S if asked is None else asked)
+        wait_s = RATE_LIMITED_COOLDOWN_S if retry_after_s is None else retry_after_s
+        return min(MAX_COOLDOWN_S, wait_s)
     return target_cooldown_s(ended, failures)
 
 
 def target_cooldown_s(ended: AttemptResult, failures: int) -> float:
-    """The same for a target: only the provider's own faults count, and what does not answer."""
+    """Return the cooldown of a target; 0 unless the provider failed or did not answer."""
     silent = ended.failure is not None and ended.status == 0 and ended.failure.side == "upstream"
     if ended.effective_status in _FAULTS or ended.first_event_status == 0 or silent:
         return float(min(MAX_FAULT_COOLDOWN_S, FAULT_COOLDOWN_S * 2 ** min(failures - 1, 10)))

@@ -1,9 +1,8 @@
-"""Absolute URLs of a provider's own hosts, and the relay's URLs that lead to the same place.
+"""Translate between URLs of a provider's own hosts and the equivalent URLs of the relay.
 
-Owns: both directions. An answer that names such a URL in a header or JSON field listed under
-`rewrite:` comes back with the relay's, so that a client's next call does not bypass the relay with
-the relay's key in its hand; a URL that a client names (fal's proxy convention) becomes an endpoint.
-Nothing else in a header or body is touched.
+Owns both directions. In responses, such a URL in a header or JSON field that `rewrite:` lists is
+replaced by the relay's, so that the client's next call does not bypass the relay. In requests, a
+target URL (fal's proxy convention) becomes an endpoint. No other byte of a header or body changes.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from dataclasses import dataclass
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _MAX_FIELDS = 1000
-"""So many URLs of one text are rewritten; each takes about 5 us."""
+"""Maximum number of URLs that are rewritten in one text; each takes about 5 us."""
 _SECURE = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 CHANGED_WITH_BODY = ("ETag", "Digest", "Content-Digest", "Repr-Digest", "Content-MD5")
-"""Headers that a changed body makes untrue."""
+"""Headers that become wrong if the body changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderOrigin:
-    """A host of a provider's own, and the endpoint prefix under which the relay reaches it.
+    """A host and path of a provider, and the endpoint prefix of the relay for it.
 
-    `https://queue.fal.run`, no path, `queue/`.
+    Example: `https://queue.fal.run`, no path, `queue/`.
     """
 
     origin: str
@@ -35,28 +34,29 @@ class ProviderOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Rewrites:
-    """What of a provider's answers is rewritten: headers, and JSON fields by endpoint prefix."""
+    """What is rewritten in a provider's responses: headers, and JSON fields by endpoint prefix."""
 
     headers: frozenset[str] = frozenset()
-    """Lower-case."""
+    """Lower-case names."""
     fields: tuple[tuple[str, re.Pattern[bytes]], ...] = ()
 
     def pattern(self, endpoint: str) -> re.Pattern[bytes] | None:
-        """What finds the fields in the answers of this endpoint, if any are listed for it."""
+        """Return the pattern of the fields of this endpoint; None if none are listed for it."""
         return next((found for prefix, found in self.fields if endpoint.startswith(prefix)), None)
 
 
 def field_pattern(names: Iterable[str]) -> re.Pattern[bytes]:
-    """Finds `"name": "string"` for these names in JSON text, wherever it stands."""
+    """Return a pattern that finds `"name": "string"` for these names anywhere in JSON text."""
     alternatives = b"|".join(re.escape(name.encode()) for name in names)
     return re.compile(rb'("(?:' + alternatives + rb')"\s*:\s*)(' + _STRING + rb")")
 
 
 @dataclass(frozen=True, slots=True)
 class Rewriter:
-    """For one call. `root` is where its client finds the provider: `https://host/…/providers/fal/`.
+    """Rewrites the URLs of one response. `root` is the client's URL of the provider:
+    `https://host/…/providers/fal/`.
 
-    `fields` is None where the body stays as it is.
+    `fields` is None if the body is not rewritten.
     """
 
     own_origins: Sequence[ProviderOrigin]
@@ -65,7 +65,7 @@ class Rewriter:
     fields: re.Pattern[bytes] | None
 
     def url(self, url: str) -> str:
-        """`url` as the relay's own if it leads to one of the provider's hosts, else unchanged."""
+        """Return the relay's URL for `url` if it has one of the provider's hosts, else `url`."""
         named = endpoint_of(url, self.own_origins)
         if named is None:
             return url
@@ -76,14 +76,14 @@ class Rewriter:
         return f"{scheme}://{rest}{endpoint}{'?' if query else ''}{query}"
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Headers, the listed ones rewritten."""
+        """Return the headers with the listed ones rewritten."""
         return [
             (name, self.url(value) if name.lower() in self.headers else value)
             for name, value in pairs
         ]
 
     def body(self, body: bytes) -> bytes:
-        """JSON text, the listed fields rewritten, up to 1,000, and every other byte kept."""
+        """Return JSON text with up to 1,000 listed fields rewritten, and every other byte kept."""
         return self.fields.sub(self._field, body, _MAX_FIELDS) if self.fields else body
 
     def _field(self, found: re.Match[bytes]) -> bytes:
@@ -96,10 +96,9 @@ class Rewriter:
 
 
 def endpoint_of(url: str, own_origins: Iterable[ProviderOrigin]) -> tuple[str, str] | None:
-    """(endpoint, raw query) of a URL on one of `own_origins`; None elsewhere, or below its path.
+    """Return (endpoint, raw query) of a URL under one of `own_origins`; None for any other URL.
 
-    The authority must be the very same: no user, no other port, no trailing dot. A fragment is
-    nobody's.
+    The authority must be identical: no user, no other port, no trailing dot. A fragment is dropped.
     """
     scheme, separator, rest = url.partition("://")
     rest = rest.partition("#")[0]
@@ -115,9 +114,9 @@ def endpoint_of(url: str, own_origins: Iterable[ProviderOrigin]) -> tuple[str, s
 
 
 def whole_events(held: bytes) -> int:
-    """How many bytes of `held` are complete SSE events.
+    """Return how many bytes of `held` are complete SSE events.
 
-    A blank line ends an event, and a line ends with LF, CR or CRLF. `re` takes ten times as long.
+    A blank line ends an event, and a line ends in LF, CR or CRLF. `re` takes ten times as long.
     """
     end = held.rfind(b"\n\n") + 2
     if b"\r" in held:
@@ -126,7 +125,7 @@ def whole_events(held: bytes) -> int:
 
 
 def first_event(held: bytes) -> int:
-    """How many bytes of `held` are its first complete SSE event; 0 if none is complete."""
+    """Return how many bytes of `held` are its first complete SSE event; 0 if none is complete."""
     ends = [held.find(b"\n\n") + 2]
     if b"\r" in held:
         ends += [_behind_cr(held, held.find(pair)) for pair in (b"\n\r", b"\r\r")]
@@ -134,14 +133,15 @@ def first_event(held: bytes) -> int:
 
 
 def _behind_cr(held: bytes, at: int) -> int:
-    """Behind the end of a line at `at` and the CR or CRLF that follows; 0 if `at` is -1."""
+    """Return the position after the line end at `at` and the next CR or CRLF; 0 if `at` is -1."""
     return 0 if at < 0 else at + 3 if held[at + 2 : at + 3] == b"\n" else at + 2
 
 
 class EventChanger:
-    """SSE in pieces, whole events changed. Each piece is searched once, however events are cut.
+    """Applies `change` to the complete events of an SSE stream in chunks. Each chunk is searched
+    once.
 
-    Up to `max_bytes` of an event are held until it ends. A larger one flows on unchanged.
+    An incomplete event is buffered until it ends. One above `max_bytes` passes unchanged.
     """
 
     __slots__ = ("_change", "_held", "_last", "_max_bytes")
@@ -150,10 +150,10 @@ class EventChanger:
         self._change, self._max_bytes = change, max_bytes
         self._held = bytearray()
         self._last = b""
-        """In the middle of an event that is too large: its last byte so far."""
+        """The last byte so far of an event that is too large; empty outside such an event."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """What goes down now; empty while an event is held."""
+        """Return the bytes to send now; empty while an event is buffered."""
         if self._last:
             return self._pass(chunk)
         held = self._held
@@ -172,13 +172,13 @@ class EventChanger:
         return changed + self.rest()
 
     def rest(self) -> bytes:
-        """What is held: where a stream ends it is no whole event, and stays as it is."""
+        """Return the buffered bytes, at the end of a stream those of an incomplete event."""
         rest = bytes(self._held)
         self._held.clear()
         return rest
 
     def _pass(self, chunk: bytes) -> bytes:
-        """Go on with an event that is too large, up to its end."""
+        """Pass an event that is too large, up to its end."""
         end = first_event(self._last + chunk) - 1
         if end <= 0:
             self._last = chunk[-1:] or self._last

@@ -1,6 +1,6 @@
-"""Server-sent events (WHATWG HTML, 9.2): where one ends, and what is in it.
+"""Parse server-sent events (WHATWG HTML, 9.2).
 
-Owns: that reading. The relay itself looks at boundaries only; whole events are for its client.
+Owns the event boundaries, which the relay needs, and EventParser, which its Python client uses.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def at_boundary(tail: bytes) -> bool:
-    """True if a stream whose last bytes are `tail` (4 are enough) stands between two events.
+    """True if a stream whose last bytes are `tail` (4 are enough) is between two events.
 
-    An empty tail is one too: nothing was sent yet.
+    An empty tail, before the first byte, is a boundary too.
     """
     return not tail or tail.endswith(_BOUNDARIES)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: `data` is its lines, joined; `event` its name, `message` if it has none."""
+    """One event: `data` are its lines, joined; `event` is its name, `message` if it has none."""
 
     data: str
     event: str = "message"
     id: str = ""
 
     def json(self) -> Any:
-        """`data` as JSON. Raises ValueError, as for OpenAI's closing `[DONE]`."""
+        """Decode `data` as JSON. Raises ValueError, for example for OpenAI's `[DONE]`."""
         return json.loads(self.data)
 
 
 @dataclass(slots=True)
 class EventParser:
-    """Bytes in as they come, events out as they are whole. What is cut at the end is no event."""
+    """Parses a stream in chunks into complete events. An incomplete event at the end is dropped."""
 
     _held: bytearray = field(default_factory=bytearray)
     _data: list[str] = field(default_factory=list)
@@ -45,10 +45,10 @@ class EventParser:
     _id: str = ""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that `chunk` completes."""
+        """Return the events that `chunk` completes."""
         fresh = bytes(self._held[-1:]) + chunk
         self._held += chunk
-        # A CR at the very end may be half of a CRLF: wait for what follows.
+        # A CR at the end may be half of a CRLF: wait for the next chunk.
         end = max(fresh.rfind(b"\n"), fresh.rfind(b"\r", 0, -1)) + 1
         if not end:
             return []

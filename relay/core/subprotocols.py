@@ -1,8 +1,7 @@
-"""WebSocket subprotocols as browsers use them: some name a protocol, some carry a key (RFC 6455
-1.9).
+"""Sort WebSocket subprotocols, of which browsers use some to carry a key (RFC 6455 1.9).
 
-Owns: telling the two apart, what goes to the provider, and which one is echoed. Knows nothing of
-sockets.
+Owns the distinction between names and credentials, which names go to the provider, and which one
+the relay selects in its response. It opens no sockets.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 
 SubprotocolUse = Literal["pass", "drop", "credential", "credential_next"]
 
-# Forms that users' pages send to any provider, whatever its own table says.
+# Forms that web pages send to any provider, in addition to the provider's own table.
 _EVERYWHERE: Mapping[str, SubprotocolUse] = {
     "cf-aig-authorization.": "credential",
     "openai-insecure-api-key.": "credential",
@@ -25,7 +24,9 @@ _EVERYWHERE: Mapping[str, SubprotocolUse] = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a client offered, sorted into `public` names, in order, and the secrets among them."""
+    """The subprotocols that a client offered: all, the `public` names in order, those that are
+    `passed` to the provider, and the credentials.
+    """
 
     offered: tuple[str, ...] = field(default=(), repr=False)
     public: tuple[str, ...] = ()
@@ -36,10 +37,10 @@ class Offer:
     """
 
     def echo(self, chosen_upstream: str | None) -> str | None:
-        """The subprotocol to select in our 101 answer, or None if the client offered none.
+        """Return the subprotocol to select in the relay's 101; None if the client offered none.
 
-        The one the provider chose if the client offered it, else the first offered that is no
-        secret, else, because a browser drops a connection that selects none, the first secret.
+        It is the provider's choice if the client offered it, otherwise the first public name,
+        otherwise the first credential: a browser fails a connection that selects none.
         """
         if not self.offered:
             return None
@@ -49,18 +50,17 @@ class Offer:
 
 
 def split(header_values: Sequence[str]) -> tuple[str, ...]:
-    """The items of one or more Sec-WebSocket-Protocol headers."""
+    """Return the items of one or more Sec-WebSocket-Protocol headers."""
     return tuple(
         item for value in header_values for raw in value.split(",") if (item := raw.strip())
     )
 
 
 def sort(offered: tuple[str, ...], table: Mapping[str, SubprotocolUse]) -> Offer:
-    """Sort what a client offered by the provider's `table` of names and `prefix.`es.
+    """Sort the offered subprotocols by the provider's `table` of names and prefixes.
 
-    Names that the table does not know are public but stay here: a provider hears only what it is
-    known to take. `credential_next` marks a word whose *next* item is the secret (Deepgram's
-    `token, KEY`).
+    A name that is not in the table is public, but not passed to the provider. `credential_next`
+    marks a name whose *next* item is the secret (Deepgram's `token, KEY`).
     """
     public: list[str] = []
     passed: list[str] = []

@@ -1,6 +1,6 @@
-"""Text that a client or a provider chose, made fit for a log, a database and a label.
+"""Clean and truncate text from clients and providers, for logs, the database and labels.
 
-Owns: what such text may hold and how long it may be. It is applied where a value enters a record
+Owns the allowed characters and lengths. Callers clean a value where it enters a record
 (ledger/records.py), a log event, an error message or the price list's cache.
 """
 
@@ -10,21 +10,21 @@ import re
 from hashlib import sha256
 
 MAX_CHARACTERS = 256
-"""Of a name: a model, a user, an id, an entry of metadata."""
+"""Maximum length of a name: a model, a user, an id, an entry of metadata."""
 MAX_PATH_CHARACTERS = 512
 MAX_QUOTED_CHARACTERS = 80
-"""Of what an error message quotes."""
+"""Maximum length of a quotation in an error message."""
 _DIGEST_DIGITS = 12
 
-# C0 and C1 controls, among them NUL, which PostgreSQL refuses, and ESC, which terminals obey; lone
-# surrogates, which UTF-8 cannot hold; line separators and bidirectional overrides, which make a
-# line read as another.
+# C0 and C1 controls, such as NUL, which PostgreSQL refuses, and ESC, which terminals interpret;
+# lone surrogates, which UTF-8 cannot encode; line separators and bidirectional overrides, which
+# display a line as another.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
 
 def clean(text: str, most: int = MAX_CHARACTERS) -> str:
-    """`text` without what no log may hold, in `most` characters. What is longer is cut and ends in
-    a digest of the whole, so that two long names that begin alike remain two.
+    """Replace characters that no log may have, and truncate `text` to `most` characters. Truncated
+    text ends in a digest of the whole, so that long names with a common beginning stay distinct.
     """
     if len(text) > most:
         digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_DIGITS]
@@ -42,5 +42,5 @@ def escaped(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The same for an error message."""
+    """Clean and truncate `text` for an error message."""
     return clean(text, MAX_QUOTED_CHARACTERS)

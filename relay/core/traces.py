@@ -1,6 +1,6 @@
-"""W3C trace context: whose part of a trace a call is.
+"""W3C trace context: the span of a call, and its parent.
 
-Owns: reading and writing the header `traceparent` (https://www.w3.org/TR/trace-context/).
+Owns reading and writing the header `traceparent` (https://www.w3.org/TR/trace-context/).
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ _SAMPLED = 1
 
 
 class Trace(NamedTuple):
-    """A call's own span."""
+    """The span of a call."""
 
     trace_id: int
     span_id: int
     parent_id: int
-    """0 if it is the first of its trace."""
+    """0 if the call starts the trace."""
     sampled: bool
 
     @property
     def header(self) -> str:
-        """For whoever is called."""
+        """The `traceparent` for the provider."""
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
 
 
 def trace(
     given: str | None, random_bits: Callable[[int], int], sampled: Callable[[], bool]
 ) -> Trace:
-    """The span of a call with this header; without one it begins a trace, sampled by `sampled`."""
+    """Return the span of a call with the `traceparent` `given`. Without a valid one, the call
+    starts a trace, and `sampled()` decides whether it is sampled.
+    """
     found = _GIVEN.match(given or "")
     if found is not None and int(found[1], 16) and int(found[2], 16):
         is_sampled = bool(int(found[3], 16) & _SAMPLED)

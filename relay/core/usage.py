@@ -1,6 +1,6 @@
-"""What a call uses: as its provider counts it, and as it can be told before it is sent.
+"""The usage of a call: as its provider reports it, and as estimated before the call is sent.
 
-Owns: the noun Usage, and the estimate. Reading an answer is core/meters/'s.
+Owns Usage, Part and Estimate. core/meters/ reads usage from responses.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import msgspec
 from relay.core.fields import ABSENT, Reader, field, value
 
 BYTES_PER_TOKEN = 4
-"""Of text in UTF-8: English has about four; other scripts have more bytes and fewer tokens a
+"""For text in UTF-8: English has about four; other scripts have more bytes and fewer tokens per
 character."""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was used, in whole units; kinds of tokens are kept apart where the provider does.
+    """Counts in whole units, with the kinds of tokens that the provider reports.
 
-    Each `input` and `output` count holds its parts: what was read from a cache, written to one,
+    Each `input` and `output` count includes its parts: tokens read from a cache and written to one,
     reasoning, audio and images.
     """
 
@@ -28,7 +28,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
-    """Of those, what is kept for an hour instead of minutes."""
+    """The part of cache_write_tokens that is kept for an hour instead of minutes."""
     reasoning_tokens: int = 0
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
@@ -37,25 +37,25 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_image_tokens: int = 0
     cache_image_read_tokens: int = 0
     characters: int = 0
-    """Of text made speech."""
+    """Characters of text turned into speech."""
     audio_ms: int = 0
-    """Of speech made text, or of a spoken session."""
+    """Audio that was transcribed, or the length of a spoken session."""
     units_milli: int = 0
     """Thousandths of a provider's own unit, such as fal's."""
     images: int = 0
-    """Made, where nothing else is told of them."""
+    """Generated images whose tokens are not reported."""
     web_searches: int = 0
-    """Billed beside the tokens, each."""
+    """Web searches, which are billed in addition to tokens."""
     pages: int = 0
-    """Of documents read."""
+    """Pages of documents that were read."""
     billed_nano_usd: int | None = None
-    """What the provider itself says that it costs, in billionths of a US dollar."""
+    """The cost that the provider reports, in billionths of a US dollar."""
     estimated: bool = False
-    """Counted here, since the provider did not say."""
+    """True if the relay estimated a count that the provider did not report."""
     service_tier: str = ""
-    """The tier that served it where that is not the standard one: flex, priority, batch, …"""
+    """The service tier if it is not the standard one: flex, priority, batch, …"""
     incomplete: bool = False
-    """Something else is billed that these counts do not hold: the cost is unknown."""
+    """True if something is billed that these counts do not include: the cost is unknown."""
 
     @property
     def tokens(self) -> int:
@@ -75,39 +75,39 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Booking = Literal["once", "made", "so_far"]
-"""How the usage of a provider's object is counted: unless it was counted before; by all means,
-since this call made the object; or as much of a growing count as was not counted before."""
+"""How the usage of a provider's object is counted. once: unless it was counted before; made:
+always, because this call created the object; so_far: the part of a growing count that is new."""
 
 
 class Part(NamedTuple):
-    """What one model used."""
+    """The usage of one model."""
 
     model: str | None
-    """None where it is not named."""
+    """None if the response does not name it."""
     usage: Usage
     billed: Usage | None = None
-    """What is charged for, where the provider bills other counts than it used (Cohere)."""
+    """The billed counts, if they differ from the used ones (Cohere)."""
     object_id: str = ""
-    """The provider's id of what it was used for, where that can be read again: its usage counts
-    once, however often the provider repeats it."""
+    """The provider's id of the object that the usage belongs to, if the object can be read again.
+    Its usage counts once, however often the provider repeats it."""
     booking: Booking = "once"
 
 
 Parts = tuple[Part, ...]
 _NO_COUNTS = frozenset({"billed_nano_usd", "estimated", "service_tier", "incomplete"})
 COUNTS = tuple(name for name in Usage.__struct_fields__ if name not in _NO_COUNTS)
-"""The counts of a Usage, in its own order."""
+"""The names of the counts, in the order of Usage."""
 _KINDS = len(COUNTS)
 
 
 def counts_of(usage: Usage) -> tuple[int, ...]:
-    """They, as numbers."""
+    """Return the counts of a Usage, in the order of COUNTS."""
     counts: tuple[int, ...] = msgspec.structs.astuple(usage)[:_KINDS]
     return counts
 
 
 def total(parts: Parts) -> Usage | None:
-    """All parts together; None of none."""
+    """Return the sum of all parts; None if there are none."""
     whole = None
     for part in parts:
         whole = part.usage if whole is None else whole + part.usage
@@ -115,7 +115,7 @@ def total(parts: Parts) -> Usage | None:
 
 
 def clamped(usage: Usage) -> Usage:
-    """No part larger than its whole: vendors' details contradict their sums now and then."""
+    """Limit each part to its whole: details of some vendors contradict their sums."""
     given, made = usage.input_tokens, usage.output_tokens
     if (
         usage.cache_read_tokens + usage.cache_write_tokens <= given
@@ -150,7 +150,7 @@ _MAX_COUNT = 1 << 40
 
 
 def believable(usage: Usage | None) -> Usage | None:
-    """None of what nobody can have used in a call."""
+    """Return None instead of a usage that is negative or impossibly large."""
     if usage is None:
         return None
     counts = counts_of(usage)
@@ -158,7 +158,7 @@ def believable(usage: Usage | None) -> Usage | None:
 
 
 class _Bounds(msgspec.Struct):
-    """The fields by which a call bounds its answer."""
+    """The fields by which a call limits its response."""
 
     max_tokens: msgspec.Raw = ABSENT
     max_completion_tokens: msgspec.Raw = ABSENT
@@ -172,28 +172,28 @@ _bounds = Reader(_Bounds)
 
 
 class Estimate(NamedTuple):
-    """What a call may use, before it is sent."""
+    """Estimated tokens of a call before it is sent."""
 
     input_tokens: int = 0
     bound: int | None = None
-    """Of each answer, if the call names one."""
+    """Maximum output tokens of each answer; None if the call sets none."""
     answers: int = 1
 
     def tokens(self, answer_tokens: int) -> int:
-        """All of it; `answer_tokens` stands for the bound of a call that names none."""
+        """Return input and output tokens. `answer_tokens` is the bound of a call without one."""
         bound = answer_tokens if self.bound is None else self.bound
         return self.input_tokens + bound * self.answers
 
 
 def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
-    """Of a request body; without `input_tokens` at four bytes a token."""
-    asked = _bounds.read(body) or _NONE
-    bounds = (asked.max_completion_tokens, asked.max_tokens, asked.max_output_tokens)
+    """Estimate the tokens of a request; without `input_tokens`, four bytes of the body are one."""
+    fields = _bounds.read(body) or _NONE
+    bounds = (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
     bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)
-    if bound is None and asked.generationConfig is not ABSENT:
-        most = value(field(asked.generationConfig, "maxOutputTokens"))
+    if bound is None and fields.generationConfig is not ABSENT:
+        most = value(field(fields.generationConfig, "maxOutputTokens"))
         bound = most if _is_bound(most) else None
-    answers = value(asked.n)
+    answers = value(fields.n)
     given = len(body) // BYTES_PER_TOKEN if input_tokens is None else input_tokens
     return Estimate(given, bound, answers if _is_bound(answers) else 1)
 

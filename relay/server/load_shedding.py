@@ -71,7 +71,7 @@ class LoadShedder:
 
 def _prepare(format_: str) -> tuple[bytes, bytes]:
     """Head and body of a refusal. It has no id: a refused request is counted, and has no record."""
-    error = Overloaded("calls at once, of all together,")
+    error = Overloaded(rule="")
     body = error_bodies.error_body(error, format_, "")
     head = [
         "HTTP/1.1 503 Service Unavailable",

@@ -1,1 +1,1 @@
-"""Meters: what looks at passing bytes and tells usage. They change nothing and never raise."""
+"""Meters: read-only observers of responses and sessions that report usage."""
