@@ -1,4 +1,6 @@
-"""`relay explain METHOD PATH`: what a call would become, with secrets masked, without making it."""
+"""`relay explain METHOD PATH`: show how the relay would send a call, with secrets masked, without
+sending it.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,12 @@ WEBSOCKET = "GET (WebSocket)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("method", help="GET, POST, … or WS")
-    parser.add_argument("path", help=f"path of the relay, such as {API}/providers/openai/models")
+    parser.add_argument("method", help="GET, POST, …, or WS for a WebSocket")
+    parser.add_argument("path", help=f"path at the relay, such as {API}/providers/openai/models")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what the call would become; 0, or 1 if the relay would refuse it."""
+    """Print how the call would be sent; return 0, or 1 if the relay would refuse it."""
     config = load_config(options)
     try:
         print(explain(config, options.method.upper(), options.path))
@@ -41,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def explain(config: Config, method: str, target: str) -> str:
-    """Lines for a terminal. `method` WS is a WebSocket handshake. Raises what the call would."""
+    """Return the description of a call. The `method` WS is a WebSocket handshake. Raises the error
+    that the call would get.
+    """
     paths.check_target(target)
     for prefix in (f"{API}/providers/", f"{API}/ws/"):
         if target.startswith(prefix):

@@ -11,11 +11,11 @@ from relay.registry.packaged import packaged
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
+    parser.add_argument("folder", nargs="?", default=".", help="target folder (default: this one)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the files that are not there yet; 0."""
+    """Write the files that do not exist yet; return 0."""
     source, target = packaged(), Path(options.folder)
     files = [Path("gateway.yaml"), Path(".env.example")]
     files += [
@@ -23,10 +23,10 @@ def run(options: argparse.Namespace) -> int:
     ]
     for file in files:
         if (target / file).exists():
-            print(f"kept   {file} (it is there already)")
+            print(f"kept   {file} (it exists already)")
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, target / file)
         print(f"wrote  {file}")
-    print("Next: copy .env.example to .env, put your keys in, and run `relay serve`.")
+    print("Next: copy .env.example to .env, fill in your keys, and run `relay serve`.")
     return 0

@@ -1,4 +1,4 @@
-"""`relay schema`: the JSON Schema of gateway.yaml, for editors."""
+"""`relay schema`: print the JSON Schema of gateway.yaml, for editors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from relay.registry.schema import GatewayFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no option of its own."""
+    """Add no options."""
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Print the schema; 0."""
+    """Print the schema; return 0."""
     print(json.dumps(GatewayFile.model_json_schema(), indent=2))
     return 0

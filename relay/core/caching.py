@@ -124,8 +124,8 @@ def key_of(whose: tuple[str, ...], what: tuple[str, ...], affecting: Pairs, body
 
 
 def own_key_of(whose: tuple[str, ...], own: str, affecting: Pairs) -> str:
-    """Return the cache key of a call whose client sent its `own` key. It contains Accept-Encoding, so
-    that the response has a coding that the client accepts.
+    """Return the cache key of a call whose client sent its `own` key. Accept-Encoding is included,
+    so that the response has a coding that the client accepts.
     """
     codings = [value for name, value in affecting if name == "accept-encoding"]
     return sha256(repr((whose, own, codings)).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Every failure that a client can get, as a class with data and a stable code.
 
-Owns the codes, statuses, close codes and messages, which docs/errors.md lists. The wire format of
-an error is error_bodies.py's job, and sending it surfaces/errors.py's.
+Owns the codes, statuses, close codes and messages, which docs/errors.md lists. error_bodies.py
+encodes an error in the format of an SDK, and surfaces/errors.py sends it.
 
 `status` is the HTTP status before the first byte, `close_code` the WebSocket close code after it.
 `retryable = False` tells SDKs not to retry: the response has `x-should-retry: false`.

@@ -1,1 +1,1 @@
-"""Price lists, and what a call costs by them."""
+"""Price lists, and the cost of calls."""

@@ -1,7 +1,7 @@
-"""What calls cost: by gateway.yaml's own `pricing:`, or by the public list of genai-prices.
+"""Determine the cost of calls: by `pricing:` in gateway.yaml, or by the public list genai-prices.
 
-Owns: which rates hold for a call. The list comes with the relay and never calls home. A look-up in
-it takes as long as a whole call, so its result is kept for a quarter of an hour.
+Owns the choice of the rates for a call. The list is a Python package, and makes no network
+requests. A lookup in it takes as long as a whole call, so the result is cached for 15 minutes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from relay.core.text import clean
 from relay.core.usage import Parts, Usage, believable, total
 
 _PERIOD_S = 900
-"""For so long a price of the list holds: some depend on the time of day."""
+"""How long a price of the list is cached; some prices depend on the time of day."""
 _MAX_NANO_USD = 10**13
-"""Ten thousand dollars: nothing that a single call can cost."""
+"""10,000 US dollars: a higher cost of a single call is an error, and becomes unknown."""
 _LISTED_AS: Mapping[str, str] = {
     "google-ai-studio": "google",
     "grok": "x-ai",
     "azure-openai": "azure",
 }
-"""Where the list calls a provider by another name."""
+"""Names of providers to their names in the list, if they differ."""
 _LISTED: Mapping[str, tuple[str, ...]] = {
     "input": ("input_mtok",),
     "output": ("output_mtok",),
@@ -57,7 +57,7 @@ _LISTED_BY_THOUSAND: Mapping[str, str] = {
 
 
 class _Tiers(NamedTuple):
-    """Tariffs by how long the input is: the one at `bisect_left(starts, input_tokens)` holds."""
+    """Tariffs by the number of input tokens: `tariffs[bisect_left(starts, input_tokens)]`."""
 
     starts: tuple[int, ...]
     tariffs: tuple[Tariff, ...]
@@ -65,7 +65,7 @@ class _Tiers(NamedTuple):
 
 
 def set_cost(exchange: Exchange, unix_s: float) -> None:
-    """Set what an exchange used and what that cost."""
+    """Set the usage and the cost of an exchange."""
     usage, route = exchange.usage, exchange.routing.route
     if exchange.cache is not None and exchange.cache.is_hit:
         usage.cost_nano_usd = 0
@@ -83,8 +83,8 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
     own = custom_cost(custom) if custom else None
     if isinstance(own, int):
         return own
-    asked = exchange.routing.route.replaced_model if exchange.routing.route else None
-    named = asked or exchange.request.model
+    replaced = exchange.routing.route.replaced_model if exchange.routing.route else None
+    requested = replaced or exchange.request.model
     whole = None
     for part in parts:
         usage, billed = part.usage, part.billed or part.usage
@@ -95,8 +95,8 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
         elif own is not None:
             cost = own.cost_nano_usd(billed)
         else:
-            # Names from outside: the list's cache holds what it was asked for.
-            models = [clean(name) if name else None for name in (part.model, named)]
+            # Names from outside are cleaned, because they become keys of the lookup's cache.
+            models = [clean(name) if name else None for name in (part.model, requested)]
             cost = cost_nano_usd(provider, models, billed, unix_s)
         if cost is None:
             return None
@@ -107,7 +107,7 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
 def cost_nano_usd(
     provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
 ) -> int | None:
-    """By the first of `models` that has a price; None if none has."""
+    """Return the cost by the first of `models` that has a price; None if none has."""
     for rule in provider.pricing:
         if rule.service_tier == usage.service_tier and any(
             rule.holds(model, unix_s) for model in models
@@ -127,7 +127,7 @@ def cost_nano_usd(
 
 
 def _context(service_tier: str, model: Any) -> dict[str, str] | None:
-    """What the list calls a service tier of a model; None if it has no prices of it."""
+    """Return the list's variant for a service tier of a model; None if it has no prices for it."""
     listed = [each.when for each in model.price_variants or ()]
     for context in ({"service_tier": service_tier}, *_CONTEXTS.get(service_tier, ())):
         if context in listed:
@@ -137,18 +137,18 @@ def _context(service_tier: str, model: Any) -> dict[str, str] | None:
 
 _CONTEXTS: Mapping[str, tuple[dict[str, str], ...]] = {
     "batch": ({"processing": "batch"},),
-    "fast": ({"speed": "fast"},),  # Anthropic's; OpenAI's is a tier
+    "fast": ({"speed": "fast"},),  # Anthropic; OpenAI's `fast` is a service tier
 }
 _MIN_AUDIO_MS = {
     ("groq", "whisper-large-v3"): 10_000,
     ("groq", "whisper-large-v3-turbo"): 10_000,
 }
-"""What a call is billed for at the least."""
+"""Minimum billed audio of a call."""
 
 
 @lru_cache(maxsize=2000)
 def _listed(provider: str, model: str, service_tier: str, period: int) -> _Tiers | None:
-    # Imported with the first price asked for: its list takes a quarter of a second to load.
+    # Imported at the first lookup: loading the list takes a quarter of a second.
     from genai_prices.data_snapshot import get_snapshot
 
     when = datetime.datetime.fromtimestamp(period * _PERIOD_S, datetime.UTC)
@@ -158,7 +158,7 @@ def _listed(provider: str, model: str, service_tier: str, period: int) -> _Tiers
         return None
     context = _context(service_tier, found) if service_tier else None
     if service_tier and context is None:
-        return None  # the list would say the standard price
+        return None  # the list would return the standard price
     listed = found.get_prices(when, context)
     starts: set[int] = set()
     for names in _LISTED.values():
@@ -176,7 +176,7 @@ def _own(listed: Any, name: str) -> Any:
 
 
 def _rates(listed: Any, above: int) -> Rates:
-    """The rates that hold for more than so many tokens of input."""
+    """Return the rates for more than `above` input tokens."""
     found: dict[str, Decimal] = {}
     for field, names in _LISTED.items():
         price: Any = next((p for name in names if (p := _own(listed, name)) is not None), None)

@@ -1,1 +1,1 @@
-"""gateway.yaml, read, checked and frozen."""
+"""Read and check gateway.yaml, and build frozen objects from it."""

@@ -1,6 +1,6 @@
-"""Where a provider's credential goes, and which ones there are: the `auth` sections of an entry.
+"""Interpret the `auth` sections of a provider: where its credential goes, and the key pool.
 
-Owns: their meaning and their checks. What a template's variables are worth is credentials.py's.
+Owns the meaning and the checks of these sections. credentials.py expands the templates in them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from relay.registry.problems import Where
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """Where a credential goes, the credentials that are set, the variables that are not."""
+    """Where a credential goes, the credentials that are set, and the variables that are not."""
 
     rule: AuthRule | None = None
     ready: tuple[Credential, ...] = ()
     missing: tuple[str, ...] = ()
     strategy: Strategy = "round_robin"
     weights: tuple[float, ...] = ()
-    """One for each of `ready`, or none."""
+    """A weight for each of `ready`, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuthReader:
-    """Reads the sections of one provider; problems go to `add_problem`."""
+    """Reads the `auth` sections of one provider; problems go to `add_problem`."""
 
     provider: str
     main: entries.Auth | None
@@ -36,11 +36,11 @@ class AuthReader:
     add_problem: Callable[[Where, str], None]
 
     def own(self) -> Auth:
-        """The provider's own section."""
+        """Read the provider's own section."""
         return self.read(self.main, ("auth",))
 
     def read(self, auth: entries.Auth | None, where: Where) -> Auth:
-        """What the section at `where` says."""
+        """Read the section at `where`."""
         if auth is None:
             return Auth()
         places = [
@@ -58,7 +58,7 @@ class AuthReader:
         rule = AuthRule(place, name, templates[0].scheme)  # type: ignore[arg-type]
         for template in templates:
             if not template.missing and not _is_header_value(template.text):
-                self.add_problem((*where, "value"), "holds a character that no header may hold")
+                self.add_problem((*where, "value"), "contains a character that no header may have")
         ready = tuple(
             Credential(rule.place, rule.name, template.text, ", ".join(template.names))
             for template in templates
@@ -85,7 +85,9 @@ class AuthReader:
         return [expanded for at, expanded in self.templates.items() if at[: len(place)] == place]
 
     def merged(self, auth: entries.Auth | None, where: Where) -> Auth:
-        """A section's own auth; where it only names another place, the provider's secrets there."""
+        """Read the section at `where`. Without a `value` it has the provider's secrets; without the
+        section, the provider's own auth applies.
+        """
         own = self.own()
         if auth is None:
             return own

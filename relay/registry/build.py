@@ -1,7 +1,8 @@
-"""Turn what gateway.yaml says of a provider into the frozen nouns that calls are routed by.
+"""Build the frozen Provider of core/provider.py from a provider's entry in gateway.yaml.
 
-Owns: the meaning of `via`, `auth`, `paths`, `cloudflare`, `pricing`, and their checks against each
-other. Complains into the Document an entry came from, so that a message has its file and line.
+Owns the meaning of `via`, `paths`, `cloudflare`, `fallback`, `pricing` and the other keys, and the
+checks of keys against each other. Problems go into the Document of the entry, which knows file and
+line.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def build_registry(
     names: Collection[str],
     proxies: Proxies,
 ) -> Registry:
-    """The registry of all `entries`, and of `demo` if it runs. Problems go into the entries'
-    Documents. `names` are those that a fallback may name: of providers with problems too.
+    """Build the registry of all `entries`, and of `demo` if it runs. Problems go into the Documents
+    of the entries. `names` are the names of all providers, valid or not, that a fallback may name.
     """
     providers: dict[str, Provider] = {}
     for name, (entry, document, templates) in entries.items():
@@ -81,7 +82,7 @@ def build_registry(
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds one provider; `None` where that was impossible and a problem was noted."""
+    """Builds one provider, or None after it has added a problem."""
 
     settings: schema.GatewayFile
     proxies: Proxies
@@ -90,7 +91,7 @@ class _Builder:
     document: Document
     templates: Mapping[Where, Expanded]
     names: Collection[str] = ()
-    """Of all providers."""
+    """The names of all providers."""
 
     def provider(self) -> Provider | None:
         entry = self.entry
@@ -146,20 +147,20 @@ class _Builder:
         return tuple(paths.VersionRule(pattern, version.strip("/")) for pattern, version in listed)
 
     def _timeouts(self) -> dict[str, Any]:
-        """The entry's own, or those of all."""
-        of_all = self.settings.upstream.model_dump()
-        return {name: getattr(self.entry, name) or time_s for name, time_s in of_all.items()}
+        """Return the entry's timeouts, or those of `upstream`."""
+        defaults = self.settings.upstream.model_dump()
+        return {name: getattr(self.entry, name) or time_s for name, time_s in defaults.items()}
 
     @property
     def auth(self) -> AuthReader:
-        """Reads this entry's `auth` sections."""
+        """A reader of this entry's `auth` sections."""
         return AuthReader(self.name, self.entry.auth, self.templates, self._add_problem)
 
     def _add_problem(self, where: Where, message: str) -> None:
         self.document.add_problem(("providers", self.name, *where), message)
 
     def _after(self, transport: str, direct: Target) -> Target | None:
-        """Direct, where `via` lists it after Cloudflare."""
+        """Return the direct target if `via` lists it after Cloudflare, otherwise None."""
         ways = getattr(self.entry.via, transport) or []
         second = ways[1] if len(ways) > 1 else None
         if second == "cloudflare" or (second is not None and ways[0] == second):
@@ -167,7 +168,7 @@ class _Builder:
         return direct if second == "direct" and self._via(transport) == "cloudflare" else None
 
     def _via(self, transport: str) -> Via:
-        """As the entry says; where it says nothing, Cloudflare if account and slug are there."""
+        """Return the way of the entry; by default Cloudflare if account and slug are set."""
         chosen: Via | None = next(iter(getattr(self.entry.via, transport) or []), None)
         slug = self.entry.cloudflare
         has_slug = slug is not None and (transport == "rest" or slug.websocket is not None)
@@ -249,8 +250,7 @@ class _Builder:
                 cloudflare_prefix = rest.prefix if rest.via == "cloudflare" else ""
                 base, moved = rest, URL(f"{rest.origin}{cloudflare_prefix}{to}", encoded=True)
             else:
-                # Another host of the provider's is always called directly: Cloudflare has one per
-                # slug.
+                # Cloudflare has one host per slug, so another host is always called directly.
                 other = self._base(to, ("paths", prefix))
                 if other is None:
                     continue
@@ -286,7 +286,7 @@ class _Builder:
         )
 
     def _fallbacks(self) -> tuple[Fallback, ...]:
-        """A provider's fallbacks; unknown names, and settings without a fallback, are problems."""
+        """Return the fallbacks. Unknown names, and settings without a fallback, are problems."""
         for name in ("fallback_on", "fallback_after_s"):
             if getattr(self.entry, name) is not None and not self.entry.fallback:
                 self._add_problem((name,), "needs `fallback`: there is nothing to fall back to")
@@ -298,20 +298,22 @@ class _Builder:
         return tuple(Fallback(**each.model_dump()) for each in self.entry.fallback)
 
     def _header_queries(self, socket: ProviderWebSocket) -> dict[str, str]:
-        """Headers to the query parameters that mean the same; one without a default is misspelt."""
+        """Return headers and the equivalent query parameters. A pair without a default has no
+        effect, which is a problem.
+        """
         headers = {name.lower() for name in self.entry.headers}
         queries = {name.lower() for name in socket.default_query}
         for header, parameter in socket.header_queries.items():
             if header.lower() not in headers and parameter.lower() not in queries:
                 self._add_problem(
                     ("websocket", "header_queries", header),
-                    f"there is no default for it: no '{header}' in `headers`,"
+                    f"has no effect, because it has no default: no '{header}' in `headers`,"
                     f" no '{parameter}' in websocket.default_query",
                 )
         return socket.header_queries
 
     def _socket_paths(self, socket: ProviderWebSocket) -> tuple[str, ...]:
-        """Patterns of the paths that have sockets, as endpoints are named."""
+        """Return the patterns of the paths that accept sockets, without a repeated version."""
         if not socket.paths:
             return ()
         base_path = URL(self.entry.base_url, encoded=True).raw_path
@@ -322,12 +324,12 @@ class _Builder:
         if not any(fnmatchcase(named[0], pattern) for pattern in named[1:]):
             self._add_problem(
                 ("websocket", "paths"),
-                f"none of them matches the default path '{socket.default_path}'",
+                f"no pattern matches the default path '{socket.default_path}'",
             )
         return tuple(named[1:])
 
     def _socket_rules(self) -> WebSocketRules | None:
-        """How a provider's sockets are opened; None: it has none."""
+        """Return how the provider's sockets are opened; None if it has none."""
         socket, common = self.entry.websocket, self.settings.websocket
         if socket is None:
             return None
@@ -346,7 +348,7 @@ class _Builder:
 def target(
     via: Via, base: URL, auth: Auth, proxies: Proxies, gateway: Credential | None = None
 ) -> Target:
-    """The Target at `base`."""
+    """Return the Target at `base`."""
     assert base.raw_host is not None and base.port is not None
     return Target(
         via=via,
@@ -365,7 +367,7 @@ def target(
 
 
 def own_origins(direct: Target, rules: tuple[PathRule, ...]) -> tuple[ProviderOrigin, ...]:
-    """The provider's own hosts; of two on one host the longer path first."""
+    """Return the provider's own hosts, the longest path first."""
     own_origins = [ProviderOrigin(direct.origin, direct.prefix, "")]
     own_origins += [
         ProviderOrigin(rule.target.origin, rule.target.prefix, rule.prefix)
@@ -382,11 +384,11 @@ _PRICE = Pricing(
     output_audio_per_mtok=Decimal(64),
     characters_per_million=Decimal(15),
 )
-"""Nobody pays it: the first question about costs shows what an answer looks like."""
+"""Invented prices of the demo, so that costs show up before a real provider is configured."""
 
 
 def demo_entry(url: str) -> ProviderEntry:
-    """The entry of a demo that listens at `url`."""
+    """Return the entry of the demo that listens at `url`."""
     return ProviderEntry(
         base_url=url,
         inject_usage=True,
@@ -400,7 +402,7 @@ def demo_entry(url: str) -> ProviderEntry:
 
 
 def _price_rules(listed: Sequence[Pricing], format_: str) -> tuple[PriceRule, ...]:
-    """In the order of the file: the first that holds is taken."""
+    """Return the price rules in the order of the file: the first that applies is used."""
     return tuple(
         PriceRule(
             tuple(rule.models),

@@ -1,6 +1,6 @@
-"""The certificate that the relay serves TLS with, as bytes: what was checked is what is served.
+"""The certificate of the relay's own TLS, as bytes: what was checked is what is served.
 
-Owns: reading and trying the files, and the way of their bytes into an SSL context.
+Owns reading and checking the files, and loading their bytes into an SSL context.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relay.registry.schema import Tls
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """Where the PEM files are."""
+    """The paths of the PEM files."""
 
     chain: Path
     key: Path
@@ -34,12 +34,14 @@ class Certificate:
     key: bytes = field(repr=False)
 
     shown: str = ""
-    """The path of the chain, for people."""
+    """The path of the chain, for messages."""
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Serve it from the next handshake on. Raises ssl.SSLError if the two do not fit.
+        """Use the certificate from the next handshake on. Raises ssl.SSLError if chain and key do
+        not match.
 
-        OpenSSL reads paths alone. An encrypted key is an error: it must not ask at a terminal.
+        OpenSSL reads files only. An encrypted key is an error: OpenSSL must not prompt for a
+        password.
         """
         with _as_path(self.chain) as chain, _as_path(self.key) as key:
             context.load_cert_chain(chain, key, password="")
@@ -47,7 +49,7 @@ class Certificate:
 
 @contextlib.contextmanager
 def _as_path(data: bytes) -> Iterator[str]:
-    """A path to these bytes: in memory on Linux, else in a file that only this user may read."""
+    """Provide a path to these bytes: in memory on Linux, otherwise a file for this user only."""
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("relay-certificate"), "wb", buffering=0) as file:
             file.write(data)
@@ -60,7 +62,7 @@ def _as_path(data: bytes) -> Iterator[str]:
 
 
 def written_paths(main: Document, tls: Tls, folder: Path) -> CertificateFiles | None:
-    """What `tls:` names, relative to gateway.yaml."""
+    """Return the files of `tls:`, relative to gateway.yaml; None if TLS is off."""
     if tls.certificate is None and tls.key is None:
         return None
     if tls.certificate is None or tls.key is None:
@@ -70,7 +72,7 @@ def written_paths(main: Document, tls: Tls, folder: Path) -> CertificateFiles | 
 
 
 def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> Certificate | None:
-    """The certificate, tried out, so that no relay starts to find it wrong."""
+    """Read the certificate and load it once, so that a wrong one is found at start."""
     read: dict[str, bytes] = {}
     for at, path in (("certificate", paths.chain), ("key", paths.key)):
         try:
@@ -78,7 +80,7 @@ def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> C
         except Unreadable as error:
             main.add_problem(("tls", at), f"cannot be read: {error}")
         except TooLarge:
-            main.add_problem(("tls", at), "the files of the configuration are too large together")
+            main.add_problem(("tls", at), "all configuration files together are larger than 4 MiB")
     if len(read) < len(("certificate", "key")):
         return None
     found = Certificate(read["certificate"], read["key"], str(paths.chain))
@@ -87,6 +89,6 @@ def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> C
     except ssl.SSLError as error:
         reason = (error.reason or "not PEM").lower().replace("_", " ")
         main.add_problem(
-            ("tls", "certificate"), f"does not make a certificate with tls.key: {reason}"
+            ("tls", "certificate"), f"is no valid certificate with tls.key: {reason}"
         )
     return found

@@ -1,8 +1,7 @@
-"""From `${NAME}` to a value: the environment, `.env`, secret files, and which credential a call
-gets.
+"""Expand `${NAME}` from the environment, `.env` and secret files.
 
-Owns: what counts as set, template expansion, and taking a credential out of a client's request.
-Never logs or shows a value; messages name variables only.
+Owns the reading of variables, the decision whether a value counts as set, the expansion of a
+template, and the masked form of a secret. Messages name variables, and never show their values.
 """
 
 from __future__ import annotations
@@ -26,24 +25,26 @@ _PLACEHOLDER = re.compile(r"your[_-]|<.*>\Z|changeme\Z|x{3,}\Z", re.IGNORECASE)
 
 
 class EnvFileProblem(Exception):
-    """The `.env` file is there but cannot be read; the text says why."""
+    """The `.env` file exists but cannot be read; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """What `${NAME}` may name."""
+    """The variables that `${NAME}` may refer to."""
 
     values: Mapping[str, str] = field(repr=False)
     unquoted: frozenset[str] = frozenset()
-    """Of the process's environment: those that stood in quotes, which were removed."""
+    """Environment variables whose values had quotes, which were removed."""
     from_file: frozenset[str] = frozenset()
-    """Those that the `.env` file sets."""
+    """Variables that the `.env` file sets."""
     bad_lines: tuple[int, ...] = ()
-    """Lines of the `.env` file that set nothing and are no comment."""
+    """Numbers of lines of the `.env` file that set nothing and are no comments."""
 
 
 def read_variables(env_file: Path | None, files: Files) -> Variables:
-    """Those of `env_file`, overridden by the process's environment. Raises EnvFileProblem."""
+    """Read the variables of `env_file` and of the environment, which takes precedence. Raises
+    EnvFileProblem.
+    """
     given: dict[str, str] = {}
     bad: list[int] = []
     for binding in parse_stream(io.StringIO(_env_text(env_file, files))):
@@ -62,7 +63,7 @@ def _env_text(env_file: Path | None, files: Files) -> str:
     try:
         return files.read(env_file).decode("utf-8-sig")
     except TooLarge:
-        text = "the files of the configuration are larger than 4 MiB together"
+        text = "all configuration files together are larger than 4 MiB"
         raise EnvFileProblem(text) from None
     except Unreadable as error:
         if error.number == errno.ENOENT:
@@ -73,7 +74,7 @@ def _env_text(env_file: Path | None, files: Files) -> str:
 
 
 def _without_quotes(value: str) -> str | None:
-    """What stands in quotes; None if it stands in none. `docker run --env-file` passes them on."""
+    """Remove the quotes that `docker run --env-file` keeps around a value; None without quotes."""
     text = value.strip()
     if len(text) >= len('""') and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1]
@@ -81,13 +82,13 @@ def _without_quotes(value: str) -> str | None:
 
 
 def is_set(value: str | None) -> bool:
-    """False for what an example leaves: nothing, blanks, `your_account_id`, `<key>`."""
+    """False for an empty value, and for placeholders such as `your_account_id` or `<key>`."""
     return bool(value and value.strip()) and not _PLACEHOLDER.match(value.strip())  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """A template, expanded: `text` is complete only without `missing` and `bad`."""
+    """An expanded template. `text` is complete only if `missing` and `bad` are empty."""
 
     text: str = field(repr=False)
     names: tuple[str, ...] = ()
@@ -102,8 +103,7 @@ def expand(
 ) -> Expanded:
     """Replace `${NAME}`, `${NAME:-default}` and `${file:PATH}` in `template`.
 
-    Relative secret files are read from `folder`; one newline at their end is not part of the
-    secret.
+    Paths of secret files are relative to `folder`; newlines at the end of a file are removed.
     """
     files = files or Files()
     names: list[str] = []
@@ -148,7 +148,7 @@ def _secret_file(path: Path, files: Files) -> str | None:
 
 
 def mask(secret: str) -> str:
-    """What may be shown of a secret: its scheme, and a hint of its ends if it is long."""
+    """Mask a secret but for its scheme, and a few characters at its ends if it is long."""
     scheme, space, value = secret.rpartition(" ")
     hint = f"{value[:3]}…{value[-4:]}" if len(value) >= 20 else "…"
     return f"{scheme}{space}{hint}"

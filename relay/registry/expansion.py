@@ -1,7 +1,7 @@
-"""Put values into the `${…}` of a document, and look for what was meant as one.
+"""Expand the `${…}` references of a document, and warn of misspelled ones.
 
-Owns: which texts are expanded when, and the warnings about spellings of other programs. What a
-reference is worth is credentials.py's.
+Owns which texts are expanded, and the warnings about the spellings of other programs.
+credentials.py expands one template.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Expander:
 
     variables: credentials.Variables
     folder: Path
-    """Of gateway.yaml: relative secret files lie there."""
+    """The folder of gateway.yaml, to which paths of secret files are relative."""
     files: Files
 
     def expand(self, document: Document) -> dict[Where, credentials.Expanded]:
         """Expand every text of the document in place.
 
-        Inside a provider's `auth` a missing variable leaves that provider unconfigured: those
-        templates are returned, by place, for the registry. Anywhere else it is a problem.
+        In a provider's `auth`, a missing variable means that the provider is not configured: these
+        templates are returned by their paths. Anywhere else, a missing variable is a problem.
         """
         templates: dict[Where, credentials.Expanded] = {}
         for where, holder, key in list(_texts(document.data, ())):
@@ -61,9 +61,9 @@ class Expander:
 
     def _warn_of_spellings(self, document: Document, where: Where, template: str) -> None:
         if found := _OF_LITELLM.search(template):
-            document.add_problem(where, f"os.environ/… is not taken; here it is ${{{found[1]}}}")
+            document.add_problem(where, f"os.environ/… is not supported; write ${{{found[1]}}}")
         for found in _WITHOUT_BRACES.finditer(_REFERENCE.sub("", template)):
-            # It may be within a password: only the name of a variable that there is is shown.
+            # The text may be part of a password: the message shows only names of known variables.
             name = found[1] if found[1] in self.variables.values else "NAME"
             document.warn(
                 where, f"`$` without braces is plain text; a variable is written ${{{name}}}"
@@ -76,8 +76,8 @@ class Expander:
             if name in self.variables.unquoted:
                 document.warn(
                     where,
-                    f"the environment variable {name} stands in quotes, which were removed"
-                    " (docker's --env-file keeps them); write its value without",
+                    f"the value of the environment variable {name} has quotes, which were removed"
+                    " (docker's --env-file keeps them); write it without quotes",
                 )
 
 

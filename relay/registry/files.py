@@ -1,7 +1,7 @@
-"""The files that a configuration is read from: each is read once, and held as it was read.
+"""Read the files of a configuration, each once, and keep their bytes.
 
-Owns: reading with bounds, include patterns, and the Snapshot from which another process makes the
-same configuration, whatever has become of the files since. Knows nothing of what the files mean.
+Owns reading with bounds, include patterns, and the Snapshot, from which another process builds the
+same configuration even if the files have changed. It does not interpret the files.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import msgspec
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_TOTAL_BYTES = 4 * MAX_FILE_BYTES
-"""Of all files of a configuration: a supervisor sends them to each worker in one message."""
+"""Limit for all files together, because a supervisor sends them to a worker in one message."""
 MAX_INCLUDED = 1000
 
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The files of one configuration as they were read. It holds secrets: never log or store it."""
+    """The files of one configuration as read. It contains secrets: never log or store it."""
 
     files: dict[str, bytes] = {}
     failed: dict[str, int] = {}
-    """Path to the errno with which it could not be read."""
+    """Path of each unreadable file to its errno."""
     found: dict[str, list[str]] = {}
     """Include pattern to the files that matched."""
 
@@ -46,11 +46,11 @@ class TooLarge(Exception):
 
 
 class BadPattern(Exception):
-    """An include pattern is not taken; the text says why."""
+    """An include pattern is refused; the text says why."""
 
 
 class Files:
-    """Reads from the disk; with a Snapshot, from that alone."""
+    """Reads from disk, or from a Snapshot only."""
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         self._snapshot = snapshot
@@ -60,11 +60,11 @@ class Files:
 
     @property
     def on_disk(self) -> bool:
-        """False where a Snapshot is read."""
+        """False if files are read from a Snapshot."""
         return self._snapshot is None
 
     def read(self, path: Path) -> bytes:
-        """The file's bytes. Raises Unreadable, TooLarge."""
+        """Return the bytes of a file. Raises Unreadable, TooLarge."""
         name = str(path)
         if name not in self._files and name not in self._failed:
             try:
@@ -94,7 +94,7 @@ class Files:
         return data
 
     def matching(self, folder: Path, pattern: str) -> list[Path]:
-        """The files in `folder` that an include pattern names, sorted. Raises BadPattern."""
+        """Return the files in `folder` that match an include pattern, sorted. Raises BadPattern."""
         if pattern not in self._found:
             _check_pattern(pattern)
             if self._snapshot is not None:
@@ -104,7 +104,7 @@ class Files:
         return [Path(name) for name in self._found[pattern]]
 
     def snapshot(self) -> Snapshot:
-        """All that was read."""
+        """Return everything that was read."""
         return Snapshot(self._files, self._failed, self._found)
 
 
@@ -114,7 +114,7 @@ def _check_pattern(pattern: str) -> None:
     if PurePath(pattern).is_absolute():
         raise BadPattern("is an absolute path: name the file relative to gateway.yaml")
     if "**" in pattern:
-        raise BadPattern("`**` is not taken: name the folder, and use * for the files in it")
+        raise BadPattern("`**` is not supported: name the folder, and use * for the files in it")
 
 
 def _on_disk(folder: Path, pattern: str) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Whether a reload met a file that somebody is still writing, or that was lost.
+"""Refuse a reload that finds a file half-written or missing.
 
-Owns: that judgement. Only what is in force tells it: a file that was like this from the start is
-taken as it is. Most programs empty a file before they write it, and many write it in pieces.
+Owns this decision, which compares the files with those in force: a file that was empty or cut
+before is accepted. Most programs empty a file before they write it, and many write it in pieces.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from relay.core.fields import BYTE_ORDER_MARK
 from relay.registry.files import Snapshot
 from relay.registry.problems import Document, Problem
 
-_GONE = "; what it held before stays in force (a restart takes it as it is)"
+_GONE = "; its previous content stays in force (a restart accepts the file as it is)"
 
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What a reload is compared with."""
+    """The files of the configuration in force."""
 
     files: Snapshot = field(default_factory=Snapshot)
     with_providers: frozenset[str] = frozenset()
-    """The files that have providers."""
+    """The paths of files that have providers."""
 
 
 def report_incomplete_files(
     documents: Sequence[tuple[Path, Document]], before: InForce, now: Snapshot
 ) -> None:
-    """Complain of each document that is empty or cut, where it was not before."""
+    """Add a problem to each document that is empty or cut, and was not before."""
     for path, document in documents:
         old, new = before.files.files.get(str(path)), now.files.get(str(path))
         if old is None or new is None or _is_blank(old):
@@ -49,16 +49,15 @@ def report_incomplete_files(
 
 
 _WITHOUT_PROVIDERS = (
-    "has no providers, and those that it had are in force: is it half-written?"
-    " To remove them, write `providers: {}`"
+    "has no providers any more: is the file half-written? To remove them, write `providers: {}`"
 )
-_CUT = "the last line does not end, as it did before: is the file half-written?"
+_CUT = "the last line has no line end, as it had before: is the file half-written?"
 
 
 def find_lost_files(
     env_file: Path | None, before: InForce, now: Snapshot, documents: Sequence[Path]
 ) -> Iterator[Problem]:
-    """Problems of the other files: the variables, and secrets that lie in files."""
+    """Return the problems of the other files: `.env` and secret files."""
     others = set(before.files.files).difference(map(str, documents))
     for name in sorted(others):
         old = before.files.files[name]
@@ -68,7 +67,8 @@ def find_lost_files(
             continue
         if failed is not None:
             is_gone = failed == errno.ENOENT
-            message = ("is gone" if is_gone else f"cannot be read: {os.strerror(failed)}") + _GONE
+            reason = "is missing" if is_gone else f"cannot be read: {os.strerror(failed)}"
+            message = reason + _GONE
         elif new is not None and _is_blank(new):
             message = f"is empty{_GONE}"
         elif new is not None and name == str(env_file) and (cut := _cut_at(old, new)):
@@ -78,7 +78,7 @@ def find_lost_files(
 
 
 def _is_blank(data: bytes) -> bool:
-    """Nothing but comments."""
+    """True if a file has only comments and blank lines."""
     lines = data.removeprefix(BYTE_ORDER_MARK).split()
     if not lines:
         return True
@@ -86,7 +86,7 @@ def _is_blank(data: bytes) -> bool:
 
 
 def _cut_at(old: bytes, new: bytes) -> tuple[int, int] | None:
-    """The end of `new`, if its last line does not end and that of `old` did."""
+    """Return the end of `new` if its last line has no line end, and that of `old` has."""
     if not old.endswith((b"\n", b"\r")) or new.endswith((b"\n", b"\r")):
         return None
     last = new.splitlines()[-1].decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Turn the `limits` of gateway.yaml into the Rules that calls are counted by.
+"""Build the Rules of core/limits.py from `limits` in gateway.yaml.
 
-Owns: their names, their checks, among them that several workers keep what they promise, and
-`websocket.max_sessions_per_client`, which is one of them.
+Owns their names and checks, such as that several workers do not multiply a limit, and the rule for
+`websocket.max_sessions_per_client`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COUNTS: tuple[Counted, ...] = (
 def limit_rules(
     settings: GatewayFile, providers: Collection[str], document: Document
 ) -> tuple[Rule, ...]:
-    """The rules in the file's order. Problems go into `document`."""
+    """Return the rules in the order of the file. Problems go into `document`."""
     rules: list[Rule] = []
     for at, limit in enumerate(settings.limits):
         given = [name for name in _COUNTS if getattr(limit, name) is not None]
@@ -51,18 +51,18 @@ def _check(rule: Rule, settings: GatewayFile, where: Where, document: Document) 
 
 
 def find_broken_promise(rule: Rule, settings: GatewayFile) -> str | None:
-    """Why several workers would let through a multiple of what a rule allows; None if not."""
+    """Return why several workers would multiply the limit of a rule; None if they would not."""
     if settings.server.workers == 1:
         return None
     if rule.is_concurrent and rule.is_per_caller:
         return (
             f"{rule.name} is counted in each process, so several workers would allow a multiple of"
-            " it. Remove it, or set server.workers to 1"
+            " the limit. Remove it, or set server.workers to 1"
         )
     if not rule.is_concurrent and settings.redis.url is None:
         return (
             f"{rule.name} is counted in each process, so several workers would allow a multiple of"
-            " it. Set redis.url, remove it, or set server.workers to 1"
+            " the limit. Set redis.url, remove it, or set server.workers to 1"
         )
     return None
 

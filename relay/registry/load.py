@@ -1,7 +1,7 @@
-"""Read gateway.yaml, its includes and the environment, and check them as one.
+"""Read gateway.yaml, its includes and the environment into a Config.
 
-Owns: the order of reading, expansion of `${…}`, all messages with file, line and column.
-Either a whole Config comes out, or ConfigError with every problem found; nothing in between.
+Owns the order of the steps: read, expand, validate, build. The result is a complete Config, or a
+ConfigError with every problem that was found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 
 class ConfigError(OperatorError):
-    """The configuration is refused. `problems` are complete, in the order of the files."""
+    """The configuration is refused. `problems` has all problems, in the order of the files."""
 
     exit_code = 2
 
@@ -58,7 +58,7 @@ class ConfigError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings as written, and the registry made of their providers."""
+    """The settings as written, and the objects built from them."""
 
     path: Path
     settings: schema.GatewayFile
@@ -66,20 +66,20 @@ class Config:
     certificate: Certificate | None = None
     limits: tuple[Rule, ...] = ()
     warnings: tuple[Problem, ...] = ()
-    """What may be a mistake, but is taken."""
+    """Possible mistakes, which are accepted."""
     read: InForce = field(default_factory=InForce)
-    """The files that it was read from."""
+    """The files that the configuration was read from."""
 
     @property
     def models(self) -> frozenset[str]:
-        """Those that are named, in limits and fallbacks; not the patterns of prices."""
+        """The models in limits and fallbacks, without the patterns of prices."""
         fallbacks = (each for one in self.registry.providers.values() for each in one.fallbacks)
         named = {each.model for each in fallbacks if each.model}
         return frozenset(named.union(*(rule.models for rule in self.limits)))
 
     @property
     def secrets(self) -> frozenset[str]:
-        """Every key, token and password in a URL: nothing that is logged or stored shows one."""
+        """Every key, token and password in a URL, to be redacted in everything logged or stored."""
         settings = self.settings
         found = {settings.cloudflare.api_key, *settings.tracing.headers.values()}
         urls = [settings.redis.url, settings.database]
@@ -97,29 +97,29 @@ class Config:
         return frozenset(secret for secret in found if secret)
 
     def log_warnings(self) -> None:
-        """Log what may be a mistake."""
+        """Log the warnings."""
         for warning in self.warnings:
             log.warn("config.warning", place=warning.place, message=warning.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a configuration comes from; kept so that a reload reads the same places."""
+    """Where a configuration is read from, at start and at each reload."""
 
     config: Path
     env_file: Path | None
     demo_url: str = ""
-    """Base URL of the running built-in provider, or empty if it does not run."""
+    """Base URL of the built-in provider, or empty if it does not run."""
     certificate: CertificateFiles | None = None
-    """Instead of the one that the file names."""
+    """Replaces the certificate of the file."""
     overrides: tuple[tuple[str, str, object], ...] = ()
-    """(section, key, value) of settings that the command line gives: they win over the file."""
+    """(section, key, value) of settings of the command line, which take precedence."""
 
 
 def load(sources: Sources, files: Files | None = None, before: Config | None = None) -> Config:
-    """Read and check everything, from disk or from `files`. Raises ConfigError.
+    """Read and check a configuration, from disk or from `files`. Raises ConfigError.
 
-    With the configuration in force as `before`, as a reload does, a file that is empty or cut, and
+    A reload passes the configuration in force as `before`: then a file that is empty or cut, and
     was not before, is a problem.
     """
     files = files or Files()
@@ -129,7 +129,7 @@ def load(sources: Sources, files: Files | None = None, before: Config | None = N
         pairs = list(zip(paths, documents, strict=True))
         report_incomplete_files(pairs, before.read, files.snapshot())
     if any(document.data is None for document in documents):
-        _raise_if_any(documents)  # names that are in a file that cannot be read would be unknown
+        _raise_if_any(documents)  # otherwise, names in an unreadable file would be unknown
     expander = Expander(variables, sources.config.parent, files)
     templates = [expander.expand(document) for document in documents]
     found = _Found(documents, templates, variables)
@@ -145,13 +145,13 @@ def load(sources: Sources, files: Files | None = None, before: Config | None = N
 
 @dataclass(slots=True)
 class _Found:
-    """The documents of a configuration, on their way to a Config."""
+    """The documents of a configuration, from which a Config is built."""
 
     documents: list[Document]
     templates: list[dict[Where, credentials.Expanded]]
     variables: credentials.Variables
     outside: Document = field(default_factory=lambda: Document("environment"))
-    """For the problems of variables that no file names."""
+    """For the problems of variables that no file refers to, such as HTTPS_PROXY."""
 
     @property
     def warnings(self) -> list[Problem]:
@@ -162,7 +162,7 @@ class _Found:
         return frozenset(str(path) for path, document in pairs if _providers(document))
 
     def build(self, sources: Sources, files: Files) -> Config | None:
-        """The Config; None where the documents have problems already that leave none to build."""
+        """Build the Config; None if problems of the documents make that impossible."""
         main = self.documents[0]
         names = {*_names(self.documents), "demo"}
         settings = validate(main, schema.GatewayFile)
@@ -192,14 +192,14 @@ class _Found:
                 if name in entries:
                     other = entries[name][1].file
                     document.add_problem(
-                        ("providers", name), f"a provider of this name stands in {other} too"
+                        ("providers", name), f"{other} has a provider of this name too"
                     )
                 entries[name] = (entry, document, templates)
         return entries
 
 
 def _names(documents: list[Document]) -> set[str]:
-    """Of all providers that are written down, right or wrong."""
+    """Return the names of all providers, valid or not."""
     return {name for document in documents for name in _providers(document)}
 
 
@@ -223,7 +223,7 @@ def _of_env_file(sources: Sources, line: int, message: str) -> Problem:
 def _env_warnings(
     sources: Sources, files: Files, variables: credentials.Variables
 ) -> list[Problem]:
-    """Of the file with the variables: lines that set nothing, and who may read it."""
+    """Return warnings about `.env`: lines that set nothing, and permissions."""
     text = "sets nothing: a line is NAME=value, and a quote that begins must end"
     found = [_of_env_file(sources, line, text) for line in variables.bad_lines[:MAX_PROBLEMS]]
     path = sources.env_file
@@ -235,7 +235,7 @@ def _env_warnings(
         return found
     if mode & _READABLE_BY_OTHERS:
         command = f"chmod 600 {shlex.quote(str(path))}"
-        text = f"others on this machine may read it (mode {stat.S_IMODE(mode):04o}): {command}"
+        text = f"other users may read this file (mode {stat.S_IMODE(mode):04o}): {command}"
         found.append(_of_env_file(sources, 1, text))
     return found
 

@@ -1,4 +1,4 @@
-"""The configuration that comes with the relay, and which gateway.yaml a command uses."""
+"""Find the configuration in the package, and the gateway.yaml that a command uses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import relay
 
 
 def packaged() -> Path:
-    """The folder with the gateway.yaml that comes with the relay (docs/decisions/0016)."""
+    """Return the folder of the packaged gateway.yaml (docs/decisions/0016)."""
     return Path(relay.__file__).parent / "defaults"
 
 
 def find_config(given: str | None) -> Path:
-    """The gateway.yaml to use: the one named, in this folder, or packaged."""
+    """Return the gateway.yaml to use: the given one, that in this folder, or the packaged one."""
     if given:
         return Path(given)
     local = Path("gateway.yaml")

@@ -1,6 +1,7 @@
-"""What is wrong with a configuration, and where: the problems of one file, and its data.
+"""The problems of a configuration file, with line and column.
 
-Owns: their form and their bounds. Knows nothing of YAML or of what the settings mean.
+Owns Document, the data and problems of one file, the form of a problem, and the bounds of its text.
+It knows nothing of YAML or of the settings.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from relay.core.text import clean, quoted
 
 MAX_PROBLEMS = 100
-"""Of one file; those after are not collected."""
+"""Maximum number of problems of a file; further ones are dropped."""
 
 MAX_MESSAGE_CHARACTERS = 1000
 _COMPARED_CHARACTERS = 80
@@ -25,25 +26,25 @@ Where = tuple[str | int, ...]
 
 
 def nearest(name: str, known: Collection[str], similarity: float = 0.6) -> str:
-    """The known name that is most like this one; empty if none is."""
+    """Return the known name that is most similar to `name`, or empty."""
     near = difflib.get_close_matches(name[:_COMPARED_CHARACTERS], known, 1, similarity)
     return near[0] if near else ""
 
 
 def hint_at_nearest(name: str, known: Collection[str], similarity: float = 0.6) -> str:
-    """`; did you mean 'x'?`, of the known name that is most like this one; empty if none is."""
+    """Return `; did you mean 'x'?` with the most similar known name, or empty."""
     near = nearest(name, known, similarity)
     return f"; did you mean '{near}'?" if near else ""
 
 
 def place_behind(before: str) -> Place:
-    """The place of the character that follows this beginning of a text."""
+    """Return the place of the character after `before`, the beginning of a text."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the configuration. Lines and columns count from 1."""
+    """A problem of a configuration. Lines and columns count from 1."""
 
     file: str
     line: int
@@ -51,7 +52,7 @@ class Problem:
     where: Where
     message: str
     excerpt: tuple[str, ...] = ()
-    """Of YAML's own errors: the line, and one with a caret."""
+    """For errors in YAML syntax: the line, and a second one with a caret."""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}"
@@ -63,20 +64,20 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """What is wrong with which setting."""
+        """The setting and what is wrong with it."""
         path = ".".join(quoted(str(part)) for part in self.where)
         text = f"{path + ': ' if path else ''}{clean(self.message, MAX_MESSAGE_CHARACTERS)}"
         return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
     @property
     def in_full(self) -> str:
-        """With the line of the file, where there is one; for a terminal."""
+        """The problem with its excerpt, for a terminal."""
         return "\n    ".join([str(self), *self.excerpt])
 
 
 @dataclass(slots=True)
 class Document:
-    """A file's data and where each part of it stands."""
+    """The data of a file, the place of each part, and the problems."""
 
     file: str
     data: Any = None
@@ -85,11 +86,11 @@ class Document:
     warnings: list[Problem] = field(default_factory=list)
 
     def add_problem(self, where: Where, message: str) -> None:
-        """Add a problem at `where`, or at the nearest place above it that the file has."""
+        """Add a problem at `where`, or at the nearest parent that the file has."""
         self._add(self.problems, self._at(where), where, message)
 
     def warn(self, where: Where, message: str) -> None:
-        """Add a warning there: what may be a mistake, but is taken."""
+        """Add a warning at `where`, about a possible mistake that is accepted."""
         self._add(self.warnings, self._at(where), where, message)
 
     def add_problem_at(self, place: Place, where: Where, message: str) -> None:

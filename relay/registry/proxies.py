@@ -1,7 +1,7 @@
-"""Which proxy a target is reached through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
+"""Choose the forward proxy of a target by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
 
-Owns: reading these variables as curl does, and the check that the relay can use what they name.
-aiohttp's own reading of them (`trust_env`) reads .netrc too, and again for each call.
+Owns the interpretation of these variables, which is curl's, and the check that the relay can use
+the proxy. aiohttp's `trust_env` is not used: it reads .netrc too, and does so for each call.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from relay.core.addresses import Address, address_of, is_loopback
 from relay.core.provider import Proxy
 
 AddProblem = Callable[[str, str], None]
-"""Notes a problem with a variable: its name, and what is wrong, without its value."""
+"""Adds a problem of a variable: its name, and what is wrong, without its value."""
 
 _OF_ALL = ("all_proxy", "ALL_PROXY")
 _VARIABLES = {
     "https": ("https_proxy", "HTTPS_PROXY", *_OF_ALL),
     "http": ("http_proxy", "HTTP_PROXY", *_OF_ALL),
 }
-"""By the target's scheme: the first one that is set counts."""
+"""Scheme of the target to the variables for it; the first one that is set is used."""
 _EXEMPTING = ("no_proxy", "NO_PROXY")
 _SCHEMES = ("http", "https")
 _ODD = re.compile(r"[^\x21-\x7e]")
@@ -35,7 +35,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class _Exemption:
-    """One entry of NO_PROXY: a name with all below it, or addresses; of one port, or all."""
+    """An entry of NO_PROXY: a name and its subdomains, or addresses; with one port, or all."""
 
     name: str
     network: Network | None
@@ -50,7 +50,7 @@ class _Exemption:
 
 
 class Proxies:
-    """The proxies that the environment names."""
+    """The proxies of the environment."""
 
     __slots__ = ("_add_problem", "_exemptions", "_none", "_variables")
 
@@ -62,7 +62,7 @@ class Proxies:
         self._exemptions = [_exemption(entry) for entry in entries if entry.strip("*.")]
 
     def find(self, origin: URL) -> Proxy | None:
-        """The proxy for a target, if any; a needed variable that cannot be used is a problem."""
+        """Return the proxy for a target, if any. An unusable variable is a problem if needed."""
         assert origin.raw_host is not None and origin.port is not None
         host = origin.raw_host.lower().rstrip(".")
         if self._none or is_loopback(host):
@@ -81,14 +81,14 @@ class Proxies:
 
 
 def _first(variables: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:
-    """The name and value of the first that is set; an empty one is not, as with curl."""
+    """Return name and value of the first variable that is set and not empty, as curl does."""
     found = ((name, variables.get(name, "").strip()) for name in names)
     return next(((name, value) for name, value in found if value), ("", ""))
 
 
 def _exemption(entry: str) -> _Exemption:
-    """`example.com`, `.example.com`, `*.example.com`, `10.0.0.0/8`, `::1`, `[::1]:443`, `a:80`. Of
-    none of these forms, it names a host that there is not.
+    """Parse `example.com`, `.example.com`, `*.example.com`, `10.0.0.0/8`, `::1`, `[::1]:443` or
+    `a:80`. An entry of any other form matches no host.
     """
     network = _network(entry)
     with_port = None if network is not None else _PORT.match(entry)
@@ -106,12 +106,12 @@ def _network(text: str) -> Network | None:
 
 
 def _proxy(variable: str, given: str) -> Proxy:
-    """Raises ValueError with what is wrong, in words that show nothing of the value's secrets."""
+    """Parse the URL of a proxy. The text of the ValueError that it raises has no secrets."""
     scheme, separator, _ = given.partition("://")
     if separator and scheme.lower() not in _SCHEMES:
         raise ValueError(
-            f"the relay can use http:// and https:// proxies, not {scheme[:20]!r}; unset it, or"
-            " name the hosts to be called directly in NO_PROXY"
+            f"the relay supports http:// and https:// proxies, not {scheme[:20]!r}; unset the"
+            " variable, or list the hosts to be called directly in NO_PROXY"
         )
     wrong = ValueError("is not the URL of a proxy, such as http://proxy.example:3128")
     try:
@@ -125,9 +125,9 @@ def _proxy(variable: str, given: str) -> Proxy:
     try:
         (user + password).encode("latin-1")
     except UnicodeEncodeError:
-        raise ValueError("its user and password may have no characters beyond Latin-1") from None
+        raise ValueError("user and password must not have characters beyond Latin-1") from None
     if ":" in user:
-        raise ValueError("its user may have no colon")
+        raise ValueError("the user must not have a colon")
     shown = str(URL.build(scheme=url.scheme, host=host, port=port)).rstrip("/")
     if url.is_default_port():
         shown = f"{shown}:{port}"

@@ -1,7 +1,7 @@
-"""The Registry: providers by name, frozen. An Exchange keeps the Registry it began with.
+"""The Registry: all providers by name, immutable.
 
-Owns: finding the provider of a call. Does not own: reading files (load.py) or making providers
-(build.py).
+Owns the route of a call: its provider, target, and alternatives after a failure. load.py reads the
+files, and build.py makes the providers.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _NAMES_OF_PRODUCTS = {
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All providers. Replaced whole by a reload, never changed."""
+    """All providers. A reload replaces the Registry as a whole."""
 
     providers: Mapping[str, Provider]
     _rest_routes: BoundedMemo[tuple[str, str], Route] = field(init=False, repr=False, compare=False)
-    """By provider and endpoint."""
+    """(provider, endpoint) to the route."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rest_routes", BoundedMemo(self._rest_route, _MAX_ROUTES))
 
     def provider(self, name: str) -> Provider:
-        """The provider of this name. Raises UnknownProvider with the nearest name."""
+        """Return the provider of this name. Raises UnknownProvider with the most similar name."""
         try:
             return self.providers[name]
         except KeyError:
@@ -43,11 +43,11 @@ class Registry:
             raise UnknownProvider(name, nearest_provider(name, names), names) from None
 
     def match_rest(self, name: str, endpoint: str) -> Route:
-        """The route of a REST call. Raises UnknownProvider."""
+        """Return the route of a REST call. Raises UnknownProvider."""
         return self._rest_routes[name, endpoint]
 
     def match_websocket(self, name: str, endpoint: str) -> Route:
-        """The route of a WebSocket; see `check_socket`. Raises UnknownProvider."""
+        """Return the route of a WebSocket; see `check_socket`. Raises UnknownProvider."""
         route = websocket_route(self.provider(name), endpoint)
         return replace(route, alternatives=tuple(self._socket_alternatives(route, endpoint)))
 
@@ -57,7 +57,7 @@ class Registry:
         return replace(route, alternatives=tuple(self._rest_alternatives(route, endpoint)))
 
     def _rest_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
-        """Where a call goes when `route` fails. Only a call that generates falls back."""
+        """Return the routes after `route` has failed. Only calls that generate have fallbacks."""
         yield from _other_way(route, rest_route, route.provider.rest_after, endpoint)
         if route.kind in GENERATION_KINDS:
             for number, fallback in enumerate(route.provider.fallbacks, 1):
@@ -90,7 +90,7 @@ def nearest_provider(name: str, names: Sequence[str]) -> str:
 
 
 def check_socket(route: Route) -> None:
-    """Raise WebSocketNotSupported where `route` leads to no WebSocket."""
+    """Raise WebSocketNotSupported if `route` does not accept WebSockets."""
     if not route.takes_sockets:
         has_some = route.provider.websocket_rules is not None
         raise WebSocketNotSupported(route.provider.name, route.endpoint if has_some else "")
@@ -102,7 +102,7 @@ def _other_way(
     after: Target | None,
     endpoint: str,
 ) -> Iterator[Route]:
-    """The same provider, reached another way."""
+    """Return the route to the same provider by its second way, if it has one."""
     if after is not None:
         made = make(route.provider, endpoint, after)
         if made.target != route.target:
@@ -110,14 +110,14 @@ def _other_way(
 
 
 def _asking_for_usage(route: Route, called: Provider) -> Route:
-    """A fallback that says nothing of `inject_usage` does as the provider that was called."""
+    """Inject usage for a fallback without `inject_usage` if the called provider does."""
     if route.provider.inject_usage is None and called.inject_usage:
         return replace(route, injects_usage=can_be_asked(route.endpoint, route.format))
     return route
 
 
 def _naming_model(route: Route, model: str | None, called: Route) -> Route:
-    """Name the model in the fallback's default query where only the called provider's does."""
+    """Add the fallback's model to its default query if only the called provider's has a model."""
     if model is None:
         return route
     named = {k: model for k in called.default_query if k.lower() in MODEL_NAMES}
@@ -130,7 +130,7 @@ def _as_fallback(route: Route, fallback: Fallback, number: int) -> Route:
     )
     if fallback.model is None:
         return made
-    prefix = route.target.prefix  # Azure's ends where its path names the deployment
+    prefix = route.target.prefix  # Azure's path continues with the deployment
     named = path_with_model(prefix + route.path, fallback.model)
     if named is None or not named.startswith(f"{prefix}/"):
         return made

@@ -1,7 +1,7 @@
-"""Which settings a running relay cannot take over from a reload.
+"""The settings that need a restart.
 
-Owns: that list. A reload names those that changed, and goes on with the values of the start: no
-part of the process may take one of them over while the others have not.
+Owns their list. A reload reports those that changed, and keeps their old values for the whole
+process, so that no part of it uses a new value while others use the old one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ AT_START: Mapping[str, tuple[str, ...]] = {
     "log": ("level", "format"),
     "demo": ("enabled",),
 }
-"""Settings that are read when the process starts, and `database`. All others hold from the next
-call on: but for `cache.store` where there was no Redis, and `tls.certificate` and `tls.key` where
-there was no TLS, or is none any more."""
+"""Settings that need a restart, as `database` does. All others apply from the next call on, except
+`cache.store` without Redis, and `tls.certificate` and `tls.key` if they turn TLS on or off."""
 
 
 def _at_start(started: GatewayFile, loaded: GatewayFile) -> dict[str, tuple[str, ...]]:
-    """The settings that need a restart to change from the one to the other."""
+    """Return the settings that need a restart for a change from `started` to `loaded`."""
     needed = dict(AT_START)
     if started.redis.url is None:
         needed["cache"] = ("store",)
@@ -38,7 +37,7 @@ def _at_start(started: GatewayFile, loaded: GatewayFile) -> dict[str, tuple[str,
 
 
 def needing_restart(started: GatewayFile, loaded: GatewayFile) -> list[str]:
-    """The changed settings that need a restart, such as `server.port`."""
+    """Return the changed settings that need a restart, such as `server.port`."""
     changed = [
         f"{section}.{key}"
         for section, keys in _at_start(started, loaded).items()
@@ -49,7 +48,9 @@ def needing_restart(started: GatewayFile, loaded: GatewayFile) -> list[str]:
 
 
 def taken_over(started: Config, loaded: Config) -> Config:
-    """What is in force after a reload: `loaded`, but for the settings that need a restart."""
+    """Return the configuration in force after a reload: `loaded`, with the values of `started` for
+    the settings that need a restart.
+    """
     before, now = started.settings, loaded.settings
     unchanged: dict[str, Any] = {"database": before.database}
     for section, keys in _at_start(before, now).items():

@@ -1,7 +1,7 @@
-"""URLs, paths and header names that gateway.yaml may hold.
+"""Validate URLs, paths and header names in gateway.yaml.
 
-Owns: their form, and the words for what is wrong with one. Nothing is repaired but blanks around a
-URL: a wrong one is refused at start, not by the first call.
+Owns their valid forms and the error messages. Except for blanks around a URL nothing is repaired: a
+wrong one is refused at start, not by the first call.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _MAX_PORT = 65535
 
 
 class BadUrl(ValueError):
-    """The text says what is wrong, to go behind the name of the setting."""
+    """A URL is refused. The text says why, and follows the name of the setting in a message."""
 
 
 def read_url(given: str) -> URL:
-    """An http(s) URL without credentials, query and fragment, stripped. Raises BadUrl."""
+    """Parse an http(s) URL without credentials, query and fragment. Raises BadUrl."""
     text = given.strip()
     scheme, colon, after = text.partition("://")
     if colon and scheme.lower() in _SOCKET_SCHEMES:
-        raise BadUrl(f"should begin with http{scheme[2:].lower()}://, for sockets too")
+        raise BadUrl(f"should begin with http{scheme[2:].lower()}://, also for WebSockets")
     if not colon or scheme.lower() not in _SCHEMES or not after:
         raise BadUrl("should be an http:// or https:// URL")
     if _BLANK.search(after):
-        raise BadUrl("holds a blank or a control character")
+        raise BadUrl("contains a blank or a control character")
     authority, slash, path = after.partition("/")
     if "@" in authority:
-        raise BadUrl("may have no user and password (…@); a credential goes under `auth`")
+        raise BadUrl("must not have user and password (…@); put the credential under `auth`")
     if problem := path_problem(after):
         raise BadUrl(problem)
     _check_authority(authority)
@@ -59,11 +59,11 @@ def _check_authority(authority: str) -> None:
         url = URL(f"http://{authority}/", encoded=True)
         host, port = url.raw_host or "", url.explicit_port
     except ValueError:
-        raise BadUrl("has a host or a port that cannot be") from None
+        raise BadUrl("has an invalid host or port") from None
     if not host.isascii():
         raise BadUrl("should have its host in ASCII (xn--…)")
     if not authority.startswith("[") and (len(host) > _MAX_HOST or not _HOST.match(host)):
-        raise BadUrl("has a host name that cannot be")
+        raise BadUrl("has an invalid host name")
     if authority.endswith(":") or port == 0 or (port or 0) > _MAX_PORT:
         raise BadUrl("should have a port from 1 to 65535, or none")
 
@@ -77,15 +77,15 @@ def is_service_url(given: str) -> bool:
 
 
 def path_problem(path: str) -> str:
-    """Words for what is wrong with a path, or with what stands behind `://`; empty: nothing."""
+    """Return what is wrong with a path, or with the text after `://`; empty if it is valid."""
     for character, name in (("?", "query (?…)"), ("#", "fragment (#…)"), ("\\", "backslash")):
         if character in path:
-            return f"may have no {name}"
+            return f"must not have a {name}"
     return endpoint_problem(path.partition("/")[2] if "/" in path else "")
 
 
 def endpoint_problem(endpoint: str) -> str:
-    """The same for what stands behind the first slash; it may have a query."""
+    """Return what is wrong with an endpoint, which may have a query; empty if it is valid."""
     try:
         check_target(f"/{endpoint.lstrip('/')}")
     except BadPath as error:
@@ -94,7 +94,7 @@ def endpoint_problem(endpoint: str) -> str:
 
 
 def matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
-    """Refuses, in these `words`, text that the pattern does not match."""
+    """Return a validator that refuses text without a match, with the message `words`."""
 
     def check(given: str) -> str:
         if not pattern.match(given):
@@ -105,7 +105,7 @@ def matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
 
 
 def optional_url(example: str) -> AfterValidator:
-    """Takes a URL, without slashes at its end, or nothing."""
+    """Return a validator for an optional URL, which removes slashes at its end."""
 
     def check(given: str | None) -> str | None:
         text = (given or "").strip()
@@ -141,16 +141,16 @@ def _default_header(given: str) -> str:
 
 
 HttpUrl = Annotated[str, AfterValidator(_url)]
-"""A setting that `read_url` takes."""
+"""A URL that `read_url` accepts."""
 UrlPath = Annotated[str, _without_problem(lambda given: path_problem(f"/{given}"))]
 """A path, or a part of one, without query and fragment."""
 Endpoint = Annotated[str, _without_problem(endpoint_problem)]
-"""An endpoint of a provider's, which may have a query."""
+"""An endpoint of a provider, which may have a query."""
 HeaderName = Annotated[
     str, matching(_TOKEN, "should be a header's name: letters, digits and dashes")
 ]
 DefaultHeader = Annotated[HeaderName, AfterValidator(_default_header)]
-"""A header that the relay may send of its own accord."""
+"""A header that the relay may add to requests."""
 QueryName = Annotated[
     str, matching(_QUERY_NAME, "should be a plain name: letters, digits, . _ and -")
 ]

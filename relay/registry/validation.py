@@ -1,8 +1,8 @@
-"""Check a document against the schema: what is wrong with it, in words, and what is left of it.
+"""Validate a document against the schema, and describe its problems.
 
-Owns: that as much as possible is checked at once (one wrong provider hides no problem of another),
-the nearest name, what keys of other gateways and SDKs are called here, and pydantic's errors in
-plain words. No value of the file is quoted, for it may be a secret.
+Owns the validation of as much as possible at once (a wrong provider hides no problem of another),
+hints at similar names and at the names that other gateways and SDKs use, and plain words for
+pydantic's errors. Messages never quote a value of the file, which may be a secret.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _KEY_WITHOUT_SPACE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64}):\S")
 
 _AUTH = 'here it is auth: {header: Authorization, value: "Bearer ${NAME}"}'
 _BASE_URL = "here it is base_url"
-_NO_CLIENT_KEYS = "the relay has no keys for its clients; it answers on loopback alone"
+_NO_CLIENT_KEYS = "the relay has no keys for its clients; by default it listens on loopback only"
 _PROVIDER = (
-    "here providers: has a mapping of name to {base_url, auth}; a call names its model itself"
+    "here providers: is a mapping of name to {base_url, auth}; each call names its own model"
 )
 
 _OF_PROVIDERS: Mapping[str, str] = {
@@ -43,8 +43,8 @@ _OF_PROVIDERS: Mapping[str, str] = {
     "defaultheaders": "here it is headers", "extraheaders": "here it is headers",
     "customheaders": "here it is headers",
     "litellmparams": _PROVIDER,
-    "models": "a provider takes any model; a call names its own",
-    "model": "a provider takes any model; a call names its own",
+    "models": "a provider accepts any model; each call names its own",
+    "model": "a provider accepts any model; each call names its own",
     "modellist": _PROVIDER,
 }  # fmt: skip
 _AT_TOP: Mapping[str, str] = {
@@ -65,21 +65,21 @@ _AT_TOP: Mapping[str, str] = {
     "caching": "here it is cache", "cachesettings": "here it is cache",
     "corsorigins": "here it is cors: {origins: […]}", "ssl": "here it is tls",
     "fallbacks": "here it is fallback: [{provider: NAME}] at a provider",
-    "baseurl": "it stands at a provider: providers: {NAME: {base_url: …}}",
+    "baseurl": "it is a key of a provider: providers: {NAME: {base_url: …}}",
     "numretries": "here it is retries: {max_attempts: …}",
     "maxretries": "here it is retries: {max_attempts: …}",
 }  # fmt: skip
-"""What is known elsewhere under these names, written without case, `-` and `_`."""
+"""Keys of other gateways and SDKs, in lower case without `-` and `_`, to a hint."""
 _RENAMED: Mapping[Where, str] = {
     ("jobs",): "cloudflare.delegate",
     ("providers", "meter"): "format",
 }
-"""Keys that an older relay took, of providers without the provider's name, and their names now."""
+"""Old keys to their new names; a key of a provider is written without the provider's name."""
 
 
 def validate(document: Document, model: type[Section]) -> Section | None:
-    """The document as a section. Where something is wrong with it that is complained of, and the
-    rest is taken, so that the problems of the rest are found too; None if nothing is left.
+    """Validate a document. Problems are added to it, and the parts with problems are removed, so
+    that later checks find the problems of the rest; None if nothing valid remains.
     """
     data = document.data
     if isinstance(data, dict) and isinstance(account := data.get("cloudflare"), dict):
@@ -100,7 +100,7 @@ def validate(document: Document, model: type[Section]) -> Section | None:
 
 
 def _left(document: Document, model: type[Section]) -> Section | None:
-    """Without the providers and sections that have problems."""
+    """Validate the document without the providers and sections that have problems."""
     if not isinstance(document.data, dict):
         return None
     data = dict(document.data)
@@ -113,7 +113,7 @@ def _left(document: Document, model: type[Section]) -> Section | None:
         elif problem.where[:2] == ("cloudflare", "delegate"):
             data["cloudflare"] = {k: v for k, v in data["cloudflare"].items() if k != "delegate"}
         elif problem.where[:1] == ("cloudflare",):
-            return None  # which way a provider is reached is not known
+            return None  # without it, the targets of providers are unknown
         elif problem.where:
             data.pop(str(problem.where[0]), None)
     try:
@@ -123,7 +123,7 @@ def _left(document: Document, model: type[Section]) -> Section | None:
 
 
 def _written(document: Document, place: Where) -> Where:
-    """A place of pydantic's as far as the file has it, without the names of its own checks."""
+    """Return pydantic's location of an error, cut to the part that the file has."""
     parts = tuple(part for part in place if part != "[key]")
     known = len(parts)
     while known and parts[:known] not in document.marks:
@@ -133,10 +133,10 @@ def _written(document: Document, place: Where) -> Where:
 
 
 def _unknown_key(where: Where, model: type[BaseModel]) -> str:
-    """Words for a key that the schema does not have."""
+    """Describe a key that the schema does not have."""
     key = str(where[-1])
     if renamed := _RENAMED.get(where[:1] + where[2:] if where[0] == "providers" else where):
-        return f"`{key}` is called `{renamed}` now"
+        return f"`{key}` was renamed to `{renamed}`"
     plain = re.sub(r"[-_.\s]", "", key[:_NEAREST_CHARACTERS]).lower()
     known = _known_names(where[:-1], model)
     same = [name for name in known if name.replace("_", "") == plain]
@@ -148,13 +148,13 @@ def _unknown_key(where: Where, model: type[BaseModel]) -> str:
         if plain in _AT_TOP:
             return f"unknown key; {_AT_TOP[plain]}"
         if key == "include" and "include" not in known:
-            return "unknown key; only gateway.yaml includes files: an included file cannot"
+            return "unknown key; only gateway.yaml can include files"
     hint = hint_at_nearest(key, known, 0.5)
-    return f"unknown key{hint or '; known here: ' + ', '.join(known[:_MAX_KNOWN])}"
+    return f"unknown key{hint or '; known keys: ' + ', '.join(known[:_MAX_KNOWN])}"
 
 
 def _describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
-    """An error of pydantic's, in words. Every value of the file that is quoted is a key."""
+    """Describe one of pydantic's errors. Only keys of the file are quoted, never values."""
     kind, given = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
         return _unknown_key(where, model)
@@ -185,13 +185,13 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "bool_type": ("should be true or false", "boolean"),
     "bool_parsing": ("should be true or false", "boolean"),
 }
-"""Pydantic's name to what is wanted."""
+"""Pydantic's type of an error to a message, and the kind of value that is expected."""
 
 
 def _instead(given: Any, where: Where, wanted: str) -> str:
-    """What stands there instead, and how it is written."""
+    """Describe the value in the file, and how to write the expected one."""
     if given is None:
-        return ", and nothing stands here; write a value, or remove the key"
+        return ", but is empty; write a value, or remove the key"
     if isinstance(given, dict):
         if wanted == "text" or (given and set(given.values()) == {None}):
             return ", but is a mapping: a value that begins with { needs quotes"
@@ -216,7 +216,7 @@ def _list_hint(wanted: str) -> str:
 
 
 def _known_names(where: Where, model: type[BaseModel]) -> list[str]:
-    """The keys that the schema has at `where`."""
+    """Return the keys that the schema has at `where`."""
     whole = _schema_of(model)
     node: Any = whole
     for part in where:
@@ -238,7 +238,7 @@ def _child(whole: Any, node: Any, part: str | int) -> Any:
 
 
 def _resolved(whole: Any, node: Any) -> Any:
-    """Follow a reference; of alternatives take the one that is a section."""
+    """Follow a reference; among alternatives, choose the one that is a section."""
     for option in node.get("anyOf", [node]):
         if "$ref" in option:
             return whole["$defs"][option["$ref"].rpartition("/")[2]]

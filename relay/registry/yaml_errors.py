@@ -1,6 +1,6 @@
-"""PyYAML's errors in plain words: what is wrong in this line, and how it is written instead.
+"""Explain PyYAML's errors: what is wrong in a line, and how to write it.
 
-Owns: the words, the place that they are about, and how a line of the file may be shown.
+Owns the messages, their places, and the masked excerpt of a line.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BEFORE_COLUMN = 60
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An error of PyYAML's, and the lines around it."""
+    """One of PyYAML's errors, with the lines of the file."""
 
     lines: list[str]
     problem: str
     context: str
     at: Place
     began: Place
-    """Where what could not be finished begins."""
+    """The beginning of the construct that could not be parsed."""
 
     @property
     def line(self) -> str:
@@ -38,12 +38,12 @@ class _Seen:
 
     @property
     def first(self) -> str:
-        """The character that the error is about; empty at the end of a line."""
+        """The character at the error; empty at the end of a line."""
         return self.line[self.at[1] - 1 : self.at[1]]
 
     @property
     def opening(self) -> str:
-        """The character that begins what could not be finished."""
+        """The first character of the construct that could not be parsed."""
         return self.line_at(self.began[0])[self.began[1] - 1 : self.began[1]]
 
     def line_at(self, number: int) -> str:
@@ -58,7 +58,7 @@ _BRACE_BEFORE = re.compile(r"[}\]]\S*\s*\Z")
 
 
 def explain(error: yaml.YAMLError, text: str) -> tuple[Place, str]:
-    """Where and what."""
+    """Return the place and the message of an error."""
     lines = text.splitlines()
     if isinstance(error, yaml.reader.ReaderError):
         return _control_character(error, text)
@@ -80,13 +80,13 @@ def explain(error: yaml.YAMLError, text: str) -> tuple[Place, str]:
 def _control_character(error: yaml.reader.ReaderError, text: str) -> _Explanation:
     place = place_behind(text[: error.position])
     code = error.character if isinstance(error.character, int) else ord(error.character[0])
-    return place, f"a control character (U+{code:04X}) stands here; remove it"
+    return place, f"there is a control character (U+{code:04X}) here; remove it"
 
 
 def _tab(seen: _Seen) -> _Explanation:
     if seen.before.strip():
-        return seen.at, "a tab stands here; use spaces"
-    return seen.at, "the line is indented with a tab; YAML takes spaces alone"
+        return seen.at, "there is a tab here; use spaces"
+    return seen.at, "the line is indented with a tab; YAML allows only spaces"
 
 
 def _unclosed_brace(seen: _Seen) -> _Explanation:
@@ -136,10 +136,10 @@ def _missing_colon(seen: _Seen) -> _Explanation:
 
 
 def _not_beside(seen: _Seen) -> _Explanation:
-    """Something that does not fit to the lines of the same mapping or list."""
+    """Explain text that does not fit the other lines of its mapping or list."""
     if _QUOTE_BEFORE.search(seen.before):
         return seen.at, (
-            "text follows a closing quote: an earlier quote is not closed, or the value holds"
+            "text follows a closing quote: an earlier quote is not closed, or the value contains"
             " quotes; within '…' a quote is written twice"
         )
     if _BRACE_BEFORE.search(seen.before):
@@ -150,11 +150,11 @@ def _not_beside(seen: _Seen) -> _Explanation:
         return seen.at, f"this {seen.first} closes nothing"
     if "'-'" in seen.problem or "'?'" in seen.problem:
         return seen.at, (
-            "a list (`- item`) and a mapping (`key: value`) stand at one indentation;"
-            " one of them needs another"
+            "a list (`- item`) and a mapping (`key: value`) have the same indentation;"
+            " indent one of them differently"
         )
     return seen.at, (
-        "the line's indentation fits no line above; keys of one mapping stand at one indentation"
+        "the line's indentation matches no line above; keys of one mapping are indented alike"
     )
 
 
@@ -169,12 +169,12 @@ _NO_ESCAPE = (
     " write \\\\ for a backslash, or use single quotes"
 )
 _LIST_BEHIND_KEY = (
-    "a list cannot begin behind its key; put `- item` on the next line, or write [item]"
+    "a list cannot begin on the line of its key; put `- item` on the next line, or write [item]"
 )
-_DIRECTIVE = "a line that begins with % is a directive, which is not taken; remove it"
+_DIRECTIVE = "a line that begins with % is a directive, which is not supported; remove it"
 _WORDS: tuple[tuple[str, Callable[[_Seen], _Explanation]], ...] = (
     (r".*\|found character '\\t'", _tab),
-    (r".*\|found character '\\ufeff'", lambda seen: (seen.at, "a byte order mark stands here")),
+    (r".*\|found character '\\ufeff'", lambda seen: (seen.at, "there is a byte order mark here")),
     (
         r".*\|found character",
         lambda seen: (seen.at, f"a value cannot begin with {seen.first}; put it in quotes"),
@@ -201,7 +201,7 @@ _WORDS: tuple[tuple[str, Callable[[_Seen], _Explanation]], ...] = (
         lambda seen: (seen.at, _DIRECTIVE),
     ),
 )
-"""A pattern of `context|problem`, in the order in which they are tried."""
+"""Patterns of `context|problem` to explanations; the first match is used."""
 
 
 _REFERENCE = r"\$\{[A-Za-z_][^}\s]{0,200}\}"
@@ -214,7 +214,7 @@ _SECRET_KEY = re.compile(
 
 
 def excerpt(line: str, column: int) -> tuple[str, str]:
-    """A line of the file, what may be a secret as stars, and a caret under `column`."""
+    """Return a line of the file, with possible secrets as asterisks, and a caret under `column`."""
     shown = _masked(line)
     start = max(0, column - 1 - _BEFORE_COLUMN) if len(shown) > _SHOWN_CHARACTERS else 0
     shown = shown[start : start + _SHOWN_CHARACTERS]
@@ -223,7 +223,7 @@ def excerpt(line: str, column: int) -> tuple[str, str]:
 
 
 def _masked(line: str) -> str:
-    """Stars for every word behind a secret's key, and for every long word with a digit."""
+    """Mask every word after the key of a secret, and every long word with a digit."""
     telling = _SECRET_KEY.search(line)
     cut = telling.end() if telling else len(line)
     return _MAY_BE_SECRET.sub(_mask_mixed, line[:cut]) + _IN_SECRET.sub(_mask, line[cut:])

@@ -1,8 +1,8 @@
-"""YAML read strictly, with the place of every key and value remembered.
+"""Parse YAML strictly, with the place of every key and value.
 
-Owns: the file's size, syntax, aliases, tags, duplicate keys, depth, plain types. Knows nothing of
-what the keys mean. Strings stay strings: `on`, `no`, `1e3` and dates are text here, as in YAML
-1.2's core schema. Time is bounded: a file is given up where it passes MAX_DEPTH or MAX_VALUES.
+Owns the checks of syntax, aliases, tags, duplicate keys, depth and plain types; it knows nothing of
+the keys' meaning. `on`, `no`, `1e3` and dates are strings, as in YAML 1.2's core schema. Time is
+bounded: parsing stops at MAX_DEPTH or MAX_VALUES.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader whose plain scalars are null, true/false, numbers, or text."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
-        """Give up before the scanner looks for what a thousand brackets may be the key of."""
+        """Stop at MAX_DEPTH, before PyYAML's scanner spends its time on nested brackets."""
         if self.flow_level >= MAX_DEPTH:
             raise _GivenUp(self.get_mark(), (), "nested too deeply")
         super().fetch_flow_collection_start(token)
@@ -41,18 +41,18 @@ _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 _TEXT_TAGS = ("!", "tag:yaml.org,2002:str")
 _ODD_BLANK = re.compile("[^\\S ]|[\u200b\ufeff]")
 _TYPOGRAPHIC_QUOTES = ("\u201c", "\u201d", "\u201e", "\u2018", "\u2019")
-# What no setting may hold: controls, and lone surrogates, which no encoding takes.
+# Characters that no setting may contain: controls, and lone surrogates, which cannot be encoded.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
 def unfit_character(text: str) -> str:
-    """Words for the first character of `text` that no setting may hold; empty if there is none."""
+    """Describe the first character of `text` that no setting may contain; empty without one."""
     found = _UNFIT.search(text)
-    return f"holds a control character (U+{ord(found[0]):04X})" if found else ""
+    return f"contains a control character (U+{ord(found[0]):04X})" if found else ""
 
 
 def read(path: Path, shown: str, files: Files) -> Document:
-    """Parse the file at `path`; problems are collected under the name `shown`, never raised."""
+    """Parse the file at `path`. Problems are added to the Document, under the name `shown`."""
     document = Document(shown)
     text = _text(path, document, files)
     if text is None:
@@ -80,7 +80,7 @@ def _text(path: Path, document: Document, files: Files) -> str | None:
         document.add_problem((), reason if is_whole else f"cannot be read: {reason}")
         return None
     except TooLarge:
-        document.add_problem((), "the files of the configuration are larger than 4 MiB together")
+        document.add_problem((), "all configuration files together are larger than 4 MiB")
         return None
     try:
         return data.decode("utf-8")
@@ -96,7 +96,7 @@ _SHOWN_PARTS = 4
 
 
 class _GivenUp(Exception):
-    """The file passes a bound: the rest of it is not read."""
+    """The file exceeds a bound, and the rest of it is not read."""
 
     def __init__(self, mark: yaml.Mark | None, where: Where, message: str) -> None:
         super().__init__(message)
@@ -108,14 +108,14 @@ def _place(mark: yaml.Mark | None) -> Place:
 
 
 class _Builder:
-    """Makes the data of one file out of PyYAML's events, one pass, without its node tree."""
+    """Builds the data of one file from PyYAML's events, in one pass, without a node tree."""
 
     def __init__(self, text: str, document: Document) -> None:
         self._document, self._values = document, 0
         self._loader: Any = _Loader(text)
 
     def build(self) -> Any:
-        """The data; an empty file is an empty mapping. Raises yaml.YAMLError, _GivenUp."""
+        """Return the data; an empty file is an empty mapping. Raises yaml.YAMLError, _GivenUp."""
         events = self._loader
         try:
             events.get_event()
@@ -126,7 +126,7 @@ class _Builder:
             events.get_event()
             after = events.get_event()
             if not isinstance(after, yaml.StreamEndEvent):
-                message = "a second document begins here; a file holds one"
+                message = "a second document begins here; a file must have only one"
                 self._document.add_problem_at(_place(after.start_mark), (), message)
             return data
         finally:
@@ -148,14 +148,14 @@ class _Builder:
         return self._scalar(event, where) if isinstance(event, yaml.ScalarEvent) else None
 
     def _refuse_extras(self, event: Any, where: Where) -> None:
-        """Anchors and aliases (bombs, and hard to read), and tags."""
+        """Add problems for anchors and aliases, which can expand exponentially, and for tags."""
         place, tag = _place(event.start_mark), getattr(event, "tag", None)
         if event.anchor:
             kind = "aliases" if isinstance(event, yaml.AliasEvent) else "anchors"
-            message = f"{kind} are not taken: write the value out"
+            message = f"{kind} are not supported: write the value out"
             self._document.add_problem_at(place, (), message)
         if tag and tag not in _TEXT_TAGS:
-            message = "a value that begins with ! needs quotes: tags are not taken"
+            message = "a value that begins with ! needs quotes: tags are not supported"
             self._document.add_problem_at(place, where, message)
 
     def _sequence(self, where: Where) -> list[Any]:
@@ -177,7 +177,7 @@ class _Builder:
             place, inner = _place(key_event.start_mark), (*where, key)
             if key in built:
                 first = document.marks[inner][0]
-                message = f"given twice; the first is in line {first}"
+                message = f"duplicate key; the first is in line {first}"
                 document.add_problem_at(place, inner, message)
                 self._node((*where, key, "?"))
                 continue
@@ -187,13 +187,13 @@ class _Builder:
         return built
 
     def _key(self, where: Where) -> str | None:
-        """The next key; None for one that is refused."""
+        """Read the next key; None for a refused one."""
         event = self._loader.peek_event()
         place = _place(event.start_mark)
         if not isinstance(event, yaml.ScalarEvent):
             self._node((*where, "?"))
             if not isinstance(event, yaml.AliasEvent):
-                message = "a key is plain text; put one that begins with { or [ in quotes"
+                message = "a key must be plain text; put one that begins with { or [ in quotes"
                 self._document.add_problem_at(place, where, message)
             return None
         self._loader.get_event()
@@ -203,7 +203,7 @@ class _Builder:
         elif unfit := unfit_character(event.value):
             self._document.add_problem_at(place, where, f"the key {unfit}")
         elif found := _ODD_BLANK.search(event.value):
-            message = f"the key holds U+{ord(found[0]):04X}, which looks like a space and is none"
+            message = f"the key contains U+{ord(found[0]):04X}, which only looks like a space"
             self._document.add_problem_at(place, where, message)
         else:
             return str(event.value)
@@ -224,7 +224,7 @@ class _Builder:
         except ValueError:
             return value
         if event.style is None and value.startswith(_TYPOGRAPHIC_QUOTES):
-            message = f"{value[0]} is no quote of YAML's; write \" or '"
+            message = f"{value[0]} is not a quote in YAML; write \" or '"
             self._document.add_problem_at(_place(event.start_mark), where, message)
         if unfit := unfit_character(value):
             hint = "; write |- or >- instead of | or >" if event.style in ("|", ">") else ""

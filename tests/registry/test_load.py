@@ -29,9 +29,9 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
     [
         ("sever: {}", "gateway.yaml:1:1: sever: unknown key; did you mean 'server'?"),
         ("server:\n  port: x", "gateway.yaml:2:3: server.port: should be a whole number, but is text"),
-        ("server: {port: 1}\nserver: {}", "gateway.yaml:2:1: server: given twice; the first is in line 1"),
-        ("a: &x 1", "gateway.yaml:1:4: anchors are not taken: write the value out"),
-        ("a: *x", "gateway.yaml:1:4: aliases are not taken: write the value out"),
+        ("server: {port: 1}\nserver: {}", "gateway.yaml:2:1: server: duplicate key; the first is in line 1"),
+        ("a: &x 1", "gateway.yaml:1:4: anchors are not supported: write the value out"),
+        ("a: *x", "gateway.yaml:1:4: aliases are not supported: write the value out"),
         ("server: [1", "gateway.yaml:1:9: the [ that begins here is not closed"),
         ("server: []", "gateway.yaml:1:1: server: should be a mapping, but is a list: write `key: value`, without the -"),
         ("- 1", "gateway.yaml:1:1: should be a mapping, but is a list: write `key: value`, without the -"),
@@ -40,13 +40,13 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
         ("server: {host: '${X'}", "gateway.yaml:1:10: server.host: a '${' is not closed"),
         (
             "providers:\n  p:\n    base_url: https://x.example/v1\n    websocket: {default_path: v1/realtime, paths: [responses]}",
-            "gateway.yaml:4:44: providers.p.websocket.paths: none of them matches the default path 'v1/realtime'",
+            "gateway.yaml:4:44: providers.p.websocket.paths: no pattern matches the default path 'v1/realtime'",
         ),
         ("include: [nothing.yaml]", "gateway.yaml:1:11: include.0: no file matches 'nothing.yaml'"),
         ("cors: {origins: [example.com]}", "gateway.yaml:1:18: cors.origins.0: should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173"),
         ("providers:\n  p: {base_url: http://example.com, auth: {header: x, value: '${K}'}}", "gateway.yaml:2:7: providers.p.base_url: would send a credential over plain http://; use https:// or allow_http: true"),
         ("providers:\n  p: {base_url: 'ftp://x'}", "gateway.yaml:2:7: providers.p.base_url: should be an http:// or https:// URL"),
-        ("providers:\n  p: {base_url: 'https://u:p@x'}", "gateway.yaml:2:7: providers.p.base_url: may have no user and password (…@); a credential goes under `auth`"),
+        ("providers:\n  p: {base_url: 'https://u:p@x'}", "gateway.yaml:2:7: providers.p.base_url: must not have user and password (…@); put the credential under `auth`"),
         ("providers:\n  p: {base_url: 'https://x', auth: {value: x}}", "gateway.yaml:2:30: providers.p.auth: should name exactly one of header, query, subprotocol"),
         ("providers:\n  p: {base_url: 'https://x', via: cloudflare}", "gateway.yaml:2:30: providers.p.via: needs a cloudflare slug for rest"),
         ("providers:\n  P: {base_url: 'https://x'}", "gateway.yaml:2:3: providers.P: a provider's name is lower-case letters, digits, dots and dashes"),
@@ -69,7 +69,7 @@ def test_a_file_over_1_mib_is_refused(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused_quickly(tmp_path: Path) -> None:
     text = "a: &a [x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(50))
-    assert "anchors are not taken" in _problems(tmp_path, text)[0]
+    assert "anchors are not supported" in _problems(tmp_path, text)[0]
     deep = "x: " + "[" * 200 + "]" * 200
     assert any("nested too deeply" in problem for problem in _problems(tmp_path, deep))
 
@@ -132,11 +132,11 @@ def test_included_files_add_providers_and_may_not_repeat_one(tmp_path: Path) -> 
     (tmp_path / "more.yaml").write_text("providers: {p: {base_url: https://q}}\nserver: {}")
     text = "include: [more.yaml]\nproviders: {p: {base_url: https://p}}"
     assert _problems(tmp_path, text) == [
-        "more.yaml:1:13: providers.p: a provider of this name stands in gateway.yaml too",
-        "more.yaml:2:1: server: unknown key; known here: providers",
+        "more.yaml:1:13: providers.p: gateway.yaml has a provider of this name too",
+        "more.yaml:2:1: server: unknown key; known keys: providers",
     ]
     (tmp_path / "more.yaml").write_text("providers: {p: {base_url: https://q}}")
-    assert _problems(tmp_path, text) == ["more.yaml:1:13: providers.p: a provider of this name stands in gateway.yaml too"]
+    assert _problems(tmp_path, text) == ["more.yaml:1:13: providers.p: gateway.yaml has a provider of this name too"]
 
 
 CLOUDFLARE = {"account_id": "acct", "gateway_id": "gw", "api_key": canary("cf")}

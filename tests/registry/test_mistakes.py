@@ -32,9 +32,9 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
 # Keys of an older relay -------------------------------------------------------------------------------
 
 RENAMED = {
-    "meter": (f"{P}https://x.example\n    meter: openai\n", "gateway.yaml:4:5: providers.p.meter: `meter` is called `format` now"),
-    "meter, beside format": (f"{P}https://x.example\n    format: openai\n    meter: openai\n", "gateway.yaml:5:5: providers.p.meter: `meter` is called `format` now"),
-    "jobs": ("log: {}\njobs: {cache: cloudflare}\n", "gateway.yaml:2:1: jobs: `jobs` is called `cloudflare.delegate` now"),
+    "meter": (f"{P}https://x.example\n    meter: openai\n", "gateway.yaml:4:5: providers.p.meter: `meter` was renamed to `format`"),
+    "meter, beside format": (f"{P}https://x.example\n    format: openai\n    meter: openai\n", "gateway.yaml:5:5: providers.p.meter: `meter` was renamed to `format`"),
+    "jobs": ("log: {}\njobs: {cache: cloudflare}\n", "gateway.yaml:2:1: jobs: `jobs` was renamed to `cloudflare.delegate`"),
 }
 
 
@@ -61,7 +61,7 @@ def test_a_mistake_in_what_is_delegated_hides_no_problem_of_a_provider(tmp_path:
 # YAML's own errors -----------------------------------------------------------------------------------
 
 SYNTAX = {
-    "tab": ("server:\n\tport: 1", "gateway.yaml:2:1: the line is indented with a tab; YAML takes spaces alone"),
+    "tab": ("server:\n\tport: 1", "gateway.yaml:2:1: the line is indented with a tab; YAML allows only spaces"),
     "unclosed quote": ('log:\n  level: "info\n  format: auto\n', "gateway.yaml:2:10: the quote that begins here is not closed"),
     "quote closed by the next one": ('log:\n  level: "info\n  format: "auto"\n', "gateway.yaml:3:12: text follows a closing quote: an earlier quote is not closed"),
     "quote within quotes": ("log: {level: 'it's'}", "gateway.yaml:1:18: a comma is missing before this"),
@@ -75,9 +75,9 @@ SYNTAX = {
     "no colon": ("server:\n  port 1\n  host: x", "gateway.yaml:2:3: a colon is missing after this key"),
     "two colons": ("database: a: b", "gateway.yaml:1:12: a second `: ` in one line; if it belongs to the value, put the value in quotes"),
     "indented too deep": ("server:\n  port: 1\n   host: x", "gateway.yaml:3:4: the line is indented deeper than the one above, which has a value already"),
-    "indented too little": ("server:\n    port: 1\n  host: x", "gateway.yaml:3:3: the line's indentation fits no line above"),
-    "list beside keys": ("server:\n  port: 1\n  - x\n", "gateway.yaml:3:3: a list (`- item`) and a mapping (`key: value`) stand at one indentation"),
-    "list behind its key": ("include: - x.yaml\n", "gateway.yaml:1:10: a list cannot begin behind its key"),
+    "indented too little": ("server:\n    port: 1\n  host: x", "gateway.yaml:3:3: the line's indentation matches no line above"),
+    "list beside keys": ("server:\n  port: 1\n  - x\n", "gateway.yaml:3:3: a list (`- item`) and a mapping (`key: value`) have the same indentation"),
+    "list behind its key": ("include: - x.yaml\n", "gateway.yaml:1:10: a list cannot begin on the line of its key"),
     "missing comma": ("server: {port: 1 host: x}", "gateway.yaml:1:22: a comma is missing before this"),
     "comma too many": ("include: [a,, b]", "gateway.yaml:1:13: a value is missing before this comma"),
     "percent": ("database: %x", "gateway.yaml:1:11: a value cannot begin with %; put it in quotes"),
@@ -86,7 +86,7 @@ SYNTAX = {
     "greater": ("database: >x", "gateway.yaml:1:11: a value that begins with > needs quotes"),
     "closing brace": ("database: }", "gateway.yaml:1:11: this } closes nothing; put a value that begins with it in quotes"),
     "backslash": ('database: "C:\\data"', "gateway.yaml:1:15: within double quotes \\ begins an escape, and this is none: write \\\\ for a backslash, or use single quotes"),
-    "control character": ("server:\n  host: \x01", "gateway.yaml:2:9: a control character (U+0001) stands here; remove it"),
+    "control character": ("server:\n  host: \x01", "gateway.yaml:2:9: there is a control character (U+0001) here; remove it"),
     "directive": ("%YAML 3.0\n---\nserver: {}", "gateway.yaml:1:1: a line that begins with % is a directive"),
 }  # fmt: skip
 
@@ -125,7 +125,7 @@ PLAIN = {
     "missing space, only key": ("server:\n  port:1\n", "gateway.yaml:1:1: server: should be a mapping, but is text: a space is missing after `port:`"),
     "list for a mapping": ("server:\n  - port: 1\n", "gateway.yaml:1:1: server: should be a mapping, but is a list: write `key: value`, without the -"),
     "mapping for a list": ("limits:\n  requests: 1\n", "gateway.yaml:1:1: limits: should be a list, but is a mapping: write `- item` lines, or [item, item]"),
-    "nothing for a mapping": ("server:\n", "gateway.yaml:1:1: server: should be a mapping, and nothing stands here; write a value, or remove the key"),
+    "nothing for a mapping": ("server:\n", "gateway.yaml:1:1: server: should be a mapping, but is empty; write a value, or remove the key"),
     "mapping for text": (f"{P}{{HOST}}\n", "gateway.yaml:3:5: providers.p.base_url: should be text, but is a mapping: a value that begins with { needs quotes"),
     "mapping for a template": (f"{P}https://x\n    auth: {{header: k, value: {{KEY}}}}\n", "gateway.yaml:4:23: providers.p.auth.value: should be a list, but is a mapping: a value that begins with { needs quotes"),
     "list for text": (f"{P}[a]\n", "gateway.yaml:3:5: providers.p.base_url: should be text, but is a list: a value that begins with [ needs quotes"),
@@ -136,15 +136,15 @@ PLAIN = {
     "too long a time": ("upstream: {idle_timeout_s: 99999999999}", "gateway.yaml:1:12: upstream.idle_timeout_s: should be less than or equal to 31622400"),
     "text for a boolean": ("demo: {enabled: maybe}", "gateway.yaml:1:8: demo.enabled: should be true or false, but is text"),
     "a misspelt choice": ("log: {level: Warning}", "gateway.yaml:1:7: log.level: should be 'debug', 'info', 'warning' or 'error'; did you mean 'warning'?"),
-    "second document": ("log: {}\n---\nlog: {}\n", "gateway.yaml:2:1: a second document begins here; a file holds one"),
-    "tag": ("server: !!python/object:os.system {}", "gateway.yaml:1:9: server: a value that begins with ! needs quotes: tags are not taken"),
-    "key that is a mapping": ("{a: 1}: 2", "gateway.yaml:1:1: a key is plain text; put one that begins with { or [ in quotes"),
+    "second document": ("log: {}\n---\nlog: {}\n", "gateway.yaml:2:1: a second document begins here; a file must have only one"),
+    "tag": ("server: !!python/object:os.system {}", "gateway.yaml:1:9: server: a value that begins with ! needs quotes: tags are not supported"),
+    "key that is a mapping": ("{a: 1}: 2", "gateway.yaml:1:1: a key must be plain text; put one that begins with { or [ in quotes"),
     "key that is nothing": ("server: {? : 1}", "gateway.yaml:1:11: server: a key is missing before the colon"),
-    "no-break space": ("server:\n\u00a0\u00a0port: 1", "gateway.yaml:2:1: the key holds U+00A0, which looks like a space and is none"),
-    "typographic quotes": ("server: {host: \u201cx\u201d}", "gateway.yaml:1:16: server.host: \u201c is no quote of YAML's; write \" or '"),
-    "escaped control character": ('server: {host: "a\\0b"}', "gateway.yaml:1:16: server.host: holds a control character (U+0000)"),
-    "lone surrogate": ('server: {host: "\\ud800"}', "gateway.yaml:1:16: server.host: holds a control character (U+D800)"),
-    "end of a block": (f"{P}|\n      https://x\n", "gateway.yaml:3:15: providers.p.base_url: holds a control character (U+000A); write |- or >- instead of | or >"),
+    "no-break space": ("server:\n\u00a0\u00a0port: 1", "gateway.yaml:2:1: the key contains U+00A0, which only looks like a space"),
+    "typographic quotes": ("server: {host: \u201cx\u201d}", "gateway.yaml:1:16: server.host: \u201c is not a quote in YAML; write \" or '"),
+    "escaped control character": ('server: {host: "a\\0b"}', "gateway.yaml:1:16: server.host: contains a control character (U+0000)"),
+    "lone surrogate": ('server: {host: "\\ud800"}', "gateway.yaml:1:16: server.host: contains a control character (U+D800)"),
+    "end of a block": (f"{P}|\n      https://x\n", "gateway.yaml:3:15: providers.p.base_url: contains a control character (U+000A); write |- or >- instead of | or >"),
     "providers as a list": ("providers:\n  - name: openai\n", "gateway.yaml:1:1: providers: should be a mapping, but is a list: write `NAME:` with its keys below, not `- name: NAME`"),
     "plain text": ("hello", "gateway.yaml:1:1: should be a mapping, but is text"),
 }  # fmt: skip
@@ -196,9 +196,9 @@ def test_the_problems_of_one_file_are_bounded(tmp_path: Path) -> None:
 INCLUDES = {
     "/etc/relay/*.yaml": "is an absolute path: name the file relative to gateway.yaml",
     "/etc/relay.yaml": "is an absolute path: name the file relative to gateway.yaml",
-    "**": "`**` is not taken: name the folder, and use * for the files in it",
-    "providers/**/*.yaml": "`**` is not taken: name the folder, and use * for the files in it",
-    "a**b.yaml": "`**` is not taken: name the folder, and use * for the files in it",
+    "**": "`**` is not supported: name the folder, and use * for the files in it",
+    "providers/**/*.yaml": "`**` is not supported: name the folder, and use * for the files in it",
+    "a**b.yaml": "`**` is not supported: name the folder, and use * for the files in it",
     "": "is empty: name a file, or remove the entry",
     ".": "is not a pattern of file names",
     "..": "no file matches '..'",
@@ -217,8 +217,8 @@ def test_an_included_file_includes_none(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: [b.yaml]")
     (tmp_path / "b.yaml").write_text("include: [a.yaml]")
     assert _problems(tmp_path, "include: [a.yaml, b.yaml]") == [
-        "a.yaml:1:1: include: unknown key; only gateway.yaml includes files: an included file cannot",
-        "b.yaml:1:1: include: unknown key; only gateway.yaml includes files: an included file cannot",
+        "a.yaml:1:1: include: unknown key; only gateway.yaml can include files",
+        "b.yaml:1:1: include: unknown key; only gateway.yaml can include files",
     ]
 
 
@@ -239,35 +239,35 @@ def test_more_included_files_than_are_taken_are_refused(tmp_path: Path, monkeypa
 # URLs, paths, headers --------------------------------------------------------------------------------
 
 URLS = {
-    "https://x /v1": "holds a blank or a control character",
-    "https://u@x": "may have no user and password (…@); a credential goes under `auth`",
-    "https://u:p@x/v1": "may have no user and password (…@); a credential goes under `auth`",
-    "https://x/v1?a=b": "may have no query (?…)",
-    "https://x/v1?": "may have no query (?…)",
-    "https://x/v1#a": "may have no fragment (#…)",
-    "https://x/v1#": "may have no fragment (#…)",
+    "https://x /v1": "contains a blank or a control character",
+    "https://u@x": "must not have user and password (…@); put the credential under `auth`",
+    "https://u:p@x/v1": "must not have user and password (…@); put the credential under `auth`",
+    "https://x/v1?a=b": "must not have a query (?…)",
+    "https://x/v1?": "must not have a query (?…)",
+    "https://x/v1#a": "must not have a fragment (#…)",
+    "https://x/v1#": "must not have a fragment (#…)",
     "https://x/a/../b": "contains a dot segment",
     "https://x/./b": "contains a dot segment",
     "https://x/..": "contains a dot segment",
     "https://x/%2e%2e/b": "contains a dot segment",
     "https://x/%252e%252e/b": "contains a dot segment",
-    "https://x\\y": "may have no backslash",
+    "https://x\\y": "must not have a backslash",
     "https://x/%zz": "contains a character that must be percent-encoded",
     "https://x/ä": "contains a character that must be percent-encoded",
     "https://exämple.com": "should have its host in ASCII (xn--…)",
-    "https://x:99999": "has a host or a port that cannot be",
+    "https://x:99999": "has an invalid host or port",
     "https://x:": "should have a port from 1 to 65535, or none",
     "https://x:0": "should have a port from 1 to 65535, or none",
-    "https://x:port": "has a host or a port that cannot be",
-    "https://[::1": "has a host or a port that cannot be",
-    "https://a..b": "has a host name that cannot be",
-    "https://<resource>.openai.azure.com": "has a host name that cannot be",
+    "https://x:port": "has an invalid host or port",
+    "https://[::1": "has an invalid host or port",
+    "https://a..b": "has an invalid host name",
+    "https://<resource>.openai.azure.com": "has an invalid host name",
     "https://": "should be an http:// or https:// URL",
     "https:/x": "should be an http:// or https:// URL",
     "x.example.com": "should be an http:// or https:// URL",
     "": "should be an http:// or https:// URL",
-    "wss://x": "should begin with https://, for sockets too",
-    "ws://x": "should begin with http://, for sockets too",
+    "wss://x": "should begin with https://, also for WebSockets",
+    "ws://x": "should begin with http://, also for WebSockets",
 }
 
 
@@ -290,16 +290,16 @@ def test_a_url_is_taken_as_it_is_but_for_blanks_around_it(tmp_path: Path, writte
 
 OTHER_PLACES = {
     "headers": ('headers: {"a b": x}', 'gateway.yaml:4:15: providers.p.headers.a b: should be a header\'s name: letters, digits and dashes'),
-    "header name": ('headers: {"a\\nb": x}', "gateway.yaml:4:15: providers.p.headers: the key holds a control character (U+000A)"),
-    "header value": ('headers: {a: "x\\r\\ny: z"}', "gateway.yaml:4:18: providers.p.headers.a: holds a control character (U+000D)"),
+    "header name": ('headers: {"a\\nb": x}', "gateway.yaml:4:15: providers.p.headers: the key contains a control character (U+000A)"),
+    "header value": ('headers: {a: "x\\r\\ny: z"}', "gateway.yaml:4:18: providers.p.headers.a: contains a control character (U+000D)"),
     "framing": ("headers: {Content-Length: '5'}", "gateway.yaml:4:15: providers.p.headers.Content-Length: is a header that the relay itself sets"),
     "auth": ("auth: {header: 'a:', value: x}", "gateway.yaml:4:12: providers.p.auth.header: should be a header's name: letters, digits and dashes"),
     "auth.query": ("auth: {query: 'a&b', value: x}", "gateway.yaml:4:12: providers.p.auth.query: should be a plain name: letters, digits, . _ and -"),
     "paths": ("paths: {a: /x/../y}", "gateway.yaml:4:13: providers.p.paths.a: contains a dot segment"),
-    "paths to a host": ("paths: {a: 'https://y#z'}", "gateway.yaml:4:13: providers.p.paths.a: may have no fragment (#…)"),
+    "paths to a host": ("paths: {a: 'https://y#z'}", "gateway.yaml:4:13: providers.p.paths.a: must not have a fragment (#…)"),
     "check": ("check: 'a b'", "gateway.yaml:4:5: providers.p.check: contains a character that must be percent-encoded"),
     "slug": ("cloudflare: {slug: a/../b}", "gateway.yaml:4:18: providers.p.cloudflare.slug: contains a dot segment"),
-    "socket": ("websocket: {default_path: a, base_url: 'https://u@x'}", "gateway.yaml:4:34: providers.p.websocket.base_url: may have no user and password (…@); a credential goes under `auth`"),
+    "socket": ("websocket: {default_path: a, base_url: 'https://u@x'}", "gateway.yaml:4:34: providers.p.websocket.base_url: must not have user and password (…@); put the credential under `auth`"),
 }  # fmt: skip
 
 
@@ -319,7 +319,7 @@ def test_a_url_of_a_section_that_nobody_could_use_is_refused(tmp_path: Path, tex
 def test_a_variable_that_brings_a_control_character_is_told_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGO", "a\nb")
     assert _problems(tmp_path, f"{P}https://x\n    headers: {{a: '${{LOGO}}'}}\n") == [
-        "gateway.yaml:4:15: providers.p.headers.a: holds a control character (U+000A)"
+        "gateway.yaml:4:15: providers.p.headers.a: contains a control character (U+000A)"
     ]
 
 
@@ -333,11 +333,11 @@ HINTS = {
     "base-url": ("providers: {p: {base-url: https://x}}", "providers.p.base-url: unknown key; did you mean 'base_url'?"),
     "api_base": ("providers: {p: {api_base: https://x}}", "providers.p.api_base: unknown key; here it is base_url"),
     "num_retries": (f"{P}https://x\n    num_retries: 2", "providers.p.num_retries: unknown key; here it is retries: {max_attempts: …}"),
-    "model_list": ("model_list: []", "model_list: unknown key; here providers: has a mapping of name to {base_url, auth}"),
-    "litellm_params": (f"{P}https://x\n    litellm_params: {{}}", "providers.p.litellm_params: unknown key; here providers: has a mapping of name to {base_url, auth}"),
+    "model_list": ("model_list: []", "model_list: unknown key; here providers: is a mapping of name to {base_url, auth}"),
+    "litellm_params": (f"{P}https://x\n    litellm_params: {{}}", "providers.p.litellm_params: unknown key; here providers: is a mapping of name to {base_url, auth}"),
     "virtual_keys": ("virtual_keys: []", "virtual_keys: unknown key; the relay has no keys for its clients"),
     "port": ("port: 8080", "port: unknown key; here it is server: {port: …}"),
-    "litellm's variables": (f"{P}https://x\n    auth: {{header: k, value: os.environ/OPENAI_API_KEY}}", "providers.p.auth.value: os.environ/… is not taken; here it is ${OPENAI_API_KEY}"),
+    "litellm's variables": (f"{P}https://x\n    auth: {{header: k, value: os.environ/OPENAI_API_KEY}}", "providers.p.auth.value: os.environ/… is not supported; write ${OPENAI_API_KEY}"),
     "nearest": ("retires: {}", "retires: unknown key; did you mean 'retries'?"),
 }  # fmt: skip
 
@@ -361,7 +361,7 @@ include: [/x.yaml]
     problems = _problems(tmp_path, text)
     expected = [
         "2:3: providers.a.base_url: is missing", "2:7: providers.a.base_ur: unknown key; did you mean 'base_url'?",
-        "3:7: providers.b.base_url: holds a blank or a control character", "4:7: providers.c.base_url: NOPE is not set; set it, or write ${NAME:-default}",
+        "3:7: providers.b.base_url: contains a blank or a control character", "4:7: providers.c.base_url: NOPE is not set; set it, or write ${NAME:-default}",
         "5:9: cache.store: needs redis.url", "6:10: limits.0: should have exactly one of requests, tokens, handshakes, calls_at_once, sessions_at_once",
         "6:65: limits.1.providers.1: there is no such provider", "7:7: log.level: should be 'debug', 'info', 'warning' or 'error'",
         "8:11: include.0: is an absolute path: name the file relative to gateway.yaml",
@@ -392,7 +392,7 @@ def test_quotes_around_a_variable_of_the_environment_are_removed_and_warned_abou
     config = _load(tmp_path, f"{P}https://x\n    auth: {{header: k, value: 'Bearer ${{THE_KEY}}'}}\n")
     assert config.registry.providers["p"].rest.pool[0].provider.value == f"Bearer {canary('quoted')}"
     [warning] = _warnings(config)
-    assert warning.startswith("gateway.yaml:4:23: providers.p.auth.value: the environment variable THE_KEY stands in quotes, which were removed")
+    assert warning.startswith("gateway.yaml:4:23: providers.p.auth.value: the value of the environment variable THE_KEY has quotes, which were removed")
     assert "CANARY" not in warning
 
 
@@ -401,7 +401,7 @@ def test_an_env_file_that_others_may_read_is_warned_about_with_the_command(tmp_p
     _load(tmp_path, "{}", "THE_KEY=x\n")
     (tmp_path / ".env").chmod(mode)
     found = _warnings(load(Sources(tmp_path / "gateway.yaml", tmp_path / ".env")))
-    assert found == ([f".env:1:1: others on this machine may read it (mode {mode:04o}): chmod 600 {tmp_path / '.env'}"] if warned else [])
+    assert found == ([f".env:1:1: other users may read this file (mode {mode:04o}): chmod 600 {tmp_path / '.env'}"] if warned else [])
 
 
 def test_an_env_file_without_values_is_no_secret(tmp_path: Path) -> None:

@@ -47,12 +47,12 @@ async def _refusal(relay: Relay) -> list[str]:
 
 # Files that are half-written ---------------------------------------------------------------------------
 
-GONE = "; what it held before stays in force (a restart takes it as it is)"
+GONE = "; its previous content stays in force (a restart accepts the file as it is)"
 UNFINISHED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda text: b"", f"gateway.yaml:1:1: is empty{GONE}"),
     "comments alone": (lambda text: b"# soon\n\n", f"gateway.yaml:1:1: is empty{GONE}"),
-    "cut within a line": (lambda text: text[: text.index(b".example.com")], "the last line does not end, as it did before: is the file half-written?"),
-    "cut before the providers": (lambda text: text[: text.index(b"providers:")], "gateway.yaml:1:1: has no providers, and those that it had are in force: is it half-written? To remove them, write `providers: {}`"),
+    "cut within a line": (lambda text: text[: text.index(b".example.com")], "the last line has no line end, as it had before: is the file half-written?"),
+    "cut before the providers": (lambda text: text[: text.index(b"providers:")], "gateway.yaml:1:1: has no providers any more: is the file half-written? To remove them, write `providers: {}`"),
     "cut behind providers:": (lambda text: text[: text.index(b"  one:")], "gateway.yaml:1:1: has no providers"),
     "an empty mapping": (lambda text: b"{}\n", "gateway.yaml:1:1: has no providers"),
 }  # fmt: skip
@@ -124,19 +124,19 @@ async def test_variables_that_are_lost_leave_the_old_ones_in_force(start: StartR
         env.write_bytes({"empty": b"\n# none\n", "cut": whole[:-5], "not UTF-8": b"A=\xff\n"}[change])
     [problem] = await _refusal(relay)
     assert problem.startswith(".env:")
-    words = {"gone": f".env:1:1: is gone{GONE}", "empty": f".env:1:1: is empty{GONE}", "folder": "cannot be read: Is a directory", "not UTF-8": "it is not UTF-8 text"}
-    assert words.get(change, "the last line does not end, as it did before") in problem
+    words = {"gone": f".env:1:1: is missing{GONE}", "empty": f".env:1:1: is empty{GONE}", "folder": "cannot be read: Is a directory", "not UTF-8": "it is not UTF-8 text"}
+    assert words.get(change, "the last line has no line end, as it had before") in problem
     await relay.call("GET", relay.path("one", "x"))
     assert raw.arrived[0].header("authorization") == [f"Bearer {KEYS['OPENAI_API_KEY']}"]
 
 
-@pytest.mark.parametrize("change", ["gone", "empty"])
+@pytest.mark.parametrize("change", ["missing", "empty"])
 async def test_a_secret_file_that_is_lost_leaves_the_old_secret_in_force(start: StartRelay, tmp_path: Path, change: str) -> None:
     secret = tmp_path / "secret"
     secret.write_text(canary("file"))
     entry = {"base_url": "https://x", "auth": {"header": "k", "value": f"${{file:{secret}}}"}}
     relay = await start(one=entry)
-    if change == "gone":
+    if change == "missing":
         secret.unlink()
     else:
         secret.write_text("\n")
@@ -230,7 +230,7 @@ def test_a_key_with_a_passphrase_is_an_error_and_asks_nobody(tmp_path: Path) -> 
     path = tmp_path / "a.example.com-key.pem"
     key = how.load_pem_private_key(path.read_bytes(), None)
     path.write_bytes(key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, how.BestAvailableEncryption(b"secret")))
-    with pytest.raises(ConfigError, match=r"gateway\.yaml:\d+:\d+: tls\.certificate: does not make a certificate with tls\.key"):
+    with pytest.raises(ConfigError, match=r"gateway\.yaml:\d+:\d+: tls\.certificate: is no valid certificate with tls\.key"):
         configured(tmp_path, {"tls": {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}})
 
 
@@ -263,7 +263,7 @@ def test_another_process_makes_the_same_configuration_whatever_became_of_the_fil
 
 def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.registry.files.MAX_TOTAL_BYTES", 200)
-    with pytest.raises(ConfigError, match="larger than 4 MiB together"):
+    with pytest.raises(ConfigError, match="together are larger than 4 MiB"):
         configured(tmp_path, ONE | {"providers": {f"p{number}": provider("https://x") for number in range(9)}})
 
 
@@ -341,14 +341,14 @@ def test_the_command_says_where_it_looked_for_a_relay(folder: Path, capsys: pyte
     (folder / "gateway.yaml").write_text("server:\n\tport: 1")
     assert main(["reload"]) == 2
     assert capsys.readouterr().err.splitlines()[:3] == [
-        "gateway.yaml:2:1: the line is indented with a tab; YAML takes spaces alone", "     port: 1", "    ^",
+        "gateway.yaml:2:1: the line is indented with a tab; YAML allows only spaces", "     port: 1", "    ^",
     ]  # fmt: skip
 
 
 def test_check_prints_warnings_and_succeeds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").chmod(0o644)
     assert main(["check"]) == 0
-    assert capsys.readouterr().err == "warning: .env:1:1: others on this machine may read it (mode 0644): chmod 600 .env\n"
+    assert capsys.readouterr().err == "warning: .env:1:1: other users may read this file (mode 0644): chmod 600 .env\n"
 
 
 async def test_a_key_is_rotated_by_two_reloads_and_no_call_fails(start: StartRelay, raw: RawUpstream) -> None:

@@ -148,8 +148,8 @@ async def test_a_self_signed_certificate_is_kept_until_it_is_old_or_lacks_a_name
         ({"certificate": "cert.pem"}, "gateway.yaml:3:1: tls: needs both certificate and key"),
         ({"certificate": "none.pem", "key": "key.pem"}, "tls.certificate: cannot be read: No such file"),
         ({"certificate": "cert.pem", "key": "none.pem"}, "tls.key: cannot be read: No such file"),
-        ({"certificate": "cert.pem", "key": "other.pem"}, "tls.certificate: does not make a certificate with tls.key"),
-        ({"certificate": "gateway.yaml", "key": "key.pem"}, "tls.certificate: does not make a certificate with tls.key"),
+        ({"certificate": "cert.pem", "key": "other.pem"}, "tls.certificate: is no valid certificate with tls.key"),
+        ({"certificate": "gateway.yaml", "key": "key.pem"}, "tls.certificate: is no valid certificate with tls.key"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path: Path, tls: dict[str, str], message: str) -> None:

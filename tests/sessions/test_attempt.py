@@ -137,7 +137,7 @@ async def test_both_that_a_client_sends_pass(cartesia: tuple[Relay, list[Seen]])
     [
         (
             "providers:\n  p:\n    base_url: https://x\n    headers: {x-version: '1'}\n    websocket:\n      default_path: s\n      header_queries: {x-verson: version}\n",
-            "gateway.yaml:7:24: providers.p.websocket.header_queries.x-verson: there is no default for it: no 'x-verson' in `headers`, no 'version' in websocket.default_query",
+            "gateway.yaml:7:24: providers.p.websocket.header_queries.x-verson: has no effect, because it has no default: no 'x-verson' in `headers`, no 'version' in websocket.default_query",
         ),
         (
             "providers:\n  p:\n    base_url: https://x\n    websocket: {default_path: s, header_queries: [a]}\n",

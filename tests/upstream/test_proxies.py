@@ -191,16 +191,16 @@ def loaded(folder: Path, **providers: Any) -> Config:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("HTTPS_PROXY", "socks5://127.0.0.1:1080", "the relay can use http:// and https:// proxies, not 'socks5'"),
-        ("ALL_PROXY", "socks5h://user:geheim@127.0.0.1:1080", "the relay can use http:// and https:// proxies, not 'socks5h'"),
+        ("HTTPS_PROXY", "socks5://127.0.0.1:1080", "the relay supports http:// and https:// proxies, not 'socks5'"),
+        ("ALL_PROXY", "socks5h://user:geheim@127.0.0.1:1080", "the relay supports http:// and https:// proxies, not 'socks5h'"),
         ("https_proxy", "http://user:geheim@", "is not the URL of a proxy"),
         ("https_proxy", "http://user:geheim@proxy:99999", "is not the URL of a proxy"),
         ("HTTPS_PROXY", "http://pro xy:3128", "is not the URL of a proxy"),
         ("HTTPS_PROXY", "http://proxy:3128/geheim", "is not the URL of a proxy"),
         ("HTTPS_PROXY", "http://proxy:3128?geheim", "is not the URL of a proxy"),
         ("HTTPS_PROXY", "[::1", "is not the URL of a proxy"),
-        ("HTTPS_PROXY", "http://us%3Aer:geheim@proxy:3128", "its user may have no colon"),
-        ("HTTPS_PROXY", "http://user:geheim%E2%82%AC@proxy:3128", "no characters beyond Latin-1"),
+        ("HTTPS_PROXY", "http://us%3Aer:geheim@proxy:3128", "the user must not have a colon"),
+        ("HTTPS_PROXY", "http://user:geheim%E2%82%AC@proxy:3128", "must not have characters beyond Latin-1"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_an_error_at_start_that_names_the_variable(variable: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

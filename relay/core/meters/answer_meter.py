@@ -1,7 +1,7 @@
-"""Meters of REST answers: each sees the chunks as they pass, and tells what the call used.
+"""Meter REST responses: observe the chunks and report the usage of the call.
 
-Owns: which reader reads which answer, and what of it counts. Usage is read in JSON and server-sent
-events alone.
+Owns the choice of the reader for a response, and which of the reported usage counts. Only JSON and
+server-sent events are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _JSON = re.compile(r"[/+](?:x-)?(?:json|ndjson|jsonl|jsonlines|json-seq)\b", re.
 
 
 _LAST_CHUNKS, _LAST_BYTES = 4, 128 * 1024
-"""Where an error that ends a stream is looked for: usage and `[DONE]` may follow it."""
+"""The end of a stream, which is searched for an error: usage and `[DONE]` may follow the error."""
 _READERS: dict[str, Callable[[SentCall, IgnoredFields], FormatReader]] = {
     "openai": OpenAI,
     "anthropic": Anthropic,
@@ -52,7 +52,7 @@ _READERS: dict[str, Callable[[SentCall, IgnoredFields], FormatReader]] = {
 
 
 class AnswerMeter:
-    """`feed` sees each chunk; `parts` is what the call came to, none if nothing is known."""
+    """The meter of one response: `feed` observes each chunk, `parts` is the usage of the call."""
 
     __slots__ = (
         "_bytes", "_format", "_has_error", "_header", "_ignored_fields", "_kind", "_last", "_mark",
@@ -67,10 +67,10 @@ class AnswerMeter:
         self._unpack = unpacker(coding) if coding else None
         self._kind = _kind_of(header("Content-Type")) if format_ in _READERS else ""
         self._source: Events | Scanner | None = None
-        """Made with the first chunk: an answer that is all here mostly needs none."""
+        """Made with the first chunk: a complete response mostly needs none."""
         self._bytes = 0
         self._has_error = False
-        # An error ends a stream: to search each chunk for one would take as long as all the rest.
+        # Errors end a stream. Searching every chunk for one would double the work.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._push = self._last.append
         self._texts: TextEstimator | None = None
@@ -80,7 +80,7 @@ class AnswerMeter:
         self._tail = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Look at one chunk."""
+        """Observe one chunk."""
         if not self._bytes:
             self._open()
         self._bytes += len(chunk)
@@ -96,7 +96,7 @@ class AnswerMeter:
                 self._read(document)
 
     def feed_without_usage(self, chunk: bytes) -> None:
-        """Look at a chunk of whole events in which somebody has found no usage."""
+        """Observe a chunk of complete events that is known to have no usage."""
         source = self._source
         if (
             self._unpack is not None
@@ -116,7 +116,7 @@ class AnswerMeter:
             self._source = Events(wanted, needle) if self._kind == "events" else Scanner(wanted)
 
     def read_whole(self, body: bytes) -> None:
-        """Look at an answer that is all here, as `feed` does."""
+        """Observe a complete response, as `feed` does."""
         if (
             self._unpack is None
             and body[:1] == b"{"
@@ -141,7 +141,7 @@ class AnswerMeter:
             self._source.named()
 
     def _search_mark(self, chunk: bytes) -> None:
-        """An empty mark was found, or there is none."""
+        """Search the chunks for the reader's mark, which is empty after it was found."""
         seen = self._tail + chunk
         if self._mark in seen:
             self._mark = self._tail = b""
@@ -150,17 +150,17 @@ class AnswerMeter:
 
     @property
     def model(self) -> str | None:
-        """The one that answered, if the answer names it."""
+        """The model that answered, if the response names it."""
         return self._reader.model
 
     @property
     def ignored(self) -> int:
-        """How many fields, or whole documents, were not read though they may tell usage."""
+        """Number of unreadable fields that may have usage; plus 1 if the end was not read."""
         return self._ignored_fields.count + self._gave_up
 
     @property
     def has_error(self) -> bool:
-        """True if the answer is an error, or ends with one; or is a stream without an event."""
+        """True if the response is an error, ends with one, or is a stream without events."""
         if not self._sent.generates or not self._kind:
             return False
         if self._has_error or self._kind != "events" or self._is_unread:
@@ -169,24 +169,24 @@ class AnswerMeter:
         if contains_error(last):
             return True
         if self._bytes <= _LAST_BYTES and len(self._last) < _LAST_CHUNKS:
-            return is_empty(last)  # these are all there were
+            return is_empty(last)  # the whole response
         return isinstance(events, Events) and not events.began and is_empty(events.rest)
 
     @property
     def _is_unread(self) -> bool:
-        """The answer is packed in a coding that is not known here, or some was not looked at."""
+        """True if the response has an unknown coding, or was not read to the end."""
         packed = self._unpack is None and coding_of(self._header("Content-Encoding")) != ""
         return self._gave_up or packed
 
     @property
     def _gave_up(self) -> bool:
-        """Some of the answer was not looked at."""
+        """True if the response was not read to the end."""
         unread = self._unpack is not None and self._unpack.gave_up
         return unread or (self._source is not None and self._source.gave_up)
 
     @property
     def parts(self) -> Parts:
-        """What was told, or what stands in for it; none of what an answer only repeats."""
+        """The reported usage, or a substitute; empty for usage that the response only repeats."""
         counting = self._sent.counting
         if counting == "nothing" or not self._bytes:
             return ()
@@ -194,7 +194,7 @@ class AnswerMeter:
             return (known,)
         reported = self._reported()
         if reported is None:
-            return ()  # still to come: a later read tells it
+            return ()  # a later read will report it
         if counting == "stored":
             if not reported and self._reader.is_paid_job:
                 reported = (Part(self.model, Usage(incomplete=True)),)
@@ -204,17 +204,17 @@ class AnswerMeter:
         if not reported:
             made = self._texts.tokens if self._texts is not None else None
             if not made and self.has_error:
-                return ()  # nothing was made, and nothing is told of the rest
+                return ()  # no output, and no report of the input
             reported = estimate_parts(self._format, self._sent, self.model, made)
         booking: Booking = "once" if continues_object(self._sent.endpoint) or not named else "made"
         return tuple(part._replace(object_id=named, booking=booking) for part in reported)
 
     def _reported(self) -> Parts | None:
-        """What the answer itself tells; None where it says that it is still to come."""
+        """The usage that the response reports; None if the response says that it will follow."""
         reader = self._reader
         reported = tuple(reader.parts())
         if not reader.is_final:
-            # A stream that broke off has told what it will, unless its object goes on by itself.
+            # A truncated stream will report no more, unless its object continues in background.
             breaks_off = self._kind == "events" and not reader.in_background
             if self._sent.counting == "stored" or not breaks_off:
                 return None
@@ -233,13 +233,13 @@ class AnswerMeter:
         return reported
 
     def _with_output(self, part: Part) -> Part:
-        """A part whose output is not told, with an estimate of it."""
+        """Add an estimate of the output to a part that has none."""
         made = self._texts.tokens if self._texts is not None else 0
         return _changed(part, output_tokens=made, estimated=True)
 
 
 def _is_half(usage: Usage) -> bool:
-    """True where a field that could not be read may have told the input, or the output."""
+    """True if either input or output is missing, which an unreadable field may have reported."""
     return bool(usage.input_tokens) != bool(usage.output_tokens)
 
 
@@ -249,7 +249,7 @@ def _changed(part: Part, **fields: object) -> Part:
 
 @lru_cache(64)
 def _kind_of(content_type: str | None) -> str:
-    """`events` or `json`; empty where no documents are looked for."""
+    """Return `events` or `json`; empty for types that have no documents to read."""
     kind = (content_type or "application/json").partition(";")[0].strip()
     if kind.lower() == "text/event-stream":
         return "events"
@@ -257,7 +257,7 @@ def _kind_of(content_type: str | None) -> str:
 
 
 def answer_meter(format_: str, sent: SentCall, header: Header) -> AnswerMeter | None:
-    """What reads the answer of a call; None where nothing is to be read."""
+    """Return the meter of a call's response; None if there is nothing to read."""
     is_read = sent.counting != "nothing" or sent.generates
     return AnswerMeter(format_, sent, header) if is_read else None
 
@@ -265,7 +265,7 @@ def answer_meter(format_: str, sent: SentCall, header: Header) -> AnswerMeter | 
 def read_whole(
     format_: str, sent: SentCall, header: Header, answer: bytes
 ) -> AnswerMeter | Plain | None:
-    """What has read an answer that is all here."""
+    """Read a complete response and return its meter; None if there is nothing to read."""
     if (
         format_ == "openai"
         and _is_plain(sent.kind, sent.method, sent.endpoint)
@@ -282,13 +282,13 @@ def read_whole(
 
 @lru_cache(1024)
 def _is_plain(kind: str, method: str, endpoint: str) -> bool:
-    """True of calls whose answers mostly are a model and its usage, and count at once."""
+    """True for calls whose responses mostly have only a model and new usage."""
     known = kind in ("chat", "completion", "embeddings", "other")
     return known and counting_of(method, endpoint) == "new" and not makes_objects(endpoint)
 
 
 class Plain:
-    """The meter of an answer that needed no reader (core/meters/openai.py)."""
+    """The meter of a response that needed no reader (openai.plain)."""
 
     __slots__ = ("model", "parts")
     ignored = 0

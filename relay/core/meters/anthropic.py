@@ -1,7 +1,7 @@
-"""Anthropic's Messages, its own and those of other vendors that speak it.
+"""Read usage in the wire format of Anthropic's Messages API.
 
-Owns: how the usage of `message_start` and of each `message_delta` make one. Its input is without
-what a cache read or wrote.
+Owns the merge of the usage in `message_start` and in each `message_delta`, and of batches.
+Anthropic's `input_tokens` exclude tokens that were read from or written to a cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relay.core.meters.tolerant_json import Count, IgnoredFields, Reader, text_o
 from relay.core.usage import Part, Usage, clamped
 
 _BESIDE_THE_WHOLE = frozenset({"compaction", "advisor_message"})
-"""Iterations whose tokens the counts at the top do not hold."""
+"""Iterations whose tokens are not included in the counts at the top."""
 
 
 class _CacheCreation(msgspec.Struct):
@@ -61,7 +61,9 @@ _INPUTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_toke
 
 
 class Anthropic(FormatReader):
-    """Reads one answer: later documents overwrite. Each line of a batch is an answer of its own."""
+    """Reads one response: later documents replace earlier ones. Each line of a batch's results is a
+    response of its own.
+    """
 
     wanted = Wanted(
         "type", "model", "usage", "stop_reason", "processing_status", "message.model",
@@ -75,14 +77,14 @@ class Anthropic(FormatReader):
         self._usage_fields: _Usage | None = None
         self._refused = False
         self._results: dict[tuple[str | None, str, bool], Usage] = {}
-        """Of a batch, by model and terms."""
+        """Usage of a batch, by model, service tier and completeness."""
 
     def read(self, document: Document) -> None:
         if "result.message.usage" in document:
             self._read_message(document, "result.message.")
             self._add_result()
         elif "processing_status" in document:
-            self.is_final = False  # a batch: its results tell what it used
+            self.is_final = False  # a batch: its results report the usage
         else:
             starts = "message.usage" in document or "message.model" in document
             self._read_message(document, "message." if starts else "")
@@ -135,13 +137,13 @@ class Anthropic(FormatReader):
                 own = own + beside
         if own.tokens:
             if self._refused and not own.output_tokens:
-                terms["billed_nano_usd"] = 0  # a refusal that says nothing is free
+                terms["billed_nano_usd"] = 0  # a refusal without output is free
             yield Part(self.model, msgspec.structs.replace(own, **terms))
         yield from others
 
 
 def _merged(before: _Usage, now: _Usage) -> _Usage:
-    """`now` replaces what it names, except an input of zeros, which some vendors send last."""
+    """Replace the fields that `now` has, except input counts of 0, which some vendors send last."""
     named = {name: getattr(now, name) for name in _Usage.__struct_fields__}
     changed = {name: value for name, value in named.items() if value is not None}
     if not any(changed.get(name) for name in _INPUTS):
@@ -176,10 +178,10 @@ def _counted(fields: _Tokens) -> Usage:
 
 
 def _terms(fields: _Usage) -> dict[str, object]:
-    """Under which terms it was served: what changes the price."""
+    """Return the fields of Usage that change the price."""
     tier = fields.service_tier if fields.service_tier not in (None, "standard") else ""
     if fields.speed == "fast":
         tier = "fast" if not tier else f"{tier}+fast"
     executed = fields.server_tool_use.code_execution_requests if fields.server_tool_use else None
-    elsewhere = fields.inference_geo == "us"  # dearer, by a factor that no price list has
-    return {"service_tier": tier, "incomplete": bool(executed) or elsewhere}
+    in_us = fields.inference_geo == "us"  # costs more, by a factor that no price list has
+    return {"service_tier": tier, "incomplete": bool(executed) or in_us}

@@ -1,6 +1,6 @@
-"""Cohere's wire format: chat, embeddings, rerank, in both versions.
+"""Read usage in Cohere's wire format: chat, embeddings and rerank, in both versions.
 
-Owns: `usage` and `meta`, which tell what was used and, apart from that, what is billed.
+Owns the fields `usage` and `meta`, which report used and billed counts separately.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NONE = _Counts()
 
 
 class Cohere(FormatReader):
-    """Reads the documents of one answer; the last holds."""
+    """Reads the documents of one response; the last usage counts."""
 
     wanted = Wanted("usage", "meta", "delta.usage", "response.meta", *ERROR_PLACES)
     texts = (b'"text":',)
@@ -62,7 +62,7 @@ class Cohere(FormatReader):
 
 
 def _usage_of(fields: _Usage) -> tuple[Usage, Usage] | None:
-    """What was used, and what is billed: the prompt's template, for one, is free."""
+    """Return used and billed counts, which differ: for example, the prompt template is free."""
     cached = round(fields.cached_tokens or 0)
     used = _counted(fields.tokens or fields.billed_units or _NONE, cached)
     billed = _counted(fields.billed_units or fields.tokens or _NONE, cached)
@@ -80,7 +80,7 @@ def _counted(counts: _Counts, cached: int) -> Usage:
             input_image_tokens=seen,
             units_milli=round(units * 1000),
             images=0 if seen else round(counts.images or 0),
-            incomplete=seen > 0,  # dearer than text, which no list tells
+            incomplete=seen > 0,  # costs more than text, at a rate that no price list has
         )
     )
 

@@ -1,13 +1,12 @@
-"""The JSON documents of a response, found while its bytes stream: one object, an array of objects,
-or an object a line.
+"""Find fields in the JSON documents of a response while it streams: one object, an array of
+objects, or lines with an object each.
 
-Owns: where a document begins and ends, and the fields that a wire format wants of it, each as its
-raw JSON. A field is wanted by its place, such as `response.usage`: what stands anywhere else (a
-tool's arguments, an echoed schema, text) is skipped. What the fields mean is the formats' business.
+Owns the start and end of documents, and the fields that a wire format wants, as raw JSON. A field
+is wanted at a path such as `response.usage`: the same name anywhere else (in a tool's arguments, an
+echoed schema, a text) is skipped. The readers of the formats interpret the fields.
 
-The result never depends on how the bytes are cut; memory is bounded; the work on a chunk is
+The result does not depend on chunk boundaries, memory is bounded, and the work for a chunk is
 proportional to its size.
-
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ import msgspec
 from relay.core.fields import MAX_FIELD_BYTES, UNREADABLE, is_readable
 
 Document = Mapping[str, bytes]
-"""Raw JSON of the wanted fields, by their place: `usage`, `response.usage`; empty of a field that
-is longer than MAX_FIELD_BYTES."""
+"""Path of each wanted field, such as `usage` or `response.usage`, to its raw JSON, which is empty
+for a field that is longer than MAX_FIELD_BYTES."""
 
 _MAX_KEY_BYTES = 256
 
 
 Tree = dict[str, Any]
-"""Wanted names, each with the Tree of what is wanted within it; an empty one wants it itself."""
+"""Wanted names, each with the Tree of the names in it; an empty Tree wants the field itself."""
 
 
 class Wanted:
-    """Which fields a format wants, as dotted places."""
+    """The fields that a format wants, as dotted paths."""
 
     __slots__ = ("_level", "tree")
 
@@ -45,7 +44,7 @@ class Wanted:
         self._level = _Level(self.tree)
 
     def of(self, text: bytes) -> Document:
-        """The wanted fields of a whole document; none of what is not a JSON object."""
+        """Return the wanted fields of a complete document; empty if it is no JSON object."""
         found: dict[str, bytes] = {}
         if is_readable(text):
             self._level.read(text, "", found)
@@ -56,7 +55,7 @@ _ABSENT = msgspec.Raw()
 
 
 class _Level:
-    """Decodes the wanted fields of one object; every other is skipped without being built."""
+    """Decodes the wanted fields of one object; others are skipped without building them."""
 
     __slots__ = ("_decode", "_inner", "_names")
 
@@ -84,14 +83,14 @@ class _Level:
                 found[prefix + name] = raw if len(raw) <= MAX_FIELD_BYTES else b""
 
 
-def _passed_over(levels: int) -> bytes:
-    """A pattern for anything that leaves no bracket open, of so many levels."""
-    inner = rb"|[\[{]" + _passed_over(levels - 1) + rb"[\]}]" if levels else b""
+def _balanced(levels: int) -> bytes:
+    """Return a pattern for JSON text without open brackets, nested up to `levels`."""
+    inner = rb"|[\[{]" + _balanced(levels - 1) + rb"[\]}]" if levels else b""
     return rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"' + inner + rb")*+"
 
 
-_BALANCED = re.compile(_passed_over(3), re.DOTALL)
-"""Most of a JSON text goes by in one match; each level may read the end of a piece once more."""
+_BALANCED = re.compile(_balanced(3), re.DOTALL)
+"""Skips most of a JSON text in one match; each level may read the end of a chunk once more."""
 _REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -99,15 +98,15 @@ _SCALAR = re.compile(rb'[^ \t\r\n"\[\]{}:,]++')
 _QUOTE, _COMMA, _COLON = b'",:'
 _OPEN, _CLOSE = frozenset(b"[{"), frozenset(b"]}")
 _FREE_STEPS, _BYTES_A_STEP = 4096, 8
-"""A scan may take so many steps in Python for a piece. JSON that needs more (nothing but brackets)
-comes from nobody who reports usage: it is given up, for it would block the loop."""
+"""Limit of the steps in Python for a chunk. JSON that needs more has almost only brackets, and no
+usage: the scan stops, because it would block the event loop."""
 
 
 class Scanner:
-    """Finds the wanted fields of documents that come in pieces.
+    """Finds the wanted fields of documents in chunks.
 
-    A document is an object at the top, or in an array at the top; any number may follow each
-    other. Only the part of a wanted field that is here already is held.
+    A document is an object at the top level, or in an array at the top level; any number may follow
+    each other. Only the received part of a wanted field is buffered.
     """
 
     __slots__ = (
@@ -118,23 +117,23 @@ class Scanner:
     def __init__(self, wanted: Wanted) -> None:
         self._tree = wanted.tree
         self._in_array = False
-        """The documents stand in an array."""
+        """True if the documents are items of an array."""
         self._levels: list[tuple[str, Tree]] = []
-        """The objects that are open and looked into: the place of each, and what it may hold."""
+        """The open objects that may have wanted fields: the path and Tree of each."""
         self._expects = "value"
         self._key: str | None = None
         self._deep = 0
-        """Brackets open within a value that is passed over or taken."""
+        """Number of open brackets in the value that is skipped or recorded."""
         self._in_text = False
         self._take: list[bytes] | None = None
         self._take_bytes = 0
         self._held = b""
         self._fields: dict[str, bytes] = {}
         self.gave_up = False
-        """It took too many steps: nothing more is read."""
+        """True after too many steps: nothing more is read."""
 
     def feed(self, piece: bytes) -> Sequence[Document]:
-        """The documents that this piece completes."""
+        """Return the documents that this chunk completes."""
         text = self._held + piece if self._held else piece
         self._held = b""
         documents: list[Document] = []
@@ -157,7 +156,7 @@ class Scanner:
         end = _end_of_text(text, at)
         if end == len(text) or text[end] != _QUOTE:
             self._record(text[at:end])
-            self._held = text[end:]  # nothing, or a backslash whose character is not here yet
+            self._held = text[end:]  # empty, or a backslash whose character follows
             return -1
         self._record(text[at : end + 1])
         self._in_text = False
@@ -183,7 +182,7 @@ class Scanner:
         return end + 1
 
     def _token(self, text: bytes, at: int, documents: list[Document]) -> int:
-        """One token where keys and their values stand."""
+        """Read one token outside strings and skipped values."""
         space = _SPACE.match(text, at)
         assert space is not None
         at = space.end()
@@ -241,7 +240,7 @@ class Scanner:
         self._deep = 1
 
     def _level_of(self) -> tuple[str, Tree] | None:
-        """The level that an object here opens; None if nothing in it is wanted."""
+        """Return path and Tree of an object that starts here; None if nothing in it is wanted."""
         if not self._levels:
             return "", self._tree
         place, tree = self._levels[-1]
@@ -260,12 +259,12 @@ class Scanner:
             self._fields, self._expects = {}, "value"
 
     def _begin_value(self) -> None:
-        """Record the value that begins here, if it is wanted."""
+        """Start to record the value that begins here, if it is wanted."""
         self._take = [] if self._place() is not None else None
         self._take_bytes = 0
 
     def _place(self) -> str | None:
-        """The wanted place of the key that stands here; None if it is not wanted."""
+        """Return the path of the current key if its value is wanted, otherwise None."""
         if self._key is None or not self._levels:
             return None
         place, tree = self._levels[-1]
@@ -297,8 +296,8 @@ _OPEN_ARRAY = b"["[0]
 
 
 def _end_of_text(text: bytes, at: int) -> int:
-    """Where the quote stands that ends the text of a string; if it is not here, behind all that is
-    here, but for a backslash whose character is not.
+    """Return the position of the quote that ends a string. If the text has no such quote, return
+    its end, without a backslash whose character is missing.
     """
     quote = text.find(b'"', at)
     end = quote if quote >= 0 else len(text)
@@ -310,7 +309,7 @@ def _end_of_text(text: bytes, at: int) -> int:
 
 
 def _key(text: bytes) -> str | None:
-    """A key as text; None of one that cannot be wanted."""
+    """Decode a key; None for a key that cannot be wanted."""
     if len(text) > _MAX_KEY_BYTES:
         return None
     if b"\\" not in text:

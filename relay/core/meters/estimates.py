@@ -1,6 +1,7 @@
-"""Usage of a call whose answer does not report it: from a header, from the request, or estimated.
+"""Determine the usage of a call whose response does not report it: from a header, from the request,
+or by an estimate.
 
-Owns: these substitutes, and which calls use something although nothing reports what.
+Owns these substitutes, and the decision which calls use something that nothing reports.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
 Header = Callable[[str], str | None]
 ESTIMATED = frozenset({"chat", "completion", "responses", "messages", "generate", "interactions"})
-"""Kinds whose usage is estimated where it is not told."""
+"""Kinds whose usage is estimated if it is not reported."""
 _PAID = ESTIMATED | {"embeddings", "speech", "transcription", "image", "rerank"}
-"""Kinds that use something, whether or not the answer tells what."""
+"""Kinds that always use something, reported or not."""
 _PAYS = {
     "fal": re.compile(r"^(?!(?:queue|rest|ws)/)"),
     "elevenlabs": re.compile(
@@ -30,7 +31,7 @@ _PAYS = {
     "cartesia": re.compile(r"infill/|voice-changer/"),
     "deepgram": re.compile(r"(?:^|/)(?:read|listen|speak)$"),
 }
-"""Endpoints of a vendor that use something, whatever they answer."""
+"""Endpoints of a vendor that always use something."""
 _MAX_ID = 256
 _CHARACTERS = {"elevenlabs": "character-cost", "deepgram": "dg-char-count"}
 _DECIMAL = re.compile(r"\d{1,12}(?:\.\d{1,9})?\Z")
@@ -56,19 +57,19 @@ _MAX_IMAGES = 100
 
 
 def images_requested(body: bytes) -> int:
-    """Images that a request asks for: `n`, or Google's `sampleCount`; 1 by default."""
-    asked: int | None = None
+    """Return the number of images in a request: `n`, or Google's `sampleCount`; 1 by default."""
+    count: int | None = None
     if body[:1] == b"{":
         with contextlib.suppress(*UNREADABLE):
             fields = _images(body)
-            asked = fields.n if fields.parameters is None else fields.parameters.sampleCount
+            count = fields.n if fields.parameters is None else fields.parameters.sampleCount
     elif (found := _FORM_N.search(body, 0, _FORM_PEEK_BYTES)) is not None:
-        asked = int(found[1])
-    return asked if asked is not None and 0 < asked <= _MAX_IMAGES else 1
+        count = int(found[1])
+    return count if count is not None and 0 < count <= _MAX_IMAGES else 1
 
 
 def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | None:
-    """What a header tells."""
+    """Return the usage that response headers report; None if they do not."""
     if format_ == "fal":
         units = _decimal(header("x-fal-billable-units"))
         if units is None:
@@ -81,7 +82,9 @@ def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | No
 
 
 def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | None) -> Parts:
-    """Usage of an answer without any; `made` estimates its output, None without an estimate."""
+    """Return the usage of a response that reports none. `made` are estimated output tokens; None if
+    they are not estimated.
+    """
     if sent.kind == "speech" and (spoken := speech.characters(format_, sent)) is not None:
         return (Part(model, Usage(characters=spoken)),)
     if sent.kind == "image":
@@ -99,7 +102,9 @@ _REST = rb'\s*"((?:[^"\\]++|\\.)*+)'
 
 
 class TextEstimator:
-    """Sees the chunks of a response. `keys` are those of its texts, such as `"content":`."""
+    """Estimates the output tokens of a response from its chunks. `keys` are the JSON keys of its
+    texts, such as `"content":`. The share of text is measured in the first bytes only.
+    """
 
     __slots__ = ("_bytes", "_held", "_held_bytes", "_keys")
 
@@ -117,7 +122,7 @@ class TextEstimator:
 
     @property
     def tokens(self) -> int:
-        """About as many as the text comes to."""
+        """The estimated number of tokens."""
         start = b"".join(self._held)[:_SAMPLED_BYTES]
         if not start or not self._keys:
             return 0

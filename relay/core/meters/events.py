@@ -1,7 +1,7 @@
-"""The JSON documents of server-sent events, found while their bytes stream.
+"""Find the JSON documents of server-sent events while they stream.
 
-Owns: where an event begins and ends, and which are worth reading. What documents hold is
-documents.py's.
+Owns the start and end of events, and the choice of the events to read. documents.py finds the
+fields of a document.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from relay.core.fields import BYTE_ORDER_MARK
 from relay.core.meters.documents import Document, Scanner, Wanted
 
 MAX_WHOLE_BYTES = 64 * 1024
-"""An event that is longer, and not here whole, is scanned as it comes instead of held."""
+"""A longer event that is incomplete is scanned chunk by chunk instead of buffered."""
 _READ_AT_FIRST = 8
-"""So many events are read at the start, until one has named the model."""
+"""Number of first events that are read, until one names the model."""
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data: ?")
 _ENDS = (b"\n\n", b"\r\n\r\n")
 DONE = b"[DONE]"
-"""OpenAI's data of the event that ends a stream."""
+"""The data of the event that ends OpenAI's streams."""
 
 
 class Events:
-    """The documents of server-sent events (WHATWG HTML 9.2).
+    """Finds the documents of server-sent events (WHATWG HTML 9.2).
 
-    Only events with an object behind a key that begins with `needle` are read, and the first few,
-    which name the model. An event that is long and comes in pieces is scanned up to the end of its
-    first data line, not held.
+    It reads the first few events, which name the model, and after these only events with an object
+    under a key that begins with `needle`. A long event in several chunks is scanned, up to the end
+    of its first data line, instead of buffered.
     """
 
     __slots__ = (
@@ -42,38 +42,38 @@ class Events:
         self._worth = re.compile(re.escape(needle) + rb'[^"]*"\s*:\s*\{').search
         self._at_first = _READ_AT_FIRST
         self._held: list[bytes] = []
-        """The beginning of an event whose end is not here yet."""
+        """The received part of an incomplete event."""
         self._held_bytes = 0
         self._tail = b""
-        """The last bytes that came of it: its end may be cut in two."""
+        """The last bytes of that part: the end of the event may be split between chunks."""
         self._scanner: Scanner | None = None
-        """Reads an event that is too long to be held."""
+        """Reads an event that is too long for buffering."""
         self._scanned: list[Document] = []
         self._line_ended = False
         self.gave_up = False
-        """An event took too many steps to read."""
+        """True if an event took too many steps to read."""
 
     @property
     def began(self) -> bool:
-        """True once there was an event with data."""
+        """True after the first event with data."""
         return self._at_first < _READ_AT_FIRST
 
     @property
     def rest(self) -> bytes:
-        """What is here of an event that has not ended and is not too long."""
+        """The received part of an incomplete event that is not too long."""
         return b"".join(self._held)
 
     @property
     def seeks_usage_alone(self) -> bool:
-        """True between two events, once the model is known."""
+        """True between two events, if the model is known."""
         return self._at_first == 0 and not self._held_bytes
 
     def named(self) -> None:
-        """The model is known: from now on only the needle matters."""
+        """Read only events with the needle from now on, because the model is known."""
         self._at_first = 0
 
     def feed(self, chunk: bytes) -> Sequence[Document]:
-        """The documents of the events that this chunk completes."""
+        """Return the documents of the events that this chunk completes."""
         if not self._held_bytes:
             if chunk.endswith(_ENDS):
                 if self._at_first == 0 and self._needle not in chunk:
@@ -89,7 +89,7 @@ class Events:
         return [*documents, *self.feed(chunk[end:])] if end < len(chunk) else documents
 
     def _begin(self, chunk: bytes) -> Sequence[Document]:
-        """A chunk that begins with an event and ends within one."""
+        """Read a chunk that starts at an event boundary and ends within an event."""
         end = last_end(chunk)
         documents = self._read(chunk[:end]) if end else ()
         self._hold(chunk[end:])
@@ -110,7 +110,7 @@ class Events:
             self._scan(begun[data.end() :] if data is not None else b"\n")
 
     def _scan(self, part: bytes) -> None:
-        """Scan what belongs to the data line; what follows it in this event is passed over."""
+        """Scan the part of the data line; the rest of the event is skipped."""
         if self._line_ended:
             return
         assert self._scanner is not None
@@ -119,12 +119,12 @@ class Events:
         self._line_ended = bool(ends)
 
     def _finish(self, part: bytes) -> Sequence[Document]:
-        """The rest of the event that is under way."""
+        """Read the rest of an incomplete event."""
         if self._scanner is None:
             event = b"".join([*self._held, part])
             documents = self._read(event)
             if not documents and b"error" in event:
-                documents = [self._wanted.of(data_of(event))]  # it may be one, however long
+                documents = [self._wanted.of(data_of(event))]  # it may be an error
         else:
             self._scan(part)
             self.gave_up = self.gave_up or self._scanner.gave_up
@@ -134,7 +134,7 @@ class Events:
         return documents
 
     def _read(self, events: bytes) -> Sequence[Document]:
-        """The documents of whole events."""
+        """Read complete events."""
         if self._at_first == 0 and self._worth(events) is None:
             return ()
         if (data := _only_data(events)) is not None:
@@ -155,13 +155,13 @@ class Events:
 
 
 def first_end(text: bytes) -> int:
-    """Behind the first event that ends in `text`; -1 if none does."""
+    """Return the position after the first event that ends in `text`; -1 if none does."""
     ends = [at + len(end) for end in _EVENT_ENDS if (at := text.find(end)) >= 0]
     return min(ends) if ends else -1
 
 
 def last_end(text: bytes, start: int = 0, stop: int | None = None) -> int:
-    """Behind the last event that ends there; `start` if none does."""
+    """Return the position after the last event that ends in this range; `start` if none does."""
     behind = start
     for end in _EVENT_ENDS:
         at = text.rfind(end, max(start, behind - 2), stop)
@@ -170,14 +170,14 @@ def last_end(text: bytes, start: int = 0, stop: int | None = None) -> int:
 
 
 def split_events(events: bytes) -> list[bytes]:
-    """Whole events, one by one."""
+    """Split complete events."""
     if b"\r" not in events:
         return events.split(b"\n\n")
     return _EVENT_END.split(events)
 
 
 def _only_data(events: bytes) -> bytes | None:
-    """The data of a single event of a single line, which most chunks are; None of any other."""
+    """Return the data of a single event with a single line, as most chunks are; None for others."""
     if not events.startswith(b"data: "):
         return None
     line_end, carriage = events.find(b"\n"), events.find(b"\r")
@@ -188,7 +188,7 @@ def _only_data(events: bytes) -> bytes | None:
 
 
 def data_of(event: bytes) -> bytes:
-    """The data of one event, its lines joined."""
+    """Return the data of one event, with its lines joined."""
     lines = event.removeprefix(BYTE_ORDER_MARK).splitlines()
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
     return data[0] if len(data) == 1 else b"\n".join(data)

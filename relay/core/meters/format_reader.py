@@ -1,7 +1,6 @@
-"""What all readers of answers have in common: one reads the documents of one answer, in one format.
+"""The base of the readers that find usage in the documents of a response, one for each format.
 
-Owns: the noun FormatReader. What fields mean is its children's (core/meters/openai.py and
-siblings).
+Owns FormatReader. Its subclasses interpret the fields (core/meters/openai.py and others).
 """
 
 from __future__ import annotations
@@ -17,43 +16,43 @@ from relay.core.usage import Part
 
 
 class FormatReader(ABC):
-    """Made by one of its children, for one answer."""
+    """Reads one response in one wire format. A base class."""
 
     wanted: Wanted
-    """The fields that it reads, and those where errors stand (core/meters/inner_errors.py)."""
+    """The fields of usage, and those of errors (core/meters/inner_errors.py)."""
     needle: ClassVar[bytes] = b'"usage'
-    """Stands before the usage in every event that tells some."""
+    """The beginning of the usage's key in every event that reports usage."""
     texts: ClassVar[tuple[bytes, ...]] = ()
-    """The keys of a stream's texts."""
+    """The JSON keys of the texts in a stream."""
     mark: ClassVar[bytes] = b""
-    """Where it stands anywhere in an answer, something was used that the usage does not tell."""
+    """A response that contains these bytes used something that its usage does not include."""
 
     def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
         self._sent, self._ignored_fields = sent, ignored_fields
         self.model: str | None = None
-        """The one that answered."""
+        """The model that answered."""
         self.object_id = ""
-        """The provider's id of what it tells of; empty if it has none."""
+        """The provider's id of the object that the response describes, or empty."""
         self.is_final = True
-        """False of an object whose usage is still to come."""
+        """False for an object whose usage is not final."""
         self.in_background = False
-        """It goes on at the provider when its stream has ended."""
+        """True for an object that continues at the provider after its stream has ended."""
         self.lacks_output = False
-        """What was told so far says nothing of the output."""
+        """True if the usage so far has no output."""
         self.is_paid_job = False
-        """A job that has ended and is paid for, though it may not tell what it used."""
+        """True for a finished job that is billed, even if it reports no usage."""
 
     @abstractmethod
     def read(self, document: Document) -> None:
-        """Take what a document tells."""
+        """Read a document."""
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
-        """What it came to, by model."""
+        """Return the usage, by model."""
 
 
 class NoReader(FormatReader):
-    """Of answers in a format that nothing is read in."""
+    """The reader of formats without readable usage."""
 
     wanted = Wanted()
 
@@ -62,7 +61,7 @@ class NoReader(FormatReader):
         self.is_paid_job = True
 
     def read(self, document: Document) -> None:
-        """There are no documents."""
+        """Ignore the document."""
 
     def parts(self) -> Iterator[Part]:
         return iter(())

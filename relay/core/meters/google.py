@@ -1,6 +1,7 @@
-"""Google's wire formats: Gemini's generateContent and its siblings, and the Interactions API.
+"""Read usage in Google's wire formats: Gemini's generateContent and related calls, and the
+Interactions API.
 
-Owns: `usageMetadata` and the interactions' `usage`. Each tells the whole so far: the last holds.
+Owns the fields `usageMetadata` and the interactions' `usage`. Each is cumulative: the last counts.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _STANDARD_TIERS = frozenset({"standard", "unspecified"})
 _GENERATED = frozenset({"usageMetadata", "modelVersion"})
 _GENERATED_WANTED = Wanted(*_GENERATED, *ERROR_PLACES)
 _has_count = re.compile(rb'TokenCount"\s*:\s*[^0\s]').search
-"""A count that is not 0, whatever it is."""
+"""Finds a count that is not 0."""
 _MAX_TIER = 32
 
 
 class Modality(msgspec.Struct):
-    """Tokens of a kind, as Gemini and interactions say it."""
+    """Tokens of one modality, in Gemini's format or that of interactions."""
 
     modality: str | None = None
     tokenCount: Count | None = None
@@ -36,7 +37,7 @@ class Modality(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct):
-    """`usageMetadata`; the Live API calls the answer a response."""
+    """`usageMetadata`. The Live API has response* fields in place of candidates*."""
 
     promptTokenCount: Count | None = None
     candidatesTokenCount: Count | None = None
@@ -76,7 +77,7 @@ _interaction = Reader(_Interaction)
 
 
 def usage_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
-    """`usageMetadata`; None if it tells nothing."""
+    """Read `usageMetadata`; None if it has no counts."""
     fields = _metadata(raw, ignored_fields)
     thoughts = fields.thoughtsTokenCount or 0
     return _usage(
@@ -91,7 +92,7 @@ def usage_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
 
 
 def interaction_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
-    """An interaction's `usage`; None if it tells nothing."""
+    """Read the `usage` of an interaction; None if it has no counts."""
     fields = _interaction(raw, ignored_fields)
     thoughts = fields.total_thought_tokens or 0
     usage = _usage(
@@ -112,8 +113,8 @@ def _usage(  # noqa: PLR0913 (the same seven in both formats)
     given: int,
     made: int,
     cached_and_thoughts: tuple[int, int],
-    asked: Sequence[Modality],
-    gave: Sequence[Modality],
+    input_: Sequence[Modality],
+    output: Sequence[Modality],
     cached: Sequence[Modality],
     tier: str,
 ) -> Usage | None:
@@ -126,11 +127,11 @@ def _usage(  # noqa: PLR0913 (the same seven in both formats)
             made,
             read,
             reasoning_tokens=thoughts,
-            input_audio_tokens=_of(asked, "AUDIO"),
-            output_audio_tokens=_of(gave, "AUDIO"),
+            input_audio_tokens=_of(input_, "AUDIO"),
+            output_audio_tokens=_of(output, "AUDIO"),
             cache_audio_read_tokens=_of(cached, "AUDIO"),
-            input_image_tokens=_of(asked, "IMAGE"),
-            output_image_tokens=_of(gave, "IMAGE"),
+            input_image_tokens=_of(input_, "IMAGE"),
+            output_image_tokens=_of(output, "IMAGE"),
             cache_image_read_tokens=_of(cached, "IMAGE"),
             service_tier=tier,
         )
@@ -146,13 +147,13 @@ def _of(listed: Sequence[Modality], kind: str) -> int:
 
 
 def tier(given: str | None) -> str:
-    """A service tier; empty of the standard one."""
+    """Normalize a service tier; the standard one is empty."""
     name = (given or "").lower().removeprefix("service_tier_")[:_MAX_TIER]
     return "" if name in _STANDARD_TIERS else name
 
 
 class Google(FormatReader):
-    """Reads the documents of one answer."""
+    """Reads the documents of one response."""
 
     wanted = Wanted(
         "usageMetadata", "modelVersion", "model", "id", "status", "usage", "service_tier",
@@ -162,7 +163,7 @@ class Google(FormatReader):
     )  # fmt: skip
     texts = (b'"text":',)
     mark = b'"webSearchQueries"'
-    """Of answers that searched the web, which is billed beside the tokens."""
+    """Marks responses with web searches, which are billed in addition to tokens."""
 
     def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
         super().__init__(sent, ignored_fields)
@@ -170,12 +171,12 @@ class Google(FormatReader):
             self.wanted = _GENERATED_WANTED
         self._reported: Usage | None = None
         self._metadata = self._version = b""
-        """The last `usageMetadata` that tells something, and the last `modelVersion`."""
+        """The last `usageMetadata` with counts, and the last `modelVersion`."""
         self._tier = ""
 
     def read(self, document: Document) -> None:
         get = document.get
-        # Every chunk of a stream tells the usage so far: only the last is decoded.
+        # Every chunk of a stream has cumulative usage: only the last is decoded.
         if (raw := get("usageMetadata")) is not None and _has_count(raw) is not None:
             self._metadata = raw
         if (raw := get("modelVersion")) is not None and raw != self._version:
@@ -184,7 +185,7 @@ class Google(FormatReader):
             self._read_object(document)
 
     def _read_object(self, document: Document) -> None:
-        """An interaction, a decision, a batch or a long operation."""
+        """Read an interaction, a decision, a batch or a long-running operation."""
         get = document.get
         if "name" in document:
             self._read_job(document)
@@ -203,7 +204,7 @@ class Google(FormatReader):
             self._tier = tier(given)
 
     def _read_job(self, document: Document) -> None:
-        """A batch or a long operation, such as one that makes a video: neither tells its usage."""
+        """Read a batch or a long-running operation (a video), which report no usage."""
         name = text_of(document.get("name")) or ""
         if name.startswith("batches/") or "operations/" in name:
             self.object_id = name

@@ -1,7 +1,7 @@
-"""Gemini's Live API. Its messages are JSON in binary frames.
+"""Meter sessions of Gemini's Live API, whose messages are JSON in binary frames.
 
-Owns: which messages tell usage: each `usageMetadata` is of its own turn, and they are added up; and
-the estimate of an answer that a client left.
+Owns the messages that report usage (each `usageMetadata` is that of one turn, and all are added),
+and the estimate of an answer that the client did not receive to its end.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 _reported = compile_prefilter('"(?:usageMetadata|webSearchQueries)"')
 _reported_or_answer = compile_prefilter('"(?:usageMetadata|webSearchQueries|modelTurn)"')
 _SEARCHED = b'"webSearchQueries"'
-"""Searches are billed beside the tokens."""
+"""Searches are billed in addition to tokens."""
 _SAMPLED = 8
 _METADATA, _SETUP = Wanted("usageMetadata"), Wanted("setup.model")
 _AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
 _TEXT = re.compile(rb'"text"\s*:\s*"((?:[^"\\]++|\\.)*+)"')
 _TOKENS_A_SECOND = 25
 _BYTES_A_SECOND_IN, _BYTES_A_SECOND_OUT = 32_000, 48_000
-"""Of 16-bit PCM at the rates of the Live API, which counts 25 tokens for a second."""
+"""Bytes per second of 16-bit PCM at the sample rates of the Live API, which counts 25 tokens per
+second."""
 
 
 class GoogleLive(SocketMeter):
-    """See the module."""
+    """The meter of a session with Gemini's Live API."""
 
     __slots__ = ("_answer", "_context_tokens", "_heard_from", "_speaks", "_to_sample")
 
@@ -48,7 +49,7 @@ class GoogleLive(SocketMeter):
         self._context_tokens = self._heard_from = 0
 
     def sent(self, data: bytes) -> None:
-        """The first message names the model."""
+        """Read the model from the client's first message."""
         model = text_of(_SETUP.of(data).get("setup.model"))
         if model is not None:
             self.model = model.removeprefix("models/")

@@ -1,7 +1,7 @@
-"""Errors inside a 200: the error objects and error events of every format.
+"""Detect errors inside a 200: the error objects and error events of every format.
 
-Owns: what counts as one, and the status that it stands for. What follows from it is decided in
-core/retry_policy.py before the first byte of the answer has gone down, and by the ledger after it.
+Owns the forms of such errors, and the HTTP status that corresponds to each. Before the first byte
+downstream, core/retry_policy.py decides the consequences; after it, the ledger records the error.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from relay.core.meters.documents import Document, Scanner, Wanted
 from relay.core.meters.events import DONE, data_of, first_end, last_end, split_events
 
 ERROR_PLACES = ("type", "error", "delta.error")
-"""Where errors stand: OpenAI's, Anthropic's and Google's at the top, Cohere's in the delta of a
-stream's last event."""
+"""Paths of error objects: at the top level for OpenAI, Anthropic and Google, in the delta of a
+stream's last event for Cohere."""
 _NO_ERROR = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 _ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
 _ERROR_NAMES = frozenset({b"error", b"response.failed"})
@@ -32,31 +32,33 @@ _STATUSES = {
     "RESOURCE_EXHAUSTED": 429, "api_error": 500, "server_error": 500, "INTERNAL": 500,
     "UNAVAILABLE": 503, "timeout_error": 504, "DEADLINE_EXCEEDED": 504, "overloaded_error": 529,
 }  # fmt: skip
-"""The status with which OpenAI, Anthropic and Google answer the same error."""
+"""The HTTP status of OpenAI, Anthropic and Google for the same error."""
 _wanted = Wanted(*ERROR_PLACES)
 
 
 def is_error(document: Document) -> bool:
-    """True of a document of an answer, an event's or a whole one, that is an error."""
+    """True if a document, that of an event or a whole response, is an error."""
     if document.get("type") in _ERROR_TYPES:
         return True
     return any(document.get(place, b"null") not in _NO_ERROR for place in ERROR_PLACES[1:])
 
 
 def contains_error(events: bytes) -> bool:
-    """True if one of some events is an error; the first and the last may be cut."""
+    """True if one of the events is an error. The first and the last may be incomplete."""
     if b"error" not in events and b"response.failed" not in events:
         return False
     return any(_is_error_event(event) for event in split_events(events))
 
 
 def is_empty(events: bytes) -> bool:
-    """True if none of some events says anything: a whole stream of these has failed."""
+    """True if no event has data: a stream of only such events has failed."""
     return all(_data_of(event) in _NO_DATA for event in split_events(events))
 
 
 class FirstEvent:
-    """The first event that is no comment: `feed` until True, or `end`; then see `error_status`."""
+    """Detects an error in the first event that is no comment. Call `feed` until it returns True, or
+    `end`; then read `error_status`.
+    """
 
     __slots__ = ("_held", "_tail", "error", "error_status")
 
@@ -64,13 +66,13 @@ class FirstEvent:
         self._held: list[bytes] = []
         self._tail = b""
         self.error = b""
-        """The data of a first event that is an error."""
+        """The data of the first event if it is an error."""
         self.error_status: int | None = None
-        """Of a stream that is empty or begins with an error: the status that the error stands for,
-        0 if it says none. None of any other."""
+        """For a stream that is empty or begins with an error: the HTTP status that corresponds to
+        the error, 0 if unknown. None for any other stream."""
 
     def feed(self, chunk: bytes) -> bool:
-        """Take a chunk; True if the first event is known."""
+        """Read a chunk; True after the first event."""
         self._held.append(chunk)
         seen, self._tail = self._tail + chunk, (self._tail + chunk)[-3:]
         if first_end(seen) < 0:
@@ -81,7 +83,7 @@ class FirstEvent:
         return any(self._judge(event) for event in split_events(text[:end]) if event)
 
     def end(self) -> None:
-        """The stream has ended: what is left of it is its first event, or there is none."""
+        """Read the end of the stream, whose rest may be the first event."""
         if not self._judge(b"".join(self._held)):
             self.error_status = 0
 
@@ -108,7 +110,7 @@ def _is_error_event(event: bytes) -> bool:
 
 
 def _data_of(event: bytes) -> bytes:
-    """The data of an event; JSON that is framed as none is data too."""
+    """Return the data of an event. JSON without SSE framing is data too."""
     bare = event.removeprefix(BYTE_ORDER_MARK).strip()
     return bare if bare[:1] in (b"{", b"[") else data_of(event).strip()
 
@@ -121,7 +123,7 @@ def _name_of(event: bytes) -> bytes:
 
 
 def _status_of(data: bytes) -> int:
-    """The status that an error stands for; 0 if it says none."""
+    """Return the HTTP status that corresponds to an error; 0 if unknown."""
     try:
         reported = msgspec.json.decode(data) if len(data) <= _MAX_BYTES else None
     except UNREADABLE:

@@ -1,8 +1,8 @@
-"""The OpenAI wire format, and what its many followers made of it: chat and text completions,
-responses, embeddings, images, speech, transcriptions, batches.
+"""Read usage in OpenAI's wire format and its variants: chat and text completions, responses,
+embeddings, images, speech, transcriptions, batches.
 
-Owns: where usage stands there, and every known field of a `usage` object. A field that is not
-OpenAI's says in its comment whose it is.
+Owns the paths of usage, and every known field of a `usage` object. The comment of a field names its
+vendor if that is not OpenAI.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class OpenAIUsage(msgspec.Struct):
     cached_tokens: Count | None = None  # Moonshot
     num_cached_tokens: Count | None = None  # Mistral
     prompt_cache_hit_tokens: Count | None = None  # DeepSeek
-    reasoning_tokens: Count | None = None  # Azure, of the models that are not OpenAI's
+    reasoning_tokens: Count | None = None  # Azure, for models that are not from OpenAI
     seconds: Seconds | None = None
     prompt_audio_seconds: Seconds | None = None  # Mistral
     cost: Money | _Cost | None = None  # OpenRouter; Perplexity's is an object
@@ -84,8 +84,8 @@ class OpenAIUsage(msgspec.Struct):
     is_byok: bool | None = None  # OpenRouter
     estimated_cost: Money | None = None  # DeepInfra
     cost_in_usd_ticks: Ticks | None = None  # xAI
-    num_sources_used: Count | None = None  # xAI: a fee, which only the ticks tell
-    num_server_side_tools_used: Count | None = None  # xAI: likewise
+    num_sources_used: Count | None = None  # xAI: a fee, included in the ticks only
+    num_server_side_tools_used: Count | None = None  # xAI: a fee, included in the ticks only
     connectors: dict[str, Count] | None = None  # Mistral's agents: a fee for each call
     server_tool_use_details: _ToolUse | None = None  # OpenRouter
     prompt_tokens_details: _Details | None = None
@@ -102,12 +102,12 @@ _NO_DETAILS, _NOT_CACHED = _Details(), _Cached()
 
 
 def usage_of(raw: bytes | None, ignored_fields: IgnoredFields) -> Usage | None:
-    """A `usage` object of any vendor; None if it tells nothing, or is not there."""
+    """Read a `usage` object of any vendor; None if it is missing or has no counts."""
     return usage_from(_read_usage(raw, ignored_fields)) if raw is not None else None
 
 
 def usage_from(fields: OpenAIUsage) -> Usage | None:
-    """What it comes to; None if it tells nothing."""
+    """Convert a `usage` object into a Usage; None if it has no counts."""
     given = fields.prompt_tokens or fields.input_tokens or 0
     made = fields.completion_tokens or fields.output_tokens or 0
     if given or made:
@@ -116,37 +116,37 @@ def usage_from(fields: OpenAIUsage) -> Usage | None:
     seconds = fields.seconds if fields.seconds is not None else fields.prompt_audio_seconds
     if seconds is not None:
         return Usage(audio_ms=round(seconds * 1000), billed_nano_usd=billed)
-    if whole:  # Voyage and Jina tell the whole alone
+    if whole:  # Voyage and Jina report only the total
         return clamped(_token_usage(fields, whole, 0))
     return Usage(billed_nano_usd=billed) if billed else None
 
 
 def _token_usage(fields: OpenAIUsage, given: int, made: int) -> Usage:
-    asked, gave = _details(fields)
-    reasoning = gave.reasoning_tokens or 0
-    if not reasoning and not isinstance(fields.cost, _Cost):  # Perplexity's stand beside the output
+    input_, output = _details(fields)
+    reasoning = output.reasoning_tokens or 0
+    if not reasoning and not isinstance(fields.cost, _Cost):  # Perplexity's output excludes them
         reasoning = fields.reasoning_tokens or 0
-    heard_ms = round((fields.prompt_audio_seconds or 0) * 1000)
-    if (beside := (fields.total_tokens or 0) - given - made) > 0 and not heard_ms:
-        # xAI's chat counts reasoning beside the output, Google's counts thoughts nowhere else.
-        made += beside
-        reasoning = max(reasoning, beside)
-    cached, searches = asked.cached_tokens_details or _NOT_CACHED, fields.server_tool_use_details
+    audio_ms = round((fields.prompt_audio_seconds or 0) * 1000)
+    if (excess := (fields.total_tokens or 0) - given - made) > 0 and not audio_ms:
+        # In xAI's chat the output excludes reasoning; Google reports thoughts only in the total.
+        made += excess
+        reasoning = max(reasoning, excess)
+    cached, searches = input_.cached_tokens_details or _NOT_CACHED, fields.server_tool_use_details
     billed = _billed(fields)
     return Usage(
         given,
         made,
-        asked.cached_tokens or asked.cache_read_input_tokens or fields.cached_tokens
+        input_.cached_tokens or input_.cache_read_input_tokens or fields.cached_tokens
         or fields.num_cached_tokens or fields.prompt_cache_hit_tokens or 0,
-        asked.cache_write_tokens or asked.cache_creation_input_tokens or 0,
+        input_.cache_write_tokens or input_.cache_creation_input_tokens or 0,
         reasoning_tokens=reasoning,
-        input_audio_tokens=asked.audio_tokens or 0,
-        output_audio_tokens=gave.audio_tokens or 0,
+        input_audio_tokens=input_.audio_tokens or 0,
+        output_audio_tokens=output.audio_tokens or 0,
         cache_audio_read_tokens=cached.audio_tokens or 0,
-        input_image_tokens=asked.image_tokens or 0,
-        output_image_tokens=gave.image_tokens or 0,
+        input_image_tokens=input_.image_tokens or 0,
+        output_image_tokens=output.image_tokens or 0,
         cache_image_read_tokens=cached.image_tokens or 0,
-        audio_ms=heard_ms,
+        audio_ms=audio_ms,
         web_searches=(searches.web_search_requests or 0) if searches is not None else 0,
         billed_nano_usd=billed,
         incomplete=billed is None and _has_fees(fields),
@@ -154,34 +154,34 @@ def _token_usage(fields: OpenAIUsage, given: int, made: int) -> Usage:
 
 
 def _details(fields: OpenAIUsage) -> tuple[_Details, _Details]:
-    """Of the input, and of the output."""
-    asked = (
+    """Return the details of input and output."""
+    input_ = (
         fields.prompt_tokens_details
         or fields.input_tokens_details
         or fields.input_token_details
         or fields.prompt_token_details
     )
-    gave = (
+    output = (
         fields.completion_tokens_details
         or fields.output_tokens_details
         or fields.output_token_details
     )
-    return asked or _NO_DETAILS, gave or _NO_DETAILS
+    return input_ or _NO_DETAILS, output or _NO_DETAILS
 
 
 def _has_fees(fields: OpenAIUsage) -> bool:
-    """True if something was used that is paid for beside the tokens."""
+    """True if something was used that is billed in addition to tokens."""
     return bool(fields.num_sources_used or fields.num_server_side_tools_used or fields.connectors)
 
 
 def tier_of(raw: bytes | None) -> str:
-    """A `service_tier`; empty of the standard one."""
+    """Read a `service_tier`; the standard one is empty."""
     tier = text_of(raw) or ""
     return "" if tier in STANDARD_TIERS else tier
 
 
 def _billed(fields: OpenAIUsage) -> int | None:
-    """What the provider itself says that the call costs."""
+    """Return the cost that the provider reports, in billionths of a US dollar."""
     if fields.cost is None and fields.cost_in_usd_ticks is None and fields.estimated_cost is None:
         return None
     if fields.cost_in_usd_ticks is not None:
@@ -192,7 +192,7 @@ def _billed(fields: OpenAIUsage) -> int | None:
         return nano_usd(fields.estimated_cost)
     cost, inner = nano_usd(fields.cost), fields.cost_details
     if cost is not None and fields.is_byok and inner is not None:
-        # With a key of one's own the fee alone is OpenRouter's; the provider bills the rest.
+        # With the user's own key, `cost` is OpenRouter's fee, and the provider bills the rest.
         upstream = nano_usd(inner.upstream_inference_cost)
         return None if upstream is None else cost + upstream
     return cost
@@ -205,7 +205,7 @@ _STILL_TO_COME = frozenset(
         "processing",
     }
 )  # fmt: skip
-"""What OpenAI, Mistral, Perplexity and xAI call an object that has not ended, in lower case."""
+"""Statuses of OpenAI, Mistral, Perplexity and xAI for an unfinished object, in lower case."""
 
 
 class _Searches(msgspec.Struct):
@@ -231,7 +231,7 @@ class _UsageInfo(msgspec.Struct):
 
 
 class _ModelUsage(msgspec.Struct):
-    """Of one model, within an eval's run."""
+    """Usage of one model in the run of an eval."""
 
     model_name: str | None = None
     run_model_name: str | None = None
@@ -251,7 +251,7 @@ _usage_info = Reader(_UsageInfo)
 
 
 class OpenAI(FormatReader):
-    """Reads the documents of one answer; what comes last holds."""
+    """Reads the documents of one response; the last usage counts."""
 
     wanted = Wanted(
         "id", "type", "object", "model", "status", "background", "service_tier", "usage",
@@ -273,12 +273,12 @@ class OpenAI(FormatReader):
         self._fee = False
         self._searches = 0
         self._beside: tuple[Part, ...] = ()
-        """What other models used."""
+        """Usage of other models."""
 
     def read(self, document: Document) -> None:
         get = document.get
         if (kind := get("object")) == _STEP:
-            return  # of a run, which tells the same
+            return  # a step of a run, which reports the same usage
         if kind == _BATCH:
             self._tier = "batch"
         event = text_of(get("type")) or ""
@@ -292,9 +292,9 @@ class OpenAI(FormatReader):
             self.in_background = raw == b"true"
         if "usage" not in document and not within:
             if "response.usage" in document:
-                within = "response."  # the answer within an object that waited for it: Perplexity's
+                within = "response."  # Perplexity's job, which contains its response
             elif "request_id" in document and "id" not in document:
-                self.is_final = False  # xAI's name of what can be read later
+                self.is_final = False  # xAI's job, whose response is read later
         if (model := text_of(get(f"{within}model"))) is not None:
             self.model = model
         if (raw := get(f"{within}service_tier")) is not None:
@@ -311,15 +311,15 @@ class OpenAI(FormatReader):
 
     def _read_usage(self, reported: Usage, event: str) -> None:
         if reported.audio_ms and self._sent.kind == "transcription":
-            # Mistral tells tokens too, which it bills not.
+            # Mistral reports tokens too, but does not bill them.
             reported = Usage(audio_ms=reported.audio_ms, billed_nano_usd=reported.billed_nano_usd)
         if event in _IMAGE_MADE and self._reported is not None:
-            # Of several images, whether each event tells its own or all is not documented.
+            # With several images, it is undocumented whether usage is cumulative.
             reported = msgspec.structs.replace(self._reported + reported, incomplete=True)
         self._reported = reported
 
     def _read_rare(self, document: Document) -> None:
-        """What only few answers have."""
+        """Read fields that few responses have."""
         get = document.get
         if (raw := get("duration")) is not None and self._sent.kind == "transcription":
             self._heard_ms = milliseconds(raw, self._ignored_fields)
@@ -329,7 +329,7 @@ class OpenAI(FormatReader):
             self._read_svg(raw)
         if (raw := get("trained_tokens")) is not None:
             trained = count_of(raw, self._ignored_fields)
-            # What training costs, no list tells.
+            # No price list has the price of training.
             self._reported = Usage(trained, incomplete=True) if trained else None
         if (raw := get("per_model_usage")) is not None:
             run = _run(b'{"per_model_usage":%b}' % raw, self._ignored_fields)
@@ -345,7 +345,7 @@ class OpenAI(FormatReader):
     def _read_pages(self, raw: bytes, annotation: bytes | None) -> None:
         pages = _usage_info(raw, self._ignored_fields).pages_processed
         if pages:
-            # Annotated pages cost more, which Usage does not tell apart.
+            # Annotated pages cost more, and Usage does not distinguish them.
             annotated = annotation is not None and annotation != b"null"
             self._reported = Usage(pages=pages, incomplete=annotated)
 
@@ -361,7 +361,7 @@ class OpenAI(FormatReader):
             reported = Usage(audio_ms=self._heard_ms)
         if reported is not None:
             if self._sent.kind == "image" and not reported.output_image_tokens:
-                # What images are made of, where the answer has no details.
+                # Without details, all output tokens are image tokens.
                 reported = msgspec.structs.replace(
                     reported, output_image_tokens=reported.output_tokens
                 )
@@ -405,7 +405,9 @@ _PLAIN_OBJECTS = frozenset({"chat.completion", "text_completion", "list", None})
 
 
 def plain(answer: bytes) -> Part | None:
-    """The model and usage of an answer with nothing else that is wanted, as most have."""
+    """Read a response that has no other wanted fields than model and usage, as most have. None if
+    it has others.
+    """
     if len(answer) > MAX_FIELD_BYTES:
         return None
     try:

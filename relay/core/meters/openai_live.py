@@ -1,7 +1,7 @@
-"""GPT-Live, OpenAI's spoken sessions.
+"""Meter GPT-Live, OpenAI's spoken sessions.
 
-Owns: where they tell their seconds, and what they delegate. What a response means is
-openai_responses_socket.py's.
+Owns the messages that report a session's seconds, and the usage of delegated responses and
+decisions. openai_responses_socket.py reads the usage of a response.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SESSION_ID = re.compile(r"live/sessions/([^/]{1,256})")
 
 
 class Live(SocketMeter):
-    """GPT-Live: seconds of the session, of which the last count holds; beside them what it
-    delegated, each response and decision under its own model. Whoever attaches to a session sees
-    the same.
+    """The meter of a GPT-Live session: its seconds, of which the last count is valid, and the usage
+    of each delegated response and decision, under its own model. All clients that are attached to a
+    session get the same messages.
     """
 
     __slots__ = ("_began_s", "_closed", "_reported_ms", "_session_id")
@@ -92,11 +92,11 @@ class Live(SocketMeter):
 
     @property
     def parts(self) -> Parts:
-        heard_ms = self._reported_ms
-        if heard_ms is None and self._began_s is not None:
-            heard_ms = round((self.opened.clock() - self._began_s) * 1000)
-        if heard_ms is None:
+        audio_ms = self._reported_ms
+        if audio_ms is None and self._began_s is not None:
+            audio_ms = round((self.opened.clock() - self._began_s) * 1000)
+        if audio_ms is None:
             return super().parts
-        usage = Usage(audio_ms=heard_ms, estimated=not self._closed)
-        lasted = Part(self.model, usage, object_id=self._session_id, booking="so_far")
-        return (lasted, *super().parts)
+        usage = Usage(audio_ms=audio_ms, estimated=not self._closed)
+        session = Part(self.model, usage, object_id=self._session_id, booking="so_far")
+        return (session, *super().parts)

@@ -1,7 +1,7 @@
-"""OpenAI's Realtime sessions, spoken ones and transcriptions, and xAI's.
+"""Meter Realtime sessions of OpenAI and xAI, spoken ones and transcriptions.
 
-Owns: the models of a session and what else they bill: transcriptions of the input, xAI's seconds.
-How usage of responses is read is openai_responses_socket.py's.
+Owns the models of a session, and what is billed in addition to responses: transcriptions of the
+input, xAI's seconds. openai_responses_socket.py reads the usage of responses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relay.core.meters.socket_meter import (
 from relay.core.meters.tolerant_json import Reader, Seconds, text_of
 from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
 
-_ASKED = Wanted(
+_SENT = Wanted(
     "type", "session.model", "session.audio.input.transcription.model",
     "session.input_audio_transcription.model",
 )  # fmt: skip
@@ -30,11 +30,11 @@ _TRANSCRIBERS = (
 )  # fmt: skip
 _INPUT_AUDIO_TOKENS_A_SECOND = 10
 _OUTPUT_AUDIO_TOKENS_A_SECOND = 20
-"""OpenAI counts a token for 100 ms of a user's audio and for 50 ms of its own."""
+"""OpenAI counts one token for 100 ms of the user's audio, and for 50 ms of its own."""
 
 
 class _Voice(msgspec.Struct):
-    """What xAI tells beside the tokens."""
+    """The field of `usage` that xAI adds to the tokens."""
 
     billable_audio_seconds: Seconds | None = None
 
@@ -43,15 +43,16 @@ _voice = Reader(_Voice)
 
 
 class Realtime(ResponseMeter):
-    """Realtime: every response, and every transcription of the input under the model that made it.
+    """The meter of a Realtime session: every response, and every transcription of the input under
+    the model that made it.
 
-    xAI bills seconds of audio instead of tokens, and texts that the client writes, which have no
-    price here. Its seconds are said to add up over the session: as long as they grow they are taken
-    so, else as those of each response; with more than one response it is an estimate.
+    xAI bills seconds of audio instead of tokens, and texts from the client, whose price is unknown.
+    By its documentation the seconds are cumulative. They are read as such while they grow, and
+    otherwise as seconds of each response; with more than one response this is an estimate.
     """
 
     sampled_deltas = 8
-    """Transcripts come before the audio."""
+    """More than one, because transcripts precede the audio."""
     __slots__ = (
         "_attached", "_context_tokens", "_heard_from", "_input_bytes_a_s", "_output_bytes_a_s",
         "_transcriber", "_voice_s", "_wrote",
@@ -59,7 +60,7 @@ class Realtime(ResponseMeter):
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        # All who attach themselves to a call see the same responses; others cannot be read again.
+        # All clients that attach to a call get the same responses. Others cannot be read again.
         self._attached = bool(opened.parameter("call_id"))
         self._transcriber: str | None = None
         self._context_tokens = 0
@@ -72,7 +73,7 @@ class Realtime(ResponseMeter):
         self._watch_texts()
 
     def sent(self, data: bytes) -> None:
-        message = _ASKED.of(data)
+        message = _SENT.of(data)
         if text_of(message.get("type")) == "conversation.item.create":
             self._wrote = True
             return
@@ -109,17 +110,17 @@ class Realtime(ResponseMeter):
             self._watch_texts()
 
     def _opening(self, model: str | None) -> Open:
-        """It reads the conversation so far, and what was said since."""
-        heard = 0
+        """Return a new response, whose input is the conversation so far, and the audio since."""
+        new_tokens = 0
         if self._input_bytes_a_s:
             audio_bytes = of_base64(self.opened.client.bytes - self._heard_from)
-            heard = audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
-        return Open(model, self._context_tokens + heard)
+            new_tokens = audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
+        return Open(model, self._context_tokens + new_tokens)
 
     def _ended(self, message: Document) -> None:
-        if (beside := message.get("usage")) is not None:  # xAI tells it beside the response
-            message = {**message, "response.usage": beside}
-            seconds = _voice(beside, self.ignored_fields).billable_audio_seconds
+        if (usage := message.get("usage")) is not None:  # xAI's is outside the response
+            message = {**message, "response.usage": usage}
+            seconds = _voice(usage, self.ignored_fields).billable_audio_seconds
             if seconds is not None and len(self._voice_s) < MAX_PARTS:
                 named = text_of(message.get("response.id")) or str(len(self._voice_s))
                 self._voice_s[named] = seconds
@@ -161,11 +162,11 @@ def _transcriber(message: Document) -> str | None:
 
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _TRANSCRIBER = "input-transcription"
-"""Stands for a transcribing model that the session has not named: it has no price."""
+"""Replaces the name of an unknown transcription model. It has no price."""
 
 
 def _audio(message: Document, side: str) -> int | None:
-    """Bytes a second of one side's audio, as a session tells its format."""
+    """Return the bytes per second of one side's audio, by the formats in a session object."""
     format_ = f"session.audio.{side}.format"
     named = message.get(f"{format_}.type") or message.get(f"session.{side}_audio_format")
     if (encoding := text_of(named)) is None:
@@ -177,4 +178,4 @@ def _audio(message: Document, side: str) -> int | None:
 
 
 _PCM_HZ = "24000"
-"""Of PCM, where a session tells no rate."""
+"""The rate of PCM in a session object without one."""

@@ -1,9 +1,8 @@
-"""OpenAI's sockets that answer with responses, and those that xAI speaks like them: what Responses
-and Realtime have in common, and Responses.
+"""Meter WebSockets of OpenAI and xAI that return responses: the base of Responses and Realtime, and
+Responses.
 
-Owns: which of their messages tell usage, of which response and model, and the estimate of a
-response that a client left. What a usage object means is openai.py's; openai_realtime.py has
-Realtime.
+Owns the messages that report usage, the response and model of each, and the estimate of a response
+that did not end. openai.py reads a usage object; openai_realtime.py has Realtime.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ _PIECES = tuple(
         "function_call_arguments",
     )
 )
-"""As OpenAI writes them, and Python. One that begins in another way is looked at like the rest."""
+"""The beginnings of deltas, in the JSON of OpenAI and of Python. Deltas with another beginning are
+searched like other messages."""
 
 _RELEVANT = (
     r'"(?:usage"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
@@ -39,7 +39,7 @@ _RELEVANT = (
 )
 _without_deltas = compile_prefilter(_RELEVANT + r'(?<!\.delta"))')
 _with_deltas = compile_prefilter(_RELEVANT + ")")
-"""While a delta is to be looked into for how it is written."""
+"""Used while the size of a delta's payload is to be sampled."""
 
 _MESSAGE = Wanted(
     "type", "usage", "delta", "session.model", "session.audio.input.transcription.model",
@@ -58,7 +58,7 @@ _MAX_OPEN = 64
 
 
 class Open:
-    """A response that was asked for, or created, and has not ended."""
+    """A response that was requested or created, and has not ended."""
 
     __slots__ = ("input_tokens", "model", "output_bytes")
 
@@ -68,7 +68,9 @@ class Open:
 
 
 class ResponseMeter(SocketMeter):
-    """Each response tells its usage when it ends; of one cut off, the deltas are counted."""
+    """Each response reports its usage at its end. The usage of one without an end is estimated by
+    its deltas.
+    """
 
     booking: Booking = "once"
     sampled_deltas = 1
@@ -98,7 +100,7 @@ class ResponseMeter(SocketMeter):
             self._reported(kind, message, data)
 
     def _reported(self, kind: str, message: Document, data: bytes) -> None:
-        """A message that neither begins nor ends a response."""
+        """Read a message that neither begins nor ends a response."""
 
     def _sample(self, kind: str, data: bytes, message: Document) -> None:
         self._to_sample -= 1
@@ -116,7 +118,7 @@ class ResponseMeter(SocketMeter):
         self._to_sample, self.received_filter = self.sampled_deltas, _with_deltas
 
     def _opening(self, model: str | None) -> Open:
-        """A response that begins, with what it was given."""
+        """Return a new response with its input."""
         return Open(model, 0)
 
     def _ended(self, message: Document) -> None:
@@ -134,12 +136,12 @@ class ResponseMeter(SocketMeter):
             self._add(part)
 
     def _add(self, part: Part) -> None:
-        """What a response came to."""
+        """Add the usage of a response."""
         booked = part._replace(booking=self.booking)
         self.add(booked, f"{part.object_id} {part.model}" if part.object_id else "")
 
     def _share(self) -> None:
-        """What was streamed since the last time is of the responses that were under way, alike."""
+        """Divide the bytes streamed since the last call equally among the open responses."""
         streamed = self._deltas.bytes
         self._deltas.begin()
         for each in self._open.values():
@@ -158,7 +160,7 @@ class ResponseMeter(SocketMeter):
 
 
 def parts_of(message: Document, ignored_fields: IgnoredFields) -> Parts:
-    """What a response that ended came to, with its id; none where it does not tell."""
+    """Return the usage of a response that ended, with its id; empty if it reports none."""
     reader = openai.OpenAI(_SENT, ignored_fields)
     reader.read(message)
     named = text_of(message.get("response.id")) or ""
@@ -166,17 +168,19 @@ def parts_of(message: Document, ignored_fields: IgnoredFields) -> Parts:
 
 
 class Responses(ResponseMeter):
-    """Many responses, of several models, some at once, which can be read again by their ids."""
+    """The meter of a Responses socket: many responses, of several models, some concurrent, which
+    can be read again by their ids.
+    """
 
     booking = "made"
-    __slots__ = ("_asked", "_totals")
+    __slots__ = ("_requested", "_totals")
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self.sent_filter = compile_prefilter(r'"response\.create"')
-        self._asked: deque[Open] = deque(maxlen=_MAX_OPEN)
+        self._requested: deque[Open] = deque(maxlen=_MAX_OPEN)
         self._totals: dict[str, int] = {}
-        """Tokens of the last responses, which one that goes on from them reads again."""
+        """Tokens of the last responses, which are input of a response that continues them."""
 
     def sent(self, data: bytes) -> None:
         message = _CREATE.of(data)
@@ -186,10 +190,10 @@ class Responses(ResponseMeter):
         self.named(model)
         before = text_of(message.get("previous_response_id"))
         context = self._totals.get(before, 0) if before is not None else 0
-        self._asked.append(Open(model, context + media.input_tokens(data, "openai")))
+        self._requested.append(Open(model, context + media.input_tokens(data, "openai")))
 
     def _opening(self, model: str | None) -> Open:
-        opened = self._asked.popleft() if self._asked else Open(None, 0)
+        opened = self._requested.popleft() if self._requested else Open(None, 0)
         opened.model = model or opened.model
         return opened
 

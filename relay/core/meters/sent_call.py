@@ -1,4 +1,7 @@
-"""What a call sent, as far as readers of its answer look at it."""
+"""The request of a call, as the readers of its response need it.
+
+Owns SentCall, and what its method and endpoint say about usage in the response.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from relay.core.usage import BYTES_PER_TOKEN
 
 
 class SentCall(msgspec.Struct, frozen=True):
-    """See the module."""
+    """The request of a call."""
 
     kind: str
     """`chat`, `speech`, … (core/peek.py)."""
     body: bytes = b""
-    """The request's, where it tells what is paid for: text made speech, images asked for."""
+    """The billable fields of the body: text for speech, number of images."""
     input_tokens: int = 0
-    """As estimated from the request."""
+    """Estimated input tokens."""
     method: str = "POST"
     endpoint: str = ""
 
     @classmethod
     def of(cls, exchange: Exchange) -> SentCall:
-        """What an exchange sent."""
+        """Return the request of an exchange."""
         assert exchange.routing.route is not None
         return cls(
             exchange.request.kind,
@@ -38,21 +41,21 @@ class SentCall(msgspec.Struct, frozen=True):
 
     @property
     def counting(self) -> Counting:
-        """Whether its answer tells new usage."""
+        """Whose usage the response reports."""
         return counting_of(self.method, self.endpoint)
 
     @property
     def generates(self) -> bool:
-        """True if its answer is what was asked for: an error in it is an error of this call."""
+        """True if the response is a generated result: an error in it is an error of this call."""
         return generates(self.method, self.endpoint)
 
     @property
     def makes_objects(self) -> bool:
-        """True if what its answer tells can be read again later, by an id."""
+        """True if the object in the response can be read again later, by its id."""
         return self.method != "POST" or makes_objects(self.endpoint)
 
     @property
     def named_id(self) -> str:
-        """The id at the end of the path, of a read."""
+        """The id at the end of a GET's path; empty for other methods."""
         parts = self.endpoint.rstrip("/").removesuffix("/results").rsplit("/", 1)
         return parts[-1] if self.method == "GET" else ""

@@ -1,8 +1,7 @@
-"""What every meter of a WebSocket session has: the parts it was told, and what the session has
-carried, by which it estimates where the provider tells nothing.
+"""The base of the meters of WebSocket sessions.
 
-Owns: SocketMeter, the base of all readers of sessions, and the estimate from counted bytes. Which
-reader reads which session is socket_meters.py's.
+Owns SocketMeter, which collects the reported usage, and the estimates by bytes and time for
+providers that report none. socket_meters.py chooses the meter of a session.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.usage import Part, Parts, Usage
 
 MAX_PARTS = 1000
-"""So many objects of a session are told apart; what follows is added up."""
+"""Maximum number of objects of a session that are counted separately; further ones are summed."""
 
 
 Prefilter = Callable[..., re.Match[bytes] | None]
-"""One search in C that says whether a message can matter: to call a meter for every message would
-cost five times as much once other work has gone through the CPU's caches. Called with bytes, and
-optionally with start and end.
+"""A search in C that finds out whether a message matters to a meter: calling the meter for every
+message would cost five times as much, with cold CPU caches. Called with bytes, and optionally with
+start and end.
 """
 
 
 def compile_prefilter(pattern: str) -> Prefilter | None:
-    """A search for a pattern; None for an empty one: nothing matters."""
+    """Return a search for a pattern; None for an empty one, if no message matters."""
     return re.compile(pattern.encode()).search if pattern else None
 
 
 class SideCounts(Protocol):
-    """One side of a session: what it has sent so far."""
+    """The number of messages and bytes that one side of a session has sent so far."""
 
     messages: int
     bytes: int
@@ -41,31 +40,31 @@ class SideCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenedSession:
-    """A session that was opened, and its two sides; `clock` tells seconds."""
+    """An open session, and its two sides. `clock` returns seconds."""
 
     endpoint: str
     query: str
-    """Raw."""
+    """The raw query of the URL."""
     model: str | None
-    """As the URL names it."""
+    """The model in the URL."""
     client: SideCounts
     provider: SideCounts
     clock: Callable[[], float]
 
     def parameter(self, name: str) -> str:
-        """A parameter of the URL; empty if it is not there."""
+        """Return a parameter of the URL, or empty."""
         return paths.query_value(self.query, name)
 
 
 class SocketMeter:
-    """Sees nothing by itself. It is shown the messages in which its prefilter finds something:
-    those that the client sent by `sent`, those of the provider by `received`.
+    """Reads the messages that match its prefilters: `sent` those of the client, `received` those of
+    the provider. sessions/observers.py calls both.
     """
 
     has_error = False
-    """Errors of a session are its client's to judge: it may go on after one."""
+    """Always False: a session may continue after an error."""
     searched_bytes = 256 * 1024
-    """A larger message is read without the prefilter, which is slower than to read it."""
+    """Larger messages are read without the prefilter, which would take longer than reading them."""
     __slots__ = (
         "_by_key",
         "_sums",
@@ -83,9 +82,9 @@ class SocketMeter:
         self.sent_filter: Prefilter | None = None
         self.received_filter: Prefilter | None = None
         self.pieces: tuple[bytes, ...] = ()
-        """How messages begin that are pieces of an answer and tell nothing else."""
+        """Beginnings of messages that are only deltas of a response."""
         self.requested_model: str | None = None
-        """The model that the client's messages named first."""
+        """The first model in the client's messages."""
         self.model = opened.model
         """The model that answers."""
         self.ignored_fields = IgnoredFields()
@@ -93,24 +92,26 @@ class SocketMeter:
         self._sums: dict[tuple[object, ...], Part] = {}
 
     def sent(self, data: bytes) -> None:
-        """A message of the client's."""
+        """Read a message of the client."""
 
     def received(self, data: bytes) -> None:
-        """A message of the provider's."""
+        """Read a message of the provider."""
 
     @property
     def ignored(self) -> int:
-        """How many fields were not read though they may tell usage."""
+        """Number of unreadable fields that may have had usage."""
         return self.ignored_fields.count
 
     @property
     def parts(self) -> Parts:
-        """What it came to so far, by model, tier and object: each has its own price."""
+        """The usage so far, by model, tier and object, whose prices differ."""
         reported = (*self._by_key.values(), *self._sums.values())
         return tuple(part if part.model else part._replace(model=self.model) for part in reported)
 
     def add(self, part: Part, key: str = "") -> None:
-        """Add a part, by default of the session's model; of one `key`, the last part counts."""
+        """Add usage. A part without a model is that of the session's model. A part with a `key`
+        replaces the earlier part with the same key.
+        """
         if key and (key in self._by_key or len(self._by_key) < MAX_PARTS):
             self._by_key[key] = part
             return
@@ -125,18 +126,18 @@ class SocketMeter:
         self._sums[like] = Part(part.model, usage if before is None else before.usage + usage)
 
     def named(self, model: str | None) -> None:
-        """The client named a model."""
+        """Record a model from the client's messages; the first one is kept."""
         if self.requested_model is None and model is not None:
             self.requested_model = model
 
 
 _MAX_SUMS = 50
 _OTHERS = "(others)"
-"""Stands for the models of a session that names more than are told apart: it has no price."""
+"""Replaces the names of further models, in a session with too many. It has no price."""
 
 
 class TimedSession(SocketMeter):
-    """A session that is paid by the time it lasts, which nothing tells."""
+    """A session that is billed by its duration, which the provider does not report."""
 
     __slots__ = ("_began_s",)
 
@@ -150,12 +151,12 @@ class TimedSession(SocketMeter):
 
     @property
     def lasted_ms(self) -> int:
-        """Until now."""
+        """The duration until now."""
         return round((self.opened.clock() - self._began_s) * 1000)
 
 
 class UnknownUsage(SocketMeter):
-    """A session that is paid for by what nothing tells: its cost is unknown."""
+    """A session whose billed usage is not reported: its cost is unknown."""
 
     __slots__ = ()
 
@@ -166,8 +167,8 @@ class UnknownUsage(SocketMeter):
 
 
 class Payload:
-    """How many bytes one side has sent in one field of its messages since a moment, by the counts
-    of its messages and bytes: one message is looked into for how many stand around that field.
+    """Estimates the bytes that one side has sent in one field of its messages, from the numbers of
+    messages and bytes. One message is sampled for the number of bytes around the field.
     """
 
     __slots__ = ("_around", "_bytes", "_messages", "_side")
@@ -178,21 +179,21 @@ class Payload:
         self.begin()
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start to count from now on."""
         self._bytes, self._messages = self._side.bytes, self._side.messages
 
     def sample(self, message: bytes, field_bytes: int) -> None:
-        """A message and how long the field is in it."""
+        """Measure the bytes around the field in a message."""
         self._around = max(0, len(message) - field_bytes)
 
     def leave_out(self, message: bytes) -> None:
-        """A message that was counted and has no such field."""
+        """Subtract a message that has no such field."""
         self._bytes += len(message)
         self._messages += 1
 
     @property
     def bytes(self) -> int:
-        """So many; none before a message was looked into."""
+        """The estimated bytes of the field; 0 before a message was sampled."""
         if self._around is None:
             return 0
         messages = self._side.messages - self._messages
@@ -200,7 +201,7 @@ class Payload:
 
 
 def of_base64(characters: int) -> int:
-    """The bytes that so many characters of base64 stand for."""
+    """Return the number of bytes that `characters` of base64 encode."""
     return characters * 3 // 4
 
 
@@ -211,14 +212,16 @@ _SAMPLE_BYTES = {
     "g711_ulaw": 1, "g711_alaw": 1,
 }  # fmt: skip
 _WITH_RATE = re.compile(r"(pcm|ulaw|alaw)_(\d{4,6})\Z")
-"""As ElevenLabs names a format."""
+"""ElevenLabs' names of formats."""
 _TELEPHONE_HZ = 8000
 _RATES_HZ = range(4000, 400_000)
 _RATE = re.compile(r"\d{4,6}\Z")
 
 
 def bytes_a_second(encoding: str, sample_rate: str) -> int | None:
-    """Of one channel of audio in an encoding; None if unknown, such as of a compressed one."""
+    """Return the bytes per second of one channel of audio; None if unknown, as for compressed
+    encodings.
+    """
     name = encoding.lower().removeprefix("audio/")
     if (both := _WITH_RATE.match(name)) is not None:
         name, sample_rate = both[1], both[2]

@@ -1,6 +1,6 @@
-"""Which reader reads which WebSocket session.
+"""Choose the meter of a WebSocket session.
 
-Owns: that table, by wire format and endpoint.
+Owns the table of meters by wire format and endpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _READERS: dict[str, tuple[tuple[str, Callable[[OpenedSession], SocketMeter]], ..
         (r"(?:^|/)responses$", Responses),
         (r"live/sessions", Live),
         (r"realtime/translations$", Translations),
-        # xAI's
+        # xAI
         (r"(?:^|/)stt$", lambda opened: Closing(opened, "transcript.done", "duration")),
         (r"(?:^|/)tts$", partial(Characters, field_="delta", type_="text.delta")),
         ("", Realtime),
@@ -61,7 +61,7 @@ _READERS: dict[str, tuple[tuple[str, Callable[[OpenedSession], SocketMeter]], ..
     "assemblyai": (("", AssemblyAI),),
     "fal": (("", UnknownUsage),),
 }
-"""The first whose pattern is found in the endpoint."""
+"""The first meter whose pattern matches the endpoint is used."""
 _COMPILED = {
     name: [(re.compile(pattern), reader) for pattern, reader in readers]
     for name, readers in _READERS.items()
@@ -69,7 +69,7 @@ _COMPILED = {
 
 
 def socket_meter(format_: str, opened: OpenedSession) -> SocketMeter | None:
-    """What sees the messages of a session; None if nothing does."""
+    """Return the meter of a session; None for a format without meters."""
     endpoint = opened.endpoint.rstrip("/")
     for pattern, reader in _COMPILED.get(format_, ()):
         if pattern.search(endpoint) is not None:

@@ -1,8 +1,8 @@
-"""Speech, both ways, by the vendors that bill seconds or characters: Deepgram, AssemblyAI,
-ElevenLabs, Cartesia.
+"""Read usage of speech and transcription from the vendors that bill seconds or characters:
+Deepgram, AssemblyAI, ElevenLabs, Cartesia.
 
-Owns: the fields in which each tells how much audio it heard, and which field of a request is
-spoken.
+Owns the fields of responses with the length of audio, and the fields of requests with text for
+speech.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from relay.core.usage import Part, Usage
 
 MAX_SPOKEN_BYTES = 1024 * 1024
 SPOKEN = {"openai": "input", "elevenlabs": "text", "cartesia": "transcript", "deepgram": "text"}
-"""The field of a request whose characters are spoken, by wire format."""
+"""The field of a request with text for speech, by wire format."""
 
 
 class HeardAudio(FormatReader):
-    """An answer that tells seconds of audio; the last number holds. Made by one of its children."""
+    """Reads seconds of audio from a response; the last number counts. A base class."""
 
     needle = b'"'
     places: ClassVar[tuple[str, ...]]
@@ -47,26 +47,26 @@ class HeardAudio(FormatReader):
 
 
 class Cartesia(HeardAudio):
-    """`duration`."""
+    """Reads `duration`."""
 
     wanted, places = Wanted("duration", *ERROR_PLACES), ("duration",)
 
 
 class ElevenLabs(HeardAudio):
-    """`audio_duration_secs`, of all channels together."""
+    """Reads `audio_duration_secs`, the sum of all channels."""
 
     wanted = Wanted("audio_duration_secs", "transcription_id", "request_id", *ERROR_PLACES)
     places = ("audio_duration_secs",)
 
     def read(self, document: Document) -> None:
-        """A transcript has an id to be read again by; one for a webhook is still to come."""
+        """Read a transcript, or the acknowledgement of one that will be sent to a webhook."""
         super().read(document)
         self.object_id = text_of(document.get("transcription_id")) or ""
         self.is_final = self._heard_ms is not None or "request_id" not in document
 
 
 class AssemblyAI(HeardAudio):
-    """`audio_duration`, once the transcript is there."""
+    """Reads `audio_duration` of a finished transcript."""
 
     wanted = Wanted("id", "status", "audio_duration", *ERROR_PLACES)
     places = ("audio_duration",)
@@ -79,13 +79,13 @@ class AssemblyAI(HeardAudio):
 
 
 class Deepgram(HeardAudio):
-    """`metadata.duration`."""
+    """Reads `metadata.duration`."""
 
     wanted, places = Wanted("metadata.duration", *ERROR_PLACES), ("metadata.duration",)
 
 
 def characters(format_: str, sent: SentCall) -> int | None:
-    """How many are to be spoken; None where the request does not tell."""
+    """Return the number of characters of text for speech in a request; None if unknown."""
     name = SPOKEN.get(format_)
     if name is None or len(sent.body) > MAX_SPOKEN_BYTES:
         return None

@@ -1,6 +1,6 @@
-"""Sockets that make speech from text: ElevenLabs, Cartesia, Deepgram, xAI.
+"""Meter WebSockets that turn text into speech: ElevenLabs, Cartesia, Deepgram, xAI.
 
-Owns: which of a client's messages hold text to be spoken, and where a provider tells what it bills.
+Owns the client's messages with text for speech, and the provider's messages with billed characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from relay.core.usage import Part, Parts, Usage
 
 
 class Characters(SocketMeter):
-    """The characters of one field of a client's messages, of one type where they have types."""
+    """Counts the characters of one field in the client's messages, of those with `type_` if set."""
 
     __slots__ = ("_field", "_type")
 
@@ -37,12 +37,12 @@ class Characters(SocketMeter):
             self.add(Part(model, Usage(characters=characters)))
 
     def _characters(self, data: bytes) -> int | None:
-        """How many are to be spoken; None if they are too many to be counted."""
+        """Return the number of characters for speech; None if the text is too long to count."""
         raw = field(data, self._field)
         if memoryview(raw).nbytes > MAX_TEXT_BYTES:
             return None
         spoken = text(raw)
-        # A lone space opens a session of ElevenLabs, and an empty text closes it.
+        # ElevenLabs' sessions start with a single space, and end with an empty text.
         return len(spoken) if spoken is not None and spoken.strip() else 0
 
 
@@ -57,7 +57,7 @@ _lines = msgspec.json.Decoder(list[_Line]).decode
 
 
 class Dialogue(Characters):
-    """ElevenLabs' dialogues: the texts of all `inputs`."""
+    """Counts the texts of all `inputs` of ElevenLabs' dialogues."""
 
     __slots__ = ()
 
@@ -75,8 +75,8 @@ class Dialogue(Characters):
 
 
 class FluxSpeech(Characters):
-    """Deepgram's v2/speak, which tells the characters it bills: of each turn, and of the session so
-    far. A turn that is still under way is estimated by the texts sent.
+    """Reads the billed characters that Deepgram's v2/speak reports for each turn and for the
+    session. The current turn is estimated by the texts sent.
     """
 
     __slots__ = ("_total", "_turns")
@@ -105,11 +105,13 @@ class FluxSpeech(Characters):
     @property
     def parts(self) -> Parts:
         reported = max(self._total, sum(self._turns.values()))
-        under_way = tuple(
+        current_turn = tuple(
             part._replace(usage=msgspec.structs.replace(part.usage, estimated=True))
             for part in super().parts
         )
-        return (Part(self.model, Usage(characters=reported)), *under_way) if reported else under_way
+        if not reported:
+            return current_turn
+        return (Part(self.model, Usage(characters=reported)), *current_turn)
 
 
 _FLUX_SPEECH = Wanted(

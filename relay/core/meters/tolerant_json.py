@@ -1,7 +1,7 @@
-"""Typed fields out of JSON that may hold anything: a field that does not fit is left out and
-counted, the others are read all the same.
+"""Decode typed fields from JSON of any content: a field of the wrong type is omitted and counted,
+and the others are still decoded.
 
-Owns: that reading, and the types with bounds that the formats' structs are made of.
+Owns this decoder, and the bounded types of the fields in the formats' structs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from relay.core.fields import UNREADABLE
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
-"""Of tokens, characters, images: nobody uses more in a call."""
+"""A number of tokens, characters or images; no call uses more."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
 Money = Decimal
 """US dollars; bounded where it is used."""
@@ -27,7 +27,7 @@ _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class IgnoredFields:
-    """How many fields were there that did not fit."""
+    """Counts the fields that were omitted."""
 
     __slots__ = ("count",)
 
@@ -36,10 +36,9 @@ class IgnoredFields:
 
 
 class Reader(Generic[T]):
-    """Reads one kind of struct; never raises.
+    """Decodes one type of struct; never raises.
 
-    A struct whose every field fits costs one decoding. Only where one does not is each tried by
-    itself.
+    If every field fits, it decodes once; otherwise it decodes field by field.
     """
 
     def __init__(self, kind: type[T]) -> None:
@@ -48,7 +47,9 @@ class Reader(Generic[T]):
         self._tolerant = _Tolerant(kind)
 
     def __call__(self, text: bytes, ignored_fields: IgnoredFields) -> T:
-        """What of `text` fits; `ignored_fields` counts what does not. null is an empty struct."""
+        """Decode the fields that fit, and count the others in `ignored_fields`. null gives an empty
+        struct.
+        """
         try:
             return self._decode(text)
         except UNREADABLE:
@@ -57,7 +58,7 @@ class Reader(Generic[T]):
 
 
 class _Tolerant:
-    """Field by field."""
+    """Decodes a struct field by field."""
 
     def __init__(self, kind: type[msgspec.Struct]) -> None:
         self._kind = kind
@@ -66,7 +67,7 @@ class _Tolerant:
         self._fields = [(name, encoded, _part(hints[name])) for name, encoded in names]
 
     def read(self, text: bytes, ignored_fields: IgnoredFields) -> Any:
-        """None of null, and of what is no object."""
+        """Decode a struct; None for null, or anything that is no object."""
         if text.strip() == b"null":
             return None
         try:
@@ -84,7 +85,7 @@ class _Tolerant:
 
 
 class _Items:
-    """A list of structs, item by item."""
+    """Decodes a list of structs item by item."""
 
     def __init__(self, of: _Tolerant) -> None:
         self._of = of
@@ -99,7 +100,7 @@ class _Items:
 
 
 class _Leaf:
-    """A value that fits or does not."""
+    """Decodes a value without parts."""
 
     def __init__(self, kind: Any) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
@@ -124,7 +125,7 @@ def _part(hint: Any) -> _Tolerant | _Items | _Leaf:
 
 
 def text_of(raw: bytes | None) -> str | None:
-    """A short string, such as a name or an id; None of anything else."""
+    """Decode a short string, such as a name or an id; None for anything else."""
     if raw is None or len(raw) > 4 * _MAX_NAME:
         return None
     try:
@@ -135,7 +136,7 @@ def text_of(raw: bytes | None) -> str | None:
 
 
 def is_name(text: str) -> bool:
-    """True if it is no longer than a name may be, nor empty."""
+    """True if `text` is not empty, and short enough for a name."""
     return 0 < len(text) <= _MAX_NAME
 
 
@@ -144,7 +145,7 @@ _seconds = msgspec.json.Decoder(Seconds).decode
 
 
 def milliseconds(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None:
-    """Of a number of seconds, or one that stands in a string; None of anything else."""
+    """Decode seconds, a number or a string with one, into milliseconds; None for anything else."""
     if raw is None or raw == b"null":
         return None
     try:
@@ -155,7 +156,7 @@ def milliseconds(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None
 
 
 def count_of(raw: bytes | None, ignored_fields: IgnoredFields) -> int | None:
-    """A count; None of anything else."""
+    """Decode a count; None for anything else."""
     if raw is None:
         return None
     try:
@@ -171,7 +172,7 @@ _MAX_USD = 1_000_000
 
 
 def nano_usd(usd: Decimal | None) -> int | None:
-    """In billionths; None of what is no amount: then the price list says what it costs."""
+    """Convert US dollars to billionths; None for an invalid amount (the price list applies)."""
     if usd is None or not usd.is_finite() or not 0 <= usd <= _MAX_USD:
         return None
     return round(usd * 10**9)

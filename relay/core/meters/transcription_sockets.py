@@ -1,9 +1,8 @@
-"""Sockets that make text from speech: Deepgram, ElevenLabs, Cartesia, AssemblyAI, xAI, and OpenAI's
-translations.
+"""Meter WebSockets that turn speech into text: Deepgram, ElevenLabs, Cartesia, AssemblyAI, xAI, and
+OpenAI's translations.
 
-Owns: which of their messages tell seconds, and what stands in where none does: the length of the
-audio that the client sent, by its declared format, or else how long the session lasted. Both are
-estimates.
+Owns the messages that report seconds, and the estimates if there are none: the length of the audio
+that the client sent, by its declared format, or otherwise the duration of the session.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ from relay.core.usage import Part, Parts, Usage
 
 
 class HeardAudio(TimedSession):
-    """Text from speech. Without a word from the provider of how much it heard it is as long as the
-    audio that was sent: `audio` names the field that has it in base64, none if the messages are it.
+    """The base of transcription meters. If the provider reports no seconds, they are estimated by
+    the audio that the client sent. `audio` is the field with audio in base64; empty if the messages
+    are audio.
     """
 
     __slots__ = ("_audio", "_bytes_a_s", "_payload", "reported_ms")
@@ -34,7 +34,7 @@ class HeardAudio(TimedSession):
     def __init__(self, opened: OpenedSession, audio: str = "") -> None:
         super().__init__(opened)
         self.reported_ms: int | None = None
-        """As the provider says."""
+        """The length of the audio that the provider reported."""
         self._bytes_a_s = bytes_a_second(
             opened.parameter("encoding") or opened.parameter("audio_format"),
             opened.parameter("sample_rate"),
@@ -46,7 +46,7 @@ class HeardAudio(TimedSession):
             self.sent_filter = compile_prefilter(f'"{audio}"')
 
     def sent(self, data: bytes) -> None:
-        """One message tells how all are written."""
+        """Sample the size of the audio in one message, as all have the same form."""
         raw = field(data, self._audio)
         if self._payload is not None and memoryview(raw).nbytes:
             self._payload.sample(data, memoryview(raw).nbytes - 2)
@@ -62,7 +62,7 @@ class HeardAudio(TimedSession):
 
     @property
     def sent_ms(self) -> int:
-        """How long the audio is that the client has sent."""
+        """The length of the audio that the client has sent."""
         if self._bytes_a_s is None:
             return self.lasted_ms
         sent_bytes = self.opened.client.bytes
@@ -72,7 +72,7 @@ class HeardAudio(TimedSession):
 
 
 class Segments(HeardAudio):
-    """Each final result tells how long its piece of audio is. Cartesia."""
+    """Cartesia: adds the durations of all final results."""
 
     __slots__ = ()
     final = "is_final"
@@ -85,16 +85,16 @@ class Segments(HeardAudio):
     def received(self, data: bytes) -> None:
         message = self.wanted.of(data)
         if message.get("is_final") == b"true":
-            self._add_piece(message)
+            self._add_segment(message)
 
-    def _add_piece(self, message: Document) -> None:
-        if (heard_ms := milliseconds(message.get("duration"), self.ignored_fields)) is not None:
-            self.reported_ms = (self.reported_ms or 0) + heard_ms
+    def _add_segment(self, message: Document) -> None:
+        if (segment_ms := milliseconds(message.get("duration"), self.ignored_fields)) is not None:
+            self.reported_ms = (self.reported_ms or 0) + segment_ms
 
 
 class DeepgramListen(Segments):
-    """Deepgram's v1/listen: beside the segments the whole at the end. Each of several channels has
-    segments of its own and is billed; the whole is as long as one of them.
+    """Deepgram's v1/listen: adds the segments, or uses the total duration at the end. Each channel
+    has segments of its own and is billed; the total is the duration of one channel.
     """
 
     __slots__ = ("_channels", "_whole_ms")
@@ -115,7 +115,7 @@ class DeepgramListen(Segments):
             self._whole_ms = whole_ms if whole_ms is not None else self._whole_ms
         elif message.get("is_final") == b"true":
             self._channels = max(self._channels, _channels(message.get("channel_index")))
-            self._add_piece(message)
+            self._add_segment(message)
 
     @property
     def parts(self) -> Parts:
@@ -128,7 +128,7 @@ _channel_index = msgspec.json.Decoder(tuple[int, int]).decode
 
 
 def _channels(raw: bytes | None) -> int:
-    """How many there are, of `[which, of how many]`."""
+    """Return the number of channels from `[index, number of channels]`."""
     try:
         return min(max(_channel_index(raw or b"")[1], 1), 64)
     except UNREADABLE:
@@ -136,7 +136,7 @@ def _channels(raw: bytes | None) -> int:
 
 
 class FluxListen(HeardAudio):
-    """Deepgram's v2/listen tells where its results end; what was sent may reach further."""
+    """Deepgram's v2/listen: reports the end of its results; the client may have sent more audio."""
 
     __slots__ = ("_until_ms",)
 
@@ -160,7 +160,7 @@ _WINDOW = Wanted("audio_window_end")
 
 
 class Scribe(HeardAudio):
-    """ElevenLabs' transcription and translation of live speech: the session tells its format."""
+    """ElevenLabs' transcription and translation of live speech: reports the audio format."""
 
     __slots__ = ()
 
@@ -181,7 +181,7 @@ _STARTED = Wanted("config.audio_format", "config.sample_rate", "config.model_id"
 
 
 class Translations(HeardAudio):
-    """OpenAI's realtime translations, of 24 kHz PCM alone."""
+    """OpenAI's realtime translations, whose audio is always 24 kHz PCM."""
 
     __slots__ = ()
 
@@ -191,7 +191,9 @@ class Translations(HeardAudio):
 
 
 class Closing(HeardAudio):
-    """What tells the whole in one message at its end: the fields to look for, the best first."""
+    """A session that reports the total in one message at its end. `fields` are the fields with the
+    seconds; the first one that is present counts.
+    """
 
     __slots__ = ("_fields", "_type", "_wanted")
 
@@ -212,7 +214,7 @@ class Closing(HeardAudio):
 
 
 class AssemblyAI(Closing):
-    """Billed by how long the session was open, which is told when the client ends it."""
+    """AssemblyAI: bills the duration of a session, and reports it if the client ends it."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""Turns of a spoken session: how long somebody who stopped talking, or asked, waited for the first
-sound or word, and who interrupted whom.
+"""Measure the turns of a spoken session: the time from the end of the user's speech, or a request,
+to the first audio or text, and interruptions.
 
-Owns: the marks by which each vendor's messages tell it. Only the beginning of a message is looked
-at, where these marks stand; nothing is parsed.
+Owns the patterns of each vendor's messages for this. Only the beginning of a message is searched,
+and nothing is parsed.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from relay.core.meters.socket_meter import compile_prefilter
 
 MAX_TURNS = 200
 HEAD_BYTES = 256
-"""The beginning of a message."""
+"""The part of a message that is searched."""
 
 
 class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One answer. Milliseconds."""
+    """One answer of the model. Times are in milliseconds."""
 
     at_ms: float
-    """When the speech ended, or the request came, since the session began."""
+    """End of the user's speech, or time of the request, since the start of the session."""
     wait_ms: float
-    """From then to the first sound or word."""
+    """Time from then to the first audio or text."""
     overhead_ms: float
-    """How long the relay held that first message."""
+    """Time that the relay added to that first message."""
     first: str
     """What came first: `audio` or `text`."""
     interrupted: bool = False
 
 
 class _Marks:
-    """Patterns by what they mean. A `prefilter` finds all of them: most messages have none of it,
-    and a pattern that begins with a letter of its own is looked for ten times as fast. `between`
-    is the prefilter while an answer is under way, when its pieces mean nothing; "" if nothing does.
+    """Patterns by their meaning. `first` is a prefilter that finds a superset of them: most
+    messages match nothing, and a pattern with a distinctive start is found ten times as fast.
+    `between` is the prefilter during an answer, when its deltas mean nothing; "" matches nothing.
     """
 
     __slots__ = ("_pattern", "between", "prefilter")
@@ -49,22 +49,22 @@ class _Marks:
         self.between = self.prefilter if between is None else compile_prefilter(between)
 
     def of(self, data: bytes) -> str | None:
-        """What the beginning of this message means; None if nothing."""
+        """Return the meaning of the beginning of a message; None if it has none."""
         found = self._pattern(data, 0, HEAD_BYTES)
         return found.lastgroup if found is not None else None
 
 
 def _typed(*names: str) -> str:
-    """A JSON message of one of these types."""
+    """Return a pattern for JSON messages of these types."""
     return rf'"(?:type|message_type)"\s*:\s*"(?:{"|".join(names)})"'
 
 
 _NOTHING = _Marks("", none=r"(?!)")
-_AS_IT_IS = r"\A[^{ \t\r\n]"
-"""Sound in a binary frame, which may begin with any byte: but not as JSON does."""
+_RAW_AUDIO = r"\A[^{ \t\r\n]"
+"""Audio in a binary frame, which may begin with any byte but those that JSON begins with."""
 
-# Of a client's messages: `asks`, `cuts`. Of a provider's: `asks` (it heard the speech end), `began`
-# (it heard somebody begin to speak), `audio`, `text`, `ends`, `cuts`.
+# Meanings of the client's messages: `asks`, `cuts`. Meanings of the provider's messages: `asks`
+# (the user's speech ended), `began` (the user's speech began), `audio`, `text`, `ends`, `cuts`.
 _SENT: dict[str, _Marks] = {
     "openai": _Marks(
         r"\.c",
@@ -118,18 +118,18 @@ _RECEIVED: dict[str, _Marks] = {
         ends=r'"isFinal"\s*:\s*true|' + _typed("agent_response_complete"),
     ),
     "cartesia": _Marks(
-        rf'{_AS_IT_IS}|"(?:chunk|done)"',
+        rf'{_RAW_AUDIO}|"(?:chunk|done)"',
         between=r'"done"',
-        audio=rf"{_AS_IT_IS}|" + _typed("chunk"),
+        audio=rf"{_RAW_AUDIO}|" + _typed("chunk"),
         ends=_typed("done"),
     ),
     "deepgram": _Marks(
-        rf'{_AS_IT_IS}|"(?:ConversationText|\w+StartedSpeaking|AgentAudioDone|Flushed)"',
+        rf'{_RAW_AUDIO}|"(?:ConversationText|\w+StartedSpeaking|AgentAudioDone|Flushed)"',
         between=r'"(?:UserStartedSpeaking|AgentAudioDone|Flushed)"',
         asks=r'"type"\s*:\s*"ConversationText".*"role"\s*:\s*"user"|'
         r'"role"\s*:\s*"user".*"type"\s*:\s*"ConversationText"',
         began=_typed("UserStartedSpeaking"),
-        audio=rf"{_AS_IT_IS}|" + _typed("AgentStartedSpeaking"),
+        audio=rf"{_RAW_AUDIO}|" + _typed("AgentStartedSpeaking"),
         ends=_typed("AgentAudioDone", "Flushed"),
     ),
     "fal": _Marks(r"\A", between="", audio=r"\A"),
@@ -137,20 +137,20 @@ _RECEIVED: dict[str, _Marks] = {
 
 
 class Stamped(Protocol):
-    """A side of a session."""
+    """One side of a session."""
 
     message_s: float
-    """When its last message came."""
+    """Time of its last message."""
 
 
 class Turns:
-    """Sees the messages of a session, both ways, after they have passed: those in whose first
-    HEAD_BYTES its prefilter finds something. Times are of one clock, in seconds.
+    """Reads the messages of a session, in both directions, after they were forwarded: those whose
+    first HEAD_BYTES match its prefilter. Times are in seconds of one clock.
     """
 
     __slots__ = (
-        "_asked_s", "_began_s", "_client", "_clock", "_provider", "_received", "_sent", "_speaking",
-        "found", "interruptions", "received_filter", "sent_filter", "under_way",
+        "_began_s", "_client", "_clock", "_provider", "_received", "_sent", "_speaking",
+        "_waiting_since_s", "found", "interruptions", "received_filter", "sent_filter", "under_way",
     )  # fmt: skip
 
     def __init__(
@@ -166,65 +166,66 @@ class Turns:
         self.sent_filter, self.received_filter = self._sent.prefilter, self._received.prefilter
         self._client, self._provider, self._clock = client, provider, clock
         self._began_s = began_s
-        self._asked_s: float | None = None
+        self._waiting_since_s: float | None = None
         self._speaking = False
         self.under_way = False
-        """An answer is, that nobody waits for any more."""
+        """True during an answer whose beginning was measured."""
         self.found: list[Turn] = []
         self.interruptions = 0
 
     def sent(self, data: bytes) -> None:
-        """A message of the client's."""
+        """Read a message of the client."""
         kind = self._sent.of(data)
         if kind is None:
             return
         if kind == "cuts":
-            self._cut()
-        elif self._asked_s is None:
-            self._asked_s = self._client.message_s
+            self._interrupt()
+        elif self._waiting_since_s is None:
+            self._waiting_since_s = self._client.message_s
         self._choose_filter()
 
     def received(self, data: bytes) -> None:
-        """A message of the provider's."""
+        """Read a message of the provider."""
         kind = self._received.of(data)
         if kind is None:
             return
         if kind == "audio" or kind == "text":
-            if self._asked_s is not None:
-                self._answered(kind)
+            if self._waiting_since_s is not None:
+                self._record_turn(kind)
             self._speaking = True
         elif kind == "asks":
-            if self._asked_s is None and not self._speaking:
-                self._asked_s = self._provider.message_s
+            if self._waiting_since_s is None and not self._speaking:
+                self._waiting_since_s = self._provider.message_s
         elif kind == "ends":
             self._speaking = False
         else:
-            self._asked_s = None
-            self._cut()
+            self._waiting_since_s = None
+            self._interrupt()
         self._choose_filter()
 
     def _choose_filter(self) -> None:
-        self.under_way = self._speaking and self._asked_s is None
+        self.under_way = self._speaking and self._waiting_since_s is None
         self.received_filter = (
             self._received.between if self.under_way else self._received.prefilter
         )
 
-    def _answered(self, first: str) -> None:
-        asked_s, came_s, passed_s = self._asked_s, self._provider.message_s, self._clock()
-        assert asked_s is not None
-        self._asked_s = None
+    def _record_turn(self, first: str) -> None:
+        came_s, passed_s = self._provider.message_s, self._clock()
+        waiting_since_s = self._waiting_since_s
+        assert waiting_since_s is not None
+        self._waiting_since_s = None
         if len(self.found) < MAX_TURNS:
             self.found.append(
                 Turn(
-                    round((asked_s - self._began_s) * 1e3, 2),
-                    round((came_s - asked_s) * 1e3, 2),
+                    round((waiting_since_s - self._began_s) * 1e3, 2),
+                    round((came_s - waiting_since_s) * 1e3, 2),
                     round((passed_s - came_s) * 1e3, 3),
                     first,
                 )
             )
 
-    def _cut(self) -> None:
-        """Somebody began to speak, or the client cancelled: an interruption, if it was answered."""
+    def _interrupt(self) -> None:
+        """Count an interruption if the user spoke, or the client cancelled, during an answer."""
         if not self._speaking:
             return
         self._speaking = False

@@ -1,7 +1,8 @@
-"""Undo the codings of compressed bodies: of responses beside their way down, so that their usage
-can be read; of whole requests and stored bodies step by step.
+"""Decompress bodies: responses while they stream, for reading their usage; complete requests and
+stored bodies in steps.
 
-Owns: the codings, and the bounds: what unpacks to too much at once, or in all, is left unread.
+Owns the content codings and the bounds: a body that decompresses to too much, at once or in total,
+is not read to its end.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ else:
 
 _BROKEN = (zlib.error, brotli.error, zstd.ZstdError, EOFError)
 _MAX_CODINGS = 3
-"""Of one body, one upon the other."""
+"""Maximum number of nested codings of a body."""
 _MAX_BETWEEN_BYTES = 32 * 1024 * 1024
 _MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 _STEP_BYTES = 4 * 1024 * 1024
-"""What one chunk may unpack to: reading more than that would hold up the loop."""
+"""Maximum size to which one chunk may decompress; reading more would block the event loop."""
 
 
 class Unpacker:
-    """Unpacks an answer beside its way down, up to a bound; nothing follows a broken byte."""
+    """Decompresses a response while it streams, up to a bound or the first malformed byte."""
 
     __slots__ = ("_coding", "_decoder", "_room")
 
@@ -39,11 +40,11 @@ class Unpacker:
 
     @property
     def gave_up(self) -> bool:
-        """The rest is left unread."""
+        """True if the rest of the response is not read."""
         return self._room <= 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """What this chunk unpacks to."""
+        """Return the decompressed chunk."""
         if self._room <= 0:
             return b""
         try:
@@ -51,7 +52,7 @@ class Unpacker:
         except _BROKEN:
             self._room = 0
             return b""
-        # A step that is full has more to come than a usage is worth: a bomb, or a very large text.
+        # A full step means a decompression bomb or a very large text: not worth reading for usage.
         self._room = 0 if len(text) >= _STEP_BYTES else self._room - len(text)
         return text
 
@@ -65,9 +66,9 @@ def _step(coding: str, decoder: Any, chunk: bytes, most: int) -> bytes:
 
 
 _SMALL_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
-"""8 MiB, the most that HTTP allows (RFC 9659): by default a frame may ask for 128."""
+"""8 MiB, the maximum for HTTP (RFC 9659). The library's default allows a frame to use 128 MiB."""
 _MAX_MEMBERS = 64
-"""Of gzip, or frames of zstd, in one body: each costs a copy of what follows."""
+"""Maximum number of gzip members, or zstd frames, in a body: each costs a copy of the rest."""
 _DECODERS: dict[str, Any] = {
     "gzip": lambda: zlib.decompressobj(wbits=47),  # either header
     "x-gzip": lambda: zlib.decompressobj(wbits=47),
@@ -78,21 +79,21 @@ _DECODERS: dict[str, Any] = {
 
 
 def coding_of(content_encoding: str | None) -> str:
-    """The codings of a body by its Content-Encoding, in lower case; empty if it has none."""
+    """Return the codings in Content-Encoding, in lower case; empty if the body has none."""
     coding = (content_encoding or "").strip().lower()
     return "" if coding == "identity" else coding
 
 
 class CannotUnpack(ValueError):
-    """A body is in a coding that is not known here, or broken."""
+    """A body has an unknown coding, or is malformed."""
 
 
 class CutShort(CannotUnpack):
-    """The end is missing, or too far away."""
+    """A body is truncated, or too large."""
 
 
 def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> Iterator[bytes]:
-    """A body unpacked, about `step_bytes` a step, without the GIL. Raises CannotUnpack."""
+    """Decompress a body in steps of about `step_bytes`, without the GIL. Raises CannotUnpack."""
     pieces: Iterator[bytes] = iter((data,))
     codings = [each.strip() for each in content_encoding.lower().split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
@@ -105,8 +106,8 @@ def steps(data: bytes, content_encoding: str, step_bytes: int = _STEP_BYTES) -> 
 
 
 def _bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """What lies between two codings is compressed still, so no longer than a body may be: without
-    a bound one would make gigabytes of which the next makes nothing.
+    """Limit the data between two codings, which is still compressed, to the size of a body. Without
+    a limit, the outer coding could produce gigabytes that the inner one discards.
     """
     room = _MAX_BETWEEN_BYTES
     for piece in pieces:
@@ -143,14 +144,14 @@ def _undone(packed: Iterator[bytes], coding: str, step_bytes: int) -> Iterator[b
 
 
 def _decoder(coding: str, start: bytes) -> Any:
-    """Some write `deflate` without the header of RFC 1950 that it is to have."""
+    """Return a decoder. Some senders of `deflate` omit the header of RFC 1950 that it requires."""
     if coding == "deflate" and (start[0] & 0x0F != 8 or int.from_bytes(start[:2]) % 31):
         return zlib.decompressobj(wbits=-15)
     return _DECODERS[coding]()
 
 
 def _rest(coding: str, decoder: Any, full: bool) -> bytes | None:
-    """What a decoder is to be given next for more of its last input; None if there is no more."""
+    """Return the next input for a decoder that has more output for its last input, else None."""
     if coding == "br":
         return b"" if full or not decoder.can_accept_more_data() else None
     if coding == "zstd":
@@ -160,7 +161,9 @@ def _rest(coding: str, decoder: Any, full: bool) -> bytes | None:
 
 
 def unpack(data: bytes, content_encoding: str, max_bytes: int) -> tuple[bytes, bool] | None:
-    """At most `max_bytes` of `data` unpacked, and whether that is all; None if it cannot be."""
+    """Decompress at most `max_bytes`, and return whether that is everything; None if `data` is
+    malformed or has an unknown coding.
+    """
     unpacked = bytearray()
     try:
         for piece in steps(data, content_encoding, min(max_bytes + 1, _STEP_BYTES)):
@@ -179,6 +182,6 @@ def _is_at_end(decoder: Any) -> bool:
 
 
 def unpacker(content_encoding: str) -> Unpacker | None:
-    """None for what is not compressed, or not in a coding known here."""
+    """Return an Unpacker; None for a body that is not compressed, or has an unknown coding."""
     coding = coding_of(content_encoding)
     return Unpacker(coding) if coding in _DECODERS else None
