@@ -83,12 +83,12 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
     ]
     if target.proxy is not None:
         lines.append(f"proxy        {target.proxy.shown}   (from {target.proxy.variable})")
-    lines += [f"then         {_then(other, query)}" for other in route.alternatives]
+    lines += [f"on failure   {_describe_alternative(other, query)}" for other in route.alternatives]
     if provider.headers:
         defaults = ", ".join(f"{name}: {value}" for name, value in provider.headers)
         lines.append(f"defaults     {defaults}")
     if provider.query_credentials:
-        lines.append(f"query cuts   {', '.join(sorted(provider.query_credentials))}")
+        lines.append(f"strips       query {', '.join(sorted(provider.query_credentials))}")
     if method == WEBSOCKET and (rules := provider.websocket_rules):
         passed = subprotocols.sort(tuple(rules.subprotocols), rules.subprotocols).passed
         lines.append(f"subprotocols {', '.join(passed) or 'none'}")
@@ -108,11 +108,11 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
     return lines
 
 
-def _then(route: Route, query: str) -> str:
+def _describe_alternative(route: Route, query: str) -> str:
     model, proxy, to = route.replaced_model, route.target.proxy, route.provider.name
     notes = f"   ({to}{f', model {model}' if model else ''}{f', proxy {proxy}' if proxy else ''})"
     if not route.target.pool:
-        return f"nothing: set {', '.join(route.target.missing)}{notes}"
+        return f"unavailable: set {', '.join(route.target.missing)}{notes}"
     query = query if model is None else query_with_model(query, model, route.format)
     return f"{upstream_url(route, query, Keys())}{notes}"
 

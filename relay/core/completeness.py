@@ -218,10 +218,10 @@ class _Seen:
         return finishes
 
     def _read_reason(self, document: _Document) -> None:
-        given = [document.stop_reason, document.finish_reason]
+        reasons = [document.stop_reason, document.finish_reason]
         if document.delta is not ABSENT and "message-end" in self.types:  # Cohere's
-            given.append(field(document.delta, "finish_reason"))
-        for raw in given:
+            reasons.append(field(document.delta, "finish_reason"))
+        for raw in reasons:
             if raw is not ABSENT:
                 reason = _name(raw)
                 self.reason = self.reason or bool(reason)

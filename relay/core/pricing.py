@@ -83,27 +83,32 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
     times as much.
     """
     r = rates
-    given, made = r.input or Decimal(0), r.output or Decimal(0)
-    read = given if r.cache_read is None else r.cache_read
-    wrote = given if r.cache_write is None else r.cache_write
-    heard = given if r.input_audio is None else r.input_audio
-    heard_again = min(read, heard) if r.cache_audio_read is None else r.cache_audio_read
-    seen = given if r.input_image is None else r.input_image
-    seen_again = min(read, seen) if r.cache_image_read is None else r.cache_image_read
+    input_, output = r.input or Decimal(0), r.output or Decimal(0)
+    cache_read = input_ if r.cache_read is None else r.cache_read
+    cache_write = input_ if r.cache_write is None else r.cache_write
+    cache_write_1h = cache_write if r.cache_write_1h is None else r.cache_write_1h
+    input_audio = input_ if r.input_audio is None else r.input_audio
+    cached_audio = r.cache_audio_read
+    if cached_audio is None:
+        cached_audio = min(cache_read, input_audio)
+    input_image = input_ if r.input_image is None else r.input_image
+    cached_image = r.cache_image_read
+    if cached_image is None:
+        cached_image = min(cache_read, input_image)
     adds = {
-        "input_tokens": given,
-        "output_tokens": made,
-        "cache_read_tokens": read - given,
-        "cache_write_tokens": wrote - given,
-        "cache_write_1h_tokens": (wrote if r.cache_write_1h is None else r.cache_write_1h) - wrote,
-        "reasoning_tokens": (made if r.reasoning is None else r.reasoning) - made,
-        "input_audio_tokens": heard - given,
-        "output_audio_tokens": (made if r.output_audio is None else r.output_audio) - made,
+        "input_tokens": input_,
+        "output_tokens": output,
+        "cache_read_tokens": cache_read - input_,
+        "cache_write_tokens": cache_write - input_,
+        "cache_write_1h_tokens": cache_write_1h - cache_write,
+        "reasoning_tokens": (output if r.reasoning is None else r.reasoning) - output,
+        "input_audio_tokens": input_audio - input_,
+        "output_audio_tokens": (output if r.output_audio is None else r.output_audio) - output,
         # Cached audio is subtracted twice above, as cached and as audio.
-        "cache_audio_read_tokens": heard_again - read - heard + given,
-        "input_image_tokens": seen - given,
-        "output_image_tokens": (made if r.output_image is None else r.output_image) - made,
-        "cache_image_read_tokens": seen_again - read - seen + given,
+        "cache_audio_read_tokens": cached_audio - cache_read - input_audio + input_,
+        "input_image_tokens": input_image - input_,
+        "output_image_tokens": (output if r.output_image is None else r.output_image) - output,
+        "cache_image_read_tokens": cached_image - cache_read - input_image + input_,
     }
     each = {name: int(usd * _PER_MTOK) for name, usd in adds.items()}
     each |= {

@@ -116,33 +116,33 @@ def total(parts: Parts) -> Usage | None:
 
 def clamped(usage: Usage) -> Usage:
     """Limit each part to its whole: details of some vendors contradict their sums."""
-    given, made = usage.input_tokens, usage.output_tokens
+    input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
     if (
-        usage.cache_read_tokens + usage.cache_write_tokens <= given
+        usage.cache_read_tokens + usage.cache_write_tokens <= input_tokens
         and usage.cache_write_1h_tokens <= usage.cache_write_tokens
-        and usage.reasoning_tokens <= made
-        and usage.input_audio_tokens + usage.input_image_tokens <= given
-        and usage.output_audio_tokens + usage.output_image_tokens <= made
+        and usage.reasoning_tokens <= output_tokens
+        and usage.input_audio_tokens + usage.input_image_tokens <= input_tokens
+        and usage.output_audio_tokens + usage.output_image_tokens <= output_tokens
         and usage.cache_audio_read_tokens + usage.cache_image_read_tokens <= usage.cache_read_tokens
     ):
         return usage
-    read = min(usage.cache_read_tokens, given)
-    wrote = min(usage.cache_write_tokens, given - read)
-    input_audio = min(usage.input_audio_tokens, given)
-    output_audio = min(usage.output_audio_tokens, made)
-    cached_audio = min(usage.cache_audio_read_tokens, read)
+    cache_read = min(usage.cache_read_tokens, input_tokens)
+    cache_write = min(usage.cache_write_tokens, input_tokens - cache_read)
+    input_audio = min(usage.input_audio_tokens, input_tokens)
+    output_audio = min(usage.output_audio_tokens, output_tokens)
+    cached_audio = min(usage.cache_audio_read_tokens, cache_read)
     return msgspec.structs.replace(
         usage,
-        cache_read_tokens=read,
-        cache_write_tokens=wrote,
-        cache_write_1h_tokens=min(usage.cache_write_1h_tokens, wrote),
-        reasoning_tokens=min(usage.reasoning_tokens, made),
+        cache_read_tokens=cache_read,
+        cache_write_tokens=cache_write,
+        cache_write_1h_tokens=min(usage.cache_write_1h_tokens, cache_write),
+        reasoning_tokens=min(usage.reasoning_tokens, output_tokens),
         input_audio_tokens=input_audio,
-        input_image_tokens=min(usage.input_image_tokens, given - input_audio),
+        input_image_tokens=min(usage.input_image_tokens, input_tokens - input_audio),
         output_audio_tokens=output_audio,
-        output_image_tokens=min(usage.output_image_tokens, made - output_audio),
+        output_image_tokens=min(usage.output_image_tokens, output_tokens - output_audio),
         cache_audio_read_tokens=cached_audio,
-        cache_image_read_tokens=min(usage.cache_image_read_tokens, read - cached_audio),
+        cache_image_read_tokens=min(usage.cache_image_read_tokens, cache_read - cached_audio),
     )
 
 

@@ -26,7 +26,7 @@ Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 def one_or_list(kind: Any) -> BeforeValidator:
     """Accept a single value in place of a list with one item."""
     return BeforeValidator(
-        lambda given: [given] if isinstance(given, str) else given,
+        lambda value: [value] if isinstance(value, str) else value,
         json_schema_input_type=kind | list[kind],
     )
 
@@ -136,9 +136,9 @@ class ViaEach(Section):
     websocket: Ways | None = Field(None, description="The way of WebSockets; a list is tried in order.")
 
 
-def _same_for_both(given: Any) -> Any:
+def _same_for_both(value: Any) -> Any:
     """Expand `via: direct`, which is short for both transports."""
-    return {"rest": given, "websocket": given} if isinstance(given, str | list) else given
+    return {"rest": value, "websocket": value} if isinstance(value, str | list) else value
 
 
 class Retries(Section):

@@ -37,14 +37,14 @@ from relay.registry.urls import (
 _ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
 
 
-def _network(given: str) -> str:
+def _network(value: str) -> str:
     try:
-        ipaddress.ip_network(given, strict=False)
+        ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise PydanticCustomError(
             "network", "should be an address or network such as 127.0.0.1 or 10.0.0.0/8"
         ) from None
-    return given
+    return value
 
 
 class Server(Section):
@@ -182,12 +182,12 @@ class Demo(Section):
     )
 
 
-def _redis_url(given: str | None) -> str | None:
-    given = (given or "").strip()
+def _redis_url(value: str | None) -> str | None:
+    value = (value or "").strip()
     schemes = ("redis://", "rediss://", "unix://")
-    if given and not (given.startswith(schemes) and is_service_url(given)):
+    if value and not (value.startswith(schemes) and is_service_url(value)):
         raise PydanticCustomError("redis_url", "should be a redis://, rediss:// or unix:// URL")
-    return given or None
+    return value or None
 
 
 class RetryBudget(Section):
@@ -254,10 +254,10 @@ class Delegation(Section):
     )
 
 
-def _listed_delegation(given: Any) -> Any:
+def _listed_delegation(value: Any) -> Any:
     """`delegate: [cache, limits]` is short for a mapping of these to `cloudflare`."""
-    listed = isinstance(given, list) and all(isinstance(each, str) for each in given)
-    return dict.fromkeys(given, "cloudflare") if listed else given
+    listed = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return dict.fromkeys(value, "cloudflare") if listed else value
 
 
 class Cache(ProviderCache):
@@ -280,16 +280,16 @@ class Cache(ProviderCache):
 _GROUP = re.compile(r"(?!metadata\.|cf\.)[^,\x00-\x1f\x7f]{1,100}\Z")
 
 
-def _group_by(given: list[str]) -> list[str]:
-    if bad := [name for name in given if not _GROUP.match(name)]:
+def _group_by(value: list[str]) -> list[str]:
+    if bad := [name for name in value if not _GROUP.match(name)]:
         raise PydanticCustomError(
             "group_by",
             "should list names in cf-aig-metadata as clients send them, such as team; not '{name}'",
             {"name": clean(bad[0], 40)},
         )
-    if len(set(given)) < len(given):
+    if len(set(value)) < len(value):
         raise PydanticCustomError("group_by", "should list each name once")
-    return given
+    return value
 
 
 class Ledger(Section):
@@ -382,13 +382,13 @@ class Cloudflare(Section):
     )
 
 
-def _database(given: str | None) -> str | None:
-    kind, colon, _ = (given or "").partition("://")
-    if colon and (kind not in _DATABASES or not is_service_url(given or "")):
+def _database(value: str | None) -> str | None:
+    kind, colon, _ = (value or "").partition("://")
+    if colon and (kind not in _DATABASES or not is_service_url(value or "")):
         raise PydanticCustomError(
             "database", "should be a path, sqlite:///PATH or postgresql+asyncpg://…"
         )
-    return given or None
+    return value or None
 
 
 _DATABASES = ("sqlite", "sqlite+aiosqlite", "postgres", "postgresql", "postgresql+asyncpg")

@@ -35,9 +35,9 @@ class BadUrl(ValueError):
     """A URL is refused. The text says why, and follows the name of the setting in a message."""
 
 
-def read_url(given: str) -> URL:
+def read_url(value: str) -> URL:
     """Parse an http(s) URL without credentials, query and fragment. Raises BadUrl."""
-    text = given.strip()
+    text = value.strip()
     scheme, colon, after = text.partition("://")
     if colon and scheme.lower() in _SOCKET_SCHEMES:
         raise BadUrl(f"should begin with http{scheme[2:].lower()}://, also for WebSockets")
@@ -68,10 +68,10 @@ def _check_authority(authority: str) -> None:
         raise BadUrl("should have a port from 1 to 65535, or none")
 
 
-def is_service_url(given: str) -> bool:
+def is_service_url(value: str) -> bool:
     """True if the URL of a database or of Redis can be parsed, its port included."""
     try:
-        return (urlsplit(given).port or 1) > 0
+        return (urlsplit(value).port or 1) > 0
     except ValueError:
         return False
 
@@ -96,10 +96,10 @@ def endpoint_problem(endpoint: str) -> str:
 def matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
     """Return a validator that refuses text without a match, with the message `words`."""
 
-    def check(given: str) -> str:
-        if not pattern.match(given):
+    def check(value: str) -> str:
+        if not pattern.match(value):
             raise PydanticCustomError("pattern", "{words}", {"words": words})
-        return given
+        return value
 
     return AfterValidator(check)
 
@@ -107,8 +107,8 @@ def matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
 def optional_url(example: str) -> AfterValidator:
     """Return a validator for an optional URL, which removes slashes at its end."""
 
-    def check(given: str | None) -> str | None:
-        text = (given or "").strip()
+    def check(value: str | None) -> str | None:
+        text = (value or "").strip()
         try:
             return str(read_url(text)).rstrip("/") if text else None
         except BadUrl as error:
@@ -118,31 +118,31 @@ def optional_url(example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _url(given: str) -> str:
+def _url(value: str) -> str:
     try:
-        return str(read_url(given))
+        return str(read_url(value))
     except BadUrl as error:
         raise PydanticCustomError("url", "{words}", {"words": str(error)}) from None
 
 
 def _without_problem(find: Callable[[str], str]) -> AfterValidator:
-    def check(given: str) -> str:
-        if problem := find(given):
+    def check(value: str) -> str:
+        if problem := find(value):
             raise PydanticCustomError("path", "{words}", {"words": problem})
-        return given
+        return value
 
     return AfterValidator(check)
 
 
-def _default_header(given: str) -> str:
-    if given.lower() in _OF_THE_CONNECTION:
+def _default_header(value: str) -> str:
+    if value.lower() in _OF_THE_CONNECTION:
         raise PydanticCustomError("header", "is a header that the relay itself sets")
-    return given
+    return value
 
 
 HttpUrl = Annotated[str, AfterValidator(_url)]
 """A URL that `read_url` accepts."""
-UrlPath = Annotated[str, _without_problem(lambda given: path_problem(f"/{given}"))]
+UrlPath = Annotated[str, _without_problem(lambda value: path_problem(f"/{value}"))]
 """A path, or a part of one, without query and fragment."""
 Endpoint = Annotated[str, _without_problem(endpoint_problem)]
 """An endpoint of a provider, which may have a query."""

@@ -155,18 +155,18 @@ def _unknown_key(where: Where, model: type[BaseModel]) -> str:
 
 def _describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
     """Describe one of pydantic's errors. Only keys of the file are quoted, never values."""
-    kind, given = detail["type"], detail.get("input")
+    kind, value = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
         return _unknown_key(where, model)
     if kind == "missing":
         return "is missing"
     if kind in _KINDS:
         wanted, is_right = _KINDS[kind]
-        return f"{wanted}{_instead(given, where, is_right)}"
+        return f"{wanted}{_instead(value, where, is_right)}"
     text = str(detail["msg"]).replace("Input should be", "should be")
-    if kind == "literal_error" and isinstance(given, str):
+    if kind == "literal_error" and isinstance(value, str):
         options = re.findall(r"'([^']*)'", text)
-        return text + hint_at_nearest(given.lower(), options)
+        return text + hint_at_nearest(value.lower(), options)
     return text
 
 
@@ -188,26 +188,26 @@ _KINDS: Mapping[str, tuple[str, str]] = {
 """Pydantic's type of an error to a message, and the kind of value that is expected."""
 
 
-def _instead(given: Any, where: Where, wanted: str) -> str:
+def _instead(value: Any, where: Where, wanted: str) -> str:
     """Describe the value in the file, and how to write the expected one."""
-    if given is None:
+    if value is None:
         return ", but is empty; write a value, or remove the key"
-    if isinstance(given, dict):
-        if wanted == "text" or (given and set(given.values()) == {None}):
+    if isinstance(value, dict):
+        if wanted == "text" or (value and set(value.values()) == {None}):
             return ", but is a mapping: a value that begins with { needs quotes"
         return f", but is a mapping{_list_hint(wanted)}"
-    if isinstance(given, list):
+    if isinstance(value, list):
         if where == ("providers",):
             return ", but is a list: write `NAME:` with its keys below, not `- name: NAME`"
         if wanted == "text":
             return ", but is a list: a value that begins with [ needs quotes"
         hint = ": write `key: value`, without the -" if wanted == "mapping" else ""
         return f", but is a list{hint}"
-    if isinstance(given, str):
-        if wanted in ("mapping", "list") and (found := _KEY_WITHOUT_SPACE.match(given)):
+    if isinstance(value, str):
+        if wanted in ("mapping", "list") and (found := _KEY_WITHOUT_SPACE.match(value)):
             return f", but is text: a space is missing after `{found[1]}:`"
         return ", but is text" + _list_hint(wanted)
-    kind = "true or false" if isinstance(given, bool) else "a number"
+    kind = "true or false" if isinstance(value, bool) else "a number"
     return f", but is {kind}" + (": put it in quotes" if wanted == "text" else "")
 
 

@@ -110,22 +110,22 @@ def interaction_of(raw: bytes, ignored_fields: IgnoredFields) -> Usage | None:
 
 
 def _usage(  # noqa: PLR0913 (the same seven in both formats)
-    given: int,
-    made: int,
+    input_tokens: int,
+    output_tokens: int,
     cached_and_thoughts: tuple[int, int],
     input_: Sequence[Modality],
     output: Sequence[Modality],
     cached: Sequence[Modality],
     tier: str,
 ) -> Usage | None:
-    if not (given or made):
+    if not (input_tokens or output_tokens):
         return None
-    read, thoughts = cached_and_thoughts
+    cached_tokens, thoughts = cached_and_thoughts
     return clamped(
         Usage(
-            given,
-            made,
-            read,
+            input_tokens,
+            output_tokens,
+            cached_tokens,
             reasoning_tokens=thoughts,
             input_audio_tokens=_of(input_, "AUDIO"),
             output_audio_tokens=_of(output, "AUDIO"),

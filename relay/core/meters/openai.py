@@ -108,10 +108,10 @@ def usage_of(raw: bytes | None, ignored_fields: IgnoredFields) -> Usage | None:
 
 def usage_from(fields: OpenAIUsage) -> Usage | None:
     """Convert a `usage` object into a Usage; None if it has no counts."""
-    given = fields.prompt_tokens or fields.input_tokens or 0
-    made = fields.completion_tokens or fields.output_tokens or 0
-    if given or made:
-        return clamped(_token_usage(fields, given, made))
+    input_tokens = fields.prompt_tokens or fields.input_tokens or 0
+    output_tokens = fields.completion_tokens or fields.output_tokens or 0
+    if input_tokens or output_tokens:
+        return clamped(_token_usage(fields, input_tokens, output_tokens))
     billed, whole = _billed(fields), fields.total_tokens or 0
     seconds = fields.seconds if fields.seconds is not None else fields.prompt_audio_seconds
     if seconds is not None:
@@ -121,21 +121,21 @@ def usage_from(fields: OpenAIUsage) -> Usage | None:
     return Usage(billed_nano_usd=billed) if billed else None
 
 
-def _token_usage(fields: OpenAIUsage, given: int, made: int) -> Usage:
+def _token_usage(fields: OpenAIUsage, input_tokens: int, output_tokens: int) -> Usage:
     input_, output = _details(fields)
     reasoning = output.reasoning_tokens or 0
     if not reasoning and not isinstance(fields.cost, _Cost):  # Perplexity's output excludes them
         reasoning = fields.reasoning_tokens or 0
     audio_ms = round((fields.prompt_audio_seconds or 0) * 1000)
-    if (excess := (fields.total_tokens or 0) - given - made) > 0 and not audio_ms:
+    if (excess := (fields.total_tokens or 0) - input_tokens - output_tokens) > 0 and not audio_ms:
         # In xAI's chat the output excludes reasoning; Google reports thoughts only in the total.
-        made += excess
+        output_tokens += excess
         reasoning = max(reasoning, excess)
     cached, searches = input_.cached_tokens_details or _NOT_CACHED, fields.server_tool_use_details
     billed = _billed(fields)
     return Usage(
-        given,
-        made,
+        input_tokens,
+        output_tokens,
         input_.cached_tokens or input_.cache_read_input_tokens or fields.cached_tokens
         or fields.num_cached_tokens or fields.prompt_cache_hit_tokens or 0,
         input_.cache_write_tokens or input_.cache_creation_input_tokens or 0,
