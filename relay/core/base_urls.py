@@ -1,7 +1,6 @@
-"""Find the provider that a client meant whose request reached no surface of the relay, because its
-base URL is wrong.
+"""Guess the provider of a request with a wrong base URL, which matches no route of the relay.
 
-Owns the guess, by path and headers. The error that tells the base URL is `UnknownRoute`.
+Owns the guess, by path and headers. `UnknownRoute` reports the right base URL to the client.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _MAX_SEGMENTS = 6
 
 
 class BaseUrlGuess(NamedTuple):
-    """What a client seems to want: a provider, and errors in the wire format of its SDK."""
+    """The provider that a client probably means, and the wire format of its SDK, for the error."""
 
     provider: str
     """Empty: unknown."""
@@ -25,16 +24,16 @@ class BaseUrlGuess(NamedTuple):
 
 
 class _Signature(NamedTuple):
-    """How the requests of one provider's SDK look."""
+    """How to recognize the requests of one provider's SDK."""
 
     provider: str
     format: str
     header: str
-    """Sent by this SDK alone; empty: there is none."""
+    """A header that only this SDK sends; empty: there is none."""
     path: re.Pattern[str]
 
 
-# The first that matches counts.
+# The first match is used.
 _SIGNATURES = (
     _Signature(
         "google-ai-studio", "google", "x-goog-api-key",
@@ -64,8 +63,8 @@ _SIGNATURES = (
 def guess_provider(
     path: str, headers: Mapping[str, str], providers: Mapping[str, Provider]
 ) -> BaseUrlGuess:
-    """The provider that a request to `path` means: the one that a segment of the path names, else
-    the one whose SDK sends such requests, if gateway.yaml has it.
+    """Guess the provider of a request to `path`: the one that a segment of the path names,
+    otherwise the one whose SDK sends such requests, if gateway.yaml has it.
     """
     segments = [segment for segment in path.split("/") if segment][:_MAX_SEGMENTS]
     signature = next(

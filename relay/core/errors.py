@@ -109,9 +109,9 @@ class UnknownRoute(RelayError, code="unknown_route", status=404, close_code=1002
 
     method: str
     root: str = "/api/v1/ai-gateway/providers/"
-    """The URL that a provider's name follows."""
+    """The URL before a provider's name."""
     provider: str = ""
-    """The provider that the client seems to mean; empty: unknown."""
+    """The provider that the client probably means; empty: unknown."""
     format: str = "openai"
     """The wire format of the client's SDK."""
 
@@ -147,7 +147,7 @@ class UnknownProvider(RelayError, code="unknown_provider", status=404):
     name: str
     nearest: str = ""
     names: Sequence[str] = ()
-    """All that it has."""
+    """All names in gateway.yaml."""
 
     @property
     def message(self) -> str:

@@ -238,7 +238,7 @@ class Route:
     provider: Provider
     target: Target
     endpoint: str
-    """The client's endpoint, with the version of `Provider.endpoint`, for logs and `relay explain`."""
+    """The client's endpoint, normalized by `Provider.endpoint`, for logs and `relay explain`."""
     path: str
     """The raw path after the target's prefix, with its leading slash, or empty."""
 

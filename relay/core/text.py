@@ -33,7 +33,7 @@ def clean(text: str, most: int = MAX_CHARACTERS) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` in one line for a terminal: line ends and what a terminal would obey are escaped."""
+    """Escape line ends and control characters, to print `text` as one line on a terminal."""
     if text.isprintable():
         return text
     return "".join(

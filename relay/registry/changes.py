@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from relay.registry.load import Config
 
 _OTHERWISE_COMPARED = frozenset({"include", "providers"})
-"""Sections that become the registry; its providers are compared."""
+"""Sections that the registry is built from, whose providers are compared instead."""
 
 
 class Reloaded(NamedTuple):

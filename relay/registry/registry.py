@@ -80,8 +80,8 @@ class Registry:
 
 
 def nearest_provider(name: str, names: Sequence[str]) -> str:
-    """The provider that a wrong name means: of that product, spelt alike, or beginning with it
-    (`google`, `azure`); empty: none.
+    """Return the provider that a wrong name probably means: by the name of a product (`gemini`), a
+    similar spelling, or the beginning of a name (`google`, `azure`); empty if there is none.
     """
     product = _NAMES_OF_PRODUCTS.get(name.lower(), "")
     if product in names:

@@ -153,5 +153,5 @@ async def test_over_http_a_query_that_is_too_slow_gets_503_with_advice(relay: Re
     monkeypatch.setattr("relay.ledger.queries.page", page)
     monkeypatch.setattr(readers, "READ_S", 0.1)
     status, answer = await ask(relay, "logs")
-    assert (status, answer["error"]["code"]) == (503, "query_timeout") and "ask for less time" in answer["error"]["message"]
+    assert (status, answer["error"]["code"]) == (503, "query_timeout") and "Query a shorter time" in answer["error"]["message"]
     assert relay.gateway.ledger.state == "ok"
