@@ -1,7 +1,7 @@
 """The conversation of a session of the demo's Realtime API.
 
 Owns the items: which a client may create, how many are kept, and what the demo says after the last
-of them. Events are demo/realtime.py's.
+of them. demo/realtime.py sends the events.
 """
 
 from __future__ import annotations

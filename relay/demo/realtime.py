@@ -1,10 +1,10 @@
 """The demo's Realtime API: OpenAI's GA events over a WebSocket, in text, audio and function calls.
 
-Owns one session: its settings, and which events answer an event of the client. The items of the
-conversation are demo/conversation.py's, the events of a response demo/realtime_response.py's, audio
-is demo/audio.py's. Shapes of the beta are refused as OpenAI refuses them: `response.modalities` is
-an unknown parameter (it is `output_modalities` now), and the beta header or subprotocol ends the
-session at once.
+Owns one session: its settings, and which events answer an event of the client.
+demo/conversation.py has the items, demo/realtime_response.py the events of a response, and
+demo/audio.py the audio. Shapes of the beta are refused as OpenAI refuses them:
+`response.modalities` is an unknown parameter (it is `output_modalities` now), and the beta header
+or subprotocol ends the session at once.
 
 https://platform.openai.com/docs/api-reference/realtime-client-events
 """

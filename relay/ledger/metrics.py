@@ -317,7 +317,7 @@ def _proves_model(record: Record) -> bool:
 
 
 def _tally(records: Sequence[Record]) -> Mapping[Sample, int]:
-    """Count what the sums of a batch do not tell: status classes, cache misses, retries and
+    """Count what the sums of a batch do not include: status classes, cache misses, retries and
     fallbacks.
     """
     classes: dict[tuple[str, str, int], int] = {}

@@ -2,7 +2,7 @@
 
 Owns the order of a worker's start and end, its signals, and its supervisor's orders. The listening
 sockets are opened in listen.py: several workers share them (docs/decisions/0004), so that no queued
-connection is lost when one worker ends. A connection is connection.py's.
+connection is lost when one worker ends. connection.py serves a connection.
 """
 
 from __future__ import annotations

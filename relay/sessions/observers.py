@@ -29,8 +29,8 @@ Observer = Callable[[bytes], None]
 def observe_session(
     session: Session, route: Route, query: str, gateway: Gateway
 ) -> tuple[Observer | None, Observer | None]:
-    """Return the observer of the client's messages, and that of the provider's. An observer costs
-    one Python call and one or two searches in C for each message in which it finds nothing.
+    """Return the observers of the client's and the provider's messages. An observer costs one
+    Python call and one or two searches in C for each message in which it finds nothing.
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
     opened = OpenedSession(route.endpoint, query, exchange.request.model, *sides, gateway.clock)

@@ -142,7 +142,7 @@ def lost(leg: Leg) -> Ending:
 
 
 def broken(error: BaseException) -> Ending:
-    """Return the ending for a bug of the relay's, which is logged when the session ends."""
+    """Return the ending for a bug in the relay, which is logged when the session ends."""
     return Ending(InternalError.close_code, "the relay failed", "relay", error)
 
 

@@ -1,7 +1,7 @@
 """Turn an error into the response that a client gets.
 
 Owns the response: status, headers, and the choice of the format in which the client's SDK reads
-errors. The bodies are core/error_bodies.py's, the errors and their messages core/errors.py's.
+errors. core/error_bodies.py encodes the bodies; core/errors.py has the errors and their messages.
 """
 
 from __future__ import annotations

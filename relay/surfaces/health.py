@@ -2,7 +2,7 @@
 `/metrics`.
 
 Owns their responses. The first three are for load balancers: any Host, no access check. `/metrics`
-is for Prometheus, and checked like a call; its figures are ledger/metrics.py's.
+is for Prometheus, and checked like a call; ledger/metrics.py makes its figures.
 """
 
 from __future__ import annotations

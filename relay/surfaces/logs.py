@@ -1,7 +1,8 @@
 """The ledger's calls over HTTP: …/logs, for local administrators while access is open.
 
-Owns the parameters of queries, the bodies of requests, and the shape of responses. The queries are
-ledger/queries.py's, changes ledger/changes.py's. Sums are surfaces/usage.py's.
+Owns the parameters of queries, the bodies of requests, and the shape of responses.
+ledger/queries.py runs the queries, ledger/changes.py makes changes, and surfaces/usage.py reports
+sums.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one middleware: checks the path, and turns every error into a response.
 
-Owns the order: the path is checked before anything reads it. The responses are
-surfaces/errors.py's. A streamed body passes through no other middleware.
+Owns the order: the path is checked before anything reads it. surfaces/errors.py makes the
+responses. A streamed body passes through no other middleware.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 …/ws/{provider}[/{endpoint}] for WebSockets.
 
 Owns what becomes of a request there: the Call, made from the raw path; the responses to preflights
-and connection probes; the 404 of a wrong base URL. What happens to a call is rest.py's and
-websocket.py's.
+and connection probes; the 404 of a wrong base URL. rest.py and websocket.py handle the call.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sums of usage and cost over HTTP: GET …/usage, for local administrators while access is open.
 
-Owns the parameters of the query, and the shape of the response. The sums are ledger/usage.py's.
+Owns the parameters of the query, and the shape of the response. ledger/usage.py reads the sums.
 """
 
 from __future__ import annotations
