@@ -64,7 +64,7 @@ golden: $(VENV)/test.stamp  ## rewrite the golden files; read the diff
 bench: $(VENV)/test.stamp  ## speed beside nginx and a bare relay (needs gcc, wrk, nginx)
 	scripts/bench/run $(ARGS)
 
-size:  ## lines, longest functions, largest modules, and who writes the Exchange (ARGS=COMMIT: of a commit)
+size:  ## lines, longest functions, largest modules, writers of the Exchange (ARGS=COMMIT)
 	@$(PYTHON) scripts/size $(ARGS)
 
 soak: $(VENV)/test.stamp  ## tests that wait for minutes
