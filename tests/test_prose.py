@@ -18,7 +18,6 @@ from tests.processes import ROOT
 MAX_COLUMNS = 100
 SUFFIXES = (".py", ".md", ".yaml", ".yml", ".js", ".jsx", ".conf", ".service", ".socket", ".example", "")
 WITHOUT = {"node_modules", "__pycache__", "dist", "migrations", "test"}
-HISTORY = {"CHANGELOG.md"}
 
 PHRASES = {
     # A module's docstring says in a sentence what it owns: "Owns the recording", "core/x.py decides".
@@ -102,7 +101,7 @@ def _files() -> Iterator[Path]:
 @cache
 def _texts() -> dict[str, str]:
     """The text of every file that is ours, by its path."""
-    found = (path for path in _files() if path.suffix in SUFFIXES and not WITHOUT & set(path.parts) and path.name not in HISTORY)
+    found = (path for path in _files() if path.suffix in SUFFIXES and not WITHOUT & set(path.parts))
     return {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in found}
 
 
