@@ -47,8 +47,8 @@ _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STABLE_S = 30.0
 """When a worker that was ready for this long dies, its back-off begins again."""
 _EXIT_GRACE_S = 12.0
-"""What a worker may need after its drain: 3 s to end the calls that it cut, 2 s for background work,
-5 s to write records, and a reserve."""
+"""How long a worker may take after its drain: 3 s to end the calls that it cut, 2 s for background
+work, 5 s to write records, and a reserve."""
 _REAP_POLL_S = 0.01
 _NO_REPLY = 0
 """The id of an order to which no reply is expected."""
