@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import aiohttp_cors
 import pytest
 
+from relay.surfaces.cors import EXPOSED
 from tests.conftest import StartRelay
+from tests.processes import ROOT
 from tests.relays import Relay, provider
 from tests.upstream.raw import RawUpstream, ok
 
@@ -70,3 +74,21 @@ async def test_a_page_may_read_errors_and_streams_too(start: StartRelay, raw: Ra
 
 def test_the_pinned_version_is_installed() -> None:
     assert aiohttp_cors.__version__ == "0.8.1"
+
+
+OWN_HEADERS = {
+    "relay/calls/response.py": r'pairs\.append\(\("([a-z-]+)"',
+    "relay/calls/caching.py": r'\("(age)", ',
+    "relay/core/error_bodies.py": r'headers\["([a-z-]+)"\] =',
+    "relay/core/limits.py": r'"(ratelimit[a-z-]*)"',
+}
+"""Where the relay sets a response header of its own, and how."""
+
+
+def test_a_page_may_read_every_response_header_of_the_relay_and_the_documents_list_it() -> None:
+    documented = (ROOT / "docs/api.md").read_text().partition("\n## Response headers\n")[2]
+    for file, pattern in OWN_HEADERS.items():
+        names = set(re.findall(pattern, (ROOT / file).read_text()))
+        assert names, f"{file} sets none"
+        assert names <= set(EXPOSED)
+        assert [name for name in names if f"`{name}`" not in documented] == []
