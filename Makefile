@@ -39,7 +39,7 @@ test: $(VENV)/test.stamp lint  ## all checks and tests
 	$(SERIAL) $(SELECTED)
 
 # What starts no program and takes no second: half a minute on two quiet cores.
-QUICK = tests/core tests/calls tests/gate tests/sessions tests/cache tests/surfaces tests/test_layers.py tests/test_docs.py tests/test_names.py
+QUICK = tests/registry/test_load.py tests/core tests/calls tests/gate tests/sessions tests/cache tests/surfaces tests/test_layers.py tests/test_docs.py tests/test_names.py
 SLOW_FILES = tests/core/test_large_bodies.py tests/core/test_injection.py tests/core/meters/test_scanning.py tests/core/meters/test_documents.py tests/core/meters/test_tolerant_json.py
 SLOW_NAMES = any_byte or bomb or bounded_work or slow
 
