@@ -44,6 +44,13 @@ def bound_entries(entries: Metadata) -> Metadata:
     }
 
 
+def user_of(metadata: Metadata, named: str | None) -> str:
+    """Return the end user of a call: `user` of its metadata, else the one that its body `named`;
+    empty if neither says who it is.
+    """
+    return as_text(metadata.get("user", "")) or named or ""
+
+
 def as_text(value: str | float | bool) -> str:
     """Return a value as limits count it: `true`, not `True`."""
     return str(value).lower() if isinstance(value, bool) else str(value)

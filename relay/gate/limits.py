@@ -26,7 +26,7 @@ from relay.core.fields import LARGE_BYTES
 from relay.core.formats import counting_of
 from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import Metadata, as_text, parse_metadata
+from relay.core.metadata import Metadata, as_text, parse_metadata, user_of
 from relay.core.peek import model_is_plain
 from relay.core.usage import estimate
 from relay.gate.windows import Taken, Windows
@@ -263,8 +263,9 @@ def _value(name: str, exchange: Exchange, admission: Admission) -> str:
         return exchange.request.provider
     if name == "model":
         return exchange.request.model or ""
-    text = as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
-    return text or (exchange.request.user or "" if name == "user" else "")
+    if name == "user":
+        return user_of(admission.metadata, exchange.request.user)
+    return as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
 
 
 def _too_many(rule: Rule) -> Overloaded | RateLimited | TooManySessions:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange, SessionSummary
-from relay.core.metadata import HEADER, parse_metadata
+from relay.core.metadata import HEADER, parse_metadata, user_of
 from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MAX_PATH_CHARACTERS, clean
@@ -88,15 +88,15 @@ def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
         record.sampled = trace.sampled
     if exchange.request.request_id:
         record.request_id = clean(exchange.request.request_id)
-    if exchange.request.user:
-        record.user = clean(exchange.request.user)
     if exchange.routing.cloudflare_log_id:
         record.cloudflare_log_id = _from_provider(secrets, exchange.routing.cloudflare_log_id)
     header = exchange.request.headers.get
     if event_id := header(EVENT_ID):
         record.event_id = clean(event_id)
-    if metadata := header(HEADER):
-        record.metadata = parse_metadata(metadata) or None
+    metadata = parse_metadata(header(HEADER))
+    record.metadata = metadata or None
+    if user := user_of(metadata, exchange.request.user):
+        record.user = clean(user)
 
 
 @lru_cache(maxsize=1024)

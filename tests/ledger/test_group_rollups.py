@@ -312,6 +312,20 @@ async def test_calls_are_added_up_by_user_without_any_setting(start: StartRelay,
     assert {row["user"]: row["requests"] for row in answer["rows"]} == {"ann": 2, "(none)": 1}
 
 
+async def test_the_user_of_a_call_or_session_is_the_one_that_limits_count(start: StartRelay, vendors: Any, database_setting: str) -> None:
+    relay = await start({"database": database_setting, "providers": vendors.entries()})
+    for header, body in (({"user": "ann"}, "bob"), ({"user": 7}, None), ({"user": ""}, "bob"), ({"team": "a"}, "bob"), (["no object"], "bob")):
+        call = {"model": "m", "messages": []} | ({"user": body} if body else {})
+        await relay.call("POST", relay.path("openai", "chat/completions"), json=call, headers={"cf-aig-metadata": json.dumps(header)})
+    async with relay.client.ws_connect(relay.ws("openai"), headers={"cf-aig-metadata": '{"user": "ann"}'}):
+        pass
+    await rows(relay)
+    _, answer = await ask(relay, "usage?by=user")
+    assert {row["user"]: row["requests"] for row in answer["rows"]} == {"ann": 2, "bob": 3, "7": 1}
+    _, answer = await ask(relay, "logs?user=ann")
+    assert {call["transport"] for call in answer["logs"]} == {"rest", "websocket"}
+
+
 async def test_a_name_that_comes_later_has_the_calls_before_under_none(relay: Relay, raw: RawUpstream) -> None:
     settings = relay.gateway.settings
     object.__setattr__(settings, "ledger", settings.ledger.model_copy(update={"group_by": ["team", "env"]}))
