@@ -15,9 +15,12 @@ from relay.core.record import Record
 from relay.core.text import escaped
 from relay.core.usage import Usage
 
-Ending = Literal["ok", "client error", "client left", "refused", "relay failed", "provider failed"]
+Ending = Literal[
+    "ok", "client error", "client left", "refused", "cut", "relay failed", "provider failed"
+]  # fmt: skip
 """How a call ended: `client error` is a 4xx of the provider's that the client can put right;
-`refused` is the relay's own decision, such as a limit, an unknown name or a missing key."""
+`refused` is the relay's own decision, such as a limit, an unknown name or a missing key; `cut` is
+one about a response or session that had begun, such as the end of a drain."""
 
 _RESET = "\x1b[0m"
 COLOURS: Mapping[str, str] = {
@@ -25,6 +28,7 @@ COLOURS: Mapping[str, str] = {
     "client error": "\x1b[33m",
     "client left": "\x1b[33m",
     "refused": "\x1b[35m",
+    "cut": "\x1b[35m",
     "relay failed": "\x1b[31m",
     "provider failed": "\x1b[31m",
     "debug": "\x1b[2m",
@@ -36,6 +40,7 @@ PLAIN: Mapping[str, str] = {}
 
 _LABEL_CHARS = max(map(len, COLOURS))
 _SIDES = {error.code: error.side for error in CATALOGUE}
+_FIRST_ERROR_STATUS = 400
 _OPERATOR_STATUSES = frozenset({401, 402, 403, 429})
 """Statuses of a provider that concern the relay's key or account there."""
 _MINUTE_MS = 60_000
@@ -88,7 +93,9 @@ def ending_of(record: Record) -> Ending:
     if record.error is not None:
         if _SIDES.get(record.error) == "upstream":
             return "provider failed"
-        return "relay failed" if record.error == InternalError.code else "refused"
+        if record.error == InternalError.code:
+            return "relay failed"
+        return "cut" if 0 < record.status < _FIRST_ERROR_STATUS else "refused"
     if record.status >= 500 or record.status in _OPERATOR_STATUSES or record.outcome == "failed":
         return "provider failed"
     return "client error" if record.status >= 400 else "ok"
