@@ -39,7 +39,7 @@ async def test_an_exit_code_and_the_last_words_arrive(tmp_path: Path, start: Sta
     (tmp_path / "gateway.yaml").write_text("server:\n  host: ${NAME}\n  prot: 1\n")
     relay = await run(tmp_path, "check", env={"NAME": "256.0.0.0"}, start=start)
     assert await relay.ended() == 2
-    assert any("server.prot: unknown key" in line for line in relay.lines) and "nothing was started" in relay.lines[-1]
+    assert any("server.prot: unknown key" in line for line in relay.lines) and "problem(s); the configuration is refused." in relay.lines[-1]
 
 
 async def test_workers_are_the_children_of_their_supervisor(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class ConfigError(OperatorError):
 
     @property
     def report(self) -> str:
-        return f"{self}\n{len(self.problems)} problem(s); nothing was started."
+        return f"{self}\n{len(self.problems)} problem(s); the configuration is refused."
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def test_check_prints_every_problem_and_exits_2(folder: Path, capsys: pytest.Cap
     (folder / "gateway.yaml").write_text("sever: {}\nserver: {port: x}\n")
     assert main(["check"]) == 2
     err = capsys.readouterr().err
-    assert "gateway.yaml:1:1" in err and "gateway.yaml:2:10" in err and "2 problem(s)" in err
+    assert "gateway.yaml:1:1" in err and "gateway.yaml:2:10" in err and "2 problem(s); the configuration is refused." in err
     assert main(["check", "--config", "nowhere.yaml"]) == 2
     assert main(["check", "--env-file", "nowhere.env"]) == 2
     assert "nowhere.env:1:1: there is no such file" in capsys.readouterr().err
