@@ -107,8 +107,8 @@ def _post_reload(url: SplitResult) -> tuple[int, dict[str, Any]]:
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ReloadFailed(
-            f"no relay answers on {place} ({reason}); if it listens elsewhere, name it with --url,"
-            " such as --url http://127.0.0.1:8787"
+            f"no relay answers on {place} ({reason}); if it listens elsewhere, as with --port,"
+            " write --url and the URL that it printed at its start"
         ) from None
     finally:
         connection.close()

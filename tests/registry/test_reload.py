@@ -335,7 +335,8 @@ async def test_the_command_fails_where_the_reload_does(start: StartRelay, capsys
 
 def test_the_command_says_where_it_looked_for_a_relay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reload", "--url", "http://127.0.0.1:9"]) == 1
-    assert "no relay answers on 127.0.0.1:9 (Connection refused)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no relay answers on 127.0.0.1:9 (Connection refused)" in err and "write --url and the URL" in err
     assert main(["reload", "--url", "nowhere"]) == 1
     assert "--url should be an http:// or https:// URL" in capsys.readouterr().err
     (folder / "gateway.yaml").write_text("server:\n\tport: 1")
