@@ -192,6 +192,12 @@ async def test_only_known_host_names_may_be_called_by(start: StartRelay, raw: Ra
     assert (b"x-relay-error: host_not_allowed" in answer) == (not allowed)
 
 
+async def test_the_error_names_the_host_as_it_is_listed(start: StartRelay, raw: RawUpstream) -> None:
+    relay = await start({"server": {"hosts": ["relay.internal"]}}, openai=provider(raw.url))
+    answer = await send_raw(relay, _request("Host: ai.example.com:8443", "Connection: close", method="GET"))
+    assert b"the host name 'ai.example.com' must be listed" in answer
+
+
 async def test_management_is_for_this_machine_only(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"cors": {"origins": ["https://app.example.com"]}, "server": {"hosts": ["relay.internal"]}}, openai=provider(raw.url))
     target = "/api/v1/ai-gateway/providers"

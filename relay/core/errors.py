@@ -170,7 +170,7 @@ class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
     def message(self) -> str:
         return (
             f"Access is open, so the host name '{quoted(self.host)}' must be listed in gateway.yaml"
-            " under server.hosts."
+            " under server.hosts, or be that of server.public_url."
         )
 
 

@@ -77,7 +77,7 @@ class OpenAccess:
         headers may call.
         """
         if not self._is_allowed[host := headers.get("Host", "")]:
-            raise HostNotAllowed(host)
+            raise HostNotAllowed(host_name(host) or host)
         if not is_own_page(headers) and not self.origins.allow(origin := headers["Origin"]):
             raise OriginNotAllowed(origin)
 
