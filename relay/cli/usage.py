@@ -138,10 +138,15 @@ def _remarks(total: dict[str, Any]) -> list[str]:
     """The legend of the marks beside the cost."""
     remarks = []
     if total["estimated"]:
-        remarks.append(f"~  usage of {total['estimated']} calls is estimated: docs/ledger.md")
-    if total["unpriced"]:
-        remarks.append(f"?  {total['unpriced']} calls have no price: docs/pricing.md")
+        remarks.append(f"~  usage of {_calls(total['estimated'])} is estimated: docs/ledger.md")
+    if count := total["unpriced"]:
+        has = "has" if count == 1 else "have"
+        remarks.append(f"?  {_calls(count)} {has} no price: docs/pricing.md")
     return remarks
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"
 
 
 def _number(value: float | None) -> str:

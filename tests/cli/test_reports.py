@@ -93,7 +93,7 @@ async def test_usage_is_a_table_with_money_to_four_digits_under_each_other(confi
     points = {line.index(cells[9]) + cells[9].index(".") for cells in table.values() for line in lines if line.split() == cells}
     assert len(points) == 1, "digit under digit"
     assert len({len(line) for line in (head, *lines[: len(table)])}) == 1
-    assert lines[-2:] == ["~  usage of 1 calls is estimated: docs/ledger.md", "?  1 calls have no price: docs/pricing.md"]
+    assert lines[-2:] == ["~  usage of 1 call is estimated: docs/ledger.md", "?  1 call has no price: docs/pricing.md"]
 
 
 def test_money_that_is_less_than_four_digits_is_not_shown_as_nothing() -> None:
