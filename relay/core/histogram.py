@@ -10,6 +10,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
+from math import ceil
 
 BUCKETS = 48
 """Two buckets per octave, from 1/16 ms to about 12 minutes."""
@@ -47,8 +48,11 @@ def bucket_counts(packed: int) -> dict[str, tuple[int, ...]]:
 
 
 def percentiles(packed: int, measure: str, wanted: Iterable[float]) -> dict[str, float] | None:
-    """Return `{"p50": ms, …}`; None if nothing was counted. Each is interpolated linearly between
-    the bounds of its bucket, so its error is at most the width of a bucket (a factor of 1.41).
+    """Return `{"p50": ms, …}`, with three digits; None if nothing was counted.
+
+    Each is the nearest-rank percentile, where the values of a bucket are taken as evenly spread
+    between its bounds. The bounds differ by a factor of 1.41: the error is at most 21 % for a
+    single value of a bucket, and less for many.
     """
     at = BUCKET_BITS * BUCKETS * MEASURES.index(measure)
     found = _one_measure.unpack(((packed >> at) & _ALL).to_bytes(_one_measure.size, "little"))
@@ -57,11 +61,11 @@ def percentiles(packed: int, measure: str, wanted: Iterable[float]) -> dict[str,
         return None
     made = {}
     for share in wanted:
-        rank = passed[-1] * share / 100
+        rank = max(1, ceil(passed[-1] * share / 100))
         number = bisect_left(passed, rank)
         below = _UPPER[number - 1] if number else 0.0
-        within = (rank - passed[number] + found[number]) / found[number]
-        made[f"p{share:g}"] = round(below + (_UPPER[number] - below) * within, 2)
+        within = (rank - passed[number] + found[number] - 0.5) / found[number]
+        made[f"p{share:g}"] = float(f"{below + (_UPPER[number] - below) * within:.3g}")
     return made
 
 

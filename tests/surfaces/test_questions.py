@@ -192,6 +192,13 @@ def test_a_histogram_is_one_number_and_two_are_merged_by_addition() -> None:
     assert percentiles(whole, "overhead", (50,)) is None
 
 
+@pytest.mark.parametrize("ms", [0.07, 1.0, 812.0, 2165.0, 3000.0, 600_000.0])
+def test_the_percentiles_of_a_single_call_are_near_its_duration(ms: float) -> None:
+    found = percentiles(build_histogram([ms], [], []), "duration", (50, 95, 99))
+    assert found is not None
+    assert [pytest.approx(ms, rel=0.21)] * 3 == list(found.values())
+
+
 def _bucket(ms: float) -> int:
     return bucket_counts(build_histogram([ms], [], []))["duration"].index(1)
 
