@@ -1,4 +1,4 @@
-"""How much work a call takes, for tests that refuse quadratic or unbounded work."""
+"""Bounds on the work of a call, for tests that refuse quadratic or unbounded work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ATTEMPTS = 10
 
 
 def assert_cheap(call: Callable[[], object], bound_s: float) -> None:
-    """Fail if `call` takes `bound_s` of this thread's own CPU time every time it is tried.
+    """Fail if `call` takes `bound_s` of this thread's own CPU time in every attempt.
 
     The bound is ten times what the call needs, and work that grows with the square of the input
     needs a hundred times as much. One attempt below the bound is enough: a busy machine makes some

@@ -1,4 +1,4 @@
-"""Which responses are complete, by format and kind: each case whole, cut at every document, and failed."""
+"""Which responses are complete: whole, truncated at every document, and failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def complete(format_: str, kind: str, body: bytes, media: str = SSE, coding: str
 
 
 def sse(*documents: Any) -> list[bytes]:
-    """Each document as an event; a text as it is, a pair with its name."""
+    """Return each document as an event; a string is the data itself, a pair is a name and data."""
     events = []
     for each in documents:
         name, data = each if isinstance(each, tuple) else (None, each)
@@ -89,7 +89,7 @@ def test_a_stream_that_ends_within_an_event_is_not_complete(name: str) -> None:
     body = b"".join(events)
     assert not complete(format_, kind, body[: -len(events[-1]) // 2])
     assert not complete(format_, kind, body + b'data: {"a": ')
-    assert complete(format_, kind, body[:-2]), "the last empty line is left out by some servers"
+    assert complete(format_, kind, body[:-2]), "some servers leave out the last empty line"
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -103,20 +103,20 @@ def test_a_stream_that_ends_within_an_event_is_not_complete(name: str) -> None:
         b'data: {"success":false,"errors":[]}\n\n',
     ],
 )
-def test_a_stream_with_an_error_is_not_complete_wherever_it_stands(name: str, error: bytes) -> None:
+def test_a_stream_with_an_error_at_any_place_is_not_complete(name: str, error: bytes) -> None:
     format_, kind, events, _ = STREAMS[name]
     for at in range(len(events)):
         assert not complete(format_, kind, b"".join([*events[:at], error, *events[at:]]))
 
 
 @pytest.mark.parametrize("reason", ["error", "insufficient_system_resource"])
-def test_a_reason_to_finish_that_is_a_failure_is_none(reason: str) -> None:
+def test_a_response_with_a_finish_reason_that_is_a_failure_is_not_complete(reason: str) -> None:
     assert not complete("openai", "chat", b"".join(sse(part(), part(reason=reason), "[DONE]")))
     assert not complete("openai", "chat", json.dumps(part(reason=reason)).encode(), JSON)
     assert not complete("cohere", "chat", b"".join(sse({"type": "message-end", "delta": {"finish_reason": "ERROR"}})))
 
 
-def test_an_end_that_a_text_only_speaks_of_is_none() -> None:
+def test_an_end_marker_within_a_text_does_not_complete_a_stream() -> None:
     quoted = '"type":"message_stop"'
     text = sse(MESSAGES[0], ("content_block_delta", {"type": "content_block_delta", "delta": {"text": quoted}}))
     assert not complete("anthropic", "messages", b"".join(text))
@@ -125,7 +125,7 @@ def test_an_end_that_a_text_only_speaks_of_is_none() -> None:
 
 WHOLE: dict[str, tuple[str, str, Any, Any]] = {
     "chat": ("openai", "chat", part(reason="stop"), part()),
-    "chat of nothing": ("openai", "chat", part(reason="stop"), {"model": "m"}),
+    "chat without a result": ("openai", "chat", part(reason="stop"), {"model": "m"}),
     "chat of two": ("openai", "chat", {"choices": [{"index": 0, "finish_reason": "stop"}, {"index": 1, "finish_reason": "stop"}]}, {"choices": [{"index": 0, "finish_reason": "stop"}, {"index": 1, "finish_reason": None}]}),
     "chat without choices": ("openai", "chat", part(reason="stop"), {"choices": []}),
     "completion": ("openai", "completion", part(reason="length"), part()),
@@ -148,7 +148,7 @@ WHOLE: dict[str, tuple[str, str, Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_json_document_is_complete_whole_with_its_reason_and_without_an_error(name: str) -> None:
+def test_a_json_document_is_complete_with_a_finish_reason_and_without_an_error(name: str) -> None:
     format_, kind, good, bad = WHOLE[name]
     text = json.dumps(good).encode()
     assert complete(format_, kind, text, JSON) and complete(format_, kind, b"\xef\xbb\xbf" + text + b"\n", f"{JSON}; charset=utf-8")
@@ -158,7 +158,7 @@ def test_a_json_document_is_complete_whole_with_its_reason_and_without_an_error(
 
 
 @pytest.mark.parametrize("format_", ["cohere", "fal"])
-def test_documents_in_lines_are_complete_with_their_last_one(format_: str) -> None:
+def test_json_lines_are_complete_with_their_last_document(format_: str) -> None:
     kind = "chat" if format_ == "cohere" else "other"
     lines = [b'{"event_type": "text-generation", "done": false}\n', b'{"event_type": "stream-end", "done": true}\n']
     assert complete(format_, kind, b"".join(lines), "application/stream+json")
@@ -199,12 +199,12 @@ GOOD = json.dumps(part(reason="stop")).encode()
         ("chat", JSON, b'"a text"', False),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_to_what_was_asked_for_is_not_complete(kind: str, media: str, body: bytes, expected: bool) -> None:
+def test_a_response_of_another_kind_than_requested_is_not_complete(kind: str, media: str, body: bytes, expected: bool) -> None:
     assert complete("openai", kind, body, media) is expected
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "zstd", "GZIP", "identity", ""])
-def test_a_compressed_response_is_complete_if_what_it_unpacks_to_is(coding: str) -> None:
+def test_a_compressed_response_is_complete_if_its_content_is(coding: str) -> None:
     pack = {"g": gzip.compress, "x": gzip.compress, "z": zstd.compress}.get(coding[:1].lower(), bytes)
     for media, good, bad in ((JSON, GOOD, b'{"choices": []}'), (SSE, b"".join(sse(part(), part(reason="stop"), "[DONE]")), sse(part())[0])):
         assert complete("openai", "chat", pack(good), media, coding)
@@ -212,7 +212,7 @@ def test_a_compressed_response_is_complete_if_what_it_unpacks_to_is(coding: str)
         assert not complete("openai", "chat", pack(good)[:-5], media, coding)
 
 
-def test_a_coding_that_is_not_known_or_is_no_such_text_is_not_complete() -> None:
+def test_a_response_in_an_unknown_or_a_wrong_coding_is_not_complete() -> None:
     assert not complete("openai", "chat", GOOD, JSON, "snappy") and not complete("openai", "chat", GOOD, JSON, "gzip")
 
 
@@ -224,7 +224,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_what_takes_long_to_read_is_not_read_at_once(name: str) -> None:
+def test_a_response_that_takes_long_to_read_is_not_read_at_once(name: str) -> None:
     media, body = LONG[name]
     assert complete("openai", "chat", body, media) is None
     assert complete("openai", "chat", body, media, most=MAX_READ_BYTES) is True
@@ -232,14 +232,14 @@ def test_what_takes_long_to_read_is_not_read_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"data: {}\n\n", b"data:1\n\n", b"\n\n", b'data: {"error":[]}\n\n', b'{"a":1}\n', b"[{}]"])
-def test_what_is_read_at_once_takes_little_time_whatever_it_is(piece: bytes) -> None:
+def test_any_response_that_is_read_at_once_takes_little_time(piece: bytes) -> None:
     body = piece * (READ_AT_ONCE_BYTES // len(piece))
     for size in (len(body), len(body) // 8):
         for media in (SSE, JSON):
             assert_cheap(lambda: complete("openai", "chat", body[:size], media), 0.3)  # noqa: B023
 
 
-def test_a_bomb_is_unpacked_no_further_than_what_may_be_read() -> None:
+def test_a_decompression_bomb_is_unpacked_only_up_to_the_limit() -> None:
     bomb = gzip.compress(bytes(3 * READ_AT_ONCE_BYTES))
     assert complete("openai", "chat", bomb, JSON, "gzip") is None
     assert complete("openai", "chat", bomb, JSON, "gzip", most=2 * READ_AT_ONCE_BYTES) is None
@@ -251,6 +251,6 @@ def test_json_that_would_take_long_even_to_skip_is_not_complete() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'{"choices": {"a": 1}}', b'{"choices": [1]}', b'{"choices": [{"index": "x"}]}', b'{"choices": null}', b'{"type": 1, "status": []}'])
-def test_odd_json_is_not_complete_and_raises_nothing(body: bytes) -> None:
+def test_malformed_json_is_not_complete_and_does_not_raise(body: bytes) -> None:
     for media in (JSON, SSE):
         assert not complete("openai", "chat", body if media == JSON else b"data: " + body + b"\n\n", media)

@@ -1,4 +1,4 @@
-"""Exchange: its states, its failures, and what a shared call has in common with its leader."""
+"""The exchange: its states, its failures, and what a shared call has in common with its leader."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from relay.core.exchange import CacheUse, Caller, Exchange, Request, State
 STATES = get_args(State)
 
 
-def made(**request: object) -> Exchange:
+def make_exchange(**request: object) -> Exchange:
     return Exchange("7f3aaaaa-b", Request("rest", "POST", Caller("c"), 0.0, **request))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.product(STATES, STATES)])
-def test_a_state_is_left_for_a_later_one_only(before: State, after: State) -> None:
-    exchange = made()
+def test_a_state_changes_only_to_a_later_one(before: State, after: State) -> None:
+    exchange = make_exchange()
     exchange.state = before
     if STATES.index(after) > STATES.index(before):
         exchange.move_to(after)
@@ -48,15 +48,15 @@ def test_a_state_is_left_for_a_later_one_only(before: State, after: State) -> No
         (ValueError("a bug"), InternalError),
     ],
 )
-def test_the_failure_that_an_error_is_is_decided_without_recording_it(error: BaseException, expected: type[RelayError]) -> None:
-    exchange = made()
+def test_an_error_is_mapped_to_a_failure_without_recording_it(error: BaseException, expected: type[RelayError]) -> None:
+    exchange = make_exchange()
     assert isinstance(exchange.failure_of(error), expected)
     assert exchange.outcome.name is exchange.outcome.error is exchange.outcome.cause is None
 
 
 @pytest.mark.parametrize(("failure", "name"), [(ClientGone(), "client_gone"), (ClientStalled(1.0), "client_gone"), (UnknownRoute("x"), "refused"), (InternalError(), "failed")])
 def test_a_failure_is_recorded_with_its_cause(failure: RelayError, name: str) -> None:
-    exchange, bug = made(), ValueError("a bug")
+    exchange, bug = make_exchange(), ValueError("a bug")
     exchange.fail(failure, bug)
     assert (exchange.outcome.name, exchange.outcome.error, exchange.outcome.cause) == (name, failure, bug)
     exchange.finish()
@@ -64,21 +64,21 @@ def test_a_failure_is_recorded_with_its_cause(failure: RelayError, name: str) ->
 
 
 def test_an_error_is_not_the_cause_of_itself() -> None:
-    exchange, failure = made(), UpstreamTimeout("waiting", 1.0)
+    exchange, failure = make_exchange(), UpstreamTimeout("waiting", 1.0)
     exchange.fail(failure, failure)
     assert exchange.outcome.cause is None
 
 
 @pytest.mark.parametrize(("state", "raised"), [("sending", UpstreamTimeout), ("committed", ConnectionResetError)])
-def test_after_the_first_byte_the_connection_is_all_there_is_to_end(state: State, raised: type[BaseException]) -> None:
-    exchange = made()
+def test_after_the_first_byte_a_failure_ends_the_connection(state: State, raised: type[BaseException]) -> None:
+    exchange = make_exchange()
     exchange.state = state
     assert isinstance(exchange.end_with(UpstreamTimeout("waiting", 1.0)), raised)
     assert exchange.outcome.name == "failed"
 
 
-async def test_a_task_that_was_cancelled_for_an_expiry_goes_on_with_its_error() -> None:
-    exchange = made()
+async def test_a_task_that_was_cancelled_for_an_expiry_continues_with_its_error() -> None:
+    exchange = make_exchange()
 
     async def call() -> RelayError | None:
         try:
@@ -91,18 +91,18 @@ async def test_a_task_that_was_cancelled_for_an_expiry_goes_on_with_its_error() 
     await asyncio.sleep(0)
     exchange.expire(expiry := UpstreamTimeout("waiting", 1.0))
     assert await exchange.task is expiry
-    assert exchange.take_expiry() is None, "it is taken once"
+    assert exchange.take_expiry() is None, "an expiry is taken once"
 
 
-async def test_a_cancellation_by_somebody_else_stays_one() -> None:
-    exchange = made()
+async def test_a_cancellation_for_another_reason_stays_a_cancellation() -> None:
+    exchange = make_exchange()
     exchange.task = asyncio.current_task()
     assert isinstance(exchange.end_with(asyncio.CancelledError()), asyncio.CancelledError)
     assert exchange.outcome.name == "client_gone"
 
 
 def test_a_shared_call_has_its_routing_and_its_usage_in_common_with_its_leader() -> None:
-    leader = made(provider="openai", held_bytes=7)
+    leader = make_exchange(provider="openai", held_bytes=7)
     leader.cache, leader.at_end = CacheUse(CachePlan("openai", "k", 60, True, True)), (lambda: None,)
     call = leader.fork()
     assert call.routing is leader.routing and call.usage is leader.usage
@@ -113,5 +113,5 @@ def test_a_shared_call_has_its_routing_and_its_usage_in_common_with_its_leader()
 
 
 @pytest.mark.parametrize(("reads", "is_hit", "status"), [(True, False, "MISS"), (False, False, "BYPASS"), (True, True, "HIT")])
-def test_the_status_of_the_cache_is_worked_out(reads: bool, is_hit: bool, status: str) -> None:
+def test_the_cache_status_follows_from_the_plan_and_the_hit(reads: bool, is_hit: bool, status: str) -> None:
     assert CacheUse(CachePlan("openai", "k", 60, reads, True), is_hit).status == status

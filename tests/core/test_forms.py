@@ -1,4 +1,4 @@
-"""Which fields a form has: as every parser reads it, or not at all."""
+"""A form is read only if every parser would read it in the same way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ END = b"--b--"
 
 
 @pytest.mark.parametrize("boundary", ["b", '"b"', "b; charset=utf-8"])
-def test_fields_are_found_with_the_places_of_their_values(boundary: str) -> None:
+def test_fields_are_found_with_the_offsets_of_their_values(boundary: str) -> None:
     body = named(b"file", b"\x00--b\r\n--c", b'; filename="a;name=b"') + part(b"", b"content-disposition:form-data; name=model_id") + END
     fields = form_fields(b"before it\r\n" + body, f"multipart/form-data; boundary={boundary}")
     assert fields is not None and [f.name for f in fields] == [b"file", b"model_id"]
@@ -48,7 +48,7 @@ def test_fields_are_found_with_the_places_of_their_values(boundary: str) -> None
         named(b"x") * 1001 + END,
     ],
 )  # fmt: skip
-def test_a_form_that_may_be_read_in_two_ways_is_not_read(body: bytes) -> None:
+def test_an_ambiguous_form_is_not_read(body: bytes) -> None:
     assert form_fields(body, TYPE) is None
     assert not model_is_plain(body, TYPE, None) and peek_body(body, TYPE).model is None
 
@@ -58,7 +58,7 @@ def test_a_form_without_a_boundary_is_not_read() -> None:
 
 
 @pytest.mark.parametrize(("media_type", "boundary"), [("multipart/form-data", b"b"), ("Multipart/Form-DATA", b"----WebKitFormBoundaryAbC")])
-def test_a_model_behind_a_large_file_is_told(media_type: str, boundary: bytes) -> None:
+def test_a_model_after_a_large_file_is_found(media_type: str, boundary: bytes) -> None:
     content_type = f"{media_type}; boundary={boundary.decode()}"
     body = (named(b"file", b"x" * 100_000) + named(b"model", b"whisper-1") + END).replace(b"--b", b"--" + boundary)
     assert peek_body(body, content_type).model == "whisper-1" and model_is_plain(body, content_type, "whisper-1")
@@ -70,7 +70,7 @@ def test_a_form_that_names_two_models_is_not_plain() -> None:
     assert model_is_plain(named(b"models") + END, TYPE, None)
 
 
-def test_a_form_of_nothing_but_beginnings_takes_linear_time() -> None:
+def test_a_form_of_delimiters_alone_takes_linear_time() -> None:
     for unit in (b"--b\r\n", b"\r\n--b", b"--b\r\n\r\n\r\n"):
         body = unit * 1_000_000
         assert_cheap(lambda body=body: form_fields(body, TYPE), 0.3)  # 10 ms

@@ -1,4 +1,4 @@
-"""Headers: which cross, and that order, duplicates and case survive."""
+"""Which headers are forwarded, and that order, duplicates and case survive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PAIRS = st.lists(st.tuples(_NAMES, st.text("abc, ", max_size=5)), max_size=12)
 
 
 @given(_PAIRS, st.one_of(st.none(), st.sampled_from(["close", "keep-alive", "x-a", "X-A, accept", "upgrade, content_type"])))
-def test_what_goes_up_is_a_subsequence_without_the_forbidden(pairs: list[tuple[str, str]], connection: str | None) -> None:
+def test_headers_for_the_provider_are_a_subsequence_without_forbidden_names(pairs: list[tuple[str, str]], connection: str | None) -> None:
     named = {headers.normal(item.strip()) for item in (connection or "").split(",")}
     up = headers.headers_for_provider(pairs, connection)
     rest = iter(pairs)
@@ -36,12 +36,12 @@ def test_cloudflare_gets_its_controls_and_a_provider_does_not() -> None:
     assert headers.headers_for_provider(pairs, None) == [("X-A", "1")]
 
 
-def test_cloudflares_answers_come_down_under_another_name() -> None:
+def test_response_headers_of_cloudflare_are_renamed() -> None:
     pairs = [("CF-AIG-Cache-Status", "HIT"), ("X-A", "1"), ("X-A", "2")]
     assert headers.downstream_headers(pairs, None) == [("x-cloudflare-aig-cache-status", "HIT"), ("X-A", "1"), ("X-A", "2")]
 
 
-def test_more_names_than_are_remembered_are_still_judged_right() -> None:
+def test_more_header_names_than_the_memo_holds_are_judged_correctly() -> None:
     pairs = [(f"X-{number}", "") for number in range(3000)] + [("Set-Cookie", "a"), ("Connection", "b")]
     for _ in range(2):
         assert headers.downstream_headers(pairs, None) == pairs[:3000]

@@ -1,4 +1,4 @@
-"""What an error says of its key: dead, limited until when, or nothing."""
+"""What an error says about its key: dead, limited until a time, or nothing."""
 
 from __future__ import annotations
 
@@ -59,35 +59,35 @@ DEAD: dict[str, tuple[int, Any]] = {
 
 
 @pytest.mark.parametrize("vendor", DEAD)
-def test_a_dead_key_is_recognised_in_each_vendors_form(vendor: str) -> None:
+def test_a_dead_key_is_recognised_in_each_vendors_error(vendor: str) -> None:
     status, document = DEAD[vendor]
     assert read_key_refusal(status, body(document), "", NOW).dead
-    ended = result_of_answer(status, {}.get, NOW, body(document))
-    assert ended.is_key_refused and fallback_cause(ended, RetryRules()) and is_repeatable(ended, RetryRules(), "POST")
-    assert key_cooldown_s(ended, 1) == 300
+    result = result_of_answer(status, {}.get, NOW, body(document))
+    assert result.is_key_refused and fallback_cause(result, RetryRules()) and is_repeatable(result, RetryRules(), "POST")
+    assert key_cooldown_s(result, 1) == 300
 
 
-def test_a_compressed_error_is_read_too() -> None:
+def test_a_compressed_error_is_read() -> None:
     packed = gzip.compress(body(google("API_KEY_INVALID")))
     assert read_key_refusal(400, packed, "gzip", NOW).dead == "API_KEY_INVALID"
     assert read_key_refusal(400, packed[:-20], "gzip", NOW).dead == ""
 
 
-QUOTING = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
-ALIVE: dict[str, tuple[int, Any]] = {
+NO_CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
+NOT_DEAD: dict[str, tuple[int, Any]] = {
     "a prompt that names a code": (400, {"error": {"message": "Invalid value: 'invalid_api_key'", "type": "invalid_request_error", "code": "invalid_value"}}),
-    "a model that is a sentence": (400, {"error": {"message": f"{QUOTING} is not a valid model ID", "type": "invalid_request_error"}}),
-    "a sentence that is quoted": (400, {"error": {"message": f"invalid model: {QUOTING}", "type": "invalid_request_error"}}),
+    "a model that is a sentence": (400, {"error": {"message": f"{NO_CREDIT} is not a valid model ID", "type": "invalid_request_error"}}),
+    "a sentence that is quoted": (400, {"error": {"message": f"invalid model: {NO_CREDIT}", "type": "invalid_request_error"}}),
     "a code at another place": (400, {"error": {"code": "invalid_value", "param": "insufficient_quota"}, "input": {"code": "invalid_api_key"}}),
     "a plain limit": (429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "You exceeded your current quota."}}),
-    "a fault": (500, {"error": {"code": "invalid_api_key"}}),
-    "no JSON": (400, "invalid_api_key"),
+    "a server error": (500, {"error": {"code": "invalid_api_key"}}),
+    "not JSON": (400, "invalid_api_key"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("why", ALIVE)
-def test_nothing_that_a_client_wrote_makes_a_key_dead(why: str) -> None:
-    status, document = ALIVE[why]
+@pytest.mark.parametrize("why", NOT_DEAD)
+def test_text_from_a_client_does_not_make_a_key_dead(why: str) -> None:
+    status, document = NOT_DEAD[why]
     assert read_key_refusal(status, body(document), "", NOW).dead == ""
 
 
@@ -109,7 +109,7 @@ def retry(delay: str) -> dict[str, Any]:
         ({"error": "x"}, None), ([], None), ({}, None),
     ],
 )  # fmt: skip
-def test_a_wait_is_read_in_the_body(document: Any, expected: float | None) -> None:
+def test_a_wait_is_read_from_the_body(document: Any, expected: float | None) -> None:
     assert read_key_refusal(429, body(document), "", NOW).wait_s == expected
 
 
@@ -120,7 +120,7 @@ def test_a_wait_is_read_in_the_body(document: Any, expected: float | None) -> No
         ("", None), ("s", None), ("6", None), ("-1s", None), ("1s1s", None), ("9" * 40 + "s", None), ("999999h", None), ("6m 0s", None),
     ],
 )  # fmt: skip
-def test_durations(text: str, expected: float | None) -> None:
+def test_a_duration_is_read_within_its_bounds(text: str, expected: float | None) -> None:
     found = duration_s(text)
     assert found == (None if expected is None else pytest.approx(expected))
 
@@ -129,7 +129,7 @@ def test_durations(text: str, expected: float | None) -> None:
     ("text", "expected"),
     [("33.5", 33.5), ("6m0s", 360), (str(int(NOW) + 60), 60), (str(int(NOW + 60) * 1000), 60), ("2027-01-15T08:01:00Z", 60), ("2020-01-15T08:01:00Z", 0), ("9" * 30, None), ("1d", 86400), ("never", None), ("nan", None)],
 )
-def test_a_reset_is_a_duration_or_a_time(text: str, expected: float | None) -> None:
+def test_a_reset_is_read_as_a_duration_or_a_time(text: str, expected: float | None) -> None:
     assert reset_s(text, NOW) == expected
 
 
@@ -147,23 +147,23 @@ RESETS: list[tuple[dict[str, str], float | None]] = [
 
 
 @pytest.mark.parametrize(("headers", "expected"), RESETS)
-def test_a_reset_counts_where_nothing_is_left(headers: dict[str, str], expected: float | None) -> None:
+def test_a_reset_time_counts_if_nothing_remains(headers: dict[str, str], expected: float | None) -> None:
     assert reset_headers_s(headers.get, NOW) == expected
     assert result_of_answer(429, headers.get, NOW).retry_after_s == expected
     assert result_of_answer(400, headers.get, NOW).retry_after_s is None
 
 
-def test_retry_after_comes_before_the_body_and_that_before_a_reset() -> None:
+def test_retry_after_overrides_the_body_and_the_body_overrides_a_reset() -> None:
     reset = {"ratelimit-remaining": "0", "ratelimit-reset": "30"}
     assert result_of_answer(429, reset.get, NOW, body(retry("39s"))).retry_after_s == 39
     assert result_of_answer(429, (reset | {"retry-after": "7"}).get, NOW, body(retry("39s"))).retry_after_s == 7
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "code", "details", "@type", "retryDelay", "resets_at", "type", "detail", "message"]), inner, max_size=4), max_leaves=20), st.integers(400, 599))
-def test_nothing_in_an_error_makes_its_reading_fail(document: Any, status: int) -> None:
+def test_reading_an_error_never_raises(document: Any, status: int) -> None:
     text = json.dumps(document).encode()
-    said = read_key_refusal(status, text, "", NOW)
-    assert said.wait_s is None or said.wait_s >= 0
+    refusal = read_key_refusal(status, text, "", NOW)
+    assert refusal.wait_s is None or refusal.wait_s >= 0
     refusal_in_message(text)
 
 
@@ -181,11 +181,11 @@ MESSAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("vendor", MESSAGES)
-def test_an_event_that_refuses_the_key(vendor: str) -> None:
+def test_an_event_that_refuses_the_key_is_recognised(vendor: str) -> None:
     assert refusal_in_message(body(MESSAGES[vendor]))
 
 
-INNOCENT: list[Any] = [
+HARMLESS: list[Any] = [
     {"type": "error", "error": {"type": "invalid_request_error", "code": "invalid_value", "message": "invalid_api_key"}},
     {"type": "response.output_text.done", "code": "invalid_api_key", "text": "error"},
     {"type": "conversation.item.created", "item": {"error": {"code": "invalid_api_key"}}},
@@ -197,8 +197,8 @@ INNOCENT: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("message", INNOCENT)
-def test_an_event_that_does_not(message: Any) -> None:
+@pytest.mark.parametrize("message", HARMLESS)
+def test_an_event_that_does_not_refuse_the_key_is_ignored(message: Any) -> None:
     assert refusal_in_message(body(message)) == ""
 
 
@@ -216,5 +216,5 @@ def test_an_event_that_does_not(message: Any) -> None:
         (1000, "API key not valid", False), (4408, "", False), (None, "", False),
     ],
 )  # fmt: skip
-def test_a_close_that_refuses_the_key(code: int | None, reason: str, refuses: bool) -> None:
+def test_a_close_that_refuses_the_key_is_recognised(code: int | None, reason: str, refuses: bool) -> None:
     assert bool(refusal_in_close(code, reason)) is refuses

@@ -1,4 +1,4 @@
-"""Bodies that clients make to cost time and memory: what is read of them, and how much work it takes."""
+"""Bodies made to cost time and memory: what is read from them, and how much work they take."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.core.cost import assert_cheap
 
 JSON = "application/json"
 BYTES = 5 * 1024 * 1024
-"""Decoded as a whole, such a body takes up to a second and 150 MiB."""
+"""To decode such a body takes up to a second and 150 MiB."""
 
 
 def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
-    """A body of BYTES, of one thing over and over."""
+    """Return a body of BYTES that repeats `unit`."""
     return before + b",".join([unit] * (BYTES // (len(unit) + 1))) + after
 
 
@@ -33,23 +33,23 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "numbers": lambda: filled(b'{"messages":[', b"1", b"]}"),
     "strings": lambda: filled(b'{"messages":[', b'""', b"]}"),
     "models at the top": lambda: filled(b"{", b'"model":1', b"}"),
-    "models within": lambda: filled(b'{"tools":[', b'{"model":1}', b"]}"),
+    "nested models": lambda: filled(b'{"tools":[', b'{"model":1}', b"]}"),
     "different keys": lambda: b"{" + b",".join([b'"%x":1' % number for number in range(BYTES // 10)]) + b"}",
     "brackets within brackets": lambda: filled(b'{"x":[', b"[" * 900 + b"]" * 900, b"]}"),
-    "a bottomless list": lambda: b'{"model":' + b"[" * BYTES,
+    "a list without an end": lambda: b'{"model":' + b"[" * BYTES,
     "broken at its end": lambda: filled(b'{"model":[', b"{}", b"]"),
     "escaped quotes": lambda: b'{"model":"' + b'\\"' * (BYTES // 2) + b'"}',
     "escapes": lambda: b'{"model":"' + b"\\u006d" * (BYTES // 6) + b'"}',
     "a long name": lambda: b'{"' + b"a" * BYTES + b'":1}',
     "a long model": lambda: b'{"model":"' + b"a" * BYTES + b'"}',
     "whitespace": lambda: b'{"model":' + b" " * BYTES + b'"m"}',
-    "nothing but whitespace": lambda: b" " * BYTES,
+    "whitespace alone": lambda: b" " * BYTES,
     "NaN over and over": lambda: filled(b'{"model":"m","x":[', b"NaN", b"]}")[: 4 << 20] + b"]}",
     "almost NaN": lambda: b'{"model":"m","n":NaN,"x":"' + b"a" * (4 * 1024 * 1024 - 100) + b'"}',
     "escaped surrogates": lambda: b'{"model":"m","x":"' + b"\\ud83d" * (BYTES // 8) + b'"}',
     "UTF-16": lambda: ('{"model":"' + "a" * (BYTES // 2) + '"}').encode("utf-16"),
 }
-"""Made when a test wants one: every test process collects this module, and they are 100 MB."""
+"""Made when a test needs one: every test process imports this module, and all are 100 MB."""
 
 
 @functools.lru_cache(maxsize=1)  # the tests of one body follow one another
@@ -76,27 +76,28 @@ def test_no_body_takes_much_time_or_memory(function: str, name: str) -> None:
     call(body)
     _, max_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert max_bytes < 3 * BYTES  # what is changed is copied; decoded it takes 30 times as much
+    # A change copies the body; to decode it takes 30 times as much.
+    assert max_bytes < 3 * BYTES
 
 
 @pytest.mark.parametrize("size", [1000, fields._ALWAYS_READ_BYTES + 1000])
-def test_a_large_body_tells_what_a_small_one_does(size: int) -> None:
-    asked = {
+def test_a_large_body_is_read_like_a_small_one(size: int) -> None:
+    sent = {
         "messages": [{"content": "x" * size, "model": "inner"}], "model": "m", "stream": True, "max_tokens": 5,
         "n": 2, "metadata": {"user_id": "u"}, "input": "hello",
     }  # fmt: skip
-    body = json.dumps(asked).encode()
-    seen = peek_body(body, JSON)
-    assert (seen.model, seen.stream, seen.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
+    body = json.dumps(sent).encode()
+    found = peek_body(body, JSON)
+    assert (found.model, found.stream, found.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
     assert estimate(body) == Estimate(len(body) // 4, 5, 2)
-    assert json.loads(body_with_model(body, JSON, "other", "openai")) == asked | {"model": "other"}
-    asking = asking_for_usage(body)
-    assert asking is not None and json.loads(asking) == asked | {"stream_options": {"include_usage": True}}
+    assert json.loads(body_with_model(body, JSON, "other", "openai")) == sent | {"model": "other"}
+    changed = asking_for_usage(body)
+    assert changed is not None and json.loads(changed) == sent | {"stream_options": {"include_usage": True}}
     paid = json.loads(paid_fields(body))
     assert (paid["n"], paid["input"]) == (2, "hello")
 
 
-def test_a_body_of_millions_of_values_tells_nothing_and_is_counted_by_its_size() -> None:
+def test_a_body_of_millions_of_values_is_not_read_and_is_counted_by_its_size() -> None:
     body = filled(b'{"model":"m","max_tokens":5,"x":[', b"{}", b"]}")
     assert peek_body(body, JSON) == NOTHING and estimate(body) == Estimate(len(body) // 4)
     assert not model_is_plain(body, JSON, "m")
@@ -129,7 +130,7 @@ def test_a_field_of_more_than_64_kib_is_not_decoded(size: int, model: str | None
         (b'"model":"a","x":truex', None, False),
     ],
 )
-def test_a_model_is_plain_if_every_reader_finds_the_same(text: bytes, model: str | None, plain: bool, pad: bytes) -> None:
+def test_a_model_is_plain_if_every_parser_finds_the_same(text: bytes, model: str | None, plain: bool, pad: bytes) -> None:
     body = b" {" + pad + text + b" }\n"
     assert peek_body(body, JSON).model == model
     assert model_is_plain(body, JSON, model) is plain
@@ -142,19 +143,19 @@ def test_a_model_is_plain_if_every_reader_finds_the_same(text: bytes, model: str
         (b'\xef\xbb\xbf{"model": "a"}', False), (b'\xef\xbb\xbf{"a": "b"}', True), ('{"a": 1}'.encode("utf-16"), False),
     ],
 )  # fmt: skip
-def test_what_is_no_plain_object_names_no_model_for_sure_or_is_not_plain(body: bytes, plain: bool) -> None:
+def test_a_body_that_is_not_an_object_is_plain_only_if_it_cannot_name_a_model(body: bytes, plain: bool) -> None:
     assert model_is_plain(body, JSON, None) is plain
 
 
-def test_the_pairs_of_an_object_are_all_told_in_order_with_their_bytes() -> None:
+def test_the_pairs_of_an_object_are_found_in_order_with_their_bytes() -> None:
     body = b'{"a" : [1, {"b": "]"}]  ,\n"\\u0061":1.50 , "c":"\xc3\xa9\\"" ,"":{}}'
     found = pairs(body)
     assert found is not None
     assert [(name, bytes(raw)) for name, raw in found] == [("a", b'[1, {"b": "]"}]'), ("a", b"1.50"), ("c", b'"\xc3\xa9\\""'), ("", b"{}")]
 
 
-def test_msgspec_tells_where_it_stopped() -> None:
-    """`pairs` reads it in the text of an error: a version that words it in another way must not be installed."""
+def test_the_text_of_msgspecs_error_says_where_it_stopped() -> None:
+    """`pairs` reads the offset from the text: a version with another text must not be installed."""
     view = memoryview(b'[1, "]"]   ,2')
     assert fields._behind_value(view, 0) == 11 and fields._behind_value(view[:5], 0) is None
 
@@ -168,4 +169,5 @@ def test_a_value_that_cannot_be_read_is_none() -> None:
 def test_a_form_whose_lines_all_look_like_a_model_takes_linear_time() -> None:
     form = b'name="model"\r\n' * (64 * 1024 // 14)
     assert peek_body(form, "multipart/form-data; boundary=b") == NOTHING
-    assert_cheap(lambda: peek_body(form, "multipart/form-data; boundary=b"), 0.2)  # 4 ms; quadratic it is 1 s
+    # This takes 4 ms; quadratic work takes 1 s.
+    assert_cheap(lambda: peek_body(form, "multipart/form-data; boundary=b"), 0.2)

@@ -1,4 +1,4 @@
-"""A memo computes a result once, and holds no more than it may."""
+"""A memo computes a result once and holds no more entries than its bound."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def test_a_result_is_computed_once() -> None:
     assert computed == ["abc", "d"]
 
 
-def test_a_result_that_is_nothing_is_remembered_too() -> None:
+def test_a_result_of_none_is_remembered() -> None:
     computed: list[str] = []
     memo = BoundedMemo[str, None](computed.append, 10)
     assert memo["a"] is memo["a"] is None and computed == ["a"]
 
 
-def test_it_never_holds_more_than_its_bound() -> None:
+def test_a_memo_never_holds_more_than_its_bound() -> None:
     memo = BoundedMemo[int, int](lambda key: key + 1, 10)
     for key in range(1000):
         assert memo[key] == key + 1

@@ -1,4 +1,4 @@
-"""Another model in the place of the one that a call names: in each place, and nowhere else."""
+"""The model that a call names is replaced in the body, the path and the query, and nowhere else."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ JSON = "application/json"
         (b'{"x":"a\x01\nb","model":"big"}', b'{"x":"a\x01\nb","model":"new"}'),
     ],
 )
-def test_the_model_is_replaced_where_it_stands_and_every_other_byte_stays(before: bytes, after: bytes) -> None:
+def test_the_model_is_replaced_and_every_other_byte_stays(before: bytes, after: bytes) -> None:
     assert body_with_model(before, JSON, "new", "openai") == after
 
 
 @pytest.mark.parametrize("body", [b'{"messages":[]}', b'{"model":{"provider":"x"}}', b'{"model":["a"]}', b'["model"]', b'{"model":"a"', b'{"model":"a","n":1NaN}', b"audio", b""])
-def test_a_body_that_names_no_model_or_cannot_be_read_comes_back_as_it_is(body: bytes) -> None:
+def test_a_body_that_names_no_model_or_cannot_be_read_is_unchanged(body: bytes) -> None:
     assert body_with_model(body, JSON, "new", "openai") is body
 
 
-def test_googles_bodies_keep_the_prefix_and_each_request_of_a_batch_is_changed() -> None:
+def test_bodies_for_google_keep_the_prefix_and_each_request_of_a_batch_is_changed() -> None:
     batch = b'{"requests": [{"model":"models/old", "content":{"model":"x"}} , {"model":"models/old"}, 5, {"model":"tunedModels/t"}]}'
     assert body_with_model(batch, JSON, "new", "google") == batch.replace(b"models/old", b"models/new").replace(b"tunedModels/t", b"new")
     assert body_with_model(b'{"model":"models/old"}', JSON, "models/new", "google") == b'{"model":"models/new"}'
@@ -52,7 +52,7 @@ def test_a_model_is_written_as_json() -> None:
     assert json.loads(body_with_model(b'{"model":"a"}', JSON, 'q"\\é', "openai")) == {"model": 'q"\\é'}
 
 
-def test_a_forms_field_is_replaced_and_its_files_stay() -> None:
+def test_the_model_of_a_form_is_replaced_and_its_files_stay() -> None:
     form = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
         + b'name="model"\r\n\r\n' * 10_000
@@ -65,7 +65,7 @@ def test_a_forms_field_is_replaced_and_its_files_stay() -> None:
     ("format_", "after"),
     [("openai", b'{"model":"new","a":1}'), ("cartesia", b'{"model_id":"new","a":1}'), ("elevenlabs", b'{"model_id":"new","a":1}'), ("google", b'{"a":1}'), ("fal", b'{"a":1}'), ("deepgram", b'{"a":1}')],
 )
-def test_a_model_is_added_as_the_format_calls_it(format_: str, after: bytes) -> None:
+def test_a_model_is_added_under_the_name_that_the_format_uses(format_: str, after: bytes) -> None:
     assert body_with_added_model(b'{"a":1}', "new", format_) == after
 
 
@@ -85,7 +85,7 @@ def test_a_model_is_added_to_an_empty_object_and_to_nothing_else() -> None:
         ("/v1/models", None),
     ],
 )
-def test_a_path_names_the_new_model(before: str, after: str | None) -> None:
+def test_the_model_in_a_path_is_replaced(before: str, after: str | None) -> None:
     assert path_with_model(before, "a/b") == after
 
 
@@ -100,5 +100,5 @@ def test_a_path_names_the_new_model(before: str, after: str | None) -> None:
         ("language=en", "deepgram", "language=en&model=n%26"),
     ],
 )
-def test_a_query_names_the_new_model(before: str, format_: str, after: str) -> None:
+def test_the_model_in_a_query_is_replaced_or_added(before: str, format_: str, after: str) -> None:
     assert query_with_model(before, "n&", format_) == after

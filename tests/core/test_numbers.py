@@ -1,4 +1,4 @@
-"""Numbers and times from outside: what is read, and that nothing else is."""
+"""Numbers and times from outside are read within bounds; malformed ones are ignored or refused."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from relay.core.retry_after import retry_after_s
 from relay.core.retry_policy import RetryRules, request_timeout_s, requested_rules
 from relay.core.usage import total
 
-ODD = [
+MALFORMED = [
     "", " ", "-", "--1", "-+1", "+1", "1_000", "1 ", " 1", "1\n", "\u0661\u0662", "\uff11", "\u00b2", "0x10", "1e3x", "nan", "inf", "-inf", "Infinity", "1,5",
     "9" * 17, "9" * 5000, "-" + "9" * 5000, "0" * 5000, "1" + "0" * 5000 + ".5", "1.5.5", ".5", "one", "1e999", "1e-999", "1\x00",
 ]  # fmt: skip
 NOW = 1_790_000_000.0
 
 
-@pytest.mark.parametrize("text", ODD)
-def test_what_is_no_plain_number_is_none(text: str) -> None:
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_number_is_none(text: str) -> None:
     assert whole_number(text, -(10**15), 10**15) is None
     assert decimal_number(text, -1e15, 1e15) is None
 
@@ -61,7 +61,7 @@ def test_a_time_is_an_age_or_iso_8601() -> None:
 
 
 @given(st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(9999, 12, 30)), st.integers(-14 * 60, 14 * 60))
-def test_any_moment_is_read_as_python_reads_it(when: datetime.datetime, zone_min: int) -> None:
+def test_any_time_is_read_as_python_reads_it(when: datetime.datetime, zone_min: int) -> None:
     when = when.replace(tzinfo=datetime.timezone(datetime.timedelta(minutes=zone_min)))
     read = unix_time_s(when.isoformat(), NOW)
     assert read is not None and abs(read - when.timestamp()) < 1e-4
@@ -71,13 +71,13 @@ def test_any_moment_is_read_as_python_reads_it(when: datetime.datetime, zone_min
     "999999w", "99999999d", "-5d", "5y", "d", "\u0665d", "0000-01-01", "0001-01-01", "1969-12-31", "9999-99-99", "2026-02-30", "2026-1-1", "2026-11-24T24:00",
     "2026-11-24T12:60", "9999-12-31T23:59:59-01:00", "1970-01-01T00:00:00+01:00", "2026-W01-1", "yesterday", "now", "2026-11-24T12:30:15." + "9" * 5000, "9" * 5000,
 ])  # fmt: skip
-def test_an_odd_time_is_none(text: str) -> None:
+def test_a_malformed_time_is_none(text: str) -> None:
     assert unix_time_s(text, NOW) is None
 
 
 @pytest.mark.parametrize("name", ["cf-aig-max-attempts", "cf-aig-retry-delay", "cf-aig-request-timeout", "cf-aig-cache-ttl"])
-@pytest.mark.parametrize("text", [text for text in ODD if text.strip() not in ("", "1")] + ["-1", "1.5"])
-def test_an_odd_number_in_a_control_is_a_bad_request_that_names_it(name: str, text: str) -> None:
+@pytest.mark.parametrize("text", [text for text in MALFORMED if text.strip() not in ("", "1")] + ["-1", "1.5"])
+def test_a_malformed_number_in_a_control_header_is_a_bad_request_that_names_the_header(name: str, text: str) -> None:
     header = {name: text}.get
     with pytest.raises(BadRequest, match=name):
         requested_rules(header, RetryRules())
@@ -85,19 +85,19 @@ def test_an_odd_number_in_a_control_is_a_bad_request_that_names_it(name: str, te
         requested_ttl_s(header, CacheRules(), "chat")
 
 
-@pytest.mark.parametrize("text", [*ODD, "-1", "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "Wed, 21 Oct 2015 07:28:00 +" + "9" * 20, "9" * 30 + " Oct 2015"])
-def test_a_wait_that_makes_no_sense_is_ignored(text: str) -> None:
+@pytest.mark.parametrize("text", [*MALFORMED, "-1", "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "Wed, 21 Oct 2015 07:28:00 +" + "9" * 20, "9" * 30 + " Oct 2015"])
+def test_a_malformed_retry_after_is_ignored(text: str) -> None:
     for name in ("retry-after", "retry-after-ms"):
         assert retry_after_s({name: text}.get, NOW) in ({None, 1.0, 0.001} if text.strip() == "1" else {None})
 
 
 @given(st.text(max_size=80))
-def test_reading_a_wait_never_raises(text: str) -> None:
+def test_reading_retry_after_never_raises(text: str) -> None:
     wait = retry_after_s({"retry-after": text}.get, NOW)
     assert wait is None or 0 <= wait <= 366 * 86400
 
 
-def test_a_measure_beyond_belief_is_ignored() -> None:
+def test_a_duration_or_a_cost_out_of_bounds_is_ignored() -> None:
     for duration, audio_ms in ((b"9" * 60, None), (b"2.5", 2500)):
         meter = read_whole("deepgram", SentCall("transcription", endpoint="v1/listen"), {}.get, b'{"metadata": {"duration": %b}}' % duration)
         assert meter is not None

@@ -1,4 +1,4 @@
-"""Paths: what may be relayed, and that nothing climbs out of a provider's prefix."""
+"""Which paths are relayed, and that none leaves the prefix of its provider."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("target", GOOD)
-def test_plain_targets_pass(target: str) -> None:
+def test_plain_targets_are_accepted(target: str) -> None:
     paths.check_target(target)
 
 
 @pytest.mark.parametrize("target", BAD)
-def test_targets_that_could_climb_or_confuse_are_refused(target: str) -> None:
+def test_targets_with_traversal_or_ambiguous_characters_are_refused(target: str) -> None:
     with pytest.raises(BadPath):
         paths.check_target(target)
 
@@ -41,8 +41,8 @@ _PIECES = st.sampled_from([
 
 
 @given(st.lists(_PIECES, max_size=8).map("".join))
-def test_whatever_passes_stays_below_the_prefix(tail: str) -> None:
-    """The oracle is a parser that does normalise: yarl without `encoded=True`."""
+def test_an_accepted_target_stays_below_the_prefix(tail: str) -> None:
+    """The reference is a parser that normalises: yarl without `encoded=True`."""
     target = "/" + tail
     try:
         paths.check_target(target)
@@ -56,7 +56,7 @@ def test_whatever_passes_stays_below_the_prefix(tail: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_judged_without_an_accident(target: str) -> None:
+def test_any_text_is_accepted_or_refused_with_a_message(target: str) -> None:
     try:
         paths.check_target(target)
     except BadPath as error:
@@ -65,7 +65,7 @@ def test_any_text_is_judged_without_an_accident(target: str) -> None:
         assert target.isascii() and target.startswith("/")
 
 
-def test_the_fast_road_takes_nothing_that_the_slow_one_refuses() -> None:
+def test_the_fast_path_accepts_nothing_that_the_full_check_refuses() -> None:
     for target in BAD:
         assert not paths._PLAIN.match(target), target
 
@@ -78,7 +78,7 @@ def test_the_fast_road_takes_nothing_that_the_slow_one_refuses() -> None:
         ("o/x/?", ("o", "x/", "")),
     ],
 )  # fmt: skip
-def test_a_tail_is_split_raw_and_double_slashes_collapse(tail: str, expected: tuple[str, str, str]) -> None:
+def test_a_tail_is_split_without_decoding_and_double_slashes_are_merged(tail: str, expected: tuple[str, str, str]) -> None:
     assert paths.split_endpoint(tail) == expected
 
 
@@ -91,7 +91,7 @@ def test_a_tail_is_split_raw_and_double_slashes_collapse(tail: str, expected: tu
         ("deployments/x", "/openai/deployments", "deployments/x"), ("v1", "/v1", "v1"),
     ],
 )  # fmt: skip
-def test_a_version_that_the_base_ends_in_is_dropped(endpoint: str, base: str, expected: str) -> None:
+def test_a_version_that_repeats_the_end_of_the_base_url_is_dropped(endpoint: str, base: str, expected: str) -> None:
     assert paths.drop_version(endpoint, base) == expected
 
 
@@ -102,7 +102,7 @@ def test_a_version_that_the_base_ends_in_is_dropped(endpoint: str, base: str, ex
         ("monkey=1&key_=2", "monkey=1&key_=2"), ("key=1", ""), ("a;b=1&&c", "a;b=1&&c"),
     ],
 )  # fmt: skip
-def test_credentials_are_cut_and_the_rest_stays_as_it_came(query: str, expected: str) -> None:
+def test_credentials_are_removed_from_a_query_and_the_rest_is_unchanged(query: str, expected: str) -> None:
     assert paths.cut_query(query, frozenset({"key"})) == expected
 
 
@@ -121,9 +121,9 @@ RULES = (paths.VersionRule("api/*", ""), paths.VersionRule("chat", "v2"), paths.
         ("v1/v1/messages", "v1/messages"), ("v1/v10/x", "v1/v10/x"), ("v1/v1", "v1/v1"), ("api/hello", "api/hello"), ("voices/x", "v1/voices/x"),
     ],
 )  # fmt: skip
-def test_a_version_that_the_client_left_out_is_put_in(endpoint: str, expected: str) -> None:
+def test_a_version_that_the_client_left_out_is_added(endpoint: str, expected: str) -> None:
     assert paths.put_version(endpoint, RULES) == expected
 
 
-def test_without_rules_no_version_is_put_in() -> None:
+def test_without_rules_no_version_is_added() -> None:
     assert paths.put_version("messages", ()) == "messages"

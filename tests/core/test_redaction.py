@@ -1,4 +1,4 @@
-"""Secrets are taken out of bytes, in every spelling that stands for them, and no part of one is left at a cut."""
+"""Secrets are removed from bytes in every spelling, and a truncation leaves no part of one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ODD = 'a+b/c="q\\&<z>\' ü:%'
 BASIC = base64.b64encode(b"user:pass+word").decode()
 
 
-def _net(secret: str) -> str:
-    """As .NET writes JSON: everything but letters and digits escaped."""
+def _escape_like_net(secret: str) -> str:
+    """Escape everything but letters and digits, as .NET writes JSON."""
     return "".join(each if each.isascii() and each.isalnum() else f"\\u{ord(each):04X}" for each in secret)
 
 
 SPELLINGS = {
-    "as it is": lambda s: s, "URL": lambda s: quote(s, safe=""), "URL, lower case": lambda s: quote(s, safe="").lower() if s != PLAIN else s, "form": quote_plus,
+    "plain": lambda s: s, "URL": lambda s: quote(s, safe=""), "URL, lower case": lambda s: quote(s, safe="").lower() if s != PLAIN else s, "form": quote_plus,
     "JSON": lambda s: json.dumps(s)[1:-1], "JSON within JSON": lambda s: json.dumps(json.dumps(s))[3:-3], "JSON of PHP": lambda s: json.dumps(s).replace("/", "\\/")[1:-1],
-    "JSON of .NET": _net, "HTML": html.escape,
+    "JSON of .NET": _escape_like_net, "HTML": html.escape,
 }  # fmt: skip
 
 
@@ -47,19 +47,19 @@ def test_basic_credentials_are_found_encoded_and_decoded() -> None:
         assert b"pass" not in redactor.redact(text.encode()) and BASIC.encode() not in redactor.redact(text.encode())
 
 
-def test_one_secret_within_another_leaves_nothing() -> None:
+def test_a_secret_within_another_leaves_no_part() -> None:
     redactor = Redactor(["inner-secret", "outer-inner-secret-outer"])
     assert redactor.redact(b"(outer-inner-secret-outer inner-secret)") == b"(" + MARK + b" " + MARK + b")"
 
 
 @given(st.binary(max_size=80), st.binary(max_size=80), st.integers(0, 200))
-def test_no_part_of_a_key_is_left_at_any_cut(before: bytes, after: bytes, most: int) -> None:
-    kept = Redactor([PLAIN]).redact(before + PLAIN.encode() + after, most)
+def test_no_part_of_a_secret_is_left_at_any_truncation(before: bytes, after: bytes, most: int) -> None:
+    redacted = Redactor([PLAIN]).redact(before + PLAIN.encode() + after, most)
     whole = before + MARK + after
-    assert kept == (whole[:most] if most <= len(before) else before + MARK + after[: max(0, most - len(before) - len(PLAIN))])
+    assert redacted == (whole[:most] if most <= len(before) else before + MARK + after[: max(0, most - len(before) - len(PLAIN))])
 
 
-def test_a_large_body_is_searched_to_its_end_and_across_the_pieces_of_the_search() -> None:
+def test_a_large_body_is_searched_to_its_end_and_across_its_pieces() -> None:
     size = 1024 * 1024
     for at in (0, size - 5, size, 2 * size - 1):
         body = bytearray(b"x" * (2 * size + 100))
@@ -67,7 +67,7 @@ def test_a_large_body_is_searched_to_its_end_and_across_the_pieces_of_the_search
         assert MARK in Redactor([ODD]).redact(bytes(body)) and ODD.encode() not in Redactor([ODD]).redact(bytes(body))
 
 
-def test_nothing_to_find_gives_the_same_bytes_back() -> None:
+def test_bytes_without_a_secret_are_returned_unchanged() -> None:
     data = b"\x80\xff nothing here"
     assert Redactor([PLAIN, ODD, "abc"]).redact(data) is data
     assert Redactor(()).longest == 0

@@ -1,4 +1,4 @@
-"""The small pure parts: SSE boundaries, peeking, ids, error shapes, credentials."""
+"""Small pure functions: SSE boundaries, peeking, ids, error bodies, credentials."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def test_peeking_never_raises(body: bytes) -> None:
         (b"[1]", None, None), (b"", None, None), (b'{"a":' * 100_000, None, None), (b"\xff{}", None, None),
     ],
 )  # fmt: skip
-def test_a_body_tells_its_model_and_stream_flag(body: bytes, model: str | None, stream: bool | None) -> None:
-    seen = peek_body(body, "application/json")
-    assert (seen.model, seen.stream) == (model, stream)
+def test_the_model_and_the_stream_flag_are_read_from_a_body(body: bytes, model: str | None, stream: bool | None) -> None:
+    found = peek_body(body, "application/json")
+    assert (found.model, found.stream) == (model, stream)
 
 
-def test_a_form_tells_its_model() -> None:
+def test_the_model_is_read_from_a_form() -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--b--'
     assert peek_body(form, "multipart/form-data; boundary=b").model == "whisper-1"
 
 
-def test_an_endpoint_tells_its_kind_and_model() -> None:
+def test_the_kind_and_the_model_follow_from_the_endpoint() -> None:
     kinds = {
         "chat/completions": "chat", "v1/messages": "messages", "v1/messages/count_tokens": "count_tokens",
         "v1/text-to-speech/abc/stream": "speech", "v1beta/models/x:streamGenerateContent": "generate",
@@ -65,8 +65,8 @@ def test_an_endpoint_tells_its_kind_and_model() -> None:
 
 @given(st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
 def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
-    made = uuid7(ms, lambda bits: noise & (1 << bits) - 1)
-    parsed = uuid.UUID(made)
+    text = uuid7(ms, lambda bits: noise & (1 << bits) - 1)
+    parsed = uuid.UUID(text)
     assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, ms)
 
 
@@ -85,7 +85,7 @@ def test_errors_have_one_code_each_and_a_status() -> None:
 
 
 @pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "elevenlabs", "fal"])
-def test_every_sdk_finds_code_and_message_where_it_looks(format_: str) -> None:
+def test_code_and_message_are_where_each_sdk_reads_them(format_: str) -> None:
     error = ProviderNotConfigured("x", ("A_KEY",))
     body = json.loads(error_bodies.error_body(error, format_, "id-1"))
     where = {
@@ -99,7 +99,7 @@ def test_every_sdk_finds_code_and_message_where_it_looks(format_: str) -> None:
     assert error_bodies.error_event(UpstreamTimeout("x", 1), format_, "chat", "id").endswith(b"\n\n")
 
 
-def test_what_was_sent_is_shown_shortened() -> None:
+def test_an_error_message_truncates_a_long_name() -> None:
     assert len(UnknownProvider("x" * 10_000).message) < 200
 
 
@@ -116,7 +116,7 @@ BEARER = AuthRule("header", "Authorization", "Bearer ")
 
 
 @pytest.mark.parametrize(
-    ("via", "auth", "pool", "came", "expected"),
+    ("via", "auth", "pool", "client", "expected"),
     [
         ("direct", BEARER, (Keys(OWN),), ClientCredential("theirs"), ("Bearer theirs", None)),
         ("direct", BEARER, (Keys(OWN),), ClientCredential("", "cf-theirs"), ("Bearer own", None)),
@@ -127,18 +127,18 @@ BEARER = AuthRule("header", "Authorization", "Bearer ")
         ("cloudflare", None, (), ClientCredential("", "cf-theirs"), (None, "Bearer cf-theirs")),
     ],
 )  # fmt: skip
-def test_a_client_that_may_bring_keys_brings_them_to_the_right_place(via: str, auth: AuthRule | None, pool: tuple[Keys, ...], came: ClientCredential, expected: tuple[str | None, str | None] | None) -> None:
-    """A token for Cloudflare goes to Cloudflare alone."""
+def test_a_clients_key_and_its_cloudflare_token_go_to_the_right_place(via: str, auth: AuthRule | None, pool: tuple[Keys, ...], client: ClientCredential, expected: tuple[str | None, str | None] | None) -> None:
+    """A token for Cloudflare is sent to Cloudflare only."""
     route = _route(via, auth, pool)
     if expected is None:
         with pytest.raises(ProviderNotConfigured):
-            choose(route, came, lambda: first_of(route))
+            choose(route, client, lambda: first_of(route))
         return
-    keys = choose(route, came, lambda: first_of(route))
+    keys = choose(route, client, lambda: first_of(route))
     assert tuple(key.value if key else None for key in keys) == expected
 
 
-def test_a_secret_is_taken_out_of_its_scheme_and_masked() -> None:
+def test_a_secret_is_extracted_from_its_scheme_and_masked() -> None:
     assert [bare(v) for v in ("Bearer sk-1", "key K", "sk-1", "Token t")] == ["sk-1", "K", "sk-1", "t"]
     assert mask("Bearer sk-0123456789abcdefghij") == "Bearer sk-…ghij"
     assert mask("short") == "…"

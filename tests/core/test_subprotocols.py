@@ -1,4 +1,4 @@
-"""Subprotocols: secrets out, names sorted, one echoed."""
+"""Offered subprotocols: secrets are removed, names are sorted, one is echoed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_headers_are_split_at_commas() -> None:
         (["XI-API-KEY.K"], (), [("xi-api-key.", "K")], None, "XI-API-KEY.K"),
     ],
 )
-def test_an_offer_is_sorted(offered: list[str], passed: tuple[str, ...], credentials: list[tuple[str, str]], chosen: str | None, echo: str | None) -> None:
+def test_an_offer_is_sorted_into_names_and_credentials(offered: list[str], passed: tuple[str, ...], credentials: list[tuple[str, str]], chosen: str | None, echo: str | None) -> None:
     offer = sort(tuple(offered), OPENAI)
     assert offer.passed == passed
     assert list(offer.credentials) == credentials
     assert offer.echo(chosen) == echo
 
 
-def test_the_item_after_a_word_may_be_the_secret() -> None:
+def test_the_item_after_a_scheme_may_be_the_secret() -> None:
     offer = sort(("token", "SECRET"), DEEPGRAM)
     assert offer.credentials == (("token ", "SECRET"),) and offer.public == ("token",)
     assert offer.echo(None) == "token"

@@ -1,4 +1,4 @@
-"""What a call may use, told before it is sent; and what it is counted under."""
+"""The estimate of what a call may use before it is sent, and the keys that it is counted under."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from relay.core.usage import Estimate, estimate
         ({}, 1000),
     ],
 )
-def test_a_call_may_use_its_body_and_the_answer_that_it_allows(body: dict[str, object], expected: int) -> None:
+def test_the_estimate_is_the_body_and_the_response_that_the_request_allows(body: dict[str, object], expected: int) -> None:
     sent = json.dumps(body).encode()
     assert estimate(sent).tokens(1000) == len(sent) // 4 + expected
 
 
-def test_what_is_no_json_is_counted_by_its_size() -> None:
+def test_a_body_that_is_not_json_is_counted_by_its_size() -> None:
     assert estimate(b"x" * 400) == Estimate(100)
 
 
@@ -50,10 +50,10 @@ def test_metadata_is_read_as_cloudflare_reads_it(header: str | None, entries: di
     assert parse_metadata(header) == entries
 
 
-def test_values_that_callers_make_up_cannot_take_each_others_place() -> None:
+def test_values_from_callers_cannot_collide_in_a_key() -> None:
     values = ("a|b", "a", "b|c", "", "=client", "client")
     parts = {key_part(value, "client") for value in values}
     # `|` separates the parts of a key: no part may hold one.
     assert len(parts) == len(values) and not any("|" in each for each in parts)
-    for odd in ("x" * 100_000, "\ud800", "\r\n|", "é" * 99):
-        assert len(key_part(odd, "client").encode()) < 70
+    for hostile in ("x" * 100_000, "\ud800", "\r\n|", "é" * 99):
+        assert len(key_part(hostile, "client").encode()) < 70

@@ -1,4 +1,4 @@
-"""Documents in streamed bytes: what is found of them equals a plain `json.loads`, however they are cut."""
+"""Fields found in streamed JSON are those that `json.loads` finds, however the bytes are split."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PLACES = ("id", "usage", "response.usage", "response.model", "a.b.c")
 WANTED = Wanted(*PLACES)
 
 
-def plain(document: Any) -> dict[str, Any]:
-    """The wanted fields of a document that json.loads has read."""
+def expected_fields(document: Any) -> dict[str, Any]:
+    """Return the wanted fields of a document that json.loads has read."""
     found = {}
     for place in PLACES:
         value = document
@@ -31,22 +31,22 @@ def plain(document: Any) -> dict[str, Any]:
     return found
 
 
-def loaded(found: Any) -> dict[str, Any]:
+def decode_fields(found: Any) -> dict[str, Any]:
     return {place: json.loads(raw) for place, raw in found.items()}
 
 
-def scanned(pieces: Sequence[bytes]) -> list[dict[str, Any]]:
+def scan(pieces: Sequence[bytes]) -> list[dict[str, Any]]:
     scanner = Scanner(WANTED)
-    return [loaded(each) for piece in pieces for each in scanner.feed(piece)]
+    return [decode_fields(each) for piece in pieces for each in scanner.feed(piece)]
 
 
-def seen(pieces: Sequence[bytes], needle: bytes = b'"usage') -> list[dict[str, Any]]:
+def read_events(pieces: Sequence[bytes], needle: bytes = b'"usage') -> list[dict[str, Any]]:
     events = Events(WANTED, needle)
-    return [loaded(each) for piece in pieces for each in events.feed(piece)]
+    return [decode_fields(each) for piece in pieces for each in events.feed(piece)]
 
 
-def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
-    ends = sorted(min(at, len(data)) for at in cuts)
+def split_at(data: bytes, splits: Sequence[int]) -> list[bytes]:
+    ends = sorted(min(at, len(data)) for at in splits)
     return [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]
 
 
@@ -57,32 +57,32 @@ OBJECTS = st.dictionaries(NAMES, VALUES, max_size=6)
 CUTS = st.lists(st.integers(0, 400), max_size=10)
 
 
-@given(document=OBJECTS, cuts=CUTS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_one_object_is_read_as_json_reads_it(document: Any, cuts: list[int], ascii_only: bool, indent: int | None) -> None:
+@given(document=OBJECTS, splits=CUTS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_an_object_is_read_as_json_loads_reads_it(document: Any, splits: list[int], ascii_only: bool, indent: int | None) -> None:
     data = json.dumps(document, ensure_ascii=ascii_only, indent=indent).encode()
-    assert scanned(cut(data, cuts)) == [plain(document)]
-    assert loaded(WANTED.of(data)) == plain(document)
+    assert scan(split_at(data, splits)) == [expected_fields(document)]
+    assert decode_fields(WANTED.of(data)) == expected_fields(document)
 
 
-@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS, between=st.sampled_from(["", "\n", "\r\n", " \t\n\n", "\x1e"]))
-def test_objects_a_line_and_in_one_read_are_read_each(listed: list[Any], cuts: list[int], between: str) -> None:
+@given(listed=st.lists(OBJECTS, max_size=4), splits=CUTS, between=st.sampled_from(["", "\n", "\r\n", " \t\n\n", "\x1e"]))
+def test_each_object_of_json_lines_is_read(listed: list[Any], splits: list[int], between: str) -> None:
     data = between.join(json.dumps(each) for each in listed).encode()
-    assert scanned(cut(data, cuts)) == [plain(each) for each in listed]
+    assert scan(split_at(data, splits)) == [expected_fields(each) for each in listed]
 
 
-@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS)
-def test_the_objects_of_an_array_are_read_each(listed: list[Any], cuts: list[int]) -> None:
+@given(listed=st.lists(OBJECTS, max_size=4), splits=CUTS)
+def test_each_object_of_an_array_is_read(listed: list[Any], splits: list[int]) -> None:
     data = json.dumps(listed, indent=1).encode()
-    assert scanned(cut(data, cuts)) == [plain(each) for each in listed]
+    assert scan(split_at(data, splits)) == [expected_fields(each) for each in listed]
 
 
-@given(listed=st.lists(OBJECTS, max_size=4), cuts=CUTS, end=st.sampled_from(["\n", "\r\n", "\r"]), mark=st.booleans(), space=st.sampled_from(["", " "]))
-def test_events_are_read_as_the_standard_reads_them(listed: list[Any], cuts: list[int], end: str, mark: bool, space: str) -> None:
+@given(listed=st.lists(OBJECTS, max_size=4), splits=CUTS, end=st.sampled_from(["\n", "\r\n", "\r"]), mark=st.booleans(), space=st.sampled_from(["", " "]))
+def test_server_sent_events_are_read_as_the_standard_says(listed: list[Any], splits: list[int], end: str, mark: bool, space: str) -> None:
     lines = [["event: x", "id: 7", f"data:{space}{json.dumps(each)}", ": usage", ""] for each in listed]
     text = end.join(line for event in lines for line in [*event, ""][:-1]) + end
     data = (b"\xef\xbb\xbf" if mark else b"") + text.encode()
-    found = seen(cut(data, cuts))
-    assert found == [wanted for each in listed if (wanted := plain(each))]
+    found = read_events(split_at(data, splits))
+    assert found == [wanted for each in listed if (wanted := expected_fields(each))]
 
 
 EVERY_BYTE = {
@@ -96,63 +96,63 @@ EVERY_BYTE = {
 
 
 @pytest.mark.parametrize("name", EVERY_BYTE)
-def test_a_cut_at_every_byte_changes_nothing(name: str) -> None:
+def test_a_split_at_any_byte_changes_nothing(name: str) -> None:
     data = EVERY_BYTE[name]
-    whole = scanned([data])
+    whole = scan([data])
     decoder, at, expected, text = json.JSONDecoder(), 0, [], data.decode().strip()
     while at < len(text):
         document, at = decoder.raw_decode(text, at)
-        expected += [plain(each) for each in (document if isinstance(document, list) else [document])]
+        expected += [expected_fields(each) for each in (document if isinstance(document, list) else [document])]
         at += len(text[at:]) - len(text[at:].lstrip())
     assert whole == expected
     for at in range(len(data) + 1):
-        assert scanned([data[:at], data[at:]]) == whole
-    assert scanned([bytes([byte]) for byte in data]) == whole
+        assert scan([data[:at], data[at:]]) == whole
+    assert scan([bytes([byte]) for byte in data]) == whole
 
 
 STREAM = b'\xef\xbb\xbf: hello\r\n\r\nevent: a\r\ndata: {"id": "1"}\r\n\r\ndata: {"usage": {"x": 1}}\n\ndata:{"usage":\ndata: {"x": 2}}\n\n\ndata: {"usage": {"x": 3}}\r\rdata: [DONE]\n\n'
 
 
-def test_events_are_the_same_cut_at_every_byte() -> None:
+def test_events_are_the_same_if_split_at_any_byte() -> None:
     expected = [{"id": "1"}, {"usage": {"x": 1}}, {"usage": {"x": 2}}, {"usage": {"x": 3}}]
-    assert seen([STREAM]) == expected
+    assert read_events([STREAM]) == expected
     for at in range(len(STREAM) + 1):
-        assert seen([STREAM[:at], STREAM[at:]]) == expected, at
-    assert seen([bytes([byte]) for byte in STREAM]) == expected
+        assert read_events([STREAM[:at], STREAM[at:]]) == expected, at
+    assert read_events([bytes([byte]) for byte in STREAM]) == expected
 
 
-def test_an_event_without_its_end_is_none() -> None:
-    assert seen([b'data: {"usage": {"x": 1}}\n']) == []
+def test_an_event_without_its_end_is_not_reported() -> None:
+    assert read_events([b'data: {"usage": {"x": 1}}\n']) == []
 
 
-def test_once_the_model_is_known_only_events_with_an_object_behind_the_needle_are_read() -> None:
+def test_once_the_model_is_known_only_events_with_an_object_after_the_needle_are_read() -> None:
     events = Events(WANTED, b'"usage')
     events.named()
-    found = [loaded(each) for each in events.feed(b'data: {"id": 1, "usage": null}\n\ndata: {"id": 2}\n\ndata: {"id": 3, "usage" : {}}\n\n')]
+    found = [decode_fields(each) for each in events.feed(b'data: {"id": 1, "usage": null}\n\ndata: {"id": 2}\n\ndata: {"id": 3, "usage" : {}}\n\n')]
     assert found == [{"id": 3, "usage": {}}]
 
 
 @pytest.mark.parametrize("size", [1000, 4096, MAX_WHOLE_BYTES])
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\ndata: more\n\n"])
-def test_a_long_event_is_scanned_and_not_held(size: int, end: bytes) -> None:
+def test_a_long_event_is_scanned_and_not_buffered(size: int, end: bytes) -> None:
     data = b'event: x\ndata: {"text": "' + b"x" * (1 << 20) + b'", "response": {"usage": {"x": 1}}}' + end + b'data: {"id": 5}\n\n'
     events, found, most = Events(WANTED, b'"usage'), [], 0
     for at in range(0, len(data), size):
-        found += [loaded(each) for each in events.feed(data[at : at + size])]
+        found += [decode_fields(each) for each in events.feed(data[at : at + size])]
         most = max(most, sum(map(len, events._held)))
     assert found == [{"response.usage": {"x": 1}}, {"id": 5}]
     assert most <= MAX_WHOLE_BYTES + size
 
 
-def test_a_field_that_is_too_long_is_there_and_empty() -> None:
-    """Whole and in pieces; those beside it are read."""
+def test_a_field_over_the_size_limit_is_reported_as_empty() -> None:
+    """Whole and in pieces; the fields beside it are read."""
     data = b'{"usage": "' + b"x" * MAX_FIELD_BYTES + b'", "id": 1}'
     scanner = Scanner(WANTED)
     pieces = [dict(each) for at in range(0, len(data), 999) for each in scanner.feed(data[at : at + 999])]
     assert pieces == [WANTED.of(data)] == [{"usage": b"", "id": b"1"}]
 
 
-def test_of_what_is_wanted_no_more_than_its_limit_is_held() -> None:
+def test_a_wanted_field_is_buffered_up_to_its_size_limit() -> None:
     scanner = Scanner(WANTED)
     for piece in [b'{"usage": "', *[b"x" * 4096] * 100]:
         scanner.feed(piece)
@@ -160,30 +160,30 @@ def test_of_what_is_wanted_no_more_than_its_limit_is_held() -> None:
 
 
 @pytest.mark.parametrize("depth", [3, 4, 5, 50, 1000])
-def test_deep_nesting_is_passed_over(depth: int) -> None:
+def test_deep_nesting_is_skipped(depth: int) -> None:
     data = b'{"x": ' + b"[" * depth + b'"usage"' + b"]" * depth + b', "usage": 1}'
     for size in (1, 7, len(data)):
-        assert scanned([data[at : at + size] for at in range(0, len(data), size)]) == [{"usage": 1}]
+        assert scan([data[at : at + size] for at in range(0, len(data), size)]) == [{"usage": 1}]
 
 
-def test_what_is_no_json_is_nothing_and_harms_nothing_behind_it() -> None:
+def test_text_that_is_not_json_is_skipped_and_the_object_after_it_is_read() -> None:
     for junk in (b"hello", b"]]}}", b'"text" ', b"\x00\xff", b"null 5 , :"):
-        assert scanned([junk, b'\n{"usage": 1}']) == [{"usage": 1}], junk
+        assert scan([junk, b'\n{"usage": 1}']) == [{"usage": 1}], junk
     assert WANTED.of(b"[1]") == WANTED.of(b'{"usage": ') == WANTED.of(b"") == {}
 
 
 def steps_of(data: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many bytes the scanner's patterns pass over: each is one match in C."""
-    passed = 0
+    """Count the bytes that the scanner's patterns match; each match is one call into C."""
+    matched_bytes = 0
 
     class Counting:
         def __init__(self, pattern: Any) -> None:
             self.pattern = pattern
 
         def match(self, text: bytes, at: int) -> Any:
-            nonlocal passed
+            nonlocal matched_bytes
             found = self.pattern.match(text, at)
-            passed += 1 + (found.end() - at if found is not None else 0)
+            matched_bytes += 1 + (found.end() - at if found is not None else 0)
             return found
 
     for name in ("_BALANCED", "_REST_OF_STRING", "_SPACE", "_STRING", "_SCALAR"):
@@ -192,7 +192,7 @@ def steps_of(data: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
     for at in range(0, len(data), size):
         scanner.feed(data[at : at + size])
     monkeypatch.undo()
-    return passed
+    return matched_bytes
 
 
 @pytest.mark.parametrize("size", [16, 1000, 1 << 20])
@@ -204,25 +204,25 @@ def test_work_is_proportional_to_the_bytes(unit: bytes, size: int, monkeypatch: 
     assert second <= 2.2 * first + 4 * len(once) and second <= 12 * len(twice)
 
 
-def test_256_mib_without_a_boundary_are_held_nowhere() -> None:
-    """A quarter of it, to be fast."""
+def test_256_mib_without_a_boundary_are_not_buffered() -> None:
+    """64 MiB show it, and are faster."""
     scanner, events, chunk = Scanner(WANTED), Events(WANTED, b'"usage'), b"x" * (1 << 20)
     scanner.feed(b'{"text": "')
     events.feed(b'data: {"text": "')
     for _ in range(64):
         assert not scanner.feed(chunk) and not events.feed(chunk)
         assert len(scanner._held) < 300 and sum(map(len, events._held)) <= MAX_WHOLE_BYTES + len(chunk)
-    assert [loaded(each) for each in scanner.feed(b'", "usage": 1}')] == [{"usage": 1}]
-    assert [loaded(each) for each in events.feed(b'", "usage": 1}\n\n')] == [{"usage": 1}]
+    assert [decode_fields(each) for each in scanner.feed(b'", "usage": 1}')] == [{"usage": 1}]
+    assert [decode_fields(each) for each in events.feed(b'", "usage": 1}\n\n')] == [{"usage": 1}]
 
 
-def test_json_of_nothing_but_brackets_is_given_up_and_says_so() -> None:
+def test_the_scanner_gives_up_on_json_of_brackets_alone_and_reports_it() -> None:
     scanner = Scanner(WANTED)
     scanner.feed(b'{"usage": 1, "a": {' + b'"b":[[[[[[],[]]]]],' * 200_000)
     assert scanner.gave_up and not scanner.feed(b'"usage": 2}}') and not scanner._fields
 
 
-def test_what_came_of_a_document_that_was_cut_off_is_told() -> None:
+def test_the_fields_of_a_truncated_document_are_reported() -> None:
     scanner = Scanner(WANTED)
     scanner.feed(b'{"id": 7, "usage": {"x": 1}, "text": "and')
-    assert loaded(scanner._fields) == {"id": 7, "usage": {"x": 1}}
+    assert decode_fields(scanner._fields) == {"id": 7, "usage": {"x": 1}}

@@ -1,4 +1,4 @@
-"""What is an error inside a 200, in every format, however its bytes are cut."""
+"""Errors inside a response with status 200 are found in every format, however it is split."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ GOOD = {
     "error is null": b'data: {"type":"response.created","response":{"error":null},"error":null}\n\n',
     "error is empty": b'data: {"error":{},"choices":[]}\n\n',
     "messages": b'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n',
-    "an error within": b'data: {"choices":[{"delta":{"tool":{"error":{"code":500}}}}]}\n\n',
+    "a nested error": b'data: {"choices":[{"delta":{"tool":{"error":{"code":500}}}}]}\n\n',
     "text": b"data: hello\n\n",
 }
 EMPTY = {"nothing": b"", "comments": b": keep-alive\n\n: keep-alive\n\n", "done": b"data: [DONE]\n\n", "a field": b"retry: 3000\n\n", "half a comment": b": kee"}
 
 
-def _first(stream: bytes, size: int) -> FirstEvent:
+def _read_first_event(stream: bytes, size: int) -> FirstEvent:
     found = FirstEvent()
     if not any(found.feed(stream[at : at + size]) for at in range(0, len(stream), size)):
         found.end()
@@ -49,23 +49,23 @@ def _first(stream: bytes, size: int) -> FirstEvent:
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("before", [b"", b": OPENROUTER PROCESSING\n\n", b"retry: 3\r\n\r\n:\r\r", b"\xef\xbb\xbf"])
-def test_a_first_event_that_is_an_error_and_its_status(name: str, before: bytes, size: int) -> None:
+def test_an_error_in_the_first_event_is_found_with_its_status(name: str, before: bytes, size: int) -> None:
     event, status = ERRORS[name]
-    assert _first(before + event, size).error_status == status
+    assert _read_first_event(before + event, size).error_status == status
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("name", GOOD)
-def test_a_first_event_that_is_no_error(name: str, size: int) -> None:
-    assert _first(b": wait\n\n" + GOOD[name] + ANTHROPIC, size).error_status is None
+def test_a_first_event_without_an_error_is_accepted(name: str, size: int) -> None:
+    assert _read_first_event(b": wait\n\n" + GOOD[name] + ANTHROPIC, size).error_status is None
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_stream_without_an_event_has_failed(name: str) -> None:
-    assert _first(EMPTY[name], 3).error_status == 0
+def test_a_stream_without_an_event_is_a_failure(name: str) -> None:
+    assert _read_first_event(EMPTY[name], 3).error_status == 0
 
 
-def test_what_comes_behind_the_first_event_is_not_looked_at() -> None:
+def test_events_after_the_first_are_not_examined() -> None:
     found = FirstEvent()
     assert not found.feed(b": wait\n\ndata: {")
     assert found.feed(b"}\n\n" + ANTHROPIC)
@@ -73,16 +73,16 @@ def test_what_comes_behind_the_first_event_is_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ERRORS if name != "bare JSON"])
-def test_an_error_among_events(name: str) -> None:
+def test_an_error_among_events_is_found(name: str) -> None:
     assert contains_error(GOOD["chat"] + ERRORS[name][0] + b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_no_error_among_events(name: str) -> None:
+def test_events_without_an_error_are_accepted(name: str) -> None:
     assert not contains_error(GOOD[name] * 3)
 
 
-# What a meter tells of a whole answer ----------------------------------------------------------------
+# What a meter reports about a whole response
 
 SSE = {"Content-Type": "text/event-stream"}
 JSON = {"Content-Type": "application/json"}
@@ -91,7 +91,7 @@ CHAT, MESSAGES, GENERATE = (SentCall(kind, endpoint=end) for kind, end in (
 DELTA = b'data: {"model":"m","choices":[{"delta":{"content":"hello"}}]}\n\n'
 
 
-def _metered(format_: str, sent: SentCall, headers: dict[str, str], *chunks: bytes) -> AnswerMeter:
+def _feed_meter(format_: str, sent: SentCall, headers: dict[str, str], *chunks: bytes) -> AnswerMeter:
     meter = answer_meter(format_, sent, headers.get)
     assert meter is not None
     for chunk in chunks:
@@ -101,24 +101,24 @@ def _metered(format_: str, sent: SentCall, headers: dict[str, str], *chunks: byt
 
 @pytest.mark.parametrize("name", [name for name in ERRORS if name != "bare JSON"])
 @pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "cohere", "cartesia"])
-def test_a_stream_that_ends_with_an_error(format_: str, name: str) -> None:
+def test_an_error_at_the_end_of_a_stream_is_found(format_: str, name: str) -> None:
     chunks = [DELTA] * 20 + [ERRORS[name][0], b'data: {"usage":{"prompt_tokens":1}}\n\n', b"data: [DONE]\n\n"]
-    assert _metered(format_, CHAT, SSE, *chunks).has_error
-    assert not _metered(format_, CHAT, SSE, *chunks[:20]).has_error
+    assert _feed_meter(format_, CHAT, SSE, *chunks).has_error
+    assert not _feed_meter(format_, CHAT, SSE, *chunks[:20]).has_error
 
 
-def test_a_stream_whose_usage_event_was_taken_out_is_judged_too() -> None:
-    meter = _metered("openai", CHAT, SSE, *[DELTA] * 9)
+def test_an_error_is_found_in_a_stream_whose_usage_event_is_removed() -> None:
+    meter = _feed_meter("openai", CHAT, SSE, *[DELTA] * 9)
     for chunk in (DELTA, OPENROUTER, b"data: [DONE]\n\n"):
         meter.feed_without_usage(chunk)
     assert meter.has_error
 
 
 @pytest.mark.parametrize(("length", "size"), [(300_000, 16_000), (20_000, 1400), (70_000, 100), (100, 1)])
-def test_an_error_event_of_any_length(length: int, size: int) -> None:
+def test_an_error_event_of_any_length_is_found(length: int, size: int) -> None:
     event = b'event: response.failed\ndata: {"type":"response.failed","response":{"output":"%b","error":{}}}\n\n' % (b"x" * length)
     pieces = [event[at : at + size] for at in range(0, len(event), size)]
-    assert _metered("openai", SentCall("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).has_error
+    assert _feed_meter("openai", SentCall("responses", endpoint="responses"), SSE, *[DELTA] * 9, *pieces).has_error
 
 
 @pytest.mark.parametrize(("format_", "sent", "body"), [
@@ -130,8 +130,8 @@ def test_an_error_event_of_any_length(length: int, size: int) -> None:
     ("openai", SentCall("moderation", endpoint="moderations"), b'{"error":{"message":"x"}}'),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [1, 9, 1000])
-def test_a_whole_answer_that_is_an_error(format_: str, sent: SentCall, body: bytes, size: int) -> None:
-    assert _metered(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).has_error
+def test_a_whole_response_that_is_an_error_is_found(format_: str, sent: SentCall, body: bytes, size: int) -> None:
+    assert _feed_meter(format_, sent, JSON, *(body[at : at + size] for at in range(0, len(body), size))).has_error
     meter = read_whole(format_, sent, JSON.get, body)
     assert meter is not None and meter.has_error
     assert meter.parts == (), "an estimate would be a guess at what an error costs"
@@ -142,12 +142,12 @@ def test_a_whole_answer_that_is_an_error(format_: str, sent: SentCall, body: byt
     {"model": "m", "error": None, "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
     {"model": "m", "choices": [{"message": {"tool_calls": [{"error": {"code": 1}}]}}]},
 ])  # fmt: skip
-def test_a_whole_answer_that_is_none(body: dict[str, Any]) -> None:
+def test_a_whole_response_without_an_error_is_accepted(body: dict[str, Any]) -> None:
     meter = read_whole("openai", CHAT, JSON.get, json.dumps(body).encode())
     assert meter is not None and not meter.has_error
 
 
-def test_usage_beside_an_error_is_told() -> None:
+def test_usage_beside_an_error_is_reported() -> None:
     body = b'{"model":"m","error":{"code":502},"usage":{"prompt_tokens":7,"completion_tokens":2}}'
     meter = read_whole("openai", CHAT, JSON.get, body)
     usage = total(meter.parts) if meter is not None and meter.has_error else None
@@ -156,26 +156,26 @@ def test_usage_beside_an_error_is_told() -> None:
 
 @pytest.mark.parametrize("stream", EMPTY.values(), ids=EMPTY)
 def test_an_empty_stream_is_an_error(stream: bytes) -> None:
-    assert _metered("openai", CHAT, SSE, stream).has_error
-    assert _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20).has_error
-    assert not _metered("openai", CHAT, SSE, DELTA, stream).has_error
+    assert _feed_meter("openai", CHAT, SSE, stream).has_error
+    assert _feed_meter("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20).has_error
+    assert not _feed_meter("openai", CHAT, SSE, DELTA, stream).has_error
 
 
 @pytest.mark.parametrize("coding", ["compress", "gzip, br", "gzip"])
-def test_what_cannot_be_unpacked_is_not_judged(coding: str) -> None:
-    assert not _metered("openai", CHAT, SSE | {"Content-Encoding": coding}, b"\x01\x02\x03").has_error
+def test_a_response_that_cannot_be_decompressed_is_not_an_error(coding: str) -> None:
+    assert not _feed_meter("openai", CHAT, SSE | {"Content-Encoding": coding}, b"\x01\x02\x03").has_error
 
 
-def test_a_compressed_stream_is_judged() -> None:
+def test_an_error_in_a_compressed_stream_is_found() -> None:
     stream = gzip.compress(DELTA + ANTHROPIC)
-    assert _metered("openai", CHAT, SSE | {"Content-Encoding": "gzip"}, stream[:20], stream[20:]).has_error
+    assert _feed_meter("openai", CHAT, SSE | {"Content-Encoding": "gzip"}, stream[:20], stream[20:]).has_error
 
 
-def test_many_comments_before_the_first_event_hide_nothing_of_it() -> None:
-    meter = _metered("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20, DELTA)
+def test_comments_before_the_first_event_do_not_hide_it() -> None:
+    meter = _feed_meter("openai", CHAT, SSE, *[b": keep-alive\n\n"] * 20, DELTA)
     assert meter.model == "m" and not meter.has_error
 
 
-def test_reading_a_stored_answer_that_failed_is_no_failure() -> None:
+def test_reading_a_stored_response_that_failed_is_not_a_failure() -> None:
     meter = read_whole("openai", SentCall("responses", method="GET", endpoint="responses/resp_1"), JSON.get, b'{"status":"failed","error":{"code":"x"}}')
     assert meter is None or not meter.has_error

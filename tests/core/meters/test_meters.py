@@ -1,4 +1,4 @@
-"""Meters: what every vendor says of usage is read, however its bytes are cut, compressed or broken."""
+"""Meters read the usage that each vendor reports, however it is split, compressed or broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from relay.core.usage import Usage, total
 
 CHAT_STREAM = b'data: {"model": "gpt-x", "choices": [1], "usage": null}\n\ndata: {"choices": [], "usage": {"prompt_tokens":7,"completion_tokens":3}}\n\ndata: [DONE]\n\n'
 
-# (format, kind, answer, usage, model that answered)
+# (format, kind, response, usage, model of the response)
 ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
     "chat": (
         "openai", "chat",
@@ -69,22 +69,22 @@ ANSWERS: dict[str, tuple[str, str, bytes, Usage | None, str | None]] = {
     "deepgram": ("deepgram", "transcription", b'{"metadata": {"duration": 25.933313, "channels": 1}, "results": {}}', Usage(audio_ms=25_933), None),
     "assemblyai": ("assemblyai", "other", b'{"audio_duration": 281, "status": "completed"}', Usage(audio_ms=281_000), None),
     "cartesia": ("cartesia", "transcription", b'{"text": "hi", "duration": 1.5}', Usage(audio_ms=1_500), None),
-    "a text that quotes one": ("openai", "other", b'{"content": "{\\"usage\\": {\\"prompt_tokens\\": 900}}"}', None, None),
-    "braces in texts": ("openai", "other", b'{"usage": {"note": "} \\" }", "input_tokens": 7, "output_tokens": 3}}', Usage(7, 3), None),
-    "nonsense": ("openai", "other", b'{"usage": {"prompt_tokens": "many", "completion_tokens": true}}', None, None),
-    "cut": ("openai", "other", b'{"usage": {"prompt_tokens": 7, "compl', None, None),
-    "no text at all": ("openai", "other", b"\x00\xff no json", None, None),
-    "a stream that tells nothing": ("openai", "chat", b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n' * 5, Usage(400, 5, estimated=True), None),
-    "an answer that tells nothing": ("openai", "chat", b'{"choices": [{"message": {"content": "%b"}}]}' % (b"x" * 80), Usage(400, 20, estimated=True), None),
-    "an answer without a text": ("openai", "chat", b"x" * 80, Usage(400, 0, estimated=True), None),
+    "a text that quotes usage": ("openai", "other", b'{"content": "{\\"usage\\": {\\"prompt_tokens\\": 900}}"}', None, None),
+    "braces in a string": ("openai", "other", b'{"usage": {"note": "} \\" }", "input_tokens": 7, "output_tokens": 3}}', Usage(7, 3), None),
+    "counts of the wrong type": ("openai", "other", b'{"usage": {"prompt_tokens": "many", "completion_tokens": true}}', None, None),
+    "truncated": ("openai", "other", b'{"usage": {"prompt_tokens": 7, "compl', None, None),
+    "binary": ("openai", "other", b"\x00\xff no json", None, None),
+    "a stream without usage": ("openai", "chat", b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n' * 5, Usage(400, 5, estimated=True), None),
+    "a response without usage": ("openai", "chat", b'{"choices": [{"message": {"content": "%b"}}]}' % (b"x" * 80), Usage(400, 20, estimated=True), None),
+    "a response without text": ("openai", "chat", b"x" * 80, Usage(400, 0, estimated=True), None),
 }  # fmt: skip
 
 
 def meter_of(name: str, headers: dict[str, str] | None = None) -> Any:
     format_, kind, body, *_ = ANSWERS[name]
-    made = answer_meter(format_, SentCall(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
-    assert made is not None
-    return made
+    meter = answer_meter(format_, SentCall(kind, input_tokens=400), ({"Content-Type": type_of(body)} | (headers or {})).get)
+    assert meter is not None
+    return meter
 
 
 def type_of(body: bytes) -> str:
@@ -95,25 +95,25 @@ def type_of(body: bytes) -> str:
 @given(data=st.data())
 def test_any_split_of_the_bytes_gives_the_same_usage(name: str, data: st.DataObject) -> None:
     _, _, body, expected, model = ANSWERS[name]
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=8)))
+    splits = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=8)))
     meter = meter_of(name)
-    for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
+    for start, end in zip([0, *splits], [*splits, len(body)], strict=True):
         meter.feed(body[start:end])
     assert (total(meter.parts), meter.model) == (expected, model)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_that_is_all_here_is_read_as_one_in_pieces(name: str) -> None:
+def test_a_whole_response_is_read_like_one_in_pieces(name: str) -> None:
     format_, kind, body, expected, model = ANSWERS[name]
-    made = read_whole(format_, SentCall(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
-    assert made is not None and (total(made.parts), made.model) == (expected, model)
+    meter = read_whole(format_, SentCall(kind, input_tokens=400), {"Content-Type": type_of(body)}.get, body)
+    assert meter is not None and (total(meter.parts), meter.model) == (expected, model)
 
 
 @pytest.mark.parametrize(("cost", "billed"), [("0.0012", 1_200_000), ("0", 0), ("-3", None), ('"NaN"', None), ('"Infinity"', None)])
-def test_a_bill_that_is_no_amount_is_none(cost: str, billed: int | None) -> None:
+def test_a_billed_cost_that_is_not_an_amount_is_ignored(cost: str, billed: int | None) -> None:
     body = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 3, "cost": %b}}' % cost.encode()
-    made = read_whole("openai", SentCall("chat", input_tokens=400), {}.get, body)
-    assert made is not None and total(made.parts) == Usage(7, 3, billed_nano_usd=billed)
+    meter = read_whole("openai", SentCall("chat", input_tokens=400), {}.get, body)
+    assert meter is not None and total(meter.parts) == Usage(7, 3, billed_nano_usd=billed)
 
 
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "br": functools.partial(brotli.compress, quality=1), "zstd": zstd.compress}
@@ -121,7 +121,7 @@ PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "br": functools.parti
 
 @pytest.mark.parametrize("coding", PACKED)
 @pytest.mark.parametrize("name", ["chat stream", "anthropic stream", "deepgram"])
-def test_a_compressed_answer_is_read_byte_by_byte_too(name: str, coding: str) -> None:
+def test_a_compressed_response_is_read_byte_by_byte(name: str, coding: str) -> None:
     _, _, body, expected, _ = ANSWERS[name]
     packed = PACKED[coding](body)
     meter = meter_of(name, {"Content-Encoding": coding})
@@ -131,7 +131,7 @@ def test_a_compressed_answer_is_read_byte_by_byte_too(name: str, coding: str) ->
 
 
 @pytest.mark.parametrize("coding", PACKED)
-def test_a_bomb_and_a_broken_coding_are_borne(coding: str) -> None:
+def test_a_decompression_bomb_and_broken_data_make_the_usage_incomplete(coding: str) -> None:
     bomb = meter_of("embeddings", {"Content-Encoding": coding})
     bomb.feed(PACKED[coding](b"\0" * (80 << 20)))
     broken = meter_of("embeddings", {"Content-Encoding": coding})
@@ -140,7 +140,7 @@ def test_a_bomb_and_a_broken_coding_are_borne(coding: str) -> None:
     assert total(bomb.parts) == total(broken.parts) == Usage(incomplete=True)
 
 
-def test_a_usage_that_never_ends_is_not_kept() -> None:
+def test_a_usage_object_that_never_ends_is_not_buffered() -> None:
     meter = meter_of("chat")
     for _ in range(100):
         meter.feed(b'{"usage": {' + b"x" * 1000)
@@ -157,16 +157,16 @@ def test_a_usage_that_never_ends_is_not_kept() -> None:
         ("fal", "other", {}, {"x-fal-billable-units": "1.25"}, Usage(units_milli=1250)),
     ],
 )
-def test_what_is_known_before_the_answer(format_: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
-    made = answer_meter(format_, SentCall(kind, json.dumps(body).encode(), 100), headers.get)
-    assert made is not None
-    made.feed(b"\x00\x01 audio")
-    assert total(made.parts) == expected
+def test_usage_is_read_from_the_request_and_the_response_headers(format_: str, kind: str, body: dict[str, Any], headers: dict[str, str], expected: Usage) -> None:
+    meter = answer_meter(format_, SentCall(kind, json.dumps(body).encode(), 100), headers.get)
+    assert meter is not None
+    meter.feed(b"\x00\x01 audio")
+    assert total(meter.parts) == expected
 
 
 @pytest.mark.parametrize("headers", [{"x-fal-billable-units": "many"}, {"x-fal-billable-units": "-1"}, {}])
-def test_units_that_are_not_said_are_unknown(headers: dict[str, str]) -> None:
-    made = answer_meter("fal", SentCall("other", endpoint="fal-ai/flux"), headers.get)
-    assert made is not None
-    made.feed(b"{}")
-    assert total(made.parts) == Usage(incomplete=True)
+def test_billable_units_that_are_missing_or_invalid_make_the_usage_incomplete(headers: dict[str, str]) -> None:
+    meter = answer_meter("fal", SentCall("other", endpoint="fal-ai/flux"), headers.get)
+    assert meter is not None
+    meter.feed(b"{}")
+    assert total(meter.parts) == Usage(incomplete=True)

@@ -1,4 +1,4 @@
-"""What the vendors' recorded answers tell is read: whole, in pieces, compressed, with decoys in their content."""
+"""Usage is read from recorded responses: whole, in pieces, compressed, and with decoys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.core.meters.usage_table import routed, shipped
 
 @pytest.fixture(scope="module")
 def providers() -> dict[str, Provider]:
-    """Those of the gateway.yaml that ships."""
+    """The providers of the shipped gateway.yaml."""
     return shipped()
 
 
@@ -35,16 +35,16 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 
 
 @each_row
-def test_a_whole_answer_is_read(row: Row, providers: dict[str, Provider]) -> None:
-    at_once, fed = meter_of(row, providers), meter_of(row, providers)
-    at_once.read_whole(row.answer)
+def test_a_whole_response_is_read(row: Row, providers: dict[str, Provider]) -> None:
+    whole, fed = meter_of(row, providers), meter_of(row, providers)
+    whole.read_whole(row.answer)
     fed.feed(row.answer)
-    assert at_once.parts == fed.parts == row.expected
-    assert at_once.ignored == fed.ignored == 0
+    assert whole.parts == fed.parts == row.expected
+    assert whole.ignored == fed.ignored == 0
 
 
 @each_row
-def test_a_cut_at_any_byte_changes_nothing(row: Row, providers: dict[str, Provider]) -> None:
+def test_a_split_at_any_byte_changes_nothing(row: Row, providers: dict[str, Provider]) -> None:
     for at in range(1, len(row.answer)):
         meter = meter_of(row, providers)
         meter.feed(row.answer[:at])
@@ -57,7 +57,7 @@ def test_a_cut_at_any_byte_changes_nothing(row: Row, providers: dict[str, Provid
 
 
 @each_row
-def test_a_compressed_answer_is_read(row: Row, providers: dict[str, Provider]) -> None:
+def test_a_compressed_response_is_read(row: Row, providers: dict[str, Provider]) -> None:
     meter, packed = meter_of(row, providers, "gzip"), gzip.compress(row.answer)
     for at in range(0, len(packed), 5):
         meter.feed(packed[at : at + 5])
@@ -82,7 +82,7 @@ DECOYS: dict[str, Any] = {
 
 
 def with_decoys(row: Row) -> Iterator[bytes]:
-    """The same answer with what looks like usage in its content: behind and before what it tells."""
+    """Yield the response with decoys in its content, after and before the fields to read."""
     if row.content_type == "text/event-stream":
         events = row.answer.split(b"\n\n")[:-1]
         decoy = event(DECOYS).removesuffix(b"\n\n")
@@ -98,7 +98,7 @@ PLAIN = [row for row in ROWS if not any(part.usage.estimated for part in row.exp
 
 
 @pytest.mark.parametrize("row", PLAIN, ids=[IDS[ROWS.index(row)] for row in PLAIN])
-def test_what_looks_like_usage_in_the_content_is_not_read(row: Row, providers: dict[str, Provider]) -> None:
+def test_objects_in_the_content_that_look_like_usage_are_not_read(row: Row, providers: dict[str, Provider]) -> None:
     for answer in with_decoys(row):
         whole, cut = meter_of(row, providers), meter_of(row, providers)
         whole.read_whole(answer)
@@ -126,7 +126,7 @@ ODDITIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "embeddings"])
 @pytest.mark.parametrize("endpoint", ["chat/completions", "async/chat/completions", "embeddings"])
-def test_the_short_way_to_a_plain_answer_finds_what_the_reader_finds(kind: str, endpoint: str) -> None:
+def test_the_fast_path_for_a_plain_response_finds_what_the_reader_finds(kind: str, endpoint: str) -> None:
     sent = SentCall(kind, input_tokens=100, endpoint=endpoint)
     for odd in ODDITIES:
         answer = json.dumps(CHAT | odd).encode()
@@ -137,7 +137,7 @@ def test_the_short_way_to_a_plain_answer_finds_what_the_reader_finds(kind: str, 
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=[IDS[ROWS.index(row)] for row in WHOLE])
-def test_the_ledgers_way_to_a_whole_answer_finds_the_same(row: Row, providers: dict[str, Provider]) -> None:
+def test_read_whole_finds_the_same_usage(row: Row, providers: dict[str, Provider]) -> None:
     endpoint, form = routed(row, providers)
     read = read_whole(form, SentCall(kind_of(endpoint), row.sent, 1000, row.method, endpoint), row.headers.get, row.answer)
     assert (read.parts if read is not None else ()) == row.expected

@@ -1,5 +1,8 @@
-"""Readers of WebSocket sessions: the messages of every vendor as its SDK types and recordings have them, with fields in any
-order and objects that only look like usage."""
+"""Usage of WebSocket sessions, read from the messages of every vendor.
+
+The messages follow the vendors' SDK types and recordings; their fields come in any order, and
+objects that only look like usage are among them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Message = dict[str, Any] | bytes
 
 @dataclass
 class Side:
-    """What a leg of a session counts."""
+    """The counters of one direction of a session."""
 
     messages: int = 0
     bytes: int = 0
@@ -29,7 +32,10 @@ class Side:
 
 @dataclass
 class Session:
-    """A session's reader, shown what a relay shows it: the counts first, then the message if its prefilter finds something."""
+    """A session's meter, driven as the relay drives it.
+
+    The counters change first; then the meter gets the message if its prefilter matches.
+    """
 
     format: str
     endpoint: str
@@ -77,7 +83,8 @@ def _bytes(message: Message) -> bytes:
     return message if isinstance(message, bytes) else json.dumps(message, separators=(",", ":")).encode()
 
 
-# What looks like usage and is none: in an answer's text and arguments, in what is echoed, in lists.
+# Objects that look like usage and are not: in text and arguments of a response, in echoed requests,
+# in lists.
 DECOY = {"usage": {"input_tokens": 999_999, "output_tokens": 999_999, "seconds": 9999}, "model": "decoy", "duration": 9999}
 OUTPUT = [
     {"type": "message", "content": [{"type": "output_text", "text": '"usage": {"input_tokens": 5}', "annotations": []}]},
@@ -86,10 +93,10 @@ OUTPUT = [
 ]
 
 
-def spent(given: int, made: int, cached: int = 0, reasoning: int = 0) -> dict[str, Any]:
+def token_usage(input_tokens: int, output_tokens: int, cached: int = 0, reasoning: int = 0) -> dict[str, Any]:
     return {
-        "input_tokens": given, "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": made, "output_tokens_details": {"reasoning_tokens": reasoning}, "total_tokens": given + made,
+        "input_tokens": input_tokens, "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": output_tokens, "output_tokens_details": {"reasoning_tokens": reasoning}, "total_tokens": input_tokens + output_tokens,
     }  # fmt: skip
 
 
@@ -135,8 +142,8 @@ def live_event(inner: dict[str, Any]) -> dict[str, Any]:
     return {"type": "response.event", "event_id": "ev", "delegation_id": "d", "event": inner, "usage": {"input_tokens": 4}}
 
 
-Told = list[tuple[str | None, Usage]]
-Case = tuple[Session, Sequence[tuple[str, Message]], Told, str | None]
+Expected = list[tuple[str | None, Usage]]
+Case = tuple[Session, Sequence[tuple[str, Message]], Expected, str | None]
 UP, DOWN = "up", "down"
 
 
@@ -151,19 +158,19 @@ def _openai() -> dict[str, Case]:
                 (UP, {"type": "response.create", "model": "gpt-5", "input": "hi"}),
                 (DOWN, created("resp_1", "gpt-5-mini")), (DOWN, created("resp_2", "gpt-5")),
                 (DOWN, {"type": "response.output_text.delta", "item_id": "i", "delta": '"usage": 1'}),
-                (DOWN, response("resp_2", "gpt-5", spent(1000, 500, 200, 64))),
-                (DOWN, response("resp_1", "gpt-5-mini", spent(36, 87))),
+                (DOWN, response("resp_2", "gpt-5", token_usage(1000, 500, 200, 64))),
+                (DOWN, response("resp_1", "gpt-5-mini", token_usage(36, 87))),
             ],
             [("gpt-5", Usage(1000, 500, cache_read_tokens=200, reasoning_tokens=64)), ("gpt-5-mini", Usage(36, 87))], "gpt-5-mini",
         ),
-        "responses that ended otherwise, one of them told twice": (
+        "responses that did not complete, one of them reported twice": (
             Session("openai", "responses"),
-            [(DOWN, response("a", "gpt-5", spent(5, 1), "incomplete")), (DOWN, response("b", "gpt-5", spent(6, 2), "failed")), (DOWN, response("a", "gpt-5", spent(5, 3), "incomplete")), (DOWN, response("c", "gpt-5", None, "failed"))],
+            [(DOWN, response("a", "gpt-5", token_usage(5, 1), "incomplete")), (DOWN, response("b", "gpt-5", token_usage(6, 2), "failed")), (DOWN, response("a", "gpt-5", token_usage(5, 3), "incomplete")), (DOWN, response("c", "gpt-5", None, "failed"))],
             [("gpt-5", Usage(5, 3)), ("gpt-5", Usage(6, 2))], None,
         ),
         "a served tier, web searches and drawn images": (
             Session("openai", "v1/responses"),
-            [(DOWN, created("a", "gpt-5")), (DOWN, response("a", "gpt-5", spent(5, 1), service_tier="priority", **web)), (DOWN, response("b", "gpt-5", spent(6, 2), service_tier="default", **draws))],
+            [(DOWN, created("a", "gpt-5")), (DOWN, response("a", "gpt-5", token_usage(5, 1), service_tier="priority", **web)), (DOWN, response("b", "gpt-5", token_usage(6, 2), service_tier="default", **draws))],
             [("gpt-5", Usage(5, 1, service_tier="priority", web_searches=2)), ("gpt-5", Usage(6, 2, incomplete=True))], None,
         ),
         "an error without usage": (Session("openai", "responses"), [(UP, {"type": "response.create", "model": "m"}), (DOWN, {"type": "error", "status": 400, "error": {"code": "x", "usage": {"input_tokens": 4}}})], [], "m"),
@@ -186,7 +193,7 @@ def _openai() -> dict[str, Case]:
             [(DOWN, {"type": "transcription_session.updated", "session": {"input_audio_transcription": {"model": "whisper-1"}}}), (DOWN, transcribed("i", {"type": "duration", "seconds": 2.5}))],
             [("whisper-1", Usage(audio_ms=2500))], None,
         ),
-        "a transcriber that nobody named": (Session("openai", "realtime", "", "gpt-realtime"), [(DOWN, transcribed("i", {"type": "duration", "seconds": 3}))], [("input-transcription", Usage(audio_ms=3000))], None),
+        "a transcription model without a name": (Session("openai", "realtime", "", "gpt-realtime"), [(DOWN, transcribed("i", {"type": "duration", "seconds": 3}))], [("input-transcription", Usage(audio_ms=3000))], None),
         "realtime without an id": (Session("openai", "realtime", "", "m"), [(DOWN, {"type": "response.done", "response": {"usage": {"input_tokens": 5, "output_tokens": 2}}})] * 3, [("m", Usage(15, 6))], None),
         "xai": (
             Session("openai", "realtime", "model=grok-voice-latest", "grok-voice-latest"), [(DOWN, XAI_DONE)],
@@ -197,7 +204,7 @@ def _openai() -> dict[str, Case]:
             [(DOWN, XAI_DONE), (DOWN, XAI_DONE), (DOWN, XAI_DONE | {"response": {"id": "r2", "usage": {}}, "usage": {"input_tokens": 1, "output_tokens": 2, "billable_audio_seconds": 8}})],
             [("grok-voice-latest", Usage(10, 277, output_audio_tokens=258)), ("grok-voice-latest", Usage(1, 2)), ("grok-voice-latest", Usage(audio_ms=8000, estimated=True))], None,
         ),
-        "xai, where seconds fall and a text was written": (
+        "xai, where seconds fall and a text was sent": (
             Session("openai", "realtime", "model=grok-voice-latest", "grok-voice-latest"),
             [(UP, {"type": "conversation.item.create", "item": {"type": "message", "content": [{"type": "input_text", "text": "hi"}]}}), (DOWN, XAI_DONE), (DOWN, XAI_DONE | {"response": {"id": "r2", "usage": {}}, "usage": {"input_tokens": 1, "output_tokens": 2, "billable_audio_seconds": 2}})],
             [("grok-voice-latest", Usage(10, 277, output_audio_tokens=258)), ("grok-voice-latest", Usage(1, 2)), ("grok-voice-latest", Usage(audio_ms=5000, estimated=True, incomplete=True))], None,
@@ -208,15 +215,15 @@ def _openai() -> dict[str, Case]:
                 (UP, {"type": "session.start", "session": {"model": "gpt-live-1", "instructions": '"model": "decoy"'}}),
                 (DOWN, {"event_id": "1", "type": "session.started", "session": LIVE_SESSION}),
                 (DOWN, {"event_id": "2", "type": "session.usage.updated", "usage": {"seconds": 30.5}, "context_window": {"usage_ratio": 0.9}}),
-                (DOWN, live_event(created("resp_1", "gpt-5-mini"))), (DOWN, live_event(response("resp_1", "gpt-5-mini", spent(100, 20)))), (DOWN, live_event(response("resp_1", "gpt-5-mini", spent(100, 20)))),
-                (DOWN, {"type": "decision.event", "event_id": "9", "trigger_id": "t1", "event": {"type": "decision.completed", "decision": {"answers": [DECOY], "model": "gpt-5-nano", "usage": spent(7, 1)}}}),
-                (DOWN, {"type": "decision.event", "event_id": "9", "trigger_id": "t1", "event": {"type": "decision.completed", "decision": {"answers": [DECOY], "model": "gpt-5-nano", "usage": spent(7, 1)}}}),
+                (DOWN, live_event(created("resp_1", "gpt-5-mini"))), (DOWN, live_event(response("resp_1", "gpt-5-mini", token_usage(100, 20)))), (DOWN, live_event(response("resp_1", "gpt-5-mini", token_usage(100, 20)))),
+                (DOWN, {"type": "decision.event", "event_id": "9", "trigger_id": "t1", "event": {"type": "decision.completed", "decision": {"answers": [DECOY], "model": "gpt-5-nano", "usage": token_usage(7, 1)}}}),
+                (DOWN, {"type": "decision.event", "event_id": "9", "trigger_id": "t1", "event": {"type": "decision.completed", "decision": {"answers": [DECOY], "model": "gpt-5-nano", "usage": token_usage(7, 1)}}}),
                 (DOWN, {"event_id": "3", "type": "session.usage.updated", "usage": {"seconds": 60}}),
                 (DOWN, {"event_id": "4", "type": "session.closed", "reason": "close_requested", "usage": {"seconds": 61.25}, "session": LIVE_SESSION}),
             ],
             [("gpt-live-1", Usage(audio_ms=61_250)), ("gpt-5-mini", Usage(100, 20)), ("gpt-5-nano", Usage(7, 1))], "gpt-live-1",
         ),
-        "live that was not closed": (
+        "live without a close": (
             Session("openai", "v1/live/sessions"),
             [(DOWN, {"type": "session.started", "session": LIVE_SESSION}), (DOWN, {"type": "session.usage.updated", "usage": {"seconds": 30}})],
             [("gpt-live-1", Usage(audio_ms=30_000, estimated=True))], None,
@@ -240,7 +247,7 @@ def _others() -> dict[str, Case]:
             [(DOWN, {"usageMetadata": {"promptTokenCount": 25, "responseTokenCount": 25, "totalTokenCount": 50, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 535}, {"modality": "AUDIO", "tokenCount": 25}, {"modality": "AUDIO"}]}})] * 2,
             [(None, Usage(50, 50, input_audio_tokens=50))], None,
         ),
-        "vertex's names, a tier and searches": (
+        "vertex's field names, a tier and searches": (
             Session("google", "BidiGenerateContent", "", "gemini-live"),
             [(DOWN, {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 50, "responseTokenCount": 25, "thoughtsTokenCount": 5, "serviceTier": "priority"}}), (DOWN, {"serverContent": {"groundingMetadata": {"webSearchQueries": ["x"]}}})],
             [("gemini-live", Usage(incomplete=True)), ("gemini-live", Usage(10, 55, reasoning_tokens=5, service_tier="priority"))], None,
@@ -251,16 +258,16 @@ def _others() -> dict[str, Case]:
         "deepgram speak": (Session("deepgram", "v1/speak", "model=aura-2", "aura-2"), [(UP, {"type": "Speak", "text": "hello you"}), (UP, {"type": "Flush", "text": "no"}), (UP, {"type": "Close"}), (DOWN, b"\0\1\2")], [("aura-2", Usage(characters=9))], None),
         "deepgram flux speak, by turns": (Session("deepgram", "v2/speak"), [(UP, {"type": "Speak", "text": "hello there yo"}), (DOWN, {"type": "SpeechMetadata", **speech}), (DOWN, {"type": "SpeechMetadata", **speech}), (DOWN, {"type": "SpeechInterrupted", "audio_played_ms": 4, "metadata": speech | {"speech_id": "s2", "billable_character_count": 30}})], [(None, Usage(characters=42))], None),
         "deepgram flux speak, by the session": (Session("deepgram", "v2/speak"), [(UP, {"type": "Speak", "text": "hello there yo"}), (DOWN, {"type": "SpeechMetadata", **speech}), (DOWN, {"type": "SessionMetadata", "total_audio_duration_ms": 900, "total_input_character_count": 20, "total_billable_character_count": 18})], [(None, Usage(characters=18))], None),
-        "deepgram flux speak, left in a turn": (Session("deepgram", "v2/speak"), [(UP, {"type": "Speak", "text": "hello there yo"}), (DOWN, {"type": "SpeechMetadata", **speech}), (UP, {"type": "Speak", "text": "and"})], [(None, Usage(characters=12)), (None, Usage(characters=3, estimated=True))], None),
+        "deepgram flux speak, closed during a turn": (Session("deepgram", "v2/speak"), [(UP, {"type": "Speak", "text": "hello there yo"}), (DOWN, {"type": "SpeechMetadata", **speech}), (UP, {"type": "Speak", "text": "and"})], [(None, Usage(characters=12)), (None, Usage(characters=3, estimated=True))], None),
         "elevenlabs": (Session("elevenlabs", "v1/text-to-speech/v/stream-input", "model_id=m", "m"), [(UP, {"text": " ", "voice_settings": {"text": "no"}}), (UP, {"text": "hello "}), (UP, {"text": "you ", "flush": True}), (UP, {"text": ""}), (DOWN, {"audio": "AAAA", "text": "no", "alignment": {"chars": ["h"]}})], [("m", Usage(characters=10))], None),
         "elevenlabs in contexts": (Session("elevenlabs", "v1/text-to-speech/v/multi-stream-input", "", "m"), [(UP, {"text": "one", "context_id": "a"}), (UP, {"context_id": "b", "text": "two!"}), (UP, {"context_id": "b", "close_context": True}), (UP, {"text": None, "close_socket": True})], [("m", Usage(characters=7))], None),
         "elevenlabs dialogue": (Session("elevenlabs", "v1/text-to-dialogue/stream-input", "", "eleven_v3"), [(UP, {"voices": ["v"], "inputs": []}), (UP, {"inputs": [{"text": "hello", "voice_id": "v"}, {"voice_id": "w", "text": "you"}]}), (UP, {"close_socket": True})], [("eleven_v3", Usage(characters=8))], None),
         "cartesia of two models": (Session("cartesia", "tts/websocket"), [(UP, {"context_id": "1", "model_id": "sonic-3", "transcript": "hi there", "voice": {"mode": "id", "transcript": "no"}}), (UP, {"model_id": "sonic-turbo", "context_id": "2", "transcript": "yo", "continue": True}), (UP, {"context_id": "1", "cancel": True}), (DOWN, {"type": "chunk", "data": "AAAA", "done": False, "step_time": 12, "context_id": "1"})], [("sonic-3", Usage(characters=8)), ("sonic-turbo", Usage(characters=2))], "sonic-3"),
         "cartesia stt": (Session("cartesia", "stt/websocket", "model=ink-whisper", "ink-whisper"), [(UP, b"\0" * 32), (DOWN, {"type": "transcript", "is_final": True, "text": "duration", "duration": 1.5, "words": [DECOY]}), (DOWN, {"type": "transcript", "is_final": False, "duration": 9}), (UP, b"finalize"), (DOWN, {"type": "transcript", "is_final": True, "duration": 0.5}), (DOWN, {"type": "done", "request_id": "r"})], [("ink-whisper", Usage(audio_ms=2000))], None),
         "assemblyai": (Session("assemblyai", "v3/ws"), [(UP, b"\0" * 32), (DOWN, {"type": "Begin", "id": "s", "expires_at": 1}), (DOWN, {"type": "Turn", "turn_order": 0, "transcript": "Termination", "words": [{"end": 3}]}), (DOWN, {"type": "Termination", "audio_duration_seconds": 12, "session_duration_seconds": 15})], [(None, Usage(audio_ms=15_000))], None),
-        "assemblyai that tells of audio alone": (Session("assemblyai", "v3/ws"), [(DOWN, {"type": "Termination", "audio_duration_seconds": 12})], [(None, Usage(audio_ms=12_000))], None),
+        "assemblyai that reports audio alone": (Session("assemblyai", "v3/ws"), [(DOWN, {"type": "Termination", "audio_duration_seconds": 12})], [(None, Usage(audio_ms=12_000))], None),
         "fal": (Session("fal", "fal-ai/fast-lcm-diffusion/realtime"), [(UP, b"\x81\xa6prompt\xa1a"), (DOWN, b"\x81\xa6images\x90")], [(None, Usage(incomplete=True))], None),
-        "fal that never answered": (Session("fal", "fal-ai/fast-lcm-diffusion/realtime"), [(UP, b"\x81")], [], None),
+        "fal that never responded": (Session("fal", "fal-ai/fast-lcm-diffusion/realtime"), [(UP, b"\x81")], [], None),
     }  # fmt: skip
 
 
@@ -268,8 +275,8 @@ CASES = {**_openai(), **_others()}
 
 
 def _play(name: str, change: Any) -> Session:
-    made, messages, *_ = CASES[name]
-    session = Session(made.format, made.endpoint, made.query, made.model)
+    template, messages, *_ = CASES[name]
+    session = Session(template.format, template.endpoint, template.query, template.model)
     for side, message in messages:
         (session.up if side == UP else session.down)(change(message))
     return session
@@ -284,16 +291,16 @@ def _shuffled(value: Any, order: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_a_session_tells_is_read(name: str) -> None:
-    _, _, expected, asked = CASES[name]
+def test_the_usage_of_a_session_is_read(name: str) -> None:
+    _, _, expected, requested_model = CASES[name]
     session = _play(name, lambda message: message)
-    assert session.parts == expected and session.meter.requested_model == asked
-    assert session.parts == expected, "reading it twice changes nothing"
+    assert session.parts == expected and session.meter.requested_model == requested_model
+    assert session.parts == expected, "reading the parts twice changes nothing"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_order_of_fields_and_spaces_do_not_matter(name: str) -> None:
-    _, _, expected, asked = CASES[name]
+    _, _, expected, requested_model = CASES[name]
     for seed in range(10):
         order, indent = random.Random(seed), seed % 3 or None
 
@@ -301,25 +308,25 @@ def test_the_order_of_fields_and_spaces_do_not_matter(name: str) -> None:
             return message if isinstance(message, bytes) else json.dumps(_shuffled(message, order), indent=indent).encode()
 
         session = _play(name, change)
-        assert session.parts == expected and session.meter.requested_model == asked
+        assert session.parts == expected and session.meter.requested_model == requested_model
 
 
 @pytest.mark.parametrize("padding_bytes", [60_000, 400_000])
 @pytest.mark.parametrize("name", [name for name, (session, *_) in CASES.items() if session.format != "fal"])
 def test_messages_of_any_size_are_read(name: str, padding_bytes: int) -> None:
-    _, _, expected, asked = CASES[name]
+    _, _, expected, requested_model = CASES[name]
     padding = "A" * padding_bytes
 
     def pad(message: Message) -> Message:
         return message if isinstance(message, bytes) else {"padding": padding, **message, "more": {"nested": padding}}
 
     session = _play(name, pad)
-    assert session.parts == expected and session.meter.requested_model == asked
+    assert session.parts == expected and session.meter.requested_model == requested_model
 
 
 @pytest.mark.parametrize("message", [b"not json \"usage\" duration", b'{"usage": 5, "type": "response.done"}', b'{"type": "response.done", "response": [{"usage": 4}]}', b"\xff\x00\"usage\"", b'{"type": {}, "duration": "x", "is_final": true, "usage": {"input_tokens": -4, "output_tokens": 1e99}}', b"[" * 2000 + b'"usage"'])
 @pytest.mark.parametrize("place", [("openai", "realtime"), ("openai", "responses"), ("openai", "live/sessions"), ("google", "Bidi"), ("deepgram", "v1/listen"), ("deepgram", "v2/speak"), ("cartesia", "stt/websocket"), ("elevenlabs", "v1/text-to-speech/x/stream-input"), ("openai", "stt"), ("assemblyai", "v3/ws")])
-def test_nonsense_is_no_usage(place: tuple[str, str], message: bytes) -> None:
+def test_malformed_messages_have_no_usage(place: tuple[str, str], message: bytes) -> None:
     session = Session(*place)
     session.down(message)
     session.meter.received(message)
@@ -332,7 +339,7 @@ def test_a_field_of_the_wrong_type_is_counted_and_the_others_are_read() -> None:
     assert session.parts == [("gpt-5", Usage(5, 2))] and session.meter.ignored_fields.count == 1
 
 
-def test_what_can_be_read_again_has_its_id_and_what_cannot_has_none() -> None:
+def test_usage_that_can_be_read_again_has_an_object_id_and_other_usage_has_none() -> None:
     responses = _play("responses of two models at once", lambda message: message).meter.parts
     assert [(part.object_id, part.booking) for part in responses] == [("resp_2", "made"), ("resp_1", "made")]
     live = _play("live", lambda message: message).meter.parts
@@ -352,11 +359,11 @@ def test_xai_bills_the_seconds_and_not_the_tokens() -> None:
 def test_thousands_of_responses_are_added_up_in_bounded_memory() -> None:
     session = Session("openai", "responses")
     for n in range(3000):
-        session.down(response(f"r{n}", "gpt-5", spent(2, 1)))
+        session.down(response(f"r{n}", "gpt-5", token_usage(2, 1)))
     assert total(session.meter.parts) == Usage(6000, 3000) and len(session.meter.parts) <= 1001
 
 
-# What is estimated: the delta of a response that nobody saw the end of, audio that nobody measured, time that passed.
+# Estimates: the deltas of a response without an end, audio without a reported length, elapsed time.
 
 def text_delta(text: str) -> dict[str, Any]:
     return {"type": "response.output_text.delta", "item_id": "msg_68a1", "output_index": 0, "content_index": 0, "delta": text, "sequence_number": 100, "logprobs": []}
@@ -366,56 +373,56 @@ def audio_delta(audio_bytes: int) -> dict[str, Any]:
     return {"type": "response.output_audio.delta", "event_id": "event_1", "response_id": "r1", "item_id": "i", "output_index": 0, "content_index": 0, "delta": base64.b64encode(b"\0" * audio_bytes).decode()}
 
 
-def test_a_response_that_a_client_left_is_estimated_by_its_deltas() -> None:
+def test_a_response_that_the_client_abandoned_is_estimated_from_its_deltas() -> None:
     session = Session("openai", "responses").up({"type": "response.create", "model": "gpt-5-mini", "input": "x" * 4000})
     session.down(created("r1", "gpt-5-mini"), {"type": "response.output_item.added", "item": {"content": "x" * 900}})
     session.down(*[text_delta("four")] * 400)
     [(model, usage)] = session.parts
     assert model == "gpt-5-mini" and usage.estimated and 1000 <= usage.input_tokens <= 1050 and 395 <= usage.output_tokens <= 405
     session.down({"type": "response.output_text.done", "text": "four" * 400})
-    assert session.parts == [(model, usage)], "a text that is repeated counts once"
-    session.down(response("r1", "gpt-5-mini", spent(7, 8)))
-    assert session.parts == [("gpt-5-mini", Usage(7, 8))], "what the provider says replaces the estimate"
+    assert session.parts == [(model, usage)], "a repeated text counts once"
+    session.down(response("r1", "gpt-5-mini", token_usage(7, 8)))
+    assert session.parts == [("gpt-5-mini", Usage(7, 8))], "reported usage replaces the estimate"
 
 
-def test_an_estimate_reads_the_response_again_that_it_goes_on_from() -> None:
-    session = Session("openai", "responses").up({"type": "response.create", "model": "m"}).down(created("r1", "m"), response("r1", "m", spent(1000, 500)))
+def test_an_estimate_includes_the_response_that_the_request_continues() -> None:
+    session = Session("openai", "responses").up({"type": "response.create", "model": "m"}).down(created("r1", "m"), response("r1", "m", token_usage(1000, 500)))
     session.up({"type": "response.create", "model": "m", "previous_response_id": "r1"}).down(created("r2", "m"), *[text_delta("four")] * 10)
-    [_, (_, left)] = session.parts
-    assert left.estimated and 1500 <= left.input_tokens <= 1530 and 9 <= left.output_tokens <= 11
+    [_, (_, abandoned)] = session.parts
+    assert abandoned.estimated and 1500 <= abandoned.input_tokens <= 1530 and 9 <= abandoned.output_tokens <= 11
 
 
-def test_deltas_of_two_responses_at_once_are_shared_between_them() -> None:
+def test_deltas_of_two_concurrent_responses_are_divided_between_them() -> None:
     session = Session("openai", "responses").down(created("r1", "a"), created("r2", "b"), *[text_delta("four")] * 100)
-    session.down(response("r1", "a", spent(7, 50)), *[text_delta("four")] * 100)
-    told, (model, left) = session.parts
-    assert told == ("a", Usage(7, 50)) and model == "b" and 145 <= left.output_tokens <= 155
+    session.down(response("r1", "a", token_usage(7, 50)), *[text_delta("four")] * 100)
+    reported, (model, abandoned) = session.parts
+    assert reported == ("a", Usage(7, 50)) and model == "b" and 145 <= abandoned.output_tokens <= 155
 
 
-def test_a_completed_response_without_usage_is_estimated_and_a_failed_one_is_none() -> None:
+def test_a_completed_response_without_usage_is_estimated_and_a_failed_one_is_not() -> None:
     session = Session("openai", "responses").down(created("r1", "m"), *[text_delta("four")] * 50, response("r1", "m", None))
     session.down(created("r2", "m"), *[text_delta("four")] * 50, response("r2", "m", None, "failed"))
     [(_, usage)] = session.parts
     assert usage.estimated and 48 <= usage.output_tokens <= 52
 
 
-def test_speech_that_a_client_left_is_estimated_by_its_length() -> None:
+def test_speech_that_the_client_abandoned_is_estimated_from_its_length() -> None:
     session = Session("openai", "realtime", "", "gpt-realtime").down(REALTIME, realtime_done("r0", AUDIO))
     append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(b"\0" * 24_000).decode()}
     session.up(*[append] * 10).down({"type": "response.created", "response": {"id": "r1", "status": "in_progress", "usage": None}})
     session.down({"type": "response.output_audio_transcript.delta", "response_id": "r1", "delta": "hi"}, *[audio_delta(4800)] * 50)
-    _, (model, left) = session.parts
-    assert model == "gpt-realtime-2.1" and left.estimated
-    assert 95 <= left.output_tokens == left.output_audio_tokens <= 105, "5 s are 100 tokens"
-    assert 253 + 49 <= left.input_tokens <= 253 + 53, "the conversation so far, and 5 s of audio"
+    _, (model, abandoned) = session.parts
+    assert model == "gpt-realtime-2.1" and abandoned.estimated
+    assert 95 <= abandoned.output_tokens == abandoned.output_audio_tokens <= 105, "5 s are 100 tokens"
+    assert 253 + 49 <= abandoned.input_tokens <= 253 + 53, "the conversation so far, and 5 s of audio"
 
 
-def test_an_answer_of_gemini_that_a_client_left_is_estimated_by_its_length() -> None:
+def test_a_gemini_response_that_the_client_abandoned_is_estimated_from_its_length() -> None:
     session = Session("google", "BidiGenerateContent").up({"setup": {"model": "models/g"}}).down(GEMINI)
-    said = {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm;rate=24000", "data": base64.b64encode(b"\0" * 9600).decode()}}]}}}
-    session.down(*[said] * 20)
-    [told, (_, left)] = session.parts
-    assert told[1].estimated is False and left.estimated and 98 <= left.output_audio_tokens <= 102 and left.input_tokens == 162
+    audio = {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm;rate=24000", "data": base64.b64encode(b"\0" * 9600).decode()}}]}}}
+    session.down(*[audio] * 20)
+    [reported, (_, abandoned)] = session.parts
+    assert reported[1].estimated is False and abandoned.estimated and 98 <= abandoned.output_audio_tokens <= 102 and abandoned.input_tokens == 162
     session.down(GEMINI, {"sessionResumptionUpdate": {"newHandle": "x" * 64, "resumable": True}})
     assert len(session.parts) == 1
 
@@ -450,7 +457,7 @@ TURN_INFO = {"type": "TurnInfo", "event": "Update", "turn_index": 0, "audio_wind
     ],
     ids=lambda value: f"{value.format} {value.endpoint}?{value.query}" if isinstance(value, Session) else "",
 )  # fmt: skip
-def test_where_nothing_is_told_the_audio_sent_or_the_time_stands_in(session: Session, up: list[Message], down: list[Message], audio_ms: int) -> None:
+def test_without_reported_usage_the_audio_sent_or_the_elapsed_time_is_counted(session: Session, up: list[Message], down: list[Message], audio_ms: int) -> None:
     fresh = Session(session.format, session.endpoint, session.query, session.model)
     down_first = [message for message in down if message is STARTED]
     fresh.down(*down_first).up(*up).down(*[message for message in down if message is not STARTED])
@@ -460,13 +467,13 @@ def test_where_nothing_is_told_the_audio_sent_or_the_time_stands_in(session: Ses
 
 
 @pytest.mark.parametrize("place", [("deepgram", "v1/listen"), ("deepgram", "v2/listen"), ("cartesia", "stt/websocket"), ("elevenlabs", "v1/speech-to-text/realtime"), ("openai", "realtime/translations"), ("openai", "stt"), ("openai", "realtime"), ("openai", "responses"), ("openai", "live/sessions"), ("google", "BidiGenerateContent")])
-def test_a_session_in_which_nothing_was_sent_used_nothing(place: tuple[str, str]) -> None:
+def test_a_session_in_which_nothing_was_sent_has_no_usage(place: tuple[str, str]) -> None:
     session = Session(*place)
     session.now_s += 60
     assert session.parts == []
 
 
-def test_a_text_too_long_to_be_counted_makes_the_cost_unknown() -> None:
+def test_a_text_too_long_to_be_counted_makes_the_usage_incomplete() -> None:
     long = Session("cartesia", "tts/websocket", "", "m").up({"transcript": "ä" * 150_000}, {"transcript": "x" * 2_000_000})
     assert long.parts == [("m", Usage(characters=150_000)), ("m", Usage(incomplete=True))]
 
@@ -479,11 +486,11 @@ def test_a_text_too_long_to_be_counted_makes_the_cost_unknown() -> None:
         ("linear16", "-16000", None), ("", "16000", None), ("PCM", "16000", 32_000), ("audio/pcma", "8000", 8000),
     ],
 )  # fmt: skip
-def test_a_declared_format_tells_bytes_a_second(encoding: str, rate: str, expected: int | None) -> None:
+def test_the_bytes_per_second_follow_from_the_declared_format(encoding: str, rate: str, expected: int | None) -> None:
     assert bytes_a_second(encoding, rate) == expected
 
 
-def test_a_payload_is_what_its_messages_hold_besides_their_frames() -> None:
+def test_a_payload_is_the_bytes_of_its_messages_without_their_envelopes() -> None:
     side = Side()
     payload = Payload(side)
     assert payload.bytes == 0

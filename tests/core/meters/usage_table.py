@@ -1,4 +1,7 @@
-"""The table of docs/ledger.md, "Where usage is read", made of the recorded answers, so that it says what the tests prove."""
+"""The table "Where usage is read" of docs/ledger.md, generated from the recorded responses.
+
+The document so says what the tests prove.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _PLACES = (
 
 
 def shipped() -> dict[str, Provider]:
-    """The providers of the gateway.yaml that ships."""
+    """Return the providers of the shipped gateway.yaml."""
     name, before = "AZURE_OPENAI_RESOURCE", os.environ.get("AZURE_OPENAI_RESOURCE")
     os.environ[name] = "x"
     try:
@@ -37,7 +40,10 @@ def shipped() -> dict[str, Provider]:
 
 
 def routed(row: Row, providers: dict[str, Provider]) -> tuple[str, str]:
-    """Endpoint and format of a call: of a provider that ships, or of one that speaks OpenAI's."""
+    """Return the endpoint and format of a call.
+
+    A provider that is not shipped is taken to speak OpenAI's format.
+    """
     known = providers.get(row.provider)
     if known is None:
         return row.path, format_of(row.path, "openai", ())
@@ -46,7 +52,7 @@ def routed(row: Row, providers: dict[str, Provider]) -> tuple[str, str]:
 
 
 def table() -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     providers = shipped()
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in ROWS:
@@ -60,7 +66,7 @@ def table() -> str:
         kinds = list(dict.fromkeys(_kind(row) for row in rows))
         read = list(dict.fromkeys(name for row in rows for part in row.expected for name in _read(part)))
         notes = list(dict.fromkeys(row.note for row in rows if row.note))
-        shown = ", ".join(f"`{name}`" for name in read) or "nothing: it uses nothing, or only repeats"
+        shown = ", ".join(f"`{name}`" for name in read) or "nothing: the call has no usage, or repeats usage that is counted elsewhere"
         lines.append(f"| {provider} | `{call}` | {form} | {', '.join(kinds)} | {shown} | {'; '.join(notes)} |\n")
     return _HEAD + "".join(lines)
 
@@ -69,20 +75,20 @@ def _kind(row: Row) -> str:
     if row.content_type == "text/event-stream":
         return "stream"
     if "json" not in row.content_type:
-        return "no JSON"
+        return "not JSON"
     return "whole" if row.answer.count(b"\n") < 2 else "lines" if row.answer[:1] == b"{" else "array"
 
 
 def _read(part: Part) -> Iterator[str]:
     if part.model is not None:
         yield "model"
-    told: Iterable[str] = part.usage.__struct_fields__
+    names: Iterable[str] = part.usage.__struct_fields__
     defaults = type(part.usage)()
-    yield from (name for name in told if getattr(part.usage, name) != getattr(defaults, name))
+    yield from (name for name in names if getattr(part.usage, name) != getattr(defaults, name))
 
 
 def text_with_table(text: str) -> str:
-    """A document with the table in its place."""
+    """Return the document with the table replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, behind = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{behind}"
