@@ -1,4 +1,4 @@
-"""The base URLs that SDKs are given, for every provider that ships: with and without the version, one upstream URL."""
+"""The base URLs of SDKs, for every shipped provider: with or without the version, one upstream URL."""
 
 from __future__ import annotations
 
@@ -54,34 +54,34 @@ CASES = [(name, endpoint, url) for name, urls in FORMS.items() for url, endpoint
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Every provider that ships."""
+    """A registry with every shipped provider."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AZURE_OPENAI_RESOURCE", "resource")
         config, _ = configured(tmp_path_factory.mktemp("base-urls"), {"providers": _packaged_providers()})
     return config.registry
 
 
-def test_every_provider_is_here(registry: Registry) -> None:
+def test_every_shipped_provider_has_a_case(registry: Registry) -> None:
     assert set(FORMS) == set(registry.providers)
 
 
 @pytest.mark.parametrize(("name", "endpoint", "url"), CASES, ids=[f"{name}/{endpoint}" for name, endpoint, _ in CASES])
-def test_an_endpoint_leads_to_the_providers_own_url(registry: Registry, name: str, endpoint: str, url: str) -> None:
+def test_an_endpoint_maps_to_the_providers_url(registry: Registry, name: str, endpoint: str, url: str) -> None:
     assert registry.match_rest(name, endpoint).url("") == url
 
 
 @pytest.mark.parametrize(("endpoint", "format_", "kind"), [("messages", "anthropic", "messages"), ("chat/completions", "openai", "chat")])
-def test_an_endpoint_without_its_version_is_read_as_with_it(registry: Registry, endpoint: str, format_: str, kind: str) -> None:
+def test_an_endpoint_without_its_version_is_routed_like_one_with_it(registry: Registry, endpoint: str, format_: str, kind: str) -> None:
     route = registry.match_rest("anthropic", endpoint)
     assert (route.endpoint, route.format, route.kind) == (f"v1/{endpoint}", format_, kind)
 
 
-def test_a_socket_without_its_version_is_opened_with_it(registry: Registry) -> None:
+def test_a_socket_endpoint_gets_the_version_that_it_lacks(registry: Registry) -> None:
     assert registry.match_websocket("deepgram", "listen").url("") == registry.match_websocket("deepgram", "").url("") == "https://api.deepgram.com/v1/listen"
     assert registry.match_websocket("deepgram", "listen").takes_sockets
 
 
-def test_through_cloudflare_an_endpoint_gets_its_version_too(tmp_path: Path) -> None:
+def test_an_endpoint_through_cloudflare_gets_the_version_that_it_lacks(tmp_path: Path) -> None:
     entries = {name: _packaged_providers()[name] for name in ("anthropic", "google-ai-studio", "elevenlabs")}
     config, _ = configured(tmp_path, {"providers": entries, "cloudflare": {"account_id": "a", "base_url": "https://gw.example/v1"}})
     urls = {each: config.registry.match_rest(*each.split("/", 1)).url("") for each in ("anthropic/messages", "google-ai-studio/models/g:countTokens", "elevenlabs/voices")}

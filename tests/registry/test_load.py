@@ -1,4 +1,4 @@
-"""gateway.yaml: what it means, and what is refused with which words."""
+"""gateway.yaml: what it configures, and how mistakes in it are refused."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
         ("providers:\n  p: {}", "gateway.yaml:2:3: providers.p.base_url: is missing"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_its_place_and_what_to_do(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_mistake_is_refused_with_its_place_and_a_remedy(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in _problems(tmp_path, text)
 
 
-def test_all_mistakes_are_told_together_in_order(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together_in_order(tmp_path: Path) -> None:
     text = "server:\n  prot: 1\n  workers: 0\nproviders:\n  a: {base_ur: x}\n  b: {base_url: '${NOPE}'}\n"
     lines = [int(problem.split(":")[1]) for problem in _problems(tmp_path, text)]
     assert lines == sorted(lines) and set(lines) == {2, 3, 5, 6}
@@ -67,14 +67,14 @@ def test_a_file_over_1_mib_is_refused(tmp_path: Path) -> None:
     assert _problems(tmp_path, "#" * (1024 * 1024 + 1)) == ["gateway.yaml:1:1: the file is larger than 1 MiB"]
 
 
-def test_a_bomb_is_refused_quickly(tmp_path: Path) -> None:
+def test_an_alias_bomb_and_deep_nesting_are_refused(tmp_path: Path) -> None:
     text = "a: &a [x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(50))
     assert "anchors are not supported" in _problems(tmp_path, text)[0]
     deep = "x: " + "[" * 200 + "]" * 200
     assert any("nested too deeply" in problem for problem in _problems(tmp_path, deep))
 
 
-def test_a_missing_or_unreadable_file_is_said_clearly(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_reported_with_its_cause(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gateway\.yaml:1:1: cannot be read: No such file"):
         load(Sources(tmp_path / "gateway.yaml", None))
     (tmp_path / "gateway.yaml").write_bytes(b"\xff\xfe")
@@ -112,14 +112,14 @@ def test_an_unset_key_leaves_one_provider_unconfigured(tmp_path: Path) -> None:
     assert config.registry.providers["b"].missing == ()
 
 
-def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
+def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(canary("file") + "\n")
     config, _ = configured(tmp_path, {"providers": {"p": {"base_url": "https://x", "auth": {"header": "k", "value": "${file:secret}"}}}})
     assert config.registry.providers["p"].rest.pool[0].provider.value == canary("file")
     assert "CANARY" not in repr(config) and "CANARY" not in str(config.registry)
 
 
-def test_real_variables_win_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_override_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", canary("real"))
     config, _ = configured(tmp_path, {"providers": {"p": {"base_url": "https://x", **KEYED}}})
     assert config.registry.providers["p"].rest.pool[0].provider.value == f"Bearer {canary('real')}"
@@ -181,9 +181,9 @@ def test_socket_urls_and_credentials_through_cloudflare(tmp_path: Path) -> None:
         "openai": ("header", "Authorization"), "cartesia": ("query", "api_key"),
         "elevenlabs": ("subprotocol", "xi-api-key."), "fal": ("subprotocol", "fal-api-key."),
     }  # fmt: skip
-    assert registry.providers["cartesia"].websocket.pool[0].provider.value == KEYS["CARTESIA_API_KEY"], "bare: the scheme stays with the header"
+    assert registry.providers["cartesia"].websocket.pool[0].provider.value == KEYS["CARTESIA_API_KEY"], "without the scheme, which belongs to the header"
     live = registry.match_websocket("google-ai-studio", "")
-    assert live.url("").startswith("https://generativelanguage.googleapis.com/ws/"), "Gemini Live goes direct"
+    assert live.url("").startswith("https://generativelanguage.googleapis.com/ws/"), "Gemini Live is called directly"
 
 
 def test_other_hosts_of_a_provider_are_called_directly(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_placeholder_account_does_not_turn_cloudflare_on(tmp_path: Path) -> No
     assert (config.settings.cloudflare.gateway_id, config.settings.cloudflare.api_key) == ("default", "")
 
 
-def test_the_shipped_files_load_and_every_example_provider_is_there(tmp_path: Path) -> None:
+def test_the_shipped_files_and_every_example_provider_load(tmp_path: Path) -> None:
     assert set(_shipped(tmp_path).providers) == {
         "openai", "google-ai-studio", "cartesia", "elevenlabs", "fal", "anthropic", "assemblyai", "cohere", "deepgram",
         "deepseek", "grok", "groq", "mistral", "openrouter", "perplexity",

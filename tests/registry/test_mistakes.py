@@ -1,4 +1,4 @@
-"""What is wrong with gateway.yaml, in plain words, at its place; and what may be a mistake but is taken."""
+"""Mistakes in gateway.yaml are refused in plain words at their place, or accepted with a warning."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_a_renamed_key_is_refused_with_its_new_name(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["[cache, limits]", "{cache: cloudflare, limits: cloudflare}"])
-def test_a_list_of_what_is_delegated_is_short_for_a_mapping(text: str, tmp_path: Path) -> None:
+def test_a_list_of_delegated_features_is_short_for_a_mapping(text: str, tmp_path: Path) -> None:
     delegation = _load(tmp_path, f"cloudflare: {{delegate: {text}}}").settings.cloudflare.delegate
     assert (delegation.retries, delegation.limits, delegation.cache) == ("relay", "cloudflare", "cloudflare")
 
 
-def test_a_mistake_in_what_is_delegated_hides_no_problem_of_a_provider(tmp_path: Path) -> None:
+def test_a_mistake_in_delegated_features_hides_no_problem_of_a_provider(tmp_path: Path) -> None:
     text = "cloudflare: {delegate: [cash]}\nproviders: {p: {base_url: https://x.example, fallback: [{provider: q}]}}\n"
     assert _problems(tmp_path, text) == [
         "gateway.yaml:1:14: cloudflare.delegate.cash: unknown key; did you mean 'cache'?",
@@ -92,7 +92,7 @@ SYNTAX = {
 
 
 @pytest.mark.parametrize(("text", "problem"), SYNTAX.values(), ids=SYNTAX)
-def test_yaml_that_is_wrong_is_explained_with_its_line_and_a_caret(tmp_path: Path, text: str, problem: str) -> None:
+def test_invalid_yaml_is_explained_with_its_line_and_a_caret(tmp_path: Path, text: str, problem: str) -> None:
     error = _refused(tmp_path, text)
     [found] = error.problems
     assert str(found).startswith(problem)
@@ -108,18 +108,18 @@ def test_yaml_that_is_wrong_is_explained_with_its_line_and_a_caret(tmp_path: Pat
         f'headers: {{x: "{canary("h")}', f'api_key: "{canary("h")} ${{X}}', f"a: ['{canary('item')}",
     ],
 )  # fmt: skip
-def test_the_line_that_is_shown_holds_no_secret(tmp_path: Path, line: str) -> None:
+def test_the_excerpt_of_a_line_contains_no_secret(tmp_path: Path, line: str) -> None:
     shown = str(_refused(tmp_path, f"providers:\n  p:\n    {line}\n"))
     assert "CANARY" not in shown and "7d1f" not in shown and "****" in shown
 
 
-def test_a_long_line_is_cut_around_the_caret(tmp_path: Path) -> None:
+def test_a_long_line_is_truncated_around_the_caret(tmp_path: Path) -> None:
     [found] = _refused(tmp_path, "a: [" + "b, " * 2000 + "c d: e {\n").problems
     shown, caret = found.excerpt
     assert len(shown) <= 100 and len(caret) <= 101
 
 
-# What YAML takes and gateway.yaml does not ------------------------------------------------------------
+# What YAML allows and gateway.yaml does not
 
 PLAIN = {
     "missing space, only key": ("server:\n  port:1\n", "gateway.yaml:1:1: server: should be a mapping, but is text: a space is missing after `port:`"),
@@ -177,7 +177,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize(("text", "words"), BOMBS.values(), ids=BOMBS)
-def test_what_is_nested_too_deeply_or_too_long_is_given_up_where_it_passes_the_bound(
+def test_a_file_that_is_nested_too_deeply_or_too_long_is_refused_at_the_limit(
     tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.registry.yaml_file.MAX_VALUES", 500)
@@ -209,11 +209,11 @@ INCLUDES = {
 
 
 @pytest.mark.parametrize(("pattern", "words"), INCLUDES.items())
-def test_an_include_that_is_not_taken_is_told_at_its_place(tmp_path: Path, pattern: str, words: str) -> None:
+def test_an_invalid_include_is_refused_at_its_place(tmp_path: Path, pattern: str, words: str) -> None:
     assert _problems(tmp_path, f"log: {{}}\ninclude:\n  - '{pattern}'\n") == [f"gateway.yaml:3:5: include.0: {words}"]
 
 
-def test_an_included_file_includes_none(tmp_path: Path) -> None:
+def test_an_included_file_cannot_include_files(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: [b.yaml]")
     (tmp_path / "b.yaml").write_text("include: [a.yaml]")
     assert _problems(tmp_path, "include: [a.yaml, b.yaml]") == [
@@ -222,13 +222,13 @@ def test_an_included_file_includes_none(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_two_patterns_name_is_taken_once(tmp_path: Path) -> None:
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/a.yaml").write_text("providers: {a: {base_url: https://a}}")
     assert set(_load(tmp_path, "include: [more/a.yaml, more/*.yaml]").registry.providers) == {"a"}
 
 
-def test_more_included_files_than_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_included_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.registry.files.MAX_INCLUDED", 2)
     (tmp_path / "more").mkdir()
     for name in "abc":
@@ -272,7 +272,7 @@ URLS = {
 
 
 @pytest.mark.parametrize(("url", "words"), URLS.items())
-def test_a_url_that_cannot_be_called_is_refused_at_its_place(tmp_path: Path, url: str, words: str) -> None:
+def test_an_invalid_url_is_refused_at_its_place(tmp_path: Path, url: str, words: str) -> None:
     assert _problems(tmp_path, f"{P}'{url}'") == [f"gateway.yaml:3:5: providers.p.base_url: {words}"]
 
 
@@ -283,7 +283,7 @@ def test_a_url_that_cannot_be_called_is_refused_at_its_place(tmp_path: Path, url
         ("http://[::1]:80/a", "http://[::1]:80", "/a"), ("https://my_host-1.example.com./a%20b", "https://my_host-1.example.com.", "/a%20b"),
     ],
 )  # fmt: skip
-def test_a_url_is_taken_as_it_is_but_for_blanks_around_it(tmp_path: Path, written: str, origin: str, prefix: str) -> None:
+def test_a_url_is_normalised_only_in_blanks_scheme_and_trailing_slash(tmp_path: Path, written: str, origin: str, prefix: str) -> None:
     target = _load(tmp_path, f"{P}'{written}'").registry.providers["p"].rest
     assert (target.origin, target.prefix) == (origin, prefix)
 
@@ -304,19 +304,19 @@ OTHER_PLACES = {
 
 
 @pytest.mark.parametrize(("line", "problem"), OTHER_PLACES.values(), ids=OTHER_PLACES)
-def test_whatever_becomes_part_of_a_request_is_checked(tmp_path: Path, line: str, problem: str) -> None:
+def test_each_value_that_becomes_part_of_a_request_is_checked(tmp_path: Path, line: str, problem: str) -> None:
     assert problem in _problems(tmp_path, f"{P}https://x\n    {line}\n")
 
 
 @pytest.mark.parametrize(
     "text", ["server: {public_url: 'http://[:::'}", "redis: {url: 'redis://x:99999999'}", "database: 'postgres://[x'", "tracing: {endpoint: 'http://[x'}", "cloudflare: {account_id: 'a/../b'}", "cloudflare: {base_url: 'https://x?y'}"]
 )  # fmt: skip
-def test_a_url_of_a_section_that_nobody_could_use_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_url_of_another_section_is_refused(tmp_path: Path, text: str) -> None:
     [problem] = _problems(tmp_path, text)
     assert problem.startswith("gateway.yaml:1:")
 
 
-def test_a_variable_that_brings_a_control_character_is_told_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_with_a_control_character_is_refused_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGO", "a\nb")
     assert _problems(tmp_path, f"{P}https://x\n    headers: {{a: '${{LOGO}}'}}\n") == [
         "gateway.yaml:4:15: providers.p.headers.a: contains a control character (U+000A)"
@@ -343,7 +343,7 @@ HINTS = {
 
 
 @pytest.mark.parametrize(("text", "words"), HINTS.values(), ids=HINTS)
-def test_a_key_of_another_program_is_told_what_it_is_called_here(tmp_path: Path, text: str, words: str) -> None:
+def test_a_key_of_another_program_is_refused_with_its_name_in_this_one(tmp_path: Path, text: str, words: str) -> None:
     assert any(words in problem for problem in _problems(tmp_path, text))
 
 
@@ -404,7 +404,7 @@ def test_an_env_file_that_others_may_read_is_warned_about_with_the_command(tmp_p
     assert found == ([f".env:1:1: other users may read this file (mode {mode:04o}): chmod 600 {tmp_path / '.env'}"] if warned else [])
 
 
-def test_an_env_file_without_values_is_no_secret(tmp_path: Path) -> None:
+def test_an_env_file_without_values_is_not_warned_about(tmp_path: Path) -> None:
     _load(tmp_path, "{}", "# THE_KEY=\nOTHER=\n")
     (tmp_path / ".env").chmod(0o644)
     assert _warnings(load(Sources(tmp_path / "gateway.yaml", tmp_path / ".env"))) == []

@@ -1,4 +1,4 @@
-"""The shipped gateway.yaml with bytes deleted, swapped or put in: a configuration or a clean refusal, never anything else."""
+"""The shipped gateway.yaml with bytes deleted, swapped or inserted loads or is refused cleanly."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from relay.registry.load import ConfigError, Sources, load
 
 ROOT = Path(__file__).parent.parent.parent
-# Without its comments, in which a change says nothing, and without other files, which take the time of ten.
+# Without comments, where a change has no effect, and without included files, which take ten times
+# as long.
 SHIPPED = re.sub(rb"(?m)^ *(#|- config/).*\n|  +#.*$|^include:\n|^\n", b"", (ROOT / "gateway.yaml").read_bytes())
 PIECES = st.sampled_from(
     [b"\t", b"\n", b"\r", b"\0", b"\x1b", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"{", b"}", b"[", b"]", b"'", b'"', b":", b": ", b"- ", b"#", b",", b"${", b"}", b"$",
      b"|", b">", b"&a", b"*a", b"!!str ", b"%", b"@", b"`", b"?", b"? ", b"\\", b"---\n", b"null", b"-1", b"1e999", b"9" * 30, b".inf", b"{" * 40, b"[" * 40, b"..", b"/../", b" ", b"\xc2\xa0",
      b"https://", b"*", b"**", b"${file:/etc/passwd}", b"${file:\0}", b"<<: "]
 )  # fmt: skip
-CHANGES = st.tuples(st.sampled_from(["delete", "swap", "insert", "repeat", "cut"]), st.integers(0, len(SHIPPED)), st.integers(1, 40), st.one_of(PIECES, st.binary(max_size=4)))
+CHANGES = st.tuples(st.sampled_from(["delete", "swap", "insert", "repeat", "truncate"]), st.integers(0, len(SHIPPED)), st.integers(1, 40), st.one_of(PIECES, st.binary(max_size=4)))
 PLACE = re.compile(r"[^:]+:\d+:\d+: .")
 
 
-def _change(data: bytes, change: tuple[str, int, int, bytes]) -> bytes:
+def _apply_one(data: bytes, change: tuple[str, int, int, bytes]) -> bytes:
     kind, at, length, piece = change
     if kind == "delete":
         return data[:at] + data[at + length :]
@@ -34,20 +35,20 @@ def _change(data: bytes, change: tuple[str, int, int, bytes]) -> bytes:
     return data[:at] + data[at : at + length] * 2 + data[at + length :] if kind == "repeat" else data[:at]
 
 
-def _changed(changes: list[tuple[str, int, int, bytes]]) -> bytes:
+def _apply(changes: list[tuple[str, int, int, bytes]]) -> bytes:
     data = SHIPPED
     for change in changes:
-        data = _change(data, change)
+        data = _apply_one(data, change)
     return data
 
 
-def test_the_file_that_is_changed_is_right(tmp_path: Path) -> None:
+def test_the_unchanged_file_loads(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_bytes(SHIPPED)
     assert len(load(Sources(tmp_path / "gateway.yaml", None)).registry.providers) == 5
 
 
-def _judge(data: bytes) -> None:
-    """Load it; whatever is refused has places and one line for each problem."""
+def _load_or_refuse(data: bytes) -> None:
+    """Load `data`, or check that each problem has a place and one line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gateway.yaml"
         path.write_bytes(data)
@@ -63,10 +64,10 @@ def _judge(data: bytes) -> None:
 @settings(max_examples=7, deadline=None, database=None)
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_a_file_with_changed_bytes_loads_or_is_refused_with_places(changes: list[tuple[str, int, int, bytes]]) -> None:
-    _judge(_changed(changes))
+    _load_or_refuse(_apply(changes))
 
 
 @settings(max_examples=7, deadline=None, database=None)
 @given(st.integers(0, len(SHIPPED)))
-def test_a_file_that_is_cut_anywhere_loads_or_is_refused_with_places(at: int) -> None:
-    _judge(SHIPPED[:at])
+def test_a_file_that_is_truncated_anywhere_loads_or_is_refused_with_places(at: int) -> None:
+    _load_or_refuse(SHIPPED[:at])

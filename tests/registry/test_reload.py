@@ -1,4 +1,4 @@
-"""A reload: what it takes over, what it names for a restart, and which files it does not believe."""
+"""A reload: what it applies, what it reports as needing a restart, and which files it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization as how
+from cryptography.hazmat.primitives import serialization
 
 from relay.app import standalone
 from relay.cli.main import main
@@ -35,7 +35,7 @@ async def _reload(relay: Relay) -> tuple[int, Any]:
 
 
 async def _refusal(relay: Relay) -> list[str]:
-    """The problems with which a reload is refused; the old configuration stays."""
+    """Reload, check that it is refused and changes nothing, and return the problems."""
     before = relay.gateway.config
     status, answer = await _reload(relay)
     assert status == 422 and answer["error"]["code"] == "config_invalid"
@@ -51,9 +51,9 @@ GONE = "; its previous content stays in force (a restart accepts the file as it 
 UNFINISHED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda text: b"", f"gateway.yaml:1:1: is empty{GONE}"),
     "comments alone": (lambda text: b"# soon\n\n", f"gateway.yaml:1:1: is empty{GONE}"),
-    "cut within a line": (lambda text: text[: text.index(b".example.com")], "the last line has no line end, as it had before: is the file half-written?"),
-    "cut before the providers": (lambda text: text[: text.index(b"providers:")], "gateway.yaml:1:1: has no providers any more: is the file half-written? To remove them, write `providers: {}`"),
-    "cut behind providers:": (lambda text: text[: text.index(b"  one:")], "gateway.yaml:1:1: has no providers"),
+    "truncated within a line": (lambda text: text[: text.index(b".example.com")], "the last line has no line end, as it had before: is the file half-written?"),
+    "truncated before the providers": (lambda text: text[: text.index(b"providers:")], "gateway.yaml:1:1: has no providers any more: is the file half-written? To remove them, write `providers: {}`"),
+    "truncated after providers:": (lambda text: text[: text.index(b"  one:")], "gateway.yaml:1:1: has no providers"),
     "an empty mapping": (lambda text: b"{}\n", "gateway.yaml:1:1: has no providers"),
 }  # fmt: skip
 
@@ -69,8 +69,8 @@ async def test_a_file_that_is_empty_or_half_written_is_refused(start: StartRelay
     assert (await _reload(relay))[0] == 200
 
 
-def test_every_cut_of_the_file_is_refused_or_ends_a_line(tmp_path: Path) -> None:
-    """What is cut at the end of a line and still has providers cannot be told from a file that is meant so."""
+def test_a_truncated_file_is_refused_unless_it_ends_with_a_whole_line(tmp_path: Path) -> None:
+    """A file truncated after a line, with providers, cannot be distinguished from a complete one."""
     config, sources = configured(tmp_path, ONE)
     whole = sources.config.read_bytes()
     for at in range(0, len(whole), 5):
@@ -95,13 +95,13 @@ async def test_an_included_file_that_is_half_written_is_refused(start: StartRela
     assert await _refusal(relay) == ["gateway.yaml:1:11: include.0: no file matches 'more.yaml'"]
 
 
-async def test_providers_are_removed_where_the_file_says_so(start: StartRelay) -> None:
+async def test_providers_are_removed_if_the_file_says_so(start: StartRelay) -> None:
     relay = await start(ONE)
     (relay.folder / "gateway.yaml").write_text("providers: {}\ndemo: {enabled: false}\ndatabase: null\n")
     assert await _reload(relay) == (200, {"reloaded": True, "providers": [], "changed": ["retries.max_attempts", "providers.one (removed)"], "needs_restart": []})
 
 
-async def test_a_file_that_was_like_this_from_the_start_is_taken(start: StartRelay) -> None:
+async def test_an_empty_file_is_accepted_if_it_was_empty_before(start: StartRelay) -> None:
     relay = await start({})
     config = relay.folder / "gateway.yaml"
     config.write_text(config.read_text().rstrip("\n"))
@@ -112,7 +112,7 @@ async def test_a_file_that_was_like_this_from_the_start_is_taken(start: StartRel
 
 
 @pytest.mark.parametrize("change", ["gone", "empty", "cut", "folder", "not UTF-8"])
-async def test_variables_that_are_lost_leave_the_old_ones_in_force(start: StartRelay, raw: RawUpstream, change: str) -> None:
+async def test_a_reload_with_a_broken_env_file_is_refused_and_keeps_the_old_variables(start: StartRelay, raw: RawUpstream, change: str) -> None:
     raw.plays(ok(b"x"))
     relay = await start(one=provider(raw.url))
     env = relay.folder / ".env"
@@ -131,7 +131,7 @@ async def test_variables_that_are_lost_leave_the_old_ones_in_force(start: StartR
 
 
 @pytest.mark.parametrize("change", ["missing", "empty"])
-async def test_a_secret_file_that_is_lost_leaves_the_old_secret_in_force(start: StartRelay, tmp_path: Path, change: str) -> None:
+async def test_a_reload_with_a_lost_secret_file_is_refused_and_keeps_the_old_secret(start: StartRelay, tmp_path: Path, change: str) -> None:
     secret = tmp_path / "secret"
     secret.write_text(canary("file"))
     entry = {"base_url": "https://x", "auth": {"header": "k", "value": f"${{file:{secret}}}"}}
@@ -146,7 +146,7 @@ async def test_a_secret_file_that_is_lost_leaves_the_old_secret_in_force(start: 
     assert relay.gateway.registry.providers["one"].rest.pool[0].provider.value == canary("file2")
 
 
-# What is taken over ------------------------------------------------------------------------------------
+# What a reload applies
 
 CHANGED: dict[str, dict[str, Any]] = {
     "server": {"host": "127.0.0.2", "port": 9, "workers": 3, "keepalive_timeout_s": 9},
@@ -161,7 +161,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 RESTARTED = [f"{section}.{key}" for section, keys in CHANGED.items() for key in keys] + ["database"]
 
 
-def test_every_setting_that_needs_a_restart_is_named_and_stays_as_it_was(tmp_path: Path) -> None:
+def test_every_setting_that_needs_a_restart_is_reported_and_keeps_its_value(tmp_path: Path) -> None:
     started, _ = configured(tmp_path, ONE)
     loaded, _ = configured(tmp_path, ONE | CHANGED | {"database": "other.db", "upstream": {"idle_timeout_s": 9}})
     assert needing_restart(started.settings, loaded.settings) == RESTARTED
@@ -170,8 +170,8 @@ def test_every_setting_that_needs_a_restart_is_named_and_stays_as_it_was(tmp_pat
     assert config.settings.upstream.idle_timeout_s == 9 and config.registry is loaded.registry
 
 
-async def test_what_is_in_force_after_a_reload_is_never_half_of_a_setting(start: StartRelay) -> None:
-    """A store that is named but not opened, or a database that only a new worker would open."""
+async def test_a_reload_never_applies_half_of_a_setting(start: StartRelay) -> None:
+    """For example a store that is not open, or a database that only a new worker would open."""
     relay = await start(ONE)
     write_config(relay.folder, ONE | {"redis": {"url": "redis://127.0.0.1:9"}, "cache": {"store": "redis", "ttl_s": 9}, "database": "other.db"})
     assert (await _reload(relay))[1]["needs_restart"] == ["redis.url", "cache.store", "database"]
@@ -179,10 +179,10 @@ async def test_what_is_in_force_after_a_reload_is_never_half_of_a_setting(start:
     assert (settings.redis.url, settings.cache.store, settings.database, settings.cache.ttl_s) == (None, "memory", None, 9)
     assert (await relay.events("reload.done"))[0]["needs_restart"] == ["redis.url", "cache.store", "database"]
     write_config(relay.folder, ONE)
-    assert (await _reload(relay))[1]["needs_restart"] == [], "what is as at the start needs none"
+    assert (await _reload(relay))[1]["needs_restart"] == [], "a setting as at the start needs no restart"
 
 
-async def test_the_cache_moves_to_a_redis_that_is_there(tmp_path: Path) -> None:
+async def test_a_reload_moves_the_cache_to_a_redis_that_is_in_use(tmp_path: Path) -> None:
     redis = {"redis": {"url": "redis://127.0.0.1:9"}}
     config, sources = configured(tmp_path, ONE | redis)
     gateway: Gateway = standalone(config, sources)[GATEWAY]
@@ -202,7 +202,7 @@ def _issue(authority: trustme.CA, folder: Path, name: str) -> dict[str, str]:
     return {"certificate": f"{name}.pem", "key": f"{name}-key.pem"}
 
 
-def test_a_certificate_at_another_path_needs_no_restart_and_none_at_all_does(tmp_path: Path) -> None:
+def test_another_certificate_needs_no_restart_and_removing_it_does(tmp_path: Path) -> None:
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
     one, other = (_issue(authority, tmp_path, name) for name in ("a.example.com", "b.example.com"))
     first, _ = configured(tmp_path, {"tls": one})
@@ -215,8 +215,8 @@ def test_a_certificate_at_another_path_needs_no_restart_and_none_at_all_does(tmp
     assert taken_over(none, first).certificate is None
 
 
-def test_what_was_checked_of_a_certificate_is_what_is_served(tmp_path: Path) -> None:
-    """The files may be bad by then."""
+def test_the_certificate_that_was_checked_is_served(tmp_path: Path) -> None:
+    """The files may have changed since the check."""
     _issue(trustme.CA(key_type=trustme.KeyType.ECDSA), tmp_path, "a.example.com")
     config, _ = configured(tmp_path, {"tls": {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}})
     (tmp_path / "a.example.com-key.pem").write_text("not a key")
@@ -225,16 +225,16 @@ def test_what_was_checked_of_a_certificate_is_what_is_served(tmp_path: Path) -> 
     assert "PRIVATE KEY" not in repr(config)
 
 
-def test_a_key_with_a_passphrase_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
+def test_a_key_with_a_passphrase_is_refused_without_a_prompt(tmp_path: Path) -> None:
     _issue(trustme.CA(key_type=trustme.KeyType.ECDSA), tmp_path, "a.example.com")
     path = tmp_path / "a.example.com-key.pem"
-    key = how.load_pem_private_key(path.read_bytes(), None)
-    path.write_bytes(key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, how.BestAvailableEncryption(b"secret")))
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")))
     with pytest.raises(ConfigError, match=r"gateway\.yaml:\d+:\d+: tls\.certificate: is no valid certificate with tls\.key"):
         configured(tmp_path, {"tls": {"certificate": "a.example.com.pem", "key": "a.example.com-key.pem"}})
 
 
-async def test_a_reload_logs_what_may_be_a_mistake(start: StartRelay) -> None:
+async def test_a_reload_logs_warnings(start: StartRelay) -> None:
     relay = await start(ONE)
     (relay.folder / ".env").chmod(0o600)
     write_config(relay.folder, {"providers": {"one": provider("https://x", headers={"a": "$NAME"})}})
@@ -246,7 +246,7 @@ async def test_a_reload_logs_what_may_be_a_mistake(start: StartRelay) -> None:
 # The same bytes for every process ----------------------------------------------------------------------
 
 
-def test_another_process_makes_the_same_configuration_whatever_became_of_the_files(tmp_path: Path) -> None:
+def test_another_process_loads_the_same_configuration_after_the_files_are_gone(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/a.yaml").write_text("providers: {a: {base_url: https://a, auth: {header: k, value: '${file:secret} ${OPENAI_API_KEY}'}}}\n")
     (tmp_path / "secret").write_text(canary("file"))
@@ -282,7 +282,7 @@ async def _run_reload(relay: Relay, *arguments: str) -> int:
     return await asyncio.to_thread(main, ["reload", "--config", str(relay.folder / "gateway.yaml"), "--env-file", str(relay.folder / ".env"), *arguments])
 
 
-async def test_the_command_says_what_came_of_a_reload(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_command_prints_the_result_of_a_reload(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
     relay = await start(ONE)
     write_config(relay.folder, ONE | {"server": {"port": relay.port}, "log": {"level": "debug"}})
     assert await _run_reload(relay) == 0
@@ -300,7 +300,7 @@ async def test_the_command_and_the_log_name_what_changed(start: StartRelay, caps
     assert (await relay.events("reload.done"))[0]["changed"] == names
 
 
-async def test_a_key_that_changed_is_named_by_its_provider_alone(start: StartRelay) -> None:
+async def test_a_changed_key_is_reported_by_the_name_of_its_provider(start: StartRelay) -> None:
     relay = await start(ONE)
     assert (await _reload(relay))[1]["changed"] == []
     (relay.folder / ".env").write_text(f"OPENAI_API_KEY={canary('next')}\n")
@@ -319,21 +319,21 @@ async def test_the_command_with_a_url_reads_no_file(start: StartRelay, tmp_path:
     assert await asyncio.to_thread(main, ["reload", "--url", relay.url]) == 0
 
 
-async def test_the_command_tells_a_relay_from_another_server(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_command_recognises_a_server_that_is_not_a_relay(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
     raw.plays(ok(b"welcome"), ok(b"[]"))
     for _ in range(2):
         assert await asyncio.to_thread(main, ["reload", "--url", raw.url]) == 1
         assert "is not a relay; name the relay with --url" in capsys.readouterr().err
 
 
-async def test_the_command_fails_where_the_reload_does(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_command_fails_if_the_reload_fails(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
     relay = await start(ONE)
     (relay.folder / "gateway.yaml").write_text("demo: {enabled: false}\n")
     assert await _run_reload(relay, "--url", relay.url) == 2
     assert "gateway.yaml:1:1: has no providers" in capsys.readouterr().err
 
 
-def test_the_command_says_where_it_looked_for_a_relay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_why_no_relay_was_reached(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reload", "--url", "http://127.0.0.1:9"]) == 1
     err = capsys.readouterr().err
     assert "no relay answers on 127.0.0.1:9 (Connection refused)" in err and "write --url and the URL" in err

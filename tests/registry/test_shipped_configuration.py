@@ -1,6 +1,7 @@
-"""The gateway.yaml that ships, its database and its demo, unchanged: an empty folder, and what the environment says.
+"""The shipped gateway.yaml, its database and its demo, unchanged, started in an empty folder.
 
-Nothing here writes a configuration. Providers are reached through CLOUDFLARE_BASE_URL, or are the built-in demo.
+No test here writes a configuration. Providers are reached through CLOUDFLARE_BASE_URL, or are the
+built-in demo.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from tests.upstream.raw import CLOSE, RESET, SILENCE, RawUpstream, Step, chunk, 
 from tests.upstream.vendors import APPS
 
 CHAT = {"model": "demo-chat", "messages": [{"role": "user", "content": "hi"}]}
-_OURS = re.compile(r"(.*_API_KEY|FAL_KEY|CLOUDFLARE_.*|RELAY_.*|OTEL_.*)\Z")
-# Of the shipped providers, those that are reached by REST and sockets through Cloudflare.
+_RELAY_VARIABLES = re.compile(r"(.*_API_KEY|FAL_KEY|CLOUDFLARE_.*|RELAY_.*|OTEL_.*)\Z")
+# The shipped providers that are reached by REST and by sockets through Cloudflare.
 PROVIDERS = ["openai", "cartesia", "elevenlabs"]
 
 
 def _clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not _OURS.match(name)}
+    return {name: value for name, value in os.environ.items() if not _RELAY_VARIABLES.match(name)}
 
 
 # Supervisor -------------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def _clean_environment() -> dict[str, str]:
 
 @dataclass
 class Shipped:
-    """`relay serve --workers 2` in a folder with nothing in it."""
+    """`relay serve --workers 2` in an empty folder."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -74,41 +75,41 @@ class Shipped:
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shipped]:
-    """One for all tests of this module; at the end it must end well and leave no process."""
+    """One relay for all tests of this module; it must exit with 0 and leave no process."""
     folder = tmp_path_factory.mktemp("shipped")
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "relay", "serve", "--workers", "2", "--port", "0"]
         environment = _clean_environment() | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    made = Shipped(process, folder)
+    running = Shipped(process, folder)
     try:
-        made.url = made.until(STARTED).group(1)
-        made.until("worker.ready", 2)
-        workers = [json.loads(line)["pid"] for line in made.log if "worker.ready" in line]
-        yield made
+        running.url = running.until(STARTED).group(1)
+        running.until("worker.ready", 2)
+        workers = [json.loads(line)["pid"] for line in running.log if "worker.ready" in line]
+        yield running
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_GUARD_S * 2) == 0
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-        LogStream.everything.extend(made.log)
-    assert not any("Traceback" in line or "worker.died" in line for line in made.log)
+        LogStream.everything.extend(running.log)
+    assert not any("Traceback" in line or "worker.died" in line for line in running.log)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 @pytest.fixture
 async def session(shipped: Shipped) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with one connection, which is one worker's."""
-    async with aiohttp.ClientSession(shipped.url, connector=aiohttp.TCPConnector(limit=1)) as made:
-        yield made
+    """A client with one connection, hence to one worker."""
+    async with aiohttp.ClientSession(shipped.url, connector=aiohttp.TCPConnector(limit=1)) as client:
+        yield client
 
 
 DEMO = f"{API}/providers/demo"
 
 
 async def _row(session: aiohttp.ClientSession, request_id: str) -> dict[str, Any]:
-    """The call's row, once the worker that served it has written it."""
+    """Return the row of a call once its worker has written it."""
     async with asyncio.timeout(HANG_GUARD_S):
         while True:
             async with session.get(f"{API}/logs/{request_id}") as answer:
@@ -119,7 +120,7 @@ async def _row(session: aiohttp.ClientSession, request_id: str) -> dict[str, Any
             await asyncio.sleep(0.02)
 
 
-async def test_a_whole_answer_and_its_row(session: aiohttp.ClientSession, shipped: Shipped) -> None:
+async def test_a_whole_response_is_relayed_and_recorded(session: aiohttp.ClientSession, shipped: Shipped) -> None:
     async with session.post(f"{DEMO}/chat/completions", json=CHAT) as answer:
         assert answer.status == 200 and (await answer.json())["choices"][0]["message"]["content"] == REPLY
         request_id = answer.headers["cf-aig-log-id"]
@@ -130,7 +131,7 @@ async def test_a_whole_answer_and_its_row(session: aiohttp.ClientSession, shippe
         assert database.execute("SELECT count(*) FROM exchanges WHERE id = ?", (request_id,)).fetchone() == (1,)
 
 
-async def test_a_streamed_answer_and_its_row(session: aiohttp.ClientSession) -> None:
+async def test_a_streamed_response_is_relayed_and_recorded(session: aiohttp.ClientSession) -> None:
     async with session.post(f"{DEMO}/chat/completions", json=CHAT | {"stream": True, "stream_options": {"include_usage": True}}) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         text = await answer.text()
@@ -148,7 +149,7 @@ async def test_speech_of_the_demo_has_a_price(session: aiohttp.ClientSession) ->
     assert (row["usage"]["characters"], row["cost_usd"]) == (2, 0.00003)
 
 
-async def test_a_session_and_its_row(session: aiohttp.ClientSession, shipped: Shipped) -> None:
+async def test_a_session_is_relayed_and_recorded(session: aiohttp.ClientSession, shipped: Shipped) -> None:
     async with asyncio.timeout(HANG_GUARD_S), aiohttp.ClientSession(shipped.url) as own:
         async with own.ws_connect(f"{API}/ws/demo", protocols=["realtime"]) as ws:
             assert (await ws.receive_json())["type"] == "session.created"
@@ -164,7 +165,7 @@ async def test_a_session_and_its_row(session: aiohttp.ClientSession, shipped: Sh
     assert rows[0]["cost_usd"] > 0
 
 
-async def test_usage_adds_the_calls_up(session: aiohttp.ClientSession) -> None:
+async def test_the_usage_report_adds_up_calls(session: aiohttp.ClientSession) -> None:
     async with session.post(f"{DEMO}/embeddings", json={"model": "demo-embedding", "input": "one two three"}) as answer:
         assert answer.status == 200
     async with asyncio.timeout(HANG_GUARD_S):
@@ -177,7 +178,7 @@ async def test_usage_adds_the_calls_up(session: aiohttp.ClientSession) -> None:
     assert sums["demo", "demo-embedding"]["input_tokens"] >= 3 and sums["demo", "demo-embedding"]["cost_usd"] > 0
 
 
-async def test_the_cache_where_a_call_asks_for_it_and_a_purge_in_every_worker(session: aiohttp.ClientSession) -> None:
+async def test_a_call_is_cached_on_request_and_a_purge_reaches_every_worker(session: aiohttp.ClientSession) -> None:
     question, wanted = CHAT | {"user": "cache"}, {"cf-aig-cache-ttl": "60"}
     statuses = []
     for _ in range(2):
@@ -192,21 +193,21 @@ async def test_the_cache_where_a_call_asks_for_it_and_a_purge_in_every_worker(se
         assert answer.headers["cf-aig-cache-status"] == "MISS"
 
 
-async def test_a_reload_in_every_worker(session: aiohttp.ClientSession) -> None:
+async def test_a_reload_reaches_every_worker(session: aiohttp.ClientSession) -> None:
     async with session.post(f"{API}/providers/reload") as answer:
         body = await answer.json()
     assert (answer.status, body["reloaded"], body["needs_restart"]) == (200, True, []), body
     assert {"demo", "openai", "google-ai-studio"} <= set(body["providers"])
     async with session.post(f"{DEMO}/chat/completions", json=CHAT) as answer:
-        assert answer.status == 200, "the demo is still there"
+        assert answer.status == 200, "the demo is still configured"
 
 
-async def test_a_provider_without_a_key_says_so(session: aiohttp.ClientSession) -> None:
+async def test_a_provider_without_a_key_is_an_error(session: aiohttp.ClientSession) -> None:
     async with session.get(f"{API}/providers/openai/models") as answer:
         assert answer.status == 503 and (await answer.json())["error"]["code"] == "provider_not_configured"
 
 
-async def test_health_and_metrics(session: aiohttp.ClientSession) -> None:
+async def test_readiness_and_metrics_are_served(session: aiohttp.ClientSession) -> None:
     async with session.get("/readyz") as answer:
         body = await answer.json()
         assert (answer.status, body["status"], body["ledger"]) == (200, "ready", "ok")
@@ -219,11 +220,14 @@ async def test_health_and_metrics(session: aiohttp.ClientSession) -> None:
 
 @pytest.fixture
 def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Sources]:
-    """`keys(url)`: the shipped file, every provider's key, and Cloudflare's front at `url`; an empty working folder."""
+    """`keys(url)` returns the shipped file as `Sources`, in an empty working folder.
+
+    The environment holds every provider's key and the base URL of Cloudflare's gateway at `url`.
+    """
     log.setup("error", "json", LogStream())  # type: ignore[arg-type]  # as the command does
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if _OURS.match(name):
+        if _RELAY_VARIABLES.match(name):
             monkeypatch.delenv(name)
 
     def sources(url: str) -> Sources:
@@ -235,7 +239,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Sou
     return sources
 
 
-async def _examined(sources: Sources, names: list[str]) -> tuple[bool, str]:
+async def _examine(sources: Sources, names: list[str]) -> tuple[bool, str]:
     lines: list[str] = []
     async with asyncio.timeout(HANG_GUARD_S * 2):
         healthy = await examine(sources, names, lines.append)
@@ -245,7 +249,7 @@ async def _examined(sources: Sources, names: list[str]) -> tuple[bool, str]:
 
 async def test_doctor_tries_several_providers_at_once(keys: Callable[[str], Sources], vendors: Vendors, aiohttp_server: Any) -> None:
     front = await aiohttp_server(cloudflare({name: vendors.url(name) for name in APPS}, CLOUDFLARE_TOKEN))
-    _, text = await _examined(keys(str(front.make_url("")).rstrip("/")), PROVIDERS)
+    _, text = await _examine(keys(str(front.make_url("")).rstrip("/")), PROVIDERS)
     assert "openai      ok         GET models: 200 in" in text and "cartesia    ok         WebSocket handshake: 101 in" in text, text
     assert f"{len(PROVIDERS)} provider(s) tried" in text and text.endswith("Providers with a slug are called through Cloudflare's gateway 'gw'.")
 
@@ -256,24 +260,24 @@ ENDLESS = (head("Content-Type: application/json", "Transfer-Encoding: chunked"),
 @pytest.mark.parametrize(
     "steps",
     [(SILENCE,), (RESET,), (CLOSE,), (b"\x00\xffgarbage\r\n\r\n", CLOSE), (head("Content-Length: 10"), b"x", SILENCE), (ok(b"\xff\xfe{", status="500 Odd"), CLOSE), (ok(b"", status="999 Odd"), CLOSE), (ok(b'{"error": "\\u001b[2J\\n\\u0007"}', status="400 Bad"),), ENDLESS],
-    ids=["silent", "reset", "closed", "garbage", "half an answer", "error in no encoding", "odd status", "escapes", "endless"],
+    ids=["silent", "reset", "closed", "garbage", "half a response", "error in no valid encoding", "odd status", "escapes", "endless"],
 )
-async def test_doctor_ends_with_a_report_whatever_providers_do(keys: Callable[[str], Sources], raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, steps: tuple[Step, ...]) -> None:
+async def test_doctor_ends_with_a_report_whatever_providers_send(keys: Callable[[str], Sources], raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, steps: tuple[Step, ...]) -> None:
     monkeypatch.setattr(doctor, "TIMEOUT_S", 0.5)
     raw.plays(*steps)
-    _, text = await _examined(keys(raw.url), PROVIDERS)
+    _, text = await _examine(keys(raw.url), PROVIDERS)
     for name in PROVIDERS:
         assert len(re.findall(rf"^{name} +(?:ok|FAILED|not tried) +(?:GET|WebSocket (?:handshake|session):) ?", text, re.MULTILINE)) == 2, text
     assert f"{len(PROVIDERS)} provider(s) tried, " in text and "[the probe]" not in text
-    assert all(line.isprintable() for line in text.splitlines()), "it goes to a terminal"
+    assert all(line.isprintable() for line in text.splitlines()), "the report is for a terminal"
 
 
-async def test_doctor_says_what_keeps_the_relay_from_starting(keys: Callable[[str], Sources], tmp_path: Path) -> None:
+async def test_doctor_reports_why_the_relay_cannot_start(keys: Callable[[str], Sources], tmp_path: Path) -> None:
     sources = keys("http://127.0.0.1:9")
-    await examine(sources, ["openai"], lambda _: None)  # makes the database
+    await examine(sources, ["openai"], lambda _: None)  # creates the database
     with sqlite3.connect(tmp_path / "data/relay.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    healthy, text = await _examined(sources, PROVIDERS)
+    healthy, text = await _examine(sources, PROVIDERS)
     assert not healthy and text.count("[the relay]") == 2 * len(PROVIDERS) and "of a newer relay" in text
 
 
@@ -305,11 +309,11 @@ async def test_many_first_calls_start_the_relay_once(tmp_path: Path, monkeypatch
     assert {task for task in asyncio.all_tasks() if task is not asyncio.current_task()} == set()
 
 
-async def test_a_start_that_fails_is_told_to_all_and_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_start_is_reported_to_all_callers_and_may_be_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     database = tmp_path / "data/relay.db"
     async with AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env") as gateway:
-        await gateway.request(provider="demo", endpoint="models")  # makes the database
+        await gateway.request(provider="demo", endpoint="models")  # creates the database
     _version(database, "9999")
     async with AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env") as gateway:
         calls = [gateway.request(provider="demo", endpoint="models") for _ in range(5)]
@@ -325,7 +329,7 @@ def _version(database: Path, version: str) -> None:
         connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
 
 
-async def test_a_caller_that_leaves_does_not_end_the_start_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_caller_does_not_end_the_start_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env") as gateway:
         first, second = (asyncio.create_task(gateway.request(provider="demo", endpoint="models")) for _ in range(2))
@@ -336,7 +340,7 @@ async def test_a_caller_that_leaves_does_not_end_the_start_for_others(tmp_path: 
             await first
 
 
-async def test_closing_during_the_start_ends_it_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_during_the_start_fails_the_waiting_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     gateway = AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env")
     calls = [asyncio.create_task(gateway.request(provider="demo", endpoint="models")) for _ in range(3)]
@@ -345,12 +349,12 @@ async def test_closing_during_the_start_ends_it_and_says_so(tmp_path: Path, monk
     failures = await asyncio.gather(*calls, return_exceptions=True)
     assert [getattr(failure, "code", failure) for failure in failures] == ["gateway_closed"] * 3
     assert {task for task in asyncio.all_tasks() if task is not asyncio.current_task()} == set()
-    assert (await gateway.request(provider="demo", endpoint="models")).ok, "after a close it begins anew"
+    assert (await gateway.request(provider="demo", endpoint="models")).ok, "a call after a close starts the relay again"
     await gateway.close()
     await gateway.close()
 
 
-def test_one_event_loop_after_another_with_a_close_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_loops_may_follow_each_other_with_a_close_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     gateway = AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env")
 
@@ -381,25 +385,25 @@ asyncio.run(once())
 
 
 def test_another_event_loop_without_a_close_is_refused_with_the_cause(tmp_path: Path) -> None:
-    """In a program of its own: what was never closed cannot but be warned of."""
+    """In a process of its own, because Python warns of a gateway that is not closed."""
     environment = _clean_environment() | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", UNCLOSED, str(packaged() / "gateway.yaml")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    first, refused, anew = re.findall("^GOT (.*)", done.stdout, re.MULTILINE)
-    assert (first, anew) == ("200", "200")
+    first, refused, again = re.findall("^GOT (.*)", done.stdout, re.MULTILINE)
+    assert (first, again) == ("200", "200")
     assert refused.startswith("wrong_event_loop: ") and "was closed without `await gateway.close()`" in refused
 
 
-async def test_an_event_loop_that_runs_beside_it_is_refused_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_concurrent_event_loop_is_refused_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with AIGateway.from_config(packaged() / "gateway.yaml", tmp_path / ".env") as gateway:
         assert (await gateway.request(provider="demo", endpoint="models")).ok
 
-        async def beside() -> None:
+        async def use_from_another_loop() -> None:
             with pytest.raises(AIGatewayError, match="is not this one"):
                 await gateway.request(provider="demo", endpoint="models")
             with pytest.raises(AIGatewayError, match="is not this one"):
                 await gateway.close()
 
-        await asyncio.to_thread(asyncio.run, beside())
+        await asyncio.to_thread(asyncio.run, use_from_another_loop())
         assert (await gateway.request(provider="demo", endpoint="models")).ok
