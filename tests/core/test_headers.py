@@ -19,15 +19,15 @@ _PAIRS = st.lists(st.tuples(_NAMES, st.text("abc, ", max_size=5)), max_size=12)
 @given(_PAIRS, st.one_of(st.none(), st.sampled_from(["close", "keep-alive", "x-a", "X-A, accept", "upgrade, content_type"])))
 def test_headers_for_the_provider_are_a_subsequence_without_forbidden_names(pairs: list[tuple[str, str]], connection: str | None) -> None:
     named = {headers.normal(item.strip()) for item in (connection or "").split(",")}
-    up = headers.headers_for_provider(pairs, connection)
+    forwarded = headers.headers_for_provider(pairs, connection)
     rest = iter(pairs)
-    assert all(pair in rest for pair in up), "order and duplicates are kept"
-    for name, _ in up:
+    assert all(pair in rest for pair in forwarded), "order and duplicates are kept"
+    for name, _ in forwarded:
         lower = headers.normal(name)
         assert lower not in headers.HOP_BY_HOP.union(CREDENTIAL_HEADERS) | (named - {"close", "keep-alive", "upgrade"})
         assert not lower.startswith(("x-forwarded-", "sec-websocket-", "cf-aig-"))
-    kept = {"content-encoding", "anthropic-version", "x-fal-object"} - named
-    assert [p for p in pairs if p[0].lower() in kept] == [p for p in up if p[0].lower() in kept]
+    allowed = {"content-encoding", "anthropic-version", "x-fal-object"} - named
+    assert [p for p in pairs if p[0].lower() in allowed] == [p for p in forwarded if p[0].lower() in allowed]
 
 
 def test_cloudflare_gets_its_controls_and_a_provider_does_not() -> None:

@@ -374,13 +374,13 @@ def test_every_listed_model_costs_what_the_price_library_computes(listed: tuple[
     provider, model = listed
     when = NOW_S - hour * 86400
     used = Usage(text + read + written, output, cache_read_tokens=read, cache_write_tokens=written)
-    ours = price_list.cost_nano_usd(SimpleNamespace(pricing=(), priced_as=provider, name=provider), (model,), used, when)  # type: ignore[arg-type]
-    if ours is None:
+    relay_cost = price_list.cost_nano_usd(SimpleNamespace(pricing=(), priced_as=provider, name=provider), (model,), used, when)  # type: ignore[arg-type]
+    if relay_cost is None:
         return
     counted = Counted(input_tokens=text + read + written, output_tokens=output, cache_read_tokens=read, cache_write_tokens=written)
     at = datetime.datetime.fromtimestamp(when // 900 * 900, datetime.UTC)
-    theirs = calc_price(counted, model, provider_id=provider, genai_request_timestamp=at).total_price
-    assert abs(Decimal(ours) / 10**9 - theirs) <= Decimal("1e-9"), (ours, theirs)
+    library_cost = calc_price(counted, model, provider_id=provider, genai_request_timestamp=at).total_price
+    assert abs(Decimal(relay_cost) / 10**9 - library_cost) <= Decimal("1e-9"), (relay_cost, library_cost)
 
 
 def test_a_price_is_looked_up_once(providers: Any) -> None:

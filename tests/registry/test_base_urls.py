@@ -1,4 +1,4 @@
-"""The base URLs of SDKs, for every shipped provider: with or without the version, one upstream URL."""
+"""The base URLs of SDKs, with or without the version, map to one URL for every shipped provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes in gateway.yaml are refused in plain words at their place, or accepted with a warning."""
+"""Mistakes in gateway.yaml are refused in plain words at their place, or cause a warning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _problems(folder: Path, text: str, env: str = "") -> list[str]:
     return [str(problem) for problem in _refused(folder, text, env).problems]
 
 
-# Keys of an older relay -------------------------------------------------------------------------------
+# Keys of an older relay ---------------------------------------------------------------------------
 
 RENAMED = {
     "meter": (f"{P}https://x.example\n    meter: openai\n", "gateway.yaml:4:5: providers.p.meter: `meter` was renamed to `format`"),
@@ -58,7 +58,7 @@ def test_a_mistake_in_delegated_features_hides_no_problem_of_a_provider(tmp_path
     ]
 
 
-# YAML's own errors -----------------------------------------------------------------------------------
+# YAML's own errors --------------------------------------------------------------------------------
 
 SYNTAX = {
     "tab": ("server:\n\tport: 1", "gateway.yaml:2:1: the line is indented with a tab; YAML allows only spaces"),
@@ -164,7 +164,7 @@ def test_an_encoding_other_than_utf8_is_named_with_its_place(tmp_path: Path) -> 
         load(Sources(tmp_path / "gateway.yaml", None))
 
 
-# Bounds ----------------------------------------------------------------------------------------------
+# Bounds -------------------------------------------------------------------------------------------
 
 BOMBS = {
     "flow": ("x: " + "[" * 50_000, "nested too deeply"),
@@ -191,7 +191,7 @@ def test_the_problems_of_one_file_are_bounded(tmp_path: Path) -> None:
     assert len(problems) <= 102
 
 
-# Includes --------------------------------------------------------------------------------------------
+# Includes -----------------------------------------------------------------------------------------
 
 INCLUDES = {
     "/etc/relay/*.yaml": "is an absolute path: name the file relative to gateway.yaml",
@@ -236,7 +236,7 @@ def test_too_many_included_files_are_refused(tmp_path: Path, monkeypatch: pytest
     assert _problems(tmp_path, "include: [more/*]") == ["gateway.yaml:1:11: include.0: matches more than 2 files"]
 
 
-# URLs, paths, headers --------------------------------------------------------------------------------
+# URLs, paths, headers -----------------------------------------------------------------------------
 
 URLS = {
     "https://x /v1": "contains a blank or a control character",
@@ -323,7 +323,7 @@ def test_a_variable_with_a_control_character_is_refused_where_it_is_used(tmp_pat
     ]
 
 
-# Hints -----------------------------------------------------------------------------------------------
+# Hints --------------------------------------------------------------------------------------------
 
 AUTH = 'here it is auth: {header: Authorization, value: "Bearer ${NAME}"}'
 HINTS = {
@@ -369,7 +369,7 @@ include: [/x.yaml]
     assert problems == [f"gateway.yaml:{each}" for each in expected]
 
 
-# Warnings --------------------------------------------------------------------------------------------
+# Warnings -----------------------------------------------------------------------------------------
 
 
 def _warnings(config: Config) -> list[str]:

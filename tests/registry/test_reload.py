@@ -45,7 +45,7 @@ async def _refusal(relay: Relay) -> list[str]:
     return problems
 
 
-# Files that are half-written ---------------------------------------------------------------------------
+# Files that are half-written ----------------------------------------------------------------------
 
 GONE = "; its previous content stays in force (a restart accepts the file as it is)"
 UNFINISHED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -70,7 +70,7 @@ async def test_a_file_that_is_empty_or_half_written_is_refused(start: StartRelay
 
 
 def test_a_truncated_file_is_refused_unless_it_ends_with_a_whole_line(tmp_path: Path) -> None:
-    """A file truncated after a line, with providers, cannot be distinguished from a complete one."""
+    """A file truncated after a line, with providers, looks like one that is complete."""
     config, sources = configured(tmp_path, ONE)
     whole = sources.config.read_bytes()
     for at in range(0, len(whole), 5):
@@ -243,7 +243,7 @@ async def test_a_reload_logs_warnings(start: StartRelay) -> None:
     assert warning["place"].startswith("gateway.yaml:") and warning["message"].startswith("providers.one.headers.a: `$` without braces")
 
 
-# The same bytes for every process ----------------------------------------------------------------------
+# The same bytes for every process -----------------------------------------------------------------
 
 
 def test_another_process_loads_the_same_configuration_after_the_files_are_gone(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypat
         configured(tmp_path, ONE | {"providers": {f"p{number}": provider("https://x") for number in range(9)}})
 
 
-# relay reload ------------------------------------------------------------------------------------------
+# relay reload -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

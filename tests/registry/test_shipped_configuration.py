@@ -48,7 +48,7 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not _RELAY_VARIABLES.match(name)}
 
 
-# Supervisor -------------------------------------------------------------------------------------------
+# Supervisor ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -215,7 +215,7 @@ async def test_readiness_and_metrics_are_served(session: aiohttp.ClientSession) 
         assert answer.status == 200 and "relay_requests_in_flight" in await answer.text()
 
 
-# Doctor -----------------------------------------------------------------------------------------------
+# Doctor -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_the_doctor_command_reports_and_exits_with_1(tmp_path: Path) -> None:
     LogStream.everything.append(done.stdout + done.stderr)
 
 
-# In process -------------------------------------------------------------------------------------------
+# In process ---------------------------------------------------------------------------------------
 
 
 async def test_many_first_calls_start_the_relay_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def row(provider: str, path: str, answer: Any, *expected: Part, method: str = "P
         answer, kind = json.dumps(answer).encode(), "application/json"
     elif isinstance(answer, list):
         answer, kind = b"".join(map(event, answer)), "text/event-stream"
-    if method == "POST":  # an object that the call made is always counted
+    if method == "POST":  # an object that the call created is always counted
         expected = tuple(part._replace(booking="made") if part.object_id and provider != "fal" else part for part in expected)
     named = {"Content-Type": kind} | {name.replace("_", "-"): value for name, value in headers.items()}
     return Row(provider, method, path, answer, expected, named, json.dumps(sent).encode() if sent is not None else b"", note)

@@ -1,6 +1,6 @@
 """The table "Where usage is read" of docs/ledger.md, generated from the recorded responses.
 
-The document so says what the tests prove.
+The document therefore says what the tests check.
 """
 
 from __future__ import annotations
