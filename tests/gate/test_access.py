@@ -1,5 +1,8 @@
-"""Who may call and manage while access is open, and what of a request in front never goes up: odd Hosts, proxies in front,
-pages without Origin, methods that are not forwarded, several credentials at once."""
+"""Who may call and manage while access is open, and which request headers are never forwarded.
+
+The cases are malformed Host headers, proxies in front of the relay, pages without Origin, methods
+that are not forwarded, and several credentials at once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def _head(method: str, target: str, *lines: str, host: str = "localhost") -> byt
     return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode("latin-1")
 
 
-# --- hosts -----------------------------------------------------------------------------------------------------------------
+# --- hosts
 
 LOOPBACK = ["localhost", "LOCALHOST", "localhost.", "localhost:8787", "localhost:", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8787", "[::ffff:127.0.0.1]", "[::FFFF:7f00:1]:1"]
 NOT_LOOPBACK = [
@@ -46,12 +49,12 @@ def test_a_loopback_host_is_recognised(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", NOT_LOOPBACK)
-def test_an_odd_host_is_not_loopback(host: str) -> None:
+def test_a_malformed_or_foreign_host_is_not_loopback(host: str) -> None:
     assert not is_loopback(host_name(host))
 
 
 @given(st.text(max_size=40))
-def test_reading_a_host_never_raises_and_names_no_more_than_a_name(host: str) -> None:
+def test_reading_a_host_never_raises_and_returns_a_plain_name(host: str) -> None:
     assert not set(host_name(host)) & set("@/[]% \t")
 
 
@@ -69,8 +72,8 @@ async def test_a_host_that_only_looks_like_loopback_may_neither_call_nor_manage(
     assert raw.connections == 0
 
 
-async def test_a_request_without_host_is_refused_and_no_name_is_looked_up(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP/1.0 needs none; aiohttp's request.host asks the resolver for this machine's name then, and the loop waits."""
+async def test_a_request_without_host_is_refused_without_a_name_lookup(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP/1.0 requires none; aiohttp's request.host would then block the loop in the resolver."""
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     monkeypatch.setattr("socket.getfqdn", lambda *_: pytest.fail("the resolver was asked"))
@@ -79,9 +82,9 @@ async def test_a_request_without_host_is_refused_and_no_name_is_looked_up(start:
     assert raw.connections == 0
 
 
-# --- proxies in front -------------------------------------------------------------------------------------------------------
+# --- proxies in front
 
-OF_PROXIES = [
+PROXY_HEADERS = [
     "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Client-Cert", "X_Forwarded_For",
     "Forwarded", "Via", "X-Real-IP", "X-Client-IP", "Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "WL-Proxy-Client-IP", "X-Original-Forwarded-For",
     "CF-Connecting-IP", "CF-Connecting-IPv6", "CF-IPCountry", "CF-Ray", "CF-Visitor", "CF-Worker", "CF-EW-Via", "Cf-Access-Jwt-Assertion", "CDN-Loop",
@@ -91,26 +94,26 @@ OF_PROXIES = [
     "X-Goog-Authenticated-User-Email", "X-Envoy-External-Address", "X-Vercel-Forwarded-For", "X-Vercel-IP-Country", "X-NF-Client-Connection-IP",
     "DO-Connecting-IP", "Tailscale-User-Login", "X-Auth-Request-Email", "Ssl-Client-Subject-Dn",
 ]  # fmt: skip
-OF_CLIENTS = [
+CLIENT_HEADERS = [
     "x-goog-user-project", "x-goog-api-client", "x-goog-request-params", "x-goog-upload-command", "X-Amzn-Bedrock-Trace", "x-amz-date", "x-amz-content-sha256",
     "x-ms-client-request-id", "x-ms-useragent", "traceparent", "tracestate", "X-Request-Id", "fly-force-instance-id", "openai-beta", "anthropic-version",
     "x-stainless-timeout", "x-stainless-retry-count", "Helicone-Auth", "HTTP-Referer", "X-Title", "x-fal-queue-priority", "cartesia-version",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_PROXIES)
-def test_what_a_network_in_front_adds_goes_to_nobody(name: str) -> None:
+@pytest.mark.parametrize("name", PROXY_HEADERS)
+def test_headers_of_a_network_in_front_are_not_forwarded(name: str) -> None:
     for spelling in (name, name.lower(), name.upper(), name.replace("-", "_")):
         assert is_of_network(spelling)
         assert headers_for_provider([(spelling, "203.0.113.9")], None) == headers_for_cloudflare([(spelling, "203.0.113.9")], None) == []
 
 
-@pytest.mark.parametrize("name", OF_CLIENTS)
-def test_what_a_client_says_to_its_provider_goes_up(name: str) -> None:
+@pytest.mark.parametrize("name", CLIENT_HEADERS)
+def test_headers_of_a_client_for_its_provider_are_forwarded(name: str) -> None:
     assert headers_for_provider([(name, "1")], None) == headers_for_cloudflare([(name, "1")], None) == [(name, "1")]
 
 
-def test_cloudflares_controls_are_not_of_its_network() -> None:
+def test_control_headers_for_cloudflare_are_no_headers_of_its_network() -> None:
     for name in ("cf-aig-metadata", "cf-aig-cache-ttl", "cf-cache-ttl", "cf-skip-cache"):
         assert not is_of_network(name)
         assert headers_for_cloudflare([(name, "1")], None) == [(name, "1")] and headers_for_provider([(name, "1")], None) == []
@@ -120,23 +123,23 @@ def test_cloudflares_controls_are_not_of_its_network() -> None:
 async def test_no_header_of_a_network_in_front_reaches_the_provider(start: StartRelay, raw: RawUpstream, kind: str) -> None:
     raw.plays(ok(b"no", status="403 Forbidden"))
     relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
-    lines = [f"{name}: 203.0.113.9" for name in OF_PROXIES]
+    lines = [f"{name}: 203.0.113.9" for name in PROXY_HEADERS]
     await send_raw(relay, _head("GET", CALL, *lines, *(SOCKET if kind == "websocket" else ["Connection: close"]), "X-Mine: 1"))
     assert len(raw.arrived) == 1 and raw.arrived[0].header("X-Mine") == ["1"]
     assert b"203.0.113.9" not in raw.arrived[0].head
-    assert not {name.lower() for name in OF_PROXIES} & {name.lower() for name, _ in raw.arrived[0].headers}
+    assert not {name.lower() for name in PROXY_HEADERS} & {name.lower() for name, _ in raw.arrived[0].headers}
 
 
-async def test_management_refuses_whatever_a_proxy_sent(start: StartRelay, raw: RawUpstream) -> None:
+async def test_management_refuses_requests_that_a_proxy_forwarded(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     assert b" 200 " in await send_raw(relay, _head("GET", MANAGE, "cf-aig-metadata: {}", "Connection: close"))
-    for name in (*OF_PROXIES, "Proxy-Connection"):
+    for name in (*PROXY_HEADERS, "Proxy-Connection"):
         for method, target in (("GET", MANAGE), ("GET", "/api/v1/ai-gateway/usage"), ("DELETE", "/api/v1/ai-gateway/cache"), ("POST", f"{MANAGE}/reload")):
             answer = await send_raw(relay, _head(method, target, f"{name}: 127.0.0.1", "Connection: close"))
             assert b" 403 " in answer and b"management_not_local" in answer, (name, target)
 
 
-# --- pages without Origin ---------------------------------------------------------------------------------------------------
+# --- pages without Origin
 
 SITES = {
     "cross-site": False, "same-site": False, "CROSS-SITE": False, "cross-origin": False, "": False, "same-origin, cross-site": False,
@@ -157,7 +160,7 @@ async def test_a_page_of_another_site_cannot_call_without_origin(start: StartRel
         assert (b"x-relay-error: cross_site_request" in answer) == (not allowed), site
 
 
-async def test_an_allowed_origin_decides_alone(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_origin_decides_whatever_sec_fetch_site_says(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start({"cors": {"origins": ["https://app.example.com"]}}, openai=provider(raw.url))
     for site in ("cross-site", "same-site", "same-origin", "nonsense"):
@@ -185,11 +188,11 @@ async def test_a_link_to_health_and_version_works(start: StartRelay, target: str
     assert b" 200 " in await send_raw(relay, _head("GET", target, *lines, "Connection: close"))
 
 
-# --- methods ----------------------------------------------------------------------------------------------------------------
+# --- methods
 
 
 @pytest.mark.parametrize("target", [CALL, MANAGE, "/api/v1/ai-gateway/ws/openai", "/healthz", "/nowhere", "http://127.0.0.1:1/x"])
-async def test_trace_is_answered_405(start: StartRelay, raw: RawUpstream, target: str) -> None:
+async def test_trace_gets_405(start: StartRelay, raw: RawUpstream, target: str) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     answer = await send_raw(relay, _head("TRACE", target, "X-Secret: 1", "Connection: close"))
@@ -199,7 +202,7 @@ async def test_trace_is_answered_405(start: StartRelay, raw: RawUpstream, target
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:22", CALL])
-async def test_connect_is_answered_405_and_closes(start: StartRelay, raw: RawUpstream, target: str) -> None:
+async def test_connect_gets_405_and_is_closed(start: StartRelay, raw: RawUpstream, target: str) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     answer = await send_raw(relay, _head("CONNECT", target) + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -207,7 +210,7 @@ async def test_connect_is_answered_405_and_closes(start: StartRelay, raw: RawUps
     assert raw.connections == 0
 
 
-# --- several credentials ----------------------------------------------------------------------------------------------------
+# --- several credentials
 
 PLACES = ["Authorization: Bearer {}", "x-api-key: {}", "api-key: {}", "xi-api-key: {}", "x-goog-api-key: {}"]
 _FIRST = """
@@ -245,7 +248,7 @@ def test_the_order_of_credentials_does_not_depend_on_the_hash_seed() -> None:
     ]  # fmt: skip
 
 
-async def test_of_several_credentials_the_first_place_is_used(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_first_of_several_credentials_is_used(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(mine=provider(raw.url, client_credentials="allow", query_credentials=["key"]))
     for first in range(len(PLACES)):
@@ -257,20 +260,20 @@ async def test_of_several_credentials_the_first_place_is_used(start: StartRelay,
     assert not raw.arrived[-1].header("x-relay-key")
 
 
-# --- what passes as it came -------------------------------------------------------------------------------------------------
+# --- credentials that are forwarded unchanged
 
 OAUTH, KEY = f"Bearer {canary('oauth')}", canary("clients-key")
 BY_HEADER = {"header": "x-api-key", "value": "${OPENAI_API_KEY}"}
 BY_BEARER = {"header": "Authorization", "value": "Bearer ${OPENAI_API_KEY}"}
 BY_QUERY = {"query": "key", "value": "${OPENAI_API_KEY}"}
-OF_ITS_OWN = {"header": "X-Key", "value": "${OPENAI_API_KEY}"}
-BROUGHT: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict[str, list[str]]]] = {
+BY_OTHER_HEADER = {"header": "X-Key", "value": "${OPENAI_API_KEY}"}
+CREDENTIALS: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict[str, list[str]]]] = {
     "a subscription's token": (BY_HEADER, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
     "the provider's own header": (BY_HEADER, "", [("x-api-key", KEY)], {"x-api-key": [KEY]}),
     "both": (BY_HEADER, "", [("x-api-key", KEY), ("Authorization", OAUTH)], {"Authorization": [OAUTH], "x-api-key": [KEY]}),
     "a scheme of its own": (BY_BEARER, "", [("Authorization", f"Token  {KEY}")], {"Authorization": [f"Token  {KEY}"]}),
-    "a header that no SDK knows": (OF_ITS_OWN, "", [("x-key", KEY)], {"X-Key": [KEY]}),
-    "where the key stands in the query": (BY_QUERY, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
+    "a header that no SDK knows": (BY_OTHER_HEADER, "", [("x-key", KEY)], {"X-Key": [KEY]}),
+    "where the key belongs in the query": (BY_QUERY, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
     "where the registry has no key": (None, "", [("Authorization", OAUTH)], {"Authorization": [OAUTH]}),
     "another vendor's header": (BY_HEADER, "", [("x-goog-api-key", KEY)], {"x-api-key": [KEY]}),
     "another vendor's header, with a scheme": (BY_BEARER, "", [("api-key", KEY)], {"Authorization": [f"Bearer {KEY}"]}),
@@ -280,9 +283,9 @@ BROUGHT: dict[str, tuple[dict[str, str] | None, str, list[tuple[str, str]], dict
 
 
 @pytest.mark.parametrize("transport", ["rest", "websocket"])
-@pytest.mark.parametrize("what", BROUGHT)
-async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_place(start: StartRelay, raw: RawUpstream, what: str, transport: str) -> None:
-    auth, query, headers, expected = BROUGHT[what]
+@pytest.mark.parametrize("what", CREDENTIALS)
+async def test_a_clients_credential_is_forwarded_unchanged_or_moved_to_the_configured_place(start: StartRelay, raw: RawUpstream, what: str, transport: str) -> None:
+    auth, query, headers, expected = CREDENTIALS[what]
     raw.plays(ok(b"no", status="403 Forbidden"))
     entry: dict[str, object] = {"base_url": raw.url, "client_credentials": "allow", "query_credentials": ["key"], "websocket": {"default_path": "x"}}
     relay = await start(mine=entry | ({"auth": auth} if auth else {}))
@@ -297,7 +300,7 @@ async def test_a_clients_credential_passes_as_it_came_or_moves_to_the_registrys_
     assert arrived.target == (f"/x?key={KEY}" if what == "a header to the query" else "/x")
 
 
-async def test_what_passes_as_it_came_goes_to_no_other_provider(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_credential_that_is_forwarded_unchanged_is_not_sent_to_a_fallback(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     first = {"base_url": "http://127.0.0.1:9", "auth": BY_HEADER, "client_credentials": "allow", "fallback": [{"provider": "other"}]}
     relay = await start(mine=first, other=provider(raw.url, "FAL_KEY"))
@@ -315,7 +318,7 @@ NOT_KEYS = ["Idempotency-Key", "x-max-tokens", "x-token-limit", "x-codex-turn-st
 
 @pytest.mark.parametrize("credentials", ["deny", "allow"])
 @pytest.mark.parametrize("transport", ["rest", "websocket"])
-async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUpstream, transport: str, credentials: str) -> None:
+async def test_headers_that_look_like_keys_are_never_forwarded(start: StartRelay, raw: RawUpstream, transport: str, credentials: str) -> None:
     raw.plays(ok(b"no", status="403 Forbidden"))
     relay = await start(openai=provider(raw.url, client_credentials=credentials, websocket={"default_path": "x"}))
     lines = [f"{name}: {canary(f'like{number}')}" for number, name in enumerate(KEY_LIKE)] + [f"{name}: kept" for name in NOT_KEYS]
@@ -328,24 +331,24 @@ async def test_what_looks_like_a_key_never_goes_up(start: StartRelay, raw: RawUp
     assert [name for name in NOT_KEYS if arrived.header(name) != ["kept"]] == []
 
 
-# --- whose headers come down ------------------------------------------------------------------------------------------------
+# --- relay headers of a provider
 
 SPOOFED = ["X-Relay-Error: rate_limited", "x_relay_error: rate_limited", "x-relay-error-source: relay", "x-relay-cache-key: k", "X-Relay-New: 1"]
 
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
-async def test_a_providers_own_relay_headers_never_come_down(start: StartRelay, raw: RawUpstream, status: str) -> None:
+async def test_relay_headers_of_a_provider_never_reach_the_client(start: StartRelay, raw: RawUpstream, status: str) -> None:
     raw.plays(ok(b"{}", *SPOOFED, "X-Vendor: a", status=status))
     document = {"cache": {"ttl_s": 60, "coalesce": True}}
     relay = await start(document, openai=provider(raw.url))
-    for endpoint in ("x", "chat/completions", "chat/completions"):  # plain, shared and kept
+    for endpoint in ("x", "chat/completions", "chat/completions"):  # plain, shared and cached
         _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=b"{}")
         named = {name: value for name, value in headers.items() if name.lower().replace("_", "-").startswith("x-relay-")}
         named.pop("x-relay-cache-key", None) if endpoint != "x" else None
         assert named == ({} if status == "200 OK" else {"x-relay-error-source": "provider"}) and headers["X-Vendor"] == "a"
 
 
-async def test_nor_do_they_with_a_refused_handshake(start: StartRelay, raw: RawUpstream) -> None:
+async def test_relay_headers_of_a_refused_handshake_never_reach_the_client(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", *SPOOFED, status="400 Bad"))
     relay = await start(openai=provider(raw.url, websocket={"default_path": "x"}))
     answer = (await send_raw(relay, _head("GET", "/api/v1/ai-gateway/ws/openai", *SOCKET))).lower()
@@ -353,14 +356,14 @@ async def test_nor_do_they_with_a_refused_handshake(start: StartRelay, raw: RawU
     assert answer.count(b"x-relay-error-source: ") == 1 and b"x-relay-new" not in answer and b"x-relay-cache-key" not in answer
 
 
-# --- managing --------------------------------------------------------------------------------------------------------------
+# --- management
 
 LOCAL = {"Host": "127.0.0.1:8787"}
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("headers", [LOCAL, {"Host": "localhost"}, {"Host": "[::1]:1", "Origin": "http://[::1]:1"}, LOCAL | {"Sec-Fetch-Site": "none"}])
-def test_a_program_or_own_page_of_this_machine_may_manage(peer: str, headers: dict[str, str]) -> None:
+def test_a_local_program_or_a_local_page_may_manage(peer: str, headers: dict[str, str]) -> None:
     require_local(peer, headers)
 
 
@@ -377,13 +380,13 @@ def test_a_program_or_own_page_of_this_machine_may_manage(peer: str, headers: di
         ("127.0.0.1", LOCAL | {"Sec-Fetch-Site": "cross-site"}, CrossSiteRequest, "cross-site"),
     ],
 )  # fmt: skip
-def test_management_is_refused_to_everybody_else(peer: str | None, headers: dict[str, str], error: type[RelayError], why: str) -> None:
+def test_management_is_refused_to_all_others(peer: str | None, headers: dict[str, str], error: type[RelayError], why: str) -> None:
     with pytest.raises(error) as raised:
         require_local(peer, headers)
     assert why in raised.value.message
 
 
-def test_a_header_is_quoted_in_bounds() -> None:
+def test_an_error_message_truncates_a_long_header_name() -> None:
     with pytest.raises(ManagementNotLocal) as raised:
         require_local("127.0.0.1", LOCAL | {f"X-Forwarded-{'x' * 1000}": "1"})
     assert len(raised.value.message) < 300

@@ -1,4 +1,4 @@
-"""The places of `calls_at_once`: whatever a request was and however it ended, its place is free again."""
+"""`calls_at_once`: whatever a request was and however it ended, its slot is free again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Connect = Callable[[], Awaitable["Connection"]]
 
 
 class Connection:
-    """One kept connection, spoken to in bytes."""
+    """A keep-alive connection that sends raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self.writer = reader, writer
@@ -27,7 +27,7 @@ class Connection:
         self.writer.write(b"".join(requests))
 
     async def status(self, method: str = "POST") -> int:
-        """The status of the next answer; its body is read."""
+        """Read the next response and return its status."""
         async with asyncio.timeout(HANG_GUARD_S):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
             lengths = [line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:")]
@@ -47,8 +47,8 @@ CALL = request("POST", f"{CALLS}/openai/chat/completions", body=b'{"model": "m"}
 
 
 @pytest.fixture
-async def one_place(start: StartRelay, raw: RawUpstream) -> AsyncIterator[tuple[Relay, Connect]]:
-    """(relay, connect): a relay that runs one call at once."""
+async def one_slot(start: StartRelay, raw: RawUpstream) -> AsyncIterator[tuple[Relay, Connect]]:
+    """(relay, connect): a relay that runs one call at a time."""
     raw.plays(ok(b"fine"))
     relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
     connections: list[Connection] = []
@@ -62,8 +62,8 @@ async def one_place(start: StartRelay, raw: RawUpstream) -> AsyncIterator[tuple[
         connection.writer.close()
 
 
-async def _is_free(relay: Relay, connect: Connect) -> None:
-    """Another connection gets the one place there is."""
+async def _check_free(relay: Relay, connect: Connect) -> None:
+    """Check that another connection gets the only slot."""
     await relay.idle()
     other = await connect()
     other.send(CALL)
@@ -72,16 +72,16 @@ async def _is_free(relay: Relay, connect: Connect) -> None:
     assert not relay.gateway.admitted and not relay.gateway.limits._running  # type: ignore[union-attr]
 
 
-ASKS_METHOD = "Access-Control-Request-Method: POST"
-NO_CALLS = {
-    "a preflight without an Origin": request("OPTIONS", f"{CALLS}/openai/x", ASKS_METHOD),
-    "a preflight of management": request("OPTIONS", f"{CALLS}/reload", ASKS_METHOD),
+PREFLIGHT_METHOD = "Access-Control-Request-Method: POST"
+REQUESTS = {
+    "a preflight without an Origin": request("OPTIONS", f"{CALLS}/openai/x", PREFLIGHT_METHOD),
+    "a preflight of management": request("OPTIONS", f"{CALLS}/reload", PREFLIGHT_METHOD),
     "an OPTIONS that is a call": request("OPTIONS", f"{CALLS}/openai/x"),
     "a reload": request("POST", f"{CALLS}/reload"),
-    "a reload from elsewhere": request("POST", f"{CALLS}/reload", "X-Forwarded-For: 198.51.100.1"),
+    "a reload from another machine": request("POST", f"{CALLS}/reload", "X-Forwarded-For: 198.51.100.1"),
     "a reload by another method": request("PUT", f"{CALLS}/reload", body=b"{}"),
-    "a reload that expects something odd": request("POST", f"{CALLS}/reload", "Expect: a-miracle", body=b"{}"),
-    "a call that expects something odd": request("POST", f"{CALLS}/openai/x", "Expect: a-miracle", body=b"{}"),
+    "a reload with an unknown expectation": request("POST", f"{CALLS}/reload", "Expect: a-miracle", body=b"{}"),
+    "a call with an unknown expectation": request("POST", f"{CALLS}/openai/x", "Expect: a-miracle", body=b"{}"),
     "below reload": request("GET", f"{CALLS}/reload/more"),
     "no provider": request("GET", f"{CALLS}/"),
     "no such provider": request("GET", f"{CALLS}/nobody/x"),
@@ -95,39 +95,39 @@ NO_CALLS = {
 }
 
 
-@pytest.mark.parametrize("what", NO_CALLS)
-async def test_a_request_on_a_kept_connection_holds_no_place_after_its_answer(what: str, one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
-    kept = await connect()
-    kept.send(NO_CALLS[what])
-    await kept.status()
-    await _is_free(relay, connect)
+@pytest.mark.parametrize("what", REQUESTS)
+async def test_a_request_holds_no_slot_after_its_response(what: str, one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
+    connection = await connect()
+    connection.send(REQUESTS[what])
+    await connection.status()
+    await _check_free(relay, connect)
 
 
-async def test_a_head_request_holds_no_place(one_place: tuple[Relay, Connect], raw: RawUpstream) -> None:
-    relay, connect = one_place
-    kept = await connect()
+async def test_a_head_request_holds_no_slot(one_slot: tuple[Relay, Connect], raw: RawUpstream) -> None:
+    relay, connect = one_slot
+    connection = await connect()
     for path in (f"{CALLS}/reload", f"{CALLS}/nobody/x"):
-        kept.send(request("HEAD", path))
-        assert await kept.status("HEAD") >= 400
-    await _is_free(relay, connect)
+        connection.send(request("HEAD", path))
+        assert await connection.status("HEAD") >= 400
+    await _check_free(relay, connect)
 
 
-async def test_a_management_request_that_fails_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
+async def test_a_management_request_that_fails_holds_no_slot(one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
 
     async def fail() -> None:
-        raise RuntimeError("as any handler might")
+        raise RuntimeError("injected failure")
 
     relay.gateway.reload = fail
-    kept = await connect()
-    kept.send(request("POST", f"{CALLS}/reload"))
-    assert await kept.status() == 500
-    await _is_free(relay, connect)
+    connection = await connect()
+    connection.send(request("POST", f"{CALLS}/reload"))
+    assert await connection.status() == 500
+    await _check_free(relay, connect)
 
 
-async def test_a_management_request_takes_no_calls_place_while_it_runs(one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
+async def test_a_running_management_request_takes_no_slot(one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
     running, go_on = asyncio.Event(), asyncio.Event()
 
     async def wait() -> Reloaded:
@@ -136,35 +136,35 @@ async def test_a_management_request_takes_no_calls_place_while_it_runs(one_place
         return Reloaded([], [])
 
     relay.gateway.reload = wait
-    kept = await connect()
-    kept.send(request("POST", f"{CALLS}/reload"))
+    connection = await connect()
+    connection.send(request("POST", f"{CALLS}/reload"))
     async with asyncio.timeout(HANG_GUARD_S):
         await running.wait()
-    await _is_free(relay, connect)
+    await _check_free(relay, connect)
     go_on.set()
-    assert await kept.status() == 200
+    assert await connection.status() == 200
 
 
 @pytest.mark.parametrize("first", ["a preflight without an Origin", "a reload", "no such provider"])
-async def test_pipelined_requests_hold_no_place(first: str, one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
-    kept = await connect()
-    kept.send(NO_CALLS[first], NO_CALLS[first], CALL, NO_CALLS[first])
-    statuses = [await kept.status() for _ in range(4)]
+async def test_pipelined_requests_hold_no_slot(first: str, one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
+    connection = await connect()
+    connection.send(REQUESTS[first], REQUESTS[first], CALL, REQUESTS[first])
+    statuses = [await connection.status() for _ in range(4)]
     assert statuses[2] == 200
-    await _is_free(relay, connect)
+    await _check_free(relay, connect)
 
 
-async def test_garbage_behind_a_request_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
-    kept = await connect()
-    kept.send(CALL, b"garbage\r\n\r\n")
-    assert await kept.status() in (200, 400)
-    await _is_free(relay, connect)
+async def test_garbage_after_a_request_holds_no_slot(one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
+    connection = await connect()
+    connection.send(CALL, b"garbage\r\n\r\n")
+    assert await connection.status() in (200, 400)
+    await _check_free(relay, connect)
 
 
-async def test_a_client_that_is_gone_before_its_request_is_handled_holds_no_place(one_place: tuple[Relay, Connect]) -> None:
-    relay, connect = one_place
+async def test_a_client_that_disconnects_before_its_request_is_handled_holds_no_slot(one_slot: tuple[Relay, Connect]) -> None:
+    relay, connect = one_slot
     for _ in range(20):
         gone = await connect()
         gone.send(CALL)
@@ -172,11 +172,11 @@ async def test_a_client_that_is_gone_before_its_request_is_handled_holds_no_plac
     async with asyncio.timeout(HANG_GUARD_S):
         while relay.gateway.admitted or relay.gateway.running:
             await asyncio.sleep(0.01)
-    await _is_free(relay, connect)
+    await _check_free(relay, connect)
 
 
-async def test_a_call_cut_while_it_runs_holds_no_place(one_place: tuple[Relay, Connect], raw: RawUpstream) -> None:
-    relay, connect = one_place
+async def test_a_call_that_is_aborted_while_it_runs_holds_no_slot(one_slot: tuple[Relay, Connect], raw: RawUpstream) -> None:
+    relay, connect = one_slot
     raw.scripts[:] = [(SILENCE,), (ok(b"fine"),)]
     gone = await connect()
     gone.send(CALL)
@@ -184,21 +184,21 @@ async def test_a_call_cut_while_it_runs_holds_no_place(one_place: tuple[Relay, C
         while not raw.arrived:
             await asyncio.sleep(0.01)
     gone.writer.transport.abort()
-    await _is_free(relay, connect)
+    await _check_free(relay, connect)
 
 
-async def test_as_many_calls_as_there_are_places_run_after_a_storm_of_other_requests(start: StartRelay, raw: RawUpstream) -> None:
+async def test_all_slots_are_usable_after_many_other_requests(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
     relay = await start({"limits": [{"calls_at_once": 3}]}, openai=provider(raw.url))
     opened = [Connection(*await asyncio.open_connection("127.0.0.1", relay.port)) for _ in range(9)]
     for at, connection in enumerate(opened):
-        connection.send(list(NO_CALLS.values())[at])
+        connection.send(list(REQUESTS.values())[at])
         await connection.status()
     gate = asyncio.Event()
     raw.scripts[:] = [(gate, ok(b"fine"))]
     calls: list[asyncio.Task[Any]] = [asyncio.create_task(relay.call("POST", relay.path("openai", "x"), data=b"{}")) for _ in range(3)]
     async with asyncio.timeout(HANG_GUARD_S):
-        while len(raw.arrived) < 4:  # one OPTIONS among the storm was a call
+        while len(raw.arrived) < 4:  # one of the other requests, an OPTIONS, was a call
             await asyncio.sleep(0.01)
     gate.set()
     assert [(await call)[0] for call in calls] == [200, 200, 200]
@@ -206,8 +206,8 @@ async def test_as_many_calls_as_there_are_places_run_after_a_storm_of_other_requ
         connection.writer.close()
 
 
-async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_early(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held of a body that streams is let go of piece by piece, even behind the head of the answer."""
+async def test_the_bytes_of_a_body_are_released_once_if_the_provider_responds_early(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of a streamed body are released piece by piece, even after the response head."""
     gate = asyncio.Event()
     raw.plays("early", SSE_HEAD, chunk(b"data: 0\n\n"), gate, LAST_CHUNK)
     relay = await start({"server": {"buffer_bytes": 4 << 20, "body_idle_timeout_s": HANG_GUARD_S}}, openai=provider(raw.url))
@@ -221,7 +221,7 @@ async def test_the_bytes_of_a_body_are_counted_once_while_the_provider_answers_e
     monkeypatch.setattr(gateway, "let_go", watched)
 
     async def upload() -> AsyncIterator[bytes]:
-        for _ in range(128):  # without a length: it is held until it is too large
+        for _ in range(128):  # without a length, so it is buffered up to the limit
             yield bytes(1 << 16)
 
     async with relay.client.post(relay.path("openai", "files"), data=upload()) as answer:
@@ -244,7 +244,7 @@ async def test_a_callback_that_raises_at_the_end_of_a_call_stops_neither_limits_
     begin = relay.gateway.begin
 
     def fails() -> None:
-        raise RuntimeError("as anything might")
+        raise RuntimeError("injected failure")
 
     def beginning(*args: Any) -> Any:
         exchange = begin(*args)
@@ -269,14 +269,14 @@ async def test_a_callback_that_raises_at_the_end_of_a_call_stops_neither_limits_
     assert len(await relay.events("exchange.close_failed", 2)) == 2
 
 
-async def test_a_response_that_cannot_be_cached_for_a_fault_of_ours_is_recorded_all_the_same(
+async def test_a_response_whose_caching_fails_with_an_internal_error_is_recorded(
     start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.plays(ok(b'{"data": []}', "Content-Type: application/json"))
     relay = await start({"limits": [{"calls_at_once": 1}], "cache": {"ttl_s": 60}}, openai=provider(raw.url))
 
     def fails(*_: Any) -> None:
-        raise RuntimeError("as anything might")
+        raise RuntimeError("injected failure")
 
     monkeypatch.setattr(relay.gateway.cache, "put", fails)
     assert (await relay.call("GET", relay.path("openai", "models")))[0] == 200
@@ -285,13 +285,13 @@ async def test_a_response_that_cannot_be_cached_for_a_fault_of_ours_is_recorded_
     assert [line["outcome"] for line in await relay.events()] == ["relayed"]
 
 
-async def test_a_key_is_not_busy_after_an_attempt_that_failed_by_a_fault_of_ours(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_is_not_busy_after_an_attempt_with_an_internal_error(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(b"fine"))
     keys = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}"], "pool": "least_busy"}
     relay = await start(openai={"base_url": raw.url, "auth": keys})
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("as any code might")
+        raise RuntimeError("injected failure")
 
     with monkeypatch.context() as patch:
         patch.setattr("relay.calls.attempt.send", fail)

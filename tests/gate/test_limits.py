@@ -1,4 +1,4 @@
-"""Limits through a running relay: who is refused, what clients are told, and that all is given back."""
+"""Limits through a running relay: which requests are refused, and that all counts are released."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk
 from tests.upstream.vendors import echo, vendor
 
 
-async def _held(relay: Relay, name: str, count: int) -> list[asyncio.Task[Any]]:
-    """`count` calls that run until their provider answers."""
+async def _hold_calls(relay: Relay, name: str, count: int) -> list[asyncio.Task[Any]]:
+    """Start `count` calls that run until their provider responds."""
     calls = [asyncio.create_task(relay.call("POST", relay.path(name, "x"), data=b"{}")) for _ in range(count)]
     async with asyncio.timeout(HANG_GUARD_S):
         while len(relay.gateway.running) < count:
@@ -30,7 +30,7 @@ async def _held(relay: Relay, name: str, count: int) -> list[asyncio.Task[Any]]:
     return calls
 
 
-async def test_a_provider_that_hangs_takes_no_room_from_the_others(start: StartRelay, raw: RawUpstream, aiohttp_server: Any) -> None:
+async def test_a_provider_that_hangs_takes_no_slots_of_other_providers(start: StartRelay, raw: RawUpstream, aiohttp_server: Any) -> None:
     gate = asyncio.Event()
 
     async def hang(request: web.Request) -> web.StreamResponse:
@@ -40,7 +40,7 @@ async def test_a_provider_that_hangs_takes_no_room_from_the_others(start: StartR
     server = await aiohttp_server(vendor(("POST", "/x", hang)))
     raw.plays(ok(b"fine"))
     relay = await start({"limits": [{"calls_at_once": 5, "per": "provider"}]}, slow=provider(str(server.make_url(""))), well=provider(raw.url))
-    calls = await _held(relay, "slow", 5)
+    calls = await _hold_calls(relay, "slow", 5)
     status, headers, body = await relay.call("POST", relay.path("slow", "x"), data=b"{}")
     assert (status, headers["x-relay-error"], headers["retry-after"]) == (503, "overloaded", "1")
     assert json.loads(body)["error"]["code"] == "overloaded" and "x-should-retry" not in headers
@@ -50,7 +50,7 @@ async def test_a_provider_that_hangs_takes_no_room_from_the_others(start: StartR
     assert (await relay.call("POST", relay.path("slow", "x"), data=b"{}"))[0] == 200
 
 
-async def test_a_client_with_too_many_calls_is_told_429(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_with_too_many_concurrent_calls_gets_429(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps)
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "limits": [{"calls_at_once": 1, "per": "address"}]}, openai=provider(raw.url))
@@ -67,7 +67,7 @@ RELOAD = "/api/v1/ai-gateway/providers/reload"
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_a_call_that_runs_stays_counted_over_a_reload(start: StartRelay, raw: RawUpstream, most: int) -> None:
+async def test_a_running_call_stays_counted_across_a_reload(start: StartRelay, raw: RawUpstream, most: int) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps)
     raw.plays(ok(b"fine"))
@@ -86,7 +86,7 @@ async def test_a_call_that_runs_stays_counted_over_a_reload(start: StartRelay, r
     assert relay.gateway.limit_counts.running == {}
 
 
-async def test_a_session_that_runs_stays_counted_over_a_reload(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_a_running_session_stays_counted_across_a_reload(start: StartRelay, aiohttp_server: Any) -> None:
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"max_sessions_per_client": 1}}, openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     async with relay.client.ws_connect(relay.ws("openai")):
@@ -100,7 +100,7 @@ async def test_a_session_that_runs_stays_counted_over_a_reload(start: StartRelay
         assert (await socket.receive(HANG_GUARD_S)).data == "hello"
 
 
-async def test_every_place_is_given_back_however_a_call_ends(start: StartRelay, raw: RawUpstream) -> None:
+async def test_every_slot_is_released_however_a_call_ends(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays("close")
     relay = await start({"limits": [{"calls_at_once": 3}]}, openai=provider(raw.url), unset=provider(raw.url, "NOT_SET_KEY"))
     for _ in range(5):
@@ -108,14 +108,14 @@ async def test_every_place_is_given_back_however_a_call_ends(start: StartRelay, 
         assert (await relay.call("POST", relay.path("unset", "x"), data=b"{}"))[0] == 503
     raw.scripts.clear()
     raw.plays(SILENCE)
-    leaving = await _held(relay, "openai", 3)
-    for task in leaving:
+    calls = await _hold_calls(relay, "openai", 3)
+    for task in calls:
         task.cancel()
     await relay.idle()
     assert relay.gateway.limits._running == {}
 
 
-async def test_a_reload_leaves_what_runs_in_its_own_count(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_that_runs_during_a_reload_is_released_in_both_counts(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps)
     relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
@@ -137,19 +137,19 @@ async def test_a_reload_leaves_what_runs_in_its_own_count(start: StartRelay, raw
         {"tokens": 5, "per": "provider"},
     ],
 )
-def test_several_workers_cannot_keep_what_each_counts_for_itself(rule: dict[str, Any], tmp_path: Path) -> None:
+def test_several_workers_refuse_a_limit_that_each_would_count_for_itself(rule: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="counted in each process") as refused:
         configured(tmp_path, {"server": {"workers": 2}, "limits": [{"calls_at_once": 9}, rule]})
     (problem,) = refused.value.problems
     assert problem.where[:2] == ("limits", 1) and problem.line > 1
 
 
-def test_several_workers_cannot_keep_what_each_counts_for_itself_of_sessions(tmp_path: Path) -> None:
+def test_several_workers_refuse_a_session_limit_that_each_would_count_for_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="counted in each process"):
         configured(tmp_path, {"server": {"workers": 2}, "websocket": {"max_sessions_per_client": 3}})
 
 
-async def test_a_reload_refuses_what_a_start_would(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_reload_refuses_a_limit_that_a_start_refuses(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"limits": [{"requests": 9}]}, openai=provider(raw.url))
     file = relay.folder / "gateway.yaml"
     file.write_text(file.read_text() + "server: {workers: 2}\n")
@@ -158,7 +158,7 @@ async def test_a_reload_refuses_what_a_start_would(start: StartRelay, raw: RawUp
     assert relay.gateway.settings.server.workers == 1
 
 
-def test_several_workers_share_windows_by_redis(tmp_path: Path) -> None:
+def test_several_workers_share_windows_through_redis(tmp_path: Path) -> None:
     configured(tmp_path, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}, "limits": [{"requests": 5}, {"calls_at_once": 9}]})
 
 
@@ -179,11 +179,11 @@ def test_a_bad_rule_is_refused_with_its_line(rule: dict[str, Any], problem: str,
     assert refused.value.problems[0].line > 1
 
 
-async def test_requests_of_a_window_are_counted_and_told(start: StartRelay, raw: RawUpstream) -> None:
+async def test_requests_in_a_window_are_counted_and_reported(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 2, "window_s": 600, "per": "client", "name": "mine"}]}, openai=provider(raw.url))
-    told = [(await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[1]["ratelimit"] for _ in range(2)]
-    assert [state.rpartition(";")[0] for state in told] == ['"mine";r=1', '"mine";r=0']
+    states = [(await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[1]["ratelimit"] for _ in range(2)]
+    assert [state.rpartition(";")[0] for state in states] == ['"mine";r=1', '"mine";r=0']
     status, headers, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
     assert (status, headers["x-relay-error"], headers["ratelimit-policy"]) == (429, "rate_limited", '"mine";q=2;w=600')
     assert headers["ratelimit"].startswith('"mine";r=0;t=') and 0 < int(headers["retry-after"]) <= 600
@@ -211,10 +211,10 @@ async def test_each_value_of_metadata_has_its_own_count(start: StartRelay, raw: 
         return (await relay.call("GET", relay.path("openai", "x"), headers={"cf-aig-metadata": json.dumps({"team": team})}))[0]
 
     assert [await status(team) for team in ("red", "blue", "red")] == [200, 200, 429]
-    assert (await relay.call("GET", relay.path("openai", "x")))[0] == 200, "none is a value of its own"
+    assert (await relay.call("GET", relay.path("openai", "x")))[0] == 200, "a missing value has its own count"
 
 
-async def test_each_model_has_its_own_count_and_a_refusal_uses_nothing_up(start: StartRelay, raw: RawUpstream) -> None:
+async def test_each_model_has_its_own_count_and_a_refused_call_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 3, "name": "all"}, {"requests": 1, "per": "model", "name": "each"}]}, openai=provider(raw.url))
 
@@ -231,7 +231,7 @@ async def test_each_model_has_its_own_count_and_a_refusal_uses_nothing_up(start:
     ("body", "content_type"),
     [(b'{"model": "a", "model": "b"}', "application/json"), (b"{broken", "application/json"), (b'\xef\xbb\xbf{"model": "a", "model": "b"}', "text/plain"), (b'{"model": "a", "n": NaN, "model_id": "b"}', "application/json"), (b'  {"model": "a", "model": "b"}', "application/octet-stream")],
 )
-async def test_a_model_that_cannot_be_told_is_refused_where_a_rule_asks_for_it(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_body_without_a_plain_model_is_refused_if_a_rule_depends_on_the_model(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 5, "models": ["a"]}]}, openai=provider(raw.url))
     status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), data=body, headers={"Content-Type": content_type})
@@ -239,7 +239,7 @@ async def test_a_model_that_cannot_be_told_is_refused_where_a_rule_asks_for_it(b
     assert (await relay.call("POST", relay.path("openai", "files"), data=b"\xff\xfb audio", headers={"Content-Type": "audio/mpeg"}))[0] == 200
 
 
-async def test_a_body_too_large_to_be_read_is_refused_where_a_rule_asks_for_its_model(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_body_too_large_to_be_read_is_refused_if_a_rule_depends_on_the_model(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"server": {"buffer_bytes": 1000, "json_buffer_bytes": 1000}, "limits": [{"requests": 5, "per": "model"}]}, openai=provider(raw.url))
     status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "a", "input": "x" * 2000})
@@ -252,7 +252,7 @@ ANSWERS = {
     "responses": (ok(b'{"usage": {"input_tokens": 30, "output_tokens": 12, "total_tokens": 42}}'), 42),
     "anthropic stream": (SSE_HEAD + chunk(b'data: {"message": {"usage": {"input_tokens": 30, "cache_read_input_tokens": 5, "output_tokens": 1}}}\n\n') + chunk(b'data: {"usage": {"output_tokens": 7}}\n\n') + LAST_CHUNK, 42),
     "gemini stream": (SSE_HEAD + chunk(b'data: {"usageMetadata": {"promptTokenCount": 30, "candidatesTokenCount": 2}}\n\n') + chunk(b'data: {"usageMetadata": {"promptTokenCount": 30, "candidatesTokenCount": 4, "thoughtsTokenCount": 8}}\n\n') + LAST_CHUNK, 42),
-    "untold": (ok(b'{"no": "usage"}'), 25 + 200),
+    "no usage": (ok(b'{"no": "usage"}'), 25 + 200),
     "refused by the provider": (ok(b'{"error": {}}', status="400 Bad Request"), 0),
     "unreachable": ("close", 25 + 200),
 }  # fmt: skip
@@ -260,7 +260,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("technique", ["fixed", "sliding"])
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_tokens_are_set_aside_first_and_booked_as_used(answer: str, technique: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_tokens_are_reserved_first_and_corrected_to_the_usage(answer: str, technique: str, start: StartRelay, raw: RawUpstream) -> None:
     script, used = ANSWERS[answer]
     endpoint = {"anthropic": "messages", "gemini": "models/m:streamGenerateContent"}.get(answer.split()[0], "responses")
     raw.plays(script)
@@ -274,7 +274,7 @@ async def test_tokens_are_set_aside_first_and_booked_as_used(answer: str, techni
     assert f'"t";r={1000 - used - 225}' in headers["ratelimit"]
 
 
-async def test_a_call_that_may_use_more_than_is_allowed_waits_for_an_empty_window(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_that_may_exceed_the_limit_is_admitted_only_in_an_empty_window(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'))
     relay = await start({"limits": [{"tokens": 100}]}, openai=provider(raw.url))
     assert (await relay.call("POST", relay.path("openai", "x"), json={"max_tokens": 5000}))[0] == 200
@@ -296,7 +296,7 @@ FREE = {
 
 
 @pytest.mark.parametrize("name", FREE)
-async def test_a_call_that_uses_no_tokens_takes_none(name: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_that_uses_no_tokens_reserves_none(name: str, start: StartRelay, raw: RawUpstream) -> None:
     method, endpoint = FREE[name]
     raw.plays(ok(b'{"input_tokens": 10000}', "Content-Type: application/json"))
     relay = await start({"limits": [{"tokens": 2000, "window_s": 86400}]}, openai=provider(raw.url))
@@ -309,7 +309,7 @@ async def test_a_call_that_uses_no_tokens_takes_none(name: str, start: StartRela
 
 
 def _user(named: Any) -> dict[str, Any]:
-    """What `named` is put into: body or, as text, the header."""
+    """Return a request with the metadata in its header if `named` is text, else in its body."""
     return {"headers": {"cf-aig-metadata": named}, "json": {}} if isinstance(named, str) else {"json": named}
 
 
@@ -320,8 +320,8 @@ USERS = {
     "the header": ('{"user": "ann"}', '{"user": "bob"}'),
     "a number in the header": ('{"user": 1}', '{"user": 2}'),
     "a long name": ({"user": "a" * 5000}, {"user": "a" * 4999}),
-    "one whose name is a client's address": ({"user": "127.0.0.1"}, {}),
-    "one whose name looks like a client": ({"user": "=127.0.0.1"}, {}),
+    "a name that is a client's address": ({"user": "127.0.0.1"}, {}),
+    "a name that looks like the key of a client": ({"user": "=127.0.0.1"}, {}),
 }
 
 
@@ -347,15 +347,15 @@ async def test_the_user_of_a_form_has_a_count_of_its_own(start: StartRelay, raw:
     assert [await status(user) for user in ("ann", "ann", "bob")] == [200, 429, 200]
 
 
-async def test_the_user_of_the_identity_counts_before_the_bodys(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_user_of_the_header_overrides_the_user_of_the_body(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 1, "window_s": 86400, "per": "user"}]}, openai=provider(raw.url))
-    url, said = relay.path("openai", "chat/completions"), {"cf-aig-metadata": '{"user": "ann"}'}
-    found = [(await relay.call("POST", url, json={"user": user}, headers=headers))[0] for user, headers in (("bob", said), ("eve", said), ("bob", {}))]
+    url, identity = relay.path("openai", "chat/completions"), {"cf-aig-metadata": '{"user": "ann"}'}
+    found = [(await relay.call("POST", url, json={"user": user}, headers=headers))[0] for user, headers in (("bob", identity), ("eve", identity), ("bob", {}))]
     assert found == [200, 429, 200]
 
 
-async def test_a_users_calls_at_once_are_told_429(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_user_with_too_many_concurrent_calls_gets_429(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps)
     relay = await start({"limits": [{"calls_at_once": 1, "per": "user"}]}, openai=provider(raw.url))
@@ -369,7 +369,7 @@ async def test_a_users_calls_at_once_are_told_429(start: StartRelay, raw: RawUps
     assert relay.gateway.limits._running == {}
 
 
-async def test_a_session_is_its_users_by_the_header_else_its_clients(start: StartRelay, vendors: Any) -> None:
+async def test_a_session_counts_for_the_user_of_the_header_or_else_for_the_client(start: StartRelay, vendors: Any) -> None:
     relay = await start({"limits": [{"handshakes": 1, "window_s": 86400, "per": "user"}], "providers": vendors.entries()})
     for headers in ({"cf-aig-metadata": '{"user": "ann"}'}, {}):
         async with relay.client.ws_connect(relay.ws("openai"), headers=headers):
@@ -382,7 +382,7 @@ async def test_a_session_is_its_users_by_the_header_else_its_clients(start: Star
 @pytest.mark.parametrize("per", ["user", "metadata.team", "model"])
 @pytest.mark.parametrize("size", [10, 3000])
 async def test_calls_without_a_value_count_for_each_client(per: str, size: int, start: StartRelay, raw: RawUpstream) -> None:
-    """Not in one bucket, in which the clients would take each other's room."""
+    """In one common count, the clients would use up each other's limit."""
     raw.plays(ok(b"{}"))
     document = {"server": {"trusted_proxies": ["127.0.0.1"], "buffer_bytes": 2000 if per == "user" else 4000}, "limits": [{"requests": 1, "window_s": 86400, "per": per}]}
     relay = await start(document, openai=provider(raw.url))
@@ -395,7 +395,7 @@ async def test_calls_without_a_value_count_for_each_client(per: str, size: int, 
     assert found == [200, 200, 429, 429]
 
 
-async def test_a_rule_about_models_asks_nothing_of_the_other_providers(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_rule_by_model_does_not_refuse_calls_to_other_providers(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     rule = {"requests": 9, "models": ["m"], "providers": ["openai"]}
     relay = await start({"limits": [rule]}, openai=provider(raw.url), other=provider(raw.url))
@@ -404,19 +404,19 @@ async def test_a_rule_about_models_asks_nothing_of_the_other_providers(start: St
     assert found == [403, 200]
 
 
-async def test_what_goes_through_cloudflare_is_not_counted_twice(start: StartRelay, raw: RawUpstream) -> None:
+async def test_calls_through_cloudflare_are_not_counted_if_limits_are_delegated(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     account = {"account_id": "a", "base_url": raw.url}
     limits = [{"requests": 1}, {"calls_at_once": 50}]
     entry = provider(raw.url, cloudflare={"slug": "openai"})
-    theirs = await start({"limits": limits, "cloudflare": account | {"delegate": ["limits"]}}, openai=entry, direct=provider(raw.url))
-    assert [(await theirs.call("GET", theirs.path("openai", "x")))[0] for _ in range(3)] == [200] * 3
-    assert [(await theirs.call("GET", theirs.path("direct", "x")))[0] for _ in range(2)] == [200, 429]
-    ours = await start({"limits": limits, "cloudflare": account}, openai=entry)
-    assert [(await ours.call("GET", ours.path("openai", "x")))[0] for _ in range(2)] == [200, 429]
+    delegating = await start({"limits": limits, "cloudflare": account | {"delegate": ["limits"]}}, openai=entry, direct=provider(raw.url))
+    assert [(await delegating.call("GET", delegating.path("openai", "x")))[0] for _ in range(3)] == [200] * 3
+    assert [(await delegating.call("GET", delegating.path("direct", "x")))[0] for _ in range(2)] == [200, 429]
+    counting = await start({"limits": limits, "cloudflare": account}, openai=entry)
+    assert [(await counting.call("GET", counting.path("openai", "x")))[0] for _ in range(2)] == [200, 429]
 
 
-async def test_handshakes_are_counted_for_themselves(start: StartRelay, vendors: Any) -> None:
+async def test_handshakes_are_counted_separately(start: StartRelay, vendors: Any) -> None:
     relay = await start({"limits": [{"handshakes": 2, "per": "client"}, {"requests": 1}], "providers": vendors.entries()})
     for _ in range(2):
         async with relay.client.ws_connect(relay.ws("openai")):
@@ -460,7 +460,7 @@ async def _flood(socket: Any, message: str) -> None:
         await asyncio.sleep(0.0005)
 
 
-async def test_names_that_callers_made_up_are_forgotten_when_their_window_is_over(start: StartRelay, raw: RawUpstream) -> None:
+async def test_counts_of_made_up_names_are_dropped_when_their_window_is_over(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 9, "window_s": 600, "per": per} for per in ("model", "user")]}, openai=provider(raw.url))
     for number in range(20):

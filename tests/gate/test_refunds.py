@@ -1,4 +1,4 @@
-"""What a call gives back through a running relay: all of it if it was refused, what it did not use if it was sent."""
+"""Refunds through a running relay: all if a call was refused, the unused part if it was sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Begin = Callable[..., Awaitable[Relay]]
 
 @pytest.fixture(params=["memory", "redis"])
 async def begin(request: pytest.FixtureRequest, start: StartRelay, raw: RawUpstream, tmp_path: Path) -> AsyncIterator[Begin]:
-    """`await begin(rule, rule)`: a relay that counts in its memory, or in Redis."""
+    """`await begin(rule, rule)` start_relay a relay that counts in memory, or in Redis."""
     document: dict[str, Any] = {}
     server = RedisServer(tmp_path)
     if request.param == "redis":
@@ -30,12 +30,12 @@ async def begin(request: pytest.FixtureRequest, start: StartRelay, raw: RawUpstr
         await server.start()
         document["redis"] = {"url": server.url, "timeout_s": 5}
 
-    async def starts(*limits: dict[str, Any], **providers: Any) -> Relay:
+    async def start_relay(*limits: dict[str, Any], **providers: Any) -> Relay:
         rules = [{"window_s": WINDOW_S} | each if {"requests", "tokens", "handshakes"} & set(each) else each for each in limits]
         known = {"openai": provider(raw.url), "unset": provider(raw.url, "NOT_SET_KEY", websocket={"default_path": "x"})} | providers
         return await start(document | {"limits": rules}, **known)
 
-    yield starts
+    yield start_relay
     await server.stop()
 
 
@@ -46,12 +46,12 @@ async def _post(relay: Relay, headers: dict[str, str] | None = None, name: str =
     return answer
 
 
-def _left(headers: Any, name: str) -> int:
+def _remaining(headers: Any, name: str) -> int:
     return int(headers["ratelimit"].partition(f'"{name}";r=')[2].partition(";")[0])
 
 
 async def _end_window(relay: Relay) -> None:
-    """As if the time of all windows had passed."""
+    """Let all windows end."""
     counters = relay.gateway.windows.local._counters
     clock = counters._clock
     counters._clock = lambda: clock() + 2 * WINDOW_S
@@ -70,11 +70,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("why", REFUSALS)
-async def test_a_call_that_is_refused_uses_nothing_whoever_refuses_it(why: str, begin: Begin, raw: RawUpstream) -> None:
+async def test_a_refused_call_uses_nothing_whatever_refuses_it(why: str, begin: Begin, raw: RawUpstream) -> None:
     rule, refused, code = REFUSALS[why]
     raw.plays(ok(b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4}}'))
     relay = await begin({"requests": 100, "name": "all"}, rule)
-    assert _left((await _post(relay))[1], "all") == 99
+    assert _remaining((await _post(relay))[1], "all") == 99
     for _ in range(3):
         if refused.get("model", "m") is None:
             answer = await relay.call("POST", relay.path("openai", "chat/completions"), data=b'{"model": "a", "model": "b"}')
@@ -83,11 +83,11 @@ async def test_a_call_that_is_refused_uses_nothing_whoever_refuses_it(why: str, 
         assert answer[1]["x-relay-error"] == code, answer
     assert len(raw.arrived) == 1
     _, headers, _ = await _post(relay, model="other", max_tokens=1)
-    assert _left(headers, "all") == 98
+    assert _remaining(headers, "all") == 98
 
 
 @pytest.mark.parametrize("rule", [{"calls_at_once": 1, "per": "model"}, {"calls_at_once": 1, "per": "provider"}, {"calls_at_once": 1, "per": ["client", "model"]}])
-async def test_a_call_refused_by_what_runs_at_once_uses_nothing(rule: dict[str, Any], begin: Begin, raw: RawUpstream) -> None:
+async def test_a_call_refused_by_a_concurrency_limit_uses_nothing(rule: dict[str, Any], begin: Begin, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps)
     raw.plays(ok(b"{}"))
@@ -99,11 +99,11 @@ async def test_a_call_refused_by_what_runs_at_once_uses_nothing(rule: dict[str, 
         gates[0].set()
         await running.read()
     _, headers, _ = await _post(relay)
-    assert _left(headers, "all") == 98
+    assert _remaining(headers, "all") == 98
     assert relay.gateway.limits._running == {}  # type: ignore[union-attr]
 
 
-async def test_a_client_that_leaves_before_its_call_is_sent_uses_nothing(begin: Begin, raw: RawUpstream) -> None:
+async def test_a_client_that_disconnects_before_its_call_is_sent_uses_nothing(begin: Begin, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await begin({"requests": 100, "name": "all"})
     _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_before_its_call_is_sent_uses_nothing(begin: 
     writer.transport.abort()
     await relay.idle()
     await relay.gateway.background.done()
-    assert _left((await _post(relay))[1], "all") == 99
+    assert _remaining((await _post(relay))[1], "all") == 99
 
 
 async def test_a_call_that_was_sent_counts_however_it_ends(begin: Begin, raw: RawUpstream) -> None:
@@ -124,14 +124,14 @@ async def test_a_call_that_was_sent_counts_however_it_ends(begin: Begin, raw: Ra
     raw.plays(ok(b"{}"))
     relay = await begin({"requests": 100, "name": "all"})
     assert [(await _post(relay))[0] for _ in range(2)] == [502, 400]
-    assert _left((await _post(relay))[1], "all") == 97
+    assert _remaining((await _post(relay))[1], "all") == 97
 
 
-async def test_an_answer_from_the_cache_counts_as_a_request(begin: Begin, raw: RawUpstream) -> None:
+async def test_a_response_from_the_cache_counts_as_a_request(begin: Begin, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json"))
     relay = await begin({"requests": 100, "name": "all"})
-    kept = {"cf-aig-cache-ttl": "600"}
-    assert [_left((await _post(relay, kept))[1], "all") for _ in range(3)] == [99, 98, 97]
+    cached = {"cf-aig-cache-ttl": "600"}
+    assert [_remaining((await _post(relay, cached))[1], "all") for _ in range(3)] == [99, 98, 97]
     assert len(raw.arrived) == 1
 
 
@@ -150,7 +150,7 @@ async def test_a_handshake_that_is_refused_before_it_is_sent_uses_nothing(begin:
 
 
 @pytest.mark.parametrize("technique", ["fixed", "sliding"])
-async def test_tokens_that_are_given_back_late_let_no_more_through_than_the_limit(technique: str, begin: Begin, raw: RawUpstream) -> None:
+async def test_tokens_that_are_refunded_late_do_not_raise_the_limit(technique: str, begin: Begin, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b'{"usage": {"prompt_tokens": 50, "completion_tokens": 50}}'))
     raw.plays(ok(b'{"usage": {"prompt_tokens": 100, "completion_tokens": 500}}'))
@@ -167,10 +167,10 @@ async def test_tokens_that_are_given_back_late_let_no_more_through_than_the_limi
     await relay.idle()
     await relay.gateway.background.done()
     status, headers, _ = await _post(relay, max_tokens=2000)
-    assert (status, _left(headers, "t")) == (429, 400), "600 were used in this window"
+    assert (status, _remaining(headers, "t")) == (429, 400), "600 were used in this window"
 
 
-async def test_tokens_used_beyond_what_was_set_aside_count_when_they_are_known(begin: Begin, raw: RawUpstream) -> None:
+async def test_tokens_used_beyond_the_reservation_count_when_they_are_known(begin: Begin, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b'{"usage": {"prompt_tokens": 100, "completion_tokens": 500}}'))
     raw.plays(ok(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'))
@@ -186,10 +186,10 @@ async def test_tokens_used_beyond_what_was_set_aside_count_when_they_are_known(b
     await relay.gateway.background.done()
     reserved = len(b'{"model": "m", "max_tokens": 90}') // 4 + 90
     status, headers, _ = await _post(relay, max_tokens=2000)
-    assert (status, _left(headers, "t")) == (429, 1000 - (600 - reserved))
+    assert (status, _remaining(headers, "t")) == (429, 1000 - (600 - reserved))
 
 
-async def test_a_limit_of_tokens_is_kept_by_calls_that_race(begin: Begin, raw: RawUpstream) -> None:
+async def test_a_token_limit_holds_for_concurrent_calls(begin: Begin, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"usage": {"prompt_tokens": 40, "completion_tokens": 60}}'))
     relay = await begin({"requests": 1000, "name": "all"}, {"tokens": 1000, "name": "t"})
     answers: list[Any] = []
@@ -200,4 +200,4 @@ async def test_a_limit_of_tokens_is_kept_by_calls_that_race(begin: Begin, raw: R
     sent = [status for status, _, _ in answers].count(200)
     assert len(raw.arrived) == sent and 8 <= sent <= 10
     status, headers, _ = await _post(relay, max_tokens=1)
-    assert status == 429 or _left(headers, "all") == 1000 - sent - 1
+    assert status == 429 or _remaining(headers, "all") == 1000 - sent - 1

@@ -1,4 +1,4 @@
-"""Limits that workers and machines share: a real Redis, several relay processes, and its loss."""
+"""Limits that processes share: a real Redis, several relay processes, and the loss of Redis."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.programs
 
 
 def _document(server: RedisServer, raw: RawUpstream, *rules: dict[str, Any]) -> dict[str, Any]:
-    redis = {"url": server.url, "timeout_s": HANG_GUARD_S}  # a busy machine is no lost Redis
+    redis = {"url": server.url, "timeout_s": HANG_GUARD_S}  # a busy machine is not a lost Redis
     return {"redis": redis, "limits": list(rules), "providers": {"openai": provider(raw.url)}}
 
 
 @pytest.fixture
 async def two(tmp_path: Path, redis_server: RedisServer, raw: RawUpstream):  # type: ignore[no-untyped-def]
-    """`await two(rule)`: two relay processes with one Redis."""
+    """`await two(rule)` starts two relay processes with one Redis."""
     served: list[Served] = []
 
     async def begin(*rules: dict[str, Any]) -> list[Served]:
@@ -42,7 +42,7 @@ async def two(tmp_path: Path, redis_server: RedisServer, raw: RawUpstream):  # t
 
 
 async def _statuses(relays: list[Served], count: int, body: bytes = b"{}") -> list[int]:
-    """Of `count` calls at once, by turns."""
+    """Send `count` concurrent calls to the relays in turn and return their statuses."""
 
     async def one(session: aiohttp.ClientSession, relay: Served) -> int:
         async with session.post(relay.path("openai", "x"), data=body) as answer:
@@ -53,30 +53,31 @@ async def _statuses(relays: list[Served], count: int, body: bytes = b"{}") -> li
 
 
 @pytest.mark.parametrize("technique", ["fixed", "sliding"])
-async def test_two_processes_let_through_what_one_would(technique: str, two: Any, raw: RawUpstream) -> None:
+async def test_two_processes_admit_no_more_than_one_would(technique: str, two: Any, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relays = await two({"requests": 10, "window_s": 86400, "technique": technique})
     statuses = await _statuses(relays, 40)
     assert statuses.count(200) <= 10 and statuses.count(200) + statuses.count(429) == 40
     assert len(raw.arrived) == statuses.count(200)
-    # Those that refused each other gave back what they had counted: ten in all, none lost.
+    # Calls that refused each other were refunded: ten are admitted in all.
     for _ in range(20):
         statuses += await _statuses(relays, 1)
     assert statuses.count(200) == 10
 
 
-async def test_two_processes_share_what_is_left_of_tokens(two: Any, raw: RawUpstream) -> None:
+async def test_two_processes_share_a_token_limit(two: Any, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"usage": {"prompt_tokens": 100, "completion_tokens": 100}}'))
     relays = await two({"tokens": 1000, "window_s": 86400})
     statuses: list[int] = []
     for _ in range(12):
         statuses += await _statuses(relays, 2, b'{"max_tokens": 1}')
-        await asyncio.sleep(0.05)  # until the difference is booked; it decides nothing but how many follow
-    # Each call used 200: five fit, and the one that began before the last was booked.
+        # Give the correction time to be booked; this only decides how many calls follow.
+        await asyncio.sleep(0.05)
+    # Each call uses 200: five fit, and those that begin before the last one is booked.
     assert 5 <= statuses.count(200) <= 7 and statuses[-1] == 429
 
 
-async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
+async def test_without_redis_each_process_counts_for_itself_until_redis_recovers(
     start: StartRelay, raw: RawUpstream, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "RETRY_AFTER_S", 0.05)
@@ -93,7 +94,7 @@ async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
 
     assert await statuses(4) == [200, 200, 200, 429] and (await ready())["redis"] == "ok"
     await redis_server.stop()
-    assert await statuses(4) == [200, 200, 200, 429], "it starts with a count of its own"
+    assert await statuses(4) == [200, 200, 200, 429], "the process starts its own count"
     assert (await ready())["redis"] == "unavailable" and (await ready())["redis_failures"] >= 1
     (lost,) = await relay.events("redis.unavailable")
     assert lost["level"] == "warning" and "Error" in lost["cause"]
@@ -105,7 +106,7 @@ async def test_without_redis_each_process_counts_for_itself_until_it_is_back(
     await relay.events("redis.recovered")
 
 
-async def test_a_redis_that_hangs_holds_a_call_up_once_a_second_and_no_longer_than_its_limit(
+async def test_a_redis_that_hangs_is_tried_once_and_calls_are_counted_in_memory(
     start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "RETRY_AFTER_S", 3600.0)
