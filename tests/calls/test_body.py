@@ -1,4 +1,4 @@
-"""Request bodies that are compressed or odd: what is known of them, and a fallback's model in the place of the client's."""
+"""Compressed and malformed request bodies, and the model of a fallback in place of the first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def post(relay: Relay, body: bytes, coding: str = "", endpoint: str = CHAT
 
 
 @pytest.mark.parametrize("coding", PACKED)
-async def test_a_compressed_body_arrives_as_it_came_and_tells_its_model(coding: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_body_is_forwarded_unchanged_and_its_model_is_read(coding: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start(BY_MODEL, openai=provider(raw.url))
     assert [await post(relay, PACKED[coding], coding) for _ in range(2)] == [(200, None), (429, "rate_limited")]
@@ -53,7 +53,7 @@ async def test_a_compressed_body_arrives_as_it_came_and_tells_its_model(coding: 
 
 
 @pytest.mark.parametrize("coding", PACKED)
-async def test_a_compressed_body_is_sent_unpacked_where_the_model_is_replaced(coding: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_a_compressed_body_is_sent_uncompressed_if_its_model_is_replaced(coding: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(BUSY)
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other", "model": "small"}]), other=provider(other.url))
     assert await post(relay, PACKED[coding], coding) == (200, None)
@@ -64,7 +64,7 @@ async def test_a_compressed_body_is_sent_unpacked_where_the_model_is_replaced(co
     assert relay.gateway.held_bytes == 0
 
 
-async def test_a_compressed_stream_is_asked_for_its_usage_unpacked(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_body_is_sent_uncompressed_if_usage_is_requested(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"data: [DONE]\n\n", "Content-Type: text/event-stream"))
     relay = await start(openai=provider(raw.url, inject_usage=True))
     body = b'{"model":"big","stream":true}'
@@ -79,9 +79,9 @@ async def test_a_compressed_stream_is_asked_for_its_usage_unpacked(start: StartR
         (PACKED["gzip"], "compress"), (PACKED["gzip"], "br"), (PACKED["gzip"][:-4], "gzip"), (b"garbage", "zstd"), (BODY, "gzip"), (b" " + BODY, "nonsense"),
         (gzip.compress(b'{"model":"a","model":"b"}'), "gzip"), (gzip.compress(BODY) + gzip.compress(BODY), "gzip"),
     ],
-    ids=["unknown coding", "wrong coding", "cut", "garbage", "JSON", "JSON in an unknown coding", "two models", "two texts"],
+    ids=["unknown coding", "wrong coding", "truncated", "garbage", "JSON", "JSON in an unknown coding", "two models", "two members"],
 )  # fmt: skip
-async def test_a_limit_by_model_refuses_a_body_that_cannot_be_unpacked_and_without_one_it_passes(body: bytes, coding: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_body_that_cannot_be_decompressed_is_refused_only_by_a_limit_by_model(body: bytes, coding: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     for content_type in ("application/json", "application/octet-stream"):
         relay = await start(BY_MODEL, openai=provider(raw.url))
@@ -91,16 +91,16 @@ async def test_a_limit_by_model_refuses_a_body_that_cannot_be_unpacked_and_witho
 
 
 @pytest.mark.parametrize("bound", ["json_buffer_bytes", "buffer_total_bytes"])
-async def test_a_bomb_is_unpacked_up_to_the_limit_of_bodies_beside_the_loop(bound: str, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_decompression_bomb_is_unpacked_up_to_the_limit_without_blocking_the_loop(bound: str, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(b"{}"))
     relay = await start(BY_MODEL | {"server": {bound: 4 << 20}}, openai=provider(raw.url))
     bomb = gzip.compress(b'{"model":"big","x":"' + bytes(48 << 20) + b'"}', 1)
     turns = max_bytes = 0
     hold = type(relay.gateway).hold
 
-    def watched(*given: Any) -> None:
+    def watched(*arguments: Any) -> None:
         nonlocal max_bytes
-        hold(*given)
+        hold(*arguments)
         max_bytes = max(max_bytes, relay.gateway.held_bytes)
 
     monkeypatch.setattr(type(relay.gateway), "hold", watched)
@@ -111,12 +111,12 @@ async def test_a_bomb_is_unpacked_up_to_the_limit_of_bodies_beside_the_loop(boun
             await asyncio.sleep(0)
             turns += 1
 
-    others = asyncio.create_task(count_turns())
+    counting = asyncio.create_task(count_turns())
     assert await post(relay, bomb, "gzip") == (403, "model_unknown")
-    others.cancel()
+    counting.cancel()
     step = reading._STEP_BYTES
     assert 4 << 20 < max_bytes <= (4 << 20) + step + len(bomb)
-    assert turns > (4 << 20) / step, "others get the loop between any two steps"
+    assert turns > (4 << 20) / step, "other tasks run between any two steps"
     assert relay.gateway.held_bytes == 0
 
 
@@ -128,7 +128,7 @@ async def test_a_compressed_body_is_unpacked_by_the_host_of_a_mounted_relay(star
     assert raw.arrived[0].body == BODY and (await relay.events())[0]["model"] == "big"
 
 
-ODD = {
+MALFORMED = {
     "byte order mark": b'\xef\xbb\xbf{"model":"big"}',
     "NaN": b'{"t":NaN,"model":"big"}',
     "infinities": b'{"model":"big","t":[Infinity,-Infinity]}',
@@ -139,14 +139,14 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-async def test_odd_json_tells_its_model_to_limits_ledger_and_fallback(name: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_the_model_in_malformed_json_is_known_to_limits_ledger_and_fallback(name: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(BUSY)
     entry = provider(raw.url, fallback=[{"provider": "other", "model": "small"}])
     relay = await start(BY_MODEL, openai=entry, other=provider(other.url))
-    assert [await post(relay, ODD[name]) for _ in range(2)] == [(200, None), (429, "rate_limited")]
+    assert [await post(relay, MALFORMED[name]) for _ in range(2)] == [(200, None), (429, "rate_limited")]
     assert (await relay.events())[0]["model"] == "big"
-    assert (raw.arrived[0].body, other.arrived[0].body) == (ODD[name], ODD[name].replace(b"big", b"small"))
+    assert (raw.arrived[0].body, other.arrived[0].body) == (MALFORMED[name], MALFORMED[name].replace(b"big", b"small"))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ async def test_odd_json_tells_its_model_to_limits_ledger_and_fallback(name: str,
     ids=["byte order mark", "NaN", "escaped name", "model_id", "lone surrogate", "1NaN", "NaNNaN", "UTF-16", "UTF-16 without a mark", "UTF-32"],
 )  # fmt: skip
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=x", "text/plain"])
-async def test_no_odd_json_gets_around_a_limit_by_model(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_no_malformed_json_bypasses_a_limit_by_model(body: bytes, content_type: str, start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(BY_MODEL, openai=provider(raw.url))
     assert await post(relay, body, content_type=content_type) == (403, "model_unknown") and not raw.arrived
 
@@ -181,12 +181,12 @@ PLACES: dict[str, tuple[str, str, str, bytes, str, bytes]] = {
     "body": ("openai", CHAT, "application/json", b'{"messages":[], "model" :"gpt-5"} ', "/v1/chat/completions", b'{"messages":[], "model" :"new"} '),
     "form": ("openai", "audio/transcriptions", "multipart/form-data; boundary=b", form(("file", b"\x00" * 70_000), ("model", b"whisper-1")), "/v1/audio/transcriptions", form(("file", b"\x00" * 70_000), ("model", b"new"))),
     "form of model_id": ("elevenlabs", "v1/speech-to-text", "multipart/form-data; boundary=b", form(("model_id", b"scribe_v1"), ("file", b"x")), "/v1/speech-to-text", form(("model_id", b"new"), ("file", b"x"))),
-    "nowhere": ("elevenlabs", "v1/text-to-speech/voice", "application/json", b'{"text":"hi"}', "/v1/text-to-speech/voice", b'{"model_id":"new","text":"hi"}'),
+    "no place": ("elevenlabs", "v1/text-to-speech/voice", "application/json", b'{"text":"hi"}', "/v1/text-to-speech/voice", b'{"model_id":"new","text":"hi"}'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_fallbacks_model_stands_where_the_clients_stood_and_nothing_is_added(place: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_the_model_of_a_fallback_replaces_the_clients_model_in_its_place(place: str, start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     name, endpoint, content_type, body, target, expected = PLACES[place]
     raw.plays(BUSY)
     keyed = {"auth": {"header": "X-Key", "value": "the-key"}, "cloudflare": None}
@@ -202,13 +202,13 @@ async def test_a_fallbacks_model_stands_where_the_clients_stood_and_nothing_is_a
 
 
 @pytest.mark.parametrize(
-    ("asked", "defaults", "sent"),
+    ("query", "defaults", "sent"),
     [
         ("?a=1&model=gpt-realtime", {}, "?a=1&model=new"), ("?model_id=eleven_v3&b=%20", {}, "?model_id=new&b=%20"),
         ("", {"model": "big"}, "?model=new"), ("?intent=transcription", {"model": "big"}, "?intent=transcription"), ("", {}, ""),
     ],
 )  # fmt: skip
-async def test_a_sockets_fallback_has_its_model_where_the_first_one_had_it(asked: str, defaults: dict[str, str], sent: str, start: StartRelay, raw: RawUpstream, aiohttp_server: Any) -> None:
+async def test_the_model_of_a_sockets_fallback_replaces_the_first_model_in_its_place(query: str, defaults: dict[str, str], sent: str, start: StartRelay, raw: RawUpstream, aiohttp_server: Any) -> None:
     raw.plays(BUSY)
     server = await aiohttp_server(vendor(("GET", "/live", echo)))
     socket = {"default_path": "live", "default_query": defaults}
@@ -216,7 +216,7 @@ async def test_a_sockets_fallback_has_its_model_where_the_first_one_had_it(asked
         openai=provider(raw.url, websocket=socket, fallback=[{"provider": "other", "model": "new"}]),
         other=provider(str(server.make_url("")).rstrip("/"), websocket={"default_path": "live"}),
     )
-    async with relay.client.ws_connect(relay.ws("openai") + asked):
+    async with relay.client.ws_connect(relay.ws("openai") + query):
         pass
     assert server.app[SEEN][-1].target == "/live" + sent
 
@@ -228,7 +228,7 @@ async def test_a_body_does_not_hide_the_model_of_the_path_or_query_from_a_limit(
     assert [await post(relay, b'{"model":"small"}', endpoint=endpoint, name=name) for _ in range(2)] == [(200, None), (429, "rate_limited")]
 
 
-async def test_a_compressed_body_counts_for_tokens_as_it_is_unpacked(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_tokens_of_a_compressed_body_are_estimated_from_its_content(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"tokens": 1000, "answer_tokens": 1}]}, openai=provider(raw.url))
     body = json.dumps({"model": "m", "max_tokens": 5, "input": "x" * 4000}).encode()

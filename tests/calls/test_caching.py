@@ -1,4 +1,4 @@
-"""The cache and shared calls, through a running relay: what is kept, for whom, and how it is given again."""
+"""The cache and shared calls in a running relay: what is stored, for whom, and its replay."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ ANSWER = b'{"choices": [{"index": 0, "message": {"content": "42"}, "finish_reaso
 FINISH = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 END = chunk(FINISH) + chunk(DONE) + LAST_CHUNK
-"""How a chat's stream ends that may be kept."""
-JSON = ok(ANSWER, "Content-Type: application/json", "x-request-id: theirs", "x-ratelimit-remaining-requests: 9", "x-kept: yes")
+"""The end of a chat stream that may be cached."""
+JSON = ok(ANSWER, "Content-Type: application/json", "x-request-id: theirs", "x-ratelimit-remaining-requests: 9", "x-stored: yes")
 CACHE = {"cache": {"ttl_s": 3600}}
 
 
@@ -46,13 +46,13 @@ async def statuses(relay: Relay, *calls: dict[str, Any]) -> list[str | None]:
     return [(await chat(relay, **call))[1].get("cf-aig-cache-status") for call in calls]
 
 
-async def test_an_identical_call_is_answered_without_its_provider(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_identical_call_is_served_from_the_cache(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(CACHE, openai=provider(raw.url))
     _, first, body = await chat(relay)
     status, again, same = await chat(relay, headers={"x-request-id": "mine"})
     assert (first["cf-aig-cache-status"], again["cf-aig-cache-status"], len(raw.arrived)) == ("MISS", "HIT", 1)
-    assert (status, same, again["Content-Type"], again["x-kept"], again["Content-Length"]) == (200, body, "application/json", "yes", str(len(body)))
+    assert (status, same, again["Content-Type"], again["x-stored"], again["Content-Length"]) == (200, body, "application/json", "yes", str(len(body)))
     assert int(again["age"]) >= 0 and again["cf-aig-log-id"] != first["cf-aig-log-id"]
     assert again["x-request-id"] == "mine" and "x-ratelimit-remaining-requests" not in again
     assert first["x-relay-cache-key"] == again["x-relay-cache-key"]
@@ -60,13 +60,13 @@ async def test_an_identical_call_is_answered_without_its_provider(start: StartRe
     assert (missed["cache"], missed["outcome"], hit["cache"], hit["outcome"]) == ("MISS", "relayed", "HIT", "cached")
 
 
-async def test_a_stream_is_kept_as_it_passes_and_given_again_as_a_stream(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_stream_is_recorded_while_it_is_relayed_and_replayed_as_a_stream(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(2)
     raw.plays(*steps[:-1], END)
     relay = await start(CACHE, openai=provider(raw.url))
     async with relay.client.post(relay.path("openai", "chat/completions"), json={"stream": True}) as answer:
         gates[0].set()
-        assert await answer.content.readany() == b"data: 0\n\n", "the client waits for nothing"
+        assert await answer.content.readany() == b"data: 0\n\n", "the client gets each event at once"
         gates[1].set()
         assert await answer.content.read() == b"data: 1\n\n" + FINISH + DONE
     _, headers, body = await relay.call("POST", relay.path("openai", "chat/completions"), json={"stream": True})
@@ -75,8 +75,8 @@ async def test_a_stream_is_kept_as_it_passes_and_given_again_as_a_stream(start: 
 
 
 BINARY = bytes(range(256)) * 2000
-KEPT = {
-    "sound": ("audio/speech", ok(BINARY, "Content-Type: audio/mpeg"), BINARY),
+CACHED = {
+    "audio": ("audio/speech", ok(BINARY, "Content-Type: audio/mpeg"), BINARY),
     "an image": ("images/generations", ok(BINARY, "Content-Type: image/png"), BINARY),
     "JSON": ("chat/completions", ok(ANSWER, "Content-Type: application/json; charset=utf-8"), ANSWER),
     "text": ("audio/transcriptions", ok(b"hi", "Content-Type: text/plain"), b"hi"),
@@ -87,9 +87,9 @@ KEPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KEPT)
-async def test_complete_answers_of_each_medium_are_kept(name: str, start: StartRelay, raw: RawUpstream) -> None:
-    endpoint, answer, body = KEPT[name]
+@pytest.mark.parametrize("name", CACHED)
+async def test_complete_responses_of_each_media_type_are_cached(name: str, start: StartRelay, raw: RawUpstream) -> None:
+    endpoint, answer, body = CACHED[name]
     raw.plays(answer, CLOSE)
     relay = await start(CACHE, openai=provider(raw.url))
     await relay.call("POST", relay.path("openai", endpoint), json={})
@@ -97,7 +97,7 @@ async def test_complete_answers_of_each_medium_are_kept(name: str, start: StartR
     assert (headers["cf-aig-cache-status"], again, len(raw.arrived)) == ("HIT", body, 1)
 
 
-NOT_KEPT = {
+NOT_CACHED = {
     "an error": ok(b'{"error": {}}', "Content-Type: application/json", status="400 Bad Request"),
     "an error within a 200": ok(b'{"error": {"message": "no"}}', "Content-Type: application/json"),
     "not finished": ok(b'{"choices": [{"index": 0, "finish_reason": null}]}', "Content-Type: application/json"),
@@ -107,9 +107,9 @@ NOT_KEPT = {
     "nothing": ok(b"", "Content-Type: application/json"),
     "nothing as a stream": SSE_HEAD + LAST_CHUNK,
     "a part": ok(ANSWER, "Content-Type: application/json", status="206 Partial Content"),
-    "forbidden": ok(ANSWER, "Content-Type: application/json", "Cache-Control: no-store"),
+    "no-store": ok(ANSWER, "Content-Type: application/json", "Cache-Control: no-store"),
     "varying": ok(ANSWER, "Content-Type: application/json", "Vary: *"),
-    "of no known kind": ok(ANSWER, "Content-Type: application/octet-stream"),
+    "an unknown media type": ok(ANSWER, "Content-Type: application/octet-stream"),
     "too large": ok(ANSWER[:-1] + b" " * 2000 + b"}", "Content-Type: application/json"),
     "an error event": SSE_HEAD + chunk(b'data: {"id": 1, "error": {"code": 500}}\n\n') + END,
     "a named error event": SSE_HEAD + chunk(b"event: error\ndata: {}\n\n") + END,
@@ -121,26 +121,26 @@ NOT_KEPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", NOT_KEPT)
-async def test_only_complete_clean_answers_are_kept(answer: str, start: StartRelay, raw: RawUpstream) -> None:
-    raw.plays(NOT_KEPT[answer])
+@pytest.mark.parametrize("answer", NOT_CACHED)
+async def test_incomplete_and_failed_responses_are_not_cached(answer: str, start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(NOT_CACHED[answer])
     relay = await start({"cache": {"ttl_s": 3600, "max_answer_bytes": 1000}}, openai=provider(raw.url))
     assert await statuses(relay, {}, {}) == ["MISS", "MISS"] and len(raw.arrived) == 2
 
 
 @pytest.mark.parametrize("answer", [head("Content-Type: audio/mpeg") + b"ID3", head("Content-Type: audio/mpeg", "Content-Length: 9") + b"ID3"])
-async def test_sound_of_which_nothing_tells_that_it_is_whole_is_not_kept(answer: bytes, start: StartRelay, raw: RawUpstream) -> None:
+async def test_audio_that_may_be_truncated_is_not_cached(answer: bytes, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(answer, CLOSE)
     relay = await start(CACHE, openai=provider(raw.url))
     for _ in range(2):
-        async with relay.client.post(relay.path("openai", "audio/speech"), json={}) as answered:
-            assert answered.headers["cf-aig-cache-status"] == "MISS"
+        async with relay.client.post(relay.path("openai", "audio/speech"), json={}) as response:
+            assert response.headers["cf-aig-cache-status"] == "MISS"
             with contextlib.suppress(aiohttp.ClientPayloadError):
-                await answered.read()
+                await response.read()
     assert len(raw.arrived) == 2
 
 
-async def test_a_long_stream_is_checked_in_a_thread_and_then_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_long_stream_is_checked_in_a_thread_and_then_cached(start: StartRelay, raw: RawUpstream) -> None:
     part = b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}, "finish_reason": null}]}\n\n' % (b"x" * 1000)
     for end in (END, LAST_CHUNK):
         raw.plays(SSE_HEAD, chunk(part * 600), end)
@@ -153,7 +153,7 @@ async def test_a_long_stream_is_checked_in_a_thread_and_then_kept(start: StartRe
     assert found == ["MISS", "HIT", "MISS", "MISS"]
 
 
-async def test_a_cut_answer_is_not_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_truncated_response_is_not_cached(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(FINISH), chunk(DONE), CLOSE)
     raw.plays(SSE_HEAD, END)
     relay = await start(CACHE, openai=provider(raw.url))
@@ -164,7 +164,7 @@ async def test_a_cut_answer_is_not_kept(start: StartRelay, raw: RawUpstream) -> 
     assert (headers["cf-aig-cache-status"], body) == ("MISS", FINISH + DONE)
 
 
-async def test_an_answer_whose_client_left_is_not_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_whose_client_disconnected_is_not_cached(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(2)
     raw.plays(*steps)
     relay = await start(CACHE, openai=provider(raw.url))
@@ -189,7 +189,7 @@ async def test_an_answer_whose_client_left_is_not_kept(start: StartRelay, raw: R
         ({"cf-aig-cache-ttl": "0"}, ["MISS", "MISS"]),
     ],
 )
-async def test_a_client_says_what_is_kept_by_the_headers_that_cloudflare_has(headers: dict[str, str], expected: list[str | None], start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_controls_the_cache_with_the_headers_of_cloudflare(headers: dict[str, str], expected: list[str | None], start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(openai=provider(raw.url))
     assert await statuses(relay, {"headers": headers}, {"headers": headers}) == expected
@@ -197,13 +197,13 @@ async def test_a_client_says_what_is_kept_by_the_headers_that_cloudflare_has(hea
 
 
 @pytest.mark.parametrize("ttl", ["-1", "soon", "1.5", "99999999"])
-async def test_a_time_that_is_none_is_refused(ttl: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_invalid_ttl_is_refused(ttl: str, start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     status, headers, _ = await chat(relay, headers={"cf-aig-cache-ttl": ttl})
     assert (status, headers["x-relay-error"]) == (400, "bad_request")
 
 
-async def test_a_skipped_answer_takes_the_place_of_the_kept_one(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_that_skipped_the_cache_replaces_the_cached_one(start: StartRelay, raw: RawUpstream) -> None:
     old, new = ANSWER.replace(b"42", b"old"), ANSWER.replace(b"42", b"new")
     raw.plays(ok(old, "Content-Type: application/json"))
     raw.plays(ok(new, "Content-Type: application/json"))
@@ -213,14 +213,14 @@ async def test_a_skipped_answer_takes_the_place_of_the_kept_one(start: StartRela
     assert (await chat(relay))[2] == new and len(raw.arrived) == 2
 
 
-async def test_a_key_of_the_clients_own_stands_for_the_whole_question(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_custom_key_identifies_the_whole_request(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(CACHE, openai=provider(raw.url))
-    mine = {"cf-aig-cache-key": "greeting"}
-    assert await statuses(relay, {"headers": mine, "a": 1}, {"headers": mine, "a": 2}, {"a": 1}) == ["MISS", "HIT", "MISS"]
+    custom = {"cf-aig-cache-key": "greeting"}
+    assert await statuses(relay, {"headers": custom, "a": 1}, {"headers": custom, "a": 2}, {"a": 1}) == ["MISS", "HIT", "MISS"]
 
 
-async def test_without_being_asked_only_answers_to_questions_are_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_which_endpoints_are_cached_by_default_and_on_request(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(CACHE, openai=provider(raw.url))
 
@@ -234,7 +234,7 @@ async def test_without_being_asked_only_answers_to_questions_are_kept(start: Sta
     assert [await status("GET", "voices", headers={"cf-aig-cache-ttl": "60"}) for _ in range(2)] == ["MISS", "HIT"]
 
 
-async def test_a_fallbacks_answer_is_not_kept_as_the_first_ones(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_of_a_fallback_is_not_cached_for_the_first_provider(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     entries = {"openai": provider("http://127.0.0.1:9", fallback=[{"provider": "other"}]), "other": provider(raw.url)}
     relay = await start(CACHE | {"providers": entries})
@@ -242,13 +242,13 @@ async def test_a_fallbacks_answer_is_not_kept_as_the_first_ones(start: StartRela
 
 
 @pytest.mark.parametrize("who", ["relay", "cloudflare", "off"])
-async def test_what_cloudflare_caches_is_not_cached_twice(who: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_calls_that_cloudflare_caches_are_not_cached_by_the_relay(who: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     document = CACHE | {"cloudflare": {"account_id": "a", "base_url": raw.url, "delegate": {"cache": who}}}
     relay = await start(document, openai=provider("http://127.0.0.1:9", cloudflare={"slug": "openai"}))
-    wish = {"cf-aig-cache-ttl": "60"}
+    ttl = {"cf-aig-cache-ttl": "60"}
     expected = ["MISS", "HIT"] if who == "relay" else [None, None]
-    assert await statuses(relay, {"headers": wish}, {"headers": wish}) == expected
+    assert await statuses(relay, {"headers": ttl}, {"headers": ttl}) == expected
     assert raw.arrived[0].header("cf-aig-cache-ttl") == (["60"] if who == "cloudflare" else [])
 
 
@@ -264,7 +264,7 @@ SCOPES = {
     "coding": ({}, {"Accept-Encoding": "gzip"}),
     "custom key": ({"cf-aig-cache-key": "a"}, {"cf-aig-cache-key": "b"}),
     "own credential": ({"Authorization": "Bearer CANARY-client-a"}, {"Authorization": "Bearer CANARY-client-b"}),
-    "none brought": ({"Authorization": "Bearer CANARY-client-a"}, {}),
+    "no credential": ({"Authorization": "Bearer CANARY-client-a"}, {}),
     "provider": ("openai", "second"),
 }  # fmt: skip
 
@@ -272,44 +272,44 @@ SCOPES = {
 @pytest.mark.parametrize("scope", ["client", "shared"])
 @pytest.mark.parametrize("custom", [False, True])
 @pytest.mark.parametrize("differs", SCOPES)
-async def test_no_answer_is_given_to_a_call_that_is_not_the_same(differs: str, custom: bool, scope: str, start: StartRelay, raw: RawUpstream) -> None:
-    """The matrix of tenants: everything that tells two calls apart, in both scopes, with and without a key of the client's."""
+async def test_a_cached_response_is_not_served_to_a_different_call(differs: str, custom: bool, scope: str, start: StartRelay, raw: RawUpstream) -> None:
+    """Vary all that distinguishes two calls, in both scopes, with and without a custom key."""
     raw.plays(JSON)
     entry = provider(raw.url, client_credentials="allow")
     document = {"cache": {"ttl_s": 60, "scope": scope}, "server": {"trusted_proxies": ["127.0.0.1"]}}
     relay = await start(document, openai=entry, second=entry)
 
     async def call(side: int) -> str:
-        given: dict[str, Any] = {"client": "198.51.100.1", "path": "chat/completions", "query": "", "method": "POST", "body": b"{}", "provider": "openai"}
-        headers = {"X-Forwarded-For": given["client"], "cf-aig-cache-ttl": "60"} | ({"cf-aig-cache-key": "k"} if custom else {})
+        request: dict[str, Any] = {"client": "198.51.100.1", "path": "chat/completions", "query": "", "method": "POST", "body": b"{}", "provider": "openai"}
+        headers = {"X-Forwarded-For": request["client"], "cf-aig-cache-ttl": "60"} | ({"cf-aig-cache-key": "k"} if custom else {})
         value = SCOPES[differs][side]
         if isinstance(value, dict):
             headers |= value
         else:
-            given[differs] = value
-            headers["X-Forwarded-For"] = given["client"]
-        url = relay.path(given["provider"], given["path"]) + given["query"]
-        return str((await relay.call(given["method"], url, data=given["body"], headers=headers))[1]["cf-aig-cache-status"])
+            request[differs] = value
+            headers["X-Forwarded-For"] = request["client"]
+        url = relay.path(request["provider"], request["path"]) + request["query"]
+        return str((await relay.call(request["method"], url, data=request["body"], headers=headers))[1]["cf-aig-cache-status"])
 
     same = differs == "client" and scope == "shared"
-    # A key of the client's own stands for what it asks, and never for who asks, whom, and in which coding.
+    # A custom key replaces the content of the request, never its client, provider or coding.
     same = same or (custom and differs in ("path", "query", "method", "body", "accept", "version", "unknown header"))
     assert [await call(0), await call(1), await call(0)] == ["MISS", "HIT" if same else "MISS", "HIT"]
 
 
-async def test_headers_that_change_no_answer_change_no_key(start: StartRelay, raw: RawUpstream) -> None:
+async def test_headers_that_do_not_affect_the_response_do_not_affect_the_key(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(CACHE, openai=provider(raw.url))
     noise = [{"User-Agent": "a"}, {"User-Agent": "b", "x-stainless-retry-count": "1"}, {"traceparent": "00-1"}, {"Idempotency-Key": "2"}, {"Authorization": "Bearer CANARY-client-x"}]
     assert await statuses(relay, *[{"headers": each} for each in noise]) == ["MISS"] + ["HIT"] * 4
 
 
-def test_no_part_of_a_key_can_take_anothers_place() -> None:
+def test_no_part_of_a_cache_key_can_be_mistaken_for_another() -> None:
     texts = ["", "a", "ab", "', 'b", "\\"]
-    made = {
-        caching.key_of((client, brought), (url,), [("accept", header)], body.encode()) for client, brought, url, header, body in itertools.product(texts, texts, texts, texts, texts)
+    keys = {
+        caching.key_of((client, credential), (url,), [("accept", header)], body.encode()) for client, credential, url, header, body in itertools.product(texts, texts, texts, texts, texts)
     }
-    assert len(made) == len(texts) ** 5
+    assert len(keys) == len(texts) ** 5
 
 
 async def test_a_purge_by_key_provider_or_age(start: StartRelay, raw: RawUpstream) -> None:
@@ -332,7 +332,7 @@ async def test_a_purge_by_key_provider_or_age(start: StartRelay, raw: RawUpstrea
 
 
 @pytest.mark.parametrize("query", ["?older_than_s=soon", "?older_than_s=-1", "?providers=openai"])
-async def test_a_purge_that_is_misspelt_purges_nothing(query: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_invalid_purge_removes_nothing(query: str, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(JSON)
     relay = await start(CACHE, openai=provider(raw.url))
     await chat(relay)
@@ -341,7 +341,7 @@ async def test_a_purge_that_is_misspelt_purges_nothing(query: str, start: StartR
     assert await statuses(relay, {}) == ["HIT"]
 
 
-async def test_two_relays_share_a_cache_in_redis_and_go_on_without_it(start: StartRelay, raw: RawUpstream, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_relays_share_a_cache_in_redis_and_work_without_it(start: StartRelay, raw: RawUpstream, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "RETRY_AFTER_S", 0.05)
     raw.plays(JSON)
     document = {"cache": {"ttl_s": 3600, "store": "redis"}, "redis": {"url": redis_server.url}}
@@ -361,24 +361,24 @@ async def test_two_relays_share_a_cache_in_redis_and_go_on_without_it(start: Sta
             await asyncio.sleep(0.02)
 
 
-# Shared calls.
+# Shared calls
 
 SHARED = {"cache": {"coalesce": True}}
 
 
 async def _many(relay: Relay, count: int) -> list[asyncio.Task[tuple[int, Any, bytes]]]:
-    """Identical calls that are all there; the first one leads."""
+    """Start identical calls and wait until all have joined; the first one leads."""
     tasks: list[asyncio.Task[tuple[int, Any, bytes]]] = []
     async with asyncio.timeout(HANG_GUARD_S):
         for more in (1, count - 1):
             tasks += [asyncio.create_task(chat(relay, stream=True)) for _ in range(more)]
-            # One exchange more is the shared call's own.
+            # The shared call has an exchange of its own.
             while len(relay.gateway.running) < len(tasks) + 1:
                 await asyncio.sleep(0.01)
     return tasks
 
 
-async def test_a_hundred_identical_streams_at_once_are_one_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_hundred_identical_concurrent_streams_are_one_call(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(20)
     raw.plays(*steps)
     relay = await start(SHARED, openai=provider(raw.url))
@@ -388,13 +388,13 @@ async def test_a_hundred_identical_streams_at_once_are_one_call(start: StartRela
         await asyncio.sleep(0)
     answers = await asyncio.gather(*tasks)
     assert {body for _, _, body in answers} == {b"".join(b"data: %d\n\n" % number for number in range(20))}
-    told = [headers["cf-aig-cache-status"] for _, headers, _ in answers]
-    assert (told.count("MISS"), told.count("HIT"), len(raw.arrived)) == (1, 99, 1)
+    cache_statuses = [headers["cf-aig-cache-status"] for _, headers, _ in answers]
+    assert (cache_statuses.count("MISS"), cache_statuses.count("HIT"), len(raw.arrived)) == (1, 99, 1)
     await relay.idle()
     assert len(relay.gateway.inflight) == 0
 
 
-async def test_who_comes_late_gets_what_has_passed_at_once_and_then_lives_along(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_late_subscriber_gets_everything_so_far_and_then_follows_the_stream(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(3)
     raw.plays(*steps)
     relay = await start(SHARED, openai=provider(raw.url))
@@ -410,7 +410,7 @@ async def test_who_comes_late_gets_what_has_passed_at_once_and_then_lives_along(
     assert len(raw.arrived) == 1
 
 
-async def test_a_leader_that_leaves_does_not_end_the_others(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_disconnects_does_not_end_the_other_calls(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(2)
     raw.plays(*steps)
     relay = await start(SHARED, openai=provider(raw.url))
@@ -426,7 +426,7 @@ async def test_a_leader_that_leaves_does_not_end_the_others(start: StartRelay, r
     assert sorted(line["outcome"] for line in lines) == ["cached"] * 9 + ["client_gone"]
 
 
-async def test_when_all_have_left_the_call_is_cancelled(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_shared_call_is_cancelled_when_all_clients_have_disconnected(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SILENCE)
     relay = await start(SHARED, openai=provider(raw.url))
     tasks = await _many(relay, 3)
@@ -438,7 +438,7 @@ async def test_when_all_have_left_the_call_is_cancelled(start: StartRelay, raw: 
     assert len(relay.gateway.inflight) == 0
 
 
-async def test_who_waits_inherits_no_failure(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_waiting_call_does_not_inherit_a_failure(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, CLOSE)
     raw.plays(JSON)
@@ -450,7 +450,7 @@ async def test_who_waits_inherits_no_failure(start: StartRelay, raw: RawUpstream
     assert len(raw.arrived) == 5, "each of the others made its own call"
 
 
-async def test_who_waits_inherits_no_refusal(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_waiting_call_does_not_inherit_an_error_response(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b'{"error": {"message": "no"}}', "Content-Type: application/json", status="400 Bad Request"))
     raw.plays(JSON)
@@ -463,7 +463,7 @@ async def test_who_waits_inherits_no_refusal(start: StartRelay, raw: RawUpstream
     assert refused["x-relay-error-source"] == "provider"
 
 
-async def test_a_break_in_the_middle_shows_to_everyone(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_broken_stream_is_broken_for_every_client(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(b"data: 0\n\n"), CLOSE)
     relay = await start(SHARED, openai=provider(raw.url))
@@ -475,7 +475,7 @@ async def test_a_break_in_the_middle_shows_to_everyone(start: StartRelay, raw: R
     assert {line["error"] for line in lines} == {"upstream_disconnected"}
 
 
-async def test_a_slow_client_loses_nothing_of_a_large_shared_answer(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_slow_client_loses_nothing_of_a_large_shared_response(start: StartRelay, raw: RawUpstream) -> None:
     body = bytes(range(256)) * 4096 * 16
     gate = asyncio.Event()
     raw.plays(gate, ok(body, "Content-Type: audio/mpeg"))
@@ -490,12 +490,12 @@ async def test_a_slow_client_loses_nothing_of_a_large_shared_answer(start: Start
     answer = await slow
     await asyncio.sleep(0.2)
     held = sum(len(piece) for flight in relay.gateway.inflight._flights.values() for piece in flight._chunks)
-    assert held < 100_000 + (1 << 18), "what is held is bounded while the slow one takes nothing"
+    assert held < 100_000 + (1 << 18), "the buffer is bounded while the slow client reads nothing"
     assert await answer.read() == body
     assert {each[2] == body for each in await asyncio.gather(*fast)} == {True} and len(raw.arrived) == 1
 
 
-async def test_a_shared_answer_is_kept_too(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_shared_response_is_cached(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     raw.plays(*steps[:-1], END)
     relay = await start({"cache": {"coalesce": True, "ttl_s": 60}}, openai=provider(raw.url))
@@ -506,7 +506,7 @@ async def test_a_shared_answer_is_kept_too(start: StartRelay, raw: RawUpstream) 
     assert (headers["cf-aig-cache-status"], body, len(raw.arrived)) == ("HIT", b"data: 0\n\n" + FINISH + DONE, 1)
 
 
-async def test_only_the_call_that_is_made_uses_tokens(start: StartRelay, raw: RawUpstream) -> None:
+async def test_only_the_call_to_the_provider_uses_tokens(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(ANSWER[:-1] + b', "usage": {"prompt_tokens": 10, "completion_tokens": 5}}', "Content-Type: application/json"))
     relay = await start({"cache": {"coalesce": True, "ttl_s": 60}, "limits": [{"tokens": 10_000, "window_s": 86400, "name": "t"}]}, openai=provider(raw.url))

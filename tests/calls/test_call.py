@@ -1,4 +1,4 @@
-"""What a surface hands to the request paths: a Call that carries the whole question, and the one Caller who asks it."""
+"""The Call that a surface passes to the request paths, and the Caller that is identified once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ READS_THE_REQUEST = {"body.py", "response.py"}
 """They read the body's framing, and frame a response by the version and method of the request."""
 
 
-def asks(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
-    """Let the native surface make another question of its requests than they are."""
+def change_calls(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+    """Let the native surface make calls that differ from its requests."""
     make = native._Calls._call
 
     def make_changed(self: native._Calls, request: web.Request) -> Call:
@@ -36,22 +36,22 @@ def asks(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
     monkeypatch.setattr(native._Calls, "_call", make_changed)
 
 
-async def test_a_call_is_sent_as_its_surface_asks_it_whatever_the_request_was(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_is_sent_as_its_surface_makes_it_whatever_the_request_was(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(b"{}"))
     relay = await start(openai=provider(raw.url))
-    headers = CIMultiDictProxy(CIMultiDict({"Host": "localhost", "X-Asked": "yes", "X-Request-Id": "r-1"}))
-    asks(monkeypatch, method="PUT", endpoint="real%2Fendpoint", query="q=1", headers=headers, caller=Caller("198.51.100.7"))
-    _, answered, _ = await relay.call("POST", relay.path("openai", "other?no=1"), data=b"body", headers={"X-Only-Here": "1"})
+    headers = CIMultiDictProxy(CIMultiDict({"Host": "localhost", "X-Changed": "yes", "X-Request-Id": "r-1"}))
+    change_calls(monkeypatch, method="PUT", endpoint="real%2Fendpoint", query="q=1", headers=headers, caller=Caller("198.51.100.7"))
+    _, response_headers, _ = await relay.call("POST", relay.path("openai", "other?no=1"), data=b"body", headers={"X-Only-Here": "1"})
     arrived = raw.arrived[-1]
     assert arrived.head.startswith(b"PUT /real%2Fendpoint?q=1 ")
-    assert (arrived.header("x-asked"), arrived.header("x-only-here"), arrived.body) == (["yes"], [], b"body")
-    assert answered["x-request-id"] == "r-1"
+    assert (arrived.header("x-changed"), arrived.header("x-only-here"), arrived.body) == (["yes"], [], b"body")
+    assert response_headers["x-request-id"] == "r-1"
     assert (await relay.events())[0]["client"] == "198.51.100.7"
 
 
-async def test_the_surface_chooses_the_form_of_the_relays_own_errors(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_surface_chooses_the_format_of_the_relays_own_errors(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     relay = await start(openai=provider(raw.url))
-    asks(monkeypatch, error_format="anthropic")
+    change_calls(monkeypatch, error_format="anthropic")
     raw.plays(CLOSE)
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), CLOSE)
     _, _, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
@@ -63,8 +63,8 @@ async def test_the_surface_chooses_the_form_of_the_relays_own_errors(start: Star
     assert json.loads(body.removeprefix(b"data: "))["type"] == "error"
 
 
-@pytest.mark.parametrize("way", ["rest", "websocket"])
-async def test_a_caller_is_identified_once_before_anything_is_sent(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+@pytest.mark.parametrize("transport", ["rest", "websocket"])
+async def test_a_caller_is_identified_once_before_anything_is_sent(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
     calls: list[int] = []
     identify = Callers.identify
 
@@ -81,7 +81,7 @@ async def test_a_caller_is_identified_once_before_anything_is_sent(start: StartR
     relay = await start({**document, "providers": {"openai": provider(raw.url, **rules)}})
     raw.plays(ok(b"no", status="503 Service Unavailable"))
     headers = {"X-Forwarded-For": "198.51.100.7"}
-    if way == "rest":
+    if transport == "rest":
         await relay.call("POST", relay.path("openai", "chat/completions"), data=b'{"model":"m"}', headers=headers)
     else:
         with pytest.raises(Exception, match="503"):
@@ -90,7 +90,7 @@ async def test_a_caller_is_identified_once_before_anything_is_sent(start: StartR
     assert (await relay.events())[0]["client"] == "198.51.100.7"
 
 
-def test_below_the_request_paths_only_what_moves_bytes_reads_the_request() -> None:
+def test_below_the_request_paths_only_modules_that_move_bytes_read_the_request() -> None:
     read: dict[str, set[str]] = {}
     for module in (ROOT / "relay/rest.py", ROOT / "relay/websocket.py", *(ROOT / "relay/calls").glob("*.py"), *(ROOT / "relay/sessions").glob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
@@ -100,13 +100,13 @@ def test_below_the_request_paths_only_what_moves_bytes_reads_the_request() -> No
     assert others == {"writer", "transport"}
 
 
-def test_a_call_shows_no_credential() -> None:
+def test_the_repr_of_a_call_shows_no_credential() -> None:
     headers = CIMultiDictProxy(CIMultiDict({"Authorization": "Bearer CANARY-client"}))
     call = Call("GET", "openai", "x", "key=CANARY-client", headers, "/providers/", Caller("c"), ("xi-api-key.CANARY-client",))
     assert "CANARY" not in repr(call)
 
 
-def test_the_public_url_of_a_request_without_host_asks_no_name_server() -> None:
-    """As HTTP/1.0 allows."""
+def test_the_public_url_of_a_request_without_host_needs_no_name_lookup() -> None:
+    """HTTP/1.0 allows a request without Host."""
     callers = Callers(Proxies([]), OpenAccess([], Origins([])), None)
     assert callers.public_url(Caller("c", scheme="https"), {}) == "https://localhost"

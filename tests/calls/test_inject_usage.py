@@ -1,4 +1,4 @@
-"""`inject_usage`: streams whose client does not ask for usage tell it to the relay, and look to the client as before."""
+"""`inject_usage`: a stream whose client does not request usage reports it to the relay alone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ USAGE = b'data: {"model": "m-2026", "choices": [], "usage": {"prompt_tokens": 7,
 FINISH = b'data: {"model": "m-2026", "choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}\n\n'
 DONE = b"data: [DONE]\n\n"
 WITH, WITHOUT = FILTER + DELTA + USAGE + DONE, FILTER + DELTA + DONE
-TOLD = {"input_tokens": 7, "output_tokens": 3}
+REPORTED = {"input_tokens": 7, "output_tokens": 3}
 BODY = b'{ "model":"m", "stream" : true, "n":1.50 }\n'
-ASKING = b'{ "model":"m", "stream" : true, "n":1.50 ,"stream_options":{"include_usage":true}}\n'
+BODY_WITH_OPTION = b'{ "model":"m", "stream" : true, "n":1.50 ,"stream_options":{"include_usage":true}}\n'
 REFUSAL = b'{"error":{"message":"Extra inputs are not permitted, field: \'stream_options\'"}}'
 JSON = "Content-Type: application/json"
 
@@ -45,34 +45,34 @@ async def post(relay: Any, name: str = "openai", endpoint: str = "chat/completio
     return answer
 
 
-# What is asked --------------------------------------------------------------------------------------
+# The request
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "v1/chat/completions", "completions", "my-deployment/chat/completions"])
-async def test_a_stream_is_asked_for_its_usage_and_its_client_sees_none(endpoint: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_usage_is_requested_and_removed_from_the_response_to_the_client(endpoint: str, start: StartRelay, raw: RawUpstream) -> None:
     streams(raw, WITH)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay, endpoint=endpoint, Accept_Encoding="gzip", Content_MD5="x"))[2] == WITHOUT
     (arrived,) = raw.arrived
-    assert arrived.body == ASKING and arrived.header("Content-Length") == [str(len(ASKING))]
+    assert arrived.body == BODY_WITH_OPTION and arrived.header("Content-Length") == [str(len(BODY_WITH_OPTION))]
     assert arrived.header("Accept-Encoding") == ["identity"] and not arrived.header("Content-MD5")
     (line,) = await relay.events()
-    assert line["usage"] == TOLD and line["model_answered"] == "m-2026" and line["bytes_down"] == len(WITHOUT)
+    assert line["usage"] == REPORTED and line["model_answered"] == "m-2026" and line["bytes_down"] == len(WITHOUT)
 
 
 @pytest.mark.parametrize(
     "body",
     [b'{"stream": true, "stream_options": {"include_usage": true}}', b'{"stream": true, "stream_options": {"include_usage": false}}', b'{"stream": false}', b'{"model": "m"}', b"[1]", b'{"stream": true', b'{"stream": true, "stream_options": {}, "stream_options": {}}', b""],
-    ids=["asks itself", "wants none", "no stream", "says nothing", "no object", "cut off", "said twice", "empty"],
+    ids=["requests usage", "refuses usage", "no stream", "no stream field", "no object", "truncated", "options twice", "empty"],
 )
-async def test_a_call_that_needs_no_asking_passes_as_it_is(body: bytes, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_that_needs_no_option_is_forwarded_unchanged(body: bytes, start: StartRelay, raw: RawUpstream) -> None:
     streams(raw, WITH)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay, data=body))[2] == WITH and raw.arrived[0].body == body
 
 
 @pytest.mark.parametrize(("method", "endpoint", "format_"), [("POST", "responses", "openai"), ("PUT", "chat/completions", "openai"), ("POST", "v1/messages", "anthropic"), ("POST", "v2/chat", "cohere")])
-async def test_no_other_call_is_asked(method: str, endpoint: str, format_: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_no_other_call_gets_the_option(method: str, endpoint: str, format_: str, start: StartRelay, raw: RawUpstream) -> None:
     streams(raw, WITH)
     relay = await start(openai=provider(raw.url, inject_usage=True, format=format_))
     assert (await relay.call(method, relay.path("openai", endpoint), data=BODY))[2] == WITH and raw.arrived[0].body == BODY
@@ -85,57 +85,57 @@ async def test_other_stream_options_stay(start: StartRelay, raw: RawUpstream) ->
     assert raw.arrived[0].body == b'{"stream_options":{"include_obfuscation":false,"include_usage":true},"stream":true}'
 
 
-# What is removed ------------------------------------------------------------------------------------
+# The response
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 @pytest.mark.parametrize("size", [1, 40, 151])
-async def test_the_event_is_removed_however_it_comes(size: int, end: bytes, start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_usage_event_is_removed_however_it_is_split(size: int, end: bytes, start: StartRelay, raw: RawUpstream) -> None:
     whole = WITH.replace(b"\n", end)
     streams(raw, *(whole[at : at + size] for at in range(0, len(whole), size)))
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[2] == WITHOUT.replace(b"\n", end)
-    assert (await relay.events())[0]["usage"] == TOLD
+    assert (await relay.events())[0]["usage"] == REPORTED
 
 
 async def test_usage_on_a_chunk_with_choices_stays(start: StartRelay, raw: RawUpstream) -> None:
     streams(raw, DELTA, FINISH, DONE)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[2] == DELTA + FINISH + DONE
-    assert (await relay.events())[0]["usage"] == TOLD
+    assert (await relay.events())[0]["usage"] == REPORTED
 
 
 @pytest.mark.parametrize("padding", [0, 70_000], ids=["small", "large"])
-async def test_the_event_is_removed_from_a_response_that_came_at_once(padding: int, start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_usage_event_is_removed_from_a_response_that_arrives_at_once(padding: int, start: StartRelay, raw: RawUpstream) -> None:
     more = b": " + b"x" * padding + b"\n\n"
     raw.plays(ok(more + WITH, "Content-Type: text/event-stream", 'ETag: "1"'))
     relay = await start(openai=provider(raw.url, inject_usage=True))
     _, headers, body = await post(relay)
     assert body == more + WITHOUT and "Content-Length" not in headers and "ETag" not in headers
-    assert (await relay.events())[0]["usage"] == TOLD
+    assert (await relay.events())[0]["usage"] == REPORTED
 
 
-async def test_a_compressed_stream_passes_untouched_and_is_metered(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_stream_is_relayed_unchanged_and_metered(start: StartRelay, raw: RawUpstream) -> None:
     packed = gzip.compress(WITH)
     raw.plays(head("Content-Type: text/event-stream", "Content-Encoding: gzip", "Transfer-Encoding: chunked"), chunk(packed), LAST_CHUNK)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[2] == packed
-    assert (await relay.events())[0]["usage"] == TOLD
+    assert (await relay.events())[0]["usage"] == REPORTED
 
 
-async def test_an_unfinished_event_passes_at_once_when_it_has_shown_a_choice(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_unfinished_event_with_a_choice_is_forwarded_at_once(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
-    begun, rest = DELTA[:70], DELTA[70:]
-    raw.plays(SSE_HEAD, chunk(begun), gate, chunk(rest + USAGE + DONE), LAST_CHUNK)
+    beginning, rest = DELTA[:70], DELTA[70:]
+    raw.plays(SSE_HEAD, chunk(beginning), gate, chunk(rest + USAGE + DONE), LAST_CHUNK)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     async with relay.client.post(relay.path("openai", "chat/completions"), data=BODY) as answer:
-        assert await answer.content.readexactly(len(begun)) == begun
+        assert await answer.content.readexactly(len(beginning)) == beginning
         gate.set()
         assert await answer.read() == rest + DONE
 
 
 @pytest.mark.parametrize("cut", [20, len(USAGE) - 1])
-async def test_what_is_held_when_the_provider_breaks_off_is_passed_on(cut: int, start: StartRelay, raw: RawUpstream) -> None:
+async def test_buffered_bytes_are_forwarded_when_the_provider_disconnects(cut: int, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(DELTA), chunk(USAGE[:cut]), CLOSE)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     got = b""
@@ -156,70 +156,70 @@ async def test_a_stream_that_is_drained_is_metered_once(start: StartRelay, raw: 
         await answer.content.readany()
     gate.set()
     (line,) = await relay.events()
-    assert (line["outcome"], line["usage"]) == ("client_gone", TOLD)
+    assert (line["outcome"], line["usage"]) == ("client_gone", REPORTED)
 
 
-async def test_the_event_is_removed_from_a_shared_stream_and_not_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_usage_event_is_removed_from_a_shared_stream_and_not_cached(start: StartRelay, raw: RawUpstream) -> None:
     finish = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": null}\n\n'
     streams(raw, FILTER, DELTA, finish, USAGE + DONE)
     relay = await start({"cache": {"coalesce": True, "ttl_s": 60}}, openai=provider(raw.url, inject_usage=True))
     for _ in range(2):
         assert (await post(relay))[2] == FILTER + DELTA + finish + DONE
-    led, kept = await relay.events(count=2)
-    assert led["usage"] == TOLD and kept["cache"] == "HIT" and "usage" not in kept
+    missed, hit = await relay.events(count=2)
+    assert missed["usage"] == REPORTED and hit["cache"] == "HIT" and "usage" not in hit
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
-async def test_urls_in_such_a_stream_come_back_as_the_relays(at_once: bool, start: StartRelay, raw: RawUpstream) -> None:
+async def test_urls_in_a_stream_with_the_option_are_rewritten(at_once: bool, start: StartRelay, raw: RawUpstream) -> None:
     link = b'data: {"choices": [{"next_url": "%b/x"}]}\n\n'
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(link % raw.url.encode() + USAGE[:50]), gate, chunk(USAGE[50:] + DONE), LAST_CHUNK)
     relay = await start(openai=provider(raw.url, inject_usage=True, rewrite={"fields": {"": ["next_url"]}}))
-    ours = link % relay.path("openai").rstrip("/").encode()
+    rewritten = link % relay.path("openai").rstrip("/").encode()
     if at_once:
         gate.set()
     async with relay.client.post(relay.path("openai", "chat/completions"), data=BODY) as answer:
-        assert await answer.content.readexactly(len(ours)) == ours
+        assert await answer.content.readexactly(len(rewritten)) == rewritten
         gate.set()
         assert await answer.read() == DONE
-    assert (await relay.events())[0]["usage"] == TOLD
+    assert (await relay.events())[0]["usage"] == REPORTED
 
 
-# Who is asked ---------------------------------------------------------------------------------------
+# Which providers
 
 
-async def test_a_provider_that_says_nothing_is_not_asked(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_provider_without_the_setting_does_not_get_the_option(start: StartRelay, raw: RawUpstream) -> None:
     streams(raw, WITH)
     relay = await start(openai=provider(raw.url))
     assert (await post(relay))[2] == WITH and raw.arrived[0].body == BODY
 
 
-async def test_false_at_the_top_level_turns_it_off_everywhere(start: StartRelay, raw: RawUpstream) -> None:
+async def test_false_at_the_top_level_disables_the_option_everywhere(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"", status="503 Unavailable"))
     streams(raw, WITH)
     relay = await start({"inject_usage": False}, openai=provider(raw.url, inject_usage=True, fallback=[{"provider": "other"}]), other=provider(raw.url))
     assert (await post(relay))[2] == WITH and [arrived.body for arrived in raw.arrived] == [BODY, BODY]
 
 
-@pytest.mark.parametrize(("own", "asked"), [({}, True), ({"inject_usage": True}, True), ({"inject_usage": False}, False), ({"format": "cohere", "formats": {"*": "cohere"}}, False)], ids=["says nothing", "true", "false", "another format"])
-async def test_a_fallback_follows_its_own_setting_or_that_of_the_provider_it_stands_in_for(own: dict[str, Any], asked: bool, start: StartRelay, raw: RawUpstream) -> None:
+@pytest.mark.parametrize(("own", "injects"), [({}, True), ({"inject_usage": True}, True), ({"inject_usage": False}, False), ({"format": "cohere", "formats": {"*": "cohere"}}, False)], ids=["no setting", "true", "false", "another format"])
+async def test_a_fallback_follows_its_own_setting_or_that_of_the_provider_it_replaces(own: dict[str, Any], injects: bool, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"", status="503 Unavailable"))
     streams(raw, WITH)
     relay = await start(
         openai=provider(raw.url, inject_usage=True, fallback=[{"provider": "other", "model": "o"}]), other=provider(raw.url, **own)
     )
-    assert (await post(relay))[2] == (WITHOUT if asked else WITH)
+    assert (await post(relay))[2] == (WITHOUT if injects else WITH)
     first, second = raw.arrived
-    assert first.body == ASKING
-    assert second.body == (ASKING if asked else BODY).replace(b'"m"', b'"o"')
+    assert first.body == BODY_WITH_OPTION
+    assert second.body == (BODY_WITH_OPTION if injects else BODY).replace(b'"m"', b'"o"')
     assert second.header("Content-Length") == [str(len(second.body))]
 
 
-async def test_a_fallback_with_true_is_asked_where_the_first_provider_is_not(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_fallback_with_true_gets_the_option_if_the_first_provider_does_not(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"", status="503 Unavailable"))
     streams(raw, WITH)
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(raw.url, inject_usage=True))
-    assert (await post(relay))[2] == WITHOUT and [arrived.body for arrived in raw.arrived] == [BODY, ASKING]
+    assert (await post(relay))[2] == WITHOUT and [arrived.body for arrived in raw.arrived] == [BODY, BODY_WITH_OPTION]
 
 
 SHIPPED = {
@@ -229,49 +229,49 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-async def test_the_shipped_providers_that_need_it_are_asked(name: str, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_shipped_providers_that_need_the_option_get_it(name: str, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     streams(raw, WITH)
     entry = packaged_provider(name, raw.url) | {"client_credentials": "allow"}
     entry["base_url"], entry["cloudflare"] = entry["base_url"].replace("${AZURE_OPENAI_RESOURCE}", "r"), None
     relay = await start({"providers": {name: entry}})
     _, _, body = await post(relay, name, "chat/completions", Authorization="Bearer theirs", x_api_key="theirs", api_key="theirs", x_goog_api_key="theirs")
-    assert (body, raw.arrived[0].body) == ((WITHOUT, ASKING) if SHIPPED[name] else (WITH, BODY))
+    assert (body, raw.arrived[0].body) == ((WITHOUT, BODY_WITH_OPTION) if SHIPPED[name] else (WITH, BODY))
 
 
-def test_every_shipped_provider_that_speaks_openais_format_says_what_it_does() -> None:
+def test_every_shipped_provider_in_openais_format_has_the_setting() -> None:
     documents = [yaml.safe_load(file.read_text()) for file in (ROOT / "gateway.yaml", *(ROOT / "config/providers").glob("*.yaml"))]
     entries = {name: entry for document in documents for name, entry in document["providers"].items()}
-    told = {name: entry["inject_usage"] for name, entry in entries.items() if "inject_usage" in entry}
-    assert told == SHIPPED
-    assert {name for name, entry in entries.items() if entry.get("format", "openai") == "openai"} <= told.keys()
+    reported = {name: entry["inject_usage"] for name, entry in entries.items() if "inject_usage" in entry}
+    assert reported == SHIPPED
+    assert {name for name, entry in entries.items() if entry.get("format", "openai") == "openai"} <= reported.keys()
 
 
-def test_the_built_in_provider_is_asked(tmp_path: Path) -> None:
+def test_the_demo_provider_gets_the_option(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_text("{}")
     registry = load(Sources(tmp_path / "gateway.yaml", None, "http://127.0.0.1:9/v1")).registry
     assert registry.match_rest("demo", "chat/completions").injects_usage
 
 
-# A provider that refuses ------------------------------------------------------------------------------
+# A provider that refuses
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Entity"])
-async def test_a_provider_that_refuses_is_called_once_more_without_it_and_not_asked_again(status: str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_provider_that_refuses_the_option_is_called_again_without_it_and_never_gets_it_again(status: str, start: StartRelay, raw: RawUpstream) -> None:
     refuses(raw, status)
     streams(raw, DELTA + FINISH + DONE)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     for _ in range(2):
         code, headers, body = await post(relay)
         assert (code, body) == (200, DELTA + FINISH + DONE) and "x-relay-error-source" not in headers
-    assert [arrived.body for arrived in raw.arrived] == [ASKING, BODY, BODY]
+    assert [arrived.body for arrived in raw.arrived] == [BODY_WITH_OPTION, BODY, BODY]
     first, second = await relay.events(count=2)
     assert [(each["status"], each["error"]) for each in first["attempts"]] == [(int(status[:3]), "stream_options_refused"), (200, "")]
-    assert "attempts" not in second and first["usage"] == TOLD
-    (told,) = await relay.events("inject_usage.refused")
-    assert (told["provider"], told["model"], told["level"]) == ("openai", "m", "warning")
+    assert "attempts" not in second and first["usage"] == REPORTED
+    (reported,) = await relay.events("inject_usage.refused")
+    assert (reported["provider"], reported["model"], reported["level"]) == ("openai", "m", "warning")
 
 
-async def test_what_is_remembered_holds_for_that_model_and_until_a_reload(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_refusal_is_remembered_for_its_model_until_a_reload(start: StartRelay, raw: RawUpstream) -> None:
     refuses(raw)
     streams(raw, DELTA)
     relay = await start(openai=provider(raw.url, inject_usage=True))
@@ -282,7 +282,7 @@ async def test_what_is_remembered_holds_for_that_model_and_until_a_reload(start:
     assert [b"stream_options" in arrived.body for arrived in raw.arrived] == [True, False, True, True]
 
 
-async def test_the_same_key_is_used_once_more(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_second_attempt_uses_the_same_key(start: StartRelay, raw: RawUpstream) -> None:
     refuses(raw)
     streams(raw, DELTA)
     auth = {"header": "Authorization", "value": ["Bearer ${OPENAI_API_KEY}", "Bearer ${GROQ_API_KEY}"], "pool": "weight", "weights": [1e9, 1e-9]}
@@ -297,10 +297,10 @@ async def test_a_refusal_of_the_call_itself_reaches_the_client_whole(start: Star
     relay = await start(openai=provider(raw.url, inject_usage=True))
     status, headers, got = await post(relay)
     assert (status, got, headers["x-relay-error-source"]) == (400, body, "provider")
-    assert [arrived.body for arrived in raw.arrived] == [ASKING]
+    assert [arrived.body for arrived in raw.arrived] == [BODY_WITH_OPTION]
     assert [each["status"] for each in (await relay.events())[0]["attempts"]] == [400]
     await post(relay)
-    assert raw.arrived[1].body == ASKING
+    assert raw.arrived[1].body == BODY_WITH_OPTION
 
 
 @pytest.mark.parametrize("body", [b"", b'{"error":"no"}'])
@@ -313,29 +313,29 @@ async def test_a_small_refusal_reaches_the_client_with_its_length(body: bytes, s
         assert headers["Content-Length"] == str(len(body))
 
 
-async def test_what_is_refused_without_it_too_reaches_the_client_and_nothing_is_remembered(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_refusal_without_the_option_too_reaches_the_client_and_is_not_remembered(start: StartRelay, raw: RawUpstream) -> None:
     refuses(raw)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[::2] == (400, REFUSAL)
     assert (await post(relay))[::2] == (400, REFUSAL)
-    assert [arrived.body for arrived in raw.arrived] == [ASKING, BODY, ASKING, BODY]
+    assert [arrived.body for arrived in raw.arrived] == [BODY_WITH_OPTION, BODY, BODY_WITH_OPTION, BODY]
 
 
-async def test_a_compressed_refusal_is_understood(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_refusal_is_read(start: StartRelay, raw: RawUpstream) -> None:
     refuses(raw, "400 Bad Request", gzip.compress(REFUSAL), "Content-Encoding: gzip")
     streams(raw, DELTA)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[::2] == (200, DELTA)
 
 
-async def test_a_refusal_that_names_it_beyond_the_limit_is_the_clients(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_refusal_that_names_the_option_beyond_the_size_limit_reaches_the_client(start: StartRelay, raw: RawUpstream) -> None:
     body = b"x" * 300_000 + REFUSAL
     refuses(raw, body=body)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     assert (await post(relay))[::2] == (400, body) and len(raw.arrived) == 1
 
 
-async def test_a_refusal_that_breaks_off_is_told_as_one(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_refusal_that_breaks_off_is_an_upstream_disconnect(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head(JSON, "Content-Length: 100", status="400 Bad Request"), b'{"error":', CLOSE)
     relay = await start(openai=provider(raw.url, inject_usage=True))
     with pytest.raises(Exception, match=r"not enough data|payload|closed"):
@@ -351,7 +351,7 @@ async def test_a_refusal_that_never_ends_is_ended_by_the_periodic_sweep(start: S
     await asyncio.wait_for(raw.closed.wait(), 10)
 
 
-async def test_a_fallback_that_refuses_is_called_once_more_too(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_fallback_that_refuses_the_option_is_called_again_without_it(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"", status="503 Unavailable"))
     refuses(raw)
     streams(raw, DELTA)

@@ -1,4 +1,4 @@
-"""Usage on the line: every call and session tells what it used, and a meter that fails harms nothing."""
+"""Usage in the log: every call and session reports it, and a meter that fails affects neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHAT = [b'data: {"choices": [{"delta": {"content": "hi"}}], "usage": null}\n\n',
 USAGE = b'{"model": "gpt-x-2026", "usage": {"prompt_tokens": 7, "completion_tokens": 3}}'
 
 
-async def test_the_log_line_of_a_call_tells_its_usage_and_the_model_that_answered(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_log_line_of_a_call_has_its_usage_and_the_model_of_the_response(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, "Content-Type: application/json"))
     relay = await start(openai=provider(raw.url))
     await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "gpt-x"})
@@ -29,7 +29,7 @@ async def test_the_log_line_of_a_call_tells_its_usage_and_the_model_that_answere
     assert (line["model"], line["model_answered"]) == ("gpt-x", "gpt-x-2026")
 
 
-async def test_what_was_used_until_a_break_is_estimated_and_says_so(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_usage_of_a_broken_stream_is_estimated_and_marked(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n') * 3, CLOSE)
     relay = await start(openai=provider(raw.url))
     with pytest.raises(Exception, match=r"not enough data|payload|closed"):
@@ -38,41 +38,41 @@ async def test_what_was_used_until_a_break_is_estimated_and_says_so(start: Start
     assert line["usage"] == {"input_tokens": 10, "output_tokens": 3, "estimated": True}
 
 
-async def _left(relay: Any, gates: list[asyncio.Event]) -> None:
-    """Take the first event, and go."""
+async def _read_and_disconnect(relay: Any, gates: list[asyncio.Event]) -> None:
+    """Read the first event and disconnect."""
     async with relay.client.post(relay.path("openai", "chat/completions"), data=b"x" * 40) as answer:
         gates[0].set()
         await answer.content.readany()
 
 
-async def test_a_stream_whose_client_left_can_be_read_on_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_abandoned_stream_can_be_drained_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(1)
     end = asyncio.Event()
     raw.plays(*steps[:-1], end, chunk(CHAT[1]), LAST_CHUNK)
     relay = await start(openai=provider(raw.url, on_disconnect="drain"))
-    await _left(relay, gates)
+    await _read_and_disconnect(relay, gates)
     end.set()
     (line,) = await relay.events()
     assert (line["outcome"], line["usage"]) == ("client_gone", {"input_tokens": 7, "output_tokens": 3})
 
 
-async def test_it_is_read_on_for_so_long_and_no_longer(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_abandoned_stream_is_drained_for_a_limited_time(start: StartRelay, raw: RawUpstream) -> None:
     gates = [asyncio.Event()]
     raw.plays(SSE_HEAD, gates[0], chunk(b'data: {"choices":[{"delta":{"content":"1234"}}]}\n\n'), asyncio.Event())
     relay = await start(openai=provider(raw.url, on_disconnect="drain", drain_s=0.1))
-    await _left(relay, gates)
+    await _read_and_disconnect(relay, gates)
     (line,) = await relay.events()
     assert (line["outcome"], line["usage"]) == ("client_gone", {"input_tokens": 10, "output_tokens": 1, "estimated": True})
 
 
-async def test_an_error_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_error_response_has_no_usage(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, status="400 Bad Request"))
     relay = await start(openai=provider(raw.url))
     await relay.call("POST", relay.path("openai", "chat/completions"), data=b"{}")
     assert "usage" not in (await relay.events())[0]
 
 
-async def test_an_answer_from_the_cache_uses_nothing(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_from_the_cache_has_no_usage(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE[:-1] + b', "choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json"))
     relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
     for _ in range(2):
@@ -85,7 +85,7 @@ DONE: dict[str, Any] = {"type": "response.done", "response": {"usage": {"input_t
 
 
 async def _sessions(start: StartRelay, aiohttp_server: Any, *answers: str) -> Any:
-    """A relay before a provider that answers each message with all of these, or with DONE."""
+    """Start a relay whose provider replies to each message with `answers`, or with DONE."""
 
     async def session(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()
@@ -99,7 +99,7 @@ async def _sessions(start: StartRelay, aiohttp_server: Any, *answers: str) -> An
     return await start(openai=provider(str(server.make_url("")), websocket={"default_path": "realtime"}))
 
 
-async def test_the_log_line_of_a_session_tells_the_sum_of_its_responses(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_the_log_line_of_a_session_has_the_sum_of_its_responses(start: StartRelay, aiohttp_server: Any) -> None:
     relay = await _sessions(start, aiohttp_server)
     async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
         for _ in range(3):
@@ -109,7 +109,7 @@ async def test_the_log_line_of_a_session_tells_the_sum_of_its_responses(start: S
     assert line["usage"] == {"input_tokens": 15, "output_tokens": 6} and line["model"] == "gpt-realtime"
 
 
-async def test_a_meter_that_fails_is_dropped_and_the_stream_goes_on(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_meter_that_fails_is_dropped_and_the_stream_continues(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: AnswerMeter, chunk: bytes) -> None:
         raise ZeroDivisionError
 
@@ -126,7 +126,7 @@ async def test_a_meter_that_fails_is_dropped_and_the_stream_goes_on(start: Start
     assert json.loads(ready)["meter_failures"] == 1
 
 
-async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_meter_that_fails_does_not_end_its_session(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Realtime, data: bytes) -> None:
         raise ZeroDivisionError
 
@@ -139,7 +139,7 @@ async def test_a_meter_that_fails_ends_no_session(start: StartRelay, aiohttp_ser
     assert (await relay.events())[0]["close_code"] == 1000 and relay.gateway.ledger.lost.meters == 1
 
 
-async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_share(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_the_log_line_of_a_voice_session_has_its_turns_and_the_relays_overhead(start: StartRelay, aiohttp_server: Any) -> None:
     relay = await _sessions(start, aiohttp_server, json.dumps({"type": "response.output_audio.delta", "delta": "UklGRg=="}))
     async with relay.client.ws_connect(relay.ws("openai") + "?model=gpt-realtime") as socket:
         for _ in range(2):
@@ -150,7 +150,7 @@ async def test_the_line_of_a_spoken_session_tells_its_turns_and_the_relays_own_s
     assert all(turn["wait_ms"] >= 0 and 0 <= turn["overhead_ms"] < 1000 for turn in line["turns"])
 
 
-async def test_pieces_of_an_answer_are_passed_over_and_nothing_that_a_client_chose_hides_its_usage(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_deltas_are_skipped_and_metadata_of_a_client_cannot_hide_the_usage(start: StartRelay, aiohttp_server: Any) -> None:
     piece = '{"type":"response.output_audio.delta","event_id":"event_1","delta":"UklGRg=="}'
     done = {"type": "response.done", "event_id": "event_2", "response": {"metadata": {"a": "b.delta"}, **DONE["response"]}}
     relay = await _sessions(start, aiohttp_server, piece, piece, piece, json.dumps(done))

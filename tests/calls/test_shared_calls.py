@@ -1,4 +1,4 @@
-"""Shared calls: what they used and cost stands in one row, the leader's, whoever leaves and whatever fails."""
+"""Shared calls: usage and cost are in the leader's row, whoever disconnects or whatever fails."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.upstream.raw import CLOSE, LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream
 USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}\n\n'
 FIRST, SECOND = b"data: 1\n\n", b"data: 2\n\n"
 COST = 10 * 1000 + 5 * 2000
-"""Of a call whose usage came, in billionths of a dollar."""
+"""The cost of a call whose usage arrived, in billionths of a dollar."""
 SHARED: dict[str, Any] = {"cache": {"coalesce": True}}
 PRICES = {"pricing": [{"input_per_mtok": 1, "output_per_mtok": 2}]}
 
 
 async def begin(start: StartRelay, raw: RawUpstream, document: dict[str, Any] | None = None, **entry: Any) -> tuple[Relay, list[Record]]:
-    """A relay that shares calls, and the records of those that ended."""
+    """Start a relay that shares calls; return it with the list of finished records."""
     relay = await start(SHARED | (document or {}), openai=provider(raw.url, **(PRICES | entry)))
     records: list[Record] = []
-    relay.gateway.ledger.counted.append(lambda given, _sums: records.extend(given))
+    relay.gateway.ledger.counted.append(lambda finished, _sums: records.extend(finished))
     return relay, records
 
 
@@ -47,34 +47,34 @@ async def post(relay: Relay, headers: dict[str, str] | None = None) -> tuple[int
         return answer.status, await answer.read()
 
 
-async def together(relay: Relay, count: int) -> list[Call]:
-    """`count` clients of one call; the first leads."""
+async def start_together(relay: Relay, count: int) -> list[Call]:
+    """Start `count` clients of one shared call; the first one leads."""
     calls: list[Call] = []
     async with asyncio.timeout(HANG_GUARD_S):
         for more in (1, count - 1):
             calls += [asyncio.create_task(post(relay)) for _ in range(more)]
-            while len(relay.gateway.running) < len(calls) + 1:  # and the call itself
+            while len(relay.gateway.running) < len(calls) + 1:  # and the shared call itself
                 await asyncio.sleep(0.005)
     return calls
 
 
-async def until(what: Any) -> None:
+async def wait_until(condition: Any) -> None:
     async with asyncio.timeout(HANG_GUARD_S):
-        while not what():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
-async def leave(relay: Relay, *calls: Call) -> None:
-    """These clients go; returns when the relay has noticed."""
+async def disconnect(relay: Relay, *calls: Call) -> None:
+    """Disconnect these clients and wait until the relay has noticed."""
     running = len(relay.gateway.running)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    await until(lambda: len(relay.gateway.running) <= running - len(calls))
+    await wait_until(lambda: len(relay.gateway.running) <= running - len(calls))
 
 
-def told(records: list[Record]) -> list[tuple[str, int | None]]:
-    """(outcome, cost) of each, the leader's first."""
+def outcomes(records: list[Record]) -> list[tuple[str, int | None]]:
+    """Return (outcome, cost) of each record, the leader's first."""
     leading = sorted(records, key=lambda record: (record.cache != "MISS", record.id))
     return [(record.outcome, record.cost_nano_usd) for record in leading]
 
@@ -83,24 +83,24 @@ def cost(records: list[Record]) -> int:
     return sum(record.cost_nano_usd or 0 for record in records)
 
 
-async def test_a_leader_that_leaves_before_the_head_has_left_and_its_row_has_the_cost(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_disconnects_before_the_head_is_client_gone_and_has_the_cost(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(FIRST), chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw)
-    leader, *others = await together(relay, 3)
-    await until(lambda: raw.arrived)
-    await leave(relay, leader)
+    leader, *others = await start_together(relay, 3)
+    await wait_until(lambda: raw.arrived)
+    await disconnect(relay, leader)
     gate.set()
     assert [await each for each in others] == [(200, FIRST + USAGE)] * 2 and len(raw.arrived) == 1
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("cached", 0), ("cached", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("cached", 0), ("cached", 0)]
     row = next(record for record in records if record.cache == "MISS")
     assert (row.error, row.first_byte_ms, row.bytes_down) == ("client_gone", None, 0)
     assert row.usage is not None and row.usage.tokens == 15
     assert {record.saved_nano_usd for record in records if record.cache == "HIT"} == {COST}
 
 
-async def test_a_leader_that_leaves_in_the_middle_has_left_and_its_row_has_the_cost(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_disconnects_during_the_stream_is_client_gone_and_has_the_cost(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), gate, chunk(SECOND), chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw)
@@ -108,54 +108,54 @@ async def test_a_leader_that_leaves_in_the_middle_has_left_and_its_row_has_the_c
     leading = await relay.client.post(url, json={"model": "m", "stream": True})
     assert await leading.content.readexactly(len(FIRST)) == FIRST
     other = asyncio.create_task(post(relay))
-    await until(lambda: len(relay.gateway.running) == 3)
+    await wait_until(lambda: len(relay.gateway.running) == 3)
     leading.close()
-    await until(lambda: len(relay.gateway.running) == 2)
+    await wait_until(lambda: len(relay.gateway.running) == 2)
     gate.set()
     assert await other == (200, FIRST + SECOND + USAGE)
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("cached", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("cached", 0)]
     row = next(record for record in records if record.cache == "MISS")
     assert row.bytes_down == len(FIRST) and row.first_byte_ms is not None
 
 
-async def test_the_periodic_sweep_does_not_judge_a_leader_that_has_left(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_periodic_sweep_does_not_expire_a_leader_that_has_disconnected(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), gate, chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw)
     leading = await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True})
     await leading.content.readexactly(len(FIRST))
     other = asyncio.create_task(post(relay))
-    await until(lambda: len(relay.gateway.running) == 3)
+    await wait_until(lambda: len(relay.gateway.running) == 3)
     leading.close()
-    await until(lambda: not any(exchange.cache is not None and exchange.cache.leads and exchange.state != "ended" for exchange in relay.gateway.running))
+    await wait_until(lambda: not any(exchange.cache is not None and exchange.cache.leads and exchange.state != "ended" for exchange in relay.gateway.running))
     clock, relay.gateway.clock = relay.gateway.clock, lambda: clock() + 100_000
-    for exchange in relay.gateway.running:  # but those that are still there were heard of just now
+    for exchange in relay.gateway.running:  # the clients that stayed were active just now
         exchange.waiting.since_s += 100_000
     await sweep(relay.gateway)
     gate.set()
     assert await other == (200, FIRST + USAGE)
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("cached", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("cached", 0)]
 
 
-async def test_a_leader_frees_its_place_when_it_leaves(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_releases_its_slot_when_it_disconnects(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(USAGE), LAST_CHUNK)
     relay, _ = await begin(start, raw, {"limits": [{"calls_at_once": 2}]})
-    leader, other = await together(relay, 2)
-    await until(lambda: raw.arrived)
-    await leave(relay, leader)
+    leader, other = await start_together(relay, 2)
+    await wait_until(lambda: raw.arrived)
+    await disconnect(relay, leader)
     assert relay.gateway.limits is not None and relay.gateway.limits.running == 1
     again = asyncio.create_task(post(relay))
-    await until(lambda: relay.gateway.limits.running == 2)  # type: ignore[union-attr]
+    await wait_until(lambda: relay.gateway.limits.running == 2)  # type: ignore[union-attr]
     gate.set()
     assert await other == await again == (200, USAGE)
     await relay.idle()
     assert relay.gateway.limits._running == {}
 
 
-async def test_when_all_leave_what_was_used_until_then_is_in_the_leaders_row(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_usage_until_all_clients_disconnect_is_in_the_leaders_row(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(FIRST), chunk(USAGE), SILENCE)
     relay, records = await begin(start, raw)
     streams = [await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) for _ in range(3)]
@@ -166,15 +166,15 @@ async def test_when_all_leave_what_was_used_until_then_is_in_the_leaders_row(sta
     async with asyncio.timeout(HANG_GUARD_S):
         await raw.closed.wait()
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("client_gone", 0), ("client_gone", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("client_gone", 0), ("client_gone", 0)]
     assert len(relay.gateway.inflight) == 0
 
 
-async def test_a_provider_that_dies_in_the_middle_is_in_every_row_and_its_cost_in_one(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_failure_of_the_provider_is_in_every_row_and_the_cost_in_one(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(FIRST), chunk(USAGE), CLOSE)
     relay, records = await begin(start, raw)
-    calls = await together(relay, 3)
+    calls = await start_together(relay, 3)
     gate.set()
     assert all(isinstance(each, Exception) for each in await asyncio.gather(*calls, return_exceptions=True))
     await relay.idle()
@@ -182,13 +182,13 @@ async def test_a_provider_that_dies_in_the_middle_is_in_every_row_and_its_cost_i
     assert len(records) == 3 and cost(records) == COST
 
 
-async def test_a_leader_left_before_the_provider_dies_is_still_gone(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_disconnected_before_the_provider_fails_stays_client_gone(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(USAGE), CLOSE)
     relay, records = await begin(start, raw)
-    leader, other = await together(relay, 2)
-    await until(lambda: raw.arrived)
-    await leave(relay, leader)
+    leader, other = await start_together(relay, 2)
+    await wait_until(lambda: raw.arrived)
+    await disconnect(relay, leader)
     gate.set()
     with pytest.raises(aiohttp.ClientError):
         await other
@@ -196,29 +196,29 @@ async def test_a_leader_left_before_the_provider_dies_is_still_gone(start: Start
     assert sorted((record.outcome, record.cost_nano_usd) for record in records) == [("client_gone", COST), ("failed", 0)]
 
 
-@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("disconnects", [False, True])
 @pytest.mark.parametrize("method", ["settle", "take"])
-async def test_a_failure_while_the_call_is_closed_leaves_nobody_waiting(
-    method: str, leaves: bool, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
+async def test_a_failure_while_the_call_is_closed_leaves_no_client_waiting(
+    method: str, disconnects: bool, start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(FIRST), chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw)
-    leader, *others = await together(relay, 3)
-    await until(lambda: raw.arrived)
-    if leaves:
-        await leave(relay, leader)
+    leader, *others = await start_together(relay, 3)
+    await wait_until(lambda: raw.arrived)
+    if disconnects:
+        await disconnect(relay, leader)
     original, failed = getattr(relay.gateway.ledger, method), []
 
     def fail_once(*args: Any) -> Any:
         if not failed:
             failed.append(args)
-            raise RuntimeError("as anything might")
+            raise RuntimeError("injected failure")
         return original(*args)
 
     monkeypatch.setattr(relay.gateway.ledger, method, fail_once)
     gate.set()
-    stayed = others if leaves else [leader, *others]
+    stayed = others if disconnects else [leader, *others]
     answers = await asyncio.wait_for(asyncio.gather(*stayed, return_exceptions=True), HANG_GUARD_S)
     assert answers.count((200, FIRST + USAGE)) >= len(others)
     await relay.idle()
@@ -227,14 +227,14 @@ async def test_a_failure_while_the_call_is_closed_leaves_nobody_waiting(
         assert len(records) == 3 and cost(records) == COST
 
 
-async def test_what_fails_while_a_call_gives_back_leaves_nobody_waiting(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_while_tokens_are_released_leaves_no_client_waiting(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
     raw.plays(gate, SSE_HEAD, chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw, {"limits": [{"tokens": 10**9}]})
-    calls = await together(relay, 3)
+    calls = await start_together(relay, 3)
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("as anything might")
+        raise RuntimeError("injected failure")
 
     monkeypatch.setattr(relay.gateway.windows, "release", fail)
     gate.set()
@@ -244,22 +244,22 @@ async def test_what_fails_while_a_call_gives_back_leaves_nobody_waiting(start: S
     assert cost(records) == COST and len(records) == 3
 
 
-async def test_an_unexpected_failure_of_the_call_is_told_to_its_leader_and_logged(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_failure_of_the_call_is_reported_to_its_leader_and_logged(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay, _ = await begin(start, raw)
 
     async def fail(*_: Any) -> None:
-        raise RuntimeError("as anything might")
+        raise RuntimeError("injected failure")
 
     monkeypatch.setattr(relay.gateway.attempts, "open", fail)
     assert (await asyncio.wait_for(post(relay), HANG_GUARD_S))[0] == 500
     (bug,) = await relay.events("exchange.failed")
-    assert "as anything might" in bug["traceback"]
+    assert "injected failure" in bug["traceback"]
     (line,) = await relay.events()
     assert (line["error"], line["cause"]) == ("internal_error", "RuntimeError")
 
 
-async def test_a_leader_that_is_refused_costs_nothing_and_the_others_call_themselves(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_is_refused_costs_nothing(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"usage": {"prompt_tokens": 10, "completion_tokens": 5}}', "Content-Type: application/json"))
     relay, records = await begin(start, raw, {"limits": [{"tokens": 100, "name": "t"}]})
     assert (await post(relay, {"x-other": "1"}))[0] == 200
@@ -269,40 +269,40 @@ async def test_a_leader_that_is_refused_costs_nothing_and_the_others_call_themse
     assert len(raw.arrived) == 1
 
 
-async def test_the_row_of_a_leader_that_left_is_written_when_the_relay_stops(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_row_of_a_leader_that_disconnected_is_written_when_the_relay_stops(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(FIRST), chunk(USAGE), SILENCE)
     relay, records = await begin(start, raw)
     leading = await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True})
     await leading.content.readexactly(len(FIRST + USAGE))
     other = asyncio.create_task(post(relay))
-    await until(lambda: len(relay.gateway.running) == 3)
+    await wait_until(lambda: len(relay.gateway.running) == 3)
     leading.close()
-    await until(lambda: len(relay.gateway.running) == 2)
+    await wait_until(lambda: len(relay.gateway.running) == 2)
     await relay.runner.cleanup()
     await asyncio.gather(other, return_exceptions=True)
     assert len(records) == 2 and cost(records) == COST and not relay.gateway.running
-    assert told(records)[0] == ("client_gone", COST)
+    assert outcomes(records)[0] == ("client_gone", COST)
 
 
-async def test_a_call_that_is_cancelled_before_it_began_ends_for_all(start: StartRelay, raw: RawUpstream) -> None:
-    """Stopping cancels a task that has not taken its first step: nothing of it runs, not even its end."""
+async def test_a_call_that_is_cancelled_before_its_first_step_ends_for_all_clients(start: StartRelay, raw: RawUpstream) -> None:
+    """A stop cancels a task before its first step: none of its code runs, not even `finally`."""
     raw.plays(SILENCE)
     relay, records = await begin(start, raw)
     inflight, start_task = relay.gateway.inflight, relay.gateway.inflight.start
 
-    def launched(flight: Any, work: Any) -> Any:
+    def start_and_cancel(flight: Any, work: Any) -> Any:
         task = start_task(flight, work)
         task.cancel()
         return task
 
-    inflight.start = launched  # type: ignore[method-assign]
+    inflight.start = start_and_cancel  # type: ignore[method-assign]
     assert (await asyncio.wait_for(post(relay), HANG_GUARD_S))[0] == 503
     await relay.idle()
     assert [record.error for record in records] == ["draining"] and not raw.arrived
 
 
-async def test_a_mounted_leader_that_leaves_does_not_end_the_others(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
-    """There the sweep asks whether a client is gone: the call that others share is not that client's any more."""
+async def test_a_mounted_leader_that_disconnects_does_not_end_the_other_calls(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
+    """In a mounted relay the sweep finds clients that are gone; the shared call has others."""
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), gate, chunk(USAGE), LAST_CHUNK)
     entry = provider(raw.url, **PRICES)
@@ -316,12 +316,12 @@ async def test_a_mounted_leader_that_leaves_does_not_end_the_others(aiohttp_clie
     for each in (leading, other):
         await each.content.readexactly(len(FIRST))
     leading.close()
-    await until(lambda: len(gateway.running) == 2)
+    await wait_until(lambda: len(gateway.running) == 2)
     gate.set()
     assert await other.content.read() == USAGE
 
 
-def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
+def test_no_client_joins_a_call_that_all_others_have_left() -> None:
     async def run() -> None:
         inflight = Inflight(lambda: 0.0)
         flight, _ = inflight.enter("k", 100)
@@ -335,7 +335,7 @@ def test_a_call_that_all_have_left_is_joined_by_nobody() -> None:
     asyncio.run(run())
 
 
-async def test_the_body_of_a_shared_call_counts_as_held_until_it_is_sent(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_body_of_a_shared_call_counts_as_buffered_until_it_is_sent(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b"{}", "Content-Type: application/json"))
     relay, _ = await begin(start, raw)
@@ -347,22 +347,20 @@ async def test_the_body_of_a_shared_call_counts_as_held_until_it_is_sent(start: 
             return answer.status
 
     leader = asyncio.create_task(call())
-    await until(lambda: raw.arrived)
+    await wait_until(lambda: raw.arrived)
     other = asyncio.create_task(call())
-    await until(lambda: len(relay.gateway.running) == 3 and relay.gateway.held_bytes >= 2 * len(body))
+    await wait_until(lambda: len(relay.gateway.running) == 3 and relay.gateway.held_bytes >= 2 * len(body))
     leader.cancel()
-    await until(lambda: len(relay.gateway.running) == 2)
-    assert relay.gateway.held_bytes >= 2 * len(body), "the follower's, and the call's own"
+    await wait_until(lambda: len(relay.gateway.running) == 2)
+    assert relay.gateway.held_bytes >= 2 * len(body), "the body of the follower, and that of the shared call"
     gate.set()
     assert await other == 200
     await relay.idle()
     assert relay.gateway.held_bytes == 0
 
 
-
-
 async def _uncollected(relay: Relay, rounds: Any) -> dict[str, int]:
-    """What `rounds` leaves for the garbage collector, by type."""
+    """Count the objects that `rounds` leaves for the garbage collector, by type."""
     await rounds()
     gc.collect()
     gc.disable()
@@ -377,7 +375,7 @@ async def _uncollected(relay: Relay, rounds: Any) -> dict[str, int]:
         gc.enable()
 
 
-async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_leader_that_disconnects_leaves_no_reference_cycles(start: StartRelay, raw: RawUpstream) -> None:
     relay, _ = await begin(start, raw)
     count = 20
 
@@ -386,21 +384,21 @@ async def test_a_leader_that_leaves_leaves_nothing_for_the_collector(start: Star
             gate = asyncio.Event()
             raw.scripts[:] = [(gate, SSE_HEAD, chunk(USAGE), LAST_CHUNK)]
             arrived = len(raw.arrived)
-            leader, other = await together(relay, 2)
-            await until(lambda: len(raw.arrived) > arrived)  # noqa: B023
-            await leave(relay, leader)
+            leader, other = await start_together(relay, 2)
+            await wait_until(lambda: len(raw.arrived) > arrived)  # noqa: B023
+            await disconnect(relay, leader)
             gate.set()
             assert await other == (200, USAGE)
         await relay.idle()
 
-    left = await _uncollected(relay, rounds)
-    assert {name for name in ("Flight", "Exchange", "Subscriber", "RestAttempt") if left.get(name, 0) >= count} == set(), left
+    abandoned = await _uncollected(relay, rounds)
+    assert {name for name in ("Flight", "Exchange", "Subscriber", "RestAttempt") if abandoned.get(name, 0) >= count} == set(), abandoned
 
 
-# A client that stalls, and clients that leave what is to be read to its end.
+# Clients that stall, and abandoned calls that are drained.
 
 
-async def test_a_shared_call_that_all_have_left_is_read_on_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_shared_call_that_all_have_left_is_drained_to_learn_its_usage(start: StartRelay, raw: RawUpstream) -> None:
     end = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), end, chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw, on_disconnect="drain")
@@ -408,35 +406,35 @@ async def test_a_shared_call_that_all_have_left_is_read_on_to_learn_its_usage(st
     for each in streams:
         await each.content.readexactly(len(FIRST))
         each.close()
-    await until(lambda: len(relay.gateway.running) == 1)  # no client waits for that, but the call itself
+    await wait_until(lambda: len(relay.gateway.running) == 1)  # the shared call itself
     end.set()
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("client_gone", 0), ("client_gone", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("client_gone", 0), ("client_gone", 0)]
 
 
-async def test_a_shared_call_is_read_on_for_so_long_and_no_longer(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_shared_call_is_drained_for_a_limited_time(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(FIRST), SILENCE)
     relay, records = await begin(start, raw, on_disconnect="drain", drain_s=0.05)
-    async with relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) as left:
-        await left.content.readexactly(len(FIRST))
+    async with relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) as abandoned:
+        await abandoned.content.readexactly(len(FIRST))
     async with asyncio.timeout(HANG_GUARD_S):
         await raw.closed.wait()
     await relay.idle()
     assert [record.outcome for record in records] == ["client_gone"]
 
 
-async def test_a_client_that_leaves_a_call_that_others_share_is_not_kept_to_read_on(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_that_disconnects_from_a_shared_call_releases_its_slot_at_once(start: StartRelay, raw: RawUpstream) -> None:
     end = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(FIRST), end, chunk(USAGE), LAST_CHUNK)
     relay, records = await begin(start, raw, {"limits": [{"calls_at_once": 9}]}, on_disconnect="drain")
     leaving, staying = [await relay.client.post(relay.path("openai", "chat/completions"), json={"model": "m", "stream": True}) for _ in range(2)]
     await leaving.content.readexactly(len(FIRST))
     leaving.close()
-    await until(lambda: relay.gateway.limits.running == 1)  # type: ignore[union-attr]
+    await wait_until(lambda: relay.gateway.limits.running == 1)  # type: ignore[union-attr]
     end.set()
     assert await staying.read() == FIRST + USAGE
     await relay.idle()
-    assert told(records) == [("client_gone", COST), ("cached", 0)]
+    assert outcomes(records) == [("client_gone", COST), ("cached", 0)]
 
 
 LARGE = bytes(range(256)) * 4096 * 16
@@ -444,7 +442,7 @@ STALLS = {"cache": {"coalesce": True, "max_answer_bytes": 100_000, "stall_timeou
 
 
 @pytest.mark.parametrize("stalled_at", [0, 2])
-async def test_a_client_that_stalls_is_cut_off_and_the_others_get_all(stalled_at: int, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_that_stalls_is_disconnected_and_the_others_get_the_whole_response(stalled_at: int, start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(LARGE, "Content-Type: audio/mpeg"))
     relay, records = await begin(start, raw, STALLS)
@@ -455,25 +453,25 @@ async def test_a_client_that_stalls_is_cut_off_and_the_others_get_all(stalled_at
             stalled = asyncio.create_task(relay.client.post(url, json=body))
         else:
             others.append(asyncio.create_task(post(relay)))
-        await until(lambda: len(relay.gateway.running) == at + 2)  # noqa: B023
+        await wait_until(lambda: len(relay.gateway.running) == at + 2)  # noqa: B023
     gate.set()
-    assert {given for _, given in await asyncio.gather(*others)} == {LARGE}, "while the stalled one reads nothing"
+    assert {response for _, response in await asyncio.gather(*others)} == {LARGE}, "while the stalled client reads nothing"
     with pytest.raises(aiohttp.ClientError):
         await (await stalled).read()
     await relay.idle()
     assert sorted(record.error or "" for record in records) == ["", "", "client_stalled"] and len(raw.arrived) == 1
 
 
-async def test_a_client_that_waits_for_a_slower_one_is_not_taken_for_one_whose_provider_fell_silent(start: StartRelay, raw: RawUpstream) -> None:
+async def test_waiting_for_a_slower_client_is_not_a_timeout_of_the_provider(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(LARGE, "Content-Type: audio/mpeg"))
     document: dict[str, Any] = {"cache": STALLS["cache"] | {"stall_timeout_s": 1000}}
     relay, _ = await begin(start, raw, document, idle_timeout_s=10)
     gateway, url, body = relay.gateway, relay.path("openai", "chat/completions"), {"model": "m", "stream": True}
     slow, fast = asyncio.create_task(relay.client.post(url, json=body)), asyncio.create_task(post(relay))
-    await until(lambda: len(gateway.running) == 3)
+    await wait_until(lambda: len(gateway.running) == 3)
     gate.set()
-    await until(lambda: any(flight._held_up_since_s is not None for flight in gateway.inflight._tasks.values()))
+    await wait_until(lambda: any(flight._held_up_since_s is not None for flight in gateway.inflight._tasks.values()))
     clock, gateway.clock = gateway.clock, lambda: clock() + 100
     await sweep(gateway)
     gateway.clock = clock
@@ -481,19 +479,19 @@ async def test_a_client_that_waits_for_a_slower_one_is_not_taken_for_one_whose_p
     assert await (await slow).read() == LARGE and (await fast)[1] == LARGE
 
 
-class RedisConnection:
-    """A call that watchers share, under a clock that stands still until it is moved."""
+class FlightWithClock:
+    """A shared call with a clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.flight, _ = Inflight(lambda: self.now_s).enter("k", 100)
         self.adding: asyncio.Task[None] | None = None
 
-    def watch(self) -> Any:
+    def subscribe(self) -> Any:
         return self.flight.subscribe(Exchange("i", Request("rest", "POST", Caller("c"), 0.0)))
 
     async def add(self, *sizes: int) -> None:
-        """Chunks come, as far as there is room for them."""
+        """Add chunks of these sizes, as far as the buffer has room for them."""
 
         async def work() -> None:
             for size in sizes:
@@ -508,12 +506,12 @@ class RedisConnection:
         await asyncio.sleep(0)
 
 
-async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> None:
-    shared = RedisConnection()
-    slow, fast = shared.watch(), shared.watch()
+async def test_a_client_far_behind_stalls_only_while_others_wait_for_it() -> None:
+    shared = FlightWithClock()
+    slow, fast = shared.subscribe(), shared.subscribe()
     await shared.add(60, 60)
     shared.now_s += 100
-    assert shared.flight.stalled(5) == [], "nobody waits yet"
+    assert shared.flight.stalled(5) == [], "no client waits yet"
     await shared.take(fast)
     assert shared.flight.stalled(5) == []
     shared.now_s += 5
@@ -525,15 +523,15 @@ async def test_who_is_far_behind_stalls_only_while_others_have_taken_all() -> No
     assert shared.adding is not None and shared.adding.done() and shared.flight.stalled(5) == []
 
 
-async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
-    shared = RedisConnection()
-    slow, fast = shared.watch(), shared.watch()
+async def test_a_client_that_reads_too_slowly_stalls() -> None:
+    shared = FlightWithClock()
+    slow, fast = shared.subscribe(), shared.subscribe()
     await shared.add(*[60] * 20)
     for _ in range(3):
         await shared.take(fast)
         shared.now_s += 2
         assert shared.flight.stalled(5) == ([] if shared.now_s < 5 else [slow])
-        slow.next_chunk += 1  # a chunk of those that wait for it
+        slow.next_chunk += 1  # it reads one of the chunks that wait for it
         shared.flight._wake_waiting()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -542,9 +540,9 @@ async def test_who_takes_a_little_now_and_then_stalls_all_the_same() -> None:
     assert shared.flight.stalled(5) == [slow]
 
 
-async def test_who_catches_up_has_its_time_anew() -> None:
-    shared = RedisConnection()
-    slow, fast = shared.watch(), shared.watch()
+async def test_a_client_that_catches_up_gets_the_stall_timeout_anew() -> None:
+    shared = FlightWithClock()
+    slow, fast = shared.subscribe(), shared.subscribe()
     for _ in range(5):
         await shared.add(60, 60)
         await shared.take(fast)
@@ -555,9 +553,9 @@ async def test_who_catches_up_has_its_time_anew() -> None:
     assert not shared.flight.joinable
 
 
-async def test_two_that_stall_alike_hold_nobody_up() -> None:
-    shared = RedisConnection()
-    shared.watch(), shared.watch()
+async def test_clients_that_are_equally_far_behind_do_not_stall() -> None:
+    shared = FlightWithClock()
+    shared.subscribe(), shared.subscribe()
     await shared.add(60, 60)
     shared.now_s += 100
     assert shared.flight.stalled(5) == []

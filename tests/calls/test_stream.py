@@ -1,4 +1,4 @@
-"""Streams: chunk by chunk, with backpressure, and truthful about their end."""
+"""Streams are relayed chunk by chunk with backpressure; a truncated one never looks complete."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ async def test_headers_arrive_before_the_first_chunk(start: StartRelay, raw: Raw
         assert await answer.read() == EVENT
 
 
-CUTS: dict[str, tuple[Step, ...]] = {
+TRUNCATIONS: dict[str, tuple[Step, ...]] = {
     "reset in a chunked body": (SSE_HEAD, chunk(EVENT), Pause(0.05), RESET),
     "closed in a chunk": (SSE_HEAD, chunk(EVENT), b"40\r\nhalf", CLOSE),
     "closed between chunks": (SSE_HEAD, chunk(EVENT), CLOSE),
     "closed before the length": (head("Content-Length: 100"), b"short", Pause(0.05), CLOSE),
-    "a chunk size that is none": (SSE_HEAD, chunk(EVENT), Pause(0.05), b"zz\r\nxx\r\n", CLOSE),
+    "an invalid chunk size": (SSE_HEAD, chunk(EVENT), Pause(0.05), b"zz\r\nxx\r\n", CLOSE),
 }
 
 
 @pytest.mark.programs
-@pytest.mark.parametrize("cut", CUTS)
-async def test_a_cut_answer_never_looks_whole(start: StartRelay, raw: RawUpstream, cut: str) -> None:
-    raw.plays(*CUTS[cut])
+@pytest.mark.parametrize("cut", TRUNCATIONS)
+async def test_a_truncated_response_never_looks_complete(start: StartRelay, raw: RawUpstream, cut: str) -> None:
+    raw.plays(*TRUNCATIONS[cut])
     relay = await start(openai=provider(raw.url))
     with pytest.raises(aiohttp.ClientPayloadError):
         await relay.call("POST", relay.path("openai", "x"), data=b"{}")
@@ -77,13 +77,13 @@ async def test_a_cut_answer_never_looks_whole(start: StartRelay, raw: RawUpstrea
         assert b"[DONE]" not in out
 
 
-async def test_an_http_1_0_client_sees_a_cut_too(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_http_1_0_client_sees_a_truncation(start: StartRelay, raw: RawUpstream) -> None:
     """Its body ends with the connection, so a clean close would be a clean end."""
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(0.1), RESET)
     raw.plays(SSE_HEAD, chunk(EVENT), LAST_CHUNK)
     relay = await start(openai=provider(raw.url))
 
-    async def ask() -> bytes:
+    async def call() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         writer.write(b"GET /api/v1/ai-gateway/providers/openai/x HTTP/1.0\r\nHost: localhost\r\n\r\n")
         try:
@@ -92,26 +92,27 @@ async def test_an_http_1_0_client_sees_a_cut_too(start: StartRelay, raw: RawUpst
             writer.close()
 
     with pytest.raises(ConnectionResetError):
-        await ask()
-    whole = await ask()
+        await call()
+    whole = await call()
     assert whole.endswith(b"\r\n\r\n" + EVENT) and b"chunked" not in whole
 
 
-async def test_an_sse_cut_at_any_byte_still_parses(start: StartRelay, raw: RawUpstream) -> None:
-    """An error event stands at event boundaries only, and no [DONE] is invented."""
+async def test_an_sse_stream_truncated_at_any_byte_still_parses(start: StartRelay, raw: RawUpstream) -> None:
+    """An error event follows only at an event boundary, and no [DONE] is added."""
     body = b"".join(b'data: {"n": %d, "text": "%s"}\n\n' % (n, b"x" * (n % 90)) for n in range(24))
     body += b"event: thing\r\ndata: {}\r\n\r\n: comment\n\ndata: [DONE]\n\n"
     relay = await start(openai=provider(raw.url))
-    # Around the end of an event of each kind, and within some; tests/core/test_sse.py cuts at every byte.
+    # Truncate around the end of an event of each kind and within some; tests/core/test_sse.py
+    # splits at every byte.
     ends = [found.end() for found in re.finditer(rb"\n\n|\r\n\r\n", body)]
     around = {end + by for end in (ends[0], ends[8], *ends[-4:-1]) for by in (-2, -1, 0, 1)}
     for at in sorted({0, 1, 100, 500, len(body) - 1} | around):
         raw.scripts.clear()
         raw.plays(SSE_HEAD, chunk(body[:at]) if at else b"", CLOSE)
-        got = await _until_cut(relay)
-        said, rest = got[:at], got[at:]
-        assert said == body[:at]
-        boundary = at == 0 or said.endswith((b"\n\n", b"\r\n\r\n"))
+        got = await _read_until_broken(relay)
+        relayed, rest = got[:at], got[at:]
+        assert relayed == body[:at]
+        boundary = at == 0 or relayed.endswith((b"\n\n", b"\r\n\r\n"))
         if boundary:
             assert rest.startswith(b"data: ") and rest.endswith(b"\n\n")
             assert json.loads(rest[6:])["error"]["code"] == "upstream_disconnected"
@@ -119,8 +120,8 @@ async def test_an_sse_cut_at_any_byte_still_parses(start: StartRelay, raw: RawUp
             assert rest == b""
 
 
-async def _until_cut(relay: Relay, path: str = "chat/completions", name: str = "openai") -> bytes:
-    """What arrives until the connection breaks; it must break."""
+async def _read_until_broken(relay: Relay, path: str = "chat/completions", name: str = "openai") -> bytes:
+    """Return what arrives until the connection breaks, which it must."""
     got = b""
     with pytest.raises(aiohttp.ClientPayloadError):
         async with relay.client.post(relay.path(name, path), data=b"{}") as answer:
@@ -140,24 +141,24 @@ async def _until_cut(relay: Relay, path: str = "chat/completions", name: str = "
         ("google", "v1/models/m:streamGenerateContent", b'data: {"error":{"code":502'),
     ],
 )
-async def test_the_error_event_has_the_providers_shape(start: StartRelay, raw: RawUpstream, format_: str, endpoint: str, start_with: bytes) -> None:
+async def test_the_error_event_has_the_format_of_the_provider(start: StartRelay, raw: RawUpstream, format_: str, endpoint: str, start_with: bytes) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(0.1), RESET)
     relay = await start(vendor=provider(raw.url, format=format_))
-    got = await _until_cut(relay, endpoint, "vendor")
+    got = await _read_until_broken(relay, endpoint, "vendor")
     assert got.startswith(EVENT + start_with)
 
 
-async def test_a_compressed_or_plain_stream_gets_no_event(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_or_plain_stream_gets_no_error_event(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     for kind in ("Content-Type: text/event-stream\r\nContent-Encoding: gzip", "Content-Type: audio/mpeg"):
         raw.scripts.clear()
         raw.plays(head(kind, "Transfer-Encoding: chunked"), chunk(b"abc\n\n"), Pause(0.1), RESET)
-        assert await _until_cut(relay) == b"abc\n\n"
+        assert await _read_until_broken(relay) == b"abc\n\n"
 
 
 @pytest.mark.serial
-async def test_silence_within_the_limit_passes_and_past_it_ends(start: StartRelay, raw: RawUpstream) -> None:
-    """Scaled down; `make soak` waits the 280 and 301 seconds."""
+async def test_silence_within_the_limit_is_tolerated_and_beyond_it_ends_the_call(start: StartRelay, raw: RawUpstream) -> None:
+    """With short limits; `make soak` waits for 280 and 303 seconds."""
     relay = await start(openai=provider(raw.url, idle_timeout_s=1.0, first_byte_timeout_s=1.0))
     raw.plays(Pause(0.5), SSE_HEAD, Pause(0.5), chunk(EVENT), Pause(0.5), chunk(EVENT), LAST_CHUNK)
     assert (await relay.call("GET", relay.path("openai", "x")))[2] == EVENT * 2
@@ -170,13 +171,13 @@ async def test_silence_within_the_limit_passes_and_past_it_ends(start: StartRela
 
     raw.scripts.clear()
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
-    got = await _until_cut(relay)
+    got = await _read_until_broken(relay)
     assert json.loads(got[len(EVENT) + 6 :])["error"]["code"] == "upstream_timeout"
 
 
 @pytest.mark.serial
 async def test_no_total_limit_ends_a_long_stream(start: StartRelay, raw: RawUpstream) -> None:
-    """Many times the idle limit, as long as something comes."""
+    """It may last many times the idle timeout as long as chunks arrive."""
     steps: list[Step] = [SSE_HEAD]
     for _ in range(30):
         steps += [chunk(EVENT), Pause(0.1)]
@@ -185,7 +186,7 @@ async def test_no_total_limit_ends_a_long_stream(start: StartRelay, raw: RawUpst
     assert (await relay.call("GET", relay.path("openai", "x")))[2] == EVENT * 30
 
 
-async def test_a_client_that_leaves_cancels_its_upstream_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_that_disconnects_cancels_its_upstream_call(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     for script in ((SILENCE,), (SSE_HEAD, SILENCE), (SSE_HEAD, chunk(EVENT), SILENCE)):
         raw.scripts.clear()
@@ -205,7 +206,7 @@ async def test_a_client_that_leaves_cancels_its_upstream_call(start: StartRelay,
     assert {event["error"] for event in events} == {"client_gone"}
 
 
-async def test_a_client_that_leaves_in_its_upload_cancels_the_upstream_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_that_disconnects_during_its_upload_cancels_the_upstream_call(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SILENCE)
     relay = await start({"server": {"buffer_bytes": 10}}, openai=provider(raw.url))
     _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
@@ -228,12 +229,15 @@ async def test_a_slow_upload_ends_with_408(start: StartRelay, raw: RawUpstream) 
     assert raw.connections == 0
 
 
-HELD, STREAMED = 1 << 20, 5
-"""server.buffer_bytes: the body is read before it is sent, or sent as it comes."""
+BUFFERED, STREAMED = 1 << 20, 5
+"""Values of server.buffer_bytes: the body is buffered before it is sent, or streamed."""
 
 
-async def _trickle(relay: Relay, *pieces: tuple[float, int]) -> bytes:
-    """The answer to a body of which so many bytes came after each pause, and then, after 20 s, none; nothing yet: empty."""
+async def _send_slowly(relay: Relay, *pieces: tuple[float, int]) -> bytes:
+    """Return the response head for a body that arrives in `pieces` of (pause in s, bytes).
+
+    After the pieces no byte arrives for 20 s. Without a response by then the result is empty.
+    """
     gateway, clock, passed_s, sent = relay.gateway, relay.gateway.clock, 0.0, 0
     gateway.clock = lambda: clock() + passed_s
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
@@ -257,7 +261,7 @@ async def _trickle(relay: Relay, *pieces: tuple[float, int]) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("buffer_bytes", [HELD, STREAMED])
+@pytest.mark.parametrize("buffer_bytes", [BUFFERED, STREAMED])
 @pytest.mark.parametrize(
     ("pieces", "rate", "slow"),
     [
@@ -275,12 +279,12 @@ async def test_a_body_that_trickles_ends_with_408_though_it_never_pauses_for_lon
     raw.plays(SILENCE)
     server = {"body_idle_timeout_s": 60, "buffer_bytes": buffer_bytes} | ({} if rate == 512 else {"min_body_bytes_per_s": rate})
     relay = await start({"server": server}, openai=provider(raw.url, first_byte_timeout_s=9999, idle_timeout_s=9999))
-    answer = await _trickle(relay, *pieces)
+    answer = await _send_slowly(relay, *pieces)
     assert (answer.startswith(b"HTTP/1.1 408") and b"x-relay-error: body_too_slow" in answer) is slow
     assert bool(answer) is slow
 
 
-async def test_the_time_that_a_provider_takes_for_an_upload_is_not_its_clients(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_time_that_a_provider_takes_for_an_upload_is_not_charged_to_the_client(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays("deaf", asyncio.Event())
     relay = await start({"server": {"buffer_bytes": 10, "body_idle_timeout_s": 60}}, openai=provider(raw.url, idle_timeout_s=9999))
     gateway, clock, passed_s = relay.gateway, relay.gateway.clock, 0.0
@@ -298,7 +302,7 @@ async def test_the_time_that_a_provider_takes_for_an_upload_is_not_its_clients(s
     writer.close()
 
 
-async def test_an_upload_the_provider_does_not_take_ends_with_504(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_upload_that_the_provider_does_not_read_ends_with_504(start: StartRelay, raw: RawUpstream) -> None:
     stuck = asyncio.Event()
     raw.plays("deaf", stuck)
     relay = await start({"server": {"buffer_bytes": 10}}, openai=provider(raw.url, idle_timeout_s=0.5))
@@ -312,7 +316,7 @@ async def test_an_upload_the_provider_does_not_take_ends_with_504(start: StartRe
     assert (status, headers["x-relay-error"]) == (504, "upstream_timeout")
 
 
-async def test_bytes_that_no_header_may_hold_are_refused_clearly(start: StartRelay, raw: RawUpstream) -> None:
+async def test_invalid_header_bytes_are_relayed_or_refused_clearly(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head(b"X-Bad: \xff\xfe".decode("latin-1"), "Content-Length: 2").decode("utf-8").encode("latin-1") + b"ok")
     relay = await start(openai=provider(raw.url))
     status, headers, _ = await relay.call("GET", relay.path("openai", "x"))
@@ -324,7 +328,7 @@ async def test_bytes_that_no_header_may_hold_are_refused_clearly(start: StartRel
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 200"))
 
 
-async def test_big_heads_pass_and_impossible_ones_are_502(start: StartRelay, raw: RawUpstream) -> None:
+async def test_large_heads_are_relayed_and_invalid_ones_are_502(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     raw.plays(head(*(f"X-{n}: {n}" for n in range(200)), "X-Long: " + "y" * 16_000, "Content-Length: 2") + b"ok")
     status, headers, body = await relay.call("GET", relay.path("openai", "x"))
@@ -336,15 +340,15 @@ async def test_big_heads_pass_and_impossible_ones_are_502(start: StartRelay, raw
         assert (status, headers["x-relay-error"]) == (502, "upstream_protocol_error")
 
 
-async def test_informational_answers_and_trailers_are_dropped(start: StartRelay, raw: RawUpstream) -> None:
+async def test_interim_responses_and_trailers_are_dropped(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + head("Transfer-Encoding: chunked", "Trailer: X-T") + chunk(b"ok") + b"0\r\nX-T: 1\r\n\r\n")
     relay = await start(openai=provider(raw.url))
     status, headers, body = await relay.call("GET", relay.path("openai", "x"))
     assert (status, body) == (200, b"ok") and "X-T" not in headers and "Link" not in headers
 
 
-async def test_a_slow_reader_holds_the_upstream_back(start: StartRelay, raw: RawUpstream) -> None:
-    """Nothing is piled up in between: the upstream stalls after what kernels and two buffers take."""
+async def test_a_slow_client_slows_down_the_provider(start: StartRelay, raw: RawUpstream) -> None:
+    """The relay does not buffer without bound: the provider stalls once the buffers are full."""
     sent = 0
     piece = b"x" * 65536
 
@@ -378,7 +382,7 @@ async def test_a_slow_reader_holds_the_upstream_back(start: StartRelay, raw: Raw
 
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
-async def test_280_seconds_of_silence_pass_and_301_do_not(start: StartRelay, raw: RawUpstream) -> None:
+async def test_280_seconds_of_silence_are_tolerated_and_303_are_not(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     raw.plays(Pause(280), SSE_HEAD, Pause(280), chunk(EVENT), LAST_CHUNK)
     client = aiohttp.ClientTimeout(total=None)
@@ -390,7 +394,7 @@ async def test_280_seconds_of_silence_pass_and_301_do_not(start: StartRelay, raw
 
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
-async def test_a_stream_of_fifteen_minutes_passes(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_stream_of_fifteen_minutes_is_relayed(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     steps: list[Step] = [SSE_HEAD]
     for _ in range(90):

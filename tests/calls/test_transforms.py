@@ -1,4 +1,4 @@
-"""Absolute URLs in answers, and the URLs that a client names: nothing bypasses the relay."""
+"""Absolute URLs in responses, and the URLs that a client names: none bypasses the relay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.relays import CLIENT_KEY, KEYS, Relay, provider
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, head, ok
 from tests.upstream.vendors import SEEN, noted, vendor
 
-HOMES = (
+ORIGINS = (
     ProviderOrigin("https://queue.fal.run", "", "queue/"),
     ProviderOrigin("https://fal.run", "", ""),
     ProviderOrigin("https://api.openai.com", "/v1", ""),
@@ -28,7 +28,7 @@ QUEUE = {"status_url": 1, "response_url": 1, "cancel_url": 1}
 
 
 def rewriter(root: str = "https://relay.test/api/v1/ai-gateway/providers/fal/") -> Rewriter:
-    return Rewriter(HOMES, root, frozenset({"x-goog-upload-url"}), field_pattern(QUEUE))
+    return Rewriter(ORIGINS, root, frozenset({"x-goog-upload-url"}), field_pattern(QUEUE))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def rewriter(root: str = "https://relay.test/api/v1/ai-gateway/providers/fal/") 
     ],
 )  # fmt: skip
 def test_only_a_url_on_a_providers_own_host_is_an_endpoint(url: str, found: tuple[str, str] | None) -> None:
-    assert endpoint_of(url, HOMES) == found
+    assert endpoint_of(url, ORIGINS) == found
 
 
 def test_only_the_listed_fields_change_and_no_other_byte() -> None:
@@ -71,7 +71,7 @@ def test_only_the_listed_fields_change_and_no_other_byte() -> None:
     assert rewriter().body(body) == expected
 
 
-def test_a_socket_url_keeps_being_one() -> None:
+def test_a_rewritten_socket_url_stays_a_socket_url() -> None:
     assert rewriter("http://127.0.0.1:1/p/").url("wss://fal.run/x?s=1") == "ws://127.0.0.1:1/p/x?s=1"
     assert rewriter().url("wss://fal.run/x").startswith("wss://relay.test/")
 
@@ -94,12 +94,12 @@ def test_sse_is_split_at_the_last_whole_event() -> None:
         ("10.0.0.4", ["10.0.0.5"], "10.0.0.5"),
     ],
 )
-def test_the_client_is_the_last_hop_that_no_trusted_proxy_is(peer: str, forwarded_for: list[str], client: str) -> None:
+def test_the_client_is_the_last_hop_that_is_not_a_trusted_proxy(peer: str, forwarded_for: list[str], client: str) -> None:
     assert Proxies(["127.0.0.1", "10.0.0.0/8"]).client(peer, forwarded_for) == client
 
 
 async def queue(request: web.Request) -> web.StreamResponse:
-    """fal's queue: what it answers to a submit."""
+    """Respond to a submit as fal's queue does."""
     await noted(request)
     base = f"{request.url.origin()}{request.path}/requests/r1"
     answer = {"request_id": "r1", "status_url": f"{base}/status", "response_url": base, "cancel_url": f"{base}/cancel"}
@@ -117,7 +117,7 @@ def fal_entry(base: str, queue_url: str) -> dict[str, Any]:
     return {"fal": entry | {"rewrite": {"fields": {"queue/": list(QUEUE)}}}}
 
 
-async def test_a_queue_answer_leads_back_to_the_relay(fal: tuple[Relay, Any]) -> None:
+async def test_the_urls_of_a_queue_response_point_to_the_relay(fal: tuple[Relay, Any]) -> None:
     relay, _ = fal
     status, headers, body = await relay.call("POST", relay.path("fal", "queue/fal-ai/flux"), json={"prompt": "x"})
     answer = json.loads(body)
@@ -138,8 +138,8 @@ async def test_a_stream_of_known_length_arrives_whole_although_its_urls_are_long
     async with relay.client.get(relay.path("fal", "queue/x")) as streamed:
         assert "Content-Length" not in streamed.headers and "ETag" not in streamed.headers
         gate.set()
-        ours = b'data: {"status_url":"%s/r1/status"}\n\n' % relay.path("fal", "queue").encode()
-        assert await streamed.read() == 2 * ours
+        rewritten = b'data: {"status_url":"%s/r1/status"}\n\n' % relay.path("fal", "queue").encode()
+        assert await streamed.read() == 2 * rewritten
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -153,7 +153,7 @@ async def test_a_stream_of_known_length_arrives_whole_although_its_urls_are_long
     ],
     ids=["JSON", "stream", "error", "plain"],
 )
-async def test_what_changes_a_response_is_worked_out_once(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, script: list[Any], shared: bool) -> None:
+async def test_the_transform_of_a_response_is_planned_once(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch, script: list[Any], shared: bool) -> None:
     planned: list[Any] = []
 
     def counted(upstream: Any, attempt: Any) -> Any:
@@ -167,27 +167,27 @@ async def test_what_changes_a_response_is_worked_out_once(start: StartRelay, raw
     assert len(planned) == 1
 
 
-async def test_the_provider_is_asked_for_plain_text_where_it_is_rewritten(fal: tuple[Relay, Any]) -> None:
+async def test_a_response_that_is_rewritten_is_requested_uncompressed(fal: tuple[Relay, Any]) -> None:
     relay, upstream = fal
     await relay.call("POST", relay.path("fal", "queue/a"), json={}, headers={"Accept-Encoding": "gzip, br"})
     assert [seen.header("Accept-Encoding") for seen in upstream.app[SEEN]] == ["identity"]
 
 
-async def test_a_compressed_answer_passes_untouched(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_compressed_response_is_relayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
     packed = gzip.compress(json.dumps({"status_url": f"{raw.url}/x"}).encode())
     raw.plays(ok(packed, "Content-Type: application/json", "Content-Encoding: gzip"))
     assert (await relay.call("GET", relay.path("fal", "queue/a")))[2] == packed
 
 
-async def test_a_part_of_an_answer_passes_untouched(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_partial_response_is_relayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
     part = json.dumps({"status_url": f"{raw.url}/x"}).encode()
     raw.plays(ok(part, "Content-Type: application/json", status="206 Partial Content"))
     assert (await relay.call("GET", relay.path("fal", "queue/a")))[2] == part
 
 
-async def test_events_are_rewritten_whole_however_they_are_cut(start: StartRelay, raw: RawUpstream) -> None:
+async def test_events_are_rewritten_whole_however_they_are_split(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
     event = f'data: {{"status": "IN_QUEUE", "status_url": "{raw.url}/a/status"}}\n\n'.encode()
     raw.plays(SSE_HEAD, *(chunk(event[at : at + 7]) for at in range(0, len(event), 7)), chunk(b"data: tail"), LAST_CHUNK)
@@ -195,7 +195,7 @@ async def test_events_are_rewritten_whole_however_they_are_cut(start: StartRelay
     assert body == event.replace(raw.url.encode(), relay.path("fal", "queue").encode()) + b"data: tail"
 
 
-async def test_an_event_that_is_held_when_the_provider_breaks_off_is_passed_on(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_buffered_event_is_forwarded_when_the_provider_disconnects(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), chunk(b"data: 2"), CLOSE)
     got = b""
@@ -206,14 +206,14 @@ async def test_an_event_that_is_held_when_the_provider_breaks_off_is_passed_on(s
     assert got == b"data: 1\n\ndata: 2"
 
 
-async def test_an_answer_too_large_to_rewrite_passes_as_it_is(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_too_large_to_rewrite_is_relayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"providers": fal_entry("http://127.0.0.1:9", raw.url)})
     body = json.dumps({"status_url": f"{raw.url}/x", "pad": "x" * (1024 * 1024 + 10)}).encode()
     raw.plays(head("Content-Type: application/json", "Transfer-Encoding: chunked"), chunk(body), LAST_CHUNK)
     assert (await relay.call("GET", relay.path("fal", "queue/a")))[2] == body
 
 
-async def test_an_upload_url_in_a_header_leads_back_to_the_relay(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_upload_url_in_a_header_points_to_the_relay(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(google=provider(raw.url, "GOOGLE_AI_API_KEY", rewrite={"headers": ["X-Goog-Upload-Url"]}))
     raw.plays(ok(b"{}", f"X-Goog-Upload-URL: {raw.url}/upload/v1beta/files?upload_id=7", "X-Other: https://generativelanguage.googleapis.com/"))
     _, headers, _ = await relay.call("POST", relay.path("google", "upload/v1beta/files"))
@@ -221,13 +221,13 @@ async def test_an_upload_url_in_a_header_leads_back_to_the_relay(start: StartRel
     assert headers["X-Other"] == "https://generativelanguage.googleapis.com/"
 
 
-# fal's proxy convention -----------------------------------------------------------------------------
+# fal's proxy convention ---------------------------------------------------------------------------
 
 
-async def test_at_proxy_the_header_names_the_call(fal: tuple[Relay, Any]) -> None:
+async def test_the_proxy_endpoint_calls_the_url_in_the_header(fal: tuple[Relay, Any]) -> None:
     relay, upstream = fal
-    wanted = f"{upstream.make_url('/')}fal-ai/flux/requests/r1/status?logs=0"
-    status, _, _ = await relay.call("GET", relay.path("fal", "proxy"), headers={"x-fal-target-url": wanted, "Authorization": f"Key {CLIENT_KEY}"})
+    target_url = f"{upstream.make_url('/')}fal-ai/flux/requests/r1/status?logs=0"
+    status, _, _ = await relay.call("GET", relay.path("fal", "proxy"), headers={"x-fal-target-url": target_url, "Authorization": f"Key {CLIENT_KEY}"})
     [seen] = upstream.app[SEEN]
     assert status == 200 and seen.target == "/fal-ai/flux/requests/r1/status?logs=0"
     assert seen.header("Authorization") == f"Bearer {KEYS['FAL_KEY']}"
@@ -235,31 +235,31 @@ async def test_at_proxy_the_header_names_the_call(fal: tuple[Relay, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "target_url",
     [None, "", "https://evil.test/x", "http://169.254.169.254/latest", "//127.0.0.1:9/x", "gopher://127.0.0.1/x"],
 )
-async def test_at_proxy_any_other_host_is_refused_before_a_dial(fal: tuple[Relay, Any], wanted: str | None) -> None:
+async def test_the_proxy_endpoint_refuses_other_hosts(fal: tuple[Relay, Any], target_url: str | None) -> None:
     relay, _ = fal
-    headers = {} if wanted is None else {"x-fal-target-url": wanted}
-    status, answered, _ = await relay.call("POST", relay.path("fal", "proxy"), headers=headers, json={})
-    assert (status, answered["x-relay-error"]) == (403, "target_not_allowed")
+    headers = {} if target_url is None else {"x-fal-target-url": target_url}
+    status, response_headers, _ = await relay.call("POST", relay.path("fal", "proxy"), headers=headers, json={})
+    assert (status, response_headers["x-relay-error"]) == (403, "target_not_allowed")
 
 
 @pytest.mark.parametrize("tail", ["/a/../../x", "/a/%2e%2e/x", "/a\\b"])
-async def test_at_proxy_the_path_is_checked_like_any_other(fal: tuple[Relay, Any], tail: str) -> None:
+async def test_the_proxy_endpoint_checks_the_path_like_any_other(fal: tuple[Relay, Any], tail: str) -> None:
     relay, upstream = fal
-    wanted = str(upstream.make_url("")).rstrip("/") + tail
-    status, answered, _ = await relay.call("POST", relay.path("fal", "proxy"), headers={"x-fal-target-url": wanted})
-    assert (status, answered["x-relay-error"]) == (400, "bad_path")
+    target_url = str(upstream.make_url("")).rstrip("/") + tail
+    status, response_headers, _ = await relay.call("POST", relay.path("fal", "proxy"), headers={"x-fal-target-url": target_url})
+    assert (status, response_headers["x-relay-error"]) == (400, "bad_path")
 
 
-async def test_proxy_is_an_endpoint_like_any_other_elsewhere(start: StartRelay, raw: RawUpstream) -> None:
+async def test_proxy_is_an_ordinary_endpoint_of_other_providers(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     raw.plays(ok(b"fine"))
     assert (await relay.call("GET", relay.path("openai", "proxy")))[0] == 200
 
 
-# Whose URL ------------------------------------------------------------------------------------------
+# The public URL
 
 
 async def _queue_url(relay: Relay, **headers: str) -> str:
@@ -268,7 +268,7 @@ async def _queue_url(relay: Relay, **headers: str) -> str:
     return str(json.loads(body)["response_url"]).removesuffix("/api/v1/ai-gateway/providers/fal/queue/a/requests/r1")
 
 
-async def test_the_public_url_is_what_the_file_says(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_the_public_url_of_the_configuration_is_used(start: StartRelay, aiohttp_server: Any) -> None:
     host = await aiohttp_server(vendor(("*", "/{path:.*}", queue)))
     entry = fal_entry("http://127.0.0.1:9", str(host.make_url("")).rstrip("/"))
     relay = await start({"server": {"public_url": "https://ai.example.com/"}, "providers": entry})
@@ -276,13 +276,13 @@ async def test_the_public_url_is_what_the_file_says(start: StartRelay, aiohttp_s
     assert (await relay.call("POST", relay.path("fal", "queue/a"), headers={"Host": "ai.example.com"}))[0] == 200
 
 
-async def test_forwarding_headers_are_believed_of_trusted_proxies_only(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_forwarding_headers_are_trusted_only_from_trusted_proxies(start: StartRelay, aiohttp_server: Any) -> None:
     host = await aiohttp_server(vendor(("*", "/{path:.*}", queue)))
     entry = fal_entry("http://127.0.0.1:9", str(host.make_url("")).rstrip("/"))
     forwarded = {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "ai.example.com", "X_Forwarded_For": "198.51.100.7"}
-    wary = await start({"providers": entry})
-    assert await _queue_url(wary, **forwarded) == wary.url
-    await wary.events()  # its line is written before the log turns to the other relay
+    distrusting = await start({"providers": entry})
+    assert await _queue_url(distrusting, **forwarded) == distrusting.url
+    await distrusting.events()  # wait for its line before the other relay takes over the log
     trusting = await start({"server": {"trusted_proxies": ["127.0.0.0/8"]}, "providers": entry})
     assert await _queue_url(trusting, **forwarded) == "https://ai.example.com"
     [event] = await trusting.events()
