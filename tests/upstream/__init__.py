@@ -1,1 +1,1 @@
-"""Stand-in providers: real servers on loopback that keep what arrived and answer, or misbehave, as told."""
+"""Stand-in providers: servers on loopback that record requests and respond as scripted."""

@@ -1,4 +1,7 @@
-"""Cloudflare's front as the relay meets it: its URLs, its own 401, its headers; behind it the vendors' stand-ins."""
+"""Cloudflare's gateway as the relay meets it: its URLs, its own 401, its headers.
+
+Stand-in vendors are behind it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _SLUGS = {"google": "google-ai-studio"}
 
 
 def cloudflare(vendors: dict[str, str], token: str) -> web.Application:
-    """`/v1/{account}/{gateway}/{slug}/…` in front of vendors given by slug and base URL."""
+    """Serve `/v1/{account}/{gateway}/{slug}/…` in front of vendors, given as slug to base URL."""
     app = web.Application(client_max_size=2**31)
     app[SEEN] = []
 
@@ -29,11 +32,11 @@ def cloudflare(vendors: dict[str, str], token: str) -> web.Application:
         slug = request.match_info["slug"]
         url = f"{vendors[_SLUGS.get(slug, slug)]}/{request.match_info.get('tail', '')}"
         url += f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
-        kept = {k: v for k, v in request.headers.items() if not k.lower().startswith(("cf-aig-", "host", "sec-web", "connection", "upgrade", "content-length", "transfer-"))}
+        forwarded = {k: v for k, v in request.headers.items() if not k.lower().startswith(("cf-aig-", "host", "sec-web", "connection", "upgrade", "content-length", "transfer-"))}
         async with ClientSession() as session:
             if "Upgrade" in request.headers:
-                return await _socket(request, session, url, kept)
-            async with session.request(request.method, url, headers=kept, data=io.BytesIO(body)) as answer:
+                return await _socket(request, session, url, forwarded)
+            async with session.request(request.method, url, headers=forwarded, data=io.BytesIO(body)) as answer:
                 return await _copy(request, answer)
 
     app.router.add_route("*", "/v1/{account}/{gateway}/{slug}", front)
@@ -53,7 +56,7 @@ async def _copy(request: web.Request, answer: object) -> web.StreamResponse:
 
 
 async def _socket(request: web.Request, session: ClientSession, url: str, headers: dict[str, str]) -> web.StreamResponse:
-    """Relays until either side closes; enough for conversations, not for measuring."""
+    """Relay messages until either side closes; good enough for tests, not for measurements."""
     offered = [p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if p]
     async with session.ws_connect(url, headers=headers, protocols=offered) as upstream:
         socket = web.WebSocketResponse(protocols=[upstream.protocol] if upstream.protocol else ())

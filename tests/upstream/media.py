@@ -1,6 +1,6 @@
-"""What the vendors' SDKs need of their APIs: speech, transcription, queues, uploads, live sessions.
+"""The vendors' APIs as far as their SDKs use them: speech, transcription, queues, uploads.
 
-Beside vendors.py, whose OpenAI and Anthropic serve here too. Shapes are those of the vendors' API references.
+OpenAI and Anthropic are those of vendors.py. Shapes follow the vendors' API references.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUDIO_TEXT = base64.b64encode(AUDIO).decode()
 
 
 async def _audio(request: web.Request) -> web.StreamResponse:
-    """Audio in pieces, with what ElevenLabs says of the cost."""
+    """Send audio in pieces, with the header in which ElevenLabs reports the cost."""
     await noted(request)
     answer = web.StreamResponse(headers={"Content-Type": "audio/mpeg", "character-cost": "11", "request-id": "el-1"})
     await answer.prepare(request)
@@ -42,21 +42,21 @@ async def _audio(request: web.Request) -> web.StreamResponse:
 
 
 async def elevenlabs_stream_input(request: web.Request) -> web.StreamResponse:
-    """Text in, audio out; an empty text ends it."""
+    """Respond to text with audio; an empty text ends the session."""
 
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        if asked.get("text") == "":
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        if sent.get("text") == "":
             await socket.send_json({"audio": None, "isFinal": True, "alignment": None})
             await socket.close()
-        elif asked.get("text", " ").strip():
+        elif sent.get("text", " ").strip():
             await socket.send_json({"audio": AUDIO_TEXT, "isFinal": None, "alignment": None})
 
     return await session(request, reply)
 
 
 async def elevenlabs_scribe(request: web.Request) -> web.StreamResponse:
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        if asked.get("commit"):
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        if sent.get("commit"):
             await socket.send_json({"message_type": "committed_transcript", "text": "hello world"})
 
     return await session(request, reply, {"message_type": "session_started", "session_id": "s1", "config": {}})
@@ -70,15 +70,15 @@ async def elevenlabs_signed_url(request: web.Request) -> web.StreamResponse:
 
 
 async def elevenlabs_convai(request: web.Request) -> web.StreamResponse:
-    """An agent that speaks first; `convai` is the subprotocol it speaks."""
+    """An agent that speaks first, with the subprotocol `convai`."""
 
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        """It listens."""
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        """Send no response."""
 
     meta = {"conversation_id": "conv_1", "agent_output_audio_format": "pcm_16000", "user_input_audio_format": "pcm_16000"}
-    begun = {"type": "conversation_initiation_metadata", "conversation_initiation_metadata_event": meta}
-    said = {"type": "agent_response", "agent_response_event": {"agent_response": "Hello there."}}
-    return await session(request, reply, begun, said, protocols=("convai",))
+    started = {"type": "conversation_initiation_metadata", "conversation_initiation_metadata_event": meta}
+    greeting = {"type": "agent_response", "agent_response_event": {"agent_response": "Hello there."}}
+    return await session(request, reply, started, greeting, protocols=("convai",))
 
 
 def elevenlabs() -> web.Application:
@@ -102,8 +102,8 @@ async def cartesia_sse(request: web.Request) -> web.StreamResponse:
 
 
 async def cartesia_socket(request: web.Request) -> web.StreamResponse:
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        common = {"context_id": asked["context_id"], "status_code": 206, "step_time": 12.5}
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        common = {"context_id": sent["context_id"], "status_code": 206, "step_time": 12.5}
         await socket.send_json(common | {"type": "chunk", "data": AUDIO_TEXT, "done": False})
         await socket.send_json(common | {"type": "done", "done": True, "status_code": 200})
 
@@ -118,14 +118,14 @@ def cartesia() -> web.Application:
 
 
 async def fal_run(request: web.Request) -> web.StreamResponse:
-    _, asked = await noted(request)
+    _, sent = await noted(request)
     if request.path.endswith("/stream"):
         return await _sse(request, [(None, {"images": [], "n": n}) for n in range(2)])
-    return web.json_response({"images": [{"url": "https://v3.fal.media/files/x.png"}], "prompt": asked.get("prompt")})
+    return web.json_response({"images": [{"url": "https://v3.fal.media/files/x.png"}], "prompt": sent.get("prompt")})
 
 
 async def fal_queue(request: web.Request) -> web.StreamResponse:
-    """Submit, status, result, cancel; absolute URLs of its own host, as the real one."""
+    """Serve submit, status, result and cancel, with absolute URLs of this host as fal does."""
     await noted(request)
     app, requests, tail = request.path.partition("/requests/")
     base = f"{request.url.origin()}{app}/requests/r1"
@@ -147,7 +147,7 @@ def fal_queue_host() -> web.Application:
 
 # Deepgram, Groq ---------------------------------------------------------------------------------
 
-_HEARD = {"channel": {"alternatives": [{"transcript": "hello world", "confidence": 0.99, "words": []}]}}
+_TRANSCRIPT = {"channel": {"alternatives": [{"transcript": "hello world", "confidence": 0.99, "words": []}]}}
 
 
 async def deepgram_listen(request: web.Request) -> web.StreamResponse:
@@ -155,16 +155,16 @@ async def deepgram_listen(request: web.Request) -> web.StreamResponse:
         return await deepgram_live(request)
     await noted(request)
     meta = {"request_id": "d1", "created": "2026-11-24T00:00:00Z", "duration": 2.5, "channels": 1, "sha256": "x", "transaction_key": "t", "models": [], "model_info": {}}
-    return web.json_response({"metadata": meta, "results": {"channels": [_HEARD["channel"]]}})
+    return web.json_response({"metadata": meta, "results": {"channels": [_TRANSCRIPT["channel"]]}})
 
 
 async def deepgram_live(request: web.Request) -> web.StreamResponse:
     meta = {"request_id": "d1", "model_uuid": "m", "model_info": {"name": "nova", "version": "1", "arch": "nova"}}
 
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        if isinstance(asked, bytes):
-            await socket.send_json({"type": "Results", "channel_index": [0, 1], "duration": 1.25, "start": 0.0, "is_final": True, "metadata": meta} | _HEARD)
-        elif asked["type"] == "CloseStream":
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        if isinstance(sent, bytes):
+            await socket.send_json({"type": "Results", "channel_index": [0, 1], "duration": 1.25, "start": 0.0, "is_final": True, "metadata": meta} | _TRANSCRIPT)
+        elif sent["type"] == "CloseStream":
             await socket.send_json({"type": "Metadata", "transaction_key": "t", "request_id": "d1", "sha256": "x", "created": "2026-11-24T00:00:00Z", "duration": 1.25, "channels": 1})
             await socket.close()
 
@@ -183,7 +183,7 @@ def groq() -> web.Application:
 
 
 async def google_upload(request: web.Request) -> web.StreamResponse:
-    """A resumable upload: the start names the URL where the bytes go."""
+    """Serve a resumable upload: the response to `start` names the URL for the bytes."""
     seen, _ = await noted(request)
     command = seen.header("X-Goog-Upload-Command") or ""
     if command == "start":
@@ -195,10 +195,10 @@ async def google_upload(request: web.Request) -> web.StreamResponse:
 
 
 async def google_live(request: web.Request) -> web.StreamResponse:
-    """Setup, then a turn for each turn; JSON in binary frames."""
+    """Respond to the setup and to each turn, with JSON in binary frames."""
 
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
-        if "setup" in asked:
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
+        if "setup" in sent:
             await socket.send_bytes(b'{"setupComplete": {}}')
             return
         turn = {"modelTurn": {"role": "model", "parts": [{"text": "Hello from Gemini"}]}}

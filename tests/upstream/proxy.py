@@ -1,7 +1,7 @@
-"""A forward proxy on loopback: CONNECT tunnels and requests with a whole URL, to where the test says.
+"""A forward proxy on loopback: CONNECT tunnels and absolute URLs, to ports that a test sets.
 
     proxy = await ForwardProxy.start()
-    proxy.leads["api.example.test", 443] = port     # nobody else's name resolves
+    proxy.routes["api.example.test", 443] = port    # no other name resolves
     proxy.answers(b"HTTP/1.1 407 No\\r\\n\\r\\n")      # instead of a tunnel, from now on
 """
 
@@ -18,10 +18,10 @@ from tests.upstream.raw import Arrived
 
 @dataclass
 class ForwardProxy:
-    """`arrived` are the requests as the proxy saw them."""
+    """`arrived` holds the requests as the proxy received them."""
 
     port: int = 0
-    leads: dict[tuple[str, int], int] = field(default_factory=dict)
+    routes: dict[tuple[str, int], int] = field(default_factory=dict)
     arrived: list[Arrived] = field(default_factory=list)
     _instead: bytes | None = None
     _server: asyncio.Server | None = None
@@ -44,7 +44,7 @@ class ForwardProxy:
         return [(each.head.split(b" ")[0].decode(), each.target) for each in self.arrived]
 
     def answers(self, instead: bytes) -> None:
-        """These bytes, then the end of the connection."""
+        """Respond to every request with these bytes, then close the connection."""
         self._instead = instead
 
     async def stop(self) -> None:
@@ -76,18 +76,18 @@ class ForwardProxy:
         method, target = self.targets[-1]
         if method == "CONNECT":
             host, _, port = target.rpartition(":")
-            beyond = await asyncio.open_connection("127.0.0.1", self.leads[host, int(port)])
+            upstream = await asyncio.open_connection("127.0.0.1", self.routes[host, int(port)])
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:
             url = urlsplit(target)
-            beyond = await asyncio.open_connection("127.0.0.1", self.leads[url.hostname or "", url.port or 80])
+            upstream = await asyncio.open_connection("127.0.0.1", self.routes[url.hostname or "", url.port or 80])
             path = f"{url.path}?{url.query}" if url.query else url.path
-            beyond[1].write(request.head.replace(target.encode(), path.encode(), 1))
-        copies = (_copy(reader, beyond[1]), _copy(beyond[0], writer))
+            upstream[1].write(request.head.replace(target.encode(), path.encode(), 1))
+        copies = (_copy(reader, upstream[1]), _copy(upstream[0], writer))
         try:
             await asyncio.gather(*copies)
         finally:
-            beyond[1].close()
+            upstream[1].close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,7 @@
-"""A provider written as bytes: each connection plays the next script, to the letter.
+"""A provider written as bytes: each request plays the next script, byte for byte.
 
     raw = await RawUpstream.start()
-    raw.plays(ok(b"hello"))                       # one answer, then the connection stays open
+    raw.plays(ok(b"hello"))                       # one response, then the connection stays open
     raw.plays(b"HTTP/1.1 200 OK\\r\\n…", RESET)     # bytes, then a TCP reset
 """
 
@@ -16,30 +16,30 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Pause:
-    """Say nothing for a while."""
+    """Send nothing for `s` seconds."""
 
     s: float
 
 
 CLOSE, RESET, SILENCE = "close", "reset", "silence"
 Step = bytes | Pause | str | asyncio.Event
-"""Bytes are sent; an Event is waited for; "early" as the first step answers before the body is
+"""Bytes are sent; an Event is waited for; "early" as the first step responds before the body is
 read, "deaf" never reads it."""
 
 
 def ok(body: bytes = b"ok", *headers: str, status: str = "200 OK") -> bytes:
-    """A whole answer with a Content-Length."""
+    """Return a whole response with a Content-Length."""
     lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def head(*headers: str, status: str = "200 OK") -> bytes:
-    """Only the head."""
+    """Return the head of a response."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers]).encode() + b"\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
-    """One HTTP chunk."""
+    """Return one HTTP chunk."""
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
@@ -48,7 +48,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def gated_events(count: int) -> tuple[list[asyncio.Event], list[Step]]:
-    """An SSE answer whose n-th event, `data: n`, is sent once the n-th gate is set."""
+    """An SSE response whose n-th event, `data: n`, is sent once the n-th gate is set."""
     gates = [asyncio.Event() for _ in range(count)]
     steps: list[Step] = [SSE_HEAD]
     for number, gate in enumerate(gates):
@@ -58,7 +58,7 @@ def gated_events(count: int) -> tuple[list[asyncio.Event], list[Step]]:
 
 @dataclass
 class Arrived:
-    """What one request looked like on the wire."""
+    """One request as it arrived on the wire."""
 
     head: bytes
     body: bytes = b""
@@ -76,12 +76,12 @@ class Arrived:
 
     def header(self, name: str) -> list[str]:
         """All values of one header."""
-        return [value for given, value in self.headers if given.lower() == name.lower()]
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
 @dataclass
 class RawUpstream:
-    """Scripts are played one a connection and request, in order; the last one again and again."""
+    """Plays one script for each request, in order, and repeats the last one."""
 
     port: int = 0
     arrived: list[Arrived] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which failures reach a fallback, which never do, and what the row says of a call that may be billed twice."""
+"""Which failures reach a fallback, and how a call that may be billed twice is recorded."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.upstream.raw import SILENCE, RawUpstream, Step, ok
 
 CHAT = b'{"model": "big", "messages": []}'
 STREAM = b'{"model": "big", "messages": [], "stream": true}'
-SENT_ON = ok(b"from the other")
+FROM_OTHER = ok(b"from the other")
 
 
 @pytest.fixture
 async def other() -> AsyncIterator[RawUpstream]:
-    """The provider that is fallen back to."""
+    """The fallback provider."""
     upstream = await RawUpstream.start()
-    upstream.plays(SENT_ON)
+    upstream.plays(FROM_OTHER)
     yield upstream
     await upstream.stop()
 
@@ -55,13 +55,13 @@ FAILURES: dict[str, tuple[str, tuple[Step, ...]]] = {
     "401": ("refused_key", (failing("401 No"),)),
     "403": ("refused_key", (failing("403 No"),)),
     "closed": ("disconnect", ("close",)),
-    "cut head": ("disconnect", (b"HTTP/1.1 200 O", "close")),
+    "truncated head": ("disconnect", (b"HTTP/1.1 200 O", "close")),
     "not HTTP": ("disconnect", (b"hello\r\n\r\n", "close")),
     "silent": ("timeout", (SILENCE,)),
 }  # fmt: skip
 
 
-async def _called(relay: Relay, endpoint: str = "chat/completions", body: bytes = CHAT, **options: Any) -> tuple[int, Any, bytes]:
+async def _call(relay: Relay, endpoint: str = "chat/completions", body: bytes = CHAT, **options: Any) -> tuple[int, Any, bytes]:
     return await relay.call("POST", relay.path("openai", endpoint), data=body, **options)
 
 
@@ -71,14 +71,14 @@ async def test_every_failure_reaches_the_fallback(start: StartRelay, raw: RawUps
     raw.plays(*steps)
     patience = {"fallback_after_s": 0.05} if failure == "silent" else {}
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}], **patience), other=provider(other.url))
-    status, headers, body = await _called(relay)
+    status, headers, body = await _call(relay)
     assert (status, body, headers["cf-aig-step"]) == (200, b"from the other", "1")
     assert [len(raw.arrived), len(other.arrived)] == [1, 1]
 
 
 async def test_a_provider_that_cannot_be_connected_to_reaches_the_fallback(start: StartRelay, other: RawUpstream) -> None:
     relay = await start(openai=provider("http://127.0.0.1:9", fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay))[2] == b"from the other"
+    assert (await _call(relay))[2] == b"from the other"
 
 
 @pytest.mark.parametrize("failure", ["503", "500", "401", "closed", "silent"])
@@ -89,17 +89,17 @@ async def test_a_failure_that_fallback_on_leaves_out_reaches_the_client(start: S
         raw.url, fallback=[{"provider": "other"}], fallback_on=sorted(FALLBACK_CAUSES - {cause}), fallback_after_s=0.05, first_byte_timeout_s=0.1,
     )  # fmt: skip
     relay = await start(openai=entry, other=provider(other.url))
-    status, headers, _ = await _called(relay)
+    status, headers, _ = await _call(relay)
     assert status == (int(failure) if failure.isdigit() else 502 if failure == "closed" else 504)
     assert headers["cf-aig-step"] == "0" if failure.isdigit() else headers["x-relay-error"].startswith("upstream_")
     assert other.arrived == []
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "404 Not Found", "413 Too Large", "422 Unprocessable"])
-async def test_what_the_client_did_wrong_reaches_no_fallback(start: StartRelay, raw: RawUpstream, other: RawUpstream, status: str) -> None:
+async def test_an_error_of_the_client_reaches_no_fallback(start: StartRelay, raw: RawUpstream, other: RawUpstream, status: str) -> None:
     raw.plays(failing(status))
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay))[0] == int(status[:3])
+    assert (await _call(relay))[0] == int(status[:3])
     assert other.arrived == []
 
 
@@ -107,7 +107,7 @@ async def test_what_the_client_did_wrong_reaches_no_fallback(start: StartRelay, 
 async def test_jobs_uploads_and_batches_are_not_sent_twice(start: StartRelay, raw: RawUpstream, other: RawUpstream, endpoint: str) -> None:
     raw.plays(failing("500 Broken"))
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay, endpoint))[0] == 500
+    assert (await _call(relay, endpoint))[0] == 500
     assert other.arrived == []
 
 
@@ -120,7 +120,7 @@ SUBMITTED = {
 
 
 @pytest.mark.parametrize("job", SUBMITTED)
-async def test_a_job_that_ends_later_is_not_sent_twice(start: StartRelay, raw: RawUpstream, other: RawUpstream, job: str) -> None:
+async def test_an_asynchronous_job_is_not_sent_twice(start: StartRelay, raw: RawUpstream, other: RawUpstream, job: str) -> None:
     endpoint, content_type, body = SUBMITTED[job]
     raw.plays(failing("500 Broken"))
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
@@ -132,38 +132,38 @@ async def test_a_body_that_streams_is_not_sent_twice(start: StartRelay, raw: Raw
     raw.plays(failing("500 Broken"))
     document = {"server": {"buffer_bytes": 10, "json_buffer_bytes": 10}}
     relay = await start(document, openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay))[0] == 500
+    assert (await _call(relay))[0] == 500
     assert other.arrived == []
 
 
-async def test_the_same_target_gets_no_call_again_that_it_may_have_executed(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_a_target_does_not_get_a_call_again_that_it_may_have_executed(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(failing("500 Broken"))
     retries = {"max_attempts": 3, "delay_s": 0.001}
     relay = await start({"retries": retries}, openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay))[2] == b"from the other"
+    assert (await _call(relay))[2] == b"from the other"
     assert len(raw.arrived) == 1
 
 
-async def test_the_other_way_to_a_provider_gets_no_call_that_it_may_have_executed(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_the_direct_route_to_a_provider_gets_no_call_that_it_may_have_executed(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(failing("500 Broken"))
     entry = provider(
         raw.url, cloudflare={"slug": "openai"}, via={"rest": ["cloudflare", "direct"]}, fallback=[{"provider": "other"}],
     )  # fmt: skip
     account = {"account_id": "acct", "base_url": f"{raw.url}/v1"}
     relay = await start({"cloudflare": account}, openai=entry, other=provider(other.url))
-    _, headers, body = await _called(relay)
+    _, headers, body = await _call(relay)
     assert (body, headers["cf-aig-step"]) == (b"from the other", "2")
-    assert [request.target for request in raw.arrived] == ["/v1/acct/default/openai/chat/completions"], "through Cloudflare, and not direct"
+    assert [request.target for request in raw.arrived] == ["/v1/acct/default/openai/chat/completions"], "through Cloudflare, and not directly"
 
 
 async def test_an_attempt_that_may_be_billed_is_marked(start: StartRelay, raw: RawUpstream, other: RawUpstream, tmp_path: Path) -> None:
     other.scripts.clear()
     for status in ("500 Broken", "503 Busy"):
         raw.plays(failing(status))
-        other.plays(SENT_ON)
+        other.plays(FROM_OTHER)
     relay = await start({"database": str(tmp_path / "ledger.db")}, openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
     for _ in range(2):
-        await _called(relay)
+        await _call(relay)
     executed, not_executed = await relay.events(count=2)
     assert [each.get("maybe_billed") for each in executed["attempts"]] == [True, None]
     assert [each.get("maybe_billed") for each in not_executed["attempts"]] == [None, None]
@@ -173,34 +173,34 @@ async def test_an_attempt_that_may_be_billed_is_marked(start: StartRelay, raw: R
     assert b'"maybe_billed":true' in row.replace(b" ", b"")
 
 
-async def test_an_attempt_that_nothing_follows_is_not_marked(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_attempt_that_no_other_follows_is_not_marked(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(failing("500 Broken"))
     relay = await start(openai=provider(raw.url))
-    await _called(relay)
+    await _call(relay)
     [event] = await relay.events()
     assert "maybe_billed" not in event["attempts"][0]
 
 
-async def test_the_deadline_of_retries_does_not_keep_a_call_from_the_next_target(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_the_deadline_of_retries_does_not_prevent_a_fallback(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(failing("503 Busy"))
     retries = {"max_attempts": 5, "delay_s": 0.001, "deadline_s": 0.000001}
     relay = await start({"retries": retries}, openai=provider(raw.url, fallback=[{"provider": "other"}]), other=provider(other.url))
-    assert (await _called(relay))[2] == b"from the other"
+    assert (await _call(relay))[2] == b"from the other"
     assert len(raw.arrived) == 1, "no retry begins after the deadline"
 
 
-# How long the first byte may take -------------------------------------------------------------------
+# The timeout of the first byte
 
 
 async def _limit_s(relay: Relay, body: bytes, endpoint: str = "chat/completions") -> float | None:
-    """The limit of a call whose provider is silent, while it waits."""
-    calling = asyncio.create_task(_called(relay, endpoint, body))
+    """Return the first-byte limit of a call while its provider is silent."""
+    call = asyncio.create_task(_call(relay, endpoint, body))
     async with asyncio.timeout(HANG_GUARD_S):
         while not any(exchange.waiting.for_ == "first_byte" for exchange in relay.gateway.running):
             await asyncio.sleep(0.001)
     [exchange] = relay.gateway.running
     limit_s = exchange.waiting.first_byte_limit_s
-    calling.cancel()
+    call.cancel()
     await relay.idle()
     return limit_s
 
@@ -209,7 +209,7 @@ async def _limit_s(relay: Relay, body: bytes, endpoint: str = "chat/completions"
     ("body", "endpoint", "limit_s"),
     [(STREAM, "chat/completions", 60), (CHAT, "chat/completions", None), (b"{}", "v1beta/models/gemini:streamGenerateContent", 60)],
 )
-async def test_a_streamed_call_waits_a_minute_where_another_target_follows(
+async def test_a_streamed_call_waits_a_minute_if_another_target_follows(
     start: StartRelay, raw: RawUpstream, other: RawUpstream, body: bytes, endpoint: str, limit_s: float | None
 ) -> None:
     raw.plays(SILENCE)
@@ -218,7 +218,7 @@ async def test_a_streamed_call_waits_a_minute_where_another_target_follows(
 
 
 @pytest.mark.parametrize("entry", [{}, {"fallback": [{"provider": "other"}], "fallback_on": ["5xx"]}])
-async def test_a_call_that_no_other_target_would_get_waits_as_long_as_its_provider_says(
+async def test_a_call_without_a_fallback_on_timeout_has_the_timeout_of_its_provider(
     start: StartRelay, raw: RawUpstream, other: RawUpstream, entry: dict[str, Any]
 ) -> None:
     raw.plays(SILENCE)
@@ -226,20 +226,20 @@ async def test_a_call_that_no_other_target_would_get_waits_as_long_as_its_provid
     assert await _limit_s(relay, STREAM) is None
 
 
-async def test_the_last_target_has_all_the_time_of_its_provider(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_the_last_target_has_the_timeout_of_its_provider(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(failing("500 Broken"))
     other.scripts[:] = [(SILENCE,)]
     relay = await start(openai=provider(raw.url, fallback=[{"provider": "other"}], fallback_after_s=5), other=provider(other.url))
-    calling = asyncio.create_task(_called(relay, body=STREAM))
+    call = asyncio.create_task(_call(relay, body=STREAM))
     async with asyncio.timeout(HANG_GUARD_S):
         while not other.arrived:
             await asyncio.sleep(0.001)
     [exchange] = relay.gateway.running
     assert exchange.waiting.first_byte_limit_s is None
-    calling.cancel()
+    call.cancel()
 
 
-async def test_fallback_after_s_holds_for_whole_answers_too_and_never_outlasts_the_provider(
+async def test_fallback_after_s_applies_to_whole_responses_and_never_exceeds_the_timeout_of_the_provider(
     start: StartRelay, raw: RawUpstream, other: RawUpstream
 ) -> None:
     raw.plays(SILENCE)
@@ -250,35 +250,35 @@ async def test_fallback_after_s_holds_for_whole_answers_too_and_never_outlasts_t
     assert await _limit_s(relay, CHAT) == 5
 
 
-async def test_a_client_that_says_how_long_it_waits_is_believed(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
+async def test_a_timeout_that_the_client_sets_reaches_the_fallback(start: StartRelay, raw: RawUpstream, other: RawUpstream) -> None:
     raw.plays(SILENCE)
     entry = provider(raw.url, fallback=[{"provider": "other"}], fallback_on=["5xx"])
     relay = await start(openai=entry, other=provider(other.url, idle_timeout_s=0.1))
-    assert (await _called(relay, headers={"cf-aig-request-timeout": "30"}))[2] == b"from the other"
+    assert (await _call(relay, headers={"cf-aig-request-timeout": "30"}))[2] == b"from the other"
 
 
-def test_a_provider_may_think_for_ten_minutes_by_default(tmp_path: Path) -> None:
+def test_the_default_timeout_of_the_first_byte_is_ten_minutes(tmp_path: Path) -> None:
     config = load(write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9")}}))
     assert config.registry.providers["openai"].first_byte_timeout_s == 600
 
 
-# Decisions ------------------------------------------------------------------------------------------
+# Decisions ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("ended", "executed"),
+    ("result", "executed"),
     [
         (AttemptResult(500), True), (AttemptResult(502), True), (AttemptResult(0, UpstreamTimeout("x", 1)), True), (AttemptResult(0, UpstreamDisconnected("x")), True),
         (AttemptResult(200, first_event_status=0), True), (AttemptResult(200, first_event_status=500), True),
         (AttemptResult(503), False), (AttemptResult(498), False), (AttemptResult(521), False), (AttemptResult(401), False), (AttemptResult(200, first_event_status=529), False),
     ],
 )  # fmt: skip
-def test_what_may_have_been_executed(ended: AttemptResult, executed: bool) -> None:
-    assert may_be_executed(ended, RetryRules(), "POST") is executed
-    assert may_be_executed(ended, RetryRules(), "GET") is False
+def test_which_attempts_may_have_been_executed(result: AttemptResult, executed: bool) -> None:
+    assert may_be_executed(result, RetryRules(), "POST") is executed
+    assert may_be_executed(result, RetryRules(), "GET") is False
 
 
-def test_a_status_that_the_operator_lists_as_not_executed_is_one() -> None:
+def test_a_configured_status_counts_as_not_executed() -> None:
     assert fallback_cause(AttemptResult(500), RetryRules(statuses=frozenset({500}))) == "not_executed"
     assert fallback_cause(AttemptResult(409), RetryRules(statuses=frozenset({409}))) == "not_executed"
     assert fallback_cause(AttemptResult(409), RetryRules()) is None
@@ -292,12 +292,12 @@ def test_a_status_that_the_operator_lists_as_not_executed_is_one() -> None:
         "openai/deployments/mine/chat/completions",
     ],
 )  # fmt: skip
-def test_what_generates(endpoint: str) -> None:
+def test_which_endpoints_generate(endpoint: str) -> None:
     assert generates("POST", endpoint) and not generates("GET", endpoint)
 
 
 @pytest.mark.parametrize("endpoint", ["responses/resp_1", "responses/resp_1/cancel", "batches", "v1/messages/batches", "videos", "files", "models", "x", "queue/fal-ai/speech-to-text", "async/chat/completions"])
-def test_what_does_not(endpoint: str) -> None:
+def test_which_endpoints_do_not_generate(endpoint: str) -> None:
     assert not generates("POST", endpoint)
 
 
@@ -305,11 +305,11 @@ def test_moderations_are_a_kind_of_their_own() -> None:
     assert kind_of("moderations") == "moderation"
 
 
-# Configuration --------------------------------------------------------------------------------------
+# Configuration ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"fallback_on": ["5xx"]}, r"gateway.yaml:\d+:\d+: providers.openai.fallback_on.*needs `fallback`"),
         ({"fallback_after_s": 5}, r"gateway.yaml:\d+:\d+: providers.openai.fallback_after_s.*needs `fallback`"),
@@ -317,6 +317,6 @@ def test_moderations_are_a_kind_of_their_own() -> None:
         ({"fallback": [{"provider": "openai", "model": "small"}], "fallback_on": []}, r"gateway.yaml:\d+:\d+: providers.openai.fallback_on.*at least 1"),
     ],
 )  # fmt: skip
-def test_a_fallback_on_that_means_nothing_is_refused_with_its_place(tmp_path: Path, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_fallback_settings_without_effect_are_refused_with_their_place(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9", **more)}}))

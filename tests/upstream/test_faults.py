@@ -1,4 +1,4 @@
-"""Faults on the upstream leg: each gives a documented status or close within its time, and leaves nothing behind."""
+"""Faults of the provider: each ends in time with a documented status or close; none leaks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ EVENT = b'data: {"n": 1}\n\n'
 QUICK = {"first_byte_timeout_s": 0.6, "idle_timeout_s": 0.6, "connect_timeout_s": 0.6}
 
 
-async def _ask(relay: Relay, kind: str, name: str = "openai") -> tuple[Any, str]:
-    """(status or close or 'cut', error code) of a GET, POST, SSE call or WebSocket."""
+async def _outcome(relay: Relay, kind: str, name: str = "openai") -> tuple[Any, str]:
+    """Return (status, 'close' or 'cut', error code) of a GET, POST, SSE call or WebSocket."""
     if kind == "ws":
         try:
             async with relay.client.ws_connect(relay.ws(name), autoclose=False) as ws:
@@ -58,19 +58,19 @@ TOXICS: dict[str, tuple[tuple[Step, ...], set[tuple[Any, str]]]] = {
     "closes at once": ((CLOSE,), {(502, "upstream_disconnected")}),
     "resets at once": ((RESET,), {(502, "upstream_disconnected")}),
     "resets within the head": ((b"HTTP/1.1 200 OK\r\nContent-", RESET), {(502, "upstream_disconnected")}),
-    "speaks something else": ((b"SSH-2.0-OpenSSH_9.2\r\n", CLOSE), {(502, "upstream_protocol_error")}),
+    "another protocol": ((b"SSH-2.0-OpenSSH_9.2\r\n", CLOSE), {(502, "upstream_protocol_error")}),
     "late": ((Pause(0.3), ok()), {(200, ""), (502, "upstream_protocol_error")}),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("toxic", TOXICS)
-async def test_a_bad_upstream_gives_its_documented_answer(start: StartRelay, raw: RawUpstream, toxic: str, kind: str) -> None:
+async def test_a_bad_upstream_gives_its_documented_error(start: StartRelay, raw: RawUpstream, toxic: str, kind: str) -> None:
     steps, expected = TOXICS[toxic]
     raw.plays(*steps)
     relay = await start({"websocket": {"handshake_timeout_s": 0.6}}, openai=provider(raw.url, websocket={"default_path": "x"}, **QUICK))
     async with asyncio.timeout(20):
-        status, code = await _ask(relay, kind)
+        status, code = await _outcome(relay, kind)
     if (kind, toxic) == ("ws", "late"):
         assert (status, code) == (200, "handshake_refused")
     else:
@@ -83,14 +83,14 @@ async def test_a_bad_upstream_gives_its_documented_answer(start: StartRelay, raw
 async def test_an_upstream_that_cannot_be_reached_is_502(start: StartRelay, kind: str) -> None:
     port = free_port()
     relay = await start(openai=provider(f"http://127.0.0.1:{port}", websocket={"default_path": "x"}))
-    assert await _ask(relay, kind) == (502, "upstream_unreachable")
+    assert await _outcome(relay, kind) == (502, "upstream_unreachable")
     message = f"No connection to the provider 'openai' at 127.0.0.1:{port}: connection refused."
     assert (await relay.events("exchange"))[0]["cause"] == message
     if kind != "ws":
         assert message in (await relay.call("GET", relay.path("openai", "x")))[2].decode()
 
 
-def test_what_cannot_be_reached_fits_into_the_reason_of_a_close() -> None:
+def test_the_message_of_an_unreachable_provider_fits_into_the_reason_of_a_close() -> None:
     error = UpstreamUnreachable("google-ai-studio", "generativelanguage.googleapis.com:443", "connection refused")
     assert error.message.encode() == close_payload(1014, error.message)[2:]
 
@@ -107,18 +107,18 @@ async def test_a_certificate_that_is_not_trusted_is_502(start: StartRelay, kind:
     server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     relay = await start(openai=provider(f"https://127.0.0.1:{port}", websocket={"default_path": "x"}))
-    assert await _ask(relay, kind) == (502, "upstream_tls_failed")
+    assert await _outcome(relay, kind) == (502, "upstream_tls_failed")
     message = f"TLS with the provider 'openai' at 127.0.0.1:{port} failed: its certificate is not trusted."
     assert (await relay.events("exchange"))[0]["cause"] == message
     server.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_tls_that_never_answers_ends_in_its_time(start: StartRelay, raw: RawUpstream, kind: str) -> None:
+async def test_a_tls_handshake_without_a_response_times_out(start: StartRelay, raw: RawUpstream, kind: str) -> None:
     raw.plays(CLOSE)
     relay = await start({"websocket": {"handshake_timeout_s": 0.6}}, openai=provider(raw.url.replace("http:", "https:"), websocket={"default_path": "x"}, connect_timeout_s=0.6))
     expected = {"ws": (504, "upstream_timeout")}
-    assert await _ask(relay, kind) == expected.get(kind, (502, "upstream_unreachable"))
+    assert await _outcome(relay, kind) == expected.get(kind, (502, "upstream_unreachable"))
 
 
 async def test_a_name_that_does_not_resolve_is_502(start: StartRelay, upstream_mock: Any) -> None:
@@ -132,30 +132,30 @@ async def test_a_name_that_does_not_resolve_is_502(start: StartRelay, upstream_m
 
 
 @pytest.mark.parametrize("status", [200, 429, 529])
-async def test_answers_of_a_mocked_provider_pass(start: StartRelay, upstream_mock: Any, status: int) -> None:
-    """aioresponses in the provider's place: what the relay makes of a plain aiohttp answer."""
+async def test_responses_of_a_mocked_provider_are_relayed(start: StartRelay, upstream_mock: Any, status: int) -> None:
+    """The provider is aioresponses, so the relay gets a plain aiohttp response."""
     upstream_mock.add("https://api.example/v1/x", method="POST", status=status, body=b"hello", headers={"X-A": "1", "Retry-After": "3"})
     relay = await start(openai=provider("https://api.example/v1"))
     got, headers, body = await relay.call("POST", relay.path("openai", "x"), data=b"{}")
     assert (got, headers["X-A"], headers["Retry-After"], body) == (status, "1", "3", b"hello")
 
 
-async def test_a_reset_at_any_byte_is_a_cut_and_never_a_second_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_reset_at_any_byte_is_an_error_and_never_a_second_call(start: StartRelay, raw: RawUpstream) -> None:
     whole = ok(b"0123456789" * 4, "Content-Type: application/json")
     relay = await start(openai=provider(raw.url, **QUICK))
     for at in range(len(whole)):
         raw.scripts.clear()
         raw.plays(whole[:at] if at else b"", RESET)
         raw.arrived.clear()
-        outcome = await _ask(relay, "post")
+        outcome = await _outcome(relay, "post")
         assert outcome in {(502, "upstream_disconnected"), ("cut", ""), (200, "")}, (at, outcome)
         assert outcome != (200, "") and len(raw.arrived) == 1
     raw.scripts.clear()
     raw.plays(ok(b"fine"))
-    assert await _ask(relay, "post") == (200, "")
+    assert await _outcome(relay, "post") == (200, "")
 
 
-async def test_a_slow_drip_passes_as_long_as_it_drips(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_slow_stream_is_relayed_as_long_as_bytes_arrive(start: StartRelay, raw: RawUpstream) -> None:
     steps: list[Step] = [SSE_HEAD]
     for byte in EVENT:
         steps += [chunk(bytes([byte])), Pause(0.02)]
@@ -207,7 +207,7 @@ async def test_a_failure_at_any_step_leaks_nothing_and_the_next_call_works(
 
 
 async def test_a_cancel_at_every_await_of_a_call_leaks_nothing(start: StartRelay, raw: RawUpstream) -> None:
-    """The client leaves after n turns of the loop, for every n until the call is through."""
+    """The client disconnects after n turns of the loop, for every n until the call is done."""
     raw.plays(SSE_HEAD, chunk(EVENT), chunk(EVENT), LAST_CHUNK)
     relay = await start(openai=provider(raw.url))
     await relay.call("POST", relay.path("openai", "x"), data=b"{}")
@@ -225,7 +225,7 @@ async def test_a_cancel_at_every_await_of_a_call_leaks_nothing(start: StartRelay
     assert (await relay.call("POST", relay.path("openai", "x"), data=b"{}"))[0] == 200
 
 
-async def test_one_bad_periodic_sweep_is_logged_and_the_next_goes_on(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_periodic_sweep_that_fails_is_logged_and_the_next_one_runs(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url, **QUICK))
     calls = 0
@@ -238,15 +238,15 @@ async def test_one_bad_periodic_sweep_is_logged_and_the_next_goes_on(start: Star
         await sweep(gateway)
 
     monkeypatch.setattr("relay.periodic.sweep", flaky)
-    assert await _ask(relay, "get") == (504, "upstream_timeout")
+    assert await _outcome(relay, "get") == (504, "upstream_timeout")
     assert "once" in (await relay.events("periodic.failed"))[0]["traceback"]
 
 
-async def test_tasks_sockets_and_descriptors_return_to_base(start: StartRelay, vendors: Any) -> None:
+async def test_tasks_sockets_and_descriptors_return_to_their_baseline(start: StartRelay, vendors: Any) -> None:
     relay = await start({"providers": vendors.entries()})
     fds = Path("/proc/self/fd")
 
-    async def round_of_everything() -> None:
+    async def run_calls_and_sessions() -> None:
         for _ in range(20):
             await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "m", "stream": True})
             async with relay.client.ws_connect(relay.ws("openai")) as ws:
@@ -254,8 +254,8 @@ async def test_tasks_sockets_and_descriptors_return_to_base(start: StartRelay, v
         await relay.idle()
         await asyncio.sleep(0.3)
 
-    await round_of_everything()
+    await run_calls_and_sessions()
     tasks, open_fds = len(asyncio.all_tasks()), len(list(fds.iterdir()))
-    await round_of_everything()
+    await run_calls_and_sessions()
     assert len(asyncio.all_tasks()) <= tasks + 1
     assert len(list(fds.iterdir())) <= open_fds + 2

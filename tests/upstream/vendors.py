@@ -1,6 +1,6 @@
-"""The vendors' APIs as far as the tests speak them, with the usage fields that the real ones send.
+"""The vendors' APIs as far as the tests use them, with the usage fields that the real ones send.
 
-Every app checks that the credential is the relay's and keeps what arrived in `app[SEEN]`.
+Every application records the requests that arrive in `app[SEEN]`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WORDS = ("Hel", "lo ", "wör", "ld")
 
 
 def note(request: web.Request, body: bytes = b"") -> Seen:
-    """Keep a request."""
+    """Record a request."""
     raw = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in request.raw_headers]
     seen = Seen(request.method, request.raw_path, raw, body)
     request.app[SEEN].append(seen)
@@ -66,7 +66,7 @@ def note(request: web.Request, body: bytes = b"") -> Seen:
 
 
 async def noted(request: web.Request) -> tuple[Seen, Any]:
-    """Keep a request with its body; the body as JSON if it is."""
+    """Record a request with its body; return the record and the body, parsed if it is JSON."""
     body = await request.read()
     try:
         data = json.loads(body) if body else None
@@ -76,7 +76,7 @@ async def noted(request: web.Request) -> tuple[Seen, Any]:
 
 
 def vendor(*routes: tuple[str, str, Handler]) -> web.Application:
-    """An application with these (method, path, handler)."""
+    """Return an application with these routes: (method, path, handler)."""
     app = web.Application(client_max_size=2**31)
     app[SEEN] = []
     for method, path, handler in routes:
@@ -99,9 +99,9 @@ async def _sse(request: web.Request, events: list[tuple[str | None, Any]], end: 
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
-    _, asked = await noted(request)
-    head = {"id": "chatcmpl-1", "created": 1, "model": asked["model"], "system_fingerprint": None}
-    if not asked.get("stream"):
+    _, sent = await noted(request)
+    head = {"id": "chatcmpl-1", "created": 1, "model": sent["model"], "system_fingerprint": None}
+    if not sent.get("stream"):
         message = {"role": "assistant", "content": "".join(WORDS), "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         body = head | {"object": "chat.completion", "choices": [choice], "usage": OPENAI_CHAT_USAGE}
@@ -110,7 +110,7 @@ async def openai_chat(request: web.Request) -> web.StreamResponse:
     events: list[tuple[str | None, Any]] = [
         (None, head | {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}) for word in WORDS
     ]
-    if (asked.get("stream_options") or {}).get("include_usage"):
+    if (sent.get("stream_options") or {}).get("include_usage"):
         events.append((None, head | {"choices": [], "usage": OPENAI_CHAT_USAGE}))
     return await _sse(request, [*events, (None, "[DONE]")])
 
@@ -141,20 +141,20 @@ def _response_events(model: str) -> list[dict[str, Any]]:
 async def openai_responses(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Upgrade", "").lower() == "websocket":
         return await openai_responses_socket(request)
-    _, asked = await noted(request)
-    if not asked.get("stream"):
-        return web.json_response(_response(asked["model"]))
-    return await _sse(request, [(event["type"], event) for event in _response_events(asked["model"])])
+    _, sent = await noted(request)
+    if not sent.get("stream"):
+        return web.json_response(_response(sent["model"]))
+    return await _sse(request, [(event["type"], event) for event in _response_events(sent["model"])])
 
 
 async def openai_embeddings(request: web.Request) -> web.StreamResponse:
-    _, asked = await noted(request)
+    _, sent = await noted(request)
     vector: Any = [0.25, -0.5]
-    if asked.get("encoding_format") == "base64":
+    if sent.get("encoding_format") == "base64":
         vector = base64.b64encode(bytes.fromhex("0000803e000000bf")).decode()
     data = [{"object": "embedding", "index": 0, "embedding": vector}]
     usage = {"prompt_tokens": 8, "total_tokens": 8}
-    return web.json_response({"object": "list", "data": data, "model": asked["model"], "usage": usage})
+    return web.json_response({"object": "list", "data": data, "model": sent["model"], "usage": usage})
 
 
 async def openai_files(request: web.Request) -> web.StreamResponse:
@@ -179,7 +179,7 @@ async def openai_speech(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_realtime(request: web.Request) -> web.StreamResponse:
-    """GA events; the session ends when the client says so."""
+    """Respond with events of the GA API; the session ends when the client closes it."""
     seen = note(request)
     socket = web.WebSocketResponse(protocols=("realtime",), max_msg_size=0)
     await socket.prepare(request)
@@ -205,7 +205,10 @@ Reply = Callable[[web.WebSocketResponse, Any], Awaitable[None]]
 
 
 async def session(request: web.Request, reply: Reply, *greetings: Any, protocols: tuple[str, ...] = ()) -> web.WebSocketResponse:
-    """A socket that answers each message; JSON is read, what is none comes as it is. `seen.messages` keeps what came."""
+    """Serve a socket that responds to each message with `reply`.
+
+    JSON is parsed, other data is passed as it is; `seen.messages` records both.
+    """
     seen = note(request)
     socket = web.WebSocketResponse(protocols=protocols)
     await socket.prepare(request)
@@ -213,17 +216,17 @@ async def session(request: web.Request, reply: Reply, *greetings: Any, protocols
         await socket.send_json(greeting)
     async for message in socket:
         try:
-            asked = json.loads(message.data)
+            sent = json.loads(message.data)
         except ValueError:
-            asked = message.data
-        seen.messages.append(asked)
-        await reply(socket, asked)
+            sent = message.data
+        seen.messages.append(sent)
+        await reply(socket, sent)
     seen.ended.set()
     return socket
 
 
 async def openai_responses_socket(request: web.Request) -> web.StreamResponse:
-    async def reply(socket: web.WebSocketResponse, asked: Any) -> None:
+    async def reply(socket: web.WebSocketResponse, sent: Any) -> None:
         for answer in _response_events("gpt-5"):
             await socket.send_json(answer)
 
@@ -231,7 +234,7 @@ async def openai_responses_socket(request: web.Request) -> web.StreamResponse:
 
 
 def openai() -> web.Application:
-    """OpenAI under /v1; its root too, where Cloudflare's sockets and REST land."""
+    """OpenAI under /v1 and at the root, where REST calls and sockets through Cloudflare arrive."""
     routes = [
         ("POST", "chat/completions", openai_chat), ("*", "responses", openai_responses),
         ("POST", "embeddings", openai_embeddings), ("POST", "files", openai_files),
@@ -245,14 +248,14 @@ def openai() -> web.Application:
     )
 
 
-# The others --------------------------------------------------------------------------------------
+# Other vendors
 
 
 async def anthropic_messages(request: web.Request) -> web.StreamResponse:
-    _, asked = await noted(request)
+    _, sent = await noted(request)
     usage = {"input_tokens": 12, "output_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": asked["model"], "content": [], "stop_reason": None, "usage": usage}
-    if not asked.get("stream"):
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": sent["model"], "content": [], "stop_reason": None, "usage": usage}
+    if not sent.get("stream"):
         return web.json_response(message | {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"})
     delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
     return await _sse(
@@ -282,7 +285,7 @@ async def google_generate(request: web.Request) -> web.StreamResponse:
 
 
 async def google_live(request: web.Request) -> web.StreamResponse:
-    """JSON in binary frames, as Gemini Live has it."""
+    """Respond with JSON in binary frames, as Gemini Live does."""
     seen = note(request)
     socket = web.WebSocketResponse()
     await socket.prepare(request)
@@ -313,7 +316,7 @@ async def json_out(request: web.Request) -> web.StreamResponse:
 
 
 async def echo(request: web.Request) -> web.StreamResponse:
-    """Every message back; closes as it is closed."""
+    """Send every message back, and close with the code that arrived."""
     seen = note(request)
     offered = [p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if p]
     socket = web.WebSocketResponse(protocols=offered[:1], max_msg_size=0, autoclose=False, compress=False)
