@@ -17,8 +17,8 @@ from tests.upstream.vendors import SEEN, Seen, echo, vendor
 CARTESIA_DEFAULT, CARTESIA_OTHER = "2026-03-01", "2026-08-14"
 
 
-async def _seen(relay: Relay, endpoint: str, seen: list[Seen], name: str = "openai", **options: Any) -> Seen:
-    """How one handshake arrived at the provider."""
+async def _handshake(relay: Relay, endpoint: str, seen: list[Seen], name: str = "openai", **options: Any) -> Seen:
+    """Open a socket and return its handshake as it arrived at the provider."""
     async with relay.client.ws_connect(URL(relay.ws(name, endpoint), encoded=True), **options):
         pass
     return seen[-1]
@@ -39,7 +39,7 @@ async def openai(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, list[Se
 @pytest.mark.parametrize("endpoint", ["", "realtime", "v1/realtime", "realtime?x=1"])
 async def test_the_default_path_gets_the_default_model(openai: tuple[Relay, list[Seen]], endpoint: str) -> None:
     relay, seen = openai
-    assert _query(await _seen(relay, endpoint, seen))["model"] == ["gpt-realtime-2.1"]
+    assert _query(await _handshake(relay, endpoint, seen))["model"] == ["gpt-realtime-2.1"]
     assert (await relay.events())[0]["model"] == "gpt-realtime-2.1"
 
 
@@ -49,22 +49,22 @@ OTHERS = ["v1/responses", "responses", "v1/live/sessions", "v1/live/sessions/liv
 @pytest.mark.parametrize("endpoint", OTHERS)
 async def test_no_other_path_gets_a_query_and_its_model_is_unknown(openai: tuple[Relay, list[Seen]], endpoint: str) -> None:
     relay, seen = openai
-    assert "?" not in (await _seen(relay, endpoint, seen)).target
+    assert "?" not in (await _handshake(relay, endpoint, seen)).target
     [row] = await relay.events()
     assert "model" not in row and "cost_nano_usd" not in row
 
 
-async def test_no_other_path_gets_one_through_cloudflare_either(through: Through) -> None:
-    seen = await _seen(through.relay, "v1/responses", through.vendors.seen("openai"))
+async def test_no_other_path_gets_a_query_through_cloudflare(through: Through) -> None:
+    seen = await _handshake(through.relay, "v1/responses", through.vendors.seen("openai"))
     assert seen.target.endswith("/responses")
-    seen = await _seen(through.relay, "", through.vendors.seen("openai"))
+    seen = await _handshake(through.relay, "", through.vendors.seen("openai"))
     assert _query(seen) == {"model": ["gpt-realtime-2.1"]}
 
 
 @pytest.mark.parametrize("query", ["model=", "MODEL=a", "%6dodel=a", "intent=transcription", "call_id=c", "agent_id=a"])
-async def test_a_query_that_the_client_gave_stays_as_it_is(openai: tuple[Relay, list[Seen]], query: str) -> None:
+async def test_a_query_of_the_client_is_unchanged(openai: tuple[Relay, list[Seen]], query: str) -> None:
     relay, seen = openai
-    assert (await _seen(relay, f"realtime?{query}", seen)).target == f"/v1/realtime?{query}"
+    assert (await _handshake(relay, f"realtime?{query}", seen)).target == f"/v1/realtime?{query}"
 
 
 async def test_a_fallback_gets_the_query_of_its_own_path(start: StartRelay, aiohttp_server: Any) -> None:
@@ -75,7 +75,7 @@ async def test_a_fallback_gets_the_query_of_its_own_path(start: StartRelay, aioh
         "second": provider(base, websocket={"default_path": "b", "default_query": {"x": "second"}}),
     }
     relay = await start({"providers": entries})
-    assert (await _seen(relay, "", server.app[SEEN], "first")).target == "/b?x=second"
+    assert (await _handshake(relay, "", server.app[SEEN], "first")).target == "/b?x=second"
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ async def test_a_fallback_gets_the_query_of_its_own_path(start: StartRelay, aioh
         ("", "listen", "listen/", "/listen/"),
     ],
 )
-async def test_the_default_path_is_known_however_its_version_is_written(
+async def test_the_default_path_is_recognised_however_its_version_is_written(
     start: StartRelay, aiohttp_server: Any, base_path: str, default_path: str, endpoint: str, target: str
 ) -> None:
     server = await aiohttp_server(vendor(("GET", "/{any:.*}", echo)))
     rules = {"default_path": default_path, "default_query": {"x": "1"}}
     relay = await start(openai=provider(str(server.make_url("")).rstrip("/") + base_path, websocket=rules))
-    assert (await _seen(relay, endpoint, server.app[SEEN])).target == target
+    assert (await _handshake(relay, endpoint, server.app[SEEN])).target == target
 
 
 @pytest.fixture
@@ -119,16 +119,16 @@ VERSIONS: dict[str, tuple[str, dict[str, str], str | None, str | None]] = {
 
 
 @pytest.mark.parametrize("case", VERSIONS)
-async def test_cartesias_version_goes_up_once_as_the_client_gave_it(cartesia: tuple[Relay, list[Seen]], case: str) -> None:
+async def test_cartesias_version_is_forwarded_once_as_the_client_set_it(cartesia: tuple[Relay, list[Seen]], case: str) -> None:
     (relay, seen), (endpoint, headers, in_header, in_query) = cartesia, VERSIONS[case]
-    arrived = await _seen(relay, endpoint, seen, "cartesia", headers=headers)
+    arrived = await _handshake(relay, endpoint, seen, "cartesia", headers=headers)
     assert [value for name, value in arrived.headers if name.lower() == "cartesia-version"] == ([in_header] if in_header else [])
     assert _query(arrived).get("cartesia_version") == ([in_query] if in_query else None)
 
 
-async def test_both_that_a_client_sends_pass(cartesia: tuple[Relay, list[Seen]]) -> None:
+async def test_two_cartesia_versions_of_a_client_are_both_forwarded(cartesia: tuple[Relay, list[Seen]]) -> None:
     relay, seen = cartesia
-    arrived = await _seen(relay, "tts/websocket?cartesia_version=a", seen, "cartesia", headers={"Cartesia-Version": "b"})
+    arrived = await _handshake(relay, "tts/websocket?cartesia_version=a", seen, "cartesia", headers={"Cartesia-Version": "b"})
     assert (arrived.header("cartesia-version"), _query(arrived)["cartesia_version"]) == ("b", ["a"])
 
 
@@ -145,7 +145,7 @@ async def test_both_that_a_client_sends_pass(cartesia: tuple[Relay, list[Seen]])
         ),
     ],
 )
-def test_a_header_without_a_default_is_a_slip_that_is_told(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_header_query_without_a_default_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "gateway.yaml").write_text(text)
     with pytest.raises(ConfigError) as refused:
         load(Sources(tmp_path / "gateway.yaml", None))

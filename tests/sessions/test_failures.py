@@ -1,4 +1,4 @@
-"""A bug within a running session ends it, visibly: both legs get 1011, the row and the log say so, nothing hangs."""
+"""A bug in a running session ends it visibly: 1011 for both sides, a failed row and a log event."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TEXT = '{"type": "session.updated", "session": {"model": "é"}}'
 
 
 class Bug(Exception):
-    """What nobody expected."""
+    """An unexpected exception."""
 
 
 def _raises(*_: Any, **__: Any) -> Any:
-    raise Bug("nobody expected this")
+    raise Bug("unexpected")
 
 
 def _raises_runtime_error(*_: Any, **__: Any) -> Any:
@@ -39,14 +39,14 @@ def _cancels(*_: Any, **__: Any) -> Any:
 
 @pytest.fixture
 async def session(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, list[Seen]]:
-    """(relay, what the provider saw), with an echo behind."""
+    """(relay, what the provider received); the provider is an echo."""
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     return relay, server.app[SEEN]
 
 
-async def _ends_with_1011(relay: Relay, seen: list[Seen], socket: Any) -> dict[str, Any]:
-    """Both legs are told; the row."""
+async def _check_1011(relay: Relay, seen: list[Seen], socket: Any) -> dict[str, Any]:
+    """Check that both sides get 1011, and return the row."""
     message = await socket.receive(20)
     assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 1011, "the relay failed")
     await socket.close()
@@ -75,30 +75,30 @@ def _observer_and_its_guard_break(patch: pytest.MonkeyPatch, relay: Relay) -> No
     patch.setattr(relay.gateway.ledger, "meter_failed", _raises)
 
 
-PUMPS: dict[str, tuple[Patch, str]] = {
+FAULTS: dict[str, tuple[Patch, str]] = {
     "a pump": (_pump_breaks, "Bug"),
     "a RuntimeError, with both connections open": (_pump_breaks_like_a_lost_connection, "RuntimeError"),
-    "a pump that somebody cancels": (_pump_is_cancelled, "RuntimeError"),
-    "what observes": (_observer_and_its_guard_break, "Bug"),
+    "a cancelled pump": (_pump_is_cancelled, "RuntimeError"),
+    "an observer": (_observer_and_its_guard_break, "Bug"),
 }
 
 
-@pytest.mark.parametrize("place", PUMPS)
-async def test_an_unexpected_exception_while_messages_pass_ends_the_session(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    (relay, seen), (patch, cause) = session, PUMPS[place]
+@pytest.mark.parametrize("place", FAULTS)
+async def test_an_unexpected_exception_while_messages_are_relayed_ends_the_session(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (relay, seen), (patch, cause) = session, FAULTS[place]
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
         with monkeypatch.context() as broken:
             patch(broken, relay)
             await socket.send_str(TEXT)
-            if place == "what observes":
-                assert (await socket.receive(20)).type is WSMsgType.TEXT, "what is observed has passed"
-            row = await _ends_with_1011(relay, seen, socket)
+            if place == "an observer":
+                assert (await socket.receive(20)).type is WSMsgType.TEXT, "the observed message was relayed"
+            row = await _check_1011(relay, seen, socket)
     assert row["cause"] == cause
     [bug] = await relay.events("exchange.failed")
     assert bug["id"] == row["id"] and f"{cause}: " in bug["traceback"]
 
 
-async def test_a_meter_that_breaks_still_harms_no_session(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_meter_that_fails_does_not_end_its_session(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
     monkeypatch.setattr(Realtime, "received", _raises)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
@@ -108,31 +108,31 @@ async def test_a_meter_that_breaks_still_harms_no_session(session: tuple[Relay, 
     assert (await relay.events())[0]["outcome"] == "relayed"
 
 
-async def test_a_session_that_cannot_begin_to_run_ends(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_that_fails_before_it_runs_ends(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = session
     monkeypatch.setattr("relay.websocket.observe_session", _raises)
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
-        row = await _ends_with_1011(relay, seen, socket)
+        row = await _check_1011(relay, seen, socket)
     assert row["cause"] == "Bug"
 
 
-async def test_a_failure_of_the_sweep_over_one_session_ends_that_one_and_no_other(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_of_the_sweep_ends_only_the_session_that_caused_it(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = session
     judge = periodic.overdue_ending
-    async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as ill:
-        [victim] = relay.gateway.sessions
-        async with relay.client.ws_connect(relay.ws("openai")) as well:
-            monkeypatch.setattr(periodic, "overdue_ending", lambda each, *rest: _raises() if each is victim else judge(each, *rest))
-            assert (await ill.receive(20)).data == 1011
-            await ill.close()
+    async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as failing:
+        [faulty] = relay.gateway.sessions
+        async with relay.client.ws_connect(relay.ws("openai")) as healthy:
+            monkeypatch.setattr(periodic, "overdue_ending", lambda each, *rest: _raises() if each is faulty else judge(each, *rest))
+            assert (await failing.receive(20)).data == 1011
+            await failing.close()
             await asyncio.wait_for(seen[0].ended.wait(), 20)
             [row] = await relay.events()
             assert (row["error"], row["cause"], seen[0].close_code) == ("internal_error", "Bug", 1011)
-            await well.send_str("still here")
-            assert (await well.receive(20)).data == "still here"
+            await healthy.send_str("still here")
+            assert (await healthy.receive(20)).data == "still here"
 
 
-async def test_a_failure_of_the_sweep_over_one_call_ends_that_one(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_of_the_sweep_ends_the_call_that_caused_it(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SILENCE)
     relay = await start(openai=provider(raw.url))
     monkeypatch.setattr(periodic, "overdue", _raises)
@@ -142,7 +142,7 @@ async def test_a_failure_of_the_sweep_over_one_call_ends_that_one(start: StartRe
     assert (row["outcome"], bug["id"]) == ("failed", row["id"]) and "Bug: " in bug["traceback"]
 
 
-async def test_gauges_that_cannot_be_told_keep_nobody_from_being_judged(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_of_the_gauges_does_not_stop_the_sweep(session: tuple[Relay, list[Seen]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _ = session
     monkeypatch.setattr(relay.gateway, "gauges", _raises)
     monkeypatch.setattr(periodic, "overdue_ending", lambda *_: Ending(4408, "judged", "relay"))
@@ -150,12 +150,12 @@ async def test_gauges_that_cannot_be_told_keep_nobody_from_being_judged(session:
         assert (await socket.receive(20)).data == 4408
 
 
-async def test_a_goodbye_that_breaks_is_logged_and_leaves_no_connection(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_close_that_fails_is_logged_and_leaves_no_connection(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own, gone = Leg.close, asyncio.Event()
 
     async def close(leg: Leg, *rest: Any) -> None:
         if leg.side == "upstream":
-            raise Bug("no goodbye")
+            raise Bug("no close")
         await own(leg, *rest)
 
     async def echo_until_gone(request: web.Request) -> web.StreamResponse:

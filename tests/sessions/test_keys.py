@@ -1,4 +1,4 @@
-"""Keys that a provider refuses after the 101: by an event, or by how it closes."""
+"""Keys that a provider refuses after the 101, by an event or by the close of the session."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ REFUSALS: Ends = {
 }
 HARMLESS: Ends = {
     "a clean end": ("openai", [{"type": "x"}], (1000, "")),
-    "an error of the client's": ("openai", [{"type": "error", "error": {"code": "invalid_value", "message": "invalid_api_key"}}], (1008, "invalid model")),
-    "Google, of the client's": ("google", [], (1007, "Request contains an invalid argument.")),
-    "a fault": ("openai", [], (1011, "internal error")),
+    "an error of the client": ("openai", [{"type": "error", "error": {"code": "invalid_value", "message": "invalid_api_key"}}], (1008, "invalid model")),
+    "Google, an error of the client": ("google", [], (1007, "Request contains an invalid argument.")),
+    "a server error": ("openai", [], (1011, "internal error")),
 }  # fmt: skip
 
 
 async def _start(start: StartRelay, aiohttp_server: Any, ends: tuple[str, list[Any], tuple[int, str] | None], **entry: Any) -> tuple[Relay, list[str]]:
-    """A relay whose first key ends a session as `ends` says; the keys that were used."""
+    """Start a relay whose first key ends a session as `ends` says; return the keys used too."""
     format_, messages, close = ends
     used: list[str] = []
 
@@ -68,7 +68,7 @@ async def _start(start: StartRelay, aiohttp_server: Any, ends: tuple[str, list[A
 
 
 async def _open(relay: Relay, messages: int, **options: Any) -> None:
-    """Open a session, take so many messages, leave."""
+    """Open a session, receive so many messages, and disconnect."""
     async with relay.client.ws_connect(relay.ws("openai"), **options) as socket:
         for _ in range(messages):
             assert (await socket.receive(HANG_GUARD_S)).type is aiohttp.WSMsgType.TEXT
@@ -86,7 +86,7 @@ async def test_a_key_that_is_refused_after_the_101_is_not_used_again(start: Star
     assert (alarm["key"], alarm["status"], alarm["rests_s"]) == ("OPENAI_API_KEY", 101, 300)
 
 
-async def test_a_session_that_goes_on_counts_its_key_as_refused_at_once(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_a_refused_key_counts_at_once_although_its_session_continues(start: StartRelay, aiohttp_server: Any) -> None:
     relay, used = await _start(start, aiohttp_server, REFUSALS["OpenAI, an event"])
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         assert json.loads((await socket.receive(HANG_GUARD_S)).data) == INVALID
@@ -97,7 +97,7 @@ async def test_a_session_that_goes_on_counts_its_key_as_refused_at_once(start: S
 
 
 @pytest.mark.parametrize("how", HARMLESS)
-async def test_what_the_client_or_the_provider_did_wrong_refuses_no_key(start: StartRelay, aiohttp_server: Any, how: str) -> None:
+async def test_other_errors_of_the_client_or_the_provider_do_not_refuse_the_key(start: StartRelay, aiohttp_server: Any, how: str) -> None:
     relay, used = await _start(start, aiohttp_server, HARMLESS[how])
     await _open(relay, len(HARMLESS[how][1]))
     await _open(relay, 1)
@@ -105,13 +105,13 @@ async def test_what_the_client_or_the_provider_did_wrong_refuses_no_key(start: S
     assert used.count(BAD) == 2
 
 
-async def test_a_clients_own_key_that_is_refused_in_a_session_is_its_own_business(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_a_clients_own_key_that_is_refused_in_a_session_has_no_health_state(start: StartRelay, aiohttp_server: Any) -> None:
     relay, used = await _start(start, aiohttp_server, REFUSALS["OpenAI, an event"], client_credentials="allow")
     await _open(relay, 1, headers={"Authorization": f"Bearer {CLIENT_KEY}"})
     assert used == [f"Bearer {CLIENT_KEY}"] and relay.gateway.attempts.health._keys == {}
 
 
-async def test_a_key_is_on_trial_no_more_when_its_session_is_open(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_an_open_session_ends_the_probe_of_its_key(start: StartRelay, aiohttp_server: Any) -> None:
     relay, used = await _start(start, aiohttp_server, REFUSALS["OpenAI, an event"])
     health, now = relay.gateway.attempts.health, 1000.0
     health._clock = lambda: now

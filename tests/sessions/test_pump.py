@@ -1,4 +1,4 @@
-"""`admit`: the place where a message can be refused before the other side gets it."""
+"""`admit`: the function that can refuse a message before it is forwarded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.upstream.vendors import SEEN, echo, vendor
 
 @pytest.fixture
 async def echoing(start: StartRelay, aiohttp_server: Any) -> tuple[Relay, list[Any]]:
-    """(relay, what the provider saw), with an echo behind."""
+    """(relay, what the provider received); the provider is an echo."""
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     return relay, server.app[SEEN]
 
 
-def admits(monkeypatch: pytest.MonkeyPatch, admit: Admit) -> None:
-    """Judge what clients send."""
+def set_admit(monkeypatch: pytest.MonkeyPatch, admit: Admit) -> None:
+    """Let `admit` decide on the messages of clients."""
     make = websocket._session
 
     def with_admit(*parts: Any) -> Any:
@@ -35,9 +35,9 @@ def admits(monkeypatch: pytest.MonkeyPatch, admit: Admit) -> None:
     monkeypatch.setattr(websocket, "_session", with_admit)
 
 
-async def test_a_refused_message_is_answered_with_an_event_and_the_session_goes_on(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_message_gets_an_event_and_the_session_continues(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = echoing
-    admits(monkeypatch, lambda data: b'{"type":"error"}' if b"forbidden" in data else None)
+    set_admit(monkeypatch, lambda data: b'{"type":"error"}' if b"forbidden" in data else None)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         for message in ("one", "forbidden", "two", "forbidden"):
             await socket.send_str(message)
@@ -52,7 +52,7 @@ async def test_a_refused_message_is_answered_with_an_event_and_the_session_goes_
 
 async def test_a_refusal_can_end_the_session(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = echoing
-    admits(monkeypatch, lambda data: Ending(1008, "this model is not allowed", "relay") if data == b"no" else None)
+    set_admit(monkeypatch, lambda data: Ending(1008, "this model is not allowed", "relay") if data == b"no" else None)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         await socket.send_str("yes")
         assert (await socket.receive(20)).data == "yes"
@@ -64,13 +64,13 @@ async def test_a_refusal_can_end_the_session(echoing: tuple[Relay, list[Any]], m
     assert "no" not in seen[0].messages
 
 
-async def test_a_message_that_cannot_be_judged_is_not_sent_on(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_whose_check_fails_is_not_forwarded(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, seen = echoing
 
     def admit(data: bytes) -> None:
         raise ValueError("a bug")
 
-    admits(monkeypatch, admit)
+    set_admit(monkeypatch, admit)
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         await socket.send_str("hello")
         assert (await socket.receive(20)).data == 1011
@@ -80,7 +80,7 @@ async def test_a_message_that_cannot_be_judged_is_not_sent_on(echoing: tuple[Rel
 
 async def test_without_admit_a_message_takes_no_extra_call(echoing: tuple[Relay, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     def admitted(*parts: Any) -> Any:
-        raise AssertionError("nothing is judged")
+        raise AssertionError("no message is checked")
 
     relay, _ = echoing
     monkeypatch.setattr(pump, "_admitted", admitted)

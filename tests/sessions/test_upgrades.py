@@ -1,4 +1,4 @@
-"""Upgrades: what crosses with a 101, which paths have sockets, and how a connection ends that broke the protocol."""
+"""Upgrades: the headers of a 101, the paths that accept sockets, and protocol violations."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Socket:
         return int(self.head.split(b" ", 2)[1])
 
     def lines(self, name: bytes) -> list[bytes]:
-        """The values of a header, as they came."""
+        """Return the raw values of a header."""
         found = [line.partition(b":") for line in self.head.split(b"\r\n")[1:]]
-        return [value.strip() for given, _, value in found if given.lower() == name.lower()]
+        return [value.strip() for key, _, value in found if key.lower() == name.lower()]
 
-    async def until_end(self) -> bytes:
-        """All that still comes, once the other end has sent its FIN."""
+    async def read_to_end(self) -> bytes:
+        """Read everything until the other end has sent its FIN."""
         return await asyncio.wait_for(self.reader.read(), 20)
 
 
 class Accepting:
-    """A provider that answers each handshake with 101 and the header lines in `extra`."""
+    """A provider that accepts each handshake with a 101 and the header lines in `extra`."""
 
     def __init__(self) -> None:
         self.extra: bytes = b""
@@ -64,18 +64,18 @@ class Accepting:
 
 @pytest.fixture
 async def accepting() -> AsyncIterator[Accepting]:
-    """A provider written as bytes that takes every handshake."""
-    made = Accepting()
-    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield made
+    """A provider written as bytes that accepts every handshake."""
+    running = Accepting()
+    server = await asyncio.start_server(running.answer, "127.0.0.1", 0)
+    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield running
     server.close()
-    while not made.sockets.empty():
-        made.sockets.get_nowait().writer.close()
+    while not running.sockets.empty():
+        running.sockets.get_nowait().writer.close()
 
 
 async def dial(relay: Relay, target: str = TARGET, connection: str = "Connection: Upgrade\r\n", more: bytes = b"") -> Socket:
-    """A client's handshake, and the head of its answer."""
+    """Send a client's handshake and read the head of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n{connection}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
     writer.write(head.encode() + more + b"\r\n")
@@ -83,13 +83,13 @@ async def dial(relay: Relay, target: str = TARGET, connection: str = "Connection
 
 
 def frame(opcode: int, payload: bytes, masked: bool = True) -> bytes:
-    """One frame, final and short."""
+    """Return one short, final frame."""
     if not masked:
         return bytes([0x80 | opcode, len(payload)]) + payload
     return bytes([0x80 | opcode, 0x80 | len(payload)]) + b"\0\0\0\0" + payload
 
 
-async def test_the_providers_headers_come_down_with_the_101(start: StartRelay, accepting: Accepting) -> None:
+async def test_headers_of_the_provider_are_relayed_with_the_101(start: StartRelay, accepting: Accepting) -> None:
     accepting.extra = (
         b"x-request-id: req_1\r\nx-codex-turn-state: abc\r\nopenai-model: gpt-5\r\nopenai-processing-ms: 7\r\n"
         b"x-ratelimit-remaining-requests: 9\r\nx-codex-turn-state: def\r\nServer: provider\r\n"
@@ -103,7 +103,7 @@ async def test_the_providers_headers_come_down_with_the_101(start: StartRelay, a
     assert {name: socket.lines(name) for name in expected} == {name: [value] for name, value in expected.items()}
 
 
-async def test_headers_with_a_101_are_filtered_as_those_of_every_answer(start: StartRelay, accepting: Accepting) -> None:
+async def test_headers_of_a_101_are_filtered_like_those_of_every_response(start: StartRelay, accepting: Accepting) -> None:
     accepting.extra = (
         b"Set-Cookie: a=b\r\nAlt-Svc: h3\r\nStrict-Transport-Security: max-age=1\r\nAccess-Control-Allow-Origin: *\r\nX-Accel-Redirect: /x\r\n"
         b"Keep-Alive: timeout=5\r\nSec-WebSocket-Extensions-Not: x\r\ncf-aig-cache-status: MISS\r\nContent-Length: 5\r\nContent-Type: text/html\r\n"
@@ -116,7 +116,7 @@ async def test_headers_with_a_101_are_filtered_as_those_of_every_answer(start: S
     assert socket.lines(b"x-cloudflare-aig-cache-status") == [b"MISS"]
 
 
-async def test_the_relays_own_headers_win_over_the_providers(start: StartRelay, accepting: Accepting) -> None:
+async def test_the_relays_own_headers_override_those_of_the_provider(start: StartRelay, accepting: Accepting) -> None:
     accepting.extra = b"Server-Timing: theirs\r\nratelimit: theirs\r\n"
     relay = await start({"limits": [{"handshakes": 9, "per": "client"}]}, openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay)
@@ -129,7 +129,7 @@ async def test_the_relays_own_headers_win_over_the_providers(start: StartRelay, 
 
 
 @pytest.mark.parametrize("value", ["Zoë".encode("latin-1"), "Zoë 日本".encode(), b"\xff\xfe"], ids=["latin-1", "utf-8", "neither"])
-async def test_header_bytes_outside_ascii_cross_a_handshake_unchanged(start: StartRelay, accepting: Accepting, value: bytes) -> None:
+async def test_header_bytes_outside_ascii_are_relayed_unchanged_in_a_handshake(start: StartRelay, accepting: Accepting, value: bytes) -> None:
     accepting.extra = b"x-name: " + value + b"\r\n"
     relay = await start(openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay, more=b"x-title: " + value + b"\r\n")
@@ -138,14 +138,14 @@ async def test_header_bytes_outside_ascii_cross_a_handshake_unchanged(start: Sta
     assert b"x-title: " + value + b"\r\n" in accepting.heads[0]
 
 
-async def test_a_101_with_a_header_that_cannot_be_passed_on_is_the_providers_protocol_error(start: StartRelay, accepting: Accepting) -> None:
+async def test_a_101_with_an_invalid_header_is_a_protocol_error_of_the_provider(start: StartRelay, accepting: Accepting) -> None:
     accepting.extra = b"x-odd: a\x01b\r\n"
     relay = await start(openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay)
     socket.writer.close()
     assert (socket.status, socket.lines(b"x-relay-error")) == (502, [b"upstream_protocol_error"])
     upstream = await asyncio.wait_for(accepting.sockets.get(), 20)
-    await upstream.until_end()
+    await upstream.read_to_end()
     upstream.writer.close()
 
 
@@ -159,7 +159,7 @@ async def test_a_101_whose_connection_header_has_two_lines_is_an_upgrade(start: 
     assert socket.lines(b"x-hop") == socket.lines(b"x-second") == []
 
 
-async def test_a_handshake_whose_connection_header_has_two_lines_is_one(start: StartRelay, accepting: Accepting) -> None:
+async def test_a_handshake_whose_connection_header_has_two_lines_is_accepted(start: StartRelay, accepting: Accepting) -> None:
     relay = await start(openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay, connection="Connection: x-hop\r\nConnection: keep-alive, Upgrade\r\n", more=b"x-hop: 1\r\nx-end: 2\r\n")
     socket.writer.close()
@@ -167,7 +167,7 @@ async def test_a_handshake_whose_connection_header_has_two_lines_is_one(start: S
     assert b"x-hop" not in accepting.heads[0] and b"x-end: 2" in accepting.heads[0]
 
 
-# What breaks the protocol: the frames, and the code of the close that answers them.
+# Protocol violations: the frames, and the code of the close that follows.
 BROKEN = {
     "a reserved bit": (lambda masked: bytes([0xC1, 0x80 if masked else 0]) + (b"\0\0\0\0" if masked else b""), 1002),
     "a reserved opcode": (lambda masked: frame(0xB, b"", masked), 1002),
@@ -179,12 +179,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_a_client_that_breaks_the_protocol_gets_a_close_frame_and_fin_at_once(start: StartRelay, accepting: Accepting, broken: str) -> None:
-    """It waits for the end of the connection, and sends nothing: neither may the relay wait for it."""
+    """The client waits for the end of the connection, so the relay must not wait for the client."""
     data, code = BROKEN[broken]
     relay = await start({"websocket": {"close_timeout_s": 3600}}, openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay)
     socket.writer.write(data(True))
-    end = await socket.until_end()
+    end = await socket.read_to_end()
     assert end[0] == 0x88 and struct.unpack("!H", end[2:4]) == (code,)
     socket.writer.close()
     upstream = accepting.sockets.get_nowait()
@@ -199,7 +199,7 @@ async def test_a_provider_that_breaks_the_protocol_gets_a_close_frame_and_fin_at
     socket = await dial(relay)
     upstream = await asyncio.wait_for(accepting.sockets.get(), 20)
     upstream.writer.write(data(False))
-    end = await upstream.until_end()
+    end = await upstream.read_to_end()
     unmasked = bytes(byte ^ end[2 + at % 4] for at, byte in enumerate(end[6:8]))
     assert end[0] == 0x88 and struct.unpack("!H", unmasked) == (code,)
     upstream.writer.close()
@@ -207,17 +207,17 @@ async def test_a_provider_that_breaks_the_protocol_gets_a_close_frame_and_fin_at
     await relay.idle()
 
 
-async def test_the_side_that_kept_to_the_protocol_gets_its_time_to_answer_the_close(start: StartRelay, accepting: Accepting) -> None:
+async def test_the_side_that_follows_the_protocol_gets_time_to_respond_to_the_close(start: StartRelay, accepting: Accepting) -> None:
     relay = await start({"websocket": {"close_timeout_s": 3600}}, openai=provider(accepting.url, **SOCKETS))
     socket = await dial(relay)
     upstream = await asyncio.wait_for(accepting.sockets.get(), 20)
     socket.writer.write(frame(0xB, b""))
-    await socket.until_end()
+    await socket.read_to_end()
     head = await asyncio.wait_for(upstream.reader.readexactly(2), 20)
     await upstream.reader.readexactly(4 + (head[1] & 0x7F))
     assert head[0] == 0x88 and not upstream.reader.at_eof()
     upstream.writer.write(frame(8, struct.pack("!H", 1002), masked=False))
-    assert await upstream.until_end() == b""
+    assert await upstream.read_to_end() == b""
     socket.writer.close()
     upstream.writer.close()
     await relay.idle()
@@ -230,7 +230,7 @@ async def _refused(relay: Relay, target: str) -> tuple[Socket, dict[str, Any]]:
     return socket, json.loads(body)
 
 
-async def test_a_path_without_sockets_is_426_before_anything_is_dialled(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_path_without_sockets_is_426_without_a_connection_to_the_provider(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url, websocket={"default_path": "realtime", "paths": ["realtime", "live/*"]}))
     for url in ("/api/v1/ai-gateway/ws/openai/v1/chat/completions", "/api/v1/ai-gateway/providers/openai/chat/completions"):
         socket, body = await _refused(relay, url)
@@ -243,7 +243,7 @@ async def test_a_path_without_sockets_is_426_before_anything_is_dialled(start: S
 
 
 @pytest.mark.parametrize("target", ["", "/realtime", "/v1/realtime", "/live/sessions", "/live/sessions/s1/attach"])
-async def test_the_paths_that_are_named_have_sockets(start: StartRelay, accepting: Accepting, target: str) -> None:
+async def test_the_configured_paths_accept_sockets(start: StartRelay, accepting: Accepting, target: str) -> None:
     entry = provider(f"{accepting.url}/v1", websocket={"default_path": "realtime", "paths": ["realtime", "v1/live/*"]})
     relay = await start(openai=entry)
     socket = await dial(relay, TARGET + target)
@@ -252,7 +252,7 @@ async def test_the_paths_that_are_named_have_sockets(start: StartRelay, acceptin
 
 
 @pytest.mark.parametrize(("format_", "where"), [("anthropic", ("error", "code")), ("elevenlabs", ("detail", "status")), ("google", ("error", "details"))])
-async def test_a_provider_without_sockets_answers_426_in_its_own_shape(start: StartRelay, raw: RawUpstream, format_: str, where: tuple[str, str]) -> None:
+async def test_a_provider_without_sockets_gives_426_in_its_own_format(start: StartRelay, raw: RawUpstream, format_: str, where: tuple[str, str]) -> None:
     relay = await start(openai=provider(raw.url, format=format_))
     socket, body = await _refused(relay, "/api/v1/ai-gateway/providers/openai/v1/x")
     found = body[where[0]][where[1]]
@@ -260,7 +260,7 @@ async def test_a_provider_without_sockets_answers_426_in_its_own_shape(start: St
     assert raw.connections == 0
 
 
-async def test_a_fallback_is_asked_only_at_a_path_that_has_sockets(start: StartRelay, accepting: Accepting) -> None:
+async def test_a_fallback_is_used_only_at_a_path_that_accepts_sockets(start: StartRelay, accepting: Accepting) -> None:
     first = provider("http://127.0.0.1:9", websocket={"default_path": "realtime"}, fallback=[{"provider": "spare", "endpoint": "nowhere"}, {"provider": "spare"}])
     spare = provider(accepting.url, websocket={"default_path": "realtime", "paths": ["realtime"]})
     relay = await start(openai=first, spare=spare)
@@ -282,7 +282,7 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-async def test_the_shipped_providers_name_the_paths_that_have_sockets(start: StartRelay, name: str) -> None:
+async def test_the_shipped_providers_list_the_paths_that_accept_sockets(start: StartRelay, name: str) -> None:
     relay = await start({"providers": {name: packaged_provider(name, "http://127.0.0.1:9")}})
     has, has_not = SHIPPED[name]
     found = {path: relay.gateway.registry.match_websocket(name, path).takes_sockets for path in ["", *has, *has_not]}
