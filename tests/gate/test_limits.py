@@ -464,7 +464,7 @@ async def test_counts_of_made_up_names_are_dropped_when_their_window_is_over(sta
     raw.plays(ok(b"{}"))
     relay = await start({"limits": [{"requests": 9, "window_s": 600, "per": per} for per in ("model", "user")]}, openai=provider(raw.url))
     for number in range(20):
-        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": f"made-up-{number}", "user": f"nobody-{number}"})
+        await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": f"made-up-{number}", "user": f"user-{number}"})
     counters = relay.gateway.windows.local._counters
     assert len(counters) == 40
     clock = counters._clock

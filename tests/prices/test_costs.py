@@ -78,7 +78,7 @@ RESPONSES: Sequence[tuple[str, str, str, Any, str | None]] = (
     ("openai", "whisper-1", "transcription", {"usage": {"type": "duration", "seconds": 90}}, "90*0.36/3600*1000000"),
     ("openai", "gpt-audio", "chat", {"usage": usage(110, 220, prompt_tokens_details={"audio_tokens": 100}, completion_tokens_details={"audio_tokens": 200})}, "10*2.50 + 100*32 + 20*10 + 200*64"),
     ("openai", "gpt-4o-audio-preview", "chat", {"usage": usage(110, 20, prompt_tokens_details={"audio_tokens": 100})}, None),
-    ("openai", "nobody-knows-this", "chat", {"usage": usage(1000, 500)}, None),
+    ("openai", "unknown-model", "chat", {"usage": usage(1000, 500)}, None),
     ("anthropic", "claude-sonnet-4-5", "messages", {"usage": token_usage(1000, 500)}, "1000*3 + 500*15"),
     ("anthropic", "claude-sonnet-4-5", "messages", {"usage": token_usage(10, 5, cache_read_input_tokens=1000)}, "10*3 + 1000*0.30 + 5*15"),
     ("anthropic", "claude-sonnet-4-5", "messages", {"usage": token_usage(10, 5, cache_creation_input_tokens=1000)}, "10*3 + 1000*3.75 + 5*15"),

@@ -351,10 +351,10 @@ def test_one_wrong_provider_hides_no_problem_of_another_or_of_a_section(tmp_path
     text = """\
 providers:
   a: {base_ur: https://a}
-  b: {base_url: "https://b b", fallback: [{provider: a}, {provider: nobody}]}
+  b: {base_url: "https://b b", fallback: [{provider: a}, {provider: other}]}
   c: {base_url: "${NOPE}"}
 cache: {store: redis}
-limits: [{requests: 1, tokens: 1}, {requests: 1, providers: [c, nobody]}]
+limits: [{requests: 1, tokens: 1}, {requests: 1, providers: [c, other]}]
 log: {level: loud}
 include: [/x.yaml]
 """
