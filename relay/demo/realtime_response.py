@@ -205,9 +205,7 @@ def _example(schema: Any, depth: int) -> Any:
         kind = kind[0]
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, dict) and isinstance(required, list) and depth < _MAX_DEPTH:
-        return {
-            name: _example(properties[name], depth + 1)
-            for name in required
-            if isinstance(name, str) and name in properties
-        }
+        # A name that `required` repeats counts once, so the work does not exceed the schema's size.
+        names = {name for name in required if isinstance(name, str)}
+        return {k: _example(v, depth + 1) for k, v in properties.items() if k in names}
     return _EXAMPLES.get(kind) if isinstance(kind, str) else None

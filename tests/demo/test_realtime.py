@@ -284,6 +284,22 @@ def test_an_example_call_fills_required_parameters() -> None:
     assert json.loads(example_call({"name": "f", "parameters": schema}).arguments) == {"unit": "C", "where": {"n": 1}}
 
 
+def test_an_example_call_visits_a_parameter_once_however_often_it_is_required() -> None:
+    visits = 0
+
+    class Parameters(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            nonlocal visits
+            visits += name == "properties"
+            return super().get(name, default)
+
+    schema = Parameters({"type": "string"})
+    for _ in range(3):
+        schema = Parameters({"type": "object", "properties": {"a": schema}, "required": ["a"] * 5})
+    arguments = json.loads(example_call({"name": "f", "parameters": schema}).arguments)
+    assert (arguments, visits) == ({"a": {"a": {"a": "demo"}}}, 4)
+
+
 @pytest.mark.usefixtures("endless_deltas")
 async def test_a_client_that_leaves_ends_its_response(session: Session) -> None:
     await session.send("response.create")
