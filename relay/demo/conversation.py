@@ -137,7 +137,7 @@ def content_after(last: Mapping[str, Any], tools: Any, choice: Any) -> str | Fun
 
 def _is_meant(name: str, last: Mapping[str, Any]) -> bool:
     """True if a word of a function's name stands in the user's text: `weather`, `get_weather`."""
-    if last.get("role") != "user":
+    if last.get("type") != "message" or last["role"] != "user":
         return False
     texts = [str(part["text"])[:_READ_CHARS].lower() for part in last["content"] if "text" in part]
     words = [word for word in name.lower().split("_") if len(word) > 3]

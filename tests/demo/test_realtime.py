@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from relay.demo import realtime
 from relay.demo.audio import InputAudio, tone
-from relay.demo.conversation import _MAX_ITEMS, SPOKEN, Conversation
+from relay.demo.conversation import _MAX_ITEMS, SPOKEN, Conversation, checked_item, content_after
 from relay.demo.provider import application
 from relay.demo.realtime_response import example_call
 from tests.relays import HANG_GUARD_S
@@ -252,6 +252,11 @@ async def test_malformed_events_are_refused_and_the_session_goes_on(session: Ses
     await session.socket.send_bytes(b"x")
     assert (await session.error())["code"] == "invalid_event"
     await session.say("still here")
+
+
+def test_a_role_does_not_make_an_item_a_message() -> None:
+    call = checked_item({"type": "function_call", "name": "get_weather", "arguments": "{}", "role": "user"})
+    assert content_after(call, [WEATHER], "auto") == SPOKEN
 
 
 def test_settings_are_those_of_the_openai_package() -> None:
