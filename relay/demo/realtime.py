@@ -39,6 +39,8 @@ _DELTA_PAUSE_S = 0.03
 _SESSION_S = 3600
 _SILENCE_MS = 500
 _MIN_COMMIT_MS = 100
+_MAX_DEPTH = 100
+"""Events within it can be encoded again, by Python's encoder too, which has less stack."""
 
 RESPONSE_FIELDS = {
     "audio", "conversation", "input", "instructions", "max_output_tokens", "metadata",
@@ -342,7 +344,20 @@ def _parse(frame: WSMessage) -> dict[str, Any]:
         event = {}
     if not isinstance(event.get("type"), str):
         raise Refusal("The event is not a JSON object with a 'type'.", "invalid_json")
+    if _is_deeper_than(_MAX_DEPTH, event):
+        raise Refusal(f"The event is nested deeper than {_MAX_DEPTH} levels.", "invalid_json")
     return event
+
+
+def _is_deeper_than(limit: int, event: dict[str, Any]) -> bool:
+    level: list[Any] = [event]
+    for _ in range(limit):
+        values = (each.values() if isinstance(each, dict) else each for each in level)
+        inner = itertools.chain.from_iterable(values)
+        level = [each for each in inner if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _object(event: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -240,6 +240,7 @@ MALFORMED = {
     "part": {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "output_text"}]}},
     "call": {"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": 1}},
     "append": {"type": "input_audio_buffer.append", "audio": "***"}, "append a number": {"type": "input_audio_buffer.append", "audio": 1},
+    "too deep": '{"type":"session.update","event_id":"too deep","session":{"type":"realtime","tools":' + "[" * 200 + "]" * 200 + "}}",
     "item id": {"type": "conversation.item.delete", "item_id": {}}, "response": {"type": "response.create", "response": 1},
 }  # fmt: skip
 
