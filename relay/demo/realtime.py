@@ -191,6 +191,7 @@ class _Session:
         if not isinstance(silence_ms, int):
             silence_ms = _SILENCE_MS
         for kind, at_ms in self._input.detect_speech(pcm, silence_ms):
+            await asyncio.sleep(0)  # one append may have thousands of edges
             if kind == "started":
                 self._speech_item_id = self._id("item")
                 fields = {"audio_start_ms": at_ms, "item_id": self._speech_item_id}

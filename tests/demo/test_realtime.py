@@ -279,6 +279,24 @@ def test_speech_edges_are_found_within_one_append() -> None:
     assert [edge.kind for edge in InputAudio().detect_speech(SILENCE * 5 + SPEECH + SILENCE * 9 + SPEECH, 500)] == ["started", "stopped", "started"]
 
 
+async def test_many_edges_of_speech_in_one_append_let_other_connections_run(session: Session) -> None:
+    await session.update(audio={"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 0, "create_response": False}}})
+    edges = 200
+    loop, turns = asyncio.get_running_loop(), 0
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        loop.call_soon(count)
+
+    await session.hear((tone(0) + SILENCE) * (edges // 2))
+    await session.until("input_audio_buffer.speech_started")
+    count()
+    for _ in range(edges // 2):
+        await session.until("input_audio_buffer.committed")
+    assert turns >= edges // 2
+
+
 @pytest.mark.parametrize("schema", [None, [], {"type": 1}, {"properties": {"a": 1}, "required": ["a", 2, "b"]}, {"type": ["string", "null"]}])
 def test_an_example_call_takes_any_schema(schema: Any) -> None:
     assert isinstance(json.loads(example_call({"name": "f", "parameters": schema}).arguments), dict)
