@@ -42,17 +42,24 @@ class InputAudio:
     """The input audio buffer of a session."""
 
     def __init__(self) -> None:
-        self.buffered_ms = 0
-        """Audio since the last commit or clear."""
-        self._received_ms = 0
+        self._buffered_bytes = 0
+        self._received_bytes = 0
         self._last_loud_ms: int | None = None
         """The end of the last loud slice of the current speech; None outside of speech."""
 
+    @property
+    def buffered_ms(self) -> int:
+        """Audio since the last commit or clear."""
+        return self._buffered_bytes // _BYTES_PER_MS
+
+    @property
+    def _received_ms(self) -> int:
+        return self._received_bytes // _BYTES_PER_MS
+
     def append(self, pcm: bytes) -> None:
         """Add audio to the buffer."""
-        added_ms = len(pcm) // _BYTES_PER_MS
-        self.buffered_ms += added_ms
-        self._received_ms += added_ms
+        self._buffered_bytes += len(pcm)
+        self._received_bytes += len(pcm)
 
     def detect_speech(self, pcm: bytes, silence_ms: int) -> Iterator[SpeechEdge]:
         """Add audio to the buffer; yield where speech begins, and where `silence_ms` follow it."""
@@ -71,7 +78,7 @@ class InputAudio:
 
     def clear(self) -> None:
         """Empty the buffer. Speech ends with it."""
-        self.buffered_ms = 0
+        self._buffered_bytes = 0
         self._last_loud_ms = None
 
 

@@ -297,6 +297,20 @@ async def test_many_edges_of_speech_in_one_append_let_other_connections_run(sess
     assert turns >= edges // 2
 
 
+@pytest.mark.parametrize("chunk_bytes", [31, 256, 4799])
+def test_audio_in_chunks_has_the_length_of_the_whole(chunk_bytes: int) -> None:
+    pcm = SPEECH + SILENCE * 6
+    audio = InputAudio()
+    chunks = [pcm[start : start + chunk_bytes] for start in range(0, len(pcm), chunk_bytes)]
+    for chunk in chunks:
+        audio.append(chunk)
+    assert audio.buffered_ms == 1100
+    heard = InputAudio()
+    edges = [edge for chunk in chunks for edge in heard.detect_speech(chunk, 500)]
+    assert [edge.kind for edge in edges] == ["started", "stopped"]
+    assert 1000 <= edges[-1].at_ms <= 1100
+
+
 @pytest.mark.parametrize("schema", [None, [], {"type": 1}, {"properties": {"a": 1}, "required": ["a", 2, "b"]}, {"type": ["string", "null"]}])
 def test_an_example_call_takes_any_schema(schema: Any) -> None:
     assert isinstance(json.loads(example_call({"name": "f", "parameters": schema}).arguments), dict)
