@@ -100,12 +100,13 @@ def version_prefixes(base_path: str) -> tuple[str, ...]:
 
 
 def drop_version(endpoint: str, base_path: str) -> str:
-    """`v1/chat/completions` under `/v1` -> `chat/completions`. A repeated prefix, which an SDK has
-    added to a base URL that ends in it, is removed twice.
+    """`v1/chat/completions` under `/v1` -> `chat/completions`. A second prefix, which an SDK has
+    added to a base URL that ends in one, is removed too: `api/v1/v1/messages` under `/api/v1`.
     """
-    for prefix in version_prefixes(base_path):
-        if endpoint.startswith(prefix):
-            return endpoint[len(prefix) :].removeprefix(prefix)
+    prefixes = version_prefixes(base_path)
+    for _ in range(2):
+        prefix = next((each for each in prefixes if endpoint.startswith(each)), "")
+        endpoint = endpoint[len(prefix) :]
     return endpoint
 
 
@@ -119,16 +120,17 @@ class VersionRule(NamedTuple):
 def put_version(endpoint: str, rules: Sequence[VersionRule]) -> str:
     """`messages` -> `v1/messages`, by the first rule that matches. An endpoint that begins with a
     version keeps it; a repeated version, which an SDK has added to a base URL that ends in it, is
-    removed once.
+    removed once. The empty endpoint is the base URL itself, which has no version.
     """
-    if not rules:
+    if not rules or not endpoint:
         return endpoint
     first, _, rest = endpoint.partition("/")
     if _VERSION_SEGMENT.match(first):
         return rest if rest.startswith(f"{first}/") else endpoint
     for pattern, version in rules:
         if fnmatchcase(endpoint, pattern):
-            return f"{version}/{endpoint}" if version else endpoint
+            has_it = not version or endpoint.startswith(f"{version}/")
+            return endpoint if has_it else f"{version}/{endpoint}"
     return endpoint
 
 

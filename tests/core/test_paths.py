@@ -89,6 +89,7 @@ def test_a_tail_is_split_without_decoding_and_double_slashes_are_merged(tail: st
         ("openai/v1/x", "/openai/v1", "x"), ("v1/x", "/openai/v1", "x"), ("api/v1/x", "/api/v1", "x"),
         ("v1/v1/x", "/v1", "x"), ("v1/v1/v1/x", "/v1", "v1/x"), ("v1/messages", "", "v1/messages"), ("v1beta/x", "/v1", "v1beta/x"),
         ("deployments/x", "/openai/deployments", "deployments/x"), ("v1", "/v1", "v1"),
+        ("api/v1/v1/x", "/api/v1", "x"), ("api/v1/api/v1/x", "/api/v1", "x"), ("v1/api/v1/x", "/api/v1", "x"),
     ],
 )  # fmt: skip
 def test_a_version_that_repeats_the_end_of_the_base_url_is_dropped(endpoint: str, base: str, expected: str) -> None:
@@ -118,11 +119,16 @@ RULES = (paths.VersionRule("api/*", ""), paths.VersionRule("chat", "v2"), paths.
     ("endpoint", "expected"),
     [
         ("messages", "v1/messages"), ("v1/messages", "v1/messages"), ("v1beta/models", "v1beta/models"), ("chat", "v2/chat"),
-        ("v1/v1/messages", "v1/messages"), ("v1/v10/x", "v1/v10/x"), ("v1/v1", "v1/v1"), ("api/hello", "api/hello"), ("voices/x", "v1/voices/x"),
+        ("v1/v1/messages", "v1/messages"), ("v1/v10/x", "v1/v10/x"), ("v1/v1", "v1/v1"), ("api/hello", "api/hello"), ("voices/x", "v1/voices/x"), ("", ""),
     ],
 )  # fmt: skip
 def test_a_version_that_the_client_left_out_is_added(endpoint: str, expected: str) -> None:
     assert paths.put_version(endpoint, RULES) == expected
+
+
+def test_a_version_of_several_segments_is_added_once() -> None:
+    rules = (paths.VersionRule("*", "api/v2"),)
+    assert [paths.put_version(each, rules) for each in ("chat", "api/v2/chat")] == ["api/v2/chat"] * 2
 
 
 def test_without_rules_no_version_is_added() -> None:

@@ -44,7 +44,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "mistral": {"https://api.mistral.ai/v1/chat/completions": (*CHAT, "v1/v1/chat/completions")},
     "ollama": {"http://127.0.0.1:11434/v1/chat/completions": CHAT},
     "openrouter": {
-        "https://openrouter.ai/api/v1/chat/completions": (*CHAT, "api/v1/chat/completions"), "https://openrouter.ai/api/v1/messages": ("messages", "v1/messages"),
+        "https://openrouter.ai/api/v1/chat/completions": (*CHAT, "api/v1/chat/completions"), "https://openrouter.ai/api/v1/messages": ("messages", "v1/messages", "api/v1/v1/messages"),
     },
     "perplexity": {"https://api.perplexity.ai/chat/completions": CHAT, "https://api.perplexity.ai/v1/responses": ("responses", "v1/responses")},
     "vllm": {"http://127.0.0.1:8000/v1/chat/completions": CHAT},
