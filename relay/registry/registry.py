@@ -84,7 +84,7 @@ def nearest_provider(name: str, names: Sequence[str]) -> str:
     similar spelling, or the beginning of a name (`google`, `azure`); empty if there is none.
     """
     product = _NAMES_OF_PRODUCTS.get(name.lower(), "")
-    if product in names:
+    if product in names or not name:
         return product
     return nearest(name, names) or next((each for each in names if each.startswith(name)), "")
 

@@ -99,9 +99,10 @@ async def test_an_unknown_provider_is_answered_with_the_nearest(relay: Relay, na
     assert (status, _message(body)[0]) == (404, f"There is no provider named '{name}' in gateway.yaml. Did you mean '{hint}'?")
 
 
-async def test_an_unknown_provider_unlike_any_is_answered_with_all(relay: Relay) -> None:
-    _, _, body = await relay.call("POST", relay.path("zzz", "v1/x"))
-    assert _message(body)[0] == f"There is no provider named 'zzz' in gateway.yaml. It has {', '.join(sorted(PROVIDERS))}."
+@pytest.mark.parametrize("name", ["zzz", ""])
+async def test_an_unknown_provider_unlike_any_is_answered_with_all(relay: Relay, name: str) -> None:
+    _, _, body = await relay.call("POST", relay.path(name, "v1/x"))
+    assert _message(body)[0] == f"There is no provider named '{name}' in gateway.yaml. It has {', '.join(sorted(PROVIDERS))}."
 
 
 @pytest.mark.parametrize(("endpoint", "format_"), [("v1/messages", "anthropic"), ("v1beta/models/g:generateContent", "google"), ("chat/completions", "openai")])
