@@ -66,15 +66,16 @@ def guess_provider(
     """Guess the provider of a request to `path`: the one that a segment of the path names,
     otherwise the one whose SDK sends such requests, if gateway.yaml has it.
     """
-    segments = [segment for segment in path.split("/") if segment][:_MAX_SEGMENTS]
+    segments = [segment for segment in path.split("/") if segment]
     signature = next(
         (each for each in _SIGNATURES if each.header and each.header in headers), None
     ) or next((each for each in _SIGNATURES if each.path.search(path)), None)
     is_version = segments and segments[0] in ("v1beta", "v1alpha")  # v1beta/openai is Google's
-    named = next((each for each in segments if each in providers), None)
-    if named is not None and not is_version:
-        provider = providers[named]
-        return BaseUrlGuess(named, format_of(path, provider.format, provider.formats))
+    at = next((at for at, each in enumerate(segments[:_MAX_SEGMENTS]) if each in providers), None)
+    if at is not None and not is_version:
+        provider = providers[segments[at]]
+        endpoint = provider.endpoint("/".join(segments[at + 1 :]))
+        return BaseUrlGuess(segments[at], format_of(endpoint, provider.format, provider.formats))
     if signature is None:
         return BaseUrlGuess("", "openai")
     found = signature.provider if signature.provider in providers else ""

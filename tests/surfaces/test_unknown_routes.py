@@ -114,3 +114,12 @@ async def test_an_unknown_provider_is_refused_in_the_shape_of_the_endpoint(relay
 async def test_a_call_that_is_refused_before_it_has_a_route_has_the_shape_of_its_provider(relay: Relay) -> None:
     status, headers, body = await relay.call("POST", relay.path("anthropic", "v1/messages"), headers={"Host": "evil.example"})
     assert (status, headers["x-relay-error"], _message(body)[1]) == (403, "host_not_allowed", "anthropic")
+
+
+async def test_a_refusal_before_the_route_has_the_format_of_the_path_at_its_provider(start: StartRelay) -> None:
+    entry = {"base_url": "http://127.0.0.1:9/v1", "format": "openai", "formats": {"native/*": "anthropic"}}
+    relay = await start(custom=entry)
+    for endpoint in ("native/x", "v1/native/x"):
+        refused = await relay.call("POST", relay.path("custom", endpoint), headers={"Host": "evil.example"})
+        wrong = await relay.call("POST", f"{relay.url}/custom/{endpoint}")
+        assert [(each[0], _message(each[2])[1]) for each in (refused, wrong)] == [(403, "anthropic"), (404, "anthropic")]
