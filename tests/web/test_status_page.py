@@ -44,3 +44,9 @@ async def test_it_shows_providers_calls_and_spend_and_streams_an_answer(start: S
             assert await page.evaluate("document.documentElement.scrollWidth") <= 390
             assert await page.title() == "AI gateway relay"
             assert all("400" in complaint for complaint in complaints), complaints
+            held: list[object] = []
+            await page.route("**/providers", lambda route: held.append(route))
+            while not held:
+                await page.evaluate("() => { refresh(); refresh(); }")
+            assert await page.evaluate("fetch('/version').then((response) => response.status)") == 200
+            assert len(held) == 1, "a refresh began before the one before it was over"
