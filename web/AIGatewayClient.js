@@ -276,7 +276,7 @@ export const createCartesiaClient = (options = {}) =>
 /** @param {SessionOptions & {voiceId?: string, agentId?: string}} [options] */
 export function createElevenLabsClient({ voiceId, agentId, ...options } = {}) {
   const { model } = options;
-  const asked = { agent_id: agentId, model_id: voiceId && model };
+  const asked = { agent_id: agentId || undefined, model_id: (voiceId && model) || undefined };
   const query = withoutUndefined({ ...asked, ...options.query });
   const speech = voiceId && `v1/text-to-speech/${encodeURIComponent(voiceId)}/stream-input`;
   const made = { provider: "elevenlabs", endpoint: speech, protocols: voiceId ? [] : ["convai"] };
@@ -417,9 +417,8 @@ function sessionUrl({ url, provider, endpoint, model, query }) {
   if (base.pathname === "/") {
     base.pathname = `${API}/ws/${provider}${endpoint ? `/${endpoint}` : ""}`;
   }
-  for (const [name, value] of Object.entries(withoutUndefined({ model, ...query }))) {
-    base.searchParams.set(name, value);
-  }
+  const parameters = withoutUndefined({ model: model || undefined, ...query });
+  for (const [name, value] of Object.entries(parameters)) base.searchParams.set(name, value);
   return base.href;
 }
 

@@ -79,6 +79,18 @@ describe("sessions", () => {
     }
   });
 
+  test("an empty model, agent or voice, as from an empty text field, is left out", async () => {
+    for (const client of [
+      scripted({ model: "" }),
+      createElevenLabsClient({ provider: "scripted", protocols: [], agentId: "", voiceId: "", model: "m" }),
+    ]) {
+      await client.connect();
+      client.send({ do: "query" });
+      expect(await until(client, () => true)).toEqual({ query: "" });
+      client.disconnect();
+    }
+  });
+
   test("text, JSON and bytes pass as they are", async () => {
     const client = scripted();
     await client.connect();
