@@ -269,13 +269,23 @@ async def test_an_error_says_what_to_do(chat: Chat) -> None:
         (401, "", "Check the token and the provider's key."),
         (429, "", "Wait a moment, then retry."),
         (200, "?provider=nobody", "Choose a provider that gateway.yaml has."),
-        (200, "?url=http://127.0.0.1:9", "Check that the relay runs"),
+        (0, "", "Check that the relay runs"),
     ):
-        model.fails, model.status = int(status != 200), status
+        model.fails, model.status = int(status >= 400), status
         await page.goto(f"/{query}")
+        if not status:
+            await page.route("**/api/**", lambda route: route.abort())
         await _say(page, "hi")
         await playwright.expect(page.get_by_role("alert")).to_contain_text(advice)
         await playwright.expect(page.get_by_label("Message")).to_be_focused()
+
+
+async def test_a_link_to_the_example_cannot_send_messages_to_another_host(chat: Chat) -> None:
+    page, model = chat
+    await page.goto("/?url=http://127.0.0.1:9&token=x&examples=x&model=linked")
+    await _say(page, "hi")
+    await _answered(page)
+    assert [asked["model"] for asked in model.asked] == ["linked"]
 
 
 async def test_an_answer_is_whole_with_a_finish_reason_and_failed_without_any_end(
