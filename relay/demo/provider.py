@@ -104,6 +104,10 @@ def application() -> web.Application:
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     fields = await _fields(request, _CHAT_FIELDS, "messages")
+    options = fields.get("stream_options") or {}
+    if not isinstance(options, dict):
+        refusal = "Invalid type for 'stream_options': expected an object."
+        raise openai_error(web.HTTPBadRequest, refusal, "stream_options", "invalid_type")
     head = {
         "id": f"chatcmpl-demo{time.time_ns():x}",
         "created": int(time.time()),
@@ -117,7 +121,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
             head | {"object": "chat.completion", "choices": [choice], "usage": usage}
         )
     stream = await _open_sse(request)
-    with_usage = (fields.get("stream_options") or {}).get("include_usage")
+    with_usage = options.get("include_usage")
     extra = {"usage": None} if with_usage else {}
     head["object"] = "chat.completion.chunk"
     for delta, finish in _deltas():
@@ -219,7 +223,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 
 def _embedding(text: str, fields: Mapping[str, Any]) -> list[float] | str:
-    seed = sum(text.encode()) or 1
+    seed = sum(text.encode(errors="replace")) or 1
     numbers = [math.sin(seed * (at + 1)) / math.sqrt(8) for at in range(8)]
     if fields.get("encoding_format") != "base64":
         return numbers

@@ -64,6 +64,14 @@ async def test_outdated_and_unknown_fields_are_refused_as_by_openai(demo: Relay)
     assert (await demo.call("GET", demo.path("demo", "nothing")))[0] == 404
 
 
+async def test_odd_input_of_the_demo_is_answered_without_an_internal_error(demo: Relay) -> None:
+    asked = {"model": "m", "messages": [], "stream": True, "stream_options": "x"}
+    status, _, body = await demo.call("POST", demo.path("demo", "chat/completions"), data=json.dumps(asked).encode())
+    assert (status, json.loads(body)["error"]["param"]) == (400, "stream_options")
+    surrogate = rb'{"model": "m", "input": "\ud800"}'
+    assert (await demo.call("POST", demo.path("demo", "embeddings"), data=surrogate))[0] == 200
+
+
 async def test_realtime_speaks_text_and_audio_with_usage(demo: Relay) -> None:
     async with demo.client.ws_connect(demo.ws("demo"), protocols=["realtime"]) as socket, asyncio.timeout(20):
         assert (await socket.receive_json())["type"] == "session.created"
