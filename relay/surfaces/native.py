@@ -142,9 +142,10 @@ class _ProviderCalls(_Calls):
 
     def _is_probe(self, call: Call) -> bool:
         """True if a client only probes its connection, and asks nothing of the provider: Claude
-        Code sends HEAD to its base URL, and to `api/hello` below it. Raises what refuses a call.
+        Code sends HEAD to its base URL, and to `api/hello` below it, without a query. Raises what
+        refuses a call.
         """
-        if call.endpoint not in ("", _CLAUDE_CODE_PROBE):
+        if call.query or call.endpoint not in ("", _CLAUDE_CODE_PROBE):
             return False
         self._gateway.callers.authorize(call.headers)
         provider = self._gateway.registry.provider(call.provider)

@@ -68,7 +68,7 @@ async def test_a_probe_is_refused_where_a_call_is(start: StartRelay, raw: RawUps
 
 async def test_any_other_head_goes_to_the_provider(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(anthropic=provider(raw.url, format="anthropic"), openai=provider(raw.url))
-    for name, endpoint in (("anthropic", "v1/models"), ("openai", "api/hello")):
+    for name, endpoint in (("anthropic", "v1/models"), ("openai", "api/hello"), ("openai", "?file=1")):
         raw.plays(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n")
         assert (await relay.call("HEAD", relay.path(name, endpoint)))[0] == 200
-    assert [arrived.target for arrived in raw.arrived] == ["/v1/models", "/api/hello"]
+    assert [arrived.target for arrived in raw.arrived] == ["/v1/models", "/api/hello", "/?file=1"]
