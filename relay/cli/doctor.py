@@ -99,9 +99,12 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
     """Probe the providers at the same time; say a line for each probe. True if none failed."""
     config = load(sources)
     chosen = [p for p in config.registry.providers.values() if not names or p.name in names]
-    unknown = set(names) - {provider.name for provider in chosen}
+    built_in = {"demo"} if config.settings.demo.enabled else set()
+    unknown = set(names) - {provider.name for provider in chosen} - built_in
     for name in sorted(unknown):
         say(f"{name}: {config.path} has no such provider")
+    for name in built_in & set(names):
+        say(f"{name}: not tried: it is built into the relay")
     ready = [provider for provider in chosen if not provider.missing]
     async with AIGateway.from_config(sources.config, sources.env_file) as gateway:
         probed = await asyncio.gather(*(_probe_provider(gateway, provider) for provider in ready))

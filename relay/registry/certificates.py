@@ -88,7 +88,5 @@ def read_certificate(main: Document, paths: CertificateFiles, files: Files) -> C
         found.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     except ssl.SSLError as error:
         reason = (error.reason or "not PEM").lower().replace("_", " ")
-        main.add_problem(
-            ("tls", "certificate"), f"is no valid certificate with tls.key: {reason}"
-        )
+        main.add_problem(("tls", "certificate"), f"is no valid certificate with tls.key: {reason}")
     return found

@@ -42,9 +42,12 @@ class Section(BaseModel):
 
 class Auth(Section):
     header: HeaderName | None = Field(None, description="Header that carries the credential.")
-    query: QueryName | None = Field(None, description="Query parameter that carries the credential.")
+    query: QueryName | None = Field(
+        None, description="Query parameter that carries the credential."
+    )
     subprotocol: HeaderName | None = Field(
-        None, description="Prefix of the subprotocol that carries the credential, such as `xi-api-key.`."
+        None,
+        description="Prefix of the subprotocol that carries the credential, such as `xi-api-key.`.",
     )
     value: Annotated[
         list[str],
@@ -55,7 +58,8 @@ class Auth(Section):
         description="Template such as `Bearer ${OPENAI_API_KEY}`; a list is a key pool.",
     )
     pool: Strategy = Field(
-        "round_robin", description="How the next key of a pool is selected: round_robin, least_busy or weight."
+        "round_robin",
+        description="How the next key of a pool is selected: round_robin, least_busy or weight.",
     )
     weights: list[Annotated[float, Field(gt=0)]] = Field(
         [], description="With `pool: weight`: a weight for each value."
@@ -78,7 +82,8 @@ class ProviderCache(Section):
 class CloudflareWebSocket(Section):
     slug: UrlPath = Field(description="The provider's name on Cloudflare's sockets.")
     path: UrlPath | None = Field(
-        None, description="Path that replaces the default path there; none: the default path itself."
+        None,
+        description="Path that replaces the default path there; none: the default path itself.",
     )
     auth: Auth | None = Field(
         None,
@@ -108,7 +113,9 @@ class ProviderWebSocket(Section):
         {},
         description="Header to the equivalent query parameter: no default is added for a value that the client sends in the other form.",
     )
-    base_url: str | None = Field(None, description="Base URL of sockets; none: the provider's base_url.")
+    base_url: str | None = Field(
+        None, description="Base URL of sockets; none: the provider's base_url."
+    )
     subprotocols: dict[str, SubprotocolUse] = Field(
         {},
         description="Name, or prefix that ends in a dot, to its use: pass, drop, credential, credential_next.",
@@ -133,7 +140,9 @@ Ways = Annotated[
 
 class ViaEach(Section):
     rest: Ways | None = Field(None, description="The way of REST calls; a list is tried in order.")
-    websocket: Ways | None = Field(None, description="The way of WebSockets; a list is tried in order.")
+    websocket: Ways | None = Field(
+        None, description="The way of WebSockets; a list is tried in order."
+    )
 
 
 def _same_for_both(value: Any) -> Any:
@@ -167,7 +176,8 @@ class Retries(Section):
 class Fallback(Section):
     provider: str = Field(description="Name of a provider; it may be the same one.")
     model: str | None = Field(
-        None, description="Replaces the model of the call, in the body, path, query or form field that names it."
+        None,
+        description="Replaces the model of the call, in the body, path, query or form field that names it.",
     )
     endpoint: Endpoint | None = Field(None, description="Replaces the endpoint of the call.")
     weight: float = Field(1, gt=0, description="With `order: weight`: its weight.")
@@ -175,7 +185,9 @@ class Fallback(Section):
 
 class Rewrite(Section):
     headers: list[HeaderName] = Field([], description="Response headers that contain a URL.")
-    fields: dict[str, list[Annotated[str, matching(_FIELD, "should be a plain JSON field name")]]] = Field(
+    fields: dict[
+        str, list[Annotated[str, matching(_FIELD, "should be a plain JSON field name")]]
+    ] = Field(
         {}, description="Endpoint prefix to the JSON fields of its responses that contain a URL."
     )
 
@@ -184,31 +196,49 @@ Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class Pricing(Section):
-    models: list[str] = Field([], description="Models that these prices are for, `*` is allowed; empty: all.")
+    models: list[str] = Field(
+        [], description="Models that these prices are for, `*` is allowed; empty: all."
+    )
     since: datetime.date | None = Field(None, description="First day, UTC; none: always.")
-    until: datetime.date | None = Field(None, description="First day on which the prices no longer apply, UTC; none: never.")
+    until: datetime.date | None = Field(
+        None, description="First day on which the prices no longer apply, UTC; none: never."
+    )
     service_tier: str = Field(
-        "", description="Service tier of the calls, such as flex, priority or batch; empty: standard."
+        "",
+        description="Service tier of the calls, such as flex, priority or batch; empty: standard.",
     )
     input_per_mtok: Usd | None = Field(None, description="US dollars per million input tokens.")
     output_per_mtok: Usd | None = Field(None, description="US dollars per million output tokens.")
     cache_read_per_mtok: Usd | None = Field(
-        None, description="US dollars per million input tokens read from the provider's cache; none: as input."
+        None,
+        description="US dollars per million input tokens read from the provider's cache; none: as input.",
     )
     cache_write_per_mtok: Usd | None = Field(
-        None, description="US dollars per million input tokens written to the provider's cache; none: as input."
+        None,
+        description="US dollars per million input tokens written to the provider's cache; none: as input.",
     )
     cache_write_1h_per_mtok: Usd | None = Field(
-        None, description="US dollars per million of those that are kept for an hour; none: as cache_write_per_mtok."
+        None,
+        description="US dollars per million of those that are kept for an hour; none: as cache_write_per_mtok.",
     )
-    reasoning_per_mtok: Usd | None = Field(None, description="US dollars per million reasoning tokens; none: as output.")
-    input_audio_per_mtok: Usd | None = Field(None, description="US dollars per million audio input tokens.")
-    output_audio_per_mtok: Usd | None = Field(None, description="US dollars per million audio output tokens.")
+    reasoning_per_mtok: Usd | None = Field(
+        None, description="US dollars per million reasoning tokens; none: as output."
+    )
+    input_audio_per_mtok: Usd | None = Field(
+        None, description="US dollars per million audio input tokens."
+    )
+    output_audio_per_mtok: Usd | None = Field(
+        None, description="US dollars per million audio output tokens."
+    )
     cache_audio_read_per_mtok: Usd | None = Field(
         None, description="US dollars per million audio tokens read from the provider's cache."
     )
-    input_image_per_mtok: Usd | None = Field(None, description="US dollars per million image input tokens; none: as input.")
-    output_image_per_mtok: Usd | None = Field(None, description="US dollars per million image output tokens; none: as output.")
+    input_image_per_mtok: Usd | None = Field(
+        None, description="US dollars per million image input tokens; none: as input."
+    )
+    output_image_per_mtok: Usd | None = Field(
+        None, description="US dollars per million image output tokens; none: as output."
+    )
     cache_image_read_per_mtok: Usd | None = Field(
         None, description="US dollars per million image tokens read from the provider's cache."
     )
@@ -216,11 +246,21 @@ class Pricing(Section):
         None, description="US dollars per million characters of text turned into speech."
     )
     audio_per_hour: Usd | None = Field(None, description="US dollars per hour of audio.")
-    per_unit: Usd | None = Field(None, description="US dollars for one of the provider's own units, such as fal's.")
-    per_image: Usd | None = Field(None, description="US dollars for an image whose tokens are not reported.")
-    per_web_search: Usd | None = Field(None, description="US dollars for a web search by the model.")
-    per_page: Usd | None = Field(None, description="US dollars for a page of a document that was read.")
-    per_call: Usd | None = Field(None, description="US dollars for every call, in addition to the rest.")
+    per_unit: Usd | None = Field(
+        None, description="US dollars for one of the provider's own units, such as fal's."
+    )
+    per_image: Usd | None = Field(
+        None, description="US dollars for an image whose tokens are not reported."
+    )
+    per_web_search: Usd | None = Field(
+        None, description="US dollars for a web search by the model."
+    )
+    per_page: Usd | None = Field(
+        None, description="US dollars for a page of a document that was read."
+    )
+    per_call: Usd | None = Field(
+        None, description="US dollars for every call, in addition to the rest."
+    )
 
 
 class ProviderEntry(Section):
@@ -257,18 +297,21 @@ class ProviderEntry(Section):
     )
     weight: float = Field(1, gt=0, description="With `order: weight`: the provider's own weight.")
     retries: Retries | None = Field(None, description="Replaces the section `retries`.")
-    cache: ProviderCache | None = Field(None, description="Replaces the same keys of the section `cache`.")
-    pricing: list[Pricing] = Field(
-        [], description="Prices that precede the public price list."
+    cache: ProviderCache | None = Field(
+        None, description="Replaces the same keys of the section `cache`."
     )
+    pricing: list[Pricing] = Field([], description="Prices that precede the public price list.")
     priced_as: str | None = Field(
-        None, description="The provider's name in the public price list (genai-prices); none: its own name."
+        None,
+        description="The provider's name in the public price list (genai-prices); none: its own name.",
     )
     on_disconnect: Literal["cancel", "drain"] = Field(
         "cancel",
         description="What happens to a stream whose client left. cancel: it is cancelled; drain: it is read to its end, so that its usage is known.",
     )
-    drain_s: Seconds = Field(30, description="With `on_disconnect: drain`: the maximum time of that.")
+    drain_s: Seconds = Field(
+        30, description="With `on_disconnect: drain`: the maximum time of that."
+    )
     inject_usage: bool | None = Field(
         None,
         description="Request the usage of streamed completions (`stream_options.include_usage`), and remove the event that reports it; none: only as a fallback of a provider with `true`.",
@@ -297,7 +340,7 @@ class ProviderEntry(Section):
     )
     versions: dict[str, UrlPath] = Field(
         {},
-        description="Endpoint pattern (`*` matches anything) to the version that is added to an endpoint that matches and has none, such as {\"messages*\": v1}; the first match counts, an empty version adds nothing.",
+        description='Endpoint pattern (`*` matches anything) to the version that is added to an endpoint that matches and has none, such as {"messages*": v1}; the first match counts, an empty version adds nothing.',
     )
     rewrite: Rewrite | None = Field(
         None,
@@ -321,7 +364,9 @@ class ProviderEntry(Section):
         {},
         description="Pattern of endpoints (`*` matches anything) to their wire format, where it differs.",
     )
-    allow_http: bool = Field(False, description="Allow a credential over plain http:// beyond loopback.")
+    allow_http: bool = Field(
+        False, description="Allow a credential over plain http:// beyond loopback."
+    )
     connect_timeout_s: Seconds | None = Field(
         None, description="Replaces upstream.connect_timeout_s."
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from relay.core.addresses import address_of, host_name
 from relay.core.provider import Who
 from relay.core.text import clean
 from relay.registry.entries import (
@@ -47,6 +48,15 @@ def _network(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if value != "*" and host_name(value) != value.lower() and address_of(value) is None:
+        raise PydanticCustomError(
+            "host_name",
+            "should be a host name or an address, without scheme and port, such as ai.example.com",
+        )
+    return value
+
+
 class Server(Section):
     host: str = Field(
         "127.0.0.1",
@@ -56,7 +66,7 @@ class Server(Section):
     workers: int = Field(
         1, ge=1, le=64, description="Processes. More than one run under a supervisor."
     )
-    hosts: list[str] = Field(
+    hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
         [],
         description="Host names, besides loopback, that clients may use in URLs of the relay while access is open.",
     )
@@ -72,7 +82,8 @@ class Server(Section):
         30, description="How long running calls may continue after SIGTERM."
     )
     keepalive_timeout_s: Seconds = Field(
-        75, description="How long an idle client connection stays open, and an incomplete request head is waited for."
+        75,
+        description="How long an idle client connection stays open, and an incomplete request head is waited for.",
     )
     body_idle_timeout_s: Seconds = Field(
         60, description="How long a client may pause while it sends a request body."
@@ -128,7 +139,8 @@ class WebSockets(Section):
         description="A side that is silent for this long is pinged; if it stays silent for as long again, its connection is lost.",
     )
     close_timeout_s: Seconds = Field(
-        1, description="How long a side may take to answer a close frame before its connection is cut."
+        1,
+        description="How long a side may take to answer a close frame before its connection is cut.",
     )
     idle_timeout_s: Seconds | None = Field(
         None, description="A session without messages for this long ends with 4408; none: no limit."
@@ -163,7 +175,9 @@ class Cors(Section):
         [],
         description="Origins whose web pages may call the relay: exact ones, or https://*.example.com for all subdomains.",
     )
-    max_age_s: int = Field(600, ge=0, description="How long a browser may cache a preflight response.")
+    max_age_s: int = Field(
+        600, ge=0, description="How long a browser may cache a preflight response."
+    )
 
 
 class Log(Section):
@@ -194,7 +208,9 @@ class RetryBudget(Section):
     percent: float = Field(
         20, ge=0, le=100, description="Attempts beyond the first, as a share of all calls."
     )
-    per_s: float = Field(10, ge=0, description="Attempts beyond the first, per second, in addition to that share.")
+    per_s: float = Field(
+        10, ge=0, description="Attempts beyond the first, per second, in addition to that share."
+    )
 
 
 _PER = re.compile(r"(?:all|client|provider|model|address|user|metadata\.[^|]{1,100})\Z")
@@ -210,10 +226,10 @@ class Limit(Section):
         None, description="WebSocket sessions that may start in a window."
     )
     calls_at_once: Count | None = Field(None, description="Concurrent REST calls.")
-    sessions_at_once: Count | None = Field(
-        None, description="Concurrent WebSocket sessions."
+    sessions_at_once: Count | None = Field(None, description="Concurrent WebSocket sessions.")
+    window_s: int = Field(
+        60, ge=1, le=366 * 86400, description="Length of the window, in whole seconds."
     )
-    window_s: int = Field(60, ge=1, le=366 * 86400, description="Length of the window, in whole seconds.")
     answer_tokens: Count = Field(
         1000,
         description="With `tokens`: reserved for the response to a call that sets no maximum.",
@@ -223,21 +239,26 @@ class Limit(Section):
         description="fixed: a window starts with its first call; sliding: the window is always the last window_s.",
     )
     per: Annotated[
-        list[Annotated[
+        list[
+            Annotated[
                 str,
                 matching(
                     _PER, "should be all, client, provider, model, address, user or metadata.NAME"
                 ),
-            ]],
+            ]
+        ],
         ONE_OR_LIST,
     ] = Field(
         ["all"],
         description="A counter for all calls, or for each client, provider, model, address, user or metadata.NAME; a list: for each combination.",
     )
-    providers: list[str] = Field([], description="Count calls to these providers only; empty: to all.")
+    providers: list[str] = Field(
+        [], description="Count calls to these providers only; empty: to all."
+    )
     models: list[str] = Field([], description="Count calls of these models only; empty: of all.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
-        None, description="Name of the rule in `ratelimit` headers; none: derived from the other keys."
+        None,
+        description="Name of the rule in `ratelimit` headers; none: derived from the other keys.",
     )
 
 
@@ -247,10 +268,12 @@ class Delegation(Section):
         description="Who retries calls through Cloudflare; the cf-aig-* headers for retries go only there.",
     )
     limits: Who = Field(
-        "relay", description="Who counts requests, tokens and handshakes of calls through Cloudflare."
+        "relay",
+        description="Who counts requests, tokens and handshakes of calls through Cloudflare.",
     )
     cache: Who = Field(
-        "relay", description="Who caches their responses; the cf-aig-* headers for the cache go only there."
+        "relay",
+        description="Who caches their responses; the cf-aig-* headers for the cache go only there.",
     )
 
 
@@ -268,9 +291,7 @@ class Cache(ProviderCache):
         64 * 1024 * 1024,
         description="Maximum size in memory; the least recently used responses are evicted first.",
     )
-    max_answer_bytes: Bytes = Field(
-        8 * 1024 * 1024, description="Larger responses are not cached."
-    )
+    max_answer_bytes: Bytes = Field(8 * 1024 * 1024, description="Larger responses are not cached.")
     stall_timeout_s: Seconds = Field(
         4,
         description="How long a stalled client may delay the other clients of a shared call; then it is cut off.",
@@ -405,9 +426,7 @@ class GatewayFile(Section):
     retry_budget: RetryBudget = RetryBudget()
     limits: list[Limit] = Field([], description="Rate limits, token limits and concurrency limits.")
     cache: Cache = Cache()
-    inject_usage: bool = Field(
-        True, description="false: `inject_usage` is off for every provider."
-    )
+    inject_usage: bool = Field(True, description="false: `inject_usage` is off for every provider.")
     redis: Redis = Redis()
     database: Annotated[str | None, AfterValidator(_database)] = Field(
         "data/relay.db",
@@ -424,7 +443,9 @@ class GatewayFile(Section):
     include: list[str] = Field(
         [], description="More files with providers, relative to this one; `*` is allowed."
     )
-    providers: dict[str, ProviderEntry] = Field({}, description="Providers by name; the name is part of their URLs.")
+    providers: dict[str, ProviderEntry] = Field(
+        {}, description="Providers by name; the name is part of their URLs."
+    )
 
 
 class ProvidersFile(Section):

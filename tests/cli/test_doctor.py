@@ -133,6 +133,11 @@ async def test_only_those_named_and_what_is_not_configured(tmp_path: Path, vendo
     assert not healthy and "gateway.yaml has no such provider" in text
 
 
+async def test_the_demo_is_not_tried_and_is_no_unknown_provider(tmp_path: Path) -> None:
+    healthy, text = await _doctor(tmp_path, {}, "demo", demo={"enabled": True})
+    assert healthy and "demo: not tried: it is built into the relay" in text
+
+
 def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(tmp_path, {"providers": {"openai": provider("http://127.0.0.1:9", check="models")}})
     code = main(["doctor", "--config", str(tmp_path / "gateway.yaml"), "--env-file", str(tmp_path / ".env")])

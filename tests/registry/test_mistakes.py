@@ -50,6 +50,17 @@ def test_a_list_of_delegated_features_is_short_for_a_mapping(text: str, tmp_path
     assert (delegation.retries, delegation.limits, delegation.cache) == ("relay", "cloudflare", "cloudflare")
 
 
+@pytest.mark.parametrize("host", ["ai.example.com:8443", "https://ai.example.com", "ai.example.com/", "[::2]", "a b"])
+def test_a_host_that_no_host_header_can_match_is_refused(host: str, tmp_path: Path) -> None:
+    [problem] = _problems(tmp_path, f'server: {{hosts: ["{host}"]}}\n')
+    assert problem.startswith("gateway.yaml:1:18: server.hosts.0: should be a host name or an address")
+
+
+def test_hosts_may_be_names_addresses_and_any(tmp_path: Path) -> None:
+    hosts = ["AI.example.com", "10.0.0.7", "fe80::1", "*"]
+    assert _load(tmp_path, f"server: {{hosts: {hosts}}}\n").settings.server.hosts == hosts
+
+
 def test_a_mistake_in_delegated_features_hides_no_problem_of_a_provider(tmp_path: Path) -> None:
     text = "cloudflare: {delegate: [cash]}\nproviders: {p: {base_url: https://x.example, fallback: [{provider: q}]}}\n"
     assert _problems(tmp_path, text) == [
