@@ -17,6 +17,7 @@ from types import ModuleType
 
 import relay
 from relay.core.errors import OperatorError
+from relay.core.text import escaped_lines
 
 OK, INTERRUPTED = 0, 130
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except OperatorError as error:
-        print(error.report, file=sys.stderr)
+        print(escaped_lines(error.report), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

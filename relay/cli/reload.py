@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from relay.cli.sources import load_config, print_warnings
 from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
+from relay.core.text import escaped
 from relay.registry.load import Config
 from relay.registry.urls import BadUrl, read_url
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _joined(answer: dict[str, Any], field: str) -> str:
-    return ", ".join(map(str, answer.get(field, ())))
+    return escaped(", ".join(map(str, answer.get(field, ()))))
 
 
 def _failure(status: int, answer: dict[str, Any]) -> OperatorError:
@@ -102,14 +103,14 @@ def _post_reload(url: SplitResult) -> tuple[int, dict[str, Any]]:
         connection.request("POST", _PATH, headers={"Content-Length": "0"})
         response = connection.getresponse()
         answer = json.loads(response.read(_ANSWER_BYTES))
-    except ValueError:  # not JSON, or not UTF-8
-        answer = None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:  # some errors of TLS are ValueErrors too
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ReloadFailed(
             f"no relay answers on {place} ({reason}); if it listens elsewhere, as with --port,"
             " write --url and the URL that it printed at its start"
         ) from None
+    except ValueError:  # not JSON, or not UTF-8
+        answer = None
     finally:
         connection.close()
     if not isinstance(answer, dict):

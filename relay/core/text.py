@@ -21,6 +21,8 @@ _DIGEST_DIGITS = 12
 # display a line as another.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
+
 
 def clean(text: str, most: int = MAX_CHARACTERS) -> str:
     """Replace characters that no log may have, and truncate `text` to `most` characters. Truncated
@@ -39,6 +41,11 @@ def escaped(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def escaped_lines(text: str) -> str:
+    """Escape control characters except line ends, and remove colours, to print on a terminal."""
+    return "\n".join(map(escaped, _COLOUR.sub("", text).split("\n")))
 
 
 def quoted(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
+from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 
 from relay.app import standalone
@@ -320,10 +321,29 @@ async def test_the_command_with_a_url_reads_no_file(start: StartRelay, tmp_path:
 
 
 async def test_the_command_recognises_a_server_that_is_not_a_relay(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
-    raw.plays(ok(b"welcome"), ok(b"[]"))
+    raw.plays(ok(b"welcome"))
+    raw.plays(ok(b"[]"))
     for _ in range(2):
         assert await asyncio.to_thread(main, ["reload", "--url", raw.url]) == 1
         assert "is not a relay; name the relay with --url" in capsys.readouterr().err
+
+
+async def test_the_command_prints_no_character_that_a_terminal_obeys(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
+    raw.plays(ok(json.dumps({"changed": ["\x1b[2J"]}).encode()))
+    raw.plays(ok(json.dumps({"error": {"message": "1:1: no\n2:1: \x9b2J"}}).encode(), status="422 No"))
+    assert await asyncio.to_thread(main, ["reload", "--url", raw.url]) == 0
+    assert await asyncio.to_thread(main, ["reload", "--url", raw.url]) == 1
+    printed = capsys.readouterr()
+    assert "changed: \\x1b[2J\n" in printed.out
+    assert printed.err == "relay: 1:1: no\n2:1: \\x9b2J\n"
+
+
+async def test_the_command_tells_an_untrusted_certificate_from_another_server(aiohttp_server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = await aiohttp_server(web.Application(), ssl=context)
+    assert await asyncio.to_thread(main, ["reload", "--url", str(server.make_url(""))]) == 1
+    assert "certificate verify failed" in capsys.readouterr().err
 
 
 async def test_the_command_fails_if_the_reload_fails(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
