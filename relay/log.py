@@ -29,7 +29,7 @@ from relay.core.errors import InternalError
 from relay.core.exchange import Exchange
 from relay.core.record import Record
 from relay.core.redaction import Redactor, Secrets
-from relay.core.text import clean
+from relay.core.text import clean, escaped_lines
 from relay.log_output import Losses, Output, TextOutput, output_of
 from relay.log_pretty import PrettyLines, colours_for
 
@@ -100,8 +100,8 @@ _current = _Log(structlog.get_logger("relay"))
 def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     """Write this process's log to `stream` from now on; `style` is `auto`, `json` or `pretty`.
 
-    By default it goes to standard error; then text that others write to `sys.stderr` is redacted
-    and written without blocking too.
+    By default it goes to standard error; then text that others write to `sys.stderr` is redacted,
+    escaped for a terminal, and written without blocking too.
     """
     global _current
     own = sys.stderr if stream is None else stream
@@ -117,7 +117,7 @@ def setup(level: str, style: str, stream: TextIO | None = None) -> None:
     logger = structlog.wrap_logger(lines, processors, logger_class).bind()
     _current = _Log(logger, lines, not is_pretty)
     if stream is None:
-        sys.stderr = TextOutput(output, own, redacted)
+        sys.stderr = TextOutput(output, own, _shown if own.isatty() else redacted)
     _quiet_aiohttp()
 
 
@@ -225,6 +225,11 @@ def redacted(text: str) -> str:
     """`text` with the secrets of every relay in this process redacted."""
     found = [secrets for reference in _protected if (secrets := reference()) is not None]
     return _NO_SECRETS.redact_text(text, [secrets.redactor for secrets in found])
+
+
+def _shown(text: str) -> str:
+    """`text` for a terminal: redacted, and without characters that a terminal obeys."""
+    return escaped_lines(redacted(text))
 
 
 def event(name: str, **fields: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -145,6 +146,14 @@ def test_a_call_that_was_tried_again_at_the_same_target_shows_no_fallback() -> N
 
 def test_what_clients_choose_cannot_command_a_terminal() -> None:
     assert "\x1b" not in _shown(endpoint="x\x1b[2J\ny\ud800") and "\\x1b[2J\\ny\\ud800" in _shown(endpoint="x\x1b[2J\ny\ud800")
+
+
+def test_what_others_write_to_stderr_cannot_command_a_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_current", log._current)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log.setup("info", "auto")
+    print("Traceback:\n  \x1b[35mKeyError\x1b[0m: '\x1b]0;title\x07'", file=sys.stderr)
+    assert terminal.getvalue() == "Traceback:\n  KeyError: '\\x1b]0;title\\x07'\n"
 
 
 def test_an_event_is_one_line_and_its_traceback_follows(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
