@@ -229,6 +229,8 @@ def _env_warnings(
     path = sources.env_file
     if path is None or not variables.from_file or not files.on_disk:
         return found
+    if str(path.parent) == variables.values.get("CREDENTIALS_DIRECTORY"):
+        return found  # of systemd: its mode shows an access list, and no other user may enter
     try:
         mode = path.stat().st_mode
     except OSError:

@@ -415,6 +415,14 @@ def test_an_env_file_that_others_may_read_is_warned_about_with_the_command(tmp_p
     assert found == ([f".env:1:1: other users may read this file (mode {mode:04o}): chmod 600 {tmp_path / '.env'}"] if warned else [])
 
 
+def test_a_credential_of_systemd_is_not_taken_for_a_file_that_others_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its access list for the user of the service is shown as the mode of the group."""
+    _load(tmp_path, "{}", "THE_KEY=x\n")
+    (tmp_path / ".env").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert _warnings(load(Sources(tmp_path / "gateway.yaml", tmp_path / ".env"))) == []
+
+
 def test_an_env_file_without_values_is_not_warned_about(tmp_path: Path) -> None:
     _load(tmp_path, "{}", "# THE_KEY=\nOTHER=\n")
     (tmp_path / ".env").chmod(0o644)
