@@ -267,9 +267,10 @@ class Metrics:
         known = not model or model in self._models or model in self.configured
         return model if known else _OTHER
 
-    def render(self, gauges: Mapping[Sample, float], counters: Mapping[Sample, float]) -> bytes:
-        """All metrics in Prometheus' text format, of all workers. Takes the same as `update`."""
-        self.update(gauges, counters)
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format, of all workers. It takes up to a second with many
+        labels, and may run in a thread.
+        """
         if not self.is_multiprocess:
             return generate_latest(self._registry)
         registry = CollectorRegistry()

@@ -7,6 +7,8 @@ is for Prometheus, and checked like a call; ledger/metrics.py makes its figures.
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 import relay
@@ -70,7 +72,8 @@ async def metrics(request: web.Request) -> web.Response:
     gateway.callers.authorize(request.headers)
     if gateway.metrics is None:
         raise unknown_route(request)
-    text = gateway.metrics.render(gateway.gauges(), gateway.counters())
+    gateway.metrics.update(gateway.gauges(), gateway.counters())
+    text = await asyncio.to_thread(gateway.metrics.render)
     return web.Response(body=text, headers={"content-type": CONTENT_TYPE})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay import __version__ as relay_version
@@ -212,7 +213,8 @@ async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any
 def test_rules_beyond_a_hundred_are_one() -> None:
     shown = metrics.Metrics(0)
     refusals = {("relay_limit_refusals_total", f"rule-{number}"): 1.0 for number in range(103)}
-    found = samples(shown.render({}, refusals).decode())
+    shown.update({}, refusals)
+    found = samples(shown.render().decode())
     assert sum(name == "relay_limit_refusals_total" for name, _ in found) == 101
     assert of(found, "relay_limit_refusals_total", rule="other") == 3
 
@@ -269,6 +271,31 @@ async def test_a_late_timer_is_lag_of_the_event_loop(start: StartRelay) -> None:
     async with asyncio.timeout(HANG_GUARD_S):
         while (of(await scraped(relay), "relay_event_loop_lag_seconds_sum") or 0) < 4:
             await asyncio.sleep(0.02)
+
+
+async def test_calls_are_served_while_metrics_are_rendered(start: StartRelay) -> None:
+    """With many labels and several workers that takes a good part of a second."""
+    relay = await start({"providers": {}})
+    began, served = threading.Event(), threading.Event()
+    in_time = []
+
+    class Slow:
+        def describe(self) -> list[Metric]:
+            return []
+
+        def collect(self) -> list[Metric]:
+            began.set()
+            in_time.append(served.wait(HANG_GUARD_S / 4))
+            return []
+
+    assert relay.gateway.metrics is not None
+    relay.gateway.metrics._registry.register(Slow())
+    scrape = asyncio.create_task(relay.call("GET", f"{relay.url}/metrics"))
+    while not began.is_set():
+        await asyncio.sleep(0.005)
+    assert (await relay.call("GET", f"{relay.url}/version"))[0] == 200
+    served.set()
+    assert (await scrape)[0] == 200 and in_time == [True]
 
 
 async def test_metrics_can_be_switched_off(start: StartRelay) -> None:
