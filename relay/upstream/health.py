@@ -179,8 +179,9 @@ class Health:
             target.failures += 1
             target.probing = False
             if target.failures >= _FAULTS_TO_OPEN:
+                if target.cooldown_until_s <= now:
+                    self._count_cooldown(route, "target", "failed")
                 target.cooldown_until_s = now + cooldown_s
-                self._count_cooldown(route, "target", "failed")
         elif target is not None:
             target.mark_healthy()
         self._report_key(route, keys, ended, now)
@@ -201,12 +202,13 @@ class Health:
         state = self.key(route, keys)
         state.failures += 1
         state.probing = False
+        former_blame, was_over = state.blame, state.cooldown_until_s <= now
         state.cooldown_until_s = now + cooldown_s
-        former_blame = state.blame
         state.blame = "limited" if ended.needs_another_key else ""
         if ended.is_key_refused:
             state.blame = "refused"
-        self._count_cooldown(route, "key", state.blame or "failed")
+        if was_over or state.blame != former_blame:
+            self._count_cooldown(route, "key", state.blame or "failed")
         if state.blame == "refused" != former_blame:
             self._alarm(route.provider.name, keys.provider.label, ended, cooldown_s)
 

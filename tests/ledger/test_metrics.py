@@ -171,6 +171,36 @@ async def test_cooldowns_are_counted_and_shown_while_they_last(start: StartRelay
     assert of(await scraped(relay), "relay_provider_keys_cooling_down", provider="openai") == 1, "the limited key is back"
 
 
+async def test_calls_that_fail_together_begin_one_cooldown(start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    for _ in range(6):
+        raw.plays(gate, ok(b"{}", "Retry-After: 30", status="429 Too Many Requests"))
+    raw.plays(ok(b"{}", status="401 Unauthorized"))
+    relay = await start(openai=provider(raw.url, retries={"max_attempts": 1}))
+    calls = [asyncio.create_task(post(relay)) for _ in range(6)]
+    while len(raw.arrived) < len(calls):
+        await asyncio.sleep(0.005)
+    gate.set()
+    await asyncio.gather(*calls)
+    await post(relay)
+    found = await scraped(relay)
+    assert of(found, "relay_cooldowns_total", provider="openai", scope="key", reason="limited") == 1
+    assert of(found, "relay_cooldowns_total", provider="openai", scope="key", reason="refused") == 1, "another reason"
+
+
+async def test_calls_that_fail_together_open_a_circuit_once(start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    for _ in range(8):
+        raw.plays(gate, CLOSE)
+    relay = await start(openai={"base_url": raw.url, "retries": {"max_attempts": 1}})
+    calls = [asyncio.create_task(post(relay)) for _ in range(8)]
+    while len(raw.arrived) < len(calls):
+        await asyncio.sleep(0.005)
+    gate.set()
+    await asyncio.gather(*calls)
+    assert of(await scraped(relay), "relay_cooldowns_total", provider="openai", scope="target", reason="failed") == 1
+
+
 @pytest.mark.parametrize("entry", [provider("http://127.0.0.1:1"), {"base_url": "http://127.0.0.1:1"}], ids=["key", "no key"])
 async def test_an_open_circuit_of_a_target_is_shown(entry: dict[str, Any], start: StartRelay) -> None:
     relay = await start(openai=entry)
