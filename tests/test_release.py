@@ -143,9 +143,9 @@ def test_the_source_archive_has_what_the_deployment_needs(released: Released) ->
     assert not any("stale.py" in name or "__pycache__" in name for name in names)
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("copy")
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
     for name in ("scripts/release", "relay/__init__.py", "web/package.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -158,7 +158,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_commit_that_is_not_ready_is_refused_with_every_reason(copy: Path) -> None:
     (copy / "left.txt").write_text("")
     refused = _release(copy, "--dry-run", version="9.9.9")
-    (copy / "left.txt").unlink()
     assert refused.returncode == 1
     assert refused.stderr.splitlines() == [
         "scripts/release: the working tree has changes: commit them, or remove them",
@@ -175,6 +174,16 @@ def test_a_version_is_released_once_and_with_a_date(copy: Path) -> None:
         f"scripts/release: CHANGELOG.md dates {VERSION} 'unreleased', not YYYY-MM-DD",
         f"the tag v{VERSION} exists",
     ]
+
+
+def test_what_is_committed_while_the_tests_run_is_neither_tagged_nor_released(copy: Path) -> None:
+    """A release whose first step, `make test`, is a commit."""
+    (copy / "CHANGELOG.md").write_text(f"# Changelog\n\n## {VERSION} - 2026-01-31\n")
+    (copy / "Makefile").write_text("test:\n\techo later > later.txt && git add . && git -c user.name=t -c user.email=t@localhost commit -q -m later\n")
+    _commit(copy)
+    command = (sys.executable, "scripts/release", VERSION, "--dry-run", "--installed", "--no-image")
+    refused = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert refused.stderr.splitlines() == ["scripts/release: the commit or the working tree changed while the tests ran"]
 
 
 def test_the_wheel_has_every_file_of_the_package_and_no_other(released: Released) -> None:
@@ -208,4 +217,5 @@ def test_the_workflows_of_the_hosting_service_call_the_scripts() -> None:
     assert ci["test"]["steps"][-1]["run"] == ".ci/run"
     commands = [step["run"] for step in release["release"]["steps"] if "run" in step]
     assert [command for command in commands if "scripts/" in command] == ['scripts/release "$VERSION" --skip-tests']
+    assert release["test"]["if"] == "github.ref == 'refs/heads/main'", "another branch may have passed no review"
     assert release["release"]["needs"] == "test" and release["test"]["uses"] == "./.github/workflows/ci.yml"
