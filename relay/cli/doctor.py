@@ -187,7 +187,7 @@ async def _guarded(what: str, probe: Coroutine[Any, Any, Finding]) -> Finding:
     try:
         return await probe
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
+        cause = log.redacted(f"{type(error).__name__}: {error}")
         return Finding("FAILED", f"{what}: {cause}", "the probe", "please report this bug")
 
 

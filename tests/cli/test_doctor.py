@@ -11,12 +11,13 @@ import pytest
 import trustme
 from aiohttp import web
 
+from relay.cli import doctor
 from relay.cli.doctor import examine
 from relay.cli.main import main
 from relay.registry.load import Sources
 from tests.conftest import Vendors
 from tests.redis import RedisServer
-from tests.relays import CLOUDFLARE_TOKEN, LogStream, provider, write_config
+from tests.relays import CLOUDFLARE_TOKEN, KEYS, LogStream, provider, write_config
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.vendors import APPS, vendor
 
@@ -65,6 +66,15 @@ async def test_what_the_provider_says_is_read(tmp_path: Path, aiohttp_server: An
     assert f"GET models: {body['error']['message']}  [{leg}]" in text
     assert f"WebSocket handshake: {body['error']['message']}  [{leg}]" in text
     assert advice in text
+
+
+async def test_a_probe_that_fails_unexpectedly_prints_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise ValueError(f"cannot send ?key={KEYS['OPENAI_API_KEY']}")
+
+    monkeypatch.setattr(doctor, "_probe_rest", fail)
+    healthy, text = await _doctor(tmp_path, {"openai": provider("http://127.0.0.1:1", check="models")})
+    assert not healthy and "ValueError: cannot send ?key=" in text and KEYS["OPENAI_API_KEY"] not in text
 
 
 async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
