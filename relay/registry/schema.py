@@ -404,7 +404,11 @@ class Cloudflare(Section):
 
 
 def _database(value: str | None) -> str | None:
-    kind, colon, _ = (value or "").partition("://")
+    kind, colon, rest = (value or "").partition("://")
+    if value == ":memory:" or (colon and kind.startswith("sqlite") and rest in _WITHOUT_FILE):
+        raise PydanticCustomError(
+            "database", "should be a file: each connection to a database in memory has its own"
+        )
     if colon and (kind not in _DATABASES or not is_service_url(value or "")):
         raise PydanticCustomError(
             "database", "should be a path, sqlite:///PATH or postgresql+asyncpg://…"
@@ -412,6 +416,7 @@ def _database(value: str | None) -> str | None:
     return value or None
 
 
+_WITHOUT_FILE = ("", "/", "/:memory:")
 _DATABASES = ("sqlite", "sqlite+aiosqlite", "postgres", "postgresql", "postgresql+asyncpg")
 
 

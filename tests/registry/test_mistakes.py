@@ -327,6 +327,12 @@ def test_an_invalid_url_of_another_section_is_refused(tmp_path: Path, text: str)
     assert problem.startswith("gateway.yaml:1:")
 
 
+@pytest.mark.parametrize("value", [":memory:", "sqlite:///:memory:", "sqlite://", "sqlite:///"])
+def test_a_database_in_memory_is_refused_since_queries_have_connections_of_their_own(tmp_path: Path, value: str) -> None:
+    [problem] = _problems(tmp_path, f"database: '{value}'")
+    assert problem.startswith("gateway.yaml:1:") and "database: should be a file" in problem
+
+
 def test_a_variable_with_a_control_character_is_refused_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGO", "a\nb")
     assert _problems(tmp_path, f"{P}https://x\n    headers: {{a: '${{LOGO}}'}}\n") == [
