@@ -164,10 +164,10 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
 
     async def reload(arguments: dict[str, Any]) -> Answer:
         try:
-            changed, restart = await apply_locally(msgspec.convert(arguments, Snapshot))
-            return Answer(changed=changed, restart=restart)
+            await apply_locally(msgspec.convert(arguments, Snapshot))
         except ConfigInvalid as error:
             return Answer(list(error.problems))
+        return Answer()
 
     async def purge(arguments: dict[str, Any]) -> Answer:
         return Answer(count=await purge_locally(Purge(**arguments)))
