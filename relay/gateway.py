@@ -141,6 +141,7 @@ class Gateway:
     def gauges(self) -> dict[Sample, float]:
         """Return the current values of the gauges (ledger/metrics.py)."""
         gauges: dict[Sample, float] = {
+            ("relay_workers",): not self.draining,
             ("relay_requests_in_flight",): len(self.calls) + len(self.in_session),
             ("relay_sessions",): len(self.sessions),
             ("relay_ledger_rows_waiting",): self.ledger.waiting,

@@ -136,7 +136,7 @@ GAUGES: Mapping[str, _GaugeSpec] = {
         ("store",),
         "livemin",
     ),
-    "relay_workers": _GaugeSpec("Running worker processes."),
+    "relay_workers": _GaugeSpec("Worker processes that accept connections."),
     "relay_build_info": _GaugeSpec(
         "1, with the versions of the relay, Python and aiohttp.",
         ("version", "python", "aiohttp"),
@@ -222,7 +222,6 @@ class Metrics:
         }
         build = relay.__version__, platform.python_version(), aiohttp.__version__
         self._gauges["relay_build_info"].labels(*build).set(1)
-        self._gauges["relay_workers"].set(1)
         if self.is_multiprocess:
             cpu_help = "Total user and system CPU time spent in seconds."
             self._cpu, self._cpu_s = Counter(_CPU, cpu_help, registry=registry), 0.0

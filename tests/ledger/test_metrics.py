@@ -269,6 +269,12 @@ async def test_the_process_and_the_build_are_described(start: StartRelay) -> Non
         assert (of(found, name) or 0) > 0, name
 
 
+async def test_a_worker_that_drains_is_not_counted_beside_its_successor(start: StartRelay) -> None:
+    relay = await start({"providers": {}})
+    relay.gateway.draining = True
+    assert of(await scraped(relay), "relay_workers") == 0
+
+
 async def test_stores_are_up_where_they_are_configured(start: StartRelay, tmp_path: Path) -> None:
     relay = await start({"providers": {}, "database": f"{tmp_path}/relay.db", "redis": {"url": "redis://127.0.0.1:1"}})
     assert relay.gateway.shared is not None
