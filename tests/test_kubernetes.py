@@ -102,6 +102,11 @@ def test_its_configuration_is_valid_and_the_grace_period_is_longer_than_the_drai
     assert before_s + config.settings.server.drain_timeout_s + KILLED_AFTER_S < POD["terminationGracePeriodSeconds"]
 
 
+def test_the_filled_in_secret_is_kept_out_of_git_and_of_the_image() -> None:
+    for name in (".gitignore", ".dockerignore"):
+        assert "config/kubernetes/secret.yaml" in (ROOT / name).read_text().splitlines()
+
+
 def test_the_arguments_are_those_of_the_command_line() -> None:
     from relay.cli.main import build_parser
 
