@@ -1,4 +1,4 @@
-"""A real Chromium, through Playwright."""
+"""Run a real Chromium, through Playwright."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ TIMEOUT_MS = 15_000
 
 @asynccontextmanager
 async def launched() -> AsyncIterator[Browser]:
-    """A running Chromium without a page."""
+    """Run Chromium without a page."""
     need("chromium")
-    # Root, as in containers, may not use the sandbox.
+    # Chromium refuses to run its sandbox as root, as in containers.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    from playwright.async_api import async_playwright  # a third of a second, and few tests need it
+    # The import takes a third of a second, and few tests need it.
+    from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         executable = shutil.which("chromium")
@@ -33,7 +34,7 @@ async def launched() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def chromium(url: str) -> AsyncIterator[Page]:
-    """A page of its own at `url`."""
+    """Open `url` in a new page of a new Chromium."""
     async with launched() as browser:
         page = await browser.new_page()
         page.set_default_timeout(TIMEOUT_MS)

@@ -1,4 +1,8 @@
-"""Fixtures: relays and stand-in providers on loopback, and the canary over the whole run."""
+"""Provide the fixtures: relays and stand-in providers on loopback.
+
+Owns also the set-up of a run: the event loop, the proxy variables, the garbage collector, and the
+registration of the checks over the whole run (tests/whole_run.py).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ from tests.databases import (  # noqa: F401
     postgres,
 )
 from tests.order import SlowFirst
-from tests.processes import end_left_behind
+from tests.processes import kill_leftover_processes
 from tests.relays import (
     CLOUDFLARE_TOKEN,
     LogStream,
@@ -43,13 +47,15 @@ from tests.upstream.raw import RawUpstream
 from tests.upstream.vendors import APPS, SEEN, Seen
 from tests.whole_run import WholeRun
 
-gc.disable()  # until all tests are collected: nothing of that is let go of before the end
-settings.register_profile("tests", deadline=None, max_examples=40)  # a busy machine is no failure
+# Until all tests are collected: nothing that the collection creates is freed before the end.
+gc.disable()
+# No deadline: a slow machine must not fail a test.
+settings.register_profile("tests", deadline=None, max_examples=40)
 settings.load_profile("tests")
 StartRelay = Callable[..., Awaitable[Relay]]
 
 
-class _EveryLine(logging.Handler):
+class _CollectLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info:
@@ -59,18 +65,19 @@ class _EveryLine(logging.Handler):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hear every logger of the process, at DEBUG; judge the run as a whole."""
+    """Collect the lines of every logger at DEBUG, and register the checks over the whole run."""
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
-        for spelt in (name, name.lower()):
-            os.environ.pop(spelt, None)  # this machine's; what a test sets for itself counts
+        for spelling in (name, name.lower()):
+            # The proxy of this machine. Tests of proxies set their own.
+            os.environ.pop(spelling, None)
     config.pluginmanager.register(WholeRun(config))
     config.pluginmanager.register(SlowFirst())
-    logging.getLogger().addHandler(_EveryLine())
+    logging.getLogger().addHandler(_CollectLines())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop that `relay serve` runs on, for every test; TEST_LOOP=asyncio takes the other one."""
+    """Run every test on uvloop, as `relay serve` does, or on asyncio with TEST_LOOP=asyncio."""
     if os.environ.get("TEST_LOOP") == "asyncio":
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
@@ -81,13 +88,13 @@ STARTS_PROGRAMS = {"nginx", "redis_server", "postgres"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
-    """Before fixtures end, and the loop with them."""
-    end_left_behind()
+    """Kill the processes that a failed test left, before its fixtures and its loop end."""
+    kill_leftover_processes()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts another program by a fixture or a parameter of its own."""
+    """Mark as `programs` each test that starts a program through a fixture or a parameter."""
     for item in items:
         assert isinstance(item, pytest.Function)
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
@@ -96,15 +103,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _who_closes_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that closes its connection within a test has left, however soon that is after its request
-    (tests/server/test_connections.py is about those that only close their sending half)."""
+def _closing_means_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat a client that closes its connection as gone, however soon after its request it does.
+
+    A client that closes only its sending half right behind its request gets its response;
+    tests/server/test_connections.py tests that.
+    """
     monkeypatch.setattr("relay.server.half_close.BEHIND_REQUEST_S", -1.0)
 
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[StartRelay]:
-    """`await start({...gateway.yaml...})`, or `await start(openai={...})` for providers alone."""
+    """Start relays: `await start({...gateway.yaml...})`, or `await start(openai={...})`."""
     relays: list[Relay] = []
 
     async def begin(document: dict[str, Any] | None = None, **providers: Any) -> Relay:
@@ -122,7 +132,7 @@ async def start(tmp_path: Path) -> AsyncIterator[StartRelay]:
 
 @pytest.fixture
 async def raw() -> AsyncIterator[RawUpstream]:
-    """A provider written as bytes."""
+    """A stand-in provider whose responses a test scripts byte by byte."""
     upstream = await RawUpstream.start()
     yield upstream
     await upstream.stop()
@@ -130,7 +140,7 @@ async def raw() -> AsyncIterator[RawUpstream]:
 
 @dataclass
 class Vendors:
-    """The vendors' stand-ins, by provider name."""
+    """The stand-ins of the vendors, by provider name."""
 
     servers: dict[str, TestServer] = field(default_factory=dict)
 
@@ -138,23 +148,26 @@ class Vendors:
         return str(self.servers[name].make_url("")).rstrip("/")
 
     def seen(self, name: str) -> list[Seen]:
-        """What arrived there."""
+        """The requests that this stand-in received."""
         return self.servers[name].app[SEEN]
 
     def entries(self) -> dict[str, Any]:
-        """The shipped provider entries, moved to the stand-ins."""
+        """The provider entries that ship, with the URLs of the stand-ins."""
         return {name: packaged_provider(name, self.url(name)) for name in APPS}
 
 
 @pytest.fixture
 async def vendors(aiohttp_server: Any) -> Vendors:
-    """Every vendor's stand-in, running."""
+    """Run the stand-in of every vendor."""
     return Vendors({name: await aiohttp_server(make()) for name, make in APPS.items()})
 
 
 @dataclass
 class Through:
-    """A relay in front of the vendors, directly or through Cloudflare's stand-in."""
+    """A relay that calls the vendors' stand-ins directly or through the stand-in of Cloudflare.
+
+    `front` holds the requests that the stand-in of Cloudflare received.
+    """
 
     relay: Relay
     vendors: Vendors
@@ -163,7 +176,7 @@ class Through:
 
 @pytest.fixture(params=["direct", "cloudflare"])
 async def through(request: pytest.FixtureRequest, start: StartRelay, vendors: Vendors, aiohttp_server: Any) -> Through:
-    """Both ways to a provider: the same client calls must work the same."""
+    """Run a test over both routes to a provider: client calls must work the same over each."""
     if request.param == "direct":
         return Through(await start({"providers": vendors.entries()}), vendors, [])
     app = cloudflare({name: vendors.url(name) for name in APPS}, CLOUDFLARE_TOKEN)
@@ -173,7 +186,7 @@ async def through(request: pytest.FixtureRequest, start: StartRelay, vendors: Ve
 
 
 class _AiohttpResponse(aiohttp.ClientResponse):
-    """aioresponses 0.7.9 does not know the argument that aiohttp 3.14 added."""
+    """A response with `stream_writer`, which aiohttp 3.14 requires and aioresponses 0.7.9 omits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("stream_writer", SimpleNamespace(output_size=0))
@@ -182,7 +195,7 @@ class _AiohttpResponse(aiohttp.ClientResponse):
 
 @pytest.fixture
 def upstream_mock() -> Any:
-    """aioresponses on every ClientSession but those to loopback: for failures that no server can play."""
+    """Mock every ClientSession except to loopback, for failures that no server can produce."""
     with aioresponses(passthrough=["http://127.0.0.1"]) as mock:
         original = mock.add
 
@@ -196,7 +209,7 @@ def upstream_mock() -> Any:
 
 @pytest.fixture
 async def redis_server(tmp_path: Path) -> AsyncIterator[Any]:
-    """A real Redis, running."""
+    """Run a real Redis."""
     from tests.redis import RedisServer
 
     need("redis-server")
@@ -208,15 +221,15 @@ async def redis_server(tmp_path: Path) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def nginx(tmp_path: Path) -> AsyncIterator[Any]:
-    """The shipped nginx site; `await nginx.before(port)` starts it."""
+    """nginx with the site that ships; `await nginx.start(port)` starts it in front of a relay."""
     from tests.nginx import Nginx
 
-    made = Nginx(tmp_path)
-    yield made
-    await made.stop()
+    server = Nginx(tmp_path)
+    yield server
+    await server.stop()
 
 
 def pytest_collection_finish() -> None:
-    """What was collected stays: no collection looks at it again, and each takes milliseconds."""
+    """Freeze the collected tests: they stay alive, and each garbage collection skips them."""
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""Both databases that there are: what is tested of one is tested of the other."""
+"""Provide both databases, SQLite and PostgreSQL, so that each test of one runs on the other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from tests.relays import HANG_GUARD_S
 
 @pytest.fixture(autouse=True)
 def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine an answer may take longer than a relay waits for one; the test of that limit sets its own."""
+    """Raise the limit on the duration of a query: a busy machine may exceed the default.
+
+    The test of that limit sets its own.
+    """
     monkeypatch.setattr("relay.storage.readers.READ_S", HANG_GUARD_S)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A real PostgreSQL."""
+    """Run a real PostgreSQL."""
     server = running()
     yield server
     server.remove()
@@ -29,7 +32,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def new_database_setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What gateway.yaml says under `database`: one that nobody has opened."""
+    """The value of `database` in gateway.yaml, for a database without tables."""
     if request.param == "sqlite":
         return str(tmp_path / "data" / "relay.db")
     server: PostgresServer = request.getfixturevalue("postgres")
@@ -38,13 +41,16 @@ async def new_database_setting(request: pytest.FixtureRequest, tmp_path: Path) -
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a migrated file is, once a test has made it: to make one takes 50 ms of CPU."""
+    """The path of an SQLite file with all tables, which the first test that needs it creates.
+
+    Creating one takes 50 ms of CPU, so later tests copy it.
+    """
     return tmp_path_factory.mktemp("migrated") / "relay.db"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database_setting(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
-    """What gateway.yaml says under `database`: one with nothing but the tables."""
+    """The value of `database` in gateway.yaml, for a database with empty tables."""
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
         return await server.migrated_database()
@@ -56,7 +62,7 @@ async def database_setting(request: pytest.FixtureRequest, tmp_path: Path, migra
 
 @pytest.fixture
 async def database(database_setting: str) -> AsyncIterator[Database]:
-    """It, open."""
-    made = Database(database_url(database_setting))
-    yield made
-    await made.close()
+    """An open `Database` with empty tables."""
+    opened = Database(database_url(database_setting))
+    yield opened
+    await opened.close()

@@ -1,14 +1,15 @@
-"""Coverage of relay/ in each process that runs tests: a plugin of pytest, loaded by `make cover`.
+"""Measure the coverage of relay/ in each process that runs tests.
 
-It is named in PYTEST_PLUGINS, which workers of pytest-xdist inherit and read before any conftest.py
-imports relay; `coverage run` would measure the controller alone, which runs no tests.
+This module is a plugin of pytest that `make cover` loads. It is named in PYTEST_PLUGINS, which the
+workers of pytest-xdist inherit and read before any conftest.py imports relay. `coverage run` would
+measure only the controller, which runs no tests.
 """
 
 from __future__ import annotations
 
 import coverage
 
-_measured = coverage.Coverage()  # what is measured, and how: setup.cfg
+_measured = coverage.Coverage()  # configured in setup.cfg
 _measured.start()
 
 

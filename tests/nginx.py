@@ -1,4 +1,4 @@
-"""The real nginx in front of a relay, with the very file that ships: config/nginx/relay.conf."""
+"""Run the real nginx in front of a relay, with the site that ships: config/nginx/relay.conf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes import ROOT, free_port
 from tests.relays import HANG_GUARD_S
 from tests.tools import need
 
-AROUND = """
+MAIN_CONFIG = """
 {user}
 worker_processes 1; daemon off; pid nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
@@ -29,12 +29,15 @@ http {{
 
 
 def _user() -> str:
-    """As root, nginx would run its workers as a user who may not read the files of the test."""
+    """Run the workers of nginx as root if the tests do: another user cannot read their files."""
     return "user root;" if os.geteuid() == 0 else ""
 
 
 class Nginx:
-    """A running nginx: `url` plain, `tls_url` with a certificate of `authority`; pages in `root`."""
+    """One nginx: plain HTTP at `url`, TLS at `tls_url` with a certificate that `authority` issues.
+
+    It serves the files of `root` as a static site.
+    """
 
     def __init__(self, folder: Path, authority: trustme.CA | None = None) -> None:
         need("nginx")
@@ -48,15 +51,15 @@ class Nginx:
 
     @property
     def logged(self) -> str:
-        """All that it logged so far."""
+        """The access log and the error log so far."""
         return (self.folder / "access.log").read_text() + (self.folder / "error.log").read_text()
 
-    async def before(self, *relay_ports: int) -> str:
-        """Start it in front of one relay or several; its plain URL."""
-        issued = self.authority.issue_cert("localhost", "127.0.0.1")
-        issued.private_key_pem.write_to_path(self.folder / "key.pem")
-        issued.cert_chain_pems[0].write_to_path(self.folder / "cert.pem")
-        (self.folder / "nginx.conf").write_text(AROUND.format(user=_user(), site=self._site(relay_ports)))
+    async def start(self, *relay_ports: int) -> str:
+        """Start nginx in front of one or more relays. Returns its plain URL."""
+        certificate = self.authority.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_pem.write_to_path(self.folder / "key.pem")
+        certificate.cert_chain_pems[0].write_to_path(self.folder / "cert.pem")
+        (self.folder / "nginx.conf").write_text(MAIN_CONFIG.format(user=_user(), site=self._site(relay_ports)))
         nginx = shutil.which("nginx")
         assert nginx
         with (self.folder / "stderr").open("wb") as stderr:
@@ -70,10 +73,13 @@ class Nginx:
                 await asyncio.sleep(0.05)
 
     def _site(self, relay_ports: tuple[int, ...]) -> str:
-        """The shipped file with this test's places; a line that is gone from it is an error."""
+        """The site that ships, with the ports and paths of this test in place of its own.
+
+        Raises AssertionError if the site lacks a line that is to be replaced.
+        """
         site = (ROOT / "config/nginx/relay.conf").read_text()
         servers = "\n".join(f"    server 127.0.0.1:{port} max_fails=0;" for port in relay_ports)
-        for line, here in {
+        for line, replacement in {
             r"    server 127\.0\.0\.1:8787 max_fails=0;": servers,
             r"listen 80;": f"listen 127.0.0.1:{self.port};",
             r"listen 443 ssl http2;": f"listen 127.0.0.1:{self.tls_port} ssl http2;",
@@ -83,7 +89,7 @@ class Nginx:
             r"/var/log/nginx/relay-error\.log": str(self.folder / "error.log"),
             r"/var/www/ai-gateway": str(self.root),
         }.items():
-            site, count = re.subn(line, here, site)
+            site, count = re.subn(line, replacement, site)
             assert count == 1, line
         return site
 

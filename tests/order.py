@@ -1,7 +1,7 @@
-"""The order of tests where several processes share them: those that take seconds first.
+"""Order the tests for a run in several processes: tests that take seconds come first.
 
-xdist gives each process an equal part of the list, in order, and one that is done takes over tests
-from the end of another's part. A slow test at the end of the list would hold up the whole run.
+xdist gives each process an equal part of the list, in order. A process that has finished its part
+takes tests from the end of another part. A slow test at the end of the list would delay the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SLOW = (
 
 
 class SlowFirst:
-    """Puts a share of the slow tests at the beginning of each process's part."""
+    """Puts a share of the slow tests at the beginning of the part of each process."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on loopback, of the tests' own: one for each test process."""
+"""Run a real PostgreSQL on loopback, one for each test process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.tools import need
 
 
 class PostgresServer:
-    """One server process. It refuses to run as root: then it runs as the user `postgres`."""
+    """One PostgreSQL server. It refuses to run as root, so root starts it as user `postgres`."""
 
     def __init__(self) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         self._bin = found[-1].parent if found else Path(shutil.which("postgres") or "/nowhere/postgres").parent
         self._folder = Path(tempfile.mkdtemp(prefix="relay-postgres-"))
         self.port = free_port()
-        self._as = {}
+        self._run_as = {}
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres")
             os.chown(self._folder, user.pw_uid, user.pw_gid)
-            self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            self._run_as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._count = 0
         self._migrated: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,18 +44,18 @@ class PostgresServer:
         return [str(self._bin / name), *arguments]
 
     def make(self) -> None:
-        """Once: the files of a cluster."""
+        """Create the files of the cluster, once."""
         command = self._command("initdb", "-D", str(self._folder / "data"), "-U", "relay", "-A", "trust", "--no-sync")
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, **self._as)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, **self._run_as)
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server. Returns when its port accepts connections."""
         command = self._command(
             "postgres", "-D", str(self._folder / "data"), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1",
             "-c", f"unix_socket_directories={self._folder}", "-c", "fsync=off",
         )  # fmt: skip
-        quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=self._folder, **self._as)
+        null = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=null, stderr=null, cwd=self._folder, **self._run_as)
         deadline = time.monotonic() + HANG_GUARD_S
         while True:
             with socket.socket() as sock:
@@ -65,36 +65,39 @@ class PostgresServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """At once, as a crash would."""
+        """Kill the server, as a crash would."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
     def remove(self) -> None:
-        """Stop it, and leave nothing."""
+        """Stop the server and delete its files."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def migrated_database(self) -> str:
-        """A database with nothing but empty tables: its URL. It is the one of the test before, where that left it usable:
-        a new database is 300 files to write, and later to remove."""
-        if self._migrated is None or not await _emptied(self._migrated):
+        """The URL of a database with empty tables.
+
+        The database of the previous test is emptied and used again if it has the current schema:
+        a new database takes 300 files to write, and later to delete.
+        """
+        if self._migrated is None or not await _empty_tables(self._migrated):
             self._migrated = await self.database()
             await try_out(self._migrated)
         return self._migrated
 
     async def database(self) -> str:
-        """A new database: its URL."""
+        """Create a database. Returns its URL."""
         self._count += 1
         name = f"test{self._count}"
-        connection = await _connected(f"postgresql://relay@127.0.0.1:{self.port}/postgres")
+        connection = await _connect(f"postgresql://relay@127.0.0.1:{self.port}/postgres")
         await connection.execute(f"CREATE DATABASE {name}")
         await connection.close()
         return f"postgresql+asyncpg://relay@127.0.0.1:{self.port}/{name}"
 
 
-async def _connected(url: str) -> Any:
-    """A connection, once the server takes one: it may just have started."""
+async def _connect(url: str) -> Any:
+    """Connect, and retry while the server does not accept connections yet."""
     async with asyncio.timeout(HANG_GUARD_S):
         while True:
             try:
@@ -103,10 +106,13 @@ async def _connected(url: str) -> Any:
                 await asyncio.sleep(0.05)
 
 
-async def _emptied(url: str) -> bool:
-    """Whether it has the tables of this relay, which are empty now, and no other connection."""
+async def _empty_tables(url: str) -> bool:
+    """Close all other connections to a database and empty its tables.
+
+    Returns False, and leaves the tables alone, if the schema is not the current one.
+    """
     tables = ", ".join(metadata.tables)
-    connection = await _connected(url.replace("+asyncpg", ""))
+    connection = await _connect(url.replace("+asyncpg", ""))
     try:
         if await connection.fetchval("SELECT version_num FROM alembic_version") != HEAD:
             return False
@@ -118,7 +124,7 @@ async def _emptied(url: str) -> bool:
 
 
 def running() -> PostgresServer:
-    """A server, made and started; skips, loudly, where there is none to run."""
+    """Create and start a server. Skips the test if PostgreSQL is not installed."""
     need("pg_ctlcluster")
     server = PostgresServer()
     server.make()

@@ -1,4 +1,4 @@
-"""The relay as a process of its own, as `relay serve` runs it; ended by process id."""
+"""Run the relay as a separate process, as `relay serve` does, and stop it by its process id."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ import aiohttp
 from tests.relays import HANG_GUARD_S, LogStream, write_config
 from tests.template import ROOT, Command, Process, Start, forked
 
-# Below those that Linux gives to outgoing connections, which would take one between its choice and its use.
+# Below the ephemeral ports of Linux: an outgoing connection could take one of those after the port
+# was chosen and before the program listens on it.
 FIRST_PORT, PORTS_EACH = 16384, 2048
 STARTED = r'"url":"(http://[^"]+)".*"relay.started"'
-"""The log line of a relay that serves; its URL."""
+"""Matches the log line of a relay that has started. Group 1 is its URL."""
 _turns = itertools.count(random.randrange(PORTS_EACH))
 
 
 def free_port() -> int:
-    """A port for a program that cannot choose one itself, and no port twice in a row: each process
-    of the tests goes round a range of its own.
+    """Choose a port for a program that cannot choose one itself.
+
+    Each test process cycles through its own range, so no port is used twice in a row.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = FIRST_PORT + worker % 8 * PORTS_EACH
@@ -43,7 +45,7 @@ def free_port() -> int:
 
 @dataclass(eq=False)
 class Served:
-    """`relay serve` in a folder of its own."""
+    """A process of `relay serve`, with its own working folder and the log lines so far."""
 
     process: Process
     folder: Path
@@ -59,11 +61,11 @@ class Served:
         return f"{self.url}/api/v1/ai-gateway/providers/{provider}/{endpoint}"
 
     def send(self, number: int) -> None:
-        """A signal, to this process alone."""
+        """Send a signal to this process only, not to its group."""
         os.kill(self.pid, number)
 
     async def until(self, pattern: str, *, since: int = 0) -> re.Match[str]:
-        """The first line after `since` that matches."""
+        """Wait for a log line, from index `since` on, that matches. Returns the match."""
         async with asyncio.timeout(HANG_GUARD_S):
             while True:
                 for line in self.lines[since:]:
@@ -74,7 +76,10 @@ class Served:
                 await asyncio.sleep(0.02)
 
     async def ended(self) -> int:
-        """Its exit code, once nobody writes its log any more: workers outlive a supervisor that was killed."""
+        """Wait for the end of the log, and return the exit code.
+
+        Workers outlive a killed supervisor and keep writing to its log.
+        """
         async with asyncio.timeout(HANG_GUARD_S * 3):
             code = await self.process.wait()
             assert self._reader is not None
@@ -102,8 +107,8 @@ class Served:
 _running: set[Served] = set()
 
 
-def end_left_behind() -> None:
-    """End what a test that failed has left running: its loop could not be closed while it runs."""
+def kill_leftover_processes() -> None:
+    """Kill the processes that a failed test left: its loop cannot be closed while they run."""
     while _running:
         served = _running.pop()
         if served.process.returncode is None:
@@ -111,8 +116,8 @@ def end_left_behind() -> None:
                 os.kill(served.pid, signal.SIGKILL)
 
 
-def handing_over(sock: socket.socket) -> Start:
-    """Start a relay with a listening socket, as systemd does it."""
+def passing_socket(sock: socket.socket) -> Start:
+    """Make a `Start` that passes a listening socket to the relay, as systemd does."""
 
     async def start(command: Command) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -134,7 +139,7 @@ async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, 
 
 
 async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str, start: Start = forked) -> Served:
-    """`relay serve` on a free port, listening."""
+    """Start `relay serve` on a free port, and wait until it is ready."""
     if document is not None:
         write_config(folder, document)
     served = await run(folder, "serve", "--port", "0", *arguments, start=start)
@@ -151,7 +156,10 @@ async def serve(folder: Path, document: dict[str, Any] | None, *arguments: str, 
 
 
 async def output(*command: str, env: dict[str, str], cwd: Path | None = None) -> str:
-    """What a command prints; its failure is the test's. It gets PATH, and what `env` says."""
+    """Run a command with PATH and `env` as its environment. Returns what it prints.
+
+    Raises AssertionError if the command fails.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, cwd=cwd, env={"PATH": os.environ["PATH"]} | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""A real Redis server on loopback, which a test can take away and bring back."""
+"""Run a real Redis server on loopback, which a test can stop and start again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.relays import HANG_GUARD_S
 
 
 class RedisServer:
-    """One server process, of the test's own."""
+    """One Redis server, on its own port."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -24,7 +24,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server. Returns when it responds."""
         self._process = await asyncio.create_subprocess_exec(
             "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder),
             stdout=asyncio.subprocess.DEVNULL,
@@ -39,7 +39,7 @@ class RedisServer:
                     await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """End it, if it runs."""
+        """Stop the server if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()

@@ -1,4 +1,4 @@
-"""A relay in a test: the real application on a real loopback socket, with the options that production has."""
+"""Run a relay inside a test: the real application on a loopback socket, as in production."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLIENT_KEY = canary("client")
 
 @dataclass
 class Relay:
-    """A running relay, with a client whose answers are as raw as aiohttp allows."""
+    """A running relay, and a client that neither decompresses responses nor stores cookies."""
 
     url: str
     app: web.Application
@@ -61,7 +61,7 @@ class Relay:
         return f"{self.url}{API}/ws/{provider}" + (f"/{endpoint}" if endpoint else "")
 
     async def call(self, method: str, url: str, **options: Any) -> tuple[int, Any, bytes]:
-        """(status, headers, body) of one call."""
+        """Make one call. Returns (status, headers, body)."""
         async with self.client.request(method, url, allow_redirects=False, **options) as answer:
             body = await answer.read()
             if "x-relay-error" in answer.headers:
@@ -69,7 +69,7 @@ class Relay:
             return answer.status, answer.headers, body
 
     async def events(self, name: str = "exchange", count: int = 1) -> list[dict[str, Any]]:
-        """The last `count` log events of this name, once there are so many."""
+        """Wait for `count` log events of this name. Returns the last `count` of them."""
         async with asyncio.timeout(HANG_GUARD_S):
             while True:
                 found = [e for line in self.logged.lines for e in [json.loads(line)] if e["event"] == name]
@@ -78,7 +78,7 @@ class Relay:
                 await asyncio.sleep(0.01)
 
     async def idle(self) -> None:
-        """Wait until nothing runs any more, and all is written down."""
+        """Wait until no call runs and the ledger has written everything."""
         async with asyncio.timeout(HANG_GUARD_S):
             while self.gateway.running or self.gateway.sessions or self.gateway.ledger.waiting:
                 await asyncio.sleep(0.01)
@@ -90,16 +90,19 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def write_config(folder: Path, document: dict[str, Any]) -> Sources:
-    """gateway.yaml and .env in `folder`. Without a word about it nothing is tried again (tests/upstream/test_attempts.py is about
-    that), and no database is kept (tests/ledger is)."""
-    quiet = {"demo": {"enabled": False}, "retries": {"max_attempts": 1}, "database": None}
-    (folder / "gateway.yaml").write_text(yaml.dump(quiet | document, Dumper=_Dumper, sort_keys=False))
+    """Write gateway.yaml and .env into `folder`.
+
+    By default retries are off (tests/upstream/test_attempts.py tests them), and so are the database
+    (tests/ledger tests it) and the demo.
+    """
+    defaults = {"demo": {"enabled": False}, "retries": {"max_attempts": 1}, "database": None}
+    (folder / "gateway.yaml").write_text(yaml.dump(defaults | document, Dumper=_Dumper, sort_keys=False))
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in KEYS.items()))
     return Sources(folder / "gateway.yaml", folder / ".env")
 
 
 def configured(folder: Path, document: dict[str, Any]) -> tuple[Config, Sources]:
-    """A loaded configuration."""
+    """Write a configuration into `folder` and load it."""
     sources = write_config(folder, document)
     return load(sources), sources
 
@@ -135,14 +138,14 @@ def provider(url: str, key: str = "OPENAI_API_KEY", **more: Any) -> dict[str, An
 
 @functools.cache
 def _packaged_providers() -> dict[str, dict[str, Any]]:
-    """The entries of the shipped files. Read once: their YAML takes a tenth of a second."""
+    """The provider entries that ship. Read once: parsing their YAML takes 0.1 s."""
     root = Path(__file__).parent.parent
     files = (*(root / "config/providers").glob("*.yaml"), root / "gateway.yaml")
     return {name: entry for file in files for name, entry in yaml.safe_load(file.read_text())["providers"].items()}
 
 
 def packaged_provider(name: str, url: str) -> dict[str, Any]:
-    """A provider exactly as it stands in the shipped files, with its direct base moved to `url`."""
+    """A provider entry that ships, with `url` in place of the host of its base URL."""
     entry = copy.deepcopy(_packaged_providers()[name])
     path = entry["base_url"].partition("://")[2].partition("/")[2]
     entry["base_url"] = f"{url}/{path}".rstrip("/")

@@ -1,11 +1,11 @@
-"""`relay` processes by fork: one process per test process imports the relay once, and forks on request.
+"""Start `relay` processes by fork: a template process imports the relay once and forks on request.
 
-To import the relay takes a second of CPU, and hundreds of tests start one. What is forked here is a
-process as real as any: its own id, descriptors, environment, folder, signals and exit code, and it
-runs `relay.__main__` from its first statement. What differs: the modules are imported already, it is
-the template's child, /proc shows the template's command line, and the workers of a supervisor are
-forked before it asks for them (see _Spares). Tests about any of that take `executed` instead of
-`forked`.
+Importing the relay takes a second of CPU, and hundreds of tests start a relay. Each test process
+has one template. A forked relay has its own process id, descriptors, environment, folder, signals
+and exit code, and runs `relay.__main__` from its first statement. It differs from an executed one
+in four ways: its modules are imported already, it is a child of the template, /proc shows the
+command line of the template, and the workers of a supervisor are forked before it starts them (see
+_Spares). Tests about any of these use `executed` instead of `forked`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).parent.parent
 _REQUEST_BYTES, _DESCRIPTORS = 1 << 17, 16
-_RESTARTS = 2  # a supervisor's spares beyond its workers
-# What `relay serve` imports, and what it imports where it is used.
+_RESTARTS = 2  # spares of a supervisor for workers that are started again
+# The modules that `relay serve` imports, at its start and later.
 _MODULES = (
     "relay.cli.main", "relay.cli.serve", "relay.cli.worker", "relay.server.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
     "sqlalchemy.dialects.sqlite.aiosqlite", "redis.asyncio.retry", "genai_prices.data_snapshot",
 )  # fmt: skip
-# Variables that the interpreter or a library reads when it starts: with others of these a process is executed.
+# Variables that the interpreter or a library reads when it is imported. If their values differ from
+# those of the template, the process is executed.
 _READ_AT_IMPORT = ("PYTHON", "AIOHTTP_", "MULTIDICT_", "YARL_", "FROZENLIST_", "PROMETHEUS_", "prometheus_", "OTEL_", "LANG", "LC_", "TZ", "LD_")
 
 
 class Process(Protocol):
-    """What tests use of asyncio.subprocess.Process."""
+    """The part of asyncio.subprocess.Process that tests use."""
 
     pid: int
     stderr: StreamReader | None
@@ -59,7 +60,10 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """`relay ARGUMENTS` in a folder. Standard error is a pipe, the others are /dev/null."""
+    """`relay ARGUMENTS`, run in a folder.
+
+    Standard error is a pipe; standard input and output are /dev/null.
+    """
 
     arguments: tuple[str, ...]
     folder: Path
@@ -70,7 +74,7 @@ Start = Callable[[Command], Awaitable[Process]]
 
 
 async def executed(command: Command) -> Process:
-    """A fresh `python -m relay`."""
+    """Execute `python -m relay`."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "relay", *command.arguments, cwd=command.folder, env=command.env,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -78,14 +82,14 @@ async def executed(command: Command) -> Process:
 
 
 async def forked(command: Command) -> Process:
-    """The same, forked from this test process's template."""
+    """Fork the command from the template of this test process."""
     if _read_at_import(command.env) != _read_at_import(dict(os.environ) | {"PYTHONPATH": str(ROOT)}):
         return await executed(command)
     return await Forked.start(_running_template(), command, _open_pipe)
 
 
 async def on_terminal(command: Command) -> Process:
-    """The same, its standard output and error a terminal; `stderr` reads what it shows."""
+    """Fork the command with a terminal as standard output and error, read through `stderr`."""
     return await Forked.start(_running_template(), command, _open_terminal)
 
 
@@ -101,7 +105,10 @@ def _open_pipe() -> tuple[int, int, int]:
 
 
 def _open_terminal() -> tuple[int, int, int]:
-    """A thread copies what the terminal shows into a pipe: a read of a terminal that was closed fails."""
+    """Open a terminal, and a pipe into which a thread copies its output.
+
+    A read from a closed terminal fails; a read from a closed pipe gets the end of the file.
+    """
     screen, terminal = os.openpty()
     reader, writer = os.pipe()
 
@@ -120,14 +127,17 @@ def _read_at_import(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_READ_AT_IMPORT)}
 
 
-class _ClosedAtItsEnd(StreamReaderProtocol):
+class _CloseAtEnd(StreamReaderProtocol):
     def eof_received(self) -> bool:
         super().eof_received()
         return False
 
 
 class Forked:
-    """A process that the template forked and reaps. The template writes to `status` its id, and how it ended."""
+    """A process that the template forked and reaps.
+
+    The template writes the process id to `status`, and later the exit code.
+    """
 
     def __init__(self, pid: int, stderr: StreamReader, status: StreamReader) -> None:
         self.pid = pid
@@ -137,7 +147,11 @@ class Forked:
 
     @classmethod
     async def start(cls, template: _Template, command: Command, open_output: Callable[[], tuple[int, int, int]]) -> Forked:
-        """Returns when the process is there. `open_output` gives its standard output and error, and where they are read."""
+        """Fork the command. Returns when the process exists.
+
+        `open_output` returns three descriptors: standard output, standard error, and the one from
+        which both are read.
+        """
         ours, theirs = socket.socketpair()
         output, errors, reader = open_output()
         with theirs, open(os.devnull, "r+b") as null:
@@ -150,7 +164,7 @@ class Forked:
         pid = int(await status.readline() or b"0")
         assert pid, "the template ended; its standard error says why"
         stderr = StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: _ClosedAtItsEnd(stderr), os.fdopen(reader, "rb", 0))
+        await asyncio.get_running_loop().connect_read_pipe(lambda: _CloseAtEnd(stderr), os.fdopen(reader, "rb", 0))
         process = cls(pid, stderr, status)
         process._ended.add_done_callback(lambda _: closing.close())
         return process
@@ -162,7 +176,7 @@ class Forked:
         return self.returncode
 
     async def wait(self) -> int:
-        """Its exit code; a negative signal where one ended it."""
+        """Wait for the end. Returns the exit code, or the negated number of the fatal signal."""
         return await asyncio.shield(self._ended)
 
     def send_signal(self, number: int, /) -> None:
@@ -175,7 +189,10 @@ class Forked:
 
 
 class _Template:
-    """The template, seen from the tests. It ends when its socket is closed, thus with this process at the latest."""
+    """The template as the test process sees it.
+
+    The template ends when its socket is closed, so at the latest with the test process.
+    """
 
     running: _Template | None = None
 
@@ -189,7 +206,10 @@ class _Template:
         atexit.register(self.close)
 
     def request(self, command: Command, descriptors: list[int]) -> None:
-        """Have it fork `command`, with standard input, output and error, and the socket that says how it goes."""
+        """Request a fork of `command`.
+
+        `descriptors` are standard input, output and error, and the socket for the status.
+        """
         _send(self._socket, {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": [0, 1, 2]}, descriptors)
 
     def close(self) -> None:
@@ -197,7 +217,7 @@ class _Template:
         self._process.wait()
 
 
-# Requests, as both sides and a supervisor's spares know them -------------------------------------------
+# Requests, to the template and to the spares of a supervisor ------------------------------------
 
 
 def _send(sock: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -207,24 +227,27 @@ def _send(sock: socket.socket, request: dict[str, Any], descriptors: list[int]) 
 
 
 def _receive(sock: socket.socket) -> tuple[_Request, list[int]] | None:
-    """A request and the descriptors that came with it; None when nobody will send another one."""
+    """Receive a request and its descriptors. Returns None when the other side has closed."""
     message, descriptors, *_ = socket.recv_fds(sock, _REQUEST_BYTES, _DESCRIPTORS)
     return (_Request(**json.loads(message)), descriptors) if message else None
 
 
 @dataclass
 class _Request:
-    """What a process that was forked just now is to become: `python -m relay ARGUMENTS`."""
+    """A description of the process that a new fork becomes: `python -m relay ARGUMENTS`."""
 
     arguments: list[str]
     folder: str
     env: dict[str, str]
     targets: list[int]
-    """As what it has the descriptors that came along."""
+    """The numbers that the received descriptors get."""
     starts_session: bool = False
 
     def become(self, descriptors: list[int]) -> None:
-        """Change all that a fresh interpreter would have otherwise. Every other descriptor is closed, but 0, 1 and 2."""
+        """Set everything that differs from a new interpreter.
+
+        Closes every descriptor except `targets` and 0, 1 and 2.
+        """
         above = max(self.targets) + 1
         for target, descriptor in zip(self.targets, [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, above) for each in descriptors], strict=True):
             os.dup2(descriptor, target)
@@ -240,31 +263,36 @@ class _Request:
         sys.argv = ["-m", *self.arguments]
         sys.orig_argv = [sys.executable, "-m", "relay", *self.arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        values.ValueClass = values.get_value_class()  # of the environment, read as it is imported
+        # The import of prometheus_client has chosen this class by the environment of the template.
+        values.ValueClass = values.get_value_class()
 
 
 def _close_all_but(kept: list[int]) -> None:
-    """Beside standard input, output and error."""
+    """Close every descriptor above 2 that is not in `kept`."""
     for low, high in itertools.pairwise([2, *sorted(each for each in kept if each > 2), os.sysconf("SC_OPEN_MAX")]):
         if low + 1 < high:
             os.closerange(low + 1, high)
 
 
-# The template itself ----------------------------------------------------------------------------------
+# The template itself ----------------------------------------------------------------------------
 
 
-class _Forking:
-    """Forks on request, reaps, and says how each process ended."""
+class _Forker:
+    """Forks on request, reaps each process, and reports its exit code."""
 
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
         self._running: dict[int, tuple[int, socket.socket]] = {}
-        """By the descriptor of a process: its id, and where to say how it ended."""
+        """Process id and status socket, by the pidfd of the process."""
 
     def run(self) -> _Request | None:
-        """Returns in each process that it forks, which has become what was requested, and at the end of the tests: None."""
+        """Serve requests until the tests end.
+
+        Returns the request in each forked process, which has become the requested one by then.
+        Returns None in the template at the end of the tests.
+        """
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor != self._requests.fileno():
@@ -275,9 +303,10 @@ class _Forking:
                     return received[0]
 
     def _fork(self, request: _Request, descriptors: list[int]) -> bool:
-        """Whether this is the new process."""
+        """Fork a process. Returns True in the new process."""
         if (pid := os.fork()) == 0:
-            # Closed as what they are: none may close a later descriptor of its number.
+            # These sockets are closed as objects, so that no destructor later closes a descriptor
+            # that has the same number.
             self._requests.close()
             for _, status in self._running.values():
                 status.close()
@@ -289,7 +318,7 @@ class _Forking:
         ending = os.pidfd_open(pid)
         self._running[ending] = (pid, status)
         self._poll.register(ending, select.POLLIN)
-        self._say(status, pid)
+        self._report(status, pid)
         return False
 
     def _reap(self, ending: int) -> None:
@@ -297,21 +326,22 @@ class _Forking:
         _, ended = os.waitpid(pid, 0)
         self._poll.unregister(ending)
         os.close(ending)
-        self._say(status, os.waitstatus_to_exitcode(ended))
+        self._report(status, os.waitstatus_to_exitcode(ended))
         status.close()
 
-    def _say(self, status: socket.socket, number: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # its test has ended
+    def _report(self, status: socket.socket, number: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the test has ended
             status.sendall(b"%d\n" % number)
 
 
-# Workers of a supervisor ------------------------------------------------------------------------------
+# Workers of a supervisor ------------------------------------------------------------------------
 
 
 class _Spares:
-    """Children that a supervisor forks while it has no thread and no loop yet, for the workers that it will start.
+    """Children that a supervisor forks in advance, while it has no thread and no loop yet.
 
-    Each waits for what it is to become, and ends with the supervisor. When all are taken, workers are executed.
+    Each waits for a request to become a worker, and ends with the supervisor. When no spare is
+    left, workers are executed.
     """
 
     def __init__(self) -> None:
@@ -319,7 +349,7 @@ class _Spares:
         self._execute = subprocess.Popen
 
     def fork(self, count: int) -> bool:
-        """Whether this is one of them, which was taken and has become a worker."""
+        """Fork `count` spares. Returns True in a spare that has become a worker."""
         for _ in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if (pid := os.fork()) == 0:
@@ -336,20 +366,20 @@ class _Spares:
         return False
 
     def popen(self, command: list[str], **options: Any) -> Any:
-        """In place of subprocess.Popen, as the supervisor calls it."""
+        """Replaces subprocess.Popen in the supervisor: turns a spare into a worker."""
         if not self._waiting or command[:4] != [sys.executable, "-m", "relay", "worker"]:
             return self._execute(command, **options)
         pid, sock = self._waiting.pop(0)
-        handed = list(options["pass_fds"])
-        request = {"arguments": command[3:], "folder": os.getcwd(), "env": dict(options["env"]), "targets": [0, *handed], "starts_session": options["start_new_session"]}
+        passed = list(options["pass_fds"])
+        request = {"arguments": command[3:], "folder": os.getcwd(), "env": dict(options["env"]), "targets": [0, *passed], "starts_session": options["start_new_session"]}
         with sock, open(os.devnull, "rb") as null:
             assert options["stdin"] == subprocess.DEVNULL
-            _send(sock, request, [null.fileno(), *handed])
+            _send(sock, request, [null.fileno(), *passed])
         return _Worker(pid)
 
 
 class _Worker:
-    """What a supervisor uses of a subprocess.Popen."""
+    """The part of subprocess.Popen that a supervisor uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -372,21 +402,22 @@ class _Worker:
 
 
 def _workers(arguments: list[str]) -> int:
-    """How many workers the command line asks for, if it does so."""
+    """The value of `--workers`, or 1."""
     return int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
 
 
 def _main(descriptor: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it goes to all; this one ends with its tests
+    # A terminal sends SIGINT to the whole process group. The template ends with its tests instead.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests = socket.socket(fileno=descriptor)
     gc.disable()
     for name in _MODULES:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what the collector does not touch is not copied
+    gc.freeze()  # pages that the collector does not touch stay shared with the forks
     gc.enable()
-    assert len(os.listdir("/proc/self/task")) == 1, "a fork copies one thread"
-    if (request := _Forking(requests).run()) is None:
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork copies only one thread"
+    if (request := _Forker(requests).run()) is None:
         return
     if (count := _workers(request.arguments)) > 1:
         spares = _Spares()

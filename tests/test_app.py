@@ -1,4 +1,4 @@
-"""The relay mounted in somebody else's aiohttp application, on its server with aiohttp's own defaults."""
+"""The relay mounted in another aiohttp application, on a server with the defaults of aiohttp."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.relays import HANG_GUARD_S, provider, write_config
 from tests.upstream.raw import SILENCE, RawUpstream, ok
 
 
-async def _own(_request: web.Request) -> web.Response:
+async def _own_page(_request: web.Request) -> web.Response:
     return web.Response(text="own")
 
 
-async def _host(aiohttp_client: Any, folder: Path, document: dict[str, Any]) -> tuple[Any, web.Application]:
+async def _start_host(aiohttp_client: Any, folder: Path, document: dict[str, Any]) -> tuple[Any, web.Application]:
     write_config(folder, document)
     host = web.Application()
     inner = relay.app.create(folder / "gateway.yaml")
     host.add_subapp("/api/v1/ai-gateway", inner)
-    host.router.add_get("/own", _own)
+    host.router.add_get("/own", _own_page)
     client = await aiohttp_client(host, server_kwargs={"skip_url_asserts": True}, auto_decompress=False)
     return client, inner
 
 
-async def test_calls_and_the_hosts_own_pages_work_side_by_side(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
+async def test_relayed_calls_and_pages_of_the_host_application_work_side_by_side(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
     raw.plays(ok(b"relayed"))
-    client, _ = await _host(aiohttp_client, tmp_path, {"providers": {"openai": provider(f"{raw.url}/v1")}})
+    client, _ = await _start_host(aiohttp_client, tmp_path, {"providers": {"openai": provider(f"{raw.url}/v1")}})
     assert await (await client.get("/own")).text() == "own"
     answer = await client.post("/api/v1/ai-gateway/providers/openai/v1/chat%2Fcompletions?x=1", data=b"{}")
     assert (answer.status, await answer.read()) == (200, b"relayed")
@@ -43,24 +43,24 @@ async def test_calls_and_the_hosts_own_pages_work_side_by_side(aiohttp_client: A
     assert (await client.get("/nothing")).status == 404
 
 
-async def test_the_demo_runs_along(aiohttp_client: Any, tmp_path: Path) -> None:
-    client, _ = await _host(aiohttp_client, tmp_path, {"demo": {"enabled": True}})
+async def test_the_demo_works_in_a_host_application(aiohttp_client: Any, tmp_path: Path) -> None:
+    client, _ = await _start_host(aiohttp_client, tmp_path, {"demo": {"enabled": True}})
     answer = await client.post("/api/v1/ai-gateway/providers/demo/embeddings", json={"model": "m", "input": "x"})
     assert (await answer.json())["object"] == "list"
     async with client.ws_connect("/api/v1/ai-gateway/ws/demo") as socket:
         assert (await socket.receive_json(timeout=HANG_GUARD_S))["type"] == "session.created"
 
 
-async def test_a_body_that_the_host_unpacked_does_not_claim_to_be_packed(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
+async def test_a_body_that_the_host_decompressed_has_no_content_encoding(aiohttp_client: Any, tmp_path: Path, raw: RawUpstream) -> None:
     raw.plays(ok())
-    client, _ = await _host(aiohttp_client, tmp_path, {"providers": {"openai": provider(raw.url)}})
+    client, _ = await _start_host(aiohttp_client, tmp_path, {"providers": {"openai": provider(raw.url)}})
     await client.post("/api/v1/ai-gateway/providers/openai/x", data=gzip.compress(b"plain"), headers={"Content-Encoding": "gzip"})
     assert raw.arrived[-1].body == b"plain"
     assert raw.arrived[-1].header("Content-Encoding") == []
 
 
-async def test_a_client_that_leaves_still_cancels_its_call(tmp_path: Path, raw: RawUpstream) -> None:
-    """The host's server does not cancel its handlers: the sweep looks."""
+async def test_a_client_that_disconnects_cancels_its_call(tmp_path: Path, raw: RawUpstream) -> None:
+    """The server of the host does not cancel handlers, so the sweep detects the disconnect."""
     raw.plays(SILENCE)
     write_config(tmp_path, {"providers": {"openai": provider(raw.url)}})
     host = web.Application()
@@ -81,7 +81,7 @@ async def test_a_client_that_leaves_still_cancels_its_call(tmp_path: Path, raw: 
     await runner.cleanup()
 
 
-async def test_a_bad_configuration_is_refused_when_it_is_created(tmp_path: Path) -> None:
+async def test_a_bad_configuration_is_refused_when_the_application_is_created(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_text("sever: {}")
     try:
         relay.app.create(tmp_path / "gateway.yaml")

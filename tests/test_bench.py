@@ -1,4 +1,4 @@
-"""The bench's comparison of two commits: its arithmetic, and the tree that it checks out."""
+"""The benchmark's comparison of two commits: its arithmetic and the tree that it checks out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def compare() -> Any:
     return module
 
 
-def test_a_launch_counts_with_the_median_of_its_rounds_and_all_with_their_spread(compare: Any) -> None:
+def test_a_launch_counts_as_the_median_of_its_rounds_and_the_spread_is_over_all_launches(compare: Any) -> None:
     launches = [([90.0, 300.0, 110.0], [100.0, 100.0, 100.0]), ([102.0], [100.0]), ([98.0], [100.0]), ([100.0], [100.0]), ([120.0], [100.0])]
     found = compare.ratio(launches)
     assert (found.median, found.quartiles, found.extremes) == (1.02, (1.0, 1.1), (0.98, 1.2))
 
 
 def test_rounds_are_compared_in_pairs(compare: Any) -> None:
-    """A machine that becomes twice as slow in between changes nothing."""
+    """A machine that becomes twice as slow between rounds does not change the ratio."""
     assert compare.ratio([([10.0, 20.0, 40.0], [10.0, 20.0, 40.0])]).extremes == (1.0, 1.0)
 
 
@@ -40,7 +40,7 @@ def test_a_row_of_the_table_has_a_cell_for_each_column(compare: Any) -> None:
 
 
 @pytest.mark.programs
-def test_a_commit_with_the_same_packages_is_served_by_the_same_python(compare: Any, tmp_path: Path) -> None:
+def test_a_commit_with_the_same_packages_runs_on_the_same_python(compare: Any, tmp_path: Path) -> None:
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     tree = compare.checked_out(head, tmp_path)
     assert (tree.folder / "relay/app.py").exists()

@@ -1,4 +1,4 @@
-"""Documentation against the code: what exists is written down, what is written down exists and runs."""
+"""The documents match the code: they cover what exists, and what they name exists and runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
     assert [row for row in rows if row not in GATEWAY_YAML] == []
     documented = re.findall(r"^\| `([a-z0-9_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
-    assert len(documented) == len(rows) + 3, "and `include`, `database` and `inject_usage`; nothing else is promised"
+    assert len(documented) == len(rows) + 3, "only `include`, `database` and `inject_usage` are documented besides the sections"
 
 
 def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ _LEVELS = {"event": "info", "warn": "warning", "bug": "error"}
 
 
 def _events() -> set[tuple[str, str]]:
-    """The names and levels of all events that the relay logs, but `exchange`."""
+    """The names and levels of all events that the relay logs, except `exchange`."""
     found = {("log.lines_lost", "warning"), ("redis.recovered", "info")}
     for path in (ROOT / "relay").rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args):
@@ -81,7 +81,8 @@ def _events() -> set[tuple[str, str]]:
             called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
             if not isinstance(name, ast.Constant) or not re.fullmatch(r"[a-z_]+\.[a-z_]+", str(name.value)):
                 continue
-            if called == "_report":  # of Redis, to the gateway, which logs it
+            # The Redis code reports to the gateway, which logs the event.
+            if called == "_report":
                 found |= {(name.value, "warning")} if name.value != "redis.recovered" else set()
             elif called in _LEVELS:
                 found.add((name.value, _LEVELS[called]))
@@ -113,7 +114,7 @@ def test_every_command_and_option_is_documented() -> None:
         assert [option for option in options if f"`{option}" not in text] == [], name
 
 
-def test_the_map_of_the_architecture_names_every_module_and_no_other() -> None:
+def test_the_map_of_the_architecture_lists_exactly_the_modules() -> None:
     folder, named = "", []
     for row in DOCS[ROOT / "ARCHITECTURE.md"].partition("\n## Map\n")[2].partition("\nBeside `relay/`")[0].splitlines():
         if found := re.match(r"\| \*\*`([a-z/]+)`\*\*", row):
@@ -123,14 +124,18 @@ def test_the_map_of_the_architecture_names_every_module_and_no_other() -> None:
     assert set(named) == there and len(named) == len(there)
 
 
-def test_the_packaged_configuration_is_that_of_the_checkout() -> None:
-    """After a change of these files: cp gateway.yaml .env.example relay/defaults/ && cp config/providers/*.yaml relay/defaults/config/providers/"""
+def test_the_packaged_configuration_equals_that_of_the_checkout() -> None:
+    """After a change of these files, copy them.
+
+    cp gateway.yaml .env.example relay/defaults/
+    cp config/providers/*.yaml relay/defaults/config/providers/
+    """
     packaged = {str(file.relative_to(ROOT / "relay/defaults")): file.read_text() for file in (ROOT / "relay/defaults").rglob("*") if file.is_file()}
     shown = [ROOT / "gateway.yaml", ROOT / ".env.example", *(ROOT / "config/providers").glob("*.yaml")]
     assert packaged == {str(file.relative_to(ROOT)): file.read_text() for file in shown}
 
 
-def test_every_path_of_the_relays_own_is_documented() -> None:
+def test_every_path_that_the_relay_serves_is_documented() -> None:
     text = DOCS[ROOT / "docs/api.md"]
     sources = Sources(ROOT / "gateway.yaml", None)
     app = relay.app.standalone(load(sources), sources)
@@ -153,13 +158,13 @@ def test_every_provider_is_listed_and_its_variable_in_the_example() -> None:
 
 
 def _anchors(text: str) -> set[str]:
-    """What a link can point at: headings, as GitHub makes anchors of them."""
+    """The anchors that GitHub makes of headings, at which links can point."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_and_modules_that_are_named_exist() -> None:
+def test_links_modules_and_tests_that_documents_name_exist() -> None:
     for path, text in DOCS.items():
         for link, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text):
             target = path.parent / link if link else path
@@ -211,7 +216,7 @@ def test_every_page_is_in_the_index_once_by_division() -> None:
 
 
 @pytest.mark.programs
-def test_nothing_speaks_of_one_machine() -> None:
+def test_no_file_names_a_path_or_package_index_of_one_machine() -> None:
     files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, files):
         if (ROOT / name).is_file() and name != "tests/test_docs.py":
@@ -224,8 +229,11 @@ def _blocks(kind: str, page: str = "README.md") -> list[str]:
 
 
 @pytest.mark.programs
-async def test_the_code_of_the_readme_and_of_our_own_clients_runs(tmp_path: Path) -> None:
-    """Each with what its install line installs, and nothing else; tests/sdk/test_snippets.py runs the SDKs'."""
+async def test_the_code_of_the_readme_and_of_the_projects_clients_runs(tmp_path: Path) -> None:
+    """Each runs with only the packages of its install line.
+
+    The snippets of SDKs run in tests/sdk/test_snippets.py.
+    """
     need("curl")
     served = await serve(tmp_path, None)
     try:
@@ -249,7 +257,7 @@ async def test_the_code_of_the_readme_and_of_our_own_clients_runs(tmp_path: Path
         await served.stop()
 
 
-def test_the_readmes_yaml_is_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_yaml_of_the_readme_is_a_valid_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_PROVIDER_KEY", "k-1")
     [text] = _blocks("yaml")
     (tmp_path / "gateway.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""Private parts of other packages: what the code uses is what is checked at start and explained."""
+"""Private parts of other packages: each one in use is checked at start and explained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.relays import provider, write_config
 
 ROOT = Path(__file__).parent.parent
 NAMEDTUPLE = {"_asdict", "_fields", "_make", "_replace"}
-"""Public, for all their underscore (the documentation of collections.namedtuple)."""
+"""Public despite the underscore (see the documentation of collections.namedtuple)."""
 PYTHON = {"relay", "builtins", "typing", "abc", "enum"}
 
 
@@ -41,20 +41,20 @@ def _is_own(node: ast.Attribute) -> bool:
 
 
 def _names_of(cls: type) -> set[str]:
-    """Every name that a class gives its objects, methods and attributes set anywhere included."""
+    """The names of all methods and attributes of a class, wherever they are set."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):  # of C
+    except (OSError, TypeError):  # a class in C has no source
         return set(vars(cls))
     return {node.attr for node in _attributes(tree) if _is_own(node)} | set(vars(cls)) | set(inspect.get_annotations(cls))
 
 
 def private_names(file: Path) -> set[str]:
-    """The private names of other packages that a module of ours uses."""
+    """The private names of other packages that a module of the relay uses."""
     tree = ast.parse(file.read_text())
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("relay") for alias in node.names if _is_private(alias.name)}
     own = {node.attr for node in _attributes(tree) if _is_own(node)}
-    # Of objects that are not `self`: what no class of the same module has.
+    # Attributes of objects other than `self` that no class of the same module defines.
     found |= {node.attr for node in _attributes(tree) if not _is_own(node) and node.attr not in own - _inherited(file, tree)}
     return (found | _inherited(file, tree)) - {"_abc_impl"}
 
@@ -76,7 +76,7 @@ def _inherited(file: Path, tree: ast.Module) -> set[str]:
 LISTED = {f"{re.split('[.:]', owner)[-1]}.{name}" for owner, names in PRIVATE_PARTS.items() for name in names}
 
 
-def test_the_list_names_every_private_part_that_the_code_uses_and_no_other() -> None:
+def test_the_list_names_exactly_the_private_parts_that_the_code_uses() -> None:
     modules = [file for file in (ROOT / "relay").rglob("*.py") if "migrations" not in file.parts and file.name != "internals.py"]
     used = {name: file for file in modules for name in private_names(file)}
     assert set(used) == {part.rpartition(".")[2] for part in LISTED}, used
@@ -98,7 +98,7 @@ def test_the_scan_finds_each_way_to_use_a_private_part(tmp_path: Path, monkeypat
     assert private_names(tmp_path / "scanned.py") == {"_serialize_headers", "_match_info", "_keep_alive", "_write_headers", "_prepare_headers"}
 
 
-def test_the_decision_explains_every_private_part_and_names_tests_that_there_are() -> None:
+def test_the_decision_explains_every_private_part_and_names_existing_tests() -> None:
     text = (ROOT / "docs/decisions/0006-aiohttp-private-parts.md").read_text()
     rows = re.findall(r"^\| `(\w+\._\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
     assert sorted(part for part, *_ in rows) == sorted(LISTED)
@@ -109,7 +109,7 @@ def test_the_decision_explains_every_private_part_and_names_tests_that_there_are
         assert not name or f"def test_{name}" in (ROOT / "tests" / places).read_text(), part
 
 
-def test_the_version_that_was_tested_is_required_and_locked() -> None:
+def test_the_tested_version_is_required_and_locked() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert f"aiohttp =={AIOHTTP_VERSION}" in setup["options"]["install_requires"].splitlines()
@@ -136,14 +136,14 @@ def test_a_start_without_the_c_parser_is_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(("owner", "name"), [("ClientRequest", "_get_content_length"), ("StreamReader", "_read_nowait")])
-def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, owner: str, name: str) -> None:
+def test_a_missing_private_part_is_named(monkeypatch: pytest.MonkeyPatch, owner: str, name: str) -> None:
     monkeypatch.delattr(getattr(aiohttp, owner), name)
     with pytest.raises(UnknownLibrary, match=f"aiohttp.{owner} has no {name}"):
         check_private_parts()
 
 
 @pytest.mark.parametrize("owner", ["aiohttp:ClientRequest", "aiohttp:Gone", "aiohttp.gone", "aiohttp.http_writer"])
-def test_what_never_was_is_missed(monkeypatch: pytest.MonkeyPatch, owner: str) -> None:
+def test_a_private_part_that_no_object_has_is_reported_missing(monkeypatch: pytest.MonkeyPatch, owner: str) -> None:
     monkeypatch.setattr(internals, "PRIVATE_PARTS", {owner: ("_never",)})
     with pytest.raises(UnknownLibrary, match="has no _never"):
         check_private_parts()

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests that ship: valid by Kubernetes' own schema, restricted, and a drain fits into their grace period."""
+"""The Kubernetes manifests that ship: their schema, their restrictions and their grace period."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.processes import ROOT
 FOLDER = ROOT / "config/kubernetes"
 MANIFESTS = [document for name in ("secret.example.yaml", "relay.yaml") for document in yaml.safe_load_all((FOLDER / name).read_text())]
 KILLED_AFTER_S = 5
-"""What the relay takes at most beyond its drain (docs/deployment.md)."""
+"""The longest time that the relay takes after its drain (docs/deployment.md)."""
 
 
 class _Model(msgspec.Struct, forbid_unknown_fields=True):
-    """Base of all models: an unknown field is an error, as `kubectl apply` has it."""
+    """The base of all models. An unknown field is an error, as in `kubectl apply`."""
 
 
 def _field(metadata: dict[str, str] | None = None, default: Any = msgspec.NODEFAULT, **more: Any) -> Any:
@@ -32,8 +32,10 @@ def _field(metadata: dict[str, str] | None = None, default: Any = msgspec.NODEFA
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, ModuleType]:
-    """The types of Kubernetes' OpenAPI document, by API version. lightkube-models carries them, for a client of whose
-    modules it needs one: this is it."""
+    """The types of the OpenAPI document of Kubernetes, by API version, from lightkube-models.
+
+    That package imports one module of the client lightkube, which this fixture provides.
+    """
     schema = ModuleType("lightkube.core.schema")
     schema.DictMixin, schema.field, schema.dataclass = _Model, _field, lambda cls: cls  # type: ignore[attr-defined]
     sys.modules |= {"lightkube.core": ModuleType("lightkube.core"), "lightkube.core.schema": schema}
@@ -42,7 +44,7 @@ def models() -> dict[str, ModuleType]:
 
 
 def _check(document: dict[str, Any], models: dict[str, ModuleType]) -> None:
-    """Raises msgspec.ValidationError."""
+    """Raise msgspec.ValidationError if the document does not match its schema."""
     msgspec.convert(document, getattr(models[document["apiVersion"]], document["kind"]), strict=True)
 
 
@@ -56,12 +58,12 @@ POD = _of_kind("Deployment")["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("document", MANIFESTS, ids=lambda document: document["kind"])
-def test_manifests_are_valid_by_the_schema_of_kubernetes(document: dict[str, Any], models: dict[str, ModuleType]) -> None:
+def test_manifests_match_the_schema_of_kubernetes(document: dict[str, Any], models: dict[str, ModuleType]) -> None:
     _check(document, models)
 
 
 @pytest.mark.parametrize(("path", "value"), [(("spec", "replicas"), "two"), (("spec", "replica"), 2), (("spec", "selector"), None), (("spec", "template", "spec", "containers", 0, "livenessProbe", "httpget"), {})])
-def test_the_check_finds_what_the_schema_does_not_allow(path: tuple[Any, ...], value: Any, models: dict[str, ModuleType]) -> None:
+def test_the_check_rejects_what_the_schema_does_not_allow(path: tuple[Any, ...], value: Any, models: dict[str, ModuleType]) -> None:
     document = yaml.safe_load(yaml.safe_dump(_of_kind("Deployment")))
     inner = document
     for key in path[:-1]:
@@ -71,7 +73,7 @@ def test_the_check_finds_what_the_schema_does_not_allow(path: tuple[Any, ...], v
         _check(document, models)
 
 
-def test_the_pod_is_restricted() -> None:
+def test_the_pod_meets_the_restricted_security_standard() -> None:
     """Kubernetes' Pod Security Standard `restricted`."""
     of_container = CONTAINER["securityContext"]
     assert of_container["allowPrivilegeEscalation"] is False and of_container["capabilities"] == {"drop": ["ALL"]}
@@ -80,7 +82,7 @@ def test_the_pod_is_restricted() -> None:
     assert of_container["readOnlyRootFilesystem"] is True and POD["automountServiceAccountToken"] is False
 
 
-def test_selectors_and_names_fit_each_other() -> None:
+def test_selectors_and_names_match() -> None:
     labels = _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     selectors = [_of_kind("Service")["spec"]["selector"], *(_of_kind(kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")), _of_kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]]
     assert all(selector == labels for selector in selectors)
@@ -90,7 +92,7 @@ def test_selectors_and_names_fit_each_other() -> None:
     assert {CONTAINER[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")} == {port["name"] for port in CONTAINER["ports"]}
 
 
-def test_its_configuration_is_valid_and_the_grace_period_is_longer_than_the_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_is_valid_and_the_grace_period_exceeds_the_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in _of_kind("Secret")["stringData"].items():
         monkeypatch.setenv(name, value.removeprefix("your_"))
     monkeypatch.setenv("POD_IP", "10.0.0.7")
@@ -107,7 +109,7 @@ def test_the_filled_in_secret_is_kept_out_of_git_and_of_the_image() -> None:
         assert "config/kubernetes/secret.yaml" in (ROOT / name).read_text().splitlines()
 
 
-def test_the_arguments_are_those_of_the_command_line() -> None:
+def test_the_command_line_accepts_the_arguments_of_the_container() -> None:
     from relay.cli.main import build_parser
 
     parsed = build_parser(CONTAINER["args"][:1]).parse_args(CONTAINER["args"])

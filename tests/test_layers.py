@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, and which names there are not."""
+"""The structure of the code: which package may import which, and which names are forbidden."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli", "server"},
     "__init__": set(),
 }
-"""Who may import whom. A package may import itself, too."""
+"""The packages that each package may import. A package may also import itself."""
 
 
 def _package(module: Path) -> str:
@@ -63,17 +63,17 @@ def _imported(module: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
-def test_a_module_imports_only_what_lies_below_it(module: Path) -> None:
+def test_a_module_imports_only_packages_of_lower_layers(module: Path) -> None:
     assert _imported(module) <= MAY_IMPORT[_package(module)] | {_package(module)}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
-def test_a_module_says_what_it_owns(module: Path) -> None:
+def test_a_module_has_a_docstring(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text()))
 
 
 def test_core_is_pure() -> None:
-    """No aiohttp, no clock, no file, no randomness of its own."""
+    """core/ uses no aiohttp, no clock, no file and no randomness."""
     forbidden = {"aiohttp", "time", "random", "secrets", "os", "pathlib", "socket", "datetime"}
     for module in (ROOT / "relay/core").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
@@ -88,14 +88,14 @@ def test_only_upstream_opens_outbound_sockets() -> None:
             assert "ClientSession(" not in text and "ws_connect(" not in text, module.name
 
 
-def test_there_are_no_drawers() -> None:
+def test_no_module_has_a_catch_all_name() -> None:
     names = {module.stem for module in MODULES} | {module.parent.name for module in MODULES}
     assert not names & {"utils", "util", "helpers", "common", "manager", "misc"}
 
 
 @pytest.mark.parametrize("step", ["limits.reserve(", "attempts.open(", "body.let_go()", "plan_transform("])
 def test_a_rest_call_is_sent_by_one_function_whether_clients_share_it_or_not(step: str) -> None:
-    """What rest.py and calls/caching.py have in common is in calls/send.py."""
+    """The steps that rest.py and calls/caching.py share are in calls/send.py."""
     modules = [ROOT / "relay/rest.py", *(ROOT / "relay/calls").glob("*.py")]
     counts = {module.name: module.read_text().replace(f"def {step}", "").count(step) for module in modules}
     assert {name: count for name, count in counts.items() if count} == {"send.py": 1}

@@ -1,4 +1,4 @@
-"""The log: a line that cannot be written ends no call, and is counted; the terminal gets it pretty."""
+"""The log: lines that cannot be written are counted and fail no call; terminals get pretty ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.relays import HANG_GUARD_S, KEYS, LogStream, provider, write_config
 from tests.upstream.raw import RawUpstream, ok
 
 
-async def test_a_full_disk_costs_lines_and_no_call(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_loses_log_lines_and_fails_no_call(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(b"fine"))
     relay = await start(openai=provider(raw.url))
 
@@ -52,7 +52,7 @@ class _Terminal(io.StringIO):
         return True
 
 
-async def test_a_terminal_gets_it_pretty_and_a_level_holds(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_terminal_gets_pretty_lines_from_the_configured_level_on(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     terminal = _Terminal()

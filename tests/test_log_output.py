@@ -1,4 +1,7 @@
-"""The log's output: a reader that stops or goes costs lines and never a call, and the log says how many."""
+"""The output of the log: a reader that stops or exits loses lines, and the log counts them.
+
+No call waits or fails because of its log line.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ from tests.relays import HANG_GUARD_S, LogStream, write_config
 
 PIPE_BYTES = 64 * 1024
 LONG = {"X-Request-Id": "r" * 3000, "cf-aig-event-id": "e" * 3000, "cf-aig-metadata": json.dumps({f"{n}{'n' * 900}": "v" * 900 for n in range(5)})}
-"""Headers that make a line long."""
+"""Headers that make the log line of a call long."""
 
 
 class Unread:
-    """A process whose standard output and standard error go into one pipe, which is read only when a test says so."""
+    """A relay whose standard output and error share a pipe that is read only on request."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.reader, writer = os.pipe()
@@ -40,7 +43,7 @@ class Unread:
         self.text = b""
 
     async def until(self, pattern: bytes) -> re.Match[bytes]:
-        """Read until this is there."""
+        """Read until the pattern matches."""
         async with asyncio.timeout(HANG_GUARD_S):
             while (found := re.search(pattern, self.text)) is None:
                 if not await asyncio.to_thread(self._read):
@@ -48,7 +51,7 @@ class Unread:
         return found
 
     async def rest(self) -> bytes:
-        """All there is to read, to the end."""
+        """Read to the end. Returns everything that was read."""
         async with asyncio.timeout(HANG_GUARD_S):
             while await asyncio.to_thread(self._read):
                 pass
@@ -60,13 +63,13 @@ class Unread:
         return data
 
     async def ended(self) -> int:
-        """Its exit code."""
+        """Wait for the exit code."""
         async with asyncio.timeout(HANG_GUARD_S):
             return await asyncio.to_thread(self.process.wait)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log's lines among what was read."""
+        """The JSON lines of the log that were read so far."""
         LogStream.everything.append(self.text.decode())
         return [json.loads(line) for line in self.text.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
 
@@ -80,16 +83,16 @@ class Unread:
 
 @pytest.fixture
 def unread(tmp_path: Path) -> Iterator[Any]:
-    """`unread("serve", "--port", "0")`."""
-    begun: list[Unread] = []
+    """Start an unread relay: `unread("serve", "--port", "0")`."""
+    started: list[Unread] = []
 
     def begin(*arguments: str) -> Unread:
-        begun.append(Unread(tmp_path, *arguments))
-        return begun[-1]
+        started.append(Unread(tmp_path, *arguments))
+        return started[-1]
 
     write_config(tmp_path, {"providers": {}})
     yield begin
-    for each in begun:
+    for each in started:
         each.close()
 
 
@@ -105,7 +108,7 @@ async def _ready(relay: Unread) -> str:
 
 
 async def _calls(url: str, count: int) -> None:
-    """So many calls, each with a long line, each answered."""
+    """Make `count` calls with long log lines; each must get its response."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HANG_GUARD_S)) as session:
         for _ in range(count):
             async with session.get(f"{url}/api/v1/ai-gateway/providers/nobody/x", headers=LONG) as answer:
@@ -117,7 +120,7 @@ async def _lost(url: str) -> int:
         return int((await answer.json())["log_lines_lost"])
 
 
-async def test_nobody_reads_the_log_and_calls_go_on_and_the_loss_is_told_when_somebody_does(unread: Any) -> None:
+async def test_calls_continue_while_the_log_is_not_read_and_the_log_then_reports_the_lost_lines(unread: Any) -> None:
     relay = unread("serve", "--port", "0")
     url, calls = await _ready(relay), 0
     async with asyncio.timeout(HANG_GUARD_S * 2):
@@ -129,15 +132,15 @@ async def test_nobody_reads_the_log_and_calls_go_on_and_the_loss_is_told_when_so
     relay.process.send_signal(signal.SIGTERM)
     await relay.rest()
     assert await relay.ended() == 0
-    told = [line for line in relay.lines if line["event"] == "log.lines_lost"]
+    notices = [line for line in relay.lines if line["event"] == "log.lines_lost"]
     written = [line for line in relay.lines if line["event"] == "exchange"]
-    assert len(written) + sum(line["lines"] for line in told) == calls + 1
-    assert all(line["level"] == "warning" for line in told)
-    assert relay.lines[-1]["event"] == "drain.ended", "the last line is there"
+    assert len(written) + sum(line["lines"] for line in notices) == calls + 1
+    assert all(line["level"] == "warning" for line in notices)
+    assert relay.lines[-1]["event"] == "drain.ended", "the last line is written"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_sigterm_ends_a_relay_whose_log_nobody_reads(unread: Any, workers: str) -> None:
+async def test_sigterm_stops_a_relay_whose_log_is_not_read(unread: Any, workers: str) -> None:
     relay = unread("serve", "--port", "0", "--workers", workers)
     url = await _ready(relay)
     await _calls(url, 3 * PIPE_BYTES // 1000)
@@ -145,7 +148,7 @@ async def test_sigterm_ends_a_relay_whose_log_nobody_reads(unread: Any, workers:
     assert await relay.ended() == 0
 
 
-async def test_a_reader_that_goes_costs_lines_and_no_call(unread: Any) -> None:
+async def test_a_log_reader_that_exits_loses_lines_and_fails_no_call(unread: Any) -> None:
     relay = unread("serve", "--port", "0")
     url = await _ready(relay)
     os.close(relay.reader)
@@ -157,7 +160,7 @@ async def test_a_reader_that_goes_costs_lines_and_no_call(unread: Any) -> None:
     assert await relay.ended() == 0
 
 
-async def test_what_python_itself_writes_to_standard_error_blocks_nobody_and_shows_no_secret(tmp_path: Path) -> None:
+async def test_output_of_python_itself_to_standard_error_does_not_block_and_shows_no_secret(tmp_path: Path) -> None:
     script = """
 import asyncio, logging, sys, warnings
 from relay.core.redaction import Secrets
@@ -170,7 +173,7 @@ for n in range(200):
     warnings.warn("careful", stacklevel=1)
     print("y" * 2000, file=sys.stderr)
 print("went on")
-raise ValueError("the last words, CANARY-secret-of-the-relay")
+raise ValueError("the last line, CANARY-secret-of-the-relay")
 """
     reader, writer = os.pipe()
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -185,10 +188,10 @@ raise ValueError("the last words, CANARY-secret-of-the-relay")
     process.stdout.close()
     assert process.wait() == 1
     assert b"199 [redacted] xx" in text and b"UserWarning: careful" in text
-    assert text.endswith(b"ValueError: the last words, [redacted]\n") and b"CANARY" not in text
+    assert text.endswith(b"ValueError: the last line, [redacted]\n") and b"CANARY" not in text
 
 
-def test_an_open_file_that_somebody_made_non_blocking_loses_no_line() -> None:
+def test_a_non_blocking_descriptor_loses_no_line() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     losses = Losses()
@@ -205,7 +208,7 @@ def test_an_open_file_that_somebody_made_non_blocking_loses_no_line() -> None:
     os.close(writer)
 
 
-def test_the_notice_stands_where_the_lines_are_missing() -> None:
+def test_the_notice_of_lost_lines_is_written_where_they_are_missing() -> None:
     reader, writer = os.pipe()
     losses = Losses()
     output = DescriptorOutput(writer, losses, lambda lost: b"lost %d\n" % lost)
@@ -222,7 +225,7 @@ def test_the_notice_stands_where_the_lines_are_missing() -> None:
     os.close(writer)
 
 
-def test_a_forked_process_writes_too() -> None:
+def test_a_forked_process_writes_its_lines() -> None:
     reader, writer = os.pipe()
     output = DescriptorOutput(writer, Losses(), lambda lost: b"")
     output.write(b"parent\n", 1)

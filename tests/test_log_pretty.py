@@ -1,4 +1,4 @@
-"""The log on a terminal: one line a call, a session or an event, coloured by how it ended."""
+"""The log on a terminal: one line per call, session or event, coloured by its outcome."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_call_is_one_line_with_model_tokens_and_cost(start: StartRelay, 
     assert re.fullmatch(rf"{TIME}  \x1b\[32mok +\x1b\[0m  POST openai/chat/completions  200  gpt-5-mini\S*  \d+ ms  \d+\+\d+ tokens  ~?\$0\.\d+", line), line
 
 
-async def test_a_fallback_is_shown_from_and_to(start: StartRelay, raw: RawUpstream, terminal: Terminal, aiohttp_server: Any) -> None:
+async def test_a_fallback_shows_both_providers(start: StartRelay, raw: RawUpstream, terminal: Terminal, aiohttp_server: Any) -> None:
     async def down(request: web.Request) -> web.Response:
         return web.json_response({}, status=503)
 
@@ -113,7 +113,7 @@ def test_a_call_is_coloured_by_how_it_ended(fields: dict[str, Any], ending: str)
     assert f"  {COLOURS[ending]}{ending} " in line or f"  {COLOURS[ending]}{ending}\x1b" in line
 
 
-def test_every_error_has_an_ending_of_its_side() -> None:
+def test_every_error_is_shown_as_a_failure_of_the_side_that_caused_it() -> None:
     for error in CATALOGUE:
         ending = ending_of(_record(status=200, outcome="failed", error=error.code))
         assert (ending == "provider failed") == (error.side == "upstream"), error.code
@@ -135,16 +135,16 @@ def test_every_error_has_an_ending_of_its_side() -> None:
         ({"answered_by": "anthropic"}, "fallback openai → anthropic"),
     ],
 )
-def test_what_a_line_shows(fields: dict[str, Any], text: str) -> None:
+def test_a_line_shows_usage_cost_models_duration_error_and_fallback(fields: dict[str, Any], text: str) -> None:
     assert text in _shown(**fields)
 
 
-def test_a_call_that_was_tried_again_at_the_same_target_shows_no_fallback() -> None:
+def test_a_call_that_was_retried_at_the_same_target_shows_no_fallback() -> None:
     attempts = (Attempt("openai", "direct", "A", 503, "", 0.1), Attempt("openai", "direct", "B", 200, "", 0.1))
     assert "fallback" not in _shown(attempts=attempts, via="direct")
 
 
-def test_what_clients_choose_cannot_command_a_terminal() -> None:
+def test_control_characters_from_clients_are_escaped() -> None:
     assert "\x1b" not in _shown(endpoint="x\x1b[2J\ny\ud800") and "\\x1b[2J\\ny\\ud800" in _shown(endpoint="x\x1b[2J\ny\ud800")
 
 
@@ -167,7 +167,7 @@ def test_an_event_is_one_line_and_its_traceback_follows(terminal: Terminal, monk
     assert rest == ["    ValueError: two", "    lines"]
 
 
-def test_colours_are_for_terminals_that_want_them() -> None:
+def test_only_terminals_get_colours_and_no_color_or_dumb_switch_them_off() -> None:
     assert colours_for(Terminal(), {}) is COLOURS and colours_for(Terminal(), {"NO_COLOR": ""}) is COLOURS
     for stream, environment in ((Terminal(), {"NO_COLOR": "1"}), (Terminal(), {"TERM": "dumb"}), (io.StringIO(), {})):
         assert colours_for(stream, environment) is PLAIN

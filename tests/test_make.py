@@ -1,4 +1,4 @@
-"""`make run`: what it prints while it installs, and what it says when a step fails."""
+"""`make run`: its output while it installs, and its error message when a step fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.processes import ROOT
 
 pytestmark = pytest.mark.programs
 
-# In place of Python: installs nothing, so that no test needs the network. `fails` names the module that fails.
+# Replaces Python: it installs nothing, so no test needs the network. The file `fails` names the
+# module that fails.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-c import sys; print"*) echo py3.11 ;;
@@ -29,7 +30,7 @@ SECONDS = r"\d+ s"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make run` needs of the repository."""
+    """The files of the repository that `make run` needs."""
     for name in ("Makefile", ".env.example"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "requirements").mkdir()
@@ -46,7 +47,7 @@ def _make(folder: Path, *arguments: str) -> tuple[int, list[str], str]:
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-def test_each_step_of_the_installation_is_one_line_and_is_made_once(checkout: Path) -> None:
+def test_each_installation_step_prints_one_line_and_runs_once(checkout: Path) -> None:
     code, (venv, packages, env, serving), _ = _make(checkout)
     assert code == 0
     assert re.fullmatch(rf"creating \.venv with py3\.11 \.\.\. done in {SECONDS}", venv)
@@ -56,15 +57,15 @@ def test_each_step_of_the_installation_is_one_line_and_is_made_once(checkout: Pa
 
 
 @pytest.mark.parametrize(("module", "step", "advice"), [("venv", "creating .venv", "apt install python3-venv"), ("pip", "installing 2 packages", "check the network and its proxy")])
-def test_a_step_that_fails_says_why_and_what_to_do(checkout: Path, module: str, step: str, advice: str) -> None:
+def test_a_failed_step_prints_the_cause_and_a_remedy(checkout: Path, module: str, step: str, advice: str) -> None:
     (checkout / "fails").write_text(module)
     code, lines, errors = _make(checkout)
     assert code == 2 and re.search(rf"^{re.escape(step)}.* \.\.\. failed after {SECONDS}$", lines[-1])
     assert f"the reason of {module}" in errors and f"What to do: {'install' if module == 'venv' else 'check'}" in errors and advice in errors
     (checkout / "fails").unlink()
-    assert _make(checkout)[0] == 0, "the next run goes on"
+    assert _make(checkout)[0] == 0, "the next run continues"
 
 
-def test_a_python_that_is_not_there_is_named(checkout: Path) -> None:
+def test_a_missing_python_is_named(checkout: Path) -> None:
     code, _, errors = _make(checkout, "PYTHON=./nowhere")
     assert code == 2 and "./nowhere is not installed. Install Python 3.11 or newer" in errors

@@ -1,4 +1,4 @@
-"""Memory of a relay in a process of its own: it does not grow with what passes through."""
+"""The memory of a relay process: it does not grow with the size of bodies and messages."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ MIB = 2**20
 
 
 def rss_bytes(relay: Served) -> int:
-    """Resident memory of the relay's process."""
+    """The resident memory of the relay process."""
     status = Path(f"/proc/{relay.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 @pytest.fixture
 async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
-    """A relay in front of a provider that hashes uploads, floods readers and reads nothing from sockets."""
+    """A relay in front of a provider that hashes uploads and sends endless responses and messages.
 
-    over = asyncio.Event()
+    Its WebSocket path `deaf` reads nothing.
+    """
+    finished = asyncio.Event()
 
     async def upload(request: web.Request) -> web.Response:
         digest, size = hashlib.sha256(), 0
@@ -49,7 +51,7 @@ async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
     async def deaf(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
-        await over.wait()
+        await finished.wait()
         return socket
 
     async def flood_socket(request: web.Request) -> web.StreamResponse:
@@ -63,12 +65,12 @@ async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
     server = await aiohttp_server(app)
     relay = await serve(tmp_path, {"providers": {"up": provider(str(server.make_url("")), websocket={"default_path": "deaf"})}}, start=executed)
     yield relay
-    over.set()
+    finished.set()
     await relay.stop()
 
 
 @pytest.mark.timeout(300)
-async def test_an_upload_of_1_gib_grows_it_by_less_than_16_mib(sink: Served) -> None:
+async def test_an_upload_of_1_gib_takes_less_than_16_mib_of_memory(sink: Served) -> None:
     piece = bytes(range(256)) * 4096
     digest = hashlib.sha256()
 
@@ -90,8 +92,8 @@ async def test_an_upload_of_1_gib_grows_it_by_less_than_16_mib(sink: Served) -> 
     assert peak - before < 16 * MIB
 
 
-async def test_slow_readers_of_an_answer_cost_little_each(sink: Served) -> None:
-    """32 readers that take nothing of an endless answer: less than 2 MiB each."""
+async def test_a_slow_reader_of_a_response_takes_less_than_2_mib(sink: Served) -> None:
+    """32 clients do not read an endless response."""
     async with aiohttp.ClientSession() as session:
         await (await session.get(sink.path("up", "flood"))).content.readexactly(MIB)
         before = rss_bytes(sink)
@@ -107,8 +109,8 @@ async def test_slow_readers_of_an_answer_cost_little_each(sink: Served) -> None:
     assert grown < 32 * 2 * MIB
 
 
-async def test_slow_sockets_cost_little_both_ways(sink: Served) -> None:
-    """64 KiB messages to a side that reads nothing: the source stalls, less than 2 MiB are held for each session."""
+async def test_a_slow_websocket_takes_less_than_2_mib_in_each_direction(sink: Served) -> None:
+    """Messages of 64 KiB to a peer that reads nothing: the sender stalls."""
     async with aiohttp.ClientSession() as session:
         first = await session.ws_connect(sink.path("up", "flood_socket"), max_msg_size=0)
         await first.receive()
@@ -122,7 +124,7 @@ async def test_slow_sockets_cost_little_both_ways(sink: Served) -> None:
         pushing = [asyncio.create_task(push(socket)) for socket in sockets[::2]]
         await asyncio.sleep(4)
         grown = rss_bytes(sink) - before
-        assert not any(task.done() for task in pushing), "the sources stall and are not cut"
+        assert not any(task.done() for task in pushing), "the senders stall and are not disconnected"
         for task in pushing:
             task.cancel()
         await asyncio.gather(*pushing, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Public names that were renamed stand nowhere any more: not in the code, the configuration, the tests or the documents."""
+"""Public names that were renamed are not used in the code, configuration, tests or documents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SUFFIXES = (".py", ".md", ".yaml", ".js", ".jsx", ".json", ".html", ".conf", ".t
 KEEPS_OLD_NAMES = {
     "relay/core/record.py": "maps stored records",
     "relay/registry/validation.py": "refuses old keys with their new names",
-    "relay/storage/migrations/versions/r0001_the_ledger.py": "a schema of then",
+    "relay/storage/migrations/versions/r0001_the_ledger.py": "an old schema",
     "relay/storage/migrations/versions/r0004_transport_and_surface.py": "renames columns",
     "tests/registry/test_mistakes.py": "tests the refusals",
-    "tests/storage/test_backup.py": "makes a row of then",
-    "tests/storage/test_migrations.py": "makes a database of then",
-    "tests/test_names.py": "this",
+    "tests/storage/test_backup.py": "writes a row of an old schema",
+    "tests/storage/test_migrations.py": "creates a database with an old schema",
+    "tests/test_names.py": "lists them",
 }
 OLD_NAMES = {
     "surface, of rest and websocket": r"""\bsurface\b["'`]?[ =:]+["'`]*(?:rest|websocket)\b""",
@@ -45,7 +45,7 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    """Every file that may have no old name."""
+    """The text of every file that must not contain an old name."""
     found = [path for name in ROOTS for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
     ours = [path for path in found if path.is_file() and path.suffix in SUFFIXES and not {"node_modules", "__pycache__", "dist"} & set(path.parts)]
     names = {str(path.relative_to(ROOT)): path for path in ours if path.stat().st_size < 300_000}
@@ -53,9 +53,9 @@ def texts() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", OLD_NAMES)
-def test_an_old_name_stands_nowhere(name: str, texts: dict[str, str]) -> None:
+def test_no_file_contains_an_old_name(name: str, texts: dict[str, str]) -> None:
     old = re.compile(OLD_NAMES[name], re.MULTILINE)
-    assert [example for example in EXAMPLES[name] if not old.search(example)] == [], "the pattern finds what it is for"
+    assert [example for example in EXAMPLES[name] if not old.search(example)] == [], "the pattern finds its examples"
     assert len(texts) > 400
     found = [f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}" for path, text in texts.items() for match in old.finditer(text)]
     assert found == []

@@ -1,4 +1,4 @@
-"""The periodic jobs: what they judge, how often, and that nothing waits for them."""
+"""The periodic jobs: what they check, how often, and that they block nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.upstream.vendors import echo, vendor
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,22 +29,26 @@ class Clock:
 
 
 @pytest.fixture
-async def judged(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
-    """Every session that is judged, each time."""
+async def checked(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """Collect the session of each check, in order."""
     seen: list[Session] = []
-    judge = periodic.overdue_ending
+    original = periodic.overdue_ending
 
-    def judging(session: Session, *rest: Any) -> Any:
+    def record_check(session: Session, *rest: Any) -> Any:
         seen.append(session)
-        return judge(session, *rest)
+        return original(session, *rest)
 
-    monkeypatch.setattr(periodic, "overdue_ending", judging)
+    monkeypatch.setattr(periodic, "overdue_ending", record_check)
     return seen
 
 
 @pytest.fixture
 async def sockets(aiohttp_server: Any, start: StartRelay) -> AsyncIterator[Any]:
-    """`await sockets(count, websocket={…}, **provider's)`: (relay, clock, the clients' sockets)."""
+    """Open sessions: `await sockets(count, websocket={…}, **rules)`.
+
+    Returns (relay, clock, the sockets of the clients). `rules` are `websocket` settings of the
+    provider entry.
+    """
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     stack = AsyncExitStack()
 
@@ -63,37 +67,37 @@ async def sockets(aiohttp_server: Any, start: StartRelay) -> AsyncIterator[Any]:
     await stack.aclose()
 
 
-async def test_an_idle_session_is_judged_only_when_something_may_be_due(sockets: Any, judged: list[Session]) -> None:
+async def test_an_idle_session_is_checked_only_when_a_limit_may_have_passed(sockets: Any, checked: list[Session]) -> None:
     relay, clock, _ = await sockets(3)
-    judged.clear()
+    checked.clear()
     for _ in range(38):
         clock.now += 0.5
         await periodic.sweep(relay.gateway)
-    assert judged == [], "nothing can be due before the send time-out"
+    assert checked == [], "nothing is due before the send timeout"
     clock.now += 1.1
     await periodic.sweep(relay.gateway)
-    assert len(judged) == 3
+    assert len(checked) == 3
 
 
-async def test_an_open_session_is_none_of_the_calls_that_are_judged_each_time(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_session_is_not_among_the_calls_that_every_sweep_checks(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, _, _ = await sockets(2)
     assert not relay.gateway.calls and len(relay.gateway.running) == 2
     assert relay.gateway.gauges()["relay_requests_in_flight",] == 2
 
 
-async def test_readiness_names_what_is_in_flight_shed_and_dropped_as_the_metrics_do(sockets: Any) -> None:
+async def test_readyz_and_metrics_agree_on_requests_in_flight_shed_and_dropped(sockets: Any) -> None:
     relay, _, _ = await sockets(2)
     relay.gateway.requests_shed, relay.gateway.background.dropped = 3, 4
     _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
     _, _, metrics = await relay.call("GET", f"{relay.url}/metrics")
-    told = json.loads(ready)
-    assert (told["in_flight"], told["requests_shed"], told["background_dropped"]) == (2, 3, 4)
+    readiness = json.loads(ready)
+    assert (readiness["in_flight"], readiness["requests_shed"], readiness["background_dropped"]) == (2, 3, 4)
     for line in (b"relay_requests_in_flight 2.0", b"relay_requests_shed_total 3.0", b"relay_background_dropped_total 4.0"):
         assert line in metrics.splitlines(), line
 
 
 @pytest.mark.parametrize(("limit", "code"), [("idle_timeout_s", 4408), ("max_session_s", 4409)])
-async def test_a_limit_of_a_session_is_noticed_when_it_is_passed(sockets: Any, limit: str, code: int) -> None:
+async def test_a_session_is_closed_once_its_time_limit_has_passed(sockets: Any, limit: str, code: int) -> None:
     relay, clock, [socket] = await sockets(1, **{limit: 7.0})
     clock.now += 6.9
     await periodic.sweep(relay.gateway)
@@ -103,7 +107,7 @@ async def test_a_limit_of_a_session_is_noticed_when_it_is_passed(sockets: Any, l
     assert (await socket.receive(20)).data == code
 
 
-async def test_a_message_puts_the_end_of_an_idle_session_off(sockets: Any) -> None:
+async def test_a_message_restarts_the_idle_timeout(sockets: Any) -> None:
     relay, clock, [socket] = await sockets(1, idle_timeout_s=7.0)
     clock.now += 6.0
     await socket.send_str("still")
@@ -116,11 +120,11 @@ async def test_a_message_puts_the_end_of_an_idle_session_off(sockets: Any) -> No
     assert (await socket.receive(20)).data == 4408
 
 
-async def test_a_message_that_is_not_taken_is_noticed_whenever_it_was_sent(sockets: Any) -> None:
+async def test_a_session_is_closed_when_a_message_exceeds_the_send_timeout(sockets: Any) -> None:
     relay, clock, [socket] = await sockets(1, {"send_timeout_s": 8.0})
     [session] = relay.gateway.sessions
     clock.now += 5.0
-    session.downstream.sending_since_s = clock.now  # as a pump stamps it
+    session.downstream.sending_since_s = clock.now  # as a pump sets it
     clock.now += 7.9
     await periodic.sweep(relay.gateway)
     assert not session.ended.done()
@@ -130,7 +134,7 @@ async def test_a_message_that_is_not_taken_is_noticed_whenever_it_was_sent(socke
     assert (await socket.receive(20)).type is WSMsgType.CLOSE
 
 
-async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_sweep_after_a_quiet_time(sockets: Any) -> None:
+async def test_a_client_that_sends_too_fast_after_a_quiet_time_is_closed_at_the_next_sweep(sockets: Any) -> None:
     relay, clock, [socket] = await sockets(1, {"max_messages_per_s": 5})
     for _ in range(10):
         clock.now += 0.5
@@ -143,7 +147,7 @@ async def test_a_client_that_sends_too_fast_is_noticed_at_the_next_sweep_after_a
     assert (await socket.receive(20)).data == 1008
 
 
-async def test_limits_that_a_reload_changes_hold_for_open_sessions(sockets: Any) -> None:
+async def test_a_reload_changes_the_limits_of_open_sessions(sockets: Any) -> None:
     relay, clock, [socket] = await sockets(1, {"ping_after_s": 1000, "send_timeout_s": 1000})
     document = {"websocket": {"ping_after_s": 3, "send_timeout_s": 1000}, "providers": {"openai": provider("http://127.0.0.1:1")}}
     clock.now += 10.0
@@ -152,24 +156,24 @@ async def test_limits_that_a_reload_changes_hold_for_open_sessions(sockets: Any)
     assert (await socket.receive(20)).type is WSMsgType.PING
 
 
-async def test_no_ping_waits_for_a_side_that_takes_nothing(sockets: Any) -> None:
+async def test_a_ping_does_not_wait_for_a_peer_that_reads_nothing(sockets: Any) -> None:
     relay, clock, opened = await sockets(3, {"ping_after_s": 5, "send_timeout_s": 1000})
     for session in relay.gateway.sessions:
-        # All room is used, and no message waits for more.
+        # The write buffer is full, and no message waits for it.
         writer = session.downstream.socket._writer
         writer.protocol.pause_writing()
         writer._output_size = writer._limit + 1
     clock.now += 6.0
     sweeping = periodic.sweep(relay.gateway)
     with pytest.raises(StopIteration):
-        sweeping.send(None)  # in one step: nothing is awaited
+        sweeping.send(None)  # finishes in one step: nothing is awaited
     for session in relay.gateway.sessions:
         session.downstream.socket._writer.protocol.resume_writing()
     for socket in opened:
         assert (await socket.receive(20)).type is WSMsgType.PING
 
 
-async def test_thousands_that_are_due_at_once_do_not_hold_up_the_loop(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_sessions_that_are_due_at_once_do_not_block_the_loop(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     relay, clock, _ = await sockets(3)
     monkeypatch.setattr(periodic, "_SESSIONS_AT_ONCE", 2)
     clock.now += 100.0
@@ -181,5 +185,5 @@ async def test_thousands_that_are_due_at_once_do_not_hold_up_the_loop(sockets: A
 
     task = asyncio.create_task(other())
     await periodic.sweep(relay.gateway)
-    assert others == 1, "another task had its turn within the sweep"
+    assert others == 1, "another task ran during the sweep"
     await task

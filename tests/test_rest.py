@@ -1,4 +1,4 @@
-"""The REST path: what goes up, what comes down, what is refused."""
+"""REST calls: what reaches the provider, what reaches the client, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.upstream.raw import RESET, Pause, RawUpstream, head, ok
 ADDED_DOWN = {"cf-aig-log-id", "server-timing", "date", "x-accel-buffering", "connection", "transfer-encoding"}
 
 
-async def test_method_path_query_and_body_go_up_byte_for_byte(start: StartRelay, raw: RawUpstream) -> None:
+async def test_method_path_query_and_body_reach_the_provider_byte_for_byte(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(f"{raw.url}/base"))
     target = "a%2Fb/%20x:y/ü".replace("ü", "%C3%BC") + "?q=%2F&plus=a+b&sp=%20&dup=1&dup=2&empty=&semi=a;b&flag"
@@ -42,7 +42,7 @@ async def _raw_call(relay: Relay, method: str, target: str, body: bytes = b"", *
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "POST"])
-async def test_every_method_is_relayed_without_a_body_too(start: StartRelay, raw: RawUpstream, method: str) -> None:
+async def test_every_method_is_relayed_without_a_body(start: StartRelay, raw: RawUpstream, method: str) -> None:
     raw.plays(head("Content-Length: 2") if method == "HEAD" else ok())
     relay = await start(openai=provider(raw.url))
     status, headers, body = await relay.call(method, relay.path("openai", "x"))
@@ -52,7 +52,7 @@ async def test_every_method_is_relayed_without_a_body_too(start: StartRelay, raw
 
 
 async def test_five_hundred_random_exchanges_pass_unchanged(start: StartRelay, raw: RawUpstream) -> None:
-    """Bodies, statuses and header multisets of 500 exchanges, less the documented list."""
+    """Bodies, statuses and headers are equal on both sides, except the documented headers."""
     relay = await start(openai=provider(raw.url))
     rnd = random.Random(7)
     for _ in range(500):
@@ -83,21 +83,21 @@ async def _pieces(body: bytes, rnd: random.Random) -> AsyncIterator[bytes]:
         body = body[size:]
 
 
-async def test_the_reason_phrase_passes(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_reason_phrase_is_relayed(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(status="299 Quite Fine"))
     relay = await start(openai=provider(raw.url))
     answer = await _raw_call(relay, "GET", "/api/v1/ai-gateway/providers/openai/x")
     assert answer.startswith(b"HTTP/1.1 299 Quite Fine\r\n")
 
 
-async def test_nothing_is_added_that_the_upstream_did_not_send(start: StartRelay, raw: RawUpstream) -> None:
+async def test_only_documented_headers_are_added_to_a_response(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"body"))
     relay = await start(openai=provider(raw.url))
     _, headers, _ = await relay.call("GET", relay.path("openai", "x"))
     assert {name.lower() for name in headers} == {"content-length", "date", "cf-aig-log-id", "server-timing"}
 
 
-async def test_nothing_is_added_upstream_that_the_client_did_not_send(start: StartRelay, raw: RawUpstream) -> None:
+async def test_only_the_credential_is_added_to_a_request(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     await _raw_call(relay, "GET", "/api/v1/ai-gateway/providers/openai/x", b"", "X-Only: this")
@@ -105,7 +105,7 @@ async def test_nothing_is_added_upstream_that_the_client_did_not_send(start: Sta
     assert raw.arrived[-1].header("Host") == [f"127.0.0.1:{raw.port}"]
 
 
-async def test_hop_by_hop_headers_and_those_that_connection_names_stay(start: StartRelay, raw: RawUpstream) -> None:
+async def test_hop_by_hop_headers_and_those_that_connection_names_are_not_relayed(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head("Connection: x-secret, close", "X-Secret: 1", "Keep-Alive: timeout=5", "Content-Length: 2") + b"ok")
     relay = await start(openai=provider(raw.url))
     sent = ["Connection: x-foo, authorization", "X-Foo: 1", "TE: trailers", "Keep-Alive: 1", "Proxy-Connection: x", "Trailer: y", "Authorization: Bearer mine"]
@@ -120,7 +120,7 @@ async def test_hop_by_hop_headers_and_those_that_connection_names_stay(start: St
     assert b"x-secret" not in answer.lower() and b"keep-alive: timeout" not in answer.lower()
 
 
-async def test_every_connection_line_names_hop_by_hop_headers(start: StartRelay, raw: RawUpstream) -> None:
+async def test_each_of_several_connection_headers_names_hop_by_hop_headers(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head("Connection: keep-alive", "Connection: x-secret, X-Other", "X-Secret: 1", "X_Other: 2", "X-End: 3", "Content-Length: 2") + b"ok")
     relay = await start(openai=provider(raw.url))
     sent = ["Connection: keep-alive", "Connection: x-foo", "X-Foo: 1", "X-End: 2"]
@@ -135,8 +135,8 @@ BODIES = {"none": b"", "small": b"x" * 100, "large": b"x" * 200_000}
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("body", BODIES)
-async def test_header_bytes_outside_ascii_go_up_unchanged(start: StartRelay, raw: RawUpstream, value: str, body: str) -> None:
-    """With a body that is written with its head, one that follows piece by piece, and one that streams."""
+async def test_header_bytes_outside_ascii_reach_the_provider_unchanged(start: StartRelay, raw: RawUpstream, value: str, body: str) -> None:
+    """With no body, a body that is written with the request head, and one that is streamed."""
     raw.plays(ok())
     for server in ({}, {"buffer_bytes": 10}):
         relay = await start({"server": server}, openai=provider(raw.url))
@@ -152,7 +152,7 @@ async def test_header_bytes_outside_ascii_go_up_unchanged(start: StartRelay, raw
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("framing", ["whole", "streamed", "error"])
-async def test_header_bytes_outside_ascii_come_down_unchanged(start: StartRelay, raw: RawUpstream, value: str, framing: str) -> None:
+async def test_header_bytes_outside_ascii_reach_the_client_unchanged(start: StartRelay, raw: RawUpstream, value: str, framing: str) -> None:
     line = b"Content-Disposition: attachment; filename=" + VALUES[value] + b".mp3\r\n"
     status = b"HTTP/1.1 404 N" + VALUES["latin-1"] + b"\r\n" if framing == "error" else b"HTTP/1.1 200 OK\r\n"
     gate = asyncio.Event()
@@ -170,7 +170,7 @@ async def test_header_bytes_outside_ascii_come_down_unchanged(start: StartRelay,
     assert answer.startswith(status) and line in answer and body.endswith(b"ok")
 
 
-async def test_an_answer_with_header_bytes_outside_ascii_is_kept_and_replayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_with_header_bytes_outside_ascii_is_cached_and_replayed_unchanged(start: StartRelay, raw: RawUpstream) -> None:
     whole = b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
     raw.plays(b"HTTP/1.1 200 OK\r\nX-Name: " + VALUES["latin-1"] + b"\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole)
     relay = await start({"cache": {"ttl_s": 60}}, openai=provider(raw.url))
@@ -183,7 +183,7 @@ async def test_an_answer_with_header_bytes_outside_ascii_is_kept_and_replayed_un
         await relay.idle()
 
 
-async def test_what_tells_of_the_callers_browser_or_network_stays(start: StartRelay, raw: RawUpstream) -> None:
+async def test_headers_that_identify_the_clients_browser_or_network_are_not_sent_upstream(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     private = {
@@ -197,7 +197,7 @@ async def test_what_tells_of_the_callers_browser_or_network_stays(start: StartRe
     assert not names & {name.lower() for name in private}
 
 
-async def test_what_would_command_our_browser_or_nginx_stays(start: StartRelay, raw: RawUpstream) -> None:
+async def test_response_headers_that_control_the_browser_or_nginx_are_not_relayed(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"", "Set-Cookie: a=1", "Set-Cookie: b=2", "X-Accel-Redirect: /secret", "Strict-Transport-Security: max-age=1", "Alt-Svc: h3", 'Clear-Site-Data: "*"', "Access-Control-Allow-Origin: *", "X-Kept: 1"))
     relay = await start(openai=provider(raw.url))
     _, headers, _ = await relay.call("GET", relay.path("openai", "x"))
@@ -207,7 +207,7 @@ async def test_what_would_command_our_browser_or_nginx_stays(start: StartRelay, 
 
 
 @pytest.mark.parametrize("place", ["Authorization", "X-Api-Key", "api-key", "xi-api-key", "x-goog-api-key", "cf-aig-authorization"])
-async def test_a_clients_credential_is_replaced_wherever_it_came(start: StartRelay, raw: RawUpstream, place: str) -> None:
+async def test_a_credential_of_the_client_is_replaced_wherever_it_is_sent(start: StartRelay, raw: RawUpstream, place: str) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url, query_credentials=["key"]))
     await relay.call("GET", relay.path("openai", f"x?KEY={CLIENT_KEY}&a=1&k%65y=2"), headers={place: f"Bearer {CLIENT_KEY}"})
@@ -216,7 +216,7 @@ async def test_a_clients_credential_is_replaced_wherever_it_came(start: StartRel
     assert raw.arrived[-1].header("Authorization") == [f"Bearer {KEYS['OPENAI_API_KEY']}"]
 
 
-async def test_a_client_may_bring_its_own_key_where_the_registry_allows_it(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_client_may_send_its_own_key_if_the_registry_allows_it(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(mine=provider(raw.url, key="NOT_SET", client_credentials="allow"))
     await relay.call("GET", relay.path("mine", "x"), headers={"x-api-key": CLIENT_KEY})
@@ -238,7 +238,7 @@ async def test_a_pool_of_keys_is_used_in_turn(start: StartRelay, raw: RawUpstrea
     assert raw.arrived[-1].header("x_key") == []
 
 
-async def test_a_query_credential_is_put_in_and_escaped(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_query_credential_is_added_and_escaped(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     auth = {"query": "key", "value": "${OPENAI_API_KEY}&+ /"}
     relay = await start(google={"base_url": raw.url, "auth": auth})
@@ -247,7 +247,7 @@ async def test_a_query_credential_is_put_in_and_escaped(start: StartRelay, raw: 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-async def test_compressed_answers_pass_undecoded(start: StartRelay, raw: RawUpstream, coding: str) -> None:
+async def test_compressed_responses_are_relayed_undecoded(start: StartRelay, raw: RawUpstream, coding: str) -> None:
     packed = gzip.compress(b"x" * 50_000) if coding == "gzip" else bytes(range(256)) * 10
     raw.plays(ok(packed, f"Content-Encoding: {coding}"))
     relay = await start(openai=provider(raw.url))
@@ -257,7 +257,7 @@ async def test_compressed_answers_pass_undecoded(start: StartRelay, raw: RawUpst
     assert raw.arrived[-1].header("Accept-Encoding") == [coding]
 
 
-async def test_compressed_requests_pass_undecoded(start: StartRelay, raw: RawUpstream) -> None:
+async def test_compressed_requests_are_relayed_undecoded(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     packed = gzip.compress(b'{"model": "gpt-5"}' * 1000)
     relay = await start(openai=provider(raw.url))
@@ -276,7 +276,7 @@ async def test_compressed_requests_pass_undecoded(start: StartRelay, raw: RawUps
         (head("Transfer-Encoding: chunked") + b"0\r\n\r\n", 200, None),
     ],
 )
-async def test_answers_without_a_body_leave_the_connection_usable(
+async def test_responses_without_a_body_leave_the_connection_usable(
     start: StartRelay, raw: RawUpstream, answer: bytes, status: int, length: str | None
 ) -> None:
     raw.plays(answer)
@@ -288,7 +288,7 @@ async def test_answers_without_a_body_leave_the_connection_usable(
     assert raw.connections == 1
 
 
-async def test_head_keeps_the_length(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_head_response_keeps_its_content_length(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(head("Content-Length: 12345", "Content-Type: audio/mpeg"))
     raw.plays(ok(b"next"))
     relay = await start(openai=provider(raw.url))
@@ -297,7 +297,7 @@ async def test_head_keeps_the_length(start: StartRelay, raw: RawUpstream) -> Non
     assert (await relay.call("GET", relay.path("openai", "y")))[2] == b"next"
 
 
-async def test_ranges_pass(start: StartRelay, raw: RawUpstream) -> None:
+async def test_range_requests_are_relayed(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"bc", "Content-Range: bytes 1-2/4", status="206 Partial Content"))
     relay = await start(openai=provider(raw.url))
     status, headers, body = await relay.call("GET", relay.path("openai", "x"), headers={"Range": "bytes=1-2", "If-Range": '"e"'})
@@ -320,11 +320,11 @@ async def test_chunked_and_multipart_uploads_arrive_whole(start: StartRelay, raw
         assert raw.arrived[-1].body == expected
         framing = (raw.arrived[-1].header("Content-Length"), raw.arrived[-1].header("Transfer-Encoding"))
         assert len([part for part in framing if part]) == 1
-    assert "model" not in (await relay.events("exchange", 2))[0], "where the broken form's field ends nobody knows"
+    assert "model" not in (await relay.events("exchange", 2))[0], "the end of the field in the broken form is unknown"
 
 
 async def test_bodies_on_both_sides_of_every_limit_arrive_whole(start: StartRelay, raw: RawUpstream) -> None:
-    """One write, pieces of a whole one, and streamed: for JSON and for anything else."""
+    """Bodies that are sent in one write, in pieces, and streamed, as JSON and as another type."""
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     for size in (65_536, 65_537, 1_048_576, 1_048_577, 5_000_000):
@@ -337,7 +337,7 @@ async def test_bodies_on_both_sides_of_every_limit_arrive_whole(start: StartRela
     assert relay.gateway.held_bytes == 0
 
 
-async def test_an_early_answer_to_an_upload_comes_at_once(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_early_response_to_an_upload_is_relayed_at_once(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays("early", ok(b"too large", status="413 Payload Too Large"), Pause(30))
     relay = await start({"server": {"buffer_bytes": 1000}}, openai=provider(raw.url))
     sent = asyncio.Event()
@@ -354,7 +354,7 @@ async def test_an_early_answer_to_an_upload_comes_at_once(start: StartRelay, raw
     assert (status, body) == (413, b"too large")
 
 
-async def test_100_continue_comes_after_admission_only(start: StartRelay, raw: RawUpstream) -> None:
+async def test_100_continue_is_sent_only_after_admission(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url), empty=provider(raw.url, key="NOT_SET"))
 
@@ -389,8 +389,8 @@ async def test_a_redirect_reaches_the_client_and_is_not_followed(start: StartRel
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "POST"])
-async def test_a_stale_connection_never_makes_two_executions(start: StartRelay, raw: RawUpstream, method: str) -> None:
-    """aiohttp sends idempotent calls again by itself: that is off."""
+async def test_a_request_on_a_stale_connection_is_not_repeated(start: StartRelay, raw: RawUpstream, method: str) -> None:
+    """aiohttp repeats idempotent requests by itself; the relay switches that off."""
     raw.plays(ok())
     raw.plays(RESET)
     raw.plays(ok())
@@ -401,7 +401,7 @@ async def test_a_stale_connection_never_makes_two_executions(start: StartRelay, 
     assert len(raw.arrived) == 2
 
 
-async def test_ids_and_timing_are_told(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_response_has_the_request_id_the_log_id_and_the_timing(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     raw.plays(ok(b"", "x-request-id: theirs"))
     relay = await start(openai=provider(raw.url))
@@ -415,7 +415,7 @@ async def test_ids_and_timing_are_told(start: StartRelay, raw: RawUpstream) -> N
     assert event["id"] == headers["cf-aig-log-id"]
 
 
-async def test_model_stream_flag_and_kind_are_known(start: StartRelay, vendors: Vendors) -> None:
+async def test_the_log_has_the_model_of_the_body_or_the_path(start: StartRelay, vendors: Vendors) -> None:
     relay = await start({"providers": vendors.entries()})
     body = {"messages": [{"role": "user", "content": "x" * 5000}], "model": "gpt-5", "stream": True}
     await relay.call("POST", relay.path("openai", "chat/completions"), json=body)

@@ -1,4 +1,4 @@
-"""What an attacker tries: smuggling, climbing out of a prefix, choosing the destination, spending keys from a web page."""
+"""Attacks: request smuggling, path traversal, choice of the destination, foreign web pages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ API = "/api/v1/ai-gateway/providers/openai"
 
 
 async def send_raw(relay: Relay, data: bytes) -> bytes:
-    """All that comes back for these bytes, until the relay closes or falls silent."""
+    """Send bytes. Returns everything until the relay closes or sends nothing for 0.5 s."""
     return await send_raw_to(relay.port, data)
 
 
 async def send_raw_to(port: int, data: bytes) -> bytes:
-    """The same to any port."""
+    """Do the same as `send_raw`, for any port."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     got = b""
@@ -37,7 +37,7 @@ async def send_raw_to(port: int, data: bytes) -> bytes:
 
 
 async def send_one(relay: Relay, data: bytes) -> bytes:
-    """The whole answer to one request. It does not wait for the relay to close or fall silent."""
+    """Send one request. Returns its response without waiting for the relay to close."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(data)
     async with asyncio.timeout(HANG_GUARD_S):
@@ -87,7 +87,7 @@ SMUGGLING: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", SMUGGLING)
-async def test_an_ambiguous_request_is_400_and_nothing_goes_up(start: StartRelay, raw: RawUpstream, name: str) -> None:
+async def test_an_ambiguous_request_gets_400_and_is_not_sent_upstream(start: StartRelay, raw: RawUpstream, name: str) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     answer = await send_raw(relay, SMUGGLING[name])
@@ -98,7 +98,7 @@ async def test_an_ambiguous_request_is_400_and_nothing_goes_up(start: StartRelay
     assert raw.arrived == []
 
 
-async def test_a_refused_request_leaves_its_line_out_of_the_log(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_log_does_not_show_the_request_line_of_a_refused_request(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     await send_raw(relay, f"GET {API}/x?key={CLIENT_KEY} HTTP/1.1\r\nBad Header: {CLIENT_KEY}\r\n\r\n".encode())
     [event] = await relay.events("request.refused")
@@ -109,7 +109,7 @@ ESCAPES = ["..", "%2e%2e", "%2E%2e", ".%2e", "%252e%252e", "..;", "..%2f", "%2f.
 
 
 async def test_no_mutation_of_a_path_leaves_the_providers_prefix(start: StartRelay, raw: RawUpstream) -> None:
-    """Over 500 of them, directly and with Cloudflare's account prefix above."""
+    """Over 500 mutations, directly and through Cloudflare, whose URL has an account prefix."""
     raw.plays(ok())
     account = {"account_id": "acct", "gateway_id": "gw", "base_url": f"{raw.url}/v1"}
     direct = await start(openai=provider(f"{raw.url}/base/v1"))
@@ -133,13 +133,13 @@ async def test_no_mutation_of_a_path_leaves_the_providers_prefix(start: StartRel
         targets = [arrived.target for arrived in raw.arrived]
         assert targets
         for target in targets:
-            # A parser that normalises, as a careless provider's might, ends below the prefix too.
+            # A provider whose parser normalises the path must end below the prefix too.
             assert target.startswith(prefix) and URL(f"http://h{target}").raw_path.startswith(prefix), target
         assert {arrived.header("Host")[0] for arrived in raw.arrived} == {f"127.0.0.1:{raw.port}"}
         raw.arrived.clear()
 
 
-async def test_nothing_in_a_call_chooses_where_it_goes(start: StartRelay, raw: RawUpstream) -> None:
+async def test_no_header_query_or_body_field_changes_the_destination(start: StartRelay, raw: RawUpstream) -> None:
     other = await RawUpstream.start()
     other.plays(ok())
     raw.plays(ok())
@@ -183,8 +183,8 @@ async def test_only_allowed_pages_may_call_while_access_is_open(start: StartRela
 
 
 @pytest.mark.parametrize(("host", "allowed"), [("localhost", True), ("127.0.0.1:1", True), ("[::1]:8787", True), ("relay.internal", True), ("RELAY.internal:80", True), ("evil.com", False), ("127.0.0.1.evil.com", False), ("localhost.evil.com", False), ("0.0.0.0", False), ("169.254.169.254", False)])
-async def test_only_known_host_names_may_be_called_by(start: StartRelay, raw: RawUpstream, host: str, allowed: bool) -> None:
-    """DNS rebinding: a page at evil.com that resolves to 127.0.0.1 still says Host: evil.com."""
+async def test_only_known_host_names_are_accepted(start: StartRelay, raw: RawUpstream, host: str, allowed: bool) -> None:
+    """DNS rebinding: evil.com resolves to 127.0.0.1, and the browser sends `Host: evil.com`."""
     raw.plays(ok())
     relay = await start({"server": {"hosts": ["relay.internal"]}}, openai=provider(raw.url))
     answer = await send_raw(relay, _request(f"Host: {host}", "Connection: close", method="GET"))
@@ -198,7 +198,7 @@ async def test_the_error_names_the_host_as_it_is_listed(start: StartRelay, raw: 
     assert b"the host name 'ai.example.com' must be listed" in answer
 
 
-async def test_management_is_for_this_machine_only(start: StartRelay, raw: RawUpstream) -> None:
+async def test_management_accepts_only_requests_from_this_machine(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"cors": {"origins": ["https://app.example.com"]}, "server": {"hosts": ["relay.internal"]}}, openai=provider(raw.url))
     target = "/api/v1/ai-gateway/providers"
     allowed = await send_raw(relay, f"GET {target} HTTP/1.1\r\n{HOST}\r\nConnection: close\r\n\r\n".encode())
@@ -209,8 +209,8 @@ async def test_management_is_for_this_machine_only(start: StartRelay, raw: RawUp
         assert b" 403 " in await send_raw(relay, head.encode() + b"\r\n\r\n"), line
 
 
-async def test_an_error_body_of_the_provider_shows_what_it_echoes_and_no_more(start: StartRelay, raw: RawUpstream) -> None:
-    """The relay's own errors hold no URL, path, stack or key; a repr of its state holds no secret."""
+async def test_an_error_of_the_relay_shows_no_url_path_stack_or_key(start: StartRelay, raw: RawUpstream) -> None:
+    """Errors contain no URL, path, stack or key, and a repr of the configuration no secret."""
     relay = await start(openai=provider("http://127.0.0.1:9"))
     status, headers, body = await relay.call("POST", relay.path("openai", f"x?k={CLIENT_KEY}"), headers={"Authorization": CLIENT_KEY})
     assert (status, headers["x-relay-error"]) == (502, "upstream_unreachable")

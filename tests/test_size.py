@@ -1,4 +1,4 @@
-"""`make size`: what it counts."""
+"""`make size`: its counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def size() -> ModuleType:
     return module
 
 
-def test_it_prints_lines_functions_modules_and_the_writers_of_the_exchange(size: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_size_prints_lines_functions_modules_and_the_writers_of_the_exchange(size: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["size"])
     size.main()
     out = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_it_prints_lines_functions_modules_and_the_writers_of_the_exchange(size:
     assert "\nExchange " in out and "written by" in out
 
 
-def test_a_write_is_counted_whatever_the_exchange_is_called(size: ModuleType) -> None:
+def test_a_write_is_counted_under_any_name_of_the_exchange(size: ModuleType) -> None:
     known = {"Exchange": {"task": "Task", "request": "Request"}, "Request": {"model": "str"}}
     code = """
         def by_name(exchange): exchange.task = 1

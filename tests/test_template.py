@@ -1,4 +1,4 @@
-"""Processes that tests fork instead of executing them: as real in all that a test can see."""
+"""Forked relays: they behave as executed ones in everything that a test can observe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ async def test_a_relay_has_its_own_folder_signals_and_descriptors(tmp_path: Path
     relay = await serve(tmp_path, {"providers": {}}, start=start)
     assert os.readlink(f"/proc/{relay.pid}/cwd") == str(tmp_path)
     blocked, ignored = (int(_status(relay.pid, name), 16) for name in ("SigBlk", "SigIgn"))
-    inherited = int(_status(os.getpid(), "SigIgn"), 16)  # a shell starts what runs in its background with more
+    # A shell starts background processes with more ignored signals.
+    inherited = int(_status(os.getpid(), "SigIgn"), 16)
     assert blocked == 0 and ignored & ~inherited == 0 and ignored & 1 << signal.SIGPIPE - 1
     assert os.readlink(f"/proc/{relay.pid}/fd/0") == os.readlink(f"/proc/{relay.pid}/fd/1") == os.devnull
     relay.send(signal.SIGKILL)
@@ -35,7 +36,7 @@ async def test_a_relay_has_its_own_folder_signals_and_descriptors(tmp_path: Path
 
 
 @pytest.mark.parametrize("start", [forked, executed])
-async def test_an_exit_code_and_the_last_words_arrive(tmp_path: Path, start: Start) -> None:
+async def test_the_exit_code_and_the_last_output_arrive(tmp_path: Path, start: Start) -> None:
     (tmp_path / "gateway.yaml").write_text("server:\n  host: ${NAME}\n  prot: 1\n")
     relay = await run(tmp_path, "check", env={"NAME": "256.0.0.0"}, start=start)
     assert await relay.ended() == 2
@@ -51,7 +52,7 @@ async def test_workers_are_the_children_of_their_supervisor(tmp_path: Path) -> N
     assert not Path(f"/proc/{worker}").exists()
 
 
-async def test_what_python_reads_at_its_start_is_read_by_a_process_that_is_executed(tmp_path: Path) -> None:
+async def test_a_command_with_variables_that_python_reads_at_its_start_is_executed(tmp_path: Path) -> None:
     relay = await run(tmp_path, "serve", "--port", "0", env={"PYTHONHASHSEED": "7"})
     await relay.until(STARTED)
     assert b"\0-m\0relay\0serve\0" in Path(f"/proc/{relay.pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""Two relays in one process share the log and nothing else."""
+"""Two relays in one process share only the log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _reload(relay: Relay, **changed: Any) -> None:
 
 
 async def _logged(relay: Relay, text: str) -> str:
-    """What the log shows of an exception with `text`."""
+    """Log an exception with `text`. Returns its traceback in the log."""
     count = len([line for line in relay.logged.lines if "test.bug" in line])
     log.bug("test.bug", ValueError(text))
     return str((await relay.events("test.bug", count + 1))[-1]["traceback"])
@@ -58,28 +58,28 @@ async def test_the_log_redacts_the_keys_of_both(start: StartRelay, raw: RawUpstr
     assert "[redacted] and [redacted]" in shown
 
 
-async def test_reloads_of_one_do_not_lose_the_key_of_the_other(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_reloads_of_one_relay_keep_the_key_of_the_other_redacted(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     _, second = await _start(start, raw, tmp_path)
     for _ in range(3):
         await _reload(second)
     assert "[redacted] and [redacted]" in await _logged(second, f"{FIRST_KEY} and {SECOND_KEY}")
 
 
-async def test_the_end_of_one_loses_no_key(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_the_stop_of_one_relay_keeps_both_keys_redacted(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     first, second = await _start(start, raw, tmp_path)
     await stop_relay(second)
     await _reload(first)
     assert "[redacted] and [redacted]" in await _logged(second, f"{FIRST_KEY} and {SECOND_KEY}")
 
 
-async def test_a_key_of_a_reload_is_redacted_and_the_one_before_it_too(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_a_reload_redacts_the_new_key_and_the_previous_one(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     first, second = await _start(start, raw, tmp_path)
     await _reload(first, OPENAI_API_KEY="CANARY-rotated-key-of-the-first")
     shown = await _logged(second, f"{FIRST_KEY} and CANARY-rotated-key-of-the-first and {SECOND_KEY}")
     assert "[redacted] and [redacted] and [redacted]" in shown
 
 
-async def test_stored_bodies_lack_the_relays_own_keys_whatever_the_other_reloads(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_stored_bodies_lack_the_keys_of_their_relay_after_reloads_of_the_other(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     first, second = await _start(start, raw, tmp_path)
     for _ in range(3):
         await _reload(second)
@@ -87,7 +87,7 @@ async def test_stored_bodies_lack_the_relays_own_keys_whatever_the_other_reloads
     assert FIRST_KEY.encode() not in await _stored_response(first, raw_body, raw)
 
 
-async def test_stored_bodies_keep_what_is_a_secret_of_the_other_alone(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_stored_bodies_keep_a_text_that_is_a_secret_of_the_other_relay_only(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     first, second = await _start(start, raw, tmp_path)
     await _reload(second, GROQ_API_KEY="common-word")
     assert await _stored_response(first, b'{"text": "common-word"}', raw) == b'{"text": "common-word"}'
@@ -106,14 +106,14 @@ async def test_each_database_has_the_calls_of_its_own_relay(start: StartRelay, r
             assert connection.execute("SELECT count(*) FROM exchanges").fetchone() == (times,)
 
 
-def test_sqlite3_adapts_what_it_adapts_without_the_relay() -> None:
+def test_the_relay_adds_no_adapter_for_none_to_sqlite3() -> None:
     import relay.storage.database  # noqa: F401
 
     adapted = {kind for kind, _ in sqlite3.adapters}  # type: ignore[attr-defined]
     assert type(None) not in adapted
 
 
-def test_secrets_of_a_relay_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_relays_that_stopped_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_protected", ())
     monkeypatch.setattr(log, "_stopped", deque(maxlen=log._STOPPED_RELAYS))
     secrets = [log.Secrets(frozenset({f"CANARY-{number}-of-many"})) for number in range(log._STOPPED_RELAYS + 5)]

@@ -1,4 +1,4 @@
-"""The WebSocket path: handshakes, messages, closes, limits."""
+"""WebSocket sessions: handshakes, messages, closes and limits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SOCKETS = {"websocket": {"default_path": "echo"}}
 
 @pytest.fixture
 async def echoing(start: StartRelay, aiohttp_server):  # type: ignore[no-untyped-def]
-    """(relay, what the upstream saw), with an echo behind."""
+    """A relay in front of an echo provider, and the sessions that the provider saw."""
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     return relay, server.app[SEEN]
 
 
-async def test_text_and_binary_cross_in_order_and_keep_their_kind(echoing) -> None:  # type: ignore[no-untyped-def]
+async def test_text_and_binary_messages_keep_their_order_and_type(echoing) -> None:  # type: ignore[no-untyped-def]
     relay, seen = echoing
     sent = ["wörld", b"\x00\xff", "", b"", "x" * 70_000, b"y" * 1_000_000] * 20
     async with relay.client.ws_connect(relay.ws("openai"), max_msg_size=0) as socket:
@@ -41,8 +41,8 @@ async def test_text_and_binary_cross_in_order_and_keep_their_kind(echoing) -> No
     assert (event["close_code"], event["closed_by"]) == (1000, "client")
 
 
-async def test_the_native_url_upgrades_too_on_every_path_that_has_sockets(through: Through) -> None:
-    """OpenAI has /realtime and /responses: a relay may not know only one."""
+async def test_the_rest_url_of_each_websocket_path_upgrades_too(through: Through) -> None:
+    """OpenAI has two WebSocket paths, /realtime and /responses."""
     relay = through.relay
     async with relay.client.ws_connect(relay.path("openai", "v1/responses")) as socket:
         await socket.send_str('{"type": "response.create"}')
@@ -69,7 +69,7 @@ async def test_gemini_live_keeps_its_json_in_binary_frames(through: Through) -> 
         assert message.type is WSMsgType.BINARY and b"responseTokenCount" in message.data
     [seen] = through.vendors.seen("google-ai-studio")
     assert seen.header("x-goog-api-key") == KEYS["GOOGLE_AI_API_KEY"] and "key" not in seen.target
-    assert through.front == [], "Gemini Live goes direct by default"
+    assert through.front == [], "Gemini Live does not use Cloudflare by default"
 
 
 BROWSER_FORMS = {
@@ -86,7 +86,7 @@ PROVIDER_OF = {"openai agents": "openai", "cloudflare openai": "openai", "two se
 
 
 @pytest.mark.parametrize("form", BROWSER_FORMS)
-async def test_every_browser_form_connects_and_no_secret_of_it_goes_up(through: Through, form: str) -> None:
+async def test_every_form_of_browser_credentials_connects_and_its_secrets_are_not_sent_upstream(through: Through, form: str) -> None:
     relay, name = through.relay, PROVIDER_OF.get(form, form)
     offered, echoed = BROWSER_FORMS[form]
     endpoint = "fal-ai/fast-lcm-diffusion/realtime" if name == "fal" else ""
@@ -101,7 +101,7 @@ async def test_every_browser_form_connects_and_no_secret_of_it_goes_up(through: 
         assert arrived.header("cf-aig-authorization") == f"Bearer {CLOUDFLARE_TOKEN}"
 
 
-async def test_deepgrams_pair_of_words_is_understood(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_the_subprotocol_after_token_is_a_credential_for_deepgram(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/v1/listen", echo)))
     rules = {"default_path": "v1/listen", "subprotocols": {"token": "credential_next"}}
     relay = await start(deepgram=provider(str(server.make_url("")), websocket=rules))
@@ -110,7 +110,7 @@ async def test_deepgrams_pair_of_words_is_understood(start: StartRelay, aiohttp_
     assert CLIENT_KEY not in str(server.app[SEEN][0].headers)
 
 
-async def test_a_client_may_bring_its_key_in_a_subprotocol_where_allowed(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_a_client_may_send_its_key_in_a_subprotocol_if_the_registry_allows_it(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(mine=provider(str(server.make_url("")), key="NOT_SET", client_credentials="allow", **SOCKETS))
     async with relay.client.ws_connect(relay.ws("mine"), protocols=["realtime", f"openai-insecure-api-key.{CLIENT_KEY}"]):
@@ -142,7 +142,7 @@ async def test_a_redirect_of_a_handshake_is_not_followed(start: StartRelay, raw:
 
 
 async def _upgrade(relay: Relay, target: str, *extra: str) -> tuple[int, dict[str, str], bytes]:
-    """A raw handshake: status, headers, body."""
+    """Send a handshake as bytes. Returns (status, headers, body)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [f"GET {target} HTTP/1.1", f"Host: 127.0.0.1:{relay.port}", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}"]
@@ -161,14 +161,14 @@ async def _upgrade(relay: Relay, target: str, *extra: str) -> tuple[int, dict[st
     "wrong",
     ["Sec-WebSocket-Version: 8", "Sec-WebSocket-Key: short", "Sec-WebSocket-Key:", "Connection: keep-alive"],
 )
-async def test_a_wrong_handshake_is_refused_before_anything_is_dialled(start: StartRelay, raw: RawUpstream, wrong: str) -> None:
+async def test_an_invalid_handshake_is_refused_before_the_relay_connects(start: StartRelay, raw: RawUpstream, wrong: str) -> None:
     relay = await start(openai=provider(raw.url, **SOCKETS))
     status, headers, _ = await _upgrade(relay, "/api/v1/ai-gateway/ws/openai", wrong)
     assert (status, headers["x-relay-error"]) == (400, "bad_request")
     assert raw.connections == 0
 
 
-async def test_refusals_of_the_relays_own(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_relay_refuses_a_handshake_with_its_own_status_and_code(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url, **SOCKETS), plain=provider(raw.url), empty=provider(raw.url, key="NOT_SET", **SOCKETS))
     table = {"plain": (426, "websocket_not_supported"), "empty": (503, "provider_not_configured"), "opnai": (404, "unknown_provider")}
     for name, expected in table.items():
@@ -191,7 +191,7 @@ CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014,
 
 @pytest.mark.parametrize("reason", ["", "r" * 123])
 @pytest.mark.parametrize("code", CODES)
-async def test_close_codes_and_reasons_cross_both_ways(echoing, start: StartRelay, aiohttp_server, code: int, reason: str) -> None:  # type: ignore[no-untyped-def]
+async def test_close_codes_and_reasons_are_relayed_in_both_directions(echoing, start: StartRelay, aiohttp_server, code: int, reason: str) -> None:  # type: ignore[no-untyped-def]
     relay, seen = echoing
     async with relay.client.ws_connect(relay.ws("openai")) as socket:
         await socket.close(code=code, message=reason.encode())
@@ -204,7 +204,7 @@ async def test_close_codes_and_reasons_cross_both_ways(echoing, start: StartRela
 
 
 async def _closing_upstream(aiohttp_server, payload: bytes | None) -> str:  # type: ignore[no-untyped-def]
-    """An upstream that upgrades, then sends this close payload, or cuts the connection on None."""
+    """Start a provider that upgrades, then sends this close payload, or disconnects for None."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(autoclose=False)
@@ -222,7 +222,7 @@ async def _closing_upstream(aiohttp_server, payload: bytes | None) -> str:  # ty
 
 
 async def _close_seen(relay: Relay) -> tuple[int | None, str]:
-    """(code, reason) of the close frame that a client gets; aiohttp itself may not send others."""
+    """Open a session. Returns (code, reason) of the close frame that the client receives."""
     async with relay.client.ws_connect(relay.ws("openai"), autoclose=False) as socket:
         message = await socket.receive(20)
         assert message.type is WSMsgType.CLOSE, message
@@ -233,13 +233,13 @@ async def _close_seen(relay: Relay) -> tuple[int | None, str]:
     ("payload", "code"),
     [(b"", 0), (None, 1014), (struct.pack("!H", 1005), 1002), (struct.pack("!H", 1006), 1002), (struct.pack("!H", 1015), 1002), (struct.pack("!H", 2999), 1002), (struct.pack("!H", 5000), 1002)],
 )
-async def test_odd_closes_of_the_provider(start: StartRelay, aiohttp_server, payload: bytes | None, code: int) -> None:  # type: ignore[no-untyped-def]
-    """Empty stays empty (aiohttp shows 0), reserved codes become 1002, a cut is 1014 and never 1000."""
+async def test_missing_and_reserved_close_codes_of_the_provider_are_translated(start: StartRelay, aiohttp_server, payload: bytes | None, code: int) -> None:  # type: ignore[no-untyped-def]
+    """No code stays none (aiohttp shows 0), reserved codes become 1002, a lost connection 1014."""
     relay = await start(openai=provider(await _closing_upstream(aiohttp_server, payload), **SOCKETS))
     assert (await _close_seen(relay))[0] == code
 
 
-async def test_a_client_that_vanishes_is_told_upstream_as_1011(echoing) -> None:  # type: ignore[no-untyped-def]
+async def test_a_lost_client_closes_the_provider_with_1011(echoing) -> None:  # type: ignore[no-untyped-def]
     relay, seen = echoing
     socket = await relay.client.ws_connect(relay.ws("openai"))
     socket._response.connection.transport.abort()
@@ -250,7 +250,7 @@ async def test_a_client_that_vanishes_is_told_upstream_as_1011(echoing) -> None:
     await relay.idle()
 
 
-async def test_both_sides_closing_at_once_leaves_nothing(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_both_sides_closing_at_once_leaves_no_task(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     relay = await start(openai=provider(await _closing_upstream(aiohttp_server, struct.pack("!H", 1000)), **SOCKETS))
     before = len(asyncio.all_tasks())
     for _ in range(100):
@@ -275,7 +275,7 @@ async def test_a_message_of_exactly_the_limit_passes_and_one_more_byte_is_1009(s
     assert server.app[SEEN][0].close_code == 1009
 
 
-async def test_fifteen_mebibytes_of_text_pass(echoing) -> None:  # type: ignore[no-untyped-def]
+async def test_a_text_message_of_15_mib_is_relayed(echoing) -> None:  # type: ignore[no-untyped-def]
     relay, _ = echoing
     async with relay.client.ws_connect(relay.ws("openai"), max_msg_size=0) as socket:
         await socket.send_str("x" * 15 * 2**20)
@@ -300,14 +300,14 @@ async def test_deflate_is_not_negotiated(echoing) -> None:  # type: ignore[no-un
 
 
 @pytest.mark.serial
-async def test_limits_of_time_have_their_own_codes(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_time_limits_have_their_own_close_codes(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     for limit, code in (("idle_timeout_s", 4408), ("max_session_s", 4409)):
         relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo", limit: 0.4}))
         assert (await _close_seen(relay))[0] == code
 
 
-async def test_sessions_at_once_are_limited_for_each_client(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_concurrent_sessions_are_limited_per_client(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"max_sessions_per_client": 2}}, openai=provider(str(server.make_url("")), **SOCKETS))
     sockets = [await relay.client.ws_connect(relay.ws("openai")) for _ in range(2)]
@@ -339,20 +339,20 @@ async def test_the_providers_ping_is_answered(start: StartRelay, aiohttp_server)
 
 
 @pytest.mark.serial
-async def test_a_silent_side_is_pinged_and_a_dead_one_is_lost(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_a_silent_peer_is_pinged_and_a_dead_one_is_closed(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"ping_after_s": 0.3}}, openai=provider(str(server.make_url("")), **SOCKETS))
     async with relay.client.ws_connect(relay.ws("openai")) as alive:
-        answer = asyncio.create_task(alive.receive())  # answers pings meanwhile
+        answer = asyncio.create_task(alive.receive())  # replies to pings meanwhile
         async with relay.client.ws_connect(relay.ws("openai"), autoping=False, autoclose=False) as dead:
             assert (await dead.receive(20)).type is WSMsgType.PING
-            [event] = await relay.events("exchange")  # it answers nothing: the relay gives it up
+            [event] = await relay.events("exchange")  # no pong arrives, so the relay closes
             assert event["close_code"] == 1011
         await alive.send_str("still here")
         assert (await asyncio.wait_for(answer, 20)).data == "still here"
 
 
-async def test_a_side_that_takes_nothing_ends_with_1013(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+async def test_a_peer_that_reads_nothing_is_closed_with_1013(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
     codes: list[int] = []
 
     async def note_close(socket: web.WebSocketResponse) -> None:
@@ -370,7 +370,7 @@ async def test_a_side_that_takes_nothing_ends_with_1013(start: StartRelay, aioht
 
     server = await aiohttp_server(vendor(("GET", "/echo", flooding)))
     relay = await start({"websocket": {"send_timeout_s": 0.5}}, openai=provider(str(server.make_url("")), **SOCKETS))
-    socket = await relay.client.ws_connect(relay.ws("openai"))  # and reads nothing
+    socket = await relay.client.ws_connect(relay.ws("openai"))  # it reads nothing
     [event] = await relay.events()
     assert (event["close_code"], event["closed_by"]) == (1013, "relay")
     async with asyncio.timeout(20):
@@ -380,8 +380,11 @@ async def test_a_side_that_takes_nothing_ends_with_1013(start: StartRelay, aioht
     socket._response.connection.transport.abort()
 
 
-async def test_backpressure_holds_the_source_and_nothing_is_lost(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
-    """The source stalls while the client does not read, longer than pings take; then all of it arrives in order."""
+async def test_backpressure_stalls_the_sender_and_loses_nothing(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+    """The sender stalls while the client does not read, for longer than the ping interval.
+
+    Then all messages arrive in order.
+    """
     sent = 0
 
     async def counting(request: web.Request) -> web.StreamResponse:
@@ -402,14 +405,14 @@ async def test_backpressure_holds_the_source_and_nothing_is_lost(start: StartRel
         while sent == 0 or sent != before:
             before = sent
             await asyncio.sleep(1)
-    assert sent < 1000, "the source was held back"
+    assert sent < 1000, "the sender stalls"
     numbers = [struct.unpack("!I", (await socket.receive(20)).data[:4])[0] for _ in range(2000)]
     assert numbers == list(range(2000))
     await socket.close()
 
 
-async def test_a_flooding_provider_is_cut_soon_after_the_client_left(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
-    """It ignores the close frame and floods on: little more is read, and two seconds later it is gone."""
+async def test_a_flooding_provider_is_disconnected_soon_after_its_client_left(start: StartRelay, aiohttp_server) -> None:  # type: ignore[no-untyped-def]
+    """The provider ignores the close frame and keeps sending: the relay reads little more."""
     gone = asyncio.Event()
     sent_after = 0
     left = False
@@ -434,7 +437,7 @@ async def test_a_flooding_provider_is_cut_soon_after_the_client_left(start: Star
     socket._response.connection.transport.abort()
     async with asyncio.timeout(10):
         await gone.wait()
-    assert sent_after < 16 * 2**20, "kernel buffers, and not a flood"
+    assert sent_after < 16 * 2**20, "only what fits into kernel buffers"
     await relay.idle()
 
 
@@ -449,7 +452,7 @@ async def test_a_realtime_session_has_its_model_in_the_log(through: Through) -> 
     assert (event["model"], event["messages_up"]) == ("gpt-realtime-2.1", 1)
 
 
-async def test_subprotocols_of_a_plain_client_stay_out_of_the_logs(vendors: Vendors, start: StartRelay) -> None:
+async def test_subprotocols_of_a_plain_client_are_not_logged(vendors: Vendors, start: StartRelay) -> None:
     relay = await start({"providers": vendors.entries()})
     async with relay.client.ws_connect(relay.ws("openai"), protocols=["unknown.thing", f"openai-insecure-api-key.{CLIENT_KEY}"]) as socket:
         assert socket.protocol == "unknown.thing"

@@ -1,4 +1,4 @@
-"""The checks over a whole run hold in one process and with workers: a leak or a skip anywhere fails it."""
+"""The checks over a whole run: a leak or a skip fails it, in one process and with workers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ in_one_process_and_in_two = pytest.mark.parametrize("workers", [(), ("-n", "2")]
 
 
 def run(folder: Path, source: str, *options: str, **env: str) -> tuple[int, str]:
-    """(exit code, output) of a run of pytest of its own over `source` and a test that passes."""
+    """Run pytest over `source` and a test that passes. Returns (exit code, output)."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_first.py").write_text(source)
     (folder / "test_second.py").write_text(PASSING)
@@ -87,4 +87,4 @@ def test_a_skip_is_named_and_passes_elsewhere(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_fails_the_run_since_its_lines_are_lost(tmp_path: Path) -> None:
     code, output = run(tmp_path, DYING, "-n", "2")
-    assert code == 1 and "nobody knows what the test processes gw" in output
+    assert code == 1 and "the log lines of the test processes gw" in output

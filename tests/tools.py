@@ -1,4 +1,4 @@
-"""Programs that tests start and that may not be installed."""
+"""Skip tests whose programs are not installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 
 
 def need(tool: str) -> None:
-    """Skip, loudly, where a program is not installed; in CI, which installs it, fail instead."""
+    """Skip the test if a program is not installed, and name it.
+
+    CI installs every program and forbids skips, so a skip fails there (tests/whole_run.py).
+    """
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed: scripts/install-test-tools installs it")

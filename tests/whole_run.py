@@ -1,7 +1,7 @@
-"""Checks over a whole run: no credential in anything that a relay wrote, and no skipped test in CI.
+"""Check a whole run: no credential in anything that a relay wrote, and no skipped test in CI.
 
-Owns what these checks collect, in one process or several: a worker of pytest-xdist hands its part to
-the controller through `workeroutput`, and only the controller judges.
+Owns what these checks collect, in one process or several: a worker of pytest-xdist sends its part
+to the controller through `workeroutput`, and only the controller decides.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import pytest
 
 SHOWN_CHARACTERS = 500
 
-# One marker for every credential there is. None may show in a log, an error body or a repr: see WholeRun.
+# Part of every credential in the tests. No log line, error body or repr may contain it (WholeRun).
 CANARY = "CANARY"
 
 
 def canary(name: str) -> str:
-    """A credential that can be told apart from everything else."""
+    """A credential that cannot be mistaken for any other text."""
     return f"{CANARY}-{name}-7d1f"
 
 
 class LogStream(io.StringIO):
-    """Keeps log lines for the test, and all of them for the canary."""
+    """Keeps its log lines for the test, and the lines of all streams for the check of a run."""
 
     everything: list[str] = []
 
@@ -44,12 +44,12 @@ class LogStream(io.StringIO):
 
 
 def _is_controller(config: pytest.Config) -> bool:
-    """Whether this process runs no tests itself: its workers do."""
+    """Whether this process is the controller of pytest-xdist, which runs no tests itself."""
     return hasattr(config.option, "dist") and config.option.dist != "no" and not hasattr(config, "workerinput")
 
 
 class WholeRun:
-    """What was skipped, where a credential leaked, and which worker ended without saying either."""
+    """Collects skipped tests, leaked credentials, and workers that died without a report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -65,20 +65,20 @@ class WholeRun:
         self._note(report)
 
     def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
-        # The controller hears the same reports once more, except those of whole modules.
+        # The controller receives the reports of its workers again, except those of whole modules.
         if not self._is_controller and report.skipped and not hasattr(report, "wasxfail"):
             assert isinstance(report.longrepr, tuple)
             self._skipped[report.nodeid] = str(report.longrepr[2])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        """A worker of pytest-xdist ended: take over what it collected."""
-        told = getattr(node, "workeroutput", {})
-        if "leaks" not in told:
+        """Take over what a worker of pytest-xdist has collected, at its end."""
+        output = getattr(node, "workeroutput", {})
+        if "leaks" not in output:
             self._lost_workers.append(str(node.gateway.id))
             return
-        self._leaks += told["leaks"]
-        self._skipped |= told["skipped"]
+        self._leaks += output["leaks"]
+        self._skipped |= output["skipped"]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -97,16 +97,16 @@ class WholeRun:
         if self._leaks:
             found.append(f"CANARY: {len(self._leaks)} log lines or error bodies hold a credential, such as:\n{self._leaks[0]}")
         if self._lost_workers:
-            found.append(f"nobody knows what the test processes {', '.join(self._lost_workers)} logged: they ended early")
+            found.append(f"the log lines of the test processes {', '.join(self._lost_workers)} are lost: they ended early")
         return found
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say at the end what did not run."""
+        """List the skipped tests at the end."""
         for nodeid, reason in self._skipped.items():
             terminalreporter.write_line(f"SKIPPED: {nodeid}: {reason}", yellow=True)
 
 
 def _shown(text: str) -> str:
-    """A piece of it around the credential, that another process can be sent."""
+    """An excerpt around the credential, encoded so that another process can receive it."""
     at = max(0, text.index(CANARY) - SHOWN_CHARACTERS // 2)
     return text[at : at + SHOWN_CHARACTERS].encode(errors="backslashreplace").decode()

@@ -35,7 +35,7 @@ async def stage(start: StartRelay, vendors: Vendors, nginx: Nginx) -> AsyncItera
     (nginx.root / "utils").mkdir()
     shutil.copy(ROOT / "web/AIGatewayClient.js", nginx.root / "utils")
     (nginx.root / "index.html").write_text("<!doctype html><title>app</title>")
-    async with chromium(await nginx.before(relay.port)) as page:
+    async with chromium(await nginx.start(relay.port)) as page:
         yield Stage(page, relay, vendors)
 
 

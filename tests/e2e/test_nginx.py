@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
-from tests.processes import STARTED, Served, handing_over, run, serve
+from tests.processes import STARTED, Served, passing_socket, run, serve
 from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
 from tests.server.test_supervisor import _workers
 from tests.test_security import SMUGGLING, send_raw, send_raw_to
@@ -31,7 +31,7 @@ async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstre
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     direct_port = relay.port
-    await nginx.before(direct_port)
+    await nginx.start(direct_port)
     relay.url = f"http://127.0.0.1:{nginx.port}"
     for name, payload in SMUGGLING.items():
         raw.arrived.clear()
@@ -46,7 +46,7 @@ async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, ng
     gates, steps = gated_events(10)
     raw.plays(*steps)
     relay = await start(openai=provider(raw.url))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     async with asyncio.timeout(HANG_GUARD_S), relay.client.get(f"{url}/api/v1/ai-gateway/providers/openai/sse") as answer:
         for number, gate in enumerate(gates):
             gate.set()
@@ -56,7 +56,7 @@ async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, ng
 async def test_a_cut_stream_is_cut_behind_nginx_too(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), "close")
     relay = await start(openai=provider(raw.url))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     with pytest.raises(aiohttp.ClientPayloadError):
         await relay.call("GET", f"{url}/api/v1/ai-gateway/providers/openai/sse")
 
@@ -64,7 +64,7 @@ async def test_a_cut_stream_is_cut_behind_nginx_too(start: StartRelay, raw: RawU
 async def test_sockets_pass_with_their_close_codes(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     async with relay.client.ws_connect(f"{url}/api/v1/ai-gateway/ws/openai", autoclose=False) as ws:
         await ws.send_bytes(b"x" * 200_000)
         assert len((await ws.receive(HANG_GUARD_S)).data) == 200_000
@@ -104,7 +104,7 @@ async def test_a_rolling_restart_of_two_workers_fails_no_call(tmp_path: Path, ra
     raw.plays(ok(b"fine"))
     relay = await serve(tmp_path, {"providers": {"up": provider(raw.url)}}, "--workers", "2")
     await _workers(relay, 2)
-    url = await nginx.before(int(relay.url.rpartition(":")[2]))
+    url = await nginx.start(int(relay.url.rpartition(":")[2]))
     async with _under_load(url) as statuses:
         for number in (0, 1):
             await asyncio.sleep(0.5)
@@ -124,12 +124,12 @@ async def test_two_relays_on_handed_over_sockets_restart_in_turn_and_no_call_fai
         write_config(folder, {"providers": {"up": provider(raw.url)}})
 
     async def begin(number: int) -> Served:
-        relay = await run(folders[number], "serve", start=handing_over(sockets[number]))
+        relay = await run(folders[number], "serve", start=passing_socket(sockets[number]))
         await relay.until(STARTED)
         return relay
 
     relays = [await begin(0), await begin(1)]
-    url = await nginx.before(*(sock.getsockname()[1] for sock in sockets))
+    url = await nginx.start(*(sock.getsockname()[1] for sock in sockets))
     async with _under_load(url) as statuses:
         for number in (0, 1, 0, 1):
             await asyncio.sleep(0.5)
@@ -145,7 +145,7 @@ async def test_a_page_and_the_relay_share_an_origin(start: StartRelay, raw: RawU
     raw.plays(ok(b"fine"))
     relay = await start(openai=provider(raw.url))
     (nginx.root / "index.html").write_text("<title>app</title>")
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     assert (await relay.call("GET", f"{url}/some/page"))[2] == b"<title>app</title>"
     origin = {"Origin": url}
     status, _, body = await relay.call("POST", f"{url}/api/v1/ai-gateway/providers/openai/chat/completions", json={}, headers=origin)
@@ -160,7 +160,7 @@ async def test_a_page_and_the_relay_share_an_origin(start: StartRelay, raw: RawU
 async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str, method: str) -> None:
     raw.plays(ok(b"fine"))
     relay = await start(openai=provider(raw.url))
-    await nginx.before(relay.port)
+    await nginx.start(relay.port)
     answer = await send_raw_to(nginx.port, f"{method} /api/v1/ai-gateway/{path} HTTP/1.1\r\nHost: 127.0.0.1:{nginx.port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
     assert int(answer.split(b" ")[1]) in (400, 403, 404)
     assert b'"providers"' not in answer and b"reloaded" not in answer and not raw.arrived
@@ -169,7 +169,7 @@ async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpst
 async def test_healthz_is_the_relays_and_fails_while_the_relay_is_down(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     relay = await start(openai=provider(raw.url))
     (nginx.root / "index.html").write_text("<title>app</title>")
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     status, _, body = await relay.call("GET", f"{url}/healthz")
     assert (status, body) == (200, b'{"status": "ok"}')
     await stop_relay(relay)
@@ -181,14 +181,14 @@ async def test_healthz_is_the_relays_and_fails_while_the_relay_is_down(start: St
 async def test_what_the_relay_says_of_itself_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str) -> None:
     relay = await start(openai=provider(raw.url))
     (nginx.root / "index.html").write_text("<title>app</title>")
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     assert (await relay.call("GET", f"{url}/{path}"))[0] == 404
 
 
 async def test_no_query_string_is_logged(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays("close")
     relay = await start(openai=provider(raw.url))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     await relay.call("GET", f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query")
     await stop_relay(relay)
     async with aiohttp.ClientSession() as session, session.get(f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query") as answer:
@@ -209,7 +209,7 @@ async def test_an_upload_of_200_mb_streams_through(start: StartRelay, aiohttp_se
 
     server = await aiohttp_server(vendor(("POST", "/files", count)))
     relay = await start(openai=provider(str(server.make_url(""))))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(200):
@@ -223,7 +223,7 @@ async def test_an_upload_of_200_mb_streams_through(start: StartRelay, aiohttp_se
 async def test_an_idle_socket_is_kept_alive_by_pings(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"ping_after_s": 0.5}}, openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
-    url = await nginx.before(relay.port)
+    url = await nginx.start(relay.port)
     async with relay.client.ws_connect(f"{url}/api/v1/ai-gateway/ws/openai", autoping=False) as ws:
         for _ in range(3):
             assert (await ws.receive(HANG_GUARD_S)).type is WSMsgType.PING
@@ -236,7 +236,7 @@ async def test_a_page_over_tls_is_answered_with_tls_urls(start: StartRelay, raw:
     raw.plays(ok(b"{}", f"x-goog-upload-url: {raw.url}/upload?upload_id=1"))
     entry = provider(raw.url, "GOOGLE_AI_API_KEY", rewrite={"headers": ["x-goog-upload-url"]})
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": {"google": entry}})
-    await nginx.before(relay.port)
+    await nginx.start(relay.port)
     trusted = ssl.create_default_context()
     nginx.authority.configure_trust(trusted)
     _, headers, _ = await relay.call("POST", f"{nginx.tls_url}/api/v1/ai-gateway/providers/google/upload", ssl=trusted)

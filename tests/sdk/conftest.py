@@ -90,7 +90,7 @@ async def front(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     nginx = Nginx(tmp_path, authority) if request.param == "nginx" else None
     if nginx is not None:
-        await nginx.before(relay.port)
+        await nginx.start(relay.port)
         url, tls_url = nginx.url, nginx.tls_url
     else:
         issued = authority.issue_cert("localhost", "127.0.0.1")

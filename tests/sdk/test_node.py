@@ -72,7 +72,7 @@ async def aimock(request: pytest.FixtureRequest, start: StartRelay, nginx: Nginx
     assert process.stdout is not None
     url = (await asyncio.wait_for(process.stdout.readline(), HANG_GUARD_S)).decode().strip()
     relay = await start({"providers": {name: packaged_provider(name, url) for name in ("openai", "anthropic", "google-ai-studio")}})
-    front = await nginx.before(relay.port) if request.param == "nginx" else relay.url
+    front = await nginx.start(relay.port) if request.param == "nginx" else relay.url
     yield relay, f"{front}/api/v1/ai-gateway/providers"
     process.terminate()
     await process.wait()

@@ -22,7 +22,7 @@ from relay.core.errors import Draining
 from relay.core.exchange import Caller, Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
-from tests.processes import STARTED, Served, free_port, handing_over, run
+from tests.processes import STARTED, Served, free_port, passing_socket, run
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.server.conftest import Serve
 from tests.template import Start, executed, forked
@@ -238,7 +238,7 @@ async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(st
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen(16)
-        relay = await started({"providers": {"up": provider(raw.url)}}, "--workers", workers, by=handing_over(held))
+        relay = await started({"providers": {"up": provider(raw.url)}}, "--workers", workers, by=passing_socket(held))
         relay.url = f"http://127.0.0.1:{held.getsockname()[1]}"
         if workers != "1":
             await _ready(relay, int(workers))

@@ -169,7 +169,7 @@ async def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
         demo = provider(str(server.make_url("")), websocket=websocket)
         relay = await start_relay(folder, {"providers": {"demo": demo}})
         shutil.copytree(built, nginx.root, dirs_exist_ok=True)
-        yield Site(await nginx.before(relay.port), browser, upstream)
+        yield Site(await nginx.start(relay.port), browser, upstream)
         await nginx.stop()
         await stop_relay(relay)
 
