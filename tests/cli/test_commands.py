@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: `check`, `explain`, `schema`, `init` and options of `serve`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.whole_run import CANARY
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An own working folder, without keys in the environment."""
+    """An empty working folder, and an environment without keys."""
     monkeypatch.chdir(tmp_path)
     for name in (*KEYS, "CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
-def test_check_lists_the_providers_and_what_each_is_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_lists_the_providers_and_their_missing_variables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").write_text(f"OPENAI_API_KEY={KEYS['OPENAI_API_KEY']}\n")
     assert main(["check"]) == 0
     out = capsys.readouterr().out
@@ -42,7 +42,7 @@ def test_check_prints_every_problem_and_exits_2(folder: Path, capsys: pytest.Cap
     assert "nowhere.env:1:1: there is no such file" in capsys.readouterr().err
 
 
-def test_check_takes_a_file_whose_includes_are_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_finds_included_files_relative_to_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "gateway.yaml").write_text("a mistake here: 1\n")
     other = folder / "staging"
     (other / "more").mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_explain_masks_secrets_and_calls_nothing(folder: Path, capsys: pytest.Ca
     ("method", "path", "code"),
     [("GET", "/api/v1/ai-gateway/providers/opnai/x", "unknown_provider"), ("GET", "/x", "unknown_route"), ("GET", "/api/v1/ai-gateway/providers/openai/../x", "bad_path"), ("GET", "/api/v1/ai-gateway/ws/openai", "upgrade_required"), ("WS", "/api/v1/ai-gateway/ws/anthropic", "websocket_not_supported")],
 )
-def test_explain_tells_what_would_be_refused(folder: Path, capsys: pytest.CaptureFixture[str], method: str, path: str, code: str) -> None:
+def test_explain_shows_the_error_of_a_call_that_would_be_refused(folder: Path, capsys: pytest.CaptureFixture[str], method: str, path: str, code: str) -> None:
     assert main(["explain", method, path]) == 1
     assert code in capsys.readouterr().err
 
@@ -99,14 +99,14 @@ def test_explain_names_the_limits_and_the_cache_of_a_call(tmp_path: Path, monkey
     assert "limits       all\n" in out and "cache        60 s, client\n" in out
 
 
-def test_the_table_of_commands_names_every_command_module() -> None:
+def test_the_table_of_commands_lists_every_command_module() -> None:
     modules = {file.stem for file in (ROOT / "relay/cli").glob("*.py") if "\ndef run(" in file.read_text()}
     assert modules == set(COMMANDS)
 
 
 @pytest.mark.programs
-def test_commands_that_ask_no_ledger_import_no_database() -> None:
-    """What they import delays each of them: of the whole relay it is more than a second."""
+def test_commands_without_the_ledger_do_not_import_the_database() -> None:
+    """Imports delay each command: those of the whole relay take more than a second."""
     code = "import sys; from relay.cli.main import build_parser; build_parser(sys.argv[1:]); print(*sys.modules)"
     small = ("check", "reload", "schema", "init")
     loaded = {
@@ -122,7 +122,7 @@ def test_schema_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "providers" in json.loads(capsys.readouterr().out)["properties"]
 
 
-def test_init_writes_the_files_and_keeps_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_the_files_and_keeps_existing_ones(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "gateway.yaml").write_text("mine: 1")
     assert main(["init"]) == 0
     assert (folder / "gateway.yaml").read_text() == "mine: 1"
@@ -131,14 +131,14 @@ def test_init_writes_the_files_and_keeps_what_is_there(folder: Path, capsys: pyt
     assert "kept   gateway.yaml" in capsys.readouterr().out
 
 
-def test_the_command_line_wins_over_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_overrides_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(folder, {"server": {"port": 1}})
     assert main(["serve", "--port", "70000"]) == 2
     assert main(["serve", "--host", "0.0.0.0"]) == 1
     assert "--open" in capsys.readouterr().err
 
 
-def test_the_example_names_exactly_the_variables_users_know(folder: Path) -> None:
+def test_the_env_example_lists_exactly_the_documented_variables(folder: Path) -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     names = [line.partition("=")[0] for line in lines if line and not line.startswith("#")]
     assert names == ["CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_GATEWAY_ID", "CLOUDFLARE_API_KEY", "OPENAI_API_KEY", "GOOGLE_AI_API_KEY", "CARTESIA_API_KEY", "ELEVENLABS_API_KEY", "FAL_KEY"]

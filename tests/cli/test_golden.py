@@ -1,4 +1,7 @@
-"""Golden files: what `relay explain` prints and what errors look like. `make golden` rewrites them; read the diff."""
+"""Golden files: the output of `relay explain` and the bodies of errors.
+
+`make golden` rewrites them; read the diff.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ ENV = {
 }
 
 
-def _hold(name: str, text: str) -> None:
+def _compare(name: str, text: str) -> None:
+    """Compare a text with its golden file, or write the file with GOLDEN=write."""
     file = GOLDEN / name
     if os.environ.get("GOLDEN") == "write":
         file.parent.mkdir(exist_ok=True)
@@ -41,26 +45,26 @@ def _hold(name: str, text: str) -> None:
     assert file.read_text() == text
 
 
-@pytest.mark.parametrize("way", ENV)
-def test_explain(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("route", ENV)
+def test_explain(route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.endswith("_API_KEY") or name.startswith(("CLOUDFLARE_", "FAL_KEY", "RELAY_")):
             monkeypatch.delenv(name)
-    (tmp_path / ".env").write_text(ENV[way])
+    (tmp_path / ".env").write_text(ENV[route])
     config = load(Sources(ROOT / "gateway.yaml", tmp_path / ".env"))
-    _hold(f"explain-{way}.txt", "\n".join(f"$ relay explain {method} '{path}'\n{explain(config, method, path)}\n" for method, path in CALLS))
+    _compare(f"explain-{route}.txt", "\n".join(f"$ relay explain {method} '{path}'\n{explain(config, method, path)}\n" for method, path in CALLS))
 
 
-def test_error_bodies() -> None:
+def test_error_bodies_match_their_golden_file() -> None:
     shown = [
         f"{error.status} {error.code} for {format_}\n{json.dumps(json.loads(error_bodies.error_body(error, format_, 'the-id')), indent=1)}\n{error_bodies.error_event(error, format_, 'chat', 'the-id').decode()}"
         for error in ERRORS
         for format_ in ("openai", "anthropic", "google", "elevenlabs")
     ]
-    _hold("errors.txt", "\n".join(shown))
+    _compare("errors.txt", "\n".join(shown))
 
 
-def test_the_table_of_where_usage_is_read() -> None:
+def test_the_table_of_usage_fields_in_the_documents_is_current() -> None:
     file = ROOT / "docs/ledger.md"
     text = file.read_text()
     assert text.count(BEGIN) == text.count(END) == 1

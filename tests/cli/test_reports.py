@@ -1,4 +1,4 @@
-"""`relay usage` and `relay logs`, and the same as CSV: how money, marks and odd texts are shown."""
+"""`relay usage` and `relay logs` as text, JSON and CSV: amounts, marks and unsafe text."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def options(*arguments: str) -> argparse.Namespace:
 
 def call(**facts: Any) -> Record:
     at_ms = time.time_ns() // 1_000_000 - 1000 + next(_number)
-    made = Record(uuid7(at_ms, random.getrandbits), "rest", "native", "POST", "openai", "chat/completions", 200, "relayed", 12.0, 10, 20, "10.0.0.1", kind="chat", model="gpt-5", via="direct")
+    record = Record(uuid7(at_ms, random.getrandbits), "rest", "native", "POST", "openai", "chat/completions", 200, "relayed", 12.0, 10, 20, "10.0.0.1", kind="chat", model="gpt-5", via="direct")
     for name, value in facts.items():
-        setattr(made, name, value)
-    made.event, made.level, made.timestamp = "exchange", "info", "2026-11-24T12:00:00.000000Z"
-    return made
+        setattr(record, name, value)
+    record.event, record.level, record.timestamp = "exchange", "info", "2026-11-24T12:00:00.000000Z"
+    return record
 
 
 CALLS = (
@@ -66,7 +66,7 @@ CALLS = (
 
 @pytest.fixture
 async def config(database_setting: str, tmp_path: Path) -> Config:
-    """What the commands read, and a ledger with the calls above in it."""
+    """The configuration that the commands read, with a ledger that contains CALLS."""
     writer = Writer(Database(database_url(database_setting)), new_id, Lost())
     await writer.start(lambda: Retention(86400, 86400), lambda: Grouping(("user", "metadata.team")))
     writer.take([entry_of(record, None, None) for record in CALLS], CALLS, by_key(CALLS))
@@ -81,7 +81,7 @@ async def printed(command: Any, config: Config, *arguments: str) -> list[str]:
     return lines
 
 
-async def test_usage_is_a_table_with_money_to_four_digits_under_each_other(config: Config) -> None:
+async def test_usage_is_a_table_with_aligned_amounts_of_four_decimals(config: Config) -> None:
     head, *lines = await printed(print_usage, config, "--by", "provider")
     columns = ["requests", "errors", "cache hits", "input", "output", "cached tokens", "characters", "seconds", "cost USD", "p50 ms", "p95 ms"]
     assert [name for name in columns if name not in head] == []
@@ -91,12 +91,12 @@ async def test_usage_is_a_table_with_money_to_four_digits_under_each_other(confi
     assert table["cartesia"][1:11] == ["1", "0", "0", "0", "0", "0", "42", "1.5", "0.0000", "+"]
     assert table["total"][1:11] == ["5", "1", "1", "1010", "505", "200", "42", "1.5", "~12.3457", "+"]
     points = {line.index(cells[9]) + cells[9].index(".") for cells in table.values() for line in lines if line.split() == cells}
-    assert len(points) == 1, "digit under digit"
+    assert len(points) == 1, "the decimal points are aligned"
     assert len({len(line) for line in (head, *lines[: len(table)])}) == 1
     assert lines[-2:] == ["~  usage of 1 call is estimated: docs/ledger.md", "?  1 call has no price: docs/pricing.md"]
 
 
-def test_money_that_is_less_than_four_digits_is_not_shown_as_nothing() -> None:
+def test_an_amount_below_four_decimals_is_not_shown_as_zero() -> None:
     shown = {nano: _dollars(usd(nano)) for nano in (0, 1, 49_999, 50_000, 123_450_000, 10**18 + 50_000)}  # type: ignore[arg-type]
     assert shown == {0: "0.0000", 1: "<0.0001", 49_999: "<0.0001", 50_000: "0.0001", 123_450_000: "0.1235", 10**18 + 50_000: "1000000000.0001"}
 
@@ -116,25 +116,25 @@ async def test_usage_by_team_and_by_user_with_sort_and_top(config: Config) -> No
             await printed(print_usage, config, *arguments)
 
 
-async def test_usage_as_csv_has_every_sum_and_tells_what_is_estimated_and_unpriced(config: Config) -> None:
+async def test_usage_as_csv_has_every_sum_and_counts_estimated_and_unpriced_calls(config: Config) -> None:
     found = list(csv.DictReader(await printed(print_usage, config, "--by", "provider,model", "--csv")))
     by_provider = {row["provider"]: row for row in found}
     assert (by_provider["azure"]["estimated"], by_provider["azure"]["cost_usd"], by_provider["azure"]["model"]) == ("1", "0.00005", "gpt-5.1")
     assert (by_provider["cartesia"]["unpriced"], by_provider["cartesia"]["characters"], by_provider["cartesia"]["audio_ms"]) == ("1", "42", "1500")
-    assert sum(int(row["requests"]) for row in found) == 5, "no line holds others"
+    assert sum(int(row["requests"]) for row in found) == 5, "no row sums up other rows"
     assert float(by_provider["openai"]["latency_ms_p50"]) > 0
     buckets = list(csv.DictReader(await printed(print_usage, config, "--by", "metadata.team", "--bucket", "day", "--csv")))
     assert {row["metadata.team"] for row in buckets} == {"growth", "'=1+2", "(none)"} and all(row["at"].endswith("Z") for row in buckets)
 
 
-async def test_usage_and_logs_in_json_tell_what_is_estimated(config: Config) -> None:
+async def test_usage_and_logs_in_json_mark_estimates(config: Config) -> None:
     (line,) = await printed(print_usage, config, "--json")
     assert json.loads(line)["total"]["estimated"] == 1
     calls = [json.loads(line) for line in await printed(print_calls, config, "--json")]
     assert [(call.get("usage") or {}).get("estimated") for call in calls] == [None, True, None, None, None]
 
 
-async def test_logs_show_who_answered_and_what_is_known_of_the_cost(config: Config) -> None:
+async def test_logs_show_the_provider_that_responded_and_the_known_cost(config: Config) -> None:
     lines = await printed(print_calls, config)
     assert lines[0].endswith("  200  relayed      openai/chat/completions  gpt-5  12 ms  1000+500 tokens  $12.3456789")
     assert lines[1].endswith("  azure/chat/completions  gpt-5.1  12 ms  10+5 tokens  ~$0.00005  for openai/gpt-5")
@@ -142,17 +142,17 @@ async def test_logs_show_who_answered_and_what_is_known_of_the_cost(config: Conf
     assert lines[3].endswith("  0+0 tokens  -") and lines[4].endswith("  0+0 tokens  -  unknown_provider")
 
 
-async def test_logs_print_no_character_that_a_terminal_obeys(config: Config, database_setting: str) -> None:
-    """Neither of a row that an older relay wrote as it came."""
+async def test_logs_print_no_terminal_control_character(config: Config, database_setting: str) -> None:
+    """This holds also for a row that an older relay stored without cleaning it."""
     writer = Writer(Database(database_url(database_setting)), new_id, Lost())
     await writer.start(lambda: Retention(86400, 86400), Grouping)
-    odd = call(model=f"m{ESCAPE}\x9b31m\u202ex\r\nfake", endpoint="a\tb", user=f"{ESCAPE}")
-    writer.take([entry_of(odd, None, None)], [odd], by_key([odd]))
+    unsafe = call(model=f"m{ESCAPE}\x9b31m\u202ex\r\nfake", endpoint="a\tb", user=f"{ESCAPE}")
+    writer.take([entry_of(unsafe, None, None)], [unsafe], by_key([unsafe]))
     await writer.stop()
     for arguments in ((), ("--json",), ("--csv",)):
         lines = await printed(print_calls, config, "--limit", "1", *arguments)
         assert all(line.isprintable() for line in lines), (arguments, lines)
-    assert json.loads((await printed(print_calls, config, "--limit", "1", "--json"))[0])["model"] == odd.model
+    assert json.loads((await printed(print_calls, config, "--limit", "1", "--json"))[0])["model"] == unsafe.model
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,16 @@ async def test_logs_print_no_character_that_a_terminal_obeys(config: Config, dat
         (("--metadata", "team=growth", "--metadata", "env=x"), 0), (("--model", "gpt-5.1"), 1), (("--provider", "azure"), 1), (("--failed",), 1),
     ],
 )  # fmt: skip
-async def test_logs_of_a_team_or_a_user(config: Config, arguments: tuple[str, ...], count: int) -> None:
+async def test_logs_are_filtered_by_metadata_user_model_provider_and_failure(config: Config, arguments: tuple[str, ...], count: int) -> None:
     assert len(await printed(print_calls, config, *arguments)) == count
 
 
-async def test_metadata_without_a_value_is_no_condition(config: Config) -> None:
+async def test_a_metadata_filter_without_a_value_is_refused(config: Config) -> None:
     with pytest.raises(NoAnswer, match="--metadata must be NAME=VALUE, not 'team'"):
         await printed(print_calls, config, "--metadata", "team")
 
 
-async def test_logs_as_csv_are_a_line_a_call(config: Config) -> None:
+async def test_logs_as_csv_have_one_row_per_call(config: Config) -> None:
     found = list(csv.DictReader(await printed(print_calls, config, "--csv")))
     assert [row["estimated"] for row in found] == ["", "true", "", "", ""]
     assert [row["cost_usd"] for row in found] == ["12.3456789", "0.00005", "", "0", ""]
@@ -179,22 +179,22 @@ async def test_logs_as_csv_are_a_line_a_call(config: Config) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "-5", "=cmd|' /C calc'!A0"])
-def test_a_text_that_a_spreadsheet_would_run_is_made_harmless(text: str) -> None:
+def test_a_text_that_a_spreadsheet_would_evaluate_is_quoted(text: str) -> None:
     ((cell, number),) = csv.reader([csv_rows.row([text, -5])])
-    assert cell.startswith("'") and number == "-5", "and a number is a number"
+    assert cell.startswith("'") and number == "-5", "numbers stay as they are"
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, 0, 10**15, 1.5])
-def test_a_number_stays_a_number(value: float) -> None:
+def test_a_number_is_not_quoted_in_csv(value: float) -> None:
     assert csv_rows.row([value]) == str(value)
 
 
-def test_texts_that_are_harmless_stay_as_they_are() -> None:
+def test_harmless_texts_are_not_changed_in_csv() -> None:
     given = ["growth", "a=b", "1-2", "", 'say "x"', "a,b", "caf\u00e9", "(none)"]
     assert next(csv.reader([csv_rows.row(given)])) == given
 
 
-async def test_csv_over_http_is_as_harmless(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_csv_over_http_quotes_formulas_too(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(b'{"model": "m", "choices": [{"message": {"content": "word"}}]}', "Content-Type: application/json"))
     relay = await start({"database": database_setting, "ledger": {"group_by": ["team"]}}, openai=provider(raw.url))
     body = {"model": "gpt-4o-mini", "messages": [], "user": "@ann"}
@@ -213,16 +213,16 @@ async def test_csv_over_http_is_as_harmless(start: StartRelay, raw: RawUpstream,
 
 
 @pytest.mark.programs
-def test_a_reader_that_has_enough_ends_a_command_quietly(tmp_path: Path) -> None:
-    """As `relay schema | head -1` does: no traceback, no message at exit, and success."""
+def test_a_closed_pipe_ends_a_command_without_a_message(tmp_path: Path) -> None:
+    """As in `relay schema | head -1`: no traceback, no message at exit, and exit code 0."""
     reading, writing = os.pipe()
     os.close(reading)
-    ran = subprocess.run([sys.executable, "-m", "relay", "schema"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    completed = subprocess.run([sys.executable, "-m", "relay", "schema"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=60)
     os.close(writing)
-    assert (ran.returncode, ran.stderr) == (OK, b"")
+    assert (completed.returncode, completed.stderr) == (OK, b"")
 
 
-def test_a_reader_that_leaves_within_a_report_ends_it_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_closes_during_a_report_ends_it_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(tmp_path, {"database": str(tmp_path / "relay.db"), "providers": {}})
     reading, writing = os.pipe()
     os.close(reading)

@@ -1,4 +1,4 @@
-"""The Python client: against a relay on a port, and with a relay in its own process."""
+"""The Python client: with a relay on a port, and with a relay in its own process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def relay(start: StartRelay, vendors: Vendors) -> Relay:
 
 @pytest.fixture(params=["port", "in-process"])
 async def gateway(request: pytest.FixtureRequest, relay: Relay, vendors: Vendors, tmp_path: Path) -> AsyncIterator[AIGateway]:
-    """The same client either way."""
+    """A client of a relay on a port, or of a relay in this process."""
     if request.param == "port":
         made = AIGateway(relay.url)
     else:
@@ -52,7 +52,7 @@ async def gateway(request: pytest.FixtureRequest, relay: Relay, vendors: Vendors
         yield made
 
 
-async def test_a_call_gives_status_headers_and_body(gateway: AIGateway, vendors: Vendors) -> None:
+async def test_a_call_returns_status_headers_and_body(gateway: AIGateway, vendors: Vendors) -> None:
     answer = await gateway.request(
         provider="openai", endpoint="chat/completions", data=CHAT, headers={"OpenAI-Beta": "assistants=v1"}
     )
@@ -63,33 +63,33 @@ async def test_a_call_gives_status_headers_and_body(gateway: AIGateway, vendors:
     assert (seen.header("OpenAI-Beta"), seen.header("Content-Type")) == ("assistants=v1", "application/json")
 
 
-async def test_without_data_it_is_a_get_and_the_query_is_added(gateway: AIGateway, vendors: Vendors) -> None:
+async def test_a_call_without_data_is_a_get_with_the_query(gateway: AIGateway, vendors: Vendors) -> None:
     answer = await gateway.request(provider="openai", endpoint="models?limit=2", query={"after": "a b"})
     assert answer.json()["object"] == "list"
     [seen] = vendors.seen("openai")
     assert (seen.method, seen.target) == ("GET", "/v1/models?limit=2&after=a+b")
 
 
-async def test_a_form_is_sent_as_one(gateway: AIGateway, vendors: Vendors) -> None:
+async def test_form_data_is_sent_as_a_form(gateway: AIGateway, vendors: Vendors) -> None:
     form = aiohttp.FormData({"purpose": "batch"})
     form.add_field("file", b"content", filename="f.txt")
     assert (await gateway.request(provider="openai", endpoint="files", data=form)).json()["id"] == "file-1"
     assert b'filename="f.txt"' in vendors.seen("openai")[0].body
 
 
-async def test_a_stream_gives_events(gateway: AIGateway) -> None:
+async def test_a_stream_yields_events(gateway: AIGateway) -> None:
     events = [event async for event in gateway.stream(provider="openai", endpoint="chat/completions", data=CHAT | {"stream": True})]
     assert events[-1].data == "[DONE]"
     assert "".join(event.json()["choices"][0]["delta"]["content"] for event in events[:-1]) == "Hello wörld"
 
 
-async def test_a_stream_of_bytes_gives_chunks(gateway: AIGateway) -> None:
+async def test_a_stream_of_bytes_yields_chunks(gateway: AIGateway) -> None:
     async with gateway.stream(provider="openai", endpoint="audio/speech", data={"model": "tts-1", "input": "hi"}) as speech:
         assert speech.status == 200 and speech.headers["Content-Type"] == "audio/mpeg"
         assert sum([len(piece) async for piece in speech]) == 16384
 
 
-async def test_events_come_as_they_are_sent(start: StartRelay, raw: RawUpstream) -> None:
+async def test_each_event_arrives_when_it_is_sent(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(3)
     raw.plays(*steps)
     relay = await start(openai=provider(raw.url))
@@ -102,7 +102,7 @@ async def test_events_come_as_they_are_sent(start: StartRelay, raw: RawUpstream)
                 gates[number + 1].set()
 
 
-async def test_a_session_speaks_json_text_and_bytes(gateway: AIGateway) -> None:
+async def test_a_session_sends_and_receives_json_text_and_bytes(gateway: AIGateway) -> None:
     async with asyncio.timeout(HANG_GUARD_S), gateway.connect(provider="openai") as session:
         assert (await session.receive())["session"]["model"] == "gpt-realtime-2.1"
         await session.send({"type": "response.create"})
@@ -116,7 +116,7 @@ async def test_a_session_speaks_json_text_and_bytes(gateway: AIGateway) -> None:
         assert await session.receive() == "plain text"
 
 
-async def test_a_session_may_be_awaited_and_closed_by_hand(gateway: AIGateway, vendors: Vendors) -> None:
+async def test_a_session_can_be_awaited_and_closed_explicitly(gateway: AIGateway, vendors: Vendors) -> None:
     session = await gateway.connect(provider="openai", endpoint="realtime/echo", protocols=("one",))
     assert session.protocol is None or session.protocol == "one"
     await session.close(4001, "enough")
@@ -125,10 +125,10 @@ async def test_a_session_may_be_awaited_and_closed_by_hand(gateway: AIGateway, v
     assert seen.close_code == 4001
 
 
-# Failures -------------------------------------------------------------------------------------------
+# Failures -----------------------------------------------------------------------------------------
 
 
-async def test_a_providers_own_error_is_an_answer(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_error_of_the_provider_is_a_response(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b'{"error": {"message": "no such model", "code": "model_not_found"}}', status="404 Not Found"))
     relay = await start(openai=provider(raw.url))
     async with AIGateway(relay.url) as gateway:
@@ -141,7 +141,7 @@ async def test_a_providers_own_error_is_an_answer(start: StartRelay, raw: RawUps
             await anext(aiter(gateway.stream(provider="openai", endpoint="x", data={})))
 
 
-async def test_refusals_are_typed_by_whose_they_are(gateway: AIGateway) -> None:
+async def test_a_refusal_of_the_relay_raises_request_refused(gateway: AIGateway) -> None:
     with pytest.raises(RequestRefused, match="no provider named 'opanai'") as refused:
         await gateway.request(provider="opanai", endpoint="x")
     assert (refused.value.code, refused.value.status, refused.value.source) == ("unknown_provider", 404, "relay")
@@ -151,7 +151,7 @@ async def test_refusals_are_typed_by_whose_they_are(gateway: AIGateway) -> None:
     assert refused.value.code == "unknown_provider"
 
 
-async def test_what_is_not_configured_or_not_reachable_is_said(start: StartRelay) -> None:
+async def test_a_missing_key_and_an_unreachable_provider_raise_different_errors(start: StartRelay) -> None:
     relay = await start(openai=provider("http://127.0.0.1:9"), other=provider("http://127.0.0.1:9", "NOT_SET_KEY"))
     async with AIGateway(relay.url) as gateway:
         with pytest.raises(RelayFailed, match="NOT_SET_KEY"):
@@ -161,7 +161,7 @@ async def test_what_is_not_configured_or_not_reachable_is_said(start: StartRelay
         assert failed.value.code == "upstream_unreachable"
 
 
-async def test_no_relay_is_said_plainly() -> None:
+async def test_an_unreachable_relay_raises_relay_unreachable() -> None:
     async with AIGateway("http://127.0.0.1:9") as gateway:
         with pytest.raises(RelayUnreachable):
             await gateway.request(provider="openai", endpoint="x")
@@ -171,7 +171,7 @@ async def test_no_relay_is_said_plainly() -> None:
             await anext(aiter(gateway.stream(provider="openai", endpoint="x")))
 
 
-async def test_a_stream_that_is_cut_is_not_taken_for_whole(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_truncated_stream_raises(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\ndata: ha"), "close")
     relay = await start(openai=provider(raw.url))
     async with AIGateway(relay.url) as gateway:
@@ -192,17 +192,17 @@ async def test_a_close_by_the_relay_is_raised_with_its_reason(relay: Relay) -> N
         assert (closed.value.code, closed.value.status) == ("restarting", 1012)
 
 
-# Life -----------------------------------------------------------------------------------------------
+# Start and end ------------------------------------------------------------------------------------
 
 
-async def test_the_ready_made_client_goes_where_relay_url_says(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_default_client_uses_relay_url(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     for url in (relay.url, f"{relay.url}/", f"{relay.url}/api/v1/ai-gateway"):
         monkeypatch.setenv("RELAY_URL", url)
         assert (await aiGateway.request(provider="openai", endpoint="models")).ok
     await aiGateway.close()
 
 
-def test_it_serves_one_event_loop_after_another(tmp_path: Path) -> None:
+def test_a_client_can_be_used_again_in_another_event_loop(tmp_path: Path) -> None:
     write_config(tmp_path, {"demo": {"enabled": True}, "providers": {}})
     gateway = AIGateway.from_config(tmp_path / "gateway.yaml")
 
@@ -214,7 +214,7 @@ def test_it_serves_one_event_loop_after_another(tmp_path: Path) -> None:
     assert asyncio.run(once()) == "chat.completion"
 
 
-async def test_in_process_the_demo_answers_and_nothing_is_left(tmp_path: Path) -> None:
+async def test_in_process_the_demo_responds_and_no_task_is_left(tmp_path: Path) -> None:
     write_config(tmp_path, {"demo": {"enabled": True}, "providers": {}})
     async with AIGateway.from_config(tmp_path / "gateway.yaml") as gateway:
         events = [event async for event in gateway.stream(provider="demo", endpoint="chat/completions", data=CHAT | {"stream": True})]
@@ -223,7 +223,7 @@ async def test_in_process_the_demo_answers_and_nothing_is_left(tmp_path: Path) -
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
-def test_a_bad_file_is_refused_when_it_is_made(tmp_path: Path) -> None:
+def test_a_bad_configuration_is_refused_when_the_client_is_created(tmp_path: Path) -> None:
     write_config(tmp_path, {"servr": {}})
     with pytest.raises(ConfigError, match="server"):
         AIGateway.from_config(tmp_path / "gateway.yaml")
@@ -234,7 +234,7 @@ EVENTS = [Event("one\ntwo"), Event("x", "named", "7"), Event("", id="7")]
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=6))
-def test_events_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
+def test_events_do_not_depend_on_the_chunk_boundaries(cuts: list[int]) -> None:
     parser, at, found = EventParser(), 0, []
     for end in [*sorted(cuts), len(STREAM)]:
         found += parser.feed(STREAM[at:end])
@@ -244,8 +244,8 @@ def test_events_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
 @pytest.mark.parametrize("between", [True, False])
-async def test_a_providers_header_is_not_taken_for_the_relays(start: StartRelay, raw: RawUpstream, status: str, between: bool) -> None:
-    """Through the relay it does not come down; from anything else it does not count."""
+async def test_an_error_header_of_the_provider_is_not_taken_for_the_relays(start: StartRelay, raw: RawUpstream, status: str, between: bool) -> None:
+    """The relay strips the header; in a response that is not from a relay it is ignored."""
     raw.plays(ok(b"{}", "x-relay-error: rate_limited", status=status))
     relay = await start(openai=provider(raw.url))
     async with AIGateway(relay.url if between else raw.url) as gateway:
