@@ -1,4 +1,4 @@
-"""The examples that users have in their pages, as they wrote them, in a real Chromium through nginx."""
+"""Examples from the pages of users, unchanged, in a real Chromium through nginx."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stage:
 
 @pytest.fixture
 async def stage(start: StartRelay, vendors: Vendors, nginx: Nginx) -> AsyncIterator[Stage]:
-    """A page on nginx's static root, with the client beside it, and the relay under /api/."""
+    """A page that nginx serves with the client script, and the relay under /api/."""
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": vendors.entries()})
     (nginx.root / "utils").mkdir()
     shutil.copy(ROOT / "web/AIGatewayClient.js", nginx.root / "utils")
@@ -39,15 +39,15 @@ async def stage(start: StartRelay, vendors: Vendors, nginx: Nginx) -> AsyncItera
         yield Stage(page, relay, vendors)
 
 
-def _check(stage: Stage) -> None:
-    """The provider got the relay's key, whatever the page sent, and nothing that tells of the browser's page."""
+def _check_requests(stage: Stage) -> None:
+    """Check that the provider got the key of the relay, and no header that identifies the page."""
     for seen in stage.vendors.seen("openai"):
         assert seen.header("Authorization") == f"Bearer {KEYS['OPENAI_API_KEY']}"
         assert CLIENT_KEY not in f"{seen.target} {seen.headers}"
         assert not {"origin", "referer", "cookie"} & seen.names
 
 
-async def test_the_plain_fetch(stage: Stage) -> None:
+async def test_the_fetch_example(stage: Stage) -> None:
     text = await stage.page.evaluate(
         """async () => {
           const response = await fetch('/api/v1/ai-gateway/providers/openai/chat/completions', {
@@ -59,7 +59,7 @@ async def test_the_plain_fetch(stage: Stage) -> None:
         }"""
     )
     assert text == "Hello wörld"
-    _check(stage)
+    _check_requests(stage)
 
 
 async def test_the_websocket_example(stage: Stage) -> None:
@@ -80,7 +80,7 @@ async def test_the_websocket_example(stage: Stage) -> None:
     [seen] = stage.vendors.seen("openai")
     assert seen.target == "/v1/realtime?model=gpt-realtime-2.1"
     assert seen.messages == [{"type": "response.create", "response": {"output_modalities": ["text"], "instructions": "Say hello."}}]
-    _check(stage)
+    _check_requests(stage)
 
 
 async def test_the_custom_header_example(stage: Stage) -> None:
@@ -98,12 +98,12 @@ async def test_the_custom_header_example(stage: Stage) -> None:
     assert status == [200, "chat.completion", 36]
     [seen] = stage.vendors.seen("openai")
     assert seen.header("OpenAI-Beta") == "assistants=v1"
-    _check(stage)
+    _check_requests(stage)
 
 
 @pytest.mark.parametrize("realtime", [["realtime"], []], ids=["with-realtime", "secrets-only"])
 async def test_two_secrets_as_subprotocols(stage: Stage, realtime: list[str]) -> None:
-    """What pages wrote for Cloudflare's gateway: both are taken out here, and the browser gets one it accepts."""
+    """As pages wrote it for Cloudflare: the relay strips both and accepts one that was offered."""
     session: dict[str, Any] = await stage.page.evaluate(
         """([key, protocols]) => new Promise((resolve, reject) => {
           const url = `ws://${location.host}/api/v1/ai-gateway/ws/openai?model=gpt-realtime`;
@@ -117,10 +117,10 @@ async def test_two_secrets_as_subprotocols(stage: Stage, realtime: list[str]) ->
     assert session["protocol"] == (realtime or [f"openai-insecure-api-key.{CLIENT_KEY}"])[0]
     [seen] = stage.vendors.seen("openai")
     assert seen.header("Sec-WebSocket-Protocol") in ("realtime", None)
-    _check(stage)
+    _check_requests(stage)
 
 
-async def test_a_stream_in_a_page_comes_event_by_event(stage: Stage) -> None:
+async def test_a_page_receives_each_event_of_a_stream_at_once(stage: Stage) -> None:
     text = await stage.page.evaluate(
         """async () => {
           const { aiGateway } = await import('/utils/AIGatewayClient.js');
@@ -133,7 +133,7 @@ async def test_a_stream_in_a_page_comes_event_by_event(stage: Stage) -> None:
     assert text == "Hello wörld"
 
 
-async def test_a_page_of_another_origin_is_refused_and_told_so(stage: Stage) -> None:
+async def test_a_page_of_another_origin_is_refused_with_an_error(stage: Stage) -> None:
     message = await stage.page.evaluate(
         """async (url) => {
           const { createAIGatewayClient, createAIGateway } = await import('/utils/AIGatewayClient.js');

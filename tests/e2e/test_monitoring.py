@@ -1,4 +1,4 @@
-"""The alerts and the dashboard that ship: Prometheus takes them, and they are about metrics that there are."""
+"""The alerts and the dashboard that ship: Prometheus accepts them, and their metrics exist."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def dashboard_expressions() -> list[str]:
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
 
 
-def filled(expression: str) -> str:
-    """An expression of the dashboard as Grafana sends it, with every variable at `All`."""
+def with_variables(expression: str) -> str:
+    """An expression of the dashboard as Grafana sends it, with every variable set to `All`."""
     return expression.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$instance", ".*").replace("$provider", ".*")
 
 
@@ -46,12 +46,12 @@ def _promtool(*arguments: str, folder: Path) -> str:
     need("promtool")
     program = shutil.which("promtool")
     assert program is not None
-    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
-    return done.stdout + done.stderr + f"exit code {done.returncode}"
+    completed = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    return completed.stdout + completed.stderr + f"exit code {completed.returncode}"
 
 
 @pytest.mark.programs
-def test_prometheus_takes_the_alerts_and_each_fires_in_its_case_alone() -> None:
+def test_prometheus_accepts_the_alerts_and_each_fires_only_in_its_case() -> None:
     assert re.search(r"SUCCESS: \d+ rules found\s+exit code 0", _promtool("check", "rules", "alerts.yml", folder=FOLDER))
     assert re.search(r"SUCCESS\s+exit code 0", _promtool("test", "rules", "alerts_test.yml", folder=FOLDER))
 
@@ -66,7 +66,7 @@ def test_each_alert_has_a_case_and_a_runbook() -> None:
 
 @pytest.fixture
 async def exposition(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> Exposition:
-    """The metrics of a relay to which everything has happened that a metric counts."""
+    """The metrics of a relay after at least one event of each kind that a metric counts."""
     whole = ok(USAGE[:-1] + b', "choices": [{"finish_reason": "stop"}]}', "Content-Type: application/json")
     raw.plays(ok(b"{}", status="503 Busy"))
     raw.plays(ok(b"{}", status="503 Busy"))
@@ -88,16 +88,19 @@ async def exposition(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> Exp
 
 
 def _count_rare_calls(metrics: Metrics) -> None:
-    """A spoken session whose usage has no price, and a call that the cache answered for a paid one."""
-    spoken = Record("1", "websocket", "native", "GET", "cartesia", "tts", 500, "failed", 9.0, 1, 1, "127.0.0.1", via="direct", usage=Usage(characters=5, audio_ms=900))
-    spoken.turns, spoken.interruptions = (Turn(300.0, 0.1, 500.0, "audio", True),), 1
+    """Count a voice session without a price, a paid call, and a cache hit that saves its cost."""
+    voice = Record("1", "websocket", "native", "GET", "cartesia", "tts", 500, "failed", 9.0, 1, 1, "127.0.0.1", via="direct", usage=Usage(characters=5, audio_ms=900))
+    voice.turns, voice.interruptions = (Turn(300.0, 0.1, 500.0, "audio", True),), 1
     paid = Record("2", "rest", "native", "POST", "openai", "chat/completions", 200, "relayed", 9.0, 1, 1, "127.0.0.1", via="direct", cost_nano_usd=9)
     cached = Record("3", "rest", "native", "POST", "openai", "chat/completions", 200, "cached", 9.0, 1, 1, "127.0.0.1", via="direct", saved_nano_usd=9)
-    metrics.count([spoken, paid, cached], by_key([spoken, paid, cached]))
+    metrics.count([voice, paid, cached], by_key([voice, paid, cached]))
 
 
 def _labels_of(expression: str) -> list[tuple[set[str], set[str]]]:
-    """(metrics, labels) that must fit each other: of each selector, and of the whole expression with its `by` and `on`."""
+    """Pairs of metrics and the labels that they must have.
+
+    One pair for each selector, and one for each `by` and `on` of the whole expression.
+    """
     found = []
     for name, matchers in re.findall(r"\b((?:relay|process)_\w+)(?:\{([^}]*)\})?", expression):
         found.append(({name}, set(re.findall(r"(\w+)=", matchers))))
@@ -107,14 +110,14 @@ def _labels_of(expression: str) -> list[tuple[set[str], set[str]]]:
     return found
 
 
-async def test_every_expression_is_about_metrics_and_labels_that_there_are(exposition: Exposition) -> None:
+async def test_every_expression_uses_existing_metrics_and_labels(exposition: Exposition) -> None:
     expressions = [*(rule["expr"] for rule in ALERTS), *dashboard_expressions(), *(variable["definition"] for variable in DASHBOARD["templating"]["list"][1:])]
     assert len(expressions) > 60
     for expression in expressions:
         for names, labels in _labels_of(expression):
             assert names <= exposition.keys(), expression
-            there = {label for name in names for of_sample, _ in exposition[name] for label in of_sample}
-            assert labels <= there | OF_PROMETHEUS, expression
+            existing = {label for name in names for of_sample, _ in exposition[name] for label in of_sample}
+            assert labels <= existing | OF_PROMETHEUS, expression
 
 
 async def test_every_metric_of_the_relay_is_on_the_dashboard(exposition: Exposition) -> None:
@@ -124,32 +127,35 @@ async def test_every_metric_of_the_relay_is_on_the_dashboard(exposition: Exposit
 
 
 def _case(exposition: Exposition) -> dict[str, Any]:
-    """A case for promtool: each sample as a series that grows by what it is; each expression, of which nothing is expected."""
+    """Make a case for promtool: each sample as a series, each expression with no result expected.
+
+    A counter grows by its value in each interval. promtool then prints each actual result.
+    """
     series = []
     for name, samples in exposition.items():
         for labels, value in samples:
             names = ",".join(f'{label}="{text}"' for label, text in {**labels, "job": "relay", "instance": "a"}.items())
             growing = name.endswith(("_total", "_bucket", "_sum", "_count"))
             series.append({"series": f"{name}{{{names}}}", "values": f"0+{value + 1}x70" if growing else f"{value}x70"})
-    expressions = [{"expr": filled(each), "eval_time": "65m", "exp_samples": []} for each in dashboard_expressions()]
+    expressions = [{"expr": with_variables(each), "eval_time": "65m", "exp_samples": []} for each in dashboard_expressions()]
     return {"evaluation_interval": "1m", "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": expressions}]}
 
 
 @pytest.mark.programs
-async def test_prometheus_has_something_to_show_in_every_panel(exposition: Exposition, tmp_path: Path) -> None:
+async def test_every_panel_has_data_in_prometheus(exposition: Exposition, tmp_path: Path) -> None:
     (tmp_path / "case.json").write_text(json.dumps(_case(exposition)))
     out = _promtool("test", "rules", "case.json", folder=tmp_path)
     with_data = [json.loads(f'"{each}"') for each in re.findall(r'expr: "((?:[^"\\]|\\.)*)", time: \S+\s+exp: nil\s+got: \S', out)]
-    assert [each for each in dashboard_expressions() if filled(each) not in with_data] == [], out[-3000:]
+    assert [each for each in dashboard_expressions() if with_variables(each) not in with_data] == [], out[-3000:]
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap_and_have_a_description() -> None:
     cells: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
-        taken = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not taken & cells and max(x for x, _ in taken) < 24, panel["title"]
-        cells |= taken
+        covered = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not covered & cells and max(x for x, _ in covered) < 24, panel["title"]
+        cells |= covered
         assert panel["type"] == "row" or panel["description"], panel["title"]
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))

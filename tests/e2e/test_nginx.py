@@ -1,4 +1,4 @@
-"""The real nginx in front: what it lets through is as safe, and as prompt, as without it."""
+"""The real nginx in front of the relay: calls are as safe and as prompt as without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.upstream.vendors import echo, vendor
 pytestmark = pytest.mark.programs
 
 
-async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+async def test_no_smuggling_payload_becomes_two_requests(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     direct_port = relay.port
@@ -38,11 +38,11 @@ async def test_no_payload_becomes_two_requests(start: StartRelay, raw: RawUpstre
         answer = await send_raw(relay, payload)
         status = int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/") else 400
         assert len(raw.arrived) <= 1, name
-        # 403: nginx makes the absolute form a plain one whose Host is then not ours.
+        # 403: nginx rewrites the absolute form to a request whose Host the relay does not know.
         assert status in (400, 403, 405, 414, 431, 501, 505) or (status == 200 and len(raw.arrived) == 1), (name, status)
 
 
-async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+async def test_each_event_passes_nginx_at_once(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     gates, steps = gated_events(10)
     raw.plays(*steps)
     relay = await start(openai=provider(raw.url))
@@ -53,7 +53,7 @@ async def test_each_event_passes_at_once(start: StartRelay, raw: RawUpstream, ng
             assert await answer.content.readany() == b"data: %d\n\n" % number
 
 
-async def test_a_cut_stream_is_cut_behind_nginx_too(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+async def test_a_truncated_stream_is_truncated_behind_nginx_too(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), "close")
     relay = await start(openai=provider(raw.url))
     url = await nginx.start(relay.port)
@@ -61,7 +61,7 @@ async def test_a_cut_stream_is_cut_behind_nginx_too(start: StartRelay, raw: RawU
         await relay.call("GET", f"{url}/api/v1/ai-gateway/providers/openai/sse")
 
 
-async def test_sockets_pass_with_their_close_codes(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
+async def test_websocket_messages_and_close_codes_pass_nginx(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     url = await nginx.start(relay.port)
@@ -79,8 +79,10 @@ async def test_sockets_pass_with_their_close_codes(start: StartRelay, aiohttp_se
 
 @asynccontextmanager
 async def _under_load(url: str) -> AsyncIterator[dict[int, int]]:
-    """Eight clients that POST a hundred times a second each; how often each status came. Without a pause they would
-    take the CPU from the relays that start meanwhile."""
+    """Run four clients that POST up to 100 times a second each. Yields the count of each status.
+
+    Without a pause they would take the CPU from the relays that start meanwhile.
+    """
     statuses: dict[int, int] = {}
     stop = asyncio.Event()
 
@@ -114,8 +116,8 @@ async def test_a_rolling_restart_of_two_workers_fails_no_call(tmp_path: Path, ra
     assert set(statuses) == {200}
 
 
-async def test_two_relays_on_handed_over_sockets_restart_in_turn_and_no_call_fails(tmp_path: Path, raw: RawUpstream, nginx: Nginx) -> None:
-    """As systemd does it with a .socket unit: connections wait in the queue while a relay restarts."""
+async def test_two_relays_with_passed_sockets_restart_in_turn_and_no_call_fails(tmp_path: Path, raw: RawUpstream, nginx: Nginx) -> None:
+    """As with a .socket unit of systemd: connections wait in the queue while a relay restarts."""
     raw.plays(ok(b"fine"))
     sockets = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
     folders = [tmp_path / f"relay{number}" for number in range(2)]
@@ -157,7 +159,7 @@ async def test_a_page_and_the_relay_share_an_origin(start: StartRelay, raw: RawU
     ["providers", "providers/", "providers/reload", "providers//reload", "keys", "logs?x=1", "usage", "sessions", "tickets", "ws/", "providers/openai/%2e%2e/reload", "providers/x/../reload", "%70roviders"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str, method: str) -> None:
+async def test_nginx_closes_the_management_api(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str, method: str) -> None:
     raw.plays(ok(b"fine"))
     relay = await start(openai=provider(raw.url))
     await nginx.start(relay.port)
@@ -166,7 +168,7 @@ async def test_management_is_closed_to_the_world(start: StartRelay, raw: RawUpst
     assert b'"providers"' not in answer and b"reloaded" not in answer and not raw.arrived
 
 
-async def test_healthz_is_the_relays_and_fails_while_the_relay_is_down(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+async def test_healthz_is_served_by_the_relay_and_fails_while_the_relay_is_down(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     relay = await start(openai=provider(raw.url))
     (nginx.root / "index.html").write_text("<title>app</title>")
     url = await nginx.start(relay.port)
@@ -178,7 +180,7 @@ async def test_healthz_is_the_relays_and_fails_while_the_relay_is_down(start: St
 
 
 @pytest.mark.parametrize("path", ["readyz", "version", "metrics"])
-async def test_what_the_relay_says_of_itself_is_closed_to_the_world(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str) -> None:
+async def test_nginx_closes_readiness_version_and_metrics(start: StartRelay, raw: RawUpstream, nginx: Nginx, path: str) -> None:
     relay = await start(openai=provider(raw.url))
     (nginx.root / "index.html").write_text("<title>app</title>")
     url = await nginx.start(relay.port)
@@ -192,7 +194,7 @@ async def test_no_query_string_is_logged(start: StartRelay, raw: RawUpstream, ng
     await relay.call("GET", f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query")
     await stop_relay(relay)
     async with aiohttp.ClientSession() as session, session.get(f"{url}/api/v1/ai-gateway/providers/openai/x?key=hidden-in-query") as answer:
-        assert answer.status == 502, "the relay is gone: nginx says so"
+        assert answer.status == 502, "nginx reports that the relay does not run"
     assert "GET /api/v1/ai-gateway/providers/openai/x" in nginx.logged
     assert "hidden-in-query" not in nginx.logged
 
@@ -220,7 +222,7 @@ async def test_an_upload_of_200_mb_streams_through(start: StartRelay, aiohttp_se
     assert relay.gateway.held_bytes == 0
 
 
-async def test_an_idle_socket_is_kept_alive_by_pings(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
+async def test_pings_keep_an_idle_websocket_open_through_nginx(start: StartRelay, aiohttp_server, nginx: Nginx) -> None:  # type: ignore[no-untyped-def]
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start({"websocket": {"ping_after_s": 0.5}}, openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     url = await nginx.start(relay.port)
@@ -232,7 +234,7 @@ async def test_an_idle_socket_is_kept_alive_by_pings(start: StartRelay, aiohttp_
         assert (await ws.receive(HANG_GUARD_S)).data == "still here"
 
 
-async def test_a_page_over_tls_is_answered_with_tls_urls(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+async def test_a_page_over_tls_gets_tls_urls(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(ok(b"{}", f"x-goog-upload-url: {raw.url}/upload?upload_id=1"))
     entry = provider(raw.url, "GOOGLE_AI_API_KEY", rewrite={"headers": ["x-goog-upload-url"]})
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": {"google": entry}})

@@ -1,4 +1,4 @@
-"""The official OpenAI SDK and curl, unmodified, directly and through Cloudflare's front."""
+"""The official OpenAI SDK and curl, unmodified, directly and through Cloudflare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ openai = Lazy("openai")
 
 @pytest.fixture(params=["", "/v1"], ids=["without-v1", "with-v1"])
 async def client(request: pytest.FixtureRequest, through: Through) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The SDK with and without the version in its base URL."""
+    """The SDK, with and without the version in its base URL."""
     base = through.relay.path("openai").rstrip("/") + request.param
     async with openai.AsyncOpenAI(api_key=CLIENT_KEY, base_url=base, max_retries=0) as made:
         yield made
@@ -30,11 +30,11 @@ async def test_chat(client: openai.AsyncOpenAI, through: Through) -> None:
     assert answer.choices[0].message.content == "Hello wörld"
     assert answer.usage is not None and answer.usage.total_tokens == OPENAI_CHAT_USAGE["total_tokens"]
     assert answer._request_id == ("req_upstream" if not through.front else None)
-    _credentials(through)
+    _check_credentials(through)
 
 
-def _credentials(through: Through) -> None:
-    """The provider got the relay's key, Cloudflare its own token, nobody the client's."""
+def _check_credentials(through: Through) -> None:
+    """Check that the provider and Cloudflare got the credentials of the relay, not the client's."""
     for seen in (*through.vendors.seen("openai"), *through.front):
         assert seen.header("Authorization") == f"Bearer {KEYS['OPENAI_API_KEY']}"
         assert CLIENT_KEY not in str(seen.headers)
@@ -75,7 +75,7 @@ async def test_realtime(client: openai.AsyncOpenAI, through: Through) -> None:
                 assert event.response.usage.total_tokens == OPENAI_REALTIME_USAGE["total_tokens"]
                 break
     assert "model=gpt-realtime" in through.vendors.seen("openai")[-1].target
-    _credentials(through)
+    _check_credentials(through)
 
 
 async def test_responses_over_a_websocket(client: openai.AsyncOpenAI) -> None:
@@ -86,7 +86,7 @@ async def test_responses_over_a_websocket(client: openai.AsyncOpenAI) -> None:
                 break
 
 
-async def test_an_error_is_the_sdks_own_exception(through: Through) -> None:
+async def test_an_error_raises_the_exception_of_the_sdk(through: Through) -> None:
     base = through.relay.path("opnai").rstrip("/")
     async with openai.AsyncOpenAI(api_key=CLIENT_KEY, base_url=base) as client:
         with pytest.raises(openai.NotFoundError) as caught:
@@ -104,9 +104,9 @@ async def test_curl_streams(through: Through) -> None:
     assert process.returncode == 0 and out.endswith(b"data: [DONE]\n\n")
 
 
-async def test_cloudflares_own_401_is_told_from_the_providers(through: Through) -> None:
+async def test_a_401_of_cloudflare_is_distinguished_from_one_of_the_provider(through: Through) -> None:
     if not through.front and "cloudflare" not in str(through.relay.gateway.registry.match_rest("openai", "x").target.via):
-        return await _direct_401(through)
+        return await _check_direct_401(through)
     broken = through.relay.gateway.registry.providers["openai"].rest.gateway_credential
     assert broken is not None
     object.__setattr__(broken, "value", "Bearer wrong")
@@ -116,12 +116,12 @@ async def test_cloudflares_own_401_is_told_from_the_providers(through: Through) 
     return None
 
 
-async def _direct_401(through: Through) -> None:
+async def _check_direct_401(through: Through) -> None:
     status, headers, _ = await through.relay.call("POST", through.relay.path("openai", "no/such/path"), json={})
     assert (status, headers["x-relay-error-source"]) == (404, "provider")
 
 
-async def test_cloudflares_headers_come_down_renamed_and_its_controls_go_up(through: Through) -> None:
+async def test_cloudflares_response_headers_are_renamed_and_its_request_headers_are_relayed(through: Through) -> None:
     _, headers, _ = await through.relay.call(
         "POST", through.relay.path("openai", "chat/completions"), json={"model": "m"}, headers={"cf-aig-collect-log": "true", "cf-aig-metadata": "{}"}
     )

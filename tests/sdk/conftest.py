@@ -1,4 +1,7 @@
-"""The relay as official SDKs meet it: plain and TLS, with the shipped nginx in front and without."""
+"""Run the relay for official SDKs: over HTTP and TLS, with and without the nginx site that ships.
+
+Owns also the check of the ledger rows after each test (tests/golden/sdk-rows.json).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ from tests.upstream.vendors import SEEN, Seen
 
 FAL_HOSTS = {"fal.run": "fal", "queue.fal.run": "fal-queue"}
 
-# Where each provider takes its credential, and what must stand there: the relay's, whatever the SDK sent.
+# The header in which each provider takes its credential, and the value that it must receive: the
+# credential of the relay, whatever the SDK sent.
 CREDENTIALS = {
     "openai": ("Authorization", f"Bearer {KEYS['OPENAI_API_KEY']}"),
     "anthropic": ("x-api-key", KEYS["ANTHROPIC_API_KEY"]),
@@ -46,7 +50,10 @@ CREDENTIALS = {
 
 @dataclass
 class Front:
-    """What an SDK is pointed at: `url` plain, `tls_url` for those that insist on TLS, trusted by `authority`."""
+    """The URLs that an SDK uses: `url` is plain HTTP, `tls_url` is for SDKs that require TLS.
+
+    `authority` is the certificate that an SDK must trust for `tls_url`.
+    """
 
     url: str
     tls_url: str
@@ -62,7 +69,7 @@ class Front:
         return found
 
     def check_credentials(self) -> None:
-        """Every provider got the relay's credential, and nothing of the client's."""
+        """Check that each provider got the credential of the relay and none of the client."""
         arrived = 0
         for name, (header, value) in CREDENTIALS.items():
             for seen in self.seen(name):
@@ -85,7 +92,7 @@ async def front(
     entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
     entries["fal"]["base_url"] = "https://fal.run"
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries, "database": str(tmp_path / "relay.db")})
-    _lead(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
+    _resolve_to_stand_ins(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     nginx = Nginx(tmp_path, authority) if request.param == "nginx" else None
@@ -112,8 +119,10 @@ ROWS = Path(__file__).parent.parent / "golden/sdk-rows.json"
 
 
 async def check_rows(front: Front, request: pytest.FixtureRequest) -> None:
-    """Every flow of an SDK has left exactly the rows that tests/golden/sdk-rows.json says, with usage and cost; and every
-    call one."""
+    """Compare the rows of a test, with usage and cost, with tests/golden/sdk-rows.json.
+
+    Also checks that each call has exactly one row.
+    """
     found = await rows(front.relay)
     assert len({row["id"] for row in found}) == len(found)
     callspec = request.node.callspec.params
@@ -121,30 +130,30 @@ async def check_rows(front: Front, request: pytest.FixtureRequest) -> None:
     log.flush()
     assert len(found) == sum('"event":"exchange"' in line for line in front.relay.logged.lines)
     if request.node.path.name == "test_snippets.py":
-        return  # the examples of docs/sdks.md come and go
-    # How often a queue was asked how it stands is not the same each time.
-    told = [json.loads(text) for text in sorted({json.dumps(_told(row)) for row in found})]
+        return  # the examples of docs/sdks.md change too often for a golden file
+    # Equal rows count once: the number of status polls of a queue differs between runs.
+    stable = [json.loads(text) for text in sorted({json.dumps(_stable_fields(row)) for row in found})]
     golden: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     if os.environ.get("GOLDEN") == "write":
-        golden[name] = told
+        golden[name] = stable
         ROWS.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
-    assert golden.get(name) == told
+    assert golden.get(name) == stable
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """What of a row is the same each time. How long an agent's session lasted is not."""
+def _stable_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row that are equal in each run; the duration of an agent session is not."""
     usage = dict(row.get("usage") or {})
     if "convai" in row["endpoint"]:
         usage.pop("audio_ms", None)
     cost = row["cost_usd"]
-    # An SDK that has read [DONE] may leave before the stream's end has come.
+    # An SDK that has read [DONE] may disconnect before the end of the stream arrives.
     outcome = "answered" if row["outcome"] in ("relayed", "client_gone") else row["outcome"]
-    told = {"call": f"{row['method']} {row['provider']} {row.get('kind', 'other')} {row.get('model_answered') or row.get('model')}", "outcome": outcome, "usage": usage}
-    return told | {"cost_usd": None if cost is None else bytes(cost).decode()}
+    fields = {"call": f"{row['method']} {row['provider']} {row.get('kind', 'other')} {row.get('model_answered') or row.get('model')}", "outcome": outcome, "usage": usage}
+    return fields | {"cost_usd": None if cost is None else bytes(cost).decode()}
 
 
-class _Stage(aiohttp.abc.AbstractResolver):
-    """Names of real hosts lead to the stand-ins: an SDK that has them built in needs no change."""
+class _StandInResolver(aiohttp.abc.AbstractResolver):
+    """Resolves the names of real hosts to the stand-ins, for SDKs whose hosts are fixed."""
 
     def __init__(self, ports: dict[str, int]) -> None:
         self.ports = ports
@@ -153,15 +162,15 @@ class _Stage(aiohttp.abc.AbstractResolver):
         return [{"hostname": host, "host": "127.0.0.1", "port": self.ports[host], "family": socket.AF_INET, "proto": 0, "flags": socket.AI_NUMERICHOST}]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
-def _lead(relay: Relay, ports: dict[str, int], authority: trustme.CA) -> None:
+def _resolve_to_stand_ins(relay: Relay, ports: dict[str, int], authority: trustme.CA) -> None:
     connector = relay.gateway.upstream.rest.connector
     assert isinstance(connector, aiohttp.TCPConnector)
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
-    connector._ssl, connector._resolver = trusted, _Stage(ports)
+    connector._ssl, connector._resolver = trusted, _StandInResolver(ports)
 
 
 def _url(server: Any) -> str:

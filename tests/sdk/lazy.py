@@ -1,5 +1,6 @@
-"""Vendors' SDKs as modules that are imported with their first use: together they take seconds, and
-each test process collects every test module.
+"""Import the SDKs of vendors on first use.
+
+Their imports take seconds together, and each test process collects every test module.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from typing import Any
 
 
 class Lazy:
-    """Stands for a module."""
+    """A module that is imported when its first attribute is read."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # pytest asks every global of a test module for some such names
+        # pytest reads some private names of every global of a test module.
+        if name.startswith("_"):
             raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)

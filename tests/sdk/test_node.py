@@ -1,4 +1,4 @@
-"""The vendors' official Node SDKs, unmodified, through the relay; and an upstream that we did not write."""
+"""The official Node SDKs of vendors, unmodified, and the stand-in providers of aimock."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SDKS = {
 
 
 def need_packages(folder: Path) -> None:
-    """Skip, loudly, where Node or the packages are not installed; in CI, which installs them, fail instead."""
+    """Skip the test if Node or the packages are not installed. CI installs both."""
     need("node")
     if not (folder / "node_modules").is_dir():
         pytest.skip(f"npm ci was not run in {folder.name}: scripts/install-test-tools does")
 
 
 async def node(script: str, env: dict[str, str]) -> str:
-    """What a script prints; its failure is the test's."""
+    """Run a script. Returns what it prints; raises AssertionError if it fails."""
     return await output("node", str(NODE / script), env={"CLIENT_KEY": CLIENT_KEY} | env)
 
 
 @pytest.fixture
 def packages() -> None:
-    """Asked for before `front` is: that one looks at what a test has done."""
+    """Skip before `front` starts: it checks the calls of a test, and a skipped test makes none."""
     need_packages(NODE)
 
 
@@ -62,7 +62,7 @@ async def test_a_fal_queue_submitted_by_proxy_is_polled_through_the_relay(front:
     assert not any("x-fal-target-url" in seen.names for seen in front.seen("fal-queue"))
 
 
-# @copilotkit/aimock --------------------------------------------------------------------------------
+# @copilotkit/aimock -----------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[pytest.param("bare", marks=pytest.mark.soak), "nginx"])
@@ -120,7 +120,7 @@ async def test_aimock_realtime(aimock: tuple[Relay, str]) -> None:
 
 
 async def test_aimock_gemini_live(aimock: tuple[Relay, str]) -> None:
-    """Its Python SDK would insist on wss://; a plain socket speaks the same messages."""
+    """The Python SDK requires wss://, so the test sends the same messages without it."""
     relay, base = aimock
     path = "ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
     async with asyncio.timeout(HANG_GUARD_S), relay.client.ws_connect(f"{base}/google-ai-studio/{path}") as socket:

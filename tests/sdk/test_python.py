@@ -1,4 +1,4 @@
-"""The vendors' official Python SDKs, unmodified, through the relay."""
+"""The official Python SDKs of vendors, unmodified, through the relay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(autouse=True)
 async def the_relays_credentials(front: Front):  # type: ignore[no-untyped-def]
-    """After every test here: the providers got the relay's keys, and none of the client's."""
+    """Check after each test that the providers got the keys of the relay and none of the client."""
     yield
     front.check_credentials()
 
@@ -99,11 +99,11 @@ async def test_google_resumable_upload_stays_on_the_relay(front: Front, tmp_path
     started, *pieces = front.seen("google-ai-studio")
     assert started.header("X-Goog-Upload-Command") == "start"
     assert b"".join(seen.body for seen in pieces) == content
-    assert all(seen.header("x-goog-api-key") for seen in pieces), "the bytes came through the relay, which put its key in"
+    assert all(seen.header("x-goog-api-key") for seen in pieces), "the upload goes through the relay, which adds its key"
 
 
 async def test_google_live_over_tls(front: Front) -> None:
-    """It opens wss:// whatever its base URL says."""
+    """The SDK uses wss:// whatever the scheme of its base URL is."""
     client = _genai(front, tls=True)
     async with asyncio.timeout(HANG_GUARD_S), client.aio.live.connect(model="gemini-live", config={"response_modalities": ["TEXT"]}) as session:  # type: ignore[arg-type]
         await session.send_client_content(turns=types.Content(role="user", parts=[types.Part(text="hi")]))
@@ -127,7 +127,7 @@ async def test_elevenlabs_speech_stream(front: Front) -> None:
 
 
 async def test_elevenlabs_stream_input_over_tls(front: Front) -> None:
-    """It opens wss:// whatever its base URL says."""
+    """The SDK uses wss:// whatever the scheme of its base URL is."""
     client = _elevenlabs(front)
     audio = await asyncio.to_thread(lambda: b"".join(client.text_to_speech.convert_realtime("voice", text=iter(["Hello there. "]), model_id="m")))
     assert AUDIO in audio
@@ -157,7 +157,7 @@ def _silent() -> Any:
 
 @pytest.mark.parametrize("requires_auth", [False, True], ids=["public", "signed-url"])
 async def test_elevenlabs_agent(front: Front, requires_auth: bool) -> None:
-    """With a signed URL too: it comes back as the relay's, so that the session does not bypass it."""
+    """A signed URL is rewritten to one of the relay, so that the session does not bypass it."""
     heard: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     conversation = conversational_ai.Conversation(
@@ -188,7 +188,7 @@ async def test_cartesia_bytes_and_sse(front: Front) -> None:
 
 @pytest.mark.parametrize("plain", [True, False], ids=["websocket_base_url", "wss"])
 async def test_cartesia_websocket(front: Front, plain: bool) -> None:
-    """It opens wss:// unless told a `websocket_base_url`."""
+    """The SDK uses wss:// unless `websocket_base_url` is set."""
     websocket = {"websocket_base_url": front.base("cartesia").replace("http", "ws", 1)} if plain else {}
     async with cartesia.AsyncCartesia(api_key=CLIENT_KEY, base_url=front.base("cartesia", tls=not plain), **websocket) as client:  # type: ignore[arg-type]
         async with asyncio.timeout(HANG_GUARD_S), client.tts.websocket_connect() as connection:
@@ -240,7 +240,7 @@ print(type(handle.status()).__name__, handle.get()["images"][0]["url"])
 
 
 async def test_fal_run_stream_submit_and_result(front: Front) -> None:
-    """Its hosts are read from the environment when it is imported, and are https:// always."""
+    """The SDK reads its hosts from the environment at import, and always uses https://."""
     base = front.base("fal", tls=True).removeprefix("https://")
     env = {"FAL_RUN_HOST": base, "FAL_QUEUE_RUN_HOST": f"{base}/queue", "SSL_CERT_FILE": str(front.authority), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", FAL], capture_output=True, text=True, env=env, timeout=60)

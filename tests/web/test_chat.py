@@ -55,26 +55,26 @@ print("a line that is much wider than any phone is, so that the block scrolls in
 
 @dataclass
 class Model:
-    """What the provider answers, and what it was asked."""
+    """The responses of the provider, and the requests that it received."""
 
-    says: tuple[str, ...] = WORDS
+    words: tuple[str, ...] = WORDS
     fails: int = 0
-    """Calls that are refused before one is answered."""
+    """The number of calls that fail before one succeeds."""
     status: int = 503
-    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set: answers are written to their end; else they stop after their first word."""
+    continues: asyncio.Event = field(default_factory=asyncio.Event)
+    """If set, responses are complete; else they stop after their first word."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     end: bytes = b"data: [DONE]\n\n"
     drop: bool = False
-    """The next realtime answer ends with the connection."""
-    asked: list[Any] = field(default_factory=list)
+    """If set, the next realtime response ends with a lost connection."""
+    requests: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.goes_on.set()
+        self.continues.set()
 
 
 class Upstream:
-    """A provider of chat completions and Realtime that answers as `model` says."""
+    """A provider of chat completions and Realtime that responds as `model` is set."""
 
     model: Model
 
@@ -86,7 +86,7 @@ class Upstream:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         model = self.model
-        model.asked.append(await request.json())
+        model.requests.append(await request.json())
         if model.fails:
             model.fails -= 1
             error = {"message": "The model is overloaded."}
@@ -94,10 +94,10 @@ class Upstream:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
         try:
-            for word in model.says:
+            for word in model.words:
                 choice = {"index": 0, "delta": {"content": word}}
                 await answer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
-                await model.goes_on.wait()
+                await model.continues.wait()
         except (asyncio.CancelledError, ConnectionError):
             model.cancelled.set()
             raise
@@ -112,7 +112,7 @@ class Upstream:
         answers = []
         async for message in socket:
             event = json.loads(message.data)
-            model.asked.append(event)
+            model.requests.append(event)
             if event["type"] == "response.create":
                 answers.append(asyncio.ensure_future(self._respond(request, socket)))
         await asyncio.gather(*answers, return_exceptions=True)
@@ -126,14 +126,14 @@ class Upstream:
             assert request.transport is not None
             request.transport.abort()  # type: ignore[attr-defined]
             return
-        await model.goes_on.wait()
+        await model.continues.wait()
         await socket.send_json({"type": "response.output_text.delta", "delta": "answer."})
         await socket.send_json({"type": "response.done", "response": {"status": "completed"}})
 
 
 @dataclass
 class Site:
-    """The example app behind nginx, beside a relay whose provider `demo` is `upstream`."""
+    """The example app behind nginx, with a relay whose provider `demo` is `upstream`."""
 
     url: str
     browser: Browser
@@ -148,7 +148,7 @@ REACTS = ["19", pytest.param("18", marks=pytest.mark.soak)]
 
 @pytest.fixture(scope="module", params=REACTS, ids=["react-19", "react-18"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example app, built once with each React."""
+    """Build the example app, once with each version of React."""
     need_packages(WEB)
     folder = tmp_path_factory.mktemp("built") / "app"
     command = ("../../node_modules/.bin/vite", "build", "--outDir", str(folder), "--emptyOutDir")
@@ -176,59 +176,59 @@ async def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def chat(site: Site, request: pytest.FixtureRequest) -> AsyncIterator[Chat]:
-    """A fresh page; a parameter is how the browser presents itself."""
+    """A new page; a parameter sets options of the browser, such as its viewport."""
     site.upstream.model = Model()
     context = await site.browser.new_context(base_url=site.url, **getattr(request, "param", {}))
     page = await context.new_page()
     page.set_default_timeout(TIMEOUT_MS)
     await page.goto("/")
     yield page, site.upstream.model
-    site.upstream.model.goes_on.set()
+    site.upstream.model.continues.set()
     await context.close()
 
 
-async def _say(page: Page, text: str) -> None:
+async def _send_text(page: Page, text: str) -> None:
     await page.get_by_label("Message").fill(text)
     await page.keyboard.press("Enter")
 
 
-async def _answered(page: Page, count: int = 1) -> None:
-    """Wait for the last of `count` answers."""
+async def _wait_for_answers(page: Page, count: int = 1) -> None:
+    """Wait until `count` answers are complete."""
     done = page.locator(".aigw-assistant[data-state=done]")
     await playwright.expect(done).to_have_count(count)
 
 
-async def _asked(model: Model, count: int) -> list[Any]:
+async def _requests(model: Model, count: int) -> list[Any]:
     async with asyncio.timeout(HANG_GUARD_S):
-        while len(model.asked) < count:
+        while len(model.requests) < count:
             await asyncio.sleep(0.005)
-    return model.asked
+    return model.requests
 
 
-async def test_a_chat_streams_and_remembers(chat: Chat) -> None:
+async def test_a_chat_streams_and_sends_its_history(chat: Chat) -> None:
     page, model = chat
-    model.goes_on.clear()
-    await _say(page, "hi")
+    model.continues.clear()
+    await _send_text(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
     await playwright.expect(page.get_by_role("log")).not_to_contain_text("the model.")
-    model.goes_on.set()
+    model.continues.set()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
-    await _say(page, "and again")
-    await _answered(page, 2)
-    assert [message["role"] for message in model.asked[1]["messages"]] == [
+    await _send_text(page, "and again")
+    await _wait_for_answers(page, 2)
+    assert [message["role"] for message in model.requests[1]["messages"]] == [
         "user",
         "assistant",
         "user",
     ]
 
 
-async def test_an_example_of_the_greeting_asks_it_and_the_greeting_is_gone(chat: Chat) -> None:
+async def test_an_example_of_the_greeting_is_sent_and_the_greeting_disappears(chat: Chat) -> None:
     page, model = chat
     await playwright.expect(page.get_by_text("How can I help?")).to_be_visible()
     await page.get_by_role("button", name="Compare REST and WebSocket").click()
-    await _answered(page)
+    await _wait_for_answers(page)
     await playwright.expect(page.get_by_text("How can I help?")).to_have_count(0)
-    assert model.asked[0]["messages"] == [
+    assert model.requests[0]["messages"] == [
         {"role": "user", "content": "Compare REST and WebSocket in a table."}
     ]
     await page.get_by_role("button", name="New chat").click()
@@ -236,29 +236,29 @@ async def test_an_example_of_the_greeting_asks_it_and_the_greeting_is_gone(chat:
     await playwright.expect(page.get_by_role("article")).to_have_count(0)
 
 
-async def test_stop_ends_the_call_and_retry_asks_again(chat: Chat) -> None:
+async def test_stop_ends_the_call_and_retry_sends_it_again(chat: Chat) -> None:
     page, model = chat
-    model.goes_on.clear()
-    await _say(page, "hi")
+    model.continues.clear()
+    await _send_text(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello")
     await page.keyboard.press("Escape")
     await playwright.expect(page.get_by_text("Stopped.")).to_be_visible()
     await asyncio.wait_for(model.cancelled.wait(), 15)
-    model.goes_on.set()
+    model.continues.set()
     await page.get_by_role("button", name="Retry").click()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
     await playwright.expect(page.get_by_role("article")).to_have_count(2)
 
 
-async def test_an_error_is_shown_nothing_typed_is_lost_and_retry_works(chat: Chat) -> None:
+async def test_an_error_is_shown_the_typed_text_is_kept_and_retry_works(chat: Chat) -> None:
     page, model = chat
     model.fails = 1
-    await _say(page, "a precious question")
+    await _send_text(page, "a precious question")
     await playwright.expect(page.get_by_role("alert")).to_contain_text("The model is overloaded.")
     await playwright.expect(page.get_by_role("log")).to_contain_text("a precious question")
     await page.get_by_role("button", name="Retry").click()
     await playwright.expect(page.get_by_role("log")).to_contain_text("Hello from the model.")
-    assert [asked["messages"][-1]["content"] for asked in model.asked] == [
+    assert [request["messages"][-1]["content"] for request in model.requests] == [
         "a precious question"
     ] * 2
 
@@ -275,7 +275,7 @@ async def test_an_error_says_what_to_do(chat: Chat) -> None:
         await page.goto(f"/{query}")
         if not status:
             await page.route("**/api/**", lambda route: route.abort())
-        await _say(page, "hi")
+        await _send_text(page, "hi")
         await playwright.expect(page.get_by_role("alert")).to_contain_text(advice)
         await playwright.expect(page.get_by_label("Message")).to_be_focused()
 
@@ -283,61 +283,61 @@ async def test_an_error_says_what_to_do(chat: Chat) -> None:
 async def test_a_link_to_the_example_cannot_send_messages_to_another_host(chat: Chat) -> None:
     page, model = chat
     await page.goto("/?url=http://127.0.0.1:9&token=x&examples=x&model=linked")
-    await _say(page, "hi")
-    await _answered(page)
-    assert [asked["model"] for asked in model.asked] == ["linked"]
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
+    assert [asked["model"] for asked in model.requests] == ["linked"]
 
 
-async def test_an_answer_is_whole_with_a_finish_reason_and_failed_without_any_end(
+async def test_an_answer_is_complete_with_a_finish_reason_and_failed_without_an_end(
     chat: Chat,
 ) -> None:
     page, model = chat
     model.end = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
-    await _say(page, "hi")
-    await _answered(page)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
     model.end = b""
-    await _say(page, "and now?")
+    await _send_text(page, "and now?")
     await playwright.expect(page.get_by_role("alert")).to_contain_text("The answer ended early.")
     await playwright.expect(page.locator(".aigw-markdown").last).to_have_text("".join(WORDS))
 
 
-async def test_a_failed_answer_without_text_is_not_sent_to_the_model(chat: Chat) -> None:
+async def test_a_failed_answer_without_text_is_not_in_the_history(chat: Chat) -> None:
     page, model = chat
     model.fails = 1
-    await _say(page, "hi")
+    await _send_text(page, "hi")
     await playwright.expect(page.get_by_role("alert")).to_be_visible()
-    await _say(page, "hello?")
-    await _answered(page)
-    assert [message["content"] for message in model.asked[1]["messages"]] == ["hi", "hello?"]
+    await _send_text(page, "hello?")
+    await _wait_for_answers(page)
+    assert [message["content"] for message in model.requests[1]["messages"]] == ["hi", "hello?"]
 
 
-async def test_a_realtime_session_answers_reconnects_and_says_so(chat: Chat) -> None:
+async def test_a_realtime_session_answers_and_shows_that_it_reconnects(chat: Chat) -> None:
     page, model = chat
     await page.get_by_label("Realtime").check()
-    await _say(page, "hi")
+    await _send_text(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Live answer.")
     await playwright.expect(page.get_by_role("status")).to_have_text("Connected.")
-    assert model.asked[1] == {
+    assert model.requests[1] == {
         "type": "response.create",
         "response": {"output_modalities": ["text"]},
     }
     model.drop = True
-    await _say(page, "once more")
+    await _send_text(page, "once more")
     await playwright.expect(page.get_by_role("alert")).to_contain_text("connection was lost")
     await playwright.expect(page.get_by_role("status")).to_have_text("Connected again.")
-    model.asked.clear()
+    model.requests.clear()
     await page.get_by_role("button", name="Retry").click()
-    await _answered(page, 2)
-    items = [event["item"]["content"][0]["text"] for event in model.asked if "item" in event]
-    assert items == ["hi", "Live answer.", "once more"], "the provider's new session knows nothing"
+    await _wait_for_answers(page, 2)
+    items = [event["item"]["content"][0]["text"] for event in model.requests if "item" in event]
+    assert items == ["hi", "Live answer.", "once more"], "the new session of the provider has no history"
 
 
 async def test_the_conversation_continues_when_the_transport_changes(chat: Chat) -> None:
     page, model = chat
-    await _say(page, "hi")
-    await _answered(page)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
     await page.get_by_label("Realtime").check()
-    sent = (await _asked(model, 3))[1:]
+    sent = (await _requests(model, 3))[1:]
     assert [event["item"] for event in sent] == [
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
         {
@@ -346,16 +346,16 @@ async def test_the_conversation_continues_when_the_transport_changes(chat: Chat)
             "content": [{"type": "output_text", "text": "Hello from the model."}],
         },
     ]
-    await _say(page, "and live?")
-    await _answered(page, 2)
-    assert [event["type"] for event in model.asked[3:]] == [
+    await _send_text(page, "and live?")
+    await _wait_for_answers(page, 2)
+    assert [event["type"] for event in model.requests[3:]] == [
         "conversation.item.create",
         "response.create",
     ]
     await page.get_by_role("radio", name="Chat").check()
-    await _say(page, "and back?")
-    await _answered(page, 3)
-    assert model.asked[-1]["messages"] == [
+    await _send_text(page, "and back?")
+    await _wait_for_answers(page, 3)
+    assert model.requests[-1]["messages"] == [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "Hello from the model."},
         {"role": "user", "content": "and live?"},
@@ -364,32 +364,33 @@ async def test_the_conversation_continues_when_the_transport_changes(chat: Chat)
     ]
 
 
-async def test_no_delta_of_a_stopped_realtime_answer_reaches_the_next(chat: Chat) -> None:
+async def test_no_delta_of_a_stopped_realtime_answer_appears_in_the_next(chat: Chat) -> None:
     page, model = chat
     await page.get_by_label("Realtime").check()
-    model.goes_on.clear()
-    await _say(page, "hi")
+    model.continues.clear()
+    await _send_text(page, "hi")
     await playwright.expect(page.get_by_role("log")).to_contain_text("Live")
     await page.get_by_role("button", name="Stop").click()
     await playwright.expect(page.get_by_text("Stopped.")).to_be_visible()
-    await _say(page, "again")
-    await _asked(model, 7)  # item, create, cancel; a new session with both questions and the answer
-    model.goes_on.set()
-    await _answered(page)
+    await _send_text(page, "again")
+    # item, create, cancel; then a new session with both questions and the answer
+    await _requests(model, 7)
+    model.continues.set()
+    await _wait_for_answers(page)
     await playwright.expect(page.locator(".aigw-markdown")).to_have_text(["Live", "Live answer."])
-    assert model.asked[2]["type"] == "response.cancel"
+    assert model.requests[2]["type"] == "response.cancel"
 
 
 async def test_markdown_is_shown_and_both_code_and_answer_are_copied(chat: Chat) -> None:
     page, model = chat
-    model.says = (RICH[:40], RICH[40:])
-    # As on a page over plain HTTP: there is no clipboard API.
+    model.words = (RICH[:40], RICH[40:])
+    # A page over plain HTTP has no clipboard API.
     await page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     await page.evaluate(
         "document.addEventListener('copy', () => { copied = document.activeElement.value })"
     )
-    await _say(page, "hi")
-    await _answered(page)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
     answer = page.locator(".aigw-markdown")
     await playwright.expect(answer.locator("strong")).to_have_text("strong")
     await playwright.expect(answer.locator("td")).to_have_count(4)
@@ -428,13 +429,13 @@ HOSTILE = """<script>hacked = 1</script> <img src=x onerror="hacked = 1"> <b onc
 """
 
 
-async def test_hostile_markdown_makes_no_markup_no_script_and_no_request(chat: Chat) -> None:
+async def test_hostile_markdown_causes_no_markup_no_script_and_no_request(chat: Chat) -> None:
     page, model = chat
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
-    model.says = (HOSTILE,)
-    await _say(page, "hi")
-    await _answered(page)
+    model.words = (HOSTILE,)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
     await playwright.expect(page.locator(".aigw-markdown")).to_contain_text(
         '<img src=x onerror="hacked = 1">'
     )
@@ -450,23 +451,23 @@ async def test_hostile_markdown_makes_no_markup_no_script_and_no_request(chat: C
     assert not [url for url in requested if "/chat/completions" not in url]
 
 
-async def test_markdown_nested_or_long_beyond_reason_is_shown_as_text(chat: Chat) -> None:
+async def test_very_long_or_deeply_nested_markdown_is_shown_as_text(chat: Chat) -> None:
     page, model = chat
     hostile = (">" * 200, "- > " * 5_000, "[" * 20_000, "_a_" * 15_000, "# " + "x" * 60_000)
     for count, text in enumerate(hostile, 1):
-        model.says = (text,)
-        await _say(page, "hi")
-        await _answered(page, count)
+        model.words = (text,)
+        await _send_text(page, "hi")
+        await _wait_for_answers(page, count)
         await playwright.expect(page.locator(".aigw-markdown").last).to_have_text(text)
-    model.says = ("- " * 200 + "x",)
-    await _say(page, "hi")
-    await _answered(page, len(hostile) + 1)
+    model.words = ("- " * 200 + "x",)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page, len(hostile) + 1)
     nested = page.locator(".aigw-markdown").last
     await playwright.expect(nested).to_contain_text("x")
     assert 0 < await nested.locator("li").count() < 20
 
 
-async def test_the_system_decides_between_light_and_dark_and_a_property_overrules_it(
+async def test_the_system_sets_light_or_dark_and_a_property_overrides_it(
     chat: Chat,
 ) -> None:
     page, _ = chat
@@ -486,7 +487,7 @@ async def test_the_system_decides_between_light_and_dark_and_a_property_overrule
     assert not await is_dark()
 
 
-async def test_it_has_no_fault_that_axe_finds_in_light_and_dark(chat: Chat) -> None:
+async def test_axe_finds_no_fault_in_light_and_dark(chat: Chat) -> None:
     page, model = chat
     await page.add_script_tag(path=WEB / "node_modules/axe-core/axe.min.js")
 
@@ -498,12 +499,12 @@ async def test_it_has_no_fault_that_axe_finds_in_light_and_dark(chat: Chat) -> N
         ]
 
     assert await faults() == []
-    model.says = (RICH,)
-    await _say(page, "hi")
-    await _answered(page)
+    model.words = (RICH,)
+    await _send_text(page, "hi")
+    await _wait_for_answers(page)
     await playwright.expect(page.locator(".aigw-markdown td")).to_have_count(4)
     model.fails = 1
-    await _say(page, "and now?")
+    await _send_text(page, "and now?")
     await playwright.expect(page.get_by_role("alert")).to_be_visible()
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
@@ -511,13 +512,13 @@ async def test_it_has_no_fault_that_axe_finds_in_light_and_dark(chat: Chat) -> N
 
 
 @pytest.mark.parametrize("chat", [PHONE], indirect=True)
-async def test_it_fits_a_phone_and_stays_above_its_keyboard(chat: Chat) -> None:
+async def test_the_chat_fits_a_phone_and_stays_above_its_keyboard(chat: Chat) -> None:
     page, model = chat
-    model.says = (RICH * 3,)
-    await _say(
+    model.words = (RICH * 3,)
+    await _send_text(
         page, "averyveryverylongquestionwithoutanyspacesaveryveryverylongquestionwithoutanyspaces"
     )
-    await _answered(page)
+    await _wait_for_answers(page)
     await playwright.expect(page.locator(".aigw-markdown td")).to_have_count(12)
     assert await page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
     too_wide = await page.evaluate("""[...document.querySelectorAll('.aigw article, .aigw form, .aigw header')]
@@ -525,7 +526,7 @@ async def test_it_fits_a_phone_and_stays_above_its_keyboard(chat: Chat) -> None:
     assert too_wide == 0
     send = page.get_by_role("button", name="Send")
     assert (await send.bounding_box() or {})["height"] >= 44
-    # iOS makes the visual viewport smaller, and not the page.
+    # iOS shrinks the visual viewport and not the page.
     await page.evaluate("""Object.defineProperty(visualViewport, 'height', {value: 500});
         visualViewport.dispatchEvent(new Event('resize'))""")
     box = await send.bounding_box()
@@ -533,26 +534,26 @@ async def test_it_fits_a_phone_and_stays_above_its_keyboard(chat: Chat) -> None:
     assert box["y"] + box["height"] <= 500
 
 
-async def test_a_log_that_was_scrolled_up_stays_there_while_an_answer_is_written(
+async def test_a_scrolled_up_log_keeps_its_position_while_an_answer_arrives(
     chat: Chat,
 ) -> None:
     page, model = chat
-    model.says = ("line\n\n" * 60, "more\n\n" * 60)
-    model.goes_on.clear()
-    await _say(page, "hi")
+    model.words = ("line\n\n" * 60, "more\n\n" * 60)
+    model.continues.clear()
+    await _send_text(page, "hi")
     log = page.get_by_role("log")
     await playwright.expect(log).to_contain_text("line")
     await page.wait_for_function("""() => {
         const log = document.querySelector('.aigw-log');
         return log.scrollTop > 0 && log.scrollHeight - log.scrollTop - log.clientHeight < 2; }""")
     await log.evaluate("log => new Promise(done => { log.onscroll = done; log.scrollTop = 0; })")
-    model.goes_on.set()
-    await _answered(page)
+    model.continues.set()
+    await _wait_for_answers(page)
     await playwright.expect(log).to_contain_text("more")
     assert await log.evaluate("log => log.scrollTop") == 0
 
 
-async def test_it_is_used_by_keyboard_and_named_for_screen_readers(chat: Chat) -> None:
+async def test_the_chat_works_by_keyboard_and_has_names_for_screen_readers(chat: Chat) -> None:
     page, _ = chat
     await playwright.expect(page.get_by_role("region", name="Chat")).to_be_visible()
     await playwright.expect(page.get_by_role("button", name="Send")).to_be_disabled()

@@ -1,4 +1,4 @@
-"""web/AIGatewayClient.js: its own tests (web/test/) against a real relay."""
+"""web/AIGatewayClient.js: run its tests (web/test/) with a real relay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEB = ROOT / "web"
 
 
 class Scripted:
-    """A provider that does what a session's messages say, and reports what arrived."""
+    """A provider that executes commands in the messages of a session and reports what it got."""
 
     def __init__(self) -> None:
         self.openai: list[Any] = []
@@ -35,8 +35,8 @@ class Scripted:
         app.router.add_get("/cut", self.cut)
         app.router.add_get("/endless", self.endless)
         app.router.add_get("/refuses", self.refuses)
-        app.router.add_get("/openai", self.tell_openai)
-        app.router.add_get("/cancelled", self.tell_cancelled)
+        app.router.add_get("/openai", self.report_openai)
+        app.router.add_get("/cancelled", self.report_cancelled)
         app.router.add_get("/reset", self.reset)
         return app
 
@@ -46,16 +46,16 @@ class Scripted:
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         async for message in socket:
-            asked = json.loads(message.data) if message.type is WSMsgType.TEXT and message.data.startswith("{") else {}
-            match asked.get("do"):
+            command = json.loads(message.data) if message.type is WSMsgType.TEXT and message.data.startswith("{") else {}
+            match command.get("do"):
                 case "close":
-                    await socket.close(code=asked["code"], message=asked["reason"].encode())
+                    await socket.close(code=command["code"], message=command["reason"].encode())
                 case "drop" | "drop always" as what:
                     self.drops = what == "drop always"
                     assert request.transport is not None
                     request.transport.abort()  # type: ignore[attr-defined]
                 case "sleep":
-                    await asyncio.sleep(asked["ms"] / 1000)
+                    await asyncio.sleep(command["ms"] / 1000)
                 case "query":
                     await socket.send_json({"query": request.query_string})
                 case _ if message.type is WSMsgType.TEXT:
@@ -87,10 +87,10 @@ class Scripted:
     async def refuses(self, request: web.Request) -> web.StreamResponse:
         raise web.HTTPForbidden
 
-    async def tell_openai(self, request: web.Request) -> web.StreamResponse:
+    async def report_openai(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"messages": self.openai})
 
-    async def tell_cancelled(self, request: web.Request) -> web.StreamResponse:
+    async def report_cancelled(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"cancelled": self.cancelled})
 
     async def reset(self, request: web.Request) -> web.StreamResponse:
@@ -98,7 +98,7 @@ class Scripted:
         return web.json_response({})
 
 
-async def test_it_behaves_against_a_real_relay(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_the_tests_of_the_client_pass_with_a_real_relay(start: StartRelay, aiohttp_server: Any) -> None:
     need_packages(WEB)
     script = Scripted()
     scripted = str((await aiohttp_server(script.app())).make_url("/")).rstrip("/")
@@ -115,7 +115,7 @@ async def test_it_behaves_against_a_real_relay(start: StartRelay, aiohttp_server
     relay = await start({"providers": entries})
 
     class Live(list):  # type: ignore[type-arg]
-        """Gives what the OpenAI stand-in has received to the scripted provider."""
+        """Passes the messages that the OpenAI stand-in receives to the scripted provider."""
 
         def append(self, seen: Any) -> None:
             super().append(seen)

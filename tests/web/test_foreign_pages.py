@@ -1,6 +1,6 @@
-"""A page of another origin, in a real Chromium, and a relay whose access is open.
+"""Pages of other origins in a real Chromium, and a relay that needs no key.
 
-Nothing that the page does reaches a provider.
+No request of such a page reaches a provider.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.upstream.raw import RawUpstream, ok
 
 @dataclass
 class Pages:
-    """A page server at another origin, under a host name of its own."""
+    """A page server at another origin, with the host name in its URL."""
 
     server: TestServer
     host: str
@@ -32,7 +32,7 @@ class Pages:
 
 @pytest.fixture
 async def pages() -> AsyncIterator[TestServer]:
-    """Serves an empty page."""
+    """Serve an empty page."""
     app = web.Application()
 
     async def empty(request: web.Request) -> web.Response:
@@ -67,14 +67,14 @@ async def _relay(start: StartRelay, raw: RawUpstream) -> Relay:
     return await start(openai=provider(raw.url, websocket={"default_path": "x"}))
 
 
-# localhost and 127.0.0.1 are two sites for a browser; two ports of one name are one.
+# localhost and 127.0.0.1 are two sites for a browser; two ports of one name are one site.
 @pytest.mark.parametrize(("page_host", "site"), [("127.0.0.1", "same-site"), ("localhost", "cross-site")])
-async def test_a_foreign_page_never_makes_the_relay_dial(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str, site: str) -> None:
+async def test_no_request_of_a_foreign_page_reaches_a_provider(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str, site: str) -> None:
     relay = await _relay(start, raw)
     async with chromium(Pages(pages, page_host).url) as page:
         for number, (name, attack) in enumerate(ATTACKS.items(), 1):
             await page.evaluate(f"async url => {{ await {attack}; }}", relay.path("openai", f"x?{name.replace(' ', '-')}"))
-            # Each attack did reach the relay: it has refused so many.
+            # Each attack reaches the relay, which refuses it.
             await relay.events(count=number)
         async with page.expect_navigation() as shown:
             await page.evaluate("url => { location.href = url; }", relay.path("openai", "x?navigation"))
@@ -87,7 +87,7 @@ async def test_a_foreign_page_never_makes_the_relay_dial(start: StartRelay, raw:
 
 
 @pytest.mark.parametrize("page_host", ["127.0.0.1", "localhost"])
-async def test_a_link_of_a_foreign_page_leads_to_health_and_version(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str) -> None:
+async def test_links_of_foreign_pages_open_health_and_version(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str) -> None:
     relay = await _relay(start, raw)
     async with chromium(Pages(pages, page_host).url) as page:
         for path in ("/healthz", "/version"):
@@ -98,7 +98,7 @@ async def test_a_link_of_a_foreign_page_leads_to_health_and_version(start: Start
             await page.goto(Pages(pages, page_host).url)
 
 
-async def test_an_address_that_a_person_types_and_the_relays_own_page_may_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_typed_addresses_and_the_relays_own_page_may_call(start: StartRelay, raw: RawUpstream) -> None:
     relay = await _relay(start, raw)
     async with chromium(relay.url + "/healthz") as page:
         assert await page.evaluate("url => fetch(url).then(answer => answer.status)", relay.path("openai", "x")) == 200
@@ -107,7 +107,7 @@ async def test_an_address_that_a_person_types_and_the_relays_own_page_may_call(s
     assert len(raw.arrived) == 2
 
 
-async def test_a_page_that_is_listed_may_call_from_another_port(start: StartRelay, raw: RawUpstream, pages: TestServer) -> None:
+async def test_a_listed_page_may_call_from_another_port(start: StartRelay, raw: RawUpstream, pages: TestServer) -> None:
     raw.plays(ok(b"answer"))
     url = Pages(pages, "127.0.0.1").url
     relay = await start({"cors": {"origins": [url.rstrip("/")]}}, openai=provider(raw.url))

@@ -1,4 +1,4 @@
-"""The npm package that `npm pack` makes of web/."""
+"""The npm package that `npm pack` builds from web/."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _targets(exports: Any) -> set[str]:
     return set().union(*map(_targets, exports.values()))
 
 
-async def test_it_holds_client_and_component_with_their_types_and_nothing_else(
+async def test_the_package_has_exactly_the_client_and_the_component_with_their_types(
     tmp_path: Path,
 ) -> None:
     need("npm")
@@ -47,4 +47,4 @@ async def test_it_holds_client_and_component_with_their_types_and_nothing_else(
     assert packed["version"] == relay.__version__
     exports = json.loads((web / "package.json").read_text())["exports"]
     assert _targets(exports) == PACKED - {"LICENSE", "README.md"}, "each export is packed"
-    assert not (web / "dist").exists(), "nothing is left behind"
+    assert not (web / "dist").exists(), "no build output is left"

@@ -1,4 +1,4 @@
-"""The relay's status page in a real Chromium."""
+"""The status page of the relay in a real Chromium."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.programs
 ATTACK = "<img src=x onerror=\"document.title='taken'\">"
 
 
-async def test_it_shows_providers_calls_and_spend_and_streams_an_answer(start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "WORDS_PER_S", 1000.0)
     built_in = demo.Demo.bind()
     openai = _packaged_providers()["openai"] | {"auth": {"header": "Authorization", "value": "Bearer ${NOT_SET}"}}
@@ -25,9 +25,9 @@ async def test_it_shows_providers_calls_and_spend_and_streams_an_answer(start: S
         from playwright.async_api import expect
 
         async with chromium("about:blank") as page:
-            complaints: list[str] = []
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
+            console_messages: list[str] = []
+            page.on("console", lambda message: console_messages.append(message.text))
+            page.on("pageerror", lambda error: console_messages.append(str(error)))
             await page.goto(relay.url)
             await expect(page.locator("#providers li")).to_have_text(["demoready", "openaiset NOT_SET"])
             await expect(page.locator("#none")).to_have_text("No calls yet.")
@@ -43,7 +43,7 @@ async def test_it_shows_providers_calls_and_spend_and_streams_an_answer(start: S
             await page.set_viewport_size({"width": 390, "height": 844})
             assert await page.evaluate("document.documentElement.scrollWidth") <= 390
             assert await page.title() == "AI gateway relay"
-            assert all("400" in complaint for complaint in complaints), complaints
+            assert all("400" in message_text for message_text in console_messages), console_messages
             held: list[object] = []
             await page.route("**/providers", lambda route: held.append(route))
             while not held:

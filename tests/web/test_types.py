@@ -1,4 +1,4 @@
-"""The types of web/AIGatewayClient.js and web/AIGatewayChat.jsx, as TypeScript sees them."""
+"""The types of web/AIGatewayClient.js and web/AIGatewayChat.jsx, checked by TypeScript."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COPIED = {
 }
 
 
-async def test_the_client_and_the_component_hold_their_own_types() -> None:
+async def test_the_client_and_the_component_match_their_types() -> None:
     need_packages(WEB)
     await output(TSC, cwd=WEB, env={})
 
