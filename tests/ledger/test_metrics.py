@@ -1,4 +1,4 @@
-"""Prometheus and OpenTelemetry: what is exported, read with the real libraries."""
+"""Prometheus and OpenTelemetry: the exported metrics and spans, read with the real libraries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JSON = "Content-Type: application/json"
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Name and labels to value, as Prometheus' own parser reads them."""
+    """Values by name and labels, read by the parser of Prometheus."""
     return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
 
 
@@ -79,7 +79,7 @@ async def models(relay: Relay) -> set[str | None]:
 
 
 @pytest.mark.parametrize("answer", [ok(b'{"error": {"code": "model_not_found"}}', JSON, status="404 Not Found"), ok(USAGE, JSON, status="500 Broken"), CLOSE])
-async def test_names_that_no_provider_answered_for_get_no_label(answer: bytes | str, start: StartRelay, raw: RawUpstream) -> None:
+async def test_models_without_a_successful_response_get_no_label(answer: bytes | str, start: StartRelay, raw: RawUpstream) -> None:
     for _ in range(3):
         raw.plays(answer)
     raw.plays(ok(b'{"choices": []}', JSON))
@@ -137,7 +137,7 @@ async def test_a_session_is_counted_by_the_status_of_its_handshake(start: StartR
     assert of(await scraped(relay), "relay_responses_total", provider="openai", transport="websocket", status_class="1xx") == 1
 
 
-async def test_retries_and_fallbacks_are_counted_where_they_went(start: StartRelay, raw: RawUpstream) -> None:
+async def test_retries_and_fallbacks_are_counted_by_provider(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}", status="503 Busy"))
     raw.plays(ok(b"{}", status="503 Busy"))
     raw.plays(ok(USAGE, JSON))
@@ -166,9 +166,9 @@ async def test_cooldowns_are_counted_and_shown_while_they_last(start: StartRelay
     assert of(found, "relay_provider_keys", provider="openai") == 3
     assert of(found, "relay_provider_keys_cooling_down", provider="openai") == 2
     assert of(found, "relay_provider_keys_cooling_down", provider="idle") == 0
-    assert of(found, "relay_cooldowns_total", provider="idle", scope="target", reason="failed") == 0, "increases from 0"
+    assert of(found, "relay_cooldowns_total", provider="idle", scope="target", reason="failed") == 0, "exported as 0 from the start"
     now_s += 31
-    assert of(await scraped(relay), "relay_provider_keys_cooling_down", provider="openai") == 1, "the limited key is back"
+    assert of(await scraped(relay), "relay_provider_keys_cooling_down", provider="openai") == 1, "the rate-limited key is used again"
 
 
 async def test_calls_that_fail_together_begin_one_cooldown(start: StartRelay, raw: RawUpstream) -> None:
@@ -240,7 +240,7 @@ async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any
     assert (of(await scraped(relay), "relay_limit_refusals_total", rule="few") or 0) >= 2, "a reload forgets none"
 
 
-def test_rules_beyond_a_hundred_are_one() -> None:
+def test_rules_above_a_hundred_share_a_label() -> None:
     shown = metrics.Metrics(0)
     refusals = {("relay_limit_refusals_total", f"rule-{number}"): 1.0 for number in range(103)}
     shown.update({}, refusals)
@@ -300,7 +300,7 @@ async def test_a_late_timer_is_lag_of_the_event_loop(start: StartRelay) -> None:
 
     def skewed() -> float:
         nonlocal late_s
-        late_s += 5  # the loop seems to hang between two looks at the clock
+        late_s += 5  # the loop seems to block between two reads of the clock
         return clock() + late_s
 
     relay.gateway.clock = skewed
@@ -340,7 +340,7 @@ async def test_metrics_can_be_switched_off(start: StartRelay) -> None:
 
 
 async def test_prometheus_may_scrape_an_address_that_is_listed_as_a_host(start: StartRelay) -> None:
-    """A pod's own, as config/kubernetes lists it."""
+    """The address of a pod, as config/kubernetes lists it."""
     relay = await start({"server": {"hosts": ["10.0.0.7"]}, "providers": {}})
     assert (await relay.call("GET", f"{relay.url}/metrics", headers={"Host": "10.0.0.7:8787"}))[0] == 200
 
@@ -351,7 +351,7 @@ async def test_metrics_are_refused_under_other_host_names(start: StartRelay) -> 
 
 
 def test_observing_many_times_at_once_equals_observing_each() -> None:
-    """Compares _observe_all, which uses private parts of the library, with the library's `observe`."""
+    """`_observe_all` uses private parts of the library; it must equal repeated `observe`."""
     registry = CollectorRegistry()
     times = [0.1, 0.3, 0.9, 1.0, 5.5, 40.0, 333.0, 9_000.0, 600_000.0]
     whole = build_histogram(times, [], [])
@@ -367,7 +367,7 @@ def test_observing_many_times_at_once_equals_observing_each() -> None:
 
 
 @pytest.mark.programs
-async def test_any_worker_answers_for_all_workers_and_for_dead_ones(tmp_path: Path, raw: RawUpstream) -> None:
+async def test_any_worker_exports_the_metrics_of_all_workers_and_of_dead_ones(tmp_path: Path, raw: RawUpstream) -> None:
     import json
     import os
     import signal
@@ -402,7 +402,7 @@ async def test_any_worker_answers_for_all_workers_and_for_dead_ones(tmp_path: Pa
             assert (of(found, "process_cpu_seconds_total") or 0) > 0 and (of(found, "process_open_fds") or 0) > 5
             assert [value for (name, _), value in found.items() if name == "relay_build_info"] == [1]
             keys = of(found, "relay_provider_keys", provider="openai")
-            assert keys is not None and 1 <= keys <= workers, "a worker that starts has not reported yet"
+            assert keys is not None and 1 <= keys <= workers, "a starting worker has not reported yet"
     finally:
         await relay.stop()
 
@@ -429,8 +429,11 @@ async def test_every_metric_that_is_served_is_documented(start: StartRelay) -> N
 
 @pytest.fixture
 async def collector(aiohttp_server: Any) -> Any:
-    """An OTLP endpoint that parses with OpenTelemetry's own definitions. Request this fixture before `start`, so that it
-    outlives the relay: a relay that stops without a collector waits 5 s for one."""
+    """An OTLP endpoint that parses with the definitions of OpenTelemetry.
+
+    A test requests this fixture before `start`, so that it outlives the relay: a relay that stops
+    without a collector waits 5 s for one.
+    """
     spans: list[Any] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -502,14 +505,14 @@ async def test_an_unsampled_trace_is_not_exported_and_stays_unsampled_upstream(c
     assert all(re.search(rb"traceparent: \S+-00\r", arrived.head, re.IGNORECASE) for arrived in raw.arrived)
 
 
-async def test_a_failure_is_an_error_of_its_kind(collector: Any, start: StartRelay) -> None:
+async def test_a_failed_call_is_a_span_with_its_error_type(collector: Any, start: StartRelay) -> None:
     relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}}, openai=provider("http://127.0.0.1:1"))
     await post(relay)
     (span,) = await _spans(relay, collector)
     assert attributes(span)["error.type"] == "upstream_unreachable" and span.status.code == 2
 
 
-async def test_without_traces_the_clients_own_context_passes(start: StartRelay, raw: RawUpstream) -> None:
+async def test_without_tracing_the_trace_context_of_the_client_is_relayed(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start(openai=provider(raw.url))
     theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -517,7 +520,7 @@ async def test_without_traces_the_clients_own_context_passes(start: StartRelay, 
     assert f"traceparent: {theirs}".encode() in raw.arrived[0].head.lower()
 
 
-async def test_the_conventions_metrics_go_beside_the_traces(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
+async def test_metrics_of_the_semantic_conventions_are_exported_with_the_traces(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(USAGE, JSON))
     relay = await start({"tracing": {"endpoint": str(collector.make_url("")), "sample": 0}}, openai=provider(raw.url))
     await post(relay)
@@ -532,7 +535,7 @@ async def test_the_conventions_metrics_go_beside_the_traces(collector: Any, star
     assert duration.count == 2 and list(duration.explicit_bounds)[:3] == [0.01, 0.02, 0.04]
 
 
-def test_the_conventions_metrics_are_documented() -> None:
+def test_metrics_of_the_semantic_conventions_are_documented() -> None:
     from relay.ledger import traces
 
     text = (ROOT / "docs/metrics.md").read_text()
@@ -546,4 +549,4 @@ async def test_ignored_fields_of_usage_are_counted(start: StartRelay, raw: RawUp
     await post(relay)
     assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 2
     await post(relay)
-    assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 3, "a document that was given up"
+    assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 3, "a document whose parsing was stopped"

@@ -1,4 +1,4 @@
-"""The folders of workers' numbers: those of dead processes go, those in use stay."""
+"""The metrics folders of workers: those of dead processes are removed, those in use are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes import serve
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made."""
+    """The folder in which temporary folders are created."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -27,55 +27,55 @@ def _dead_pid() -> int:
     return process.pid
 
 
-def _left(folder: Path) -> list[str]:
+def _remaining(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_in_use_stays_and_goes_at_its_end(folder: Path) -> None:
-    with metrics_folder() as made:
+def test_a_folder_in_use_is_kept_and_removed_at_its_end(folder: Path) -> None:
+    with metrics_folder() as metrics:
         remove_dead_folders()
-        assert Path(made.path).is_dir() and Path(made.path).parent == folder
-    assert _left(folder) == []
+        assert Path(metrics.path).is_dir() and Path(metrics.path).parent == folder
+    assert _remaining(folder) == []
 
 
-def test_the_folder_of_a_process_that_was_killed_goes_when_its_workers_have_ended(folder: Path) -> None:
-    """The lock is the supervisor's and, inherited, its workers': `cat` is one."""
-    made = module._make()
-    (Path(made.path) / "counter_1.db").write_bytes(b"x")
-    worker = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(made.lock,))
-    os.close(made.lock)  # as a kill -9 does
+def test_the_folder_of_a_killed_process_is_removed_once_its_workers_have_ended(folder: Path) -> None:
+    """The supervisor holds the lock, and its workers inherit it. `cat` is one of them."""
+    metrics = module._make()
+    (Path(metrics.path) / "counter_1.db").write_bytes(b"x")
+    worker = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(metrics.lock,))
+    os.close(metrics.lock)  # has the effect of kill -9
     remove_dead_folders()
-    assert _left(folder) == [Path(made.path).name]
+    assert _remaining(folder) == [Path(metrics.path).name]
     worker.communicate()
     remove_dead_folders()
-    assert _left(folder) == []
+    assert _remaining(folder) == []
 
 
-@pytest.mark.parametrize(("pids", "stays"), [(["dead"], False), (["dead", "living"], True), ([], True)])
-def test_a_folder_of_a_relay_that_took_no_lock_goes_when_all_its_workers_are_gone(folder: Path, pids: list[str], stays: bool) -> None:
+@pytest.mark.parametrize(("pids", "is_kept"), [(["dead"], False), (["dead", "living"], True), ([], True)])
+def test_a_folder_without_a_lock_is_removed_once_all_its_workers_have_ended(folder: Path, pids: list[str], is_kept: bool) -> None:
     old = folder / "relay-metrics-abc123"
     old.mkdir()
     for pid in pids:
         (old / f"counter_{_dead_pid() if pid == 'dead' else os.getpid()}.db").write_bytes(b"x")
     remove_dead_folders()
-    assert _left(folder) == ([old.name] if stays else [])
+    assert _remaining(folder) == ([old.name] if is_kept else [])
 
 
-def test_nothing_of_another_user_and_nothing_else_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_other_users_and_other_files_are_not_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "elsewhere").mkdir()
     (folder / "relay-metrics-link-locked").symlink_to(folder / "elsewhere")
     (folder / "relay-metrics-file-locked").write_text("")
     (folder / "relay-other").mkdir()
-    there = _left(folder)
+    before = _remaining(folder)
     remove_dead_folders()
-    assert _left(folder) == there
+    assert _remaining(folder) == before
     (folder / "relay-metrics-dead-locked").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
     remove_dead_folders()
-    assert "relay-metrics-dead-locked" in _left(folder)
+    assert "relay-metrics-dead-locked" in _remaining(folder)
 
 
-def test_a_folder_that_another_start_took_before_it_was_locked_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_start_removed_before_it_was_locked_is_created_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, taken = module._lock, []
 
     def late(path: str) -> int:
@@ -85,8 +85,8 @@ def test_a_folder_that_another_start_took_before_it_was_locked_is_made_anew(fold
         return lock(path)
 
     monkeypatch.setattr(module, "_lock", late)
-    with metrics_folder() as made:
-        assert made.path != taken[0] and Path(made.path).is_dir()
+    with metrics_folder() as metrics:
+        assert metrics.path != taken[0] and Path(metrics.path).is_dir()
 
 
 @pytest.mark.programs
@@ -97,7 +97,7 @@ async def test_the_next_start_removes_the_folder_of_a_relay_that_was_killed(tmp_
         (tmp_path / name).mkdir()
     killed = await serve(tmp_path / "killed", {"providers": {}}, "--workers", "2")
     killed.send(signal.SIGKILL)
-    await killed.ended()  # its workers too
+    await killed.ended()  # and so have its workers
     assert len(list(temporary.glob("relay-metrics-*"))) == 1
     following = await serve(tmp_path / "next", {"providers": {}})
     assert list(temporary.glob("relay-metrics-*")) == []

@@ -1,4 +1,4 @@
-"""What clients and providers choose is bounded and clean wherever it goes: log, database, labels, limits, messages."""
+"""Text from clients and providers is bounded and cleaned before it is logged, stored or shown."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests.test_cycles import Peer
 from tests.upstream.raw import RawUpstream, ok
 
 LONG = "m" * 50_000
-UNFIT = "a\0b\x1b[31mc\u202ed"
+UNCLEAN = "a\0b\x1b[31mc\u202ed"
 LINE_BYTES = 16 * 1024
-"""A whole log line, whatever came."""
+"""The upper bound of a log line."""
 
 
 def _texts(value: Any) -> list[str]:
@@ -42,7 +42,7 @@ def _texts(value: Any) -> list[str]:
 
 
 async def _stored(relay: Relay) -> list[str]:
-    """Every text that stands in the database."""
+    """All text in the database."""
     await relay.idle()
     database = relay.gateway.ledger.database
     assert database is not None
@@ -53,7 +53,7 @@ async def _stored(relay: Relay) -> list[str]:
     return found
 
 
-async def _is_bounded(relay: Relay) -> None:
+async def _check_bounds(relay: Relay) -> None:
     record = max(map(len, await _stored(relay)))
     assert record <= LINE_BYTES
     for line in relay.logged.lines:
@@ -65,46 +65,46 @@ async def _is_bounded(relay: Relay) -> None:
     assert relay.gateway.ledger.lost.rows == 0
 
 
-async def test_a_call_of_endless_names_is_bounded_in_log_database_and_metrics(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
-    answered = {"model": f"{UNFIT}{'a' * 150}", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+async def test_long_names_of_a_call_are_bounded_in_log_database_and_metrics(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+    answered = {"model": f"{UNCLEAN}{'a' * 150}", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     raw.plays(ok(json.dumps(answered).encode(), "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     names = {f"{n}{'n' * 900}": "v" * 900 for n in range(5)}
     headers = {"X-Request-Id": "r" * 3000, "cf-aig-event-id": "e" * 3000, "cf-aig-metadata": json.dumps(names)}
-    call = {"model": LONG, "user": UNFIT + LONG}
+    call = {"model": LONG, "user": UNCLEAN + LONG}
     assert (await relay.call("POST", relay.path("openai", "p" * 3000), json=call, headers=headers))[0] == 200
     (row,) = await rows(relay)
-    assert row["model"] == clean(LONG) and row["user"] == clean(UNFIT + LONG) and len(row["endpoint"]) == MAX_PATH_CHARACTERS
+    assert row["model"] == clean(LONG) and row["user"] == clean(UNCLEAN + LONG) and len(row["endpoint"]) == MAX_PATH_CHARACTERS
     assert row["request_id"] == clean("r" * 3000) and row["event_id"] == clean("e" * 3000)
     assert row["metadata"] == {clean(name): clean(value) for name, value in names.items()}
-    await _is_bounded(relay)
+    await _check_bounds(relay)
 
 
-async def test_a_provider_that_nobody_knows_is_bounded_too(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_the_name_of_an_unknown_provider_is_bounded(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     status, _, body = await relay.call("PROPFIND", relay.path("n" * 3000, "x"))
     assert (status, json.loads(body)["error"]["code"]) == (404, "unknown_provider") and len(body) < 400
     (row,) = await rows(relay)
     assert row["provider"] == clean("n" * 3000)
-    await _is_bounded(relay)
+    await _check_bounds(relay)
 
 
 @pytest.mark.parametrize("error", [UnknownRoute(LONG), UnknownProvider(LONG), HostNotAllowed(LONG), OriginNotAllowed(LONG)], ids=lambda e: e.code)
-def test_a_message_quotes_little_of_what_came(error: RelayError) -> None:
+def test_an_error_message_quotes_only_the_beginning_of_a_long_text(error: RelayError) -> None:
     assert len(error.message) < 300
 
 
-async def test_an_event_of_the_log_is_bounded_and_a_traceback_is_too(start: StartRelay, raw: RawUpstream) -> None:
+async def test_log_events_and_tracebacks_are_bounded(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
-    log.event("test.event", method=UNFIT + LONG)
+    log.event("test.event", method=UNCLEAN + LONG)
     log.bug("test.bug", ValueError(f"first {LONG} last"))
     (event,), (bug,) = await relay.events("test.event"), await relay.events("test.bug")
-    assert event["method"] == clean(UNFIT + LONG) and len(bug["traceback"]) < 17_000
+    assert event["method"] == clean(UNCLEAN + LONG) and len(bug["traceback"]) < 17_000
     assert bug["traceback"].startswith("ValueError: first m") and bug["traceback"].endswith("m last\n")
 
 
 @pytest.mark.parametrize("header", ["Origin", "Host"])
-async def test_a_header_that_is_no_utf8_is_quoted_and_fails_nothing(start: StartRelay, raw: RawUpstream, database_setting: str, header: str) -> None:
+async def test_a_header_that_is_not_utf8_is_quoted_and_causes_no_failure(start: StartRelay, raw: RawUpstream, database_setting: str, header: str) -> None:
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     peer = Peer(relay.port)
     host = "Host: localhost\r\n" if header != "Host" else ""
@@ -113,10 +113,10 @@ async def test_a_header_that_is_no_utf8_is_quoted_and_fails_nothing(start: Start
     peer.sock.close()
     assert answered.startswith(b"HTTP/1.1 403") and len(answered) < 1000
     assert len(await rows(relay)) == 1
-    await _is_bounded(relay)
+    await _check_bounds(relay)
 
 
-async def test_bytes_that_are_no_utf8_in_names_cost_no_row(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_bytes_that_are_not_utf8_in_names_lose_no_row(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     peer = Peer(relay.port)
@@ -126,15 +126,15 @@ async def test_bytes_that_are_no_utf8_in_names_cost_no_row(start: StartRelay, ra
     peer.sock.close()
     (row,) = await rows(relay)
     assert row["request_id"] == "\ufffd\ufffd" and row["event_id"] == "\ufffd"
-    await _is_bounded(relay)
+    await _check_bounds(relay)
 
 
-async def test_a_session_of_endless_names_is_bounded(start: StartRelay, aiohttp_server: Any, database_setting: str) -> None:
+async def test_long_names_of_a_session_are_bounded(start: StartRelay, aiohttp_server: Any, database_setting: str) -> None:
     async def realtime(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        transcription = {"input_audio_transcription": {"model": UNFIT + "t" * 30_000}}
-        await socket.send_json({"type": "session.updated", "session": {"model": UNFIT + "s" * 200, **transcription}})
+        transcription = {"input_audio_transcription": {"model": UNCLEAN + "t" * 30_000}}
+        await socket.send_json({"type": "session.updated", "session": {"model": UNCLEAN + "s" * 200, **transcription}})
         for number in range(200):
             await socket.send_json({"type": "session.updated", "session": {"input_audio_transcription": {"model": f"t{number}"}}})
             await socket.send_json({"type": "conversation.item.input_audio_transcription.completed", "usage": {"type": "tokens", "input_tokens": 1, "output_tokens": 1, "total_tokens": 2}})
@@ -153,11 +153,11 @@ async def test_a_session_of_endless_names_is_bounded(start: StartRelay, aiohttp_
         (session,) = relay.gateway.sessions
         assert len(session.exchange.usage.meter.parts) <= 60  # type: ignore[union-attr]
     (row,) = await rows(relay)
-    assert row["model"] == clean("q" * 3000) and row["model_answered"] == clean(UNFIT + "s" * 200)
-    await _is_bounded(relay)
+    assert row["model"] == clean("q" * 3000) and row["model_answered"] == clean(UNCLEAN + "s" * 200)
+    await _check_bounds(relay)
 
 
-async def test_two_long_names_share_no_limit_and_no_sum(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_two_long_names_have_separate_limits_and_sums(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     limit = {"requests": 1, "per": ["model", "metadata.team"], "window_s": 9999}
     relay = await start({"database": database_setting, "limits": [limit]}, openai=provider(raw.url))
@@ -173,7 +173,7 @@ async def test_two_long_names_share_no_limit_and_no_sum(start: StartRelay, raw: 
     assert {row["model"]: row["requests"] for row in json.loads(body)["rows"]} == {clean(LONG + "1"): 2, clean(LONG + "2"): 1, "m": 3}
 
 
-async def test_a_call_is_found_by_the_long_name_that_it_came_with(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_a_call_is_found_by_its_long_name(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     user, team = "u" * 1000, "t" * 1000
@@ -184,7 +184,7 @@ async def test_a_call_is_found_by_the_long_name_that_it_came_with(start: StartRe
         assert len(json.loads(body)["logs"]) == found
 
 
-async def test_metadata_that_is_changed_later_is_bounded_too(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_changed_metadata_is_bounded(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
     _, headers, _ = await relay.call("GET", relay.path("openai", "x"))
@@ -192,10 +192,10 @@ async def test_metadata_that_is_changed_later_is_bounded_too(start: StartRelay, 
     changed = {"metadata": {"n" * 1000: "v" * 1000, "team": "\0"}}
     status, _, body = await relay.call("PATCH", f"{relay.url}/api/v1/ai-gateway/logs/{headers['cf-aig-log-id']}", json=changed)
     assert status == 200 and json.loads(body)["metadata"] == {clean("n" * 1000): clean("v" * 1000), "team": "\ufffd"}
-    await _is_bounded(relay)
+    await _check_bounds(relay)
 
 
-async def test_a_key_that_a_provider_writes_into_a_name_reaches_no_log_and_no_row(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+async def test_a_key_in_a_model_name_of_the_provider_is_redacted_in_log_and_rows(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
     answered = {"model": f"m-{KEYS['OPENAI_API_KEY']}", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     raw.plays(ok(json.dumps(answered).encode(), "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
@@ -204,7 +204,7 @@ async def test_a_key_that_a_provider_writes_into_a_name_reaches_no_log_and_no_ro
     assert not [text for text in await _stored(relay) if "CANARY" in text]
 
 
-async def test_rows_that_wait_are_bounded_in_bytes_and_the_sums_are_right(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_rows_are_bounded_in_bytes_and_the_sums_are_right(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     folder = tmp_path / "not-yet"
     folder.write_text("")
