@@ -1,4 +1,4 @@
-"""Relays in processes of their own, ended with the test."""
+"""Start relays in separate processes and stop them after the test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Serve]:
-    """`await served({...}, "--flag")`, ended with the test."""
+    """Start a relay: `await served({...}, "--flag")`. It is stopped after the test."""
     running: list[Served] = []
 
     async def begin(document: dict[str, Any] | None, *arguments: str, by: Start = forked) -> Served:

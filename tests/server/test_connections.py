@@ -1,4 +1,4 @@
-"""Connections: to providers, when one is used again; of clients, when one ends."""
+"""Connections: when one to a provider is used again, and when one of a client ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.upstream.vendors import echo, vendor
 
 
 def pooled(relay: Relay) -> list[ProviderConnection]:
-    """The connections to providers that wait for the next call."""
-    return [connection for kept in relay.gateway.upstream.rest.connector._conns.values() for connection, _ in kept]  # type: ignore[union-attr]
+    """The idle connections to providers."""
+    return [connection for pool in relay.gateway.upstream.rest.connector._conns.values() for connection, _ in pool]  # type: ignore[union-attr]
 
 
 KEEP_ALIVES: dict[str | None, int | None] = {
@@ -34,21 +34,21 @@ KEEP_ALIVES: dict[str | None, int | None] = {
 
 
 @pytest.mark.parametrize("value", KEEP_ALIVES)
-def test_the_time_in_a_keep_alive_header_is_read_within_bounds(value: str | None) -> None:
+def test_the_timeout_in_a_keep_alive_header_is_parsed_with_bounds(value: str | None) -> None:
     assert keep_alive_s(value) == KEEP_ALIVES[value]
 
 
-async def test_a_connection_is_not_used_for_longer_than_its_provider_keeps_it(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_connection_is_not_reused_after_the_providers_keep_alive_timeout(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"ok", "Keep-Alive: timeout=5"))
     relay = await start(openai=provider(raw.url))
-    for idle_s, connections in ((0.0, 1), (3.9, 1), (4.1, 2)):  # a second less than the provider says
+    for idle_s, connections in ((0.0, 1), (3.9, 1), (4.1, 2)):  # one second less than the provider keeps it
         for connection in pooled(relay):
             connection.idle_since_s -= idle_s
         await relay.call("POST", relay.path("openai", "x"), data=b"{}")
         assert raw.connections == connections
 
 
-async def test_a_connection_that_its_provider_hardly_keeps_is_not_used_again(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_connection_with_a_short_keep_alive_timeout_is_not_reused(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"ok", "Keep-Alive: timeout=1"))
     relay = await start(openai=provider(raw.url))
     for connections in (1, 2):
@@ -56,7 +56,7 @@ async def test_a_connection_that_its_provider_hardly_keeps_is_not_used_again(sta
         assert raw.connections == connections and not pooled(relay)
 
 
-async def test_the_last_answer_says_how_long_a_connection_is_kept(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_last_response_sets_the_keep_alive_timeout_of_a_connection(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"ok", "Keep-Alive: timeout=5"))
     raw.plays(ok(b"ok"))
     relay = await start(openai=provider(raw.url))
@@ -66,7 +66,7 @@ async def test_the_last_answer_says_how_long_a_connection_is_kept(start: StartRe
     assert raw.connections == 1 and connection.idle_limit_s is None
 
 
-async def test_a_chunk_that_is_read_costs_no_pass_through_the_parser(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reading_a_chunk_does_not_call_the_parser(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def received(received: Any) -> Any:
@@ -85,7 +85,7 @@ async def test_a_chunk_that_is_read_costs_no_pass_through_the_parser(start: Star
     assert len(sizes) >= 2 and all(sizes)
 
 
-def _probed(sock: Any) -> tuple[bool, int]:
+def _keepalive_options(sock: Any) -> tuple[bool, int]:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)), sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
 
 
@@ -95,17 +95,17 @@ async def test_connections_to_providers_are_probed_by_tcp(start: StartRelay, raw
     await relay.call("GET", relay.path("openai", "x"))
     [connection] = pooled(relay)
     assert connection.transport is not None
-    assert _probed(connection.transport.get_extra_info("socket")) == (True, 30)
+    assert _keepalive_options(connection.transport.get_extra_info("socket")) == (True, 30)
 
 
-async def test_sockets_to_providers_are_probed_by_tcp(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_websockets_to_providers_are_probed_by_tcp(start: StartRelay, aiohttp_server: Any) -> None:
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     relay = await start(openai=provider(str(server.make_url("")), websocket={"default_path": "echo"}))
     async with relay.client.ws_connect(relay.ws("openai")) as client:
         await client.send_str("x")
         await client.receive(20)
         [session] = relay.gateway.sessions
-        assert _probed(session.upstream.transport.get_extra_info("socket")) == (True, 30)
+        assert _keepalive_options(session.upstream.transport.get_extra_info("socket")) == (True, 30)
 
 
 PATH = "/api/v1/ai-gateway/providers/openai/chat/completions"
@@ -113,7 +113,7 @@ REQUEST = f'POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application
 
 
 async def _half_closed(relay: Relay, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A client that sends `data`, and then nothing more."""
+    """Send `data` and close the sending half of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(data)
     writer.write_eof()
@@ -132,13 +132,13 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, the end of what a client sends comes right behind its request."""
+def fin_behind_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat each FIN as right behind its request, however slow the machine is."""
     monkeypatch.setattr("relay.server.half_close.BEHIND_REQUEST_S", 3600.0)
     monkeypatch.setattr("relay.server.half_close._CHECK_INTERVAL_S", 0.01)
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("fin_behind_request")
 async def test_a_client_that_closes_its_sending_half_gets_its_whole_answer(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b"the answer"))
@@ -146,13 +146,13 @@ async def test_a_client_that_closes_its_sending_half_gets_its_whole_answer(start
     reader, writer = await _half_closed(relay, REQUEST)
     await _until(lambda: raw.arrived)
     gate.set()
-    answer = await asyncio.wait_for(reader.read(), 20)  # to its end: the relay closes behind it
+    answer = await asyncio.wait_for(reader.read(), 20)  # to the end: the relay closes after it
     writer.close()
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"the answer")
     assert [row["outcome"] for row in await relay.events()] == ["relayed"]
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("fin_behind_request")
 async def test_a_client_that_closes_its_sending_half_gets_its_whole_stream(start: StartRelay, raw: RawUpstream) -> None:
     gates, steps = gated_events(3)
     raw.plays(*steps)
@@ -166,8 +166,8 @@ async def test_a_client_that_closes_its_sending_half_gets_its_whole_stream(start
     assert rest.endswith(b"0\r\n\r\n")
 
 
-@pytest.mark.usefixtures("patient")
-async def test_all_pipelined_requests_before_the_end_are_answered(start: StartRelay, raw: RawUpstream) -> None:
+@pytest.mark.usefixtures("fin_behind_request")
+async def test_all_pipelined_requests_before_a_half_close_are_answered(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b"1"))
     raw.plays(ok(b"2"))
@@ -181,9 +181,9 @@ async def test_all_pipelined_requests_before_the_end_are_answered(start: StartRe
     assert answer.count(b"HTTP/1.1 200") == 3 and answer.endswith(b"3")
 
 
-@pytest.mark.usefixtures("patient")
-async def test_a_client_that_left_at_once_is_noticed_within_its_stream(start: StartRelay, raw: RawUpstream) -> None:
-    """It closed the whole connection: what is written to it is answered with a reset."""
+@pytest.mark.usefixtures("fin_behind_request")
+async def test_a_client_that_closed_at_once_is_detected_during_its_stream(start: StartRelay, raw: RawUpstream) -> None:
+    """The client closed the whole connection, so a write to it is answered with a reset."""
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, gate, *[chunk(b"data: x\n\n")] * 2, SILENCE)
     relay = await start(openai=provider(raw.url))
@@ -197,10 +197,10 @@ async def test_a_client_that_left_at_once_is_noticed_within_its_stream(start: St
     assert (row["outcome"], row["error"]) == ("client_gone", "client_gone")
 
 
-@pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("said", [(), (SSE_HEAD,)], ids=["before the answer", "in a silent stream"])
-async def test_a_reset_behind_a_half_close_is_noticed_though_nothing_is_written(start: StartRelay, raw: RawUpstream, said: tuple[Any, ...]) -> None:
-    raw.plays(*said, SILENCE)
+@pytest.mark.usefixtures("fin_behind_request")
+@pytest.mark.parametrize("sent", [(), (SSE_HEAD,)], ids=["before the answer", "in a silent stream"])
+async def test_a_reset_after_a_half_close_is_detected_without_a_write(start: StartRelay, raw: RawUpstream, sent: tuple[Any, ...]) -> None:
+    raw.plays(*sent, SILENCE)
     relay = await start(openai=provider(raw.url))
     _, writer = await _half_closed(relay, REQUEST)
     await _until(lambda: raw.arrived)
@@ -210,21 +210,21 @@ async def test_a_reset_behind_a_half_close_is_noticed_though_nothing_is_written(
     assert (row["outcome"], row["error"]) == ("client_gone", "client_gone")
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("fin_behind_request")
 async def test_a_half_closed_connection_is_probed_sooner(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok())
     relay = await start(openai=provider(raw.url))
     reader, writer = await _half_closed(relay, REQUEST)
     [transport] = relay.runner._transports  # type: ignore[attr-defined]
-    await _until(lambda: _probed(transport.get_extra_info("socket")) == (True, 10))
+    await _until(lambda: _keepalive_options(transport.get_extra_info("socket")) == (True, 10))
     gate.set()
     await asyncio.wait_for(reader.read(), 20)
     writer.close()
 
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTT", REQUEST[:-5]], ids=["nothing", "half a head", "half a body"])
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("fin_behind_request")
 async def test_a_half_close_without_a_whole_request_ends_the_connection(start: StartRelay, raw: RawUpstream, data: bytes) -> None:
     relay = await start({"server": {"body_idle_timeout_s": 3600}}, openai=provider(raw.url))
     reader, writer = await _half_closed(relay, data)
@@ -233,8 +233,8 @@ async def test_a_half_close_without_a_whole_request_ends_the_connection(start: S
     await relay.idle()
 
 
-@pytest.mark.usefixtures("patient")
-async def test_a_half_close_of_a_kept_connection_ends_it(start: StartRelay, raw: RawUpstream) -> None:
+@pytest.mark.usefixtures("fin_behind_request")
+async def test_a_half_close_of_an_idle_connection_ends_it(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"first"))
     relay = await start(openai=provider(raw.url))
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
@@ -256,12 +256,12 @@ BAD_FRAMING = {
 
 
 @pytest.mark.parametrize("framing", BAD_FRAMING)
-async def test_the_connection_ends_behind_a_400_for_bad_framing(start: StartRelay, raw: RawUpstream, framing: str) -> None:
-    """Nobody knows where such a request ends: what follows it is not another one."""
+async def test_the_connection_ends_after_a_400_for_bad_framing(start: StartRelay, raw: RawUpstream, framing: str) -> None:
+    """The end of such a request is unknown, so the bytes after it are not another request."""
     relay = await start(openai=provider(raw.url))
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(BAD_FRAMING[framing] % PATH.encode() + REQUEST)
-    answer = await asyncio.wait_for(reader.read(), 9)  # aiohttp would read on for 10 s before it closes
+    answer = await asyncio.wait_for(reader.read(), 9)  # aiohttp by itself reads for 10 s before it closes
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head[8:].startswith(b" 400") and len(re.findall(rb"HTTP/1\.[01] \d", answer)) == 1 and b'"bad_request"' in body
@@ -269,7 +269,7 @@ async def test_the_connection_ends_behind_a_400_for_bad_framing(start: StartRela
     assert raw.connections == 0
 
 
-async def test_the_connection_ends_behind_a_408(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_connection_ends_after_a_408(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start({"server": {"body_idle_timeout_s": 0.05}}, openai=provider(raw.url))
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(REQUEST[:-5])
@@ -285,17 +285,17 @@ async def test_running_out_of_file_descriptors_is_logged_once(start: StartRelay,
     with open(os.devnull) as last:
         resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, limits[1]))
         try:
-            filled = []
+            duplicates = []
             while True:
                 try:
-                    filled.append(os.dup(0))
+                    duplicates.append(os.dup(0))
                 except OSError:
                     break
             for _ in range(5):
                 files.check()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for descriptor in filled:
+            for descriptor in duplicates:
                 os.close(descriptor)
     for _ in range(3):
         files.check()
@@ -306,26 +306,26 @@ async def test_running_out_of_file_descriptors_is_logged_once(start: StartRelay,
     assert len(events) == 2
 
 
-async def test_a_call_that_finds_no_descriptor_says_whose_they_are(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_call_without_a_free_descriptor_gets_an_error_that_names_the_cause(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
-    filled: list[int] = []
+    duplicates: list[int] = []
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     last = os.dup(0)
     resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, limits[1]))
     try:
         while True:
             try:
-                filled.append(os.dup(0))
+                duplicates.append(os.dup(0))
             except OSError:
                 break
         writer.write(REQUEST)
         answer = await asyncio.wait_for(reader.readuntil(b"}}"), 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for descriptor in (last, *filled):
+        for descriptor in (last, *duplicates):
             os.close(descriptor)
     writer.close()
     assert b"502" in answer and b"no file descriptor left" in answer

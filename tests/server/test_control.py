@@ -1,4 +1,4 @@
-"""The channel between a supervisor and its workers, and orders to workers that do not do as they should."""
+"""The channel between a supervisor and its workers, and orders to workers that misbehave."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logged() -> LogStream:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[Control, Channel]]:
-    """A worker's end, and the supervisor's."""
+    """The two ends of a channel: the one of a worker and the one of the supervisor."""
     ours, theirs = socket.socketpair()
     supervisor, worker = await Channel.open(ours), await Channel.open(theirs)
     yield Control(worker), supervisor
@@ -42,15 +42,15 @@ async def pair() -> AsyncIterator[tuple[Control, Channel]]:
     worker.close()
 
 
-async def _echo(given: dict[str, Any]) -> Answer:
-    return Answer(count=given["count"])
+async def _echo(argument: dict[str, Any]) -> Answer:
+    return Answer(count=argument["count"])
 
 
-async def _broken(_given: dict[str, Any]) -> Answer:
-    raise KeyError("what nobody thought of")
+async def _broken(_argument: dict[str, Any]) -> Answer:
+    raise KeyError("an unexpected error")
 
 
-async def _stuck(_given: dict[str, Any]) -> Answer:
+async def _stuck(_argument: dict[str, Any]) -> Answer:
     await asyncio.Event().wait()
     raise AssertionError
 
@@ -73,7 +73,7 @@ async def _listening(worker: Control) -> asyncio.Task[None]:
     return asyncio.create_task(worker.listen(ORDERS))
 
 
-async def test_an_order_that_fails_is_answered_and_the_next_is_done(pair: tuple[Control, Channel], logged: LogStream) -> None:
+async def test_a_failed_order_is_answered_and_the_next_is_executed(pair: tuple[Control, Channel], logged: LogStream) -> None:
     worker, supervisor = pair
     listening = await _listening(worker)
     supervisor.post(Command(1, "broken"))
@@ -89,7 +89,7 @@ async def test_an_order_that_fails_is_answered_and_the_next_is_done(pair: tuple[
     await asyncio.wait_for(listening, HANG_GUARD_S)
 
 
-async def test_a_slow_order_holds_up_no_other_and_is_given_up(pair: tuple[Control, Channel], logged: LogStream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_order_delays_no_other_and_times_out(pair: tuple[Control, Channel], logged: LogStream, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, supervisor = pair
     listening = await _listening(worker)
     supervisor.post(Command(1, "stuck"))
@@ -119,10 +119,10 @@ async def test_a_line_that_is_no_message_is_logged_and_skipped(pair: tuple[Contr
     await asyncio.wait_for(listening, HANG_GUARD_S)
 
 
-async def test_an_answer_of_many_problems_is_cut_to_fit(pair: tuple[Control, Channel], logged: LogStream) -> None:
+async def test_an_answer_with_many_problems_is_truncated(pair: tuple[Control, Channel], logged: LogStream) -> None:
     worker, supervisor = pair
 
-    async def long(_given: dict[str, Any]) -> Answer:
+    async def long(_argument: dict[str, Any]) -> Answer:
         return Answer([f"{number} " + "é" * 10_000 for number in range(1000)])
 
     listening = asyncio.create_task(worker.listen({"long": long}))
@@ -133,73 +133,73 @@ async def test_an_answer_of_many_problems_is_cut_to_fit(pair: tuple[Control, Cha
     await asyncio.wait_for(listening, HANG_GUARD_S)
 
 
-async def test_a_process_that_stopped_reading_is_noticed_and_holds_nobody_up(pair: tuple[Control, Channel]) -> None:
+async def test_a_process_that_stopped_reading_is_detected_and_blocks_nothing(pair: tuple[Control, Channel]) -> None:
     _, supervisor = pair
     with pytest.raises(ConnectionError):
         for number in range(1000):
             supervisor.post(Command(number, "echo", {"text": "x" * 100_000}))
 
 
-# A supervisor with stand-in workers: `python -m relay` finds this package in the working folder -------
+# A supervisor with stand-in workers: `python -m relay` finds this package in the working folder --
 
 WORKER = '''
 import json, os, signal, socket, sys, time
 
-number = [given for given in sys.argv if given.startswith("--control-fd=")][0].partition("=")[2]
+number = [argument for argument in sys.argv if argument.startswith("--control-fd=")][0].partition("=")[2]
 channel = socket.socket(fileno=int(number)).makefile("rw", buffering=1)
 behaviours = json.loads(open("behaviours.json").read())
-for mine in range(1000):
+for number_of_worker in range(1000):
     try:
-        os.symlink(str(os.getpid()), f"started/{mine}")  # the first to take a number has it
+        os.symlink(str(os.getpid()), f"started/{number_of_worker}")  # fails if another worker has this number
         break
     except FileExistsError:
         continue
-behaviour = behaviours[min(mine, len(behaviours) - 1)]
+behaviour = behaviours[min(number_of_worker, len(behaviours) - 1)]
 
-def say(**message):
+def send(**message):
     channel.write(json.dumps(message) + "\\n")
 
 if behaviour == "dies":
     sys.exit(3)
 if behaviour == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if behaviour == "babbles":
+if behaviour == "malformed":
     for line in ("", "{", "null", json.dumps({"say": "reply", "id": 1}), json.dumps({"say": "begin", "files": {}}), "y" * 300000):
         channel.write(line + "\\n")
-    say(say="reply", id=12345, answer={})
-    say(say="command", id=1, order="dance", arguments={})
-    say(say="command", id=2, order="purge", arguments={})
+    send(say="reply", id=12345, answer={})
+    send(say="command", id=1, order="dance", arguments={})
+    send(say="command", id=2, order="purge", arguments={})
 open(f"behaves.{os.getpid()}", "w").close()
 if behaviour not in ("starting", "deaf"):
-    say(say="ready")
+    send(say="ready")
 for line in channel:
-    said = json.loads(line)
-    if said["say"] == "begin":
+    message = json.loads(line)
+    if message["say"] == "begin":
         open(f"began.{os.getpid()}.tmp", "w").write(line)
         os.rename(f"began.{os.getpid()}.tmp", f"began.{os.getpid()}.json")
         continue
-    if said.get("order") == "reload":
-        open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(said["arguments"]))
-    open("orders.txt", "a").write(f"{said.get('order', said['say'])}\\n")
-    if said["say"] == "reply":
-        open(f"done{said['id']}.json", "w").write(json.dumps(said["answer"]))
-    elif behaviour in ("starting", "deaf") or behaviour == "silent" and said["order"] != "cut":
+    if message.get("order") == "reload":
+        open(f"reloaded.{os.getpid()}.json", "w").write(json.dumps(message["arguments"]))
+    open("orders.txt", "a").write(f"{message.get('order', message['say'])}\\n")
+    if message["say"] == "reply":
+        open(f"done{message['id']}.json", "w").write(json.dumps(message["answer"]))
+    elif behaviour in ("starting", "deaf") or behaviour == "silent" and message["order"] != "cut":
         pass
-    elif behaviour == "dies when told" and said["order"] == "reload":
+    elif behaviour == "dies on reload" and message["order"] == "reload":
         sys.exit(4)
-    elif behaviour == "refuses" and said["order"] == "reload":
-        say(say="reply", id=said["id"], answer={"problems": ["gateway.yaml:1:1: I do not like it"]})
-    elif said["order"] in ("drain", "cut"):
-        say(say="leaving")
+    elif behaviour == "refuses" and message["order"] == "reload":
+        send(say="reply", id=message["id"], answer={"problems": ["gateway.yaml:1:1: I do not like it"]})
+    elif message["order"] in ("drain", "cut"):
+        send(say="leaving")
         sys.exit(0)
     else:
-        say(say="reply", id=said["id"], answer={"count": 1})
+        send(say="reply", id=message["id"], answer={"count": 1})
 '''
 
 
 @dataclass
 class Supervised:
-    """A supervisor in this process, and what is known of its workers."""
+    """A supervisor in this process, and what its workers have left in the folder."""
 
     supervisor: Supervisor
     folder: Path
@@ -218,7 +218,7 @@ class Supervised:
 
     @property
     def started(self) -> list[int]:
-        """The process ids of the workers that ran."""
+        """The process ids of all workers that were started."""
         return [int(os.readlink(link)) for link in (self.folder / "started").iterdir()]
 
     @property
@@ -231,7 +231,10 @@ Supervise = Callable[..., Awaitable[Supervised]]
 
 @pytest.fixture
 async def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: LogStream) -> AsyncIterator[Supervise]:
-    """`await supervise("good", "refuses")`: the first worker to start is good, all others refuse."""
+    """Start a supervisor: in `await supervise("good", "refuses")` the first worker is good.
+
+    All later workers behave as the last argument says, so here they refuse.
+    """
     (tmp_path / "relay").mkdir()
     (tmp_path / "started").mkdir()
     (tmp_path / "relay/__init__.py").touch()
@@ -250,15 +253,15 @@ async def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Log
 
     yield begin
     for one in running:
-        while not one.task.done():  # the first call drains, the second cuts
+        while not one.task.done():  # the first call drains, the second cancels calls
             one.supervisor.stop()
             await asyncio.wait({one.task}, timeout=0.2)
         one.listener.close()
-        assert one.alive == [], "no orphan"
+        assert one.alive == [], "no worker is left"
 
 
-async def test_a_worker_that_babbles_is_listened_to_and_answered(supervise: Supervise) -> None:
-    run = await supervise("babbles")
+async def test_malformed_messages_of_a_worker_are_skipped_and_the_others_are_answered(supervise: Supervise) -> None:
+    run = await supervise("malformed")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     await run.until(lambda: (run.folder / "done2.json").exists())
     assert "does not know the order 'dance'" in (run.folder / "done1.json").read_text()
@@ -267,7 +270,7 @@ async def test_a_worker_that_babbles_is_listened_to_and_answered(supervise: Supe
 
 
 @pytest.mark.parametrize("behaviour", ["starting", "good", "silent", "deaf"])
-async def test_every_worker_ends_in_bounded_time_whatever_it_does(supervise: Supervise, monkeypatch: pytest.MonkeyPatch, behaviour: str) -> None:
+async def test_every_worker_ends_in_bounded_time(supervise: Supervise, monkeypatch: pytest.MonkeyPatch, behaviour: str) -> None:
     monkeypatch.setattr("relay.server.supervisor._EXIT_GRACE_S", 0.3)
     run = await supervise(behaviour)
     await run.until(lambda: len(list(run.folder.glob("behaves.*"))) == 2)
@@ -279,7 +282,7 @@ async def test_every_worker_ends_in_bounded_time_whatever_it_does(supervise: Sup
     assert len(run.events("worker.killed")) == (2 if behaviour in ("silent", "deaf") else 0)
 
 
-async def test_a_second_signal_cuts_what_the_first_lets_go_on(supervise: Supervise) -> None:
+async def test_a_second_signal_stops_workers_that_still_drain(supervise: Supervise) -> None:
     run = await supervise("silent", server={"workers": 2, "drain_timeout_s": 3600})
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     run.supervisor.stop()
@@ -288,7 +291,7 @@ async def test_a_second_signal_cuts_what_the_first_lets_go_on(supervise: Supervi
     await asyncio.wait_for(run.task, HANG_GUARD_S)
 
 
-async def test_a_worker_that_dies_at_its_start_is_started_again_ever_more_slowly(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_dies_at_its_start_is_restarted_with_increasing_back_off(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.server.supervisor._BACKOFF_S", (0.01, 0.02, 0.03))
     run = await supervise("dies")
 
@@ -300,7 +303,7 @@ async def test_a_worker_that_dies_at_its_start_is_started_again_ever_more_slowly
     assert pauses[:4] == [0.01, 0.02, 0.03, 0.03] and run.events("worker.died")[0]["exit_code"] == 3
 
 
-async def test_a_worker_that_served_long_enough_is_started_again_at_once(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_served_long_enough_is_restarted_at_once(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.server.supervisor._BACKOFF_S", (0.01, 0.02, 3600))
     monkeypatch.setattr("relay.server.supervisor._STABLE_S", 0.0)
     run = await supervise("good", server={"workers": 1, "drain_timeout_s": 0.5})
@@ -329,7 +332,7 @@ async def test_a_reload_names_the_worker_that_did_not_answer(supervise: Supervis
     assert "no answer within" in missing
 
 
-async def test_a_reload_names_the_worker_that_is_starting_and_it_gets_the_order_all_the_same(supervise: Supervise) -> None:
+async def test_a_reload_names_a_starting_worker_which_still_gets_the_order(supervise: Supervise) -> None:
     run = await supervise("good", "starting")
     await run.until(lambda: len(run.started) == 2 and run.events("worker.ready"))
     [missing] = (await run.supervisor.order("reload", {})).missing
@@ -337,15 +340,15 @@ async def test_a_reload_names_the_worker_that_is_starting_and_it_gets_the_order_
     assert (run.folder / "orders.txt").read_text() == "reload\n" * 2
 
 
-async def test_a_reload_waits_for_the_successor_of_a_worker_that_dies_in_it(supervise: Supervise) -> None:
-    run = await supervise("dies when told", "good")
+async def test_a_reload_waits_for_the_successor_of_a_worker_that_dies_during_it(supervise: Supervise) -> None:
+    run = await supervise("dies on reload", "good")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     assert (await run.supervisor.order("reload", {})).missing == []
     log.flush()
     assert len(run.events("worker.ready")) == 3
 
 
-async def test_a_reload_names_the_worker_that_is_not_there(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reload_names_the_worker_that_does_not_run(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.server.supervisor._BACKOFF_S", (3600,))
     run = await supervise("good", "dies")
     await run.until(lambda: run.events("worker.died") and run.events("worker.ready"))
@@ -354,14 +357,14 @@ async def test_a_reload_names_the_worker_that_is_not_there(supervise: Supervise,
 
 
 @pytest.mark.parametrize("more", [{"server": {"workers": 2}}, {"server": {"workers": 1}}, {"server": {"workers": 2}, "redis": {"url": "redis://127.0.0.1:1"}}])
-async def test_a_reload_is_refused_where_a_start_would_be(more: dict[str, Any], supervise: Supervise) -> None:
-    """Two workers without Redis run until a restart, whatever the file says now."""
+async def test_a_reload_is_refused_if_a_start_would_be_refused(more: dict[str, Any], supervise: Supervise) -> None:
+    """Two workers without Redis keep running until a restart, whatever the new file sets."""
     run = await supervise("good")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     write_config(run.folder, {"limits": [{"requests": 5, "name": "few"}]} | more)
     answer = await run.supervisor.order("reload", {})
     assert "few is counted in each process" in answer.problems[0] and answer.missing == []
-    assert not (run.folder / "orders.txt").exists(), "no worker was told"
+    assert not (run.folder / "orders.txt").exists(), "no worker got the order"
 
 
 async def test_a_reload_names_the_settings_that_need_a_restart(supervise: Supervise) -> None:
@@ -372,10 +375,10 @@ async def test_a_reload_names_the_settings_that_need_a_restart(supervise: Superv
     assert answer.restart == ["server.workers", "log.level"] and answer.missing == []
 
 
-# What workers make their configuration of -------------------------------------------------------------
+# The files that workers load their configuration from ---------------------------------------------
 
 
-async def _begun(run: Supervised, pid: int) -> Begin:
+async def _begin_of(run: Supervised, pid: int) -> Begin:
     file = run.folder / f"began.{pid}.json"
     await run.until(file.exists)
     return msgspec.json.decode(file.read_bytes(), type=Begin)
@@ -385,22 +388,22 @@ def _file(sent: Snapshot, folder: Path) -> bytes:
     return sent.files[str(folder / "gateway.yaml")]
 
 
-async def test_every_worker_takes_the_bytes_that_the_supervisor_read(supervise: Supervise) -> None:
+async def test_every_worker_loads_the_bytes_that_the_supervisor_read(supervise: Supervise) -> None:
     run = await supervise("good")
     await run.until(lambda: len(run.events("worker.ready")) == 2)
     config = run.folder / "gateway.yaml"
     first = config.read_bytes()
     for pid in run.started:
-        begin = await _begun(run, pid)
+        begin = await _begin_of(run, pid)
         assert _file(begin.files, run.folder) == first and begin.reloaded is None
     config.write_bytes(first + b"# changed\n")
     assert (await run.supervisor.order("reload", {})).problems == []
     for pid in run.started:
-        given = json.loads((run.folder / f"reloaded.{pid}.json").read_text())
-        assert _file(msgspec.convert(given, Snapshot), run.folder) == first + b"# changed\n"
+        argument = json.loads((run.folder / f"reloaded.{pid}.json").read_text())
+        assert _file(msgspec.convert(argument, Snapshot), run.folder) == first + b"# changed\n"
 
 
-async def test_a_worker_that_is_started_again_gets_what_is_in_force_and_not_the_bad_file(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_restarted_worker_gets_the_configuration_in_force_and_not_the_invalid_file(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.server.supervisor._BACKOFF_S", (0.01,))
     run = await supervise("good", server={"workers": 1, "drain_timeout_s": 0.5})
     await run.until(lambda: len(run.events("worker.ready")) == 1)
@@ -413,22 +416,22 @@ async def test_a_worker_that_is_started_again_gets_what_is_in_force_and_not_the_
         before = len(run.events("worker.ready"))
         os.kill(run.events("worker.ready")[-1]["pid"], signal.SIGKILL)
         await run.until(lambda before=before: len(run.events("worker.ready")) == before + 1)
-        begin = await _begun(run, run.events("worker.ready")[-1]["pid"])
-        assert _file(begin.files, run.folder) == first, "it starts as the first one did"
+        begin = await _begin_of(run, run.events("worker.ready")[-1]["pid"])
+        assert _file(begin.files, run.folder) == first, "it starts with the files of the first one"
         assert (begin.reloaded and _file(begin.reloaded, run.folder)) == reloaded
 
 
-async def test_a_configuration_as_large_as_one_may_be_reaches_a_worker() -> None:
+async def test_a_configuration_of_the_maximum_size_reaches_a_worker() -> None:
     ours, theirs = socket.socketpair()
     supervisor, worker = await Channel.open(ours), await Control.open(theirs.detach())
     snapshot = Snapshot({"gateway.yaml": os.urandom(MAX_TOTAL_BYTES)})
     files = msgspec.to_builtins(snapshot)
     supervisor.post(Begin(snapshot, snapshot))
-    supervisor.post(Command(1, "reload", files))  # while it still starts
+    supervisor.post(Command(1, "reload", files))  # while the worker still starts
     begin = await asyncio.wait_for(worker.begin(), HANG_GUARD_S)
     assert begin is not None and begin.reloaded == snapshot
     order = await asyncio.wait_for(worker._channel.first(), HANG_GUARD_S)
     assert isinstance(order, Command) and order.arguments == files
     supervisor.close()
-    assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor is gone"
+    assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor has closed the channel"
     worker._channel.close()

@@ -1,4 +1,4 @@
-"""More than may run: what load shedding refuses before aiohttp builds a Request, and what it does not."""
+"""Load shedding: which calls above the limit are refused before aiohttp builds a Request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def request(path: str = PATH, *headers: str, body: bytes = BODY) -> bytes:
 
 
 class Connection:
-    """One connection, spoken to in bytes."""
+    """A connection of a client that sends raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -44,7 +44,7 @@ class Connection:
 
 @pytest.fixture
 async def full(start: StartRelay, raw: RawUpstream):  # type: ignore[no-untyped-def]
-    """(relay, connect, free): a relay that runs all it may; `free()` ends what runs."""
+    """(relay, connect, free): a relay at its concurrency limit. `free()` ends the running call."""
     gates, steps = gated_events(1)
     raw.plays(*steps)
     raw.plays(ok(b"fine"))
@@ -72,7 +72,7 @@ async def full(start: StartRelay, raw: RawUpstream):  # type: ignore[no-untyped-
         writer.close()
 
 
-async def test_a_whole_request_is_refused_before_anything_is_made_of_it(full: Any) -> None:
+async def test_a_complete_request_is_shed_before_an_exchange_exists(full: Any) -> None:
     relay, connect, free = full
     connection = await connect()
     connection.send(request())
@@ -82,23 +82,23 @@ async def test_a_whole_request_is_refused_before_anything_is_made_of_it(full: An
     assert relay.gateway.requests_shed == 1
     await free()
     connection.send(request())
-    assert (await connection.answer())[::2] == (200, b"fine"), "the connection goes on"
-    assert [line["status"] for line in await relay.events(count=2)] == [200, 200], "it was no exchange"
+    assert (await connection.answer())[::2] == (200, b"fine"), "the connection is used again"
+    assert [line["status"] for line in await relay.events(count=2)] == [200, 200], "the refused call has no exchange"
 
 
-async def test_it_is_told_in_the_vendors_shape_and_counted(full: Any) -> None:
+async def test_a_shed_call_gets_an_error_in_the_vendors_format_and_is_counted(full: Any) -> None:
     relay, connect, _ = full
     connection = await connect()
     for number in range(3):
         connection.send(request("/api/v1/ai-gateway/providers/anthropic/v1/messages"))
         _, _, body = await connection.answer()
         assert json.loads(body)["error"]["type"] == "api_error", number
-    told = 0
+    logged = 0
     async with asyncio.timeout(HANG_GUARD_S):
-        while told < 3:
-            told = sum(line["requests"] for line in await relay.events("requests.shed"))
+        while logged < 3:
+            logged = sum(line["requests"] for line in await relay.events("requests.shed"))
     _, _, ready = await relay.call("GET", f"{relay.url}/readyz")
-    assert json.loads(ready)["requests_shed"] == told == 3
+    assert json.loads(ready)["requests_shed"] == logged == 3
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ async def test_it_is_told_in_the_vendors_shape_and_counted(full: Any) -> None:
         [request(PATH, "Expect: 100-continue")],
         [request("/api/v1/ai-gateway/providers/%6Fpenai/x")],
     ],
-    ids=["body apart", "a browser's", "the last one", "asks first", "an odd spelling"],
+    ids=["body in another piece", "of a browser", "last of its connection", "expects 100", "escaped path"],
 )
-async def test_what_is_not_plainly_a_whole_call_is_refused_by_the_line(sent: list[bytes], full: Any) -> None:
+async def test_requests_that_need_more_parsing_are_refused_by_the_concurrency_limit(sent: list[bytes], full: Any) -> None:
     relay, connect, _ = full
     connection = await connect()
     for piece in sent:
@@ -123,7 +123,7 @@ async def test_what_is_not_plainly_a_whole_call_is_refused_by_the_line(sent: lis
     assert relay.gateway.requests_shed == 0
 
 
-async def test_a_head_in_two_pieces_is_refused_when_it_is_whole(full: Any) -> None:
+async def test_a_request_in_two_pieces_is_shed_once_it_is_complete(full: Any) -> None:
     relay, connect, _ = full
     connection = await connect()
     for piece in (request()[:40], request()[40:]):
@@ -132,7 +132,7 @@ async def test_a_head_in_two_pieces_is_refused_when_it_is_whole(full: Any) -> No
     assert (await connection.answer())[0] == 503 and relay.gateway.requests_shed == 1
 
 
-async def test_health_and_management_answer_while_it_is_full(full: Any) -> None:
+async def test_health_and_management_respond_at_the_concurrency_limit(full: Any) -> None:
     relay, _, _ = full
     for path in ("/healthz", "/readyz", "/api/v1/ai-gateway/providers"):
         assert (await relay.call("GET", f"{relay.url}{path}"))[0] == 200, path
@@ -143,7 +143,7 @@ async def test_pipelined_requests_get_their_answers_in_order(full: Any) -> None:
     connection = await connect()
     connection.send(request("/healthz", body=b"") + request())
     statuses = [(await connection.answer())[0] for _ in range(2)]
-    assert statuses == [404, 503], "POST of /healthz is nothing"
+    assert statuses == [404, 503], "POST /healthz does not exist"
     connection.send(request())
     connection.send(request())
     assert [(await connection.answer())[0] for _ in range(2)] == [503, 503]
@@ -152,7 +152,7 @@ async def test_pipelined_requests_get_their_answers_in_order(full: Any) -> None:
     assert [(await connection.answer())[0] for _ in range(2)] == [200, 200]
 
 
-async def test_a_request_that_comes_while_another_is_answered_waits_for_its_turn(full: Any, raw: RawUpstream) -> None:
+async def test_a_request_that_arrives_while_another_is_answered_waits_for_its_turn(full: Any, raw: RawUpstream) -> None:
     relay, connect, free = full
     await free()
     gate = asyncio.Event()
@@ -170,7 +170,7 @@ async def test_a_request_that_comes_while_another_is_answered_waits_for_its_turn
     assert [(await connection.answer())[2] for _ in range(2)] == [b"first", b"second"]
 
 
-async def test_of_many_that_come_at_once_only_as_many_as_there_is_room_for_become_calls(start: StartRelay, raw: RawUpstream) -> None:
+async def test_of_many_concurrent_requests_only_those_within_the_limit_become_calls(start: StartRelay, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(gate, ok(b"fine"))
     relay = await start({"limits": [{"calls_at_once": 3}]}, openai=provider(raw.url))
@@ -188,7 +188,7 @@ async def test_of_many_that_come_at_once_only_as_many_as_there_is_room_for_becom
         connection._writer.close()
 
 
-async def test_a_request_that_comes_to_nothing_takes_no_room(start: StartRelay, raw: RawUpstream) -> None:
+async def test_an_invalid_request_does_not_count_towards_the_limit(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
     relay = await start({"limits": [{"calls_at_once": 1}]}, openai=provider(raw.url))
     for path in (f"{PATH}/../x", f"{PATH}/%2e%2e/x", "/api/v1/ai-gateway/providers/nobody/x"):
@@ -201,8 +201,8 @@ async def test_a_request_that_comes_to_nothing_takes_no_room(start: StartRelay, 
         connection._writer.close()
 
 
-async def test_half_a_head_never_lets_what_follows_be_answered_for_it(full: Any, raw: RawUpstream) -> None:
-    """What looks like a request within another's bytes is not one: only the parser says where one begins."""
+async def test_a_body_that_looks_like_a_request_is_not_answered_as_one(full: Any, raw: RawUpstream) -> None:
+    """Bytes of a body that look like a request are not one: the parser finds where one begins."""
     _, connect, free = full
     connection = await connect()
     inner = request()
@@ -226,7 +226,7 @@ async def test_the_calls_of_every_surface_are_shed_and_take_the_fast_path(start:
         add_routes(app, "/elsewhere")
 
     async def resolve(*_: object) -> None:
-        raise AssertionError("the routing table was asked")
+        raise AssertionError("the routing table was used")
 
     monkeypatch.setattr(native, "add_routes", add_twice)
     gates, steps = gated_events(1)

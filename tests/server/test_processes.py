@@ -1,4 +1,4 @@
-"""Processes at their edges: signals at any moment, sockets and orphans that must not be left, calls that a drain cuts."""
+"""Start, drain and end of processes: signals, sockets, orphans, and calls that a drain cancels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ EVENT = b"data: 1\n\n"
 
 @pytest.fixture
 async def started(tmp_path: Path) -> AsyncIterator[Serve]:
-    """`await started({...}, "--flag")` does not wait until it listens; whatever becomes of it, nothing is left."""
+    """Start a relay without waiting until it listens: `await started({...}, "--flag")`.
+
+    It is killed at the end of the test if it still runs.
+    """
     running: list[Served] = []
 
     async def begin(document: dict[str, Any], *arguments: str, by: Start = forked) -> Served:
@@ -65,7 +68,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _alive(pids: list[int]) -> list[int]:
-    """Those that run; a zombie that nobody has reaped does not."""
+    """The running ones; a zombie does not run."""
     return [pid for pid in pids if _state(pid) not in ("", "Z")]
 
 
@@ -76,12 +79,12 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _catches_hang_ups(pid: int) -> bool:
+def _catches_sighup(pid: int) -> bool:
     return bool(int(Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16) & 1)
 
 
 async def _ready(relay: Served, count: int) -> dict[int, int]:
-    """Worker number to process id, once `count` have said that they are ready."""
+    """Wait for `count` `worker.ready` events. Returns the process ids by worker number."""
     lines = await _until(lambda: (found := [line for line in relay.lines if "worker.ready" in line])[count - 1 :] and found)
     return {event["worker"]: event["pid"] for event in map(json.loads, lines)}
 
@@ -91,56 +94,56 @@ def _port(relay: Served) -> int:
 
 
 def _connect(port: int) -> int:
-    """The errno of a connect, 0 if it was taken or queued."""
+    """The errno of a connect; 0 if it was accepted or queued."""
     with socket.socket() as sock:
         sock.settimeout(2)
         return sock.connect_ex(("127.0.0.1", port))
 
 
-# Signals at any moment --------------------------------------------------------------------------------
+# Signals at any moment ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("moment", "numbers"),
     [
-        ("its workers are not there", (signal.SIGTERM,)),
-        ("its workers are not there", (signal.SIGTERM, signal.SIGINT)),
-        ("they start", (signal.SIGINT,)),
-        ("they start", (signal.SIGTERM, signal.SIGINT)),
-        ("one is ready", (signal.SIGTERM,)),
-        ("one is ready", (signal.SIGINT, signal.SIGINT)),
+        ("before the workers", (signal.SIGTERM,)),
+        ("before the workers", (signal.SIGTERM, signal.SIGINT)),
+        ("workers start", (signal.SIGINT,)),
+        ("workers start", (signal.SIGTERM, signal.SIGINT)),
+        ("one worker is ready", (signal.SIGTERM,)),
+        ("one worker is ready", (signal.SIGINT, signal.SIGINT)),
     ],
     ids=str,
 )
-async def test_a_signal_at_any_moment_ends_all_and_leaves_no_orphan(started: Serve, moment: str, numbers: tuple[int, ...]) -> None:
-    relay = await started({"providers": {}}, "--port", str(port := free_port()), "--workers", "2", by=executed if moment == "they start" else forked)
+async def test_a_signal_at_any_moment_ends_all_processes(started: Serve, moment: str, numbers: tuple[int, ...]) -> None:
+    relay = await started({"providers": {}}, "--port", str(port := free_port()), "--workers", "2", by=executed if moment == "workers start" else forked)
     await _until(lambda: _connect(port) == 0)
     workers: list[int] = []
-    if moment != "its workers are not there":
+    if moment != "before the workers":
         workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
-    if moment == "one is ready":
+    if moment == "one worker is ready":
         await relay.until("worker.ready")
     for number in numbers:
         relay.send(number)
     code = await relay.ended()
-    assert code == 0 or (moment == "its workers are not there" and code in [-number for number in numbers])
+    assert code == 0 or (moment == "before the workers" and code in [-number for number in numbers])
     assert _alive(workers) == []
     assert not any("Traceback" in line or "worker.died" in line for line in relay.lines), relay.lines
 
 
-async def test_an_interrupt_before_anything_is_imported_prints_nothing(started: Serve) -> None:
+async def test_an_interrupt_before_the_imports_prints_nothing(started: Serve) -> None:
     relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
-    # Its first statement catches SIGHUP: then the imports begin.
-    await _until(lambda: _catches_hang_ups(relay.pid))
+    # The first statement of the relay catches SIGHUP; the imports follow.
+    await _until(lambda: _catches_sighup(relay.pid))
     relay.send(signal.SIGINT)
     assert await relay.ended() == -signal.SIGINT
     assert relay.lines == []
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Serve, workers: str) -> None:
+async def test_sighup_during_the_start_is_ignored_and_later_reloads(started: Serve, workers: str) -> None:
     relay = await started({"providers": {"up": provider("http://127.0.0.1:9")}}, "--port", "0", "--workers", workers, by=executed)
-    await _until(lambda: _catches_hang_ups(relay.pid))
+    await _until(lambda: _catches_sighup(relay.pid))
     relay.send(signal.SIGHUP)
     await relay.until(STARTED)
     relay.send(signal.SIGHUP)
@@ -149,19 +152,19 @@ async def test_a_hang_up_during_the_start_is_a_reload_once_it_runs(started: Serv
     assert relay.process.returncode == 0
 
 
-async def test_a_worker_that_is_hung_up_on_while_it_starts_goes_on(served: Serve, raw: RawUpstream) -> None:
+async def test_sighup_does_not_end_a_starting_worker(served: Serve, raw: RawUpstream) -> None:
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
     os.kill(first[0], signal.SIGKILL)
     await relay.until("worker.died")
     [successor] = await _until(lambda: set(_children(relay.pid)) - set(first.values()))
     await _until(lambda: b"\0worker\0" in Path(f"/proc/{successor}/cmdline").read_bytes())
-    await _until(lambda: _catches_hang_ups(successor))
+    await _until(lambda: _catches_sighup(successor))
     os.kill(successor, signal.SIGHUP)
     assert (await _ready(relay, 3))[0] == successor
 
 
-async def test_workers_end_when_their_supervisor_is_killed_while_they_start(started: Serve) -> None:
+async def test_starting_workers_end_when_their_supervisor_is_killed(started: Serve) -> None:
     relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
     workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
     relay.send(signal.SIGKILL)
@@ -169,7 +172,7 @@ async def test_workers_end_when_their_supervisor_is_killed_while_they_start(star
     await _until(lambda: not _alive(workers))
 
 
-async def test_a_worker_lets_its_calls_end_when_its_supervisor_is_killed_during_a_drain(served: Serve, raw: RawUpstream) -> None:
+async def test_a_worker_finishes_its_calls_when_its_supervisor_is_killed_during_a_drain(served: Serve, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
@@ -185,14 +188,14 @@ async def test_a_worker_lets_its_calls_end_when_its_supervisor_is_killed_during_
     await _until(lambda: not _alive(workers))
 
 
-async def test_the_supervisor_waits_for_a_worker_that_was_draining_already(served: Serve, raw: RawUpstream) -> None:
+async def test_the_supervisor_waits_for_workers_that_already_drain(served: Serve, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
     workers = await _ready(relay, 2)
     async with aiohttp.ClientSession() as session:
         stream = await session.get(relay.path("up", "x"))
-        for pid in workers.values():  # one of them has the stream
+        for pid in workers.values():  # one of them serves the stream
             os.kill(pid, signal.SIGTERM)
         await _ready(relay, 4)
         relay.send(signal.SIGTERM)
@@ -203,11 +206,11 @@ async def test_the_supervisor_waits_for_a_worker_that_was_draining_already(serve
     assert _alive(list(workers.values())) == []
 
 
-# Sockets ----------------------------------------------------------------------------------------------
+# Sockets ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection_is_served(served: Serve, raw: RawUpstream, workers: str) -> None:
+async def test_during_a_drain_the_relays_own_socket_refuses_and_keep_alive_connections_are_served(served: Serve, raw: RawUpstream, workers: str) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
     raw.plays(ok(b"served"))
@@ -216,14 +219,14 @@ async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection
         await _ready(relay, int(workers))
     async with aiohttp.ClientSession() as session:
         stream = await session.get(relay.path("up", "x"))
-        kept, writer = await asyncio.open_connection("127.0.0.1", _port(relay))
+        reader, writer = await asyncio.open_connection("127.0.0.1", _port(relay))
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await kept.readuntil(b"}")
+        await reader.readuntil(b"}")
         relay.send(signal.SIGTERM)
         await _until(lambda: sum("drain.started" in line for line in relay.lines) == int(workers))
         assert _connect(_port(relay)) == errno.ECONNREFUSED
         writer.write(b"GET /api/v1/ai-gateway/providers/up/y HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        answer = await asyncio.wait_for(kept.read(), HANG_GUARD_S)
+        answer = await asyncio.wait_for(reader.read(), HANG_GUARD_S)
         assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"served") and b"connection: close" in answer.lower()
         writer.close()
         gate.set()
@@ -232,7 +235,7 @@ async def test_while_it_drains_a_socket_of_its_own_refuses_and_a_kept_connection
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(started: Serve, raw: RawUpstream, workers: str) -> None:
+async def test_during_a_drain_a_passed_socket_keeps_queueing_connections(started: Serve, raw: RawUpstream, workers: str) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
     with socket.socket() as held:
@@ -250,23 +253,23 @@ async def test_while_it_drains_a_socket_that_was_handed_over_goes_on_queueing(st
             gate.set()
             assert await stream.read() == EVENT
         assert await relay.ended() == 0
-        assert _connect(_port(relay)) == 0, "and after its end"
+        assert _connect(_port(relay)) == 0, "it queues also after the end of the relay"
 
 
 @pytest.mark.parametrize("room", [0, 3], ids=["no socket", "no process"])
-async def test_a_worker_that_cannot_be_started_for_want_of_files_is_tried_again(served: Serve, raw: RawUpstream, room: int) -> None:
+async def test_a_worker_that_cannot_start_without_file_descriptors_is_retried(served: Serve, raw: RawUpstream, room: int) -> None:
     raw.plays(ok())
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
     soft, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
-    os.kill(first[0], signal.SIGSTOP)  # holds its place until the limit is there
+    os.kill(first[0], signal.SIGSTOP)  # it keeps its descriptors until the limit is set
     used = {int(name) for name in os.listdir(f"/proc/{relay.pid}/fd")}
     resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (_limit(used, room), hard))
     os.kill(first[0], signal.SIGKILL)
     failed = json.loads((await relay.until("worker.not_started")).string)
     assert failed["cause"] == "Too many open files" and failed["retry_in_s"] > 0
     await _until(lambda: sum("worker.not_started" in line for line in relay.lines) > 3)
-    await _until(lambda: len(os.listdir(f"/proc/{relay.pid}/fd")) < len(used))  # no socket is left
+    await _until(lambda: len(os.listdir(f"/proc/{relay.pid}/fd")) < len(used))  # no socket leaks
     resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (soft, hard))
     assert (await _ready(relay, 3))[0] != first[0]
     relay.send(signal.SIGTERM)
@@ -274,7 +277,7 @@ async def test_a_worker_that_cannot_be_started_for_want_of_files_is_tried_again(
 
 
 def _limit(used: set[int], room: int) -> int:
-    """The limit under which so many descriptors are free: those of the dead worker's channel too."""
+    """The limit that leaves `room` descriptors free, with those of the dead worker's channel."""
     free, limit = 0, 0
     while free < room or limit <= 3:
         free += limit not in used
@@ -282,27 +285,27 @@ def _limit(used: set[int], room: int) -> int:
     return limit
 
 
-# Calls that a drain cuts ------------------------------------------------------------------------------
+# Calls that a drain cancels -----------------------------------------------------------------------
 
 
 @pytest.fixture
 async def relay(start: StartRelay, raw: RawUpstream, aiohttp_server: Any) -> Relay:
-    """A relay that gives its calls no time when it drains."""
+    """A relay that cancels its calls at once when it drains."""
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     providers = {"up": provider(raw.url), "sock": provider(str(server.make_url("")), websocket={"default_path": "echo"})}
     return await start({"server": {"drain_timeout_s": 0.001}, "providers": providers})
 
 
 async def _drained(relay: Relay) -> dict[str, Any]:
-    """Drain it as a signal does; the record of the one call that ran."""
+    """Drain a relay as a signal does. Returns the record of the one call that ran."""
     await drain(relay.gateway, asyncio.Event())
-    assert not relay.gateway.running, "a drain ends when its calls are written down"
+    assert not relay.gateway.running, "a drain ends once its calls are recorded"
     [record] = await relay.events()
     return record
 
 
 async def _read_raw(port: int, during: Callable[[], Awaitable[object]]) -> bytes:
-    """All bytes of an answer on the wire; `during` is awaited once the first event is here."""
+    """Read all bytes of a response, and await `during` after the first event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /api/v1/ai-gateway/providers/up/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
     got = await reader.readuntil(EVENT)
@@ -313,8 +316,8 @@ async def _read_raw(port: int, during: Callable[[], Awaitable[object]]) -> bytes
     return got
 
 
-@pytest.mark.parametrize(("sent", "told"), [(EVENT, True), (EVENT + b"data: {", False)], ids=["between events", "within one"])
-async def test_an_event_stream_that_a_drain_cuts_gets_a_last_event_only_between_events(relay: Relay, raw: RawUpstream, sent: bytes, told: bool) -> None:
+@pytest.mark.parametrize(("sent", "has_event"), [(EVENT, True), (EVENT + b"data: {", False)], ids=["between events", "within one"])
+async def test_an_event_stream_that_a_drain_cancels_gets_an_error_event_only_between_events(relay: Relay, raw: RawUpstream, sent: bytes, has_event: bool) -> None:
     raw.plays(SSE_HEAD, chunk(sent), SILENCE)
     records: list[dict[str, Any]] = []
 
@@ -322,13 +325,13 @@ async def test_an_event_stream_that_a_drain_cuts_gets_a_last_event_only_between_
         records.append(await _drained(relay))
 
     got = await _read_raw(relay.port, cut)
-    assert (b'"code":"draining"' in got.rpartition(b"data: ")[2]) is told and (b"draining" in got) is told
+    assert (b'"code":"draining"' in got.rpartition(b"data: ")[2]) is has_event and (b"draining" in got) is has_event
     assert not got.endswith(LAST_CHUNK)
     assert [(record["outcome"], record["error"], record["status"]) for record in records] == [("failed", "draining", 200)]
 
 
 @pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Content-Length: 100"])
-async def test_another_stream_that_a_drain_cuts_is_visibly_cut(relay: Relay, raw: RawUpstream, framing: str) -> None:
+async def test_a_byte_stream_that_a_drain_cancels_is_visibly_truncated(relay: Relay, raw: RawUpstream, framing: str) -> None:
     part = b"x" * 10
     raw.plays(head("Content-Type: audio/mpeg", framing), chunk(part) if "chunked" in framing else part, SILENCE)
     answer = await relay.client.get(relay.path("up", "x"))
@@ -338,22 +341,22 @@ async def test_another_stream_that_a_drain_cuts_is_visibly_cut(relay: Relay, raw
     assert (record["outcome"], record["error"]) == ("failed", "draining")
 
 
-async def test_a_call_that_waits_for_its_answer_is_told_that_the_relay_restarts_and_is_not_tried_again(start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_waiting_call_gets_a_draining_error_and_is_not_retried(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SILENCE)
     fallback = [{"provider": "other", "model": "n"}]
     up = provider(raw.url, retries={"max_attempts": 3}, fallback=fallback, idempotency_header="Idempotency-Key")
     relay = await start({"server": {"drain_timeout_s": 0.001}, "providers": {"up": up, "other": provider(raw.url)}})
-    asked = asyncio.create_task(relay.call("POST", relay.path("up", "chat/completions"), json={"model": "m"}))
+    call = asyncio.create_task(relay.call("POST", relay.path("up", "chat/completions"), json={"model": "m"}))
     await _until(lambda: raw.arrived)
     record = await _drained(relay)
-    status, headers, body = await asked
+    status, headers, body = await call
     assert (status, headers["x-relay-error"], headers["retry-after"], headers["Connection"]) == (503, "draining", "1", "close")
     assert json.loads(body)["error"]["code"] == "draining"
     assert (record["outcome"], record["error"], record["status"]) == ("failed", "draining", 503)
     assert len(raw.arrived) == 1
 
 
-async def test_an_upload_that_goes_on_is_told_that_the_relay_restarts(relay: Relay, raw: RawUpstream) -> None:
+async def test_a_running_upload_gets_a_draining_error(relay: Relay, raw: RawUpstream) -> None:
     raw.plays(ok())
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     writer.write(b"POST /api/v1/ai-gateway/providers/up/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
@@ -365,7 +368,7 @@ async def test_an_upload_that_goes_on_is_told_that_the_relay_restarts(relay: Rel
     writer.close()
 
 
-async def test_clients_that_share_a_call_are_all_told(start: StartRelay, raw: RawUpstream) -> None:
+async def test_all_clients_of_a_coalesced_call_get_a_draining_error(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
     relay = await start({"server": {"drain_timeout_s": 0.001}, "cache": {"ttl_s": 60, "coalesce": True}, "providers": {"up": provider(raw.url)}})
     both = asyncio.Barrier(2)
@@ -381,7 +384,7 @@ async def test_clients_that_share_a_call_are_all_told(start: StartRelay, raw: Ra
     assert [(record["outcome"], record["error"]) for record in records] == [("failed", "draining")] * 2
 
 
-async def test_a_session_is_told_1012_and_its_row_says_draining(relay: Relay) -> None:
+async def test_a_session_is_closed_with_1012_and_recorded_as_draining(relay: Relay) -> None:
     ws = await relay.client.ws_connect(relay.ws("sock"), autoclose=False)
     draining = asyncio.create_task(_drained(relay))
     message = await ws.receive(HANG_GUARD_S)
@@ -391,8 +394,8 @@ async def test_a_session_is_told_1012_and_its_row_says_draining(relay: Relay) ->
     assert (record["outcome"], record["error"], record["close_code"]) == ("failed", "draining", 1012)
 
 
-async def test_a_call_whose_client_left_before_stays_so(start: StartRelay, raw: RawUpstream) -> None:
-    """Its answer is read on, to learn what it used, until the drain ends that too."""
+async def test_a_call_whose_client_disconnected_before_a_drain_stays_client_gone(start: StartRelay, raw: RawUpstream) -> None:
+    """The relay reads the rest of the response for its usage, until the drain stops that."""
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
     up = provider(raw.url, on_disconnect="drain", drain_s=600)
     relay = await start({"server": {"drain_timeout_s": 0.001}, "providers": {"up": up}})
@@ -403,18 +406,18 @@ async def test_a_call_whose_client_left_before_stays_so(start: StartRelay, raw: 
     assert (await _drained(relay))["outcome"] == "client_gone"
 
 
-def test_a_second_cancellation_does_not_change_what_a_call_failed_with() -> None:
-    """As aiohttp's own shutdown sends one, to a call that is still telling its client."""
+def test_a_second_cancellation_does_not_change_the_error_of_a_call() -> None:
+    """The shutdown of aiohttp cancels again while a call still sends its error to the client."""
     exchange = Exchange("x", Request("rest", "GET", Caller(""), 0.0))
     exchange.waiting.expired = Draining()
     exchange.fail(exchange.failure_of(asyncio.CancelledError()), asyncio.CancelledError())
-    exchange.waiting.expired = None  # as `take_expiry` leaves it
+    exchange.waiting.expired = None  # as `take_expiry` does
     exchange.fail(exchange.failure_of(asyncio.CancelledError()), asyncio.CancelledError())
     assert exchange.outcome.error is not None and (exchange.outcome.error.code, exchange.outcome.name) == ("draining", "failed")
 
 
-async def test_a_drain_that_cuts_leaves_its_rows_in_the_database(served: Serve, raw: RawUpstream) -> None:
-    """Several workers, a second signal: the last event, the exit code, and the row."""
+async def test_calls_that_a_drain_cancels_have_rows_in_the_database(served: Serve, raw: RawUpstream) -> None:
+    """With two workers and a second signal: check the last event, the exit code and the row."""
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
     relay = await served({"server": {"drain_timeout_s": 3600}, "database": "relay.db", "providers": {"up": provider(raw.url)}}, "--workers", "2")
     await _ready(relay, 2)
@@ -431,8 +434,8 @@ async def test_a_drain_that_cuts_leaves_its_rows_in_the_database(served: Serve, 
     assert (json.loads(record)["outcome"], json.loads(record)["error"]) == ("failed", "draining")
 
 
-async def test_a_stream_cut_while_its_client_reads_nothing_gets_no_event_within_another(start: StartRelay) -> None:
-    """The provider sends the beginning of an event and, once that has gone down, its end; until a beginning finds no room."""
+async def test_a_cancelled_stream_with_a_stalled_client_gets_no_event_within_another(start: StartRelay) -> None:
+    """The provider sends each event in two parts, until the client buffers no further part."""
     stuck, part = asyncio.Event(), b"data: " + b"x" * 16_000
 
     async def provide(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -473,7 +476,7 @@ async def test_a_stream_cut_while_its_client_reads_nothing_gets_no_event_within_
 
 
 async def _holds(condition: Callable[[], bool]) -> bool:
-    """Whether it stays true: the system's buffers may take some more."""
+    """Whether a condition stays true: the buffers of the system may accept some more data."""
     for _ in range(20):
         if not condition():
             return False
@@ -481,11 +484,11 @@ async def _holds(condition: Callable[[], bool]) -> bool:
     return True
 
 
-# Reload -----------------------------------------------------------------------------------------------
+# Reload -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
-async def test_a_reload_names_what_needs_a_restart_and_the_command_line_still_wins(served: Serve, raw: RawUpstream, workers: str) -> None:
+async def test_a_reload_lists_settings_that_need_a_restart_and_keeps_command_line_values(served: Serve, raw: RawUpstream, workers: str) -> None:
     document: dict[str, Any] = {"server": {"port": 1, "workers": 1}, "providers": {"up": provider(raw.url)}}
     relay = await served(document, "--workers", workers)
     if workers != "1":
@@ -501,7 +504,7 @@ async def test_a_reload_names_what_needs_a_restart_and_the_command_line_still_wi
     await relay.until(r'"needs_restart":\["server.keepalive_timeout_s","metrics.enabled"\].*reload.done')
 
 
-async def test_a_worker_that_starts_during_a_reload_reads_the_new_configuration(served: Serve, raw: RawUpstream) -> None:
+async def test_a_worker_that_starts_during_a_reload_gets_the_new_configuration(served: Serve, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
     first = await _ready(relay, 2)
@@ -512,16 +515,16 @@ async def test_a_worker_that_starts_during_a_reload_reads_the_new_configuration(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         async with session.post(f"{relay.url}/api/v1/ai-gateway/providers/reload") as answer:
             assert answer.status == 200, await answer.text()
-        assert len(await _ready(relay, 3)) == 2, "the answer came when all had it"
+        assert len(await _ready(relay, 3)) == 2, "the response came after all workers were ready"
         for _ in range(30):
             async with session.get(relay.path("moved", "x")) as answer:
                 assert answer.status == 200
 
 
-async def test_a_reload_that_a_worker_does_not_answer_is_no_success(served: Serve, raw: RawUpstream) -> None:
+async def test_a_reload_without_the_answer_of_a_worker_fails(served: Serve, raw: RawUpstream) -> None:
     relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2")
     stopped = (await _ready(relay, 2))[1]
-    os.kill(stopped, signal.SIGSTOP)  # from now on the other one accepts
+    os.kill(stopped, signal.SIGSTOP)  # only the other worker accepts from now on
     try:
         async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_GUARD_S * 2):
             async with session.post(f"{relay.url}/api/v1/ai-gateway/providers/reload") as answer:

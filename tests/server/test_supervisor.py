@@ -1,4 +1,4 @@
-"""Several workers: one address, one reload, and restarts that nobody notices."""
+"""Several workers: one address, one reload, and restarts without a failed call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVENT = b"data: 1\n\n"
 
 @pytest.fixture
 async def pair(tmp_path: Path, raw: RawUpstream) -> AsyncIterator[Served]:
-    """Two workers in front of `raw`, and the demo."""
+    """A relay with two workers, the provider `raw` and the demo."""
     relay = await serve(tmp_path, {"demo": {"enabled": True}, "server": {"drain_timeout_s": 10}, "providers": {"up": provider(raw.url)}}, "--workers", "2")
     await _workers(relay, 2)
     yield relay
@@ -31,7 +31,7 @@ async def pair(tmp_path: Path, raw: RawUpstream) -> AsyncIterator[Served]:
 
 
 async def _workers(relay: Served, count: int) -> dict[int, int]:
-    """Worker number to process id, once `count` have said that they are ready."""
+    """Wait for `count` `worker.ready` events. Returns the process ids by worker number."""
     async with asyncio.timeout(HANG_GUARD_S):
         while True:
             ready = [json.loads(line) for line in relay.lines if "worker.ready" in line]
@@ -40,7 +40,7 @@ async def _workers(relay: Served, count: int) -> dict[int, int]:
             await asyncio.sleep(0.02)
 
 
-async def test_both_serve_and_the_demo_is_there_once(pair: Served, raw: RawUpstream) -> None:
+async def test_both_workers_serve_and_share_one_demo(pair: Served, raw: RawUpstream) -> None:
     raw.plays(ok())
     async with aiohttp.ClientSession() as session:
         async with session.post(pair.path("demo", "embeddings"), json={"model": "m", "input": "x"}) as answer:
@@ -48,7 +48,7 @@ async def test_both_serve_and_the_demo_is_there_once(pair: Served, raw: RawUpstr
     assert len(await _workers(pair, 2)) == 2
 
 
-async def test_a_worker_that_is_killed_comes_back(pair: Served, raw: RawUpstream) -> None:
+async def test_a_killed_worker_is_started_again(pair: Served, raw: RawUpstream) -> None:
     raw.plays(ok())
     first = await _workers(pair, 2)
     os.kill(first[0], signal.SIGKILL)
@@ -58,8 +58,8 @@ async def test_a_worker_that_is_killed_comes_back(pair: Served, raw: RawUpstream
         assert answer.status == 200
 
 
-async def test_workers_restart_one_by_one_without_a_failed_call(pair: Served, raw: RawUpstream) -> None:
-    """Each drains while its successor serves; the shared socket loses no queued connection."""
+async def test_workers_restart_in_turn_without_a_failed_call(pair: Served, raw: RawUpstream) -> None:
+    """Each worker drains while its successor serves; the shared socket loses no connection."""
     raw.plays(ok(b"fine"))
     failed: list[str] = []
     done = 0
@@ -77,7 +77,7 @@ async def test_workers_restart_one_by_one_without_a_failed_call(pair: Served, ra
                 except aiohttp.ClientError as error:
                     failed.append(repr(error))
                 done += 1
-                await asyncio.sleep(0.01)  # or the load takes the CPU from the workers that start
+                await asyncio.sleep(0.01)  # else the load takes the CPU from starting workers
 
     async def more_calls(count: int) -> None:
         wanted = done + count
@@ -123,7 +123,7 @@ async def test_a_reload_reaches_every_worker_or_none(pair: Served, raw: RawUpstr
                 assert answer.status == 200
 
 
-async def test_a_worker_that_dies_after_a_refused_reload_comes_back_with_what_is_in_force(pair: Served, raw: RawUpstream) -> None:
+async def test_a_worker_that_dies_after_a_refused_reload_restarts_with_the_configuration_in_force(pair: Served, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
     config = pair.folder / "gateway.yaml"
     config.write_text(config.read_text().replace("  up:", "  moved:").replace("enabled: true", "enabled: true\nmetrics:\n  enabled: false"))
@@ -140,8 +140,8 @@ async def test_a_worker_that_dies_after_a_refused_reload_comes_back_with_what_is
             async with session.get(pair.path("moved", "x")) as answer:
                 assert await answer.read() == b"fine"
             async with session.get(f"{pair.url}/metrics") as answer:
-                assert answer.status == 200, "what needs a restart is as it was in every worker"
-    assert sum("worker.died" in line for line in pair.lines) == 1, "once, and not in a loop"
+                assert answer.status == 200, "settings that need a restart are unchanged in every worker"
+    assert sum("worker.died" in line for line in pair.lines) == 1, "it died once, not in a loop"
 
 
 async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: RawUpstream) -> None:
@@ -150,7 +150,7 @@ async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: R
     await _workers(relay, 2)
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session, asyncio.timeout(HANG_GUARD_S):
-            while len(raw.arrived) < 2:  # until both have it
+            while len(raw.arrived) < 2:  # until both workers have cached it
                 async with session.get(relay.path("up", "models")) as answer:
                     assert answer.status == 200
             async with session.delete(f"{relay.url}/api/v1/ai-gateway/cache?provider=up") as answer:
@@ -159,7 +159,7 @@ async def test_a_purge_reaches_the_memory_of_every_worker(tmp_path: Path, raw: R
         await relay.stop()
 
 
-async def test_sigterm_drains_all_and_exits_0(tmp_path: Path, raw: RawUpstream) -> None:
+async def test_sigterm_drains_all_workers_and_exits_0(tmp_path: Path, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(1.0), chunk(EVENT), LAST_CHUNK)
     relay = await serve(tmp_path, {"providers": {"up": provider(raw.url)}}, "--workers", "2")
     pids = await _workers(relay, 2)
@@ -171,7 +171,7 @@ async def test_sigterm_drains_all_and_exits_0(tmp_path: Path, raw: RawUpstream) 
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
-async def test_workers_end_when_their_supervisor_is_gone(tmp_path: Path, raw: RawUpstream) -> None:
+async def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, raw: RawUpstream) -> None:
     relay = await serve(tmp_path, {"providers": {"up": provider(raw.url)}}, "--workers", "2")
     pids = await _workers(relay, 2)
     relay.send(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""TLS on a port of its own: certificate files, a self-signed one, renewal, and several workers."""
+"""TLS on its own port: certificate files, a self-signed certificate, renewal, several workers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def _tls_url(relay: Served) -> str:
     return (await relay.until(r'"tls_url":"(https:[^"]+)"')).group(1)
 
 
-async def test_rest_and_sockets_over_a_certificate_of_ones_own(served: Serve, tmp_path: Path, raw: RawUpstream, aiohttp_server: Any) -> None:
+async def test_rest_and_websocket_calls_work_with_a_configured_certificate(served: Serve, tmp_path: Path, raw: RawUpstream, aiohttp_server: Any) -> None:
     raw.plays(ok(b"fine"))
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     authority = trustme.CA()
@@ -75,11 +75,11 @@ async def test_rest_and_sockets_over_a_certificate_of_ones_own(served: Serve, tm
             await socket.send_str("hello")
             assert await socket.receive_str() == "hello"
         async with session.get(f"{relay.url}/healthz") as answer:
-            assert answer.status == 200, "the plain port goes on"
+            assert answer.status == 200, "the plain port still serves"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_self_signed_certificate_serves_a_client_that_trusts_its_file(served: Serve, tmp_path: Path, raw: RawUpstream, workers: str) -> None:
+async def test_a_client_that_trusts_the_self_signed_certificate_is_served(served: Serve, tmp_path: Path, raw: RawUpstream, workers: str) -> None:
     raw.plays(ok(b"fine"))
     relay = await served({"providers": {"up": provider(raw.url)}}, "--tls-self-signed", "--workers", workers)
     url = await _tls_url(relay)
@@ -93,8 +93,8 @@ async def test_a_self_signed_certificate_serves_a_client_that_trusts_its_file(se
                 assert await answer.read() == b"fine"
 
 
-async def test_requests_right_behind_the_handshake_are_read(served: Serve, tmp_path: Path) -> None:
-    """A client that writes at once from one thread and reads from another, as websockets' sync client does."""
+async def test_requests_right_after_the_tls_handshake_are_read(served: Serve, tmp_path: Path) -> None:
+    """The sync client of websockets writes from one thread at once and reads in another."""
     relay = await served({"demo": {"enabled": True}}, "--tls-self-signed")
     url = (await _tls_url(relay)).replace("https", "wss").replace("127.0.0.1", "localhost")
     context = ssl.create_default_context(cafile=str(tmp_path / "data/tls/self-signed.pem"))
@@ -108,7 +108,7 @@ async def test_requests_right_behind_the_handshake_are_read(served: Serve, tmp_p
     assert await asyncio.gather(*(asyncio.to_thread(sessions) for _ in range(3))) == [60] * 3
 
 
-async def test_a_reload_takes_the_renewed_certificate(served: Serve, tmp_path: Path) -> None:
+async def test_a_reload_loads_the_renewed_certificate(served: Serve, tmp_path: Path) -> None:
     first, second = trustme.CA(), trustme.CA()
     relay = await served({"tls": _files(tmp_path, first)})
     url = await _tls_url(relay)
@@ -120,25 +120,25 @@ async def test_a_reload_takes_the_renewed_certificate(served: Serve, tmp_path: P
             assert answer.status == 200
 
 
-async def test_a_client_that_never_says_goodbye_does_not_hold_up_the_end(served: Serve, tmp_path: Path) -> None:
+async def test_a_client_that_never_closes_tls_does_not_delay_the_stop(served: Serve, tmp_path: Path) -> None:
     authority = trustme.CA()
     relay = await served({"tls": _files(tmp_path, authority)})
     port = int((await _tls_url(relay)).rpartition(":")[2])
-    deaf = _trusting(authority).wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
-    deaf.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert deaf.recv(12) == b"HTTP/1.1 200"
+    client = _trusting(authority).wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert client.recv(12) == b"HTTP/1.1 200"
     relay.send(signal.SIGTERM)
     assert await relay.ended() == 0
     assert not [line for line in relay.lines if "Traceback" in line or "Error" in line]
-    deaf.close()
+    client.close()
 
 
-async def test_a_self_signed_certificate_is_kept_until_it_is_old_or_lacks_a_name(tmp_path: Path) -> None:
+async def test_a_self_signed_certificate_is_renewed_when_it_is_old_or_lacks_a_name(tmp_path: Path) -> None:
     now = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
-    made = self_signed(tmp_path, [], now).chain.read_bytes()
-    assert self_signed(tmp_path, ["localhost"], now).chain.read_bytes() == made
+    first = self_signed(tmp_path, [], now).chain.read_bytes()
+    assert self_signed(tmp_path, ["localhost"], now).chain.read_bytes() == first
     with_name = self_signed(tmp_path, ["ai.example.com"], now).chain.read_bytes()
-    assert with_name != made
+    assert with_name != first
     assert self_signed(tmp_path, [], now + datetime.timedelta(days=380)).chain.read_bytes() != with_name
 
 
@@ -152,7 +152,7 @@ async def test_a_self_signed_certificate_is_kept_until_it_is_old_or_lacks_a_name
         ({"certificate": "gateway.yaml", "key": "key.pem"}, "tls.certificate: is no valid certificate with tls.key"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path: Path, tls: dict[str, str], message: str) -> None:
+def test_certificate_files_that_do_not_match_are_refused_at_start(tmp_path: Path, tls: dict[str, str], message: str) -> None:
     from tests.relays import write_config
 
     _files(tmp_path, trustme.CA())
@@ -163,7 +163,7 @@ def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path: Path, tls: dic
     assert message.partition("tls")[2] in str(refused.value)
 
 
-async def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
+async def test_an_unwritable_folder_for_the_certificate_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file, where a folder should be")
     relay = await run(tmp_path, "serve", "--tls-self-signed", "--port", "0")
     assert await relay.ended() == 1

@@ -1,4 +1,4 @@
-"""One process: first run, signals, drain, and the starts that are refused."""
+"""A relay in one process: first run, banner, signals, drain, and refused starts."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.programs
 EVENT = b"data: 1\n\n"
 
 
-async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tmp_path: Path) -> None:
-    """A folder with nothing in it but the copied example: no key, no network."""
+async def test_the_banner_of_the_first_run_shows_a_command_that_streams(served: Serve, tmp_path: Path) -> None:
+    """The folder contains only the copied example: no key and no network are needed."""
     shutil.copy(ROOT / ".env.example", tmp_path / ".env")
     relay = await run(tmp_path, "serve", "--port", "0", start=on_terminal)
     command = (await relay.until("^(curl .*)$"))[1]
@@ -42,7 +42,7 @@ async def test_the_first_run_shows_a_line_that_streams_at_once(served: Serve, tm
     await relay.stop()
 
 
-async def test_the_banner_on_a_terminal_says_what_is_ready_and_who_may_call(tmp_path: Path) -> None:
+async def test_the_banner_on_a_terminal_shows_providers_and_access(tmp_path: Path) -> None:
     providers = {"up": provider("http://127.0.0.1:9"), "down": provider("http://127.0.0.1:9", "NOT_SET_KEY")}
     server = {"hosts": ["relay.lan"], "public_url": "https://ai.example.com"}
     write_config(tmp_path, {"demo": {"enabled": True}, "server": server, "cors": {"origins": ["https://app.example.com"]}, "providers": providers})
@@ -59,11 +59,11 @@ async def test_the_banner_on_a_terminal_says_what_is_ready_and_who_may_call(tmp_
     assert shown.startswith("  providers  demo, up; 1 not configured: `") and shown.endswith(" -m relay check` lists them")
     assert len(lines) < 12 and "relay.started" not in "\n".join(lines)
     async with aiohttp.ClientSession() as session, session.get(f"{url}/readyz") as answer:
-        assert answer.status == 200, "the banner comes when everything has started"
+        assert answer.status == 200, "the banner is printed once the relay is ready"
     await relay.stop()
 
 
-async def test_the_banner_of_several_workers_comes_when_all_are_ready(tmp_path: Path) -> None:
+async def test_the_banner_appears_once_all_workers_are_ready(tmp_path: Path) -> None:
     write_config(tmp_path, {"providers": {}})
     relay = await run(tmp_path, "serve", "--port", "0", "--workers", "2", start=on_terminal)
     await relay.until("is ready: pid .*, 2 workers")
@@ -81,7 +81,7 @@ async def test_no_color_is_respected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [on_terminal, forked])
-async def test_a_json_log_has_no_banner_but_an_event(tmp_path: Path, start: Start) -> None:
+async def test_a_json_log_has_an_event_instead_of_the_banner(tmp_path: Path, start: Start) -> None:
     write_config(tmp_path, {"log": {"format": "json"}, "providers": {"down": provider("http://127.0.0.1:9", "NOT_SET_KEY")}})
     relay = await run(tmp_path, "serve", "--port", "0", start=start)
     await relay.until(STARTED)
@@ -92,7 +92,7 @@ async def test_a_json_log_has_no_banner_but_an_event(tmp_path: Path, start: Star
     assert (started["providers_ready"], started["providers_not_configured"]) == (0, 1)
 
 
-async def test_a_log_for_people_that_goes_to_a_pipe_has_no_banner(tmp_path: Path) -> None:
+async def test_a_pretty_log_in_a_pipe_has_no_banner(tmp_path: Path) -> None:
     write_config(tmp_path, {"log": {"format": "pretty"}, "providers": {}})
     relay = await run(tmp_path, "serve", "--port", "0")
     await relay.until("relay.started.*url=http://")
@@ -100,10 +100,10 @@ async def test_a_log_for_people_that_goes_to_a_pipe_has_no_banner(tmp_path: Path
     assert not any("is ready" in line or "\x1b" in line for line in relay.lines)
 
 
-async def test_tests_run_on_the_loop_that_serves() -> None:
-    """What holds in this process on uvloop holds in a served one."""
-    wanted = "asyncio" if os.environ.get("TEST_LOOP") == "asyncio" else "uvloop"
-    assert type(asyncio.get_running_loop()).__module__.startswith(wanted)
+async def test_tests_run_on_the_event_loop_of_relay_serve() -> None:
+    """Tests in this process use the same event loop as `relay serve`."""
+    expected = "asyncio" if os.environ.get("TEST_LOOP") == "asyncio" else "uvloop"
+    assert type(asyncio.get_running_loop()).__module__.startswith(expected)
 
 
 async def test_a_placeholder_account_does_not_call_cloudflare(served: Serve, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ async def test_a_placeholder_account_does_not_call_cloudflare(served: Serve, tmp
         assert {each["rest"] for each in (await answer.json())["providers"]} == {"direct"}
 
 
-async def test_sigterm_lets_calls_end_and_tells_sockets(served: Serve, raw: RawUpstream, aiohttp_server: Any) -> None:
+async def test_sigterm_finishes_calls_and_closes_sessions_with_1012(served: Serve, raw: RawUpstream, aiohttp_server: Any) -> None:
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
@@ -138,12 +138,12 @@ async def test_sigterm_lets_calls_end_and_tells_sockets(served: Serve, raw: RawU
     assert outcomes == ["relayed"] * 0 + [*outcomes] and outcomes.count("relayed") == 20
 
 
-async def test_while_it_drains_it_is_not_ready_and_asks_to_close(served: Serve, raw: RawUpstream) -> None:
+async def test_a_draining_relay_is_not_ready(served: Serve, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(1.5), LAST_CHUNK)
     relay = await served({"providers": {"up": provider(raw.url)}})
     async with aiohttp.ClientSession() as session:
         stream = await session.get(relay.path("up", "x"))
-        # A kept connection, opened before the drain.
+        # A keep-alive connection, opened before the drain.
         reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
         request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         writer.write(request)
@@ -158,7 +158,7 @@ async def test_while_it_drains_it_is_not_ready_and_asks_to_close(served: Serve, 
     assert await relay.ended() == 0
 
 
-async def test_calls_past_the_drain_time_are_cut_and_it_still_ends_well(served: Serve, raw: RawUpstream) -> None:
+async def test_calls_are_cancelled_after_the_drain_timeout_and_the_exit_code_is_0(served: Serve, raw: RawUpstream) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
     relay = await served({"server": {"drain_timeout_s": 0.5}, "providers": {"up": provider(raw.url)}})
     async with aiohttp.ClientSession() as session:
@@ -170,7 +170,7 @@ async def test_calls_past_the_drain_time_are_cut_and_it_still_ends_well(served: 
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_it_at_once(served: Serve, raw: RawUpstream, second: int) -> None:
+async def test_a_second_signal_ends_the_relay_at_once(served: Serve, raw: RawUpstream, second: int) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
     relay = await served({"server": {"drain_timeout_s": 3600}, "providers": {"up": provider(raw.url)}})
     async with aiohttp.ClientSession() as session:
@@ -182,7 +182,7 @@ async def test_a_second_signal_ends_it_at_once(served: Serve, raw: RawUpstream, 
     assert any('"exchange"' in line for line in relay.lines), "the log is flushed"
 
 
-async def test_sighup_loads_a_new_registry_and_keeps_the_old_on_any_error(served: Serve, raw: RawUpstream) -> None:
+async def test_sighup_loads_the_new_registry_and_keeps_the_old_one_after_an_error(served: Serve, raw: RawUpstream) -> None:
     gate = asyncio.Event()
     raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
     raw.plays(ok(b"new"))
@@ -205,10 +205,10 @@ async def test_sighup_loads_a_new_registry_and_keeps_the_old_on_any_error(served
         async with session.get(relay.path("up", "x")) as answer:
             assert await answer.read() == b"new"
         gate.set()
-        assert await running.read() == EVENT, "a running stream is not touched"
+        assert await running.read() == EVENT, "a running stream continues"
 
 
-async def test_reload_by_the_api(start: StartRelay, raw: RawUpstream) -> None:
+async def test_the_api_reloads_the_registry(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok(b"x"))
     relay = await start(one=provider(raw.url))
     config = relay.folder / "gateway.yaml"
@@ -219,27 +219,27 @@ async def test_reload_by_the_api(start: StartRelay, raw: RawUpstream) -> None:
     assert (await relay.call("GET", relay.path("one", "x")))[1]["x-relay-error"] == "unknown_provider"
 
 
-async def _refused(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+async def _run_until_exit(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     process = await run(folder, "serve", *arguments, env=env)
     code = await process.ended()
     return code, "\n".join(process.lines)
 
 
 @pytest.mark.parametrize("reuse_port", [False, True])
-async def test_a_port_in_use_is_said_clearly(tmp_path: Path, reuse_port: bool) -> None:
-    """Also where the other program would share the port: half the calls would go to it."""
+async def test_a_port_in_use_is_reported(tmp_path: Path, reuse_port: bool) -> None:
+    """Also if the other program shares its port: it would get half of the calls."""
     with socket.socket() as other:
         if reuse_port:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        code, text = await _refused(tmp_path, "--port", str(port))
+        code, text = await _run_until_exit(tmp_path, "--port", str(port))
     assert code == 1 and f"port {port} on 127.0.0.1 is in use by another program" in text
 
 
-async def test_it_does_not_listen_beyond_loopback_while_access_is_open(tmp_path: Path) -> None:
-    code, text = await _refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
+async def test_the_relay_listens_beyond_loopback_only_with_open(tmp_path: Path) -> None:
+    code, text = await _run_until_exit(tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert code == 1 and "--open" in text
     relay = await run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0", "--open")
     await relay.until(r'"url":"http://127.0.0.1:\d+"')
@@ -248,21 +248,21 @@ async def test_it_does_not_listen_beyond_loopback_while_access_is_open(tmp_path:
 
 async def test_bad_configuration_is_refused_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_text("server:\n  prot: 1\n")
-    code, text = await _refused(tmp_path)
+    code, text = await _run_until_exit(tmp_path)
     assert code == 2 and "gateway.yaml:2:3: server.prot: unknown key; did you mean 'port'?" in text
     (tmp_path / "gateway.yaml").unlink()
     (tmp_path / ".env").mkdir()
-    code, text = await _refused(tmp_path)
+    code, text = await _run_until_exit(tmp_path)
     assert code == 2 and ".env:1:1: cannot be read: Is a directory" in text
 
 
-async def test_several_workers_are_refused_where_they_would_break_a_promise(tmp_path: Path) -> None:
+async def test_several_workers_are_refused_with_limits_per_process(tmp_path: Path) -> None:
     (tmp_path / "gateway.yaml").write_text("websocket: {max_sessions_per_client: 5}")
-    code, text = await _refused(tmp_path, "--workers", "2", "--port", "0")
+    code, text = await _run_until_exit(tmp_path, "--workers", "2", "--port", "0")
     assert code == 2 and "gateway.yaml:1:" in text and "max_sessions_per_client is counted in each process" in text
 
 
-async def test_no_secret_stands_in_banner_or_arguments(served: Serve, raw: RawUpstream) -> None:
+async def test_neither_output_nor_arguments_contain_a_secret(served: Serve, raw: RawUpstream) -> None:
     relay = await served({"providers": {"up": provider(raw.url)}, "cloudflare": {"api_key": canary("token")}}, by=executed)
     assert "CANARY" not in "\n".join(relay.lines)
     assert b"CANARY" not in Path(f"/proc/{relay.pid}/cmdline").read_bytes()
