@@ -1,4 +1,4 @@
-"""Backup, restore and rollback: the very commands of docs/operations.md, beside a relay that runs."""
+"""Backup, restore and rollback: the commands of docs/operations.md, with a running relay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OLD_ROW = (
 
 
 def commands(heading: str) -> list[str]:
-    """The indented code blocks below a heading, one string each."""
+    """The indented code blocks below a heading, each as one string."""
     section = re.split(r"^##", TEXT.partition(f"\n### {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
     return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in blocks]
@@ -45,7 +45,7 @@ POSTGRESQL, POSTGRESQL_RESTORE = commands("PostgreSQL")
 
 
 async def execute(script: str, folder: Path, url: str = "") -> None:
-    """Run it as an operator's shell does."""
+    """Run commands in a shell, as an operator does."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec("bash", "-euc", script, cwd=folder, env={"PATH": path, "DATABASE_URL": url.replace("+asyncpg", "")}, stderr=asyncio.subprocess.PIPE)
     _, error = await process.communicate()
@@ -74,7 +74,7 @@ async def test_a_backup_of_a_running_relay_restores_its_rows_and_sums(backup: st
     if backup is IN_CONTAINER:
         await execute("mkdir backup; mv data/backup.db backup/relay.db", tmp_path)  # copied out of the container
     await _call(relay, 2)
-    assert len(await rows(relay)) == ROWS_BEFORE + 2, "it went on writing"
+    assert len(await rows(relay)) == ROWS_BEFORE + 2, "the relay continued to write"
     await stop_relay(relay)
     await execute(SQLITE_RESTORE, tmp_path)
     restored = await start({"database": database_file}, openai=provider(raw.url))
@@ -86,7 +86,7 @@ async def test_a_backup_of_a_running_relay_restores_its_rows_and_sums(backup: st
 
 @pytest.fixture
 def database_file(tmp_path: Path) -> str:
-    """Where docs/operations.md has it."""
+    """The path of the database in docs/operations.md."""
     return str(tmp_path / "data" / "relay.db")
 
 
@@ -110,16 +110,16 @@ async def test_a_dump_of_a_running_relay_restores_its_rows_and_sums(target: str,
 
 
 async def _version_and_cost(setting: str) -> tuple[str, int]:
-    """The schema, as the file says, and the sum of all costs."""
+    """The version of the schema, and the sum of all costs."""
     database = Database(database_url(setting))
-    database._prepared = True  # it is looked at, not upgraded
+    database._prepared = True  # it is read without a migration
     ((version,),) = await database.rows(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
     ((cost,),) = await database.rows(sa.select(sa.func.sum(exchanges.c.cost_nano_usd)))
     await database.close()
     return version, cost
 
 
-async def test_a_rollback_restores_the_schema_and_the_rows_of_before_the_upgrade(start: StartRelay, raw: RawUpstream, tmp_path: Path, database_file: str) -> None:
+async def test_a_rollback_restores_the_schema_and_the_rows_from_before_the_upgrade(start: StartRelay, raw: RawUpstream, tmp_path: Path, database_file: str) -> None:
     await old_database(database_file, "0003", [OLD_ROW])
     await execute(SQLITE, tmp_path)
     raw.plays(ok(USAGE, "Content-Type: application/json"))

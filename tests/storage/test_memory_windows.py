@@ -1,4 +1,4 @@
-"""Counters in memory: what they promise to the `limits` library, with clocks that a test sets."""
+"""Counters in memory: the interface of the `limits` library, with clocks that a test sets."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryWindows, clocks:
     assert limit.hit(item, "a")
 
 
-def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(memory: MemoryWindows, clocks: Clocks) -> None:
+def test_a_sliding_window_counts_the_previous_window_by_its_overlap(memory: MemoryWindows, clocks: Clocks) -> None:
     limit, item = SlidingWindowCounterRateLimiter(memory), RateLimitItemPerSecond(10, 10)
     assert [limit.hit(item, "a") for _ in range(11)] == [True] * 10 + [False]
     clocks.pass_s(10)
-    assert not limit.hit(item, "a"), "all ten still count"
+    assert not limit.hit(item, "a"), "all ten hits still count"
     clocks.pass_s(5)
     assert [limit.hit(item, "a") for _ in range(6)] == [True] * 5 + [False]
     clocks.pass_s(20)
@@ -59,7 +59,7 @@ def test_a_sliding_window_counts_the_last_one_by_how_much_of_it_reaches_back(mem
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
-def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryWindows, clocks: Clocks) -> None:
+def test_a_change_of_the_wall_clock_changes_no_limit(jump_s: float, memory: MemoryWindows, clocks: Clocks) -> None:
     for limit in (FixedWindowRateLimiter(memory), SlidingWindowCounterRateLimiter(memory)):
         item = RateLimitItemPerSecond(1, 60)
         assert limit.hit(item, "a")
@@ -68,7 +68,7 @@ def test_a_clock_that_is_set_changes_no_limit(jump_s: float, memory: MemoryWindo
         memory.reset()
 
 
-def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryWindows, clocks: Clocks) -> None:
+def test_each_hit_deletes_a_few_ended_windows(memory: MemoryWindows, clocks: Clocks) -> None:
     for number in range(100):
         memory.incr(f"old{number}", 10)
     clocks.pass_s(11)
@@ -79,7 +79,7 @@ def test_windows_that_ended_are_forgotten_a_few_at_each_hit(memory: MemoryWindow
     assert len(memory) == 4
 
 
-def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryWindows, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_windows_are_deleted_without_a_hit(memory: MemoryWindows, clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_windows, "_DROPPED_PER_SWEEP", 60)
     for number in range(100):
         memory.incr(f"old{number}", 10)
@@ -93,7 +93,7 @@ def test_windows_that_ended_are_forgotten_though_no_hit_comes(memory: MemoryWind
     assert (len(memory), memory.get("long"), sum(map(len, memory._ends.values()))) == (1, 1, 1)
 
 
-def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryWindows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_maximum_the_windows_that_end_first_are_deleted(memory: MemoryWindows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_windows, "MAX_KEYS", 3)
     memory.incr("short", 5)
     for number in range(4):
@@ -101,31 +101,31 @@ def test_memory_is_bounded_by_forgetting_what_ends_first(memory: MemoryWindows, 
     assert [memory.get(key) for key in ("short", "long0", "long1", "long3")] == [0, 0, 1, 1]
 
 
-def _looked_at(memory: MemoryWindows, act: Callable[[], object]) -> int:
-    """How many ends of windows an act looks at."""
-    seen = 0
+def _window_ends_read(memory: MemoryWindows, call: Callable[[], object]) -> int:
+    """Count the window ends that a call reads."""
+    reads = 0
 
     class Counted(type(memory._ends[60])):  # type: ignore[misc]
         def __getitem__(self, at: int) -> object:
-            nonlocal seen
-            seen += 1
+            nonlocal reads
+            reads += 1
             return super().__getitem__(at)
 
     memory._ends[60] = Counted(memory._ends[60])
-    act()
-    return seen
+    call()
+    return reads
 
 
-def test_a_hit_costs_the_same_with_ten_keys_and_with_ten_thousand(memory: MemoryWindows) -> None:
+def test_a_hit_reads_as_many_windows_with_ten_keys_as_with_ten_thousand(memory: MemoryWindows) -> None:
     memory.incr("first", 60)
-    few = _looked_at(memory, lambda: memory.incr("a", 60))
+    few = _window_ends_read(memory, lambda: memory.incr("a", 60))
     for number in range(10_000):
         memory.incr(f"k{number}", 60)
-    assert _looked_at(memory, lambda: memory.incr("b", 60)) == few
+    assert _window_ends_read(memory, lambda: memory.incr("b", 60)) == few
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 8)), max_size=20))
-def test_one_step_comes_to_what_the_librarys_strategy_does(hits: list[tuple[int, float]]) -> None:
+def test_one_step_has_the_result_of_the_librarys_strategy(hits: list[tuple[int, float]]) -> None:
     clocks = Clocks()
     ours, theirs = (MemoryWindows(lambda: clocks.now, lambda: clocks.wall) for _ in range(2))
     limit, item = FixedWindowRateLimiter(theirs), RateLimitItemPerSecond(7, 10)
@@ -135,5 +135,5 @@ def test_one_step_comes_to_what_the_librarys_strategy_does(hits: list[tuple[int,
         taken, count, left_s = ours.take("a/7/10/second", 10, amount, 7)
         reset, remaining = limit.get_window_stats(item, "a")
         assert (taken is not None, 7 - count) == (allowed, remaining)
-        # A window that a refused call found begins with it here, and with the next one there.
+        # After a refused call, the window begins with that call here, with the next one there.
         assert not count or left_s == pytest.approx(reset - clocks.wall)

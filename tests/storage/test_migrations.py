@@ -1,4 +1,4 @@
-"""Databases that an older relay made: they are opened in place, and what stands in them still adds up."""
+"""Databases of older relays: they are migrated in place, and their sums stay right."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ EMPTY = {"sqlite": "x''", "postgresql": "''::bytea"}
 
 @pytest.fixture
 async def database_setting(new_database_setting: str) -> str:
-    """Not yet opened: each test has an older relay open it first."""
+    """A database without tables: each test creates those of an older relay first."""
     return new_database_setting
 
 
 async def old_database(setting: str, revision: str, statements: Sequence[str]) -> None:
-    """Make the database of an older relay, and run statements in it."""
+    """Create the tables of an older relay, and run statements in them."""
     url = database_url(setting)
     engine = create_async_engine(url)
     if url.get_backend_name() == "sqlite":
@@ -68,7 +68,7 @@ async def old_database(setting: str, revision: str, statements: Sequence[str]) -
 
 
 async def large_old_database(setting: str) -> int:
-    """The database of the first relay, with rows in each of its large tables. Their number."""
+    """Create a database of the first relay with rows in each large table. Returns their number."""
     dialect = database_url(setting).get_backend_name()
     series, row_id = SERIES[dialect].format(rows=ROWS[dialect]), ID[dialect]
     statements = (
@@ -83,8 +83,8 @@ async def large_old_database(setting: str) -> int:
     return ROWS[dialect]
 
 
-async def test_a_large_database_of_an_older_relay_is_opened_in_half_a_minute(database_setting: str, database: Database) -> None:
-    """The bound is many times what it takes: a step that rewrites every row would pass it."""
+async def test_a_large_database_of_an_older_relay_is_migrated_in_half_a_minute(database_setting: str, database: Database) -> None:
+    """The bound is many times the usual duration; a step that rewrites every row exceeds it."""
     number = await large_old_database(database_setting)
     async with asyncio.timeout(OPENING_S):
         await database.prepare()
@@ -92,13 +92,13 @@ async def test_a_large_database_of_an_older_relay_is_opened_in_half_a_minute(dat
     ((rows, cost_nano_usd),) = await database.rows(sa.select(sa.func.count(), sa.func.sum(exchanges.c.cost_nano_usd)))
     assert (version, rows, cost_nano_usd) == (HEAD, number, number * 5000)
     ((requests, pages),) = await database.rows(sa.select(sa.func.sum(rollups.c.requests), sa.func.sum(rollups.c.pages)))
-    assert (requests, pages) == (number // 10, 0), "the sums hold, and what is new in them is 0"
-    assert list(await database.rows(sa.select(group_rollups))) == [], "sums without provider and model are not taken over"
+    assert (requests, pages) == (number // 10, 0), "the sums are kept, and their new columns are 0"
+    assert list(await database.rows(sa.select(group_rollups))) == [], "sums without provider and model are not migrated"
 
 
 @pytest.fixture
 async def upgraded(start: StartRelay, raw: RawUpstream, database_setting: str) -> Relay:
-    """A relay that opened the database of the relay before `transport`: two calls and a session."""
+    """A relay on a database from before `transport` existed, with two calls and a session."""
     hour_s, empty = int(time.time() // 3600) * 3600, EMPTY[database_url(database_setting).get_backend_name()]
     statements = []
     for number, old in enumerate(("rest", "rest", "websocket")):
@@ -115,7 +115,7 @@ async def upgraded(start: StartRelay, raw: RawUpstream, database_setting: str) -
     return await start({"database": database_setting}, openai=provider(raw.url))
 
 
-async def test_rows_of_the_relay_before_read_under_the_new_names(upgraded: Relay) -> None:
+async def test_rows_of_an_older_relay_have_the_new_names(upgraded: Relay) -> None:
     _, page = await ask(upgraded, "logs")
     shown = [(call["transport"], call["surface"]) for call in page["logs"]]
     assert shown == [("websocket", "native"), ("rest", "native"), ("rest", "native")]
@@ -125,7 +125,7 @@ async def test_rows_of_the_relay_before_read_under_the_new_names(upgraded: Relay
     assert call == page["logs"][0]
 
 
-async def test_rows_of_the_relay_before_and_new_ones_are_found_by_transport_and_surface(upgraded: Relay) -> None:
+async def test_rows_of_an_older_relay_and_new_ones_are_found_by_transport_and_surface(upgraded: Relay) -> None:
     await post(upgraded)
     await rows(upgraded)
     for condition, number in (("transport=rest", 3), ("transport=websocket", 1), ("surface=native", 4), ("surface=rest", 0)):
@@ -133,7 +133,7 @@ async def test_rows_of_the_relay_before_and_new_ones_are_found_by_transport_and_
         assert len(page["logs"]) == number, condition
 
 
-async def test_sums_of_the_relay_before_add_up_with_new_ones(upgraded: Relay) -> None:
+async def test_sums_of_an_older_relay_add_up_with_new_ones(upgraded: Relay) -> None:
     await post(upgraded)
     await rows(upgraded)
     _, used = await ask(upgraded, "usage?by=transport,surface&sort=name")
