@@ -1,7 +1,8 @@
-"""The yardstick: how fast an aiohttp relay gets that does nothing but relay. usage: bare_relay.py PORT
+"""Run a minimal aiohttp relay, as the baseline of the benchmark. usage: bare_relay.py PORT
 
-REST and SSE to 127.0.0.1:9000, WebSockets to 127.0.0.1:9001. Tuned like the real one: uvloop, no decompression, small
-bodies whole, one write for a small answer. It checks nothing, logs nothing, times nothing out.
+It forwards REST and SSE to 127.0.0.1:9000 and WebSockets to 127.0.0.1:9001. It is tuned like the
+real relay: uvloop, no decompression, small bodies in one piece, one write for a small response. It
+has no checks, no log and no timeouts.
 """
 
 import asyncio

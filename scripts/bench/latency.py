@@ -1,4 +1,7 @@
-"""Latency that a relay adds to each SSE chunk: every event carries the time it was written. usage: latency.py URL"""
+"""Measure the latency that a relay adds to each SSE chunk. usage: latency.py URL
+
+Each event contains the time at which the provider wrote it.
+"""
 
 import asyncio
 import re
@@ -9,21 +12,21 @@ import aiohttp
 import uvloop
 
 
-async def stream(session, url, late):
+async def stream(session, url, latencies_ns):
     async with session.get(url) as answer:
         async for chunk in answer.content.iter_any():
             now = time.monotonic_ns()
-            late += [now - int(t) for t in re.findall(rb'"t":(\d+)', chunk)]
+            latencies_ns += [now - int(t) for t in re.findall(rb'"t":(\d+)', chunk)]
 
 
 async def main():
-    late: list[int] = []
+    latencies_ns: list[int] = []
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(
-            *(stream(session, sys.argv[1] + "?n=300&d=10", late) for _ in range(8))
+            *(stream(session, sys.argv[1] + "?n=300&d=10", latencies_ns) for _ in range(8))
         )
-    late.sort()
-    print(f"{late[len(late) // 2] / 1e6:.3f} {late[int(len(late) * 0.99)] / 1e6:.3f}")
+    latencies_ns.sort()
+    print(f"{latencies_ns[len(latencies_ns) // 2] / 1e6:.3f} {latencies_ns[int(len(latencies_ns) * 0.99)] / 1e6:.3f}")
 
 
 uvloop.run(main())

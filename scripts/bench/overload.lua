@@ -1,4 +1,5 @@
--- post.lua with a pause before each request, so that many connections offer a given rate: wrk ... -- MILLISECONDS
+-- As post.lua, with a pause before each request, so that many connections offer a given rate.
+-- usage: wrk ... -- MILLISECONDS
 wrk.method = "POST"
 wrk.body = '{"model":"gpt","messages":[{"role":"user","content":"' .. string.rep("x", 640) .. '"}]}'
 wrk.headers["Content-Type"] = "application/json"

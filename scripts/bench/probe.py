@@ -1,7 +1,8 @@
-"""Ask /healthz every few milliseconds until stdin ends, then print the longest answer time in ms, and how
-many there were. usage: probe.py PORT
+"""Call /healthz every few milliseconds until stdin ends. usage: probe.py PORT
 
-A process of its own, so that what it measures is the relay's pause and not that of who loads it.
+Then it prints the longest response time in ms and the number of responses. It is a separate
+process, so that it measures pauses of the relay and not those of the program that creates the
+load.
 """
 
 import contextlib

@@ -1,8 +1,10 @@
-"""`relay` with the CPU time of every callback of its event loop measured. usage: timed_relay.py FILE ARGUMENTS…
+"""Run `relay` and measure the CPU time of each callback of its event loop.
 
-It runs on asyncio's own loop: there each callback is a Python call that can be wrapped, those that
-read a socket included, which uvloop runs from C. The work within them is the same. SIGUSR1 begins
-anew; SIGUSR2 writes the longest callback to FILE, as JSON.
+usage: timed_relay.py FILE ARGUMENTS…
+
+The relay runs on the event loop of asyncio, where each callback is a Python call that can be
+wrapped, also those that read a socket; uvloop runs these from C. The work in the callbacks is the
+same. SIGUSR1 resets the measurement; SIGUSR2 writes the longest callback to FILE, as JSON.
 """
 
 import asyncio
@@ -22,20 +24,20 @@ longest_s, longest = 0.0, ""
 
 def timed(handle):
     global longest_s, longest
-    began = time.thread_time()
+    started_s = time.thread_time()
     _run(handle)
-    took = time.thread_time() - began
-    if took > longest_s:
-        longest_s, longest = took, name(handle)
+    duration_s = time.thread_time() - started_s
+    if duration_s > longest_s:
+        longest_s, longest = duration_s, name(handle)
 
 
 def name(handle):
-    """The coroutine whose turn it was, or the function."""
+    """The name of the coroutine or function that a callback ran."""
     owner = getattr(handle._callback, "__self__", None)
     return owner.get_coro().__qualname__ if isinstance(owner, asyncio.Task) else repr(handle)[:200]
 
 
-def begin(*_):
+def reset(*_):
     global longest_s, longest
     longest_s, longest = 0.0, ""
 
@@ -49,6 +51,6 @@ def write(*_):
 file = sys.argv[1]
 asyncio.events.Handle._run = timed
 uvloop.run = asyncio.run
-signal.signal(signal.SIGUSR1, begin)
+signal.signal(signal.SIGUSR1, reset)
 signal.signal(signal.SIGUSR2, write)
 sys.exit(main(sys.argv[2:]))
