@@ -424,7 +424,7 @@ async def test_the_log_has_the_model_of_the_body_or_the_path(start: StartRelay, 
     assert (first["model"], second["model"]) == ("gpt-5", "gemini-2.5-flash")
 
 
-async def test_log_lines_hold_neither_query_nor_credential(start: StartRelay, raw: RawUpstream) -> None:
+async def test_log_lines_contain_neither_query_nor_credential(start: StartRelay, raw: RawUpstream) -> None:
     raw.plays(ok())
     relay = await start(openai=provider(raw.url))
     await relay.call("GET", relay.path("openai", f"x?secret={CLIENT_KEY}"), headers={"Authorization": CLIENT_KEY})
