@@ -1,8 +1,8 @@
-"""Environments that hold what an install line of the documents installs, and nothing else.
+"""Make environments with exactly the packages that an install line of the documents installs.
 
-They are made of links into the environment of the tests: no registry is asked, and no module is
-compiled again. A package that the install line does not name, and that nothing it names requires,
-cannot be imported there; neither can the checkout.
+They consist of links into the environment of the tests, so no registry is used and no module is
+compiled again. Only the packages that the install line names and their requirements can be imported
+there; the checkout cannot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from tests.processes import ROOT
 
 
 def python_command(install_line: str, folder: Path) -> list[str]:
-    """A Python (to be given a script) that imports what `pip install …` installs; the links are in `folder`."""
+    """The command of a Python that can import only what `pip install …` installs.
+
+    The path of a script is to be appended. The links are made in `folder`.
+    """
     roots, distributions = [], _closure(_requirements(install_line))
     for each in distributions:
         _link(each, folder)
@@ -45,7 +48,7 @@ def _requirements(install_line: str) -> list[Requirement]:
 
 
 def _closure(wanted: list[Requirement]) -> list[Distribution]:
-    """The distributions that `wanted` and their requirements name, by the markers of this Python."""
+    """The distributions of `wanted` and of their requirements, by the markers of this Python."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(requirement, "") for requirement in wanted]
@@ -70,7 +73,7 @@ def _link(installed: Distribution, folder: Path) -> None:
     packages = {file.parent for file in files if file.name == "__init__.py" or file.parent.suffix == ".dist-info"}
     linked: set[PurePath] = set()
     for file in files:
-        # A folder without __init__.py may be shared with other distributions (google, opentelemetry).
+        # Several distributions may share a folder without __init__.py (google, opentelemetry).
         whole = next((parent for parent in [*reversed(file.parents)][1:] if parent in packages), file)
         if whole not in linked and "__pycache__" not in whole.parts:
             linked.add(whole)
@@ -80,7 +83,7 @@ def _link(installed: Distribution, folder: Path) -> None:
 
 
 def link_node_modules(install_line: str, installed: Path, folder: Path) -> None:
-    """What `npm install …` installs, as `folder`/node_modules: links into the node_modules of `installed`."""
+    """Link what `npm install …` installs from the node_modules of `installed` into `folder`."""
     program, command, *names = shlex.split(install_line)
     assert (program, command) == ("npm", "install"), install_line
     waiting, linked = [*names], set[str]()
@@ -105,5 +108,5 @@ def _dependencies(package: Path) -> Iterator[str]:
     yield from (name for name in manifest.get("peerDependencies", {}) if not optional.get(name, {}).get("optional"))
 
 
-# Links are not followed: what a package imports is looked up among the links as well.
+# Node does not resolve the links, so the imports of a package are searched among them too.
 NODE_COMMAND = ["node", "--preserve-symlinks", "--preserve-symlinks-main"]

@@ -1,4 +1,4 @@
-"""What operators install and run: the locks, the image, the systemd units and docs/deployment.md."""
+"""Deployment: the locks, the image, the systemd units and the commands of docs/deployment.md."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SERVICE, SOCKET = UNITS / "ai-gateway-relay.service", UNITS / "ai-gateway-relay.
 DOCKERFILE = (ROOT / "config/docker/Dockerfile").read_text()
 DEPLOYMENT = (ROOT / "docs/deployment.md").read_text()
 AFTER_THE_DRAIN_S = 15
-"""What the relay may take to cut calls and to write their records (docs/deployment.md)."""
+"""The time in which the relay cancels calls and writes their records (docs/deployment.md)."""
 
 
-# Locks ------------------------------------------------------------------------------------------------
+# Locks --------------------------------------------------------------------------------------------
 
 
 def _locked(name: str) -> set[tuple[str, str]]:
-    """The packages of a lock and their versions, all with hashes."""
+    """The packages and versions of a lock. Each must have hashes."""
     text = (LOCKS / name).read_text()
     hashed = re.findall(r"^([a-z0-9.-]+)==(\S+)(?: ;[^\n]*)? \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
     assert len(hashed) == len(re.findall(r"^\S+==", text, re.MULTILINE)), f"{name} has an entry without a hash"
@@ -48,7 +48,7 @@ def test_the_build_backend_is_the_locked_version() -> None:
 
 
 @pytest.mark.parametrize("minor", MINORS)
-def test_what_is_deployed_has_the_versions_that_are_tested(minor: str) -> None:
+def test_the_deployed_versions_are_the_tested_versions(minor: str) -> None:
     small, full, tested = (_locked(f"py{minor}{kind}.txt") for kind in ("", "-full", "-test"))
     assert small <= full <= tested and _locked("build.txt") <= tested
     assert {"asyncpg", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= {package for package, _ in full - small}
@@ -67,7 +67,7 @@ def test_missing_packages_of_traces_are_named(monkeypatch: pytest.MonkeyPatch) -
         Traces(Tracing(endpoint="http://127.0.0.1:9"), lambda _: None)
 
 
-def test_nothing_says_to_install_a_package_that_is_not_published() -> None:
+def test_no_document_installs_a_package_that_is_not_published() -> None:
     known = subprocess.run(("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"), check=True, capture_output=True, text=True).stdout
     names = [name for name in known.split("\0") if name and not name.startswith("tests/") and not name.endswith((".json", ".txt"))]
     said = r"(?:pip|uv|pipx|npm|yarn|pnpm)3? (?:install|add|i) [^\n]*?(?<![/\w-])ai-gateway-(?:relay|client)(?![\w./-])"
@@ -75,7 +75,7 @@ def test_nothing_says_to_install_a_package_that_is_not_published() -> None:
     assert found == []
 
 
-# The image --------------------------------------------------------------------------------------------
+# The image ----------------------------------------------------------------------------------------
 
 
 def test_the_image_is_installed_from_locks_with_hashes_and_compiles_nothing() -> None:
@@ -89,7 +89,7 @@ def test_the_image_is_installed_from_locks_with_hashes_and_compiles_nothing() ->
     assert python == {"3.13"}, "the Python of the lock"
 
 
-def test_the_image_serves_as_a_user_and_can_be_checked_and_stopped() -> None:
+def test_the_image_serves_as_a_user_with_a_health_check_and_a_stop_signal() -> None:
     last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     assert "--uid 10001" in last and "\nUSER relay\n" in last
     assert "\nSTOPSIGNAL SIGTERM\n" in last and "\nVOLUME /relay/data\n" in last
@@ -103,7 +103,7 @@ def test_the_image_serves_as_a_user_and_can_be_checked_and_stopped() -> None:
     build_parser().parse_args(arguments)
 
 
-def test_the_compose_file_publishes_on_loopback_and_gives_the_drain_its_time() -> None:
+def test_the_compose_file_publishes_on_loopback_and_waits_for_the_drain() -> None:
     service = yaml.safe_load((ROOT / "config/docker/compose.yaml").read_text())["services"]["relay"]
     folder = ROOT / "config/docker"
     assert (folder / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == ROOT / "config/docker/Dockerfile"
@@ -112,7 +112,7 @@ def test_the_compose_file_publishes_on_loopback_and_gives_the_drain_its_time() -
     assert int(service["stop_grace_period"].removesuffix("s")) == Server().drain_timeout_s + AFTER_THE_DRAIN_S
 
 
-# systemd ----------------------------------------------------------------------------------------------
+# systemd ------------------------------------------------------------------------------------------
 
 
 def _setting(unit: Path, name: str) -> str:
@@ -123,7 +123,7 @@ def _setting(unit: Path, name: str) -> str:
 
 @pytest.fixture
 def units(tmp_path: Path) -> list[str]:
-    """Copies that start a program that is there, whose absence systemd-analyze would report."""
+    """Copies of the units that start an existing program: systemd-analyze reports a missing one."""
     need("systemd-analyze")
     for unit in (SERVICE, SOCKET):
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/ai-gateway-relay/bin/relay", "/bin/true"))
@@ -135,14 +135,14 @@ def test_systemd_accepts_the_units(units: list[str]) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_systemd_rates_the_service_as_hardly_exposed(units: list[str]) -> None:
-    """Of 10; what is left is mostly that it uses the network."""
+def test_systemd_rates_the_exposure_of_the_service_as_low(units: list[str]) -> None:
+    """The scale ends at 10. The rest of the exposure is mostly the use of the network."""
     command = ("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", units[0])
     rated = subprocess.run(command, capture_output=True, text=True, check=False)
     assert rated.returncode == 0, rated.stdout[-500:]
 
 
-def test_the_units_start_and_reload_the_relay_by_commands_that_it_has() -> None:
+def test_the_units_use_existing_commands_of_the_relay() -> None:
     program, *serve = shlex.split(_setting(SERVICE, "ExecStart").replace("%d", "/run/credentials"))
     build_parser().parse_args(serve)
     same, *reload = shlex.split(_setting(SERVICE, "ExecReload"))
@@ -152,18 +152,18 @@ def test_the_units_start_and_reload_the_relay_by_commands_that_it_has() -> None:
     assert int(_setting(SOCKET, "Backlog")) == 1024
 
 
-# docs/deployment.md -----------------------------------------------------------------------------------
+# docs/deployment.md -------------------------------------------------------------------------------
 
 
 def _blocks() -> Iterator[str]:
-    """The blocks of commands; the first lines of some are settings instead."""
+    """The blocks of commands; some are settings instead."""
     for block in re.findall(r"(?:^    .*\n)+", DEPLOYMENT, re.MULTILINE):
         text = re.sub("^    ", "", block, flags=re.MULTILINE)
         if not re.match(r"[A-Z_]+=", text):
             yield text
 
 
-def test_the_commands_of_the_document_are_commands_of_bash_and_of_the_relay() -> None:
+def test_the_commands_of_the_document_exist() -> None:
     relay_commands = 0
     for block in _blocks():
         subprocess.run(("bash", "-n"), input=block, text=True, check=True)

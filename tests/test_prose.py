@@ -1,7 +1,7 @@
-"""Prose: phrases that are not plain technical English stand nowhere, and lines end at 100 columns.
+"""Prose: it contains no phrase of the old style, and its lines end at 100 columns.
 
-In Python only comments, docstrings and other string literals are searched, so names are free. The
-width of comments and docstrings in relay/ is ruff's (W505, max-doc-length in pyproject.toml).
+In Python only comments, docstrings and other string literals are searched, so names are free. ruff
+checks the width of comments and docstrings in relay/ (W505, max-doc-length in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SUFFIXES = (".py", ".md", ".yaml", ".yml", ".js", ".jsx", ".conf", ".service", "
 WITHOUT = {"node_modules", "__pycache__", "dist", "migrations", "test"}
 
 PHRASES = {
-    # A module's docstring says in a sentence what it owns: "Owns the recording", "core/x.py decides".
+    # The docstring of a module says in a sentence what it owns: "Owns the recording".
     "Owns:": r"\b(?-i:Does not own|Owns): ",
     "is x.py's": r"\b\w+\.py's(?= *[.,;:)]|$)",
-    # No noun left out, and no double genitive.
+    # Omitted nouns and double genitives.
     "a key of the provider's": r"\bof (?:a|the|our|any) (?:relay|provider|client|caller|vendor)'s(?! own)(?= *[.,;:)]|$)",
     "of all together": r"\b(?:of )?all together,? (?:is|as may)\b|\bof all together\b",
     "its own people": r"\bown people\b|\bthe machine's own\b",
-    # Nobody in particular does nothing.
+    # Sentences without a real subject.
     "somebody": r"(?<!/)\b(?:some|any|no)body\b(?![\"'/`])",
-    # Verbs of people, and other metaphors, for what a program does.
+    # Verbs of people and other metaphors for the work of a program.
     "told": r"\b(?:un)?told\b(?!\.\w)",
     "tells": r"\btells\b(?! (?:people|you|users|readers|SDKs|clients)\b)|\btell (?:its|their|what|how|whether|no|nothing|usage)\b",
     "takes down": r"\b(?:takes?|taken|taking) down\b",
@@ -54,7 +54,7 @@ PHRASES = {
     "at once, of": r"\bmany (?:calls )?(?:run|wait)[^.]{0,30} as may\b",
     "without being asked": r"\bwithout being asked\b",
 }
-"""A name for a phrase, and what finds it, whatever its case."""
+"""Case-insensitive patterns by the name of the phrase."""
 EXAMPLES = {
     "Owns:": "Owns: the taking down.",
     "is x.py's": "Counting is gate/limits.py's.",
@@ -100,7 +100,7 @@ def _files() -> Iterator[Path]:
 
 @cache
 def _texts() -> dict[str, str]:
-    """The text of every file that is ours, by its path."""
+    """The text of every file with prose, by its path."""
     found = (path for path in _files() if path.suffix in SUFFIXES and not WITHOUT & set(path.parts))
     return {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in found}
 
@@ -121,7 +121,7 @@ _LINE_BREAK = re.compile(r"[ \t]*\n[ \t]*(?:(?:#|//|\*|>)[ \t]*)?")
 
 
 def _python_texts(text: str) -> Iterator[tuple[int, str]]:
-    """Comments and string literals."""
+    """Comments and string literals, with their first line."""
     for match in _PYTHON_PROSE.finditer(text):
         yield text.count("\n", 0, match.start()) + 1, match[0]
 
@@ -135,8 +135,9 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 @cache
 def _prose(name: str) -> list[tuple[int, str]]:
-    """First lines and texts, each without line breaks: of Python its comments and string literals,
-    of any other file its paragraphs.
+    """Pieces of prose without line breaks, each with its first line.
+
+    They are the comments and string literals of Python, and the paragraphs of other files.
     """
     text = _texts()[name]
     found = _python_texts(text) if _is_python(name, text) else _paragraphs(text)
@@ -144,9 +145,9 @@ def _prose(name: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
-def test_a_phrase_of_the_old_style_stands_nowhere(phrase: str) -> None:
+def test_no_prose_contains_a_phrase_of_the_old_style(phrase: str) -> None:
     pattern = re.compile(PHRASES[phrase], re.IGNORECASE)
-    assert pattern.search(EXAMPLES[phrase]), "the pattern finds what it is for"
+    assert pattern.search(EXAMPLES[phrase]), "the pattern finds its example"
     assert not [text for text in LEGITIMATE if pattern.search(text)]
     assert len(_texts()) > 250
     found = [f"{name}:{line}: {match[0]!r}" for name in _texts() for line, text in _prose(name) for match in pattern.finditer(text)]
@@ -157,7 +158,7 @@ _LINK = re.compile(r"\]\([^)]*\)|https?://\S+")
 
 
 def _long_lines(name: str, text: str) -> Iterator[int]:
-    """Lines of prose that are too long: of Markdown, and comments of YAML and of the Makefile."""
+    """The lines of prose that are too long: Markdown, and comments of YAML and the Makefile."""
     fenced = False
     for number, line in enumerate(text.splitlines(), 1):
         if name.endswith(".md"):
@@ -177,7 +178,7 @@ def test_prose_is_wrapped_at_100_columns() -> None:
     assert [f"{name}:{number}" for name in wrapped for number in _long_lines(name, _texts()[name])] == []
 
 
-def test_of_python_comments_and_literals_are_searched_and_names_are_not() -> None:
+def test_comments_and_literals_of_python_are_searched_and_names_are_not() -> None:
     text = 'told = 1  # a told\n# b\n"""c\ntold"""\nx = {told: \'d\', "\\"e": told}\n'
     assert [part for _, part in _python_texts(text)] == ["# a told\n# b", '"""c\ntold"""', "'d'", '"\\"e"']
 

@@ -1,6 +1,4 @@
-"""The release that scripts/release makes: its files, what is in them, and that the relay runs from the
-wheel alone.
-"""
+"""The release that scripts/release makes: its files, and that the relay runs from its wheel."""
 
 from __future__ import annotations
 
@@ -35,16 +33,16 @@ VERSION = relay.__version__
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "init.defaultBranch=main")
 
 
-def _of_the_commit(*folders: str) -> list[str]:
-    """The files that git knows, or would take."""
+def _tracked_files(*folders: str) -> list[str]:
+    """The files that git tracks, or would add."""
     command = ("git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z", *folders)
     files = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
     return [name for name in files if name and (ROOT / name).exists()]
 
 
 def _copy(folder: Path) -> None:
-    """A repository of one commit, with the files of this one and a changelog that dates the version."""
-    for name in _of_the_commit():
+    """Make a repository of one commit: the files of this one, with a date for the version."""
+    for name in _tracked_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     changelog = folder / "CHANGELOG.md"
@@ -65,17 +63,17 @@ def _release(folder: Path, *options: str, version: str = VERSION) -> subprocess.
 
 @dataclass(frozen=True)
 class Released:
-    """The files of a release whose commit has a configuration that its user has edited."""
+    """The files of a release, made in a checkout whose configuration was edited."""
 
     said: str
     output: Path
     wheel: Path
     bin: Path
-    """Of a virtual environment with the wheel."""
+    """The `bin` folder of a virtual environment with the wheel."""
 
     @property
     def env(self) -> dict[str, str]:
-        """The dependencies are those that this test runs with."""
+        """The environment: the dependencies come from the interpreter of this test."""
         return {"PYTHONPATH": sysconfig.get_path("purelib")}
 
     async def start(self, command: Command) -> Process:
@@ -93,7 +91,7 @@ def _make(base: Path) -> None:
         with (source / name).open("a") as file:
             file.write("# edited by the user of this checkout\n")
     _commit(source)
-    # What lies in the folder without belonging to the commit.
+    # Files in the folder that are not in the commit.
     (source / "relay/core/__pycache__").mkdir()
     (source / "relay/core/__pycache__/text.cpython-311.pyc").write_bytes(b"")
     (source / "build/lib/relay").mkdir(parents=True)
@@ -108,7 +106,7 @@ def _make(base: Path) -> None:
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Released]:
-    """One release for all processes of the tests: it takes some seconds."""
+    """Make one release for all test processes: it takes several seconds."""
     need("npm")
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -130,7 +128,7 @@ def test_a_release_has_every_file_with_its_checksum(released: Released) -> None:
     assert sums == {name: hashlib.sha256((released.output / name).read_bytes()).hexdigest() for name in names - {"SHA256SUMS"}}
 
 
-def test_it_was_checked_before_it_was_called_complete(released: Released) -> None:
+def test_the_release_is_checked_before_it_is_complete(released: Released) -> None:
     checked = [line.removeprefix("checked ") for line in released.said.splitlines() if line.startswith("checked ")]
     assert checked[0] == released.wheel.name and checked[1].endswith(f"-{VERSION}.tgz")
     assert released.said.splitlines()[-1] == f"{released.output} is complete; no tag was made"
@@ -139,7 +137,7 @@ def test_it_was_checked_before_it_was_called_complete(released: Released) -> Non
 def test_the_source_archive_has_what_the_deployment_needs(released: Released) -> None:
     with tarfile.open(released.output / f"ai_gateway_relay-{VERSION}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert set(_of_the_commit("config", "docs", "requirements", "relay")) <= names and {"CHANGELOG.md", "gateway.yaml", ".env.example"} <= names
+    assert set(_tracked_files("config", "docs", "requirements", "relay")) <= names and {"CHANGELOG.md", "gateway.yaml", ".env.example"} <= names
     assert not any("stale.py" in name or "__pycache__" in name for name in names)
 
 
@@ -155,7 +153,7 @@ def copy(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_commit_that_is_not_ready_is_refused_with_every_reason(copy: Path) -> None:
+def test_a_commit_that_is_not_ready_is_refused_with_all_reasons(copy: Path) -> None:
     (copy / "left.txt").write_text("")
     refused = _release(copy, "--dry-run", version="9.9.9")
     assert refused.returncode == 1
@@ -186,19 +184,19 @@ def test_what_is_committed_while_the_tests_run_is_neither_tagged_nor_released(co
     assert refused.stderr.splitlines() == ["scripts/release: the commit or the working tree changed while the tests ran"]
 
 
-def test_the_wheel_has_every_file_of_the_package_and_no_other(released: Released) -> None:
+def test_the_wheel_has_exactly_the_files_of_the_package(released: Released) -> None:
     names = [name for name in zipfile.ZipFile(released.wheel).namelist() if ".dist-info/" not in name]
-    assert sorted(names) == sorted(_of_the_commit("relay"))
+    assert sorted(names) == sorted(_tracked_files("relay"))
     assert {"relay/py.typed", "relay/__main__.py", "relay/defaults/gateway.yaml"} <= set(names)
 
 
-def test_the_wheel_has_the_configuration_of_the_commit_and_not_what_the_user_made_of_it(released: Released) -> None:
+def test_the_wheel_has_the_configuration_of_the_commit_and_no_edits(released: Released) -> None:
     wheel = zipfile.ZipFile(released.wheel)
     for name in EDITED:
         assert wheel.read(f"relay/defaults/{name}") == (ROOT / "relay/defaults" / name).read_bytes()
 
 
-async def test_two_workers_serve_a_stream_of_the_demo_from_an_empty_folder(released: Released, tmp_path: Path) -> None:
+async def test_two_workers_stream_from_the_demo_in_an_empty_folder(released: Released, tmp_path: Path) -> None:
     relay = await serve(tmp_path, None, "--workers", "2", start=released.start)
     try:
         body = {"model": "demo-chat", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
@@ -211,8 +209,8 @@ async def test_two_workers_serve_a_stream_of_the_demo_from_an_empty_folder(relea
     assert code == 0 and not any(str(ROOT) in line for line in relay.lines)
 
 
-def test_the_workflows_of_the_hosting_service_call_the_scripts() -> None:
-    """And do nothing that another machine could not do."""
+def test_the_ci_workflows_only_call_the_scripts() -> None:
+    """They do nothing that another machine could not do."""
     ci, release = (yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())["jobs"] for name in ("ci", "release"))
     assert ci["test"]["steps"][-1]["run"] == ".ci/run"
     commands = [step["run"] for step in release["release"]["steps"] if "run" in step]

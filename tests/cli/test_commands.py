@@ -57,8 +57,8 @@ def test_check_finds_included_files_relative_to_the_file(folder: Path, capsys: p
     assert main(["check", "staging"]) == main(["check", "nowhere.yaml"]) == 2
 
 
-def test_an_env_file_that_cannot_be_looked_up_is_a_problem_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """As one in a folder of another user, which root could read."""
+def test_an_env_file_that_cannot_be_accessed_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file below a folder of another user fails alike, but root can read every folder."""
     name = "x" * 300
     assert main(["check", "--env-file", name]) == 2
     assert capsys.readouterr().err.startswith(f"{name}:1:1: cannot be read: File name too long\n")

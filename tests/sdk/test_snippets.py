@@ -1,4 +1,7 @@
-"""Every snippet of docs/sdks.md runs as it stands, against the stand-in providers, where its install line alone was run."""
+"""Every snippet of docs/sdks.md runs unchanged with only the packages of its install line.
+
+The providers are stand-ins.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Snippet:
 
 
 def snippets(text: str) -> list[Snippet]:
-    """Each heading with a code block, and the install line in front of it."""
+    """The code blocks, each with its heading and the install line in front of it."""
     found = []
     for section in re.split(r"^##+ ", text, flags=re.MULTILINE)[1:]:
         for language, code in re.findall(r"^```(python|js)\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
@@ -45,7 +48,10 @@ SDKS = [snippet for title, snippet in ALL.items() if title not in OWN]
 
 
 async def run(snippet: Snippet, front: Front, folder: Path) -> str:
-    """What the snippet prints, run in `folder` with the packages of its install line alone."""
+    """Run a snippet in `folder` with only the packages of its install line.
+
+    Returns what it prints.
+    """
     plain, tls = front.url.partition("://")[2], front.tls_url.partition("://")[2]
     code = snippet.code.replace("127.0.0.1:8787", plain).replace("localhost:8443", tls)
     env = {"SSL_CERT_FILE": str(front.authority), "NODE_EXTRA_CA_CERTS": str(front.authority), "RELAY_URL": front.url}
@@ -64,10 +70,10 @@ def test_no_snippet_is_left_out() -> None:
     assert [sum(snippet.language == language for snippet in SDKS) for language in ("python", "js")] == [9, 6]
 
 
-# What works through nginx works without it too (test_python.py, test_node.py): once is enough.
+# Only through nginx: test_python.py and test_node.py run the same calls also without it.
 @pytest.mark.parametrize("front", ["nginx"], indirect=True)
 @pytest.mark.parametrize("snippet", SDKS, ids=[snippet.title for snippet in SDKS])
-async def test_a_snippet_runs_with_its_install_line_alone(front: Front, snippet: Snippet, tmp_path: Path) -> None:
+async def test_a_snippet_runs_with_only_its_install_line(front: Front, snippet: Snippet, tmp_path: Path) -> None:
     assert (await run(snippet, front, tmp_path)).strip()
     front.check_credentials()
     if "metadata" in snippet.title:
@@ -84,14 +90,14 @@ async def test_a_snippet_runs_with_its_install_line_alone(front: Front, snippet:
         ("OpenAI (Node)", "npm install openai", "Cannot find package 'ws'"),
     ],
 )
-async def test_a_snippet_fails_where_its_install_line_lacks_a_package(front: Front, title: str, install_line: str, missing: str, tmp_path: Path) -> None:
+async def test_a_snippet_fails_if_its_install_line_lacks_a_package(front: Front, title: str, install_line: str, missing: str, tmp_path: Path) -> None:
     snippet = ALL[title]
     with pytest.raises(AssertionError, match=re.escape(missing)):
         await run(Snippet(title, install_line, snippet.language, snippet.code), front, tmp_path)
 
 
 async def test_the_javascript_client(front: Front, tmp_path: Path) -> None:
-    """In Node, where the page's origin is RELAY_URL."""
+    """In Node, RELAY_URL takes the place of the origin of the page."""
     shutil.copy(ROOT / "web/AIGatewayClient.js", tmp_path)
     (tmp_path / "package.json").write_text(json.dumps({"type": "module"}))
     out = await run(ALL["The JavaScript client"], front, tmp_path)

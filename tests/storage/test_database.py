@@ -16,7 +16,7 @@ WAL_VERSION = b"\2\2"
 
 
 @pytest.mark.parametrize("has_hard_links", [True, False])
-def test_only_its_owner_may_read_a_new_database(
+def test_only_its_owner_can_read_a_new_database(
     has_hard_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_hard_links:
