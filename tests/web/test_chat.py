@@ -285,7 +285,7 @@ async def test_a_link_to_the_example_cannot_send_messages_to_another_host(chat: 
     await page.goto("/?url=http://127.0.0.1:9&token=x&examples=x&model=linked")
     await _send_text(page, "hi")
     await _wait_for_answers(page)
-    assert [asked["model"] for asked in model.requests] == ["linked"]
+    assert [request["model"] for request in model.requests] == ["linked"]
 
 
 async def test_an_answer_is_complete_with_a_finish_reason_and_failed_without_an_end(
