@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib
 import inspect
 import re
@@ -40,6 +41,7 @@ def _is_own(node: ast.Attribute) -> bool:
     return isinstance(value, ast.Name) and value.id in ("self", "cls", "super")
 
 
+@functools.cache
 def _names_of(cls: type) -> set[str]:
     """The names of all methods and attributes of a class, wherever they are set."""
     try:
@@ -55,8 +57,9 @@ def private_names(file: Path) -> set[str]:
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("relay") for alias in node.names if _is_private(alias.name)}
     own = {node.attr for node in _attributes(tree) if _is_own(node)}
     # Attributes of objects other than `self` that no class of the same module defines.
-    found |= {node.attr for node in _attributes(tree) if not _is_own(node) and node.attr not in own - _inherited(file, tree)}
-    return (found | _inherited(file, tree)) - {"_abc_impl"}
+    inherited = _inherited(file, tree)
+    found |= {node.attr for node in _attributes(tree) if not _is_own(node) and node.attr not in own - inherited}
+    return (found | inherited) - {"_abc_impl"}
 
 
 def _inherited(file: Path, tree: ast.Module) -> set[str]:

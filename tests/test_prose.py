@@ -93,7 +93,7 @@ LEGITIMATE = [  # no pattern may find these
 
 
 def _files() -> Iterator[Path]:
-    for name in ("relay", "config", "docs", "scripts", "web"):
+    for name in ("relay", "config", "docs", "scripts", "tests", "web"):
         yield from (path for path in (ROOT / name).rglob("*") if path.is_file())
     yield from (path for path in ROOT.iterdir() if path.suffix in (".md", ".yaml") or path.name in ("Makefile", ".env.example"))
 
@@ -101,7 +101,7 @@ def _files() -> Iterator[Path]:
 @cache
 def _texts() -> dict[str, str]:
     """The text of every file with prose, by its path."""
-    found = (path for path in _files() if path.suffix in SUFFIXES and not WITHOUT & set(path.parts))
+    found = (path for path in _files() if path.suffix in SUFFIXES and not WITHOUT & set(path.parts) and path != Path(__file__))
     return {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in found}
 
 

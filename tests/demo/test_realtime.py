@@ -1,4 +1,6 @@
-"""A Realtime session with the demo: every event as the openai package declares it, in the order of OpenAI's API."""
+"""Realtime sessions with the demo: its events are as the openai package declares them, in the order
+of OpenAI's API.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from tests.sdk.lazy import Lazy
 
 types = Lazy("openai.types.realtime")
 NOT_IN_TYPES = {"session": {"id", "object", "expires_at"}}
-"""Fields that OpenAI sends and the package's types of events leave out (RealtimeSessionCreateResponse has them)."""
+"""Fields that OpenAI sends and the types of events in the package lack
+(RealtimeSessionCreateResponse has them)."""
 WEATHER = {"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
 SPEECH = b"".join(tone(tenth) for tenth in range(5))
 SILENCE = bytes(len(tone(0)))

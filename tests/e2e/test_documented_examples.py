@@ -137,10 +137,10 @@ async def test_a_page_of_another_origin_is_refused_with_an_error(stage: Stage) -
     message = await stage.page.evaluate(
         """async (url) => {
           const { createAIGatewayClient, createAIGateway } = await import('/utils/AIGatewayClient.js');
-          const told = [];
-          await createAIGatewayClient({ provider: 'openai', url }).connect().catch((error) => told.push(error.code, error.message));
-          await createAIGateway({ url }).request({ provider: 'openai', endpoint: 'models' }).catch((error) => told.push(error.code));
-          return told;
+          const reported = [];
+          await createAIGatewayClient({ provider: 'openai', url }).connect().catch((error) => reported.push(error.code, error.message));
+          await createAIGateway({ url }).request({ provider: 'openai', endpoint: 'models' }).catch((error) => reported.push(error.code));
+          return reported;
         }""",
         stage.relay.url,
     )

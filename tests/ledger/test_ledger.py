@@ -129,9 +129,9 @@ async def test_a_custom_cost_of_the_client_overrides_the_price(start: StartRelay
 
 
 async def test_a_call_without_a_price_has_an_unknown_cost_and_is_counted(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
-    raw.plays(ok(USAGE.replace(b"gpt-4o-mini", b"nobody-knows"), "Content-Type: application/json"))
+    raw.plays(ok(USAGE.replace(b"gpt-4o-mini", b"unheard-of"), "Content-Type: application/json"))
     relay = await start({"database": database_setting}, openai=provider(raw.url))
-    await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "nobody-knows"})
+    await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": "unheard-of"})
     assert (await rows(relay))[0]["cost_usd"] is None
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")
     assert json.loads(body)["total"]["unpriced"] == 1

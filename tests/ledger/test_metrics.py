@@ -111,7 +111,7 @@ async def test_models_that_the_configuration_names_have_their_own_label_from_the
 async def test_an_unknown_provider_gets_no_label(start: StartRelay, raw: RawUpstream) -> None:
     relay = await start(openai=provider(raw.url))
     for at in range(3):
-        await relay.call("GET", relay.path(f"nobody-{at}", "x"))
+        await relay.call("GET", relay.path(f"unknown-{at}", "x"))
     found = await scraped(relay)
     assert {dict(labels).get("provider") for name, labels in found if name == "relay_requests_total"} == {"other"}
 

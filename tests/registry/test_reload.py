@@ -390,7 +390,7 @@ async def test_a_key_is_rotated_by_two_reloads_and_no_call_fails(start: StartRel
     assert await keys_in_use(["GROQ_API_KEY"]) == {"GROQ_API_KEY"}
 
 
-# Calls that run ----------------------------------------------------------------------------------------
+# Running calls ----------------------------------------------------------------------------------
 
 
 async def test_a_running_call_keeps_the_route_it_began_with(start: StartRelay, raw: RawUpstream) -> None:

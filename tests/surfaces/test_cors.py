@@ -1,4 +1,6 @@
-"""CORS: what a browser may send, and what it may read. Pins the private method of aiohttp-cors that the relay calls."""
+"""CORS: what a browser may send, and what it may read. Also covers the private method of
+aiohttp-cors that the relay calls.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Queries with invalid numbers, times and bodies, over HTTP and on both databases: 400 with the name of the parameter."""
+"""Queries with invalid numbers, times or bodies get 400 with the name of the parameter, on both
+databases.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The status page at `/`: for a browser on the relay's own machine alone; and the probes of a connection, which get 200."""
+"""The status page at `/`, only for a browser on the machine of the relay; and connection probes,
+which get 200.
+"""
 
 from __future__ import annotations
 

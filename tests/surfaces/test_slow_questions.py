@@ -1,4 +1,6 @@
-"""Slow queries of the ledger delay neither its writer nor each other beyond a bound; on both databases."""
+"""Slow queries of the ledger delay neither its writer nor, beyond a bound, each other; on both
+databases.
+"""
 
 from __future__ import annotations
 

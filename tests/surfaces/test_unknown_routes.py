@@ -1,4 +1,6 @@
-"""A wrong base URL or a misspelt provider: 404 with what to write instead, in the shape that the client's SDK parses."""
+"""A wrong base URL or a misspelt provider gets 404 with the right URL, in the error shape that the
+client's SDK parses.
+"""
 
 from __future__ import annotations
 
