@@ -63,7 +63,7 @@ class Gateway:
         self.clock: Callable[[], float] = time.monotonic
         self.background = BackgroundQueue()
         self.shared = self._connect_redis(config)
-        memory = MemoryWindows(self.clock, time.time)
+        memory = MemoryWindows(self.clock)
         self.windows = Windows(memory, self.shared, self.background, new_id)
         self.limit_counts = LimitCounts()
         self.inflight = Inflight(self.clock)

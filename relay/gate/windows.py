@@ -11,11 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from functools import lru_cache
 from math import floor
 from typing import Any, NamedTuple
-
-from limits import RateLimitItemPerSecond, strategies
 
 from relay.core.limits import Charge, LimitState, Reservation, Rule
 from relay.storage.memory_windows import MemoryWindows, Window
@@ -27,20 +24,6 @@ _NO_LIMIT = 1 << 53
 """Lua numbers in Redis are doubles: larger integers are not exact."""
 _MAX_UNRELEASED = 10_000
 _RELEASED_AT_ONCE = 100
-
-
-class _Item(RateLimitItemPerSecond):
-    """A rule's window as the `limits` library represents it; callers pass the complete key."""
-
-    __slots__ = ()
-
-    def key_for(self, *identifiers: Any) -> str:
-        return identifiers[0]  # type: ignore[no-any-return]
-
-
-@lru_cache(maxsize=1024)
-def _item(rule: Rule) -> _Item:
-    return _Item(rule.amount, rule.window_s)
 
 
 class Taken(NamedTuple):
@@ -161,19 +144,17 @@ class _LocalWindows:
 
     def __init__(self, counters: MemoryWindows) -> None:
         self._counters = counters
-        self._fixed = strategies.FixedWindowRateLimiter(counters)
-        self._sliding = strategies.SlidingWindowCounterRateLimiter(counters)
 
     def take(self, charges: Sequence[Charge]) -> Taken:
         """See Windows.take."""
         if len(charges) == 1 and not charges[0].rule.sliding:
             return self._take_one(charges[0])
         for rule, key, amount in charges:
-            strategy = self._sliding if rule.sliding else self._fixed
-            if not strategy.test(_item(rule), key, cost=amount):
-                return Taken((self._limit_state(rule, key),), full=rule)
+            state = self._state(rule, key)
+            if _weighted_count(rule, *state) + amount > rule.amount:
+                return Taken((_limit_state(rule, *state),), full=rule)
         reservations = tuple([self.add(charge) for charge in charges])
-        states = tuple([self._limit_state(rule, key) for rule, key, _ in charges])
+        states = tuple([_limit_state(rule, *self._state(rule, key)) for rule, key, _ in charges])
         return Taken(states, reservations)
 
     def _take_one(self, charge: Charge) -> Taken:
@@ -195,11 +176,11 @@ class _LocalWindows:
         """See Windows.forget."""
         self._counters.forget()
 
-    def _limit_state(self, rule: Rule, key: str) -> LimitState:
-        if not rule.sliding:
-            return _limit_state(rule, 0, *self._counters.window(key))
-        before, _, count, left_s = self._counters.get_sliding_window(key, rule.window_s)
-        return _limit_state(rule, before, count, left_s - rule.window_s)
+    def _state(self, rule: Rule, key: str) -> tuple[int, int, float]:
+        """Return the count of the window before, of this window, and the seconds left of it."""
+        if rule.sliding:
+            return self._counters.sliding_window(key, rule.window_s)
+        return 0, *self._counters.window(key)
 
 
 async def _take_in_redis(windows: RedisWindows, charges: Sequence[Charge]) -> Taken:
@@ -226,8 +207,15 @@ def _limit_state(rule: Rule, before: int, count: int, left_s: float) -> LimitSta
     """Compute the state of a window that ends in `left_s`. A sliding window has room again as soon
     as the weighted count of the window before it has dropped by one.
     """
-    reach = floor(before * left_s / rule.window_s) + count
     reset_s = left_s if before or count else 0.0
     if before:
         reset_s = min(left_s % (rule.window_s / before), left_s if count else rule.window_s)
-    return LimitState(rule, max(0, rule.amount - reach), reset_s)
+    remaining = max(0, rule.amount - _weighted_count(rule, before, count, left_s))
+    return LimitState(rule, remaining, reset_s)
+
+
+def _weighted_count(rule: Rule, before: int, count: int, left_s: float) -> int:
+    """Count the window before by the share of it that a sliding window still covers. The script in
+    storage/redis_windows.py computes the same.
+    """
+    return floor(before * left_s / rule.window_s) + count

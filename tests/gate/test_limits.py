@@ -466,8 +466,8 @@ async def test_counts_of_made_up_names_are_dropped_when_their_window_is_over(sta
     for number in range(20):
         await relay.call("POST", relay.path("openai", "chat/completions"), json={"model": f"made-up-{number}", "user": f"user-{number}"})
     counters = relay.gateway.windows.local._counters
-    assert len(counters) == 40
+    assert len(counters._windows) == 40
     clock = counters._clock
     counters._clock = lambda: clock() + 601
     await sweep(relay.gateway)
-    assert len(counters) == 0
+    assert len(counters._windows) == 0
