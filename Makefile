@@ -42,7 +42,7 @@ test: $(VENV)/test.stamp lint  ## all checks and tests
 
 # What starts no program and takes no second: half a minute on two quiet cores.
 QUICK = tests/registry/test_load.py tests/core tests/calls tests/gate tests/sessions tests/cache tests/surfaces tests/test_layers.py tests/test_docs.py tests/test_names.py
-SLOW_FILES = tests/core/test_large_bodies.py tests/core/test_injection.py tests/core/meters/test_scanning.py tests/core/meters/test_documents.py tests/core/meters/test_tolerant_json.py
+SLOW_FILES = tests/surfaces/test_questions.py tests/surfaces/test_odd_questions.py tests/surfaces/test_slow_questions.py tests/gate/test_refunds.py tests/core/test_large_bodies.py tests/core/test_injection.py tests/core/meters/test_scanning.py tests/core/meters/test_documents.py tests/core/meters/test_tolerant_json.py
 SLOW_NAMES = any_byte or bomb or bounded_work or slow
 
 quick: $(VENV)/test.stamp lint  ## lint, layers, docs and the fastest tests, in half a minute
