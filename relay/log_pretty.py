@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TextIO
 
 from relay.core.errors import CATALOGUE, InternalError
+from relay.core.pricing import usd_text
 from relay.core.record import Record
 from relay.core.text import escaped
 from relay.core.usage import Usage
@@ -69,13 +70,13 @@ class PrettyLines:
         line = self._line(level, "  ".join([name, *texts]))
         if traceback is not None:
             line += b"".join(
-                _encoded(f"    {escaped(each)}\n") for each in str(traceback).splitlines()
+                _encoded(f"\n    {escaped(each)}") for each in str(traceback).splitlines()
             )
-        return line.removesuffix(b"\n")
+        return line
 
     def render_record(self, record: Record) -> bytes:
         """The line of a call or session that ended."""
-        return self._line(ending_of(record), "  ".join(_parts(record))).removesuffix(b"\n")
+        return self._line(ending_of(record), "  ".join(_parts(record)))
 
     def _line(self, label: str, text: str) -> bytes:
         colour = self._colours.get(label)
@@ -83,7 +84,7 @@ class PrettyLines:
         if colour is not None:
             shown = f"{colour}{shown}{_RESET}"
         now = time.strftime("%H:%M:%S", time.localtime())
-        return _encoded(f"{now}  {shown}  {escaped(text)}\n")
+        return _encoded(f"{now}  {shown}  {escaped(text)}")
 
 
 def ending_of(record: Record) -> Ending:
@@ -174,8 +175,7 @@ def _cost(usage: Usage, nano_usd: int | None) -> str:
     """Dollars to the millionth; `~` before an estimate."""
     if nano_usd is None:
         return "no price"
-    dollars = f"{nano_usd / 1e9:.6f}".rstrip("0").rstrip(".")
-    text = "<$0.000001" if 0 < nano_usd < 1000 else f"${dollars}"
+    text = "<$0.000001" if 0 < nano_usd < 1000 else f"${usd_text(round(nano_usd, -3))}"
     return f"~{text}" if usage.estimated else text
 
 

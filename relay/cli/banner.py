@@ -6,7 +6,6 @@ printed, and whether a person reads it, is decided in serve.py.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shlex
 import socket
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import relay
-from relay.core.addresses import LOOPBACK_NAMES
+from relay.core.addresses import LOOPBACK_NAMES, local_url
 from relay.core.paths import API
 from relay.gateway import accepted_hosts
 from relay.registry.load import Config
@@ -96,10 +95,7 @@ class Started:
 def address(sock: socket.socket, scheme: str = "http") -> str:
     """The URL by which this machine reaches a listening socket."""
     host, port = sock.getsockname()[:2]
-    if ipaddress.ip_address(host).is_unspecified:
-        host = "::1" if ":" in host else "127.0.0.1"
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{port}"
+    return local_url(scheme, host, port)
 
 
 def _access(config: Config) -> str:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import ipaddress
 import json
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from relay.cli.sources import load_config, print_warnings
+from relay.core.addresses import local_url
 from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
 from relay.core.text import escaped
-from relay.registry.load import Config
 from relay.registry.urls import BadUrl, read_url
 
 _PATH = f"{API}/providers/reload"
@@ -54,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     if (url := options.url) is None:
         config = load_config(options)
         print_warnings(config)
-        url = _address(config)
+        server = config.settings.server
+        url = local_url("http", server.host, server.port)
     try:
         place = urlsplit(str(read_url(url)))
     except BadUrl as error:
@@ -80,17 +80,6 @@ def _failure(status: int, answer: dict[str, Any]) -> OperatorError:
         return ReloadFailed(f"the relay answered with status {status}")
     refused = error.get("code") == ConfigInvalid.code
     return (ReloadRefused if refused else ReloadFailed)(str(error["message"]))
-
-
-def _address(config: Config) -> str:
-    """The URL of the relay that this configuration describes."""
-    server = config.settings.server
-    try:
-        anywhere = ipaddress.ip_address(server.host).is_unspecified
-    except ValueError:
-        anywhere = False
-    host = "127.0.0.1" if anywhere else server.host
-    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 
 def _post_reload(url: SplitResult) -> tuple[int, dict[str, Any]]:

@@ -23,6 +23,14 @@ def host_name(host: str) -> str:
     return (found[1] or found[2]) if found is not None else ""
 
 
+def local_url(scheme: str, host: str, port: int) -> str:
+    """The URL by which this machine reaches a server that listens on `host`, a name or address."""
+    address = address_of(host)
+    if address is not None and address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
 def is_loopback(name: str) -> bool:
     """True for localhost, 127.0.0.0/8 and ::1, and for IPv4 loopback mapped into IPv6."""
     if name in ("localhost", "localhost."):

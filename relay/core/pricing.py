@@ -77,6 +77,13 @@ def rounded(atto_usd: int) -> int:
     return max(0, (atto_usd + _TO_NANO // 2) // _TO_NANO)
 
 
+def usd_text(nano_usd: int) -> str:
+    """Format billionths of a dollar as dollars with every digit, such as `0.000384`."""
+    whole, part = divmod(abs(nano_usd), _TO_NANO)
+    sign = "-" if nano_usd < 0 else ""
+    return f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".")
+
+
 def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
     """Prepare rates. `audio_is_text`: audio input without a rate costs what text costs, as in
     Google's price list; otherwise the cost of a call with audio is unknown, for audio costs several

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from relay.demo.realtime_response import FunctionCall, example_call
+from relay.demo.texts import SPOKEN
 
-SPOKEN = "Hello from the demo provider, live through the relay."
 _MAX_ITEMS = 256
 _MAX_ITEMS_BYTES = 8 * 1024 * 1024
 _MAX_TOOLS = 128
@@ -136,7 +136,9 @@ def content_after(last: Mapping[str, Any], tools: Any, choice: Any) -> str | Fun
 
 
 def _is_meant(name: str, last: Mapping[str, Any]) -> bool:
-    """True if a word of a function's name stands in the user's text: `weather`, `get_weather`."""
+    """True if the user's text contains a word of a function's name, such as `weather` of
+    `get_weather`.
+    """
     if last.get("type") != "message" or last["role"] != "user":
         return False
     texts = [str(part["text"])[:_READ_CHARS].lower() for part in last["content"] if "text" in part]

@@ -24,14 +24,10 @@ from aiohttp import web
 
 from relay.demo.audio import tone
 from relay.demo.realtime import openai_error, realtime
+from relay.demo.texts import REPLY, pieces
 
 WORDS_PER_S = 25.0
 MODELS = ("demo-chat", "demo-embedding", "demo-speech", "demo-realtime")
-REPLY = (
-    "Hello! You are talking to the demo provider that is built into this relay. Every word of this answer came"
-    " to you as its own event, through the relay, the moment it was made. Put a key into .env and call a real"
-    " provider the same way."
-)
 
 _CHAT_FIELDS = {
     "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
@@ -139,12 +135,6 @@ def _deltas() -> Iterator[tuple[dict[str, str], str | None]]:
     for word in pieces(REPLY):
         yield {"content": word}, None
     yield {}, "stop"
-
-
-def pieces(text: str) -> list[str]:
-    """Words, each with the space before it."""
-    first, *rest = text.split(" ")
-    return [first, *(f" {word}" for word in rest)]
 
 
 def _chat_usage(messages: object) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from relay.demo.audio import tone
+from relay.demo.texts import pieces
 
 Event = tuple[str, dict[str, Any]]
 """The type of a server event, and its other fields."""
@@ -110,15 +111,13 @@ class Response:
         return events
 
     def _text_deltas(self, text: str) -> Iterator[list[Event]]:
-        for piece in text.split(" "):
-            delta = f" {piece}" if self._sent else piece
+        for delta in pieces(text):
             self._sent += delta
             yield [("response.output_text.delta", self._of_part() | {"delta": delta})]
 
     def _audio_deltas(self, text: str) -> Iterator[list[Event]]:
         """A tenth of a second of audio for each word."""
-        for piece in text.split(" "):
-            delta = f" {piece}" if self._sent else piece
+        for delta in pieces(text):
             audio = base64.b64encode(tone(self._audio_tenths)).decode()
             self._sent += delta
             self._audio_tenths += 1

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from relay.core.exchange import min_id_at
 from relay.core.numbers import unix_time_s
+from relay.core.pricing import usd_text
 from relay.core.record import is_failure, with_current_names
 from relay.core.text import clean
 from relay.storage.database import Database
@@ -195,9 +196,4 @@ def iso(unix_s: float, timespec: str = "seconds") -> str:
 
 def usd(nano: int | None) -> msgspec.Raw | None:
     """Format billionths of a dollar as dollars, a JSON number with every digit; None is unknown."""
-    if nano is None:
-        return None
-    nano = int(nano)
-    whole, part = divmod(abs(nano), 10**9)
-    sign = "-" if nano < 0 else ""
-    return msgspec.Raw(f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".").encode())
+    return None if nano is None else msgspec.Raw(usd_text(int(nano)).encode())

@@ -7,6 +7,7 @@ and connection probes; the 404 of a wrong base URL. rest.py and websocket.py han
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -76,9 +77,9 @@ class _Calls(PrefixResource):
         self._take_prefix()
         self.route = ResourceRoute("*", self.handle, self, expect_handler=_send_no_continue)
 
+    @abstractmethod
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
-        raise NotImplementedError
 
     def _call(self, request: web.Request) -> Call:
         raw, path = request.raw_path, self._path
