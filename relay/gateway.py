@@ -31,6 +31,7 @@ from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.access import OpenAccess, Origins
 from relay.gate.identify import Callers, Proxies
+from relay.gate.keys import ClientKeys
 from relay.gate.limits import LimitCounts, Limits
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
@@ -66,6 +67,7 @@ class Gateway:
         memory = MemoryWindows(self.clock)
         self.windows = Windows(memory, self.shared, self.background, new_id)
         self.limit_counts = LimitCounts()
+        self.keys = ClientKeys(self.clock)
         self.inflight = Inflight(self.clock)
         self.secrets = Secrets(config.secrets)
         log.protect(self.secrets)
@@ -194,6 +196,15 @@ class Gateway:
         """All exchanges that have not ended."""
         return self.calls | self.in_session
 
+    def allows_origin(self, origin: str) -> bool:
+        """True if pages of `origin` may call as some client: what a CORS preflight asks."""
+        return self.access.origins.allow(origin) or self.keys.origins.allow(origin)
+
+    @property
+    def lists_origins(self) -> bool:
+        """True if some pages of other origins may call: responses then vary by Origin."""
+        return self.access.origins.listed or self.keys.origins.listed
+
     def open_session(self, exchange: Exchange) -> None:
         """Note that the WebSocket of `exchange` is open: its session's timeouts apply now."""
         self.calls.discard(exchange)
@@ -228,8 +239,12 @@ class Gateway:
         self.cache.configure(config.settings.cache.store, config.settings.cache.memory_bytes)
         server = config.settings.server
         hosts = accepted_hosts(config.settings)
-        self.access = OpenAccess(hosts, Origins(config.settings.cors.origins))
-        self.callers = Callers(Proxies(server.trusted_proxies), self.access, server.public_url)
+        mode, origins = config.settings.access.mode, Origins(config.settings.cors.origins)
+        self.access = OpenAccess(hosts, origins, mode)
+        self.keys.configure(config.clients)
+        self.callers = Callers(
+            Proxies(server.trusted_proxies), self.access, server.public_url, self.keys, time.time
+        )
         self.limits = None
         if config.limits:
             rules, settle = config.limits, self.ledger.settle

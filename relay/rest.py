@@ -22,6 +22,7 @@ from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.core.provider import Route
+from relay.gate.rights import check_endpoint
 from relay.gateway import Gateway
 
 
@@ -29,8 +30,10 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     """Relay one REST call. Raises the RelayError that the middleware answers with."""
     exchange = gateway.begin(call, "rest", request)
     try:
-        gateway.callers.authorize(call.headers)
+        gateway.callers.authorize(call.caller, call.headers, call.provider)
         exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        if (client := call.caller.record) is not None:
+            check_endpoint(client, route.kind)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait

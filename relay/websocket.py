@@ -24,6 +24,7 @@ from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.key_refusals import refusal_in_close, refusal_in_message
+from relay.gate.rights import check_endpoint
 from relay.gateway import Gateway
 from relay.registry.registry import check_socket
 from relay.sessions.attempt import HandshakeAttempt, session_model
@@ -36,11 +37,13 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
     """Relay one WebSocket session. Raises the RelayError that refuses the handshake."""
     exchange = gateway.begin(call, "websocket", request)
     try:
-        gateway.callers.authorize(call.headers)
+        gateway.callers.authorize(call.caller, call.headers, call.provider)
         _check_handshake(call)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.routing.route = route
         check_socket(route)
+        if (client := exchange.request.caller.record) is not None:
+            check_endpoint(client, route.kind)
         exchange.request.model = session_model(call.query, route, call.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):

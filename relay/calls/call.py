@@ -37,6 +37,8 @@ class Call(msgspec.Struct, frozen=True):
     caller: Caller
     subprotocols: tuple[str, ...] = ()
     """The subprotocols that a WebSocket client offers, in its order."""
+    relay_secrets: frozenset[str] = frozenset()
+    """The relay's keys that the client sent, which are no credentials of a provider."""
     error_format: str | None = None
     """The wire format of the relay's own errors; None for the provider's format."""
 
@@ -57,8 +59,9 @@ def attempt_options(call: Call, route: Route, offer: Offer | None = None) -> Att
     header, credential = call.headers.get, None
     if route.provider.accepts_client_keys:
         secrets = offer.credentials if offer else ()
-        own = route.provider.credential_headers
-        credential = client_credential(header, call.query, route.provider, secrets, own)
+        credential = client_credential(
+            header, call.query, route.provider, secrets, call.relay_secrets
+        )
     options = AttemptOptions(call.method, credential=credential)
     if route.relay_retries:
         options.retries = requested_rules(header, route.provider.retries)

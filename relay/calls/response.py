@@ -200,6 +200,6 @@ def add_own_headers(
     now, waited = gateway.clock(), exchange.response.first_byte_s - exchange.routing.sent_s
     exchange.response.overhead_s = spent = now - exchange.request.started_s - waited
     pairs.append(("server-timing", f"relay;dur={spent * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}"))
-    if gateway.access.origins.listed:
+    if gateway.lists_origins:
         pairs.append(("Vary", "Origin"))
     return CIMultiDict(pairs)

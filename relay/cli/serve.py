@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     log.setup(settings.log.level, settings.log.format)
     config.log_warnings()
     raise_file_limit()
-    listeners = listen(config, _allow_any if options.open else require_loopback)
+    is_allowed_anywhere = options.open or settings.access.mode == "required"
+    listeners = listen(config, _allow_any if is_allowed_anywhere else require_loopback)
     demo = Demo.bind() if settings.demo.enabled else None
     if demo is not None:
         sources = replace(sources, demo_url=demo.url)
@@ -83,7 +84,7 @@ def _announce(started: Started) -> None:
 
 
 def _allow_any(_host: str) -> None:
-    """Allow every address, with --open."""
+    """Allow every address: with --open, or where every call needs a key."""
 
 
 def _with_certificate(sources: Sources, options: argparse.Namespace) -> Sources:

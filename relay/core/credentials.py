@@ -1,16 +1,22 @@
 """Find the credentials that a client sends, and choose those that go to the provider.
 
-Owns the places where SDKs and web pages put credentials. By default a client's credentials are
+Owns the places where SDKs and web pages put credentials, which are those of the relay's keys and
+tickets too. By default a client's credentials are
 dropped. A provider with `client_credentials: allow` gets Authorization and its own header
 unchanged; a credential from any other place moves to the place and scheme of the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import binascii
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from multidict import MultiMapping
+
 from relay.core import paths
+from relay.core.access import is_relay_secret
 from relay.core.credential_headers import CREDENTIAL_HEADERS
 from relay.core.errors import ProviderNotConfigured
 from relay.core.provider import AuthRule, Credential, Keys, Provider, Route
@@ -21,6 +27,7 @@ PROVIDER_HEADERS = tuple(
 )
 """Headers in which a client sends a key of the provider, in the order of precedence."""
 _SCHEMES = frozenset({"bearer", "key", "token", "basic"})
+_MAX_PARAMETERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +47,81 @@ class ClientCredential:
         return (self.provider, self.gateway, *(value for _, value in self.headers))
 
 
+def presented(
+    headers: MultiMapping[str], raw_query: str, names: Collection[str],
+    own_headers: Sequence[str], subprotocols: Sequence[tuple[str, str]],
+) -> Iterator[str]:  # fmt: skip
+    """Yield what a client sends in the places of keys, without schemes, in the order in which its
+    key is looked for: the headers of CREDENTIAL_HEADERS, `own_headers` of the provider, the query
+    parameters with one of `names` or with a value in the form of the relay's secrets, the
+    subprotocols.
+    """
+    for name in CREDENTIAL_HEADERS:
+        if name in headers:
+            for value in headers.getall(name):
+                yield from _secrets_in(value)
+    for name in own_headers:
+        if name not in CREDENTIAL_HEADERS:
+            for value in headers.getall(name, ()):
+                yield from _secrets_in(value)
+    if raw_query:
+        for segment in raw_query.split("&")[:_MAX_PARAMETERS]:
+            value = paths.segment_value(segment)
+            if value and (is_relay_secret(value) or paths.query_name(segment) in names):
+                yield value
+    for _, secret in subprotocols:
+        yield secret
+
+
+def _secrets_in(value: str) -> Iterator[str]:
+    """Yield the secrets in the value of a header: `Bearer x`, `x`, or the password and the user
+    name of Basic.
+    """
+    scheme, _, rest = value.strip().partition(" ")
+    rest = rest.strip()
+    if scheme.lower() == "basic" and rest:
+        try:
+            user, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return
+        yield from filter(None, (password, user))
+    elif secret := (rest if scheme.lower() in _SCHEMES or is_relay_secret(rest) else value.strip()):
+        yield secret
+
+
 def client_credential(
     header: Callable[[str], str | None], raw_query: str, provider: Provider,
-    subprotocols: Sequence[tuple[str, str]] = (), own_headers: Sequence[str] = (),
+    subprotocols: Sequence[tuple[str, str]] = (), relay_secrets: Collection[str] = (),
 ) -> ClientCredential:  # fmt: skip
     """Find the client's credentials in headers, query parameters and subprotocols. The first one
-    wins: headers in the order of PROVIDER_HEADERS, then `own_headers` of the provider, then the
-    query, then the subprotocols in the order sent.
+    wins: headers in the order of PROVIDER_HEADERS, then those of the provider's own, then the
+    query, then the subprotocols in the order sent. Keys and tickets of the relay are none:
+    `relay_secrets`, and whatever has their form.
     """
-    gateway = bare(header(_GATEWAY_HEADER) or "")
-    names = dict.fromkeys((*PROVIDER_HEADERS, *own_headers))
-    headers = tuple((name, value) for name in names if bare(value := header(name) or ""))
+
+    def is_ours(secret: str) -> bool:
+        return secret in relay_secrets or is_relay_secret(secret)
+
+    def found(name: str) -> str:
+        value = header(name) or ""
+        return "" if any(map(is_ours, _secrets_in(value))) else value
+
+    gateway = bare(found(_GATEWAY_HEADER))
+    names = dict.fromkeys((*PROVIDER_HEADERS, *provider.credential_headers))
+    headers = tuple((name, value) for name in names if bare(value := found(name)))
     own = bare(headers[0][1]) if headers else ""
     if raw_query:
-        gateway = gateway or paths.query_value(raw_query, _GATEWAY_HEADER)
+        values = [
+            (paths.query_name(segment), value)
+            for segment in raw_query.split("&")
+            if (value := paths.segment_value(segment)) and not is_ours(value)
+        ]
         parameters = provider.query_credentials - {_GATEWAY_HEADER}
-        own = own or paths.query_value(raw_query, *parameters)
+        gateway = gateway or next((v for name, v in values if name == _GATEWAY_HEADER), "")
+        own = own or next((v for name, v in values if name in parameters), "")
     for prefix, secret in subprotocols:
+        if is_ours(secret):
+            continue
         if prefix.lower() == f"{_GATEWAY_HEADER}.":
             gateway = gateway or secret
         else:

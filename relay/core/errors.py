@@ -176,15 +176,19 @@ class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
 
 @dataclass(eq=False)
 class OriginNotAllowed(RelayError, code="origin_not_allowed", status=403):
-    """While access is open, a web page of another origin may not use the relay's keys."""
+    """Web pages of this origin may not use the relay's keys, or those of this client."""
 
     origin: str
 
+    client: str = ""
+    """The client whose record lists other origins; empty: `cors.origins` decides."""
+
     @property
     def message(self) -> str:
+        where = f"clients.{self.client}.origins" if self.client else "cors.origins"
         return (
             f"Web pages of the origin '{quoted(self.origin)}' may not use this relay."
-            " To allow them, list the origin in gateway.yaml under cors.origins."
+            f" To allow them, list the origin in gateway.yaml under {where}."
         )
 
 
@@ -213,6 +217,90 @@ class ManagementNotLocal(RelayError, code="management_not_local", status=403):
     reason: str
 
     template = "Management is available from this machine only, and {reason}."
+
+
+class ClientKeyMissing(RelayError, code="client_key_missing", status=401):
+    """Access is required, and the call has no key of the relay."""
+
+    message = (
+        "This relay requires a client key. Send one in place of the provider's key, or in the"
+        " header x-relay-key."
+    )
+
+
+class ClientKeyInvalid(RelayError, code="client_key_invalid", status=401):
+    """The key is not known: it is mistyped, revoked, or of another relay."""
+
+    message = (
+        "The client key is not valid: it is unknown to this relay, or was revoked. Ask the"
+        " relay's operator for a key."
+    )
+
+
+class ClientKeyExpired(RelayError, code="client_key_expired", status=401):
+    """The key has passed its expiry."""
+
+    message = "The client key has expired. Ask the relay's operator for another one."
+
+
+class AccessRevoked(RelayError, code="access_revoked", status=401, close_code=4401):
+    """The client's key was revoked, or has expired, while the call or session was running."""
+
+    message = "The client key was revoked."
+
+
+@dataclass(eq=False)
+class _NotAllowed(RelayError, status=403):
+    """The record of the client does not allow this. Base class only."""
+
+    client: str
+    wanted: str
+
+
+class ProviderNotAllowed(_NotAllowed, code="provider_not_allowed"):
+    """The client may not call this provider."""
+
+    @property
+    def message(self) -> str:
+        return f"The client '{self.client}' may not call the provider '{quoted(self.wanted)}'."
+
+
+class EndpointNotAllowed(_NotAllowed, code="endpoint_not_allowed"):
+    """The client may not call endpoints of this kind."""
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The client '{self.client}' may not call endpoints of the kind '{self.wanted}'. To"
+            " allow them, list the kind under the client's `endpoints`."
+        )
+
+
+class ModelNotAllowed(_NotAllowed, code="model_not_allowed"):
+    """The client may not use this model."""
+
+    @property
+    def message(self) -> str:
+        return f"The client '{self.client}' may not use the model '{quoted(self.wanted)}'."
+
+
+class AddressNotAllowed(_NotAllowed, code="address_not_allowed"):
+    """The client may not call from this address."""
+
+    @property
+    def message(self) -> str:
+        return f"The client '{self.client}' may not call from the address {quoted(self.wanted)}."
+
+
+class OriginRequired(_NotAllowed, code="origin_required"):
+    """The client's record or ticket is for web pages, and the request has no Origin."""
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.wanted} is for web pages, and the request has no Origin header. Programs need"
+            " a client key."
+        )
 
 
 @dataclass(eq=False)

@@ -11,10 +11,12 @@ import asyncio
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from relay.core.access import Client, ClientKey, TicketTerms
 from relay.core.caching import CachePlan
 from relay.core.errors import (
     ClientGone,
@@ -34,6 +36,7 @@ Surface = Literal["native"]
 """The form of the URL that the client called (surfaces/)."""
 OutcomeName = Literal["relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
+_NO_METADATA: Mapping[str, str | int | float | bool] = MappingProxyType({})
 
 
 def uuid7(unix_ms: int, random_bits: Callable[[int], int]) -> str:
@@ -76,11 +79,36 @@ class Caller(msgspec.Struct, frozen=True):
     """The client of a call, identified once, before the body is read (gate/identify.py)."""
 
     client: str
-    """The identity that `per: client` counts: the client's address."""
+    """The identity that limits and the ledger count: the client's name, without a record its
+    address."""
     peer: str = ""
     """The peer address of the connection: the client's, or that of a proxy."""
     scheme: str = "http"
     """`https` if the client's connection is encrypted."""
+    address: str = ""
+    """The client's address."""
+    record: Client | None = None
+    """The record of the client: that of its key or ticket, or of `access.anonymous`. None while
+    access is open, and for a caller that is refused."""
+    key: ClientKey | None = None
+    """The key by which the client was recognized."""
+    unknown: Literal["", "key", "other"] = ""
+    """Whether it sent something in the place of a key that the relay does not know: a `key` of the
+    relay's form, or any `other` text."""
+    ticket: str = ""
+    """The ticket of a WebSocket handshake, until it is redeemed."""
+    terms: TicketTerms | None = None
+    """The terms of the redeemed ticket."""
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key; empty without one."""
+        return self.key.id if self.key is not None else ""
+
+    @property
+    def metadata(self) -> Mapping[str, str | int | float | bool]:
+        """The client's own metadata, which replaces what the call brings."""
+        return self.record.rights.metadata if self.record is not None else _NO_METADATA
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,7 +17,7 @@ from relay.core.usage import Estimate
 
 Counted = Literal["requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once"]
 """What a rule counts: an amount in a window of time, or concurrent calls."""
-_OF_A_CALLER = ("client", "address", "user", "metadata.")
+_OF_A_CALLER = ("client", "team", "address", "user", "metadata.")
 _LONGEST_VALUE = 100
 
 
@@ -37,7 +37,8 @@ class Rule:
     answer_tokens: int = 0
     """Tokens reserved for the response to a call that sets no maximum."""
     per: tuple[str, ...] = ()
-    """Any of client, provider, model, address, user, metadata.NAME; empty: one counter for all."""
+    """Any of client, team, provider, model, address, user, metadata.NAME; empty: one counter for
+    all."""
     providers: frozenset[str] = frozenset()
     """Only calls to these providers are counted; empty: calls to all."""
     models: frozenset[str] = frozenset()
@@ -72,7 +73,8 @@ class Rule:
 
     @property
     def is_per_caller(self) -> bool:
-        """True if the rule has a counter for each client, address, user or value of metadata."""
+        """True if the rule has a counter for each client, team, address, user or value of
+        metadata."""
         return any(name.startswith(_OF_A_CALLER) for name in self.per)
 
     @property

@@ -36,6 +36,15 @@ def parse_metadata(header: str | None) -> Metadata:
     return bound_entries(dict(named[:MAX_ENTRIES]))
 
 
+def metadata_of(header: str | None, own: Metadata) -> Metadata:
+    """Return the metadata of a call: the entries of its header, replaced and completed by its
+    client's `own`, which are counted apart from the five.
+    """
+    if not own:
+        return parse_metadata(header)
+    return {**parse_metadata(header), **own}
+
+
 def bound_entries(entries: Metadata) -> Metadata:
     """Return the entries with names and strings truncated and cleaned."""
     return {

@@ -7,7 +7,7 @@ raw target, still percent-encoded: what is checked is what is sent. The registry
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
@@ -152,6 +152,21 @@ def query_name(segment: str) -> str:
     return name.lower().strip()
 
 
+def segment_value(segment: str) -> str:
+    """Return the decoded value of one raw `name=value` segment."""
+    value = segment.partition("=")[2]
+    if "%" in value or "+" in value:
+        value = unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "replace")
+    return value
+
+
+def cut_values(raw_query: str, is_cut: Callable[[str], bool]) -> str:
+    """Remove the raw `&` segments for whose decoded value `is_cut` is true."""
+    if not raw_query:
+        return raw_query
+    return "&".join(part for part in raw_query.split("&") if not is_cut(segment_value(part)))
+
+
 def query_names(raw_query: str) -> set[str]:
     """Return the decoded, lower-case names of all segments."""
     return {query_name(segment) for segment in raw_query.split("&")} if raw_query else set()
@@ -160,8 +175,8 @@ def query_names(raw_query: str) -> set[str]:
 def query_value(raw_query: str, *names: str) -> str:
     """Return the decoded value of the first segment that has one of `names` and a value, or ""."""
     for segment in raw_query.split("&"):
-        if query_name(segment) in names and (value := segment.partition("=")[2]):
-            return unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "replace")
+        if query_name(segment) in names and (value := segment_value(segment)):
+            return value
     return ""
 
 

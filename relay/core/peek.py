@@ -96,6 +96,12 @@ _OBJECT_KINDS = {
 """Kinds of calls to objects that are created now and read later."""
 
 
+ENDPOINT_KINDS = frozenset(
+    {kind for _, kind in _KINDS} | {*_OBJECT_KINDS.values(), "speech", "other"}
+)
+"""Every kind that `kind_of` returns."""
+
+
 class _Wanted(msgspec.Struct):
     """The wanted fields; the rest of the body is skipped without building it."""
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from relay.core.access import is_relay_secret
+
 SubprotocolUse = Literal["pass", "drop", "credential", "credential_next"]
 
 # Forms that web pages send to any provider, in addition to the provider's own table.
@@ -80,6 +82,8 @@ def sort(offered: tuple[str, ...], table: Mapping[str, SubprotocolUse]) -> Offer
 
 
 def _use_of(item: str, table: Mapping[str, SubprotocolUse]) -> tuple[str, SubprotocolUse | None]:
+    if is_relay_secret(item):
+        return "", "credential"
     if (exact := table.get(item)) is not None:
         return item, exact
     lower = item.lower()

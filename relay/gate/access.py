@@ -62,11 +62,13 @@ class Origins:
 
 
 class OpenAccess:
-    """The access rules while calls need no client key."""
+    """The access rules for calls without a client key."""
 
-    __slots__ = ("_any_host", "_hosts", "_is_allowed", "origins")
+    __slots__ = ("_any_host", "_hosts", "_is_allowed", "is_required", "origins")
 
-    def __init__(self, hosts: Iterable[str], origins: Origins) -> None:
+    def __init__(self, hosts: Iterable[str], origins: Origins, mode: str = "open") -> None:
+        self.is_required = mode == "required"
+        """True if every call needs a client key or a ticket."""
         self._hosts = frozenset(host.lower() for host in hosts if host)
         self._any_host = "*" in self._hosts
         self._is_allowed = BoundedMemo(self._allow_host, _MAX_HOSTS)
@@ -76,8 +78,18 @@ class OpenAccess:
         """Raise HostNotAllowed, OriginNotAllowed or CrossSiteRequest unless the sender of these
         headers may call.
         """
+        self.check_host(headers)
+        self.check_page(headers)
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Raise HostNotAllowed unless Host is a loopback name or a listed one."""
         if not self._is_allowed[host := headers.get("Host", "")]:
             raise HostNotAllowed(host_name(host) or host)
+
+    def check_page(self, headers: Mapping[str, str]) -> None:
+        """Raise OriginNotAllowed or CrossSiteRequest for a web page whose origin is neither the
+        relay's own nor listed.
+        """
         if not is_own_page(headers) and not self.origins.allow(origin := headers["Origin"]):
             raise OriginNotAllowed(origin)
 

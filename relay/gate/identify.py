@@ -1,5 +1,5 @@
-"""Identify the caller of a request: its address, whether it may call, and by which URL it reaches
-the relay.
+"""Identify the caller of a request: its client, by a key or ticket, and its address; and decide
+whether it may call.
 
 Owns the one Caller that a request has. Code that depends on the caller (limits per client, the
 scope of the cache, the client in the ledger) reads the Caller and no header. Only this module reads
@@ -9,37 +9,187 @@ X-Forwarded-*, and it trusts them from trusted proxies only, since any client ca
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
+from relay.core.access import Client, is_relay_secret, ticket_of
+from relay.core.addresses import address_of
+from relay.core.credentials import presented
+from relay.core.errors import (
+    AddressNotAllowed,
+    ClientKeyExpired,
+    ClientKeyInvalid,
+    ClientKeyMissing,
+    OriginNotAllowed,
+    OriginRequired,
+    ProviderNotAllowed,
+)
 from relay.core.exchange import Caller
 from relay.core.memo import BoundedMemo
-from relay.gate.access import OpenAccess
+from relay.core.paths import cut_values
+from relay.core.provider import Provider
+from relay.core.subprotocols import sort
+from relay.gate.access import OpenAccess, Origins, is_own_page
+from relay.gate.keys import ClientKeys
 
 _MAX_PEERS = 256
+_MAX_ORIGIN_LISTS = 1024
+_NO_SECRETS: frozenset[str] = frozenset()
+
+
+class Sent(NamedTuple):
+    """What a client sends in which a key may be."""
+
+    headers: CIMultiDictProxy[str]
+    query: str = ""
+    subprotocols: tuple[str, ...] = ()
+
+
+class Identified(NamedTuple):
+    """The result of `identify`."""
+
+    caller: Caller
+    query: str
+    """The query without keys and tickets of the relay."""
+    secrets: frozenset[str]
+    """The keys of the relay that the client sent, beside those in the form of a relay's secret, for
+    a provider that accepts the client's own credentials."""
 
 
 class Callers:
-    """Identifies callers by the configuration in force."""
+    """Identifies callers, and checks whether they may call, by the configuration in force."""
 
-    __slots__ = ("_proxies", "_public_url", "authorize")
+    __slots__ = (
+        "_is_required", "_keys", "_now_s", "_open", "_origins_of", "_proxies", "_public_url",
+    )  # fmt: skip
 
-    def __init__(self, proxies: Proxies, access: OpenAccess, public_url: str | None) -> None:
-        self._proxies, self._public_url = proxies, public_url
-        self.authorize = access.check
-        """Raises the error for a caller that may not call, given the headers of its request: while
-        access is open, one with a foreign Host or Origin. Not part of `identify`, since a refused
-        call has a row in the ledger, which names its client."""
+    def __init__(
+        self, proxies: Proxies, access: OpenAccess, public_url: str | None, keys: ClientKeys,
+        now_s: Callable[[], float],
+    ) -> None:  # fmt: skip
+        """`now_s` returns the Unix time."""
+        self._proxies, self._open, self._public_url = proxies, access, public_url
+        self._keys, self._now_s = keys, now_s
+        self._is_required = access.is_required
+        self._origins_of = BoundedMemo(_origins, _MAX_ORIGIN_LISTS)
 
-    def identify(self, request: web.BaseRequest) -> Caller:
-        """Return the caller: the peer, or the client that a trusted proxy names. Does not raise."""
+    def locate(self, request: web.BaseRequest) -> Caller:
+        """Return the caller by its address alone: the peer, or the client that a trusted proxy
+        names. Does not raise.
+        """
         peer = request.remote or ""
         client = peer
         if self._proxies.listed:
             forwarded_for = request.headers.getall("X-Forwarded-For", ())
             client = self._proxies.client(peer, forwarded_for)
-        return Caller(client, peer, request.scheme)
+        return Caller(client, peer, request.scheme, client)
+
+    def identify(
+        self, request: web.BaseRequest, sent: Sent, provider: Provider | None
+    ) -> Identified:
+        """Return the caller: the client of the first key or ticket that the relay knows, in the
+        order of core/credentials.py. Does not raise: `authorize` refuses, once the call has a row
+        in the ledger.
+        """
+        caller, keys, headers = self.locate(request), self._keys, sent.headers
+        names: frozenset[str] = frozenset()
+        own: tuple[str, ...] = ()
+        offered: tuple[tuple[str, str], ...] = ()
+        if provider is not None:
+            names, own = provider.query_credentials, provider.credential_headers
+        if sent.subprotocols:
+            rules = provider.websocket_rules if provider is not None else None
+            offered = sort(sent.subprotocols, rules.subprotocols if rules else {}).credentials
+        key, ticket, unknown = None, "", ""
+        for secret in presented(headers, sent.query, names, own, offered):
+            if (key := keys.find(secret)) is not None:
+                break
+            if not ticket:
+                ticket = ticket_of(secret)
+            unknown = "key" if is_relay_secret(secret) or unknown == "key" else "other"
+        query = cut_values(sent.query, is_relay_secret)
+        if key is not None:
+            record = key.client
+            caller = Caller(record.name, caller.peer, caller.scheme, caller.address, record, key)
+        elif ticket:
+            caller = Caller(
+                caller.client, caller.peer, caller.scheme, caller.address, ticket=ticket
+            )
+        elif unknown or keys.anonymous is not None:
+            caller = self._keyless(caller, unknown)
+        secrets = _NO_SECRETS
+        if provider is not None and provider.accepts_client_keys and len(keys):
+            all_ = presented(headers, query, names, own, offered)
+            secrets = frozenset(secret for secret in all_ if keys.find(secret) is not None)
+        return Identified(caller, query, secrets)
+
+    def _keyless(self, caller: Caller, unknown: str) -> Caller:
+        """Return the caller of a request without a known key."""
+        record = self._keys.anonymous
+        if unknown == "key" or (unknown and self._is_required):
+            record = None
+        return Caller(
+            record.name if record is not None else caller.client,
+            caller.peer, caller.scheme, caller.address, record,
+            unknown=unknown,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def authorize(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
+        """Raise the error for a caller that may not call `provider`: without a valid key where one
+        is required; with a record that does not allow the provider, the address or the page; and
+        while access is open, without a key and with a foreign Host or Origin.
+
+        A ticket is checked when it is redeemed (gate/tickets.py); here, that a page brought it.
+        """
+        key, record = caller.key, caller.record
+        if key is not None:
+            if key.stored:
+                self._keys.require_fresh()
+            if key.expires_s is not None and key.expires_s <= self._now_s():
+                raise ClientKeyExpired
+        elif caller.ticket:
+            if headers.get("Origin") is None:
+                raise OriginRequired("", "A ticket")
+        elif caller.unknown == "key":
+            self._keys.require_fresh()
+            raise ClientKeyInvalid
+        else:
+            if self._is_required:
+                if caller.unknown:
+                    raise ClientKeyInvalid
+                if record is None:
+                    raise ClientKeyMissing
+            else:
+                self._open.check_host(headers)
+            if record is None:
+                self._open.check_page(headers)
+        if record is not None:
+            self.check_record(record, caller, headers)
+            if record.rights.providers and provider not in record.rights.providers:
+                raise ProviderNotAllowed(record.name, provider)
+
+    def check_record(self, record: Client, caller: Caller, headers: Mapping[str, str]) -> None:
+        """Raise AddressNotAllowed, OriginNotAllowed, OriginRequired or CrossSiteRequest unless the
+        record allows the caller's address and page.
+        """
+        rights = record.rights
+        if rights.addresses:
+            address = address_of(caller.address)
+            if address is None or not any(address in network for network in rights.addresses):
+                raise AddressNotAllowed(record.name, caller.address)
+        origin = headers.get("Origin")
+        if origin is None:
+            if caller.key is None and not is_own_page(headers):
+                raise OriginNotAllowed("")
+            if caller.key is None and rights.origins and "Sec-Fetch-Site" not in headers:
+                raise OriginRequired(record.name, f"The client '{record.name}'")
+            return
+        origins = self._origins_of[rights.origins] if rights.origins else self._open.origins
+        if not origins.allow(origin) and not is_own_page(headers):
+            raise OriginNotAllowed(origin, record.name if rights.origins else "")
 
     def public_url(self, caller: Caller, headers: Mapping[str, str]) -> str:
         """Return the URL by which `caller` reaches the relay: `https://host`, without a path."""
@@ -51,6 +201,10 @@ class Callers:
             headers.get("X-Forwarded-Proto"),
             headers.get("X-Forwarded-Host"),
         )
+
+
+def _origins(patterns: tuple[str, ...]) -> Origins:
+    return Origins(patterns)
 
 
 class Proxies:

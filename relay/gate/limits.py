@@ -26,7 +26,7 @@ from relay.core.fields import LARGE_BYTES
 from relay.core.formats import counting_of
 from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import Metadata, as_text, parse_metadata, user_of
+from relay.core.metadata import Metadata, as_text, metadata_of, user_of
 from relay.core.peek import model_is_plain
 from relay.core.usage import estimate
 from relay.gate.windows import Taken, Windows
@@ -73,7 +73,9 @@ class Limits:
         self.counts_tokens = bool(self._tokens)
         """True if `reserve` must be called before the call is sent."""
         self._needs_metadata = any(
-            name == "user" or name.startswith("metadata.") for rule in rules for name in rule.per
+            name in ("team", "user") or name.startswith("metadata.")
+            for rule in rules
+            for name in rule.per
         )
         self._windows, self._find_used = windows, find_used
         self._running, self._refusals = counts.running, counts.refusals
@@ -129,7 +131,9 @@ class Limits:
 
     def _begin(self, exchange: Exchange, headers: Mapping[str, str]) -> Admission:
         """Begin the Admission of `exchange`, which is released when the exchange ends."""
-        metadata = parse_metadata(headers.get(METADATA)) if self._needs_metadata else _NO_METADATA
+        metadata = _NO_METADATA
+        if self._needs_metadata:
+            metadata = metadata_of(headers.get(METADATA), exchange.request.caller.metadata)
         exchange.admission = admission = Admission(metadata)
         exchange.at_end += (lambda: self._end(exchange, admission),)
         return admission
@@ -256,15 +260,17 @@ def _key(rule: Rule, exchange: Exchange, admission: Admission) -> str:
 
 def _value(name: str, exchange: Exchange, admission: Admission) -> str:
     """Return the value of a call for one name of `per`; empty if it has none."""
-    if name in ("client", "address"):
-        # These are the same until clients have keys.
+    if name == "client":
         return exchange.request.caller.client
+    if name == "address":
+        return exchange.request.caller.address
     if name == "provider":
         return exchange.request.provider
     if name == "model":
         return exchange.request.model or ""
     if name == "user":
         return user_of(admission.metadata, exchange.request.user)
+    # `team` is short for `metadata.team`.
     return as_text(admission.metadata.get(name.removeprefix("metadata."), ""))
 
 

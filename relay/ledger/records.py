@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange, SessionSummary
-from relay.core.metadata import HEADER, parse_metadata, user_of
+from relay.core.metadata import HEADER, metadata_of, user_of
 from relay.core.record import Record
 from relay.core.redaction import Redactor
 from relay.core.text import MAX_PATH_CHARACTERS, clean
@@ -93,7 +93,7 @@ def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     header = exchange.request.headers.get
     if event_id := header(EVENT_ID):
         record.event_id = clean(event_id)
-    metadata = parse_metadata(header(HEADER))
+    metadata = metadata_of(header(HEADER), exchange.request.caller.metadata)
     record.metadata = metadata or None
     if user := user_of(metadata, exchange.request.user):
         record.user = clean(user)

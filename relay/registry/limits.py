@@ -6,7 +6,8 @@ Owns their names and checks, such as that several workers do not multiply a limi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from relay.core.limits import Counted, Rule
 from relay.registry.problems import Document, Where, hint_at_nearest
@@ -23,26 +24,60 @@ def limit_rules(
     """Return the rules in the order of the file. Problems go into `document`."""
     rules: list[Rule] = []
     for at, limit in enumerate(settings.limits):
-        given = [name for name in _COUNTS if getattr(limit, name) is not None]
-        if len(given) != 1:
-            document.add_problem(("limits", at), f"should have exactly one of {', '.join(_COUNTS)}")
+        where: Where = ("limits", at)
+        if not _check_limit(limit, providers, where, document):
             continue
-        for number, name in enumerate(limit.providers):
-            if name not in providers:
-                hint = hint_at_nearest(name, providers, 0.5)
-                document.add_problem(
-                    ("limits", at, "providers", number), f"there is no such provider{hint}"
-                )
         taken = {rule.name for rule in rules}
-        rules.append(_rule(limit, given[0], taken))
+        rules.append(_rule(limit, taken))
         if limit.name in taken:
-            document.add_problem(("limits", at, "name"), "another rule has this name")
-        _check(rules[-1], settings, ("limits", at), document)
+            document.add_problem((*where, "name"), "another rule has this name")
+        _check(rules[-1], settings, where, document)
     if most := settings.websocket.max_sessions_per_client:
         name = "websocket.max_sessions_per_client"
         rules.append(Rule(name=name, counts="sessions_at_once", amount=most, per=("client",)))
         _check(rules[-1], settings, ("websocket", "max_sessions_per_client"), document)
     return tuple(rules)
+
+
+def _check_limit(
+    limit: Limit, providers: Collection[str], where: Where, document: Document
+) -> bool:
+    """Check a limit by itself; False if it is no rule."""
+    if len(_given(limit)) != 1:
+        document.add_problem(where, f"should have exactly one of {', '.join(_COUNTS)}")
+        return False
+    for number, name in enumerate(limit.providers):
+        if name not in providers:
+            hint = hint_at_nearest(name, providers, 0.5)
+            document.add_problem((*where, "providers", number), f"there is no such provider{hint}")
+    return True
+
+
+def _given(limit: Limit) -> list[Counted]:
+    return [name for name in _COUNTS if getattr(limit, name) is not None]
+
+
+def rules_of_client(limits: Sequence[Limit]) -> tuple[Rule, ...]:
+    """Return the rules of a client's record, in which `per` divides the client's own calls."""
+    rules: list[Rule] = []
+    for limit in limits:
+        if len(_given(limit)) == 1:
+            per = ["client", *(name for name in limit.per if name not in ("all", "client"))]
+            own = limit.model_copy(update={"per": per, "name": None})
+            rule = _rule(own, {rule.name for rule in rules})
+            # No rule of `limits` has a name with an apostrophe, so the counters stay apart.
+            rules.append(replace(rule, name=f"client's {limit.name or rule.name}"))
+    return tuple(rules)
+
+
+def check_client_limits(
+    limits: Sequence[Limit], settings: GatewayFile, providers: Collection[str], where: Where,
+    document: Document,
+) -> None:  # fmt: skip
+    """Check the limits of a client's record. Problems go into `document`."""
+    for at, limit in enumerate(limits):
+        if _check_limit(limit, providers, (*where, at), document):
+            _check(rules_of_client([limit])[0], settings, (*where, at), document)
 
 
 def _check(rule: Rule, settings: GatewayFile, where: Where, document: Document) -> None:
@@ -67,7 +102,8 @@ def find_broken_promise(rule: Rule, settings: GatewayFile) -> str | None:
     return None
 
 
-def _rule(limit: Limit, counts: Counted, taken: Collection[str]) -> Rule:
+def _rule(limit: Limit, taken: Collection[str]) -> Rule:
+    counts = _given(limit)[0]
     per = tuple(part for part in limit.per if part != "all")
     windowed = not counts.endswith("_at_once")
     name = "-".join([counts, *(["per", *per] if per else []), *limit.providers, *limit.models])

@@ -28,6 +28,7 @@ from relay.registry.certificates import (
     read_certificate,
     written_paths,
 )
+from relay.registry.clients import Clients, build_clients
 from relay.registry.entries import ProviderEntry, Section
 from relay.registry.expansion import Expander
 from relay.registry.files import BadPattern, Files
@@ -65,6 +66,7 @@ class Config:
     registry: Registry
     certificate: Certificate | None = None
     limits: tuple[Rule, ...] = ()
+    clients: Clients = field(default_factory=Clients)
     warnings: tuple[Problem, ...] = ()
     """Possible mistakes, which are accepted."""
     read: InForce = field(default_factory=InForce)
@@ -82,6 +84,7 @@ class Config:
         """Every key, token and password in a URL, to be redacted in everything logged or stored."""
         settings = self.settings
         found = {settings.cloudflare.api_key, *settings.tracing.headers.values()}
+        found |= {key for client in settings.clients.values() for key in client.key}
         urls = [settings.redis.url, settings.database]
         for provider in self.registry.providers.values():
             targets = [
@@ -179,9 +182,10 @@ class _Found:
         if settings.cache.store == "redis" and settings.redis.url is None:
             main.add_problem(("cache", "store"), "needs redis.url")
         limits = limit_rules(settings, names, main)
+        clients = build_clients(settings, names, main)
         paths = sources.certificate or written_paths(main, settings.tls, sources.config.parent)
         certificate = read_certificate(main, paths, files) if paths else None
-        return Config(sources.config, settings, registry, certificate, limits)
+        return Config(sources.config, settings, registry, certificate, limits, clients)
 
     def _entries(
         self, files: list[Any]

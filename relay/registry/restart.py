@@ -23,7 +23,8 @@ AT_START: Mapping[str, tuple[str, ...]] = {
     "demo": ("enabled",),
 }
 """Settings that need a restart, as `database` does. All others apply from the next call on, except
-`cache.store` without Redis, and `tls.certificate` and `tls.key` if they turn TLS on or off."""
+`cache.store` without Redis, `tls.certificate` and `tls.key` if they turn TLS on or off, and
+`access.mode` if it becomes open."""
 
 
 def _at_start(started: GatewayFile, loaded: GatewayFile) -> dict[str, tuple[str, ...]]:
@@ -31,6 +32,8 @@ def _at_start(started: GatewayFile, loaded: GatewayFile) -> dict[str, tuple[str,
     needed = dict(AT_START)
     if started.redis.url is None:
         needed["cache"] = ("store",)
+    if (started.access.mode, loaded.access.mode) == ("required", "open"):
+        needed["access"] = ("mode",)  # it may listen beyond loopback
     if (started.tls.certificate is None) != (loaded.tls.certificate is None):
         needed["tls"] = ("certificate", "key", *needed["tls"])
     return needed

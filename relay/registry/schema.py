@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from relay.core.addresses import address_of, host_name
+from relay.core.numbers import unix_time_s
+from relay.core.peek import ENDPOINT_KINDS
 from relay.core.provider import Who
 from relay.core.text import clean
 from relay.registry.entries import (
@@ -26,6 +28,7 @@ from relay.registry.entries import (
     Seconds,
     Section,
 )
+from relay.registry.problems import hint_at_nearest
 from relay.registry.urls import (
     HeaderName,
     HttpUrl,
@@ -35,6 +38,20 @@ from relay.registry.urls import (
     optional_url,
 )
 
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+_A_CLIENT_NAME = (
+    "should be a name of 1 to 64 of the characters A-Z a-z 0-9 _ . -, and not an address"
+)
+_CLIENT_KEY = re.compile(r"(?!(?:ek_)?rt_)[\x21-\x7e]{16,512}\Z")
+_A_CLIENT_KEY = (
+    "should have 16 to 512 visible ASCII characters and not begin with rt_: make one with"
+    " `openssl rand -hex 24`"
+)
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
+_AN_ORIGIN = (
+    "should be an origin such as https://app.example.com, https://*.example.com or"
+    " http://localhost:5173"
+)
 _ORIGIN = re.compile(r"(?:\*|https?://(?:\*\.)?[A-Za-z0-9.-]+(?::\d+)?)\Z")
 
 
@@ -60,7 +77,7 @@ def _host(value: str) -> str:
 class Server(Section):
     host: str = Field(
         "127.0.0.1",
-        description="Listen address. While access is open, other than loopback only with --open.",
+        description="Listen address; other than loopback only with access.mode: required, or with --open.",
     )
     port: int = Field(8787, ge=0, le=65535, description="Listen port; 0 takes a free one.")
     workers: int = Field(
@@ -163,15 +180,7 @@ class WebSockets(Section):
 
 
 class Cors(Section):
-    origins: list[
-        Annotated[
-            str,
-            matching(
-                _ORIGIN,
-                "should be an origin such as https://app.example.com, https://*.example.com or http://localhost:5173",
-            ),
-        ]
-    ] = Field(
+    origins: list[Annotated[str, matching(_ORIGIN, _AN_ORIGIN)]] = Field(
         [],
         description="Origins whose web pages may call the relay: exact ones, or https://*.example.com for all subdomains.",
     )
@@ -213,7 +222,7 @@ class RetryBudget(Section):
     )
 
 
-_PER = re.compile(r"(?:all|client|provider|model|address|user|metadata\.[^|]{1,100})\Z")
+_PER = re.compile(r"(?:all|client|team|provider|model|address|user|metadata\.[^|]{1,100})\Z")
 
 
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
@@ -243,14 +252,15 @@ class Limit(Section):
             Annotated[
                 str,
                 matching(
-                    _PER, "should be all, client, provider, model, address, user or metadata.NAME"
+                    _PER,
+                    "should be all, client, team, provider, model, address, user or metadata.NAME",
                 ),
             ]
         ],
         ONE_OR_LIST,
     ] = Field(
         ["all"],
-        description="A counter for all calls, or for each client, provider, model, address, user or metadata.NAME; a list: for each combination.",
+        description="A counter for all calls, or for each client, team, provider, model, address, user or metadata.NAME; a list: for each combination.",
     )
     providers: list[str] = Field(
         [], description="Count calls to these providers only; empty: to all."
@@ -259,6 +269,103 @@ class Limit(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
         None,
         description="Name of the rule in `ratelimit` headers; none: derived from the other keys.",
+    )
+
+
+def _kind(value: str) -> str:
+    if value not in ENDPOINT_KINDS:
+        hint = hint_at_nearest(value, ENDPOINT_KINDS)
+        raise PydanticCustomError("kind", "is not a kind of endpoint{hint}", {"hint": hint})
+    return value
+
+
+def client_name(value: str) -> str:
+    """Check the name of a client, which limits count beside addresses: it must not be one."""
+    if not _CLIENT_NAME.match(value) or address_of(value) is not None:
+        raise PydanticCustomError("client_name", _A_CLIENT_NAME)
+    return value
+
+
+def _scalars(value: dict[str, Any]) -> dict[str, Any]:
+    for entry in value.values():
+        if not isinstance(entry, str | bool | int | float):
+            raise PydanticCustomError("metadata", "values should be text, numbers or booleans")
+    return {name: clean(v) if isinstance(v, str) else v for name, v in value.items()}
+
+
+def _time_s(value: str) -> str:
+    if unix_time_s(value, 0) is None:
+        raise PydanticCustomError(
+            "time", "should be a date or time such as 2027-01-31 or 2027-01-31T12:00:00Z"
+        )
+    return value
+
+
+class ClientRecord(Section):
+    """What a client may do, in gateway.yaml and in the database."""
+
+    providers: Annotated[list[str], ONE_OR_LIST] = Field(
+        [], description="Providers that the client may call; empty: all."
+    )
+    models: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], ONE_OR_LIST] = (
+        Field(
+            [],
+            max_length=100,
+            description="Models that it may use, with `*` and `?` as wildcards; empty: all.",
+        )
+    )
+    endpoints: Annotated[list[Annotated[str, AfterValidator(_kind)]], ONE_OR_LIST] = Field(
+        [],
+        description="Kinds of endpoints that it may call, such as chat; empty: all, and with `models` those whose model the relay reads.",
+    )
+    origins: Annotated[list[Annotated[str, matching(_ORIGIN, _AN_ORIGIN)]], ONE_OR_LIST] = Field(
+        [],
+        max_length=100,
+        description="Origins of web pages that may use its keys and tickets; empty: those of cors.origins.",
+    )
+    addresses: Annotated[list[Annotated[str, AfterValidator(_network)]], ONE_OR_LIST] = Field(
+        [],
+        max_length=100,
+        description="Addresses or networks from which it may call; empty: any.",
+    )
+    limits: list[Limit] = Field(
+        [], max_length=20, description="Limits of this client, as in `limits`; each of its own."
+    )
+    metadata: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=100)], Any],
+        AfterValidator(_scalars),
+    ] = Field(
+        {},
+        max_length=10,
+        description="Metadata of all its calls, such as team and user; it replaces what a call sends.",
+    )
+
+
+class ClientEntry(ClientRecord):
+    """A client of gateway.yaml."""
+
+    key: Annotated[
+        list[Annotated[str, matching(_CLIENT_KEY, _A_CLIENT_KEY)]],
+        ONE_OR_LIST,
+        Field(max_length=20),
+    ] = Field([], repr=False, description="Its key, such as `${WEB_KEY}`; a list: any of them.")
+    key_sha256: Annotated[
+        list[Annotated[str, matching(_SHA256, "should be a SHA-256 in 64 hexadecimal digits")]],
+        ONE_OR_LIST,
+        Field(max_length=20),
+    ] = Field([], description="SHA-256 of its key, in place of the key itself; a list: of each.")
+    expires: Annotated[str, AfterValidator(_time_s)] | None = Field(
+        None, description="When its keys cease to be valid: a date or time, UTC; none: never."
+    )
+
+
+class Access(Section):
+    mode: Literal["open", "required"] = Field(
+        "open",
+        description="open: calls from this machine or listed hosts need no key; required: every call needs a client's key or ticket.",
+    )
+    anonymous: str | None = Field(
+        None, description="Client of `clients` whose record holds for calls without a key."
     )
 
 
@@ -441,6 +548,10 @@ class GatewayFile(Section):
     ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
+    access: Access = Access()
+    clients: dict[Annotated[str, AfterValidator(client_name)], ClientEntry] = Field(
+        {}, description="Clients of the relay by name: who may call, and what."
+    )
     cors: Cors = Cors()
     log: Log = Log()
     demo: Demo = Demo()

@@ -24,7 +24,7 @@ _KEY_WITHOUT_SPACE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64}):\S")
 
 _AUTH = 'here it is auth: {header: Authorization, value: "Bearer ${NAME}"}'
 _BASE_URL = "here it is base_url"
-_NO_CLIENT_KEYS = "the relay has no keys for its clients; by default it listens on loopback only"
+_CLIENT_KEYS = 'here they are clients: {NAME: {key: "${NAME_KEY}"}}'
 _PROVIDER = (
     "here providers: is a mapping of name to {base_url, auth}; each call names its own model"
 )
@@ -53,8 +53,8 @@ _AT_TOP: Mapping[str, str] = {
     "routersettings": "here it is retries, limits, and fallback at a provider",
     "generalsettings": "here it is server, database and ledger",
     "provider": "here it is providers",
-    "virtualkeys": _NO_CLIENT_KEYS, "masterkey": _NO_CLIENT_KEYS, "apikey": _NO_CLIENT_KEYS,
-    "apikeys": _NO_CLIENT_KEYS, "keys": _NO_CLIENT_KEYS, "users": _NO_CLIENT_KEYS,
+    "virtualkeys": _CLIENT_KEYS, "masterkey": _CLIENT_KEYS, "apikey": _CLIENT_KEYS,
+    "apikeys": _CLIENT_KEYS, "keys": _CLIENT_KEYS, "users": _CLIENT_KEYS,
     "host": "here it is server: {host: …}", "port": "here it is server: {port: …}",
     "listen": "here it is server: {host: …, port: …}", "workers": "here it is server: {workers: …}",
     "numworkers": "here it is server: {workers: …}",
@@ -92,7 +92,7 @@ def validate(document: Document, model: type[Section]) -> Section | None:
         for detail in error.errors(include_url=False, include_context=False):
             where = _written(document, detail["loc"])
             if where not in known:
-                document.add_problem(where, _describe_error(detail, where, model))
+                document.add_problem(where, describe_error(detail, where, model))
     else:
         if not document.problems:
             return section
@@ -153,7 +153,7 @@ def _unknown_key(where: Where, model: type[BaseModel]) -> str:
     return f"unknown key{hint or '; known keys: ' + ', '.join(known[:_MAX_KNOWN])}"
 
 
-def _describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
+def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
     """Describe one of pydantic's errors. Only keys of the file are quoted, never values."""
     kind, value = detail["type"], detail.get("input")
     if kind == "extra_forbidden":

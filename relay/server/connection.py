@@ -51,7 +51,7 @@ def fast_path(app: web.Application, otherwise: Handler) -> Handler:
         path = request.raw_path
         for prefix, start, handler, with_cors, without_cors in prefixes:
             if path.startswith(prefix) and path[start:].partition("?")[0] not in _NOT_CALLS:
-                listed = gateway.access.origins.listed
+                listed = gateway.lists_origins
                 request._match_info = with_cors if listed else without_cors
                 return middleware(request, handler)
         return otherwise(request)

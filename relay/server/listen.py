@@ -84,8 +84,9 @@ def require_loopback(host: str) -> None:
     if not is_loopback(host):
         raise CannotListen(
             f"calls need no key, so the relay does not listen on {host}: anyone who can reach it"
-            " could use your keys. Listen on 127.0.0.1 behind your backend or nginx, or pass --open"
-            " if you trust the whole network."
+            " could use your keys. Set access.mode: required and give your clients keys; or listen"
+            " on 127.0.0.1 behind your backend or nginx; or pass --open if you trust the whole"
+            " network."
         )
 
 

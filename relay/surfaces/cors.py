@@ -45,7 +45,7 @@ class _Options(Mapping[str, ResourceOptions]):
         self._options: ResourceOptions | None = None
 
     def __getitem__(self, origin: str) -> ResourceOptions:
-        if origin == "*" or not self._gateway.access.origins.allow(origin):
+        if origin == "*" or not self._gateway.allows_origin(origin):
             raise KeyError(origin)
         max_age_s = self._gateway.settings.cors.max_age_s
         if self._options is None or max_age_s != self._max_age_s:
@@ -60,7 +60,7 @@ class _Options(Mapping[str, ResourceOptions]):
         return iter(())
 
     def __len__(self) -> int:
-        return int(self._gateway.access.origins.listed)
+        return int(self._gateway.lists_origins)
 
 
 class _Adapter(AbstractRouterAdapter):

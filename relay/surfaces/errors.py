@@ -96,7 +96,7 @@ class _LastResponse(web.Response):
 
 def vary(request: web.Request, response: web.StreamResponse) -> None:
     """Add `Vary: Origin` where the response depends on Origin: where CORS allows any."""
-    if request.app[GATEWAY].access.origins.listed:
+    if request.app[GATEWAY].lists_origins:
         response.headers.add("Vary", "Origin")
 
 

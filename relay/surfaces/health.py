@@ -69,7 +69,7 @@ async def metrics(request: web.Request) -> web.Response:
     refuses a call by Host and Origin; UnknownRoute where metrics are off.
     """
     gateway = request.app[GATEWAY]
-    gateway.callers.authorize(request.headers)
+    gateway.access.check(request.headers)
     if gateway.metrics is None:
         raise unknown_route(request)
     gateway.metrics.update(gateway.gauges(), gateway.counters())

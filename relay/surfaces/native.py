@@ -20,6 +20,7 @@ from relay.core.base_urls import guess_provider
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.core.subprotocols import split
+from relay.gate.identify import Sent
 from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
 from relay.rest import relay_rest
@@ -61,7 +62,7 @@ def unknown_route(request: web.Request) -> UnknownRoute:
     assert resource is not None
     path = request.raw_path.partition("?")[0].strip("/")
     guess = guess_provider(path, request.headers, gateway.registry.providers)
-    own = callers.public_url(callers.identify(request), request.headers)
+    own = callers.public_url(callers.locate(request), request.headers)
     root = f"{own}{resource.canonical}/"
     return UnknownRoute(request.method, root, guess.provider, guess.format)
 
@@ -88,12 +89,14 @@ class _Calls(PrefixResource):
             raise unknown_route(request)
         headers, gateway = request.headers, self._gateway
         provider, endpoint, query = split_endpoint(raw[len(path) :])
-        caller = gateway.callers.identify(request)
-        offered = headers.getall("Sec-WebSocket-Protocol", None)
+        lines = headers.getall("Sec-WebSocket-Protocol", None)
+        offered = split(lines) if lines else ()
+        caller, query, secrets = gateway.callers.identify(
+            request, Sent(headers, query, offered), gateway.registry.providers.get(provider)
+        )
         call = Call(
-            request.method, provider, endpoint, query, headers, self._root, caller,
-            split(offered) if offered else (),
-        )  # fmt: skip
+            request.method, provider, endpoint, query, headers, self._root, caller, offered, secrets
+        )
         return resolve_target_header(call, gateway.registry)
 
     def add_prefix(self, prefix: str) -> None:
@@ -148,7 +151,7 @@ class _ProviderCalls(_Calls):
         """
         if call.query or call.endpoint not in ("", _CLAUDE_CODE_PROBE):
             return False
-        self._gateway.callers.authorize(call.headers)
+        self._gateway.callers.authorize(call.caller, call.headers, call.provider)
         provider = self._gateway.registry.provider(call.provider)
         return call.endpoint == "" or provider.format == "anthropic"
 
@@ -167,7 +170,7 @@ class _ProviderSockets(_Calls):
         failed: web/AIGatewayClient.js asks here.
         """
         gateway, call = self._gateway, self._call(request)
-        gateway.callers.authorize(call.headers)
+        gateway.callers.authorize(call.caller, call.headers, call.provider)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
         attempt_options(call, route)
