@@ -70,11 +70,23 @@ class ClientKey(msgspec.Struct, frozen=True, eq=False):
 
     id: str
     """12 hexadecimal digits; of gateway.yaml: the client's name and the key's place, `web/1`."""
+    digest: bytes
     client: Client
     expires_s: int | None = None
     """Unix time at which it ceases to be valid; None: never."""
     stored: bool = False
     """True for a key of the database, which may have been revoked since it was read."""
+
+    def __repr__(self) -> str:
+        return f"<ClientKey {self.id} of {self.client.name}>"
+
+
+class StoredKey(msgspec.Struct, frozen=True, gc=False):
+    """A key of the database, as it is kept in memory: 100,000 of them take few bytes each."""
+
+    id: str
+    client: str
+    expires_s: int | None
 
 
 class TicketTerms(NamedTuple):

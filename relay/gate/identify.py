@@ -110,7 +110,7 @@ class Callers:
             if not ticket:
                 ticket = ticket_of(secret)
             unknown = "key" if is_relay_secret(secret) or unknown == "key" else "other"
-        query = cut_values(sent.query, is_relay_secret)
+        query = cut_values(sent.query, self._is_ours) if sent.query else ""
         if key is not None:
             record = key.client
             caller = Caller(record.name, caller.peer, caller.scheme, caller.address, record, key)
@@ -125,6 +125,9 @@ class Callers:
             all_ = presented(headers, query, names, own, offered)
             secrets = frozenset(secret for secret in all_ if keys.find(secret) is not None)
         return Identified(caller, query, secrets)
+
+    def _is_ours(self, text: str) -> bool:
+        return is_relay_secret(text) or self._keys.find(text) is not None
 
     def _keyless(self, caller: Caller, unknown: str) -> Caller:
         """Return the caller of a request without a known key."""

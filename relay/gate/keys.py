@@ -1,15 +1,15 @@
 """Find the client of a key: the keys of gateway.yaml and of the database, by their SHA-256.
 
-Owns the keys in memory and how old their copy of the database may be. access_updates.py reads the
-database; a key is never compared with another text, so a near miss takes no longer than any other.
+Owns the keys in memory, and how old their copy of the database may be. access_updates.py reads the
+database. A key is never compared with another text, so a near miss takes no longer than any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 
-from relay.core.access import Client, ClientKey
+from relay.core.access import Client, ClientKey, Rights, StoredKey
 from relay.core.errors import StoreUnavailable
 from relay.gate.access import Origins
 from relay.registry.clients import Clients
@@ -19,52 +19,89 @@ MAX_AGE_S = 5.0
 
 
 class ClientKeys:
-    """The keys in force. One per process; `configure` applies gateway.yaml, `put` and `remove` the
-    changes of the database.
+    """The clients and keys in force. One per process. `configure` applies gateway.yaml; the other
+    methods that change something, the changes of the database.
     """
 
-    __slots__ = (
-        "_clock", "_configured", "_read_s", "_stored", "anonymous", "has_store", "origins",
-    )  # fmt: skip
+    __slots__ = ("_clients", "_clock", "_configured", "_read_s", "_stored", "has_store", "origins")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._configured: Mapping[bytes, ClientKey] = {}
-        self._stored: dict[bytes, ClientKey] = {}
+        self._configured = Clients()
+        self._clients: dict[str, Client] = {}
+        self._stored: dict[bytes, StoredKey] = {}
         self._read_s: float | None = None
         self.has_store = False
         """True if there is a database, which may have keys."""
-        self.anonymous: Client | None = None
         self.origins = OriginUnion()
+
+    @property
+    def anonymous(self) -> Client | None:
+        """The client of calls without a key; None if there is none."""
+        return self._configured.anonymous
 
     def configure(self, clients: Clients) -> None:
         """Apply the clients of gateway.yaml."""
-        self._configured, self.anonymous = clients.keys, clients.anonymous
+        self._configured = clients
         for client in clients.by_name.values():
             self.origins.add(client.rights.origins)
 
-    def put(self, digest: bytes, key: ClientKey) -> None:
+    def put_client(self, name: str, rights: Rights) -> None:
+        """Add a client of the database, or replace its rights."""
+        self._clients[name] = Client(name, rights)
+        self.origins.add(rights.origins)
+
+    def remove_client(self, name: str) -> None:
+        """Remove a client of the database."""
+        self._clients.pop(name, None)
+
+    def put_key(self, digest: bytes, key: StoredKey) -> None:
         """Add or replace a key of the database."""
         self._stored[digest] = key
-        self.origins.add(key.client.rights.origins)
 
-    def remove(self, digest: bytes) -> None:
+    def remove_key(self, digest: bytes) -> None:
         """Remove a key of the database: it was revoked."""
         self._stored.pop(digest, None)
+
+    def forget_stored(self) -> None:
+        """Remove everything of the database: it will be read again from the beginning."""
+        self._clients, self._stored = {}, {}
 
     def note_read(self) -> None:
         """Note that the copy was compared with the database just now."""
         self._read_s = self._clock()
 
     def __len__(self) -> int:
-        return len(self._configured) + len(self._stored)
+        return len(self._configured.keys) + len(self._stored)
+
+    def client(self, name: str) -> Client | None:
+        """Return the client of this name; one of gateway.yaml wins. None if there is none."""
+        return self._configured.by_name.get(name) or self._clients.get(name)
 
     def find(self, secret: str) -> ClientKey | None:
-        """Return the key; None if it is not known. A key of gateway.yaml wins."""
-        if not self._configured and not self._stored:
+        """Return the key that is this text; None if it is not known."""
+        if not self._stored and not self._configured.keys:
             return None
-        digest = sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        return self._configured.get(digest) or self._stored.get(digest)
+        return self.by_digest(sha256(secret.encode("utf-8", "surrogateescape")).digest())
+
+    def by_digest(self, digest: bytes) -> ClientKey | None:
+        """Return the key with this SHA-256; one of gateway.yaml wins. None if it is not known, or
+        its client is not.
+        """
+        if (configured := self._configured.keys.get(digest)) is not None:
+            return configured
+        stored = self._stored.get(digest)
+        client = self.client(stored.client) if stored is not None else None
+        if stored is None or client is None:
+            return None
+        return ClientKey(stored.id, digest, client, stored.expires_s, stored=True)
+
+    def is_valid(self, key: ClientKey, now_s: float) -> bool:
+        """True unless the key was revoked since it was found, or has expired at the Unix time
+        `now_s`.
+        """
+        now = self.by_digest(key.digest)
+        return now is not None and (now.expires_s is None or now.expires_s > now_s)
 
     def require_fresh(self) -> None:
         """Raise StoreUnavailable if the database could not be read for MAX_AGE_S: a key may have

@@ -59,14 +59,14 @@ def build_clients(settings: GatewayFile, providers: Collection[str], document: D
                 other = keys[digest].client.name
                 document.add_problem(where, f"a key of the client '{other}' is the same")
             expires = int(expires_s) if expires_s is not None else None
-            keys[digest] = ClientKey(f"{name}/{number}", client, expires)
+            keys[digest] = ClientKey(f"{name}/{number}", digest, client, expires)
     anonymous = settings.access.anonymous
     if anonymous is not None and anonymous not in clients:
         hint = hint_at_nearest(anonymous, clients)
         document.add_problem(("access", "anonymous"), f"there is no client '{anonymous}'{hint}")
     if settings.access.mode == "required" and not (keys or anonymous or settings.database):
         document.add_problem(
-            ("access", "mode"), "nobody could call: `clients` has no key, and there is no database"
+            ("access", "mode"), "no call is possible: `clients` has no key, and there is no database"
         )
     return Clients(clients, keys, clients.get(anonymous or ""))
 

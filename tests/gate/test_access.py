@@ -218,7 +218,7 @@ from types import SimpleNamespace
 from relay.core.credentials import client_credential
 from relay.core.credential_headers import CREDENTIAL_HEADERS
 given = {name: name for name in sorted(CREDENTIAL_HEADERS)}
-provider = SimpleNamespace(query_credentials=frozenset({"key", "api_key", "token", "cf-aig-authorization"}))
+provider = SimpleNamespace(query_credentials=frozenset({"key", "api_key", "token", "cf-aig-authorization"}), credential_headers=())
 query, offered = "token=q1&key=q2&api_key=q3&cf-aig-authorization=gq", [("openai-insecure-api-key.", "s1"), ("xi-api-key.", "s2"), ("cf-aig-authorization.", "gs")]
 found = []
 while given:
