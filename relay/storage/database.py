@@ -1,4 +1,4 @@
-"""Connect to the database of the ledger: a SQLite file, or PostgreSQL.
+"""Connect to the database of the ledger and of access: a SQLite file, or PostgreSQL.
 
 Owns the connections that write, the version of the schema, and the mapping of the driver's errors
 to DatabaseUnavailable and RowsRefused. readers.py has the connections that only read, inserts.py
@@ -13,6 +13,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +23,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from relay.core.errors import OperatorError, PackageMissing
 from relay.storage.inserts import Batch, SqliteWriter
-from relay.storage.readers import Readers, set_pragmas
+from relay.storage.readers import QueryRefused, Readers, set_pragmas
 
-HEAD = "0004"
+HEAD = "0005"
 """The version of the schema that this relay uses: the newest in migrations/versions."""
 _CONNECTION_S = 1.0
-"""How long a change waits for a connection while all are in use."""
+"""How long a change of the ledger waits for a connection while all are in use."""
+_DURABLE_CONNECTION_S = 5.0
+"""The same for a durable change, each of which may wait for the disk."""
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock of PostgreSQL under which one process at a time changes the schema."""
@@ -104,13 +107,24 @@ class Database:
             self._engine: AsyncEngine = create_async_engine(
                 url, pool_timeout=_CONNECTION_S, **options
             )
+            self._durable_engine = create_async_engine(
+                url, pool_timeout=_DURABLE_CONNECTION_S, **self._durable_options(options)
+            )
             self._readers = Readers(url)
+            self._watcher = Readers(url, at_once=1)
         except ImportError:
             raise PackageMissing("a database in PostgreSQL", "asyncpg") from None
         self._writer: SqliteWriter | None = None
         if self.is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _set_up)
+            sa.event.listen(self._durable_engine.sync_engine, "connect", _set_up_durable)
             self._writer = SqliteWriter(url, _set_up)
+
+    def _durable_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """SQLite gets one connection: changes of one process wait in the order of their arrival
+        instead of polling for the write lock. PostgreSQL's reconnect after a restart of the server.
+        """
+        return options | ({"pool_size": 1} if self.is_sqlite else {"pool_pre_ping": True})
 
     async def prepare(self) -> None:
         """Update the schema, once. Raises DatabaseNewer, DatabaseUnavailable."""
@@ -134,14 +148,23 @@ class Database:
         await connection.run_sync(_upgrade)
         await connection.commit()
 
-    @contextlib.asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a transaction for writing, which is committed or rolled back as a whole. Raises
         DatabaseUnavailable, RowsRefused, DatabaseNewer.
         """
+        return self._transaction(self._engine)
+
+    def writing_durably(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Open a transaction like `writing`, which survives a loss of power once it is committed.
+        PostgreSQL waits for the disk as its `synchronous_commit` says.
+        """
+        return self._transaction(self._durable_engine)
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await self.prepare()
         with _mapped():
-            async with self._engine.connect() as connection:
+            async with engine.connect() as connection:
                 if self.is_sqlite:
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
@@ -159,6 +182,18 @@ class Database:
         await self.prepare()
         with _mapped():
             return await self._readers.ask(query)
+
+    async def watch(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Return the result of a short `query`, on a connection which no report can hold up. Only
+        the polling of access uses it: requests from outside must not be able to fill its queue.
+        Raises DatabaseUnavailable, DatabaseNewer.
+        """
+        await self.prepare()
+        with _mapped():
+            try:
+                return await self._watcher.ask(query)
+            except QueryRefused as error:
+                raise DatabaseUnavailable(type(error).__name__) from error
 
     async def rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         """Return all rows of a query. Raises the same errors as `read`."""
@@ -193,7 +228,9 @@ class Database:
             self._writer.close()
         with contextlib.suppress(*_LOST):
             await self._readers.close()
+            await self._watcher.close()
             await self._engine.dispose()
+            await self._durable_engine.dispose()
 
     def __repr__(self) -> str:
         return f"<Database {'sqlite' if self.is_sqlite else 'postgresql'}>"
@@ -248,6 +285,12 @@ def _set_up(connection: Any, _record: Any) -> None:
     """
     size_limit = f"journal_size_limit = {_WAL_BYTES}"
     set_pragmas(connection, "journal_mode = WAL", "synchronous = NORMAL", size_limit)
+
+
+def _set_up_durable(connection: Any, record: Any) -> None:
+    """Set up a new SQLite connection whose commits survive a power loss."""
+    _set_up(connection, record)
+    set_pragmas(connection, "synchronous = FULL")
 
 
 async def _version(connection: AsyncConnection) -> str | None:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from relay.storage.histograms import HistogramConnection
 
 AT_ONCE = 4
-"""How many queries run at once, each on a connection of its own."""
+"""How many reports run at once, each on a connection of its own."""
 MAX_WAITING = 32
 """How many more queries may wait for a connection."""
 READ_S = 5.0
@@ -37,8 +37,8 @@ class QueryRefused(Exception):
 class TooManyQueries(QueryRefused):
     """As many queries are running and waiting as is allowed."""
 
-    def __init__(self) -> None:
-        super().__init__(f"{AT_ONCE} queries are running and {MAX_WAITING} are waiting")
+    def __init__(self, at_once: int) -> None:
+        super().__init__(f"{at_once} queries are running and {MAX_WAITING} are waiting")
 
 
 class QueryTooSlow(QueryRefused):
@@ -50,20 +50,21 @@ class QueryTooSlow(QueryRefused):
 
 
 class Readers:
-    """The read-only connections to one database, opened with the first query."""
+    """The read-only connections to one database, opened with the first query: at most `at_once`."""
 
-    def __init__(self, url: sa.URL) -> None:
+    def __init__(self, url: sa.URL, at_once: int = AT_ONCE) -> None:
+        self._at_once = at_once
         self._is_sqlite = url.get_backend_name() == "sqlite"
         self._engine = create_async_engine(
             url,
-            pool_size=AT_ONCE,
+            pool_size=at_once,
             max_overflow=0,
             pool_pre_ping=not self._is_sqlite,  # reconnect after a restart of the server
             connect_args={"factory": HistogramConnection} if self._is_sqlite else {"timeout": 5},
         )
         if self._is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _forbid_writes)
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._free = asyncio.Semaphore(at_once)
         self._queries = 0
         """Number of queries that run or wait."""
 
@@ -89,15 +90,15 @@ class Readers:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        if self._queries >= AT_ONCE + MAX_WAITING:
-            raise TooManyQueries
+        if self._queries >= self._at_once + MAX_WAITING:
+            raise TooManyQueries(self._at_once)
         self._queries += 1
         try:
             try:
                 async with asyncio.timeout(READ_S):
                     await self._free.acquire()
             except TimeoutError:
-                raise TooManyQueries from None
+                raise TooManyQueries(self._at_once) from None
             try:
                 yield
             finally:

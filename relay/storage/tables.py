@@ -1,4 +1,4 @@
-"""Define the ledger's tables, for SQLite and PostgreSQL.
+"""Define the tables of the ledger and of access, for SQLite and PostgreSQL.
 
 Owns the tables and columns of the newest schema. migrations/ has the steps that lead to it; a test
 compares the two.
@@ -134,3 +134,69 @@ sa.Index("booked_at", booked.c.at_s)
 rollups = _rollup(
     "rollups", *_key("span_s", kind=sa.Integer), *_key("at_s", kind=_Big), *_key(*KEYS)
 )
+
+access_state = sa.Table(
+    "access_state",
+    metadata,
+    sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("version", _Big, nullable=False),
+    sa.Column("ticket_secret", sa.LargeBinary, nullable=False),
+)
+"""One row, with id 1, written with its first use. Every change of clients and keys raises
+`version`."""
+
+clients = sa.Table(
+    "clients",
+    metadata,
+    *_key("name"),
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Column("created_s", _Big, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("deleted_s", _Big),
+    sa.Column("version", _Big, nullable=False),
+)
+sa.Index("clients_version", clients.c.version, clients.c.name)
+
+client_keys = sa.Table(
+    "client_keys",
+    metadata,
+    *_key("id"),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("created_s", _Big, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("expires_s", _Big),
+    sa.Column("revoked_s", _Big),
+    sa.Column("version", _Big, nullable=False),
+)
+"""Keys of clients, which are in `clients` or in gateway.yaml. A row is never deleted: the ledger
+names keys by id."""
+sa.Index("client_keys_version", client_keys.c.version, client_keys.c.id)
+sa.Index("client_keys_client", client_keys.c.client, client_keys.c.id)
+
+tickets = sa.Table(
+    "tickets",
+    metadata,
+    *_key("sha256", kind=sa.LargeBinary),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("terms", sa.Text, nullable=False),
+    sa.Column("expires_s", _Big, nullable=False),
+    sa.Column("used_s", _Big),
+    sa.Column("exchange_id", sa.Text),
+    sa.Column("refusal", sa.Text),
+)
+sa.Index("tickets_expires", tickets.c.expires_s)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", _Big, primary_key=True, autoincrement=True),
+    sa.Column("at_s", _Big, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Who changed what, in the order of the changes."""
