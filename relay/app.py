@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from relay import log
+from relay.access_updates import run_access_updates
 from relay.core.errors import ConfigInvalid
 from relay.core.paths import API
 from relay.demo.provider import Demo
@@ -104,6 +105,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     # Without it aiohttp makes a route, a cycle of objects, for each request that matches none.
     app.router.add_route("*", "/{path:.*}", _refuse_unknown_route)
     app.cleanup_ctx.append(_outbound)
+    app.cleanup_ctx.append(run_access_updates)
     app.cleanup_ctx.append(run_periodic_jobs)
     return app
 

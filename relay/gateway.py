@@ -45,6 +45,7 @@ from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
+from relay.storage.access import AccessStore
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
 from relay.storage.redis import RedisConnection
@@ -74,6 +75,7 @@ class Gateway:
         url = config.settings.database
         database = Database(database_url(url)) if url else None
         self.ledger = Ledger(database, self.clock, new_id, self.secrets)
+        self.access_store = AccessStore(database) if database is not None else None
         self.metrics, self.traces = self._observers(config.settings)
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
@@ -101,6 +103,8 @@ class Gateway:
         """Applies the server's part of a new configuration."""
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
         """Purges the cache of this process; with several workers, of all of them."""
+        self.refresh_access: Callable[[], Awaitable[None]] = _nothing
+        """Applies the changes of clients and keys in this process; with several workers, in all."""
         self.upstream: UpstreamSessions
         health = Health(self.clock, random.random, _warn_of_refused_key)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)
@@ -319,6 +323,10 @@ class Gateway:
         leader.cache.leads = False
         if leader.state == "ended":
             self.ledger.take(leader)
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 def accepted_hosts(settings: GatewayFile) -> list[str]:

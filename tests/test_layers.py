@@ -14,7 +14,7 @@ BASE = {"core", "log", "prices", "registry", "storage"}
 MIDDLE = {"gate", "upstream", "cache", "ledger"}
 GATEWAY = BASE | MIDDLE | {"background", "gateway"}
 CALLS = GATEWAY | {"calls", "sessions"}
-APPLICATION = CALLS | {"rest", "websocket", "surfaces", "timeouts", "periodic", "demo", "internals", "app"}
+APPLICATION = CALLS | {"rest", "websocket", "surfaces", "timeouts", "periodic", "access_updates", "demo", "internals", "app"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "internals": {"core"},
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sessions": GATEWAY | {"calls"},
     "timeouts": CALLS,
     "periodic": CALLS | {"timeouts"},
+    "access_updates": CALLS,
     "rest": CALLS,
     "websocket": CALLS,
     "surfaces": CALLS | {"rest", "websocket"},

@@ -66,7 +66,8 @@ def build_clients(settings: GatewayFile, providers: Collection[str], document: D
         document.add_problem(("access", "anonymous"), f"there is no client '{anonymous}'{hint}")
     if settings.access.mode == "required" and not (keys or anonymous or settings.database):
         document.add_problem(
-            ("access", "mode"), "no call is possible: `clients` has no key, and there is no database"
+            ("access", "mode"),
+            "no call is possible: `clients` has no key, and there is no database",
         )
     return Clients(clients, keys, clients.get(anonymous or ""))
 

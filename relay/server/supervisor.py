@@ -269,7 +269,7 @@ class Supervisor:
         if order == "reload":
             async with self._reloading:
                 return await self._reload()
-        if order == "purge":
+        if order in ("purge", "refresh_access"):
             return await self._order_all(order, arguments)
         log.warn("control.unknown_order", order=order[:40])
         return Answer([f"the supervisor does not know the order '{order[:40]}'"])

@@ -160,6 +160,7 @@ async def _supervised(gateway: Gateway, control: Control | None, stop: Stop) -> 
 def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
     """The orders that this worker carries out."""
     apply_locally, purge_locally = gateway.apply, gateway.purge
+    refresh_locally = gateway.refresh_access
     assert apply_locally is not None
 
     async def reload(arguments: dict[str, Any]) -> Answer:
@@ -181,11 +182,20 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
         stop.second.set()
         return Answer()
 
-    return {"reload": reload, "purge": purge, "drain": drain, "cut": cut}
+    async def refresh_access(_arguments: dict[str, Any]) -> Answer:
+        await refresh_locally()
+        return Answer()
+
+    return {
+        "reload": reload, "purge": purge, "refresh_access": refresh_access, "drain": drain,
+        "cut": cut,
+    }  # fmt: skip
 
 
 def _pass_to_all(gateway: Gateway, control: Control) -> None:
-    """Have a reload or purge that a client requests of this worker done by all workers."""
+    """Have a reload, a purge, or a change of keys that a client requests of this worker done by all
+    workers.
+    """
 
     async def reload() -> Reloaded:
         answer = await control.order_all("reload", {})
@@ -205,7 +215,12 @@ def _pass_to_all(gateway: Gateway, control: Control) -> None:
             raise WorkersIncomplete("purge", [*answer.problems, *answer.missing])
         return answer.count
 
+    async def refresh_access() -> None:
+        # A worker that does not answer polls by itself within half a second.
+        await control.order_all("refresh_access", {})
+
     gateway.reload, gateway.purge = reload, purge
+    gateway.refresh_access = refresh_access
 
 
 @contextlib.asynccontextmanager
