@@ -10,10 +10,11 @@ from __future__ import annotations
 import msgspec
 from multidict import CIMultiDictProxy
 
+from relay.core.access import is_relay_secret
 from relay.core.credentials import client_credential
 from relay.core.errors import ProviderNotConfigured, TargetNotAllowed
 from relay.core.exchange import Caller
-from relay.core.paths import check_target, collapse_slashes
+from relay.core.paths import check_target, collapse_slashes, cut_values
 from relay.core.provider import Route
 from relay.core.retry_policy import request_timeout_s, requested_rules
 from relay.core.rewriting import endpoint_of
@@ -90,4 +91,5 @@ def resolve_target_header(call: Call, registry: Registry) -> Call:
         raise TargetNotAllowed(provider.name, provider.target_header)
     endpoint, query = found
     check_target(f"/{endpoint}?{query}" if query else f"/{endpoint}")
+    query = cut_values(query, is_relay_secret)
     return msgspec.structs.replace(call, endpoint=collapse_slashes(endpoint), query=query)

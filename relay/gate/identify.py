@@ -156,6 +156,7 @@ class Callers:
         elif caller.ticket:
             if headers.get("Origin") is None:
                 raise OriginRequired("", "A ticket")
+            raise ClientKeyInvalid  # no part of the relay redeems tickets yet
         elif caller.unknown == "key":
             self._keys.require_fresh()
             raise ClientKeyInvalid

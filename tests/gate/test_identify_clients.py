@@ -206,6 +206,16 @@ async def test_a_socket_of_a_foreign_page_is_refused_before_the_provider_is_call
     assert {event["outcome"] for event in await relay.events(count=3)} == {"refused"}
 
 
+@pytest.mark.parametrize("mode", ["open", "required"])
+async def test_a_ticket_makes_no_rest_call(start: StartRelay, raw: RawUpstream, mode: str) -> None:
+    relay = await _start(start, raw, {"web": {"key": KEY}}, {"mode": mode})
+    for headers in ({}, {"Origin": "https://evil.example"}, {"Origin": relay.url}):
+        for ticket in ("rt_" + canary("ticket"), "ek_rt_" + canary("ticket")):
+            status, _ = await _call(relay, Authorization=f"Bearer {ticket}", **headers)
+            assert status in (401, 403)
+    assert not raw.arrived
+
+
 async def test_metadata_of_a_client_replaces_what_the_call_sends(start: StartRelay, raw: RawUpstream) -> None:
     relay = await _start(start, raw, {"web": {"key": KEY, "metadata": {"team": "growth", "user": "fixed"}}})
     await _call(relay, Authorization=KEY, **{"cf-aig-metadata": '{"team": "other", "stage": "test", "user": "me"}'})
