@@ -15,7 +15,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from relay.calls.call import Call
 from relay.core.exchange import Caller
 from relay.gate.access import OpenAccess, Origins
-from relay.gate.identify import Callers, Proxies
+from relay.gate.identify import Callers, Identified, Proxies
+from relay.gate.keys import ClientKeys
 from relay.surfaces import native
 from tests.conftest import StartRelay
 from tests.relays import provider
@@ -68,9 +69,9 @@ async def test_a_caller_is_identified_once_before_anything_is_sent(start: StartR
     calls: list[int] = []
     identify = Callers.identify
 
-    def counted(self: Callers, request: web.BaseRequest) -> Caller:
+    def counted(self: Callers, *arguments: Any) -> Identified:
         calls.append(len(raw.arrived))
-        return identify(self, request)
+        return identify(self, *arguments)
 
     monkeypatch.setattr(Callers, "identify", counted)
     document = {
@@ -108,5 +109,5 @@ def test_the_repr_of_a_call_shows_no_credential() -> None:
 
 def test_the_public_url_of_a_request_without_host_needs_no_name_lookup() -> None:
     """HTTP/1.0 allows a request without Host."""
-    callers = Callers(Proxies([]), OpenAccess([], Origins([])), None)
+    callers = Callers(Proxies([]), OpenAccess([], Origins([])), None, ClientKeys(lambda: 0.0), lambda: 0.0)
     assert callers.public_url(Caller("c", scheme="https"), {}) == "https://localhost"
