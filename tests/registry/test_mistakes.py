@@ -352,7 +352,7 @@ HINTS = {
     "num_retries": (f"{P}https://x\n    num_retries: 2", "providers.p.num_retries: unknown key; here it is retries: {max_attempts: …}"),
     "model_list": ("model_list: []", "model_list: unknown key; here providers: is a mapping of name to {base_url, auth}"),
     "litellm_params": (f"{P}https://x\n    litellm_params: {{}}", "providers.p.litellm_params: unknown key; here providers: is a mapping of name to {base_url, auth}"),
-    "virtual_keys": ("virtual_keys: []", "virtual_keys: unknown key; the relay has no keys for its clients"),
+    "virtual_keys": ("virtual_keys: []", "virtual_keys: unknown key; here they are clients"),
     "port": ("port: 8080", "port: unknown key; here it is server: {port: …}"),
     "litellm's variables": (f"{P}https://x\n    auth: {{header: k, value: os.environ/OPENAI_API_KEY}}", "providers.p.auth.value: os.environ/… is not supported; write ${OPENAI_API_KEY}"),
     "nearest": ("retires: {}", "retires: unknown key; did you mean 'retries'?"),
