@@ -128,10 +128,10 @@ def passing_socket(sock: socket.socket) -> Start:
     return start
 
 
-async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, start: Start = forked) -> Served:
-    """Start `relay ARGUMENTS` in `folder`."""
+async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, start: Start = forked, module: str = "relay") -> Served:
+    """Start `relay ARGUMENTS` in `folder`, or another module than `relay`."""
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(("CLOUDFLARE_", "RELAY_"))}
-    process = await start(Command(arguments, folder, clean | {"PYTHONPATH": str(ROOT)} | (env or {})))
+    process = await start(Command(arguments, folder, clean | {"PYTHONPATH": str(ROOT)} | (env or {}), module))
     served = Served(process, folder)
     _running.add(served)
     served._reader = asyncio.create_task(served._read())

@@ -68,6 +68,8 @@ class Command:
     arguments: tuple[str, ...]
     folder: Path
     env: dict[str, str]
+    module: str = "relay"
+    """The module to run: another one is a part of a test that needs a process of its own."""
 
 
 Start = Callable[[Command], Awaitable[Process]]
@@ -76,7 +78,7 @@ Start = Callable[[Command], Awaitable[Process]]
 async def executed(command: Command) -> Process:
     """Execute `python -m relay`."""
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "relay", *command.arguments, cwd=command.folder, env=command.env,
+        sys.executable, "-m", command.module, *command.arguments, cwd=command.folder, env=command.env,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -210,7 +212,7 @@ class _Template:
 
         `descriptors` are standard input, output and error, and the socket for the status.
         """
-        _send(self._socket, {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": [0, 1, 2]}, descriptors)
+        _send(self._socket, {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": [0, 1, 2], "module": command.module}, descriptors)
 
     def close(self) -> None:
         self._socket.close()
@@ -242,6 +244,7 @@ class _Request:
     targets: list[int]
     """The numbers that the received descriptors get."""
     starts_session: bool = False
+    module: str = "relay"
 
     def become(self, descriptors: list[int]) -> None:
         """Set everything that differs from a new interpreter.
@@ -261,7 +264,7 @@ class _Request:
 
         sys.path[0] = self.folder
         sys.argv = ["-m", *self.arguments]
-        sys.orig_argv = [sys.executable, "-m", "relay", *self.arguments]
+        sys.orig_argv = [sys.executable, "-m", self.module, *self.arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # The import of prometheus_client has chosen this class by the environment of the template.
         values.ValueClass = values.get_value_class()
@@ -423,7 +426,7 @@ def _main(descriptor: int) -> None:
         spares = _Spares()
         if not spares.fork(count + _RESTARTS):
             subprocess.Popen = spares.popen  # type: ignore[assignment,misc]
-    runpy.run_module("relay", run_name="__main__", alter_sys=True)
+    runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

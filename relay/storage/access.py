@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -40,6 +39,7 @@ from relay.storage.database import Database
 from relay.storage.tables import access_state, audit, client_keys, clients
 
 _SECRET_BYTES = 32
+T = TypeVar("T")
 _FIRST_STATE = sa.text(
     "INSERT INTO access_state (id, version, ticket_secret) VALUES (1, 0, :secret)"
     " ON CONFLICT DO NOTHING"
@@ -107,36 +107,42 @@ class AccessStore:
         """Create a client or replace its record. A deleted client exists again; its old keys stay
         revoked.
         """
-        async with self._changing(actor) as change:
-            return await change.put_client(name, record)
+        return await self._change(actor, lambda change: change.put_client(name, record))
 
     async def create_key(self, client: str, record: str | None, key: NewKey, actor: str) -> KeyRow:
         """Store a key of a client. With a `record` the client gets that record, and is created if
         it does not exist; without one it may be a client of gateway.yaml.
         """
-        async with self._changing(actor) as change:
+
+        async def create(change: _Change) -> KeyRow:
             if record is not None:
                 await change.put_client(client, record)
             row = await change.add_key(client, key)
             await change.write_audit("key.create", key.id, {"client": client})
             return row
 
+        return await self._change(actor, create)
+
     async def rotate(self, client: str, key: NewKey, old_expires_s: int, actor: str) -> KeyRow:
         """Store a new key of a client, and let its older keys expire at `old_expires_s`, unless
         they expire before.
         """
-        async with self._changing(actor) as change:
+
+        async def rotate(change: _Change) -> KeyRow:
             older = await change.expire_keys(client, old_expires_s)
             row = await change.add_key(client, key)
             details = {"client": client, "older_keys": older, "older_expire_s": old_expires_s}
             await change.write_audit("key.rotate", key.id, details)
             return row
 
+        return await self._change(actor, rotate)
+
     async def revoke_key(self, id: str, actor: str) -> KeyRow | None:
         """Revoke a key, and return it; None if no key has this id. To revoke it again changes
         nothing.
         """
-        async with self._changing(actor) as change:
+
+        async def revoke(change: _Change) -> KeyRow | None:
             if await change.revoke_keys(client_keys.c.id == id):
                 await change.write_audit("key.revoke", id, {})
             else:
@@ -144,11 +150,14 @@ class AccessStore:
             query = sa.select(*_KEY).where(client_keys.c.id == id)
             return next(iter(await read_rows(query, KeyRow, change.connection)), None)
 
+        return await self._change(actor, revoke)
+
     async def revoke_client(self, name: str, actor: str) -> int:
         """Revoke all keys of a client, and delete the client if it is not one of gateway.yaml.
         Returns how many keys were revoked. To revoke it again changes nothing.
         """
-        async with self._changing(actor) as change:
+
+        async def revoke(change: _Change) -> int:
             revoked = await change.revoke_keys(client_keys.c.client == name)
             if await change.delete_client(name) or revoked:
                 await change.write_audit("client.revoke", name, {"keys": revoked})
@@ -156,14 +165,18 @@ class AccessStore:
                 await change.discard()
             return revoked
 
-    @asynccontextmanager
-    async def _changing(self, actor: str) -> AsyncIterator[_Change]:
-        """Open the transaction of a change, which raises the version."""
-        async with self._database.writing_durably() as connection:
+        return await self._change(actor, revoke)
+
+    async def _change(self, actor: str, work: Callable[[_Change], Awaitable[T]]) -> T:
+        """Run `work` in the transaction of one change, which raises the version."""
+
+        async def change(connection: AsyncConnection) -> T:
             # This locks the row until the commit: changes are made one after another, and whoever
             # sees a version sees all changes up to it.
             version = await _raise_version(connection)
-            yield _Change(connection, version, int(self._clock()), actor)
+            return await work(_Change(connection, version, int(self._clock()), actor))
+
+        return await self._database.change_durably(change)
 
     async def client(self, name: str) -> ClientRow | None:
         """Return a client, also a deleted one; None if there is none of this name."""
@@ -198,9 +211,12 @@ class AccessStore:
 
     async def audit(self, actor: str, action: str, target: str, details: Mapping[str, Any]) -> None:
         """Store that `actor` did something other than the changes of this class."""
-        async with self._database.writing_durably() as connection:
+
+        async def write(connection: AsyncConnection) -> None:
             change = _Change(connection, 0, int(self._clock()), actor)
             await change.write_audit(action, target, details)
+
+        await self._database.change_durably(write)
 
     async def audit_rows(
         self, before: int | None = None, limit: int = PAGE_ROWS

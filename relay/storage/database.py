@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +100,8 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._path = url.database or ""
         self._prepared = False
+        self._changes: set[asyncio.Task[Any]] = set()
+        """Transactions that run, also those whose callers were cancelled."""
         options: dict[str, Any] = {"pool_size": 4, "max_overflow": 0}
         if not self.is_sqlite:
             options["connect_args"] = {"timeout": 5, "command_timeout": 30}
@@ -148,17 +150,39 @@ class Database:
         await connection.run_sync(_upgrade)
         await connection.commit()
 
+    async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Return the result of `work`, which runs in one transaction for writing. Raises the same
+        errors as `writing`.
+
+        The transaction ends by itself if the caller is cancelled, as it is when its client leaves.
+        A statement that is cut off there may keep SQLite's write lock for as long as its traceback
+        exists.
+        """
+        return await self._finish(self._work(self._engine, work))
+
+    async def change_durably(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Do the same as `change`. Once the transaction is committed, it survives a loss of power;
+        PostgreSQL waits for the disk as its `synchronous_commit` says.
+        """
+        return await self._finish(self._work(self._durable_engine, work))
+
+    async def _work(
+        self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]
+    ) -> T:
+        async with self._transaction(engine) as connection:
+            return await work(connection)
+
+    async def _finish(self, transaction: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(transaction)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
     def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a transaction for writing, which is committed or rolled back as a whole. Raises
         DatabaseUnavailable, RowsRefused, DatabaseNewer.
         """
         return self._transaction(self._engine)
-
-    def writing_durably(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Open a transaction like `writing`, which survives a loss of power once it is committed.
-        PostgreSQL waits for the disk as its `synchronous_commit` says.
-        """
-        return self._transaction(self._durable_engine)
 
     @contextlib.asynccontextmanager
     async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
@@ -223,7 +247,8 @@ class Database:
                         await connection.exec_driver_sql(into.numbered_sql, list(rows))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, when the transactions of `change` have ended."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
         if self._writer is not None:
             self._writer.close()
         with contextlib.suppress(*_LOST):

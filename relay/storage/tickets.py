@@ -45,20 +45,15 @@ class TicketStore:
         """Return 32 random bytes, the same for all processes and machines on this database."""
         if (found := await self._database.watch(_read_secret)) is not None:
             return found
-        async with self._database.writing_durably() as connection:
-            await write_first_state(connection)
-            found = await _read_secret(connection)
-        assert found is not None, "the row was written in this transaction or before it"
-        return found
+        return await self._database.change_durably(_make_secret)
 
     async def issue(self, ticket: TicketRow) -> None:
-        """Store a new ticket. A loss of power may lose it: then it is unknown, so refused."""
+        """Store a new ticket."""
         check_client(ticket.client)
         check_digest(ticket.sha256)
         check_time(ticket.expires_s)
         checked_json(ticket.terms)
-        async with self._database.writing() as connection:
-            await connection.execute(sa.insert(tickets), msgspec.structs.asdict(ticket))
+        await self._run(sa.insert(tickets).values(msgspec.structs.asdict(ticket)))
 
     async def redeem(self, sha256: bytes, now_s: float, exchange_id: str) -> TicketRow | None:
         """Use a ticket, and return it; None if it is unknown, used or expired, or if the key that
@@ -79,16 +74,14 @@ class TicketStore:
             .values(used_s=now_s, exchange_id=exchange_id)
             .returning(*_TICKET)
         )
-        async with self._database.writing_durably() as connection:
-            found = await read_rows(query, TicketRow, connection)
+        found = await self._database.change_durably(partial(read_rows, query, TicketRow))
         return found[0] if found else None
 
     async def note_refusal(self, sha256: bytes, refusal: str) -> None:
         """Store why the handshake was refused that used a ticket, as a JSON object."""
         checked_json(refusal)
         used = sa.update(tickets).where(tickets.c.sha256 == sha256, tickets.c.used_s.is_not(None))
-        async with self._database.writing() as connection:
-            await connection.execute(used.values(refusal=refusal))
+        await self._run(used.values(refusal=refusal))
 
     async def ticket(self, sha256: bytes) -> TicketRow | None:
         """Return a ticket, used or expired ones too; None if there is none, or none any more."""
@@ -110,11 +103,26 @@ class TicketStore:
             .limit(DELETED_AT_ONCE)
             .with_for_update(skip_locked=True)  # PostgreSQL: other machines delete at the same time
         )
-        async with self._database.writing() as connection:
-            deleted = await connection.execute(sa.delete(tickets).where(tickets.c.sha256.in_(old)))
-            return int(deleted.rowcount)
+        return await self._run(sa.delete(tickets).where(tickets.c.sha256.in_(old)))
+
+    async def _run(self, statement: sa.UpdateBase) -> int:
+        """Return the number of rows that a statement changed. It need not be durable: a ticket that
+        a loss of power loses is unknown, so it is refused.
+        """
+
+        async def run(connection: AsyncConnection) -> int:
+            return int((await connection.execute(statement)).rowcount)
+
+        return await self._database.change(run)
 
 
 async def _read_secret(connection: AsyncConnection) -> bytes | None:
     found = (await connection.execute(sa.select(access_state.c.ticket_secret))).scalar()
     return None if found is None else bytes(found)
+
+
+async def _make_secret(connection: AsyncConnection) -> bytes:
+    await write_first_state(connection)
+    found = await _read_secret(connection)
+    assert found is not None, "this transaction wrote it, or one before"
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from alembic.config import Config
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import relay.storage.migrations as migrations
+from relay.storage.access import AccessStore
 from relay.storage.database import HEAD, Database, database_url
 from relay.storage.tables import exchanges, group_rollups, rollups
 from tests.conftest import StartRelay
@@ -48,19 +49,24 @@ async def database_setting(new_database_setting: str) -> str:
 async def old_database(setting: str, revision: str, statements: Sequence[str]) -> None:
     """Create the tables of an older relay, and run statements in them."""
     url = database_url(setting)
-    engine = create_async_engine(url)
     if url.get_backend_name() == "sqlite":
         Path(setting).parent.mkdir()
+    await migrate(setting, command.upgrade, revision, statements)
 
-    def upgrade(connection: sa.Connection) -> None:
+
+async def migrate(setting: str, step: Callable[[Config, str], None], revision: str, statements: Sequence[str] = ()) -> None:
+    """Bring a database to a revision with `command.upgrade` or `downgrade`, then run statements."""
+    engine = create_async_engine(database_url(setting))
+
+    def run(connection: sa.Connection) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        step(config, revision)
 
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(upgrade)
+            await connection.run_sync(run)
             for statement in statements:
                 await connection.exec_driver_sql(statement)
     finally:
@@ -94,6 +100,31 @@ async def test_a_large_database_of_an_older_relay_is_migrated_in_half_a_minute(d
     ((requests, pages),) = await database.rows(sa.select(sa.func.sum(rollups.c.requests), sa.func.sum(rollups.c.pages)))
     assert (requests, pages) == (number // 10, 0), "the sums are kept, and their new columns are 0"
     assert list(await database.rows(sa.select(group_rollups))) == [], "sums without provider and model are not migrated"
+
+
+async def test_the_tables_of_access_can_be_dropped_and_created_again(database_setting: str) -> None:
+    """The calls stay. A relay of before does not know the tables, one of after creates them."""
+    await old_database(database_setting, HEAD, [])
+    database = Database(database_url(database_setting))
+    await AccessStore(database).put_client("web", "{}", "admin")
+    await database.close()
+    names = ["access_state", "audit", "client_keys", "clients", "tickets"]
+    before = await table_names(database_setting)
+    await migrate(database_setting, command.downgrade, "0004")
+    assert await table_names(database_setting) == sorted(set(before) - set(names))
+    database = Database(database_url(database_setting))
+    assert await AccessStore(database).version() == 0
+    await database.close()
+    assert await table_names(database_setting) == before
+
+
+async def table_names(setting: str) -> list[str]:
+    """The tables of a database, except SQLite's own."""
+    engine = create_async_engine(database_url(setting))
+    async with engine.connect() as connection:
+        names: list[str] = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+    await engine.dispose()
+    return sorted(names)
 
 
 @pytest.fixture
