@@ -28,6 +28,7 @@ from tests.databases import (  # noqa: F401
     database_setting,
     migrated_sqlite,
     new_database_setting,
+    other_database,
     patient_reads,
     postgres,
 )

@@ -66,3 +66,11 @@ async def database(database_setting: str) -> AsyncIterator[Database]:
     opened = Database(database_url(database_setting))
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def other_database(database_setting: str) -> AsyncIterator[Database]:
+    """A second `Database` on the same tables, as another process has it."""
+    opened = Database(database_url(database_setting))
+    yield opened
+    await opened.close()

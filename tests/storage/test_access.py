@@ -137,11 +137,9 @@ async def test_revoking_an_unknown_key_changes_nothing(store: AccessStore) -> No
     assert (await store.version(), await actions(store)) == (0, [])
 
 
-async def test_two_who_revoke_one_key_at_once_raise_one_version(store: AccessStore, database_setting: str) -> None:
-    other = Database(database_url(database_setting))
+async def test_two_who_revoke_one_key_at_once_raise_one_version(store: AccessStore, other_database: Database) -> None:
     await store.create_key("web", None, key(1), "admin")
-    both = await asyncio.gather(store.revoke_key(key(1).id, "admin"), AccessStore(other).revoke_key(key(1).id, "admin"))
-    await other.close()
+    both = await asyncio.gather(store.revoke_key(key(1).id, "admin"), AccessStore(other_database).revoke_key(key(1).id, "admin"))
     assert both[0] == both[1] and await store.version() == 2
 
 
@@ -198,10 +196,9 @@ async def test_a_change_that_fails_raises_no_version(store: AccessStore) -> None
     assert (await changed(store), await actions(store)) == ((0, [], []), [])
 
 
-async def test_versions_are_committed_in_their_order(store: AccessStore, database_setting: str) -> None:
+async def test_versions_are_committed_in_their_order(store: AccessStore, other_database: Database) -> None:
     """While a change is open, a later one waits, and no reader sees either of them."""
-    other = Database(database_url(database_setting))
-    second_store = AccessStore(other)
+    second_store = AccessStore(other_database)
     await second_store.put_client("before", RECORD, "admin")
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -224,20 +221,20 @@ async def test_versions_are_committed_in_their_order(store: AccessStore, databas
         go_on.set()
     assert (await first, (await second).version) == (2, 3)
     assert [row.version for row in (await changed(store))[1]] == [1, 2, 3]
-    await other.close()
 
 
-async def test_a_change_whose_caller_is_cancelled_is_finished(store: AccessStore, database_setting: str) -> None:
+async def test_a_change_whose_caller_is_cancelled_is_finished(store: AccessStore, other_database: Database) -> None:
     """The error of a cancelled caller must not keep a lock: here it is kept until the end."""
-    other = Database(database_url(database_setting))
-    other_store, errors = AccessStore(other), []
+    other_store, errors = AccessStore(other_database), []
     for number in range(12):
         creation = asyncio.create_task(other_store.create_key("web", None, key(number), "admin"))
         for _ in range(number + 1):
             await asyncio.sleep(0)
         creation.cancel()
         errors += await asyncio.gather(creation, return_exceptions=True)
-    await other.close()
+    async with asyncio.timeout(HANG_GUARD_S):
+        while await store.version() < 12:
+            await asyncio.sleep(0.001)
     assert [type(error) for error in errors] == [asyncio.CancelledError] * 12
     assert (await store.version(), len(await store.keys())) == (12, 12)
 

@@ -6,7 +6,6 @@ import asyncio
 import signal
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from relay.storage import tickets as module
 from relay.storage.access import AccessStore
 from relay.storage.access_rows import MAX_JSON_BYTES, NewKey, TicketRow
-from relay.storage.database import Database, DatabaseNewer, RowsRefused, database_url
+from relay.storage.database import Database, DatabaseNewer, RowsRefused
 from relay.storage.tables import tickets
 from relay.storage.tickets import KEPT_S, TicketStore
 from tests.processes import run
@@ -140,12 +139,10 @@ async def test_one_deletion_is_bounded(store: TicketStore, monkeypatch: pytest.M
     assert [await store.delete_expired(EXPIRES_S + KEPT_S) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_all_processes_have_one_secret_for_tickets(database: Database, database_setting: str) -> None:
-    other = Database(database_url(database_setting))
-    secrets = await asyncio.gather(TicketStore(database).ticket_secret(), TicketStore(other).ticket_secret())
-    await AccessStore(other).put_client("web", "{}", "admin")
-    secrets.append(await TicketStore(other).ticket_secret())
-    await other.close()
+async def test_all_processes_have_one_secret_for_tickets(database: Database, other_database: Database) -> None:
+    secrets = await asyncio.gather(TicketStore(database).ticket_secret(), TicketStore(other_database).ticket_secret())
+    await AccessStore(other_database).put_client("web", "{}", "admin")
+    secrets.append(await TicketStore(other_database).ticket_secret())
     assert len(set(secrets)) == 1 and len(secrets[0]) == 32
 
 
@@ -170,15 +167,13 @@ async def test_a_ticket_is_issued_once(store: TicketStore) -> None:
     assert await store.redeem(TICKET, NOW_S, "e") is None
 
 
-async def test_a_restart_of_postgresql_costs_no_ticket(postgres: Any) -> None:
-    database = Database(database_url(await postgres.migrated_database()))
-    store = TicketStore(database)
+@pytest.mark.parametrize("database_setting", ["postgresql"], indirect=True)
+async def test_a_restart_of_postgresql_costs_no_ticket(database: Database, store: TicketStore) -> None:
     await store.issue(ticket())
     await store.redeem(bytes(32), NOW_S, "e")  # connects
     async with database.writing() as connection:
         await connection.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"))
     assert await store.redeem(TICKET, NOW_S, "e") is not None
-    await database.close()
 
 
 async def test_an_older_relay_refuses_a_newer_database(database: Database, store: TicketStore) -> None:
