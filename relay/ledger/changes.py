@@ -34,7 +34,8 @@ async def change(
     if metadata is not KEEP:
         metadata = bound_entries(metadata or {})
         values["metadata"] = msgspec.json.encode(metadata).decode() if metadata else None
-    async with database.writing() as connection:
+
+    async def update(connection: AsyncConnection) -> bool:
         changed = sa.update(exchanges).where(exchanges.c.id == id)
         if values:
             found = (await connection.execute(changed.values(**values))).rowcount
@@ -44,6 +45,8 @@ async def change(
         if found and metadata is not KEEP:
             await _replace_tags(connection, id, metadata)
         return bool(found)
+
+    return await database.change(update)
 
 
 async def _replace_tags(connection: Any, id: str, metadata: Metadata) -> None:
@@ -72,8 +75,7 @@ async def delete(database: Database, which: Filter) -> int:
 
 async def delete_ids(database: Database, ids: Sequence[str]) -> int:
     """Delete these calls with their metadata and bodies, and return how many existed."""
-    async with database.writing() as connection:
-        return await delete_on(connection, ids)
+    return await database.change(lambda connection: delete_on(connection, ids))
 
 
 async def delete_on(connection: AsyncConnection, ids: Sequence[str]) -> int:

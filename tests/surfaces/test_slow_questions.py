@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from relay.core.exchange import uuid7
+from relay.ledger import changes
 from relay.ledger.rows import ROW
 from relay.storage import readers
 from relay.storage.database import (
@@ -109,6 +110,23 @@ async def test_a_query_that_is_too_slow_is_ended_in_the_server_too(postgres: Any
     ((count,),) = await database.rows(sa.text(running))
     assert count == 0
     await database.close()
+
+
+async def test_a_change_of_a_call_is_finished_when_its_client_leaves(database: Database) -> None:
+    """The error of a cancelled caller must not keep a lock: here it is kept until the end."""
+    await database.write(BATCH)
+    call_id, errors, steps = BATCH[0][1][0][0], [], 8
+    for step in range(steps):
+        changing = asyncio.create_task(changes.change(database, call_id, score=step))
+        for _ in range(step + 1):
+            await asyncio.sleep(0)
+        changing.cancel()
+        errors += await asyncio.gather(changing, return_exceptions=True)
+        async with asyncio.timeout(HANG_GUARD_S):
+            while [row.score for row in await database.rows(sa.select(exchanges.c.score))] != [step]:
+                await asyncio.sleep(0.001)
+    assert [type(error) for error in errors] == [asyncio.CancelledError] * steps
+    assert await changes.delete_ids(database, [call_id]) == 1
 
 
 async def test_a_newer_database_refuses_queries_too(database: Database) -> None:
