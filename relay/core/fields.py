@@ -8,6 +8,7 @@ decodes, so a thread would not keep the event loop running.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -69,18 +70,23 @@ def _strict(body: bytes) -> bytes | None:
 
 def is_readable(body: bytes) -> bool:
     """True if a pass over this JSON text takes less than 100 ms."""
-    if len(body) <= _ALWAYS_READ_BYTES:
-        return True
-    marks = 0
+    return len(body) <= _ALWAYS_READ_BYTES or not has_more(body, _MARKS, _MAX_MARKS)
+
+
+def has_more(body: bytes, marks: Sequence[bytes], limit: int) -> bool:
+    """True if a body contains more than `limit` of these characters."""
+    if len(body) <= limit:
+        return False
+    found = 0
     for start in range(0, len(body), _WINDOW_BYTES):
         end = start + _WINDOW_BYTES
-        for mark in _MARKS:
+        for mark in marks:
             # Most of a large body is base64, in which `find` is ten times as fast as `count`.
             if body.find(mark, start, end) >= 0:
-                marks += body.count(mark, start, end)
-        if marks > _MAX_MARKS:
-            return False
-    return True
+                found += body.count(mark, start, end)
+        if found > limit:
+            return True
+    return False
 
 
 def is_value(body: bytes) -> bool:

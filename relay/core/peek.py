@@ -232,14 +232,14 @@ def _is_plain(names: list[str], model: str | None) -> bool:
 
 def kind_of(endpoint: str) -> str:
     """`v1/chat/completions` -> `chat`; `other` for an endpoint of unknown kind."""
-    if (kind := _answered_kind(endpoint)) is not None:
+    if (kind := answered_kind(endpoint)) is not None:
         return kind
     if (found := _OBJECTS.search(endpoint)) is not None:
         return _OBJECT_KINDS[found[1]]
     return "other"
 
 
-def _answered_kind(endpoint: str) -> str | None:
+def answered_kind(endpoint: str) -> str | None:
     """Return the kind of an endpoint that answers at once; None for any other."""
     for end, kind in _KINDS:
         if endpoint.endswith(end):
@@ -254,7 +254,7 @@ def generates(method: str, endpoint: str) -> bool:
     """
     if method != "POST" or _SUBMITS.search(endpoint):
         return False
-    return _answered_kind(endpoint.rstrip("/")) in GENERATION_KINDS
+    return answered_kind(endpoint.rstrip("/")) in GENERATION_KINDS
 
 
 @lru_cache(maxsize=1024)
