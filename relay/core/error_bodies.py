@@ -1,7 +1,8 @@
 """Encode the relay's own errors in the wire format that the provider's SDK parses.
 
-Owns the JSON bodies, SSE error events and headers of these errors. A provider's error passes
-unchanged. OpenAI's format is the default: most SDKs read `error.message` and `error.code`.
+Owns the JSON bodies, SSE error events, WebSocket messages and headers of these errors. A provider's
+error passes unchanged. OpenAI's format is the default: most SDKs read `error.message` and
+`error.code`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from relay.core.errors import RelayError
 
 _Format = Callable[[RelayError, str], dict[str, Any]]
+_SocketEvent = Callable[[RelayError, str, str], dict[str, Any]]
 
 _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
@@ -40,6 +42,14 @@ def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> 
         return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
     name = b"event: error\n" if format_ == "anthropic" else b""
     return name + b"data: " + error_body(error, format_, request_id) + b"\n\n"
+
+
+def socket_event(error: RelayError, format_: str, endpoint: str, request_id: str) -> bytes:
+    """Return `error` as the message by which the vendor of a WebSocket reports an error; empty if
+    it has none and closes the socket only.
+    """
+    event = _SOCKET_EVENTS.get(format_, _openai_event)(error, endpoint, request_id)
+    return msgspec.json.encode(event) if event else b""
 
 
 def error_headers(error: RelayError) -> dict[str, str]:
@@ -90,6 +100,55 @@ def _google(error: RelayError, request_id: str) -> dict[str, Any]:
 def _elevenlabs(error: RelayError, request_id: str) -> dict[str, Any]:
     return {"detail": {"status": error.code, "message": error.message, "request_id": request_id}}
 
+
+def _openai_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    inner = {
+        "type": _type_of(error, "server_error"), "code": error.code, "message": error.message,
+        "param": None,
+    }  # fmt: skip
+    if endpoint.endswith("responses"):
+        return {"type": "error", "status": error.status, "error": inner}
+    return {"type": "error", "event_id": f"event_{request_id}", "error": inner}
+
+
+def _elevenlabs_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    if "convai" in endpoint:
+        return {}
+    if "speech-to-text" in endpoint:
+        return {"message_type": "error", "error": error.message}
+    return {"message": error.message, "error": error.code, "code": error.close_code}
+
+
+def _cartesia_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": "error", "done": True, "status_code": error.status, "error_code": error.code,
+        "title": "Refused by the relay", "message": error.message, "request_id": request_id,
+    }  # fmt: skip
+
+
+def _deepgram_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    event = {"type": "Error", "code": error.code, "description": error.message}
+    if endpoint.endswith("v2/listen"):
+        return event | {"sequence_id": 0}
+    return event | {"variant": error.code, "message": error.message}
+
+
+def _assemblyai_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    return {"type": "Error", "error_code": error.close_code, "error": error.message}
+
+
+def _fal_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
+    return {"type": "x-fal-error", "error": error.code, "reason": error.message}
+
+
+_SOCKET_EVENTS: dict[str, _SocketEvent] = {
+    "elevenlabs": _elevenlabs_event,
+    "cartesia": _cartesia_event,
+    "deepgram": _deepgram_event,
+    "assemblyai": _assemblyai_event,
+    "fal": _fal_event,
+    "google": lambda error, endpoint, request_id: {},
+}
 
 _FORMATS: dict[str, _Format] = {
     "anthropic": _anthropic,

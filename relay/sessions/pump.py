@@ -58,13 +58,19 @@ def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
     """Return a read of `source` that returns only messages that `admit` accepts. A refused message
     counts as received; its sender gets an error event, or the session ends.
     """
+    admit_binary = source.admit_binary or admit
 
     async def read() -> Any:
         while True:
             message = await source.read()
-            if message.type is not _TEXT and message.type is not _BINARY:
+            if message.type is _TEXT:
+                if not message.data.isascii() and not _is_utf8(message.data):
+                    return message  # `_copy` ends the session
+                refusal = admit(message.data)
+            elif message.type is _BINARY:
+                refusal = admit_binary(message.data)
+            else:
                 return message
-            refusal = admit(message.data)
             if refusal is None:
                 return message
             source.heard_s = source.message_s = clock()

@@ -48,6 +48,8 @@ class Ending:
     """The leg whose connection was lost: it gets no close frame."""
     failed: Side | None = None
     """The leg that violated the protocol: its connection is failed (RFC 6455 7.1.7), not closed."""
+    event: bytes = b""
+    """The error event of the vendor, which the client gets before the close frame."""
 
 
 Admit = Callable[[bytes], bytes | Ending | None]
@@ -77,6 +79,8 @@ class Leg:
     """When its rate was last checked, and how much it had sent by then."""
     admit: Admit | None = None
     """Judges each message of this side before it is relayed; None: all are relayed."""
+    admit_binary: Admit | None = None
+    """Judges the binary messages instead of `admit`, if there is one."""
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
         """Send a close frame, wait up to `timeout_s` for the peer's, and close the connection.
@@ -87,6 +91,8 @@ class Leg:
         """
         try:
             async with asyncio.timeout(timeout_s):
+                if ending.event and self.side == "downstream":
+                    await self.socket.send_frame(ending.event, WSMsgType.TEXT)
                 frame = close_payload(ending.code, ending.reason)
                 await self.socket.send_frame(frame, WSMsgType.CLOSE)
                 if ending.failed == self.side:
