@@ -19,9 +19,18 @@ from relay.calls.observers import capture_request
 from relay.calls.send import send_call
 from relay.calls.stream import deliver
 from relay.core.media import PLAIN_BYTES, input_tokens
+from relay.core.named_models import CallText
 from relay.core.paths import query_names
 from relay.core.peek import model_elsewhere, paid_fields, peek_body
 from relay.core.provider import Route
+from relay.gate.model_access import (
+    ModelAccess,
+    check_call,
+    check_endpoint_model,
+    model_access,
+    path_of,
+    without_forbidden_targets,
+)
 from relay.gate.rights import check_endpoint
 from relay.gateway import Gateway
 
@@ -32,8 +41,13 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     try:
         gateway.callers.authorize(call.caller, call.headers, call.provider)
         exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        access: ModelAccess | None = None
         if (client := call.caller.record) is not None:
             check_endpoint(client, route.kind)
+            if (access := model_access(call.caller)) is not None:
+                check_endpoint_model(access, route, call.method)
+                route = without_forbidden_targets(access, route)
+                exchange.routing.route = route
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
@@ -44,6 +58,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         options.whole = body.stream is None
         attempt = RestAttempt(call, exchange, gateway, body, options)
         _peek(attempt, route)
+        if access is not None:
+            await check_call(access, route, call.method, _call_text(attempt, route))
         if gateway.settings.ledger.bodies != "off":
             capture_request(exchange, body.whole, call.query, gateway)
         if limits is not None and limits.needs_body:
@@ -63,6 +79,12 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         raise exchange.end_with(error) from None
     finally:
         gateway.close(exchange)
+
+
+def _call_text(attempt: RestAttempt, route: Route) -> CallText:
+    """Return the parts of a call that can name a model."""
+    types = attempt.call.headers.getall("Content-Type", ())
+    return CallText(route.format, path_of(route), attempt.call.query, types, attempt.body.text)
 
 
 def _peek(attempt: RestAttempt, route: Route) -> None:

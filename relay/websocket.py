@@ -24,9 +24,11 @@ from relay.core.errors import BadRequest, ClientGone, Draining, HandshakeRefused
 from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.key_refusals import refusal_in_close, refusal_in_message
+from relay.gate.model_access import model_access
 from relay.gate.rights import check_endpoint
 from relay.gateway import Gateway
 from relay.registry.registry import check_socket
+from relay.sessions.admission import MessageCheck, allowed_route
 from relay.sessions.attempt import HandshakeAttempt, session_model
 from relay.sessions.observers import observe_session
 from relay.sessions.pump import broken, lost, pump
@@ -48,6 +50,10 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
+        access = model_access(exchange.request.caller)
+        if access is not None:
+            route = allowed_route(access, route, call.query, call.headers)
+            exchange.routing.route = route
         options = attempt_options(call, route, call.offer(route))
         attempt = HandshakeAttempt(call, exchange, gateway, options)
         exchange.routing.sent_s = gateway.clock()
@@ -63,6 +69,8 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             exchange.response.status = 101
             exchange.move_to("committed")
             session = _session(exchange, request, downstream, upstream, gateway)
+            if access is not None:
+                MessageCheck(access, exchange, call.query, call.headers).attach(session.downstream)
             gateway.open_session(exchange)
         except BaseException:
             upstream._response.close()

@@ -25,6 +25,7 @@ from relay.core.errors import Draining, RelayError
 from relay.core.exchange import CacheUse, Exchange
 from relay.core.headers import connection_of
 from relay.core.paths import cut_query
+from relay.gate.model_access import model_access
 from relay.gateway import Gateway
 
 
@@ -44,6 +45,8 @@ def plan_cache(attempt: RestAttempt) -> CachePlan | None:
     scope, credential = provider.cache.scope, attempt.options.credential
     owner = (
         scope, "" if scope == "shared" else exchange.request.caller.client, provider.name,
+        # A client with `models` gets no response of a model that another client may use.
+        *((repr(access.patterns),) if (access := model_access(exchange.request.caller)) else ()),
         # Responses to a client's own credential are for that credential alone.
         *(credential.identity if credential else ()),
     )  # fmt: skip

@@ -367,11 +367,19 @@ class BodyTooSlow(RelayError, code="body_too_slow", status=408):
 
 @dataclass(eq=False)
 class ModelUnknown(RelayError, code="model_unknown", status=403):
-    """A limit depends on the model of the call, which cannot be determined."""
+    """A limit or the client's record depends on the model of the call, which is not known."""
 
-    message = (
-        "A limit depends on the model, and the request body does not contain exactly one `model`."
-    )
+    reason: str = ""
+    """Why the models of a client's call cannot be checked; empty for a limit."""
+
+    @property
+    def message(self) -> str:
+        if self.reason:
+            return f"The client may use certain models only, and cannot be checked: {self.reason}."
+        return (
+            "A limit depends on the model, and the request body does not contain exactly one"
+            " `model`."
+        )
 
 
 @dataclass(eq=False)

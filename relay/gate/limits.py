@@ -106,7 +106,7 @@ class Limits:
         """
         provider = exchange.request.provider
         if any(not each.providers or provider in each.providers for each in self._model_rules):
-            await _yield_to_others(body)
+            await yield_to_others(body)
             if body is None or not model_is_plain(body, content_type, exchange.request.model):
                 raise ModelUnknown
         assert exchange.admission is not None
@@ -122,7 +122,7 @@ class Limits:
         """
         if counting_of(exchange.request.method, exchange.request.endpoint) != "new":
             return
-        await _yield_to_others(body)
+        await yield_to_others(body)
         admission = exchange.admission or self._begin(exchange, exchange.request.headers)
         admission.estimate = estimate(body, exchange.request.input_estimate)
         wait = self._take(exchange, admission, self._tokens)
@@ -231,7 +231,7 @@ class Limits:
                 self._windows.add(Charge(rule, key, -spare))
 
 
-async def _yield_to_others(body: bytes | None) -> None:
+async def yield_to_others(body: bytes | None) -> None:
     """Let other tasks run before a pass over a large body. `sleep(0)` would not do: in one turn of
     the loop a request that has just arrived is read, but not answered.
     """

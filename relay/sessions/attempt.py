@@ -82,9 +82,7 @@ class HandshakeAttempt:
         rules, credential = route.provider.websocket_rules, keys.provider
         assert rules is not None
         own = self.call.headers
-        query = _with_defaults(self.call.query, route, own)
-        if route.replaced_model is not None:
-            query = query_with_model(query, route.replaced_model, route.format)
+        query = handshake_query(self.call.query, route, own)
         headers = upstream_headers(route, own.items(), connection_of(own), keys)
         in_query = paths.query_names(query)
         for header, parameter in rules.header_queries.items():
@@ -130,6 +128,16 @@ def _with_defaults(raw_query: str, route: Route, headers: Mapping[str, str]) -> 
         if name.lower() not in named
     ]
     return paths.join_query(raw_query, *added)
+
+
+def handshake_query(raw_query: str, route: Route, headers: Mapping[str, str]) -> str:
+    """Return the query that is sent for `route`: the client's, with the defaults of the registry,
+    and with the model of a fallback.
+    """
+    query = _with_defaults(raw_query, route, headers)
+    if route.replaced_model is None:
+        return query
+    return query_with_model(query, route.replaced_model, route.format)
 
 
 def session_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> str | None:

@@ -21,9 +21,11 @@ from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.core.subprotocols import split
 from relay.gate.identify import Sent
+from relay.gate.model_access import model_access
 from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
 from relay.rest import relay_rest
+from relay.sessions.admission import allowed_route
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
@@ -173,6 +175,8 @@ class _ProviderSockets(_Calls):
         gateway.callers.authorize(call.caller, call.headers, call.provider)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
+        if (access := model_access(call.caller)) is not None:
+            allowed_route(access, route, call.query, call.headers)
         attempt_options(call, route)
 
 
