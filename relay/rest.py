@@ -31,7 +31,7 @@ from relay.gate.model_access import (
     path_of,
     without_forbidden_targets,
 )
-from relay.gate.rights import check_endpoint
+from relay.gate.rights import route_of_client
 from relay.gateway import Gateway
 
 
@@ -43,11 +43,11 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
         access: ModelAccess | None = None
         if (client := call.caller.record) is not None:
-            check_endpoint(client, route.kind)
+            route = route_of_client(client, route)
             if (access := model_access(call.caller)) is not None:
                 check_endpoint_model(access, route, call.method)
                 route = without_forbidden_targets(access, route)
-                exchange.routing.route = route
+            exchange.routing.route = route
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait

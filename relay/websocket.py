@@ -25,7 +25,7 @@ from relay.core.exchange import Exchange, SessionSummary
 from relay.core.headers import connection_of, downstream_headers, upgrades
 from relay.core.key_refusals import refusal_in_close, refusal_in_message
 from relay.gate.model_access import model_access
-from relay.gate.rights import check_endpoint
+from relay.gate.rights import route_of_client
 from relay.gateway import Gateway
 from relay.registry.registry import check_socket
 from relay.sessions.admission import MessageCheck, allowed_route
@@ -45,7 +45,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         exchange.routing.route = route
         check_socket(route)
         if (client := exchange.request.caller.record) is not None:
-            check_endpoint(client, route.kind)
+            exchange.routing.route = route = route_of_client(client, route)
         exchange.request.model = session_model(call.query, route, call.headers)
         limits = gateway.limits
         if limits is not None and (wait := limits.admit(exchange, call.headers)):

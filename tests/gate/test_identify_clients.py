@@ -206,6 +206,19 @@ async def test_a_socket_of_a_foreign_page_is_refused_before_the_provider_is_call
     assert {event["outcome"] for event in await relay.events(count=3)} == {"refused"}
 
 
+async def test_a_fallback_leads_to_no_provider_that_the_client_may_not_call(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(b"no", status="503 Service Unavailable"))
+    other = await RawUpstream.start()
+    other.plays(ok(b"fallback"))
+    fallback = [{"provider": "other"}]
+    clients = {"one": {"key": KEY, "providers": ["mine"]}, "both": {"key": OTHER, "providers": ["mine", "other"]}}
+    relay = await start({"access": REQUIRED, "clients": clients}, mine=provider(raw.url, fallback=fallback), other=provider(other.url))
+    assert (await _call(relay, Authorization=KEY))[0] == 503
+    assert not other.arrived
+    assert (await _call(relay, Authorization=OTHER))[0] == 200
+    await other.stop()
+
+
 @pytest.mark.parametrize("mode", ["open", "required"])
 async def test_a_ticket_makes_no_rest_call(start: StartRelay, raw: RawUpstream, mode: str) -> None:
     relay = await _start(start, raw, {"web": {"key": KEY}}, {"mode": mode})
