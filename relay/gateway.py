@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,10 +20,13 @@ from relay import log
 from relay.background import BackgroundQueue
 from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
+from relay.core.access import Rights
 from relay.core.addresses import host_name
 from relay.core.deadline_queue import DeadlineQueue
-from relay.core.exchange import Exchange, Request, Transport, uuid7
+from relay.core.exchange import Caller, Exchange, Request, Transport, uuid7
 from relay.core.injection import UsageRefusals
+from relay.core.limits import Rule
+from relay.core.memo import BoundedMemo
 from relay.core.provider import Provider
 from relay.core.redaction import Secrets
 from relay.core.retry_policy import AttemptResult
@@ -41,6 +44,7 @@ from relay.ledger.retention import Retention
 from relay.ledger.traces import Traces
 from relay.registry.changes import Reloaded
 from relay.registry.files import Snapshot
+from relay.registry.limits import find_broken_promise
 from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
@@ -56,6 +60,8 @@ from relay.upstream.session import UpstreamSessions
 if TYPE_CHECKING:
     from relay.calls.call import Call
     from relay.sessions.session import Session
+
+_MAX_CLIENT_LIMITS = 4096
 
 
 class Gateway:
@@ -187,7 +193,7 @@ class Gateway:
             counters["relay_redis_failures_total",] = self.shared.failures
             counters["relay_redis_foreign_values_total",] = self.shared.foreign_values
         # A counter that begins at 0 lets Prometheus see its first increase.
-        refusals = {rule.name: 0 for rule in self.config.limits} | self.limit_counts.refusals
+        refusals = {rule.name: 0 for rule in self.config.all_limits} | self.limit_counts.refusals
         for rule, count in refusals.items():
             counters["relay_limit_refusals_total", rule] = count
         none = {(name, *kind): 0 for name in self._ready_providers() for kind in COOLDOWN_KINDS}
@@ -249,13 +255,29 @@ class Gateway:
         self.callers = Callers(
             Proxies(server.trusted_proxies), self.access, server.public_url, self.keys, time.time
         )
-        self.limits = None
-        if config.limits:
-            rules, settle = config.limits, self.ledger.settle
-            self.limits = Limits(rules, self.windows, self.limit_counts, settle)
+        self.limits = self._make_limits(config.limits) if config.limits else None
+        self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
         if self.metrics is not None:
             self.metrics.configured = config.models
         self.usage_refusals = UsageRefusals()
+
+    def _make_limits(self, rules: Sequence[Rule]) -> Limits:
+        return Limits(rules, self.windows, self.limit_counts, self.ledger.settle)
+
+    def _limits_with(self, rights: Rights) -> Limits:
+        """Return the limits for clients with these rights: those for all clients, and their own."""
+        for rule in rights.limits:
+            # A record of the database may be older than the number of workers.
+            if (problem := find_broken_promise(rule, self.settings)) is not None:
+                log.warn("limit.multiplied", rule=rule.name, cause=problem)
+        return self._make_limits((*self.config.limits, *rights.limits))
+
+    def limits_of(self, caller: Caller) -> Limits | None:
+        """Return the limits that apply to the calls of `caller`; None if there are none."""
+        record = caller.record
+        if record is None or not record.rights.limits:
+            return self.limits
+        return self._client_limits[record.rights]
 
     def begin(self, call: Call, transport: Transport, web_request: web.Request) -> Exchange:
         """Begin an Exchange for `call`; it counts as running until `close`."""

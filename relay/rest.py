@@ -48,7 +48,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
                 check_endpoint_model(access, route, call.method)
                 route = without_forbidden_targets(access, route)
             exchange.routing.route = route
-        limits = gateway.limits
+        limits = gateway.limits_of(call.caller)
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
         options = attempt_options(call, route)

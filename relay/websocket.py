@@ -47,7 +47,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         if (client := exchange.request.caller.record) is not None:
             exchange.routing.route = route = route_of_client(client, route)
         exchange.request.model = session_model(call.query, route, call.headers)
-        limits = gateway.limits
+        limits = gateway.limits_of(exchange.request.caller)
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
         access = model_access(exchange.request.caller)

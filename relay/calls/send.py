@@ -72,7 +72,7 @@ async def send_call(attempt: RestAttempt) -> Answer:
     RelayError that ended the last attempt, or that refuses the call.
     """
     exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
-    limits = gateway.limits
+    limits = gateway.limits_of(exchange.request.caller)
     if limits is not None and limits.counts_tokens:
         await limits.reserve(exchange, body.text or body.whole)
     upstream = await gateway.attempts.open(attempt)

@@ -37,6 +37,9 @@ _OF_SOCKETS = frozenset({"handshakes", "sessions_at_once"})
 _UNSENT = (UpstreamUnreachable, UpstreamTlsFailed)
 
 _YIELD_S = 0.001
+_MAX_REFUSING_RULES = 1000
+_OTHER = "other"
+"""The name under which refusals of further rules are counted."""
 _NO_METADATA: Metadata = {}
 
 
@@ -51,7 +54,9 @@ class LimitCounts:
 
 
 class Limits:
-    """The rules of one configuration. A call keeps the Limits with which it began."""
+    """The rules of one configuration for one client: those for all clients, and its own. A call
+    keeps the Limits with which it began.
+    """
 
     __slots__ = (
         "_body_calls", "_calls", "_find_used", "_model_rules", "_needs_metadata", "_overall",
@@ -195,7 +200,10 @@ class Limits:
         exchange.limit_states += taken.limit_states
 
     def _count_refusal(self, rule: Rule) -> None:
-        self._refusals[rule.name] = self._refusals.get(rule.name, 0) + 1
+        refusals, name = self._refusals, rule.name
+        if name not in refusals and len(refusals) >= _MAX_REFUSING_RULES:
+            name = _OTHER  # records of clients may name any number of rules
+        refusals[name] = refusals.get(name, 0) + 1
 
     def _end(self, exchange: Exchange, admission: Admission) -> None:
         """Release the concurrent calls that an exchange counts as, and its reservations: all of

@@ -10,6 +10,7 @@ import shlex
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -73,11 +74,17 @@ class Config:
     """The files that the configuration was read from."""
 
     @property
+    def all_limits(self) -> tuple[Rule, ...]:
+        """The rules of `limits` and those of all clients of gateway.yaml."""
+        own = (client.rights.limits for client in self.clients.by_name.values())
+        return (*self.limits, *chain.from_iterable(own))
+
+    @property
     def models(self) -> frozenset[str]:
         """The models in limits and fallbacks, without the patterns of prices."""
         fallbacks = (each for one in self.registry.providers.values() for each in one.fallbacks)
         named = {each.model for each in fallbacks if each.model}
-        return frozenset(named.union(*(rule.models for rule in self.limits)))
+        return frozenset(named.union(*(rule.models for rule in self.all_limits)))
 
     @property
     def secrets(self) -> frozenset[str]:

@@ -281,7 +281,7 @@ class Supervisor:
             return _refused([str(problem) for problem in error.problems])
         config = taken_over(self._started_with, loaded)
         # Checked against the number of workers and the Redis of the start, which stay in force.
-        found = (find_broken_promise(rule, config.settings) for rule in config.limits)
+        found = (find_broken_promise(rule, config.settings) for rule in config.all_limits)
         if problems := list(filter(None, found)):
             return _refused(problems)
         changed = changed_names(self._config, config)

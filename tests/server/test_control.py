@@ -435,3 +435,20 @@ async def test_a_configuration_of_the_maximum_size_reaches_a_worker() -> None:
     supervisor.close()
     assert await asyncio.wait_for(worker.begin(), HANG_GUARD_S) is None, "the supervisor has closed the channel"
     worker._channel.close()
+
+
+LIMITED: dict[str, dict[str, Any]] = {"of all": {"limits": [{"requests": 5}]}, "of a client": {"clients": {"web": {"limits": [{"requests": 5}]}}}}
+
+
+@pytest.mark.parametrize("whose", LIMITED)
+async def test_a_reload_is_refused_if_the_running_workers_would_multiply_a_limit(tmp_path: Path, whose: str) -> None:
+    """The file says one worker now, but two run until the restart."""
+    config, sources = configured(tmp_path, {"server": {"workers": 2}})
+    listener = bind("127.0.0.1", 0)
+    try:
+        supervisor = Supervisor(config, sources, Listeners(listener), lambda: None)
+        write_config(tmp_path, {"server": {"workers": 1}} | LIMITED[whose])
+        [problem] = (await supervisor.order("reload", {})).problems
+    finally:
+        listener.close()
+    assert "several workers would allow a multiple" in problem
