@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import msgspec
 
+from relay.core.agents import user_without_session
 from relay.core.fields import (
     ABSENT,
     LARGE_BYTES,
@@ -161,6 +162,8 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     user = value(wanted.safety_identifier) or value(wanted.user)
     if user is None and wanted.metadata is not ABSENT:
         user = value(field(wanted.metadata, "user_id"))
+        if isinstance(user, str):
+            user = user_without_session(user)
     return Peek(
         model if isinstance(model, str) else None,
         stream if isinstance(stream, bool) else None,
