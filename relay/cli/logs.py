@@ -33,6 +33,10 @@ _MAX_PRINTED_IDS = 2000
 _OUT_OF_ORDER = 100
 """How far behind the newest row a writer may still add one."""
 _PAGE_ROWS = 500
+_EQUAL = (
+    "provider", "model", "client", "user", "team", "key_id", "user_agent", "agent_session",
+    "agent_parent",
+)  # fmt: skip
 Call = dict[str, Any]
 
 
@@ -42,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=20, help="number of calls (20)")
     parser.add_argument("--failed", action="store_true", help="only failed calls")
     parser.add_argument("--user", help="only calls of this end user")
+    parser.add_argument("--team", help="only calls of this team")
+    parser.add_argument("--key-id", help="only calls with the key of this id")
+    parser.add_argument(
+        "--user-agent", help="only calls of this program; `claude-cli/*` is any version of it"
+    )
+    parser.add_argument("--agent-session", help="only calls of this session of a coding agent")
+    parser.add_argument("--agent-parent", help="only calls of sub-agents that this agent started")
     parser.add_argument(
         "--metadata",
         action="append",
@@ -66,7 +77,7 @@ async def print_calls(
     async with open_ledger(config) as database:
         which = Filter(
             since_s=moment_s("--since", options.since, time.time()) if options.since else None,
-            equal=equal_filters(options, "provider", "model", "client", "user"),
+            equal=equal_filters(options, *_EQUAL),
             failed=True if options.failed else None,
             metadata=dict(map(_entry, options.metadata)),
         )

@@ -60,6 +60,12 @@ def user_of(metadata: Metadata, named: str | None) -> str:
     return as_text(metadata.get("user", "")) or named or ""
 
 
+def team_of(metadata: Metadata) -> str | None:
+    """Return the team of a call: `team` of its metadata; None without one."""
+    team = metadata.get("team")
+    return None if team is None else as_text(team) or None
+
+
 def as_text(value: str | float | bool) -> str:
     """Return a value as limits count it: `true`, not `True`."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -51,13 +51,19 @@ class Record(msgspec.Struct, omit_defaults=True):
     """Billionths of a US dollar; None if unknown."""
     saved_nano_usd: int | None = None
     """Original cost of a response from the cache."""
+    key_id: str | None = None
+    """The id of the client's key."""
+    user_agent: str | None = None
     error: str | None = None
     cause: str | None = None
     request_id: str | None = None
     event_id: str | None = None
     cloudflare_log_id: str | None = None
     user: str | None = None
-    """The end user that the body names."""
+    """The end user: of the metadata, else as the body names it."""
+    agent_session: str | None = None
+    """The session of a coding agent (core/agents.py)."""
+    agent_parent: str | None = None
     metadata: Metadata | None = None
     messages_up: int | None = None
     messages_down: int | None = None

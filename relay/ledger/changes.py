@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from relay.core.metadata import Metadata, bound_entries
+from relay.core.metadata import Metadata, bound_entries, team_of
 from relay.ledger.queries import BadQuery, Filter, export
 from relay.ledger.rows import tags_of
 from relay.storage.database import Database
@@ -34,6 +34,7 @@ async def change(
     if metadata is not KEEP:
         metadata = bound_entries(metadata or {})
         values["metadata"] = msgspec.json.encode(metadata).decode() if metadata else None
+        values["team"] = team_of(metadata)
 
     async def update(connection: AsyncConnection) -> bool:
         changed = sa.update(exchanges).where(exchanges.c.id == id)

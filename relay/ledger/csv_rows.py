@@ -28,9 +28,9 @@ _USED = (*COUNTS, "estimated", "incomplete")
 CALL_COLUMNS = (
     "id", "created_at", "ended_at", "transport", "surface", "method", "provider", "endpoint",
     "model", "answered_by", "model_answered", "via", "kind", "status", "outcome", "success",
-    "error", "client", "user", "metadata", "event_id", "request_id", "cache", "duration_ms",
-    "first_byte_ms", "overhead_ms", "bytes_up", "bytes_down", "cost_usd", "saved_usd", "feedback",
-    "score", *_USED,
+    "error", "client", "key_id", "team", "user", "metadata", "event_id", "request_id",
+    "user_agent", "agent_session", "agent_parent", "cache", "duration_ms", "first_byte_ms",
+    "overhead_ms", "bytes_up", "bytes_down", "cost_usd", "saved_usd", "feedback", "score", *_USED,
 )  # fmt: skip
 
 

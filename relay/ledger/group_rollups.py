@@ -1,4 +1,4 @@
-"""Keep sums by user and by configured names of metadata, for reports such as spend by team.
+"""Keep sums by user, team and configured names of metadata, for reports such as spend by team.
 
 Owns which value of a name a call has, how many values of a name have sums of their own, and one
 writer's sums by value. Calls without a value have no sums here: usage.py computes them as the
@@ -21,6 +21,7 @@ from relay.storage.database import Database
 from relay.storage.tables import group_values
 
 USER, METADATA = "user", "metadata."
+TEAM = "metadata.team"
 OTHER, NONE = "(other)", "(none)"
 """The row of all values beyond MAX_VALUES, and that of calls without a value."""
 MAX_VALUES = 1000
@@ -36,15 +37,17 @@ K = TypeVar("K")
 class Grouping(NamedTuple):
     """The names by which calls are summed, and for how long the sums are kept."""
 
-    names: tuple[str, ...] = (USER,)
+    names: tuple[str, ...] = (USER, TEAM)
     """`user`, and any number of `metadata.NAME`."""
     retention_s: float = 60 * _DAY_S
 
 
 def grouping(rules: Ledger) -> Grouping:
-    """Return the Grouping of a configuration: by user, and by the names in `ledger.group_by`."""
-    names = (USER, *(METADATA + name for name in rules.group_by))
-    return Grouping(names, rules.group_retention_days * _DAY_S)
+    """Return the Grouping of a configuration: by user, by team, and by the names in
+    `ledger.group_by`.
+    """
+    names = dict.fromkeys((USER, TEAM, *(METADATA + name for name in rules.group_by)))
+    return Grouping(tuple(names), rules.group_retention_days * _DAY_S)
 
 
 class Key(NamedTuple):

@@ -55,7 +55,8 @@ class Filter:
 
 EQUAL = (
     "id", "provider", "model", "client", "transport", "surface", "outcome", "status",
-    "event_id", "end_user", "feedback",
+    "event_id", "end_user", "feedback", "key_id", "team", "user_agent", "agent_session",
+    "agent_parent",
 )  # fmt: skip
 ABOVE = ("duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "score")
 
@@ -98,9 +99,7 @@ def _bounds(which: Filter) -> list[sa.ColumnElement[bool]]:
 
 def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
     columns = exchanges.c
-    # A long text is stored truncated.
-    equal = ((n, clean(v) if isinstance(v, str) else v) for n, v in which.equal.items())
-    conditions = [columns[name] == value for name, value in equal]
+    conditions = [_equal(columns[name], value) for name, value in which.equal.items()]
     conditions += [columns[name] > value for name, value in which.above.items()]
     if which.failed is not None:
         failed: Any = sa.text(WENT_WRONG if which.failed else f"NOT {WENT_WRONG}")
@@ -113,6 +112,15 @@ def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
         )
         conditions.append(sa.exists(tagged))
     return conditions
+
+
+def _equal(column: sa.Column[Any], value: str | int) -> sa.ColumnElement[bool]:
+    if not isinstance(value, str):
+        return column == value
+    if column is exchanges.c.user_agent and value.endswith("*"):
+        start = clean(value[:-1])  # any version of a program
+        return sa.func.substr(column, 1, len(start)) == start
+    return column == clean(value)  # a long text is stored truncated
 
 
 async def one(database: Database, id: str) -> dict[str, Any] | None:
@@ -182,6 +190,7 @@ def shown(row: Any) -> dict[str, Any]:
         "success": not is_failure(row.status, row.outcome),
         "cost_usd": usd(cost),
         "saved_usd": usd(saved),
+        "team": row.team,
         "metadata": json.loads(row.metadata) if row.metadata else None,
         "feedback": row.feedback,
         "score": row.score,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from relay.core.agents import agent_session
 from relay.core.errors import RelayError, UpstreamNotConnected
 from relay.core.exchange import Exchange, SessionSummary
 from relay.core.metadata import HEADER, metadata_of, user_of
@@ -26,6 +27,7 @@ def record_of(exchange: Exchange, secrets: Redactor) -> Record:
     request, response, outcome = exchange.request, exchange.response, exchange.outcome
     usage, routing, model = exchange.usage, exchange.routing, exchange.request.model
     error, route, meter = outcome.error, routing.route, usage.meter
+    caller, user_agent = request.caller, request.headers.get("User-Agent")
     provider = route.provider.name if route is not None else request.provider
     answered = meter.model if meter is not None else None
     if answered is not None:
@@ -43,7 +45,7 @@ def record_of(exchange: Exchange, secrets: Redactor) -> Record:
         _ms(request.started_s, outcome.ended_s),
         request.body_bytes,
         response.body_bytes,
-        clean(request.caller.client),
+        clean(caller.client),
         int(response.overhead_s * 1e5) / 100,
         request.kind,
         model,
@@ -57,6 +59,8 @@ def record_of(exchange: Exchange, secrets: Redactor) -> Record:
         usage.used,
         usage.cost_nano_usd,
         usage.saved_nano_usd,
+        caller.key.id if caller.key is not None else None,
+        clean(user_agent) if user_agent else None,
     )
     if request.transport == "websocket":
         _add_session(record, exchange)
@@ -93,6 +97,8 @@ def _add_names(record: Record, exchange: Exchange, secrets: Redactor) -> None:
     header = exchange.request.headers.get
     if event_id := header(EVENT_ID):
         record.event_id = clean(event_id)
+    if (session := agent_session(header)) is not None:
+        record.agent_session, record.agent_parent = session
     metadata = metadata_of(header(HEADER), exchange.request.caller.metadata)
     record.metadata = metadata or None
     if user := user_of(metadata, exchange.request.user):

@@ -42,6 +42,11 @@ _COUNTS = {
     "gen_ai.usage.cache_creation.input_tokens": "cache_write_tokens",
     "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
 }
+_CALLER = {
+    "relay.client": "client", "relay.key_id": "key_id", "relay.user": "user",
+    "user_agent.original": "user_agent", "relay.agent_session": "agent_session",
+    "relay.agent_parent": "agent_parent",
+}  # fmt: skip
 _SECONDS = [0.01 * 2**at for at in range(14)]
 """The histogram bounds that the conventions advise."""
 _USAGE = "gen_ai.client.inference.usage"
@@ -126,6 +131,7 @@ class Traces:
             found["relay.cost_usd"] = record.cost_nano_usd / 1e9
         if record.error is not None or record.status >= 400:
             found["error.type"] = record.error or str(record.status)
+        found |= {attr: getattr(record, field) for attr, field in _CALLER.items()}
         for entry, value in (record.metadata or {}).items():
             found[f"relay.metadata.{entry}"] = value
         return {name: value for name, value in found.items() if value is not None}

@@ -1,5 +1,5 @@
 """Query usage and cost: sums by time, client, provider, model, transport, surface and outcome, and
-by user or a name of metadata.
+by user, team or a name of metadata.
 
 Owns which rollup answers a query, and how rows are grouped, sorted and cut. The rows of an answer
 add up to its total for every grouping. queries.py queries single calls.
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from relay.core.histogram import percentiles
 from relay.core.text import clean
 from relay.core.usage import COUNTS
-from relay.ledger.group_rollups import METADATA, NONE, USER, Grouping
+from relay.ledger.group_rollups import METADATA, NONE, TEAM, USER, Grouping
 from relay.ledger.queries import BadQuery, iso, usd
 from relay.storage.database import Database
 from relay.storage.histograms import read_sum
@@ -55,7 +55,7 @@ class UsageQuery:
     until_s: float
     now_s: float
     by: Sequence[str] = ()
-    """Names of KEYS; or `user` or one `metadata.NAME`, alone or with provider and model."""
+    """Names of KEYS; or `user`, `team` or one `metadata.NAME`, alone or with provider and model."""
     bucket: str | None = None
     """minute, hour or day: there is a row for each."""
     only: Mapping[str, str] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def keys_of(text: str) -> list[str]:
         if name not in KEYS and not _is_name(name):
             raise BadQuery(
                 f"unknown key '{clean(name, 40)}' in by:"
-                f" use {', '.join(KEYS)}, user or metadata.NAME"
+                f" use {', '.join(KEYS)}, user, team or metadata.NAME"
             )
     return by
 
@@ -127,8 +127,12 @@ async def usage(database: Database, query: UsageQuery, grouping: Grouping) -> di
     return await asyncio.to_thread(_answer, query, since_s, rows)
 
 
+_SHORT = {"team": TEAM}
+"""Keys that are short for a name of metadata."""
+
+
 def _is_name(key: str) -> bool:
-    return key == USER or key.startswith(METADATA)
+    return key == USER or key in _SHORT or key.startswith(METADATA)
 
 
 def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:
@@ -138,18 +142,20 @@ def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:
     names = [key for key in query.by if _is_name(key)]
     if not names:
         return None
-    name = names[0]
+    key = names[0]
     if len(names) > 1:
-        raise BadQuery(f"by {name} cannot be combined with {clean(names[1], 40)}")
+        raise BadQuery(f"by {clean(key, 60)} cannot be combined with {clean(names[1], 40)}")
+    name = _SHORT.get(key, key)
     if name not in grouping.names:
         raise BadQuery(
             f"there are no sums by {clean(name, 60)}: list"
             f" {clean(name.removeprefix(METADATA), 40)} under ledger.group_by; calls are counted"
             " from then on"
         )
-    if others := (set(query.by) | set(query.only)) - {name, *_BESIDE_NAMES}:
+    if others := (set(query.by) | set(query.only)) - {key, *_BESIDE_NAMES}:
         raise BadQuery(
-            f"by {name} can be combined with provider and model only, not with {min(others)}"
+            f"by {clean(key, 60)} can be combined with provider and model only,"
+            f" not with {min(others)}"
         )
     if query.now_s - query.since_s > grouping.retention_s + 60:
         raise BadQuery(f"sums by {name} are kept for {grouping.retention_s / 86400:g} days")

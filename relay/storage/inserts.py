@@ -28,7 +28,7 @@ class Insert:
     def __init__(
         self, table: sa.Table, columns: Sequence[str], *, replace: Sequence[str] = ()
     ) -> None:
-        self._columns = len(columns)
+        self.columns = tuple(columns)
         self._head = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES "  # noqa: S608 (names of ours)
         self._tail = " ON CONFLICT DO NOTHING"
         if replace:
@@ -44,7 +44,7 @@ class Insert:
         """Return the statement for `rows` rows, with SQLite's parameters."""
         sql = self._by_rows.get(rows)
         if sql is None:
-            row = f"({', '.join('?' * self._columns)})"
+            row = f"({', '.join('?' * len(self.columns))})"
             sql = self._by_rows[rows] = self._head + ", ".join([row] * rows) + self._tail
         return sql
 

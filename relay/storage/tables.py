@@ -47,6 +47,11 @@ exchanges = sa.Table(
     sa.Column("record", sa.Text, nullable=False),
     sa.Column("feedback", sa.SmallInteger),
     sa.Column("score", sa.Float),
+    sa.Column("key_id", sa.Text),
+    sa.Column("team", sa.Text),
+    sa.Column("user_agent", sa.Text),
+    sa.Column("agent_session", sa.Text),
+    sa.Column("agent_parent", sa.Text),
     sqlite_autoincrement=True,
 )  # fmt: skip
 WENT_WRONG = "(status >= 400 OR outcome IN ('failed', 'refused'))"

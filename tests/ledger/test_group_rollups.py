@@ -135,7 +135,7 @@ async def test_calls_during_the_choice_of_values_get_both_kinds_of_sums_in_one_w
         return await choose(*options)
 
     async def count(batch: Any) -> None:
-        written.append([sum(row[into._columns - len(SUMS) - 1] for row in rows if row[0] == 3600) for into, rows in batch if into in (SUM, GROUP_SUM)])
+        written.append([sum(row[len(into.columns) - len(SUMS) - 1] for row in rows if row[0] == 3600) for into, rows in batch if into in (SUM, GROUP_SUM)])
         await write(batch)
 
     monkeypatch.setattr(writer._by_group, "_choose", choose_late)
@@ -257,7 +257,7 @@ async def test_sums_by_group_are_deleted_after_their_retention(database_setting:
     [
         ("metadata.cost_center", {}, "list cost_center under ledger.group_by"), ("metadata.team,user", {}, "by metadata.team cannot be combined with user"),
         ("metadata.team,client", {}, "provider and model only, not with client"), ("user", {"only": {"outcome": "failed"}}, "not with outcome"),
-        ("user", {"bucket": "minute"}, "hours and days, no minutes"), ("metadata.team,colour", {}, "user or metadata.NAME"),
+        ("user", {"bucket": "minute"}, "hours and days, no minutes"), ("metadata.team,colour", {}, "user, team or metadata.NAME"),
     ],
 )  # fmt: skip
 async def test_a_report_that_cannot_be_made_is_refused_with_the_reason(database: Database, by: str, options: dict[str, Any], reason: str) -> None:

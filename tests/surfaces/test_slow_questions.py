@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from relay.core.exchange import uuid7
 from relay.ledger import changes
-from relay.ledger.rows import ROW
+from relay.ledger.rows import ROWS
 from relay.storage import readers
 from relay.storage.database import (
     Database,
@@ -33,7 +33,7 @@ from tests.surfaces.test_questions import JSON, ask
 from tests.upstream.raw import RawUpstream, ok
 
 FOREVER = {True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n", False: "SELECT pg_sleep(60)"}
-BATCH = ((ROW, [(uuid7(1, lambda _: 7), "rest", "native", "openai", "m", "c", 200, "relayed", 1.0, 0, 0, 0, "{}", None, None, None, None)]),)
+BATCH = ((ROWS[14], [(uuid7(1, lambda _: 7), "rest", "native", "openai", "m", "c", 200, "relayed", 1.0, 0, 0, 0, "{}", None)]),)
 
 
 @contextlib.asynccontextmanager
