@@ -7,16 +7,18 @@ import contextlib
 import gzip
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from relay.core import caching
+from relay.registry.load import ConfigError
 from relay.storage import redis as shared
 from tests.conftest import StartRelay
 from tests.redis import RedisServer
-from tests.relays import HANG_GUARD_S, Relay, provider
+from tests.relays import HANG_GUARD_S, Relay, configured, provider
 from tests.upstream.raw import (
     CLOSE,
     LAST_CHUNK,
@@ -28,6 +30,7 @@ from tests.upstream.raw import (
     head,
     ok,
 )
+from tests.whole_run import canary
 
 ANSWER = b'{"choices": [{"index": 0, "message": {"content": "42"}, "finish_reason": "stop"}]}'
 FINISH = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
@@ -519,3 +522,96 @@ async def test_only_the_call_to_the_provider_uses_tokens(start: StartRelay, raw:
     _, headers, _ = await chat(relay, headers={"cf-aig-skip-cache": "true"}, max_tokens=1)
     remaining = int(headers["ratelimit"].partition("r=")[2].partition(";")[0])
     assert 10_000 - 15 - 20 <= remaining < 10_000 - 15
+
+
+# --- clients
+
+CLIENT_KEYS = {name: canary(f"cache-{name}") for name in ("web", "web2", "ci")}
+CLIENTS: dict[str, Any] = {"web": {"key": [CLIENT_KEYS["web"], CLIENT_KEYS["web2"]]}, "ci": {"key": CLIENT_KEYS["ci"]}}
+NOBODY: dict[str, str] = {}
+
+
+def as_client(name: str, **headers: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {CLIENT_KEYS[name]}"} | headers
+
+
+async def test_the_keys_of_a_client_share_responses_and_clients_do_not(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(JSON)
+    relay = await start(CACHE | {"clients": CLIENTS}, openai=provider(raw.url))
+    callers = [as_client("web"), as_client("web2"), as_client("ci"), NOBODY, as_client("ci"), NOBODY]
+    assert await statuses(relay, *[{"headers": caller} for caller in callers]) == ["MISS", "HIT", "MISS", "MISS", "HIT", "HIT"]
+    assert len(raw.arrived) == 3
+
+
+async def test_a_forwarded_address_never_shares_with_a_client(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(JSON)
+    document = CACHE | {"clients": CLIENTS, "server": {"trusted_proxies": ["127.0.0.1"]}}
+    relay = await start(document, openai=provider(raw.url))
+    callers = [as_client("web"), {"X-Forwarded-For": "web"}, {"X-Forwarded-For": "198.51.100.7"}, as_client("web", **{"X-Forwarded-For": "198.51.100.7"})]
+    assert await statuses(relay, *[{"headers": caller} for caller in callers]) == ["MISS", "MISS", "MISS", "HIT"]
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "198.51.100.7", "::1", "2001:db8::7"])
+def test_a_client_cannot_have_an_address_as_its_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="address"):
+        configured(tmp_path, {"clients": {name: {"key": CLIENT_KEYS["web"]}}})
+
+
+async def test_a_clients_own_cache_key_does_not_reach_the_entries_of_another(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(JSON)
+    relay = await start({"clients": CLIENTS}, openai=provider(raw.url))
+    own = {"cf-aig-cache-key": "k"}
+    callers = [as_client("web", **own), as_client("web2", **own), as_client("ci", **own), own]
+    assert await statuses(relay, *[{"headers": caller} for caller in callers]) == ["MISS", "HIT", "MISS", "MISS"]
+
+
+async def test_only_calls_of_one_client_share_a_flight(start: StartRelay, raw: RawUpstream) -> None:
+    gate = asyncio.Event()
+    raw.plays(gate, JSON)
+    relay = await start({"cache": {"coalesce": True}, "clients": CLIENTS}, openai=provider(raw.url))
+    callers = [as_client("web"), as_client("web2"), as_client("ci"), NOBODY]
+    calls = [asyncio.create_task(chat(relay, headers=caller)) for caller in callers]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(relay.gateway.running) < 4 + 3:  # and the three shared calls
+            await asyncio.sleep(0.005)
+    gate.set()
+    found = [headers["cf-aig-cache-status"] for _, headers, _ in await asyncio.gather(*calls)]
+    assert sorted(found[:2]) == ["HIT", "MISS"] and found[2:] == ["MISS", "MISS"] and len(raw.arrived) == 3
+
+
+RESTRICTED = {
+    "provider": ({"providers": ["other"]}, "provider_not_allowed"), "endpoint": ({"endpoints": ["embeddings"]}, "endpoint_not_allowed"),
+    "model": ({"models": ["gpt-*"]}, "model_not_allowed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["the content's key", "its own key", "a flight"])
+@pytest.mark.parametrize("what", RESTRICTED)
+async def test_a_shared_response_does_not_go_round_a_clients_rights(start: StartRelay, raw: RawUpstream, what: str, how: str) -> None:
+    record, code = RESTRICTED[what]
+    gate = asyncio.Event()
+    raw.plays(gate, JSON)
+    known = CLIENTS | {"ci": CLIENTS["ci"] | record}
+    relay = await start({"cache": {"ttl_s": 60, "scope": "shared", "coalesce": True}, "clients": known}, openai=provider(raw.url), other=provider(raw.url))
+    own = {"cf-aig-cache-key": "k"} if how == "its own key" else {}
+    leading = asyncio.create_task(chat(relay, headers=as_client("web", **own)))
+    if how == "a flight":
+        async with asyncio.timeout(HANG_GUARD_S):
+            while not raw.arrived:
+                await asyncio.sleep(0.005)
+    else:
+        gate.set()
+        await leading
+    status, headers, body = await chat(relay, headers=as_client("ci", **own))
+    assert (status, headers["x-relay-error"]) == (403, code) and ANSWER not in body
+    gate.set()
+    await leading
+    assert (await chat(relay, headers=as_client("web2", **own)))[1]["cf-aig-cache-status"] == "HIT"
+
+
+async def test_all_callers_of_the_anonymous_client_share_responses(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(JSON)
+    document = CACHE | {"server": {"trusted_proxies": ["127.0.0.1"]}, "access": {"anonymous": "page"}, "clients": CLIENTS | {"page": {}}}
+    relay = await start(document, openai=provider(raw.url))
+    callers = [{"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}, as_client("web")]
+    assert await statuses(relay, *[{"headers": caller} for caller in callers]) == ["MISS", "HIT", "MISS"]
