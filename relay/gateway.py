@@ -119,7 +119,9 @@ class Gateway:
         """Make the metrics and the traces, which the ledger gives each finished call. Raises
         PackageMissing.
         """
-        metrics = Metrics(settings.metrics.max_models) if settings.metrics.enabled else None
+        rules, metrics = settings.metrics, None
+        if rules.enabled:
+            metrics = Metrics(rules.max_models, rules.max_clients)
         traces = None
         if settings.tracing.endpoint is not None:
             traces = Traces(settings.tracing, lambda name: self.registry.providers.get(name))
@@ -258,7 +260,7 @@ class Gateway:
         self.limits = self._make_limits(config.limits) if config.limits else None
         self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
         if self.metrics is not None:
-            self.metrics.configured = config.models
+            self.metrics.configure(config.models, config.clients.by_name.keys())
         self.usage_refusals = UsageRefusals()
 
     def _make_limits(self, rules: Sequence[Rule]) -> Limits:

@@ -4,7 +4,9 @@ Owns the names, labels and buckets. A call pays nothing for its metrics: `count`
 finished calls with their sums, and `update` reads counters that other parts keep anyway. Labels are
 bounded: a provider is one of the registry's; a model has a label of its own if the configuration
 names it, or if it is one of the first `metrics.max_models` that a provider has answered for; a
-limit is one of the first _MAX_RULES. Everything else is `other`.
+limit is one of the first _MAX_RULES; a client has one if gateway.yaml has it, or if it is one of
+the first `metrics.max_clients` of the database. Everything else is `other`. Calls of clients have
+metrics of their own, so that the number of series is a sum of models and clients, not a product.
 
 With several workers each process writes to files in PROMETHEUS_MULTIPROC_DIR, which the supervisor
 sets before it starts them, and any worker answers for all of them.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -31,7 +33,9 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 import relay
+from relay.core.addresses import address_of
 from relay.core.histogram import BUCKETS, bound_ms, bucket_counts
+from relay.core.memo import BoundedMemo
 from relay.core.meters.turns import Turn
 from relay.core.record import Record
 from relay.ledger.metrics_multiprocess import WorkersCollector
@@ -40,6 +44,7 @@ from relay.ledger.rollups import Key, Sums, answered_by
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OTHER = "other"
+_MAX_CALLERS = 4096
 _MAX_RULES = 100
 """Limits with a label of their own: reloads may bring any number of them."""
 T = TypeVar("T", Counter, Gauge)
@@ -80,6 +85,13 @@ COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_voice_interruptions_total": (
         "Spoken responses that the user interrupted.", ("provider",),
     ),
+    "relay_client_requests_total": (
+        "Finished requests and sessions of clients.", ("client", "outcome"),
+    ),
+    "relay_client_tokens_total": (
+        "Tokens of clients: input and output.", ("client", "kind"),
+    ),
+    "relay_client_cost_usd_total": ("Cost of clients in US dollars.", ("client",)),
 }  # fmt: skip
 HISTOGRAMS: Mapping[str, tuple[str, Sequence[str]]] = {
     "relay_request_duration_seconds": ("Duration of REST requests until their end.", _TIMED),
@@ -108,6 +120,9 @@ _TOKENS = {
     "input_audio_tokens": "input_audio", "output_audio_tokens": "output_audio",
     "input_image_tokens": "input_image", "output_image_tokens": "output_image",
 }  # fmt: skip
+
+
+_CLIENT_TOKENS = {"input_tokens": "input", "output_tokens": "output"}
 
 
 class _GaugeSpec(NamedTuple):
@@ -194,15 +209,19 @@ class _Children(Generic[T]):
 class Metrics:
     """One per process."""
 
-    def __init__(self, max_models: int) -> None:
+    def __init__(self, max_models: int, max_clients: int) -> None:
         self._registry = registry = CollectorRegistry()
         self.is_multiprocess = DIRECTORY in os.environ
         """True in one of several workers: `update` must be called periodically."""
         self._max_models = max_models
         self._models: set[str] = set()
         """Models that a provider has answered for."""
-        self.configured: frozenset[str] = frozenset()
-        """Models that gateway.yaml names."""
+        self._configured: Collection[str] = ()
+        self._max_clients = max_clients
+        self._clients: set[str] = set()
+        """Clients of the database with a label of their own."""
+        self._configured_clients: Collection[str] = ()
+        self._client_labels = BoundedMemo(self._client_label, _MAX_CALLERS)
         self._rules: set[str] = set()
         self._counted: Mapping[Sample, float] = {}
         self._labelled: set[Sample] = set()
@@ -231,6 +250,11 @@ class Metrics:
         self._gauge_children = _Children(self._gauges)
         self._groups: dict[tuple[str, ...], _CallGroup] = {}
 
+    def configure(self, models: Collection[str], clients: Collection[str]) -> None:
+        """Set the models and clients that gateway.yaml names: these have labels of their own."""
+        self._configured, self._configured_clients = models, clients
+        self._client_labels.clear()
+
     def count(self, records: Sequence[Record], batch: Mapping[Key, Sums]) -> None:
         """Count a batch of finished calls, and the sums of the same calls."""
         for record in records:
@@ -243,6 +267,8 @@ class Metrics:
             if group is None:
                 group = self._groups[label] = _CallGroup(self, *label)
             group.add(sums)
+            if client := self._client_labels[key.client]:
+                self._count_client(client, key.outcome, sums)
         for sample, number in _tally(records).items():
             self._counter_children.of(sample).inc(number)
         for record in records:
@@ -258,12 +284,32 @@ class Metrics:
             interruptions = self.counters["relay_voice_interruptions_total"]
             interruptions.labels(provider).inc(record.interruptions)
 
+    def _count_client(self, client: str, outcome: str, sums: Sums) -> None:
+        of = self._counter_children.of
+        of(("relay_client_requests_total", client, outcome)).inc(sums.requests)
+        for name, kind in _CLIENT_TOKENS.items():
+            if number := sums.count(name):
+                of(("relay_client_tokens_total", client, kind)).inc(number)
+        if sums.cost:
+            of(("relay_client_cost_usd_total", client)).inc(sums.cost / 1e9)
+
+    def _client_label(self, client: str) -> str:
+        """Return the label of a client; empty for a caller that is known by its address only."""
+        if client in self._configured_clients or client in self._clients:
+            return client
+        if not client or address_of(client) is not None:
+            return ""
+        if len(self._clients) >= self._max_clients:
+            return _OTHER
+        self._clients.add(client)
+        return client
+
     def _admit_model(self, model: str) -> None:
-        if len(self._models) < self._max_models and model not in self.configured:
+        if len(self._models) < self._max_models and model not in self._configured:
             self._models.add(model)
 
     def _model(self, model: str) -> str:
-        known = not model or model in self._models or model in self.configured
+        known = not model or model in self._models or model in self._configured
         return model if known else _OTHER
 
     def render(self) -> bytes:

@@ -17,7 +17,7 @@ AT_START: Mapping[str, tuple[str, ...]] = {
     "server": ("host", "port", "workers", "keepalive_timeout_s"),
     "tls": ("host", "port"),
     "redis": ("url", "timeout_s"),
-    "metrics": ("enabled", "max_models"),
+    "metrics": ("enabled", "max_models", "max_clients"),
     "tracing": ("endpoint", "headers", "service_name"),
     "log": ("level", "format"),
     "demo": ("enabled",),

@@ -441,10 +441,13 @@ class Ledger(Section):
         AfterValidator(_group_by),
     ] = Field(
         [],
-        description="Names in cf-aig-metadata to aggregate by, at most four, such as team; users are always aggregated.",
+        description="Names in cf-aig-metadata to aggregate by, at most four, such as project; users and teams are always aggregated.",
     )
     group_retention_days: float = Field(
-        60, gt=0, le=36500, description="How long aggregates by user and by `group_by` are kept."
+        60,
+        gt=0,
+        le=36500,
+        description="How long aggregates by user, by team and by `group_by` are kept.",
     )
 
 
@@ -454,6 +457,11 @@ class Metrics(Section):
         200,
         ge=0,
         description="Number of models that get a label of their own, after a provider has answered for them; all others share the label `other`.",
+    )
+    max_clients: int = Field(
+        100,
+        ge=0,
+        description="Number of clients of the database that get a label of their own; all others share the label `other`. Those of gateway.yaml have one.",
     )
 
 

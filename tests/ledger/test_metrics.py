@@ -19,13 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay import __version__ as relay_version
 from relay.core.histogram import bound_ms, bucket_counts, build_histogram
+from relay.core.record import Record
 from relay.ledger import metrics
+from relay.ledger.rollups import Key, Sums
 from tests.conftest import StartRelay
 from tests.ledger.test_ledger import CALL, USAGE, post, rows
 from tests.processes import ROOT, serve
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.upstream.raw import CLOSE, RawUpstream, ok
 from tests.upstream.vendors import echo, vendor
+from tests.whole_run import canary
 
 JSON = "Content-Type: application/json"
 
@@ -241,7 +244,7 @@ async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any
 
 
 def test_rules_above_a_hundred_share_a_label() -> None:
-    shown = metrics.Metrics(0)
+    shown = metrics.Metrics(0, 0)
     refusals = {("relay_limit_refusals_total", f"rule-{number}"): 1.0 for number in range(103)}
     shown.update({}, refusals)
     found = samples(shown.render().decode())
@@ -550,3 +553,70 @@ async def test_ignored_fields_of_usage_are_counted(start: StartRelay, raw: RawUp
     assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 2
     await post(relay)
     assert of(await scraped(relay), "relay_usage_fields_ignored_total") == 3, "a document whose parsing was stopped"
+
+
+# --- clients
+
+
+METERED = {name: {"key": canary(f"metrics-{name}")} for name in ("web", "ci")}
+
+
+def with_key(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {METERED[name]['key']}"}
+
+
+async def test_calls_of_clients_are_counted_by_client_and_others_are_not(start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start({"clients": METERED, "metrics": {"max_clients": 0}}, openai=provider(raw.url))
+    for headers in (with_key("web"), with_key("web"), with_key("ci"), {}):
+        await post(relay, headers=headers)
+    found = await scraped(relay)
+    requests = {labels: value for (name, labels), value in found.items() if name == "relay_client_requests_total"}
+    assert requests == {frozenset({("client", "web"), ("outcome", "relayed")}): 2, frozenset({("client", "ci"), ("outcome", "relayed")}): 1}
+    assert of(found, "relay_client_tokens_total", client="web", kind="input") == 2000
+    assert of(found, "relay_client_tokens_total", client="web", kind="output") == 1000
+    assert of(found, "relay_client_cost_usd_total", client="web") == pytest.approx(0.00087)
+    call = {"provider": "openai", "model": "gpt-4o-mini", "transport": "rest", "outcome": "relayed"}
+    assert of(found, "relay_requests_total", **call) == 4, "the other metrics have no label for clients"
+
+
+def _counted_clients(shown: metrics.Metrics, *clients: str) -> dict[str, float]:
+    """Count a call of each client. Returns the counts by the label of the client."""
+    for client in clients:
+        shown.count([], {Key(client, "openai", "m", "rest", "native", "relayed"): Sums([_call_of(client)])})
+    found = samples(shown.render().decode())
+    return {dict(labels)["client"]: value for (name, labels), value in found.items() if name == "relay_client_requests_total"}
+
+
+def _call_of(client: str) -> Record:
+    return Record("id", "rest", "native", "POST", "openai", "x", 200, "relayed", 1.0, 0, 0, client)
+
+
+def test_the_number_of_clients_with_a_label_is_bounded() -> None:
+    shown = metrics.Metrics(0, 2)
+    shown.configure((), ("web", "ci"))
+    stored = [f"stored-{number}" for number in range(1000)]
+    assert _counted_clients(shown, "web", *stored, "ci", *stored) == {"web": 1, "ci": 1, "stored-0": 2, "stored-1": 2, "other": 1996}
+
+
+def test_an_address_is_never_a_label() -> None:
+    shown = metrics.Metrics(0, 100)
+    assert _counted_clients(shown, "127.0.0.1", "2001:db8::7", "fe80::1%eth0", "::ffff:198.51.100.7", "", "web") == {"web": 1}
+
+
+def test_a_reload_that_adds_a_client_gives_it_a_label() -> None:
+    shown = metrics.Metrics(0, 0)
+    assert _counted_clients(shown, "web") == {"other": 1}
+    shown.configure((), ("web",))
+    assert _counted_clients(shown, "web") == {"other": 1, "web": 1}
+
+
+async def test_the_span_of_a_call_says_who_called(collector: Any, start: StartRelay, raw: RawUpstream) -> None:
+    raw.plays(ok(USAGE, JSON))
+    relay = await start({"tracing": {"endpoint": str(collector.make_url(""))}, "clients": METERED}, openai=provider(raw.url))
+    agent = {"User-Agent": "claude-cli/2", "x-claude-code-session-id": "s1", "x-claude-code-agent-id": "a1"}
+    await post(relay, headers=with_key("web") | agent | {"cf-aig-metadata": '{"user": "ann"}'})
+    (span,) = await _spans(relay, collector)
+    assert {
+        "relay.client": "web", "relay.key_id": "web/1", "relay.user": "ann", "user_agent.original": "claude-cli/2", "relay.agent_session": "s1", "relay.agent_parent": "s1",
+    }.items() <= attributes(span).items()  # fmt: skip

@@ -153,7 +153,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "server": {"host": "127.0.0.2", "port": 9, "workers": 3, "keepalive_timeout_s": 9},
     "tls": {"host": "127.0.0.2", "port": 9},
     "redis": {"url": "redis://other", "timeout_s": 9},
-    "metrics": {"enabled": False, "max_models": 9},
+    "metrics": {"enabled": False, "max_models": 9, "max_clients": 9},
     "tracing": {"endpoint": "http://other", "headers": {"a": "b"}, "service_name": "other"},
     "log": {"level": "error", "format": "json"},
     "demo": {"enabled": True},
