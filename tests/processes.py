@@ -10,8 +10,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,18 +112,6 @@ def kill_leftover_processes() -> None:
         if served.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(served.pid, signal.SIGKILL)
-
-
-def passing_socket(sock: socket.socket) -> Start:
-    """Make a `Start` that passes a listening socket to the relay, as systemd does."""
-
-    async def start(command: Command) -> Process:
-        return await asyncio.create_subprocess_exec(
-            "bash", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{sock.fileno()}', "bash", sys.executable, "-m", "relay", *command.arguments,
-            cwd=command.folder, env=command.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(sock.fileno(),),
-        )  # fmt: skip
-
-    return start
 
 
 async def run(folder: Path, *arguments: str, env: dict[str, str] | None = None, start: Start = forked, module: str = "relay") -> Served:

@@ -5,7 +5,8 @@ has one template. A forked relay has its own process id, descriptors, environmen
 and exit code, and runs `relay.__main__` from its first statement. It differs from an executed one
 in four ways: its modules are imported already, it is a child of the template, /proc shows the
 command line of the template, and the workers of a supervisor are forked before it starts them (see
-_Spares). Tests about any of these use `executed` instead of `forked`.
+_Spares). Tests about any of the first three use `executed` instead of `forked`; tests about the
+start of workers use `executing_workers` or `executing_successors`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import sys
 import threading
 from asyncio import StreamReader, StreamReaderProtocol
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parent.parent
 _REQUEST_BYTES, _DESCRIPTORS = 1 << 17, 16
 _RESTARTS = 2  # spares of a supervisor for workers that are started again
+_TEMPLATE_ENDED = "the template ended; its standard error says why"
 # The modules that `relay serve` imports, at its start and later.
 _MODULES = (
     "relay.cli.main", "relay.cli.serve", "relay.cli.worker", "relay.server.tls", "alembic.command", "alembic.config", "alembic.runtime.migration", "alembic.script",
@@ -60,9 +62,9 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """`relay ARGUMENTS`, run in a folder.
+    """`relay ARGUMENTS` in a folder. The arguments `-c CODE ...` run code, as `python -c` does.
 
-    Standard error is a pipe; standard input and output are /dev/null.
+    Standard input is /dev/null.
     """
 
     arguments: tuple[str, ...]
@@ -76,7 +78,7 @@ Start = Callable[[Command], Awaitable[Process]]
 
 
 async def executed(command: Command) -> Process:
-    """Execute `python -m relay`."""
+    """Execute `python -m relay`. Standard output is /dev/null, and standard error is a pipe."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", command.module, *command.arguments, cwd=command.folder, env=command.env,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -85,14 +87,79 @@ async def executed(command: Command) -> Process:
 
 async def forked(command: Command) -> Process:
     """Fork the command from the template of this test process."""
-    if _read_at_import(command.env) != _read_at_import(dict(os.environ) | {"PYTHONPATH": str(ROOT)}):
+    if not _may_fork(command):
         return await executed(command)
-    return await Forked.start(_running_template(), command, _open_pipe)
+    return await Forked.start(_Fork(command, _spares(command)), _open_pipe)
+
+
+async def executing_workers(command: Command) -> Process:
+    """Fork a supervisor that executes its workers."""
+    assert _may_fork(command)
+    return await Forked.start(_Fork(command, 0), _open_pipe)
+
+
+async def executing_successors(command: Command) -> Process:
+    """Fork a supervisor and its first workers. It executes each worker that replaces another."""
+    assert _may_fork(command)
+    return await Forked.start(_Fork(command, _workers(command)), _open_pipe)
+
+
+def passing_socket(sock: socket.socket) -> Start:
+    """Make a `Start` that passes a listening socket to the relay, as systemd does."""
+
+    async def start(command: Command) -> Process:
+        assert _may_fork(command)
+        command = replace(command, env=command.env | {"LISTEN_FDS": "1"})
+        return await Forked.start(_Fork(command, _spares(command), (sock.fileno(),)), _open_pipe)
+
+    return start
 
 
 async def on_terminal(command: Command) -> Process:
     """Fork the command with a terminal as standard output and error, read through `stderr`."""
-    return await Forked.start(_running_template(), command, _open_terminal)
+    return await Forked.start(_Fork(command, _spares(command)), _open_terminal)
+
+
+def _may_fork(command: Command) -> bool:
+    return _read_at_import(command.env) == _read_at_import(dict(os.environ) | {"PYTHONPATH": str(ROOT)})
+
+
+def _workers(command: Command) -> int:
+    """The value of `--workers`, or 1."""
+    given = command.arguments
+    return int(given[given.index("--workers") + 1]) if "--workers" in given else 1
+
+
+def _spares(command: Command) -> int:
+    """The number of workers that a supervisor needs in a test; 0 without a supervisor."""
+    return workers + _RESTARTS if (workers := _workers(command)) > 1 else 0
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """What the template forks."""
+
+    command: Command
+    spares: int
+    """The number of workers that are forked. Further ones are executed."""
+    passed: tuple[int, ...] = ()
+    """Descriptors that the process gets as 3, 4 and so on."""
+
+    def request(self, output: int, errors: int) -> socket.socket:
+        """Send the request. Returns the socket for the process id and the exit code, as lines."""
+        ours, theirs = socket.socketpair()
+        with theirs, open(os.devnull, "rb") as null:
+            _running_template().request(self, [theirs.fileno(), null.fileno(), output, errors, *self.passed])
+        return ours
+
+
+def popen(command: Command, output: int, errors: int) -> Popen:
+    """Fork the command, with these descriptors as its standard output and error.
+
+    Needs no event loop, so that fixtures of a module can use it.
+    """
+    assert _may_fork(command)
+    return Popen(_Fork(command, _spares(command)).request(output, errors))
 
 
 def _running_template() -> _Template:
@@ -148,23 +215,21 @@ class Forked:
         self._ended = asyncio.create_task(self._follow(status))
 
     @classmethod
-    async def start(cls, template: _Template, command: Command, open_output: Callable[[], tuple[int, int, int]]) -> Forked:
+    async def start(cls, fork: _Fork, open_output: Callable[[], tuple[int, int, int]]) -> Forked:
         """Fork the command. Returns when the process exists.
 
         `open_output` returns three descriptors: standard output, standard error, and the one from
         which both are read.
         """
-        ours, theirs = socket.socketpair()
         output, errors, reader = open_output()
-        with theirs, open(os.devnull, "r+b") as null:
-            try:
-                template.request(command, [null.fileno(), output, errors, theirs.fileno()])
-            finally:
-                os.close(output)
-                os.close(errors)
+        try:
+            ours = fork.request(output, errors)
+        finally:
+            os.close(output)
+            os.close(errors)
         status, closing = await asyncio.open_connection(sock=ours)
         pid = int(await status.readline() or b"0")
-        assert pid, "the template ended; its standard error says why"
+        assert pid, _TEMPLATE_ENDED
         stderr = StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: _CloseAtEnd(stderr), os.fdopen(reader, "rb", 0))
         process = cls(pid, stderr, status)
@@ -190,6 +255,40 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class Popen:
+    """The part of subprocess.Popen that tests use, for a process that the template forked."""
+
+    def __init__(self, status: socket.socket) -> None:
+        self._socket = status
+        self._status = status.makefile("rb")
+        self.pid = int(self._status.readline() or b"0")
+        assert self.pid, _TEMPLATE_ENDED
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the end. Raises TimeoutError."""
+        if self.returncode is None:
+            if not select.select([self._socket], [], [], timeout)[0]:
+                raise TimeoutError(f"process {self.pid} did not end within {timeout} s")
+            self.returncode = int(self._status.readline())
+            self._status.close()
+            self._socket.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(TimeoutError):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class _Template:
     """The template as the test process sees it.
 
@@ -207,12 +306,15 @@ class _Template:
             )  # fmt: skip
         atexit.register(self.close)
 
-    def request(self, command: Command, descriptors: list[int]) -> None:
-        """Request a fork of `command`.
+    def request(self, fork: _Fork, descriptors: list[int]) -> None:
+        """Request a fork.
 
-        `descriptors` are standard input, output and error, and the socket for the status.
+        `descriptors` are the socket for the status, and those that the process gets as 0, 1, 2 and
+        so on.
         """
-        _send(self._socket, {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": [0, 1, 2], "module": command.module}, descriptors)
+        command, targets = fork.command, list(range(len(descriptors) - 1))
+        request = {"arguments": command.arguments, "folder": str(command.folder.absolute()), "env": command.env, "targets": targets, "module": command.module, "spares": fork.spares}
+        _send(self._socket, request, descriptors)
 
     def close(self) -> None:
         self._socket.close()
@@ -245,6 +347,11 @@ class _Request:
     """The numbers that the received descriptors get."""
     starts_session: bool = False
     module: str = "relay"
+    spares: int = 0
+
+    @property
+    def is_code(self) -> bool:
+        return self.arguments[:1] == ["-c"]
 
     def become(self, descriptors: list[int]) -> None:
         """Set everything that differs from a new interpreter.
@@ -260,11 +367,13 @@ class _Request:
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.env)
+        if "LISTEN_FDS" in self.env:
+            os.environ["LISTEN_PID"] = str(os.getpid())
         from prometheus_client import values
 
         sys.path[0] = self.folder
-        sys.argv = ["-m", *self.arguments]
-        sys.orig_argv = [sys.executable, "-m", self.module, *self.arguments]
+        sys.argv = self.arguments if self.is_code else ["-m", *self.arguments]
+        sys.orig_argv = [sys.executable, *(() if self.is_code else ("-m", self.module)), *self.arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # The import of prometheus_client has chosen this class by the environment of the template.
         values.ValueClass = values.get_value_class()
@@ -313,11 +422,11 @@ class _Forker:
             self._requests.close()
             for _, status in self._running.values():
                 status.close()
-            request.become(descriptors[:3])
+            request.become(descriptors[1:])
             return True
-        for each in descriptors[:3]:
+        status = socket.socket(fileno=descriptors[0])
+        for each in descriptors[1:]:
             os.close(each)
-        status = socket.socket(fileno=descriptors[3])
         ending = os.pidfd_open(pid)
         self._running[ending] = (pid, status)
         self._poll.register(ending, select.POLLIN)
@@ -404,11 +513,6 @@ class _Worker:
             os.kill(self.pid, number)
 
 
-def _workers(arguments: list[str]) -> int:
-    """The value of `--workers`, or 1."""
-    return int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
-
-
 def _main(descriptor: int) -> None:
     # A terminal sends SIGINT to the whole process group. The template ends with its tests instead.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -422,10 +526,14 @@ def _main(descriptor: int) -> None:
     assert len(os.listdir("/proc/self/task")) == 1, "a fork copies only one thread"
     if (request := _Forker(requests).run()) is None:
         return
-    if (count := _workers(request.arguments)) > 1:
+    if request.spares:
         spares = _Spares()
-        if not spares.fork(count + _RESTARTS):
+        if not spares.fork(request.spares):
             subprocess.Popen = spares.popen  # type: ignore[assignment,misc]
+    if request.is_code:
+        _, code, *sys.argv[1:] = request.arguments
+        exec(code, {"__name__": "__main__"})
+        return
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 

@@ -12,8 +12,6 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ import pytest
 from relay.log_output import MAX_WAITING_BYTES, DescriptorOutput, Losses
 from tests.processes import ROOT, STARTED
 from tests.relays import HANG_GUARD_S, LogStream, write_config
+from tests.template import Command, popen
 
 PIPE_BYTES = 64 * 1024
 LONG = {"X-Request-Id": "r" * 3000, "cf-aig-event-id": "e" * 3000, "cf-aig-metadata": json.dumps({f"{n}{'n' * 900}": "v" * 900 for n in range(5)})}
@@ -37,8 +36,7 @@ class Unread:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.reader, writer = os.pipe()
         env = {k: v for k, v in os.environ.items() if not k.startswith(("CLOUDFLARE_", "RELAY_"))} | {"PYTHONPATH": str(ROOT)}
-        command = (sys.executable, "-m", "relay", *arguments)
-        self.process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
+        self.process = popen(Command(arguments, folder, env), writer, writer)
         os.close(writer)
         self.text = b""
 
@@ -64,8 +62,7 @@ class Unread:
 
     async def ended(self) -> int:
         """Wait for the exit code."""
-        async with asyncio.timeout(HANG_GUARD_S):
-            return await asyncio.to_thread(self.process.wait)
+        return await asyncio.to_thread(self.process.wait, HANG_GUARD_S)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -76,7 +73,7 @@ class Unread:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            self.process.wait(HANG_GUARD_S)
         with contextlib.suppress(OSError):
             os.close(self.reader)
 
@@ -175,18 +172,17 @@ for n in range(200):
 print("went on")
 raise ValueError("the last line, CANARY-secret-of-the-relay")
 """
-    reader, writer = os.pipe()
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=writer)
+    (output, output_writer), (reader, writer) = os.pipe(), os.pipe()
+    process = popen(Command(("-c", script), tmp_path, os.environ | {"PYTHONPATH": str(ROOT)}), output_writer, writer)
+    os.close(output_writer)
     os.close(writer)
-    assert process.stdout is not None
-    assert await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), HANG_GUARD_S) == b"went on\n"
+    with open(output, "rb") as said:
+        assert await asyncio.wait_for(asyncio.to_thread(said.readline), HANG_GUARD_S) == b"went on\n"
     text = b""
     while data := await asyncio.to_thread(os.read, reader, 1 << 20):
         text += data
     os.close(reader)
-    process.stdout.close()
-    assert process.wait() == 1
+    assert process.wait(HANG_GUARD_S) == 1
     assert b"199 [redacted] xx" in text and b"UserWarning: careful" in text
     assert text.endswith(b"ValueError: the last line, [redacted]\n") and b"CANARY" not in text
 
@@ -261,9 +257,9 @@ async def main():
 asyncio.run(main())
 """
     reader, writer = os.pipe()
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, stdout=writer, stderr=subprocess.PIPE)
+    with (tmp_path / "errors").open("wb") as errors:
+        process = popen(Command(("-c", script), tmp_path, os.environ | {"PYTHONPATH": str(ROOT)}), writer, errors.fileno())
     os.close(writer)
-    _, errors = process.communicate(timeout=HANG_GUARD_S)
+    code, complaints = process.wait(HANG_GUARD_S), (tmp_path / "errors").read_bytes()
     os.close(reader)
-    assert errors.endswith(b"went on\n") and process.returncode == 0, errors
+    assert complaints.endswith(b"went on\n") and code == 0, complaints

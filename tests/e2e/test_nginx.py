@@ -17,9 +17,10 @@ from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
 from tests.nginx import Nginx
-from tests.processes import STARTED, Served, passing_socket, run, serve
+from tests.processes import STARTED, Served, run, serve
 from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
 from tests.server.test_supervisor import _workers
+from tests.template import passing_socket
 from tests.test_security import SMUGGLING, send_raw, send_raw_to
 from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 from tests.upstream.vendors import echo, vendor

@@ -12,8 +12,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from relay.registry.packaged import packaged
 from tests.conftest import Vendors
 from tests.processes import ROOT, STARTED
 from tests.relays import CLOUDFLARE_TOKEN, HANG_GUARD_S, KEYS, LogStream
+from tests.template import Command, Popen, popen
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import CLOSE, RESET, SILENCE, RawUpstream, Step, chunk, head, ok
 from tests.upstream.vendors import APPS
@@ -48,6 +47,14 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not _RELAY_VARIABLES.match(name)}
 
 
+def _run(command: Command) -> tuple[int, str, str]:
+    """Run a command to its end. Returns the exit code, standard output and standard error."""
+    output, errors = command.folder / "output", command.folder / "errors"
+    with output.open("w") as out, errors.open("w") as err:
+        code = popen(command, out.fileno(), err.fileno()).wait(HANG_GUARD_S * 3)
+    return code, output.read_text(), errors.read_text()
+
+
 # Supervisor ---------------------------------------------------------------------------------------
 
 
@@ -55,7 +62,7 @@ def _clean_environment() -> dict[str, str]:
 class Shipped:
     """`relay serve --workers 2` in an empty folder."""
 
-    process: subprocess.Popen[bytes]
+    process: Popen
     folder: Path
     url: str = ""
 
@@ -78,9 +85,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shipped]:
     """One relay for all tests of this module; it must exit with 0 and leave no process."""
     folder = tmp_path_factory.mktemp("shipped")
     with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "relay", "serve", "--workers", "2", "--port", "0"]
-        environment = _clean_environment() | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        command = Command(("serve", "--workers", "2", "--port", "0"), folder, _clean_environment() | {"PYTHONPATH": str(ROOT)})
+        process = popen(command, log.fileno(), log.fileno())
     running = Shipped(process, folder)
     try:
         running.url = running.until(STARTED).group(1)
@@ -92,7 +98,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shipped]:
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
+            process.wait(HANG_GUARD_S)
         LogStream.everything.extend(running.log)
     assert not any("Traceback" in line or "worker.died" in line for line in running.log)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -283,10 +289,10 @@ async def test_doctor_reports_why_the_relay_cannot_start(keys: Callable[[str], S
 
 def test_the_doctor_command_reports_and_exits_with_1(tmp_path: Path) -> None:
     environment = _clean_environment() | {"PYTHONPATH": str(ROOT), "CLOUDFLARE_ACCOUNT_ID": "acct", "CLOUDFLARE_BASE_URL": "http://127.0.0.1:9/v1"} | KEYS
-    done = subprocess.run([sys.executable, "-m", "relay", "doctor", *PROVIDERS], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "Unclosed" not in done.stderr
-    assert done.stdout.count("FAILED") == 2 * len(PROVIDERS)
-    LogStream.everything.append(done.stdout + done.stderr)
+    code, said, complaints = _run(Command(("doctor", *PROVIDERS), tmp_path, environment))
+    assert code == 1 and "Traceback" not in complaints and "Unclosed" not in complaints
+    assert said.count("FAILED") == 2 * len(PROVIDERS)
+    LogStream.everything.append(said + complaints)
 
 
 # In process ---------------------------------------------------------------------------------------
@@ -387,9 +393,9 @@ asyncio.run(once())
 def test_another_event_loop_without_a_close_is_refused_with_the_cause(tmp_path: Path) -> None:
     """In a process of its own, because Python warns of a gateway that is not closed."""
     environment = _clean_environment() | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", UNCLOSED, str(packaged() / "gateway.yaml")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    first, refused, again = re.findall("^GOT (.*)", done.stdout, re.MULTILINE)
+    code, said, complaints = _run(Command(("-c", UNCLOSED, str(packaged() / "gateway.yaml")), tmp_path, environment))
+    assert code == 0, complaints
+    first, refused, again = re.findall("^GOT (.*)", said, re.MULTILINE)
     assert (first, again) == ("200", "200")
     assert refused.startswith("wrong_event_loop: ") and "was closed without `await gateway.close()`" in refused
 

@@ -22,10 +22,17 @@ from relay.core.errors import Draining
 from relay.core.exchange import Caller, Exchange, Request
 from relay.server.worker import drain
 from tests.conftest import StartRelay
-from tests.processes import STARTED, Served, free_port, passing_socket, run
+from tests.processes import STARTED, Served, free_port, run
 from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.server.conftest import Serve
-from tests.template import Start, executed, forked
+from tests.template import (
+    Start,
+    executed,
+    executing_successors,
+    executing_workers,
+    forked,
+    passing_socket,
+)
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, head, ok
 from tests.upstream.vendors import echo, vendor
 
@@ -116,7 +123,7 @@ def _connect(port: int) -> int:
     ids=str,
 )
 async def test_a_signal_at_any_moment_ends_all_processes(started: Serve, moment: str, numbers: tuple[int, ...]) -> None:
-    relay = await started({"providers": {}}, "--port", str(port := free_port()), "--workers", "2", by=executed if moment == "workers start" else forked)
+    relay = await started({"providers": {}}, "--port", str(port := free_port()), "--workers", "2", by=executing_workers if moment == "workers start" else forked)
     await _until(lambda: _connect(port) == 0)
     workers: list[int] = []
     if moment != "before the workers":
@@ -153,7 +160,7 @@ async def test_sighup_during_the_start_is_ignored_and_later_reloads(started: Ser
 
 
 async def test_sighup_does_not_end_a_starting_worker(served: Serve, raw: RawUpstream) -> None:
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executing_successors)
     first = await _ready(relay, 2)
     os.kill(first[0], signal.SIGKILL)
     await relay.until("worker.died")
@@ -165,7 +172,7 @@ async def test_sighup_does_not_end_a_starting_worker(served: Serve, raw: RawUpst
 
 
 async def test_starting_workers_end_when_their_supervisor_is_killed(started: Serve) -> None:
-    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executed)
+    relay = await started({"providers": {}}, "--port", "0", "--workers", "2", by=executing_workers)
     workers = await _until(lambda: (found := _children(relay.pid))[1:] and found)
     relay.send(signal.SIGKILL)
     await relay.ended()
@@ -259,7 +266,7 @@ async def test_during_a_drain_a_passed_socket_keeps_queueing_connections(started
 @pytest.mark.parametrize("room", [0, 3], ids=["no socket", "no process"])
 async def test_a_worker_that_cannot_start_without_file_descriptors_is_retried(served: Serve, raw: RawUpstream, room: int) -> None:
     raw.plays(ok())
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executing_successors)
     first = await _ready(relay, 2)
     soft, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
     os.kill(first[0], signal.SIGSTOP)  # it keeps its descriptors until the limit is set
@@ -506,7 +513,7 @@ async def test_a_reload_lists_settings_that_need_a_restart_and_keeps_command_lin
 
 async def test_a_worker_that_starts_during_a_reload_gets_the_new_configuration(served: Serve, raw: RawUpstream) -> None:
     raw.plays(ok(b"fine"))
-    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executed)
+    relay = await served({"providers": {"up": provider(raw.url)}}, "--workers", "2", by=executing_successors)
     first = await _ready(relay, 2)
     os.kill(first[0], signal.SIGKILL)
     await relay.until("worker.died")
