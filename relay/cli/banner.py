@@ -16,7 +16,6 @@ from typing import Any
 import relay
 from relay.core.addresses import LOOPBACK_NAMES, local_url
 from relay.core.paths import API
-from relay.gateway import accepted_hosts
 from relay.registry.load import Config
 from relay.registry.packaged import find_config
 from relay.server.listen import Listeners
@@ -100,6 +99,8 @@ def address(sock: socket.socket, scheme: str = "http") -> str:
 
 def _access(config: Config) -> str:
     """Who may call while calls need no key (gate/access.py)."""
+    from relay.gateway import accepted_hosts  # only for a terminal, see serve.py
+
     hosts = accepted_hosts(config.settings)
     if "*" in hosts:
         return "no key needed, by any host name"
