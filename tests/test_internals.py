@@ -8,7 +8,9 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -44,11 +46,33 @@ def _is_own(node: ast.Attribute) -> bool:
 @functools.cache
 def _names_of(cls: type) -> set[str]:
     """The names of all methods and attributes of a class, wherever they are set."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):  # a class in C has no source
+    source = _classes_of(cls.__module__).get(cls.__qualname__)
+    if source is None:  # a class in C has no source
         return set(vars(cls))
-    return {node.attr for node in _attributes(tree) if _is_own(node)} | set(vars(cls)) | set(inspect.get_annotations(cls))
+    return {node.attr for node in _attributes(source) if _is_own(node)} | set(vars(cls)) | set(inspect.get_annotations(cls))
+
+
+@functools.cache
+def _classes_of(module: str) -> dict[str, ast.ClassDef]:
+    """The classes in the source of a module, by qualified name.
+
+    inspect.getsource would parse the module again for each class.
+    """
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or not file.endswith(".py"):
+        return {}
+    return dict(_classes_in(ast.parse(Path(file).read_text()), ""))
+
+
+def _classes_in(parent: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for node in ast.iter_child_nodes(parent):
+        if isinstance(node, ast.ClassDef):
+            yield prefix + node.name, node
+            yield from _classes_in(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _classes_in(node, f"{prefix}{node.name}.<locals>.")
+        elif isinstance(node, ast.stmt | ast.ExceptHandler):
+            yield from _classes_in(node, prefix)
 
 
 def private_names(file: Path) -> set[str]:
