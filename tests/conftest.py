@@ -23,6 +23,7 @@ from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 from hypothesis import settings
 
+from tests.browser import browser  # noqa: F401
 from tests.databases import (  # noqa: F401
     database,
     database_setting,

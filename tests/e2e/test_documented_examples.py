@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser import chromium
+from tests.browser import IN_SESSION_LOOP, _function_scoped_runner, opened  # noqa: F401
 from tests.conftest import StartRelay, Vendors
 from tests.nginx import Nginx
 from tests.processes import ROOT
 from tests.relays import CLIENT_KEY, KEYS, Relay
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Browser, Page
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, IN_SESSION_LOOP]
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(start: StartRelay, vendors: Vendors, nginx: Nginx) -> AsyncIterator[Stage]:
+async def stage(browser: Browser, start: StartRelay, vendors: Vendors, nginx: Nginx) -> AsyncIterator[Stage]:
     """A page that nginx serves with the client script, and the relay under /api/."""
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": vendors.entries()})
     (nginx.root / "utils").mkdir()
     shutil.copy(ROOT / "web/AIGatewayClient.js", nginx.root / "utils")
     (nginx.root / "index.html").write_text("<!doctype html><title>app</title>")
-    async with chromium(await nginx.start(relay.port)) as page:
+    async with opened(browser, await nginx.start(relay.port)) as page:
         yield Stage(page, relay, vendors)
 
 

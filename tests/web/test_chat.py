@@ -1,6 +1,6 @@
 """web/AIGatewayChat.jsx in its example app, built with React 18 and 19, in a real Chromium.
 
-One relay behind nginx, one provider and one browser serve all tests of this module.
+One relay behind nginx and one provider serve all tests of this module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.browser import TIMEOUT_MS, launched
+from tests.browser import IN_SESSION_LOOP, TIMEOUT_MS
 from tests.nginx import Nginx
 from tests.relays import HANG_GUARD_S, provider, start_relay, stop_relay
 from tests.sdk.lazy import Lazy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 playwright = Lazy("playwright.async_api")
 
-pytestmark = [pytest.mark.programs, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.programs, IN_SESSION_LOOP]
 
 WORDS = ("Hello ", "from ", "the model.")
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -160,11 +160,11 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def site(browser: Browser, built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     upstream, nginx = Upstream(), Nginx(folder)
-    async with TestServer(upstream.app()) as server, launched() as browser:
+    async with TestServer(upstream.app()) as server:
         websocket = {"default_path": "realtime", "subprotocols": {"realtime": "pass"}}
         demo = provider(str(server.make_url("")), websocket=websocket)
         relay = await start_relay(folder, {"providers": {"demo": demo}})
@@ -174,7 +174,7 @@ async def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
         await stop_relay(relay)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def chat(site: Site, request: pytest.FixtureRequest) -> AsyncIterator[Chat]:
     """A new page; a parameter sets options of the browser, such as its viewport."""
     site.upstream.model = Model()

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.browser import chromium
+from tests.browser import IN_SESSION_LOOP, _function_scoped_runner, opened  # noqa: F401
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
 from tests.upstream.raw import RawUpstream, ok
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+pytestmark = IN_SESSION_LOOP
 
 
 @dataclass
@@ -69,9 +75,9 @@ async def _relay(start: StartRelay, raw: RawUpstream) -> Relay:
 
 # localhost and 127.0.0.1 are two sites for a browser; two ports of one name are one site.
 @pytest.mark.parametrize(("page_host", "site"), [("127.0.0.1", "same-site"), ("localhost", "cross-site")])
-async def test_no_request_of_a_foreign_page_reaches_a_provider(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str, site: str) -> None:
+async def test_no_request_of_a_foreign_page_reaches_a_provider(browser: Browser, start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str, site: str) -> None:
     relay = await _relay(start, raw)
-    async with chromium(Pages(pages, page_host).url) as page:
+    async with opened(browser, Pages(pages, page_host).url) as page:
         for number, (name, attack) in enumerate(ATTACKS.items(), 1):
             await page.evaluate(f"async url => {{ await {attack}; }}", relay.path("openai", f"x?{name.replace(' ', '-')}"))
             # Each attack reaches the relay, which refuses it.
@@ -87,9 +93,9 @@ async def test_no_request_of_a_foreign_page_reaches_a_provider(start: StartRelay
 
 
 @pytest.mark.parametrize("page_host", ["127.0.0.1", "localhost"])
-async def test_links_of_foreign_pages_open_health_and_version(start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str) -> None:
+async def test_links_of_foreign_pages_open_health_and_version(browser: Browser, start: StartRelay, raw: RawUpstream, pages: TestServer, page_host: str) -> None:
     relay = await _relay(start, raw)
-    async with chromium(Pages(pages, page_host).url) as page:
+    async with opened(browser, Pages(pages, page_host).url) as page:
         for path in ("/healthz", "/version"):
             async with page.expect_navigation() as shown:
                 await page.evaluate("url => { location.href = url; }", relay.url + path)
@@ -98,20 +104,20 @@ async def test_links_of_foreign_pages_open_health_and_version(start: StartRelay,
             await page.goto(Pages(pages, page_host).url)
 
 
-async def test_typed_addresses_and_the_relays_own_page_may_call(start: StartRelay, raw: RawUpstream) -> None:
+async def test_typed_addresses_and_the_relays_own_page_may_call(browser: Browser, start: StartRelay, raw: RawUpstream) -> None:
     relay = await _relay(start, raw)
-    async with chromium(relay.url + "/healthz") as page:
+    async with opened(browser, relay.url + "/healthz") as page:
         assert await page.evaluate("url => fetch(url).then(answer => answer.status)", relay.path("openai", "x")) == 200
         answer = await page.goto(relay.path("openai", "x"))
         assert answer is not None and answer.status == 200
     assert len(raw.arrived) == 2
 
 
-async def test_a_listed_page_may_call_from_another_port(start: StartRelay, raw: RawUpstream, pages: TestServer) -> None:
+async def test_a_listed_page_may_call_from_another_port(browser: Browser, start: StartRelay, raw: RawUpstream, pages: TestServer) -> None:
     raw.plays(ok(b"answer"))
     url = Pages(pages, "127.0.0.1").url
     relay = await start({"cors": {"origins": [url.rstrip("/")]}}, openai=provider(raw.url))
-    async with chromium(url) as page:
+    async with opened(browser, url) as page:
         assert await page.evaluate("url => fetch(url, {method: 'POST', body: 'x'}).then(answer => answer.text())", relay.path("openai", "x")) == "answer"
         await page.evaluate(f"async url => {{ await {ATTACKS['image']}; }}", relay.path("openai", "x"))
     assert (await relay.events(count=2))[-1]["error"] == "cross_site_request"

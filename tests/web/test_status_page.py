@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from relay.demo import provider as demo
-from tests.browser import chromium
+from tests.browser import IN_SESSION_LOOP, _function_scoped_runner, opened  # noqa: F401
 from tests.conftest import StartRelay
 from tests.relays import _packaged_providers
 
-pytestmark = pytest.mark.programs
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+pytestmark = [pytest.mark.programs, IN_SESSION_LOOP]
 ATTACK = "<img src=x onerror=\"document.title='taken'\">"
 
 
-async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(browser: Browser, start: StartRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "WORDS_PER_S", 1000.0)
     built_in = demo.Demo.bind()
     openai = _packaged_providers()["openai"] | {"auth": {"header": "Authorization", "value": "Bearer ${NOT_SET}"}}
@@ -24,7 +28,7 @@ async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(st
         relay = await start({"database": str(tmp_path / "relay.db"), "providers": {"demo": {"base_url": built_in.url, "pricing": price, "inject_usage": True}, "openai": openai}})
         from playwright.async_api import expect
 
-        async with chromium("about:blank") as page:
+        async with opened(browser, "about:blank") as page:
             console_messages: list[str] = []
             page.on("console", lambda message: console_messages.append(message.text))
             page.on("pageerror", lambda error: console_messages.append(str(error)))
