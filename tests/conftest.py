@@ -32,6 +32,7 @@ from tests.databases import (  # noqa: F401
     other_database,
     patient_reads,
     postgres,
+    sqlite_setting,
 )
 from tests.order import SlowFirst
 from tests.processes import kill_leftover_processes

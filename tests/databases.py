@@ -48,16 +48,26 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("migrated") / "relay.db"
 
 
+@pytest.fixture
+async def sqlite_setting(tmp_path: Path, migrated_sqlite: Path) -> str:
+    """The value of `database` in gateway.yaml, for an SQLite file with empty tables."""
+    return await _copy(migrated_sqlite, tmp_path / "data")
+
+
+async def _copy(migrated_sqlite: Path, folder: Path) -> str:
+    if not migrated_sqlite.exists():
+        await try_out(str(migrated_sqlite))
+    folder.mkdir(mode=0o700)
+    return str(shutil.copy(migrated_sqlite, folder))
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database_setting(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
     """The value of `database` in gateway.yaml, for a database with empty tables."""
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
         return await server.migrated_database()
-    if not migrated_sqlite.exists():
-        await try_out(str(migrated_sqlite))
-    (tmp_path / "data").mkdir(mode=0o700)
-    return str(shutil.copy(migrated_sqlite, tmp_path / "data"))
+    return await _copy(migrated_sqlite, tmp_path / "data")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,17 +279,17 @@ def _repeat(action: Action, port: int) -> Callable[[], Awaitable[None]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_call_that_is_refused_or_fails_leaves_nothing_for_the_collector(name: str, start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_a_call_that_is_refused_or_fails_leaves_nothing_for_the_collector(name: str, start: StartRelay, raw: RawUpstream, sqlite_setting: str) -> None:
     case = CASES[name]
     raw.plays(*case.plays)
-    settings = {"database": str(tmp_path / "relay.db"), "ledger": {"bodies": "on"}} | case.settings
+    settings = {"database": sqlite_setting, "ledger": {"bodies": "on"}} | case.settings
     openai = provider(case.base_url or raw.url, **case.entry)
     relay = await start(settings, openai=openai, other=provider(raw.url), gone=provider("http://127.0.0.1:1"))
     left = await _garbage_of(_repeat(case.action, relay.port), relay)
     assert {name: count for name, count in left.items() if count >= CALLS} == {}
 
 
-async def test_a_call_whose_provider_has_a_bad_certificate_leaves_nothing_for_the_collector(start: StartRelay, tmp_path: Path) -> None:
+async def test_a_call_whose_provider_has_a_bad_certificate_leaves_nothing_for_the_collector(start: StartRelay, sqlite_setting: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
 
@@ -299,7 +298,7 @@ async def test_a_call_whose_provider_has_a_bad_certificate_leaves_nothing_for_th
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    relay = await start({"database": str(tmp_path / "relay.db")}, openai=provider(f"https://localhost:{port}"))
+    relay = await start({"database": sqlite_setting}, openai=provider(f"https://localhost:{port}"))
     left = await _garbage_of(_repeat(expect(request(CHAT), b"upstream_tls_failed"), relay.port), relay)
     server.close()
     # The connections of the stand-in provider are cycles; those of the relay are not.
@@ -307,11 +306,11 @@ async def test_a_call_whose_provider_has_a_bad_certificate_leaves_nothing_for_th
 
 
 @pytest.mark.parametrize("before_a_request", [True, False])
-async def test_shed_calls_leave_nothing_for_the_collector(before_a_request: bool, start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_shed_calls_leave_nothing_for_the_collector(before_a_request: bool, start: StartRelay, raw: RawUpstream, sqlite_setting: str) -> None:
     gate = asyncio.Event()
     raw.plays(gate, JSON)
     limit: dict[str, Any] = {"calls_at_once": 1} if before_a_request else {"calls_at_once": 1, "providers": ["openai"]}
-    relay = await start({"database": str(tmp_path / "relay.db"), "limits": [limit]}, openai=provider(raw.url))
+    relay = await start({"database": sqlite_setting, "limits": [limit]}, openai=provider(raw.url))
     holding = asyncio.create_task(relay.call("POST", relay.path("openai", "chat/completions"), json={}))
     while not raw.arrived:
         await asyncio.sleep(0.01)
@@ -323,8 +322,8 @@ async def test_shed_calls_leave_nothing_for_the_collector(before_a_request: bool
     assert {name: count for name, count in left.items() if count >= CALLS} == {}
 
 
-async def test_an_internal_error_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    relay = await start({"database": str(tmp_path / "relay.db")}, openai=provider(raw.url, **SOCKET))
+async def test_an_internal_error_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream, sqlite_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = await start({"database": sqlite_setting}, openai=provider(raw.url, **SOCKET))
 
     async def fail(*_arguments: object) -> None:
         raise LookupError("a bug")
@@ -336,9 +335,9 @@ async def test_an_internal_error_leaves_nothing_for_the_collector(start: StartRe
     assert "a bug" in (await relay.events("exchange.failed"))[0]["traceback"]
 
 
-async def test_a_client_that_stalls_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+async def test_a_client_that_stalls_leaves_nothing_for_the_collector(start: StartRelay, raw: RawUpstream, sqlite_setting: str) -> None:
     raw.plays(SSE_HEAD, *[chunk(b"x" * 1024 * 1024)] * 16, LAST_CHUNK)
-    relay = await start({"database": str(tmp_path / "relay.db"), "server": {"write_timeout_s": 0.1}}, openai=provider(raw.url))
+    relay = await start({"database": sqlite_setting, "server": {"write_timeout_s": 0.1}}, openai=provider(raw.url))
 
     ended = 0
 
@@ -414,12 +413,12 @@ SESSIONS: dict[str, tuple[str, Action, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("end", SESSIONS)
-async def test_a_session_leaves_nothing_for_the_collector_however_it_ends(end: str, start: StartRelay, tmp_path: Path) -> None:
+async def test_a_session_leaves_nothing_for_the_collector_however_it_ends(end: str, start: StartRelay, sqlite_setting: str) -> None:
     mode, action, websocket = SESSIONS[end]
     settings = {"websocket": {"close_timeout_s": 0.05} | websocket}
     sockets = SocketProvider(mode)
     try:
-        relay = await start({"database": str(tmp_path / "relay.db")} | settings, openai=provider(sockets.url, **SOCKET))
+        relay = await start({"database": sqlite_setting} | settings, openai=provider(sockets.url, **SOCKET))
         left = await _garbage_of(_repeat(action, relay.port), relay)
     finally:
         sockets.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -230,9 +229,9 @@ async def test_the_limit_of_interim_responses_applies_to_each_call_of_a_connecti
         (CALL + "x/%2e%2e/y", 400), (CALL + "x", 502),
     ],
 )  # fmt: skip
-async def test_the_relays_own_response_to_head_has_no_body(start: StartRelay, raw: RawUpstream, tmp_path: Path, target: str, status: int) -> None:
+async def test_the_relays_own_response_to_head_has_no_body(start: StartRelay, raw: RawUpstream, sqlite_setting: str, target: str, status: int) -> None:
     raw.plays(ok())
-    relay = await start({"database": str(tmp_path / "relay.db")}, openai=provider(raw.url, websocket={"default_path": "x"}), gone=provider("http://127.0.0.1:9"))
+    relay = await start({"database": sqlite_setting}, openai=provider(raw.url, websocket={"default_path": "x"}), gone=provider("http://127.0.0.1:9"))
     await relay.call("GET", relay.path("openai", "x"))
     await relay.idle()
     if status == 502:

@@ -81,7 +81,7 @@ class Front:
 
 @pytest.fixture(params=["bare", "nginx"])
 async def front(
-    request: pytest.FixtureRequest, start: StartRelay, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, start: StartRelay, sqlite_setting: str, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Front]:
     authority = trustme.CA()
     as_fal = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -91,7 +91,7 @@ async def front(
     servers["fal-queue"] = await aiohttp_server(fal_queue_host(), ssl=as_fal)
     entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
     entries["fal"]["base_url"] = "https://fal.run"
-    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries, "database": str(tmp_path / "relay.db")})
+    relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries, "database": sqlite_setting})
     _resolve_to_stand_ins(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
