@@ -75,7 +75,7 @@ def _link(installed: Distribution, folder: Path) -> None:
     for file in files:
         # Several distributions may share a folder without __init__.py (google, opentelemetry).
         whole = next((parent for parent in [*reversed(file.parents)][1:] if parent in packages), file)
-        if whole not in linked and "__pycache__" not in whole.parts:
+        if whole not in linked:
             linked.add(whole)
             (folder / whole).parent.mkdir(parents=True, exist_ok=True)
             if not (folder / whole).exists():
