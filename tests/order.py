@@ -12,7 +12,7 @@ import pytest
 
 SLOW = (
     "tests/web/", "tests/e2e/", "tests/sdk/", "tests/server/test_processes", "tests/server/test_supervisor", "tests/test_whole_run", "tests/test_docs", "tests/cli/test_wheel",
-    "tests/cli/test_doctor", "tests/ledger/test_crash", "tests/client/", "tests/registry/test_shipped", "tests/registry/test_mutated", "tests/storage/test_migrations", "tests/test_log_output",
+    "tests/cli/test_doctor", "tests/ledger/test_crash", "tests/client/", "tests/registry/test_shipped", "tests/registry/test_mutated", "tests/storage/test_migrations", "tests/test_log_output", "tests/test_memory",
     "tests/core/test_large_bodies", "tests/calls/test_bounded_work", "tests/surfaces/test_slow_questions", "tests/gate/test_shared_limits", "tests/upstream/test_faults",
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,27 @@ import pytest
 from aiohttp import web
 
 from tests.processes import Served, serve
-from tests.relays import provider
+from tests.relays import HANG_GUARD_S, provider
 from tests.template import executed
 
-pytestmark = [pytest.mark.serial, pytest.mark.programs]
+pytestmark = pytest.mark.programs
 
 MIB = 2**20
+
+
+@dataclass
+class Sent:
+    """What the senders of a test have sent so far."""
+
+    count: int = 0
+
+    async def stalls(self) -> None:
+        """Wait until nothing more is sent for a second."""
+        async with asyncio.timeout(HANG_GUARD_S):
+            before = -1
+            while before != self.count:
+                before = self.count
+                await asyncio.sleep(1)
 
 
 def rss_bytes(relay: Served) -> int:
@@ -28,7 +44,12 @@ def rss_bytes(relay: Served) -> int:
 
 
 @pytest.fixture
-async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
+def sent() -> Sent:
+    return Sent()
+
+
+@pytest.fixture
+async def sink(aiohttp_server: Any, tmp_path: Path, sent: Sent) -> AsyncIterator[Served]:
     """A relay in front of a provider that hashes uploads and sends endless responses and messages.
 
     Its WebSocket path `deaf` reads nothing.
@@ -47,6 +68,7 @@ async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
         await answer.prepare(request)
         while True:
             await answer.write(bytes(65536))
+            sent.count += 1
 
     async def deaf(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(max_msg_size=0)
@@ -59,6 +81,7 @@ async def sink(aiohttp_server: Any, tmp_path: Path) -> AsyncIterator[Served]:
         await socket.prepare(request)
         while True:
             await socket.send_bytes(bytes(65536))
+            sent.count += 1
 
     app = web.Application()
     app.add_routes([web.post("/upload", upload), web.get("/flood", flood), web.get("/deaf", deaf), web.get("/flood_socket", flood_socket)])
@@ -92,7 +115,7 @@ async def test_an_upload_of_1_gib_takes_less_than_16_mib_of_memory(sink: Served)
     assert peak - before < 16 * MIB
 
 
-async def test_a_slow_reader_of_a_response_takes_less_than_2_mib(sink: Served) -> None:
+async def test_a_slow_reader_of_a_response_takes_less_than_2_mib(sink: Served, sent: Sent) -> None:
     """32 clients do not read an endless response."""
     async with aiohttp.ClientSession() as session:
         await (await session.get(sink.path("up", "flood"))).content.readexactly(MIB)
@@ -102,14 +125,14 @@ async def test_a_slow_reader_of_a_response_takes_less_than_2_mib(sink: Served) -
             reader, writer = await asyncio.open_connection("127.0.0.1", int(sink.url.rpartition(":")[2]), limit=1024)
             writer.write(b"GET /api/v1/ai-gateway/providers/up/flood HTTP/1.1\r\nHost: localhost\r\n\r\n")
             held.append((reader, writer))
-        await asyncio.sleep(3)
+        await sent.stalls()
         grown = rss_bytes(sink) - before
         for _, writer in held:
             writer.transport.abort()
     assert grown < 32 * 2 * MIB
 
 
-async def test_a_slow_websocket_takes_less_than_2_mib_in_each_direction(sink: Served) -> None:
+async def test_a_slow_websocket_takes_less_than_2_mib_in_each_direction(sink: Served, sent: Sent) -> None:
     """Messages of 64 KiB to a peer that reads nothing: the sender stalls."""
     async with aiohttp.ClientSession() as session:
         first = await session.ws_connect(sink.path("up", "flood_socket"), max_msg_size=0)
@@ -120,9 +143,10 @@ async def test_a_slow_websocket_takes_less_than_2_mib_in_each_direction(sink: Se
         async def push(socket: aiohttp.ClientWebSocketResponse[bool]) -> None:
             while True:
                 await socket.send_bytes(bytes(65536))
+                sent.count += 1
 
         pushing = [asyncio.create_task(push(socket)) for socket in sockets[::2]]
-        await asyncio.sleep(4)
+        await sent.stalls()
         grown = rss_bytes(sink) - before
         assert not any(task.done() for task in pushing), "the senders stall and are not disconnected"
         for task in pushing:
