@@ -168,8 +168,8 @@ class _StandInResolver(aiohttp.abc.AbstractResolver):
 def _resolve_to_stand_ins(relay: Relay, ports: dict[str, int], authority: trustme.CA) -> None:
     connector = relay.gateway.upstream.rest.connector
     assert isinstance(connector, aiohttp.TCPConnector)
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
+    # Without `cadata`, it would load the authorities of the system, which takes 40 ms of CPU.
+    trusted = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     connector._ssl, connector._resolver = trusted, _StandInResolver(ports)
 
 

@@ -40,8 +40,7 @@ def tls(*names: str) -> ssl.SSLContext:
 @pytest.fixture
 async def proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForwardProxy]:
     """A proxy in HTTPS_PROXY, with a password; the relay trusts this module's authority."""
-    trusting = ssl.create_default_context()
-    AUTHORITY.configure_trust(trusting)
+    trusting = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
     monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
     running = await ForwardProxy.start()
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss%3Aw%2Frd@{running.address}")
