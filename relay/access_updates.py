@@ -8,6 +8,7 @@ loading of what has changed. An order of the supervisor makes all workers poll a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from aiohttp import web
@@ -70,6 +71,9 @@ class AccessUpdates:
         async with self._refreshing:
             if self._store is not None:
                 await self._load(self._store)
+                # The first process writes the secret: a full disk must not make keys unusable.
+                with contextlib.suppress(DatabaseUnavailable, DatabaseNewer):
+                    await self._gateway.tickets.load_secret()
             await self._end_invalid()
 
     async def _load(self, store: AccessStore) -> None:
@@ -78,6 +82,7 @@ class AccessUpdates:
             version = await store.version()
             if version < self._version:  # the database was restored from a backup
                 keys.forget_stored()
+                self._gateway.tickets.forget_secret()
                 self._version = -1
             if version != self._version:
                 async for changes in store.changes(max(self._version, 0)):

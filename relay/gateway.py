@@ -36,6 +36,7 @@ from relay.gate.access import OpenAccess, Origins
 from relay.gate.identify import Callers, Proxies
 from relay.gate.keys import ClientKeys
 from relay.gate.limits import LimitCounts, Limits
+from relay.gate.tickets import Tickets
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
 from relay.ledger.ledger import Ledger
@@ -53,6 +54,7 @@ from relay.storage.access import AccessStore
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
 from relay.storage.redis import RedisConnection
+from relay.storage.tickets import TicketStore
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import COOLDOWN_KINDS, Health
 from relay.upstream.session import UpstreamSessions
@@ -82,6 +84,8 @@ class Gateway:
         database = Database(database_url(url)) if url else None
         self.ledger = Ledger(database, self.clock, new_id, self.secrets)
         self.access_store = AccessStore(database) if database is not None else None
+        tickets = TicketStore(database) if database is not None else None
+        self.tickets = Tickets(tickets, self.keys, time.time, lambda: self.refresh_access())
         self.metrics, self.traces = self._observers(config.settings)
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None

@@ -33,17 +33,19 @@ from relay.sessions.attempt import HandshakeAttempt, session_model
 from relay.sessions.observers import observe_session
 from relay.sessions.pump import broken, lost, pump
 from relay.sessions.session import NAMES, Ending, Leg, Session
+from relay.sessions.tickets import limit_messages, note_refusal, redeem_ticket, session_rules
 
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
     """Relay one WebSocket session. Raises the RelayError that refuses the handshake."""
     exchange = gateway.begin(call, "websocket", request)
     try:
-        gateway.callers.authorize(call.caller, call.headers, call.provider)
+        gateway.callers.authorize_session(call.caller, call.headers, call.provider)
         _check_handshake(call)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.routing.route = route
         check_socket(route)
+        await redeem_ticket(call, route, exchange, gateway)
         if (client := exchange.request.caller.record) is not None:
             exchange.routing.route = route = route_of_client(client, route)
         exchange.request.model = session_model(call.query, route, call.headers)
@@ -71,6 +73,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             session = _session(exchange, request, downstream, upstream, gateway)
             if access is not None:
                 MessageCheck(access, exchange, call.query, call.headers).attach(session.downstream)
+            limit_messages(exchange, session.downstream)
             gateway.open_session(exchange)
         except BaseException:
             upstream._response.close()
@@ -78,7 +81,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         await _run(session, call.query, gateway)
         return downstream
     except (Exception, asyncio.CancelledError) as error:
-        raise exchange.end_with(error) from None
+        raise await note_refusal(exchange.end_with(error), call, exchange, gateway) from None
     finally:
         gateway.close(exchange)
 
@@ -221,7 +224,7 @@ def _session(
         raise ClientGone
     return Session(
         exchange,
-        route.provider.websocket_rules,
+        session_rules(exchange, route.provider.websocket_rules),
         Leg("downstream", downstream, transport, heard_s=now, message_s=now),
         Leg("upstream", upstream, upstream._writer.transport, heard_s=now, message_s=now),
         partial(health.report_refused_key, route, exchange.routing.keys),

@@ -11,7 +11,7 @@ from aiohttp import web
 
 import relay.app
 from relay.gateway import GATEWAY
-from tests.relays import HANG_GUARD_S, provider, write_config
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, provider, write_config
 from tests.upstream.raw import SILENCE, RawUpstream, ok
 
 
@@ -79,6 +79,13 @@ async def test_a_client_that_disconnects_cancels_its_call(tmp_path: Path, raw: R
         while inner[GATEWAY].running:
             await asyncio.sleep(0.01)
     await runner.cleanup()
+
+
+async def test_a_mounted_relay_gives_tickets_for_its_own_path(aiohttp_client: Any, tmp_path: Path, sqlite_setting: str, raw: RawUpstream) -> None:
+    document = {"clients": {"web": {"key": CLIENT_KEY}}, "database": sqlite_setting, "providers": {"openai": provider(raw.url, websocket={"default_path": "x"})}}
+    client, _ = await _start_host(aiohttp_client, tmp_path, document)
+    answer = await client.post("/api/v1/ai-gateway/tickets", json={"provider": "openai"}, headers={"x-relay-key": CLIENT_KEY})
+    assert (await answer.json())["websocket_url"] == f"ws://127.0.0.1:{client.port}/api/v1/ai-gateway/ws/openai"
 
 
 async def test_a_bad_configuration_is_refused_when_the_application_is_created(tmp_path: Path) -> None:

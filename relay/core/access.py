@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -89,7 +88,7 @@ class StoredKey(msgspec.Struct, frozen=True, gc=False):
     expires_s: int | None
 
 
-class TicketTerms(NamedTuple):
+class TicketTerms(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a ticket allows: one session of its client, within these bounds."""
 
     provider: str

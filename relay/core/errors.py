@@ -243,6 +243,32 @@ class ClientKeyExpired(RelayError, code="client_key_expired", status=401):
     message = "The client key has expired. Ask the relay's operator for another one."
 
 
+@dataclass(eq=False)
+class TicketInvalid(RelayError, code="ticket_invalid", status=401):
+    """The ticket opens no session: it is unknown, used or expired, or cannot be used here."""
+
+    reason: str
+
+    template = "The ticket is not valid: {reason}."
+
+
+@dataclass(eq=False)
+class TicketMismatch(RelayError, code="ticket_mismatch", status=403):
+    """The ticket was issued for something else than the session that it was used for."""
+
+    field: str
+    """Which of its terms does not match: `provider`, `endpoint`, `origin`."""
+    allowed: str
+    wanted: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The ticket is for the {self.field} '{quoted(self.allowed)}', and was used for"
+            f" '{quoted(self.wanted)}'. It cannot be used again: fetch another one."
+        )
+
+
 class AccessRevoked(RelayError, code="access_revoked", status=401, close_code=4401):
     """The client's key was revoked, or has expired, while the call or session was running."""
 
@@ -608,6 +634,17 @@ class HandshakeRefused(_Upstream, code="handshake_refused"):
     body: bytes = field(repr=False)
 
     template = "The provider refused the WebSocket handshake with {status}."
+
+
+class RepeatedRefusal(RelayError):
+    """An error that an earlier request got: the same code, status and message, without its data."""
+
+    template = "{text}"
+
+    def __init__(self, kind: type[RelayError], status: int, text: str) -> None:
+        super().__init__(text)
+        same = {"code": kind.code, "side": kind.side, "retryable": kind.retryable}
+        vars(self).update(same, status=status, text=text)
 
 
 CATALOGUE: tuple[type[RelayError], ...] = tuple(_with_code)

@@ -110,6 +110,9 @@ class Caller(msgspec.Struct, frozen=True):
         """The client's own metadata, which replaces what the call brings."""
         return self.record.rights.metadata if self.record is not None else _NO_METADATA
 
+    def __repr__(self) -> str:
+        return f"<Caller {self.client}>"
+
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """An attempt at one target: the `status` of its response, or the code of the failure."""

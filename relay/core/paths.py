@@ -86,6 +86,11 @@ def split_endpoint(raw_tail: str) -> tuple[str, str, str]:
     return provider, endpoint, query
 
 
+def is_within(endpoint: str, prefix: str) -> bool:
+    """True if `endpoint` begins with the segments of `prefix`: `a/b` is within `a`, `ab` is not."""
+    return endpoint == prefix or endpoint.startswith(f"{prefix}/")
+
+
 @lru_cache(maxsize=256)
 def version_prefixes(base_path: str) -> tuple[str, ...]:
     """Return the endpoint prefixes that repeat the version of a base path, the longest first.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from relay.core.access import Client, is_relay_secret, ticket_of
+from relay.core.access import Client, ClientKey, Rights, is_relay_secret, ticket_of
 from relay.core.addresses import address_of
 from relay.core.credentials import presented
 from relay.core.errors import (
@@ -26,6 +26,8 @@ from relay.core.errors import (
     OriginNotAllowed,
     OriginRequired,
     ProviderNotAllowed,
+    TicketInvalid,
+    TicketMismatch,
 )
 from relay.core.exchange import Caller
 from relay.core.memo import BoundedMemo
@@ -145,18 +147,15 @@ class Callers:
         is required; with a record that does not allow the provider, the address or the page; and
         while access is open, without a key and with a foreign Host or Origin.
 
-        A ticket is checked when it is redeemed (gate/tickets.py); here, that a page brought it.
+        A ticket opens a WebSocket session and nothing else: see `authorize_session`.
         """
         key, record = caller.key, caller.record
         if key is not None:
-            if key.stored:
-                self._keys.require_fresh()
-            if key.expires_s is not None and key.expires_s <= self._now_s():
-                raise ClientKeyExpired
+            self._check_key(key)
         elif caller.ticket:
-            if headers.get("Origin") is None:
-                raise OriginRequired("", "A ticket")
-            raise ClientKeyInvalid  # no part of the relay redeems tickets yet
+            raise TicketInvalid(
+                "it opens a WebSocket session; any other request needs a client key"
+            )
         elif caller.unknown == "key":
             self._keys.require_fresh()
             raise ClientKeyInvalid
@@ -172,8 +171,62 @@ class Callers:
                 self._open.check_page(headers)
         if record is not None:
             self.check_record(record, caller, headers)
-            if record.rights.providers and provider not in record.rights.providers:
-                raise ProviderNotAllowed(record.name, provider)
+            check_provider(record, provider)
+
+    def authorize_session(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
+        """Do the same for a WebSocket handshake, which may have a ticket. Whose ticket it is, only
+        the database knows; until it is redeemed, the page's origin must be one of any client.
+        """
+        if not caller.ticket:
+            self.authorize(caller, headers, provider)
+            return
+        origin = headers.get("Origin")
+        if origin is None:
+            raise OriginRequired("", "A ticket")
+        listed = self._open.origins.allow(origin) or self._keys.origins.allow(origin)
+        if not listed and not is_own_page(headers):
+            raise OriginNotAllowed(origin)
+
+    def require_key(self, caller: Caller, headers: Mapping[str, str]) -> ClientKey:
+        """Return the caller's key. Raises the error for a caller that has none, or whose key or
+        record does not allow this request, whatever the mode of access.
+        """
+        if caller.key is None:
+            if caller.ticket or caller.unknown == "key":
+                self.authorize(caller, headers, "")
+            raise ClientKeyInvalid if caller.unknown else ClientKeyMissing
+        self._check_key(caller.key)
+        self.check_record(caller.key.client, caller, headers)
+        return caller.key
+
+    def check_holder(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
+        """Raise the error for a caller whose redeemed ticket does not open this session: by the
+        client's record, as it is now, and by the origin of the ticket.
+        """
+        record, terms = caller.record, caller.terms
+        assert record is not None and terms is not None
+        if provider != terms.provider:
+            raise TicketMismatch("provider", terms.provider, provider)
+        if terms.origin and (origin := headers.get("Origin", "")).lower() != terms.origin:
+            raise TicketMismatch("origin", terms.origin, origin)
+        self.check_record(record, caller, headers)
+        check_provider(record, provider)
+
+    def check_origin(self, record: Client, origin: str, own: str) -> None:
+        """Raise OriginNotAllowed unless pages of `origin` may call as this client. `own` is the
+        relay's own origin, whose pages may.
+        """
+        if origin != own and not self._origins(record.rights).allow(origin):
+            raise OriginNotAllowed(origin, record.name if record.rights.origins else "")
+
+    def _check_key(self, key: ClientKey) -> None:
+        if key.stored:
+            self._keys.require_fresh()
+        if key.expires_s is not None and key.expires_s <= self._now_s():
+            raise ClientKeyExpired
+
+    def _origins(self, rights: Rights) -> Origins:
+        return self._origins_of[rights.origins] if rights.origins else self._open.origins
 
     def check_record(self, record: Client, caller: Caller, headers: Mapping[str, str]) -> None:
         """Raise AddressNotAllowed, OriginNotAllowed, OriginRequired or CrossSiteRequest unless the
@@ -191,8 +244,7 @@ class Callers:
             if caller.key is None and rights.origins and "Sec-Fetch-Site" not in headers:
                 raise OriginRequired(record.name, f"The client '{record.name}'")
             return
-        origins = self._origins_of[rights.origins] if rights.origins else self._open.origins
-        if not origins.allow(origin) and not is_own_page(headers):
+        if not self._origins(rights).allow(origin) and not is_own_page(headers):
             raise OriginNotAllowed(origin, record.name if rights.origins else "")
 
     def public_url(self, caller: Caller, headers: Mapping[str, str]) -> str:
@@ -205,6 +257,12 @@ class Callers:
             headers.get("X-Forwarded-Proto"),
             headers.get("X-Forwarded-Host"),
         )
+
+
+def check_provider(record: Client, provider: str) -> None:
+    """Raise ProviderNotAllowed unless the record allows this provider."""
+    if record.rights.providers and provider not in record.rights.providers:
+        raise ProviderNotAllowed(record.name, provider)
 
 
 def _origins(patterns: tuple[str, ...]) -> Origins:

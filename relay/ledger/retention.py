@@ -1,4 +1,4 @@
-"""Delete old data: calls, bodies, counted objects, and sums by minute, hour and group.
+"""Delete old data: calls, bodies, counted objects, tickets, and sums by minute, hour and group.
 
 Owns when data is deleted, and that it is deleted in batches, so that a writer never waits long.
 """
@@ -20,6 +20,7 @@ from relay.ledger.changes import delete_on
 from relay.ledger.group_rollups import SPANS_S
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable
 from relay.storage.tables import bodies, booked, exchanges, group_rollups, group_values, rollups
+from relay.storage.tickets import TicketStore
 
 _DAY_S = 86400
 _MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * _DAY_S, 60 * _DAY_S
@@ -55,8 +56,8 @@ async def retention(database: Database, periods: Callable[[], Retention]) -> Non
 
 
 async def sweep(database: Database, periods: Retention) -> int:
-    """Delete a batch of old calls and bodies, and old sums; return how many calls and bodies were
-    deleted. Raises DatabaseUnavailable.
+    """Delete a batch of old calls, bodies and tickets, and old sums; return how many calls, bodies
+    and tickets were deleted. Raises DatabaseUnavailable.
     """
     now = time.time()
     async with database.writing() as connection:
@@ -73,7 +74,8 @@ async def sweep(database: Database, periods: Retention) -> int:
             await connection.execute(sa.delete(rollups).where(old))
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
         await _delete_groups(connection, now - periods.groups_s - _DAY_S)
-    return len(old_calls) + len(old_bodies)
+    old_tickets = await TicketStore(database).delete_expired(now)
+    return len(old_calls) + len(old_bodies) + old_tickets
 
 
 async def _delete_groups(connection: AsyncConnection, before_s: float) -> None:

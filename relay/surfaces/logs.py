@@ -141,7 +141,7 @@ async def patch_log(request: web.Request) -> web.Response:
     """
     database, _ = open_query(request)
     with client_errors():
-        fields = _checked_changes(await _json_object(request))
+        fields = _checked_changes(await json_object(request))
         is_changed = await changes.change(database, request.match_info["id"], **fields)
         if not is_changed:
             raise LogNotFound
@@ -251,7 +251,7 @@ def _lower_bound(name: str, text: str) -> int | float:
     return floor(number * 10**9) if name == "min_cost_usd" else floor(number)
 
 
-async def _json_object(request: web.Request) -> dict[str, Any]:
+async def json_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in the request body. Raises BadQuery, BadFraming, BodyTimeout."""
     pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
     body = b""

@@ -8,7 +8,7 @@ and connection probes; the 404 of a wrong base URL. rest.py and websocket.py han
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -162,17 +162,22 @@ class _ProviderSockets(_Calls):
     """A WebSocket; without an endpoint the provider's default realtime path."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if is_preflight(request):
+            return await self._cors.preflight(request)
         if not _wants_websocket(request):
-            self._check_session(request)
+            await self._check_session(request)
             raise UpgradeRequired
         return await relay_websocket(request, self._gateway, self._call(request))
 
-    def _check_session(self, request: web.Request) -> None:
-        """Raise for a plain GET the error that a handshake would get. Browsers hide why a handshake
-        failed: web/AIGatewayClient.js asks here.
+    async def _check_session(self, request: web.Request) -> None:
+        """Raise for a plain GET the error that a handshake would get, or that the handshake with
+        this ticket got. Browsers hide why a handshake failed: web/AIGatewayClient.js asks here.
         """
         gateway, call = self._gateway, self._call(request)
-        gateway.callers.authorize(call.caller, call.headers, call.provider)
+        if call.caller.ticket and (error := await gateway.tickets.refusal(call.caller.ticket)):
+            raise error
+        if not (call.caller.ticket and _is_of_own_page(call.headers)):
+            gateway.callers.authorize_session(call.caller, call.headers, call.provider)
         route = gateway.registry.match_websocket(call.provider, call.endpoint)
         check_socket(route)
         if (access := model_access(call.caller)) is not None:
@@ -183,3 +188,10 @@ class _ProviderSockets(_Calls):
 def _wants_websocket(request: web.Request) -> bool:
     upgrade = request.headers.get("Upgrade")
     return upgrade is not None and upgrade.strip().lower() == "websocket"
+
+
+def _is_of_own_page(headers: Mapping[str, str]) -> bool:
+    """True for a GET of a page of the relay's own origin: browsers send it without Origin, unlike
+    the handshake.
+    """
+    return "Origin" not in headers and headers.get("Sec-Fetch-Site", "").lower() == "same-origin"

@@ -11,15 +11,16 @@ from typing import Any
 import aiohttp
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.exchange import min_id_at
 from relay.ledger.queries import Filter, export
 from relay.ledger.retention import Retention, sweep
 from relay.storage.database import Database, DatabaseNewer, database_url
 from relay.storage.readers import QueryTooSlow
-from relay.storage.tables import exchanges, rollups, tags
+from relay.storage.tables import exchanges, rollups, tags, tickets
 from tests.conftest import StartRelay
-from tests.relays import HANG_GUARD_S, Relay, provider
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, provider
 from tests.upstream.raw import CLOSE, LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
 
 USAGE = b'{"model": "gpt-4o-mini", "usage": {"prompt_tokens": 1000, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 200}}}'
@@ -303,6 +304,24 @@ async def test_above_the_memory_limit_bodies_are_dropped_before_rows_and_the_sum
     assert (relay.gateway.ledger.lost.rows, relay.gateway.ledger.lost.bodies >= 3) == (3, True)
     _, _, body = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/usage")
     assert json.loads(body)["total"]["requests"] == 8
+
+
+async def test_old_tickets_are_deleted_with_the_old_rows(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+    document = {"database": database_setting, "clients": {"web": {"key": CLIENT_KEY}}}
+    relay = await start(document, openai=provider(raw.url, websocket={"default_path": "x"}))
+    url = f"{relay.url}/api/v1/ai-gateway/tickets"
+    for _ in range(2):
+        assert (await relay.call("POST", url, json={"provider": "openai"}, headers={"x-relay-key": CLIENT_KEY}))[0] == 201
+    database = relay.gateway.ledger.database
+    assert database is not None
+    first = sa.select(tickets.c.sha256).order_by(tickets.c.sha256).limit(1).scalar_subquery()
+
+    async def expire_one(connection: AsyncConnection) -> None:
+        await connection.execute(sa.update(tickets).where(tickets.c.sha256 == first).values(expires_s=1))
+
+    await database.change(expire_one)
+    assert await sweep(database, Retention(3600, 3600)) == 1
+    assert len(await database.rows(sa.select(tickets))) == 1
 
 
 async def test_old_rows_are_deleted_with_their_bodies_and_metadata_and_daily_sums_stay(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
