@@ -17,6 +17,8 @@ export interface AIGatewayChatProps {
   url?: string | undefined;
   /** A key of the relay's own. */
   token?: string | undefined;
+  /** A new ticket for every realtime session, as in AIGatewayClient.js. */
+  getTicket?: string | (() => string | { ticket: string } | Promise<string | { ticket: string }>) | undefined;
   /** The system prompt. */
   instructions?: string | undefined;
   /** The heading, and the name for screen readers. `Chat` */

@@ -211,7 +211,7 @@ async function copyText(text) {
  */
 function useConversation({
   mode: startMode = "chat", provider = "openai", model = "gpt-5-mini", realtimeModel, url, token,
-  instructions,
+  getTicket, instructions,
 }) {
   const [mode, setMode] = useState(startMode);
   const [messages, setMessages] = useState(/** @type {ChatMessage[]} */ ([]));
@@ -258,7 +258,7 @@ function useConversation({
     const session = { known: new Set(), answer: 0, stale: false, error: null };
     const show = (text) => { if (live.current === session) setStatus(text); };
     session.client = createOpenAIRealtimeClient({
-      provider, url, token, model: realtimeModel,
+      provider, url, token, getTicket, model: realtimeModel,
       onMessage: (event) => received(session, event),
       onReconnecting({ attempt }) {
         show(`Connection lost, reconnecting (attempt ${attempt})…`);

@@ -17,6 +17,8 @@ export type RelayErrorCode =
   | "client_key_invalid"
   | "client_key_expired"
   | "access_revoked"
+  | "ticket_invalid"
+  | "ticket_mismatch"
   | "provider_not_allowed"
   | "endpoint_not_allowed"
   | "model_not_allowed"
@@ -54,6 +56,7 @@ export type RelayErrorCode =
 /** What this client reports by itself; docs/browser.md lists them. */
 export type ClientErrorCode =
   | "aborted"
+  | "access_revoked"
   | "already_connected"
   | "closed"
   | "connect_failed"
@@ -149,6 +152,17 @@ export interface ReconnectOptions {
   capMs?: number | undefined;
 }
 
+/** What POST …/tickets answers. Its URL is used unless `url` is given. */
+export interface Ticket {
+  ticket: string;
+  /** Unix time in seconds. */
+  expires_at?: number | undefined;
+  websocket_url?: string | undefined;
+  subprotocols?: readonly string[] | undefined;
+  /** The same ticket as OpenAI's browser SDKs insist on it. */
+  openai_ticket?: string | undefined;
+}
+
 export interface SessionOptions<Incoming = any, Outgoing = string | object> {
   /** As in gateway.yaml. createOpenAIRealtimeClient and the other makers have a default. */
   provider?: string | undefined;
@@ -166,8 +180,11 @@ export interface SessionOptions<Incoming = any, Outgoing = string | object> {
   protocols?: readonly string[] | undefined;
   /** A key of the relay's own. It is sent as a subprotocol, never in the URL. */
   token?: string | undefined;
-  /** Called before every connection; its result replaces `token`. */
-  getTicket?: (() => string | Promise<string>) | undefined;
+  /**
+   * Replaces `token` with a new ticket for every connection: a function, or the URL of your backend,
+   * which is called with POST and answers with what the relay's POST …/tickets answered.
+   */
+  getTicket?: string | URL | (() => string | Ticket | Promise<string | Ticket>) | undefined;
   /** Ends the session for good. */
   signal?: AbortSignal | undefined;
   /** false: a lost connection ends the session. */

@@ -11,8 +11,8 @@ const CLOSES = {
   1001: ["going_away", true], 1002: ["protocol_error"], 1003: ["unsupported_data"],
   1006: ["connection_lost", true], 1007: ["not_utf8"], 1008: ["refused"],
   1009: ["message_too_large"], 1011: ["provider_lost", true], 1012: ["restarting", true],
-  1013: ["try_later", true], 1014: ["upstream_failed", true], 4408: ["idle_timeout"],
-  4409: ["session_too_long"],
+  1013: ["try_later", true], 1014: ["upstream_failed", true], 4401: ["access_revoked"],
+  4408: ["idle_timeout"], 4409: ["session_too_long"],
 };
 
 /** Every failure of this module. */
@@ -131,11 +131,12 @@ export class AIGatewaySession extends EventTarget {
   async #dial() {
     const { getTicket, token, protocols, connectTimeoutMs } = this.#options;
     const Socket = await constructor(this.#options.WebSocket);
-    const secret = getTicket ? await getTicket() : token;
+    const given = getTicket ? await ticketFrom(getTicket, this.#options.signal) : token;
     this.#check();
-    const url = sessionUrl(this.#options);
-    const secrets = secret ? [`cf-aig-authorization.${secret}`] : [];
-    const socket = new Socket(url, [...protocols, ...secrets]);
+    const { ticket: secret, websocket_url, subprotocols } = given?.ticket ? given : { ticket: given };
+    const url = sessionUrl(this.#options, websocket_url);
+    const secrets = subprotocols ?? (secret ? [`cf-aig-authorization.${secret}`] : []);
+    const socket = new Socket(url, [...new Set([...protocols, ...secrets])]);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.#received(data);
@@ -411,12 +412,25 @@ function origin(url) {
   return given.replace(/\/+$/, "").replace(/\/api\/v1\/ai-gateway$/, "");
 }
 
-/** @param {any} options */
-function sessionUrl({ url, provider, endpoint, model, query }) {
-  const base = new URL(origin(url).replace(/^http/, "ws"));
-  if (base.pathname === "/") {
-    base.pathname = `${API}/ws/${provider}${endpoint ? `/${endpoint}` : ""}`;
-  }
+/** @param {any} getTicket */
+async function ticketFrom(getTicket, signal) {
+  if (typeof getTicket === "function") return getTicket();
+  const init = { method: "POST", signal }; // with the cookies of the page's origin
+  /** @type {any} */
+  const response = await fetch(getTicket, init).catch((cause) => ({ status: 500, cause }));
+  const { ok, status, cause } = response;
+  if (ok) return response.json();
+  throw new AIGatewayError("connect_failed", `No ticket was given (${cause ?? status}).`, {
+    status: status === 429 || status > 499 ? 1013 : status, cause,
+  });
+}
+
+/** @param {any} options @param {string} [ticketUrl] */
+function sessionUrl({ url, provider, endpoint, model, query }, ticketUrl) {
+  const base = new URL(origin(url ?? ticketUrl).replace(/^http/, "ws"));
+  const tail = endpoint ? `/${endpoint}` : "";
+  if (base.pathname === "/") base.pathname = `${API}/ws/${provider}${tail}`;
+  else if (!url && base.pathname.endsWith(`/ws/${provider}`)) base.pathname += tail;
   const parameters = withoutUndefined({ model: model || undefined, ...query });
   for (const [name, value] of Object.entries(parameters)) base.searchParams.set(name, value);
   return base.href;

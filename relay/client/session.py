@@ -25,6 +25,7 @@ CLOSES = {
     1012: "restarting",
     1013: "try_later",
     1014: "upstream_failed",
+    4401: "access_revoked",
     4408: "idle_timeout",
     4409: "session_too_long",
 }

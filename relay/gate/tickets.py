@@ -158,7 +158,7 @@ class Tickets:
                 self._remember(digest, reason)
                 raise TicketInvalid(reason)
         except StoreUnavailable:
-            self._over.pop(digest, None)  # nobody knows whether it was redeemed
+            self._over.pop(digest, None)  # it may not have been redeemed
             raise
         redeemed = await self._allowed_by(row)
         if redeemed is None:

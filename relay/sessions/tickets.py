@@ -62,8 +62,8 @@ def session_rules(exchange: Exchange, rules: WebSocketRules) -> WebSocketRules:
     terms = exchange.request.caller.terms
     if terms is None or terms.max_session_s is None:
         return rules
-    own_s = terms.max_session_s
-    return replace(rules, max_session_s=min(own_s, rules.max_session_s or own_s))
+    most_s = terms.max_session_s
+    return replace(rules, max_session_s=min(most_s, rules.max_session_s or most_s))
 
 
 def limit_messages(exchange: Exchange, client: Leg) -> None:

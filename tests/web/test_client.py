@@ -6,12 +6,13 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
 from tests.conftest import StartRelay
 from tests.processes import ROOT, output
-from tests.relays import packaged_provider, provider
+from tests.relays import CLIENT_KEY, packaged_provider, provider
 from tests.sdk.test_node import need_packages
 from tests.upstream import media, vendors
 
@@ -27,6 +28,7 @@ class Scripted:
         self.openai: list[Any] = []
         self.drops = False
         self.cancelled = False
+        self.tickets = ""
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -38,6 +40,7 @@ class Scripted:
         app.router.add_get("/openai", self.report_openai)
         app.router.add_get("/cancelled", self.report_cancelled)
         app.router.add_get("/reset", self.reset)
+        app.router.add_post("/ticket", self.ticket)
         return app
 
     async def session(self, request: web.Request) -> web.StreamResponse:
@@ -93,12 +96,20 @@ class Scripted:
     async def report_cancelled(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"cancelled": self.cancelled})
 
+    async def ticket(self, request: web.Request) -> web.StreamResponse:
+        """The backend of an app: it gets a ticket for the provider in the query, or refuses."""
+        if status := request.query.get("status"):
+            return web.Response(status=int(status))
+        headers, wanted = {"Authorization": f"Bearer {CLIENT_KEY}"}, {"provider": request.query["provider"]}
+        async with aiohttp.ClientSession() as session, session.post(self.tickets, json=wanted, headers=headers) as answer:
+            return web.json_response(await answer.json())
+
     async def reset(self, request: web.Request) -> web.StreamResponse:
         self.drops = False
         return web.json_response({})
 
 
-async def test_the_tests_of_the_client_pass_with_a_real_relay(start: StartRelay, aiohttp_server: Any) -> None:
+async def test_the_tests_of_the_client_pass_with_a_real_relay(start: StartRelay, aiohttp_server: Any, sqlite_setting: str) -> None:
     need_packages(WEB)
     script = Scripted()
     scripted = str((await aiohttp_server(script.app())).make_url("/")).rstrip("/")
@@ -112,7 +123,9 @@ async def test_the_tests_of_the_client_pass_with_a_real_relay(start: StartRelay,
         "rest-only": provider(scripted),
         "unset": provider(scripted, "NOT_SET_KEY", websocket={"default_path": "session"}),
     }
-    relay = await start({"providers": entries})
+    clients = {"web": {"key": CLIENT_KEY, "origins": "https://app.example"}}
+    relay = await start({"providers": entries, "clients": clients, "database": sqlite_setting})
+    script.tickets = f"{relay.url}/api/v1/ai-gateway/tickets"
 
     class Live(list):  # type: ignore[type-arg]
         """Passes the messages that the OpenAI stand-in receives to the scripted provider."""
@@ -123,4 +136,4 @@ async def test_the_tests_of_the_client_pass_with_a_real_relay(start: StartRelay,
 
     live: Any = Live()
     openai._state[vendors.SEEN] = live
-    await output("node_modules/.bin/vitest", "run", cwd=WEB, env={"RELAY_URL": relay.url})
+    await output("node_modules/.bin/vitest", "run", cwd=WEB, env={"RELAY_URL": relay.url, "BACKEND_URL": scripted})

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { gzipSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
+import { WebSocket as NodeSocket } from "ws";
 import {
   AIGatewayError, aiGateway, createAIGateway, createAIGatewayClient, createCartesiaClient, createElevenLabsClient, createFalClient,
   createGeminiLiveClient, createOpenAIRealtimeClient,
@@ -272,6 +273,94 @@ describe("handshakes that are refused say why", () => {
     const client = createAIGatewayClient({ ...options, onError: (error) => errors.push(error) });
     await expect(client.connect()).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
     expect(errors).toHaveLength(1);
+    expect(client.state).toBe("closed");
+  });
+});
+
+describe("tickets", () => {
+  /** A browser's WebSocket sends the page's origin; Node's does not. */
+  class PageSocket extends NodeSocket {
+    constructor(url, protocols) { super(url, protocols, { origin: "https://app.example" }); used.push({ url, protocols }); }
+  }
+  const used = [];
+  const backend = `${process.env.BACKEND_URL}/ticket`;
+  const ask = async (provider) => (await fetch(`${backend}?provider=${provider}`, { method: "POST" })).json();
+  const inPage = (options) => { used.length = 0; return scripted({ WebSocket: PageSocket, ...options }); };
+
+  test("the URL of a backend gives a new one for each connection", async () => {
+    const client = inPage({ getTicket: `${backend}?provider=scripted` });
+    await client.connect();
+    const restored = next(client, "reconnected");
+    client.send({ do: "drop" });
+    await restored;
+    client.send({ n: 1 });
+    expect(await until(client, (message) => message.n === 1)).toEqual({ n: 1 });
+    const tickets = used.map(({ protocols }) => protocols[0]);
+    expect(tickets.map((ticket) => /^cf-aig-authorization\.rt_.{32}$/.test(ticket))).toEqual([true, true]);
+    expect(tickets[0]).not.toBe(tickets[1]);
+    client.disconnect();
+  });
+
+  test("a function may return the ticket, or the whole answer, whose URL and subprotocols are used", async () => {
+    for (const getTicket of [async () => (await ask("scripted")).ticket, () => ask("scripted")]) {
+      const client = inPage({ getTicket, query: { a: "b" } });
+      await client.connect();
+      client.send({ do: "query" });
+      expect(await until(client, (message) => message.query)).toEqual({ query: "a=b" });
+      client.disconnect();
+    }
+    const answer = { ticket: "unused", websocket_url: "wss://relay.example/api/v1/ai-gateway/ws/scripted", subprotocols: ["x", "y"] };
+    const given = [];
+    class Recorder extends EventTarget { constructor(...all) { super(); given.push(all); setTimeout(() => this.onclose({ code: 1006 })); } close() {} }
+    for (const options of [{}, { endpoint: "a/b", protocols: ["x", "z"] }, { url: "https://other.example" }]) {
+      await createAIGatewayClient({ provider: "scripted", getTicket: () => answer, WebSocket: Recorder, ...options }).connect().catch(() => {});
+    }
+    expect(given).toEqual([
+      [answer.websocket_url, ["x", "y"]],
+      [`${answer.websocket_url}/a/b`, ["x", "z", "y"]],
+      ["wss://other.example/api/v1/ai-gateway/ws/scripted", ["x", "y"]],
+    ]);
+  });
+
+  test("OpenAI's client and its answer name `realtime` once", async () => {
+    const client = createOpenAIRealtimeClient({ WebSocket: PageSocket, getTicket: `${backend}?provider=openai` });
+    used.length = 0;
+    await client.connect();
+    client.disconnect();
+    expect(used[0].protocols).toEqual(["realtime", expect.stringMatching(/^cf-aig-authorization\.rt_/)]);
+  });
+
+  test("a refused handshake says why, although the ticket is used up", async () => {
+    const client = inPage({ getTicket: async () => (await ask("openai")).ticket });
+    await expect(client.connect()).rejects.toMatchObject({ code: "ticket_mismatch", status: 403, source: "relay", message: expect.stringMatching(/for the provider 'openai'/) });
+    const { ticket } = await ask("scripted");
+    const first = inPage({ getTicket: () => ticket });
+    await first.connect();
+    await expect(inPage({ getTicket: () => ticket }).connect()).rejects.toMatchObject({ code: "ticket_invalid", message: expect.stringMatching(/used already/) });
+    first.disconnect();
+    await expect(scripted({ getTicket: async () => (await ask("scripted")).ticket }).connect()).rejects.toMatchObject({ code: "origin_required" });
+    await expect(inPage({ endpoint: "refuses", getTicket: async () => (await ask("scripted")).ticket }).connect()).rejects.toMatchObject({ code: "handshake_refused", status: 403 });
+  });
+
+  test.each([[401, 401], [503, 1013], [429, 1013]])("a backend that answers %i gives no ticket", async (answered, status) => {
+    await expect(inPage({ getTicket: `${backend}?status=${answered}` }).connect()).rejects.toMatchObject({ code: "connect_failed", status });
+    expect(used).toEqual([]);
+  });
+
+  test("a session goes on trying while the backend cannot be reached, and not after it says no", async () => {
+    let asked = 0;
+    const urls = [`${backend}?provider=scripted`, "http://127.0.0.1:9", `${backend}?status=500`, `${backend}?provider=scripted`];
+    // A URL is read anew for each connection, so this one can change.
+    const client = inPage({ getTicket: { toString: () => urls[asked++] } });
+    await client.connect();
+    const restored = next(client, "reconnected");
+    client.send({ do: "drop" });
+    await restored;
+    expect(asked).toBe(4);
+    urls.push(`${backend}?status=403`);
+    const ended = next(client, "error");
+    client.send({ do: "drop" });
+    expect((await ended).error).toMatchObject({ code: "connect_failed", status: 403 });
     expect(client.state).toBe("closed");
   });
 });

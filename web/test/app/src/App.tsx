@@ -3,7 +3,7 @@
 import AIGatewayChat, { type AIGatewayChatProps } from "./components/AIGatewayChat";
 
 const optional: { token?: string } = {};
-const props: AIGatewayChatProps = { mode: "realtime", theme: "dark", token: optional.token };
+const props: AIGatewayChatProps = { mode: "realtime", theme: "dark", token: optional.token, getTicket: "/ticket" };
 
 export function App() {
   return (

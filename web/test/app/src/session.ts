@@ -12,13 +12,23 @@ import {
   createOpenAIRealtimeClient,
   type RelayErrorCode,
   type SSEvent,
+  type SessionOptions,
   type SessionState,
+  type Ticket,
 } from "./utils/AIGatewayClient";
 
 type Equal<A, B> =
   (<T>() => T extends A ? 1 : 2) extends (<T>() => T extends B ? 1 : 2) ? true : false;
 /** Compiles for `true` only: holds<Equal<A, B>>(). */
 const holds = <Condition extends true>(condition?: Condition): void => void condition;
+
+/** The ways to give a page its tickets. */
+export const getTickets: SessionOptions["getTicket"][] = [
+  "/ticket",
+  new URL("https://app.example.com/ticket"),
+  () => "rt_ticket",
+  async () => (await (await fetch("/ticket", { method: "POST" })).json()) as Ticket,
+];
 
 export async function talk(token: string | undefined): Promise<string> {
   const client = createOpenAIRealtimeClient({
