@@ -31,14 +31,14 @@ from relay.client.errors import (
     SessionClosed,
     UpstreamFailed,
 )
-from relay.client.gateway import AIGateway
+from relay.client.gateway import AIGateway, Ticket, TicketTerms
 from relay.client.session import Session
 from relay.core.sse import Event
 
 __all__ = [
     "AIGateway", "AIGatewayError", "Answer", "Call", "Event", "ProviderError", "RelayFailed",
-    "RelayUnreachable", "RequestRefused", "Session", "SessionClosed", "Stream", "UpstreamFailed",
-    "aiGateway",
+    "RelayUnreachable", "RequestRefused", "Session", "SessionClosed", "Stream", "Ticket",
+    "TicketTerms", "UpstreamFailed", "aiGateway",
 ]  # fmt: skip
 
 aiGateway = AIGateway()

@@ -1,4 +1,4 @@
-"""Connect to the relay, and make calls: `request`, `stream` and `connect`.
+"""Connect to the relay, and make calls: `request`, `stream`, `connect` and `ticket`.
 
 Owns the relay's URL, the connection pool, and the event loop to which they belong. answers.py,
 session.py and errors.py have the results of calls, inprocess.py a relay within this process.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,30 @@ class Realtime(TypedDict, total=False):
     query: Mapping[str, str]
     headers: Mapping[str, str]
     protocols: Sequence[str]
+
+
+class TicketTerms(TypedDict, total=False):
+    """What a web page may do with a ticket: open one session."""
+
+    provider: Required[str]
+    endpoint: str
+    """The beginning of the endpoint, in whole segments; empty: any."""
+    models: Sequence[str]
+    origin: str
+    max_session_s: float
+    max_messages: int
+
+
+class Ticket(TypedDict, total=False):
+    """A ticket, as the relay answers and the page needs it: pass all of it on."""
+
+    ticket: Required[str]
+    expires_at: Required[int]
+    """Unix time."""
+    websocket_url: Required[str]
+    subprotocols: Required[list[str]]
+    openai_ticket: str
+    """The ticket in the form that OpenAI's browser SDKs insist on."""
 
 
 class AIGateway:
@@ -109,6 +134,22 @@ class AIGateway:
         url = _url(self.url, "providers", call["provider"], call["endpoint"])
         with _raise_if_closed(session):
             return await session.request(**options(call, url))
+
+    async def ticket(self, **terms: Unpack[TicketTerms]) -> Ticket:
+        """Get a ticket, with which a web page opens one session. The relay must know this client by
+        its key: `AIGateway(headers={"x-relay-key": KEY})`. Raises AIGatewayError.
+        """
+        session = await self._ready()
+        try:
+            with _raise_if_closed(session):
+                async with session.post(f"{self.url}{API}/tickets", json=terms) as response:
+                    body = await response.read()
+        except aiohttp.ClientError as error:
+            raise unreachable(error) from error
+        if response.status != 201:
+            raise error_of(response.status, response.headers, body)
+        ticket: Ticket = json.loads(body)
+        return ticket
 
     def connect(self, **session: Unpack[Realtime]) -> Connecting:
         """Open a WebSocket session: `async with gateway.connect(…) as session`, or `await` it.

@@ -27,7 +27,7 @@ from relay.core.sse import Event, EventParser
 from relay.registry.load import ConfigError
 from relay.websocket import draining
 from tests.conftest import StartRelay, Vendors
-from tests.relays import HANG_GUARD_S, Relay, provider, write_config
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, Relay, provider, write_config
 from tests.upstream.raw import SSE_HEAD, RawUpstream, chunk, gated_events, ok
 
 CHAT = {"model": "gpt-5", "messages": [{"role": "user", "content": "hi"}]}
@@ -193,6 +193,20 @@ async def test_a_close_by_the_relay_is_raised_with_its_reason(relay: Relay) -> N
 
 
 # Start and end ------------------------------------------------------------------------------------
+
+
+async def test_a_backend_gets_a_ticket_for_a_page(start: StartRelay, vendors: Vendors, sqlite_setting: str) -> None:
+    page = "https://app.example"
+    clients = {"web": {"key": CLIENT_KEY, "providers": "openai", "origins": page}}
+    relay = await start({"clients": clients, "database": sqlite_setting, "providers": vendors.entries()})
+    async with AIGateway(relay.url, headers={"x-relay-key": CLIENT_KEY}) as gateway:
+        ticket = await gateway.ticket(provider="openai", models=["gpt-realtime*"], origin=page, max_messages=10)
+        assert ticket["openai_ticket"] == f"ek_{ticket['ticket']}"
+        with pytest.raises(RequestRefused) as refused:
+            await gateway.ticket(provider="elevenlabs")
+    assert (refused.value.code, refused.value.status) == ("provider_not_allowed", 403)
+    async with relay.client.ws_connect(ticket["websocket_url"], protocols=ticket["subprotocols"], headers={"Origin": page}) as socket:
+        assert (await socket.receive_json())["type"] == "session.created"
 
 
 async def test_the_default_client_uses_relay_url(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
