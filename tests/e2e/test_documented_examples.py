@@ -1,19 +1,29 @@
-"""Examples from the pages of users, unchanged, in a real Chromium through nginx."""
+"""Examples from the pages of users, unchanged, in a real Chromium through nginx; and the backends
+that get tickets for such pages.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from tests.browser import IN_SESSION_LOOP, _function_scoped_runner, opened  # noqa: F401
 from tests.conftest import StartRelay, Vendors
 from tests.nginx import Nginx
-from tests.processes import ROOT
-from tests.relays import CLIENT_KEY, KEYS, Relay
+from tests.processes import ROOT, free_port
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, KEYS, Relay, canary
+from tests.tools import need
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -146,3 +156,60 @@ async def test_a_page_of_another_origin_is_refused_with_an_error(stage: Stage) -
     )
     assert message == ["connect_failed", "The relay cannot be reached, or does not allow this page's origin.", "relay_unreachable"]
     assert not stage.vendors.seen("openai")
+
+
+# --- the backends that get tickets (docs/browser.md)
+
+APP_KEY, PAGE = canary("client-key"), "https://app.example.com"
+
+
+async def _relay_of_app(start: StartRelay, vendors: Vendors, database: str) -> Relay:
+    clients = {"app": {"key": APP_KEY, "providers": ["openai"], "origins": [PAGE]}}
+    return await start({"clients": clients, "database": database, "providers": vendors.entries()})
+
+
+async def _check_backend(relay: Relay, url: str) -> None:
+    """Check that the endpoint of a backend gives a ticket that opens a session."""
+    status, _, body = await relay.call("POST", f"{url}/ticket")
+    assert status == 200 or status == 201, body
+    answer = json.loads(body)
+    async with relay.client.ws_connect(answer["websocket_url"], protocols=answer["subprotocols"], headers={"Origin": PAGE}) as socket:
+        assert (await socket.receive_json())["type"] == "session.created"
+
+
+def _block(language: str, about: str) -> str:
+    text = (ROOT / "docs/browser.md").read_text()
+    [found] = [each for each in re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if about in each]
+    return str(found)
+
+
+async def test_the_aiohttp_backend_gets_tickets(start: StartRelay, vendors: Vendors, sqlite_setting: str, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = await _relay_of_app(start, vendors, sqlite_setting)
+    monkeypatch.setenv("RELAY_URL", relay.url)
+    monkeypatch.setenv("APP_KEY", APP_KEY)
+    names: dict[str, Any] = {}
+    exec(compile(_block("python", "add_post"), "docs/browser.md", "exec"), names)
+    server = await aiohttp_server(names["app"])
+    await _check_backend(relay, str(server.make_url("")).rstrip("/"))
+
+
+async def test_the_node_backend_gets_tickets(start: StartRelay, vendors: Vendors, sqlite_setting: str, tmp_path: Path) -> None:
+    need("node")
+    relay, port = await _relay_of_app(start, vendors, sqlite_setting), free_port()
+    (tmp_path / "backend.mjs").write_text(_block("js", "createServer"))
+    env = {"PATH": os.environ["PATH"], "RELAY_URL": relay.url, "APP_KEY": APP_KEY, "PORT": str(port)}
+    process = await asyncio.create_subprocess_exec("node", str(tmp_path / "backend.mjs"), env=env)
+    try:
+        async with asyncio.timeout(HANG_GUARD_S):
+            while True:
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    await _check_backend(relay, f"http://127.0.0.1:{port}")
+                    break
+                await asyncio.sleep(0.02)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_fastapi_backend_is_valid_python() -> None:
+    compile(_block("python", "FastAPI"), "docs/browser.md", "exec")
