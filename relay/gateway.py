@@ -36,6 +36,7 @@ from relay.gate.access import OpenAccess, Origins
 from relay.gate.identify import Callers, Proxies
 from relay.gate.keys import ClientKeys
 from relay.gate.limits import LimitCounts, Limits
+from relay.gate.management import Management
 from relay.gate.tickets import Tickets
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
@@ -104,6 +105,8 @@ class Gateway:
         self.mounted = False
         """True in a host application, whose server (with aiohttp's defaults) decompresses request
         bodies and does not cancel the handler of a client that disconnected."""
+        self.has_admin_listener = False
+        """True if management has a listener of its own (server/worker.py)."""
         self.started_with = config
         self.reload: Callable[[], Awaitable[Reloaded]] | None = None
         """Reloads the configuration in all processes."""
@@ -261,6 +264,11 @@ class Gateway:
         self.callers = Callers(
             Proxies(server.trusted_proxies), self.access, server.public_url, self.keys, time.time
         )
+        tokens = config.settings.access
+        self.management = Management(
+            {"admin": tokens.admin_token, "read": tokens.read_token}, self.keys
+        )
+        self.keys.management = self.management.digests
         self.limits = self._make_limits(config.limits) if config.limits else None
         self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
         if self.metrics is not None:

@@ -18,6 +18,7 @@ from relay.core.errors import RelayError
 _Format = Callable[[RelayError, str], dict[str, Any]]
 _SocketEvent = Callable[[RelayError, str, str], dict[str, Any]]
 
+CHALLENGE = 'Bearer realm="AI gateway relay"'
 _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 429: "rate_limit_error",
@@ -53,8 +54,12 @@ def socket_event(error: RelayError, format_: str, endpoint: str, request_id: str
 
 
 def error_headers(error: RelayError) -> dict[str, str]:
-    """Return the headers of `error`: its code, its source, and whether an SDK should retry."""
+    """Return the headers of `error`: its code, its source, and whether an SDK should retry; with a
+    401 the challenge that RFC 9110 (15.5.2) requires.
+    """
     headers = {"x-relay-error": error.code, "x-relay-error-source": "relay"}
+    if error.status == 401:
+        headers["www-authenticate"] = CHALLENGE
     if not error.retryable:
         headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:

@@ -219,6 +219,35 @@ class ManagementNotLocal(RelayError, code="management_not_local", status=403):
     template = "Management is available from this machine only, and {reason}."
 
 
+@dataclass(eq=False)
+class ManagementDenied(RelayError, code="management_denied", status=401):
+    """Management needs a token, and the request has none, or a wrong one."""
+
+    reason: str
+
+    template = "{reason}"
+
+
+class ManagementForbidden(ManagementDenied, status=403):
+    """The request has a client's key in place of the token, or the token allows less; or a call has
+    a token of management in place of a client's key.
+    """
+
+
+@dataclass(eq=False)
+class TooManyAttempts(RelayError, code="too_many_attempts", status=429):
+    """This address sent many wrong keys, tickets or tokens in the last minute."""
+
+    retry_after_s: float
+
+    @property
+    def message(self) -> str:
+        return (
+            "Too many wrong keys or tokens came from this address, and this one is wrong too. Try"
+            f" again in {ceil(self.retry_after_s)} s with a valid one."
+        )
+
+
 class ClientKeyMissing(RelayError, code="client_key_missing", status=401):
     """Access is required, and the call has no key of the relay."""
 

@@ -36,6 +36,9 @@ Surface = Literal["native"]
 """The form of the URL that the client called (surfaces/)."""
 OutcomeName = Literal["relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
+Unknown = Literal["", "key", "management", "other"]
+"""What is no client's key: an unknown `key` of the relay's form, a token of `management`, or any
+`other` text, such as a provider's key."""
 _NO_METADATA: Mapping[str, str | int | float | bool] = MappingProxyType({})
 
 
@@ -92,9 +95,8 @@ class Caller(msgspec.Struct, frozen=True):
     access is open, and for a caller that is refused."""
     key: ClientKey | None = None
     """The key by which the client was recognized."""
-    unknown: Literal["", "key", "other"] = ""
-    """Whether it sent something in the place of a key that the relay does not know: a `key` of the
-    relay's form, or any `other` text."""
+    unknown: Unknown = ""
+    """What it sent in the place of a key, if that is none."""
     ticket: str = ""
     """The ticket of a WebSocket handshake, until it is redeemed."""
     terms: TicketTerms | None = None

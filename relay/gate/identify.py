@@ -23,13 +23,14 @@ from relay.core.errors import (
     ClientKeyExpired,
     ClientKeyInvalid,
     ClientKeyMissing,
+    ManagementForbidden,
     OriginNotAllowed,
     OriginRequired,
     ProviderNotAllowed,
     TicketInvalid,
     TicketMismatch,
 )
-from relay.core.exchange import Caller
+from relay.core.exchange import Caller, Unknown
 from relay.core.memo import BoundedMemo
 from relay.core.paths import cut_values
 from relay.core.provider import Provider
@@ -39,6 +40,10 @@ from relay.gate.keys import ClientKeys
 
 _MAX_PEERS = 256
 _MAX_ORIGIN_LISTS = 1024
+_OF_MANAGEMENT = (
+    "This is a token of the relay's management, which opens no call. Use a client's key."
+)
+_NO_SESSION = "it opens a WebSocket session; any other request needs a client key"
 _NO_SECRETS: frozenset[str] = frozenset()
 
 
@@ -105,13 +110,14 @@ class Callers:
         if sent.subprotocols:
             rules = provider.websocket_rules if provider is not None else None
             offered = sort(sent.subprotocols, rules.subprotocols if rules else {}).credentials
-        key, ticket, unknown = None, "", ""
+        key, ticket = None, ""
+        unknown: Unknown = ""
         for secret in presented(headers, sent.query, names, own, offered):
             if (key := keys.find(secret)) is not None:
                 break
             if not ticket:
                 ticket = ticket_of(secret)
-            unknown = "key" if is_relay_secret(secret) or unknown == "key" else "other"
+            unknown = _unknown(secret, unknown, keys)
         query = cut_values(sent.query, self._is_ours) if sent.query else ""
         if key is not None:
             record = key.client
@@ -123,23 +129,22 @@ class Callers:
         elif unknown or keys.anonymous is not None:
             caller = self._keyless(caller, unknown)
         secrets = _NO_SECRETS
-        if provider is not None and provider.accepts_client_keys and len(keys):
+        if provider is not None and provider.accepts_client_keys and keys.knows_any:
             all_ = presented(headers, query, names, own, offered)
-            secrets = frozenset(secret for secret in all_ if keys.find(secret) is not None)
+            secrets = frozenset(secret for secret in all_ if keys.is_ours(secret))
         return Identified(caller, query, secrets)
 
     def _is_ours(self, text: str) -> bool:
-        return is_relay_secret(text) or self._keys.find(text) is not None
+        return is_relay_secret(text) or self._keys.is_ours(text)
 
-    def _keyless(self, caller: Caller, unknown: str) -> Caller:
+    def _keyless(self, caller: Caller, unknown: Unknown) -> Caller:
         """Return the caller of a request without a known key."""
         record = self._keys.anonymous
-        if unknown == "key" or (unknown and self._is_required):
+        if unknown in ("key", "management") or (unknown and self._is_required):
             record = None
         return Caller(
             record.name if record is not None else caller.client,
-            caller.peer, caller.scheme, caller.address, record,
-            unknown=unknown,  # type: ignore[arg-type]
+            caller.peer, caller.scheme, caller.address, record, unknown=unknown,
         )  # fmt: skip
 
     def authorize(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
@@ -153,16 +158,16 @@ class Callers:
         if key is not None:
             self._check_key(key)
         elif caller.ticket:
-            raise TicketInvalid(
-                "it opens a WebSocket session; any other request needs a client key"
-            )
+            raise self._keys.wrong_tries.refusal(caller.address, TicketInvalid(_NO_SESSION))
+        elif caller.unknown == "management":
+            raise ManagementForbidden(_OF_MANAGEMENT)
         elif caller.unknown == "key":
             self._keys.require_fresh()
-            raise ClientKeyInvalid
+            raise self._keys.wrong_tries.refusal(caller.address, ClientKeyInvalid())
         else:
             if self._is_required:
                 if caller.unknown:
-                    raise ClientKeyInvalid
+                    raise self._keys.wrong_tries.refusal(caller.address, ClientKeyInvalid())
                 if record is None:
                     raise ClientKeyMissing
             else:
@@ -192,9 +197,11 @@ class Callers:
         record does not allow this request, whatever the mode of access.
         """
         if caller.key is None:
-            if caller.ticket or caller.unknown == "key":
+            if caller.ticket or caller.unknown in ("key", "management"):
                 self.authorize(caller, headers, "")
-            raise ClientKeyInvalid if caller.unknown else ClientKeyMissing
+            if caller.unknown:
+                raise self._keys.wrong_tries.refusal(caller.address, ClientKeyInvalid())
+            raise ClientKeyMissing
         self._check_key(caller.key)
         self.check_record(caller.key.client, caller, headers)
         return caller.key
@@ -263,6 +270,15 @@ def check_provider(record: Client, provider: str) -> None:
     """Raise ProviderNotAllowed unless the record allows this provider."""
     if record.rights.providers and provider not in record.rights.providers:
         raise ProviderNotAllowed(record.name, provider)
+
+
+def _unknown(secret: str, before: Unknown, keys: ClientKeys) -> Unknown:
+    """Return what a caller sent in the places of keys that is none: `secret`, after `before`."""
+    if keys.is_management(secret):
+        return "management"
+    if before in ("key", "management"):
+        return before
+    return "key" if is_relay_secret(secret) else "other"
 
 
 def _origins(patterns: tuple[str, ...]) -> Origins:

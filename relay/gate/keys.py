@@ -12,6 +12,7 @@ from hashlib import sha256
 from relay.core.access import Client, ClientKey, Rights, StoredKey
 from relay.core.errors import StoreUnavailable
 from relay.gate.access import Origins
+from relay.gate.wrong_tries import WrongTries
 from relay.registry.clients import Clients
 
 MAX_AGE_S = 5.0
@@ -23,7 +24,10 @@ class ClientKeys:
     methods that change something, the changes of the database.
     """
 
-    __slots__ = ("_clients", "_clock", "_configured", "_read_s", "_stored", "has_store", "origins")
+    __slots__ = (
+        "_clients", "_clock", "_configured", "_read_s", "_stored", "has_store", "management",
+        "origins", "wrong_tries",
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -33,7 +37,10 @@ class ClientKeys:
         self._read_s: float | None = None
         self.has_store = False
         """True if there is a database, which may have keys."""
+        self.management: frozenset[bytes] = frozenset()
+        """The SHA-256 of the tokens of management, which are no keys of clients."""
         self.origins = OriginUnion()
+        self.wrong_tries = WrongTries(clock)
 
     @property
     def anonymous(self) -> Client | None:
@@ -71,6 +78,11 @@ class ClientKeys:
         """Note that the copy was compared with the database just now."""
         self._read_s = self._clock()
 
+    @property
+    def knows_any(self) -> bool:
+        """True if there is a secret of the relay that may have any form."""
+        return bool(self._configured.keys or self._stored or self.management)
+
     def __len__(self) -> int:
         return len(self._configured.keys) + len(self._stored)
 
@@ -82,7 +94,7 @@ class ClientKeys:
         """Return the key that is this text; None if it is not known."""
         if not self._stored and not self._configured.keys:
             return None
-        return self.by_digest(sha256(secret.encode("utf-8", "surrogateescape")).digest())
+        return self.by_digest(digest_of(secret))
 
     def by_digest(self, digest: bytes) -> ClientKey | None:
         """Return the key with this SHA-256; one of gateway.yaml wins. None if it is not known, or
@@ -103,6 +115,17 @@ class ClientKeys:
         now = self.by_digest(key.digest)
         return now is not None and (now.expires_s is None or now.expires_s > now_s)
 
+    def is_management(self, secret: str) -> bool:
+        """True for a token of management. It opens no call, and never goes to a provider."""
+        return bool(self.management) and digest_of(secret) in self.management
+
+    def is_ours(self, secret: str) -> bool:
+        """True for a key of a client or a token of management: no provider may get it."""
+        return self.knows_any and self._knows(digest_of(secret))
+
+    def _knows(self, digest: bytes) -> bool:
+        return digest in self.management or self.by_digest(digest) is not None
+
     def require_fresh(self) -> None:
         """Raise StoreUnavailable if the database could not be read for MAX_AGE_S: a key may have
         been revoked since.
@@ -113,6 +136,11 @@ class ClientKeys:
 
     def __repr__(self) -> str:
         return f"<ClientKeys {len(self)}>"
+
+
+def digest_of(secret: str) -> bytes:
+    """Return the SHA-256 of a secret, by which it is known."""
+    return sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 class OriginUnion:

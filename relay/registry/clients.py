@@ -60,6 +60,7 @@ def build_clients(settings: GatewayFile, providers: Collection[str], document: D
                 document.add_problem(where, f"a key of the client '{other}' is the same")
             expires = int(expires_s) if expires_s is not None else None
             keys[digest] = ClientKey(f"{name}/{number}", digest, client, expires)
+    _check_tokens(settings, keys, document)
     anonymous = settings.access.anonymous
     if anonymous is not None and anonymous not in clients:
         hint = hint_at_nearest(anonymous, clients)
@@ -70,6 +71,19 @@ def build_clients(settings: GatewayFile, providers: Collection[str], document: D
             "no call is possible: `clients` has no key, and there is no database",
         )
     return Clients(clients, keys, clients.get(anonymous or ""))
+
+
+def _check_tokens(
+    settings: GatewayFile, keys: Mapping[bytes, ClientKey], document: Document
+) -> None:
+    """Add a problem for a token of management that is a client's key, or both tokens."""
+    tokens = {name: getattr(settings.access, name) for name in ("admin_token", "read_token")}
+    for name, token in tokens.items():
+        if token and (key := keys.get(sha256(token.encode()).digest())) is not None:
+            text = f"is a key of the client '{key.client.name}': management has tokens of its own"
+            document.add_problem(("access", name), text)
+    if tokens["admin_token"] and tokens["admin_token"] == tokens["read_token"]:
+        document.add_problem(("access", "read_token"), "should differ from admin_token")
 
 
 def _check(

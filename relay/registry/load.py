@@ -91,6 +91,7 @@ class Config:
         """Every key, token and password in a URL, to be redacted in everything logged or stored."""
         settings = self.settings
         found = {settings.cloudflare.api_key, *settings.tracing.headers.values()}
+        found |= {settings.access.admin_token, settings.access.read_token}
         found |= {key for client in settings.clients.values() for key in client.key}
         urls = [settings.redis.url, settings.database]
         for provider in self.registry.providers.values():

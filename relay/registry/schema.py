@@ -47,6 +47,9 @@ _A_CLIENT_KEY = (
     "should have 16 to 512 visible ASCII characters and not begin with rt_: make one with"
     " `openssl rand -hex 24`"
 )
+_ADVICE = ": make one with `openssl rand -hex 24`"
+_NOT_FIT = "should have 16 to 512 visible ASCII characters and not begin with rk_ or rt_" + _ADVICE
+_MIN_DIFFERENT_CHARS = 8
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 _AN_ORIGIN = (
     "should be an origin such as https://app.example.com, https://*.example.com or"
@@ -359,6 +362,14 @@ class ClientEntry(ClientRecord):
     )
 
 
+def _management_token(value: str) -> str:
+    if value and (not _CLIENT_KEY.match(value) or value.startswith("rk_")):
+        raise PydanticCustomError("management_token", _NOT_FIT)
+    if value and len(set(value)) < _MIN_DIFFERENT_CHARS:
+        raise PydanticCustomError("management_token", "is too easy to guess" + _ADVICE)
+    return value
+
+
 class Access(Section):
     mode: Literal["open", "required"] = Field(
         "open",
@@ -366,6 +377,14 @@ class Access(Section):
     )
     anonymous: str | None = Field(
         None, description="Client of `clients` whose record holds for calls without a key."
+    )
+    admin_token: Annotated[str, AfterValidator(_management_token)] = Field(
+        "",
+        repr=False,
+        description="Token that may read and change everything under management; empty: none, and management is for local callers.",
+    )
+    read_token: Annotated[str, AfterValidator(_management_token)] = Field(
+        "", repr=False, description="Token that may only read there; empty: none."
     )
 
 

@@ -1,6 +1,6 @@
 """Management over HTTP: GET …/providers, POST …/providers/reload and DELETE …/cache.
 
-Owns the queries and responses of these. They are for local administrators only (gate/access.py).
+Owns the queries and responses of these. management.py decides who may.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from relay.core.errors import BadRequest
 from relay.core.numbers import whole_number
 from relay.core.provider import Provider
 from relay.core.text import clean
-from relay.gate.access import require_local
 from relay.gateway import GATEWAY
+from relay.surfaces.management import authorize
 from relay.upstream.health import Health
 
 BESIDE_CALLS = frozenset({"reload"})
@@ -35,7 +35,7 @@ async def providers(request: web.Request) -> web.Response:
     """200 with every provider: how it is reached, which variables it lacks (their names, never
     values), and the health of its targets and keys.
     """
-    require_local(request.remote, request.headers)
+    authorize(request)
     gateway = request.app[GATEWAY]
     known = gateway.registry.providers.values()
     health = gateway.attempts.health
@@ -49,7 +49,7 @@ async def reload(request: web.Request) -> web.Response:
     Raises ConfigInvalid (422) with every problem, and the old configuration stays in force;
     WorkersIncomplete (503) with the workers that did not take the new one.
     """
-    require_local(request.remote, request.headers)
+    authorize(request)
     gateway = request.app[GATEWAY]
     assert gateway.reload is not None
     result = await gateway.reload()
@@ -63,7 +63,7 @@ async def purge(request: web.Request) -> web.Response:
 
     Raises BadRequest, StoreUnavailable.
     """
-    require_local(request.remote, request.headers)
+    authorize(request)
     gateway, query = request.app[GATEWAY], request.query
     if unknown := set(query) - {"key", "provider", "older_than_s"}:
         raise BadRequest(f"unknown parameter '{clean(min(unknown), 40)}'")

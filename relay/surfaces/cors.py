@@ -18,7 +18,7 @@ from aiohttp_cors.abc import AbstractRouterAdapter
 from relay.gateway import Gateway
 
 EXPOSED = (
-    "x-request-id", "retry-after", "server-timing", "x-should-retry",
+    "x-request-id", "retry-after", "server-timing", "x-should-retry", "www-authenticate",
     "x-relay-error", "x-relay-error-source", "x-relay-cache-key", "age",
     "cf-aig-log-id", "cf-aig-event-id", "cf-aig-request-id", "cf-aig-cache-status", "cf-aig-step",
     "cf-aig-model", "cf-aig-provider",

@@ -1,20 +1,22 @@
 """Health and metrics: `/healthz` (the process runs), `/readyz` (it accepts calls), `/version`,
 `/metrics`.
 
-Owns their responses. The first three are for load balancers: any Host, no access check. `/metrics`
-is for Prometheus, and checked like a call; ledger/metrics.py makes its figures.
+Owns their responses. The first three are for load balancers: any Host, no access check; the
+counters of `/readyz` are for who may read `/metrics`. ledger/metrics.py makes the figures.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
 import relay
 from relay import log
-from relay.gateway import GATEWAY
+from relay.gateway import GATEWAY, Gateway
 from relay.ledger.metrics import CONTENT_TYPE
+from relay.surfaces.management import may_read_metrics, require_metrics
 from relay.surfaces.native import unknown_route
 
 
@@ -33,13 +35,21 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """200 while the relay accepts calls, 503 while it drains. The body has counters of what is
-    degraded.
+    degraded, for who may read metrics.
     """
     gateway = request.app[GATEWAY]
-    state = "draining" if gateway.draining else "ready"
+    body: dict[str, Any] = {"status": "draining" if gateway.draining else "ready"}
+    if may_read_metrics(request):
+        body |= _counters(gateway)
+    response = web.json_response(body, status=503 if gateway.draining else 200)
+    if gateway.draining:
+        response.force_close()
+    return response
+
+
+def _counters(gateway: Gateway) -> dict[str, Any]:
     ledger = gateway.ledger
-    body = {
-        "status": state,
+    body: dict[str, Any] = {
         "in_flight": len(gateway.running),
         "sessions": len(gateway.sessions),
         "log_lines_lost": log.losses.lines,
@@ -58,18 +68,15 @@ async def readyz(request: web.Request) -> web.Response:
     if (shared := gateway.shared) is not None:
         # Without Redis the relay stays ready: limits and cache go on in the process's memory.
         body |= {"redis": shared.state, "redis_failures": shared.failures}
-    response = web.json_response(body, status=503 if gateway.draining else 200)
-    if gateway.draining:
-        response.force_close()
-    return response
+    return body
 
 
 async def metrics(request: web.Request) -> web.Response:
     """Metrics in Prometheus' text format, of all workers, whichever one answers. Raises what
-    refuses a call by Host and Origin; UnknownRoute where metrics are off.
+    refuses a caller who may not read them; UnknownRoute where metrics are off.
     """
     gateway = request.app[GATEWAY]
-    gateway.access.check(request.headers)
+    require_metrics(request)
     if gateway.metrics is None:
         raise unknown_route(request)
     gateway.metrics.update(gateway.gauges(), gateway.counters())

@@ -1,4 +1,4 @@
-"""The ledger's calls over HTTP: …/logs, for local administrators while access is open.
+"""The ledger's calls over HTTP: …/logs, a part of management.
 
 Owns the parameters of queries, the bodies of requests, and the shape of responses.
 ledger/queries.py runs the queries, ledger/changes.py makes changes, and surfaces/usage.py reports
@@ -31,12 +31,12 @@ from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.core.text import clean
-from relay.gate.access import require_local
 from relay.gateway import GATEWAY
 from relay.ledger import changes, csv_rows, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuery, Filter, moment_s
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.readers import QueryRefused, QueryTooSlow, TooManyQueries
+from relay.surfaces.management import authorize
 
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
@@ -174,10 +174,10 @@ def format_of(text: str) -> Format:
 
 
 def open_query(request: web.Request) -> tuple[Database, dict[str, str]]:
-    """The ledger's database, and the parameters of the query. Raises what refuses a caller who is
-    not a local administrator, and StoreUnavailable.
+    """The ledger's database, and the parameters of the query. Raises what refuses a caller who may
+    not manage the relay, and StoreUnavailable.
     """
-    require_local(request.remote, request.headers)
+    authorize(request)
     database = request.app[GATEWAY].ledger.database
     if database is None:
         raise StoreUnavailable

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from relay.core.errors import RelayError
-from relay.gate.access import require_local
+from relay.surfaces.management import may_see_page
 from relay.surfaces.native import unknown_route
 
 _PAGE = Path(__file__).with_name("status.html").read_bytes()
@@ -47,13 +46,11 @@ def add_routes(app: web.Application) -> None:
 
 
 async def status_page(request: web.Request) -> web.Response:
-    """The page, for whom the management API is; 404 for others. HEAD is 200 and empty for everyone:
-    clients probe the connection with it (Claude Code does).
+    """The page, for whom management is; 404 for others. HEAD is 200 and empty for everyone: clients
+    probe the connection with it (Claude Code does).
     """
     if request.method == "HEAD":
         return web.Response()
-    try:
-        require_local(request.remote, request.headers)
-    except RelayError as error:
-        raise unknown_route(request) from error
+    if not may_see_page(request):
+        raise unknown_route(request)
     return web.Response(body=_PAGE, content_type="text/html", charset="utf-8", headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""Sums of usage and cost over HTTP: GET …/usage, for local administrators while access is open.
+"""Sums of usage and cost over HTTP: GET …/usage, a part of management.
 
 Owns the parameters of the query, and the shape of the response. ledger/usage.py reads the sums.
 """
