@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -17,6 +18,8 @@ from relay.core.addresses import local_url
 from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
 from relay.core.text import escaped
+from relay.registry.credentials import EnvFileProblem, is_set, read_variables
+from relay.registry.files import Files
 from relay.registry.urls import BadUrl, read_url
 
 _PATH = f"{API}/providers/reload"
@@ -55,11 +58,14 @@ def run(options: argparse.Namespace) -> int:
         print_warnings(config)
         server = config.settings.server
         url = local_url("http", server.host, server.port)
+        token = config.settings.access.admin_token
+    else:
+        token = _token_of_environment(options.env_file)
     try:
         place = urlsplit(str(read_url(url)))
     except BadUrl as error:
         raise ReloadFailed(f"--url {error}") from None
-    status, answer = _post_reload(place)
+    status, answer = _post_reload(place, token)
     if status != http.client.OK:
         raise _failure(status, answer)
     print(f"reloaded: {len(answer.get('providers', ()))} providers")
@@ -82,14 +88,28 @@ def _failure(status: int, answer: dict[str, Any]) -> OperatorError:
     return (ReloadRefused if refused else ReloadFailed)(str(error["message"]))
 
 
-def _post_reload(url: SplitResult) -> tuple[int, dict[str, Any]]:
+def _token_of_environment(env_file: str) -> str:
+    """Return RELAY_ADMIN_TOKEN of the environment or `env_file`; empty if it is not set. Raises
+    ReloadFailed.
+    """
+    try:
+        found = read_variables(Path(env_file), Files()).values.get("RELAY_ADMIN_TOKEN")
+    except EnvFileProblem as error:
+        raise ReloadFailed(f"{env_file} {error}") from None
+    return found.strip() if found is not None and is_set(found) else ""
+
+
+def _post_reload(url: SplitResult, token: str) -> tuple[int, dict[str, Any]]:
     """Status and JSON body of the answer. Raises ReloadFailed."""
     secure = url.scheme == "https"
     place = f"{url.hostname}:{url.port or (443 if secure else 80)}"
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = connect(url.hostname or "", url.port, timeout=_TIMEOUT_S)
     try:
-        connection.request("POST", _PATH, headers={"Content-Length": "0"})
+        headers = {"Content-Length": "0"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        connection.request("POST", _PATH, headers=headers)
         response = connection.getresponse()
         answer = json.loads(response.read(_ANSWER_BYTES))
     except (OSError, http.client.HTTPException) as error:  # some errors of TLS are ValueErrors too

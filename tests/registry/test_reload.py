@@ -320,6 +320,28 @@ async def test_the_command_with_a_url_reads_no_file(start: StartRelay, tmp_path:
     assert await asyncio.to_thread(main, ["reload", "--url", relay.url]) == 0
 
 
+ADMIN = canary("reload-admin")
+
+
+async def test_the_command_sends_the_admin_token_of_its_configuration(start: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = ONE | {"access": {"admin_token": "${RELAY_ADMIN_TOKEN:-}"}}
+    monkeypatch.setenv("RELAY_ADMIN_TOKEN", ADMIN)
+    relay = await start(document)
+    write_config(relay.folder, document | {"server": {"port": relay.port}})
+    assert await _run_reload(relay) == 0
+    assert await _run_reload(relay, "--url", relay.url) == 0
+    monkeypatch.delenv("RELAY_ADMIN_TOKEN")
+    assert await _run_reload(relay) == 1
+
+
+async def test_with_a_url_the_command_takes_the_token_of_the_env_file(start: StartRelay, capsys: pytest.CaptureFixture[str]) -> None:
+    relay = await start(ONE | {"access": {"admin_token": ADMIN}})
+    assert await _run_reload(relay, "--url", relay.url) == 1
+    assert "RELAY_ADMIN_TOKEN" in capsys.readouterr().err
+    (relay.folder / ".env").write_text(f"RELAY_ADMIN_TOKEN={ADMIN}\nOPENAI_API_KEY={canary('openai')}\n")
+    assert await _run_reload(relay, "--url", relay.url) == 0
+
+
 async def test_the_command_recognises_a_server_that_is_not_a_relay(raw: RawUpstream, capsys: pytest.CaptureFixture[str]) -> None:
     raw.plays(ok(b"welcome"))
     raw.plays(ok(b"[]"))
