@@ -31,7 +31,7 @@ from relay.registry.changes import Reloaded, changed_names
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, logs, native, pages, tickets, usage
+from relay.surfaces import admin, health, keys, logs, native, pages, tickets, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 from relay.surfaces.native import CALL_PREFIXES, unknown_route
@@ -100,6 +100,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     tickets.add_routes(app, prefix)
     logs.add_routes(app, prefix)
     usage.add_routes(app, prefix)
+    keys.add_routes(app, prefix)
     health.add_routes(app, "")
     if prefix:  # mounted, the host's own pages are at `/`
         pages.add_routes(app)

@@ -500,6 +500,59 @@ class LogNotFound(RelayError, code="log_not_found", status=404, close_code=1008)
 
 
 @dataclass(eq=False)
+class ClientNotFound(RelayError, code="client_not_found", status=404):
+    """Management named a client that neither gateway.yaml nor the database has."""
+
+    name: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"There is no client '{quoted(self.name)}'. To create it, send its `record` with its"
+            " first key ({} restricts nothing), or PUT it."
+        )
+
+
+@dataclass(eq=False)
+class ClientConflict(RelayError, code="client_conflict", status=409):
+    """Management would change a client in a way that its place or state does not allow."""
+
+    name: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"The client '{quoted(self.name)}' {self.reason}."
+
+
+@dataclass(eq=False)
+class KeyNotFound(RelayError, code="key_not_found", status=404):
+    """Management named a key that the database does not have."""
+
+    id: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The database has no key with the id '{quoted(self.id)}'. Keys of gateway.yaml are"
+            " changed there."
+        )
+
+
+@dataclass(eq=False)
+class SessionNotFound(RelayError, code="session_not_found", status=404):
+    """Management named a session that is not open any more, or never was."""
+
+    message = "No open session has this id."
+
+
+class SessionEnded(RelayError, code="session_ended", status=403, close_code=4403):
+    """The relay's operator ended the session."""
+
+    message = "The relay's operator ended this session."
+
+
+@dataclass(eq=False)
 class ConfigInvalid(RelayError, code="config_invalid", status=422):
     """A reload was refused, and the old configuration stays in force. `problems` are messages with
     file:line:column.

@@ -17,7 +17,7 @@ from relay.core.numbers import whole_number
 from relay.core.provider import Provider
 from relay.core.text import clean
 from relay.gateway import GATEWAY
-from relay.surfaces.management import authorize
+from relay.surfaces.management import audit, authorize
 from relay.upstream.health import Health
 
 BESIDE_CALLS = frozenset({"reload"})
@@ -49,10 +49,11 @@ async def reload(request: web.Request) -> web.Response:
     Raises ConfigInvalid (422) with every problem, and the old configuration stays in force;
     WorkersIncomplete (503) with the workers that did not take the new one.
     """
-    authorize(request)
+    manager = authorize(request)
     gateway = request.app[GATEWAY]
     assert gateway.reload is not None
     result = await gateway.reload()
+    await audit(request, manager, "config.reload")
     providers = sorted(gateway.registry.providers)
     return web.json_response({"reloaded": True, "providers": providers, **result._asdict()})
 
@@ -63,7 +64,7 @@ async def purge(request: web.Request) -> web.Response:
 
     Raises BadRequest, StoreUnavailable.
     """
-    authorize(request)
+    manager = authorize(request)
     gateway, query = request.app[GATEWAY], request.query
     if unknown := set(query) - {"key", "provider", "older_than_s"}:
         raise BadRequest(f"unknown parameter '{clean(min(unknown), 40)}'")
@@ -74,6 +75,7 @@ async def purge(request: web.Request) -> web.Response:
             raise BadRequest(f"older_than_s is not a whole number from 0 to {MAX_TTL_S}")
     conditions = Purge(query.get("key"), query.get("provider"), older_than_s)
     count = await gateway.purge(conditions)
+    await audit(request, manager, "cache.purge")
     log.event("cache.purged", count=count, provider=conditions.provider, older_than_s=older_than_s)
     return web.json_response({"purged": count})
 

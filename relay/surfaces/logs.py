@@ -7,7 +7,6 @@ sums.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,18 +15,14 @@ from typing import Any, Literal, cast
 
 import msgspec
 from aiohttp import web
-from aiohttp.web_protocol import RequestPayloadError
 
 from relay.core.errors import (
-    BadFraming,
     BadRequest,
-    BodyTimeout,
     LedgerBusy,
     LogNotFound,
     QueryTimeout,
     StoreUnavailable,
 )
-from relay.core.fields import UNREADABLE
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.core.text import clean
@@ -36,7 +31,7 @@ from relay.ledger import changes, csv_rows, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuery, Filter, moment_s
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.readers import QueryRefused, QueryTooSlow, TooManyQueries
-from relay.surfaces.management import authorize
+from relay.surfaces.management import audit, authorize, read_json
 
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
@@ -46,7 +41,6 @@ _BOUNDS = {"status": (0, 999), "feedback": (-1, 1)}
 _MAX_USD, _MAX = 1_000_000_000, 10**15
 _PAGE_CALLS, _MAX_PAGE_CALLS = 50, 500
 _EXPORT_BATCH_CALLS = 200
-_MAX_BODY_BYTES = 64 * 1024
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -141,7 +135,7 @@ async def patch_log(request: web.Request) -> web.Response:
     """
     database, _ = open_query(request)
     with client_errors():
-        fields = _checked_changes(await json_object(request))
+        fields = _checked_changes(await read_json(request, dict))
         is_changed = await changes.change(database, request.match_info["id"], **fields)
         if not is_changed:
             raise LogNotFound
@@ -162,8 +156,11 @@ async def delete_logs(request: web.Request) -> web.Response:
 
 async def _delete(request: web.Request, conditions: Filter) -> web.Response:
     database, _ = open_query(request)
+    manager = authorize(request)
     with client_errors():
-        return as_json({"deleted": await changes.delete(database, conditions)})
+        deleted = await changes.delete(database, conditions)
+    await audit(request, manager, "logs.delete", str(conditions.equal.get("id", "")))
+    return as_json({"deleted": deleted})
 
 
 def format_of(text: str) -> Format:
@@ -249,27 +246,6 @@ def _lower_bound(name: str, text: str) -> int | float:
         return number
     # Columns of whole numbers: more than 2.5 is more than 2.
     return floor(number * 10**9) if name == "min_cost_usd" else floor(number)
-
-
-async def json_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the request body. Raises BadQuery, BadFraming, BodyTimeout."""
-    pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
-    body = b""
-    try:
-        while True:
-            async with asyncio.timeout(pause_s):
-                chunk = await request.content.readany()
-            if not chunk:
-                return msgspec.json.decode(body, type=dict)
-            body += chunk
-            if len(body) > _MAX_BODY_BYTES:
-                raise BadQuery(f"the body has more than {_MAX_BODY_BYTES} bytes")
-    except TimeoutError:
-        raise BodyTimeout(pause_s) from None
-    except RequestPayloadError:
-        raise BadFraming("its body is not framed correctly") from None
-    except UNREADABLE:
-        raise BadQuery("the body is not a JSON object") from None
 
 
 def _checked_changes(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,29 @@
-"""Authorize a request for management, whatever route it has.
+"""What the routes of management share: authorize a request, read its body, write the audit.
 
-Owns what of a request decides, and the listener on which management answers. gate/management.py
-decides who may.
+Owns what of a request decides who may manage, and the listener on which management answers;
+gate/management.py decides. Bodies are bounded in bytes and time.
 """
 
 from __future__ import annotations
 
-from aiohttp import web
+import asyncio
+from typing import TypeVar
 
-from relay.core.errors import RelayError
+import msgspec
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from relay import log
+from relay.core.errors import BadFraming, BadRequest, BodyTimeout, RelayError
+from relay.core.fields import UNREADABLE
+from relay.core.text import clean
 from relay.gate.management import Manager, Question
 from relay.gateway import GATEWAY
+from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.surfaces.native import unknown_route
+
+_MAX_BODY_BYTES = 64 * 1024
+T = TypeVar("T")
 
 
 def authorize(request: web.Request) -> Manager:
@@ -73,3 +85,39 @@ def may_see_page(request: web.Request) -> bool:
     except RelayError:
         return gateway.has_admin_listener and gateway.management.has_tokens
     return True
+
+
+async def read_json(request: web.Request, kind: type[T]) -> T:
+    """The JSON in the request body, as a `kind`. Raises BadRequest, BadFraming, BodyTimeout."""
+    pause_s = request.app[GATEWAY].settings.server.body_idle_timeout_s
+    body = b""
+    try:
+        while True:
+            async with asyncio.timeout(pause_s):
+                chunk = await request.content.readany()
+            if not chunk:
+                return msgspec.json.decode(body, type=kind)
+            body += chunk
+            if len(body) > _MAX_BODY_BYTES:
+                raise BadRequest(f"the body has more than {_MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise BodyTimeout(pause_s) from None
+    except RequestPayloadError:
+        raise BadFraming("its body is not framed correctly") from None
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the body is not as documented: {clean(str(error), 200)}") from None
+    except UNREADABLE:
+        raise BadRequest("the body is not a JSON object") from None
+
+
+async def audit(request: web.Request, manager: Manager, action: str, target: str = "") -> None:
+    """Write that `manager` did `action`, which has been done. Without a database only the log has
+    it; a failure is logged.
+    """
+    store = request.app[GATEWAY].access_store
+    if store is None:
+        return
+    try:
+        await store.audit(str(manager), action, target, {})
+    except (DatabaseUnavailable, DatabaseNewer, RowsRefused) as error:
+        log.warn("audit.failed", action=action, actor=str(manager), cause=type(error).__name__)

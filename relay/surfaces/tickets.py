@@ -23,7 +23,8 @@ from relay.gate.identify import Sent, check_provider
 from relay.gate.rights import route_of_client
 from relay.gate.tickets import Issued
 from relay.gateway import GATEWAY, Gateway
-from relay.surfaces.logs import client_errors, json_object
+from relay.surfaces.logs import client_errors
+from relay.surfaces.management import read_json
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?\Z")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -60,7 +61,7 @@ async def issue(request: web.Request) -> web.Response:
     caller = callers.identify(request, sent, None).caller
     key = callers.require_key(caller, headers)
     with client_errors():
-        wanted = _wanted(await json_object(request))
+        wanted = _wanted(await read_json(request, dict))
         own = callers.public_url(caller, headers)
         terms, route = _terms(wanted, key.client, own, gateway)
         issued = await gateway.tickets.issue(key, terms)

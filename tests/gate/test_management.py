@@ -33,6 +33,8 @@ ELSEWHERE = {"Host": "relay.example.com"}
 ROUTES = [
     ("GET", f"{API}/providers"), ("POST", f"{API}/providers/reload"), ("DELETE", f"{API}/cache"), ("GET", f"{API}/logs"), ("DELETE", f"{API}/logs?since=1d"),
     ("GET", f"{API}/logs/export"), ("GET", f"{API}/logs/x"), ("PATCH", f"{API}/logs/x"), ("DELETE", f"{API}/logs/x"), ("GET", f"{API}/logs/x/request"), ("GET", f"{API}/usage"),
+    ("GET", f"{API}/keys"), ("POST", f"{API}/keys"), ("GET", f"{API}/keys/x"), ("DELETE", f"{API}/keys/x"), ("GET", f"{API}/clients"), ("GET", f"{API}/clients/x"),
+    ("PUT", f"{API}/clients/x"), ("DELETE", f"{API}/clients/x"), ("POST", f"{API}/clients/x/rotate"), ("GET", f"{API}/audit"),
 ]  # fmt: skip
 
 
