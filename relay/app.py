@@ -13,7 +13,7 @@ the host application, which may be aiohttp's defaults, instead of RUNNER_OPTIONS
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from relay.registry.changes import Reloaded, changed_names
 from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
-from relay.surfaces import admin, health, keys, logs, native, pages, tickets, usage
+from relay.sessions.listing import SessionPage, describe_sessions, end_session
+from relay.surfaces import admin, health, keys, logs, native, pages, sessions, tickets, usage
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 from relay.surfaces.native import CALL_PREFIXES, unknown_route
@@ -94,6 +95,14 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
             return await reload(gateway, sources, files)
 
     gateway.reload = gateway.apply = reload_alone
+
+    async def list_sessions(after: str, limit: int) -> SessionPage:
+        return SessionPage(describe_sessions(gateway, after, limit))
+
+    async def end_here(id: str) -> tuple[bool, Sequence[str]]:
+        return end_session(gateway, id), ()
+
+    gateway.list_sessions, gateway.end_session = list_sessions, end_here
     # aiohttp tries the longest fixed path first: /providers/reload is not taken for a provider.
     native.add_routes(app, prefix)
     admin.add_routes(app, prefix)
@@ -101,6 +110,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     logs.add_routes(app, prefix)
     usage.add_routes(app, prefix)
     keys.add_routes(app, prefix)
+    sessions.add_routes(app, prefix)
     health.add_routes(app, "")
     if prefix:  # mounted, the host's own pages are at `/`
         pages.add_routes(app)

@@ -62,6 +62,7 @@ from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
     from relay.calls.call import Call
+    from relay.sessions.listing import SessionPage
     from relay.sessions.session import Session
 
 _MAX_CLIENT_LIMITS = 4096
@@ -118,6 +119,11 @@ class Gateway:
         """Purges the cache of this process; with several workers, of all of them."""
         self.refresh_access: Callable[[], Awaitable[None]] = _nothing
         """Applies the changes of clients and keys in this process; with several workers, in all."""
+        self.list_sessions: Callable[[str, int], Awaitable[SessionPage]]
+        """Lists the open sessions above an id, at most so many, of all processes."""
+        self.end_session: Callable[[str], Awaitable[tuple[bool, Sequence[str]]]]
+        """Ends the session with an id, whichever process has it. False if none has it; and the
+        workers that did not answer."""
         self.upstream: UpstreamSessions
         health = Health(self.clock, random.random, _warn_of_refused_key)
         self.attempts = Attempts(health, self._budget(), self.clock, random.random, time.time)

@@ -1,10 +1,10 @@
 """Carry orders between a supervisor and each of its workers, over a socket pair that the worker
 inherits: one JSON message a line.
 
-Owns the messages, their bounds, and the worker's end of the channel. All workers carry out a reload
-or purge that a client requests of one of them: that worker passes it to the supervisor, which
-orders it of every worker and collects the answers. No message ends the channel, whatever its
-content or result; the channel ends when the other process does.
+Owns the messages, their bounds, and the worker's end of the channel. All workers carry out what a
+client requests of one of them (a reload, a purge, the list and the end of sessions): that worker
+passes it to the supervisor, which orders it of every worker and collects the answers. No message
+ends the channel, whatever its content or result; the channel ends when the other process does.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _LINE_BYTES = 256 * 1024
 _CONFIG_LINE_BYTES = 16 * 1024 * 1024
 """For messages of the supervisor, which contain the configuration files; twice in a Begin."""
 _UNREAD_BYTES = 32 * 1024 * 1024
+MAX_ITEMS = 100
+"""How many items an answer has at most: 1.5 KiB each fit into a line."""
 _MAX_PROBLEMS, _PROBLEM_CHARS = 100, 500
 
 
@@ -44,6 +46,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Settings and providers that a reload changed."""
     restart: list[str] = []
     """Changed settings that need a restart."""
+    items: list[dict[str, Any]] = []
+    """What was to be listed, each with its `id`, in the order of the ids: at most MAX_ITEMS."""
 
 
 class Begin(msgspec.Struct, tag_field="say", tag="begin"):

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from relay.registry.restart import needing_restart, taken_over
 from relay.server import signals
 from relay.server.control import (
     ANSWER_TIMEOUT_S,
+    MAX_ITEMS,
     Answer,
     Begin,
     Channel,
@@ -50,6 +52,8 @@ _EXIT_GRACE_S = 12.0
 """How long a worker may take after its drain: 3 s to end the calls that it cut, 2 s for background
 work, 5 s to write records, and a reserve."""
 _REAP_POLL_S = 0.01
+_FOR_ALL = frozenset({"purge", "refresh_access", "sessions", "end_session"})
+"""Orders that the supervisor passes to every worker as they are."""
 _NO_REPLY = 0
 """The id of an order to which no reply is expected."""
 
@@ -269,7 +273,7 @@ class Supervisor:
         if order == "reload":
             async with self._reloading:
                 return await self._reload()
-        if order in ("purge", "refresh_access"):
+        if order in _FOR_ALL:
             return await self._order_all(order, arguments)
         log.warn("control.unknown_order", order=order[:40])
         return Answer([f"the supervisor does not know the order '{order[:40]}'"])
@@ -309,7 +313,11 @@ class Supervisor:
             for worker, answer in zip(workers, answers, strict=True)
             for problem in answer.problems
         ]
-        return Answer(missing=bounded(missing), count=sum(answer.count for answer in answers))
+        items = sorted(
+            chain(*(answer.items for answer in answers)), key=lambda item: str(item["id"])
+        )
+        count = sum(answer.count for answer in answers)
+        return Answer(missing=bounded(missing), count=count, items=items[:MAX_ITEMS])
 
     async def _not_serving(self, deadline_s: float) -> list[str]:
         """The workers without a serving process, after starting ones had time until

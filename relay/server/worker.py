@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from relay.server import signals
 from relay.server.connection import RelayRunner
 from relay.server.control import Answer, Control, Leaving, Order
 from relay.server.listen import BACKLOG, Listeners
+from relay.sessions.listing import SessionPage, describe_sessions, end_session
 from relay.websocket import draining
 
 _QUIET_S = 0.1
@@ -186,15 +187,22 @@ def _orders(gateway: Gateway, stop: Stop) -> dict[str, Order]:
         await refresh_locally()
         return Answer()
 
+    async def sessions(arguments: dict[str, Any]) -> Answer:
+        return Answer(items=describe_sessions(gateway, arguments["after"], arguments["limit"]))
+
+    async def end(arguments: dict[str, Any]) -> Answer:
+        return Answer(count=int(end_session(gateway, arguments["id"])))
+
     return {
-        "reload": reload, "purge": purge, "refresh_access": refresh_access, "drain": drain,
+        "reload": reload, "purge": purge, "refresh_access": refresh_access, "sessions": sessions,
+        "end_session": end, "drain": drain,
         "cut": cut,
     }  # fmt: skip
 
 
 def _pass_to_all(gateway: Gateway, control: Control) -> None:
-    """Have a reload, a purge, or a change of keys that a client requests of this worker done by all
-    workers.
+    """Have what a client requests of this worker done by all workers: a reload, a purge, a change
+    of keys, the list and the end of sessions.
     """
 
     async def reload() -> Reloaded:
@@ -219,8 +227,17 @@ def _pass_to_all(gateway: Gateway, control: Control) -> None:
         # A worker that does not answer polls by itself within half a second.
         await control.order_all("refresh_access", {})
 
+    async def list_sessions(after: str, limit: int) -> SessionPage:
+        answer = await control.order_all("sessions", {"after": after, "limit": limit})
+        return SessionPage(answer.items, [*answer.problems, *answer.missing])
+
+    async def end_any(id: str) -> tuple[bool, Sequence[str]]:
+        answer = await control.order_all("end_session", {"id": id})
+        return answer.count > 0, [*answer.problems, *answer.missing]
+
     gateway.reload, gateway.purge = reload, purge
     gateway.refresh_access = refresh_access
+    gateway.list_sessions, gateway.end_session = list_sessions, end_any
 
 
 @contextlib.asynccontextmanager
