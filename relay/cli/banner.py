@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import relay
-from relay.core.addresses import LOOPBACK_NAMES, local_url
+from relay.core.addresses import LOOPBACK_NAMES, is_loopback, local_url
 from relay.core.paths import API
 from relay.registry.load import Config
 from relay.registry.packaged import find_config
@@ -33,12 +33,17 @@ class Started:
     config: Config
     url: str
     tls_url: str | None
+    admin_url: str | None = None
 
     @classmethod
     def at(cls, config: Config, listeners: Listeners) -> Started:
         """Call it while the sockets are open."""
         tls = address(listeners.tls, "https") if listeners.tls is not None else None
-        return cls(config, address(listeners.plain), tls)
+        admin = None
+        if (sock := listeners.admin) is not None:
+            is_encrypted = config.certificate and not is_loopback(sock.getsockname()[0])
+            admin = address(sock, "https" if is_encrypted else "http")
+        return cls(config, address(listeners.plain), tls, admin)
 
     @property
     def ready(self) -> list[str]:
@@ -58,7 +63,8 @@ class Started:
             "providers_ready": len(self.ready),
             "providers_not_configured": len(self.config.registry.providers) - len(self.ready),
         }
-        return fields if self.tls_url is None else fields | {"tls_url": self.tls_url}
+        others = {"tls_url": self.tls_url, "admin_url": self.admin_url}
+        return fields | {name: url for name, url in others.items() if url is not None}
 
     @property
     def banner(self) -> str:
@@ -66,6 +72,8 @@ class Started:
         rows = [("url", self.url)]
         if self.tls_url is not None and self.config.certificate is not None:
             rows.append(("", f"{self.tls_url} (certificate {self.config.certificate.shown})"))
+        if self.admin_url is not None:
+            rows.append(("admin", self.admin_url))
         rows += [
             ("config", str(self.config.path)),
             ("providers", self._providers()),

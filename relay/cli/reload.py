@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from relay.cli.sources import load_config, print_warnings
-from relay.core.addresses import local_url
+from relay.core.addresses import is_loopback, local_url
 from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
 from relay.core.text import escaped
@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
         "--url",
-        help="where the relay listens (default: server.host and server.port of gateway.yaml)",
+        help="where management listens (default: server.admin_host and admin_port of gateway.yaml,"
+        " else server.host and port)",
     )
 
 
@@ -58,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
         print_warnings(config)
         server = config.settings.server
         url = local_url("http", server.host, server.port)
+        if server.admin_port is not None:
+            is_encrypted = config.certificate and not is_loopback(server.admin_host)
+            scheme = "https" if is_encrypted else "http"
+            url = local_url(scheme, server.admin_host, server.admin_port)
         token = config.settings.access.admin_token
     else:
         token = _token_of_environment(options.env_file)

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--demo-url", default="")
     parser.add_argument("--tls-fd", type=int)
+    parser.add_argument("--admin-fd", type=int)
     parser.add_argument("--tls-certificate")
     parser.add_argument("--tls-key")
     parser.add_argument("--overrides", type=json.loads, default=[])
@@ -38,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until the supervisor ends; 0."""
     raise_file_limit()
-    tls = socket.socket(fileno=options.tls_fd) if options.tls_fd is not None else None
-    listeners = Listeners(socket.socket(fileno=options.listen_fd), tls)
+    descriptors = (options.listen_fd, options.tls_fd, options.admin_fd)
+    plain, tls, admin = (None if fd is None else socket.socket(fileno=fd) for fd in descriptors)
+    assert plain is not None
+    listeners = Listeners(plain, tls, admin)
     uvloop.run(_run(_sources(options), listeners, options.control_fd))
     return 0
 

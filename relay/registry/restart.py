@@ -14,7 +14,7 @@ from relay.registry.load import Config
 from relay.registry.schema import GatewayFile
 
 AT_START: Mapping[str, tuple[str, ...]] = {
-    "server": ("host", "port", "workers", "keepalive_timeout_s"),
+    "server": ("host", "port", "admin_host", "admin_port", "workers", "keepalive_timeout_s"),
     "tls": ("host", "port"),
     "redis": ("url", "timeout_s"),
     "metrics": ("enabled", "max_models", "max_clients"),

@@ -83,6 +83,16 @@ class Server(Section):
         description="Listen address; other than loopback only with access.mode: required, or with --open.",
     )
     port: int = Field(8787, ge=0, le=65535, description="Listen port; 0 takes a free one.")
+    admin_host: str = Field(
+        "127.0.0.1",
+        description="Listen address of admin_port; other than loopback only with a token of management.",
+    )
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Listen port of management, which the other ports then do not answer; none: they do; 0 takes a free one.",
+    )
     workers: int = Field(
         1, ge=1, le=64, description="Processes. More than one run under a supervisor."
     )

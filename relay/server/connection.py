@@ -8,6 +8,7 @@ connections are in half_close.py.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from relay.server.load_shedding import LoadShedder, SheddingParser
 from relay.surfaces.admin import BESIDE_CALLS
 from relay.surfaces.errors import plain
 from relay.surfaces.middleware import middleware
-from relay.surfaces.native import CALL_PREFIXES
+from relay.surfaces.native import CALL_PREFIXES, prefixes_of_calls, unknown_route
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -59,6 +60,31 @@ def fast_path(app: web.Application, otherwise: Handler) -> Handler:
     return handle
 
 
+def management_alone(app: web.Application, otherwise: Handler) -> Handler:
+    """A handler for the listener of management: `otherwise` handles requests, but calls and
+    WebSockets to providers are refused. The rules of who may call hold for the other listeners.
+    """
+    admitted, prefixes = app[GATEWAY].admitted, prefixes_of_calls(app)
+    resource = app[CALL_PREFIXES][0].route.resource
+    assert resource is not None
+    refused = _matched(app, ResourceRoute("*", _refuse_call, resource))
+
+    def handle(request: Any) -> Awaitable[web.StreamResponse]:
+        admitted.discard(request.protocol)
+        path = request.raw_path.partition("?")[0]
+        prefix = next(filter(path.startswith, prefixes), None)
+        if prefix is not None and path[len(prefix) :] not in _NOT_CALLS:
+            request._match_info = refused
+            return middleware(request, _refuse_call)
+        return otherwise(request)
+
+    return handle
+
+
+async def _refuse_call(request: web.Request) -> web.StreamResponse:
+    raise unknown_route(request)
+
+
 def _matched(app: web.Application, route: ResourceRoute) -> Any:
     matched = UrlMappingMatchInfo({}, route)
     matched.add_app(app)
@@ -70,9 +96,11 @@ _NOT_CALLS = {"", *BESIDE_CALLS}
 
 
 class RelayRunner(web.AppRunner):
-    """An AppRunner whose connections are _Connection."""
+    """An AppRunner whose connections are _Connection. `management` makes those of the listener of
+    management, which ends with the other ones.
+    """
 
-    __slots__ = ("_transports",)
+    __slots__ = ("_transports", "management")
 
     def __init__(self, app: web.Application, **options: Any) -> None:
         super().__init__(app, **options)
@@ -84,6 +112,10 @@ class RelayRunner(web.AppRunner):
         server.transports = self._transports  # type: ignore[attr-defined]
         prefixes = [prefix.path for prefix in self.app[CALL_PREFIXES]]
         server.shedder = LoadShedder(self.app[GATEWAY], prefixes)  # type: ignore[attr-defined]
+        # The copy shares the set of connections, so that both are shut down at once.
+        self.management = management = copy.copy(server)
+        management.request_handler = management_alone(self.app, server.request_handler)
+        management.is_of_management = True  # type: ignore[attr-defined]
         server.request_handler = fast_path(self.app, server.request_handler)
         return server
 
@@ -101,6 +133,7 @@ class RelayRunner(web.AppRunner):
 class _RelayServer(Server):
     transports: set[asyncio.BaseTransport]
     shedder: LoadShedder
+    is_of_management = False
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, **self._kwargs)
@@ -112,6 +145,11 @@ class _Connection(HalfClosing):
     def __init__(self, server: _RelayServer, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._server = server
+
+    @property
+    def is_of_management(self) -> bool:
+        """True for a connection to the listener of management."""
+        return self._server.is_of_management
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open: asyncio.BaseTransport = transport

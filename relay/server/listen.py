@@ -32,16 +32,20 @@ class Listeners:
 
     plain: socket.socket
     tls: socket.socket | None = None
+    admin: socket.socket | None = None
+    """The socket of management, which the others do not answer then."""
 
     def descriptors(self) -> list[int]:
         """The descriptors that workers inherit."""
-        return [sock.fileno() for sock in (self.plain, self.tls) if sock is not None]
+        return [sock.fileno() for sock in self._open()]
 
     def close(self) -> None:
         """Close the sockets. One that no other process has open refuses connections from now on."""
-        for sock in (self.plain, self.tls):
-            if sock is not None:
-                sock.close()
+        for sock in self._open():
+            sock.close()
+
+    def _open(self) -> list[socket.socket]:
+        return [sock for sock in (self.plain, self.tls, self.admin) if sock is not None]
 
 
 def listen(config: Config, check_address: Callable[[str], None]) -> Listeners:
@@ -49,24 +53,58 @@ def listen(config: Config, check_address: Callable[[str], None]) -> Listeners:
 
     `check_address` raises CannotListen for an address that is not allowed. Raises CannotListen.
     """
-    server, tls = config.settings.server, config.settings.tls
     if passed := _passed_by_systemd():
-        if config.certificate is not None and len(passed) < 2:
-            raise CannotListen("the .socket unit has one ListenStream; TLS needs a second one")
-        for sock in passed:
-            check_address(sock.getsockname()[0])
-        return Listeners(passed[0], passed[1] if config.certificate is not None else None)
+        return _in_order(config, passed, check_address)
+    server, tls = config.settings.server, config.settings.tls
+    tls_host = tls.host or server.host
     check_address(server.host)
-    plain = bind(server.host, server.port)
-    if config.certificate is None:
-        return Listeners(plain)
-    host = tls.host or server.host
-    check_address(host)
-    return Listeners(plain, bind(host, tls.port))
+    if config.certificate is not None:
+        check_address(tls_host)
+    if server.admin_port is not None:
+        _check_admin_address(config, server.admin_host)
+    plain, encrypted, admin = bind(server.host, server.port), None, None
+    if config.certificate is not None:
+        encrypted = bind(tls_host, tls.port)
+    if server.admin_port is not None:
+        admin = bind(server.admin_host, server.admin_port)
+    return Listeners(plain, encrypted, admin)
+
+
+def _in_order(
+    config: Config, passed: list[socket.socket], check_address: Callable[[str], None]
+) -> Listeners:
+    """The sockets that systemd passed, in the order of the unit: plain, TLS, management."""
+    has_tls, has_admin = config.certificate is not None, config.settings.server.admin_port
+    wanted = ["calls", *(["TLS"] if has_tls else [])]
+    wanted += ["management (server.admin_port)"] if has_admin is not None else []
+    if len(passed) < len(wanted):
+        raise CannotListen(
+            f"the .socket unit has {len(passed)} ListenStream; it needs {len(wanted)}, in this"
+            f" order: {', '.join(wanted)}"
+        )
+    admin = passed[len(wanted) - 1] if has_admin is not None else None
+    for sock in passed:
+        host = sock.getsockname()[0]
+        if sock is admin:
+            _check_admin_address(config, host)
+        else:
+            check_address(host)
+    return Listeners(passed[0], passed[1] if has_tls else None, admin)
+
+
+def _check_admin_address(config: Config, host: str) -> None:
+    """Raise CannotListen for an address that other machines can reach, if there is no token."""
+    access = config.settings.access
+    if not (access.admin_token or access.read_token or is_loopback(host)):
+        raise CannotListen(
+            f"management needs a token to listen on {host}: set RELAY_ADMIN_TOKEN or"
+            " RELAY_READ_TOKEN (access.admin_token, access.read_token), or listen on 127.0.0.1"
+            " (server.admin_host)"
+        )
 
 
 def _passed_by_systemd() -> list[socket.socket]:
-    """The sockets of a systemd .socket unit (sd_listen_fds(3)): plain, then TLS.
+    """The sockets of a systemd .socket unit (sd_listen_fds(3)).
 
     systemd keeps them open: while this process restarts, connections wait in their queue.
     """

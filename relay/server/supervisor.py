@@ -394,6 +394,7 @@ def _worker_command(
         "overrides": json.dumps(sources.overrides),
         "env-file": sources.env_file,
         "tls-fd": listeners.tls.fileno() if listeners.tls else None,
+        "admin-fd": listeners.admin.fileno() if listeners.admin else None,
         "tls-certificate": certificate.chain if certificate else None,
         "tls-key": certificate.key if certificate else None,
         "demo-url": sources.demo_url or None,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from aiohttp import web
 from relay import log
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.cache.store import Purge
+from relay.core.addresses import is_loopback
 from relay.core.errors import ConfigInvalid, Draining, WorkersIncomplete
 from relay.gateway import GATEWAY, Gateway
 from relay.registry.changes import Reloaded
@@ -38,16 +41,45 @@ _CUT_S = 3.0
 """How long a call that is cut may take to send its client the error."""
 
 
-def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> list[web.SockSite]:
-    """The sites of the listeners, not started yet. A reload renews the certificate of TLS."""
-    sites = [web.SockSite(runner, listeners.plain, backlog=BACKLOG)]
-    certificate = gateway.config.certificate
-    if listeners.tls is not None and certificate is not None:
+class _ManagementSite:
+    """Serves management on a listener of its own, as a web.SockSite serves the others."""
+
+    def __init__(
+        self, runner: RelayRunner, sock: socket.socket, context: ssl.SSLContext | None
+    ) -> None:
+        self._runner, self._socket, self._context = runner, sock, context
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Accept connections."""
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.management, sock=self._socket, ssl=self._context, backlog=BACKLOG
+        )
+
+    async def stop(self) -> None:
+        """Accept no more connections."""
+        if self._server is not None:
+            self._server.close()
+
+
+def _sites(
+    runner: RelayRunner, listeners: Listeners, gateway: Gateway
+) -> list[web.SockSite | _ManagementSite]:
+    """The sites of the listeners, not started yet. A reload renews the certificate of TLS.
+
+    Management is encrypted where others can reach it, if there is a certificate; commands on this
+    machine call it by a loopback address, for which the certificate is not.
+    """
+    sites: list[web.SockSite | _ManagementSite] = []
+    sites.append(web.SockSite(runner, listeners.plain, backlog=BACKLOG))
+    certificate, context = gateway.config.certificate, None
+    if certificate is not None:
         # Imported where it is used: its import takes a tenth of a second.
         from relay.server.tls import server_context
 
         context = server_context(certificate)
-        sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
+        if listeners.tls is not None:
+            sites.append(web.SockSite(runner, listeners.tls, ssl_context=context, backlog=BACKLOG))
 
         def renew(config: Config) -> None:
             # In force from the next handshake on.
@@ -55,6 +87,10 @@ def _sites(runner: web.AppRunner, listeners: Listeners, gateway: Gateway) -> lis
                 config.certificate.load_into(context)
 
         gateway.when_replaced = renew
+    if (admin := listeners.admin) is not None:
+        is_local = is_loopback(admin.getsockname()[0])
+        sites.append(_ManagementSite(runner, admin, None if is_local else context))
+        gateway.has_admin_listener = True
     return sites
 
 

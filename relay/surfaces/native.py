@@ -69,6 +69,12 @@ def unknown_route(request: web.Request) -> UnknownRoute:
     return UnknownRoute(request.method, root, guess.provider, guess.format)
 
 
+def prefixes_of_calls(app: web.Application) -> tuple[str, ...]:
+    """The paths below which surfaces take calls and WebSockets; each ends in a slash."""
+    surfaces = (each for each in app.router.resources() if isinstance(each, _Calls))
+    return tuple(f"{surface.canonical}/" for surface in surfaces)
+
+
 class _Calls(PrefixResource):
     """Every path below a prefix, any method. The router takes nothing out of the path: it is read
     raw, from the end of the prefix on, wherever the application is mounted.
