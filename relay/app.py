@@ -32,7 +32,18 @@ from relay.registry.files import Files, Snapshot
 from relay.registry.load import Config, ConfigError, Sources, load
 from relay.registry.restart import needing_restart
 from relay.sessions.listing import SessionPage, describe_sessions, end_session
-from relay.surfaces import admin, health, keys, logs, native, pages, sessions, tickets, usage
+from relay.surfaces import (
+    admin,
+    health,
+    keys,
+    logs,
+    native,
+    openapi,
+    pages,
+    sessions,
+    tickets,
+    usage,
+)
 from relay.surfaces.cors import CORS, Cors
 from relay.surfaces.middleware import middleware
 from relay.surfaces.native import CALL_PREFIXES, unknown_route
@@ -112,6 +123,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     keys.add_routes(app, prefix)
     sessions.add_routes(app, prefix)
     health.add_routes(app, "")
+    openapi.add_routes(app, prefix)
     if prefix:  # mounted, the host's own pages are at `/`
         pages.add_routes(app)
     # Without it aiohttp makes a route, a cycle of objects, for each request that matches none.
