@@ -132,9 +132,11 @@ class Management:
         return self._role_of(_bearer(question.headers)) is not None or self.is_local(question)
 
     def is_local(self, question: Question) -> bool:
-        """True for a local caller without a token."""
-        if _bearer(question.headers):
-            return False  # it is to be checked
+        """True for a local caller who sends neither a token, which is to be checked, nor a client's
+        key.
+        """
+        if _bearer(question.headers) or self._sends_client_key(question):
+            return False
         try:
             require_local(question.caller.peer, question.headers)
         except RelayError:

@@ -198,7 +198,7 @@ METRICS = [
     ({}, {}, 200), ({}, {"Host": "relay.example.com"}, 403), ({"mode": "required"}, {}, 200), ({"mode": "required"}, ELSEWHERE, 403),
     ({"mode": "required"}, {"X-Forwarded-For": "192.0.2.1"}, 403), ({"mode": "required", "read_token": READ}, ELSEWHERE, 401), ({"mode": "required", "read_token": READ}, ELSEWHERE | bearer(READ), 200),
     ({"admin_token": ADMIN}, {}, 200), ({"admin_token": ADMIN}, ELSEWHERE, 401), ({"admin_token": ADMIN}, ELSEWHERE | bearer(ADMIN), 200),
-    ({"read_token": READ}, bearer("wrong"), 401), ({"mode": "required", "read_token": READ}, ELSEWHERE | bearer(KEY), 403),
+    ({"read_token": READ}, bearer("wrong"), 401), ({"admin_token": ADMIN}, {"x-relay-key": KEY}, 403), ({"mode": "required", "read_token": READ}, ELSEWHERE | bearer(KEY), 403),
 ]  # fmt: skip
 
 
