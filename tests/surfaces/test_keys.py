@@ -15,6 +15,7 @@ import pytest
 from relay.storage.database import try_out
 from tests.conftest import StartRelay
 from tests.relays import Relay, canary, provider
+from tests.upstream.raw import RawUpstream, ok
 
 API = "/api/v1/ai-gateway"
 ADMIN, OWN_KEY = canary("keys-admin"), canary("keys-own")
@@ -68,6 +69,24 @@ async def test_a_key_is_revoked_once_and_for_all(relay: Relay) -> None:
     assert status == 200 and revoked["state"] == "revoked" and revoked["revoked_at"] is not None
     assert (await manage(relay, "DELETE", f"keys/{made['id']}")) == (200, revoked)
     assert (await manage(relay, "GET", f"keys/{made['id']}")) == (200, revoked)
+
+
+async def test_a_new_key_is_valid_when_its_response_arrives_and_dead_when_its_revocation_does(start: StartRelay, database_setting: str, raw: RawUpstream) -> None:
+    raw.plays(ok())
+    relay = await start(DOCUMENT | {"database": database_setting, "providers": {"openai": provider(raw.url)}})
+
+    async def call(key: str) -> tuple[int, str]:
+        status, headers, _ = await relay.call("GET", relay.path("openai", "models"), headers={"Authorization": f"Bearer {key}"})
+        return status, headers.get("x-relay-error", "")
+
+    _, first = await manage(relay, "POST", "keys", {"client": "web", "record": {}})
+    assert (await call(first["key"]))[0] == 200
+    _, second = await manage(relay, "POST", "clients/web/rotate", {"grace_s": 0})
+    assert (await call(second["key"]))[0] == 200 and (await call(first["key"])) == (401, "client_key_expired")
+    await manage(relay, "PUT", "clients/web", {"endpoints": ["speech"]})
+    assert await call(second["key"]) == (403, "endpoint_not_allowed")
+    await manage(relay, "DELETE", "clients/web")
+    assert await call(second["key"]) == (401, "client_key_invalid")
 
 
 async def test_keys_and_clients_are_listed_in_pages(relay: Relay) -> None:
