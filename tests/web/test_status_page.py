@@ -10,7 +10,7 @@ import pytest
 from relay.demo import provider as demo
 from tests.browser import IN_SESSION_LOOP, _function_scoped_runner, opened  # noqa: F401
 from tests.conftest import StartRelay
-from tests.relays import _packaged_providers
+from tests.relays import _packaged_providers, canary
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser
@@ -54,3 +54,23 @@ async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(br
                 await page.evaluate("() => { refresh(); refresh(); }")
             assert await page.evaluate("fetch('/version').then((response) => response.status)") == 200
             assert len(held) == 1, "a refresh began before the one before it was over"
+
+
+async def test_the_page_asks_for_the_token_of_management_and_keeps_it_to_itself(start: StartRelay) -> None:
+    admin = canary("status-page-admin")
+    relay = await start({"access": {"admin_token": admin}, "providers": {"openai": _packaged_providers()["openai"]}})
+    from playwright.async_api import expect
+
+    async with chromium("about:blank") as page:
+        await page.goto(relay.url)
+        await expect(page.locator("#access")).to_be_visible()
+        await page.fill("#token", "a wrong one")
+        await page.click("#access button")
+        await expect(page.locator("#problem")).to_contain_text("not a token")
+        await expect(page.locator("#access")).to_be_visible()
+        await page.fill("#token", admin)
+        await page.click("#access button")
+        await expect(page.locator("#providers li")).to_have_count(1)
+        await expect(page.locator("#access")).to_be_hidden()
+        assert await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        assert await page.input_value("#token") == ""
