@@ -45,29 +45,29 @@ async def pair(start: StartRelay, raw: RawUpstream) -> AsyncIterator[tuple[Relay
     await site.stop()
 
 
-@pytest.mark.parametrize(("method", "path"), MANAGEMENT)
-async def test_the_other_listeners_answer_404_for_management_even_with_a_token(pair: tuple[Relay, str], method: str, path: str) -> None:
-    relay, admin = pair
-    for headers in (bearer(ADMIN), {}, bearer(KEY)):
-        status, answered, _ = await relay.call(method, relay.url + path, headers=headers)
-        assert (status, answered["x-relay-error"]) == (404, "unknown_route")
-    status, answered, _ = await relay.call(method, admin + path, headers=bearer(ADMIN))
-    assert answered.get("x-relay-error") != "unknown_route"
-    if path != "/":
-        assert (await relay.call(method, admin + path, headers={"X-Forwarded-For": "192.0.2.1"}))[0] == 401
-
-
-@pytest.mark.parametrize("path", CALLS)
-async def test_the_listener_of_management_takes_no_calls(pair: tuple[Relay, str], raw: RawUpstream, path: str) -> None:
-    relay, admin = pair
-    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    for headers in (bearer(KEY), bearer(ADMIN), {"x-relay-key": KEY} | upgrade):
-        for method in ("GET", "POST", "OPTIONS"):
-            status, answered, _ = await relay.call(method, admin + path, headers=headers)
+async def test_the_other_listeners_answer_404_for_management_even_with_a_token(pair: tuple[Relay, str]) -> None:
+    for method, path in MANAGEMENT:
+        relay, admin = pair
+        for headers in (bearer(ADMIN), {}, bearer(KEY)):
+            status, answered, _ = await relay.call(method, relay.url + path, headers=headers)
             assert (status, answered["x-relay-error"]) == (404, "unknown_route")
-    for spelling in (path.replace("providers", "%70roviders").replace("/ws/", "/%77s/"), "/" + path):
-        assert (await relay.call("GET", admin + spelling, headers=bearer(KEY)))[0] in (400, 404)
-    assert raw.connections == 0
+        status, answered, _ = await relay.call(method, admin + path, headers=bearer(ADMIN))
+        assert answered.get("x-relay-error") != "unknown_route"
+        if path != "/":
+            assert (await relay.call(method, admin + path, headers={"X-Forwarded-For": "192.0.2.1"}))[0] == 401
+
+
+async def test_the_listener_of_management_takes_no_calls(pair: tuple[Relay, str], raw: RawUpstream) -> None:
+    for path in CALLS:
+        relay, admin = pair
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        for headers in (bearer(KEY), bearer(ADMIN), {"x-relay-key": KEY} | upgrade):
+            for method in ("GET", "POST", "OPTIONS"):
+                status, answered, _ = await relay.call(method, admin + path, headers=headers)
+                assert (status, answered["x-relay-error"]) == (404, "unknown_route")
+        for spelling in (path.replace("providers", "%70roviders").replace("/ws/", "/%77s/"), "/" + path):
+            assert (await relay.call("GET", admin + spelling, headers=bearer(KEY)))[0] in (400, 404)
+        assert raw.connections == 0
 
 
 async def test_calls_and_health_are_where_they_were(pair: tuple[Relay, str]) -> None:

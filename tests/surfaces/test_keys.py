@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relay.storage.database import try_out
 from tests.conftest import StartRelay
 from tests.relays import Relay, canary, provider
 from tests.upstream.raw import RawUpstream, ok
@@ -41,11 +38,9 @@ async def relay(start: StartRelay, database_setting: str) -> Relay:
 
 
 @pytest.fixture
-async def small(start: StartRelay, tmp_path: Path, migrated_sqlite: Path) -> Relay:
+async def small(start: StartRelay, sqlite_setting: str) -> Relay:
     """The same on SQLite alone, for rules that no database decides."""
-    if not migrated_sqlite.exists():
-        await try_out(str(migrated_sqlite))
-    return await start(DOCUMENT | {"database": str(shutil.copy(migrated_sqlite, tmp_path / "small.db"))})
+    return await start(DOCUMENT | {"database": sqlite_setting})
 
 
 async def test_a_key_is_made_with_its_client_shown_once_and_listed_without_its_secret(relay: Relay) -> None:
@@ -166,8 +161,8 @@ async def test_a_key_with_a_record_never_changes_a_client_that_exists(small: Rel
     assert (await manage(small, "GET", "keys"))[1]["keys"] == []
 
 
-async def test_while_access_is_open_a_new_key_comes_with_a_warning(start: StartRelay, tmp_path: Path) -> None:
-    relay = await start({"database": str(tmp_path / "relay.db")})
+async def test_while_access_is_open_a_new_key_comes_with_a_warning(start: StartRelay, sqlite_setting: str) -> None:
+    relay = await start({"database": sqlite_setting})
     status, _, body = await relay.call("POST", f"{relay.url}{API}/keys", data=b'{"client": "web", "record": {}}')
     assert status == 201 and "access.mode: required" in json.loads(body)["warnings"][0] and json.loads(body)["created_by"] == "local 127.0.0.1"
     (event,) = await relay.events("access.still_open")
@@ -194,11 +189,11 @@ async def test_bad_input_is_400_with_the_reason_and_changes_nothing(small: Relay
     assert (await manage(small, "GET", "audit"))[1]["audit"] == []
 
 
-@pytest.mark.parametrize("name", ["nobody", "%00", "a%2Fb", "x" * 300, "' OR 1=1", "%F0%9F%92%A9"])
-async def test_names_and_ids_that_do_not_exist_are_404(small: Relay, name: str) -> None:
-    for method, path, code in (("GET", f"keys/{name}", "key_not_found"), ("DELETE", f"keys/{name}", "key_not_found"), ("GET", f"clients/{name}", "client_not_found"), ("DELETE", f"clients/{name}", "client_not_found"), ("POST", f"clients/{name}/rotate", "client_not_found")):
-        status, answer = await manage(small, method, path)
-        assert status in (400, 404) and answer["error"]["code"] in (code, "bad_path", "unknown_route"), (path, answer)
+async def test_names_and_ids_that_do_not_exist_are_404(small: Relay) -> None:
+    for name in ("nobody", "%00", "a%2Fb", "x" * 300, "' OR 1=1", "%F0%9F%92%A9"):
+        for method, path, code in (("GET", f"keys/{name}", "key_not_found"), ("DELETE", f"keys/{name}", "key_not_found"), ("GET", f"clients/{name}", "client_not_found"), ("DELETE", f"clients/{name}", "client_not_found"), ("POST", f"clients/{name}/rotate", "client_not_found")):
+            status, answer = await manage(small, method, path)
+            assert status in (400, 404) and answer["error"]["code"] in (code, "bad_path", "unknown_route"), (path, answer)
 
 
 async def test_without_a_database_the_api_is_503(start: StartRelay) -> None:

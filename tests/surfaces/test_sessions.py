@@ -29,11 +29,11 @@ async def ask(relay: Relay, method: str, path: str = "") -> tuple[int, Any]:
 
 
 @pytest.fixture
-async def relay(start: StartRelay, aiohttp_server: Any, tmp_path: Any) -> Relay:
+async def relay(start: StartRelay, aiohttp_server: Any, sqlite_setting: str) -> Relay:
     """A relay with one client, in front of an echo provider."""
     server = await aiohttp_server(vendor(("GET", "/echo", echo)))
     one = provider(str(server.make_url("")), websocket={"default_path": "echo"})
-    return await start({"clients": {"web": {"key": KEY}}, "database": str(tmp_path / "relay.db")}, openai=one)
+    return await start({"clients": {"web": {"key": KEY}}, "database": sqlite_setting}, openai=one)
 
 
 async def test_an_open_session_is_listed_with_what_passed(relay: Relay) -> None:

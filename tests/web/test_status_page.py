@@ -56,12 +56,12 @@ async def test_the_page_shows_providers_calls_and_spend_and_streams_an_answer(br
             assert len(held) == 1, "a refresh began before the one before it was over"
 
 
-async def test_the_page_asks_for_the_token_of_management_and_keeps_it_to_itself(start: StartRelay) -> None:
+async def test_the_page_asks_for_the_token_of_management_and_keeps_it_to_itself(browser: Browser, start: StartRelay) -> None:
     admin = canary("status-page-admin")
     relay = await start({"access": {"admin_token": admin}, "providers": {"openai": _packaged_providers()["openai"]}})
     from playwright.async_api import expect
 
-    async with chromium("about:blank") as page:
+    async with opened(browser, "about:blank") as page:
         await page.goto(relay.url)
         await expect(page.locator("#access")).to_be_visible()
         await page.fill("#token", "a wrong one")
