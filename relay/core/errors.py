@@ -281,6 +281,10 @@ class TicketInvalid(RelayError, code="ticket_invalid", status=401):
     template = "The ticket is not valid: {reason}."
 
 
+class TicketForged(TicketInvalid):
+    """No relay with this database has issued the ticket: a guess."""
+
+
 @dataclass(eq=False)
 class TicketMismatch(RelayError, code="ticket_mismatch", status=403):
     """The ticket was issued for something else than the session that it was used for."""

@@ -25,6 +25,7 @@ from relay.core.errors import (
     RelayError,
     RepeatedRefusal,
     StoreUnavailable,
+    TicketForged,
     TicketInvalid,
 )
 from relay.gate.keys import ClientKeys
@@ -208,16 +209,16 @@ class Tickets:
 
     def _genuine(self, ticket: str) -> tuple[TicketStore, bytes]:
         """Return the store and the SHA-256 of a ticket that this relay can have made. Raises
-        TicketInvalid for any other text.
+        TicketForged for any other text.
         """
         if self._store is None or not _FORM.fullmatch(ticket):
-            raise TicketInvalid(_NOT_ISSUED)
+            raise TicketForged(_NOT_ISSUED)
         if self._secret is None:
             raise StoreUnavailable
         decoded = urlsafe_b64decode(ticket.removeprefix(TICKET_PREFIX))
         random, code = decoded[:_RANDOM_BYTES], decoded[_RANDOM_BYTES:]
         if not hmac.compare_digest(code, _code_of(random, self._secret)):
-            raise TicketInvalid(_NOT_ISSUED)
+            raise TicketForged(_NOT_ISSUED)
         return self._store, _digest_of(ticket)
 
     def _remember(self, digest: bytes, reason: str) -> None:

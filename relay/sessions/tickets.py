@@ -12,7 +12,7 @@ import msgspec
 
 from relay.calls.call import Call
 from relay.core.access import TicketTerms
-from relay.core.errors import RelayError, TicketInvalid, TicketMismatch
+from relay.core.errors import RelayError, TicketForged, TicketMismatch
 from relay.core.exchange import Exchange
 from relay.core.paths import is_within
 from relay.core.provider import Route, WebSocketRules
@@ -24,14 +24,14 @@ async def redeem_ticket(call: Call, route: Route, exchange: Exchange, gateway: G
     """Redeem the ticket of a handshake, if it has one. From then on the client that the ticket was
     issued to is the caller of `exchange`.
 
-    Raises TicketInvalid, or TooManyAttempts after many wrong tries; TicketMismatch for another
+    Raises TicketInvalid, or TooManyAttempts after many forged ones; TicketMismatch for another
     session than that of its terms; what the client's record does not allow; StoreUnavailable.
     """
     if not call.caller.ticket:
         return
     try:
         key, terms = await gateway.tickets.redeem(call.caller.ticket, exchange.id)
-    except TicketInvalid as error:
+    except TicketForged as error:
         raise gateway.keys.wrong_tries.refusal(call.caller.address, error) from error
     client = key.client
     exchange.request.caller = msgspec.structs.replace(

@@ -179,6 +179,7 @@ async def test_a_token_of_management_opens_no_call(start: StartRelay, raw: RawUp
     relay = await start(document(admin_token=ADMIN, read_token=READ, mode="required" if required else "open"), openai=provider(raw.url, client_credentials="allow"))
     for headers in (bearer(token), {"x-relay-key": token}, {"x-api-key": token}, bearer("sk-mine") | {"x-api-key": token}):
         assert await asked(relay, "GET", f"{API}/providers/openai/x", headers) == (403, "management_denied")
+        assert await asked(relay, "POST", f"{API}/tickets", headers) == (403, "management_denied")
     assert raw.connections == 0
 
 

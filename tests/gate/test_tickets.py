@@ -104,6 +104,15 @@ async def _site(start: StartRelay, aiohttp_server: Any, sqlite_setting: str, **m
     return Site(relay, server.app[SEEN])
 
 
+async def test_forged_tickets_are_refused_early_after_ten_a_minute_and_a_real_one_still_opens(site: Site) -> None:
+    for number in range(10):
+        assert await site.open("rt_" + f"{number}" * 32) == (401, "ticket_invalid")
+    assert await site.open("rt_" + "x" * 32) == (429, "too_many_attempts")
+    ticket = await site.ticket()
+    assert await site.open(ticket) == (101, "")
+    assert await site.open(ticket) == (401, "ticket_invalid"), "a ticket that was used is no guess"
+
+
 @contextmanager
 def statements(about: str) -> Iterator[list[str]]:
     """The statements about a table that any connection of this process executes."""
