@@ -46,18 +46,18 @@ def end_session(gateway: Gateway, id: str) -> bool:
 
 
 def _describe(session: Session, now: float) -> dict[str, Any]:
-    request, route = session.exchange.request, session.exchange.routing.route
-    endpoint = route.endpoint if route is not None else request.endpoint
-    caller, client, provider = request.caller, session.downstream, session.upstream
+    facts, route = session.exchange.request, session.exchange.routing.route
+    endpoint = route.endpoint if route is not None else facts.endpoint
+    caller, client, provider = facts.caller, session.downstream, session.upstream
     return {
         "id": session.exchange.id,
         "client": clean(caller.client, _TEXT_CHARS),
         "key_id": caller.key_id or None,
         "address": clean(caller.address, _TEXT_CHARS),
-        "provider": request.provider,
+        "provider": facts.provider,
         "endpoint": clean(endpoint, _TEXT_CHARS),
-        "model": clean(request.model, _TEXT_CHARS) if request.model else None,
-        "age_s": round(now - request.started_s, 3),
+        "model": clean(facts.model, _TEXT_CHARS) if facts.model else None,
+        "age_s": round(now - facts.started_s, 3),
         "messages_up": client.messages,
         "messages_down": provider.messages,
         "bytes_up": client.bytes,
