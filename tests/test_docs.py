@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+from argparse import _SubParsersAction
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,8 @@ def test_every_command_and_option_is_documented() -> None:
         if name == "worker":
             continue
         assert f"`relay {name}" in text, name
-        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")} - {"--help"}
+        parsers = [parser, *(each for action in parser._actions if isinstance(action, _SubParsersAction) for each in action.choices.values())]
+        options = {option for each in parsers for action in each._actions for option in action.option_strings if option.startswith("--")} - {"--help"}
         assert [option for option in options if f"`{option}" not in text] == [], name
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "reload": "reload the configuration of the running relay, and print what changed",
     "explain": "print the upstream request of a call, without sending it",
     "doctor": "probe every configured provider, and say what failed and what to do",
+    "keys": "make, list, show, revoke and rotate the keys of clients in the database",
     "logs": "print the latest calls of the ledger",
     "usage": "print usage and cost of the calls in the ledger",
     "schema": "print the JSON Schema of gateway.yaml",

@@ -13,7 +13,7 @@ from relay.core.errors import BadRequest
 
 _WHOLE = re.compile(r"-?[0-9]{1,16}\Z")
 _DECIMAL = re.compile(r"-?[0-9]{1,16}(?:\.[0-9]{0,18})?(?:[eE][+-]?[0-9]{1,2})?\Z")
-_AGO = re.compile(r"([0-9]{1,6})([smhdw])\Z")
+_DURATION = re.compile(r"([0-9]{1,6})([smhdw])\Z")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _ISO = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
@@ -50,9 +50,15 @@ def unix_time_s(text: str, now_s: float) -> float | None:
     """Parse a time into seconds since 1970: an age such as `7d`, `12h` or `90m`, or a date or time
     in ISO 8601 (UTC without a zone). None for anything else, or if outside 1970 to 9999.
     """
-    ago = _AGO.match(text)
-    when = now_s - int(ago[1]) * _UNITS_S[ago[2]] if ago is not None else _iso_s(text)
+    ago_s = duration_s(text)
+    when = now_s - ago_s if ago_s is not None else _iso_s(text)
     return when if when is not None and 0 <= when <= LATEST_S else None
+
+
+def duration_s(text: str) -> int | None:
+    """Parse a duration such as `7d`, `12h`, `90m` or `30s`; None for anything else."""
+    found = _DURATION.match(text)
+    return int(found[1]) * _UNITS_S[found[2]] if found is not None else None
 
 
 def _iso_s(text: str) -> float | None:

@@ -193,6 +193,11 @@ class AccessStore:
         query = sa.select(*_KEY).where(client_keys.c.id == id)
         return next(iter(await self._list(query, KeyRow)), None)
 
+    async def key_of_digest(self, sha256: bytes) -> KeyRow | None:
+        """Return the key with this SHA-256, also a revoked one; None if there is none."""
+        query = sa.select(*_KEY).where(client_keys.c.sha256 == sha256)
+        return next(iter(await self._list(query, KeyRow)), None)
+
     async def keys(
         self, client: str | None = None, after: str = "", limit: int = PAGE_ROWS
     ) -> Sequence[KeyRow]:

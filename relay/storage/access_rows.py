@@ -110,15 +110,25 @@ async def read_rows(
     return [kind(*row) for row in await connection.execute(query)]
 
 
+def is_client_name(text: str) -> bool:
+    """True if `text` can be the name of a client in the tables."""
+    return _CLIENT.fullmatch(text) is not None
+
+
+def is_key_id(text: str) -> bool:
+    """True if `text` has the form of the id of a key in the tables."""
+    return _KEY_ID.fullmatch(text) is not None
+
+
 def check_client(name: str) -> None:
     """Raises RowsRefused unless `name` can be the name of a client."""
-    if not _CLIENT.fullmatch(name):
+    if not is_client_name(name):
         raise RowsRefused("the name of a client has 1 to 64 of A-Z a-z 0-9 _ . -")
 
 
 def check_key(key: NewKey) -> None:
     """Raises RowsRefused for a key that no relay makes."""
-    if not _KEY_ID.fullmatch(key.id):
+    if not is_key_id(key.id):
         raise RowsRefused("the id of a key has 12 hex digits")
     check_digest(key.sha256)
     if key.expires_s is not None:
