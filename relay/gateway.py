@@ -176,6 +176,7 @@ class Gateway:
         }
         if self.ledger.database is not None:
             gauges["relay_store_up", "database"] = self.ledger.state == "ok"
+            gauges["relay_store_up", "access"] = self.keys.is_fresh
         if self.shared is not None:
             gauges["relay_store_up", "redis"] = self.shared.state == "ok"
         for name, provider in self._ready_providers().items():

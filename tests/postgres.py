@@ -123,6 +123,55 @@ async def _empty_tables(url: str) -> bool:
         await connection.close()
 
 
+class Network:
+    """A TCP connection to a server that a test can cut, or let hang without an answer."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self._server_port = free_port(), port
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.passes = asyncio.Event()
+        """While it is not set, nothing arrives on the other side."""
+        self.passes.set()
+
+    def url(self, url: str) -> str:
+        """The URL of a database, through here."""
+        return url.replace(f":{self._server_port}/", f":{self.port}/")
+
+    async def connect(self) -> None:
+        """Accept connections from now on."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    async def cut(self) -> None:
+        """Close all connections, and accept no more."""
+        self.passes.set()
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        self._writers |= {writer, server_writer}
+        for source, sink in ((reader, server_writer), (server_reader, writer)):
+            task = asyncio.create_task(self._copy(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self.passes.wait()
+                sink.write(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+            self._writers.discard(sink)
+
+
 def running() -> PostgresServer:
     """Create and start a server. Skips the test if PostgreSQL is not installed."""
     need("pg_ctlcluster")

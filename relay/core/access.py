@@ -40,7 +40,7 @@ def ticket_of(text: str) -> str:
     return text if text.startswith(TICKET_PREFIX) else ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Rights:
     """What a client may do. An empty field restricts nothing."""
 

@@ -302,10 +302,14 @@ class TicketMismatch(RelayError, code="ticket_mismatch", status=403):
         )
 
 
+@dataclass(eq=False)
 class AccessRevoked(RelayError, code="access_revoked", status=401, close_code=4401):
     """The client's key was revoked, or has expired, while the call or session was running."""
 
-    message = "The client key was revoked."
+    why: str = "was revoked"
+    """Or `has expired`."""
+
+    template = "The client key {why}."
 
 
 @dataclass(eq=False)
@@ -475,6 +479,14 @@ class StoreUnavailable(
     """Redis or the database is unavailable, and the request needs it."""
 
     message = "Redis or the database is unavailable; nothing was changed."
+
+
+class KeysUnavailable(StoreUnavailable):
+    """The database of client keys was unavailable for so long that a key may have been revoked."""
+
+    retry_after_s = 1.0
+
+    message = "The database of client keys is unavailable, so the key cannot be checked."
 
 
 class LedgerBusy(RelayError, code="ledger_busy", side="relay", status=503, retryable=True):

@@ -351,6 +351,8 @@ class Exchange:
     """None if the bodies are not stored."""
     at_end: tuple[Callable[[], None], ...] = ()
     """Functions that are called once when the call is over, even if one of them raises."""
+    is_shared: bool = False
+    """True for the exchange of a shared call, which has no client of its own."""
 
     def fork(self) -> Exchange:
         """Return an exchange for a shared call that this exchange leads. It has a copy of the
@@ -370,6 +372,7 @@ class Exchange:
             cache=cache,
             limit_states=self.limit_states,
             capture=self.capture,
+            is_shared=True,
         )
 
     def move_to(self, state: State) -> None:

@@ -22,6 +22,8 @@ from relay.core.headers import is_of_network
 from relay.core.memo import BoundedMemo
 
 _MAX_HOSTS = 256
+_MAX_ORIGIN_CHARS = 300
+"""No browser sends more: a host name has at most 253 characters."""
 _SHOWN_CHARS = 40
 _OWN_SITES = frozenset({"same-origin", "none"})
 
@@ -37,12 +39,9 @@ class Origins:
         listed = [pattern.lower().rstrip("/") for pattern in patterns]
         self._any = "*" in listed
         self._exact = frozenset(pattern for pattern in listed if "*" not in pattern)
-        # "https://*.example.com" -> ("https://", ".example.com")
-        self._wildcards = tuple(
-            (scheme + "://", host[1:])
-            for pattern in listed
-            if "*" in pattern and pattern != "*"
-            for scheme, _, host in [pattern.partition("://")]
+        # "https://*.example.com" -> "https://.example.com"
+        self._wildcards = frozenset(
+            pattern.replace("*", "", 1) for pattern in listed if "*" in pattern and pattern != "*"
         )
         self.listed = bool(listed)
         """True if there are any: responses then vary by Origin."""
@@ -54,11 +53,14 @@ class Origins:
         origin = origin.lower()
         if self._any or origin in self._exact:
             return True
-        return any(
-            origin.startswith(scheme) and origin.endswith(host) and "/" not in origin[len(scheme) :]
-            and len(origin) > len(scheme) + len(host)
-            for scheme, host in self._wildcards
-        )  # fmt: skip
+        if not self._wildcards or len(origin) > _MAX_ORIGIN_CHARS:
+            return False
+        # One lookup for each dot, however many wildcards there are.
+        scheme, _, host = origin.partition("://")
+        if "/" in host:
+            return False
+        dots = (at for at, char in enumerate(host) if char == "." and at)
+        return any(f"{scheme}://{host[at:]}" in self._wildcards for at in dots)
 
 
 class OpenAccess:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from relay.core.access import Client, ClientKey, Rights, StoredKey
-from relay.core.errors import StoreUnavailable
+from relay.core.errors import KeysUnavailable
 from relay.gate.access import Origins
 from relay.gate.wrong_tries import WrongTries
 from relay.registry.clients import Clients
@@ -25,8 +25,8 @@ class ClientKeys:
     """
 
     __slots__ = (
-        "_clients", "_clock", "_configured", "_read_s", "_stored", "has_store", "management",
-        "origins", "wrong_tries",
+        "_clients", "_clock", "_configured", "_read_s", "_stored", "changes", "has_store",
+        "management", "origins", "wrong_tries",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -39,6 +39,8 @@ class ClientKeys:
         """True if there is a database, which may have keys."""
         self.management: frozenset[bytes] = frozenset()
         """The SHA-256 of the tokens of management, which are no keys of clients."""
+        self.changes = 0
+        """Number of changes so far: while it stays the same, no key was added or removed."""
         self.origins = OriginUnion()
         self.wrong_tries = WrongTries(clock)
 
@@ -50,33 +52,45 @@ class ClientKeys:
     def configure(self, clients: Clients) -> None:
         """Apply the clients of gateway.yaml."""
         self._configured = clients
+        self.changes += 1
         for client in clients.by_name.values():
             self.origins.add(client.rights.origins)
 
     def put_client(self, name: str, rights: Rights) -> None:
         """Add a client of the database, or replace its rights."""
         self._clients[name] = Client(name, rights)
+        self.changes += 1
         self.origins.add(rights.origins)
 
     def remove_client(self, name: str) -> None:
         """Remove a client of the database."""
         self._clients.pop(name, None)
+        self.changes += 1
 
     def put_key(self, digest: bytes, key: StoredKey) -> None:
         """Add or replace a key of the database."""
-        self._stored[digest] = key
+        client = self._clients.get(key.client)
+        # One text for the name in both: 100,000 of them take 6 MiB.
+        name = client.name if client is not None else key.client
+        self._stored[digest] = StoredKey(key.id, name, key.expires_s)
+        self.changes += 1
 
     def remove_key(self, digest: bytes) -> None:
         """Remove a key of the database: it was revoked."""
         self._stored.pop(digest, None)
+        self.changes += 1
 
-    def forget_stored(self) -> None:
-        """Remove everything of the database: it will be read again from the beginning."""
-        self._clients, self._stored = {}, {}
+    def stored_clients(self) -> set[str]:
+        """Return the names of the clients of the database."""
+        return set(self._clients)
 
-    def note_read(self) -> None:
-        """Note that the copy was compared with the database just now."""
-        self._read_s = self._clock()
+    def stored_keys(self) -> set[bytes]:
+        """Return the SHA-256 of the keys of the database."""
+        return set(self._stored)
+
+    def note_read(self, at_s: float) -> None:
+        """Note that the copy is as the database was at `at_s` by the clock."""
+        self._read_s = at_s
 
     @property
     def knows_any(self) -> bool:
@@ -109,11 +123,23 @@ class ClientKeys:
         return ClientKey(stored.id, digest, client, stored.expires_s, stored=True)
 
     def is_valid(self, key: ClientKey, now_s: float) -> bool:
-        """True unless the key was revoked since it was found, or has expired at the Unix time
-        `now_s`.
+        """True unless the key was revoked since it was found, belongs to another client now, or has
+        expired at the Unix time `now_s`.
         """
         now = self.by_digest(key.digest)
-        return now is not None and (now.expires_s is None or now.expires_s > now_s)
+        return (
+            now is not None
+            and now.client.name == key.client.name
+            and (now.expires_s is None or now.expires_s > now_s)
+        )
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if the copy of the database's keys is less than MAX_AGE_S old, or there is none."""
+        read_s = self._read_s
+        if not self.has_store:
+            return True
+        return read_s is not None and self._clock() - read_s <= MAX_AGE_S
 
     def is_management(self, secret: str) -> bool:
         """True for a token of management. It opens no call, and never goes to a provider."""
@@ -127,12 +153,11 @@ class ClientKeys:
         return digest in self.management or self.by_digest(digest) is not None
 
     def require_fresh(self) -> None:
-        """Raise StoreUnavailable if the database could not be read for MAX_AGE_S: a key may have
+        """Raise KeysUnavailable if the database could not be read for MAX_AGE_S: a key may have
         been revoked since.
         """
-        read_s = self._read_s
-        if self.has_store and (read_s is None or self._clock() - read_s > MAX_AGE_S):
-            raise StoreUnavailable
+        if not self.is_fresh:
+            raise KeysUnavailable
 
     def __repr__(self) -> str:
         return f"<ClientKeys {len(self)}>"
@@ -152,19 +177,22 @@ class OriginUnion:
 
     def __init__(self) -> None:
         self._known: set[str] = set()
-        self._allowed = Origins(())
+        self._allowed: Origins | None = Origins(())
+        """None until it is made of what is known: 100,000 clients are added one after another."""
 
     def add(self, origins: tuple[str, ...]) -> None:
         """Add the origins of a client."""
         if not self._known.issuperset(origins):
             self._known.update(origins)
-            self._allowed = Origins(self._known)
+            self._allowed = None
 
     @property
     def listed(self) -> bool:
         """True if there are any."""
-        return self._allowed.listed
+        return bool(self._known)
 
     def allow(self, origin: str) -> bool:
         """True if pages of `origin` may call as some client."""
+        if self._allowed is None:
+            self._allowed = Origins(self._known)
         return self._allowed.allow(origin)

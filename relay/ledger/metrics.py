@@ -147,7 +147,8 @@ GAUGES: Mapping[str, _GaugeSpec] = {
         "Targets of a provider whose circuit breaker is open, in each worker.", ("provider",)
     ),
     "relay_store_up": _GaugeSpec(
-        "1 if the configured database or Redis answers, 0 if it is unavailable to a worker.",
+        "1 if a configured store answers, 0 if it is unavailable to a worker: database, redis, or "
+        "access, the client keys of the database.",
         ("store",),
         "livemin",
     ),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from pydantic import ValidationError
@@ -23,7 +23,8 @@ from relay.registry.schema import ClientRecord, GatewayFile
 from relay.registry.validation import describe_error
 
 MAX_RECORD_BYTES = 16 * 1024
-_MOST_RECORDS = 4096
+_in_use: WeakValueDictionary[bytes, Rights] = WeakValueDictionary()
+"""The rights of stored records, by the SHA-256 of the record."""
 
 
 class BadRecord(ValueError):
@@ -110,13 +111,16 @@ def checked_record(text: str, settings: GatewayFile, providers: Collection[str])
     return stored
 
 
-@lru_cache(maxsize=_MOST_RECORDS)
 def rights_of(text: str) -> Rights:
-    """Return the rights of a stored record; the same object for the same text. Raises BadRecord.
+    """Return the rights of a stored record; the same object for the same text, as long as a client
+    has it. Raises BadRecord.
 
     A provider that is not configured any more stays in the record, and matches nothing.
     """
-    return _rights(_parse(text))
+    digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
+    if (rights := _in_use.get(digest)) is None:
+        _in_use[digest] = rights = _rights(_parse(text))
+    return rights
 
 
 def _parse(text: str) -> ClientRecord:

@@ -35,6 +35,8 @@ from relay.server.listen import BACKLOG, Listeners
 from relay.sessions.listing import SessionPage, describe_sessions, end_session
 from relay.websocket import draining
 
+_REFRESH_S = 1.0
+"""The longest that a change of keys waits for all workers to apply it."""
 _QUIET_S = 0.1
 _DRAIN_POLL_S = 0.02
 _CUT_S = 3.0
@@ -261,7 +263,9 @@ def _pass_to_all(gateway: Gateway, control: Control) -> None:
 
     async def refresh_access() -> None:
         # A worker that does not answer polls by itself within half a second.
-        await control.order_all("refresh_access", {})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH_S):
+                await control.order_all("refresh_access", {})
 
     async def list_sessions(after: str, limit: int) -> SessionPage:
         answer = await control.order_all("sessions", {"after": after, "limit": limit})

@@ -31,6 +31,8 @@ _CONNECTION_S = 1.0
 """How long a change of the ledger waits for a connection while all are in use."""
 _DURABLE_CONNECTION_S = 5.0
 """The same for a durable change, each of which may wait for the disk."""
+_WATCH_S = 10.0
+"""How long the polling of access waits for an answer, then it connects anew."""
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock of PostgreSQL under which one process at a time changes the schema."""
@@ -215,7 +217,9 @@ class Database:
         await self.prepare()
         with _mapped():
             try:
-                return await self._watcher.ask(query)
+                # Also for the connection, whose other end may have vanished.
+                async with asyncio.timeout(_WATCH_S):
+                    return await self._watcher.ask(query)
             except QueryRefused as error:
                 raise DatabaseUnavailable(type(error).__name__) from error
 

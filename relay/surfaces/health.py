@@ -59,6 +59,7 @@ def _counters(gateway: Gateway) -> dict[str, Any]:
     }
     if ledger.database is not None:
         body |= {
+            "access": "ok" if gateway.keys.is_fresh else "unavailable",
             "ledger": ledger.state,
             "ledger_rows_waiting": ledger.waiting,
             "ledger_failures": ledger.lost.failures,

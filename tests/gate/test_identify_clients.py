@@ -281,7 +281,7 @@ def test_stored_keys_are_refused_when_the_database_was_not_read_for_too_long() -
     keys.has_store = True
     with pytest.raises(Exception, match="store_unavailable"):
         keys.require_fresh()
-    keys.note_read()
+    keys.note_read(now[0])
     now[0] += MAX_AGE_S
     keys.require_fresh()
     now[0] += 0.001
