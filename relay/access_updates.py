@@ -18,11 +18,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import web
 
 from relay import log
-from relay.core.access import Rights, StoredKey
+from relay.core.access import StoredKey
 from relay.core.errors import AccessRevoked
 from relay.core.exchange import Exchange
 from relay.gateway import GATEWAY, Gateway
-from relay.registry.clients import BadRecord, rights_of
 from relay.sessions.session import Ending
 from relay.storage.access import AccessStore
 from relay.storage.access_rows import ClientRow, KeyRow
@@ -31,8 +30,6 @@ from relay.storage.database import DatabaseNewer, DatabaseUnavailable
 POLL_S = 0.5
 CHECK_S = 2.0
 """How often all running calls are checked although no key has changed: a key may have expired."""
-_NO_RIGHTS = Rights(providers=frozenset({""}))
-"""The rights of a client whose record cannot be read: it may call no provider."""
 _ROWS_AT_ONCE, _CALLS_AT_ONCE = 100, 500
 """How many are handled before other tasks of the event loop have their turn."""
 
@@ -149,7 +146,7 @@ class AccessUpdates:
             if client.deleted_s is not None:
                 keys.remove_client(client.name)
             else:
-                keys.put_client(client.name, _rights(client.name, client.record))
+                keys.put_client(client.name, client.record)
         for number, key in enumerate(rows, 1):
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -186,11 +183,3 @@ class AccessUpdates:
         if key is None or keys.is_valid(key, now_s):
             return None
         return AccessRevoked("has expired" if keys.by_digest(key.digest) else "was revoked")
-
-
-def _rights(name: str, record: str) -> Rights:
-    try:
-        return rights_of(record)
-    except BadRecord as error:
-        log.warn("access.bad_record", client=name, cause=str(error))
-        return _NO_RIGHTS

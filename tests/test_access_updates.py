@@ -320,6 +320,7 @@ async def test_a_restored_backup_is_loaded_anew_while_keys_in_both_stay_valid(st
             live.backup(backup)
         await store.revoke_key("00000000000b", "test")
         await store.create_key("new", "{}", new_key(UNKNOWN, "00000000000c"), "test")
+        await store.create_key("web", None, new_key(UNKNOWN + "2", "00000000000d"), "test")
         await relay.gateway.refresh_access()
     assert [await call(relay, secret) for secret in (KEY, OTHER, UNKNOWN)] == [(200, ""), (401, "client_key_invalid"), (200, "")]
     stream = await begin_stream(relay, raw, KEY)
@@ -337,7 +338,8 @@ async def test_a_restored_backup_is_loaded_anew_while_keys_in_both_stay_valid(st
     await relay.gateway.refresh_access()
     assert len(missing) == 2 and not any(missing)
     raw.scripts[:] = [(ok(),)]
-    assert [await call(relay, secret) for secret in (KEY, OTHER, UNKNOWN)] == [(200, ""), (200, ""), (401, "client_key_invalid")]
+    assert [await call(relay, secret) for secret in (KEY, OTHER, UNKNOWN, UNKNOWN + "2")] == [(200, ""), (200, ""), *[(401, "client_key_invalid")] * 2]
+    assert relay.gateway.keys.stored_clients() == {"web", "app"}
     assert await is_cut(cut) and not stream.closed and len(relay.gateway.calls) == 1
 
 
@@ -512,7 +514,7 @@ def test_the_origins_of_many_clients_are_put_together_when_a_page_asks(monkeypat
 
     keys = ClientKeys(lambda: 0.0)
     for number in range(100):
-        keys.put_client(f"c{number}", rights_of(json.dumps({"origins": [f"https://{number}.example", f"https://*.{number}.test"]})))
+        keys.put_client(f"c{number}", json.dumps({"origins": [f"https://{number}.example", f"https://*.{number}.test"]}))
     assert made == [0] and keys.origins.listed
     assert [keys.origins.allow(origin) for origin in ("https://7.example", "https://a.b.99.test", "https://99.test", "https://a.100.test", "http://a.9.test")] == [True, True, False, False, False]
     assert made == [0, 200]

@@ -57,14 +57,14 @@ class Rights:
     """Metadata of every call, such as `team`; it replaces entries that the caller sends."""
 
 
-class Client(msgspec.Struct, frozen=True, eq=False):
+class Client(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A client: an application or person that has keys. Many clients may share one Rights."""
 
     name: str
     rights: Rights
 
 
-class ClientKey(msgspec.Struct, frozen=True, eq=False):
+class ClientKey(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A key of a client. The key itself is not known: only its SHA-256 is kept."""
 
     id: str

@@ -293,7 +293,7 @@ def test_a_stored_key_is_unknown_while_its_client_is() -> None:
     keys, digest = ClientKeys(lambda: 0.0), sha256(KEY.encode()).digest()
     keys.put_key(digest, StoredKey("0123456789ab", "web", None))
     assert keys.find(KEY) is None
-    keys.put_client("web", rights_of("{}"))
+    keys.put_client("web", "{}")
     found = keys.find(KEY)
     assert found is not None and found.client.name == "web" and keys.is_valid(found, 0.0)
     keys.remove_client("web")
