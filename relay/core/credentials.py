@@ -1,9 +1,9 @@
 """Find the credentials that a client sends, and choose those that go to the provider.
 
 Owns the places where SDKs and web pages put credentials, which are those of the relay's keys and
-tickets too. By default a client's credentials are
-dropped. A provider with `client_credentials: allow` gets Authorization and its own header
-unchanged; a credential from any other place moves to the place and scheme of the registry.
+tickets too. By default a client's credentials are dropped. A provider with `client_credentials:
+allow` gets Authorization and its own header unchanged; a credential from any other place moves to
+the place and scheme of the registry.
 """
 
 from __future__ import annotations
@@ -73,6 +73,16 @@ def presented(
         yield secret
 
 
+def may_present_secret(headers: MultiMapping[str], raw_query: str) -> bool:
+    """False if it is certain that neither headers nor query hold a text in the form of the relay's
+    secrets. Many calls hold none, and this is a tenth of the work of `presented`.
+    """
+    text = "\n".join(headers.values()).lower()
+    if "rk_" in text or "rt_" in text or "basic " in text:
+        return True
+    return "rk_" in raw_query or "rt_" in raw_query or "%" in raw_query
+
+
 def _secrets_in(value: str) -> Iterator[str]:
     """Yield the secrets in the value of a header: `Bearer x`, `x`, or the password and the user
     name of Basic.
@@ -81,9 +91,10 @@ def _secrets_in(value: str) -> Iterator[str]:
     rest = rest.strip()
     if scheme.lower() == "basic" and rest:
         try:
-            user, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError, ValueError):
-            return
+            decoded = base64.b64decode(rest, validate=True).decode(errors="replace")
+            user, _, password = decoded.partition(":")
+        except (binascii.Error, ValueError):
+            user, password = rest, ""  # not base64: perhaps the key itself
         yield from filter(None, (password, user))
     elif secret := (rest if scheme.lower() in _SCHEMES or is_relay_secret(rest) else value.strip()):
         yield secret

@@ -17,7 +17,7 @@ from multidict import CIMultiDictProxy
 
 from relay.core.access import Client, ClientKey, Rights, is_relay_secret, ticket_of
 from relay.core.addresses import address_of
-from relay.core.credentials import presented
+from relay.core.credentials import may_present_secret, presented
 from relay.core.errors import (
     AddressNotAllowed,
     ClientKeyExpired,
@@ -102,6 +102,8 @@ class Callers:
         in the ledger.
         """
         caller, keys, headers = self.locate(request), self._keys, sent.headers
+        if self._is_plain(sent):
+            return Identified(caller, sent.query, _NO_SECRETS)
         names: frozenset[str] = frozenset()
         own: tuple[str, ...] = ()
         offered: tuple[tuple[str, str], ...] = ()
@@ -133,6 +135,16 @@ class Callers:
             all_ = presented(headers, query, names, own, offered)
             secrets = frozenset(secret for secret in all_ if keys.is_ours(secret))
         return Identified(caller, query, secrets)
+
+    def _is_plain(self, sent: Sent) -> bool:
+        """True if nothing in the request can change who its caller is."""
+        return not (
+            self._is_required
+            or self._keys.knows_any
+            or self._keys.anonymous is not None
+            or sent.subprotocols
+            or may_present_secret(sent.headers, sent.query)
+        )
 
     def _is_ours(self, text: str) -> bool:
         return is_relay_secret(text) or self._keys.is_ours(text)

@@ -174,7 +174,7 @@ class ClientKeys:
 
 def digest_of(secret: str) -> bytes:
     """Return the SHA-256 of a secret, by which it is known."""
-    return sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def _rights(name: str, record: str) -> Rights:
