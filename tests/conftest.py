@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ from tests.tools import need
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import RawUpstream
 from tests.upstream.vendors import APPS, SEEN, Seen
-from tests.whole_run import WholeRun
+from tests.whole_run import CANARY, WholeRun
 
 # Until all tests are collected: nothing that the collection creates is freed before the end.
 gc.disable()
@@ -113,6 +114,12 @@ def _closing_means_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     tests/server/test_connections.py tests that.
     """
     monkeypatch.setattr("relay.server.half_close.BEHIND_REQUEST_S", -1.0)
+
+
+@pytest.fixture(autouse=True)
+def _made_keys_are_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every key that is made fail the run if it appears in a log line or an error."""
+    monkeypatch.setattr("relay.gate.key_making.new_secret", lambda: f"rk_{CANARY}{secrets.token_hex(13)}")
 
 
 @pytest.fixture

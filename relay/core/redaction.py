@@ -10,7 +10,7 @@ import base64
 import binascii
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from html.entities import codepoint2name
 
@@ -20,6 +20,11 @@ from relay.core.provider import Keys
 MARK = b"[redacted]"
 SHORTEST = 4
 """Shorter secrets are not redacted: they would match everywhere."""
+_MADE = re.compile(rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))r[kt]_[A-Za-z0-9_-]{32}")
+"""Keys and tickets that a relay made, of which only the hashes are known; not the end of a name
+such as work_….
+"""
+_FORM_BYTES = 35
 _NEVER_ESCAPED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
 )  # RFC 3986 2.3: no encoder escapes these
@@ -35,14 +40,17 @@ class Redactor:
 
     __slots__ = ("_patterns", "_plain", "longest")
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], forms: Sequence[re.Pattern[bytes]] = ()) -> None:
+        """`forms` match secrets that are not known themselves, of at most _FORM_BYTES."""
         known = {each for secret in secrets for each in _with_decoded(secret)}
         wanted = sorted((s for s in known if len(s) >= SHORTEST), key=lambda s: (-len(s), s))
         plain = [secret for secret in wanted if _NEVER_ESCAPED.issuperset(secret)]
         escaped = [secret for secret in wanted if not _NEVER_ESCAPED.issuperset(secret)]
         self._plain = tuple(secret.encode() for secret in plain)
-        self._patterns = tuple(re.compile(b"".join(map(_spellings, s))) for s in escaped)
-        self.longest = max(map(longest_spelling, wanted), default=0)
+        spelled = (re.compile(b"".join(map(_spellings, secret))) for secret in escaped)
+        self._patterns = (*spelled, *forms)
+        spans = [*map(longest_spelling, wanted), *[_FORM_BYTES for _ in forms]]
+        self.longest = max(spans, default=0)
         """Length of the longest spelling of any secret, in bytes."""
 
     def redact(
@@ -110,11 +118,11 @@ class Secrets:
 
     def __init__(self, in_force: frozenset[str]) -> None:
         self._in_force = in_force
-        self.redactor = Redactor(in_force)
+        self.redactor = Redactor(in_force, (_MADE,))
 
     def replace(self, in_force: frozenset[str]) -> None:
         """Replace the secrets in force, after a reload."""
-        self.redactor = Redactor(self._in_force | in_force)
+        self.redactor = Redactor(self._in_force | in_force, (_MADE,))
         self._in_force = in_force
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from relay.cli.keys import KeysFailed, carry_out
 from relay.cli.main import build_parser, main
-from relay.gate.key_making import KeyRefused, check_new_name, expiry_s
+from relay.gate.key_making import KeyRefused, check_new_name, expiry_s, new_secret
 from relay.registry.load import Config, Sources, load
 from relay.storage.access import AccessStore
 from relay.storage.access_rows import KeyRow
@@ -265,3 +265,10 @@ def test_an_expiry_in_the_past_or_beyond_all_calendars_is_refused(text: str) -> 
 def test_a_name_that_could_be_taken_for_something_else_is_refused(name: str) -> None:
     with pytest.raises(KeyRefused, match="name: "):
         check_new_name(name)
+
+
+def test_a_made_key_has_192_random_bits() -> None:
+    made = [new_secret() for _ in range(100)]
+    assert all(MADE.match(secret) for secret in made) and len(set(made)) == 100
+    columns = list(zip(*(secret[3:] for secret in made), strict=True))
+    assert min(len(set(column)) for column in columns) > 30, "a place of the key is not random"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.redaction import MARK, Redactor
+from relay.core.redaction import MARK, Redactor, Secrets
 
 PLAIN = "sk-plain_Key.0123456789~x"
 ODD = 'a+b/c="q\\&<z>\' ü:%'
@@ -71,3 +71,14 @@ def test_bytes_without_a_secret_are_returned_unchanged() -> None:
     data = b"\x80\xff nothing here"
     assert Redactor([PLAIN, ODD, "abc"]).redact(data) is data
     assert Redactor(()).longest == 0
+
+
+@pytest.mark.parametrize("secret", ["rk_" + "aB3_-x7Q" * 4, "rt_" + "0" * 32, "ek_rt_" + "z" * 32])
+def test_keys_and_tickets_that_a_relay_made_are_found_by_their_form(secret: str) -> None:
+    redactor = Secrets(frozenset({PLAIN})).redactor
+    assert secret[3:] not in redactor.redact_text(f'{{"key": "{secret}"}} {PLAIN}')
+    assert redactor.redact(b"-" * 90 + secret.encode(), 100) in (b"-" * 90 + MARK, b"-" * 90 + b"ek_" + MARK)
+    assert redactor.redact(json.dumps(f"\n{secret}").encode()).endswith(MARK + b'"')
+    assert redactor.longest >= 35 and Redactor([]).longest == 0
+    for text in (b"work_" + b"a" * 32, b"rk_short", b"start_of_a_long_name_in_snake_case_x"):
+        assert redactor.redact(text) == text

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
-from tests.conftest import StartRelay
+from relay.cli.keys import carry_out
+from relay.cli.main import build_parser
+from relay.registry.load import Sources, load
+from relay.server.supervisor import _worker_command
+from tests.conftest import StartRelay, Vendors
 from tests.nginx import Nginx
 from tests.processes import STARTED, Served, run, serve
-from tests.relays import HANG_GUARD_S, provider, stop_relay, write_config
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, provider, stop_relay, write_config
 from tests.server.test_supervisor import _workers
 from tests.template import passing_socket
 from tests.test_security import SMUGGLING, send_raw, send_raw_to
@@ -244,3 +254,43 @@ async def test_a_page_over_tls_gets_tls_urls(start: StartRelay, raw: RawUpstream
     nginx.authority.configure_trust(trusted)
     _, headers, _ = await relay.call("POST", f"{nginx.tls_url}/api/v1/ai-gateway/providers/google/upload", ssl=trusted)
     assert headers["x-goog-upload-url"] == f"{nginx.tls_url}/api/v1/ai-gateway/providers/google/upload?upload_id=1"
+
+
+async def test_client_keys_appear_in_no_log_row_metric_error_or_argument(start: StartRelay, vendors: Vendors, raw: RawUpstream, nginx: Nginx, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of gateway.yaml, keys that were made, and revoked ones, wherever a client puts them."""
+    raw.plays(ok(b'{"quoted": "%s"}' % CLIENT_KEY.encode(), "Content-Type: application/json"))
+    file = tmp_path / "relay.db"
+    document = {
+        "access": {"mode": "required"}, "clients": {"web": {"key": CLIENT_KEY, "origins": "https://a.example"}}, "database": str(file),
+        "ledger": {"bodies": "on"}, "providers": vendors.entries() | {"mine": provider(raw.url, query_credentials=["key"])},
+    }  # fmt: skip
+    relay = await start(document)
+    sources = Sources(relay.folder / "gateway.yaml", relay.folder / ".env")
+    made: list[str] = []
+    for arguments in (["create", "app"], ["rotate", "app", "--grace", "0"], ["create", "web"]):
+        await carry_out(load(sources), build_parser(["keys"]).parse_args(["keys", *arguments]), made.append)
+    await relay.gateway.refresh_access()
+    url = await nginx.start(relay.port)
+    errors = ""
+    for key in (CLIENT_KEY, *made, made[-1] + "x"):
+        basic = base64.b64encode(f"user:{key}".encode()).decode()
+        for headers, query in (({"x-relay-key": key}, ""), ({"Authorization": f"Bearer {key}"}, ""), ({"Authorization": f"Basic {basic}"}, ""), ({}, f"?key={key}"), ({}, f"?x={quote(key)}")):
+            for name, more in (("mine", {}), ("nobody", {}), ("mine", {"Origin": "https://evil.example"})):
+                path = f"/api/v1/ai-gateway/providers/{name}/chat/completions{query}"
+                status, answer, body = await relay.call("POST", url + path, json={"model": "m"}, headers=headers | more)
+                errors += "" if status == 200 and "x-relay-error" not in answer else f"{dict(answer)}{body.decode()}"
+        with contextlib.suppress(aiohttp.WSServerHandshakeError):
+            async with relay.client.ws_connect(f"{url}/api/v1/ai-gateway/ws/openai", protocols=("realtime", f"openai-insecure-api-key.{key}")) as session:
+                await session.receive()
+    await relay.idle()
+    _, _, metrics = await relay.call("GET", f"{relay.url}/metrics")
+    shown = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/logs?limit=100")
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        rows = "\n".join(connection.iterdump())
+    listeners = SimpleNamespace(plain=SimpleNamespace(fileno=lambda: 3), tls=None)
+    arguments_of_worker = str(_worker_command(sources, listeners, SimpleNamespace(fileno=lambda: 4)))  # type: ignore[arg-type]
+    places = {"relay": "".join(relay.logged.lines), "nginx": nginx.logged, "rows": rows, "metrics": metrics.decode(), "logs": str(shown), "errors": errors, "worker": arguments_of_worker, "stderr": capsys.readouterr().err}
+    leaks = [(place, key) for place, text in places.items() for key in (CLIENT_KEY, *made) if key in text or key[3:-4] in text]
+    assert leaks == [] and all(places.values())
+    assert sha256(made[0].encode()).hexdigest() in rows.lower()
+    assert not any(key.encode() in arrived.head for arrived in raw.arrived for key in (CLIENT_KEY, *made))
