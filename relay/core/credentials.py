@@ -83,21 +83,27 @@ def may_present_secret(headers: MultiMapping[str], raw_query: str) -> bool:
     return "rk_" in raw_query or "rt_" in raw_query or "%" in raw_query
 
 
-def _secrets_in(value: str) -> Iterator[str]:
-    """Yield the secrets in the value of a header: `Bearer x`, `x`, or the password and the user
+def _secrets_in(value: str) -> tuple[str, ...]:
+    """Return the secrets in the value of a header: `Bearer x`, `x`, or the password and the user
     name of Basic.
     """
-    scheme, _, rest = value.strip().partition(" ")
-    rest = rest.strip()
-    if scheme.lower() == "basic" and rest:
-        try:
-            decoded = base64.b64decode(rest, validate=True).decode(errors="replace")
-            user, _, password = decoded.partition(":")
-        except (binascii.Error, ValueError):
-            user, password = rest, ""  # not base64: perhaps the key itself
-        yield from filter(None, (password, user))
-    elif secret := (rest if scheme.lower() in _SCHEMES or is_relay_secret(rest) else value.strip()):
-        yield secret
+    value = value.strip()
+    scheme, _, rest = value.partition(" ")
+    if not rest:
+        return (value,) if value and value.lower() not in _SCHEMES else ()
+    rest, scheme = rest.strip(), scheme.lower()
+    if scheme == "basic":
+        return _secrets_of_basic(rest)
+    return (rest if scheme in _SCHEMES or is_relay_secret(rest) else value,)
+
+
+def _secrets_of_basic(encoded: str) -> tuple[str, ...]:
+    try:
+        decoded = base64.b64decode(encoded, validate=True).decode(errors="replace")
+    except (binascii.Error, ValueError):
+        return (encoded,)  # not base64: perhaps the key itself
+    user, _, password = decoded.partition(":")
+    return tuple(filter(None, (password, user)))
 
 
 def client_credential(

@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
@@ -47,7 +48,7 @@ _NO_SESSION = "it opens a WebSocket session; any other request needs a client ke
 _NO_SECRETS: frozenset[str] = frozenset()
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """What a client sends in which a key may be."""
 
     headers: CIMultiDictProxy[str]

@@ -165,7 +165,7 @@ class ClientKeys:
         """Raise KeysUnavailable if the database could not be read for MAX_AGE_S: a key may have
         been revoked since.
         """
-        if not self.is_fresh:
+        if self.has_store and not self.is_fresh:
             raise KeysUnavailable
 
     def __repr__(self) -> str:
