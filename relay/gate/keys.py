@@ -6,19 +6,20 @@ database. A key is never compared with another text, so a near miss takes no lon
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 
 from relay import log
 from relay.core.access import Client, ClientKey, Rights, StoredKey
 from relay.core.errors import KeysUnavailable
+from relay.core.memo import BoundedMemo
 from relay.gate.access import Origins
 from relay.gate.wrong_tries import WrongTries
 from relay.registry.clients import BadRecord, Clients, rights_of
 
 MAX_AGE_S = 5.0
 """How old the copy of the database's keys may be: then calls with such keys get 503."""
+_MAX_RECORDS = 256
 _NO_RIGHTS = Rights(providers=frozenset({""}))
 """The rights of a client whose record cannot be read: it may call no provider."""
 
@@ -29,8 +30,8 @@ class ClientKeys:
     """
 
     __slots__ = (
-        "_clients", "_clock", "_configured", "_read_s", "_stored", "changes", "has_store",
-        "management", "origins", "wrong_tries",
+        "_clients", "_clock", "_configured", "_read_s", "_records", "_stored", "changes",
+        "has_store", "management", "origins", "wrong_tries",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -38,6 +39,8 @@ class ClientKeys:
         self._configured = Clients()
         self._clients: dict[str, Client | str] = {}
         """Those of the database: the record as it is stored, until the client calls."""
+        self._records: BoundedMemo[str, str] = BoundedMemo(str, _MAX_RECORDS)
+        """Equal records that are loaded one after another are one text."""
         self._stored: dict[bytes, StoredKey] = {}
         self._read_s: float | None = None
         self.has_store = False
@@ -63,8 +66,8 @@ class ClientKeys:
 
     def put_client(self, name: str, record: str) -> None:
         """Add a client of the database, or replace its record."""
-        # Equal texts are one object: 100,000 clients take few bytes each until they call.
-        self._clients[sys.intern(name)] = sys.intern(record)
+        # Read when the client calls: until then it is a text, and often the same one for many.
+        self._clients[name] = self._records[record]
         self.changes += 1
         if '"origins"' in record and (client := self.client(name)) is not None:
             self.origins.add(client.rights.origins)
@@ -76,7 +79,7 @@ class ClientKeys:
 
     def put_key(self, digest: bytes, key: StoredKey) -> None:
         """Add or replace a key of the database."""
-        self._stored[digest] = StoredKey(key.id, sys.intern(key.client), key.expires_s)
+        self._stored[digest] = key
         self.changes += 1
 
     def remove_key(self, digest: bytes) -> None:

@@ -221,10 +221,10 @@ def test_several_workers_refuse_such_limits_in_a_record_for_the_database(tmp_pat
 async def test_the_limits_of_a_client_of_the_database_apply_and_change_at_once(start: StartRelay, upstream: str) -> None:
     relay = await start({}, openai=provider(upstream))
     keys = relay.gateway.keys
-    keys.put_client("stored", rights_of('{"limits": [{"requests": 2}]}'))
+    keys.put_client("stored", '{"limits": [{"requests": 2}]}')
     keys.put_key(sha256(KEYS["free"].encode()).digest(), StoredKey("0123456789ab", "stored", None))
     assert await statuses(relay, bearer("free"), bearer("free"), bearer("free")) == [200, 200, 429]
-    keys.put_client("stored", rights_of('{"limits": [{"requests": 3}]}'))
+    keys.put_client("stored", '{"limits": [{"requests": 3}]}')
     assert await statuses(relay, bearer("free"), bearer("free")) == [200, 429], "the calls of before still count"
 
 

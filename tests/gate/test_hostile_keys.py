@@ -1,4 +1,4 @@
-"""Keys that nobody made, in every place of a key; and the keys of one client used by another.
+"""Keys that were never made, in every place of a key; and the keys of one client used by another.
 
 A wrong key is refused before any query, whatever it contains, and no log and no row shows it.
 """
@@ -104,7 +104,7 @@ def contents(file: Path) -> str:
 
 @pytest.mark.parametrize("mode", ["required", "open"])
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
-async def test_a_key_that_nobody_made_is_refused_everywhere_without_a_query(
+async def test_a_key_that_was_never_made_is_refused_everywhere_without_a_query(
     start: StartRelay, raw: RawUpstream, file: Path, statements: list[str], secret: str, mode: str
 ) -> None:
     relay = await _start(start, raw, file, mode)
@@ -195,17 +195,17 @@ async def test_a_key_reaches_the_providers_of_its_own_client_only(start: StartRe
     clients = {"a": {"key": KEYS["a"], "providers": ["openai", "fal"]}, "b": {"key": KEYS["b"], "providers": ["elevenlabs"]}, "public": {"providers": ["cartesia"]}}
     relay = await start({"access": _access(mode, anonymous=anonymous), "clients": clients, "providers": vendors.entries()})
     own = {"proxy": "fal"}.get(form, "openai")
-    for caller, secret in (("a", KEYS["a"]), ("b", KEYS["b"]), ("nobody", ""), ("unknown", "rk_" + canary("of-no-tenant")), ("own", "sk-credential-of-the-user")):
+    for caller, secret in (("a", KEYS["a"]), ("b", KEYS["b"]), ("none", ""), ("unknown", "rk_" + canary("of-no-tenant")), ("own", "sk-credential-of-the-user")):
         for headers in ([{"x-relay-key": secret}, {"Authorization": f"Bearer {secret}"}] if secret else [{}]):
             status, error = await _answer(relay, form, own, headers)
             if caller == "b":
                 assert (status, error) == (403, "provider_not_allowed"), headers
             elif caller == "unknown":
                 assert (status, error) == (401, "client_key_invalid")
-            elif caller in ("nobody", "own") and anonymous and not (caller == "own" and mode == "required"):
+            elif caller in ("none", "own") and anonymous and not (caller == "own" and mode == "required"):
                 assert (status, error) == (403, "provider_not_allowed"), headers
-            elif caller in ("nobody", "own") and mode == "required":
-                assert (status, error) == (401, "client_key_missing" if caller == "nobody" else "client_key_invalid")
+            elif caller in ("none", "own") and mode == "required":
+                assert (status, error) == (401, "client_key_missing" if caller == "none" else "client_key_invalid")
             else:  # allowed: whatever the provider or the relay answers, access does not refuse it
                 assert error not in ("provider_not_allowed", "client_key_invalid", "client_key_missing", "endpoint_not_allowed"), (caller, status, error)
     await relay.idle()
