@@ -287,7 +287,7 @@ async def test_client_keys_appear_in_no_log_row_metric_error_or_argument(start: 
     shown = await relay.call("GET", f"{relay.url}/api/v1/ai-gateway/logs?limit=100")
     with contextlib.closing(sqlite3.connect(file)) as connection:
         rows = "\n".join(connection.iterdump())
-    listeners = SimpleNamespace(plain=SimpleNamespace(fileno=lambda: 3), tls=None)
+    listeners = SimpleNamespace(plain=SimpleNamespace(fileno=lambda: 3), tls=None, admin=None)
     arguments_of_worker = str(_worker_command(sources, listeners, SimpleNamespace(fileno=lambda: 4)))  # type: ignore[arg-type]
     places = {"relay": "".join(relay.logged.lines), "nginx": nginx.logged, "rows": rows, "metrics": metrics.decode(), "logs": str(shown), "errors": errors, "worker": arguments_of_worker, "stderr": capsys.readouterr().err}
     leaks = [(place, key) for place, text in places.items() for key in (CLIENT_KEY, *made) if key in text or key[3:-4] in text]

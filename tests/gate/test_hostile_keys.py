@@ -87,6 +87,8 @@ async def file(tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.Monkey
     await AccessStore(database).create_key("stored", "{}", NewKey("0123456789ab", sha256(STORED.encode()).digest()), "test")
     await database.close()
     monkeypatch.setattr("relay.access_updates.POLL_S", 1e6)
+    # tests/gate/test_management.py tests that wrong keys are refused early after ten of them.
+    monkeypatch.setattr("relay.gate.wrong_tries.MAX_TRIES", 10**6)
     return file
 
 

@@ -98,7 +98,7 @@ async def test_loading_reads_pages_and_leaves_the_loop_to_others(start: StartRel
     async with database.writing() as connection:
         await connection.execute(sa.insert(clients), [row | {"name": f"c{number}", "record": record(number % 20)} for number in range(count)])
         await connection.execute(sa.insert(client_keys), [row | {"id": f"{number:012x}", "client": f"c{number}", "sha256": sha256(b"%d" % number).digest()} for number in range(count)])
-        await connection.execute(sa.insert(access_state).values(id=1, version=1, ticket_secret=b"x" * 32))
+        await connection.execute(sa.update(access_state).values(version=1))
     turns = [0]
 
     async def take_turns() -> None:
