@@ -12,6 +12,8 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.tables import booked
 
@@ -67,8 +69,10 @@ class CountedObjects:
     async def _insert(self, claimed: list[Object]) -> set[Object]:
         assert self._database is not None
         insert = _insert_of(self._database)
-        now_s, new = int(time.time()), set()
-        async with self._database.writing() as connection:
+        now_s = int(time.time())
+        new: set[Object] = set()
+
+        async def insert_all(connection: AsyncConnection) -> None:
             for at in range(0, len(claimed), _AT_ONCE):
                 rows = [
                     {"provider": provider, "object_id": object_id, "at_s": now_s}
@@ -78,7 +82,9 @@ class CountedObjects:
                 found = await connection.execute(
                     statement.returning(booked.c.provider, booked.c.object_id)
                 )
-                new |= {(provider, object_id) for provider, object_id in found}
+                new.update((provider, object_id) for provider, object_id in found)
+
+        await self._database.change(insert_all)
         return new
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import aiosqlite
+import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -267,3 +269,30 @@ async def test_many_objects_are_claimed_in_one_query(database: Database) -> None
 
 def test_counted_objects_are_shared_only_with_a_database(tmp_path: Path) -> None:
     assert not CountedObjects(None).is_shared and CountedObjects(Database(database_url(str(tmp_path / "r.db")))).is_shared
+
+
+async def test_a_wait_for_the_database_that_is_cut_off_leaves_no_lock(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut off at each operation of the driver in turn."""
+    objects, task, left = CountedObjects(database), None, 0
+    await objects.counted_elsewhere([("openai", "first")])
+    kind = aiosqlite.Connection if database.is_sqlite else asyncpg.Connection
+    name = "_execute" if database.is_sqlite else "prepare"
+    operation = getattr(kind, name)
+
+    async def cancelling(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0 and task is not None:
+            asyncio.get_running_loop().call_soon(task.cancel)
+        return await operation(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, name, cancelling)
+    for number in range(1, 20):
+        left, task = number, asyncio.create_task(objects.counted_elsewhere([("openai", f"object {number}")]))
+        await asyncio.gather(task, return_exceptions=True)
+        is_over, task = left > 0, None
+        async with database.writing() as connection:  # fails after seconds if the other is still open
+            await connection.execute(sa.delete(booked))
+        if is_over:
+            break
+    assert is_over
