@@ -42,7 +42,8 @@ async def run_access_updates(app: web.Application):  # type: ignore[no-untyped-d
     updates = AccessUpdates(gateway, gateway.access_store, time.time)
     gateway.refresh_access = updates.refresh
     await updates.refresh()
-    tasks = [asyncio.create_task(_repeat(job)) for job in (updates.load, updates.end_invalid)]
+    jobs = (updates.load, updates.answer_recalls, updates.end_invalid)
+    tasks = [asyncio.create_task(_repeat(job)) for job in jobs]
     yield
     for task in tasks:
         task.cancel()
@@ -86,7 +87,13 @@ class AccessUpdates:
     async def refresh(self) -> None:
         """Load what has changed, and end what is not allowed any more."""
         await self.load()
+        await self.answer_recalls()
         await self.end_invalid()
+
+    async def answer_recalls(self) -> None:
+        """Give back the money of budgets that other processes ask for."""
+        if (leases := self._gateway.leases) is not None:
+            await leases.answer_recalls()
 
     async def load(self) -> None:
         """Load what has changed in the database. While it is unavailable, that is logged once."""

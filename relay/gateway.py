@@ -33,8 +33,10 @@ from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.access import OpenAccess, Origins
+from relay.gate.budgets import Budgets
 from relay.gate.identify import Callers, Proxies
 from relay.gate.keys import ClientKeys
+from relay.gate.leases import Leases
 from relay.gate.limits import LimitCounts, Limits
 from relay.gate.management import Management
 from relay.gate.tickets import Tickets
@@ -52,6 +54,7 @@ from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
 from relay.storage.access import AccessStore
+from relay.storage.budgets import BudgetStore
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
 from relay.storage.redis import RedisConnection
@@ -85,9 +88,15 @@ class Gateway:
         url = config.settings.database
         database = Database(database_url(url)) if url else None
         self.ledger = Ledger(database, self.clock, new_id, self.secrets)
+        self.database = database
         self.access_store = AccessStore(database) if database is not None else None
         tickets = TicketStore(database) if database is not None else None
         self.tickets = Tickets(tickets, self.keys, time.time, lambda: self.refresh_access())
+        self.leases: Leases | None = None
+        if database is not None:
+            self.leases = Leases(
+                BudgetStore(database), time.time, new_id, lambda: self.refresh_access()
+            )
         self.metrics, self.traces = self._observers(config.settings)
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
@@ -118,7 +127,8 @@ class Gateway:
         self.purge: Callable[[Purge], Awaitable[int]] = self.cache.purge
         """Purges the cache of this process; with several workers, of all of them."""
         self.refresh_access: Callable[[], Awaitable[None]] = _nothing
-        """Applies the changes of clients and keys in this process; with several workers, in all."""
+        """Applies the changes of clients and keys, and answers recalls of leases, in this process;
+        with several workers, in all."""
         self.list_sessions: Callable[[str, int], Awaitable[SessionPage]]
         """Lists the open sessions above an id, at most so many, of all processes."""
         self.end_session: Callable[[str], Awaitable[tuple[bool, Sequence[str]]]]
@@ -150,6 +160,8 @@ class Gateway:
             lambda: _retention(self.settings), lambda: grouping(self.settings.ledger)
         )
         await self.background.start()
+        if self.leases is not None:
+            self.leases.start()
 
     async def stop(self) -> None:
         """End the shared calls, finish background work, write the ledger, and close all
@@ -159,6 +171,10 @@ class Gateway:
         await self.inflight.stop()
         await self.background.stop()
         await self.ledger.stop()
+        if self.leases is not None:
+            await self.leases.stop()
+        if self.database is not None:
+            await self.database.close()
         if self.traces is not None:
             await self.traces.stop()
         await self.upstream.close()
@@ -278,6 +294,9 @@ class Gateway:
         self.keys.management = self.management.digests
         self.limits = self._make_limits(config.limits) if config.limits else None
         self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
+        self.budgets = None
+        if self.leases is not None:
+            self.budgets = Budgets(config.budgets, self.leases, self.ledger.recorded)
         if self.metrics is not None:
             self.metrics.configure(config.models, config.clients.by_name.keys())
         self.usage_refusals = UsageRefusals()

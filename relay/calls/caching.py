@@ -206,7 +206,7 @@ def _copy_to_leader(leader: Exchange, shared: Exchange) -> None:
     """Copy the results of the shared call to its leader, whose record is that of the call. A leader
     that has ended keeps its own first byte and cause.
     """
-    leader.limit_states = shared.limit_states
+    leader.limit_states, leader.budget = shared.limit_states, shared.budget
     if leader.state != "ended":
         leader.response.first_byte_s = shared.response.first_byte_s
         leader.outcome.cause = leader.outcome.cause or shared.outcome.cause

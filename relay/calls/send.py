@@ -1,8 +1,8 @@
 """Send a call and read the head of its response, for one client or for all that share the call.
 
-Owns the order of the steps (reserve tokens, make the attempts, stamp the first byte, release the
-request body, examine the head), and how much of a response is read before its head is sent
-downstream. upstream/attempts.py makes the attempts; stream.py copies the response.
+Owns the order of the steps (reserve tokens and money, make the attempts, stamp the first byte,
+release the request body, examine the head), and how much of a response is read before its head is
+sent downstream. upstream/attempts.py makes the attempts; stream.py copies the response.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ async def send_call(attempt: RestAttempt) -> Answer:
     limits = gateway.limits_of(exchange.request.caller)
     if limits is not None and limits.counts_tokens:
         await limits.reserve(exchange, body.text or body.whole)
+    if (budgets := gateway.budgets) is not None:
+        rules = budgets.rules_of(exchange.request.caller)
+        if rules:
+            length = len(body.whole) if body.stream is None else body.length or 0
+            await budgets.reserve(exchange, rules, body.text, length)
     upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()
     body.let_go()

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from relay.core.budgets import BudgetRule
 from relay.core.limits import Rule
 
 KEY_PREFIX = "rk_"
@@ -55,6 +56,7 @@ class Rights:
     limits: tuple[Rule, ...] = ()
     metadata: Mapping[str, str | int | float | bool] = field(default_factory=lambda: _NO_METADATA)
     """Metadata of every call, such as `team`; it replaces entries that the caller sends."""
+    budgets: tuple[BudgetRule, ...] = ()
 
 
 class Client(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.errors import RelayError
+from relay.core.errors import BudgetExhausted, RelayError
 
 _Format = Callable[[RelayError, str], dict[str, Any]]
 _SocketEvent = Callable[[RelayError, str, str], dict[str, Any]]
@@ -73,6 +73,8 @@ def _type_of(error: RelayError, other: str) -> str:
 
 def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
     kind = _type_of(error, "server_error")
+    if isinstance(error, BudgetExhausted):
+        kind = "insufficient_quota"
     return {
         "error": {
             "message": error.message, "type": kind, "param": None, "code": error.code,
@@ -82,7 +84,10 @@ def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
 
 
 def _anthropic(error: RelayError, request_id: str) -> dict[str, Any]:
-    inner = {"type": _type_of(error, "api_error"), "message": error.message, "code": error.code}
+    kind = _type_of(error, "api_error")
+    if isinstance(error, BudgetExhausted):
+        kind = "billing_error"
+    inner = {"type": kind, "message": error.message, "code": error.code}
     return {"type": "error", "error": inner, "request_id": request_id}
 
 

@@ -473,6 +473,65 @@ class Overloaded(_Limited, code="overloaded", side="relay", status=503):
     """
 
 
+@dataclass(eq=False)
+class BudgetExhausted(RelayError, code="budget_exhausted", status=429, close_code=4402):
+    """The money of a budget is spent, or too little is left for this call. Waiting does not help
+    before the budget resets.
+    """
+
+    budget: str
+    """The name of the rule."""
+    limit: str
+    """What the rule allows: `$5 per day`."""
+    needed: str
+    """What the call may cost, in US dollars."""
+    left: str
+    resets: str
+    """When the budget resets, `2026-11-28T00:00:00Z`; empty: never."""
+
+    @property
+    def message(self) -> str:
+        when = f"It resets at {self.resets}." if self.resets else "It does not reset by itself."
+        return (
+            f"The budget '{self.budget}' ({self.limit}) has ${self.left} left, and this call may"
+            f" cost ${self.needed}. {when}"
+        )
+
+
+@dataclass(eq=False)
+class BudgetBusy(
+    RelayError,
+    code="budget_busy",
+    side="relay",
+    status=503,
+    close_code=1013,
+    retryable=True,
+):
+    """What is left of a budget is reserved by calls that run, which may need less."""
+
+    budget: str
+    retry_after_s = 1.0
+
+    template = (
+        "What is left of the budget '{budget}' is reserved by calls that run. Try again in 1 s."
+    )
+
+
+@dataclass(eq=False)
+class PriceUnknown(RelayError, code="price_unknown", status=403):
+    """The price of the call is unknown, and `budgets.unpriced` refuses such calls."""
+
+    model: str
+
+    @property
+    def message(self) -> str:
+        model = f"the model '{quoted(self.model)}'" if self.model else "this call"
+        return (
+            f"The price of {model} is unknown, and budgets.unpriced refuses such calls. Set the"
+            " provider's `pricing`, or change budgets.unpriced."
+        )
+
+
 class StoreUnavailable(
     RelayError, code="store_unavailable", side="relay", status=503, retryable=True
 ):

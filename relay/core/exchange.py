@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from relay.core.access import Client, ClientKey, TicketTerms
+from relay.core.budgets import BudgetUse
 from relay.core.caching import CachePlan
 from relay.core.errors import (
     ClientGone,
@@ -347,6 +348,9 @@ class Exchange:
     """None if there are no limits."""
     limit_states: tuple[LimitState, ...] = ()
     """State of the client's limits."""
+    budget: BudgetUse | None = None
+    """What the call has reserved under budgets; None if no budget applies. Written by
+    gate/budgets.py; a leader gets that of its shared call. The ledger settles it."""
     capture: Capture | None = None
     """None if the bodies are not stored."""
     at_end: tuple[Callable[[], None], ...] = ()

@@ -11,11 +11,12 @@ import fnmatch
 import json
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import compress
 from operator import mul
 from typing import NamedTuple
 
-from relay.core.usage import COUNTS, Usage, counts_of
+from relay.core.usage import COUNTS, CallBound, Usage, counts_of
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
@@ -70,6 +71,70 @@ class Tariff(NamedTuple):
         if any(compress(counts, self.unpriced)):
             return None
         return rounded(self.call + sum(map(mul, counts, self.each)))
+
+    def bound_nano_usd(self, bound: CallBound, max_output_tokens: int) -> int | None:
+        """Return the highest cost of a call; None if nothing that it can use has a price.
+        `max_output_tokens` is the bound of a call that sets none.
+        """
+        worst = _worst(self)
+        output = max_output_tokens if bound.output_tokens is None else bound.output_tokens
+        input_ = worst.input + (worst.written if bound.may_write_cache else 0)
+        output_ = worst.output
+        if bound.may_hold_audio:
+            input_, output_ = max(input_, worst.input_audio), max(output_, worst.output_audio)
+        tokens = bound.input_tokens * input_ + output * bound.answers * output_
+        # A provider bills one of these: tokens, characters, seconds, images or its own units.
+        atto_usd = max(
+            tokens,
+            bound.characters * worst.characters,
+            bound.audio_ms * worst.audio_ms,
+            bound.images * worst.images,
+            bound.units * worst.units,
+        )
+        counted = (True, bound.characters, bound.audio_ms, bound.images, bound.units)
+        if not (self.call or any(compress(worst.is_priced, counted))):
+            return None
+        return rounded(self.call + atto_usd)
+
+
+class _Worst(NamedTuple):
+    """The highest rates of a tariff, in 10^-18 US dollars."""
+
+    input: int
+    written: int
+    """The most that a token adds that is written to the provider's cache."""
+    input_audio: int
+    output: int
+    output_audio: int
+    characters: int
+    audio_ms: int
+    images: int
+    units: int
+    is_priced: tuple[bool, ...]
+    """Which of tokens, characters, seconds, images and units have a price, which may be zero."""
+
+
+@lru_cache(maxsize=4096)
+def _worst(tariff: Tariff) -> _Worst:
+    rate = dict(zip(COUNTS, tariff.each, strict=True))
+    unpriced = set(compress(COUNTS, tariff.unpriced))
+    written = rate["cache_write_tokens"]
+    output = rate["output_tokens"] + max(0, rate["reasoning_tokens"], rate["output_image_tokens"])
+    return _Worst(
+        rate["input_tokens"] + max(0, rate["input_image_tokens"]),
+        max(0, written, written + rate["cache_write_1h_tokens"]),
+        rate["input_tokens"] + rate["input_audio_tokens"],
+        output,
+        rate["output_tokens"] + rate["output_audio_tokens"],
+        rate["characters"],
+        rate["audio_ms"],
+        rate["images"],
+        rate["units_milli"] * 1000,
+        (
+            not {"input_tokens", "output_tokens"} <= unpriced,
+            *(name not in unpriced for name in ("characters", "audio_ms", "images", "units_milli")),
+        ),
+    )
 
 
 def rounded(atto_usd: int) -> int:
@@ -163,6 +228,8 @@ class PriceRule:
     tariff: Tariff
     service_tier: str = ""
     """The tier that served the call; empty: the standard one."""
+    max_output_tokens: int | None = None
+    """The most output of a call that sets no maximum; None: unknown."""
 
     def holds(self, model: str | None, unix_s: float) -> bool:
         """True if the rule applies to this model at this time."""

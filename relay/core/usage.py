@@ -1,6 +1,6 @@
 """The usage of a call: as its provider reports it, and as estimated before the call is sent.
 
-Owns Usage, Part and Estimate. core/meters/ reads usage from responses.
+Owns Usage, Part, Estimate and CallBound. core/meters/ reads usage from responses.
 """
 
 from __future__ import annotations
@@ -169,6 +169,25 @@ class _Bounds(msgspec.Struct):
 
 _NONE = _Bounds()
 _bounds = Reader(_Bounds)
+
+
+class CallBound(NamedTuple):
+    """What a call can use at most."""
+
+    input_tokens: int = 0
+    output_tokens: int | None = 0
+    """Of each answer; None: what the model can answer at most."""
+    answers: int = 1
+    characters: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    units: int = 0
+    """The provider's own units, such as fal's and Cohere's."""
+    may_hold_audio: bool = False
+    """True if tokens may be billed as audio."""
+    may_write_cache: bool = False
+    """True if input may be billed as written to the provider's cache."""
+    service_tier: str = ""
 
 
 class Estimate(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from relay import log
+from relay.core.budgets import Charge
 from relay.core.exchange import Exchange
 from relay.core.meters.answer_meter import read_whole
 from relay.core.meters.sent_call import SentCall
@@ -21,6 +22,7 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
+from relay.ledger.charges import settle_budgets
 from relay.ledger.counted_objects import CountedObjects
 from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
@@ -187,6 +189,11 @@ class Ledger:
         if self._writer is not None:
             await self._writer.stop()
 
+    async def recorded(self) -> None:
+        """Wait until the calls that have ended are recorded, so that their budgets are settled."""
+        while self._ended or self._recording:  # noqa: ASYNC110 (a few milliseconds)
+            await asyncio.sleep(SORT_S)
+
     async def flushed(self) -> None:
         """Wait until all queued calls are written, or the database is unavailable."""
         while self.waiting and self.state == "ok":  # noqa: ASYNC110 (for tests and the end)
@@ -224,22 +231,30 @@ class Ledger:
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
+                charges = settle_budgets(exchange) if exchange.budget is not None else ()
                 try:
-                    await self._record(exchange, at_zero)
+                    await self._record(exchange, at_zero, charges)
                 except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
+                    if self._writer is not None:
+                        self._writer.charges.keep(charges)
                 exchange.let_go()
                 self._recording -= 1
             await asyncio.sleep(0)
 
-    async def _record(self, exchange: Exchange, at_zero: float) -> None:
+    async def _record(
+        self, exchange: Exchange, at_zero: float, charges: tuple[Charge, ...]
+    ) -> None:
         redactor = self._secrets.redactor
         record = record_of(exchange, redactor)
         line = log.exchange_ended(record, at_zero + exchange.outcome.ended_s)
         if self._writer is not None:
             bodies = await bodies_of(exchange, redactor) if exchange.capture is not None else None
-            self._entries.append(entry_of(record, line, bodies))
+            entry = entry_of(record, line, bodies)
+            if charges:
+                entry.charges = charges
+            self._entries.append(entry)
         self._records.append(record)
 
     def _add_up(self) -> None:
@@ -255,6 +270,8 @@ class Ledger:
             # No exception may end the task; counted.
             self.lost.rows += len(entries)
             log.bug("ledger.failed", error)
+            if self._writer is not None:
+                self._writer.charges.keep([each for entry in entries for each in entry.charges])
 
 
 def _meter_unread(exchange: Exchange) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from relay.core.budgets import Charge
 from relay.core.metadata import Metadata, as_text, team_of
 from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
@@ -50,6 +51,8 @@ class Entry:
     body_bytes: int = 0
     row_bytes: int = 0
     """Size of the record, which is most of the row."""
+    charges: tuple[Charge, ...] = ()
+    """What the call was charged under budgets."""
 
 
 def tags_of(metadata: Metadata) -> list[tuple[str, str]]:

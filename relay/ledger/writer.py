@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from relay import log
 from relay.core.record import Record
+from relay.ledger.charges import Charges
 from relay.ledger.group_rollups import Grouping, GroupRollups, by_group
 from relay.ledger.retention import Retention, retention
 from relay.ledger.rollups import Key, Rollups, Sums
 from relay.ledger.rows import Entry, inserts
+from relay.storage.budgets import charge_batch
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 
 MAX_ROWS = 50_000
@@ -53,6 +55,7 @@ class Writer:
         self._lost = lost
         self._by_key, self._by_group = Rollups(new_id), GroupRollups(database, new_id)
         self._sums = self._by_key, self._by_group
+        self.charges = Charges()
         self._grouping: Callable[[], Grouping] = Grouping
         self._entries: deque[Entry] = deque()
         self._writing = 0
@@ -94,7 +97,7 @@ class Writer:
         self._tasks = asyncio.create_task(self._run()), asyncio.create_task(deletion)
 
     async def stop(self) -> None:
-        """Write the waiting rows, within five seconds; drop the rest."""
+        """Write the waiting rows, within five seconds; drop the rest. The database stays open."""
         self._stopping.set()
         self._added.set()
         if self._tasks:
@@ -104,10 +107,9 @@ class Writer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.waiting:
             log.warn("ledger.rows_dropped", rows=self.waiting)
-        await self.database.close()
 
     async def _run(self) -> None:
-        while self._entries or not self._stopping.is_set():
+        while self._entries or self.charges.waiting or not self._stopping.is_set():
             await self._added.wait()
             self._added.clear()
             try:
@@ -125,7 +127,7 @@ class Writer:
 
     async def _write(self) -> bool:
         """Write all waiting rows; False if the database is unavailable."""
-        while self._entries:
+        while self._entries or self.charges.waiting:
             count = min(self._at_once, len(self._entries))
             entries = unwritten = [self._entries.popleft() for _ in range(count)]
             self._writing = count
@@ -133,11 +135,15 @@ class Writer:
                 await self._insert(entries)
                 unwritten = []
             except RowsRefused as error:
+                if not entries:
+                    log.warn("ledger.charges_refused", cause=str(error))
+                    return False  # tried again later: charges are never dropped
                 if count > 1:
                     self._at_once = 1  # to find the row that the database refuses
                 elif not await self._drop_refused_sums():
                     self._lost.rows += 1
                     log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
+                    self.charges.keep(entries[0].charges)
                     unwritten = []
             except (DatabaseUnavailable, DatabaseNewer) as error:
                 self._report_unavailable(error)
@@ -158,12 +164,18 @@ class Writer:
             await self._by_group.decide()
         # Without an await between the two, so that both sum the same calls.
         sums, group_sums = [rollups.begin() for rollups in self._sums]
+        charged = self.charges.begin(entries)
+        batch = inserts(entries, sums, group_sums)
+        if charged:
+            batch = (*batch, *charge_batch(charged))
         try:
-            await self.database.write(inserts(entries, sums, group_sums))
+            await self.database.write(batch)
         except BaseException:
             for rollups in self._sums:
                 rollups.failed()
+            self.charges.failed()
             raise
+        self.charges.written(charged)
         for rollups in self._sums:
             rollups.written(time.time())
 
@@ -193,6 +205,7 @@ class Writer:
             self._rows_bytes -= entry.row_bytes
             self._bodies_bytes -= entry.body_bytes
             self._lost.rows += 1
+            self.charges.keep(entry.charges)
 
     def _report_unavailable(self, error: Exception) -> None:
         self._lost.failures += 1

@@ -17,9 +17,9 @@ import msgspec
 
 from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
-from relay.core.provider import Provider
+from relay.core.provider import Provider, Route
 from relay.core.text import clean
-from relay.core.usage import Parts, Usage, believable, total
+from relay.core.usage import CallBound, Parts, Usage, believable, total
 
 _PERIOD_S = 900
 """How long a price of the list is cached; some prices depend on the time of day."""
@@ -80,7 +80,8 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
 
 def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
     custom = exchange.request.headers.get(CUSTOM_COST)
-    own = custom_cost(custom) if custom else None
+    # A budget does not take its client's word for the price.
+    own = custom_cost(custom) if custom and exchange.budget is None else None
     if isinstance(own, int):
         return own
     replaced = exchange.routing.route.replaced_model if exchange.routing.route else None
@@ -124,6 +125,49 @@ def cost_nano_usd(
                 usage = msgspec.structs.replace(usage, audio_ms=tiers.min_audio_ms)
             return tiers.tariffs[at].cost_nano_usd(usage)
     return None
+
+
+def bound_nano_usd(
+    route: Route, model: str | None, bound: CallBound, default_output_tokens: int, unix_s: float
+) -> int | None:
+    """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
+    costs = [
+        _bound_at(each.provider, each.replaced_model or model, bound, default_output_tokens, unix_s)
+        for each in (route, *route.alternatives)
+    ]
+    return max((cost for cost in costs if cost is not None), default=None)
+
+
+def _bound_at(
+    provider: Provider, model: str | None, bound: CallBound, default_output_tokens: int,
+    unix_s: float,
+) -> int | None:  # fmt: skip
+    model = clean(model) if model else None
+    costs = []
+    # A call that asks for a dearer tier may get the standard one, and the other way round.
+    for tier in dict.fromkeys((bound.service_tier, "")):
+        found = _tariff(provider, model, bound._replace(service_tier=tier), unix_s)
+        if found is not None:
+            tariff_, output_tokens = found
+            costs.append(tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens))
+    return max((cost for cost in costs if cost is not None), default=None)
+
+
+def _tariff(
+    provider: Provider, model: str | None, bound: CallBound, unix_s: float
+) -> tuple[Tariff, int | None] | None:
+    """Return the tariff of a model, and its maximum output if that is known."""
+    for rule in provider.pricing:
+        if rule.service_tier == bound.service_tier and rule.holds(model, unix_s):
+            return rule.tariff, rule.max_output_tokens
+    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+    if model is None:
+        return None
+    tiers = _listed(name, model, bound.service_tier, int(unix_s // _PERIOD_S))
+    if tiers is None:
+        return None
+    at = bisect_left(tiers.starts, bound.input_tokens) if tiers.starts else 0
+    return tiers.tariffs[at], None
 
 
 def _context(service_tier: str, model: Any) -> dict[str, str] | None:

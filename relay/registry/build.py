@@ -410,13 +410,17 @@ def _price_rules(listed: Sequence[Pricing], format_: str) -> tuple[PriceRule, ..
             math.inf if rule.until is None else _midnight(rule.until),
             tariff(_rates(rule), audio_is_text=format_ == "google"),
             rule.service_tier,
+            rule.max_output_tokens,
         )
         for rule in listed
     )
 
 
+_NO_RATES = {"models", "since", "until", "service_tier", "max_output_tokens"}
+
+
 def _rates(rule: Pricing) -> Rates:
-    given: dict[str, Any] = rule.model_dump(exclude={"models", "since", "until", "service_tier"})
+    given: dict[str, Any] = rule.model_dump(exclude=_NO_RATES)
     return Rates(**{_rate_name(key): usd for key, usd in given.items() if isinstance(usd, Decimal)})
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from relay.core.access import Client, ClientKey, Rights
 from relay.core.numbers import unix_time_s
+from relay.registry.budgets import budgets_of_client, check_client_budgets
 from relay.registry.limits import check_client_limits, rules_of_client
 from relay.registry.problems import Document, Where, hint_at_nearest
 from relay.registry.schema import ClientRecord, GatewayFile
@@ -96,6 +97,7 @@ def _check(
             hint = hint_at_nearest(name, providers, 0.5)
             document.add_problem((*where, "providers", number), f"there is no such provider{hint}")
     check_client_limits(record.limits, settings, providers, (*where, "limits"), document)
+    check_client_budgets(record.budgets, settings, (*where, "budgets"), document)
 
 
 def checked_record(text: str, settings: GatewayFile, providers: Collection[str]) -> str:
@@ -147,4 +149,5 @@ def _rights(record: ClientRecord) -> Rights:
         tuple(ipaddress.ip_network(each, strict=False) for each in record.addresses),
         rules_of_client(record.limits),
         dict(record.metadata),
+        budgets_of_client(record.budgets),
     )

@@ -261,6 +261,10 @@ class Pricing(Section):
     per_call: Usd | None = Field(
         None, description="US dollars for every call, in addition to the rest."
     )
+    max_output_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
+        None,
+        description="The most output tokens of a call that sets no maximum, for budgets; none: budgets.default_output_tokens.",
+    )
 
 
 class ProviderEntry(Section):

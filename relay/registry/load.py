@@ -18,10 +18,12 @@ from urllib.parse import unquote, urlsplit
 from pydantic import ValidationError
 
 from relay import log
+from relay.core.budgets import BudgetRules
 from relay.core.errors import OperatorError
 from relay.core.limits import Rule
 from relay.core.text import quoted
 from relay.registry import credentials, schema
+from relay.registry.budgets import budget_rules
 from relay.registry.build import build_registry
 from relay.registry.certificates import (
     Certificate,
@@ -68,6 +70,7 @@ class Config:
     certificate: Certificate | None = None
     limits: tuple[Rule, ...] = ()
     clients: Clients = field(default_factory=Clients)
+    budgets: BudgetRules = field(default_factory=BudgetRules)
     warnings: tuple[Problem, ...] = ()
     """Possible mistakes, which are accepted."""
     read: InForce = field(default_factory=InForce)
@@ -193,7 +196,8 @@ class _Found:
         clients = build_clients(settings, names, main)
         paths = sources.certificate or written_paths(main, settings.tls, sources.config.parent)
         certificate = read_certificate(main, paths, files) if paths else None
-        return Config(sources.config, settings, registry, certificate, limits, clients)
+        budgets = budget_rules(settings, main)
+        return Config(sources.config, settings, registry, certificate, limits, clients, budgets)
 
     def _entries(
         self, files: list[Any]

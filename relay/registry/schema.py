@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -285,6 +286,74 @@ class Limit(Section):
     )
 
 
+_MIN_USD = Decimal("0.000000001")
+
+
+def _whole_nano(value: Decimal) -> Decimal:
+    if value * 10**9 % 1:
+        raise PydanticCustomError("usd", "should have at most nine decimal places")
+    return value
+
+
+BudgetUsd = Annotated[
+    Decimal,
+    Field(ge=_MIN_USD, le=10**9, allow_inf_nan=False),
+    AfterValidator(_whole_nano),
+]
+BudgetPer = Annotated[
+    list[Literal["all", "client", "team", "user"]], ONE_OR_LIST, Field(max_length=3)
+]
+
+
+class ClientBudget(Section):
+    """A budget of one client."""
+
+    usd: BudgetUsd = Field(description="US dollars that may be spent in a period.")
+    period: Literal["day", "week", "month", "total"] = Field(
+        description="day, week (from Monday) or month, in UTC; total: once and for all."
+    )
+    per: BudgetPer = Field(
+        ["all"],
+        description="A budget for all calls, or for each client, team or user; a list: for each combination.",
+    )
+    mode: Literal["hard", "warn"] = Field(
+        "hard", description="hard: calls beyond it are refused; warn: they are only reported."
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9 _.:/-]{1,64}$")] | None = Field(
+        None, description="Name of the budget in errors and reports; none: derived."
+    )
+
+
+class BudgetEntry(ClientBudget):
+    """A rule of `budgets`."""
+
+    clients: Annotated[list[str], ONE_OR_LIST] = Field(
+        [], description="Count calls of these clients only; empty: of all."
+    )
+
+
+class UnpricedCharge(Section):
+    usd: Annotated[
+        Decimal, Field(ge=0, le=10_000, allow_inf_nan=False), AfterValidator(_whole_nano)
+    ] = Field(description="What a call of unknown price is charged.")
+
+
+class Budgets(Section):
+    default_output_tokens: Count = Field(
+        8192,
+        description="Output that is reserved for a call that sets no maximum, of a model without max_output_tokens in `pricing`.",
+    )
+    unpriced: Literal["allow", "refuse"] | UnpricedCharge = Field(
+        "allow",
+        description="What happens to a call under a budget whose price is unknown: allow: it is not charged; refuse: 403; {usd: 0.01}: it is charged so much.",
+    )
+    rules: list[BudgetEntry] = Field(
+        [],
+        max_length=100,
+        description="Budgets in US dollars; every one that applies must suffice.",
+    )
+
+
 def _kind(value: str) -> str:
     if value not in ENDPOINT_KINDS:
         hint = hint_at_nearest(value, ENDPOINT_KINDS)
@@ -343,6 +412,9 @@ class ClientRecord(Section):
     )
     limits: list[Limit] = Field(
         [], max_length=20, description="Limits of this client, as in `limits`; each of its own."
+    )
+    budgets: list[ClientBudget] = Field(
+        [], max_length=20, description="Budgets of this client, as in `budgets.rules`."
     )
     metadata: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=100)], Any],
@@ -574,6 +646,7 @@ class GatewayFile(Section):
     retries: Retries = Retries()
     retry_budget: RetryBudget = RetryBudget()
     limits: list[Limit] = Field([], description="Rate limits, token limits and concurrency limits.")
+    budgets: Budgets = Budgets()
     cache: Cache = Cache()
     inject_usage: bool = Field(True, description="false: `inject_usage` is off for every provider.")
     redis: Redis = Redis()

@@ -38,6 +38,9 @@ class Insert:
         numbers = ", ".join(f"${at + 1}" for at in range(len(columns)))
         self.numbered_sql = f"{self._head}({numbers}){self._tail}"
         """The statement for one row, with PostgreSQL's names of parameters."""
+        names = ", ".join(f":{name}" for name in columns)
+        self.named_sql = f"{self._head}({names}){self._tail}"
+        """The statement for one row, with SQLAlchemy's parameters."""
         self._by_rows: dict[int, str] = {}
 
     def sql(self, rows: int) -> str:
@@ -49,8 +52,17 @@ class Insert:
         return sql
 
 
-Batch = Sequence[tuple[Insert, Rows]]
-"""Inserts and their rows, which are written in one transaction."""
+class Update:
+    """A statement that is executed once for each row of parameters: `$1`, `$2` and so on."""
+
+    def __init__(self, sql: str) -> None:
+        self.numbered_sql = sql
+        """The statement with PostgreSQL's names of parameters."""
+        self.sqlite_sql = sql.replace("$", "?")
+
+
+Batch = Sequence[tuple[Insert | Update, Rows]]
+"""Statements and their rows, which are written in one transaction, in this order."""
 
 
 def sizes(count: int) -> Iterator[int]:
@@ -88,6 +100,10 @@ class SqliteWriter:
             run = driver.execute  # without SQLAlchemy, which adds the cost of ten rows to each
             run("BEGIN IMMEDIATE")
             for into, rows in batch:
+                if isinstance(into, Update):
+                    for row in rows:
+                        run(into.sqlite_sql, row)
+                    continue
                 done = 0
                 for size in sizes(len(rows)):
                     flat = tuple(itertools.chain.from_iterable(rows[done : done + size]))

@@ -1,4 +1,4 @@
-"""Define the tables of the ledger and of access, for SQLite and PostgreSQL.
+"""Define the tables of the ledger, of access and of budgets, for SQLite and PostgreSQL.
 
 Owns the tables and columns of the newest schema. migrations/ has the steps that lead to it; a test
 compares the two.
@@ -205,3 +205,48 @@ audit = sa.Table(
     sqlite_autoincrement=True,
 )
 """Who changed what, in the order of the changes."""
+
+
+def _money(*names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, _Big, nullable=False, server_default="0") for name in names]
+
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    *_key("key"),
+    *_key("period_start_s", kind=_Big),
+    sa.Column("period_end_s", _Big),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    *_money("limit_nano", "extra_nano", "granted_nano", "spent_nano", "unpriced_nano", "over_nano"),
+    *_money("recalls", "warned"),
+)
+"""One row for each budget and period. `granted_nano` is all that was spent or is leased: that of
+every row in `budget_leases`, and what the leases that were closed had spent, which `spent_nano`,
+`unpriced_nano` and `over_nano` have. `limit_nano` is that of the rule when it was last applied,
+`extra_nano` was added by an administrator. `recalls` counts how often all leases were recalled."""
+
+budget_leases = sa.Table(
+    "budget_leases",
+    metadata,
+    *_key("id"),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("period_start_s", _Big, nullable=False),
+    *_money("granted_nano", "spent_nano", "unpriced_nano", "over_nano", "answered"),
+)
+"""The money of a budget that a process may spend, and what it has spent of it. The other columns
+than `granted_nano` are written by that process alone, with the rows of the calls."""
+sa.Index("budget_leases_budget", budget_leases.c.key, budget_leases.c.period_start_s)
+sa.Index("budget_leases_worker", budget_leases.c.worker)
+
+budget_workers = sa.Table(
+    "budget_workers",
+    metadata,
+    *_key("id"),
+    sa.Column("heartbeat_s", _Big, nullable=False),
+    sa.Column("dead_s", _Big),
+)
+"""The processes that have leases. One that is dead never spends again; what is left of its leases
+is charged."""

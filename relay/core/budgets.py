@@ -1,0 +1,259 @@
+"""Budgets as rules, and the money of one budget that a process has leased.
+
+Owns the periods, the amounts of leases, and the arithmetic of reserving and settling. All amounts
+are whole billionths of a US dollar. gate/budgets.py finds the budgets of a call, gate/leases.py
+leases money from the database, storage/budgets.py stores it, and ledger/charges.py writes what
+calls cost together with their rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from calendar import timegm
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from relay.core.pricing import usd_text
+
+Period = Literal["day", "week", "month", "total"]
+PERIODS: tuple[Period, ...] = ("day", "week", "month", "total")
+MAX_NANO_USD = 10**18
+"""A billion US dollars, the largest budget: every sum of a budget fits into 64 bits."""
+_DAY_S = 86400
+_LEASED_SHARE = 50
+"""A lease is at most a fiftieth (2 %) of what is left of a budget, unless a call needs more."""
+_SCARCE_SHARE = 20
+"""Below a twentieth (5 %) of the limit, each call leases exactly what it reserves."""
+
+
+class Span(NamedTuple):
+    """A period of a budget, in seconds since 1970."""
+
+    start_s: int
+    end_s: int | None
+    """None: it never ends."""
+
+
+def span_of(period: Period, unix_s: float) -> Span:
+    """Return the period that contains a time. Days begin at 00:00 UTC, weeks on Monday."""
+    day = int(unix_s // _DAY_S)
+    if period == "total":
+        return Span(0, None)
+    if period == "day":
+        return Span(day * _DAY_S, (day + 1) * _DAY_S)
+    if period == "week":
+        monday = day - (day + 3) % 7  # 1 January 1970 was a Thursday
+        return Span(monday * _DAY_S, (monday + 7) * _DAY_S)
+    year, month, _ = date_of(unix_s)
+    after = (year + 1, 1) if month == 12 else (year, month + 1)
+    return Span(timegm((year, month, 1, 0, 0, 0)), timegm((*after, 1, 0, 0, 0)))
+
+
+def date_of(unix_s: float) -> tuple[int, int, int]:
+    """Return year, month and day (UTC) in the Gregorian calendar."""
+    # Counted from 1 March of the year 0, so that the leap day is the last day of a year.
+    days = int(unix_s // _DAY_S) + 719468
+    era, day_of_era = divmod(days, 146097)
+    year = (day_of_era - day_of_era // 1460 + day_of_era // 36524 - day_of_era // 146096) // 365
+    day_of_year = day_of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * day_of_year + 2) // 153
+    day = day_of_year - (153 * month + 2) // 5 + 1
+    month = month + 3 if month < 10 else month - 9
+    return year + era * 400 + (month <= 2), month, day
+
+
+def utc_text(unix_s: int) -> str:
+    """Format a time: `2026-11-28T00:00:00Z`."""
+    year, month, day = date_of(unix_s)
+    minutes, seconds = divmod(unix_s % _DAY_S, 60)
+    return f"{year:04d}-{month:02d}-{day:02d}T{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}Z"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BudgetRule:
+    """A rule of `budgets`: so much money in each period for each value of `per`."""
+
+    name: str
+    """Unique among the rules, and part of the keys of its budgets."""
+    limit_nano: int
+    period: Period
+    per: tuple[str, ...] = ()
+    """Any of client, team and user; empty: one budget for all."""
+    is_hard: bool = True
+    """False: the budget warns and never refuses."""
+    clients: frozenset[str] = frozenset()
+    """Only calls of these clients count; empty: of all."""
+
+    @property
+    def text(self) -> str:
+        """The rule for error messages: `$5 per day`."""
+        return f"${usd_text(self.limit_nano)} {self.when}"
+
+    @property
+    def when(self) -> str:
+        """`per day`, or `in total`."""
+        return "in total" if self.period == "total" else f"per {self.period}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unpriced:
+    """What `budgets.unpriced` says of a call whose price is unknown."""
+
+    refuses: bool = False
+    nano_usd: int = 0
+    """What such a call is charged."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRules:
+    """The section `budgets` of gateway.yaml."""
+
+    rules: tuple[BudgetRule, ...] = ()
+    default_output_tokens: int = 8192
+    unpriced: Unpriced = Unpriced()
+
+
+class Charged(NamedTuple):
+    """What calls were charged."""
+
+    spent_nano: int = 0
+    """The costs that the ledger has."""
+    unpriced_nano: int = 0
+    """Charged for calls of which the ledger does not know the cost."""
+    over_nano: int = 0
+    """The part of both that was not reserved: what providers billed above the bounds of calls."""
+
+    @property
+    def total_nano(self) -> int:
+        """What the budget has lost."""
+        return self.spent_nano + self.unpriced_nano
+
+    def plus(self, other: Charged) -> Charged:
+        """Return the sum of two charges."""
+        return Charged(*map(sum, zip(self, other, strict=True)))
+
+
+NOTHING = Charged()
+
+
+def lease_nano(left_nano: int, rule: BudgetRule, missing_nano: Sequence[int]) -> int:
+    """Return how much to lease for calls that miss so much: for each in turn if there is enough for
+    it, and more than that while plenty is left, so that the next calls make no statement.
+    """
+    if not rule.is_hard:
+        return max(sum(missing_nano), rule.limit_nano // _LEASED_SHARE)
+    amount_nano = 0
+    for nano_usd in missing_nano:
+        if amount_nano + nano_usd <= left_nano:
+            amount_nano += nano_usd
+    if not amount_nano or left_nano * _SCARCE_SHARE < rule.limit_nano:
+        return amount_nano
+    return max(amount_nano, left_nano // _LEASED_SHARE)
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """The lease of one process of one budget in one period. Written by gate/leases.py (`granted`),
+    the request path (`reserve`, `release`) and the ledger (`settle`, `written`).
+
+    The database has the same lease as a row: what it has granted there is never less than here, and
+    what it was charged there is `written`. So whatever becomes of this process, no money of the
+    lease is spent twice, and what is missing in the row is known.
+    """
+
+    rule: BudgetRule
+    key: str
+    subject: str
+    """Whose budget it is, for people: `client=web`."""
+    span: Span
+    worker: str
+    """The id of the process, as the database knows it."""
+    lease_id: str
+    granted_nano: int = 0
+    """Leased so far, without what was given back."""
+    reserved_nano: int = 0
+    """Reserved by calls that have not been settled."""
+    charged: Charged = NOTHING
+    """What all settled calls were charged."""
+    written: Charged = NOTHING
+    """The part of `charged` that is in the database."""
+    is_stored: bool = False
+    """True if the database is known to have the row of the lease."""
+    used_s: float = 0.0
+    """When a call last reserved money."""
+    waiting: int = 0
+    """Number of calls that wait for more money."""
+    recalled_s: float = 0.0
+    """When the leases of other processes were last recalled."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the lease changes in the database."""
+
+    @property
+    def free_nano(self) -> int:
+        """What calls may still reserve; negative after bills above the bounds of calls."""
+        return self.granted_nano - self.charged.total_nano - self.reserved_nano
+
+    @property
+    def is_settled(self) -> bool:
+        """True if no call uses the account, and the database has everything."""
+        return not (self.reserved_nano or self.waiting) and self.charged == self.written
+
+    def reserve(self, nano_usd: int, unix_s: float) -> None:
+        """Reserve money, which must be free, unless the budget only warns."""
+        self.reserved_nano += nano_usd
+        self.used_s = unix_s
+
+    def release(self, nano_usd: int) -> None:
+        """Undo `reserve`: the call was not sent."""
+        self.reserved_nano -= nano_usd
+
+    def settle(self, reserved_nano: int, charged: Charged) -> None:
+        """Replace a reservation by what the call was charged."""
+        self.reserved_nano -= reserved_nano
+        self.charged = self.charged.plus(charged)
+
+
+class Reservation(NamedTuple):
+    """Money of one budget that a call has reserved."""
+
+    account: Account
+    nano_usd: int
+
+
+class Charge(NamedTuple):
+    """What a call was charged under one budget; the ledger writes it with the call's row."""
+
+    account: Account
+    charged: Charged
+
+
+@dataclass(slots=True, eq=False)
+class BudgetUse:
+    """The budgets of a call. Written by gate/budgets.py until the call is sent, then by the
+    ledger.
+    """
+
+    reservations: list[Reservation] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Release everything: the call is refused."""
+        for account, nano_usd in self.reservations:
+            account.release(nano_usd)
+        self.reservations.clear()
+
+    def settle(self, cost_nano: int | None) -> tuple[Charge, ...]:
+        """Settle the call, once, and return what it is charged. A call of which the cost is unknown
+        is charged what it reserved.
+        """
+        charges = []
+        for account, reserved_nano in self.reservations:
+            unpriced_nano = reserved_nano if cost_nano is None else 0
+            spent_nano = cost_nano or 0
+            over_nano = max(0, spent_nano - reserved_nano)
+            charged = Charged(spent_nano, unpriced_nano, over_nano)
+            account.settle(reserved_nano, charged)
+            if charged != NOTHING:
+                charges.append(Charge(account, charged))
+        self.reservations.clear()
+        return tuple(charges)

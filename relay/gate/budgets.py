@@ -1,0 +1,190 @@
+"""Reserve the money of a call under every budget that applies to it, before the call is sent.
+
+Owns which budgets apply, what a call may cost, and when a refusal is final. The ledger settles a
+reservation with the cost of the call (ledger/charges.py); leases.py has the money.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from relay.core.bounds import bound_of
+from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse, Reservation, utc_text
+from relay.core.errors import (
+    BudgetBusy,
+    BudgetExhausted,
+    ModelUnknown,
+    PriceUnknown,
+    StoreUnavailable,
+)
+from relay.core.exchange import Caller, Exchange
+from relay.core.formats import counting_of
+from relay.core.limits import key_part
+from relay.core.metadata import HEADER as METADATA
+from relay.core.metadata import Metadata, as_text, metadata_of, user_of
+from relay.core.meters.sent_call import SentCall
+from relay.core.peek import model_is_plain
+from relay.core.pricing import usd_text
+from relay.core.text import clean
+from relay.core.usage import BYTES_PER_TOKEN
+from relay.gate.leases import STORE_ERRORS, Leases
+from relay.prices import price_list
+from relay.storage.budgets import BudgetState
+
+
+class Budgets:
+    """The budgets of one configuration. `recorded` waits until the calls that have ended are
+    settled.
+    """
+
+    def __init__(
+        self, rules: BudgetRules, leases: Leases, recorded: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._rules, self._leases, self._recorded = rules, leases, recorded
+
+    def rules_of(self, caller: Caller) -> Sequence[BudgetRule]:
+        """Return the rules that apply to the calls of `caller`."""
+        rules = self._rules.rules
+        record = caller.record
+        own = record.rights.budgets if record is not None else ()
+        if not (rules or own):
+            return ()
+        name = caller.client
+        return [each for each in (*rules, *own) if not each.clients or name in each.clients]
+
+    async def reserve(
+        self, exchange: Exchange, rules: Sequence[BudgetRule], text: bytes | None, length: int
+    ) -> None:
+        """Reserve what a call may cost under all `rules`, or nothing if one refuses. `text` is the
+        body, None if it is not known as a whole, `length` its size.
+
+        Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
+        """
+        now_s = self._leases.clock()
+        needed_nano = self._needed(exchange, rules, text, length, now_s)
+        exchange.budget = use = BudgetUse()
+        metadata = metadata_of(
+            exchange.request.headers.get(METADATA), exchange.request.caller.metadata
+        )
+        try:
+            for rule in rules:
+                account = await self._account(rule, exchange, metadata, needed_nano)
+                account.reserve(needed_nano, now_s)
+                use.reservations.append(Reservation(account, needed_nano))
+        except BaseException:
+            use.release()
+            exchange.budget = None
+            raise
+
+    def _needed(
+        self, exchange: Exchange, rules: Sequence[BudgetRule], text: bytes | None, length: int,
+        now_s: float,
+    ) -> int:  # fmt: skip
+        """Return what the call may cost."""
+        request, route = exchange.request, exchange.routing.route
+        assert route is not None
+        if counting_of(request.method, route.endpoint) != "new":
+            return 0
+        if any(rule.is_hard for rule in rules) and route.model is None:
+            _check_model(exchange, text)
+        sent = SentCall.of(exchange)
+        if text is None:
+            sent = SentCall(
+                sent.kind, sent.body, length // BYTES_PER_TOKEN, sent.method, sent.endpoint
+            )
+        bound = bound_of(sent, route.format, text or b"", length)
+        default = self._rules.default_output_tokens
+        cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
+        if cost is not None:
+            return cost
+        if self._rules.unpriced.refuses:
+            raise PriceUnknown(request.model or "")
+        return self._rules.unpriced.nano_usd
+
+    async def _account(
+        self, rule: BudgetRule, exchange: Exchange, metadata: Metadata,
+        needed_nano: int,
+    ) -> Account:  # fmt: skip
+        """Return the account of a rule, with enough money for the call."""
+        key, subject = _key(rule, exchange, metadata)
+        leases = self._leases
+        try:
+            if needed_nano and not leases.may_spend(leases.clock()):
+                await leases.keep_alive()
+            account = leases.account(rule, key, subject, leases.clock())
+            if needed_nano and account.free_nano < needed_nano:
+                await self._obtain(account, needed_nano)
+        except STORE_ERRORS as error:
+            if rule.is_hard:
+                raise StoreUnavailable from error
+            account = leases.account(rule, key, subject, leases.clock())
+        return account
+
+    async def _obtain(self, account: Account, needed_nano: int) -> None:
+        """Get enough money for a call into an account, or raise what refuses the call."""
+        account.waiting += 1
+        is_recorded = is_recalled = False
+        try:
+            while account.free_nano < needed_nano:
+                state = await self._leases.provide(account, needed_nano)
+                if state is None:
+                    continue
+                if account.reserved_nano and not is_recorded:
+                    is_recorded = True
+                    await self._recorded()  # calls that have ended may still hold money
+                    continue
+                left_nano = _left_nano(state, account)
+                if needed_nano > left_nano:
+                    raise _exhausted(account, needed_nano, left_nano)
+                if is_recalled or not state.others_nano:
+                    raise BudgetBusy(account.rule.name)
+                is_recalled = True
+                await self._leases.recall(account)
+        finally:
+            account.waiting -= 1
+
+
+def _left_nano(state: BudgetState, account: Account) -> int:
+    """Return what is left of a budget when all running calls have ended and cost nothing."""
+    charged_nano = state.charged.total_nano + account.charged.total_nano
+    return state.limit_nano - charged_nano - state.unaccounted_nano
+
+
+def _exhausted(account: Account, needed_nano: int, left_nano: int) -> BudgetExhausted:
+    rule, end_s = account.rule, account.span.end_s
+    resets = "" if end_s is None else utc_text(end_s)
+    left = usd_text(max(0, left_nano))
+    return BudgetExhausted(rule.name, rule.text, usd_text(needed_nano), left, resets)
+
+
+def _check_model(exchange: Exchange, text: bytes | None) -> None:
+    """Raise ModelUnknown unless the provider finds the same model in the body as the relay."""
+    request = exchange.request
+    if text is None:
+        if request.model is None:
+            raise ModelUnknown
+        return
+    if text.count(b'"model') <= 1 and b"\\u" not in text and request.model is not None:
+        return
+    if not model_is_plain(text, request.headers.get("Content-Type", ""), request.model):
+        raise ModelUnknown
+
+
+def _key(rule: BudgetRule, exchange: Exchange, metadata: Metadata) -> tuple[str, str]:
+    """Return the key of the budget of a call, and whose it is."""
+    client = exchange.request.caller.client
+    key, names = rule.name, []
+    for name in rule.per:
+        value = clean(_value(name, exchange, metadata))
+        key += f"|{key_part(value, client)}"
+        names.append(f"{name}={value}" if value else f"no {name}, client={clean(client)}")
+    return key, ", ".join(names) or "all"
+
+
+def _value(name: str, exchange: Exchange, metadata: Metadata) -> str:
+    """Return the value of a call for one name of `per`; empty if it has none."""
+    if name == "client":
+        return exchange.request.caller.client
+    if name == "user":
+        return user_of(metadata, exchange.request.user)
+    return as_text(metadata.get("team", ""))

@@ -1,0 +1,276 @@
+"""Lease money of budgets from the database, and give back what is not needed.
+
+Owns the accounts of this process, its heartbeat, and the recall of leases that other processes do
+not need. A call on an account with enough money makes no statement. storage/budgets.py has the
+transactions, core/budgets.py the arithmetic.
+
+What the database has granted to a lease is never less than what the account knows of: the account
+is reduced before money is given back, and increased after money was granted. A statement whose
+result is unknown is safe, for the next one returns the true amount.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from relay import log
+from relay.core.budgets import Account, BudgetRule, span_of
+from relay.core.pricing import usd_text
+from relay.storage.budgets import DEAD_S, BudgetState, BudgetStore
+from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
+
+STORE_ERRORS = (DatabaseUnavailable, DatabaseNewer, RowsRefused)
+BEAT_S = 10.0
+_SPEND_S = DEAD_S - BEAT_S
+"""How long after its last heartbeat a process may spend what it has leased. Clocks of machines may
+differ by the rest."""
+RECALL_S = 1.0
+"""How long a call waits for other processes to give back money."""
+_POLL_S = 0.5
+_ASK_AGAIN_S = 0.05
+_TIDY_S = 10.0
+_IDLE_S = 60.0
+"""A lease that no call has used for so long is given back."""
+_STOP_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A call that waits for more money in an account."""
+
+    needed_nano: int
+    is_answered: bool = False
+    shortage: BudgetState | None = None
+    error: Exception | None = None
+
+
+class Leases:
+    """The leases of a process. `clock` is the time of day, which other machines share."""
+
+    def __init__(
+        self,
+        store: BudgetStore,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        recall_others: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.store, self.clock = store, clock
+        self._new_id, self._recall_others = new_id, recall_others
+        self._worker, self._is_begun = new_id(), False
+        self._beaten_s = self._tidied_s = 0.0
+        self._numbers = itertools.count(1)
+        self._accounts: dict[str, Account] = {}
+        self._by_lease: dict[str, Account] = {}
+        self._retired: set[Account] = set()
+        """Accounts that no further call uses, until their leases are closed."""
+        self._beating = asyncio.Lock()
+        self._requests: dict[Account, list[_Request]] = {}
+        self._recalls: dict[Account, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._is_available = True
+
+    def account(self, rule: BudgetRule, key: str, subject: str, now_s: float) -> Account:
+        """Return the account of a budget in the current period."""
+        account = self._accounts.get(key)
+        if account is not None:
+            end_s = account.span.end_s
+            if account.rule is rule and (end_s is None or now_s < end_s):
+                return account
+            if account.span == span_of(rule.period, now_s):
+                account.rule = rule  # a reload has changed it
+                return account
+            self._retire(account)
+        span = span_of(rule.period, now_s)
+        lease_id = f"{self._worker}/{next(self._numbers)}"
+        account = Account(rule, key, subject, span, self._worker, lease_id, used_s=now_s)
+        self._accounts[key] = self._by_lease[lease_id] = account
+        return account
+
+    def may_spend(self, now_s: float) -> bool:
+        """True if no other process can take this one for dead."""
+        return 0 <= now_s - self._beaten_s < _SPEND_S
+
+    async def keep_alive(self) -> None:
+        """Write the heartbeat, unless another call has just done so. A process that counts as dead
+        begins again, with new leases. Raises STORE_ERRORS.
+        """
+        async with self._beating:
+            if not self.may_spend(self.clock()):
+                await self._beat()
+
+    async def _beat(self) -> None:
+        now_s = self.clock()
+        if self._is_begun and not await self.store.beat(self._worker, now_s):
+            log.warn("budgets.declared_dead", worker=self._worker)
+            for account in list(self._accounts.values()):
+                self._retire(account)
+            self._worker, self._is_begun = self._new_id(), False
+        if not self._is_begun:
+            await self.store.begin_worker(self._worker, now_s)
+            self._is_begun = True
+        self._beaten_s = now_s
+
+    async def provide(self, account: Account, needed_nano: int) -> BudgetState | None:
+        """Lease more, so that `needed_nano` is free. Returns the state of a budget that has too
+        little left. Raises STORE_ERRORS.
+        """
+        request = _Request(needed_nano)
+        waiting = self._requests.setdefault(account, [])
+        waiting.append(request)
+        try:
+            async with account.lock:
+                if not request.is_answered:
+                    # One statement for all calls that wait by now.
+                    batch, waiting[:] = waiting[:], []
+                    await self._lease(account, batch)
+        finally:
+            if request in waiting:
+                waiting.remove(request)
+        if request.error is not None:
+            raise request.error
+        return request.shortage
+
+    async def _lease(self, account: Account, batch: list[_Request]) -> None:
+        free_nano, missing_nano = account.free_nano, []
+        for request in batch:
+            if request.needed_nano > free_nano:
+                missing_nano.append(request.needed_nano - free_nano)
+            free_nano = max(0, free_nano - request.needed_nano)
+        shortage = failure = None
+        if missing_nano:
+            try:
+                leased = await self.store.lease(account, missing_nano, self.clock())
+            except STORE_ERRORS as error:
+                failure = error
+            else:
+                account.granted_nano, account.is_stored = leased.granted_nano, True
+                shortage = leased.shortage
+        for request in batch:
+            request.is_answered, request.shortage, request.error = True, shortage, failure
+
+    async def recall(self, account: Account) -> None:
+        """Ask other processes for what they do not need, and wait until all have answered, for a
+        second at most. Calls that need it at once share one recall. Raises STORE_ERRORS.
+        """
+        task = self._recalls.get(account)
+        if task is None:
+            if 0 <= self.clock() - account.recalled_s < RECALL_S:
+                return  # nothing came back a moment ago
+            task = self._recalls[account] = asyncio.create_task(self._recall(account))
+            task.add_done_callback(lambda _: self._recalls.pop(account, None))
+        await asyncio.shield(task)
+
+    async def _recall(self, account: Account) -> None:
+        try:
+            async with asyncio.timeout(RECALL_S):
+                await self.store.recall(account)
+                await self._recall_others()
+                # The answers of other machines come through the database, which sends no event.
+                while not await self.store.is_answered(account, self.clock()):  # noqa: ASYNC110
+                    await asyncio.sleep(_ASK_AGAIN_S)
+        except TimeoutError:
+            log.warn("budgets.recall_timed_out", budget=account.rule.name)
+        finally:
+            account.recalled_s = self.clock()
+
+    async def answer_recalls(self) -> None:
+        """Give back what other processes have recalled and no call here has reserved. A failure is
+        logged, and the recall is answered with the next poll.
+        """
+        if self._is_begun:
+            await self._logged(self._answer())
+
+    async def _answer(self) -> None:
+        for lease_id, number in await self.store.recalls(self._worker):
+            if (account := self._by_lease.get(lease_id)) is not None:
+                await self._give_back(account, number)
+
+    async def _give_back(self, account: Account, number: int) -> None:
+        async with account.lock:
+            amount_nano = max(0, account.free_nano)
+            account.granted_nano -= amount_nano
+            account.granted_nano = await self.store.give_back(account, amount_nano, number)
+
+    def _retire(self, account: Account) -> None:
+        if self._accounts.get(account.key) is account:
+            del self._accounts[account.key]
+        self._retired.add(account)
+
+    async def tidy(self) -> None:
+        """Close the leases that no call uses, and find the processes that are dead."""
+        now_s = self.clock()
+        for account in list(self._accounts.values()):
+            if account.is_settled and now_s - account.used_s >= _IDLE_S:
+                self._retire(account)
+        await self._close(self._retired)
+        for worker, unaccounted_nano in await self.store.bury(now_s):
+            log.warn(
+                "budgets.worker_dead", worker=worker, unaccounted_usd=usd_text(unaccounted_nano)
+            )
+
+    async def _close(self, accounts: Iterable[Account]) -> None:
+        settled = [account for account in accounts if account.is_settled]
+        await self.store.close([account for account in settled if account.is_stored])
+        for account in settled:
+            self._retired.discard(account)
+            self._by_lease.pop(account.lease_id, None)
+            self._requests.pop(account, None)
+
+    def start(self) -> None:
+        """Start the task that keeps the leases."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Give everything back, within five seconds: no call runs any more, and the ledger has
+        written what they cost.
+        """
+        tasks = [*self._recalls.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._is_begun:
+            await self._logged(self._end())
+
+    async def _end(self) -> None:
+        for account in list(self._accounts.values()):
+            self._retire(account)
+        async with asyncio.timeout(_STOP_S):
+            await self._close(self._retired)
+            await self.store.end_worker(self._worker)
+        if self._retired:
+            log.warn("budgets.leases_left", leases=len(self._retired))
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if self._is_begun:
+                await self._logged(self._work())
+
+    async def _work(self) -> None:
+        await self._answer()
+        now_s = self.clock()
+        if not 0 <= now_s - self._beaten_s < BEAT_S:
+            async with self._beating:
+                await self._beat()
+        if not 0 <= now_s - self._tidied_s < _TIDY_S:
+            self._tidied_s = now_s
+            await self.tidy()
+
+    async def _logged(self, work: Awaitable[None]) -> None:
+        """Run `work`, and log an unavailable database, once. No exception may end the task."""
+        try:
+            await work
+        except (*STORE_ERRORS, TimeoutError) as error:
+            if self._is_available:
+                log.warn("budgets.database_unavailable", cause=str(error))
+            self._is_available = False
+        except Exception as error:
+            # Any exception: it is logged, and the leases are kept.
+            log.bug("budgets.failed", error)
+        else:
+            if not self._is_available:
+                log.event("budgets.database_recovered")
+            self._is_available = True

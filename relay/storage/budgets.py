@@ -1,0 +1,390 @@
+"""Store what is spent of each budget, and the leases of the processes that may spend it.
+
+Owns the transactions that move money between a budget and a lease, so that in every committed state
+`granted_nano` of a budget is what its closed leases have spent and what its open leases hold, and
+is within the limit of a hard budget, except for `over_nano`. The ledger writes what calls cost in
+the transaction of their rows, with the statements of `charge_batch`: each process writes the sums
+of its own leases, so a repeated write changes nothing.
+
+Transactions lock a lease before its budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from relay.core.budgets import Account, Charged, lease_nano
+from relay.storage.database import Database
+from relay.storage.inserts import Batch, Insert, Update
+from relay.storage.tables import budget_leases, budget_workers, budgets
+
+DEAD_S = 60
+"""A process whose last heartbeat is older is dead: what is left of its leases is charged."""
+_CLOSED_AT_ONCE = 100
+_RECALLS_AT_ONCE = 1000
+
+_OPEN_BUDGET = Insert(
+    budgets, ("key", "period_start_s", "period_end_s", "rule", "subject", "limit_nano")
+)
+_OPEN_LEASE = Insert(budget_leases, ("id", "worker", "key", "period_start_s"))
+_CHARGE = Update(
+    "UPDATE budget_leases SET spent_nano = $1, unpriced_nano = $2, over_nano = $3 WHERE id = $4"
+)
+# What is charged above the lease is added to the budget, for it is spent whatever the limit: bills
+# above the bounds of calls, and calls whose process was taken for dead and whose lease an
+# administrator has released. The rows decide, since such a process does not know of that.
+_OVERDRAW_BUDGET = Update(
+    "UPDATE budgets SET granted_nano = granted_nano + (SELECT l.spent_nano + l.unpriced_nano"
+    " - l.granted_nano FROM budget_leases l WHERE l.id = $1) WHERE key = $2 AND period_start_s = $3"
+    " AND EXISTS (SELECT 1 FROM budget_leases l WHERE l.id = $1"
+    " AND l.spent_nano + l.unpriced_nano > l.granted_nano)"
+)
+_OVERDRAW_LEASE = Update(
+    "UPDATE budget_leases SET granted_nano = spent_nano + unpriced_nano WHERE id = $1"
+    " AND spent_nano + unpriced_nano > granted_nano"
+)
+
+
+class BudgetState(NamedTuple):
+    """The money of one budget in one period, without that of one lease."""
+
+    limit_nano: int
+    """The limit of the rule, and what an administrator added to it."""
+    charged: Charged
+    """What other leases were charged, open or closed."""
+    others_nano: int
+    """What other running processes have leased and not spent."""
+    unaccounted_nano: int
+    """What dead processes have leased, and may have spent."""
+
+
+class Leased(NamedTuple):
+    """The result of `lease`: what the lease has by now, and the state of a budget that had too
+    little left.
+    """
+
+    granted_nano: int
+    shortage: BudgetState | None = None
+
+
+class Buried(NamedTuple):
+    """A process that was found dead, and what is left of its leases."""
+
+    worker: str
+    unaccounted_nano: int
+
+
+class Recall(NamedTuple):
+    """A lease that another process wants back, and the number of that recall."""
+
+    lease_id: str
+    number: int
+
+
+class BudgetStore:
+    """The budgets of a database. Every method raises DatabaseUnavailable, DatabaseNewer and
+    RowsRefused. `now_s` is the time of the clock by which processes write their heartbeats.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin_worker(self, worker: str, now_s: float) -> None:
+        """Add a process, which has no leases yet."""
+        row = {"id": worker, "heartbeat_s": int(now_s), "dead_s": None}
+        await self._database.change_durably(partial(_run, sa.insert(budget_workers).values(row)))
+
+    async def beat(self, worker: str, now_s: float) -> bool:
+        """Write the heartbeat of a process; False if it counts as dead, and must not spend what is
+        left of its leases.
+        """
+        query = sa.update(budget_workers).where(
+            budget_workers.c.id == worker, budget_workers.c.dead_s.is_(None)
+        )
+        return await self._database.change(partial(_run, query.values(heartbeat_s=int(now_s)))) == 1
+
+    async def bury(self, now_s: float) -> list[Buried]:
+        """Mark the processes whose heartbeat is too old as dead, and return those that this call
+        has marked. Their rows are kept while they have leases.
+        """
+        return await self._database.change(partial(_bury, now_s=int(now_s)))
+
+    async def end_worker(self, worker: str) -> None:
+        """Remove a process that has ended; one that still has leases is found dead later."""
+        ended = sa.delete(budget_workers).where(budget_workers.c.id == worker, ~_has_lease())
+        await self._database.change(partial(_run, ended))
+
+    async def lease(self, account: Account, missing_nano: Sequence[int], now_s: float) -> Leased:
+        """Add to a lease what calls miss, as far as a hard budget has it. If that is not enough for
+        all of them, the state of the budget is returned too.
+        """
+        work = partial(_lease, account=account, missing_nano=missing_nano, now_s=now_s)
+        return await self._database.change_durably(work)
+
+    async def give_back(self, account: Account, amount_nano: int, answered: int) -> int:
+        """Return a part of a lease that no call has reserved, and note which recall that answers.
+        Returns what the lease has left.
+        """
+        work = partial(_give_back, account=account, amount_nano=amount_nano, answered=answered)
+        return await self._database.change_durably(work)
+
+    async def close(self, accounts: Sequence[Account]) -> None:
+        """Close leases that are settled: what is left of them returns to their budgets."""
+        for at in range(0, len(accounts), _CLOSED_AT_ONCE):
+            batch = sorted(accounts[at : at + _CLOSED_AT_ONCE], key=lambda each: each.key)
+            await self._database.change_durably(partial(_close_all, accounts=batch))
+
+    async def recall(self, account: Account) -> None:
+        """Ask every process to give back what it does not need of its lease."""
+        where = _of_budget(account)
+        await self._database.change(partial(_add_to_budget, where=where, amounts={"recalls": 1}))
+
+    async def recalls(self, worker: str) -> list[Recall]:
+        """Return the recalls that a process has not answered."""
+        lease = budget_leases.c
+        query = (
+            sa.select(lease.id, budgets.c.recalls)
+            .join_from(budget_leases, budgets, _same_budget())
+            .where(lease.worker == worker, lease.answered < budgets.c.recalls)
+            .limit(_RECALLS_AT_ONCE)
+        )
+
+        async def find(connection: AsyncConnection) -> list[Recall]:
+            return [Recall(*row) for row in await connection.execute(query)]
+
+        return await self._database.watch(find)
+
+    async def is_answered(self, account: Account, now_s: float) -> bool:
+        """True if no other running process still has to answer the last recall of a budget."""
+        lease = budget_leases.c
+        query = (
+            sa.select(lease.id)
+            .join_from(budget_leases, budgets, _same_budget())
+            .join(budget_workers, budget_workers.c.id == lease.worker)
+            .where(
+                _of_budget(account),
+                lease.worker != account.worker,
+                lease.answered < budgets.c.recalls,
+                ~_is_dead(now_s),
+                _unspent() > 0,
+            )
+            .limit(1)
+        )
+
+        async def find(connection: AsyncConnection) -> bool:
+            return (await connection.execute(query)).first() is None
+
+        return await self._database.change(find)
+
+    async def state(self, account: Account, now_s: float) -> BudgetState:
+        """Return the state of a budget."""
+        return await self._database.change(partial(_state, account=account, now_s=now_s))
+
+    async def release(self, key: str, period_start_s: int) -> int:
+        """Give what dead processes have left unaccounted back to a budget. Returns how much."""
+        work = partial(_release, key=key, period_start_s=period_start_s)
+        return await self._database.change_durably(work)
+
+
+def charge_batch(written: Mapping[Account, Charged]) -> Batch:
+    """Return the statements that write what the leases of this process were charged so far."""
+    accounts = sorted(written, key=lambda account: account.key)
+    unknown = [account for account in accounts if not account.is_stored]
+    return (
+        (_OPEN_BUDGET, [_budget_row(account) for account in unknown]),
+        (_OPEN_LEASE, [_lease_row(account) for account in unknown]),
+        (_CHARGE, [(*written[account], account.lease_id) for account in accounts]),
+        (
+            _OVERDRAW_BUDGET,
+            [(each.lease_id, each.key, each.span.start_s) for each in accounts],
+        ),
+        (_OVERDRAW_LEASE, [(each.lease_id,) for each in accounts]),
+    )
+
+
+def _budget_row(account: Account) -> tuple[Any, ...]:
+    rule, span = account.rule, account.span
+    return (
+        account.key, span.start_s, span.end_s, rule.name, account.subject, rule.limit_nano
+    )  # fmt: skip
+
+
+def _lease_row(account: Account) -> tuple[Any, ...]:
+    return (account.lease_id, account.worker, account.key, account.span.start_s)
+
+
+async def _run(query: sa.Executable, connection: AsyncConnection) -> int:
+    """Run a statement, and return how many rows it changed."""
+    return int((await connection.execute(query)).rowcount)
+
+
+async def _bury(connection: AsyncConnection, now_s: int) -> list[Buried]:
+    worker = budget_workers.c
+    silent = sa.and_(worker.dead_s.is_(None), worker.heartbeat_s < now_s - DEAD_S)
+    if not (await connection.execute(sa.select(worker.id).where(silent))).first():
+        return []
+    await connection.execute(sa.delete(budget_workers).where(silent, ~_has_lease()))
+    dead = sa.update(budget_workers).where(silent).values(dead_s=now_s).returning(worker.id)
+    left = _sum(_unspent()).where(budget_leases.c.worker == sa.bindparam("worker"))
+    return [
+        Buried(each, int((await connection.execute(left, {"worker": each})).scalar_one()))
+        for each in (await connection.execute(dead)).scalars().all()
+    ]
+
+
+async def _lease(
+    connection: AsyncConnection, account: Account, missing_nano: Sequence[int], now_s: float
+) -> Leased:
+    lease = sa.select(budget_leases.c.granted_nano).where(budget_leases.c.id == account.lease_id)
+    held = (await connection.execute(lease.with_for_update())).scalar()
+    if held is None:
+        await _open(connection, account)
+        held = 0
+    of_budget, rule = _of_budget(account), account.rule
+    query = sa.select(budgets.c.extra_nano, budgets.c.granted_nano).where(of_budget)
+    extra, granted = (await connection.execute(query.with_for_update())).one()
+    amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
+    if amount:
+        values = {"granted_nano": granted + amount, "limit_nano": rule.limit_nano}
+        await connection.execute(sa.update(budgets).where(of_budget).values(values))
+        await _grant(connection, account.lease_id, amount)
+    is_enough = amount >= sum(missing_nano)
+    shortage = None if is_enough else await _state(connection, account, now_s)
+    return Leased(held + amount, shortage)
+
+
+async def _give_back(
+    connection: AsyncConnection, account: Account, amount_nano: int, answered: int
+) -> int:
+    lease = budget_leases.c
+    query = (
+        sa.update(budget_leases)
+        .where(lease.id == account.lease_id)
+        .values(
+            granted_nano=lease.granted_nano - amount_nano,
+            answered=sa.case((lease.answered < answered, answered), else_=lease.answered),
+        )
+    )
+    left = (await connection.execute(query.returning(lease.granted_nano))).scalar_one()
+    if amount_nano:
+        await _add_to_budget(connection, _of_budget(account), {"granted_nano": -amount_nano})
+    return int(left)
+
+
+async def _release(connection: AsyncConnection, key: str, period_start_s: int) -> int:
+    lease, budget = budget_leases.c, budgets.c
+    dead = sa.select(budget_workers.c.id).where(budget_workers.c.dead_s.is_not(None))
+    query = sa.select(lease.id, _unspent()).where(
+        lease.key == key, lease.period_start_s == period_start_s, lease.worker.in_(dead)
+    )
+    released = 0
+    for lease_id, left in (await connection.execute(query.with_for_update())).all():
+        await _grant(connection, lease_id, -left)
+        released += left
+    where = sa.and_(budget.key == key, budget.period_start_s == period_start_s)
+    await _add_to_budget(connection, where, {"granted_nano": -released})
+    return released
+
+
+async def _open(connection: AsyncConnection, account: Account) -> None:
+    """Insert the rows of a lease and of its budget, unless they exist."""
+    for into, row in ((_OPEN_BUDGET, _budget_row(account)), (_OPEN_LEASE, _lease_row(account))):
+        await connection.execute(sa.text(into.named_sql), dict(zip(into.columns, row, strict=True)))
+
+
+async def _grant(connection: AsyncConnection, lease_id: str, amount_nano: int) -> None:
+    lease = budget_leases.c
+    await connection.execute(
+        sa.update(budget_leases)
+        .where(lease.id == lease_id)
+        .values(granted_nano=lease.granted_nano + amount_nano)
+    )
+
+
+async def _close_all(connection: AsyncConnection, accounts: Sequence[Account]) -> None:
+    for account in accounts:
+        await _close(connection, account)
+
+
+async def _close(connection: AsyncConnection, account: Account) -> None:
+    lease = budget_leases.c
+    query = (
+        sa.delete(budget_leases)
+        .where(lease.id == account.lease_id)
+        .returning(lease.granted_nano, lease.spent_nano, lease.unpriced_nano, lease.over_nano)
+    )
+    row = (await connection.execute(query)).first()
+    if row is None:
+        return  # closed before: the answer to that was lost
+    granted_nano, charged = row[0], Charged(*row[1:])
+    changes = charged._asdict() | {"granted_nano": charged.total_nano - granted_nano}
+    await _add_to_budget(connection, _of_budget(account), changes)
+
+
+async def _add_to_budget(
+    connection: AsyncConnection, where: sa.ColumnElement[bool], amounts: Mapping[str, int]
+) -> None:
+    values = {name: budgets.c[name] + amount for name, amount in amounts.items()}
+    await connection.execute(sa.update(budgets).where(where).values(values))
+
+
+async def _state(connection: AsyncConnection, account: Account, now_s: float) -> BudgetState:
+    budget, lease = budgets.c, budget_leases.c
+    query = sa.select(
+        budget.extra_nano, budget.spent_nano, budget.unpriced_nano, budget.over_nano
+    ).where(_of_budget(account))
+    extra, *closed = (await connection.execute(query)).first() or (0, 0, 0, 0)
+    is_dead = _is_dead(now_s)
+    is_other = sa.and_(~is_dead, lease.worker != account.worker)
+    query = (
+        _sum(
+            lease.spent_nano,
+            lease.unpriced_nano,
+            lease.over_nano,
+            sa.case((is_other, _unspent()), else_=0),
+            sa.case((is_dead, _unspent()), else_=0),
+        )
+        .join_from(budget_leases, budget_workers, budget_workers.c.id == lease.worker, isouter=True)
+        .where(
+            lease.key == account.key,
+            lease.period_start_s == account.span.start_s,
+            lease.id != account.lease_id,
+        )
+    )
+    *charged, others, unaccounted = map(int, (await connection.execute(query)).one())
+    limit_nano = account.rule.limit_nano + extra
+    return BudgetState(limit_nano, Charged(*closed).plus(Charged(*charged)), others, unaccounted)
+
+
+def _sum(*columns: Any) -> sa.Select[Any]:
+    return sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in columns))
+
+
+def _has_lease() -> sa.ColumnElement[bool]:
+    return sa.exists().where(budget_leases.c.worker == budget_workers.c.id)
+
+
+def _unspent() -> sa.ColumnElement[Any]:
+    lease = budget_leases.c
+    return lease.granted_nano - lease.spent_nano - lease.unpriced_nano
+
+
+def _is_dead(now_s: float) -> sa.ColumnElement[bool]:
+    worker = budget_workers.c
+    return sa.or_(
+        worker.id.is_(None), worker.dead_s.is_not(None), worker.heartbeat_s < int(now_s) - DEAD_S
+    )
+
+
+def _of_budget(account: Account) -> sa.ColumnElement[bool]:
+    return sa.and_(budgets.c.key == account.key, budgets.c.period_start_s == account.span.start_s)
+
+
+def _same_budget() -> sa.ColumnElement[bool]:
+    lease = budget_leases.c
+    return sa.and_(budgets.c.key == lease.key, budgets.c.period_start_s == lease.period_start_s)
