@@ -1,0 +1,94 @@
+"""Periods of budgets, and the arithmetic of reserving and settling."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.budgets import (
+    NOTHING,
+    Account,
+    BudgetRule,
+    BudgetUse,
+    Charged,
+    Period,
+    Reservation,
+    Span,
+    span_of,
+    utc_text,
+)
+
+UTC = datetime.UTC
+TIMES = st.integers(0, 253402214400)
+
+
+def at(text: str) -> int:
+    return int(datetime.datetime.fromisoformat(f"{text}+00:00").timestamp())
+
+
+@pytest.mark.parametrize(
+    ("period", "when", "start", "end"),
+    [
+        ("day", "2026-11-27T03:11:49", "2026-11-27", "2026-11-28"),
+        ("day", "2026-12-31T23:59:59", "2026-12-31", "2027-01-01"),
+        ("week", "2026-11-27T03:11:49", "2026-11-23", "2026-11-30"),
+        ("week", "2026-11-23T00:00:00", "2026-11-23", "2026-11-30"),
+        ("week", "2026-11-29T23:59:59", "2026-11-23", "2026-11-30"),
+        ("month", "2026-11-01T00:00:00", "2026-11-01", "2026-12-01"),
+        ("month", "2026-12-31T23:59:59", "2026-12-01", "2027-01-01"),
+        ("month", "2028-02-29T12:00:00", "2028-02-01", "2028-03-01"),
+    ],
+)
+def test_a_period_begins_and_ends_in_utc(period: Period, when: str, start: str, end: str) -> None:
+    assert span_of(period, at(when)) == Span(at(start), at(end))
+
+
+def test_a_budget_in_total_never_ends() -> None:
+    assert span_of("total", at("2026-11-27")) == Span(0, None)
+
+
+@given(TIMES, st.sampled_from(["day", "week", "month"]))
+def test_every_time_is_in_exactly_one_period(unix_s: int, period: Period) -> None:
+    span = span_of(period, unix_s)
+    assert span.end_s is not None and span.start_s <= unix_s < span.end_s
+    assert span_of(period, span.start_s) == span == span_of(period, span.end_s - 1)
+    assert span_of(period, span.end_s).start_s == span.end_s
+
+
+@given(TIMES)
+def test_a_time_is_shown_in_utc(unix_s: int) -> None:
+    assert utc_text(unix_s) == datetime.datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
+
+
+def use(*nano: int) -> tuple[BudgetUse, list[Account]]:
+    rule = BudgetRule(name="mine", limit_nano=1000, period="total")
+    accounts = [Account(rule, str(n), "all", Span(0, None), "w", f"w/{n}", granted_nano=500) for n in range(len(nano))]
+    for account, amount in zip(accounts, nano, strict=True):
+        account.reserve(amount, 0.0)
+    return BudgetUse([Reservation(*each) for each in zip(accounts, nano, strict=True)]), accounts
+
+
+@pytest.mark.parametrize(
+    ("cost", "charged", "free"),
+    [(0, NOTHING, 500), (30, Charged(30), 470), (100, Charged(100), 400), (130, Charged(130, 0, 30), 370), (None, Charged(0, 100), 400)],
+)
+def test_a_call_is_charged_its_cost_or_what_it_reserved_if_that_is_unknown(cost: int | None, charged: Charged, free: int) -> None:
+    reserved, (account,) = use(100)
+    assert account.free_nano == 400
+    assert [each.charged for each in reserved.settle(cost)] == ([] if charged == NOTHING else [charged])
+    assert (account.charged, account.free_nano, account.reserved_nano) == (charged, free, 0)
+
+
+def test_a_call_is_settled_once() -> None:
+    reserved, (account,) = use(100)
+    reserved.settle(30)
+    assert reserved.settle(30) == () and account.charged == Charged(30)
+
+
+def test_a_refused_call_gives_everything_back() -> None:
+    reserved, accounts = use(100, 200)
+    reserved.release()
+    assert [each.free_nano for each in accounts] == [500, 500] and reserved.settle(None) == ()

@@ -1,0 +1,494 @@
+"""Leases of budgets: whatever crashes, fails or is recalled, no money is spent twice or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hypothesis.strategies as st
+import pytest
+import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from relay.core.budgets import (
+    Account,
+    BudgetRule,
+    BudgetRules,
+    BudgetUse,
+    Charge,
+    Charged,
+    Reservation,
+    lease_nano,
+)
+from relay.core.errors import BudgetBusy, BudgetExhausted
+from relay.gate.budgets import Budgets
+from relay.gate.leases import STORE_ERRORS, Leases
+from relay.ledger.charges import Charges
+from relay.storage.budgets import DEAD_S, BudgetStore, charge_batch
+from relay.storage.database import Database, DatabaseUnavailable, database_url, try_out
+from relay.storage.inserts import Batch
+from relay.storage.readers import set_pragmas
+
+T = TypeVar("T")
+LIMIT = 1000
+NOON = 1_700_000_000
+
+
+class Unreliable(Database):
+    """A database whose next transaction fails: before its commit, or after it."""
+
+    fails: str = ""
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, engine: Any) -> AsyncIterator[AsyncConnection]:
+        fails, self.fails = self.fails, ""
+        async with super()._transaction(engine) as connection:
+            yield connection
+            if fails == "before":
+                raise sa.exc.OperationalError("", {}, OSError())
+        if fails == "after":
+            raise DatabaseUnavailable("the answer was lost")
+
+    async def write(self, batch: Batch) -> None:
+        fails, self.fails = self.fails, ""
+        if fails == "before":
+            raise DatabaseUnavailable("not reached")
+        await super().write(batch)
+        if fails == "after":
+            raise DatabaseUnavailable("the answer was lost")
+
+
+async def nothing() -> None:
+    pass
+
+
+@dataclass
+class Worker:
+    """A process: its leases, the calls that it runs, and the charges that it has not written."""
+
+    leases: Leases
+    rule: BudgetRule
+    key: str
+    calls: list[BudgetUse] = field(default_factory=list)
+    charges: Charges = field(default_factory=Charges)
+
+    @property
+    def budgets(self) -> Budgets:
+        return Budgets(BudgetRules((self.rule,)), self.leases, nothing)
+
+    def account(self) -> Account:
+        return self.leases.account(self.rule, self.key, "all", self.leases.clock())
+
+    async def begin_call(self, nano: int) -> BudgetUse:
+        if not self.leases.may_spend(self.leases.clock()):
+            await self.leases.keep_alive()
+        account = self.account()
+        if account.free_nano < nano:
+            await self.budgets._obtain(account, nano)
+        account.reserve(nano, self.leases.clock())
+        self.calls.append(BudgetUse([Reservation(account, nano)]))
+        return self.calls[-1]
+
+    def settle(self, number: int, cost: int | None) -> tuple[Charge, ...]:
+        charges = self.calls.pop(number % len(self.calls)).settle(cost)
+        self.charges.keep(charges)
+        return charges
+
+    async def write(self, database: Database) -> None:
+        """Write the charges, as the ledger does in the transaction of its rows."""
+        sums = self.charges.begin([])
+        try:
+            await database.write(charge_batch(sums))
+        except BaseException:
+            self.charges.failed()
+            raise
+        self.charges.written(sums)
+
+
+_numbers = itertools.count()
+
+
+def worker(database: Database, clock: Callable[[], float], key: str, recall_others: Callable[[], Awaitable[None]] = nothing, **of_rule: Any) -> Worker:
+    rule = BudgetRule(**{"name": "mine", "limit_nano": LIMIT, "period": "total"} | of_rule)
+    leases = Leases(BudgetStore(database), clock, lambda: f"worker-{next(_numbers)}", recall_others)
+    return Worker(leases, rule, key)
+
+
+@dataclass
+class Stored:
+    """The rows of one budget."""
+
+    granted: int
+    closed: Charged
+    leases: dict[str, tuple[int, Charged]]
+
+    @property
+    def charged(self) -> Charged:
+        whole = self.closed
+        for _, charged in self.leases.values():
+            whole = whole.plus(charged)
+        return whole
+
+
+def stored(database: Database, key: str) -> Stored:
+    """Read the rows of a budget in an SQLite file."""
+    names = "granted_nano, spent_nano, unpriced_nano, over_nano"
+    with contextlib.closing(sqlite3.connect(database._path)) as connection:
+        row = connection.execute(f"SELECT {names} FROM budgets WHERE key = ?", (key,)).fetchone() or (0, 0, 0, 0)
+        leases = connection.execute(f"SELECT id, {names} FROM budget_leases WHERE key = ?", (key,)).fetchall()
+    return Stored(row[0], Charged(*row[1:]), {each[0]: (each[1], Charged(*each[2:])) for each in leases})
+
+
+class Money(RuleBasedStateMachine):
+    """Two workers on one budget, with crashes, lost answers, recalls and an administrator."""
+
+    loop: asyncio.AbstractEventLoop
+    database: Unreliable
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = [float(NOON)]
+        self.key = f"mine|{next(_numbers)}"
+        self.workers = [self.new_worker() for _ in range(2)]
+        self.costs = Charged()  # of all settled calls, also those whose worker crashed
+        self.lost = Charged()  # the part that was never written
+        self.released = 0
+
+    def new_worker(self) -> Worker:
+        return worker(self.database, self.clock, self.key, self.answer)
+
+    async def answer(self) -> None:
+        for each in self.workers:
+            if each.leases._is_begun:
+                await each.leases._answer()
+
+    def clock(self) -> float:
+        return self.now[0]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def attempt(self, work: Coroutine[Any, Any, Any], fails: str = "") -> None:
+        self.database.fails = fails
+        with contextlib.suppress(*STORE_ERRORS, BudgetBusy, BudgetExhausted):
+            self.run(work)
+        self.database.fails = ""
+
+    @rule(number=st.integers(0, 1), nano=st.integers(1, 400), fails=st.sampled_from(["", "", "before", "after"]))
+    def begin_call(self, number: int, nano: int, fails: str) -> None:
+        self.attempt(self.workers[number].begin_call(nano), fails)
+
+    @precondition(lambda self: any(each.calls for each in self.workers))
+    @rule(number=st.integers(0, 1), call=st.integers(0, 9), cost=st.one_of(st.none(), st.integers(0, 500)))
+    def end_call(self, number: int, call: int, cost: int | None) -> None:
+        if self.workers[number].calls:
+            for charge in self.workers[number].settle(call, cost):
+                self.costs = self.costs.plus(charge.charged)
+
+    @rule(number=st.integers(0, 1), fails=st.sampled_from(["", "", "before", "after"]))
+    def write(self, number: int, fails: str) -> None:
+        if self.workers[number].charges.waiting:
+            self.attempt(self.workers[number].write(self.database), fails)
+
+    @rule(number=st.integers(0, 1), fails=st.sampled_from(["", "before", "after"]))
+    def recall(self, number: int, fails: str) -> None:
+        self.attempt(self.workers[number].leases.store.recall(self.workers[number].account()))
+        self.attempt(self.workers[1 - number].leases._answer(), fails)
+
+    @rule(number=st.integers(0, 1), fails=st.sampled_from(["", "before", "after"]))
+    def tidy(self, number: int, fails: str) -> None:
+        self.attempt(self.workers[number].leases.tidy(), fails)
+
+    @rule(seconds=st.sampled_from([5, 40, DEAD_S + 1]))
+    def wait(self, seconds: int) -> None:
+        self.now[0] += seconds
+
+    @rule(number=st.integers(0, 1))
+    def crash(self, number: int) -> None:
+        """Kill a worker: what it knows is gone."""
+        found = stored(self.database, self.key)
+        mine = {each.lease_id: each for each in self.workers[number].leases._by_lease.values()}
+        for lease_id, account in mine.items():
+            written = found.leases.get(lease_id, (0, account.written))[1]
+            self.lost = self.lost.plus(Charged(*(a - b for a, b in zip(account.charged, written, strict=True))))
+        self.workers[number] = self.new_worker()
+
+    @rule()
+    def release(self) -> None:
+        self.released += self.run(BudgetStore(self.database).release(self.key, 0))
+
+    @invariant()
+    def the_rows_agree(self) -> None:
+        found = stored(self.database, self.key)
+        assert found.granted == found.closed.total_nano + sum(granted for granted, _ in found.leases.values())
+        assert found.granted <= LIMIT + found.charged.over_nano + self.released
+        for granted, charged in found.leases.values():
+            assert granted >= charged.total_nano
+
+    @invariant()
+    def no_worker_believes_in_more_than_it_was_granted(self) -> None:
+        found = stored(self.database, self.key)
+        for each in self.workers:
+            for account in each.leases._accounts.values():
+                if account.lease_id in found.leases and each.leases.may_spend(self.now[0]):
+                    unwritten = account.charged.total_nano - found.leases[account.lease_id][1].total_nano
+                    assert account.granted_nano <= found.leases[account.lease_id][0] + max(0, unwritten)
+
+    @invariant()
+    def no_more_is_spent_than_the_limit_except_what_was_billed_above_the_bounds(self) -> None:
+        reserved = sum(each.nano_usd for one in self.workers for call in one.calls for each in call.reservations)
+        assert self.costs.total_nano + reserved <= LIMIT + self.costs.over_nano + self.released
+
+    def teardown(self) -> None:
+        """Stop both workers: what is not charged is left, or was lost in a crash."""
+        if not hasattr(self, "workers"):
+            return
+        for each in self.workers:
+            while each.calls:
+                for charge in each.settle(0, 0):
+                    self.costs = self.costs.plus(charge.charged)
+            if each.charges.waiting:
+                self.run(each.write(self.database))
+            self.run(each.leases.stop())
+        found = stored(self.database, self.key)
+        written = tuple(a - b for a, b in zip(self.costs, self.lost, strict=True))
+        assert found.charged == written
+        live = {each for one in self.workers for each in one.leases._by_lease}
+        assert not live & set(found.leases)
+
+
+def _set_up_for_speed(connection: Any, _record: Any) -> None:
+    set_pragmas(connection, "journal_mode = WAL", "synchronous = OFF")
+
+
+def test_no_sequence_of_calls_crashes_and_lost_answers_spends_money_twice_or_loses_it(migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.gate.leases.RECALL_S", 0.01)  # for workers that have crashed
+    # Not the disk is tested: without its waits there are ten times as many sequences in a second.
+    monkeypatch.setattr("relay.storage.database._set_up_durable", _set_up_for_speed)
+    monkeypatch.setattr("relay.storage.database._set_up", _set_up_for_speed)
+    loop = asyncio.new_event_loop()
+    with tempfile.TemporaryDirectory() as folder:
+        if not migrated_sqlite.exists():
+            loop.run_until_complete(try_out(str(migrated_sqlite)))
+        Money.loop = loop
+        Money.database = Unreliable(database_url(str(shutil.copy(migrated_sqlite, folder))))
+        try:
+            run_state_machine_as_test(Money, settings=settings(max_examples=10, stateful_step_count=25, deadline=None))  # type: ignore[no-untyped-call]
+        finally:
+            loop.run_until_complete(Money.database.close())
+            loop.close()
+
+
+async def both(database: Database, clock: Callable[[], float], **of_rule: Any) -> tuple[Worker, Worker]:
+    """Two workers, each of which asks the other for what it does not need."""
+    workers: list[Worker] = []
+
+    async def answer() -> None:
+        for each in workers:
+            await each.leases.answer_recalls()
+
+    workers += [worker(database, clock, "mine", answer, **of_rule) for _ in range(2)]
+    return workers[0], workers[1]
+
+
+async def test_the_lease_of_a_dead_worker_is_charged_once_minus_its_rows_and_blocks_nothing_after_60_s(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.gate.leases.RECALL_S", 0.01)  # the dead worker does not answer
+    now = [float(NOON)]
+    dead, alive = await both(database, lambda: now[0])
+    await dead.begin_call(100)
+    dead.settle(0, 40)
+    await dead.write(database)
+    await dead.begin_call(50)
+    dead.leases._by_lease.clear()  # it dies here: it has leased 100, of which 40 are in rows
+    with pytest.raises(BudgetBusy):
+        await alive.begin_call(901)
+    now[0] += DEAD_S + 1
+    with pytest.raises(BudgetExhausted):
+        await alive.begin_call(901)
+    await alive.begin_call(900)
+    store = alive.leases.store
+    assert [each.unaccounted_nano for each in await store.bury(now[0])] == [60]
+    assert await store.bury(now[0]) == []
+    assert [await store.release("mine", 0) for _ in range(2)] == [60, 0]
+    await alive.begin_call(60)
+    with pytest.raises(BudgetBusy):
+        await alive.begin_call(1)
+
+
+async def test_a_worker_that_was_taken_for_dead_begins_again_and_its_late_rows_count(database: Database) -> None:
+    now = [float(NOON)]
+    slow, other = await both(database, lambda: now[0])
+    await slow.begin_call(100)
+    await other.begin_call(1)
+    before = slow.account()
+    now[0] += DEAD_S + 1
+    await other.leases.keep_alive()
+    await other.leases.tidy()
+    assert not slow.leases.may_spend(now[0])
+    await slow.begin_call(10)
+    assert slow.account() is not before and slow.account().worker != before.worker
+    slow.settle(0, 70)
+    await slow.write(database)
+    state = await other.leases.store.state(other.account(), now[0])
+    assert (state.charged.spent_nano, state.unaccounted_nano) == (70, 30)
+    assert await other.leases.store.release("mine", 0) == 30
+
+
+async def test_a_call_that_ends_after_its_lease_was_released_is_charged_all_the_same(database: Database) -> None:
+    now = [float(NOON)]
+    slow, other = await both(database, lambda: now[0])
+    await slow.begin_call(100)
+    await other.begin_call(1)
+    now[0] += DEAD_S + 1
+    await other.leases.keep_alive()
+    await other.leases.tidy()
+    assert await other.leases.store.release("mine", 0) == 100
+    slow.settle(0, 70)
+    await slow.write(database)
+    with pytest.raises(BudgetBusy):
+        await other.begin_call(930)
+    await other.begin_call(929)
+
+
+async def test_a_worker_without_a_heartbeat_for_50_s_spends_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [float(NOON)]
+    one, _ = await both(database, lambda: now[0])
+    await one.begin_call(10)
+    one.settle(0, 0)
+    assert one.account().free_nano == 20
+    now[0] += 51
+
+    async def unavailable(*_arguments: Any) -> Any:
+        raise DatabaseUnavailable("gone")
+
+    monkeypatch.setattr(one.leases.store, "beat", unavailable)
+    with pytest.raises(DatabaseUnavailable):
+        await one.begin_call(10)
+
+
+async def test_a_recall_brings_back_what_is_free_and_leaves_what_is_reserved(database: Database) -> None:
+    one, other = await both(database, lambda: NOON)
+    await one.begin_call(600)
+    await one.begin_call(100)
+    one.settle(0, 100)  # 500 of its lease are free
+    with pytest.raises(BudgetBusy):
+        await other.begin_call(801)
+    assert one.account().free_nano == 0 and one.account().reserved_nano == 100
+    await other.begin_call(800)
+
+
+async def test_a_lease_whose_return_is_not_confirmed_is_not_spent(unreliable: Unreliable) -> None:
+    one, other = await both(unreliable, lambda: NOON)
+    await one.begin_call(600)
+    one.settle(0, 0)
+    await other.begin_call(100)
+    await other.leases.store.recall(other.account())
+    recalls = await one.leases.store.recalls(one.account().worker)
+    unreliable.fails = "after"
+    with pytest.raises(DatabaseUnavailable):
+        await one.leases._give_back(one.account(), recalls[0].number)
+    assert one.account().free_nano == 0
+    await other.begin_call(900)
+    with pytest.raises(BudgetBusy):
+        await one.begin_call(1)
+
+
+@pytest.fixture
+async def unreliable(migrated_sqlite: Path, tmp_path: Path) -> AsyncIterator[Unreliable]:
+    if not migrated_sqlite.exists():
+        await try_out(str(migrated_sqlite))
+    database = Unreliable(database_url(str(shutil.copy(migrated_sqlite, tmp_path))))
+    yield database
+    await database.close()
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+async def test_charges_whose_write_is_not_confirmed_are_written_once(unreliable: Unreliable, fails: str) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    for cost in (30, 40):
+        await one.begin_call(50)
+        one.settle(0, cost)
+        unreliable.fails = fails
+        with pytest.raises(DatabaseUnavailable):
+            await one.write(unreliable)
+        if cost == 40:
+            await one.begin_call(10)
+            one.settle(0, None)
+        await one.write(unreliable)
+    assert stored(unreliable, "mine").charged == Charged(70, 10)
+    assert one.account().charged == one.account().written == Charged(70, 10)
+
+
+async def test_what_a_provider_bills_above_the_bound_is_missing_to_every_worker(unreliable: Unreliable) -> None:
+    one, other = await both(unreliable, lambda: NOON)
+    await one.begin_call(100)
+    one.settle(0, 400)
+    await one.write(unreliable)
+    found = stored(unreliable, "mine")
+    assert (found.granted, found.charged) == (400, Charged(400, 0, 300))
+    with pytest.raises(BudgetExhausted):
+        await other.begin_call(601)
+    await other.begin_call(600)
+
+
+async def test_a_lease_that_is_idle_for_a_minute_returns(database: Database) -> None:
+    now = [float(NOON)]
+    one, other = await both(database, lambda: now[0])
+    await one.begin_call(600)
+    one.settle(0, 100)
+    await one.write(database)
+    now[0] += 30
+    await one.leases.keep_alive()
+    await one.leases.tidy()
+    assert one.account().granted_nano == 600
+    now[0] += 30
+    await one.leases.tidy()
+    await other.begin_call(900)
+    state = await other.leases.store.state(other.account(), now[0])
+    assert state.charged == Charged(spent_nano=100) and state.others_nano == 0
+
+
+async def test_calls_that_wait_at_once_share_a_statement(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = await both(database, lambda: NOON)
+    await one.leases.keep_alive()
+    leases, lease = [], one.leases.store.lease
+
+    async def counting(account: Account, missing: Any, now_s: float) -> Any:
+        leases.append(list(missing))
+        return await lease(account, missing, now_s)
+
+    monkeypatch.setattr(one.leases.store, "lease", counting)
+    results = await asyncio.gather(*(one.begin_call(200) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(each, BudgetUse) for each in results) == 5
+    assert len(leases) <= 4 and one.account().granted_nano == LIMIT
+
+
+@pytest.mark.parametrize(
+    ("left", "missing", "leased"),
+    [
+        (1000, [1], 20), (1000, [21], 21), (1000, [5, 6], 20), (1000, [1000], 1000), (1000, [1001], 0), (999, [500, 600, 400], 900),
+        (500, [1], 10), (50, [1], 1), (49, [1], 1), (49, [30, 30], 30), (0, [1], 0), (-5, [1], 0),
+    ],
+)  # fmt: skip
+def test_a_lease_is_2_percent_of_what_is_left_and_exact_below_5_percent(left: int, missing: list[int], leased: int) -> None:
+    rule = BudgetRule(name="mine", limit_nano=1000, period="total")
+    assert lease_nano(left, rule, missing) == leased
