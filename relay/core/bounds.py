@@ -91,8 +91,7 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
 def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
     fields = _limits.read(body) or _NONE
     names = _BOUNDS.get(sent.kind, _OTHER_BOUNDS)
-    found = [value(getattr(fields, name)) for name in names]
-    answers = [value(getattr(fields, name)) for name in _ANSWERS]
+    found, answers = _values(fields, names), _values(fields, _ANSWERS)
     for config in (fields.generationConfig, fields.generation_config):
         if config is not ABSENT:
             found += _within(config, ("maxOutputTokens", "max_output_tokens"))
@@ -111,6 +110,11 @@ def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
         may_write_cache=b"cache" in body,
         service_tier=_tier(fields),
     )
+
+
+def _values(fields: _Limits, names: Iterable[str]) -> list[Any]:
+    """Decode those of some fields that the body has: most have one."""
+    return [value(raw) for name in names if (raw := getattr(fields, name)) is not ABSENT]
 
 
 def _within(config: msgspec.Raw, names: Iterable[str]) -> list[Any]:
@@ -132,7 +136,7 @@ def _count(given: Any) -> int | None:
 
 def _tier(fields: _Limits) -> str:
     """Return the service tier that a call asks for; empty for the standard one."""
-    if value(fields.speed) == "fast":
+    if fields.speed is not ABSENT and value(fields.speed) == "fast":
         return "fast"
-    tier = value(fields.service_tier)
+    tier = "" if fields.service_tier is ABSENT else value(fields.service_tier)
     return tier if isinstance(tier, str) and tier not in _STANDARD_TIERS else ""
