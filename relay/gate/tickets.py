@@ -13,7 +13,6 @@ import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
-from hashlib import sha256
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -28,7 +27,7 @@ from relay.core.errors import (
     TicketForged,
     TicketInvalid,
 )
-from relay.gate.keys import ClientKeys
+from relay.gate.keys import ClientKeys, digest_of
 from relay.storage.access_rows import TicketRow
 from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.tickets import TicketStore
@@ -131,7 +130,7 @@ class Tickets:
         ticket = TICKET_PREFIX + code.decode()
         expires_s = int(self._now_s()) + LIFETIME_S
         stored = msgspec.json.encode(_Stored(key.digest.hex(), terms)).decode()
-        row = TicketRow(_digest_of(ticket), key.client.name, key.id, stored, expires_s)
+        row = TicketRow(digest_of(ticket), key.client.name, key.id, stored, expires_s)
         await _ask(self._store.issue(row))
         return Issued(ticket, expires_s)
 
@@ -219,7 +218,7 @@ class Tickets:
         random, code = decoded[:_RANDOM_BYTES], decoded[_RANDOM_BYTES:]
         if not hmac.compare_digest(code, _code_of(random, self._secret)):
             raise TicketForged(_NOT_ISSUED)
-        return self._store, _digest_of(ticket)
+        return self._store, digest_of(ticket)
 
     def _remember(self, digest: bytes, reason: str) -> None:
         if len(self._over) >= _REMEMBERED:
@@ -240,10 +239,6 @@ def _reason(row: TicketRow | None, now_s: float) -> str:
 
 def _code_of(random: bytes, secret: bytes) -> bytes:
     return hmac.digest(secret, random, "sha256")[:_CODE_BYTES]
-
-
-def _digest_of(ticket: str) -> bytes:
-    return sha256(ticket.encode()).digest()
 
 
 async def _ask(query: Awaitable[T]) -> T:

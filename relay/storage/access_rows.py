@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from relay.core.numbers import LATEST_S
 from relay.storage.database import RowsRefused
 
 PAGE_ROWS = 1000
@@ -24,7 +25,6 @@ MAX_DETAILS_BYTES = 2 * MAX_JSON_BYTES
 _CLIENT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY_ID = re.compile(r"[0-9a-f]{12}")
 _DIGEST_BYTES = 32
-_LATEST_S = 253402300799  # the last second of the year 9999
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -143,7 +143,7 @@ def check_digest(digest: bytes) -> None:
 
 def check_time(at_s: int) -> None:
     """Raises RowsRefused for a time that is not a Unix time before the year 10000."""
-    if not 0 <= at_s <= _LATEST_S:
+    if not 0 <= at_s <= LATEST_S:
         raise RowsRefused("a time is in seconds since 1970, before the year 10000")
 
 
