@@ -31,7 +31,9 @@ def whole_number(text: str, least: int, most: int) -> int | None:
 
 
 def header_number(name: str, text: str | None, min_: int, max_: int) -> int | None:
-    """Parse the value `text` of the header `name`; None without one. Raises BadRequest."""
+    """Parse the value `text` of the header or parameter `name`; None without one. Raises
+    BadRequest.
+    """
     if text is None:
         return None
     number = whole_number(text.strip(), min_, max_)

@@ -7,6 +7,7 @@ gate/management.py decides. Bodies are bounded in bytes and time.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from relay import log
 from relay.core.errors import BadFraming, BadRequest, BodyTimeout, RelayError
 from relay.core.fields import UNREADABLE
+from relay.core.numbers import header_number
 from relay.core.text import clean
 from relay.gate.management import Manager, Question
 from relay.gateway import GATEWAY
@@ -85,6 +87,20 @@ def may_see_page(request: web.Request) -> bool:
     except RelayError:
         return gateway.has_admin_listener and gateway.management.has_tokens
     return True
+
+
+def parameters_of(request: web.Request, *known: str) -> dict[str, str]:
+    """Return the query. Raises BadRequest for a parameter that is not one of those known."""
+    parameters = dict(request.query)
+    if unknown := set(parameters) - set(known):
+        raise BadRequest(f"unknown parameter '{clean(min(unknown), 40)}'")
+    return parameters
+
+
+def limit_of(parameters: Mapping[str, str], default: int, most: int) -> int:
+    """Return how many rows a page may have. Raises BadRequest."""
+    limit = header_number("limit", parameters.get("limit"), 1, most)
+    return default if limit is None else limit
 
 
 async def read_json(request: web.Request, kind: type[T]) -> T:

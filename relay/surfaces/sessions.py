@@ -11,10 +11,9 @@ from aiohttp import web
 
 from relay import log
 from relay.core.errors import BadRequest, SessionNotFound, WorkersIncomplete
-from relay.core.numbers import whole_number
 from relay.gateway import GATEWAY
 from relay.sessions.listing import MAX_PAGE_SESSIONS
-from relay.surfaces.management import audit, authorize
+from relay.surfaces.management import audit, authorize, limit_of, parameters_of
 
 _PAGE_SESSIONS = 50
 _ID = re.compile(r"[0-9a-f-]{36}\Z")
@@ -31,13 +30,9 @@ async def list_sessions(request: web.Request) -> web.Response:
     `missing` names workers that did not answer.
     """
     authorize(request)
-    query = request.query
-    if unknown := set(query) - {"cursor", "limit"}:
-        raise BadRequest(f"unknown parameter '{min(unknown)[:40]}'")
-    limit = whole_number(query.get("limit", str(_PAGE_SESSIONS)), 1, MAX_PAGE_SESSIONS)
-    if limit is None:
-        raise BadRequest(f"limit is not a whole number from 1 to {MAX_PAGE_SESSIONS}")
-    after = query.get("cursor", "")
+    parameters = parameters_of(request, "cursor", "limit")
+    limit = limit_of(parameters, _PAGE_SESSIONS, MAX_PAGE_SESSIONS)
+    after = parameters.get("cursor", "")
     if after and not _ID.match(after):
         raise BadRequest("the cursor is not the one of a page of sessions")
     page = await request.app[GATEWAY].list_sessions(after, limit)
