@@ -119,7 +119,7 @@ def _closing_means_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _made_keys_are_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every key that is made fail the run if it appears in a log line or an error."""
-    monkeypatch.setattr("relay.gate.key_making.new_secret", lambda: f"rk_{CANARY}{secrets.token_hex(13)}")
+    monkeypatch.setattr("relay.gate.administration.new_secret", lambda: f"rk_{CANARY}{secrets.token_hex(13)}")
 
 
 @pytest.fixture

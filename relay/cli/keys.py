@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pwd
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
-import msgspec
 import uvloop
 
 from relay.cli.ledger_access import to_json
 from relay.cli.sources import load_config
-from relay.core.access import is_relay_secret
-from relay.core.errors import OperatorError
-from relay.core.numbers import whole_number
+from relay.core.access import ClientKey, is_relay_secret
+from relay.core.errors import (
+    BadRequest,
+    ClientConflict,
+    ClientNotFound,
+    OperatorError,
+    RelayError,
+)
+from relay.core.numbers import duration_s, whole_number
 from relay.core.text import escaped, quoted
-from relay.gate.key_making import KeyMaker, KeyRefused, KeyUnknown, MadeKey
+from relay.gate.administration import Administration, MadeKey
+from relay.gate.keys import digest_of
+from relay.ledger.queries import iso
 from relay.registry.load import Config
 from relay.storage.access import AccessStore
-from relay.storage.access_rows import PAGE_ROWS, ClientRow, KeyRow
+from relay.storage.access_rows import PAGE_ROWS, KeyRow, is_client_name
 from relay.storage.database import Database, DatabaseUnavailable, RowsRefused, database_url
 from relay.storage.readers import QueryRefused
+from relay.surfaces.descriptions import describe_client, describe_keys
 
 _LISTS = {
     "providers": "providers that it may call, separated by commas (default: all)",
@@ -96,8 +103,8 @@ async def carry_out(
 ) -> None:
     """Carry out one action. Raises KeysFailed."""
     async with _open_store(config) as store:
-        maker = KeyMaker(store, config, f"cli:{_user()}", time.time())
-        await _ACTIONS[options.action](maker, options, out)
+        administration = Administration(store, config, f"cli:{_user()}", time.time)
+        await _ACTIONS[options.action](administration, options, out)
 
 
 @contextlib.asynccontextmanager
@@ -116,13 +123,29 @@ async def _open_store(config: Config) -> AsyncIterator[AccessStore]:
             f"the database cannot be used ({error}); see `database` in gateway.yaml, and whether"
             " this user may write it"
         ) from error
-    except (KeyRefused, KeyUnknown, RowsRefused, QueryRefused) as error:
+    except (RowsRefused, QueryRefused) as error:
         raise KeysFailed(str(error)) from error
+    except RelayError as error:
+        raise KeysFailed(_text_of(error)) from error
     finally:
         await database.close()
 
 
-async def _create(maker: KeyMaker, options: argparse.Namespace, out: Callable[[str], None]) -> None:
+def _text_of(error: RelayError) -> str:
+    """Return the text of an error without what concerns the API alone."""
+    match error:
+        case BadRequest(reason=reason):
+            return reason
+        case ClientConflict(name=name, reason=reason):
+            return f"the client '{quoted(name)}' {reason}"
+        case ClientNotFound(name=name):
+            return f"there is no client '{quoted(name)}'"
+    return error.message
+
+
+async def _create(
+    administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
     record: dict[str, Any] = {
         name: [item for items in given for item in items]
         for name in _LISTS
@@ -132,157 +155,125 @@ async def _create(maker: KeyMaker, options: argparse.Namespace, out: Callable[[s
         record["limits"] = options.limit
     if options.metadata:
         record["metadata"] = dict(options.metadata)
-    made = await maker.create(options.name, record, options.expires)
+    given = json.dumps(record) if record else None
+    try:
+        made = await administration.create_key(options.name, given, options.expires)
+    except ClientNotFound:
+        made = await administration.create_key(options.name, "{}", options.expires)
     _print_made(made, out)
 
 
-async def _rotate(maker: KeyMaker, options: argparse.Namespace, out: Callable[[str], None]) -> None:
-    made = await maker.rotate(options.name, options.grace, options.expires)
+async def _rotate(
+    administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
+    grace_s = 0 if options.grace == "0" else duration_s(options.grace)
+    if grace_s is None:
+        raise KeysFailed(f"grace: '{quoted(options.grace)}' is not a time such as 24h, 90m or 0")
+    made = await administration.rotate(options.name, grace_s, options.expires)
     _print_made(made, out)
     _say(f"its older keys of the database expire after {options.grace}, or before")
-    if stay := _configured(maker.config, options.name):
-        _say(f"{', '.join(stay)} in gateway.yaml go on; remove them there, and reload")
 
 
 def _print_made(made: MadeKey, out: Callable[[str], None]) -> None:
     row = made.row
-    until = f"until {_time(row.expires_s)}" if row.expires_s is not None else "without an end"
+    until = f"until {iso(row.expires_s)}" if row.expires_s is not None else "without an end"
     _say(f"key {row.id} of the client '{row.client}', {until}; the key itself is shown only now")
     for warning in made.warnings:
         _say(f"warning: {warning}")
     out(made.secret)
 
 
-async def _target(maker: KeyMaker, given: str) -> str:
-    """Return the id or name that is meant. Raises KeyRefused, KeyUnknown."""
+async def _target(administration: Administration, given: str) -> str:
+    """Return the id or name that is meant. Raises KeysFailed."""
     if is_relay_secret(given):
-        raise KeyRefused(
+        raise KeysFailed(
             "other users of this machine see the arguments of a command, so no key should be among"
             " them: write - and the key on standard input"
         )
     if given != "-":
         return given
-    secret = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
-    digest = sha256(secret.encode("utf-8", "surrogateescape")).digest()
-    if (configured := maker.config.clients.keys.get(digest)) is not None:
+    digest = digest_of(sys.stdin.readline(_MAX_KEY_CHARACTERS).strip())
+    if (configured := administration.config.clients.keys.get(digest)) is not None:
         return configured.id
-    if (row := await maker.store.key_of_digest(digest)) is None:
-        raise KeyUnknown("the text on standard input is not a key of any client")
+    if (row := await administration.store.key_of_digest(digest)) is None:
+        raise KeysFailed("the text on standard input is not a key of any client")
     return row.id
 
 
-async def _revoke(maker: KeyMaker, options: argparse.Namespace, out: Callable[[str], None]) -> None:
-    revoked = await maker.revoke(await _target(maker, options.target))
-    if revoked.key_id is not None:
-        done = "revoked" if revoked.keys else "was revoked before"
-        _say(f"key {revoked.key_id} of the client '{revoked.client}' {done}")
-    else:
-        count = "1 key" if revoked.keys == 1 else f"{revoked.keys} keys"
-        _say(f"client '{revoked.client}': {count} revoked")
-    if revoked.configured:
-        ids = ", ".join(revoked.configured)
-        _say(f"{ids} in gateway.yaml go on; remove them there, and reload")
+async def _revoke(
+    administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
+    target = await _target(administration, options.target)
+    if (before := await administration.find_key(target)) is not None:
+        await administration.revoke_key(target)
+        done = "revoked" if before.revoked_s is None else "was revoked before"
+        _say(f"key {target} of the client '{before.client}' {done}")
+        return
+    if any(key.id == target for key in administration.own_keys()):
+        raise KeysFailed(f"the key {target} is in gateway.yaml: remove it there, and reload")
+    try:
+        revoked = await administration.revoke_client(target)
+    except ClientNotFound as error:
+        raise _nothing_named(target) from error
+    _say(f"client '{target}': {revoked} key{'' if revoked == 1 else 's'} revoked")
+    for warning in administration.unchanged_keys(target):
+        _say(warning)
 
 
-async def _list(maker: KeyMaker, options: argparse.Namespace, out: Callable[[str], None]) -> None:
-    known = await _client_names(maker, options.client)
-    keys = _configured_keys(maker, options.client)
+async def _list(
+    administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
     if not options.json:
         out(_row(_HEADS))
-    for key in keys:
-        out(to_json(key) if options.json else _key_row(key))
-    async for row in _stored_keys(maker.store, options.client):
-        key = _shown(row, known, maker.now_s)
-        out(to_json(key) if options.json else _key_row(key))
+    async for page in _pages(administration, options.client):
+        for key in await describe_keys(page, administration):
+            out(to_json(key) if options.json else _key_row(key))
 
 
-async def _show(maker: KeyMaker, options: argparse.Namespace, out: Callable[[str], None]) -> None:
-    store, target = maker.store, await _target(maker, options.target)
-    shown = [key for key in _configured_keys(maker, None) if target in (key["id"], key["client"])]
-    rows = [found] if (found := await store.key(target)) is not None else []
-    name = rows[0].client if rows else target
-    if not rows and shown:
-        name = shown[0]["client"]
-    if name == target:
-        rows = [row async for row in _stored_keys(store, name)]
-    known = await _client_names(maker, name)
-    shown += [_shown(row, known, maker.now_s) for row in rows]
-    client = await _client(maker, name)
-    if client is None and not shown:
-        raise KeyUnknown(f"there is no key and no client '{quoted(target)}'")
+async def _show(
+    administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
+) -> None:
+    name = target = await _target(administration, options.target)
+    rows: list[KeyRow | ClientKey] = [k for k in administration.own_keys() if k.id == target]
+    if (found := await administration.find_key(target)) is not None:
+        rows = [found]
+    for row in rows:
+        name = row.client if isinstance(row, KeyRow) else row.client.name
+    if not rows:
+        rows = [row async for page in _pages(administration, name) for row in page]
+    client = None
+    with contextlib.suppress(ClientNotFound):
+        found_client = await administration.require_client(name)
+        client = describe_client(found_client, administration.config)
+    if client is None and not rows:
+        raise _nothing_named(target)
+    keys = await describe_keys(rows, administration)
     if options.json:
-        out(to_json({"client": client, "keys": shown}))
+        out(to_json({"client": client, "keys": keys}))
         return
     if client is not None:
         out(escaped(f"client {name} ({client['source']}): {to_json(client['record'])}"))
     out(_row(_HEADS))
-    for key in shown:
+    for key in keys:
         out(_key_row(key))
 
 
-async def _client(maker: KeyMaker, name: str) -> dict[str, Any] | None:
-    """Return the client that is in force under a name; None if there is none."""
-    settings = maker.config.settings.clients
-    if name in settings:
-        record = settings[name].model_dump(
-            mode="json", exclude={"key", "key_sha256", "expires"}, exclude_defaults=True
-        )
-        return {"name": name, "source": "gateway.yaml", "record": record}
-    row = await maker.store.client(name)
-    if row is None or row.deleted_s is not None:
-        return None
-    return {"name": name, "source": "database", "record": msgspec.json.decode(row.record)}
-
-
-async def _client_names(maker: KeyMaker, only: str | None) -> set[str]:
-    """The names of the clients in force, or the one of them that is named."""
-    names = set(maker.config.clients.by_name)
-    if only is not None:
-        return names | ({only} if await _client(maker, only) else set())
-    page: Sequence[ClientRow] = await maker.store.clients()
+async def _pages(
+    administration: Administration, client: str | None
+) -> AsyncIterator[Sequence[KeyRow | ClientKey]]:
+    """Yield the keys of one client or of all: those of gateway.yaml, then pages of the database."""
+    yield administration.own_keys(client)
+    if client is not None and not is_client_name(client):
+        return
+    page = await administration.store.keys(client)
     while page:
-        names |= {row.name for row in page}
-        page = await maker.store.clients(page[-1].name) if len(page) == PAGE_ROWS else ()
-    return names
+        yield page
+        last = page[-1].id
+        page = await administration.store.keys(client, last) if len(page) == PAGE_ROWS else ()
 
 
-async def _stored_keys(store: AccessStore, client: str | None) -> AsyncIterator[KeyRow]:
-    page = await store.keys(client)
-    while page:
-        for row in page:
-            yield row
-        page = await store.keys(client, page[-1].id) if len(page) == PAGE_ROWS else ()
-
-
-def _configured(config: Config, client: str) -> list[str]:
-    return [key.id for key in config.clients.keys.values() if key.client.name == client]
-
-
-def _configured_keys(maker: KeyMaker, client: str | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": key.id, "client": key.client.name, "source": "gateway.yaml",
-            "state": _state(key.expires_s, maker.now_s), "created_at": None, "created_by": None,
-            "expires_at": _time(key.expires_s), "revoked_at": None,
-        }
-        for key in maker.config.clients.keys.values()
-        if client in (None, key.client.name)
-    ]  # fmt: skip
-
-
-def _shown(row: KeyRow, known: set[str], now_s: float) -> dict[str, Any]:
-    state = "revoked" if row.revoked_s is not None else _state(row.expires_s, now_s)
-    if state == "valid" and row.client not in known:
-        state = "no client"
-    return {
-        "id": row.id, "client": row.client, "source": "database", "state": state,
-        "created_at": _time(row.created_s), "created_by": row.created_by,
-        "expires_at": _time(row.expires_s), "revoked_at": _time(row.revoked_s),
-    }  # fmt: skip
-
-
-def _state(expires_s: int | None, now_s: float) -> str:
-    return "valid" if expires_s is None or expires_s > now_s else "expired"
+def _nothing_named(target: str) -> KeysFailed:
+    return KeysFailed(f"there is no key and no client '{quoted(target)}'")
 
 
 _HEADS = ("id", "client", "state", "expires", "made", "by")
@@ -297,12 +288,6 @@ def _key_row(key: dict[str, Any]) -> str:
 def _row(cells: Sequence[str]) -> str:
     padded = [*map(str.ljust, cells, _WIDTHS), *cells[len(_WIDTHS) :]]
     return escaped("  ".join(padded).rstrip())
-
-
-def _time(at_s: int | None) -> str | None:
-    if at_s is None:
-        return None
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _say(text: str) -> None:

@@ -584,7 +584,7 @@ class ClientNotFound(RelayError, code="client_not_found", status=404):
     def message(self) -> str:
         return (
             f"There is no client '{quoted(self.name)}'. To create it, send its `record` with its"
-            " first key ({} restricts nothing), or PUT it."
+            " first key ({} restricts nothing, or restores that of a revoked client), or PUT it."
         )
 
 

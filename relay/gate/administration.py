@@ -1,122 +1,191 @@
-"""Change clients and keys: the rules of these changes, for the API and for the command line.
+"""Change clients and their keys: the rules, for the API and for the command line.
 
-Owns the making of a key, and what may be changed: the clients of gateway.yaml are changed there
-alone, though keys of the database may be made for them. storage/access.py stores each change with
-its audit. A key is returned once, and never stored.
+Owns the form of a made key, its id and its expiry, and what may be changed: the clients of
+gateway.yaml are changed there alone, though keys of the database may be made for them.
+storage/access.py stores each change with its audit. A key is returned once, and never stored.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from relay import log
-from relay.core.access import KEY_PREFIX
+import msgspec
+
+from relay.core.access import KEY_PREFIX, ClientKey
 from relay.core.errors import BadRequest, ClientConflict, ClientNotFound, KeyNotFound
+from relay.core.numbers import LATEST_S, duration_s, unix_time_s
+from relay.core.text import quoted
 from relay.gate.keys import digest_of
 from relay.registry.clients import BadRecord, checked_record
 from relay.registry.load import Config
 from relay.registry.schema import client_name
 from relay.storage.access import AccessStore
-from relay.storage.access_rows import ClientRow, KeyRow, NewKey
+from relay.storage.access_rows import ClientRow, KeyRow, NewKey, is_client_name, is_key_id
 
 _KEY_BYTES, _ID_BYTES = 24, 6
 MAX_GRACE_S = 366 * 86400
-_OPEN = (
-    "Access is open: calls without a key are accepted too. Set access.mode: required in"
-    " gateway.yaml when every client has a key."
+OPEN = (
+    "access.mode is open, so calls without a key are still allowed; set access.mode: required in"
+    " gateway.yaml when every client has a key"
 )
-_OWN_KEYS = "The keys of this client in gateway.yaml stay valid; replace them there."
+_NO_FIELDS = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class MadeKey:
-    """A new key, with its row and what its maker should know."""
+    """A new key. `secret` is the key itself, which is known only here and now."""
 
-    secret: str
     row: KeyRow
-    warnings: tuple[str, ...]
+    secret: str = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    """What its maker should know, such as that calls without a key are still allowed."""
 
-    def __repr__(self) -> str:
-        return f"<MadeKey {self.row.id}>"
+
+def new_secret() -> str:
+    """Return a new key: `rk_` and 192 random bits."""
+    return KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
 
 
+def expiry_s(text: str, now_s: float) -> int:
+    """Parse when a key expires: `30d` from now, or a date or time, which is later than now. Raises
+    BadRequest.
+    """
+    after_s = duration_s(text)
+    at_s = now_s + after_s if after_s is not None else unix_time_s(text, now_s)
+    if at_s is None or at_s > LATEST_S:
+        raise BadRequest(
+            f"expires: '{quoted(text)}' is not a time such as 30d, 2027-01-31 or"
+            " 2027-01-31T12:00:00Z"
+        )
+    if at_s <= now_s:
+        raise BadRequest(f"expires: {quoted(text)} is in the past")
+    return int(at_s)
+
+
+def check_new_name(name: str) -> None:
+    """Raise BadRequest unless a client of the database may have this name. One in the form of a
+    key's id would make `revoke` ambiguous.
+    """
+    try:
+        client_name(name)
+    except ValueError as error:
+        raise BadRequest(f"name: '{quoted(name)}' {error}") from error
+    if is_key_id(name):
+        raise BadRequest(f"name: '{name}' has the form of a key's id")
+
+
+@dataclass(frozen=True, slots=True)
 class Administration:
-    """Changes the clients and keys of the database, by the configuration in force.
+    """Changes the clients and keys of a database, of which `config` is the configuration. `actor`
+    goes into the audit.
 
-    Every method raises DatabaseUnavailable, DatabaseNewer and RowsRefused. `actor` names who makes
-    a change.
+    Every method that asks the database raises DatabaseUnavailable, DatabaseNewer, RowsRefused and
+    QueryRefused.
     """
 
-    def __init__(self, store: AccessStore, config: Config, now_s: Callable[[], float]) -> None:
-        """`now_s` returns the Unix time."""
-        self._store, self._config, self._now_s = store, config, now_s
+    store: AccessStore
+    config: Config
+    actor: str
+    now_s: Callable[[], float]
+    """Returns the Unix time."""
 
     async def create_key(
-        self, client: str, record: str | None, expires_s: int | None, actor: str
+        self, client: str, record: str | None = None, expires: str | None = None
     ) -> MadeKey:
-        """Make a key of a client. With a `record` (JSON) the client is new. Raises BadRequest,
-        ClientNotFound, ClientConflict.
+        """Make a key of a client, which is created with the `record` (JSON) unless it exists.
+
+        A client that was revoked gets the record back that it had, unless `record` has fields. One
+        that exists keeps its record. Raises BadRequest; ClientNotFound without a record for a new
+        client; ClientConflict for a client that exists with another record.
         """
-        self._check_expiry(expires_s)
+        expires_s = self._expiry_s(expires)
+        warnings = await self._warn_of_open_access()
         if record is None:
             await self.require_client(client)
         else:
-            record = self._checked(client, record)
-            if await self._stored_client(client) is not None:
-                raise ClientConflict(client, "exists already: its record is changed by PUT")
-        secret, key = make_key(expires_s)
-        row = await self._store.create_key(client, record, key, actor)
-        return self._made("key.create", secret, row, ())
+            record = await self._new_record(client, self._checked(client, record), warnings)
+        secret, key = _make_key(expires_s)
+        row = await self.store.create_key(client, record, key, self.actor)
+        return MadeKey(row, secret, tuple(warnings))
 
-    async def rotate(self, client: str, grace_s: int, expires_s: int | None, actor: str) -> MadeKey:
+    async def _new_record(self, client: str, record: str, warnings: list[str]) -> str | None:
+        """Return the record to be stored with a new key; None if the client has it already."""
+        row = await self.store.client(client)
+        if row is None:
+            return record
+        if row.deleted_s is not None:
+            if record != _NO_FIELDS:
+                return record
+            # Without its restrictions a revoked client would come back with more rights.
+            warnings.append(
+                f"the client '{client}' was revoked; its record is again the one it had"
+            )
+            return row.record
+        if msgspec.json.decode(row.record) != msgspec.json.decode(record):
+            raise ClientConflict(
+                client,
+                "exists with another record; make its key without one, or replace its record first"
+                " (PUT)",
+            )
+        return None
+
+    async def rotate(self, client: str, grace_s: int, expires: str | None = None) -> MadeKey:
         """Make a new key of a client, whose other keys of the database stay valid for `grace_s` at
         most. Raises BadRequest, ClientNotFound.
         """
-        self._check_expiry(expires_s)
+        expires_s = self._expiry_s(expires)
+        if not 0 <= grace_s <= MAX_GRACE_S:
+            raise BadRequest(f"grace_s is not from 0 to {MAX_GRACE_S}")
         await self.require_client(client)
-        secret, key = make_key(expires_s)
-        row = await self._store.rotate(client, key, int(self._now_s()) + grace_s, actor)
-        own = self._config.settings.clients.get(client)
-        has_own = own is not None and (own.key or own.key_sha256)
-        return self._made("key.rotate", secret, row, (_OWN_KEYS,) if has_own else ())
+        warnings = [*self.unchanged_keys(client), *await self._warn_of_open_access()]
+        secret, key = _make_key(expires_s)
+        row = await self.store.rotate(client, key, int(self.now_s()) + grace_s, self.actor)
+        return MadeKey(row, secret, tuple(warnings))
 
-    async def revoke_key(self, id: str, actor: str) -> KeyRow:
+    async def find_key(self, id: str) -> KeyRow | None:
+        """Return a key of the database, also a revoked one; None if there is none."""
+        return await self.store.key(id) if is_key_id(id) else None
+
+    async def revoke_key(self, id: str) -> KeyRow:
         """Revoke a key of the database; again changes nothing. Raises KeyNotFound."""
-        row = await self._store.revoke_key(id, actor)
+        row = await self.store.revoke_key(id, self.actor) if is_key_id(id) else None
         if row is None:
             raise KeyNotFound(id)
-        log.event("access.changed", action="key.revoke", target=row.id, client=row.client)
         return row
 
-    async def put_client(self, name: str, record: str, actor: str) -> ClientRow:
+    async def put_client(self, name: str, record: str) -> ClientRow:
         """Create a client of the database, or replace its record (JSON). Raises BadRequest,
         ClientConflict.
         """
-        row = await self._store.put_client(name, self._checked(name, record), actor)
-        log.event("access.changed", action="client.put", target=name, client=name)
-        return row
+        return await self.store.put_client(name, self._checked(name, record), self.actor)
 
-    async def delete_client(self, name: str, actor: str) -> int:
+    async def delete_client(self, name: str) -> int:
         """Delete a client of the database and revoke its keys; returns how many these were. Raises
         ClientNotFound, ClientConflict.
         """
         self._require_not_of_file(name)
-        if await self._stored_client(name) is None:
-            raise ClientNotFound(name)
-        revoked = await self._store.revoke_client(name, actor)
-        log.event("access.changed", action="client.revoke", target=name, client=name)
-        return revoked
+        return await self.revoke_client(name)
 
-    async def require_client(self, name: str) -> ClientRow | None:
-        """Return the client of the database; None for one of gateway.yaml. Raises
+    async def revoke_client(self, name: str) -> int:
+        """Revoke the keys of the database of a client, and delete the client unless it is one of
+        gateway.yaml; returns how many keys these were. Raises ClientNotFound.
+        """
+        # Keys may be left of a client that gateway.yaml had, and would be valid if it came back.
+        revoked = await self.store.revoke_client(name, self.actor) if is_client_name(name) else None
+        if revoked is None and name not in self.config.clients.by_name:
+            raise ClientNotFound(name)
+        return revoked or 0
+
+    async def require_client(self, name: str) -> ClientRow | str:
+        """Return the client of the database; the name of one of gateway.yaml. Raises
         ClientNotFound.
         """
-        if name in self._config.clients.by_name:
-            return None
-        row = await self._stored_client(name)
-        if row is None:
+        if name in self.config.clients.by_name:
+            return name
+        row = await self.store.client(name) if is_client_name(name) else None
+        if row is None or row.deleted_s is not None:
             raise ClientNotFound(name)
         return row
 
@@ -124,46 +193,53 @@ class Administration:
         """Return clients by name, beginning after the name `after`: rows of the database, and the
         names of those of gateway.yaml, which win.
         """
-        own = self._config.clients.by_name
+        own = self.config.clients.by_name
         found: dict[str, ClientRow | str] = {name: name for name in own if name > after}
         # A row whose name gateway.yaml has too leaves a gap: so many more are read.
-        for row in await self._store.clients(after, limit + len(found)):
+        for row in await self.store.clients(after, limit + len(found)):
             found.setdefault(row.name, row)
         return [found[name] for name in sorted(found)[:limit]]
 
-    async def _stored_client(self, name: str) -> ClientRow | None:
-        row = await self._store.client(name)
-        return row if row is not None and row.deleted_s is None else None
+    def own_keys(self, client: str | None = None) -> list[ClientKey]:
+        """Return the keys of gateway.yaml, of one client or of all."""
+        keys = self.config.clients.keys.values()
+        return [key for key in keys if client in (None, key.client.name)]
+
+    def unchanged_keys(self, client: str) -> tuple[str, ...]:
+        """Return the warning that keys of gateway.yaml stay valid; none if there are none."""
+        ids = ", ".join(key.id for key in self.own_keys(client))
+        return (f"{ids} in gateway.yaml stay valid: remove them there, and reload",) if ids else ()
+
+    async def existing_clients(self, keys: Sequence[KeyRow | ClientKey]) -> set[str]:
+        """Return the names of the clients of keys, without those that are gone."""
+        names = {key.client if isinstance(key, KeyRow) else key.client.name for key in keys}
+        own = names & self.config.clients.by_name.keys()
+        return own | await self.store.existing_clients(names - own)
+
+    async def _warn_of_open_access(self) -> list[str]:
+        """Return the warning of the first key while access is open; none for any other key."""
+        if self.config.settings.access.mode != "open" or self.config.clients.keys:
+            return []
+        return [] if await self.store.keys(limit=1) else [OPEN]
 
     def _checked(self, client: str, record: str) -> str:
         """Return a record as it is stored. Raises BadRequest, ClientConflict."""
-        try:
-            client_name(client)
-        except ValueError as error:
-            raise BadRequest(f"the name of a client {error}") from error
         self._require_not_of_file(client)
+        check_new_name(client)
         try:
-            return checked_record(record, self._config.settings, self._config.registry.providers)
+            return checked_record(record, self.config.settings, self.config.registry.providers)
         except BadRecord as error:
             raise BadRequest(f"the record is invalid: {error}") from error
 
     def _require_not_of_file(self, client: str) -> None:
-        if client in self._config.clients.by_name:
+        if client in self.config.clients.by_name:
             raise ClientConflict(client, "is in gateway.yaml, and is changed there alone")
 
-    def _check_expiry(self, expires_s: int | None) -> None:
-        if expires_s is not None and expires_s <= self._now_s():
-            raise BadRequest("the expiry is in the past")
-
-    def _made(self, action: str, secret: str, row: KeyRow, warnings: tuple[str, ...]) -> MadeKey:
-        log.event("access.changed", action=action, target=row.id, client=row.client)
-        if self._config.settings.access.mode == "open":
-            warnings = (_OPEN, *warnings)
-            log.warn("access.still_open", client=row.client, key=row.id)
-        return MadeKey(secret, row, warnings)
+    def _expiry_s(self, text: str | None) -> int | None:
+        return None if text is None else expiry_s(text, self.now_s())
 
 
-def make_key(expires_s: int | None) -> tuple[str, NewKey]:
+def _make_key(expires_s: int | None) -> tuple[str, NewKey]:
     """Make a key: the secret, and what of it is stored."""
-    secret = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    secret = new_secret()
     return secret, NewKey(secrets.token_hex(_ID_BYTES), digest_of(secret), expires_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -152,18 +152,18 @@ class AccessStore:
 
         return await self._change(actor, revoke)
 
-    async def revoke_client(self, name: str, actor: str) -> int:
+    async def revoke_client(self, name: str, actor: str) -> int | None:
         """Revoke all keys of a client, and delete the client if it is not one of gateway.yaml.
-        Returns how many keys were revoked. To revoke it again changes nothing.
+        Returns how many keys were revoked; None if there was nothing to delete or revoke.
         """
 
-        async def revoke(change: _Change) -> int:
+        async def revoke(change: _Change) -> int | None:
             revoked = await change.revoke_keys(client_keys.c.client == name)
             if await change.delete_client(name) or revoked:
                 await change.write_audit("client.revoke", name, {"keys": revoked})
-            else:
-                await change.discard()
-            return revoked
+                return revoked
+            await change.discard()
+            return None
 
         return await self._change(actor, revoke)
 
@@ -187,6 +187,16 @@ class AccessStore:
         """Return the clients that are not deleted by name, beginning after the name `after`."""
         query = sa.select(*_CLIENT).where(clients.c.deleted_s.is_(None), clients.c.name > after)
         return await self._list(query.order_by(clients.c.name).limit(_bounded(limit)), ClientRow)
+
+    async def existing_clients(self, names: Collection[str]) -> set[str]:
+        """Return those of some names that clients have that are not deleted."""
+        if not names:
+            return set()
+        query = sa.select(clients.c.name).where(
+            clients.c.deleted_s.is_(None), clients.c.name.in_(names)
+        )
+        found = await self._database.read(lambda connection: connection.execute(query))
+        return set(found.scalars())
 
     async def key(self, id: str) -> KeyRow | None:
         """Return a key, also a revoked one; None if there is none with this id."""

@@ -1,34 +1,32 @@
 """Clients, keys and the audit over HTTP: …/keys, …/clients, …/audit, a part of management.
 
-Owns the requests and the shape of responses; gate/administration.py has the rules. The body of a
-new key is the only response that ever holds one, and no response here may be cached.
+Owns the requests and responses; gate/administration.py has the rules. The body of a new key is the
+only response that ever holds one, and no response here may be cached.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from relay.core.access import ClientKey
+from relay import log
 from relay.core.errors import BadRequest, KeyNotFound, StoreUnavailable
 from relay.core.fields import ABSENT
-from relay.core.numbers import unix_time_s
-from relay.gate.administration import MAX_GRACE_S, Administration, MadeKey
-from relay.gateway import GATEWAY, Gateway
+from relay.core.numbers import header_number
+from relay.gate.administration import OPEN, Administration, MadeKey
+from relay.gateway import GATEWAY
 from relay.ledger.queries import iso
-from relay.storage.access import AccessStore
-from relay.storage.access_rows import AuditRow, ClientRow, KeyRow
-from relay.surfaces.logs import client_errors, whole_of
-from relay.surfaces.management import authorize, read_json
+from relay.storage.access_rows import AuditRow, is_client_name, is_key_id
+from relay.surfaces.descriptions import describe_client, describe_key, describe_keys
+from relay.surfaces.logs import client_errors
+from relay.surfaces.management import authorize, limit_of, parameters_of, read_json
 
 _PAGE_ROWS, _MAX_PAGE_ROWS = 50, 500
 _MAX_SEQ = 1 << 53
 _DEFAULT_GRACE_S = 86400
-_KEY_ID = re.compile(r"[0-9a-f]{12}\Z")
 
 
 class NewKeyBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,7 +34,7 @@ class NewKeyBody(msgspec.Struct, forbid_unknown_fields=True):
 
     client: str
     record: msgspec.Raw = ABSENT
-    """The record of a new client; none: the client exists."""
+    """The record of a client that may be new; none: the client exists."""
     expires: str | None = None
 
 
@@ -67,96 +65,93 @@ async def list_keys(request: web.Request) -> web.Response:
     """A page of the database's keys by client and id, revoked ones too: `{"keys": […], "cursor"}`.
     `client=` selects those of one client.
     """
-    authorize(request)
-    store, parameters = _store_of(request), _parameters(request, "client", "cursor", "limit")
+    administration = _administration_of(request)
+    parameters = parameters_of(request, "client", "cursor", "limit")
+    limit = limit_of(parameters, _PAGE_ROWS, _MAX_PAGE_ROWS)
+    client, after = parameters.get("client"), parameters.get("cursor", "")
+    if client is not None and not is_client_name(client):
+        raise BadRequest("client is not the name of a client")
+    if after and not is_key_id(after):
+        raise BadRequest("the cursor is not the one of a page of keys")
     with client_errors():
-        limit = _limit_of(parameters)
-        after = parameters.get("cursor", "")
-        if after and not _KEY_ID.match(after):
-            raise BadRequest("the cursor is not the one of a page of keys")
-        rows = await store.keys(parameters.get("client"), after, limit)
+        rows = await administration.store.keys(client, after, limit)
+        keys = await describe_keys(rows, administration)
     cursor = rows[-1].id if len(rows) == limit else None
-    return _as_json({"keys": [_key(row) for row in rows], "cursor": cursor})
+    return _as_json({"keys": keys, "cursor": cursor})
 
 
 async def create_key(request: web.Request) -> web.Response:
     """Make a key. 201 with the key, which is not shown again, and `warnings`."""
-    manager = authorize(request)
     administration = _administration_of(request)
     body = await read_json(request, NewKeyBody)
     record = bytes(body.record).decode() or None
     with client_errors():
-        made = await administration.create_key(
-            body.client, record, _expiry_s(body.expires), str(manager)
-        )
-    return await _answer_made(request, made)
+        made = await administration.create_key(body.client, record, body.expires)
+    return await _answer_made(request, "key.create", made)
 
 
 async def show_key(request: web.Request) -> web.Response:
     """One key of the database, with its state."""
-    authorize(request)
+    administration, id = _administration_of(request), request.match_info["id"]
     with client_errors():
-        row = await _store_of(request).key(request.match_info["id"])
-    if row is None:
-        raise KeyNotFound(request.match_info["id"])
-    return _as_json(_key(row))
+        row = await administration.find_key(id)
+        if row is None:
+            raise KeyNotFound(id)
+        [key] = await describe_keys([row], administration)
+    return _as_json(key)
 
 
 async def revoke_key(request: web.Request) -> web.Response:
     """Revoke a key of the database. 200 with the key."""
-    manager = authorize(request)
+    administration = _administration_of(request)
     with client_errors():
-        row = await _administration_of(request).revoke_key(request.match_info["id"], str(manager))
-    await request.app[GATEWAY].refresh_access()
-    return _as_json(_key(row))
+        row = await administration.revoke_key(request.match_info["id"])
+    await _announce(request, "key.revoke", row.id, row.client)
+    return _as_json(describe_key(row, (), time.time()))
 
 
 async def list_clients(request: web.Request) -> web.Response:
     """A page of the clients of gateway.yaml and of the database by name: `{"clients": […],
     "cursor"}`.
     """
-    authorize(request)
     administration = _administration_of(request)
-    parameters = _parameters(request, "cursor", "limit")
+    parameters = parameters_of(request, "cursor", "limit")
+    limit, after = limit_of(parameters, _PAGE_ROWS, _MAX_PAGE_ROWS), parameters.get("cursor", "")
+    if after and not is_client_name(after):
+        raise BadRequest("the cursor is not the one of a page of clients")
     with client_errors():
-        limit = _limit_of(parameters)
-        found = await administration.list_clients(parameters.get("cursor", ""), limit)
-    clients = [_client(request, each) for each in found]
+        found = await administration.list_clients(after, limit)
+    clients = [describe_client(each, administration.config) for each in found]
     cursor = clients[-1]["name"] if len(clients) == limit else None
     return _as_json({"clients": clients, "cursor": cursor})
 
 
 async def show_client(request: web.Request) -> web.Response:
     """One client, with its keys: those of gateway.yaml, and the first 500 of the database."""
-    authorize(request)
-    name, gateway = request.match_info["name"], request.app[GATEWAY]
+    administration, name = _administration_of(request), request.match_info["name"]
     with client_errors():
-        row = await _administration_of(request).require_client(name)
-        stored = await _store_of(request).keys(name, "", _MAX_PAGE_ROWS)
-    own = [key for key in gateway.config.clients.keys.values() if key.client.name == name]
-    keys = [*map(_own_key, own), *map(_key, stored)]
-    return _as_json(_client(request, row if row is not None else name) | {"keys": keys})
+        client = await administration.require_client(name)
+        rows = await administration.store.keys(name, "", _MAX_PAGE_ROWS)
+        keys = await describe_keys([*administration.own_keys(name), *rows], administration)
+    return _as_json(describe_client(client, administration.config) | {"keys": keys})
 
 
 async def put_client(request: web.Request) -> web.Response:
     """Create a client of the database, or replace its record, which is the body. 200 with it."""
-    manager = authorize(request)
     administration = _administration_of(request)
     record = bytes(await read_json(request, msgspec.Raw)).decode()
     with client_errors():
-        row = await administration.put_client(request.match_info["name"], record, str(manager))
-    await request.app[GATEWAY].refresh_access()
-    return _as_json(_client(request, row))
+        row = await administration.put_client(request.match_info["name"], record)
+    await _announce(request, "client.put", row.name, row.name)
+    return _as_json(describe_client(row, administration.config))
 
 
 async def delete_client(request: web.Request) -> web.Response:
     """Delete a client of the database and revoke its keys. 200 with how many these were."""
-    manager = authorize(request)
+    administration, name = _administration_of(request), request.match_info["name"]
     with client_errors():
-        revoked = await _administration_of(request).delete_client(
-            request.match_info["name"], str(manager)
-        )
-    await request.app[GATEWAY].refresh_access()
+        revoked = await administration.delete_client(name)
+    await _announce(request, "client.revoke", name, name)
     return _as_json({"keys_revoked": revoked})
 
 
@@ -164,130 +159,59 @@ async def rotate(request: web.Request) -> web.Response:
     """Make a new key of a client, and let its older ones expire after `grace_s`. 201 as for a new
     key.
     """
-    manager = authorize(request)
-    administration = _administration_of(request)
+    administration, name = _administration_of(request), request.match_info["name"]
     body = await read_json(request, RotateBody) if request.can_read_body else RotateBody()
-    if not 0 <= body.grace_s <= MAX_GRACE_S:
-        raise BadRequest(f"grace_s is not from 0 to {MAX_GRACE_S}")
     with client_errors():
-        made = await administration.rotate(
-            request.match_info["name"], body.grace_s, _expiry_s(body.expires), str(manager)
-        )
-    return await _answer_made(request, made)
+        made = await administration.rotate(name, body.grace_s, body.expires)
+    return await _answer_made(request, "key.rotate", made)
 
 
 async def list_audit(request: web.Request) -> web.Response:
     """A page of the audit, the latest change first: `{"audit": […], "cursor"}`."""
-    authorize(request)
-    store, parameters = _store_of(request), _parameters(request, "cursor", "limit")
+    administration = _administration_of(request)
+    parameters = parameters_of(request, "cursor", "limit")
+    limit = limit_of(parameters, _PAGE_ROWS, _MAX_PAGE_ROWS)
+    before = header_number("cursor", parameters.get("cursor"), 0, _MAX_SEQ)
     with client_errors():
-        limit = _limit_of(parameters)
-        before = None
-        if "cursor" in parameters:
-            before = whole_of("cursor", parameters["cursor"], 0, _MAX_SEQ)
-        rows = await store.audit_rows(before, limit)
+        rows = await administration.store.audit_rows(before, limit)
     cursor = str(rows[-1].seq) if len(rows) == limit else None
     return _as_json({"audit": [_audit(row) for row in rows], "cursor": cursor})
 
 
-def _store_of(request: web.Request) -> AccessStore:
-    """The store. Raises StoreUnavailable where there is no database."""
-    store = request.app[GATEWAY].access_store
-    if store is None:
-        raise StoreUnavailable
-    return store
-
-
 def _administration_of(request: web.Request) -> Administration:
-    store = _store_of(request)
-    return Administration(store, request.app[GATEWAY].config, time.time)
+    """Return what changes clients and keys in the name of who sent the request. Raises the errors
+    of `authorize`, and StoreUnavailable where there is no database.
+    """
+    manager, gateway = authorize(request), request.app[GATEWAY]
+    if gateway.access_store is None:
+        raise StoreUnavailable
+    return Administration(gateway.access_store, gateway.config, str(manager), time.time)
 
 
-def _parameters(request: web.Request, *known: str) -> dict[str, str]:
-    parameters = dict(request.query)
-    if unknown := set(parameters) - set(known):
-        raise BadRequest(f"unknown parameter '{min(unknown)[:40]}'")
-    return parameters
-
-
-def _limit_of(parameters: dict[str, str]) -> int:
-    return whole_of("limit", parameters.get("limit", str(_PAGE_ROWS)), 1, _MAX_PAGE_ROWS)
-
-
-def _expiry_s(text: str | None) -> int | None:
-    """The Unix time of `expires`, in ISO 8601. Raises BadRequest."""
-    if text is None:
-        return None
-    at_s = unix_time_s(text, 0)
-    if at_s is None:
-        raise BadRequest("expires is not a date or time such as 2027-01-31 or 2027-01-31T12:00:00Z")
-    return int(at_s)
-
-
-async def _answer_made(request: web.Request, made: MadeKey) -> web.Response:
+async def _answer_made(request: web.Request, action: str, made: MadeKey) -> web.Response:
+    if OPEN in made.warnings:
+        log.warn("access.still_open", client=made.row.client, key=made.row.id)
     # The new key is valid in every process before its owner has it.
+    await _announce(request, action, made.row.id, made.row.client)
+    key = describe_key(made.row, (made.row.client,), time.time())
+    return _as_json({"key": made.secret} | key | {"warnings": made.warnings}, 201)
+
+
+async def _announce(request: web.Request, action: str, target: str, client: str) -> None:
+    """Log a change, and let every process apply it now."""
+    log.event("access.changed", action=action, target=target, client=client)
     await request.app[GATEWAY].refresh_access()
-    shown = {"key": made.secret} | _key(made.row) | {"warnings": made.warnings}
-    return _as_json(shown, 201)
-
-
-def _key(row: KeyRow) -> dict[str, Any]:
-    expired = row.expires_s is not None and row.expires_s <= time.time()
-    return {
-        "id": row.id,
-        "client": row.client,
-        "source": "database",
-        "state": "revoked" if row.revoked_s is not None else "expired" if expired else "valid",
-        "created_at": _iso(row.created_s),
-        "created_by": row.created_by,
-        "expires_at": _iso(row.expires_s),
-        "revoked_at": _iso(row.revoked_s),
-    }
-
-
-def _own_key(key: ClientKey) -> dict[str, Any]:
-    expired = key.expires_s is not None and key.expires_s <= time.time()
-    return {
-        "id": key.id,
-        "client": key.client.name,
-        "source": "gateway.yaml",
-        "state": "expired" if expired else "valid",
-        "expires_at": _iso(key.expires_s),
-    }
-
-
-def _client(request: web.Request, client: ClientRow | str) -> dict[str, Any]:
-    """Describe a client of the database, or the one of gateway.yaml of this name."""
-    if isinstance(client, str):
-        return {"name": client, "source": "gateway.yaml", "record": _own_record(request, client)}
-    return {
-        "name": client.name,
-        "source": "database",
-        "record": msgspec.Raw(client.record.encode()),
-        "created_at": _iso(client.created_s),
-        "created_by": client.created_by,
-    }
-
-
-def _own_record(request: web.Request, name: str) -> dict[str, Any]:
-    gateway: Gateway = request.app[GATEWAY]
-    entry = gateway.settings.clients[name]
-    return entry.model_dump(mode="json", exclude_defaults=True, exclude={"key", "key_sha256"})
 
 
 def _audit(row: AuditRow) -> dict[str, Any]:
     return {
         "seq": row.seq,
-        "at": _iso(row.at_s),
+        "at": iso(row.at_s),
         "actor": row.actor,
         "action": row.action,
         "target": row.target,
         "details": msgspec.Raw(row.details.encode()),
     }
-
-
-def _iso(at_s: int | None) -> str | None:
-    return None if at_s is None else iso(at_s)
 
 
 def _as_json(content: Any, status: int = 200) -> web.Response:

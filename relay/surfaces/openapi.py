@@ -28,8 +28,8 @@ _TIME: _Schema = {"type": ["string", "null"], "format": "date-time"}
 _COUNT: _Schema = {"type": "integer", "minimum": 0}
 _EXPIRES: _Schema = {
     "type": ["string", "null"],
-    "description": "When the key ceases to be valid: a date or time in ISO 8601.",
-    "examples": ["2027-01-31"],
+    "description": "When the key expires: 30d, or a date or time in ISO 8601.",
+    "examples": ["30d", "2027-01-31"],
 }
 
 
@@ -232,11 +232,11 @@ def _id_of(operation: Operation) -> str:
 def _schemas() -> dict[str, _Schema]:
     record: _Schema = ClientRecord.model_json_schema(ref_template=_REF)
     inner: dict[str, _Schema] = record.pop("$defs", {})
-    state = {"enum": ["valid", "expired", "revoked"]}
+    state = {"enum": ["valid", "expired", "revoked", "no client"]}
     source = {"enum": ["database", "gateway.yaml"]}
     key = {
         "id": _TEXT, "client": _TEXT, "source": source, "state": state, "created_at": _TIME,
-        "created_by": _TEXT, "expires_at": _TIME, "revoked_at": _TIME,
+        "created_by": {"type": ["string", "null"]}, "expires_at": _TIME, "revoked_at": _TIME,
     }  # fmt: skip
     own = ("id", "client", "source", "state", "expires_at")
     client = {

@@ -133,7 +133,7 @@ async def test_revoking_a_key_again_changes_nothing(store: AccessStore, clock: C
 
 async def test_revoking_an_unknown_key_changes_nothing(store: AccessStore) -> None:
     assert await store.revoke_key(key(1).id, "admin") is None
-    assert await store.revoke_client("web", "admin") == 0
+    assert await store.revoke_client("web", "admin") is None
     assert (await store.version(), await actions(store)) == (0, [])
 
 
@@ -154,7 +154,7 @@ async def test_a_revoked_client_is_deleted_and_all_its_keys_are_revoked(store: A
     assert [(row.name, row.deleted_s) for row in changed_clients] == [("web", 1_000)]
     assert [(row.id, row.revoked_s) for row in changed_keys] == [(key(2).id, 1_000)]
     assert await store.key(key(3).id) == other
-    assert (await store.revoke_client("web", "admin"), await store.version()) == (0, 5)
+    assert (await store.revoke_client("web", "admin"), await store.version()) == (None, 5)
 
 
 async def test_a_client_that_exists_again_has_no_valid_key(store: AccessStore) -> None:

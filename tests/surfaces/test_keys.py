@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -161,12 +162,61 @@ async def test_a_key_with_a_record_never_changes_a_client_that_exists(small: Rel
     assert (await manage(small, "GET", "keys"))[1]["keys"] == []
 
 
-async def test_while_access_is_open_a_new_key_comes_with_a_warning(start: StartRelay, sqlite_setting: str) -> None:
+async def test_a_key_with_the_record_that_the_client_has_is_one_more_key(small: Relay) -> None:
+    for _ in range(2):
+        status, _ = await manage(small, "POST", "keys", {"client": "web", "record": {"models": "o3"}})
+        assert status == 201
+    assert len((await manage(small, "GET", "clients/web"))[1]["keys"]) == 2
+
+
+@pytest.mark.parametrize(("given", "then"), [({}, {"models": ["o3"]}), ({"models": []}, {"models": ["o3"]}), ({"models": ["o4"]}, {"models": ["o4"]})])
+async def test_a_revoked_client_comes_back_with_the_record_that_it_had_or_with_the_fields_given(small: Relay, given: dict[str, Any], then: dict[str, Any]) -> None:
+    await manage(small, "PUT", "clients/web", {"models": ["o3"]})
+    await manage(small, "DELETE", "clients/web")
+    status, made = await manage(small, "POST", "keys", {"client": "web", "record": given})
+    assert status == 201 and ["record is again" in warning for warning in made["warnings"]] == [True] * (then["models"] == ["o3"])
+    assert (await manage(small, "GET", "clients/web"))[1]["record"] == then
+
+
+async def test_no_client_gets_a_name_in_the_form_of_a_keys_id(small: Relay) -> None:
+    for method, path, body in (("POST", "keys", {"client": "0123456789ab", "record": {}}), ("PUT", "clients/0123456789ab", {})):
+        status, answer = await manage(small, method, path, body)
+        assert (status, answer["error"]["code"]) == (400, "bad_request") and "form of a key's id" in answer["error"]["message"]
+
+
+async def test_a_key_may_expire_after_a_time_from_now(small: Relay) -> None:
+    for path in ("keys", "clients/own/rotate"):
+        status, made = await manage(small, "POST", path, ({"client": "own"} if path == "keys" else {}) | {"expires": "30d"})
+        lifetime = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
+        assert status == 201 and timedelta(days=29) < lifetime < timedelta(days=31)
+
+
+async def test_keys_whose_client_is_gone_say_so_and_are_deleted_with_its_name(start: StartRelay, sqlite_setting: str) -> None:
+    relay = await start(DOCUMENT | {"database": sqlite_setting})
+    _, made = await manage(relay, "POST", "keys", {"client": "own"})
+    relay = await start(DOCUMENT | {"database": sqlite_setting, "clients": {}})
+    assert (await manage(relay, "GET", f"keys/{made['id']}"))[1]["state"] == "no client"
+    assert [key["state"] for key in (await manage(relay, "GET", "keys"))[1]["keys"]] == ["no client"]
+    assert await manage(relay, "DELETE", "clients/own") == (200, {"keys_revoked": 1})
+    assert (await manage(relay, "GET", f"keys/{made['id']}"))[1]["state"] == "revoked"
+
+
+async def test_names_that_no_row_has_are_refused_without_a_query(relay: Relay) -> None:
+    for path in ("keys?client=%00", "clients?cursor=%00", "keys?cursor=%00", "clients?cursor=%ED%A0%80"):
+        assert (await manage(relay, "GET", path))[0] == 400, path
+    status, answer = await manage(relay, "POST", "keys", {"client": "\0"})
+    assert (status, answer["error"]["code"]) == (404, "client_not_found")
+
+
+async def test_while_access_is_open_the_first_key_comes_with_a_warning(start: StartRelay, sqlite_setting: str) -> None:
     relay = await start({"database": sqlite_setting})
     status, _, body = await relay.call("POST", f"{relay.url}{API}/keys", data=b'{"client": "web", "record": {}}')
     assert status == 201 and "access.mode: required" in json.loads(body)["warnings"][0] and json.loads(body)["created_by"] == "local 127.0.0.1"
     (event,) = await relay.events("access.still_open")
     assert event["client"] == "web" and event["level"] == "warning"
+    status, _, body = await relay.call("POST", f"{relay.url}{API}/keys", data=b'{"client": "web"}')
+    assert status == 201 and json.loads(body)["warnings"] == []
+    assert len(await relay.events("access.still_open")) == 1
 
 
 BAD = [
