@@ -87,8 +87,8 @@ class Gateway:
         log.protect(self.secrets)
         url = config.settings.database
         database = Database(database_url(url)) if url else None
-        self.ledger = Ledger(database, self.clock, new_id, self.secrets)
         self.database = database
+        self.ledger = Ledger(database, self.clock, new_id, self.secrets)
         self.access_store = AccessStore(database) if database is not None else None
         tickets = TicketStore(database) if database is not None else None
         self.tickets = Tickets(tickets, self.keys, time.time, lambda: self.refresh_access())
@@ -170,11 +170,7 @@ class Gateway:
         log.keep_protecting(self.secrets)
         await self.inflight.stop()
         await self.background.stop()
-        await self.ledger.stop()
-        if self.leases is not None:
-            await self.leases.stop()
-        if self.database is not None:
-            await self.database.close()
+        await self.ledger.stop(self.leases.stop if self.leases is not None else None)
         if self.traces is not None:
             await self.traces.stop()
         await self.upstream.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -180,14 +180,16 @@ class Ledger:
             await self._writer.start(periods, grouping)
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
-        """Record the queued calls, and write the rows within five seconds."""
+    async def stop(self, before_close: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Record the queued calls, and write the rows within five seconds. `before_close` is called
+        when they are written, while the database is still open.
+        """
         self._stopping.set()
         self._added.set()
         if self._task is not None:
             await self._task
         if self._writer is not None:
-            await self._writer.stop()
+            await self._writer.stop(before_close)
 
     async def recorded(self) -> None:
         """Wait until the calls that have ended are recorded, so that their budgets are settled."""

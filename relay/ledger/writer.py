@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from relay import log
@@ -96,8 +96,10 @@ class Writer:
         deletion = retention(self.database, periods)
         self._tasks = asyncio.create_task(self._run()), asyncio.create_task(deletion)
 
-    async def stop(self) -> None:
-        """Write the waiting rows, within five seconds; drop the rest. The database stays open."""
+    async def stop(self, before_close: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Write the waiting rows, within five seconds; drop the rest. Then call `before_close`, and
+        close the database.
+        """
         self._stopping.set()
         self._added.set()
         if self._tasks:
@@ -107,6 +109,9 @@ class Writer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.waiting:
             log.warn("ledger.rows_dropped", rows=self.waiting)
+        if before_close is not None:
+            await before_close()
+        await self.database.close()
 
     async def _run(self) -> None:
         while self._entries or self.charges.waiting or not self._stopping.is_set():
