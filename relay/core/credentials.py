@@ -66,7 +66,7 @@ def presented(
                 yield from _secrets_in(value)
     if raw_query:
         for segment in raw_query.split("&")[:_MAX_PARAMETERS]:
-            value = paths.segment_value(segment)
+            value = paths.segment_text(segment)
             if value and (is_relay_secret(value) or paths.query_name(segment) in names):
                 yield value
     for _, secret in subprotocols:

@@ -165,11 +165,16 @@ def segment_value(segment: str) -> str:
     return value
 
 
+def segment_text(segment: str) -> str:
+    """Return the decoded value of one raw segment; of one without `=`, all of it."""
+    return segment_value(segment if "=" in segment else f"={segment}")
+
+
 def cut_values(raw_query: str, is_cut: Callable[[str], bool]) -> str:
-    """Remove the raw `&` segments for whose decoded value `is_cut` is true."""
+    """Remove the raw `&` segments for whose `segment_text` `is_cut` is true."""
     if not raw_query:
         return raw_query
-    return "&".join(part for part in raw_query.split("&") if not is_cut(segment_value(part)))
+    return "&".join(part for part in raw_query.split("&") if not is_cut(segment_text(part)))
 
 
 def query_names(raw_query: str) -> set[str]:

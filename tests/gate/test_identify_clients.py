@@ -66,6 +66,8 @@ async def test_a_made_key_is_recognized_and_removed_in_a_query_parameter_of_any_
     relay = await _start(start, raw, {"web": {"key": made}})
     assert await _call(relay, query=f"?x=1&anything={made.replace('_', '%5F')}&y=2") == (200, "")
     assert raw.arrived[-1].target == "/chat/completions?x=1&y=2"
+    assert await _call(relay, query=f"?x=1&{made}&y") == (200, "")
+    assert raw.arrived[-1].target == "/chat/completions?x=1&y"
 
 
 @pytest.mark.parametrize("offered", [f"openai-insecure-api-key.{KEY}", f"cf-aig-authorization.{KEY}", f"bearer.{KEY}", f"xi-api-key.{KEY}"])
