@@ -22,6 +22,7 @@ from relay.cache.inflight import Inflight
 from relay.cache.store import Cache, MemoryStore, Purge, RedisStore
 from relay.core.access import Rights
 from relay.core.addresses import host_name
+from relay.core.budgets import WARNING_LEVELS
 from relay.core.deadline_queue import DeadlineQueue
 from relay.core.exchange import Caller, Exchange, Request, Transport, uuid7
 from relay.core.injection import UsageRefusals
@@ -33,6 +34,7 @@ from relay.core.retry_policy import AttemptResult
 from relay.core.traces import HEADER as TRACE
 from relay.core.traces import trace
 from relay.gate.access import OpenAccess, Origins
+from relay.gate.budget_warnings import BudgetWarnings
 from relay.gate.budgets import Budgets
 from relay.gate.identify import Callers, Proxies
 from relay.gate.keys import ClientKeys
@@ -54,6 +56,7 @@ from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
 from relay.storage.access import AccessStore
+from relay.storage.budget_reports import BudgetReports
 from relay.storage.budgets import BudgetStore
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
@@ -97,6 +100,7 @@ class Gateway:
             self.leases = Leases(
                 BudgetStore(database), time.time, new_id, lambda: self.refresh_access()
             )
+            self.leases.watch = BudgetWarnings(self.leases, BudgetReports(database)).look
         self.metrics, self.traces = self._observers(config.settings)
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
@@ -224,10 +228,29 @@ class Gateway:
         refusals = {rule.name: 0 for rule in self.config.all_limits} | self.limit_counts.refusals
         for rule, count in refusals.items():
             counters["relay_limit_refusals_total", rule] = count
+        counters |= self._budget_counters()
         none = {(name, *kind): 0 for name in self._ready_providers() for kind in COOLDOWN_KINDS}
         for labels, count in (none | self.attempts.health.cooldowns).items():
             counters["relay_cooldowns_total", *labels] = count
         return counters
+
+    def _budget_counters(self) -> dict[Sample, float]:
+        """Return what the budgets of this process have counted."""
+        if self.leases is None:
+            return {}
+        counts, names = self.leases.counts, [rule.name for rule in self.config.budgets.rules]
+        warned = {(name, level): 0 for name in names for level in WARNING_LEVELS}
+        return {
+            ("relay_budget_unaccounted_usd_total",): counts.unaccounted_nano / 1e9,
+            **{
+                ("relay_budget_refusals_total", name): count
+                for name, count in (dict.fromkeys(names, 0) | counts.refusals).items()
+            },
+            **{
+                ("relay_budget_warnings_total", name, str(level)): count
+                for (name, level), count in (warned | counts.warnings).items()
+            },
+        }
 
     @property
     def running(self) -> set[Exchange]:

@@ -15,6 +15,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 
+from relay.core.budget_headers import warning_headers
 from relay.core.errors import UpstreamProtocolError
 from relay.core.exchange import Exchange
 from relay.core.headers import all_ascii, head_bytes
@@ -192,6 +193,8 @@ def add_own_headers(
         pairs.append(("x-request-id", request_id))
     if exchange.limit_states:
         pairs += ratelimit_headers(exchange.limit_states)
+    if exchange.budget is not None:
+        pairs += warning_headers(exchange.budget, given, exchange.error_format)
     if (cache := exchange.cache) is not None:
         pairs.append(("cf-aig-cache-status", cache.status))
         pairs.append(("x-relay-cache-key", cache.plan.key))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from calendar import timegm
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -25,6 +26,8 @@ _LEASED_SHARE = 50
 """A lease is at most a fiftieth (2 %) of what is left of a budget, unless a call needs more."""
 _SCARCE_SHARE = 20
 """Below a twentieth (5 %) of the limit, each call leases exactly what it reserves."""
+WARNING_LEVELS = (95, 75)
+"""A budget warns when so many percent of it are spent."""
 
 
 class Span(NamedTuple):
@@ -137,6 +140,14 @@ class Charged(NamedTuple):
 NOTHING = Charged()
 
 
+def warning_level(spent_nano: int, limit_nano: int) -> int:
+    """Return the highest of WARNING_LEVELS that is reached; 0 below all of them."""
+    for level in WARNING_LEVELS:
+        if spent_nano * 100 >= limit_nano * level:
+            return level
+    return 0
+
+
 def lease_nano(left_nano: int, rule: BudgetRule, missing_nano: Sequence[int]) -> int:
     """Return how much to lease for calls that miss so much: for each in turn if there is enough for
     it, and more than that while plenty is left, so that the next calls make no statement.
@@ -182,6 +193,11 @@ class Account:
     """True if the database is known to have the row of the lease."""
     used_s: float = 0.0
     """When a call last reserved money."""
+    others_nano: int = 0
+    """What the budget had lost without this lease since its last reset, when the database was last
+    asked (see storage.budgets.Leased)."""
+    raised_nano: int = 0
+    """What an administrator had added to the limit by then."""
     waiting: int = 0
     """Number of calls that wait for more money."""
     recalled_s: float = 0.0
@@ -193,6 +209,26 @@ class Account:
     def free_nano(self) -> int:
         """What calls may still reserve; negative after bills above the bounds of calls."""
         return self.granted_nano - self.charged.total_nano - self.reserved_nano
+
+    @property
+    def limit_nano(self) -> int:
+        """The limit of the period, as far as this process knows."""
+        return self.rule.limit_nano + self.raised_nano
+
+    @property
+    def spent_nano(self) -> int:
+        """What is spent in the period, as far as this process knows."""
+        return self.others_nano + self.charged.total_nano
+
+    @property
+    def left_nano(self) -> int:
+        """What is not spent of the limit, as far as this process knows."""
+        return max(0, self.limit_nano - self.spent_nano)
+
+    @property
+    def level(self) -> int:
+        """The warning level that is reached; 0 below all of them."""
+        return warning_level(self.spent_nano, self.limit_nano)
 
     @property
     def is_settled(self) -> bool:
@@ -212,6 +248,18 @@ class Account:
         """Replace a reservation by what the call was charged."""
         self.reserved_nano -= reserved_nano
         self.charged = self.charged.plus(charged)
+
+
+@dataclass(slots=True)
+class BudgetCounts:
+    """What budgets did since the start of the process, for metrics."""
+
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Calls that were refused, by the name of the rule."""
+    warnings: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Warnings, by the name of the rule and the level."""
+    unaccounted_nano: int = 0
+    """What this process found in the leases of dead ones."""
 
 
 class Reservation(NamedTuple):

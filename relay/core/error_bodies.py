@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from relay.core.budget_headers import refusal_headers
+from relay.core.budgets import utc_text
 from relay.core.errors import BudgetExhausted, RelayError
 
 _Format = Callable[[RelayError, str], dict[str, Any]]
@@ -39,7 +41,8 @@ def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> 
     """Return `error` as an SSE event with its blank line, for a stream at an event boundary."""
     data: dict[str, Any]
     if format_ == "openai" and kind == "responses":
-        data = {"type": "error", "code": error.code, "message": error.message, "param": None}
+        _, code = _openai_kind(error)
+        data = {"type": "error", "code": code, "message": error.message, "param": None}
         return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
     name = b"event: error\n" if format_ == "anthropic" else b""
     return name + b"data: " + error_body(error, format_, request_id) + b"\n\n"
@@ -53,7 +56,7 @@ def socket_event(error: RelayError, format_: str, endpoint: str, request_id: str
     return msgspec.json.encode(event) if event else b""
 
 
-def error_headers(error: RelayError) -> dict[str, str]:
+def error_headers(error: RelayError, format_: str = "openai") -> dict[str, str]:
     """Return the headers of `error`: its code, its source, and whether an SDK should retry; with a
     401 the challenge that RFC 9110 (15.5.2) requires.
     """
@@ -64,6 +67,8 @@ def error_headers(error: RelayError) -> dict[str, str]:
         headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, BudgetExhausted):
+        headers.update(refusal_headers(error, format_))
     return headers
 
 
@@ -72,15 +77,22 @@ def _type_of(error: RelayError, other: str) -> str:
 
 
 def _openai(error: RelayError, request_id: str) -> dict[str, Any]:
-    kind = _type_of(error, "server_error")
-    if isinstance(error, BudgetExhausted):
-        kind = "insufficient_quota"
+    kind, code = _openai_kind(error)
     return {
         "error": {
-            "message": error.message, "type": kind, "param": None, "code": error.code,
+            "message": error.message, "type": kind, "param": None, "code": code,
             "request_id": request_id,
         }
     }  # fmt: skip
+
+
+def _openai_kind(error: RelayError) -> tuple[str, str]:
+    """Return `type` and `code` of an error. By this code clients know an OpenAI account whose money
+    is gone, and stop.
+    """
+    if isinstance(error, BudgetExhausted):
+        return "insufficient_quota", "insufficient_quota"
+    return _type_of(error, "server_error"), error.code
 
 
 def _anthropic(error: RelayError, request_id: str) -> dict[str, Any]:
@@ -92,9 +104,14 @@ def _anthropic(error: RelayError, request_id: str) -> dict[str, Any]:
 
 
 def _google(error: RelayError, request_id: str) -> dict[str, Any]:
+    metadata = {"request_id": request_id}
+    if isinstance(error, BudgetExhausted):
+        metadata |= {"budget": error.budget, "remaining_usd": error.left}
+        if error.resets_s is not None:
+            metadata["resets_at"] = utc_text(error.resets_s)
     detail = {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": error.code,
-        "metadata": {"request_id": request_id},
+        "metadata": metadata,
     }  # fmt: skip
     status = _GOOGLE_STATUSES.get(error.status, "UNKNOWN")
     return {
@@ -112,10 +129,8 @@ def _elevenlabs(error: RelayError, request_id: str) -> dict[str, Any]:
 
 
 def _openai_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
-    inner = {
-        "type": _type_of(error, "server_error"), "code": error.code, "message": error.message,
-        "param": None,
-    }  # fmt: skip
+    kind, code = _openai_kind(error)
+    inner = {"type": kind, "code": code, "message": error.message, "param": None}
     if endpoint.endswith("responses"):
         return {"type": "error", "status": error.status, "error": inner}
     return {"type": "error", "event_id": f"event_{request_id}", "error": inner}

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from multidict import MultiMapping
 
+from relay.core.budgets import utc_text
 from relay.core.text import clean, quoted
 
 Side = Literal["client", "relay", "upstream"]
@@ -486,12 +487,14 @@ class BudgetExhausted(RelayError, code="budget_exhausted", status=429, close_cod
     needed: str
     """What the call may cost, in US dollars."""
     left: str
-    resets: str
-    """When the budget resets, `2026-11-28T00:00:00Z`; empty: never."""
+    resets_s: int | None
+    """When the budget resets, in seconds since 1970; None: never."""
 
     @property
     def message(self) -> str:
-        when = f"It resets at {self.resets}." if self.resets else "It does not reset by itself."
+        when = "It does not reset by itself."
+        if self.resets_s is not None:
+            when = f"It resets at {utc_text(self.resets_s)}."
         return (
             f"The budget '{self.budget}' ({self.limit}) has ${self.left} left, and this call may"
             f" cost ${self.needed}. {when}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from relay.core.bounds import bound_of
-from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse, Reservation, utc_text
+from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse, Reservation
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -71,9 +71,11 @@ class Budgets:
                 account = await self._account(rule, exchange, metadata, needed_nano)
                 account.reserve(needed_nano, now_s)
                 use.reservations.append(Reservation(account, needed_nano))
-        except BaseException:
+        except BaseException as error:
             use.release()
             exchange.budget = None
+            if isinstance(error, BudgetExhausted | BudgetBusy):
+                self._leases.counts.refusals[error.budget] += 1
             raise
 
     def _needed(
@@ -151,10 +153,8 @@ def _left_nano(state: BudgetState, account: Account) -> int:
 
 
 def _exhausted(account: Account, needed_nano: int, left_nano: int) -> BudgetExhausted:
-    rule, end_s = account.rule, account.span.end_s
-    resets = "" if end_s is None else utc_text(end_s)
-    left = usd_text(max(0, left_nano))
-    return BudgetExhausted(rule.name, rule.text, usd_text(needed_nano), left, resets)
+    rule, left = account.rule, usd_text(max(0, left_nano))
+    return BudgetExhausted(rule.name, rule.text, usd_text(needed_nano), left, account.span.end_s)
 
 
 def _check_model(exchange: Exchange, text: bytes | None) -> None:

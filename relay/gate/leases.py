@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from relay import log
-from relay.core.budgets import Account, BudgetRule, span_of
+from relay.core.budgets import Account, BudgetCounts, BudgetRule, span_of
 from relay.core.pricing import usd_text
 from relay.storage.budgets import DEAD_S, BudgetState, BudgetStore
 from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
@@ -47,6 +47,10 @@ class _Request:
     error: Exception | None = None
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Leases:
     """The leases of a process. `clock` is the time of day, which other machines share."""
 
@@ -71,6 +75,19 @@ class Leases:
         self._recalls: dict[Account, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_available = True
+        self.counts = BudgetCounts()
+        self.watch: Callable[[], Awaitable[None]] = _nothing
+        """Called every few seconds: looks for budgets that warn (budget_warnings.py)."""
+
+    @property
+    def worker(self) -> str:
+        """The id of this process in the database."""
+        return self._worker
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """The accounts of this process, also those that no further call uses."""
+        return list(self._by_lease.values())
 
     def account(self, rule: BudgetRule, key: str, subject: str, now_s: float) -> Account:
         """Return the account of a budget in the current period."""
@@ -147,6 +164,7 @@ class Leases:
                 failure = error
             else:
                 account.granted_nano, account.is_stored = leased.granted_nano, True
+                account.raised_nano, account.others_nano = leased.raised_nano, leased.others_nano
                 shortage = leased.shortage
         for request in batch:
             request.is_answered, request.shortage, request.error = True, shortage, failure
@@ -201,12 +219,14 @@ class Leases:
 
     async def tidy(self) -> None:
         """Close the leases that no call uses, and find the processes that are dead."""
+        await self.watch()
         now_s = self.clock()
         for account in list(self._accounts.values()):
             if account.is_settled and now_s - account.used_s >= _IDLE_S:
                 self._retire(account)
         await self._close(self._retired)
         for worker, unaccounted_nano in await self.store.bury(now_s):
+            self.counts.unaccounted_nano += unaccounted_nano
             log.warn(
                 "budgets.worker_dead", worker=worker, unaccounted_usd=usd_text(unaccounted_nano)
             )
@@ -238,6 +258,7 @@ class Leases:
         for account in list(self._accounts.values()):
             self._retire(account)
         async with asyncio.timeout(_STOP_S):
+            await self.watch()
             await self._close(self._retired)
             await self.store.end_worker(self._worker)
         if self._retired:

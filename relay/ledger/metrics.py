@@ -166,6 +166,14 @@ PROCESS_COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
         ("provider", "scope", "reason"),
     ),
     "relay_limit_refusals_total": ("Requests and sessions refused by a limit.", ("rule",)),
+    "relay_budget_refusals_total": ("Requests and sessions refused by a budget.", ("budget",)),
+    "relay_budget_warnings_total": (
+        "Budgets of which 75 or 95 % were spent, once for each budget and period.",
+        ("budget", "percent"),
+    ),
+    "relay_budget_unaccounted_usd_total": (
+        "US dollars of budgets that a process held when it died, and may have spent.", (),
+    ),
     "relay_ledger_failures_total": ("Errors of the ledger's database.", ()),
     "relay_ledger_rows_dropped_total": ("Ledger rows dropped unwritten.", ()),
     "relay_ledger_bodies_dropped_total": ("Stored bodies dropped unwritten.", ()),
@@ -187,7 +195,10 @@ PROCESS_COUNTERS: Mapping[str, tuple[str, Sequence[str]]] = {
 }  # fmt: skip
 """Counted since the start of the process by the parts that they are about, not in batches."""
 _CPU = "process_cpu_seconds_total"
-_RULE = "relay_limit_refusals_total"
+_OF_RULES = {
+    "relay_limit_refusals_total", "relay_budget_refusals_total", "relay_budget_warnings_total",
+}  # fmt: skip
+"""Counters whose first label is the name of a rule."""
 
 
 class _Children(Generic[T]):
@@ -223,7 +234,7 @@ class Metrics:
         """Clients of the database with a label of their own."""
         self._configured_clients: Collection[str] = ()
         self._client_labels = BoundedMemo(self._client_label, _MAX_CALLERS)
-        self._rules: set[str] = set()
+        self._rules: set[tuple[str, ...]] = set()
         self._counted: Mapping[Sample, float] = {}
         self._labelled: set[Sample] = set()
         """Gauges with labels that were set."""
@@ -345,11 +356,12 @@ class Metrics:
 
     def _bounded(self, sample: Sample) -> Sample:
         """A sample whose labels are bounded in number."""
-        if sample[0] != _RULE or sample[1] in self._rules:
+        name, *labels = sample
+        if name not in _OF_RULES or sample[:2] in self._rules:
             return sample
-        if len(self._rules) >= _MAX_RULES:
-            return _RULE, _OTHER
-        self._rules.add(sample[1])
+        if sum(name == each for each, _ in self._rules) >= _MAX_RULES:
+            return name, _OTHER, *labels[1:]
+        self._rules.add((name, labels[0]))
         return sample
 
     def observe_event_loop_lag(self, seconds: float) -> None:

@@ -27,12 +27,12 @@ from relay.storage.access_rows import (
     KeyRow,
     NewKey,
     RowT,
+    audit_values,
     check_client,
     check_key,
     check_time,
     checked_json,
     columns,
-    details_json,
     read_rows,
 )
 from relay.storage.database import Database
@@ -314,16 +314,8 @@ class _Change:
 
     async def write_audit(self, action: str, target: str, details: Mapping[str, Any]) -> None:
         """Add the row of the audit."""
-        await self.connection.execute(
-            sa.insert(audit),
-            {
-                "at_s": self.at_s,
-                "actor": clean(self.actor),
-                "action": clean(action),
-                "target": clean(target),
-                "details": details_json(details),
-            },
-        )
+        values = audit_values(self.at_s, self.actor, action, target, details)
+        await self.connection.execute(sa.insert(audit), values)
 
     async def discard(self) -> None:
         """Roll back: nothing has changed, so the version stays."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.numbers import LATEST_S
+from relay.core.text import clean
 from relay.storage.database import RowsRefused
 
 PAGE_ROWS = 1000
@@ -165,3 +166,16 @@ def details_json(details: Mapping[str, Any]) -> str:
     if len(encoded) > MAX_DETAILS_BYTES:
         raise RowsRefused(f"the details are longer than {MAX_DETAILS_BYTES} bytes")
     return encoded.decode()
+
+
+def audit_values(
+    at_s: int, actor: str, action: str, target: str, details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the values of a new row of the audit."""
+    return {
+        "at_s": at_s,
+        "actor": clean(actor),
+        "action": clean(action),
+        "target": clean(target),
+        "details": details_json(details),
+    }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from relay.core.budgets import Account, Charged, lease_nano
+from relay.core.budgets import Account, Charged, lease_nano, warning_level
 from relay.storage.database import Database
 from relay.storage.inserts import Batch, Insert, Update
 from relay.storage.tables import budget_leases, budget_workers, budgets
@@ -62,13 +62,22 @@ class BudgetState(NamedTuple):
     unaccounted_nano: int
     """What dead processes have leased, and may have spent."""
 
+    @property
+    def lost_nano(self) -> int:
+        """What the budget has lost without that one lease."""
+        return self.charged.total_nano + self.unaccounted_nano
+
 
 class Leased(NamedTuple):
-    """The result of `lease`: what the lease has by now, and the state of a budget that had too
-    little left.
-    """
+    """The result of `lease`, and the state of a budget that had too little left."""
 
     granted_nano: int
+    """What the lease has by now."""
+    raised_nano: int
+    """What an administrator has added to the limit."""
+    others_nano: int
+    """What the budget has lost without this lease since its last reset; without what others have
+    lost, if it is too little for a warning."""
     shortage: BudgetState | None = None
 
 
@@ -170,8 +179,8 @@ class BudgetStore:
                 _of_budget(account),
                 lease.worker != account.worker,
                 lease.answered < budgets.c.recalls,
-                ~_is_dead(now_s),
-                _unspent() > 0,
+                ~is_dead(now_s),
+                unspent() > 0,
             )
             .limit(1)
         )
@@ -187,7 +196,7 @@ class BudgetStore:
 
     async def release(self, key: str, period_start_s: int) -> int:
         """Give what dead processes have left unaccounted back to a budget. Returns how much."""
-        work = partial(_release, key=key, period_start_s=period_start_s)
+        work = partial(release_dead, key=key, period_start_s=period_start_s)
         return await self._database.change_durably(work)
 
 
@@ -230,7 +239,7 @@ async def _bury(connection: AsyncConnection, now_s: int) -> list[Buried]:
         return []
     await connection.execute(sa.delete(budget_workers).where(silent, ~_has_lease()))
     dead = sa.update(budget_workers).where(silent).values(dead_s=now_s).returning(worker.id)
-    left = _sum(_unspent()).where(budget_leases.c.worker == sa.bindparam("worker"))
+    left = _sum(unspent()).where(budget_leases.c.worker == sa.bindparam("worker"))
     return [
         Buried(each, int((await connection.execute(left, {"worker": each})).scalar_one()))
         for each in (await connection.execute(dead)).scalars().all()
@@ -246,16 +255,20 @@ async def _lease(
         await _open(connection, account)
         held = 0
     of_budget, rule = _of_budget(account), account.rule
-    query = sa.select(budgets.c.extra_nano, budgets.c.granted_nano).where(of_budget)
-    extra, granted = (await connection.execute(query.with_for_update())).one()
+    budget = budgets.c
+    query = sa.select(budget.extra_nano, budget.granted_nano, budget.reset_nano).where(of_budget)
+    extra, granted, reset = (await connection.execute(query.with_for_update())).one()
+    raised = extra - reset
     amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
     if amount:
         values = {"granted_nano": granted + amount, "limit_nano": rule.limit_nano}
         await connection.execute(sa.update(budgets).where(of_budget).values(values))
         await _grant(connection, account.lease_id, amount)
-    is_enough = amount >= sum(missing_nano)
-    shortage = None if is_enough else await _state(connection, account, now_s)
-    return Leased(held + amount, shortage)
+    is_enough, state = amount >= sum(missing_nano), None
+    if not is_enough or warning_level(granted + amount - reset, rule.limit_nano + raised):
+        state = await _state(connection, account, now_s)
+    others = (0 if state is None else state.lost_nano) - reset
+    return Leased(held + amount, raised, others, None if is_enough else state)
 
 
 async def _give_back(
@@ -276,10 +289,11 @@ async def _give_back(
     return int(left)
 
 
-async def _release(connection: AsyncConnection, key: str, period_start_s: int) -> int:
+async def release_dead(connection: AsyncConnection, key: str, period_start_s: int) -> int:
+    """Give what dead processes have left unaccounted back to a budget. Returns how much."""
     lease, budget = budget_leases.c, budgets.c
     dead = sa.select(budget_workers.c.id).where(budget_workers.c.dead_s.is_not(None))
-    query = sa.select(lease.id, _unspent()).where(
+    query = sa.select(lease.id, unspent()).where(
         lease.key == key, lease.period_start_s == period_start_s, lease.worker.in_(dead)
     )
     released = 0
@@ -339,15 +353,15 @@ async def _state(connection: AsyncConnection, account: Account, now_s: float) ->
         budget.extra_nano, budget.spent_nano, budget.unpriced_nano, budget.over_nano
     ).where(_of_budget(account))
     extra, *closed = (await connection.execute(query)).first() or (0, 0, 0, 0)
-    is_dead = _is_dead(now_s)
-    is_other = sa.and_(~is_dead, lease.worker != account.worker)
+    dead = is_dead(now_s)
+    is_other = sa.and_(~dead, lease.worker != account.worker)
     query = (
         _sum(
             lease.spent_nano,
             lease.unpriced_nano,
             lease.over_nano,
-            sa.case((is_other, _unspent()), else_=0),
-            sa.case((is_dead, _unspent()), else_=0),
+            sa.case((is_other, unspent()), else_=0),
+            sa.case((dead, unspent()), else_=0),
         )
         .join_from(budget_leases, budget_workers, budget_workers.c.id == lease.worker, isouter=True)
         .where(
@@ -369,12 +383,14 @@ def _has_lease() -> sa.ColumnElement[bool]:
     return sa.exists().where(budget_leases.c.worker == budget_workers.c.id)
 
 
-def _unspent() -> sa.ColumnElement[Any]:
+def unspent() -> sa.ColumnElement[Any]:
+    """Return the expression for what is left of a lease."""
     lease = budget_leases.c
     return lease.granted_nano - lease.spent_nano - lease.unpriced_nano
 
 
-def _is_dead(now_s: float) -> sa.ColumnElement[bool]:
+def is_dead(now_s: float) -> sa.ColumnElement[bool]:
+    """Return the condition for a worker that is dead, in a query that joins the workers."""
     worker = budget_workers.c
     return sa.or_(
         worker.id.is_(None), worker.dead_s.is_not(None), worker.heartbeat_s < int(now_s) - DEAD_S

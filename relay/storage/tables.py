@@ -220,12 +220,14 @@ budgets = sa.Table(
     sa.Column("rule", sa.Text, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
     *_money("limit_nano", "extra_nano", "granted_nano", "spent_nano", "unpriced_nano", "over_nano"),
-    *_money("recalls", "warned"),
+    *_money("recalls", "warned", "reset_nano"),
 )
 """One row for each budget and period. `granted_nano` is all that was spent or is leased: that of
 every row in `budget_leases`, and what the leases that were closed had spent, which `spent_nano`,
 `unpriced_nano` and `over_nano` have. `limit_nano` is that of the rule when it was last applied,
-`extra_nano` was added by an administrator. `recalls` counts how often all leases were recalled."""
+`extra_nano` was added by an administrator, by raising the limit, or as `reset_nano`, which is what
+was spent when the budget was last reset. `recalls` counts how often all leases were recalled;
+`warned` is the highest level of which was warned."""
 
 budget_leases = sa.Table(
     "budget_leases",
@@ -235,9 +237,11 @@ budget_leases = sa.Table(
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("period_start_s", _Big, nullable=False),
     *_money("granted_nano", "spent_nano", "unpriced_nano", "over_nano", "answered"),
+    *_money("reserved_nano"),
 )
 """The money of a budget that a process may spend, and what it has spent of it. The other columns
-than `granted_nano` are written by that process alone, with the rows of the calls."""
+than `granted_nano` are written by that process alone, with the rows of the calls; `reserved_nano`,
+which calls in flight have reserved, every few seconds, for reports."""
 sa.Index("budget_leases_budget", budget_leases.c.key, budget_leases.c.period_start_s)
 sa.Index("budget_leases_worker", budget_leases.c.worker)
 

@@ -25,6 +25,7 @@ EXPOSED = (
     "x-cloudflare-aig-log-id", "x-cloudflare-aig-event-id", "x-cloudflare-aig-request-id",
     "x-cloudflare-aig-cache-status", "x-cloudflare-aig-step",
     "ratelimit", "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset",
+    "x-relay-budget", "x-relay-budget-remaining-usd", "x-relay-budget-resets-at",
     "x-goog-upload-url", "x-goog-upload-status", "x-goog-upload-chunk-granularity",
     "x-goog-upload-control-url",
 )  # fmt: skip

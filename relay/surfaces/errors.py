@@ -64,7 +64,7 @@ def _format_of(request: web.Request, error: RelayError) -> str:
 
 def plain(error: RelayError, format_: str, request_id: str) -> web.Response:
     """The response for `error`, also for a request that reached no handler."""
-    headers = error_bodies.error_headers(error) | {"cf-aig-log-id": request_id}
+    headers = error_bodies.error_headers(error, format_) | {"cf-aig-log-id": request_id}
     body = error_bodies.error_body(error, format_, request_id)
     kind = _LastResponse if isinstance(error, BadFraming | BodyTimeout) else web.Response
     return kind(status=error.status, body=body, content_type="application/json", headers=headers)
