@@ -34,6 +34,7 @@ from relay.registry.restart import needing_restart
 from relay.sessions.listing import SessionPage, describe_sessions, end_session
 from relay.surfaces import (
     admin,
+    budgets,
     health,
     keys,
     logs,
@@ -121,6 +122,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     logs.add_routes(app, prefix)
     usage.add_routes(app, prefix)
     keys.add_routes(app, prefix)
+    budgets.add_routes(app, prefix)
     sessions.add_routes(app, prefix)
     health.add_routes(app, "")
     openapi.add_routes(app, prefix)

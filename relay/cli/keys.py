@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import pwd
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-from relay.cli.ledger_access import to_json
+from relay.cli.ledger_access import acting_user, to_json
 from relay.cli.sources import load_config
 from relay.core.access import ClientKey, is_relay_secret
 from relay.core.errors import (
@@ -103,7 +101,7 @@ async def carry_out(
 ) -> None:
     """Carry out one action. Raises KeysFailed."""
     async with _open_store(config) as store:
-        administration = Administration(store, config, f"cli:{_user()}", time.time)
+        administration = Administration(store, config, f"cli:{acting_user()}", time.time)
         await _ACTIONS[options.action](administration, options, out)
 
 
@@ -292,14 +290,6 @@ def _row(cells: Sequence[str]) -> str:
 
 def _say(text: str) -> None:
     print(escaped(text), file=sys.stderr)
-
-
-def _user() -> str:
-    """Name of the user that runs the command, by the system and not by the environment."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def _items(text: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Options, access to the ledger's database and JSON output for `relay logs` and `relay usage`.
+"""Options, access to the ledger's database and JSON output for `relay logs`, `usage` and `budgets`.
 
-Both commands read the database directly, whether or not a relay runs.
+These commands use the database directly, whether or not a relay runs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import pwd
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -67,3 +69,11 @@ def to_json(answer: Any) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def acting_user() -> str:
+    """Name of the user that runs the command, by the system and not by the environment."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -28,6 +28,7 @@ COMMANDS = {
     "explain": "print the upstream request of a call, without sending it",
     "doctor": "probe every configured provider, and say what failed and what to do",
     "keys": "make, list, show, revoke and rotate the keys of clients in the database",
+    "budgets": "print the state of budgets, raise, reset and release them",
     "logs": "print the latest calls of the ledger",
     "usage": "print usage and cost of the calls in the ledger",
     "schema": "print the JSON Schema of gateway.yaml",

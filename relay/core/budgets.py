@@ -13,6 +13,7 @@ from calendar import timegm
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from relay.core.pricing import usd_text
@@ -21,6 +22,7 @@ Period = Literal["day", "week", "month", "total"]
 PERIODS: tuple[Period, ...] = ("day", "week", "month", "total")
 MAX_NANO_USD = 10**18
 """A billion US dollars, the largest budget: every sum of a budget fits into 64 bits."""
+_NANO = 10**9
 _DAY_S = 86400
 _LEASED_SHARE = 50
 """A lease is at most a fiftieth (2 %) of what is left of a budget, unless a call needs more."""
@@ -138,6 +140,17 @@ class Charged(NamedTuple):
 
 
 NOTHING = Charged()
+
+
+def nano_of_usd(usd: Decimal) -> int:
+    """Return dollars as billionths. Raises ValueError for an amount that no budget has."""
+    is_within = usd.is_finite() and 0 < usd <= MAX_NANO_USD // _NANO
+    nano_usd = usd * _NANO if is_within else Decimal(0)
+    if not nano_usd or nano_usd != nano_usd.to_integral_value():
+        raise ValueError(
+            "is not an amount from 0.000000001 to 1000000000 with at most nine decimal places"
+        )
+    return int(nano_usd)
 
 
 def warning_level(spent_nano: int, limit_nano: int) -> int:

@@ -618,6 +618,20 @@ class KeyNotFound(RelayError, code="key_not_found", status=404):
 
 
 @dataclass(eq=False)
+class BudgetNotFound(RelayError, code="budget_not_found", status=404):
+    """Management named a budget under which there was no call in the current period."""
+
+    key: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"There is no budget '{quoted(self.key)}' in the current period. Budgets come into"
+            " being with their first call; their keys are in the list of budgets."
+        )
+
+
+@dataclass(eq=False)
 class SessionNotFound(RelayError, code="session_not_found", status=404):
     """Management named a session that is not open any more, or never was."""
 

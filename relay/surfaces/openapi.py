@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 import relay
+from relay.core.budgets import PERIODS
 from relay.core.errors import CATALOGUE
 from relay.gate.administration import MAX_GRACE_S
 from relay.registry.schema import ClientRecord
@@ -111,6 +112,27 @@ OPERATIONS = (
         _page("sessions", "Session", missing={"type": "array", "items": _TEXT}), _PAGE,
     ),
     Operation("delete", "…/sessions/{id}", "End a WebSocket with 4403", _object({"ended": _TEXT})),
+    Operation(
+        "get", "…/budgets", "List budgets, by default of the current period",
+        _page("budgets", "Budget"),
+        ("periods", "key", "rule", "subject", "spent_percent", *_PAGE),
+    ),
+    Operation(
+        "get", "…/budgets/ledger", "Show a budget, beside the ledger's sum of its calls",
+        _object({"budget": _ref("Budget"), "ledger": _ref("LedgerOfBudget")}), ("key",),
+    ),
+    Operation(
+        "post", "…/budgets/raise", "Add to the limit of a budget for the rest of the period",
+        _ref("Budget"), body=_ref("RaiseBudget"),
+    ),
+    Operation(
+        "post", "…/budgets/reset", "Let the period of a budget begin anew", _ref("Budget"),
+        body=_ref("ChangeBudget"),
+    ),
+    Operation(
+        "post", "…/budgets/release", "Give back what dead processes left unaccounted",
+        _ref("Budget"), body=_ref("ChangeBudget"),
+    ),
     Operation("get", "…/audit", "List who changed what", _page("audit", "AuditRow"), _PAGE),
     Operation("get", "…/logs", "List calls, the latest first", {}, (*_CALLS, *_PAGE)),
     Operation("delete", "…/logs", "Delete calls", _object({"deleted": _COUNT}), _CALLS),
@@ -272,6 +294,7 @@ def _schemas() -> dict[str, _Schema]:
                 "bytes_down": _COUNT,
             }
         ),
+        **_budget_schemas(),
         "AuditRow": _object(
             {
                 "seq": _COUNT, "at": _TIME, "actor": _TEXT, "action": _TEXT, "target": _TEXT,
@@ -300,4 +323,32 @@ def _schemas() -> dict[str, _Schema]:
             "ticket", "expires_at", "websocket_url", "subprotocols",
         ),
         "Error": _object({"error": _object(error)}),
+    }  # fmt: skip
+
+
+def _budget_schemas() -> dict[str, _Schema]:
+    amount = {"type": "number"}
+    amounts = (
+        "limit_usd", "raised_usd", "spent_usd", "left_usd", "spent_percent", "leased_usd",
+        "reserved_usd", "unaccounted_usd", "unpriced_usd", "over_usd", "reset_usd",
+    )  # fmt: skip
+    explained = _object(dict.fromkeys(("unpriced_usd", "reset_usd", "other_usd"), amount))
+    ledger = _object(
+        {
+            "ledger_usd": amount, "calls": _COUNT, "calls_without_cost": _COUNT,
+            "difference_usd": amount, "explained": explained,
+        }
+    )  # fmt: skip
+    key = {"type": "string", "description": "The key of a budget, from the list of budgets."}
+    positive = {"type": "number", "minimum": 1e-9, "maximum": 1e9}
+    return {
+        "Budget": _object(
+            {
+                "key": _TEXT, "rule": _TEXT, "subject": _TEXT, "period": {"enum": [*PERIODS]},
+                "starts_at": _TIME, "resets_at": _TIME, **dict.fromkeys(amounts, amount),
+            }
+        ),
+        "LedgerOfBudget": ledger | {"type": ["object", "null"]},
+        "ChangeBudget": _object({"key": key}),
+        "RaiseBudget": _object({"key": key, "usd": positive}),
     }  # fmt: skip

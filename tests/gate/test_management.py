@@ -35,6 +35,7 @@ ROUTES = [
     ("GET", f"{API}/logs/export"), ("GET", f"{API}/logs/x"), ("PATCH", f"{API}/logs/x"), ("DELETE", f"{API}/logs/x"), ("GET", f"{API}/logs/x/request"), ("GET", f"{API}/usage"),
     ("GET", f"{API}/keys"), ("POST", f"{API}/keys"), ("GET", f"{API}/keys/x"), ("DELETE", f"{API}/keys/x"), ("GET", f"{API}/clients"), ("GET", f"{API}/clients/x"),
     ("PUT", f"{API}/clients/x"), ("DELETE", f"{API}/clients/x"), ("POST", f"{API}/clients/x/rotate"), ("GET", f"{API}/audit"),
+    ("GET", f"{API}/budgets"), ("GET", f"{API}/budgets/ledger"), *(("POST", f"{API}/budgets/{each}") for each in ("raise", "reset", "release")),
     ("GET", f"{API}/sessions"), ("DELETE", f"{API}/sessions/x"),
 ]  # fmt: skip
 
