@@ -14,6 +14,7 @@ export type RelayErrorCode =
   | "client_not_found"
   | "budget_busy"
   | "budget_exhausted"
+  | "budget_not_found"
   | "client_stalled"
   | "config_invalid"
   | "cross_site_request"

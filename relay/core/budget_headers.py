@@ -1,4 +1,4 @@
-"""Tell a client how much is left of a budget: headers of responses near its end, and of refusals.
+"""Say how much is left of a budget, in headers of responses near its end and of refusals.
 
 Owns the names of these headers. `anthropic-ratelimit-unified-*` are those from which Claude Code
 warns its user; a relay's budget is what they call overage: money, and not a window of time.

@@ -1,8 +1,8 @@
 """Warn when most of a budget is spent: once for each level and period, over all processes.
 
-Owns the look at the budgets of this process, every few seconds, and what is told about them: a log
-event, a count for metrics, and to the accounts what all processes have spent, of which responses
-tell their clients (core/budget_headers.py).
+Owns the look at the budgets of this process, every few seconds: the log event and the count of a
+warning, and the update of the accounts with what all processes have spent, from which the headers
+of responses come (core/budget_headers.py).
 """
 
 from __future__ import annotations
