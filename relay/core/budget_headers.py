@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from relay.core.budgets import Account, BudgetUse, utc_text
+from relay.core.budgets import BudgetUse, utc_text
 from relay.core.errors import BudgetExhausted
 from relay.core.pricing import usd_text
 
@@ -20,12 +20,10 @@ def warning_headers(use: BudgetUse, given: Mapping[str, str], format_: str) -> P
     """Return the headers of a response whose call is under a budget that warns: about the one with
     the least left. `given` are the headers that the provider sent.
     """
-    tightest: Account | None = None
-    for account, _ in use.reservations:
-        if account.level and (tightest is None or account.left_nano < tightest.left_nano):
-            tightest = account
-    if tightest is None:
+    near = [account for account, _ in use.reservations if account.is_near_limit]
+    if not near:
         return []
+    tightest = min(near, key=lambda account: account.left_nano)
     resets_s = tightest.span.end_s
     pairs = _headers(tightest.rule.name, usd_text(tightest.left_nano), resets_s)
     if format_ == "anthropic" and not any(name.lower().startswith(_UNIFIED) for name in given):

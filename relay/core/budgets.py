@@ -30,6 +30,7 @@ _SCARCE_SHARE = 20
 """Below a twentieth (5 %) of the limit, each call leases exactly what it reserves."""
 WARNING_LEVELS = (95, 75)
 """A budget warns when so many percent of it are spent."""
+_FIRST_LEVEL = min(WARNING_LEVELS)
 
 
 class Span(NamedTuple):
@@ -242,6 +243,16 @@ class Account:
     def level(self) -> int:
         """The warning level that is reached; 0 below all of them."""
         return warning_level(self.spent_nano, self.limit_nano)
+
+    @property
+    def is_near_limit(self) -> bool:
+        """True if a warning level is reached. Asked for each response, so without a function
+        call.
+        """
+        spent_nano, unpriced_nano, _ = self.charged
+        limit_nano = self.rule.limit_nano + self.raised_nano
+        lost_nano = self.others_nano + spent_nano + unpriced_nano
+        return lost_nano * 100 >= limit_nano * _FIRST_LEVEL
 
     @property
     def is_settled(self) -> bool:

@@ -39,7 +39,7 @@ class BudgetWarnings:
             if report is not None:
                 account.raised_nano = report.raised_nano
                 account.others_nano = report.lost_nano - own_nano
-            elif account.level:
+            elif account.is_near_limit:
                 account.others_nano = -own_nano  # it was raised or reset
         for report in near:
             level = report.level

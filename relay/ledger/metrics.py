@@ -234,7 +234,8 @@ class Metrics:
         """Clients of the database with a label of their own."""
         self._configured_clients: Collection[str] = ()
         self._client_labels = BoundedMemo(self._client_label, _MAX_CALLERS)
-        self._rules: set[tuple[str, ...]] = set()
+        self._rules: dict[str, set[str]] = {}
+        """The names of rules with a label of their own, by counter."""
         self._counted: Mapping[Sample, float] = {}
         self._labelled: set[Sample] = set()
         """Gauges with labels that were set."""
@@ -356,12 +357,14 @@ class Metrics:
 
     def _bounded(self, sample: Sample) -> Sample:
         """A sample whose labels are bounded in number."""
-        name, *labels = sample
-        if name not in _OF_RULES or sample[:2] in self._rules:
+        name = sample[0]
+        if name not in _OF_RULES:
             return sample
-        if sum(name == each for each, _ in self._rules) >= _MAX_RULES:
-            return name, _OTHER, *labels[1:]
-        self._rules.add((name, labels[0]))
+        known, rule = self._rules.setdefault(name, set()), sample[1]
+        if rule not in known:
+            if len(known) >= _MAX_RULES:
+                return name, _OTHER, *sample[2:]
+            known.add(rule)
         return sample
 
     def observe_event_loop_lag(self, seconds: float) -> None:

@@ -243,13 +243,14 @@ async def test_refusals_are_counted_by_the_rule_that_refused(rule: dict[str, Any
     assert (of(await scraped(relay), "relay_limit_refusals_total", rule="few") or 0) >= 2, "a reload forgets none"
 
 
-def test_rules_above_a_hundred_share_a_label() -> None:
+@pytest.mark.parametrize(("name", "rule", "labels"), [("limit_refusals", "rule", ()), ("budget_refusals", "budget", ()), ("budget_warnings", "budget", ("75",))])
+def test_rules_above_a_hundred_share_a_label(name: str, rule: str, labels: tuple[str, ...]) -> None:
     shown = metrics.Metrics(0, 0)
-    refusals = {("relay_limit_refusals_total", f"rule-{number}"): 1.0 for number in range(103)}
-    shown.update({}, refusals)
+    counted = f"relay_{name}_total"
+    shown.update({}, {(counted, f"rule-{number}", *labels): 1.0 for number in range(103)})
     found = samples(shown.render().decode())
-    assert sum(name == "relay_limit_refusals_total" for name, _ in found) == 101
-    assert of(found, "relay_limit_refusals_total", rule="other") == 3
+    assert sum(each == counted for each, _ in found) == 101
+    assert of(found, counted, **{rule: "other"}, **dict(zip(("percent",), labels, strict=False))) == 3
 
 
 async def test_cache_misses_are_counted_beside_hits(start: StartRelay, raw: RawUpstream) -> None:
