@@ -41,6 +41,7 @@ from relay.gate.keys import ClientKeys
 from relay.gate.leases import Leases
 from relay.gate.limits import LimitCounts, Limits
 from relay.gate.management import Management
+from relay.gate.spending import Spending
 from relay.gate.tickets import Tickets
 from relay.gate.windows import Windows
 from relay.ledger.group_rollups import grouping
@@ -101,6 +102,7 @@ class Gateway:
                 BudgetStore(database), time.time, new_id, lambda: self.refresh_access()
             )
             self.leases.watch = BudgetWarnings(self.leases, BudgetReports(database)).look
+        self.spending = Spending(lambda: self.budgets, self.keys, self.clock)
         self.metrics, self.traces = self._observers(config.settings)
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
@@ -173,6 +175,7 @@ class Gateway:
         """
         log.keep_protecting(self.secrets)
         await self.inflight.stop()
+        await self.spending.stop()
         await self.background.stop()
         await self.ledger.stop(self.leases.stop if self.leases is not None else None)
         if self.traces is not None:
@@ -278,6 +281,7 @@ class Gateway:
         config = taken_over(self.started_with, config)
         self._apply(config)
         self.sessions.make_all_due()  # their limits may have changed
+        self.spending.make_all_due()
         self.attempts.budget = self._budget()
         self.secrets.replace(config.secrets)
         if self.when_replaced is not None:
@@ -377,6 +381,8 @@ class Gateway:
         exchange.move_to("ended")
         self.calls.discard(exchange)
         self.in_session.discard(exchange)
+        if exchange.budget is not None:
+            self.spending.forget(exchange)
         if exchange.request.held_bytes:
             self.let_go(exchange, exchange.request.held_bytes)
         at_end, exchange.at_end = exchange.at_end, ()

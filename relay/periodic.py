@@ -89,6 +89,7 @@ async def sweep(gateway: Gateway) -> None:
             await asyncio.sleep(0)  # thousands may be due at once: do not block the loop
         if session in gateway.sessions:
             _check_session(session, gateway, now)
+    await gateway.spending.sweep(now)
     _report(gateway)
 
 

@@ -18,7 +18,7 @@ from relay.cache.inflight import Flight, Head, Subscriber
 from relay.cache.store import Hit
 from relay.calls.attempt import RestAttempt
 from relay.calls.send import Answer, Source, next_chunk, send_call
-from relay.calls.stream import deliver, drain
+from relay.calls.stream import ENDS_AT_EVENT, deliver, drain, finish_event
 from relay.core import caching
 from relay.core.caching import CachePlan
 from relay.core.errors import Draining, RelayError
@@ -182,6 +182,7 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
     raw = CIMultiDict(answer.raw)
     flight.set_head(Head(answer.status, answer.reason or "", tuple(answer.pairs), raw))
     chunk, source, drain_s = answer.first, answer.source, exchange.routing.route.provider.drain_s
+    tail = b""
     try:
         while chunk or (
             source is not None and (chunk := await next_chunk(source.read, exchange, gateway))
@@ -190,9 +191,14 @@ async def _share(answer: Answer, flight: Flight, exchange: Exchange, gateway: Ga
                 answer.observe(chunk)
             exchange.response.body_bytes += len(chunk)
             exchange.wait("nothing", gateway.clock())
+            tail = chunk if len(chunk) >= 4 else tail[-4:] + chunk
             await flight.add(chunk)
             chunk = b""
     except asyncio.CancelledError:
+        if isinstance(exchange.waiting.expired, ENDS_AT_EVENT) and (
+            rest := await finish_event(answer, tail)
+        ):
+            await flight.add(rest)
         is_abandoned = flight.left and exchange.waiting.expired is None
         if source is not None and drain_s is not None and is_abandoned:
             await drain(source, exchange, gateway.clock, drain_s)

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 from relay.calls.attempt import RestAttempt
 from relay.calls.observers import attach_meter, observe_response
 from relay.calls.recording import Observer
+from relay.calls.spending import follow_stream
 from relay.calls.transforms import (
     Transform,
     leave_out,
@@ -125,6 +126,8 @@ async def _make_answer(upstream: ClientResponse, attempt: RestAttempt) -> Answer
     elif not whole:
         source = _FromUpstream(upstream, transform, exchange)
         first = source.begin(first)
+        if exchange.budget is not None:
+            follow_stream(exchange, upstream, gateway)
     reason = upstream.reason or ""
     if upstream.status >= 400:
         reason = redacted_text(reason, exchange.routing.keys)  # the reason may quote a key too

@@ -19,13 +19,24 @@ from relay.calls.attempt import SSE
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import Answer, Source
 from relay.core import error_bodies
-from relay.core.errors import ClientGone, ClientStalled, RelayError
+from relay.core.errors import (
+    BudgetBusy,
+    BudgetExhausted,
+    ClientGone,
+    ClientStalled,
+    RelayError,
+    StoreUnavailable,
+)
 from relay.core.exchange import Exchange
+from relay.core.meters.events import last_end
 from relay.core.sse import at_boundary
 from relay.gateway import Gateway
 from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 
 _FLUSH_S = 1.0
+_MAX_EVENT_BYTES = 256 * 1024
+ENDS_AT_EVENT = (BudgetExhausted, BudgetBusy, StoreUnavailable)
+"""What ends a stream though its provider sends on: it ends between two events."""
 _CLIENT_GONE = (ConnectionError, ClientConnectionError)
 """What a write raises if the client has disconnected; the second while the write waits for room."""
 _DRAINED_BYTES = 64 * 1024
@@ -125,21 +136,19 @@ class _Copy:
             raise failure if isinstance(error, Exception) else error
         if isinstance(error, asyncio.CancelledError):
             exchange.take_expiry()
-        if not isinstance(failure, ClientStalled):
-            await self._send_error_event(failure, tail)
+        if isinstance(failure, ENDS_AT_EVENT):
+            await self._send_error_event(failure, tail, await finish_event(self.answer, tail))
+        elif not isinstance(failure, ClientStalled):
+            await self._send_error_event(failure, tail, self.source.rest())
         _cut(self.response)
 
-    async def _send_error_event(self, failure: RelayError, tail: bytes) -> None:
-        """Send the bytes that were received before the failure and, if they end between two SSE
-        events, an error event.
+    async def _send_error_event(self, failure: RelayError, tail: bytes, rest: bytes) -> None:
+        """Send `rest`, received before the failure, and an error event if that ends between two SSE
+        events.
         """
-        exchange, headers = self.exchange, self.answer.raw
-        assert exchange.routing.route is not None
-        rest = self.source.rest()
+        exchange = self.exchange
         exchange.response.body_bytes += len(rest)
-        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        is_sse = kind == SSE and "Content-Encoding" not in headers
-        if is_sse and "Content-Length" not in headers and at_boundary((tail + rest)[-4:]):
+        if _has_plain_events(self.answer) and at_boundary((tail + rest)[-4:]):
             rest += error_bodies.error_event(
                 failure, exchange.error_format, exchange.request.kind, exchange.id
             )
@@ -148,6 +157,31 @@ class _Copy:
                 await self.response.write(rest)
         except (*_CLIENT_GONE, TimeoutError):
             return
+
+
+def _has_plain_events(answer: Answer) -> bool:
+    """True for server-sent events that are not compressed and not of a length known before."""
+    headers = answer.raw
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind == SSE and "Content-Encoding" not in headers and "Content-Length" not in headers
+
+
+async def finish_event(answer: Answer, tail: bytes) -> bytes:
+    """Read on to the end of the event within which a stream is to end; `tail` are the last bytes
+    that were sent. Returns what is to be sent yet, within a second.
+    """
+    source, rest = answer.source, b""
+    if source is None or not _has_plain_events(answer):
+        return rest
+    with contextlib.suppress(TimeoutError, RelayError, *MAPPABLE_ERRORS):
+        async with asyncio.timeout(_FLUSH_S):
+            while not at_boundary((tail + rest)[-4:]) and len(rest) < _MAX_EVENT_BYTES:
+                if not (chunk := await source.read()):
+                    break
+                rest += chunk
+                if (end := last_end(tail + rest) - len(tail)) > 0:
+                    rest = rest[:end]
+    return rest
 
 
 async def drain(

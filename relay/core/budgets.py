@@ -199,6 +199,8 @@ class Account:
     """Leased so far, without what was given back."""
     reserved_nano: int = 0
     """Reserved by calls that have not been settled."""
+    running_nano: int = 0
+    """The part of it that running streams and sessions are known to have spent."""
     charged: Charged = NOTHING
     """What all settled calls were charged."""
     written: Charged = NOTHING
@@ -302,11 +304,32 @@ class Charge(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class BudgetUse:
-    """The budgets of a call. Written by gate/budgets.py until the call is sent, then by the
-    ledger.
+    """The budgets of a call, under each of which it has reserved the same amount. Written by
+    gate/budgets.py while the call runs, then by the ledger.
     """
 
     reservations: list[Reservation] = field(default_factory=list)
+    running_nano: int = 0
+    """What a running stream or session has spent, as far as its meter knows."""
+    is_settled: bool = False
+
+    @property
+    def reserved_nano(self) -> int:
+        """What the call has reserved under each budget; 0 after it was settled."""
+        return self.reservations[0].nano_usd if self.reservations else 0
+
+    def extend(self, nano_usd: int) -> None:
+        """Note that more was reserved in every account."""
+        self.reservations[:] = [
+            Reservation(account, reserved_nano + nano_usd)
+            for account, reserved_nano in self.reservations
+        ]
+
+    def note_running(self, nano_usd: int) -> None:
+        """Note what the call has spent so far: no running call will give that back."""
+        grown_nano, self.running_nano = nano_usd - self.running_nano, nano_usd
+        for account, _ in self.reservations:
+            account.running_nano += grown_nano
 
     def release(self) -> None:
         """Release everything: the call is refused."""
@@ -319,6 +342,8 @@ class BudgetUse:
         is charged what it reserved.
         """
         charges = []
+        self.is_settled = True
+        self.note_running(0)
         for account, reserved_nano in self.reservations:
             unpriced_nano = reserved_nano if cost_nano is None else 0
             spent_nano = cost_nano or 0

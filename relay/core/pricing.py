@@ -72,6 +72,10 @@ class Tariff(NamedTuple):
             return None
         return rounded(self.call + sum(map(mul, counts, self.each)))
 
+    def known_nano_usd(self, usage: Usage) -> int:
+        """Return the cost of the counts that have a price."""
+        return rounded(self.call + sum(map(mul, counts_of(usage), self.each)))
+
     def bound_nano_usd(self, bound: CallBound, max_output_tokens: int) -> int | None:
         """Return the highest cost of a call; None if nothing that it can use has a price.
         `max_output_tokens` is the bound of a call that sets none.

@@ -6,7 +6,7 @@ reservation with the cost of the call (ledger/charges.py); leases.py has the mon
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from relay.core.bounds import bound_of
 from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse, Reservation
@@ -25,8 +25,9 @@ from relay.core.metadata import Metadata, as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain
 from relay.core.pricing import usd_text
+from relay.core.provider import Route
 from relay.core.text import clean
-from relay.core.usage import BYTES_PER_TOKEN
+from relay.core.usage import BYTES_PER_TOKEN, CallBound
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.prices import price_list
 from relay.storage.budgets import BudgetState
@@ -60,8 +61,16 @@ class Budgets:
 
         Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
         """
+        needed_nano = self._needed(exchange, rules, text, length, self._leases.clock())
+        await self.reserve_amount(exchange, rules, needed_nano)
+
+    async def reserve_amount(
+        self, exchange: Exchange, rules: Sequence[BudgetRule], needed_nano: int
+    ) -> None:
+        """Reserve an amount under all `rules`, or nothing if one refuses. Raises BudgetExhausted,
+        BudgetBusy, StoreUnavailable.
+        """
         now_s = self._leases.clock()
-        needed_nano = self._needed(exchange, rules, text, length, now_s)
         exchange.budget = use = BudgetUse()
         metadata = metadata_of(
             exchange.request.headers.get(METADATA), exchange.request.caller.metadata
@@ -97,11 +106,64 @@ class Budgets:
         bound = bound_of(sent, route.format, text or b"", length)
         default = self._rules.default_output_tokens
         cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
-        if cost is not None:
-            return cost
+        return self.unpriced_nano(request.model) if cost is None else cost
+
+    def unpriced_nano(self, model: str | None) -> int:
+        """Return what a call without a price is charged. Raises PriceUnknown."""
         if self._rules.unpriced.refuses:
-            raise PriceUnknown(request.model or "")
+            raise PriceUnknown(model or "")
         return self._rules.unpriced.nano_usd
+
+    def price_nano(
+        self, route: Route, model: str | None, bounds: Iterable[CallBound]
+    ) -> int | None:
+        """Return the highest cost of any of `bounds`; None if none has a price."""
+        default, now_s = self._rules.default_output_tokens, self._leases.clock()
+        costs = [
+            price_list.bound_nano_usd(route, model, bound, default, now_s) for bound in bounds
+        ]
+        return max((cost for cost in costs if cost is not None), default=None)
+
+    def extend_at_once(self, use: BudgetUse, more_nano: int) -> bool:
+        """Reserve more for a running call, of money that is leased already. False if `extend` is
+        needed.
+        """
+        now_s = self._leases.clock()
+        accounts = [account for account, _ in use.reservations]
+        if not self._leases.may_spend(now_s):
+            return False
+        if any(account.free_nano < more_nano for account in accounts):
+            return False
+        for account in accounts:
+            account.reserve(more_nano, now_s)
+        use.extend(more_nano)
+        return True
+
+    async def extend(
+        self, use: BudgetUse, rules: Iterable[BudgetRule], more_nano: int, ahead_nano: int
+    ) -> None:
+        """Reserve more for a running call, under all of its budgets or under none. `rules` are
+        those that apply now: a reload may have changed a rule, or removed it. `ahead_nano` is what
+        the call needs beyond what it has spent, a part of which it has reserved.
+
+        Raises BudgetExhausted, BudgetBusy, StoreUnavailable.
+        """
+        current = {rule.name: rule for rule in rules}
+        taken: list[Account] = []
+        try:
+            for account, _ in list(use.reservations):
+                if (rule := current.get(account.rule.name)) is not None:
+                    self._leases.renew(account, rule)
+                    await self._fund(account, more_nano, ahead_nano)
+                account.reserve(more_nano, self._leases.clock())
+                taken.append(account)
+            if use.is_settled:  # the call has ended in the meantime
+                return
+            use.extend(more_nano)
+            taken.clear()
+        finally:
+            for account in taken:
+                account.release(more_nano)
 
     async def _account(
         self, rule: BudgetRule, exchange: Exchange, metadata: Metadata,
@@ -122,8 +184,21 @@ class Budgets:
             account = leases.account(rule, key, subject, leases.clock())
         return account
 
-    async def _obtain(self, account: Account, needed_nano: int) -> None:
-        """Get enough money for a call into an account, or raise what refuses the call."""
+    async def _fund(self, account: Account, more_nano: int, ahead_nano: int) -> None:
+        """Get enough money for a running call into its account."""
+        try:
+            if not self._leases.may_spend(self._leases.clock()):
+                await self._leases.keep_alive()
+            if account.free_nano < more_nano:
+                await self._obtain(account, more_nano, ahead_nano)
+        except STORE_ERRORS as error:
+            if account.rule.is_hard:
+                raise StoreUnavailable from error
+
+    async def _obtain(self, account: Account, needed_nano: int, ahead_nano: int = 0) -> None:
+        """Get enough money for a call into an account, or raise what refuses the call. `ahead_nano`
+        is more than `needed_nano` if a running call has reserved a part of it.
+        """
         account.waiting += 1
         is_recorded = is_recalled = False
         try:
@@ -136,8 +211,8 @@ class Budgets:
                     await self._recorded()  # calls that have ended may still hold money
                     continue
                 left_nano = _left_nano(state, account)
-                if needed_nano > left_nano:
-                    raise _exhausted(account, needed_nano, left_nano)
+                if (most_nano := max(needed_nano, ahead_nano)) > left_nano:
+                    raise _exhausted(account, most_nano, left_nano)
                 if is_recalled or not state.others_nano:
                     raise BudgetBusy(account.rule.name)
                 is_recalled = True
@@ -147,8 +222,10 @@ class Budgets:
 
 
 def _left_nano(state: BudgetState, account: Account) -> int:
-    """Return what is left of a budget when all running calls have ended and cost nothing."""
-    charged_nano = state.charged.total_nano + account.charged.total_nano
+    """Return what is left of a budget when all running calls have ended, and those of this process
+    have cost no more than they are known to have spent.
+    """
+    charged_nano = state.charged.total_nano + account.charged.total_nano + account.running_nano
     return state.limit_nano - charged_nano - state.unaccounted_nano
 
 

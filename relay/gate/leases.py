@@ -106,6 +106,13 @@ class Leases:
         self._accounts[key] = self._by_lease[lease_id] = account
         return account
 
+    def renew(self, account: Account, rule: BudgetRule) -> None:
+        """Apply a rule that a reload has changed to the account of a running call, unless the rule
+        has other periods now.
+        """
+        if span_of(rule.period, account.span.start_s) == account.span:
+            account.rule = rule
+
     def may_spend(self, now_s: float) -> bool:
         """True if no other process can take this one for dead."""
         return 0 <= now_s - self._beaten_s < _SPEND_S
@@ -123,6 +130,8 @@ class Leases:
         if self._is_begun and not await self.store.beat(self._worker, now_s):
             log.warn("budgets.declared_dead", worker=self._worker)
             for account in list(self._accounts.values()):
+                # An administrator may have released what is free.
+                account.granted_nano -= max(0, account.free_nano)
                 self._retire(account)
             self._worker, self._is_begun = self._new_id(), False
         if not self._is_begun:

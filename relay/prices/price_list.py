@@ -109,11 +109,19 @@ def cost_nano_usd(
     provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
 ) -> int | None:
     """Return the cost by the first of `models` that has a price; None if none has."""
+    found = _rated(provider, models, usage, unix_s)
+    return found[0].cost_nano_usd(found[1]) if found is not None else None
+
+
+def _rated(
+    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
+) -> tuple[Tariff, Usage] | None:
+    """Return the tariff of the first of `models` that has one, and the usage that it bills."""
     for rule in provider.pricing:
         if rule.service_tier == usage.service_tier and any(
             rule.holds(model, unix_s) for model in models
         ):
-            return rule.tariff.cost_nano_usd(usage)
+            return rule.tariff, usage
     name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
     for model in models:
         if not model:
@@ -123,8 +131,26 @@ def cost_nano_usd(
             at = bisect_left(tiers.starts, usage.input_tokens) if tiers.starts else 0
             if tiers.min_audio_ms > usage.audio_ms > 0:
                 usage = msgspec.structs.replace(usage, audio_ms=tiers.min_audio_ms)
-            return tiers.tariffs[at].cost_nano_usd(usage)
+            return tiers.tariffs[at], usage
     return None
+
+
+def known_nano_usd(exchange: Exchange, unix_s: float) -> int:
+    """Return what a running call has cost so far, as far as its usage has a price."""
+    meter, route = exchange.usage.meter, exchange.routing.route
+    if meter is None or route is None:
+        return 0
+    requested = route.replaced_model or exchange.request.model
+    cost_nano = 0
+    for part in meter.parts:
+        usage = part.billed or part.usage
+        if part.usage.billed_nano_usd is not None:
+            cost_nano += max(0, part.usage.billed_nano_usd)
+        elif believable(usage) is not None:
+            models = [clean(name) if name else None for name in (part.model, requested)]
+            found = _rated(route.provider, models, usage, unix_s)
+            cost_nano += found[0].known_nano_usd(found[1]) if found is not None else 0
+    return min(cost_nano, _MAX_NANO_USD)
 
 
 def bound_nano_usd(

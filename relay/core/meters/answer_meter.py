@@ -173,6 +173,11 @@ class AnswerMeter:
         return isinstance(events, Events) and not events.began and is_empty(events.rest)
 
     @property
+    def is_readable(self) -> bool:
+        """True if the usage of a response can be read while it streams."""
+        return bool(self._kind) and not self._is_unread
+
+    @property
     def _is_unread(self) -> bool:
         """True if the response has an unknown coding, or was not read to the end."""
         packed = self._unpack is None and coding_of(self._header("Content-Encoding")) != ""
@@ -202,7 +207,8 @@ class AnswerMeter:
             return tuple(part._replace(object_id=named) for part in reported)
         named = self._reader.object_id if self._sent.makes_objects else ""
         if not reported:
-            made = self._texts.tokens if self._texts is not None else None
+            texts = self._texts if not self._is_unread else None
+            made = texts.tokens if texts is not None else None
             if not made and self.has_error:
                 return ()  # no output, and no report of the input
             reported = estimate_parts(self._format, self._sent, self.model, made)
