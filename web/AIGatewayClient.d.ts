@@ -69,6 +69,7 @@ export type ClientErrorCode =
   | "aborted"
   | "access_revoked"
   | "already_connected"
+  | "budget_exhausted"
   | "closed"
   | "connect_failed"
   | "connection_lost"

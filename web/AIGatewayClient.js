@@ -12,7 +12,7 @@ const CLOSES = {
   1006: ["connection_lost", true], 1007: ["not_utf8"], 1008: ["refused"],
   1009: ["message_too_large"], 1011: ["provider_lost", true], 1012: ["restarting", true],
   1013: ["try_later", true], 1014: ["upstream_failed", true], 4401: ["access_revoked"],
-  4408: ["idle_timeout"], 4409: ["session_too_long"],
+  4402: ["budget_exhausted"], 4408: ["idle_timeout"], 4409: ["session_too_long"],
 };
 
 /** Every failure of this module. */

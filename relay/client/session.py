@@ -26,6 +26,7 @@ CLOSES = {
     1013: "try_later",
     1014: "upstream_failed",
     4401: "access_revoked",
+    4402: "budget_exhausted",
     4408: "idle_timeout",
     4409: "session_too_long",
 }

@@ -166,7 +166,7 @@ describe("connections that break", () => {
     client.disconnect();
   });
 
-  test.each([[1008, "refused"], [1009, "message_too_large"], [4408, "idle_timeout"], [4123, "session_closed"]])(
+  test.each([[1008, "refused"], [1009, "message_too_large"], [4402, "budget_exhausted"], [4408, "idle_timeout"], [4123, "session_closed"]])(
     "%i is final: a typed error with its reason", async (code, name) => {
       const client = scripted();
       await client.connect();
