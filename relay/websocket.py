@@ -33,6 +33,7 @@ from relay.sessions.attempt import HandshakeAttempt, session_model
 from relay.sessions.observers import observe_session
 from relay.sessions.pump import broken, lost, pump
 from relay.sessions.session import NAMES, Ending, Leg, Session
+from relay.sessions.spending import follow_session, reserve_first_slice
 from relay.sessions.tickets import limit_messages, note_refusal, redeem_ticket, session_rules
 
 
@@ -56,6 +57,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         if access is not None:
             route = allowed_route(access, route, call.query, call.headers)
             exchange.routing.route = route
+        await reserve_first_slice(exchange, call.query, gateway)
         options = attempt_options(call, route, call.offer(route))
         attempt = HandshakeAttempt(call, exchange, gateway, options)
         exchange.routing.sent_s = gateway.clock()
@@ -116,6 +118,7 @@ def _start(pumps: list[asyncio.Task[None]], session: Session, query: str, gatewa
     route = session.exchange.routing.route
     assert route is not None
     sent, received = observe_session(session, route, query, gateway)
+    follow_session(session, gateway)
     for source, sink, observe in ((client, provider, sent), (provider, client, received)):
         task = asyncio.create_task(pump(source, sink, session, clock, observe))
         task.add_done_callback(partial(_end_after_pump, session))
@@ -141,6 +144,7 @@ async def _end(session: Session, pumps: list[asyncio.Task[None]], gateway: Gatew
     for error in await asyncio.gather(*pumps, return_exceptions=True):
         if isinstance(error, Exception) and error is not ending.error:
             log.bug("session.pump_failed", error, id=exchange.id)
+    session.downstream.pay = None  # which refers to the session: a cycle
     _record_result(exchange, session, ending)
     await session.close(ending, gateway.settings.websocket.close_timeout_s)
 

@@ -29,14 +29,14 @@ _BYTES_PER_TOKEN = 64
 
 def follow_stream(exchange: Exchange, upstream: ClientResponse, gateway: Gateway) -> None:
     """Follow what a response costs, if it is streamed and has reserved money."""
-    request, use = exchange.request, exchange.budget
+    facts, use = exchange.request, exchange.budget
     assert exchange.routing.route is not None
-    if use is None or not use.reserved_nano or request.kind not in ESTIMATED:
+    if use is None or not use.reserved_nano or facts.kind not in ESTIMATED:
         return
     if upstream.status >= 300:
         return
     by_path = streams_by_path(exchange.routing.route.endpoint)
-    if is_stream(upstream) or request.stream or by_path:
+    if is_stream(upstream) or facts.stream or by_path:
         gateway.spending.follow(_Stream(exchange, gateway, use.reserved_nano))
 
 

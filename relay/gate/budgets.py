@@ -119,9 +119,7 @@ class Budgets:
     ) -> int | None:
         """Return the highest cost of any of `bounds`; None if none has a price."""
         default, now_s = self._rules.default_output_tokens, self._leases.clock()
-        costs = [
-            price_list.bound_nano_usd(route, model, bound, default, now_s) for bound in bounds
-        ]
+        costs = [price_list.bound_nano_usd(route, model, bound, default, now_s) for bound in bounds]
         return max((cost for cost in costs if cost is not None), default=None)
 
     def extend_at_once(self, use: BudgetUse, more_nano: int) -> bool:

@@ -55,8 +55,9 @@ class _Followed:
     """A Spender, while it runs."""
 
     spender: Spender
-    asked_s: float = -_ASK_AGAIN_S
-    """When a budget last had too little money."""
+    refusal: RelayError | None = None
+    """Why the last attempt to reserve more failed; None after one that did not."""
+    refused_s: float = 0.0
     task: asyncio.Task[None] | None = None
     """Reserves more, if that needs the database."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -85,8 +86,6 @@ class Spending:
         """Check a call no longer: it has ended."""
         if self._of and (followed := self._of.pop(exchange, None)) is not None:
             self._queue.discard(followed)
-            if followed.task is not None:
-                followed.task.cancel()
 
     async def sweep(self, now_s: float) -> None:
         """Check the calls that are due."""
@@ -95,6 +94,12 @@ class Spending:
                 await asyncio.sleep(0)  # thousands may be due at once: do not block the loop
             if followed in self._queue:
                 self._queue.add(followed, now_s + self._check(followed, now_s))
+
+    def check(self, exchange: Exchange) -> None:
+        """Check a call now: it has spent something."""
+        if (followed := self._of.get(exchange)) is not None:
+            now_s = self._clock()
+            self._queue.add(followed, now_s + self._check(followed, now_s))
 
     def make_all_due(self) -> None:
         """Check all calls with the next sweep: a reload may have changed their budgets."""
@@ -105,17 +110,17 @@ class Spending:
         spender = followed.spender
         try:
             missing_nano, spent_nano = self._missing_nano(spender, 0)
-            if missing_nano <= 0:
-                return AT_EASE_S
-            if followed.task is not None and not followed.task.done():
-                return CHECK_S
             use, budgets = spender.exchange.budget, self._budgets()
-            if use is None or budgets is None:
+            if missing_nano <= 0 or use is None or budgets is None:
                 return AT_EASE_S
             if budgets.extend_at_once(use, max(missing_nano, spender.step_nano())):
                 return AT_EASE_S
             is_gone = spent_nano >= use.reserved_nano
-            if is_gone or now_s - followed.asked_s >= _ASK_AGAIN_S:
+            if is_gone and followed.refusal is not None:
+                spender.end(followed.refusal)
+            elif followed.task is not None and not followed.task.done():
+                return CHECK_S
+            elif is_gone or not self._was_refused(followed, now_s):
                 followed.task = task = asyncio.create_task(self._extend_or_end(followed))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -133,8 +138,9 @@ class Spending:
             await self._provide(followed, 0)
         except RelayError as error:
             use = spender.exchange.budget
-            spent_nano = spender.spent_nano()
-            if use is not None and spent_nano >= use.reserved_nano:
+            if use is None or spender.exchange not in self._of:
+                return  # it has ended in the meantime
+            if isinstance(error, PriceUnknown) or spender.spent_nano() >= use.reserved_nano:
                 spender.end(error)
         except Exception as error:
             # Any exception: it is logged, and the call goes on with what it has reserved.
@@ -155,7 +161,11 @@ class Spending:
     def was_refused(self, exchange: Exchange) -> bool:
         """True if a budget had too little money for a call a moment ago."""
         followed = self._of.get(exchange)
-        return followed is not None and self._clock() - followed.asked_s < _ASK_AGAIN_S
+        return followed is not None and self._was_refused(followed, self._clock())
+
+    @staticmethod
+    def _was_refused(followed: _Followed, now_s: float) -> bool:
+        return followed.refusal is not None and now_s - followed.refused_s < _ASK_AGAIN_S
 
     async def provide(self, exchange: Exchange, needed_nano: int) -> None:
         """Do the same as `provide_at_once`, and lease money for that. Raises PriceUnknown,
@@ -178,9 +188,10 @@ class Spending:
             rules = self._rules_of(spender.exchange, budgets)
             try:
                 await budgets.extend(use, rules, missing_nano, ahead_nano)
-            except RelayError:
-                followed.asked_s = self._clock()
+            except RelayError as error:
+                followed.refusal, followed.refused_s = error, self._clock()
                 raise
+            followed.refusal = None
 
     def _missing_nano(self, spender: Spender, needed_nano: int) -> tuple[int, int]:
         """Return how much more must be reserved, and what was spent."""

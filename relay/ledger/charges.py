@@ -33,7 +33,7 @@ def settle_budgets(exchange: Exchange) -> tuple[Charge, ...]:
     if use is None:
         return ()
     cost_nano = exchange.usage.cost_nano_usd
-    if cost_nano is None and is_unbilled(exchange):
+    if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
         cost_nano = 0
     return use.settle(cost_nano)
 
@@ -45,12 +45,21 @@ def is_unbilled(exchange: Exchange) -> bool:
     """
     if not exchange.routing.sent_s or exchange.response.status >= 400:
         return True
+    if exchange.request.transport == "websocket" and exchange.response.status != 101:
+        return True  # the handshake was refused, or its client has left
     error = exchange.outcome.error
     if isinstance(error, UpstreamErrorInAnswer):
         return exchange.usage.used is None
     if exchange.response.first_byte_s or exchange.waiting.first_byte_limit_s is not None:
         return False
     return isinstance(error, _WITHOUT_ANSWER)
+
+
+def _is_unused(exchange: Exchange) -> bool:
+    """True for a session in which nothing was used, or nothing that is not counted elsewhere."""
+    usage = exchange.usage
+    is_session = exchange.request.transport == "websocket"
+    return is_session and usage.meter is not None and not usage.parts
 
 
 class Charges:

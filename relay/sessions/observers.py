@@ -85,6 +85,8 @@ def _observer_of_received(
             if is_metered:
                 meter.received(data)
                 _name_model(session.exchange, meter)
+                if session.check_spending is not None:
+                    session.check_spending()
             if turns.received_filter is not None and turns.received_filter(data, 0, HEAD_BYTES):
                 turns.received(data)
         except Exception as error:  # any exception: the session goes on; counted

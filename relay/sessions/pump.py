@@ -20,6 +20,7 @@ from relay.sessions.session import (
     Clock,
     Ending,
     Leg,
+    Pay,
     Session,
     code_allowed,
 )
@@ -36,6 +37,8 @@ async def pump(
     the session too: see `broken`.
     """
     read = source.read if source.admit is None else _admitted(source, source.admit, clock)
+    if source.pay is not None:
+        read = _paid(read, source.pay)
     try:
         ending = await _copy(read, source, sink, clock, observe)
     except _NotAdmitted as refusal:
@@ -81,6 +84,20 @@ def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
             await source.socket.send_frame(refusal, _TEXT)
 
     return read
+
+
+def _paid(read: Read, pay: Pay) -> Read:
+    """Return a read that returns a message when the money that it may cost is reserved."""
+
+    async def read_paid() -> Any:
+        message = await read()
+        if message.type is _TEXT or message.type is _BINARY:
+            reserving = pay(message.data)
+            if reserving is not None and (ending := await reserving) is not None:
+                raise _NotAdmitted(ending)
+        return message
+
+    return read_paid
 
 
 async def _copy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +52,9 @@ class Ending:
     """The error event of the vendor, which the client gets before the close frame."""
 
 
+Pay = Callable[[bytes], "Awaitable[Ending | None] | None"]
+"""Called before a message is relayed that `admit` has accepted. Returns None if nothing has to be
+reserved for the message; else what reserves it, and returns the Ending if there is no money."""
 Admit = Callable[[bytes], bytes | Ending | None]
 """Judges a message before it is relayed. None: relay it. Bytes: drop it and send its sender this
 error event. An Ending: end the session."""
@@ -81,6 +84,8 @@ class Leg:
     """Judges each message of this side before it is relayed; None: all are relayed."""
     admit_binary: Admit | None = None
     """Judges the binary messages instead of `admit`, if there is one."""
+    pay: Pay | None = None
+    """Reserves money for the messages of this side; None: no budget applies."""
 
     async def close(self, ending: Ending, timeout_s: float) -> None:
         """Send a close frame, wait up to `timeout_s` for the peer's, and close the connection.
@@ -164,6 +169,8 @@ class Session:
     """Reports to the key pool that the provider refused the key, by the code of the refusal."""
     key_is_refused: bool = False
     turns: Turns | None = None
+    check_spending: Callable[[], None] | None = None
+    """Called when the provider has reported usage; None: no budget applies."""
     last_event: bytes = b""
     """The provider's last small message that no meter has read."""
     ended: asyncio.Future[Ending] = field(

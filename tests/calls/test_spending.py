@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartRelay
-from tests.gate.test_budgets import CALL, PRICED, TOKEN_NANO, accounts, budget_sums, budgeted, ledger_nano
+from tests.gate.test_budgets import (
+    CALL,
+    PRICED,
+    TOKEN_NANO,
+    accounts,
+    budget_sums,
+    budgeted,
+    ledger_nano,
+)
 from tests.relays import HANG_GUARD_S, Relay, provider
 from tests.upstream.raw import LAST_CHUNK, SILENCE, SSE_HEAD, RawUpstream, chunk, head
 

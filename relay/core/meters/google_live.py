@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import re
 
+from relay.core import media
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
     OpenedSession,
+    Order,
     Payload,
+    ResponseCounts,
     SocketMeter,
     compile_prefilter,
     of_base64,
 )
 from relay.core.meters.tolerant_json import text_of
-from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
+from relay.core.numbers import whole_number
+from relay.core.usage import BYTES_PER_TOKEN, CallBound, Part, Parts, Usage
 
 _reported = compile_prefilter('"(?:usageMetadata|webSearchQueries)"')
 _reported_or_answer = compile_prefilter('"(?:usageMetadata|webSearchQueries|modelTurn)"')
 _SEARCHED = b'"webSearchQueries"'
 """Searches are billed in addition to tokens."""
 _SAMPLED = 8
-_METADATA, _SETUP = Wanted("usageMetadata"), Wanted("setup.model")
+_METADATA = Wanted("usageMetadata")
+_OUTPUT_LIMITS = (
+    "setup.generationConfig.maxOutputTokens", "setup.generation_config.max_output_tokens",
+)  # fmt: skip
+_SETUP = Wanted("setup.model", *_OUTPUT_LIMITS)
+_MAX_TOKENS = 1 << 31
+_ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstruction)"|\\u00'
+"""Messages that are no audio: a text that is answered, or that belongs to the context."""
 _AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
 _TEXT = re.compile(rb'"text"\s*:\s*"((?:[^"\\]++|\\.)*+)"')
 _TOKENS_A_SECOND = 25
@@ -37,7 +48,10 @@ second."""
 class GoogleLive(SocketMeter):
     """The meter of a session with Gemini's Live API."""
 
-    __slots__ = ("_answer", "_context_tokens", "_heard_from", "_speaks", "_to_sample")
+    __slots__ = (
+        "_answer", "_context_tokens", "_heard_from", "_speaks", "_to_sample", "_turns",
+        "_written_tokens",
+    )  # fmt: skip
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
@@ -46,7 +60,8 @@ class GoogleLive(SocketMeter):
         self._answer = Payload(opened.provider)
         self._to_sample = _SAMPLED
         self._speaks = False
-        self._context_tokens = self._heard_from = 0
+        self._context_tokens = self._heard_from = self._written_tokens = self._turns = 0
+        self.order_filter = compile_prefilter(_ORDERS)
 
     def sent(self, data: bytes) -> None:
         """Read the model from the client's first message."""
@@ -57,6 +72,32 @@ class GoogleLive(SocketMeter):
             self.sent_filter = None
             self._context_tokens = len(data) // BYTES_PER_TOKEN
 
+    def order_of(self, data: bytes) -> Order | None:
+        self._written_tokens += media.input_tokens(data, "google")
+        setup = _SETUP.of(data)
+        if b"setup" in data and setup:
+            limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
+            if len(limits) == 1 and b"\\u00" not in data:
+                limit = limits[0].decode("ascii", "replace")
+                self.output_limit = whole_number(limit, 1, _MAX_TOKENS)
+            return None
+        return Order(self.next_response, is_response=True)
+
+    @property
+    def next_response(self) -> CallBound:
+        input_tokens = self._context_tokens + self._heard_tokens + self._written_tokens
+        return CallBound(input_tokens, self.output_limit, may_hold_audio=True, units=1)
+
+    @property
+    def responses(self) -> ResponseCounts:
+        return ResponseCounts(self._turns, 0)
+
+    @property
+    def _heard_tokens(self) -> int:
+        """The tokens of the audio that the client sent since the last turn ended."""
+        sent_bytes = of_base64(self.opened.client.bytes - self._heard_from)
+        return sent_bytes * _TOKENS_A_SECOND // _BYTES_A_SECOND_IN
+
     def received(self, data: bytes) -> None:
         if _SEARCHED in data:
             self.add(Part(None, Usage(incomplete=True)), "searches")
@@ -65,7 +106,8 @@ class GoogleLive(SocketMeter):
         if usage is not None:
             self.add(Part(None, usage))
             self._context_tokens = usage.tokens
-            self._heard_from = self.opened.client.bytes
+            self._heard_from, self._written_tokens = self.opened.client.bytes, 0
+            self._turns += 1
             self._answer.begin()
         elif self._to_sample:
             self._sample(data)
@@ -89,9 +131,7 @@ class GoogleLive(SocketMeter):
             made = made_bytes // BYTES_PER_TOKEN
         if not made:
             return super().parts
-        sent_bytes = of_base64(self.opened.client.bytes - self._heard_from)
-        heard = sent_bytes * _TOKENS_A_SECOND // _BYTES_A_SECOND_IN
-        spoken = made if self._speaks else 0
+        heard, spoken = self._heard_tokens, made if self._speaks else 0
         usage = Usage(
             self._context_tokens + heard, made, output_audio_tokens=spoken, estimated=True
         )

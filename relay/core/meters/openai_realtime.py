@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import msgspec
 
+from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
-from relay.core.meters.openai_responses_socket import Open, ResponseMeter
+from relay.core.meters.openai_responses_socket import (
+    ORDERS,
+    Open,
+    ResponseMeter,
+    max_tokens_of,
+    output_limit,
+)
 from relay.core.meters.socket_meter import (
     MAX_PARTS,
     OpenedSession,
+    Order,
     bytes_a_second,
     compile_prefilter,
     of_base64,
 )
 from relay.core.meters.tolerant_json import Reader, Seconds, text_of
-from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
+from relay.core.usage import BYTES_PER_TOKEN, CallBound, Part, Parts, Usage
 
 _SENT = Wanted(
     "type", "session.model", "session.audio.input.transcription.model",
@@ -27,6 +35,9 @@ _SENT = Wanted(
 )  # fmt: skip
 _TRANSCRIBERS = (
     "session.input_audio_transcription.model", "session.audio.input.transcription.model",
+)  # fmt: skip
+_ORDERED = Wanted(
+    "type", "response.max_output_tokens", "response.max_response_output_tokens"
 )  # fmt: skip
 _INPUT_AUDIO_TOKENS_A_SECOND = 10
 _OUTPUT_AUDIO_TOKENS_A_SECOND = 20
@@ -55,7 +66,7 @@ class Realtime(ResponseMeter):
     """More than one, because transcripts precede the audio."""
     __slots__ = (
         "_attached", "_context_tokens", "_heard_from", "_input_bytes_a_s", "_output_bytes_a_s",
-        "_transcriber", "_voice_s", "_wrote",
+        "_transcriber", "_voice_s", "_written_tokens", "_wrote",
     )  # fmt: skip
 
     def __init__(self, opened: OpenedSession) -> None:
@@ -68,6 +79,9 @@ class Realtime(ResponseMeter):
         self._input_bytes_a_s = self._output_bytes_a_s = 0
         self._voice_s: dict[str, float] = {}
         self._wrote = False
+        self._written_tokens = 0
+        """Of the texts and images that the client sent since the last response ended."""
+        self.order_filter = compile_prefilter(_ORDERS)
         if opened.model is None:
             self.sent_filter = compile_prefilter('"session"')
         self._watch_texts()
@@ -103,6 +117,8 @@ class Realtime(ResponseMeter):
         self.model = text_of(message.get("session.model")) or self.model
         self._transcriber = _transcriber(message) or self._transcriber
         self._context_tokens = self._context_tokens or session_bytes // BYTES_PER_TOKEN
+        limits = [message[place] for place in _OUTPUT_LIMITS if place in message]
+        self.output_limit = max_tokens_of(limits[0]) if limits else self.output_limit
         self._input_bytes_a_s = _audio(message, "input") or self._input_bytes_a_s
         self._output_bytes_a_s = _audio(message, "output") or self._output_bytes_a_s
         if self.model is not None and not self._wrote:
@@ -111,11 +127,28 @@ class Realtime(ResponseMeter):
 
     def _opening(self, model: str | None) -> Open:
         """Return a new response, whose input is the conversation so far, and the audio since."""
-        new_tokens = 0
-        if self._input_bytes_a_s:
-            audio_bytes = of_base64(self.opened.client.bytes - self._heard_from)
-            new_tokens = audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
-        return Open(model, self._context_tokens + new_tokens)
+        return Open(model, self._context_tokens + self._heard_tokens)
+
+    @property
+    def _heard_tokens(self) -> int:
+        """The tokens of the audio that the client sent since the last response ended."""
+        if not self._input_bytes_a_s:
+            return 0
+        audio_bytes = of_base64(self.opened.client.bytes - self._heard_from)
+        return audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
+
+    def order_of(self, data: bytes) -> Order | None:
+        self._written_tokens += media.input_tokens(data, "openai")
+        message = _ORDERED.of(data)
+        if text_of(message.get("type")) not in (None, "response.create"):
+            return None
+        limit = output_limit(message, data, self.output_limit)
+        return Order(self.next_response._replace(output_tokens=limit), is_response=True)
+
+    @property
+    def next_response(self) -> CallBound:
+        input_tokens = self._context_tokens + self._heard_tokens + self._written_tokens
+        return CallBound(input_tokens, self.output_limit, may_hold_audio=True, units=1)
 
     def _ended(self, message: Document) -> None:
         if (usage := message.get("usage")) is not None:  # xAI's is outside the response
@@ -128,7 +161,7 @@ class Realtime(ResponseMeter):
 
     def _add(self, part: Part) -> None:
         self._context_tokens = part.usage.tokens or self._context_tokens
-        self._heard_from = self.opened.client.bytes
+        self._heard_from, self._written_tokens = self.opened.client.bytes, 0
         self.add(self._bookable(part), part.object_id)
 
     def _bookable(self, part: Part) -> Part:
@@ -160,6 +193,8 @@ def _transcriber(message: Document) -> str | None:
     return next((model for place in _TRANSCRIBERS if (model := text_of(message.get(place)))), None)
 
 
+_ORDERS = rf'conversation\.item\.create"|session\.update"|{ORDERS}'
+_OUTPUT_LIMITS = ("session.max_output_tokens", "session.max_response_output_tokens")
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _TRANSCRIBER = "input-transcription"
 """Replaces the name of an unknown transcription model. It has no price."""

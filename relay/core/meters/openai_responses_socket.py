@@ -13,9 +13,17 @@ from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.sent_call import SentCall
-from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, compile_prefilter
+from relay.core.meters.socket_meter import (
+    OpenedSession,
+    Order,
+    Payload,
+    ResponseCounts,
+    SocketMeter,
+    compile_prefilter,
+)
 from relay.core.meters.tolerant_json import IgnoredFields, text_of
-from relay.core.usage import BYTES_PER_TOKEN, Booking, Part, Parts, Usage
+from relay.core.numbers import whole_number
+from relay.core.usage import BYTES_PER_TOKEN, Booking, CallBound, Part, Parts, Usage
 
 _PIECES = tuple(
     f'{{"type":{space}"response.{name}.delta"'.encode()
@@ -46,11 +54,15 @@ _MESSAGE = Wanted(
     "session.input_audio_transcription.model", "session.audio.input.format.type",
     "session.audio.input.format.rate", "session.input_audio_format",
     "session.audio.output.format.type", "session.audio.output.format.rate",
-    "session.output_audio_format",
+    "session.output_audio_format", "session.max_output_tokens",
+    "session.max_response_output_tokens",
     "response.id", "response.model", "response.status", "response.service_tier", "response.usage",
     "response.tool_usage",
 )  # fmt: skip
-_CREATE = Wanted("type", "model", "previous_response_id", "response.model")
+_CREATE = Wanted(
+    "type", "model", "previous_response_id", "response.model", "max_output_tokens",
+    "response.max_output_tokens", "response.max_response_output_tokens",
+)  # fmt: skip
 ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _SENT = SentCall("responses", endpoint="responses")
@@ -74,7 +86,7 @@ class ResponseMeter(SocketMeter):
 
     booking: Booking = "once"
     sampled_deltas = 1
-    __slots__ = ("_deltas", "_open", "_speaks", "_to_sample")
+    __slots__ = ("_begun", "_deltas", "_open", "_speaks", "_to_sample")
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
@@ -84,6 +96,11 @@ class ResponseMeter(SocketMeter):
         self._deltas = Payload(opened.provider)
         self._to_sample = 0
         self._speaks = False
+        self._begun = 0
+
+    @property
+    def responses(self) -> ResponseCounts:
+        return ResponseCounts(self._begun, len(self._open))
 
     def received(self, data: bytes) -> None:
         message = _MESSAGE.of(data)
@@ -112,6 +129,7 @@ class ResponseMeter(SocketMeter):
 
     def _began(self, message: Document) -> None:
         self._share()
+        self._begun += 1
         named = text_of(message.get("response.id")) or ""
         if len(self._open) < _MAX_OPEN:
             self._open[named] = self._opening(text_of(message.get("response.model")))
@@ -125,6 +143,7 @@ class ResponseMeter(SocketMeter):
         self._share()
         named = text_of(message.get("response.id")) or ""
         left = self._open.pop(named, None)
+        self._begun += left is None
         parts = parts_of(message, self.ignored_fields)
         if (
             not parts
@@ -167,17 +186,49 @@ def parts_of(message: Document, ignored_fields: IgnoredFields) -> Parts:
     return tuple(part._replace(object_id=named) for part in reader.parts())
 
 
+def model_of(message: Document) -> str | None:
+    """Return the model that a `response.create` names."""
+    return text_of(message.get("model")) or text_of(message.get("response.model"))
+
+
+def output_limit(message: Document, data: bytes, otherwise: int | None) -> int | None:
+    """Return the limit of the output that a message sets: `otherwise` if it sets none, None if it
+    sets no limit, or one that the provider might read in another way.
+    """
+    if _OUTPUT_LIMIT not in data and _ESCAPE not in data:
+        return otherwise
+    limits = [message[place] for place in _OUTPUT_LIMITS if place in message]
+    is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and _ESCAPE not in data
+    return max_tokens_of(limits[0]) if is_plain else None
+
+
+def max_tokens_of(raw: bytes) -> int | None:
+    """Return a limit of tokens; None for `inf` and anything else that is no number."""
+    return whole_number(raw.decode("ascii", "replace"), 1, _MAX_TOKENS)
+
+
+ORDERS = r'response\.create"|\\u00'
+"""A `response.create`, or a message with escapes, which may be one."""
+_OUTPUT_LIMIT, _ESCAPE = b"_output_tokens", b"\\u00"
+_MAX_TOKENS = 1 << 31
+_OUTPUT_LIMITS = (
+    "max_output_tokens", "response.max_output_tokens", "response.max_response_output_tokens",
+)  # fmt: skip
+
+
 class Responses(ResponseMeter):
     """The meter of a Responses socket: many responses, of several models, some concurrent, which
     can be read again by their ids.
     """
 
     booking = "made"
-    __slots__ = ("_requested", "_totals")
+    __slots__ = ("_last_tokens", "_requested", "_totals")
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self.sent_filter = compile_prefilter(r'"response\.create"')
+        self.order_filter = compile_prefilter(ORDERS)
+        self._last_tokens = 0
         self._requested: deque[Open] = deque(maxlen=_MAX_OPEN)
         self._totals: dict[str, int] = {}
         """Tokens of the last responses, which are input of a response that continues them."""
@@ -186,11 +237,30 @@ class Responses(ResponseMeter):
         message = _CREATE.of(data)
         if text_of(message.get("type")) != "response.create":
             return
-        model = text_of(message.get("model")) or text_of(message.get("response.model"))
+        model = model_of(message)
         self.named(model)
+        self._requested.append(Open(model, self._input_tokens(message, data, 0)))
+
+    def _input_tokens(self, message: Document, data: bytes, unknown: int) -> int:
+        """Return the input of a requested response. `unknown` is that of an earlier response which
+        this session has not made.
+        """
         before = text_of(message.get("previous_response_id"))
-        context = self._totals.get(before, 0) if before is not None else 0
-        self._requested.append(Open(model, context + media.input_tokens(data, "openai")))
+        context = self._totals.get(before, unknown) if before is not None else 0
+        return context + media.input_tokens(data, "openai")
+
+    def order_of(self, data: bytes) -> Order | None:
+        message = _CREATE.of(data)
+        if text_of(message.get("type")) not in (None, "response.create"):
+            return None
+        input_tokens = self._input_tokens(message, data, self._last_tokens)
+        limit = output_limit(message, data, None)
+        bound = CallBound(input_tokens, limit, may_hold_audio=True, units=1)
+        return Order(bound, model_of(message), is_response=True)
+
+    @property
+    def next_response(self) -> CallBound:
+        return CallBound(self._last_tokens, self.output_limit, may_hold_audio=True, units=1)
 
     def _opening(self, model: str | None) -> Open:
         opened = self._requested.popleft() if self._requested else Open(None, 0)
@@ -200,6 +270,7 @@ class Responses(ResponseMeter):
     def _add(self, part: Part) -> None:
         super()._add(part)
         self.model = part.model or self.model
+        self._last_tokens = part.usage.tokens
         if part.object_id:
             if len(self._totals) >= _MAX_OPEN:
                 self._totals.pop(next(iter(self._totals)))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from relay.core import paths
 from relay.core.meters.tolerant_json import IgnoredFields
-from relay.core.usage import Part, Parts, Usage
+from relay.core.usage import CallBound, Part, Parts, Usage
 
 MAX_PARTS = 1000
 """Maximum number of objects of a session that are counted separately; further ones are summed."""
@@ -56,9 +56,32 @@ class OpenedSession:
         return paths.query_value(self.query, name)
 
 
+class ResponseCounts(NamedTuple):
+    """How many responses a session has begun, and how many of them run."""
+
+    begun: int
+    running: int
+
+
+NO_RESPONSES = ResponseCounts(0, 0)
+
+
+class Order(NamedTuple):
+    """A message of the client that makes the provider work at once, and what that may use."""
+
+    bound: CallBound
+    model: str | None = None
+    """The model that the message names."""
+    is_response: bool = False
+    """True if a response follows, whose usage is known at its end."""
+
+
 class SocketMeter:
     """Reads the messages that match its prefilters: `sent` those of the client, `received` those of
     the provider. sessions/observers.py calls both.
+
+    For budgets, a meter also bounds what a session may use next: `order_of` before a message of the
+    client is relayed, if `order_filter` matches it, and `next_response` at any time.
     """
 
     has_error = False
@@ -71,6 +94,8 @@ class SocketMeter:
         "ignored_fields",
         "model",
         "opened",
+        "order_filter",
+        "output_limit",
         "pieces",
         "received_filter",
         "requested_model",
@@ -81,6 +106,9 @@ class SocketMeter:
         self.opened = opened
         self.sent_filter: Prefilter | None = None
         self.received_filter: Prefilter | None = None
+        self.order_filter: Prefilter | None = None
+        self.output_limit: int | None = None
+        """The most output tokens of a response, as the session says; None: unknown."""
         self.pieces: tuple[bytes, ...] = ()
         """Beginnings of messages that are only deltas of a response."""
         self.requested_model: str | None = None
@@ -96,6 +124,20 @@ class SocketMeter:
 
     def received(self, data: bytes) -> None:
         """Read a message of the provider."""
+
+    def order_of(self, data: bytes) -> Order | None:
+        """Return what a message of the client orders; None if it orders nothing."""
+        return None
+
+    @property
+    def next_response(self) -> CallBound | None:
+        """What the next response may use at most; None for a session without responses."""
+        return None
+
+    @property
+    def responses(self) -> ResponseCounts:
+        """The responses that have begun so far, and those that have not ended."""
+        return NO_RESPONSES
 
     @property
     def ignored(self) -> int:

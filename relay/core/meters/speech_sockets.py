@@ -9,9 +9,15 @@ import msgspec
 
 from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
-from relay.core.meters.socket_meter import MAX_PARTS, OpenedSession, SocketMeter, compile_prefilter
+from relay.core.meters.socket_meter import (
+    MAX_PARTS,
+    OpenedSession,
+    Order,
+    SocketMeter,
+    compile_prefilter,
+)
 from relay.core.meters.tolerant_json import count_of, text_of
-from relay.core.usage import Part, Parts, Usage
+from relay.core.usage import CallBound, Part, Parts, Usage
 
 
 class Characters(SocketMeter):
@@ -22,7 +28,8 @@ class Characters(SocketMeter):
     def __init__(self, opened: OpenedSession, field_: str, type_: str = "") -> None:
         super().__init__(opened)
         self._field, self._type = field_, type_
-        self.sent_filter = compile_prefilter(f'"{field_}"')
+        # The name of the field may be written with escapes.
+        self.sent_filter = self.order_filter = compile_prefilter(rf'"{field_}"|\\u00')
 
     def sent(self, data: bytes) -> None:
         message = _TEXT.of(data)
@@ -35,6 +42,14 @@ class Characters(SocketMeter):
             self.add(Part(model, Usage(incomplete=True)))
         elif characters:
             self.add(Part(model, Usage(characters=characters)))
+
+    def order_of(self, data: bytes) -> Order | None:
+        # No text has more characters than bytes.
+        characters = self._characters(data) if len(data) <= MAX_TEXT_BYTES else None
+        if characters is None or b"\\u00" in data:
+            characters = len(data)
+        named = text_of(_TEXT.of(data).get("model_id"))
+        return Order(CallBound(characters=characters, units=1), named) if characters else None
 
     def _characters(self, data: bytes) -> int | None:
         """Return the number of characters for speech; None if the text is too long to count."""

@@ -13,6 +13,7 @@ from relay.core.fields import UNREADABLE, field
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.socket_meter import (
     OpenedSession,
+    Order,
     Payload,
     TimedSession,
     bytes_a_second,
@@ -20,7 +21,7 @@ from relay.core.meters.socket_meter import (
     of_base64,
 )
 from relay.core.meters.tolerant_json import milliseconds, text_of
-from relay.core.usage import Part, Parts, Usage
+from relay.core.usage import CallBound, Part, Parts, Usage
 
 
 class HeardAudio(TimedSession):
@@ -44,6 +45,11 @@ class HeardAudio(TimedSession):
         if audio:
             self._payload = Payload(opened.client)
             self.sent_filter = compile_prefilter(f'"{audio}"')
+
+    def order_of(self, data: bytes) -> Order | None:
+        """Bound the audio of a message; the seconds of a format without a rate are not known."""
+        audio_ms = len(data) * 1000 // self._bytes_a_s if self._bytes_a_s else 0
+        return Order(CallBound(audio_ms=audio_ms, units=1)) if audio_ms else None
 
     def sent(self, data: bytes) -> None:
         """Sample the size of the audio in one message, as all have the same form."""

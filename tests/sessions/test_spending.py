@@ -1,0 +1,548 @@
+"""Sessions under budgets: slices, the end without money, and what is charged whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import sqlalchemy as sa
+from aiohttp import WSMsgType, web
+
+from relay.storage.tables import budgets
+from relay.websocket import draining
+from tests.conftest import StartRelay
+from tests.gate.test_budgets import TOKEN_NANO, accounts, budget_sums, budgeted, ledger_nano
+from tests.relays import HANG_GUARD_S, Relay, packaged_provider
+from tests.upstream.vendors import vendor
+from tests.whole_run import canary
+
+TOKENS = [{"input_per_mtok": 0, "output_per_mtok": 1000, "max_output_tokens": 100}]
+"""Output costs 0.001 US dollars a token: 30 s of audio 0.75, a response at most 0.1."""
+SECONDS = [{"audio_per_hour": 3600}]
+CHARACTERS = [{"characters_per_million": 1000}]
+USD = 1_000_000_000
+PAGE = "https://page.example"
+AUDIO_SLICE_NANO = 750 * TOKEN_NANO
+Reply = Callable[[web.WebSocketResponse, Any], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gate.spending.CHECK_S", "gate.spending.AT_EASE_S", "gate.spending._ASK_AGAIN_S", "periodic.MAX_TICK_S"):
+        monkeypatch.setattr(f"relay.{name}", 0.01)
+
+
+@dataclass
+class Upstream:
+    """A stand-in provider that answers each message of a socket with `reply`."""
+
+    url: str = ""
+    reply: Reply | None = None
+    refusal: int | None = None
+    opened: int = 0
+    received: list[Any] = field(default_factory=list)
+    close_codes: list[int | None] = field(default_factory=list)
+
+    async def socket(self, request: web.Request) -> web.StreamResponse:
+        self.opened += 1
+        if self.refusal is not None:
+            return web.Response(status=self.refusal)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            self.received.append(message.data)
+            if self.reply is not None:
+                await self.reply(socket, message.data)
+        self.close_codes.append(socket.close_code)
+        return socket
+
+
+@pytest.fixture
+async def upstream(aiohttp_server: Any) -> Upstream:
+    made = Upstream()
+    made.url = str((await aiohttp_server(vendor(("*", "/{path:.*}", made.socket)))).make_url("")).rstrip("/")
+    return made
+
+
+def response(name: str, tokens: int | None, kind: str = "response.done") -> dict[str, Any]:
+    usage = None if tokens is None else {"input_tokens": 0, "output_tokens": tokens, "total_tokens": tokens}
+    return {"type": kind, "response": {"id": name, "model": "m", "status": "completed", "usage": usage}}
+
+
+def realtime(tokens: int, done: str = "response.done") -> Reply:
+    """Answer each `response.create` with so many tokens."""
+    names = itertools.count()
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        if "response.create" in data:
+            name = f"r{next(names)}"
+            await socket.send_json(response(name, None, "response.created"))
+            await socket.send_json(response(name, tokens, done))
+
+    return reply
+
+
+def gemini(tokens: int) -> Reply:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        if b"clientContent" in data or b"realtimeInput" in data:
+            await socket.send_bytes(json.dumps({"usageMetadata": {"promptTokenCount": 0, "responseTokenCount": tokens, "totalTokenCount": tokens}}).encode())
+        else:
+            await socket.send_bytes(b'{"setupComplete": {}}')
+
+    return reply
+
+
+def live(seconds: Iterator[int]) -> Reply:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        if "session.start" in data:
+            await socket.send_json({"type": "session.started", "session": {"id": "live_1", "model": "gpt-live-1"}})
+        else:
+            await socket.send_json({"type": "session.usage.updated", "usage": {"seconds": next(seconds)}})
+
+    return reply
+
+
+async def echo(socket: web.WebSocketResponse, data: Any) -> None:
+    await socket.send_json({"type": "ok"})
+
+
+async def start_relay(start: StartRelay, upstream: Upstream, name: str, database: str, *rules: dict[str, Any], pricing: Any = TOKENS, **more: Any) -> Relay:
+    entry = packaged_provider(name, upstream.url) | {"pricing": pricing}
+    if name == "assemblyai":
+        entry |= {"auth": {"header": "Authorization", "value": "${OPENAI_API_KEY}"}, "websocket": {"default_path": "v3/ws", "paths": ["v3/ws"]}}
+    return await start(budgeted(database, *rules, **more), **{name: entry})
+
+
+@asynccontextmanager
+async def connected(relay: Relay, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async with asyncio.timeout(HANG_GUARD_S), relay.client.ws_connect(relay.ws(*path.split("/", 1)), max_msg_size=0, **options) as socket:
+        yield socket
+
+
+async def send(socket: aiohttp.ClientWebSocketResponse, message: Any) -> None:
+    await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_json(message))
+
+
+async def checked(relay: Relay) -> None:
+    """Wait until no session waits for the database: no provider spends a slice within that time."""
+    async with asyncio.timeout(HANG_GUARD_S):
+        while relay.gateway.spending._tasks:
+            await asyncio.sleep(0)
+
+
+async def talk(relay: Relay, socket: aiohttp.ClientWebSocketResponse, message: Any, answers: int = 1) -> list[Any]:
+    """Send a message again and again, each after the answers to the one before, until the session
+    ends. Returns the last text or binary message, and the code and reason of the close frame.
+    """
+    last: list[Any] = []
+    while True:
+        await checked(relay)
+        with suppress(ConnectionError):  # the relay has closed the session, which is read below
+            await send(socket, message)
+        for _ in range(answers):
+            received = await socket.receive()
+            if received.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                assert received.type is WSMsgType.CLOSE, received
+                last.append((received.data, received.extra))
+                return last
+            last = [received.data]
+
+
+async def assert_charged(relay: Relay) -> int:
+    """The sum of the ledger is that of the budget, to the nano-dollar, and nothing is reserved."""
+    spent = await ledger_nano(relay)
+    sums = await budget_sums(relay)
+    assert (sums["spent_nano"], sums["unpriced_nano"]) == (spent, 0)
+    assert {(account.reserved_nano, account.running_nano) for account in accounts(relay).values()} == {(0, 0)}
+    return spent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A session of a vendor that spends `round_nano` with each message, and a budget for it."""
+
+    path: str
+    message: Any
+    reply: Callable[[], Reply]
+    round_nano: int
+    usd: float
+    pricing: Any = field(default_factory=lambda: TOKENS)
+    first: Any = None
+    answers: int = 1
+    event: tuple[str, ...] = ()
+    """Where the vendor's error event has the code of the error, or its text."""
+    slice_nano: int = AUDIO_SLICE_NANO
+    refuses_before: bool = True
+    """True if the message that would pass the budget does not reach the provider."""
+
+
+CREATE = {"type": "response.create", "model": "m"}
+CASES = {
+    "openai realtime": Case("openai/realtime?model=m", CREATE, lambda: realtime(90), 90 * TOKEN_NANO, 2, answers=2, event=("error", "code")),
+    "openai responses": Case("openai/responses", CREATE, lambda: realtime(90, "response.completed"), 90 * TOKEN_NANO, 2, answers=2, event=("error", "code")),
+    "openai live": Case("openai/live/sessions", {"type": "session.update"}, lambda: live(iter(range(10, 1000, 10))), 10 * USD, 65, SECONDS, {"type": "session.start", "session": {"model": "gpt-live-1"}}, event=("error", "code"), slice_nano=30 * USD, refuses_before=False),
+    "gemini live": Case("google-ai-studio/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent", b'{"clientContent": {"turns": [], "turnComplete": true}}', lambda: gemini(90), 90 * TOKEN_NANO, 2, first=b'{"setup": {"model": "models/m"}}'),
+    "elevenlabs speech": Case("elevenlabs/v1/text-to-speech/v/stream-input?model_id=m", {"text": "a" * 90}, lambda: echo, 90 * TOKEN_NANO, 2, CHARACTERS, event=("error",), slice_nano=600 * TOKEN_NANO),
+    "cartesia speech": Case("cartesia/tts/websocket", {"model_id": "m", "transcript": "a" * 90}, lambda: echo, 90 * TOKEN_NANO, 2, CHARACTERS, event=("error_code",), slice_nano=600 * TOKEN_NANO),
+    "deepgram speech": Case("deepgram/v1/speak?model=m", {"type": "Speak", "text": "a" * 90}, lambda: echo, 90 * TOKEN_NANO, 2, CHARACTERS, event=("code",), slice_nano=600 * TOKEN_NANO),
+    "deepgram transcription": Case("deepgram/v1/listen?model=m&encoding=linear16&sample_rate=16000", b"\0" * 32000, lambda: echo, USD, 65, SECONDS, event=("code",), slice_nano=30 * USD),
+    "elevenlabs transcription": Case("elevenlabs/v1/speech-to-text/realtime?model_id=m&audio_format=pcm_16000", {"audio_base_64": "A" * 32000}, lambda: echo, USD * 3 // 4, 65, SECONDS, event=("error",), slice_nano=30 * USD),
+    "cartesia transcription": Case("cartesia/stt/turns/websocket?model=m&encoding=pcm_s16le&sample_rate=16000", b"\0" * 32000, lambda: echo, USD, 65, SECONDS, event=("error_code",), slice_nano=30 * USD),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_session_ends_when_the_money_is_gone(name: str, start: StartRelay, upstream: Upstream, tmp_path: Path, sqlite_setting: str) -> None:
+    case = CASES[name]
+    upstream.reply = case.reply()
+    relay = await start_relay(start, upstream, case.path.split("/")[0], sqlite_setting, {"usd": case.usd, "period": "day", "name": "mine"}, pricing=case.pricing)
+    async with connected(relay, case.path) as socket:
+        if case.first is not None:
+            await send(socket, case.first)
+            await socket.receive()
+        last, (code, reason) = await talk(relay, socket, case.message, case.answers)
+    limit_nano = int(case.usd * USD)
+    assert code == 4402 and "budget_exhausted" in reason and "before 2" in reason
+    if case.event:
+        found = json.loads(last)
+        for place in case.event:
+            found = found[place]
+        assert "budget_exhausted" in found or "'mine'" in found
+    spent = await assert_charged(relay)
+    assert limit_nano - case.slice_nano <= spent <= limit_nano + case.slice_nano
+    if case.refuses_before:
+        assert limit_nano - 2 * case.round_nano <= spent <= limit_nano
+    (line,) = await relay.events()
+    assert (line["error"], line["close_code"], line["closed_by"]) == ("budget_exhausted", 4402, "relay")
+    assert upstream.close_codes == [4402]
+
+
+async def test_a_session_that_the_provider_drives_passes_its_budget_by_at_most_one_slice(start: StartRelay, upstream: Upstream, database_setting: str) -> None:
+    """Speech, which the provider answers by itself, without a `response.create`."""
+
+    names = itertools.count()
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_json(response(f"r{next(names)}", 100))
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", database_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        _, (code, _) = await talk(relay, socket, {"type": "input_audio_buffer.append", "audio": "AAAA"})
+        assert code == 4402
+    assert 2 * USD - AUDIO_SLICE_NANO <= await assert_charged(relay) <= 2 * USD + AUDIO_SLICE_NANO
+    # What was not reserved is listed, though the budget may have had a part of it.
+    assert max(0, await ledger_nano(relay) - 2 * USD) <= (await budget_sums(relay))["over_nano"] <= AUDIO_SLICE_NANO
+
+
+async def test_a_session_of_which_only_the_time_is_known_ends_too(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = echo
+    relay = await start_relay(start, upstream, "assemblyai", sqlite_setting, {"usd": 65, "period": "day"}, pricing=SECONDS)
+    async with connected(relay, "assemblyai/v3/ws?sample_rate=16000") as socket:
+        await send(socket, b"\0" * 320)
+        await socket.receive()
+        (session,) = relay.gateway.sessions
+        meter: Any = session.exchange.usage.meter
+        meter._began_s -= 20
+        async with asyncio.timeout(HANG_GUARD_S):
+            while session.exchange.budget is None or session.exchange.budget.reserved_nano < 50 * USD:
+                await asyncio.sleep(0.005)
+        meter._began_s -= 50
+        async for message in socket:
+            assert "budget" in json.loads(message.data)["error"]
+        assert socket.close_code == 4402
+    assert 70 * USD <= await assert_charged(relay) <= 75 * USD
+
+
+async def test_a_slice_is_reserved_before_the_provider_is_connected(start: StartRelay, upstream: Upstream, database_setting: str) -> None:
+    relay = await start_relay(start, upstream, "openai", database_setting, {"usd": 0.74, "period": "day", "name": "small"})
+    for _ in range(2):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connected(relay, "openai/realtime?model=m"):
+                pass
+        headers = refused.value.headers
+        assert headers is not None and (refused.value.status, headers["x-relay-error"], headers["x-should-retry"]) == (429, "budget_exhausted", "false")
+    assert not upstream.opened
+    assert await assert_charged(relay) == 0
+
+
+async def test_a_response_with_a_larger_bound_makes_a_larger_slice(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    """The context of a conversation is input of each response."""
+    price = [{"input_per_mtok": 1000, "output_per_mtok": 0, "max_output_tokens": 100}]
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        usage = {"input_tokens": 2000, "output_tokens": 0, "total_tokens": 2000}
+        await socket.send_json({"type": "response.done", "response": {"id": "r", "status": "completed", "usage": usage}})
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 100, "period": "day"}, pricing=price)
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        (session,) = relay.gateway.sessions
+        assert session.exchange.budget is not None and session.exchange.budget.reserved_nano == AUDIO_SLICE_NANO
+        await send(socket, {"type": "input_audio_buffer.commit"})
+        await socket.receive()
+        async with asyncio.timeout(HANG_GUARD_S):
+            # 2000 tokens are spent, and the next response has them as input again.
+            while session.exchange.budget.reserved_nano < 4000 * TOKEN_NANO:
+                await asyncio.sleep(0.005)
+    assert await assert_charged(relay) == 2000 * TOKEN_NANO
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_output_tokens": 10}])
+async def test_requests_that_are_sent_at_once_are_relayed_as_far_as_there_is_money(limit: dict[str, int], start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    """The provider has not answered any of them: only their bounds are known."""
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 1.05, "period": "day"})
+    async with connected(relay, "openai/responses") as socket:
+        for _ in range(200):
+            await send(socket, CREATE | limit)
+        async for _ in socket:
+            pass
+        assert socket.close_code == 4402
+    await relay.idle()
+    assert len(upstream.received) == (105 if limit else 10)
+
+
+@pytest.mark.parametrize("text", ["a" * 3000, "\\u0061" * 600 + "a" * 2000])
+async def test_a_text_that_costs_more_than_is_left_is_not_relayed(text: str, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    relay = await start_relay(start, upstream, "elevenlabs", sqlite_setting, {"usd": 2, "period": "day"}, pricing=CHARACTERS)
+    async with connected(relay, "elevenlabs/v1/text-to-speech/v/stream-input?model_id=m") as socket:
+        await socket.send_str(r'{"te\u0078t": "' + text + '"}')
+        async for _ in socket:
+            pass
+        assert socket.close_code == 4402
+    assert await assert_charged(relay) == 0 and not upstream.received
+
+
+async def test_a_text_under_a_name_with_escapes_is_charged(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = echo
+    relay = await start_relay(start, upstream, "elevenlabs", sqlite_setting, {"usd": 2, "period": "day"}, pricing=CHARACTERS)
+    async with connected(relay, "elevenlabs/v1/text-to-speech/v/stream-input?model_id=m") as socket:
+        await socket.send_str('{"te\\u0078t": "hello"}')
+        await socket.receive()
+    assert await assert_charged(relay) == 5 * TOKEN_NANO
+
+
+async def test_audio_that_is_sent_faster_than_it_lasts_passes_the_budget_by_nothing(start: StartRelay, upstream: Upstream, sqlite_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five minutes of it between two checks."""
+    monkeypatch.setattr("relay.gate.spending.CHECK_S", 3600)
+    monkeypatch.setattr("relay.gate.spending.AT_EASE_S", 3600)
+    entry = packaged_provider("deepgram", upstream.url) | {"pricing": SECONDS}
+    relay = await start(budgeted(sqlite_setting, {"usd": 65, "period": "day"}) | {"websocket": {"close_timeout_s": 0.05}}, deepgram=entry)
+    async with connected(relay, "deepgram/v1/listen?model=m&encoding=linear16&sample_rate=16000") as socket:
+        with suppress(ConnectionError):
+            for _ in range(300):
+                await socket.send_bytes(b"\0" * 32000)
+    (line,) = await relay.events()
+    assert line["close_code"] == 4402
+    assert 60 * USD <= await assert_charged(relay) <= 65 * USD
+
+
+@pytest.mark.parametrize("unpriced", ["refuse", "allow", {"usd": 0.5}])
+async def test_a_session_whose_first_message_names_a_model_without_a_price(unpriced: Any, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    case = CASES["gemini live"]
+    upstream.reply = gemini(90)
+    relay = await start_relay(start, upstream, "google-ai-studio", sqlite_setting, {"usd": 2, "period": "day"}, pricing=[], unpriced=unpriced)
+    code = None
+    async with connected(relay, case.path) as socket:
+        await send(socket, b'{"setup": {"model": "models/unheard-of"}}')
+        await socket.receive()
+        for _ in range(20):
+            try:
+                await send(socket, case.message)
+            except ConnectionError:
+                break
+            if (received := await socket.receive()).type is WSMsgType.CLOSE:
+                code = received.data
+                break
+    await relay.idle()
+    sums = await budget_sums(relay)
+    assert sums["spent_nano"] == 0 and (code is not None) == (unpriced == "refuse")
+    # At least a nano-dollar was reserved, and is charged for a session of which no cost is known.
+    assert sums["unpriced_nano"] == (USD // 2 if isinstance(unpriced, dict) else sums["unpriced_nano"]) and sums["unpriced_nano"] <= USD
+
+
+async def test_a_model_without_a_price_in_the_url_refuses_the_handshake(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"}, pricing=[], unpriced="refuse")
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        async with connected(relay, "openai/realtime?model=unheard-of"):
+            pass
+    assert refused.value.status == 403 and not upstream.opened
+
+
+async def test_a_session_of_unknown_cost_is_charged_what_it_has_reserved_once(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = echo
+    relay = await start_relay(start, upstream, "fal", sqlite_setting, {"usd": 2, "period": "day"}, pricing=[{"per_unit": 0.5}])
+    async with connected(relay, "fal/fal-ai/x/realtime") as socket:
+        await send(socket, b"\x81\xa6prompt\xa1a")
+        await socket.receive()
+    await relay.idle()
+    sums = await budget_sums(relay)
+    assert (sums["unpriced_nano"], sums["spent_nano"]) == (USD // 2, 0)
+
+
+@pytest.mark.parametrize("refusal", [None, 403])
+async def test_a_refused_handshake_and_an_unused_session_cost_nothing(refusal: int | None, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.refusal = refusal
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    with suppress(aiohttp.WSServerHandshakeError):
+        async with connected(relay, "openai/realtime?model=m"):
+            assert refusal is None
+    assert await assert_charged(relay) == 0 and upstream.opened
+
+
+@pytest.mark.parametrize("how", ["client", "client lost", "provider", "provider lost", "drain"])
+async def test_a_session_is_charged_once_however_it_ends(how: str, start: StartRelay, upstream: Upstream, database_setting: str) -> None:
+    answer = realtime(90)
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await answer(socket, data)
+        if "end" in data and how == "provider":
+            await socket.close(code=1000)
+        elif "end" in data:
+            assert socket._req is not None and socket._req.transport is not None
+            socket._req.transport.abort()  # type: ignore[attr-defined]
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", database_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        for _ in range(3):
+            await send(socket, CREATE)
+            await socket.receive()
+            await socket.receive()
+        if how.startswith("provider"):
+            await send(socket, {"type": "end"})
+            await socket.receive()
+        elif how == "client lost":
+            assert socket._response.connection is not None
+            socket._response.connection.transport.abort()  # type: ignore[union-attr]
+        elif how == "drain":
+            relay.gateway.draining = True
+            for session in list(relay.gateway.sessions):
+                session.end(draining())
+            await socket.receive()
+    assert await assert_charged(relay) == 3 * 90 * TOKEN_NANO
+    (account,) = accounts(relay).values()
+    assert account.charged.spent_nano == account.written.spent_nano == 270 * TOKEN_NANO
+    assert not relay.gateway.spending._of and not len(relay.gateway.spending._queue)
+
+
+@pytest.mark.parametrize(("change", "ends"), [("usd: 0.2\n", True), ("usd: 100\n", False), ("usd: 2\n    clients: [other]\n", False)])
+async def test_a_reload_that_changes_a_budget_holds_for_running_sessions(change: str, ends: bool, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = realtime(90)
+    rule = {"usd": 2, "period": "day", "name": "mine"}
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, rule)
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        config = (relay.folder / "gateway.yaml").read_text()
+        assert "usd: 2\n" in config
+        (relay.folder / "gateway.yaml").write_text(config.replace("usd: 2\n", change))
+        assert relay.gateway.reload is not None
+        await relay.gateway.reload()
+        for number in range(1000):
+            with suppress(ConnectionError):
+                await send(socket, CREATE)
+            received = await socket.receive()
+            if received.type is WSMsgType.CLOSE or number > 50:
+                break
+            await socket.receive()
+        assert (socket.close_code == 4402) == ends
+    spent = await assert_charged(relay)
+    # What was leased before the reload may still be spent: two slices.
+    assert spent <= 2 * AUDIO_SLICE_NANO if ends else spent > 2 * USD
+
+
+async def test_a_session_goes_on_while_its_lease_is_recalled(start: StartRelay, upstream: Upstream, database_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes what the session has not reserved."""
+    monkeypatch.setattr("relay.gate.leases._POLL_S", 0.01)
+    monkeypatch.setattr("relay.core.budgets._LEASED_SHARE", 1)  # the first process leases everything
+    upstream.reply = realtime(90)
+    relays = [await start_relay(start, upstream, "openai", database_setting, {"usd": 2, "period": "day"}) for _ in range(2)]
+    async with connected(relays[0], "openai/realtime?model=m") as first:
+        (account,) = accounts(relays[0]).values()
+        assert account.free_nano >= 2 * USD - 2 * AUDIO_SLICE_NANO > 0
+        async with connected(relays[1], "openai/realtime?model=m") as second:
+            for socket in (first, second):
+                await send(socket, CREATE)
+                await socket.receive()
+                await socket.receive()
+    await asyncio.gather(*(relay.idle() for relay in relays))
+    assert await ledger_nano(relays[0]) == 180 * TOKEN_NANO == (await budget_sums(relays[1]))["spent_nano"]
+
+
+async def test_a_session_over_a_ticket_spends_the_budget_of_its_client(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = realtime(90)
+    keys = {name: "rk_" + canary(name) for name in ("web", "app")}
+    clients = {name: {"key": key, "origins": PAGE, "budgets": [{"usd": 2, "period": "day"}]} for name, key in keys.items()}
+    entry = packaged_provider("openai", upstream.url) | {"pricing": TOKENS}
+    relay = await start({"database": sqlite_setting, "clients": clients, "access": {"mode": "required"}}, openai=entry)
+    status, _, body = await relay.call("POST", f"{relay.url}/api/v1/ai-gateway/tickets", json={"provider": "openai"}, headers={"Authorization": f"Bearer {keys['web']}"})
+    assert status in (200, 201), body
+    ticket = json.loads(body)["ticket"]
+    protocols = ["realtime", f"openai-insecure-api-key.{ticket}"]
+    async with connected(relay, "openai/realtime?model=m", protocols=protocols, headers={"Origin": PAGE}) as socket:
+        _, (code, _) = await talk(relay, socket, CREATE, 2)
+        assert code == 4402
+    assert {account.subject for account in accounts(relay).values()} == {"client=web"}
+    assert 1.8 * USD <= await assert_charged(relay) <= 2 * USD
+    # The other client has its own money.
+    async with connected(relay, "openai/realtime?model=m", headers={"Authorization": f"Bearer {keys['app']}"}) as socket:
+        await send(socket, CREATE)
+        await socket.receive()
+        await socket.receive()
+    assert await assert_charged(relay) > 1.8 * USD
+
+
+async def test_the_money_of_a_killed_process_with_open_sessions_is_neither_free_nor_blocked(start: StartRelay, upstream: Upstream, tmp_path: Path, sqlite_setting: str) -> None:
+    """What its session had reserved counts as spent, until an administrator releases it."""
+    upstream.reply = realtime(90)
+    rule = {"usd": 2, "period": "total"}
+    killed = await start_relay(start, upstream, "openai", sqlite_setting, rule)
+    async with connected(killed, "openai/realtime?model=m") as socket:
+        await send(socket, CREATE)
+        for _ in range(2):
+            await socket.receive()
+        await checked(killed)
+        # What the process has written at this moment is all that is left when it is killed.
+        with closing(sqlite3.connect(sqlite_setting)) as there, closing(sqlite3.connect(tmp_path / "left.db")) as here:
+            there.backup(here)
+    relay = await start_relay(start, upstream, "openai", str(tmp_path / "left.db"), rule)
+    assert relay.gateway.leases is not None
+    later = time.time() + 61
+    relay.gateway.leases.clock = lambda: later
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        _, (code, _) = await talk(relay, socket, CREATE, 2)
+        assert code == 4402
+    spent, (budget,) = await assert_charged(relay), await relay.gateway.database.rows(sa.select(budgets))  # type: ignore[union-attr]
+    await relay.gateway.leases.tidy()
+    released = await relay.gateway.leases.store.release(budget.key, 0)
+    assert released >= AUDIO_SLICE_NANO and 2 * USD - released - 2 * 90 * TOKEN_NANO <= spent <= 2 * USD - released
+    async with connected(relay, "openai/realtime?model=m"):
+        pass
+
+
+async def test_what_a_running_session_has_spent_makes_the_refusal_of_another_call_final(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = realtime(90)
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    body = {"model": "m", "messages": [], "max_tokens": 1300}
+
+    async def refusal() -> tuple[int, str]:
+        status, headers, _ = await relay.call("POST", relay.path("openai", "chat/completions"), json=body)
+        return status, headers["x-relay-error"]
+
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        assert await refusal() == (503, "budget_busy"), "the session may give back what it has reserved"
+        for _ in range(8):
+            await checked(relay)
+            await send(socket, CREATE)
+            await socket.receive()
+            await socket.receive()
+        assert await refusal() == (429, "budget_exhausted"), "0.72 of 2 dollars are spent"
