@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable
 from functools import partial
 
+from relay.core.budgets import utc_text
 from relay.core.error_bodies import socket_event
 from relay.core.errors import BudgetExhausted, PriceUnknown, RelayError
 from relay.core.exchange import Exchange
@@ -235,7 +236,7 @@ class _SessionSpender:
         exchange, route = self.exchange, self.exchange.routing.route
         assert route is not None
         reason = f"{error.code}: no money is left for this session"
-        if isinstance(error, BudgetExhausted) and error.resets:
-            reason += f" before {error.resets}"
+        if isinstance(error, BudgetExhausted) and error.resets_s is not None:
+            reason += f" before {utc_text(error.resets_s)}"
         event = socket_event(error, route.format, route.endpoint, exchange.id)
         return Ending(error.close_code, reason, "relay", error, event=event)
