@@ -60,6 +60,12 @@ _BOUNDS: dict[str, tuple[str, ...]] = {
 }
 _OTHER_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS = ("n", "best_of", "num_generations")
+_MARKS = (
+    b"max_", b"maxOut", b'"n"', b"best_of", b"num_gen", b"andidate", b"service_tier", b"speed",
+    b"\\u",
+)  # fmt: skip
+"""A body without any of these has none of the fields of _Limits, and needs no parser: only `\\u`
+writes a letter of a name in another way."""
 _REPEATED = (b"max_", b"maxOutputTokens", b'"n"', b"candidate")
 
 
@@ -89,6 +95,16 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
 
 
 def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
+    may_hold_audio = b"audio" in body or b"AUDIO" in body
+    may_write_cache = b"cache" in body
+    if not any(mark in body for mark in _MARKS):
+        return CallBound(
+            sent.input_tokens,
+            None,
+            units=1,
+            may_hold_audio=may_hold_audio,
+            may_write_cache=may_write_cache,
+        )
     fields = _limits.read(body) or _NONE
     names = _BOUNDS.get(sent.kind, _OTHER_BOUNDS)
     found, answers = _values(fields, names), _values(fields, _ANSWERS)
@@ -106,8 +122,8 @@ def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
         max(_counts(found), default=None),
         max(_counts(answers), default=1),
         units=1,
-        may_hold_audio=b"audio" in body or b"AUDIO" in body,
-        may_write_cache=b"cache" in body,
+        may_hold_audio=may_hold_audio,
+        may_write_cache=may_write_cache,
         service_tier=_tier(fields),
     )
 

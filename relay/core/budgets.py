@@ -137,7 +137,8 @@ class Charged(NamedTuple):
 
     def plus(self, other: Charged) -> Charged:
         """Return the sum of two charges."""
-        return Charged(*map(sum, zip(self, other, strict=True)))
+        spent_nano, unpriced_nano, over_nano = other
+        return Charged(self[0] + spent_nano, self[1] + unpriced_nano, self[2] + over_nano)
 
 
 NOTHING = Charged()

@@ -20,8 +20,9 @@ from relay.core.errors import (
 from relay.core.exchange import Caller, Exchange
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
+from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import Metadata, as_text, metadata_of, user_of
+from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain
 from relay.core.pricing import usd_text
@@ -31,6 +32,10 @@ from relay.core.usage import BYTES_PER_TOKEN, CallBound
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.prices import price_list
 from relay.storage.budgets import BudgetState
+
+_MAX_KEYS = 4096
+Whose = tuple[str, str, str]
+"""Client, team and user of a call."""
 
 
 class Budgets:
@@ -42,6 +47,7 @@ class Budgets:
         self, rules: BudgetRules, leases: Leases, recorded: Callable[[], Awaitable[None]]
     ) -> None:
         self._rules, self._leases, self._recorded = rules, leases, recorded
+        self._keys = BoundedMemo(_key, _MAX_KEYS)
 
     def rules_of(self, caller: Caller) -> Sequence[BudgetRule]:
         """Return the rules that apply to the calls of `caller`."""
@@ -70,14 +76,22 @@ class Budgets:
         """Reserve an amount under all `rules`, or nothing if one refuses. Raises BudgetExhausted,
         BudgetBusy, StoreUnavailable.
         """
-        now_s = self._leases.clock()
+        leases, request = self._leases, exchange.request
+        now_s = leases.clock()
         exchange.budget = use = BudgetUse()
-        metadata = metadata_of(
-            exchange.request.headers.get(METADATA), exchange.request.caller.metadata
+        metadata = metadata_of(request.headers.get(METADATA), request.caller.metadata)
+        whose = (
+            request.caller.client,
+            as_text(metadata.get("team", "")),
+            user_of(metadata, request.user),
         )
+        may_spend = not needed_nano or leases.may_spend(now_s)
         try:
             for rule in rules:
-                account = await self._account(rule, exchange, metadata, needed_nano)
+                key, subject = self._keys[rule, whose]
+                account = leases.account(rule, key, subject, now_s)
+                if not may_spend or account.free_nano < needed_nano:
+                    account = await self._account(rule, key, subject, needed_nano)
                 account.reserve(needed_nano, now_s)
                 use.reservations.append(Reservation(account, needed_nano))
         except BaseException as error:
@@ -163,12 +177,8 @@ class Budgets:
             for account in taken:
                 account.release(more_nano)
 
-    async def _account(
-        self, rule: BudgetRule, exchange: Exchange, metadata: Metadata,
-        needed_nano: int,
-    ) -> Account:  # fmt: skip
+    async def _account(self, rule: BudgetRule, key: str, subject: str, needed_nano: int) -> Account:
         """Return the account of a rule, with enough money for the call."""
-        key, subject = _key(rule, exchange, metadata)
         leases = self._leases
         try:
             if needed_nano and not leases.may_spend(leases.clock()):
@@ -245,21 +255,13 @@ def _check_model(exchange: Exchange, text: bytes | None) -> None:
         raise ModelUnknown
 
 
-def _key(rule: BudgetRule, exchange: Exchange, metadata: Metadata) -> tuple[str, str]:
+def _key(of: tuple[BudgetRule, Whose]) -> tuple[str, str]:
     """Return the key of the budget of a call, and whose it is."""
-    client = exchange.request.caller.client
+    rule, (client, team, user) = of
+    values = {"client": client, "team": team, "user": user}
     key, names = rule.name, []
     for name in rule.per:
-        value = clean(_value(name, exchange, metadata))
+        value = clean(values[name])
         key += f"|{key_part(value, client)}"
         names.append(f"{name}={value}" if value else f"no {name}, client={clean(client)}")
     return key, ", ".join(names) or "all"
-
-
-def _value(name: str, exchange: Exchange, metadata: Metadata) -> str:
-    """Return the value of a call for one name of `per`; empty if it has none."""
-    if name == "client":
-        return exchange.request.caller.client
-    if name == "user":
-        return user_of(metadata, exchange.request.user)
-    return as_text(metadata.get("team", ""))

@@ -171,8 +171,9 @@ def _bound_at(
     model = clean(model) if model else None
     costs = []
     # A call that asks for a dearer tier may get the standard one, and the other way round.
-    for tier in dict.fromkeys((bound.service_tier, "")):
-        found = _tariff(provider, model, bound._replace(service_tier=tier), unix_s)
+    asked = bound.service_tier
+    for each in (bound, bound._replace(service_tier="")) if asked else (bound,):
+        found = _tariff(provider, model, each, unix_s)
         if found is not None:
             tariff_, output_tokens = found
             costs.append(tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens))

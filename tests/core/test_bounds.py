@@ -37,6 +37,10 @@ def bound(kind: str, body: Any, format_: str = "openai", length: int | None = No
         ("chat", {"messages": "{'max_tokens': 7}"}, (None, 1)),
         ("chat", b"[]", (None, 1)),
         ("other", {"max_tokens": 7}, (7, 1)),
+        ("other", {"num_generations": 3}, (None, 3)),
+        ("generate", {"generationConfig": {"candidateCount": 2}}, (None, 2)),
+        ("chat", b'{"\\u006dax_tokens": 7}', (7, 1)),
+        ("chat", b'{"\\u006e": 3}', (None, 3)),
         ("embeddings", {"max_tokens": 7}, (0, 1)),
     ],
 )
