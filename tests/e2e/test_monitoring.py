@@ -73,7 +73,8 @@ async def exposition(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> Exp
     raw.plays(whole)
     entry = provider(raw.url, retries={"max_attempts": 2, "delay_s": 0.001}, fallback=[{"provider": "groq"}], cache={"ttl_s": 60})
     limits = [{"name": "few", "requests": 2}]
-    relay = await start({"limits": limits, "database": f"{tmp_path}/relay.db"}, openai=entry, groq=provider(raw.url, "GROQ_API_KEY"))
+    budgets = {"rules": [{"usd": 1000, "per": "all", "period": "day", "name": "daily"}]}
+    relay = await start({"limits": limits, "budgets": budgets, "database": f"{tmp_path}/relay.db"}, openai=entry, groq=provider(raw.url, "GROQ_API_KEY"))
     assert [(await post(relay))[0] for _ in range(3)] == [200, 200, 429]
     await relay.idle()
     metrics = relay.gateway.metrics
