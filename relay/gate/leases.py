@@ -12,6 +12,7 @@ result is unknown is safe, for the next one returns the true amount.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Leases:
         self._requests: dict[Account, list[_Request]] = {}
         self._recalls: dict[Account, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._is_available = True
         self.counts = BudgetCounts()
         self.watch: Callable[[], Awaitable[None]] = _nothing
@@ -256,7 +258,12 @@ class Leases:
         """Give everything back, within five seconds: no call runs any more, and the ledger has
         written what they cost.
         """
-        tasks = [*self._recalls.values(), *([self._task] if self._task is not None else [])]
+        self._stopping.set()
+        tasks = [*self._recalls.values()]
+        if self._task is not None:
+            # Not cancelled within its work: a warning that is stored must be logged too.
+            await asyncio.wait({self._task}, timeout=_STOP_S)
+            tasks.append(self._task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -274,8 +281,10 @@ class Leases:
             log.warn("budgets.leases_left", leases=len(self._retired))
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_POLL_S)
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _POLL_S)
+                return
             if self._is_begun:
                 await self._logged(self._work())
 
