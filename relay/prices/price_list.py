@@ -19,12 +19,14 @@ from relay.core.exchange import Exchange
 from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
 from relay.core.provider import Provider, Route
 from relay.core.text import clean
-from relay.core.usage import CallBound, Parts, Usage, believable, total
+from relay.core.usage import CallBound, Part, Parts, Usage, believable, total
 
 _PERIOD_S = 900
 """How long a price of the list is cached; some prices depend on the time of day."""
 _MAX_NANO_USD = 10**13
 """10,000 US dollars: a higher cost of a single call is an error, and becomes unknown."""
+_MAX_COSTS = 2000
+"""The costs of how many parts of a session are kept."""
 _LISTED_AS: Mapping[str, str] = {
     "google-ai-studio": "google",
     "grok": "x-ai",
@@ -135,22 +137,34 @@ def _rated(
     return None
 
 
-def known_nano_usd(exchange: Exchange, unix_s: float) -> int:
-    """Return what a running call has cost so far, as far as its usage has a price."""
+def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) -> int:
+    """Return what a running call has cost so far, as far as its usage has a price. `costs` keeps
+    the costs of the parts, of which a long session has a thousand, for the next call.
+    """
     meter, route = exchange.usage.meter, exchange.routing.route
     if meter is None or route is None:
         return 0
     requested = route.replaced_model or exchange.request.model
-    cost_nano = 0
+    whole_nano = 0
     for part in meter.parts:
-        usage = part.billed or part.usage
-        if part.usage.billed_nano_usd is not None:
-            cost_nano += max(0, part.usage.billed_nano_usd)
-        elif believable(usage) is not None:
-            models = [clean(name) if name else None for name in (part.model, requested)]
-            found = _rated(route.provider, models, usage, unix_s)
-            cost_nano += found[0].known_nano_usd(found[1]) if found is not None else 0
-    return min(cost_nano, _MAX_NANO_USD)
+        cost_nano = costs.get(part)
+        if cost_nano is None:
+            cost_nano = _known_nano_usd(part, requested, route.provider, unix_s)
+            if not part.usage.estimated and len(costs) < _MAX_COSTS:
+                costs[part] = cost_nano
+        whole_nano += cost_nano
+    return min(whole_nano, _MAX_NANO_USD)
+
+
+def _known_nano_usd(part: Part, requested: str | None, provider: Provider, unix_s: float) -> int:
+    usage = part.billed or part.usage
+    if part.usage.billed_nano_usd is not None:
+        return max(0, part.usage.billed_nano_usd)
+    if believable(usage) is None:
+        return 0
+    models = [clean(name) if name else None for name in (part.model, requested)]
+    found = _rated(provider, models, usage, unix_s)
+    return found[0].known_nano_usd(found[1]) if found is not None else 0
 
 
 def bound_nano_usd(

@@ -18,9 +18,9 @@ from relay.core.budgets import utc_text
 from relay.core.error_bodies import socket_event
 from relay.core.errors import BudgetExhausted, PriceUnknown, RelayError
 from relay.core.exchange import Exchange
-from relay.core.meters.socket_meter import Order, SocketMeter
+from relay.core.meters.socket_meter import ESCAPE, Order, SocketMeter
 from relay.core.named_models import places_of_session, socket_rule
-from relay.core.usage import CallBound
+from relay.core.usage import CallBound, Part
 from relay.gateway import Gateway
 from relay.prices import price_list
 from relay.sessions.session import Ending, Session
@@ -98,6 +98,7 @@ class _SessionSpender:
         self._slice_nano = session.exchange.budget.reserved_nano if session.exchange.budget else 0
         self._is_priced = self._slice_nano > _MIN_NANO
         self._begun = 0
+        self._costs: dict[Part, int] = {}
         self._ordered: deque[tuple[float, int]] = deque()
         """When responses were ordered that have not begun, and what each may cost."""
 
@@ -115,7 +116,7 @@ class _SessionSpender:
     def spent_nano(self) -> int:
         """See Spender. A session without a meter is taken to spend a slice every 30 seconds."""
         if self._meter is not None:
-            return price_list.known_nano_usd(self.exchange, time.time())
+            return price_list.known_nano_usd(self.exchange, time.time(), self._costs)
         lasted_s = self._gateway.clock() - self._began_s
         return int(self._slice_nano * lasted_s / SLICE_S)
 
@@ -169,7 +170,9 @@ class _SessionSpender:
         """See Leg.pay."""
         meter, order = self._meter, None
         if meter is not None and meter.order_filter is not None:
-            if len(data) > meter.searched_bytes or meter.order_filter(data):
+            # A search for one text after another is ten times as fast as one for either.
+            is_long = len(data) > meter.searched_bytes
+            if is_long or meter.order_filter(data) or ESCAPE in data:
                 order = self._order_of(meter, data)
         sent_bytes = self._session.downstream.bytes + len(data)
         if order is None and self._is_priced:

@@ -12,6 +12,7 @@ from relay.core import media
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
+    ESCAPE,
     OpenedSession,
     Order,
     Payload,
@@ -35,7 +36,7 @@ _OUTPUT_LIMITS = (
 )  # fmt: skip
 _SETUP = Wanted("setup.model", *_OUTPUT_LIMITS)
 _MAX_TOKENS = 1 << 31
-_ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstruction)"|\\u00'
+_ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstruction)"'
 """Messages that are no audio: a text that is answered, or that belongs to the context."""
 _AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
 _TEXT = re.compile(rb'"text"\s*:\s*"((?:[^"\\]++|\\.)*+)"')
@@ -77,7 +78,7 @@ class GoogleLive(SocketMeter):
         setup = _SETUP.of(data)
         if b"setup" in data and setup:
             limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
-            if len(limits) == 1 and b"\\u00" not in data:
+            if len(limits) == 1 and ESCAPE not in data:
                 limit = limits[0].decode("ascii", "replace")
                 self.output_limit = whole_number(limit, 1, _MAX_TOKENS)
             return None

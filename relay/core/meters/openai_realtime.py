@@ -12,7 +12,6 @@ from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.openai_responses_socket import (
-    ORDERS,
     Open,
     ResponseMeter,
     max_tokens_of,
@@ -193,7 +192,7 @@ def _transcriber(message: Document) -> str | None:
     return next((model for place in _TRANSCRIBERS if (model := text_of(message.get(place)))), None)
 
 
-_ORDERS = rf'conversation\.item\.create"|session\.update"|{ORDERS}'
+_ORDERS = r'"(?:conversation\.item\.create|session\.update|response\.create)"'
 _OUTPUT_LIMITS = ("session.max_output_tokens", "session.max_response_output_tokens")
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _TRANSCRIBER = "input-transcription"

@@ -14,6 +14,7 @@ from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.socket_meter import (
+    ESCAPE,
     OpenedSession,
     Order,
     Payload,
@@ -195,10 +196,10 @@ def output_limit(message: Document, data: bytes, otherwise: int | None) -> int |
     """Return the limit of the output that a message sets: `otherwise` if it sets none, None if it
     sets no limit, or one that the provider might read in another way.
     """
-    if _OUTPUT_LIMIT not in data and _ESCAPE not in data:
+    if _OUTPUT_LIMIT not in data and ESCAPE not in data:
         return otherwise
     limits = [message[place] for place in _OUTPUT_LIMITS if place in message]
-    is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and _ESCAPE not in data
+    is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and ESCAPE not in data
     return max_tokens_of(limits[0]) if is_plain else None
 
 
@@ -207,9 +208,7 @@ def max_tokens_of(raw: bytes) -> int | None:
     return whole_number(raw.decode("ascii", "replace"), 1, _MAX_TOKENS)
 
 
-ORDERS = r'response\.create"|\\u00'
-"""A `response.create`, or a message with escapes, which may be one."""
-_OUTPUT_LIMIT, _ESCAPE = b"_output_tokens", b"\\u00"
+_OUTPUT_LIMIT = b"_output_tokens"
 _MAX_TOKENS = 1 << 31
 _OUTPUT_LIMITS = (
     "max_output_tokens", "response.max_output_tokens", "response.max_response_output_tokens",
@@ -226,8 +225,7 @@ class Responses(ResponseMeter):
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
-        self.sent_filter = compile_prefilter(r'"response\.create"')
-        self.order_filter = compile_prefilter(ORDERS)
+        self.sent_filter = self.order_filter = compile_prefilter(r'"response\.create"')
         self._last_tokens = 0
         self._requested: deque[Open] = deque(maxlen=_MAX_OPEN)
         self._totals: dict[str, int] = {}

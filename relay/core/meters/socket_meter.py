@@ -56,6 +56,10 @@ class OpenedSession:
         return paths.query_value(self.query, name)
 
 
+ESCAPE = b"\\u00"
+"""A message with this may write the names that a prefilter searches in another way."""
+
+
 class ResponseCounts(NamedTuple):
     """How many responses a session has begun, and how many of them run."""
 
@@ -81,7 +85,8 @@ class SocketMeter:
     the provider. sessions/observers.py calls both.
 
     For budgets, a meter also bounds what a session may use next: `order_of` before a message of the
-    client is relayed, if `order_filter` matches it, and `next_response` at any time.
+    client is relayed, if `order_filter` matches it or it has an ESCAPE, and `next_response` at any
+    time.
     """
 
     has_error = False

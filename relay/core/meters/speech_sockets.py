@@ -10,6 +10,7 @@ import msgspec
 from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
+    ESCAPE,
     MAX_PARTS,
     OpenedSession,
     Order,
@@ -46,7 +47,7 @@ class Characters(SocketMeter):
     def order_of(self, data: bytes) -> Order | None:
         # No text has more characters than bytes.
         characters = self._characters(data) if len(data) <= MAX_TEXT_BYTES else None
-        if characters is None or b"\\u00" in data:
+        if characters is None or ESCAPE in data:
             characters = len(data)
         named = text_of(_TEXT.of(data).get("model_id"))
         return Order(CallBound(characters=characters, units=1), named) if characters else None
