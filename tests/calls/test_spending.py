@@ -60,6 +60,13 @@ async def until_reserved(relay: Relay, nano: int) -> None:
             await asyncio.sleep(0.005)
 
 
+async def until_ended(relay: Relay) -> None:
+    """Wait until the relay ends a call, which sends on to the end of its event."""
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not any(exchange.waiting.expired for exchange in relay.gateway.calls):
+            await asyncio.sleep(0)
+
+
 async def assert_ledger_equals_budget(relay: Relay) -> int:
     spent = await ledger_nano(relay)
     assert spent == (await budget_sums(relay))["spent_nano"]
@@ -113,11 +120,7 @@ async def test_a_stream_ends_between_two_events_with_the_error_event_of_its_form
     relay = await start(budgeted(str(tmp_path / "relay.db"), {"usd": 0.01, "period": "day"}), p=provider(raw.url, format=wire, pricing=price))
     body = {"max_output_tokens": 10, "generationConfig": {"maxOutputTokens": 10}} | STREAM
     answer = asyncio.create_task(post(relay, endpoint, body))
-    async with asyncio.timeout(HANG_GUARD_S):
-        while not any(exchange.waiting.expired for exchange in relay.gateway.calls):
-            if answer.done():
-                raise AssertionError(answer.result())
-            await asyncio.sleep(0)
+    await until_ended(relay)
     rest.set()
     _, received = await answer
     whole = start_of_stream + b"data: {}\n\n"
@@ -143,8 +146,8 @@ async def test_a_response_that_is_not_streamed_may_pass_its_bound(start: StartRe
 
 
 async def test_a_stream_that_several_clients_share_ends_for_all_and_is_charged_once(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
-    goes_on = asyncio.Event()
-    raw.plays(SSE_HEAD, chunk(text(5)), goes_on, chunk(text(6) + b"data: {"), chunk(b"}\n\n"), SILENCE)
+    goes_on, rest = asyncio.Event(), asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(text(5)), goes_on, chunk(text(6) + b"data: {"), rest, chunk(b"}\n\ndata: {"), SILENCE)
     cached = provider(raw.url, cache={"ttl_s": 60, "coalesce": True}, **PRICED)
     relay = await start(budgeted(str(tmp_path / "relay.db"), {"usd": 0.01, "period": "day"}), p=cached)
     answers = [asyncio.create_task(post(relay)) for _ in range(2)]
@@ -152,8 +155,10 @@ async def test_a_stream_that_several_clients_share_ends_for_all_and_is_charged_o
         while len(relay.gateway.calls) < 3:  # two clients and the call that they share
             await asyncio.sleep(0.005)
     goes_on.set()
+    await until_ended(relay)
+    rest.set()
     for _, body in await asyncio.gather(*answers):
-        assert body.startswith(text(5) + text(6)) and body.count(b"\"code\":\"insufficient_quota\"") == 1
+        assert body.startswith(text(5) + text(6) + b'data: {}\n\ndata: {"error"') and body.count(b'"code":"insufficient_quota"') == 1
     assert len(raw.arrived) == 1
     assert await assert_ledger_equals_budget(relay) == 11 * TOKEN_NANO
 

@@ -369,6 +369,41 @@ async def test_a_call_that_ends_after_its_lease_was_released_is_charged_all_the_
     await other.begin_call(929)
 
 
+async def test_a_running_call_of_a_worker_that_was_taken_for_dead_takes_more_only_from_the_database(database: Database) -> None:
+    """What its worker had leased and not reserved may have been released, and spent by another."""
+    now = [float(NOON)]
+    slow, other = await both(database, lambda: now[0])
+    use = await slow.begin_call(10)
+    await other.begin_call(1)
+    assert slow.account().free_nano == 10
+    now[0] += DEAD_S + 1
+    await other.leases.keep_alive()
+    await other.leases.tidy()
+    assert await other.leases.store.release("mine", 0) == 20
+    await slow.budgets.extend(use, [slow.rule], 10, 10)
+    assert use.reserved_nano == 20
+    with pytest.raises(BudgetExhausted):
+        await other.begin_call(LIMIT - 1 - 19)
+    slow.settle(0, 20)
+    await slow.write(database)
+    await other.leases.store.release("mine", 0)
+    await other.begin_call(LIMIT - 1 - 20)
+
+
+async def test_a_call_takes_more_under_all_of_its_budgets_or_under_none(database: Database) -> None:
+    one, _ = await both(database, lambda: float(NOON))
+    use = await one.begin_call(10)
+    small = worker(database, lambda: float(NOON), "small", name="small", limit_nano=15)
+    small.leases = one.leases
+    await small.begin_call(10)
+    use.reservations.extend(small.calls[0].reservations)
+    with pytest.raises(BudgetExhausted):
+        await one.budgets.extend(use, [one.rule, small.rule], 10, 20)
+    assert [(account.reserved_nano, nano) for account, nano in use.reservations] == [(10, 10), (10, 10)]
+    await one.budgets.extend(use, [one.rule, small.rule], 5, 15)
+    assert [(account.reserved_nano, nano) for account, nano in use.reservations] == [(15, 15), (15, 15)]
+
+
 async def test_a_worker_without_a_heartbeat_for_50_s_spends_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [float(NOON)]
     one, _ = await both(database, lambda: now[0])

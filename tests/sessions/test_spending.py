@@ -245,6 +245,32 @@ async def test_a_session_that_the_provider_drives_passes_its_budget_by_at_most_o
     assert max(0, await ledger_nano(relay) - 2 * USD) <= (await budget_sums(relay))["over_nano"] <= AUDIO_SLICE_NANO
 
 
+async def test_a_session_that_was_refused_more_ends_without_asking_again(start: StartRelay, upstream: Upstream, sqlite_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider goes on while the database answers, so there is nothing to wait for."""
+    monkeypatch.setattr("relay.gate.spending._ASK_AGAIN_S", 3600)
+    names = itertools.count()
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_json(response(f"r{next(names)}", 100))
+
+    async def fail(*_arguments: Any) -> Any:
+        raise AssertionError("a statement")
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        (followed,) = relay.gateway.spending._of.values()
+        while followed.refusal is None:
+            await send(socket, {"type": "input_audio_buffer.append", "audio": "AAAA"})
+            await socket.receive()
+            await checked(relay)
+        assert relay.gateway.leases is not None
+        monkeypatch.setattr(relay.gateway.leases.store, "lease", fail)
+        _, (code, _) = await talk(relay, socket, {"type": "input_audio_buffer.append", "audio": "AAAA"})
+        assert code == 4402
+    await relay.idle()
+
+
 async def test_a_session_of_which_only_the_time_is_known_ends_too(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
     upstream.reply = echo
     relay = await start_relay(start, upstream, "assemblyai", sqlite_setting, {"usd": 65, "period": "day"}, pricing=SECONDS)
@@ -366,7 +392,7 @@ async def test_a_session_whose_first_message_names_a_model_without_a_price(unpri
                 break
     await relay.idle()
     sums = await budget_sums(relay)
-    assert sums["spent_nano"] == 0 and (code is not None) == (unpriced == "refuse")
+    assert sums["spent_nano"] == 0 and code == (1008 if unpriced == "refuse" else None)
     # At least a nano-dollar was reserved, and is charged for a session of which no cost is known.
     assert sums["unpriced_nano"] == (USD // 2 if isinstance(unpriced, dict) else sums["unpriced_nano"]) and sums["unpriced_nano"] <= USD
 
