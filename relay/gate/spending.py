@@ -93,17 +93,26 @@ class Spending:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)  # thousands may be due at once: do not block the loop
             if followed in self._queue:
-                self._queue.add(followed, now_s + self._check(followed, now_s))
+                self._check_again_later(followed, now_s)
 
     def check(self, exchange: Exchange) -> None:
         """Check a call now: it has spent something."""
         if (followed := self._of.get(exchange)) is not None:
-            now_s = self._clock()
-            self._queue.add(followed, now_s + self._check(followed, now_s))
+            self._check_again_later(followed, self._clock())
 
     def make_all_due(self) -> None:
         """Check all calls with the next sweep: a reload may have changed their budgets."""
         self._queue.make_all_due()
+
+    def _check_again_later(self, followed: _Followed, now_s: float) -> None:
+        after_s = self._check(followed, now_s)
+        if followed in self._queue:
+            self._queue.add(followed, now_s + after_s)
+
+    def _end(self, spender: Spender, error: RelayError) -> None:
+        """End a call, once: a second cancellation would cut off how it ends."""
+        self.forget(spender.exchange)
+        spender.end(error)
 
     def _check(self, followed: _Followed, now_s: float) -> float:
         """Check a call without waiting, and return in how many seconds to check it again."""
@@ -117,7 +126,7 @@ class Spending:
                 return AT_EASE_S
             is_gone = spent_nano >= use.reserved_nano
             if is_gone and followed.refusal is not None:
-                spender.end(followed.refusal)
+                self._end(spender, followed.refusal)
             elif followed.task is not None and not followed.task.done():
                 return CHECK_S
             elif is_gone or not self._was_refused(followed, now_s):
@@ -125,7 +134,7 @@ class Spending:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         except PriceUnknown as error:
-            spender.end(error)
+            self._end(spender, error)
         except Exception as error:
             # Any exception: it is logged, and the call goes on with what it has reserved.
             log.bug("budgets.check_failed", error, id=spender.exchange.id)
@@ -141,7 +150,7 @@ class Spending:
             if use is None or spender.exchange not in self._of:
                 return  # it has ended in the meantime
             if isinstance(error, PriceUnknown) or spender.spent_nano() >= use.reserved_nano:
-                spender.end(error)
+                self._end(spender, error)
         except Exception as error:
             # Any exception: it is logged, and the call goes on with what it has reserved.
             log.bug("budgets.check_failed", error, id=spender.exchange.id)

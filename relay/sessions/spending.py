@@ -9,6 +9,7 @@ decides when a session is checked, core/meters/ what it has spent and what a mes
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable
@@ -168,6 +169,8 @@ class _SessionSpender:
 
     def pay(self, data: bytes) -> Awaitable[Ending | None] | None:
         """See Leg.pay."""
+        if self._session.ended.done():  # the pump is about to be cancelled
+            return asyncio.shield(self._session.ended)
         meter, order = self._meter, None
         if meter is not None and meter.order_filter is not None:
             # A search for one text after another is ten times as fast as one for either.

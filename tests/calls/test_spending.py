@@ -30,6 +30,7 @@ STREAM = CALL | {"stream": True}
 def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gate.spending.CHECK_S", "gate.spending.AT_EASE_S", "gate.spending._ASK_AGAIN_S", "periodic.MAX_TICK_S"):
         monkeypatch.setattr(f"relay.{name}", 0.01)
+    monkeypatch.setattr("relay.calls.stream._FLUSH_S", HANG_GUARD_S)  # a busy machine may need longer than a second
 
 
 def text(tokens: int) -> bytes:
@@ -63,7 +64,7 @@ async def until_reserved(relay: Relay, nano: int) -> None:
 async def until_ended(relay: Relay) -> None:
     """Wait until the relay ends a call, which sends on to the end of its event."""
     async with asyncio.timeout(HANG_GUARD_S):
-        while not any(exchange.waiting.expired for exchange in relay.gateway.calls):
+        while not any(exchange.waiting.expired or exchange.outcome.error for exchange in relay.gateway.calls):
             await asyncio.sleep(0)
 
 
