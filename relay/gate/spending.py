@@ -24,7 +24,7 @@ from relay.gate.budgets import Budgets
 from relay.gate.keys import ClientKeys
 
 CHECK_S = 0.5
-"""How often a call is checked that may soon have spent what it has reserved."""
+"""How often a call is checked that has spent half of what it has reserved."""
 AT_EASE_S = 2.0
 """How often other calls are checked."""
 _ASK_AGAIN_S = 1.0
@@ -120,10 +120,12 @@ class Spending:
         try:
             missing_nano, spent_nano = self._missing_nano(spender, 0)
             use, budgets = spender.exchange.budget, self._budgets()
-            if missing_nano <= 0 or use is None or budgets is None:
+            if use is None or budgets is None:
                 return AT_EASE_S
-            if budgets.extend_at_once(use, max(missing_nano, spender.step_nano())):
-                return AT_EASE_S
+            if missing_nano <= 0 or budgets.extend_at_once(
+                use, max(missing_nano, spender.step_nano())
+            ):
+                return AT_EASE_S if 2 * spent_nano < use.reserved_nano else CHECK_S
             is_gone = spent_nano >= use.reserved_nano
             if is_gone and followed.refusal is not None:
                 self._end(spender, followed.refusal)
