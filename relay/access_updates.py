@@ -42,8 +42,7 @@ async def run_access_updates(app: web.Application):  # type: ignore[no-untyped-d
     updates = AccessUpdates(gateway, gateway.access_store, time.time)
     gateway.refresh_access = updates.refresh
     await updates.refresh()
-    jobs = (updates.load, updates.answer_recalls, updates.end_invalid)
-    tasks = [asyncio.create_task(_repeat(job)) for job in jobs]
+    tasks = [asyncio.create_task(_repeat(job)) for job in (updates.load, updates.end_invalid)]
     yield
     for task in tasks:
         task.cancel()
@@ -85,15 +84,13 @@ class AccessUpdates:
         gateway.keys.has_store = store is not None
 
     async def refresh(self) -> None:
-        """Load what has changed, and end what is not allowed any more."""
+        """Load what has changed, and end what is not allowed any more. Another process may also ask
+        for the money of a budget, for which gate/leases.py polls by itself.
+        """
         await self.load()
-        await self.answer_recalls()
-        await self.end_invalid()
-
-    async def answer_recalls(self) -> None:
-        """Give back the money of budgets that other processes ask for."""
         if (leases := self._gateway.leases) is not None:
             await leases.answer_recalls()
+        await self.end_invalid()
 
     async def load(self) -> None:
         """Load what has changed in the database. While it is unavailable, that is logged once."""
