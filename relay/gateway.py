@@ -91,7 +91,6 @@ class Gateway:
         log.protect(self.secrets)
         url = config.settings.database
         database = Database(database_url(url)) if url else None
-        self.database = database
         self.ledger = Ledger(database, self.clock, new_id, self.secrets)
         self.access_store = AccessStore(database) if database is not None else None
         tickets = TicketStore(database) if database is not None else None

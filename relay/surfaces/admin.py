@@ -15,9 +15,8 @@ from relay.core.caching import MAX_TTL_S
 from relay.core.errors import BadRequest
 from relay.core.numbers import whole_number
 from relay.core.provider import Provider
-from relay.core.text import clean
 from relay.gateway import GATEWAY
-from relay.surfaces.management import audit, authorize
+from relay.surfaces.management import audit, authorize, parameters_of
 from relay.upstream.health import Health
 
 BESIDE_CALLS = frozenset({"reload"})
@@ -65,9 +64,7 @@ async def purge(request: web.Request) -> web.Response:
     Raises BadRequest, StoreUnavailable.
     """
     manager = authorize(request)
-    gateway, query = request.app[GATEWAY], request.query
-    if unknown := set(query) - {"key", "provider", "older_than_s"}:
-        raise BadRequest(f"unknown parameter '{clean(min(unknown), 40)}'")
+    gateway, query = request.app[GATEWAY], parameters_of(request, "key", "provider", "older_than_s")
     older_than_s = None
     if (text := query.get("older_than_s")) is not None:
         older_than_s = whole_number(text, 0, MAX_TTL_S)

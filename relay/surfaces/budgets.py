@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from relay import log
 from relay.core.budgets import nano_of_usd
-from relay.core.errors import BadRequest, BudgetNotFound, StoreUnavailable
+from relay.core.errors import BadRequest, BudgetNotFound
+from relay.core.numbers import LATEST_S
 from relay.gateway import GATEWAY
 from relay.ledger.budget_reports import compare, describe
 from relay.storage.budget_reports import (
@@ -25,13 +26,18 @@ from relay.storage.budget_reports import (
     BudgetReport,
     BudgetReports,
 )
-from relay.storage.database import Database
 from relay.surfaces.logs import client_errors, whole_of
-from relay.surfaces.management import authorize, read_json
+from relay.surfaces.management import (
+    authorize,
+    database_of,
+    limit_of,
+    parameters_of,
+    private_json,
+    read_json,
+)
 
 _PAGE_BUDGETS = 50
 _MAX_TEXT = 1000
-_LATEST_S = 253402300799
 
 
 class ChangeBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,21 +70,23 @@ async def list_budgets(request: web.Request) -> web.Response:
     period; with `periods=all` those of earlier ones too.
     """
     authorize(request)
-    database, parameters = _database_of(request), dict(request.query)
-    now_s = _now_s(request)
+    database, now_s = database_of(request), _now_s(request)
+    parameters = parameters_of(
+        request, "key", "rule", "subject", "periods", "spent_percent", "cursor", "limit"
+    )
+    limit = limit_of(parameters, _PAGE_BUDGETS, MAX_PAGE_BUDGETS)
     with client_errors():
-        limit = whole_of("limit", parameters.pop("limit", str(_PAGE_BUDGETS)), 1, MAX_PAGE_BUDGETS)
-        after = _place_of(parameters.pop("cursor", ""))
+        after = _place_of(parameters.get("cursor", ""))
         wanted = _filter(parameters, now_s)
         found = await BudgetReports(database).page(wanted, after, limit, now_s)
     cursor = _cursor_of(found[-1]) if len(found) == limit else None
-    return _as_json({"budgets": [describe(each) for each in found], "cursor": cursor})
+    return private_json({"budgets": [describe(each) for each in found], "cursor": cursor})
 
 
 async def compare_with_ledger(request: web.Request) -> web.Response:
     """One budget in the current period, and what the ledger has of its calls."""
     authorize(request)
-    database, parameters = _database_of(request), dict(request.query)
+    database, parameters = database_of(request), dict(request.query)
     now_s = _now_s(request)
     with client_errors():
         key = parameters.pop("key", "")
@@ -90,7 +98,7 @@ async def compare_with_ledger(request: web.Request) -> web.Response:
             raise BudgetNotFound(key)
         rules = request.app[GATEWAY].config.budgets.rules
         ledger = await compare(database, found[0], rules)
-    return _as_json({"budget": describe(found[0]), "ledger": ledger})
+    return private_json({"budget": describe(found[0]), "ledger": ledger})
 
 
 async def raise_budget(request: web.Request) -> web.Response:
@@ -129,7 +137,7 @@ async def _change(
     work: Callable[[BudgetReports, BudgetChange, Body], Awaitable[BudgetReport | None]],
 ) -> web.Response:
     manager = authorize(request)
-    reports = BudgetReports(_database_of(request))
+    reports = BudgetReports(database_of(request))
     body = await read_json(request, kind)
     change = BudgetChange(body.key[:_MAX_TEXT], str(manager), _now_s(request))
     with client_errors():
@@ -137,15 +145,7 @@ async def _change(
     if report is None:
         raise BudgetNotFound(change.key)
     log.event("budgets.changed", action=action, budget=report.key, actor=change.actor)
-    return _as_json(describe(report))
-
-
-def _database_of(request: web.Request) -> Database:
-    """The database. Raises StoreUnavailable where there is none."""
-    database = request.app[GATEWAY].database
-    if database is None:
-        raise StoreUnavailable
-    return database
+    return private_json(describe(report))
 
 
 def _now_s(request: web.Request) -> float:
@@ -156,14 +156,15 @@ def _now_s(request: web.Request) -> float:
 
 
 def _filter(parameters: dict[str, str], now_s: float) -> BudgetFilter:
-    periods = parameters.pop("periods", "current")
+    periods = parameters.get("periods", "current")
     if periods not in ("current", "all"):
         raise BadRequest("periods is not `current` or `all`")
-    percent = whole_of("spent_percent", parameters.pop("spent_percent", "0"), 0, 1000)
-    if unknown := set(parameters) - {"key", "rule", "subject"}:
-        raise BadRequest(f"unknown parameter '{min(unknown)[:40]}'")
     return BudgetFilter(
-        **parameters, at_s=int(now_s) if periods == "current" else None, spent_percent=percent
+        parameters.get("key"),
+        parameters.get("rule"),
+        parameters.get("subject"),
+        int(now_s) if periods == "current" else None,
+        whole_of("spent_percent", parameters.get("spent_percent", "0"), 0, 1000),
     )
 
 
@@ -176,11 +177,4 @@ def _place_of(cursor: str) -> tuple[str, int]:
     if not cursor:
         return "", -1
     start_s, _, key = cursor.partition(".")
-    return key, whole_of("cursor", start_s, 0, _LATEST_S)
-
-
-def _as_json(content: Any) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(content), content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )  # fmt: skip
+    return key, whole_of("cursor", start_s, 0, LATEST_S)

@@ -22,7 +22,13 @@ from relay.ledger.queries import iso
 from relay.storage.access_rows import AuditRow, is_client_name, is_key_id
 from relay.surfaces.descriptions import describe_client, describe_key, describe_keys
 from relay.surfaces.logs import client_errors
-from relay.surfaces.management import authorize, limit_of, parameters_of, read_json
+from relay.surfaces.management import (
+    authorize,
+    limit_of,
+    parameters_of,
+    private_json,
+    read_json,
+)
 
 _PAGE_ROWS, _MAX_PAGE_ROWS = 50, 500
 _MAX_SEQ = 1 << 53
@@ -77,7 +83,7 @@ async def list_keys(request: web.Request) -> web.Response:
         rows = await administration.store.keys(client, after, limit)
         keys = await describe_keys(rows, administration)
     cursor = rows[-1].id if len(rows) == limit else None
-    return _as_json({"keys": keys, "cursor": cursor})
+    return private_json({"keys": keys, "cursor": cursor})
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -98,7 +104,7 @@ async def show_key(request: web.Request) -> web.Response:
         if row is None:
             raise KeyNotFound(id)
         [key] = await describe_keys([row], administration)
-    return _as_json(key)
+    return private_json(key)
 
 
 async def revoke_key(request: web.Request) -> web.Response:
@@ -107,7 +113,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     with client_errors():
         row = await administration.revoke_key(request.match_info["id"])
     await _announce(request, "key.revoke", row.id, row.client)
-    return _as_json(describe_key(row, (), time.time()))
+    return private_json(describe_key(row, (), time.time()))
 
 
 async def list_clients(request: web.Request) -> web.Response:
@@ -123,7 +129,7 @@ async def list_clients(request: web.Request) -> web.Response:
         found = await administration.list_clients(after, limit)
     clients = [describe_client(each, administration.config) for each in found]
     cursor = clients[-1]["name"] if len(clients) == limit else None
-    return _as_json({"clients": clients, "cursor": cursor})
+    return private_json({"clients": clients, "cursor": cursor})
 
 
 async def show_client(request: web.Request) -> web.Response:
@@ -133,7 +139,7 @@ async def show_client(request: web.Request) -> web.Response:
         client = await administration.require_client(name)
         rows = await administration.store.keys(name, "", _MAX_PAGE_ROWS)
         keys = await describe_keys([*administration.own_keys(name), *rows], administration)
-    return _as_json(describe_client(client, administration.config) | {"keys": keys})
+    return private_json(describe_client(client, administration.config) | {"keys": keys})
 
 
 async def put_client(request: web.Request) -> web.Response:
@@ -143,7 +149,7 @@ async def put_client(request: web.Request) -> web.Response:
     with client_errors():
         row = await administration.put_client(request.match_info["name"], record)
     await _announce(request, "client.put", row.name, row.name)
-    return _as_json(describe_client(row, administration.config))
+    return private_json(describe_client(row, administration.config))
 
 
 async def delete_client(request: web.Request) -> web.Response:
@@ -152,7 +158,7 @@ async def delete_client(request: web.Request) -> web.Response:
     with client_errors():
         revoked = await administration.delete_client(name)
     await _announce(request, "client.revoke", name, name)
-    return _as_json({"keys_revoked": revoked})
+    return private_json({"keys_revoked": revoked})
 
 
 async def rotate(request: web.Request) -> web.Response:
@@ -175,7 +181,7 @@ async def list_audit(request: web.Request) -> web.Response:
     with client_errors():
         rows = await administration.store.audit_rows(before, limit)
     cursor = str(rows[-1].seq) if len(rows) == limit else None
-    return _as_json({"audit": [_audit(row) for row in rows], "cursor": cursor})
+    return private_json({"audit": [_audit(row) for row in rows], "cursor": cursor})
 
 
 def _administration_of(request: web.Request) -> Administration:
@@ -194,7 +200,7 @@ async def _answer_made(request: web.Request, action: str, made: MadeKey) -> web.
     # The new key is valid in every process before its owner has it.
     await _announce(request, action, made.row.id, made.row.client)
     key = describe_key(made.row, (made.row.client,), time.time())
-    return _as_json({"key": made.secret} | key | {"warnings": made.warnings}, 201)
+    return private_json({"key": made.secret} | key | {"warnings": made.warnings}, 201)
 
 
 async def _announce(request: web.Request, action: str, target: str, client: str) -> None:
@@ -212,10 +218,3 @@ def _audit(row: AuditRow) -> dict[str, Any]:
         "target": row.target,
         "details": msgspec.Raw(row.details.encode()),
     }
-
-
-def _as_json(content: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(content), status=status, content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )  # fmt: skip

@@ -26,12 +26,12 @@ from relay.core.errors import (
 from relay.core.metadata import MAX_ENTRIES
 from relay.core.numbers import decimal_number, whole_number
 from relay.core.text import clean
-from relay.gateway import GATEWAY
+from relay.gate.management import Manager
 from relay.ledger import changes, csv_rows, queries
 from relay.ledger.queries import ABOVE, EQUAL, BadQuery, Filter, moment_s
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.storage.readers import QueryRefused, QueryTooSlow, TooManyQueries
-from relay.surfaces.management import audit, authorize, read_json
+from relay.surfaces.management import audit, authorize, database_of, read_json
 
 Format = Literal["json", "csv"]
 CSV = "text/csv; charset=utf-8"
@@ -144,19 +144,20 @@ async def patch_log(request: web.Request) -> web.Response:
 
 async def delete_log(request: web.Request) -> web.Response:
     """Delete one call; the sums keep it. 200 with the number of calls deleted."""
-    return await _delete(request, Filter(equal={"id": request.match_info["id"]}))
+    manager = authorize(request)
+    return await _delete(request, manager, Filter(equal={"id": request.match_info["id"]}))
 
 
 async def delete_logs(request: web.Request) -> web.Response:
     """Delete the calls that match; a parameter is required. 200 with the number of calls."""
-    _, parameters = open_query(request)
-    with client_errors():
-        return await _delete(request, _filter(parameters))
-
-
-async def _delete(request: web.Request, conditions: Filter) -> web.Response:
-    database, _ = open_query(request)
     manager = authorize(request)
+    database_of(request)  # its absence is reported before a wrong parameter
+    with client_errors():
+        return await _delete(request, manager, _filter(dict(request.query)))
+
+
+async def _delete(request: web.Request, manager: Manager, conditions: Filter) -> web.Response:
+    database = database_of(request)
     with client_errors():
         deleted = await changes.delete(database, conditions)
     await audit(request, manager, "logs.delete", str(conditions.equal.get("id", "")))
@@ -175,10 +176,7 @@ def open_query(request: web.Request) -> tuple[Database, dict[str, str]]:
     not manage the relay, and StoreUnavailable.
     """
     authorize(request)
-    database = request.app[GATEWAY].ledger.database
-    if database is None:
-        raise StoreUnavailable
-    return database, dict(request.query)
+    return database_of(request), dict(request.query)
 
 
 @contextlib.contextmanager

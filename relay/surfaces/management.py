@@ -1,4 +1,5 @@
-"""What the routes of management share: authorize a request, read its body, write the audit.
+"""What the routes of management share: authorize a request, read its parameters and its body,
+answer in JSON, write the audit.
 
 Owns what of a request decides who may manage, and the listener on which management answers;
 gate/management.py decides. Bodies are bounded in bytes and time.
@@ -15,13 +16,13 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from relay import log
-from relay.core.errors import BadFraming, BadRequest, BodyTimeout, RelayError
+from relay.core.errors import BadFraming, BadRequest, BodyTimeout, RelayError, StoreUnavailable
 from relay.core.fields import UNREADABLE
 from relay.core.numbers import header_number
 from relay.core.text import clean
 from relay.gate.management import Manager, Question
 from relay.gateway import GATEWAY
-from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
+from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
 from relay.surfaces.native import unknown_route
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -87,6 +88,22 @@ def may_see_page(request: web.Request) -> bool:
     except RelayError:
         return gateway.has_admin_listener and gateway.management.has_tokens
     return True
+
+
+def database_of(request: web.Request) -> Database:
+    """Return the database. Raises StoreUnavailable where there is none."""
+    database = request.app[GATEWAY].ledger.database
+    if database is None:
+        raise StoreUnavailable
+    return database
+
+
+def private_json(content: object, status: int = 200) -> web.Response:
+    """Return a response in JSON that nobody may cache."""
+    return web.Response(
+        body=msgspec.json.encode(content), status=status, content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )  # fmt: skip
 
 
 def parameters_of(request: web.Request, *known: str) -> dict[str, str]:

@@ -70,8 +70,8 @@ async def post(relay: Relay, body: Any = CALL, **options: Any) -> tuple[int, Any
 
 
 async def scalar(relay: Relay, query: Any) -> int:
-    assert relay.gateway.database is not None
-    ((found,),) = await relay.gateway.database.rows(query)
+    assert relay.gateway.ledger.database is not None
+    ((found,),) = await relay.gateway.ledger.database.rows(query)
     return int(found or 0)
 
 

@@ -547,7 +547,7 @@ async def test_the_money_of_a_killed_process_with_open_sessions_is_neither_free_
     async with connected(relay, "openai/realtime?model=m") as socket:
         _, (code, _) = await talk(relay, socket, CREATE, 2)
         assert code == 4402
-    spent, (budget,) = await assert_charged(relay), await relay.gateway.database.rows(sa.select(budgets))  # type: ignore[union-attr]
+    spent, (budget,) = await assert_charged(relay), await relay.gateway.ledger.database.rows(sa.select(budgets))  # type: ignore[union-attr]
     await relay.gateway.leases.tidy()
     released = await relay.gateway.leases.store.release(budget.key, 0)
     assert released >= AUDIO_SLICE_NANO and 2 * USD - released - 2 * 90 * TOKEN_NANO <= spent <= 2 * USD - released

@@ -134,8 +134,8 @@ async def test_unaccounted_money_is_shown_and_released(start: StartRelay, metere
     metered[0].factor = 0.5
     await post(relay)
     await relay.idle()
-    assert relay.gateway.database is not None
-    async with relay.gateway.database.writing() as connection:  # the process is killed, and a minute passes
+    assert relay.gateway.ledger.database is not None
+    async with relay.gateway.ledger.database.writing() as connection:  # the process is killed, and a minute passes
         await connection.execute(sa.update(budget_workers).values(heartbeat_s=0))
     budget = await one(relay)
     assert (budget["unaccounted_usd"], budget["leased_usd"], budget["left_usd"], budget["spent_percent"]) == (0.005, 0, 0.01, 50)
@@ -209,8 +209,8 @@ async def test_the_difference_to_the_ledger_is_explained(start: StartRelay, raw:
         assert (await post(relay))[0] == 200
     assert (await relay.call("POST", relay.path("other", "chat/completions"), json=CALL | {"model": "unheard-of"}))[0] == 200
     await relay.idle()
-    assert relay.gateway.database is not None
-    async with relay.gateway.database.writing() as connection:
+    assert relay.gateway.ledger.database is not None
+    async with relay.gateway.ledger.database.writing() as connection:
         first = sa.select(sa.func.min(exchanges.c.id)).scalar_subquery()
         await connection.execute(sa.delete(exchanges).where(exchanges.c.id == first))
     found = await ledger(relay, "usd-day")
