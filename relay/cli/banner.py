@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import relay
-from relay.core.addresses import LOOPBACK_NAMES, is_loopback, local_url
+from relay.core.addresses import LOOPBACK_NAMES, local_url
 from relay.core.paths import API
 from relay.registry.load import Config
 from relay.registry.packaged import find_config
-from relay.server.listen import Listeners
+from relay.server.listen import Listeners, scheme_of_management
 
 _FIRST_CALL = (
     "curl -N {url}{api}/providers/demo/chat/completions -H 'content-type: application/json'"
@@ -41,8 +41,7 @@ class Started:
         tls = address(listeners.tls, "https") if listeners.tls is not None else None
         admin = None
         if (sock := listeners.admin) is not None:
-            is_encrypted = config.certificate and not is_loopback(sock.getsockname()[0])
-            admin = address(sock, "https" if is_encrypted else "http")
+            admin = address(sock, scheme_of_management(config, sock.getsockname()[0]))
         return cls(config, address(listeners.plain), tls, admin)
 
     @property

@@ -10,13 +10,19 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import uvloop
 
-from relay.cli.ledger_access import acting_user, open_ledger, to_json
+from relay.cli.ledger_access import (
+    acting_user,
+    add_action,
+    open_ledger,
+    table_row,
+    to_json,
+)
 from relay.cli.sources import load_config
 from relay.core.budgets import nano_of_usd, utc_text
 from relay.core.errors import OperatorError
@@ -43,29 +49,26 @@ class BudgetsFailed(OperatorError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of the command, with their options."""
     actions = parser.add_subparsers(required=True, metavar="action", dest="action")
-    listing = _add(actions, "list", "print the budgets of the current period")
+    listing = add_action(actions, "list", "print the budgets of the current period")
     listing.add_argument("--rule", help="only budgets of this rule")
     listing.add_argument("--subject", help="only of this subject, such as client=web")
     listing.add_argument(
         "--spent", type=int, default=0, metavar="PERCENT", help="only those with so much spent"
     )
     listing.add_argument("--all-periods", action="store_true", help="earlier periods too")
-    show = _add(actions, "show", "print a budget, beside the ledger's sum of its calls")
+    show = add_action(actions, "show", "print a budget, beside the ledger's sum of its calls")
     show.add_argument("key", metavar="KEY", help=_KEY)
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="JSON, for programs")
-    raised = _add(actions, "raise", "add to the limit of a budget for the rest of the period")
+    raised = add_action(actions, "raise", "add to the limit of a budget for the rest of the period")
     raised.add_argument("key", metavar="KEY", help=_KEY)
     raised.add_argument("usd", metavar="USD", type=_nano, help="US dollars, such as 20 or 0.5")
-    reset = _add(actions, "reset", "let the period of a budget begin anew, with nothing spent")
-    release = _add(actions, "release", "give back what dead processes left unaccounted")
+    reset = add_action(
+        actions, "reset", "let the period of a budget begin anew, with nothing spent"
+    )
+    release = add_action(actions, "release", "give back what dead processes left unaccounted")
     for action in (reset, release):
         action.add_argument("key", metavar="KEY", help=_KEY)
-
-
-def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-    return parser
 
 
 def _nano(text: str) -> int:
@@ -103,7 +106,7 @@ async def _list(
     at_s = None if options.all_periods else int(now_s)
     wanted = BudgetFilter(None, options.rule, options.subject, at_s, options.spent)
     if not options.json:
-        out(_row(_HEADS))
+        out(table_row(_HEADS, _WIDTHS))
     async for report in _pages(reports, wanted, now_s):
         out(to_json(describe(report)) if options.json else _budget_row(report))
 
@@ -155,7 +158,7 @@ async def _change(
             report = await reports.release(change)
     if report is None:
         raise _unknown(options.key)
-    out(_row(_HEADS))
+    out(table_row(_HEADS, _WIDTHS))
     out(_budget_row(report))
 
 
@@ -185,12 +188,7 @@ def _budget_row(report: BudgetReport) -> str:
     )  # fmt: skip
     end_s = report.period_end_s
     resets = "never" if end_s is None else utc_text(end_s)
-    return _row((*map(usd_text, amounts), resets, report.key, report.subject))
-
-
-def _row(cells: Sequence[str]) -> str:
-    padded = [*map(str.ljust, cells, _WIDTHS), *cells[len(_WIDTHS) :]]
-    return escaped("  ".join(padded).rstrip())
+    return table_row((*map(usd_text, amounts), resets, report.key, report.subject), _WIDTHS)
 
 
 def _line(name: str, value: Any) -> str:

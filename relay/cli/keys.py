@@ -17,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-from relay.cli.ledger_access import acting_user, to_json
+from relay.cli.ledger_access import acting_user, add_action, table_row, to_json
 from relay.cli.sources import load_config
 from relay.core.access import ClientKey, is_relay_secret
 from relay.core.errors import (
@@ -59,7 +59,7 @@ class KeysFailed(OperatorError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of the command, with their options."""
     actions = parser.add_subparsers(required=True, metavar="action", dest="action")
-    create = _add(actions, "create", "make a key, and print it, this once")
+    create = add_action(actions, "create", "make a key, and print it, this once")
     create.add_argument("name", metavar="NAME", help="the client; made unless it exists")
     for name, text in _LISTS.items():
         create.add_argument(f"--{name}", action="append", type=_items, metavar="A,B", help=text)
@@ -69,25 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="metadata of each call, such as team=growth; several times: each of them",
     )  # fmt: skip
     create.add_argument("--expires", metavar="WHEN", help=_EXPIRES)
-    listing = _add(actions, "list", "print the keys of the database and of gateway.yaml")
+    listing = add_action(actions, "list", "print the keys of the database and of gateway.yaml")
     listing.add_argument("--client", metavar="NAME", help="only the keys of this client")
-    show = _add(actions, "show", "print a key, or a client with its keys")
+    show = add_action(actions, "show", "print a key, or a client with its keys")
     show.add_argument("target", metavar="ID|NAME", help=_TARGET)
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="JSON, for programs")
-    revoke = _add(actions, "revoke", "revoke a key, or a client with all its keys")
+    revoke = add_action(actions, "revoke", "revoke a key, or a client with all its keys")
     revoke.add_argument("target", metavar="ID|NAME", help=_TARGET)
-    rotate = _add(actions, "rotate", "make a new key, and let the older ones expire")
+    rotate = add_action(actions, "rotate", "make a new key, and let the older ones expire")
     rotate.add_argument("name", metavar="NAME", help="the client")
     rotate.add_argument(
         "--grace", default="24h", metavar="TIME", help="how long older keys go on (default: 24h)"
     )
     rotate.add_argument("--expires", metavar="WHEN", help=_EXPIRES)
-
-
-def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -222,7 +217,7 @@ async def _list(
     administration: Administration, options: argparse.Namespace, out: Callable[[str], None]
 ) -> None:
     if not options.json:
-        out(_row(_HEADS))
+        out(table_row(_HEADS, _WIDTHS))
     async for page in _pages(administration, options.client):
         for key in await describe_keys(page, administration):
             out(to_json(key) if options.json else _key_row(key))
@@ -251,7 +246,7 @@ async def _show(
         return
     if client is not None:
         out(escaped(f"client {name} ({client['source']}): {to_json(client['record'])}"))
-    out(_row(_HEADS))
+    out(table_row(_HEADS, _WIDTHS))
     for key in keys:
         out(_key_row(key))
 
@@ -280,12 +275,8 @@ _WIDTHS = (12, 20, 9, 20, 20)
 
 def _key_row(key: dict[str, Any]) -> str:
     made, by = key["created_at"] or "gateway.yaml", key["created_by"] or "-"
-    return _row((key["id"], key["client"], key["state"], key["expires_at"] or "-", made, by))
-
-
-def _row(cells: Sequence[str]) -> str:
-    padded = [*map(str.ljust, cells, _WIDTHS), *cells[len(_WIDTHS) :]]
-    return escaped("  ".join(padded).rstrip())
+    cells = (key["id"], key["client"], key["state"], key["expires_at"] or "-", made, by)
+    return table_row(cells, _WIDTHS)
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Options, access to the ledger's database and JSON output for `relay logs`, `usage` and `budgets`.
+"""Options, access to the database and output of `relay logs`, `usage`, `budgets` and `keys`.
 
 These commands use the database directly, whether or not a relay runs.
 """
@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import pwd
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
 
 from relay.core.errors import OperatorError
+from relay.core.text import escaped
 from relay.ledger.queries import BadQuery
 from relay.registry.load import Config
 from relay.storage.database import Database, DatabaseUnavailable, database_url
@@ -37,6 +38,12 @@ def add_selection(parser: argparse.ArgumentParser, since: str | None) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="JSON, for programs")
     shape.add_argument("--csv", action="store_true", help="CSV, for spreadsheets")
+
+
+def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add an action of a command, such as `list`, and return the parser of its options."""
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+    return parser
 
 
 def equal_filters(options: argparse.Namespace, *names: str) -> dict[str, str]:
@@ -61,6 +68,12 @@ async def open_ledger(config: Config) -> AsyncIterator[Database]:
         raise NoAnswer(str(error)) from error
     finally:
         await database.close()
+
+
+def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A line of a table: cells of at least these widths, and then the others."""
+    padded = [*map(str.ljust, cells, widths), *cells[len(widths) :]]
+    return escaped("  ".join(padded).rstrip())
 
 
 def to_json(answer: Any) -> str:

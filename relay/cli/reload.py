@@ -14,13 +14,14 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from relay.cli.sources import load_config, print_warnings
-from relay.core.addresses import is_loopback, local_url
+from relay.core.addresses import local_url
 from relay.core.errors import ConfigInvalid, OperatorError
 from relay.core.paths import API
 from relay.core.text import escaped
 from relay.registry.credentials import EnvFileProblem, is_set, read_variables
 from relay.registry.files import Files
 from relay.registry.urls import BadUrl, read_url
+from relay.server.listen import scheme_of_management
 
 _PATH = f"{API}/providers/reload"
 _TIMEOUT_S = 120.0
@@ -60,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
         server = config.settings.server
         url = local_url("http", server.host, server.port)
         if server.admin_port is not None:
-            is_encrypted = config.certificate and not is_loopback(server.admin_host)
-            scheme = "https" if is_encrypted else "http"
+            scheme = scheme_of_management(config, server.admin_host)
             url = local_url(scheme, server.admin_host, server.admin_port)
         token = config.settings.access.admin_token
     else:

@@ -92,6 +92,13 @@ def _in_order(
     return Listeners(passed[0], passed[1] if has_tls else None, admin)
 
 
+def scheme_of_management(config: Config, host: str) -> str:
+    """`https` where others can reach management, if there is a certificate. Commands on this
+    machine call it by a loopback address, for which the certificate is not.
+    """
+    return "https" if config.certificate is not None and not is_loopback(host) else "http"
+
+
 def _check_admin_address(config: Config, host: str) -> None:
     """Raise CannotListen for an address that other machines can reach, if there is no token."""
     access = config.settings.access

@@ -22,7 +22,6 @@ from aiohttp import web
 from relay import log
 from relay.app import RUNNER_OPTIONS, standalone
 from relay.cache.store import Purge
-from relay.core.addresses import is_loopback
 from relay.core.errors import ConfigInvalid, Draining, WorkersIncomplete
 from relay.gateway import GATEWAY, Gateway
 from relay.registry.changes import Reloaded
@@ -31,7 +30,7 @@ from relay.registry.load import Config, Sources
 from relay.server import signals
 from relay.server.connection import RelayRunner
 from relay.server.control import Answer, Control, Leaving, Order
-from relay.server.listen import BACKLOG, Listeners
+from relay.server.listen import BACKLOG, Listeners, scheme_of_management
 from relay.sessions.listing import SessionPage, describe_sessions, end_session
 from relay.websocket import draining
 
@@ -67,11 +66,7 @@ class _ManagementSite:
 def _sites(
     runner: RelayRunner, listeners: Listeners, gateway: Gateway
 ) -> list[web.SockSite | _ManagementSite]:
-    """The sites of the listeners, not started yet. A reload renews the certificate of TLS.
-
-    Management is encrypted where others can reach it, if there is a certificate; commands on this
-    machine call it by a loopback address, for which the certificate is not.
-    """
+    """The sites of the listeners, not started yet. A reload renews the certificate of TLS."""
     sites: list[web.SockSite | _ManagementSite] = []
     sites.append(web.SockSite(runner, listeners.plain, backlog=BACKLOG))
     certificate, context = gateway.config.certificate, None
@@ -90,8 +85,8 @@ def _sites(
 
         gateway.when_replaced = renew
     if (admin := listeners.admin) is not None:
-        is_local = is_loopback(admin.getsockname()[0])
-        sites.append(_ManagementSite(runner, admin, None if is_local else context))
+        scheme = scheme_of_management(gateway.config, admin.getsockname()[0])
+        sites.append(_ManagementSite(runner, admin, context if scheme == "https" else None))
         gateway.has_admin_listener = True
     return sites
 
