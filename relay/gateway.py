@@ -259,10 +259,6 @@ class Gateway:
         """All exchanges that have not ended."""
         return self.calls | self.in_session
 
-    def allows_origin(self, origin: str) -> bool:
-        """True if pages of `origin` may call as some client: what a CORS preflight asks."""
-        return self.access.origins.allow(origin) or self.keys.origins.allow(origin)
-
     @property
     def lists_origins(self) -> bool:
         """True if some pages of other origins may call: responses then vary by Origin."""

@@ -201,9 +201,12 @@ class Callers:
         origin = headers.get("Origin")
         if origin is None:
             raise OriginRequired("", "A ticket")
-        listed = self._open.origins.allow(origin) or self._keys.origins.allow(origin)
-        if not listed and not is_own_page(headers):
+        if not self.allow_origin(origin) and not is_own_page(headers):
             raise OriginNotAllowed(origin)
+
+    def allow_origin(self, origin: str) -> bool:
+        """True if pages of `origin` may call as some client: what a CORS preflight asks."""
+        return self._open.origins.allow(origin) or self._keys.origins.allow(origin)
 
     def require_key(self, caller: Caller, headers: Mapping[str, str]) -> ClientKey:
         """Return the caller's key. Raises the error for a caller that has none, or whose key or

@@ -10,11 +10,11 @@ from dataclasses import replace
 from decimal import Decimal
 
 from relay.core.budgets import BudgetRule, BudgetRules, Unpriced
+from relay.registry.limits import unique_name
 from relay.registry.problems import Document, Where
 from relay.registry.schema import Budgets, ClientBudget, GatewayFile
 
 _NANO = 10**9
-_MAX_NAME = 80
 
 
 def budget_rules(settings: GatewayFile, document: Document) -> BudgetRules:
@@ -69,11 +69,8 @@ def budgets_of_client(entries: Sequence[ClientBudget]) -> tuple[BudgetRule, ...]
 def _rule(entry: ClientBudget, per: Sequence[str], taken: Collection[str]) -> BudgetRule:
     names = tuple(dict.fromkeys(name for name in per if name != "all"))
     name = "-".join(["usd", *(["per", *names] if names else []), entry.period])
-    unique, number = name[:_MAX_NAME], 2
-    while unique in taken:
-        unique, number = f"{name[:_MAX_NAME]}-{number}", number + 1
     return BudgetRule(
-        name=entry.name or unique,
+        name=entry.name or unique_name(name, taken),
         limit_nano=_nano(entry.usd),
         period=entry.period,
         per=names,

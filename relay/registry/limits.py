@@ -13,6 +13,7 @@ from relay.core.limits import Counted, Rule
 from relay.registry.problems import Document, Where, hint_at_nearest
 from relay.registry.schema import GatewayFile, Limit
 
+_MAX_NAME = 80
 _COUNTS: tuple[Counted, ...] = (
     "requests", "tokens", "handshakes", "calls_at_once", "sessions_at_once",
 )  # fmt: skip
@@ -109,15 +110,10 @@ def _rule(limit: Limit, taken: Collection[str]) -> Rule:
     name = "-".join([counts, *(["per", *per] if per else []), *limit.providers, *limit.models])
     if windowed:
         name += f"-{limit.window_s}s"
-    unique = name[:80].replace('"', "")
-    number = 2
-    while unique in taken:
-        unique, number = f"{name[:80]}-{number}", number + 1
-    amount = getattr(limit, counts)
     return Rule(
-        name=limit.name or unique,
+        name=limit.name or unique_name(name.replace('"', ""), taken),
         counts=counts,
-        amount=amount,
+        amount=getattr(limit, counts),
         window_s=limit.window_s if windowed else 0,
         answer_tokens=limit.answer_tokens,
         sliding=limit.technique == "sliding",
@@ -125,3 +121,12 @@ def _rule(limit: Limit, taken: Collection[str]) -> Rule:
         providers=frozenset(limit.providers),
         models=frozenset(limit.models),
     )
+
+
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """Return a name for a rule that has none: `name`, truncated, and numbered if it is taken."""
+    short = name[:_MAX_NAME]
+    unique, number = short, 2
+    while unique in taken:
+        unique, number = f"{short}-{number}", number + 1
+    return unique

@@ -46,7 +46,7 @@ class _Options(Mapping[str, ResourceOptions]):
         self._options: ResourceOptions | None = None
 
     def __getitem__(self, origin: str) -> ResourceOptions:
-        if origin == "*" or not self._gateway.allows_origin(origin):
+        if origin == "*" or not self._gateway.callers.allow_origin(origin):
             raise KeyError(origin)
         max_age_s = self._gateway.settings.cors.max_age_s
         if self._options is None or max_age_s != self._max_age_s:

@@ -99,7 +99,7 @@ def database_of(request: web.Request) -> Database:
 
 
 def private_json(content: object, status: int = 200) -> web.Response:
-    """Return a response in JSON that nobody may cache."""
+    """Return a response in JSON that must not be cached."""
     return web.Response(
         body=msgspec.json.encode(content), status=status, content_type="application/json",
         headers={"Cache-Control": "no-store"},
