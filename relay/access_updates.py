@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -27,6 +28,7 @@ from relay.storage.access import AccessStore
 from relay.storage.access_rows import ClientRow, KeyRow
 from relay.storage.database import DatabaseNewer, DatabaseUnavailable
 
+T = TypeVar("T")
 POLL_S = 0.5
 CHECK_S = 2.0
 """How often all running calls are checked although no key has changed: a key may have expired."""
@@ -62,6 +64,14 @@ async def _repeat(job: Callable[[], Awaitable[None]]) -> None:
             if failure != repr(error):
                 log.bug("access.update_failed", error)
             failure = repr(error)
+
+
+async def _in_turns(items: Iterable[T], at_once: int) -> AsyncIterator[T]:
+    """Yield items, and let other tasks of the event loop have their turn after each `at_once`."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % at_once == 0:
+            await asyncio.sleep(0)
 
 
 class AccessUpdates:
@@ -144,16 +154,12 @@ class AccessUpdates:
 
     async def _apply(self, clients: Iterable[ClientRow], rows: Iterable[KeyRow]) -> None:
         keys = self._gateway.keys
-        for number, client in enumerate(clients, 1):
-            if number % _ROWS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for client in _in_turns(clients, _ROWS_AT_ONCE):
             if client.deleted_s is not None:
                 keys.remove_client(client.name)
             else:
                 keys.put_client(client.name, client.record)
-        for number, key in enumerate(rows, 1):
-            if number % _ROWS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for key in _in_turns(rows, _ROWS_AT_ONCE):
             if key.revoked_s is not None:
                 keys.remove_key(key.sha256)
             else:
@@ -168,18 +174,14 @@ class AccessUpdates:
         if changes == self._checked[0] and clock_s - self._checked[1] < CHECK_S:
             return
         self._checked = (changes, clock_s)
-        now_s, number = self._now_s(), 0
-        for exchange in list(gateway.calls):
+        now_s = self._now_s()
+        async for exchange in _in_turns(list(gateway.calls), _CALLS_AT_ONCE):
             # A call that clients share goes on for the others; its first client is a call too.
             if not exchange.is_shared and (error := self._refusal(exchange, now_s)) is not None:
                 exchange.expire(error)
-            if (number := number + 1) % _CALLS_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        for session in list(gateway.sessions):
+        async for session in _in_turns(list(gateway.sessions), _CALLS_AT_ONCE):
             if (error := self._refusal(session.exchange, now_s)) is not None:
                 session.end(Ending(error.close_code, error.message, "relay", error))
-            if (number := number + 1) % _CALLS_AT_ONCE == 0:
-                await asyncio.sleep(0)
 
     def _refusal(self, exchange: Exchange, now_s: float) -> AccessRevoked | None:
         """Return why the key of a call is not valid any more; None if it is, or there is none."""
