@@ -19,7 +19,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvloop
 from aiohttp.test_utils import TestServer
 from aioresponses import aioresponses
 from hypothesis import settings
@@ -35,6 +34,7 @@ from tests.databases import (  # noqa: F401
     postgres,
     sqlite_setting,
 )
+from tests.loops import StrictLoop
 from tests.order import SlowFirst
 from tests.processes import kill_leftover_processes
 from tests.relays import (
@@ -84,7 +84,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     """Run every test on uvloop, as `relay serve` does, or on asyncio with TEST_LOOP=asyncio."""
     if os.environ.get("TEST_LOOP") == "asyncio":
         return {"asyncio": asyncio.new_event_loop}
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": StrictLoop}
 
 
 STARTS_PROGRAMS = {"nginx", "redis_server", "postgres"}

@@ -15,11 +15,12 @@ from tests.relays import HANG_GUARD_S
 
 @pytest.fixture(autouse=True)
 def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise the limit on the duration of a query: a busy machine may exceed the default.
+    """Raise the limits on the duration of a query: a busy machine may exceed the defaults.
 
-    The test of that limit sets its own.
+    The tests of those limits set their own.
     """
-    monkeypatch.setattr("relay.storage.readers.READ_S", HANG_GUARD_S)
+    for limit in ("READ_S", "_COMMAND_S", "_LIMIT_S"):
+        monkeypatch.setattr(f"relay.storage.readers.{limit}", HANG_GUARD_S)
 
 
 @pytest.fixture(scope="session")

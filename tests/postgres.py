@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import asyncpg
 
@@ -124,7 +124,10 @@ async def _empty_tables(url: str) -> bool:
 
 
 class Network:
-    """A TCP connection to a server that a test can cut, or let hang without an answer."""
+    """A TCP connection to a server that a test can cut, or let hang without an answer.
+
+    A context manager: its end closes all connections.
+    """
 
     def __init__(self, port: int) -> None:
         self.port, self._server_port = free_port(), port
@@ -134,6 +137,14 @@ class Network:
         self.passes = asyncio.Event()
         """While it is not set, nothing arrives on the other side."""
         self.passes.set()
+        self.hangs_after: int | None = None
+        """How many more chunks pass, of both directions, before nothing does."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.cut()
 
     def url(self, url: str) -> str:
         """The URL of a database, through here."""
@@ -145,12 +156,21 @@ class Network:
 
     async def cut(self) -> None:
         """Close all connections, and accept no more."""
-        self.passes.set()
+        self.recover()
         if self._server is not None:
             self._server.close()
+        self.reset()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Close all connections."""
         for writer in list(self._writers):
             writer.transport.abort()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def recover(self) -> None:
+        """Let everything pass again."""
+        self.hangs_after = None
+        self.passes.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
@@ -163,6 +183,10 @@ class Network:
     async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             while data := await source.read(65536):
+                if self.hangs_after is not None:
+                    self.hangs_after -= 1
+                    if self.hangs_after < 0:
+                        self.passes.clear()
                 await self.passes.wait()
                 sink.write(data)
         except OSError:

@@ -348,22 +348,21 @@ async def test_a_database_that_is_unavailable_at_the_start_or_hangs_is_followed_
 ) -> None:
     raw.plays(ok())
     monkeypatch.setattr("relay.access_updates.POLL_S", 0.05)
+    monkeypatch.setattr("relay.storage.readers._LIMIT_S", 1)
+    monkeypatch.setattr("relay.storage.readers._COMMAND_S", 1)
     url = await postgres.migrated_database()
-    network = Network(postgres.port)
-    async with opened(url) as store:
+    async with Network(postgres.port) as network, opened(url) as store:
         await store.create_key("web", "{}", NEW, "test")
-    relay = await start(document(network.url(url), raw))
-    assert await call(relay, KEY) == (503, "store_unavailable") and await call(relay, CLIENT_KEY) == (200, "")
-    assert await readyz(relay) == "unavailable"
-    await network.connect()
-    await until(lambda: is_answer(relay, KEY, 200))
-    monkeypatch.setattr("relay.storage.database._WATCH_S", 0.1)
-    network.passes.clear()  # no answer, and no end of the connection
-    await relay.events("access.database_unavailable", 2)
-    network.passes.set()
-    await relay.events("access.database_recovered", 2)
-    assert await call(relay, KEY) == (200, "")
-    await network.cut()
+        relay = await start(document(network.url(url), raw))
+        assert await call(relay, KEY) == (503, "store_unavailable") and await call(relay, CLIENT_KEY) == (200, "")
+        assert await readyz(relay) == "unavailable"
+        await network.connect()
+        await until(lambda: is_answer(relay, KEY, 200))
+        network.passes.clear()  # no answer, and no end of the connection
+        await relay.events("access.database_unavailable", 2)
+        network.recover()
+        await relay.events("access.database_recovered", 2)
+        assert await call(relay, KEY) == (200, "")
 
 
 async def test_a_hanging_database_does_not_delay_the_end_of_calls(start: StartRelay, raw: RawUpstream, file: Path) -> None:

@@ -45,12 +45,28 @@ def test_one():
     os._exit(3)
 """
 
+LEFT_OPEN = """
+import asyncio
+
+async def test_one():
+    await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+
+async def test_next(): pass
+"""
+STRICT_LOOP = """
+import pytest
+from tests.loops import StrictLoop
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"uvloop": StrictLoop}
+"""
+
 in_one_process_and_in_two = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one", "two"])
 
 
-def run(folder: Path, source: str, *options: str, **env: str) -> tuple[int, str]:
+def run(folder: Path, source: str, *options: str, conftest: str = CONFTEST, **env: str) -> tuple[int, str]:
     """Run pytest over `source` and a test that passes. Returns (exit code, output)."""
-    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "conftest.py").write_text(conftest)
     (folder / "test_first.py").write_text(source)
     (folder / "test_second.py").write_text(PASSING)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV", "FORBID_SKIPS"))}
@@ -88,3 +104,10 @@ def test_a_skip_is_named_and_passes_elsewhere(tmp_path: Path) -> None:
 def test_a_worker_that_dies_fails_the_run_since_its_lines_are_lost(tmp_path: Path) -> None:
     code, output = run(tmp_path, DYING, "-n", "2")
     assert code == 1 and "the log lines of the test processes gw" in output
+
+
+def test_a_server_that_a_test_left_open_is_an_error_of_that_test_and_the_run_continues(tmp_path: Path) -> None:
+    strict = ("-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto", "-W", "error::ResourceWarning", "-rE")
+    code, output = run(tmp_path, LEFT_OPEN, *strict, conftest=STRICT_LOOP)
+    assert code == 1 and "3 passed, 1 error" in output
+    assert "ERROR test_first.py::test_one - ResourceWarning: unclosed resource <TCPS" in output

@@ -31,8 +31,6 @@ _CONNECTION_S = 1.0
 """How long a change of the ledger waits for a connection while all are in use."""
 _DURABLE_CONNECTION_S = 5.0
 """The same for a durable change, each of which may wait for the disk."""
-_WATCH_S = 10.0
-"""How long the polling of access waits for an answer, then it connects anew."""
 _WAL_BYTES = 64 * 1024 * 1024
 _MIGRATING = 7_201_453
 """The advisory lock of PostgreSQL under which one process at a time changes the schema."""
@@ -128,7 +126,10 @@ class Database:
         """SQLite gets one connection: changes of one process wait in the order of their arrival
         instead of polling for the write lock. PostgreSQL's reconnect after a restart of the server.
         """
-        return options | ({"pool_size": 1} if self.is_sqlite else {"pool_pre_ping": True})
+        if self.is_sqlite:
+            return options | {"pool_size": 1}
+        limits = {"timeout": 5, "command_timeout": 10}
+        return options | {"pool_pre_ping": True, "connect_args": limits}
 
     async def prepare(self) -> None:
         """Update the schema, once. Raises DatabaseNewer, DatabaseUnavailable."""
@@ -217,9 +218,7 @@ class Database:
         await self.prepare()
         with _mapped():
             try:
-                # Also for the connection, whose other end may have vanished.
-                async with asyncio.timeout(_WATCH_S):
-                    return await self._watcher.ask(query)
+                return await self._watcher.ask(query)
             except QueryRefused as error:
                 raise DatabaseUnavailable(type(error).__name__) from error
 

@@ -25,6 +25,13 @@ READ_S = 5.0
 """How long a query may wait, and then how long it may run."""
 _SERVER_MARGIN_S = 1.0
 """PostgreSQL ends a slow query by itself; so much later its connection is cut."""
+_CONNECT_S = 5.0
+_COMMAND_S = READ_S + _SERVER_MARGIN_S
+"""Without this limit, the driver would wait for a rollback or a cancel request forever while the
+network hangs.
+"""
+_LIMIT_S = 10.0
+"""How long a query may take with everything around it: the connection and its transaction."""
 _INTERRUPT_AGAIN_S = 0.05
 _BUSY_MS = 5000
 T = TypeVar("T")
@@ -55,12 +62,12 @@ class Readers:
     def __init__(self, url: sa.URL, at_once: int = AT_ONCE) -> None:
         self._at_once = at_once
         self._is_sqlite = url.get_backend_name() == "sqlite"
+        limits = {"timeout": _CONNECT_S, "command_timeout": _COMMAND_S}
         self._engine = create_async_engine(
             url,
             pool_size=at_once,
             max_overflow=0,
-            pool_pre_ping=not self._is_sqlite,  # reconnect after a restart of the server
-            connect_args={"factory": HistogramConnection} if self._is_sqlite else {"timeout": 5},
+            connect_args={"factory": HistogramConnection} if self._is_sqlite else limits,
         )
         if self._is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _forbid_writes)
@@ -69,12 +76,10 @@ class Readers:
         """Number of queries that run or wait."""
 
     async def ask(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Return the result of `query`, which runs in one transaction. Raises QueryRefused, and the
-        driver's errors.
+        """Return the result of `query`, which runs in one transaction. Raises QueryRefused,
+        TimeoutError, and the driver's errors.
         """
-        async with self._turn(), self._engine.connect() as connection:
-            if not self._is_sqlite:
-                await _set_limits(connection)
+        async with self._turn(), asyncio.timeout(_LIMIT_S), self._connection() as connection:
             running = asyncio.ensure_future(query(connection))
             limit_s = READ_S if self._is_sqlite else READ_S + _SERVER_MARGIN_S
             try:
@@ -87,6 +92,29 @@ class Readers:
             if is_late or _is_ended_by_server(running.exception()):
                 raise QueryTooSlow(READ_S)
             return running.result()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            try:
+                await self._set_limits(connection)
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            else:
+                yield connection
+                return
+        # The server has closed that connection, as it does when it restarts.
+        async with self._engine.connect() as connection:
+            await self._set_limits(connection)
+            yield connection
+
+    async def _set_limits(self, connection: AsyncConnection) -> None:
+        """Set PostgreSQL's limits for this transaction alone: a pooler may share the connection."""
+        if not self._is_sqlite:
+            limits = "set_config('transaction_read_only', 'on', true), "
+            limits += f"set_config('statement_timeout', '{READ_S * 1000:.0f}', true)"
+            await connection.exec_driver_sql(f"SELECT {limits}")
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -120,12 +148,6 @@ class Readers:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
-
-
-async def _set_limits(connection: AsyncConnection) -> None:
-    """Set PostgreSQL's limits for this transaction alone: a pooler may share the connection."""
-    limits = "set_config('transaction_read_only', 'on', true), set_config('statement_timeout', "
-    await connection.exec_driver_sql(f"SELECT {limits}'{READ_S * 1000:.0f}', true)")
 
 
 async def _terminate(driver: Any) -> None:
