@@ -66,6 +66,7 @@ _MARKS = (
 )  # fmt: skip
 """A body without any of these has none of the fields of _Limits, and needs no parser: only `\\u`
 writes a letter of a name in another way."""
+_SMALL_BYTES = 16 * 1024
 _REPEATED = (b"max_", b"maxOutputTokens", b'"n"', b"candidate")
 
 
@@ -95,17 +96,9 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
 
 
 def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
-    may_hold_audio = b"audio" in body or b"AUDIO" in body
-    may_write_cache = b"cache" in body
-    if not any(mark in body for mark in _MARKS):
-        return CallBound(
-            sent.input_tokens,
-            None,
-            units=1,
-            may_hold_audio=may_hold_audio,
-            may_write_cache=may_write_cache,
-        )
-    fields = _limits.read(body) or _NONE
+    fields = _limits_of(body)
+    if fields == _NONE:
+        return CallBound(sent.input_tokens, None, units=1, text=body)
     names = _BOUNDS.get(sent.kind, _OTHER_BOUNDS)
     found, answers = _values(fields, names), _values(fields, _ANSWERS)
     for config in (fields.generationConfig, fields.generation_config):
@@ -122,10 +115,16 @@ def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
         max(_counts(found), default=None),
         max(_counts(answers), default=1),
         units=1,
-        may_hold_audio=may_hold_audio,
-        may_write_cache=may_write_cache,
         service_tier=_tier(fields),
+        text=body,
     )
+
+
+def _limits_of(body: bytes) -> _Limits:
+    # A parser reads a small body faster than it can be searched for each of the marks.
+    if len(body) > _SMALL_BYTES and not any(mark in body for mark in _MARKS):
+        return _NONE
+    return _limits.read(body) or _NONE
 
 
 def _values(fields: _Limits, names: Iterable[str]) -> list[Any]:

@@ -225,7 +225,8 @@ class Account:
     @property
     def free_nano(self) -> int:
         """What calls may still reserve; negative after bills above the bounds of calls."""
-        return self.granted_nano - self.charged.total_nano - self.reserved_nano
+        spent_nano, unpriced_nano, _ = self.charged
+        return self.granted_nano - spent_nano - unpriced_nano - self.reserved_nano
 
     @property
     def limit_nano(self) -> int:
@@ -342,16 +343,14 @@ class BudgetUse:
         """Settle the call, once, and return what it is charged. A call of which the cost is unknown
         is charged what it reserved.
         """
-        charges = []
         self.is_settled = True
-        self.note_running(0)
-        for account, reserved_nano in self.reservations:
-            unpriced_nano = reserved_nano if cost_nano is None else 0
-            spent_nano = cost_nano or 0
-            over_nano = max(0, spent_nano - reserved_nano)
-            charged = Charged(spent_nano, unpriced_nano, over_nano)
+        if self.running_nano:
+            self.note_running(0)
+        reserved_nano, spent_nano = self.reserved_nano, cost_nano or 0
+        unpriced_nano = reserved_nano if cost_nano is None else 0
+        charged = Charged(spent_nano, unpriced_nano, max(0, spent_nano - reserved_nano))
+        for account, _ in self.reservations:
             account.settle(reserved_nano, charged)
-            if charged != NOTHING:
-                charges.append(Charge(account, charged))
+        accounts = [account for account, _ in self.reservations] if charged != NOTHING else []
         self.reservations.clear()
-        return tuple(charges)
+        return tuple([Charge(account, charged) for account in accounts])

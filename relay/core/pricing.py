@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from itertools import compress
 from operator import mul
 from typing import NamedTuple
@@ -64,6 +64,7 @@ class Tariff(NamedTuple):
     """True for a count that has no price."""
     call: int
     """The price of the call itself, in 10^-18 US dollars."""
+    worst: Worst
 
     def cost_nano_usd(self, usage: Usage) -> int | None:
         """Return the cost in billionths of a US dollar; None if a used count has no price."""
@@ -80,13 +81,16 @@ class Tariff(NamedTuple):
         """Return the highest cost of a call; None if nothing that it can use has a price.
         `max_output_tokens` is the bound of a call that sets none.
         """
-        worst = _worst(self)
+        worst = self.worst
         output = max_output_tokens if bound.output_tokens is None else bound.output_tokens
-        input_ = worst.input + (worst.written if bound.may_write_cache else 0)
-        output_ = worst.output
-        if bound.may_hold_audio:
+        input_, output_ = worst.input, worst.output
+        if worst.written and bound.asks_for_cache:
+            input_ += worst.written
+        if (worst.input_audio > input_ or worst.output_audio > output_) and bound.asks_for_audio:
             input_, output_ = max(input_, worst.input_audio), max(output_, worst.output_audio)
         tokens = bound.input_tokens * input_ + output * bound.answers * output_
+        if worst.has_only_tokens:
+            return rounded(self.call + tokens)
         # A provider bills one of these: tokens, characters, seconds, images or its own units.
         atto_usd = max(
             tokens,
@@ -101,7 +105,7 @@ class Tariff(NamedTuple):
         return rounded(self.call + atto_usd)
 
 
-class _Worst(NamedTuple):
+class Worst(NamedTuple):
     """The highest rates of a tariff, in 10^-18 US dollars."""
 
     input: int
@@ -116,15 +120,18 @@ class _Worst(NamedTuple):
     units: int
     is_priced: tuple[bool, ...]
     """Which of tokens, characters, seconds, images and units have a price, which may be zero."""
+    has_only_tokens: bool
+    """True if tokens have a price, and nothing else has."""
 
 
-@lru_cache(maxsize=4096)
-def _worst(tariff: Tariff) -> _Worst:
-    rate = dict(zip(COUNTS, tariff.each, strict=True))
-    unpriced = set(compress(COUNTS, tariff.unpriced))
+def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
     written = rate["cache_write_tokens"]
     output = rate["output_tokens"] + max(0, rate["reasoning_tokens"], rate["output_image_tokens"])
-    return _Worst(
+    is_priced = (
+        "input_tokens" not in unpriced or "output_tokens" not in unpriced,
+        *(name not in unpriced for name in ("characters", "audio_ms", "images", "units_milli")),
+    )
+    return Worst(
         rate["input_tokens"] + max(0, rate["input_image_tokens"]),
         max(0, written, written + rate["cache_write_1h_tokens"]),
         rate["input_tokens"] + rate["input_audio_tokens"],
@@ -134,10 +141,8 @@ def _worst(tariff: Tariff) -> _Worst:
         rate["audio_ms"],
         rate["images"],
         rate["units_milli"] * 1000,
-        (
-            not {"input_tokens", "output_tokens"} <= unpriced,
-            *(name not in unpriced for name in ("characters", "audio_ms", "images", "units_milli")),
-        ),
+        is_priced,
+        is_priced[0] and not any(is_priced[1:]),
     )
 
 
@@ -200,6 +205,7 @@ def tariff(rates: Rates, *, audio_is_text: bool) -> Tariff:
         tuple(each[name] for name in COUNTS),
         tuple(name in unpriced for name in COUNTS),
         int((r.call or Decimal(0)) * _ATTO),
+        _worst(each, unpriced),
     )
 
 

@@ -206,6 +206,13 @@ class Provider:
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
+    credential_headers: tuple[str, ...] = field(init=False)
+    """Lower-case names of the headers that carry the credentials of its targets."""
+
+    def __post_init__(self) -> None:
+        auths = [target.auth for target in self.targets if target.auth]
+        names = {auth.name.lower(): 1 for auth in auths if auth.place == "header"}
+        object.__setattr__(self, "credential_headers", tuple(names))
 
     def endpoint(self, named: str) -> str:
         """Normalize the version of a client's endpoint, so that base URLs work with and without
@@ -218,12 +225,6 @@ class Provider:
         """All targets without those of `paths`."""
         targets = (self.rest, self.websocket, self.rest_after, self.websocket_after)
         return tuple(target for target in targets if target is not None)
-
-    @property
-    def credential_headers(self) -> tuple[str, ...]:
-        """Lower-case names of the headers that carry the credentials of its targets."""
-        auths = [target.auth for target in self.targets if target.auth]
-        return tuple({auth.name.lower(): 1 for auth in auths if auth.place == "header"})
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -184,10 +184,20 @@ class CallBound(NamedTuple):
     units: int = 0
     """The provider's own units, such as fal's and Cohere's."""
     may_hold_audio: bool = False
-    """True if tokens may be billed as audio."""
-    may_write_cache: bool = False
-    """True if input may be billed as written to the provider's cache."""
+    """True if tokens may be billed as audio, whatever `text` says."""
     service_tier: str = ""
+    text: bytes = b""
+    """The body of a call. It is searched only where a price depends on what it asks for."""
+
+    @property
+    def asks_for_audio(self) -> bool:
+        """True if tokens may be billed as audio."""
+        return self.may_hold_audio or b"audio" in self.text or b"AUDIO" in self.text
+
+    @property
+    def asks_for_cache(self) -> bool:
+        """True if input may be billed as written to the provider's cache."""
+        return b"cache" in self.text
 
 
 class Estimate(NamedTuple):

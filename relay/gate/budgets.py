@@ -47,6 +47,7 @@ class Budgets:
         self, rules: BudgetRules, leases: Leases, recorded: Callable[[], Awaitable[None]]
     ) -> None:
         self._rules, self._leases, self._recorded = rules, leases, recorded
+        self._names_clients = any(rule.clients for rule in rules.rules)
         self._keys = BoundedMemo(_key, _MAX_KEYS)
 
     def rules_of(self, caller: Caller) -> Sequence[BudgetRule]:
@@ -54,8 +55,8 @@ class Budgets:
         rules = self._rules.rules
         record = caller.record
         own = record.rights.budgets if record is not None else ()
-        if not (rules or own):
-            return ()
+        if not (own or self._names_clients):
+            return rules
         name = caller.client
         return [each for each in (*rules, *own) if not each.clients or name in each.clients]
 

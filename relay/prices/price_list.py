@@ -171,43 +171,47 @@ def bound_nano_usd(
     route: Route, model: str | None, bound: CallBound, default_output_tokens: int, unix_s: float
 ) -> int | None:
     """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
-    costs = [
-        _bound_at(each.provider, each.replaced_model or model, bound, default_output_tokens, unix_s)
-        for each in (route, *route.alternatives)
-    ]
-    return max((cost for cost in costs if cost is not None), default=None)
+    highest = None
+    for each in (route, *route.alternatives):
+        named = each.replaced_model or model
+        cost = _bound_at(each.provider, named, bound, default_output_tokens, unix_s)
+        highest = _higher(highest, cost)
+    return highest
 
 
 def _bound_at(
     provider: Provider, model: str | None, bound: CallBound, default_output_tokens: int,
     unix_s: float,
 ) -> int | None:  # fmt: skip
-    model = clean(model) if model else None
-    costs = []
+    model, cost = clean(model) if model else None, None
     # A call that asks for a dearer tier may get the standard one, and the other way round.
-    asked = bound.service_tier
-    for each in (bound, bound._replace(service_tier="")) if asked else (bound,):
-        found = _tariff(provider, model, each, unix_s)
+    for tier in (bound.service_tier, "") if bound.service_tier else ("",):
+        found = _tariff(provider, model, tier, bound.input_tokens, unix_s)
         if found is not None:
             tariff_, output_tokens = found
-            costs.append(tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens))
-    return max((cost for cost in costs if cost is not None), default=None)
+            in_tier = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
+            cost = _higher(cost, in_tier)
+    return cost
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    return other if one is None or (other is not None and other > one) else one
 
 
 def _tariff(
-    provider: Provider, model: str | None, bound: CallBound, unix_s: float
+    provider: Provider, model: str | None, tier: str, input_tokens: int, unix_s: float
 ) -> tuple[Tariff, int | None] | None:
-    """Return the tariff of a model, and its maximum output if that is known."""
+    """Return the tariff of a model in a service tier, and its maximum output if that is known."""
     for rule in provider.pricing:
-        if rule.service_tier == bound.service_tier and rule.holds(model, unix_s):
+        if rule.service_tier == tier and rule.holds(model, unix_s):
             return rule.tariff, rule.max_output_tokens
-    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
     if model is None:
         return None
-    tiers = _listed(name, model, bound.service_tier, int(unix_s // _PERIOD_S))
+    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+    tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
     if tiers is None:
         return None
-    at = bisect_left(tiers.starts, bound.input_tokens) if tiers.starts else 0
+    at = bisect_left(tiers.starts, input_tokens) if tiers.starts else 0
     return tiers.tariffs[at], None
 
 

@@ -22,7 +22,7 @@ async def main(setting: str) -> None:
     store = AccessStore(database)
     for number in range(KEYS):
         key = KEY if number == KEYS // 2 else f"key-{number}"
-        record = f'{{"providers": ["up"], "metadata": {{"team": "team-{number % 20}"}}}}'
+        record = '{"providers": ["up"]}'
         await store.create_key(f"client-{number}", record, NewKey(f"{number:012x}", sha256(key.encode()).digest()), "bench")
     await database.close()
 

@@ -89,7 +89,7 @@ RATES = tariff(
         (CallBound(1000, 100), 1000 * 1000 + 100 * 4000),
         (CallBound(1000, 100, answers=2), 1000 * 1000 + 200 * 4000),
         (CallBound(1000, None), 1000 * 1000 + 50 * 4000),
-        (CallBound(1000, 0, may_write_cache=True), 1000 * 5000),
+        (CallBound(1000, 0, text=b'{"cache_control":{}}'), 1000 * 5000),
         (CallBound(1000, 100, may_hold_audio=True), 1000 * 10_000 + 100 * 20_000),
         (CallBound(0, 0, characters=1000), 1000 * 7000),
         (CallBound(0, 0, images=3), 3 * 10**9),
