@@ -43,6 +43,7 @@ from relay.surfaces import (
     pages,
     sessions,
     tickets,
+    unified,
     usage,
 )
 from relay.surfaces.cors import CORS, Cors
@@ -124,6 +125,7 @@ def _build(gateway: Gateway, prefix: str, sources: Sources) -> web.Application:
     keys.add_routes(app, prefix)
     budgets.add_routes(app, prefix)
     sessions.add_routes(app, prefix)
+    unified.add_routes(app, prefix)
     health.add_routes(app, "")
     openapi.add_routes(app, prefix)
     if prefix:  # mounted, the host's own pages are at `/`

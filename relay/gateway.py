@@ -56,6 +56,7 @@ from relay.registry.load import Config
 from relay.registry.registry import Registry
 from relay.registry.restart import taken_over
 from relay.registry.schema import GatewayFile
+from relay.registry.unified_routes import UnifiedRoutes
 from relay.storage.access import AccessStore
 from relay.storage.budget_reports import BudgetReports
 from relay.storage.budgets import BudgetStore
@@ -65,6 +66,7 @@ from relay.storage.redis import RedisConnection
 from relay.storage.tickets import TicketStore
 from relay.upstream.attempts import Attempts, Budget
 from relay.upstream.health import COOLDOWN_KINDS, Health
+from relay.upstream.model_lists import ModelLists
 from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class Gateway:
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
         self.cache = Cache(memory_store, redis_store, self.background)
+        self.model_lists = ModelLists(lambda: self.upstream.rest, self.clock)
         self._apply(config)
         self.calls: set[Exchange] = set()  # each periodic sweep checks their timeouts
         self.in_session: set[Exchange] = set()  # with an open WebSocket: see `sessions`
@@ -173,6 +176,7 @@ class Gateway:
         connections.
         """
         log.keep_protecting(self.secrets)
+        await self.model_lists.stop()
         await self.inflight.stop()
         await self.spending.stop()
         await self.background.stop()
@@ -312,6 +316,8 @@ class Gateway:
         self.keys.management = self.management.digests
         self.limits = self._make_limits(config.limits) if config.limits else None
         self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
+        self.unified = UnifiedRoutes(self.registry, config.unified, self.model_lists)
+        self.model_lists.forget()
         self.budgets = None
         if self.leases is not None:
             self.budgets = Budgets(config.budgets, self.leases, self.ledger.recorded)
@@ -348,7 +354,8 @@ class Gateway:
             headers,
             call.provider,
             call.endpoint,
-            surface_format=call.error_format,
+            call.surface,
+            call.error_format,
         )
         web_request[EXCHANGE] = exchange = Exchange(new_id(), request, asyncio.current_task())
         if self.traces is not None:

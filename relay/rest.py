@@ -12,12 +12,13 @@ import asyncio
 from aiohttp import web
 
 from relay.calls.attempt import RestAttempt
-from relay.calls.body import body_at_hand, read_body
+from relay.calls.body import Body, body_at_hand, read_body
 from relay.calls.caching import answer_from_cache, plan_cache
 from relay.calls.call import Call, attempt_options
 from relay.calls.observers import capture_request
 from relay.calls.send import send_call
 from relay.calls.stream import deliver
+from relay.calls.unified import choose_target
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.named_models import CallText
 from relay.core.paths import query_names
@@ -40,11 +41,18 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
     exchange = gateway.begin(call, "rest", request)
     try:
         gateway.callers.authorize(call.caller, call.headers, call.provider)
-        exchange.routing.route = route = gateway.registry.match_rest(call.provider, call.endpoint)
+        body: Body | None = None
+        if call.surface == "unified":
+            route, body = await choose_target(request, call, exchange, gateway)
+        else:
+            route = gateway.registry.match_rest(call.provider, call.endpoint)
+        exchange.routing.route = route
         access: ModelAccess | None = None
         if (client := call.caller.record) is not None:
             route = route_of_client(client, route)
             if (access := model_access(call.caller)) is not None:
+                if (alias := exchange.request.requested_model) is not None:
+                    access = access.through(alias, route)
                 check_endpoint_model(access, route, call.method)
                 route = without_forbidden_targets(access, route)
             exchange.routing.route = route
@@ -52,7 +60,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         if limits is not None and (wait := limits.admit(exchange, call.headers)):
             await wait
         options = attempt_options(call, route)
-        body = body_at_hand(request, exchange, gateway)
+        body = body or body_at_hand(request, exchange, gateway)
         if body is None:
             body = await read_body(request, exchange, gateway)
         options.whole = body.stream is None
@@ -107,3 +115,5 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         options.submits = options.submits or seen.submits
         # Providers ignore a model in the body if the path or the query names one.
         facts.model = facts.model or seen.model
+        if facts.requested_model is not None:
+            facts.model = route.replaced_model

@@ -35,6 +35,7 @@ from relay.sessions.pump import broken, lost, pump
 from relay.sessions.session import NAMES, Ending, Leg, Session
 from relay.sessions.spending import follow_session, reserve_first_slice
 from relay.sessions.tickets import limit_messages, note_refusal, redeem_ticket, session_rules
+from relay.sessions.unified import Renaming, choose_socket
 
 
 async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) -> web.StreamResponse:
@@ -43,7 +44,11 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
     try:
         gateway.callers.authorize_session(call.caller, call.headers, call.provider)
         _check_handshake(call)
-        route = gateway.registry.match_websocket(call.provider, call.endpoint)
+        is_unified = call.surface == "unified"
+        if is_unified:
+            call, route = choose_socket(call, exchange, gateway)
+        else:
+            route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.routing.route = route
         check_socket(route)
         await redeem_ticket(call, route, exchange, gateway)
@@ -75,6 +80,8 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             session = _session(exchange, request, downstream, upstream, gateway)
             if access is not None:
                 MessageCheck(access, exchange, call.query, call.headers).attach(session.downstream)
+            if is_unified:
+                session.downstream.rename = Renaming(exchange, gateway.unified)
             limit_messages(exchange, session.downstream)
             gateway.open_session(exchange)
         except BaseException:

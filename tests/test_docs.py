@@ -45,8 +45,10 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     rows = [row for name, field in schema.GatewayFile.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) for row in _rows(field.annotation, f"{name}.")]
-    sections = {entries.ProviderEntry: "", entries.ViaEach: "via.", entries.Auth: "auth.", schema.Delegation: "cloudflare.delegate.", entries.CloudflareSlug: "cloudflare.", entries.CloudflareWebSocket: "cloudflare.websocket.", entries.ProviderWebSocket: "websocket.", entries.Rewrite: "rewrite.", entries.Fallback: "fallback.", schema.Limit: "limits.", schema.BudgetEntry: "budgets.rules.", schema.UnpricedCharge: "budgets.unpriced.", entries.Pricing: "pricing."}
+    sections = {entries.ProviderEntry: "", entries.ViaEach: "via.", entries.Auth: "auth.", schema.Delegation: "cloudflare.delegate.", entries.CloudflareSlug: "cloudflare.", entries.CloudflareWebSocket: "cloudflare.websocket.", entries.ProviderWebSocket: "websocket.", entries.Rewrite: "rewrite.", entries.Fallback: "fallback.", schema.Limit: "limits.", schema.BudgetEntry: "budgets.rules.", schema.UnpricedCharge: "budgets.unpriced.", entries.Pricing: "pricing.", schema.UnifiedSockets: "unified.sockets."}
     rows += [row for model, prefix in sections.items() for row in _rows(model, prefix)]
+    for model, prefix in ((schema.ModelAlias, "models.NAME."), (schema.ModelTarget, "models.NAME.targets.")):
+        assert [row for row in _rows(model, prefix) if row not in GATEWAY_YAML] == []
     assert [row for row in rows if row not in GATEWAY_YAML] == []
     documented = re.findall(r"^\| `([a-z0-9_.]+)` \|", GATEWAY_YAML, re.MULTILINE)
     assert len(documented) == len(rows) + 3, "only `include`, `database` and `inject_usage` are documented besides the sections"

@@ -66,15 +66,18 @@ def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> 
     return Body(whole, whole)
 
 
-async def read_body(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
+async def read_body(
+    request: web.Request, exchange: Exchange, gateway: Gateway, needs_model: bool = False
+) -> Body:
     """Read the request's body until it ends or passes its limit. Raises BadFraming, BodyTimeout.
 
-    The limit is `server.json_buffer_bytes` for JSON, `server.buffer_bytes` for other types, and for
-    both the part of `server.buffer_total_bytes` that is free. A larger body becomes a stream.
+    The limit is `server.json_buffer_bytes` for JSON, and for a call that is routed by the model of
+    its body (`needs_model`); `server.buffer_bytes` for other types; and for all of them the part of
+    `server.buffer_total_bytes` that is free. A larger body becomes a stream.
     """
     if "Expect" in request.headers:
         await _send_continue(request)
-    body = await _read(request, exchange, gateway)
+    body = await _read(request, exchange, gateway, needs_model)
     body.is_decoded = gateway.mounted
     if body.stream is None:
         codings = ",".join(request.headers.getall("Content-Encoding", ()))
@@ -102,10 +105,12 @@ async def _send_continue(request: web.Request) -> None:
     request.writer.output_size = 0
 
 
-async def _read(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body:
+async def _read(
+    request: web.Request, exchange: Exchange, gateway: Gateway, needs_model: bool
+) -> Body:
     server = gateway.settings.server
-    is_json = request.content_type.endswith("json")
-    limit = server.json_buffer_bytes if is_json else server.buffer_bytes
+    is_larger = needs_model or request.content_type.endswith("json")
+    limit = server.json_buffer_bytes if is_larger else server.buffer_bytes
     body = Body(length=request.content_length)
     if body.length is None or body.length <= limit:
         total = server.buffer_total_bytes

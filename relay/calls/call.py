@@ -13,7 +13,7 @@ from multidict import CIMultiDictProxy
 from relay.core.access import is_relay_secret
 from relay.core.credentials import client_credential
 from relay.core.errors import ProviderNotConfigured, TargetNotAllowed
-from relay.core.exchange import Caller
+from relay.core.exchange import Caller, Surface
 from relay.core.paths import check_target, collapse_slashes, cut_values
 from relay.core.provider import Route
 from relay.core.retry_policy import request_timeout_s, requested_rules
@@ -42,6 +42,8 @@ class Call(msgspec.Struct, frozen=True):
     """The relay's keys that the client sent, which are no credentials of a provider."""
     error_format: str | None = None
     """The wire format of the relay's own errors; None for the provider's format."""
+    surface: Surface = "native"
+    """`unified`: the provider is chosen by the model, and `provider` is empty until then."""
 
     def offer(self, route: Route) -> Offer:
         """Sort the subprotocols by the rules of the provider of `route`."""

@@ -162,6 +162,88 @@ class UnknownProvider(RelayError, code="unknown_provider", status=404):
 
 
 @dataclass(eq=False)
+class ModelNotFound(RelayError, code="model_not_found", status=404):
+    """No alias, prefix or list of the unified surface has this model."""
+
+    model: str
+    nearest: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        near = ", ".join(f"'{each}'" for each in self.nearest)
+        hint = f" Did you mean {near}?" if near else " GET /v1/models lists the models."
+        return f"There is no model '{quoted(self.model)}'.{hint}"
+
+
+@dataclass(eq=False)
+class ModelMissing(RelayError, code="model_missing"):
+    """The unified surface chooses the provider by the model, and the call names none, or more than
+    one.
+    """
+
+    reason: str = "it contains no `model`"
+
+    template = "The provider is chosen by the model of the request body, and {reason}."
+
+
+@dataclass(eq=False)
+class EndpointNotSupported(RelayError, code="endpoint_not_supported"):
+    """The provider of the model does not have this endpoint. Nothing is translated."""
+
+    provider: str
+    model: str
+    endpoint: str
+    instead: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        refused = f"{self.provider} does not have /v1/{quoted(self.endpoint)}"
+        if not self.instead:
+            return f"{refused}, which '{quoted(self.model)}' was sent to."
+        return f"{refused}. Send '{quoted(self.model)}' to {' or '.join(self.instead)}."
+
+
+class WrongBody(RelayError, code="wrong_body"):
+    """A body of the Responses API at chat/completions."""
+
+    message = (
+        "This is a body of the Responses API: it has `input` and no `messages`. Send it to"
+        " /v1/responses."
+    )
+
+
+@dataclass(eq=False)
+class TargetAmbiguous(RelayError, code="target_ambiguous"):
+    """A socket of the unified surface names no model, and several providers could answer it."""
+
+    kind: str
+    names: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        which = ", ".join(self.names) or "none"
+        return (
+            f"The provider of this WebSocket is not known (possible: {which}). Add ?model=MODEL to"
+            f" its URL, or set unified.sockets.{self.kind} in gateway.yaml."
+        )
+
+
+@dataclass(eq=False)
+class ModelNotInSession(RelayError, code="model_not_in_session"):
+    """A message of a socket of the unified surface names a model of another provider."""
+
+    model: str
+    provider: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"This session is connected to {self.provider}, which '{quoted(self.model)}' does not"
+            " belong to. Open another session for it."
+        )
+
+
+@dataclass(eq=False)
 class HostNotAllowed(RelayError, code="host_not_allowed", status=403):
     """While access is open, Host must be loopback or listed, which prevents DNS rebinding."""
 
@@ -384,11 +466,14 @@ class WebSocketNotSupported(RelayError, code="websocket_not_supported", status=4
     """
 
     provider: str
+    """Empty: no provider has a socket at this endpoint of the unified surface."""
     endpoint: str = ""
     """The path that matches no pattern of `websocket.paths`; empty: the provider has no sockets."""
 
     @property
     def message(self) -> str:
+        if not self.provider:
+            return f"No provider takes WebSockets at /v1/{quoted(self.endpoint)}. Use plain HTTP."
         if self.endpoint:
             return (
                 f"'{self.provider}' takes no WebSockets at '{quoted(self.endpoint)}': no pattern of"

@@ -33,7 +33,7 @@ from relay.core.traces import Trace
 from relay.core.usage import Parts, Usage
 
 Transport = Literal["rest", "websocket"]
-Surface = Literal["native"]
+Surface = Literal["native", "unified"]
 """The form of the URL that the client called (surfaces/)."""
 OutcomeName = Literal["relayed", "cached", "refused", "failed", "client_gone"]
 WaitingFor = Literal["nothing", "request_body", "first_byte", "upstream", "upload", "client"]
@@ -175,6 +175,8 @@ class Request:
     """Wire format of errors of this surface; None: that of the provider."""
     kind: str = "other"
     model: str | None = None
+    requested_model: str | None = None
+    """The alias, or `PROVIDER/MODEL`, that a call to the unified surface names instead of it."""
     stream: bool | None = None
     user: str | None = None
     """The end user that the body names."""

@@ -7,11 +7,12 @@ has a model is changed, and no other byte. core/peek.py reads the model.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from urllib.parse import quote
 
 import msgspec
 
-from relay.core.fields import Span, items, spans
+from relay.core.fields import Span, items, spans, value
 from relay.core.forms import form_fields, is_form
 from relay.core.paths import join_query, query_name, query_names
 from relay.core.peek import MODEL_NAMES
@@ -82,6 +83,33 @@ def body_with_added_model(body: bytes, model: str, format_: str) -> bytes:
 
 _Change = tuple[int, int, bytes]
 """Start and end of a text, and its replacement."""
+
+
+def message_with_models(message: bytes, rename: Callable[[str], str]) -> bytes:
+    """Rename the model of a socket's message, at its top or in its `response` or `session`; return
+    the same object if nothing is renamed.
+    """
+    changes: list[_Change] = []
+    for name, start, end in spans(message) or ():
+        if name == "model":
+            changes += _renamed(message[start:end], start, rename)
+        elif name in _WITH_MODEL:
+            for inner, first, last in spans(message[start:end]) or ():
+                if inner == "model":
+                    changes += _renamed(
+                        message[start + first : start + last], start + first, rename
+                    )
+    return _spliced(message, changes) if changes else message
+
+
+_WITH_MODEL = ("response", "session")
+
+
+def _renamed(written: bytes, at: int, rename: Callable[[str], str]) -> list[_Change]:
+    model = value(msgspec.Raw(written))
+    if not isinstance(model, str) or (renamed := rename(model)) == model:
+        return []
+    return [(at, at + len(written), msgspec.json.encode(renamed))]
 
 
 def _changes(body: bytes, found: list[Span], model: str, format_: str) -> list[_Change]:

@@ -200,6 +200,8 @@ class Provider:
     """Endpoint of a GET without cost."""
     target_header: str | None
     """The header with the target URL of a call to the endpoint `proxy`."""
+    speaks: Mapping[str, str]
+    """Its endpoints of the unified surface (core/unified.py)."""
     query_credentials: frozenset[str]
     """Lower-case names of query parameters that carry a credential of this provider."""
     accepts_client_keys: bool

@@ -161,7 +161,8 @@ class Callers:
         )  # fmt: skip
 
     def authorize(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
-        """Raise the error for a caller that may not call `provider`: without a valid key where one
+        """Raise the error for a caller that may not call `provider`, which is empty if it is chosen
+        later (then `check_provider` is called for it): without a valid key where one
         is required; with a record that does not allow the provider, the address or the page; and
         while access is open, without a key and with a foreign Host or Origin.
 
@@ -189,7 +190,8 @@ class Callers:
                 self._open.check_page(headers)
         if record is not None:
             self.check_record(record, caller, headers)
-            check_provider(record, provider)
+            if provider:
+                check_provider(record, provider)
 
     def authorize_session(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
         """Do the same for a WebSocket handshake, which may have a ticket. Whose ticket it is, only

@@ -35,15 +35,26 @@ class ModelAccess(NamedTuple):
     """A model must match one pattern of each of these: of the client's record, of its ticket."""
     endpoints: frozenset[str]
     """The kinds of endpoints that the client's record lists."""
+    alias: str = ""
+    """The name by which the call asks for a model, and which the relay replaces (`through`)."""
 
     def allows(self, model: str) -> bool:
         """True if the caller may use this model."""
         return all(allowed(each, model) for each in self.patterns)
 
+    def through(self, alias: str, route: Route) -> ModelAccess:
+        """Return the same rights for a call that names `alias`, which `route` replaces by a model.
+        Raises ModelNotAllowed unless the client may use one of both: a record may list aliases.
+        """
+        access = self._replace(alias=alias)
+        if not _may_call(access, route):
+            raise ModelNotAllowed(self.client, alias)
+        return access
+
     def refusal(self, named: Sequence[Named]) -> ModelNotAllowed | None:
         """Return the error for the first of these models that the caller may not use."""
         for each in named:
-            if not self.allows(each.model):
+            if each.model != self.alias and not self.allows(each.model):
                 return ModelNotAllowed(self.client, each.model)
         return None
 
@@ -108,7 +119,7 @@ def without_forbidden_targets(access: ModelAccess, route: Route) -> Route:
 def _may_call(access: ModelAccess, route: Route) -> bool:
     model = route.replaced_model
     if model is not None and not access.allows(model):
-        return False
+        return bool(access.alias) and access.allows(access.alias)
     named = models_in_path(route.format, path_of(route))
     return all(access.allows(each.model) for each in named)
 

@@ -124,7 +124,7 @@ def _rated(
             rule.holds(model, unix_s) for model in models
         ):
             return rule.tariff, usage
-    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+    name = listed_name(provider)
     for model in models:
         if not model:
             continue
@@ -207,12 +207,36 @@ def _tariff(
             return rule.tariff, rule.max_output_tokens
     if model is None:
         return None
-    name = provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+    name = listed_name(provider)
     tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
     if tiers is None:
         return None
     at = bisect_left(tiers.starts, input_tokens) if tiers.starts else 0
     return tiers.tariffs[at], None
+
+
+def listed_name(provider: Provider) -> str:
+    """Return the name of a provider in the public price list."""
+    return provider.priced_as or _LISTED_AS.get(provider.name, provider.name)
+
+
+def has_price(provider: Provider, model: str, unix_s: float) -> bool:
+    """True if a provider's prices or the public price list have this model."""
+    model = clean(model)
+    if any(rule.models and rule.holds(model, unix_s) for rule in provider.pricing):
+        return True
+    return _listed(listed_name(provider), model, "", int(unix_s // _PERIOD_S)) is not None
+
+
+def models_of(name: str) -> tuple[str, ...]:
+    """Return the ids of the models of a provider in the public price list, by its name there."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    for provider in get_snapshot().providers:
+        if provider.id == name:
+            ids = (model.id for model in provider.models if not model.deprecated)
+            return tuple(id for id in ids if not id.endswith("-"))
+    return ()
 
 
 def _context(service_tier: str, model: Any) -> dict[str, str] | None:

@@ -36,6 +36,7 @@ from relay.core.provider import (
 )
 from relay.core.retry_policy import FALLBACK_CAUSES, RetryRules
 from relay.core.rewriting import ProviderOrigin, Rewrites, field_pattern
+from relay.core.unified import spoken
 from relay.registry import schema
 from relay.registry.auth import Auth, AuthReader
 from relay.registry.credentials import Expanded
@@ -136,6 +137,7 @@ class _Builder:
             rewrites=self._rewrites(),
             check=entry.check,
             target_header=entry.target_header,
+            speaks=spoken(entry.format, entry.unified),
             query_credentials=self._query_credentials(),
             accepts_client_keys=entry.client_credentials == "allow",
             drain_s=entry.drain_s if entry.on_disconnect == "drain" else None,

@@ -360,6 +360,10 @@ class ProviderEntry(Section):
     websocket: ProviderWebSocket | None = Field(
         None, description="Its WebSockets; none: it has none."
     )
+    unified: dict[Endpoint, Annotated[str, Field(max_length=200)]] | None = Field(
+        None,
+        description="Endpoints of /v1 that it has: pattern to path, empty for the same path; not set: those of its wire format.",
+    )
     format: Format = Field(
         "openai",
         description="Wire format, for reading usage and for the relay's own errors.",

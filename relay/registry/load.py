@@ -22,7 +22,9 @@ from relay.core.budgets import BudgetRules
 from relay.core.errors import OperatorError
 from relay.core.limits import Rule
 from relay.core.text import quoted
+from relay.core.unified import Unified
 from relay.registry import credentials, schema
+from relay.registry.aliases import build_unified
 from relay.registry.budgets import budget_rules
 from relay.registry.build import build_registry
 from relay.registry.certificates import (
@@ -71,6 +73,7 @@ class Config:
     limits: tuple[Rule, ...] = ()
     clients: Clients = field(default_factory=Clients)
     budgets: BudgetRules = field(default_factory=BudgetRules)
+    unified: Unified = field(default_factory=Unified)
     warnings: tuple[Problem, ...] = ()
     """Possible mistakes, which are accepted."""
     read: InForce = field(default_factory=InForce)
@@ -197,7 +200,10 @@ class _Found:
         paths = sources.certificate or written_paths(main, settings.tls, sources.config.parent)
         certificate = read_certificate(main, paths, files) if paths else None
         budgets = budget_rules(settings, main)
-        return Config(sources.config, settings, registry, certificate, limits, clients, budgets)
+        unified = build_unified(settings, names, main)
+        return Config(
+            sources.config, settings, registry, certificate, limits, clients, budgets, unified
+        )
 
     def _entries(
         self, files: list[Any]

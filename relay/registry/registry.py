@@ -65,7 +65,7 @@ class Registry:
                 named = fallback.endpoint or route.endpoint
                 made = rest_route(other, named)
                 for each in (made, *_other_way(made, rest_route, other.rest_after, named)):
-                    other_route = _as_fallback(each, fallback, number)
+                    other_route = as_fallback(each, fallback, number)
                     yield _asking_for_usage(other_route, route.provider)
 
     def _socket_alternatives(self, route: Route, endpoint: str) -> Iterator[Route]:
@@ -75,7 +75,7 @@ class Registry:
             other = self.providers[fallback.provider]
             made = websocket_route(other, fallback.endpoint or "")
             if made.takes_sockets:
-                other_route = _as_fallback(made, fallback, number)
+                other_route = as_fallback(made, fallback, number)
                 yield _naming_model(other_route, fallback.model, route)
 
 
@@ -124,7 +124,8 @@ def _naming_model(route: Route, model: str | None, called: Route) -> Route:
     return replace(route, default_query=named | dict(route.default_query))
 
 
-def _as_fallback(route: Route, fallback: Fallback, number: int) -> Route:
+def as_fallback(route: Route, fallback: Fallback, number: int) -> Route:
+    """Return the route as the one of the `number`th fallback, from 1, with its model."""
     made = replace(
         route, fallback_number=number, replaced_model=fallback.model, weight=fallback.weight
     )

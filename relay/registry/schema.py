@@ -619,6 +619,66 @@ class Cloudflare(Section):
     )
 
 
+def _as_target(value: Any) -> Any:
+    """Expand `openai/gpt-5`, which is short for its provider and model."""
+    if not isinstance(value, str):
+        return value
+    provider, slash, model = value.partition("/")
+    if not slash or not provider or not model:
+        raise PydanticCustomError("target", "should be PROVIDER/MODEL, such as openai/gpt-5")
+    return {"provider": provider, "model": model}
+
+
+class ModelTarget(Section):
+    provider: str = Field(description="Name of a provider.")
+    model: str = Field(min_length=1, max_length=200, description="Its name of the model.")
+    weight: float = Field(1, gt=0, description="With `order: weight`: its weight.")
+
+
+_Target = Annotated[
+    ModelTarget, BeforeValidator(_as_target, json_schema_input_type=str | ModelTarget)
+]
+
+
+def _as_alias(value: Any) -> Any:
+    """Expand a target or a list of targets, which is short for an alias with them."""
+    if isinstance(value, str):
+        return {"targets": [value]}
+    return {"targets": value} if isinstance(value, list) else value
+
+
+class ModelAlias(Section):
+    targets: list[_Target] = Field(
+        min_length=1, max_length=20, description="PROVIDER/MODEL, or {provider, model, weight}."
+    )
+    order: Literal["listed", "weight"] = Field(
+        "listed",
+        description="listed: the next one follows when one fails; weight: chosen at random by weight.",
+    )
+
+
+class UnifiedSockets(Section):
+    realtime: str | None = Field(None, description="Provider of /v1/realtime without a model.")
+    responses: str | None = Field(None, description="Provider of sockets at /v1/responses.")
+    live: str | None = Field(None, description="Provider of /v1/live/sessions.")
+
+
+class UnifiedApi(Section):
+    order: list[str] = Field(
+        [],
+        description="Providers in which a model without a prefix is looked for; empty: all that have a key, in the order of the file.",
+    )
+    sockets: UnifiedSockets = Field(
+        UnifiedSockets(), description="Who answers sockets that name no model."
+    )
+
+
+def _alias_name(value: str) -> str:
+    if not value or len(value) > 200 or not value.isprintable() or value != value.strip():
+        raise PydanticCustomError("alias", "should be a name of at most 200 characters")
+    return value
+
+
 def _database(value: str | None) -> str | None:
     kind, colon, rest = (value or "").partition("://")
     if value == ":memory:" or (colon and kind.startswith("sqlite") and rest in _WITHOUT_FILE):
@@ -662,6 +722,16 @@ class GatewayFile(Section):
     clients: dict[Annotated[str, AfterValidator(client_name)], ClientEntry] = Field(
         {}, description="Clients of the relay by name: who may call, and what."
     )
+    models: dict[
+        Annotated[str, AfterValidator(_alias_name)],
+        Annotated[
+            ModelAlias,
+            BeforeValidator(
+                _as_alias, json_schema_input_type=str | list[str | ModelTarget] | ModelAlias
+            ),
+        ],
+    ] = Field({}, description="Aliases of models for /v1: name to PROVIDER/MODEL, or a list.")
+    unified: UnifiedApi = UnifiedApi()
     cors: Cors = Cors()
     log: Log = Log()
     demo: Demo = Demo()

@@ -48,7 +48,7 @@ _OF_PROVIDERS: Mapping[str, str] = {
     "modellist": _PROVIDER,
 }  # fmt: skip
 _AT_TOP: Mapping[str, str] = {
-    "modellist": _PROVIDER, "models": _PROVIDER, "litellmparams": _PROVIDER,
+    "modellist": _PROVIDER, "litellmparams": _PROVIDER,
     "litellmsettings": _PROVIDER,
     "routersettings": "here it is retries, limits, and fallback at a provider",
     "generalsettings": "here it is server, database and ledger",

@@ -21,6 +21,7 @@ from relay.sessions.session import (
     Ending,
     Leg,
     Pay,
+    Rename,
     Session,
     code_allowed,
 )
@@ -36,7 +37,9 @@ async def pump(
     `observe` is called with every message that was relayed. Any other exception is raised and ends
     the session too: see `broken`.
     """
-    read = source.read if source.admit is None else _admitted(source, source.admit, clock)
+    read = source.read if source.rename is None else _renamed(source.read, source.rename)
+    if source.admit is not None:
+        read = _admitted(read, source, source.admit, clock)
     if source.pay is not None:
         read = _paid(read, source.pay)
     try:
@@ -57,15 +60,30 @@ class _NotAdmitted(Exception):
         self.ending = ending
 
 
-def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
+def _renamed(read: Read, rename: Rename) -> Read:
+    """Return a read that returns text messages with their models renamed."""
+
+    async def read_renamed() -> Any:
+        message = await read()
+        if message.type is not _TEXT:
+            return message
+        renamed = rename(message.data)
+        if isinstance(renamed, Ending):
+            raise _NotAdmitted(renamed)
+        return message if renamed is message.data else message._replace(data=renamed)
+
+    return read_renamed
+
+
+def _admitted(read: Read, source: Leg, admit: Admit, clock: Clock) -> Read:
     """Return a read of `source` that returns only messages that `admit` accepts. A refused message
     counts as received; its sender gets an error event, or the session ends.
     """
     admit_binary = source.admit_binary or admit
 
-    async def read() -> Any:
+    async def read_admitted() -> Any:
         while True:
-            message = await source.read()
+            message = await read()
             if message.type is _TEXT:
                 if not message.data.isascii() and not _is_utf8(message.data):
                     return message  # `_copy` ends the session
@@ -83,7 +101,7 @@ def _admitted(source: Leg, admit: Admit, clock: Clock) -> Read:
                 raise _NotAdmitted(refusal)
             await source.socket.send_frame(refusal, _TEXT)
 
-    return read
+    return read_admitted
 
 
 def _paid(read: Read, pay: Pay) -> Read:

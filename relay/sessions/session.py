@@ -55,6 +55,8 @@ class Ending:
 Pay = Callable[[bytes], "Awaitable[Ending | None] | None"]
 """Called before a message is relayed that `admit` has accepted. Returns None if nothing has to be
 reserved for the message; else what reserves it, and returns the Ending if there is no money."""
+Rename = Callable[[bytes], "bytes | Ending"]
+"""Returns a text message as it is relayed, or the Ending of the session."""
 Admit = Callable[[bytes], bytes | Ending | None]
 """Judges a message before it is relayed. None: relay it. Bytes: drop it and send its sender this
 error event. An Ending: end the session."""
@@ -84,6 +86,8 @@ class Leg:
     """Judges each message of this side before it is relayed; None: all are relayed."""
     admit_binary: Admit | None = None
     """Judges the binary messages instead of `admit`, if there is one."""
+    rename: Rename | None = None
+    """Replaces names of models in the text messages of this side; None: nothing is replaced."""
     pay: Pay | None = None
     """Reserves money for the messages of this side; None: no budget applies."""
 

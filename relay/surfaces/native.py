@@ -71,11 +71,11 @@ def unknown_route(request: web.Request) -> UnknownRoute:
 
 def prefixes_of_calls(app: web.Application) -> tuple[str, ...]:
     """The paths below which surfaces take calls and WebSockets; each ends in a slash."""
-    surfaces = (each for each in app.router.resources() if isinstance(each, _Calls))
+    surfaces = (each for each in app.router.resources() if isinstance(each, Calls))
     return tuple(f"{surface.canonical}/" for surface in surfaces)
 
 
-class _Calls(PrefixResource):
+class Calls(PrefixResource):
     """Every path below a prefix, any method. The router takes nothing out of the path: it is read
     raw, from the end of the prefix on, wherever the application is mounted.
     """
@@ -139,14 +139,14 @@ class _Calls(PrefixResource):
         return iter((self.route,))
 
 
-class _ProviderCalls(_Calls):
+class _ProviderCalls(Calls):
     """Any method, any path; a WebSocket where the client asks for an upgrade."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if is_preflight(request):
             return await self._cors.preflight(request)
         call = self._call(request)
-        if _wants_websocket(request):
+        if wants_websocket(request):
             return await relay_websocket(request, self._gateway, call)
         if call.method == "HEAD" and self._is_probe(call):
             return web.Response()
@@ -164,13 +164,13 @@ class _ProviderCalls(_Calls):
         return call.endpoint == "" or provider.format == "anthropic"
 
 
-class _ProviderSockets(_Calls):
+class _ProviderSockets(Calls):
     """A WebSocket; without an endpoint the provider's default realtime path."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if is_preflight(request):
             return await self._cors.preflight(request)
-        if not _wants_websocket(request):
+        if not wants_websocket(request):
             await self._check_session(request)
             raise UpgradeRequired
         return await relay_websocket(request, self._gateway, self._call(request))
@@ -191,7 +191,8 @@ class _ProviderSockets(_Calls):
         attempt_options(call, route)
 
 
-def _wants_websocket(request: web.Request) -> bool:
+def wants_websocket(request: web.Request) -> bool:
+    """True if a request asks to be upgraded to a WebSocket."""
     upgrade = request.headers.get("Upgrade")
     return upgrade is not None and upgrade.strip().lower() == "websocket"
 

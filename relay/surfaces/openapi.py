@@ -158,6 +158,12 @@ OPERATIONS = (
         )
         for method in _CALL_METHODS
     ),
+    *(
+        Operation(
+            method, "/v1/{endpoint}", "Call the provider that the model picks", access="client"
+        )
+        for method in _CALL_METHODS
+    ),
     Operation(
         "get", "…/ws/{provider}", "Open a WebSocket at the default path of a provider",
         status=101, access="client",

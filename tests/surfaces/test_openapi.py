@@ -34,7 +34,7 @@ def _routes() -> set[tuple[str, str]]:
         assert route.resource is not None
         path, method = route.resource.canonical, route.method.lower()
         if method == "*":
-            calls = {f"{API}/providers": [f"{API}/providers/{{provider}}/{{endpoint}}"], f"{API}/ws": [f"{API}/ws/{{provider}}", f"{API}/ws/{{provider}}/{{endpoint}}"], "/{path}": []}
+            calls = {f"{API}/providers": [f"{API}/providers/{{provider}}/{{endpoint}}"], f"{API}/ws": [f"{API}/ws/{{provider}}", f"{API}/ws/{{provider}}/{{endpoint}}"], "/{path}": [], "/v1": ["/v1/{endpoint}"]}
             methods = ("get",) if path.endswith("/ws") else ("get", "post", "put", "patch", "delete", "options", "head")
             found |= {(each, called) for called in calls[path] for each in methods}
         elif method != "head":
@@ -65,7 +65,7 @@ def test_the_document_is_valid_openapi_3_1() -> None:
             assert {name for each in operation["security"] for name in each} <= set(DOCUMENT["components"]["securitySchemes"])
             if "requestBody" in operation:
                 assert operation["requestBody"]["content"]["application/json"]["schema"]
-    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[A-Za-z_]+", each) for each in ids)
+    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[A-Za-z0-9_]+", each) for each in ids)
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in DOCUMENT["components"]["schemas"])
 
 

@@ -33,23 +33,20 @@ def _message(body: bytes) -> tuple[str, str]:
 
 
 WRONG = [
-    ("POST", "/v1/chat/completions", {}, "openai", "openai"),
     ("POST", "/chat/completions", {}, "openai", "openai"),
+    ("POST", "/messages", {}, "anthropic", "anthropic"),
+    ("GET", "/models", {"anthropic-version": "2023-06-01"}, "anthropic", "anthropic"),
+    ("POST", "/v1/files", {}, "openai", "openai"),
+    ("GET", "/realtime?model=gpt-realtime", {}, "openai", "openai"),
     ("POST", "/openai/chat/completions", {}, "openai", "openai"),
     ("POST", "/openai/v1/responses", {}, "openai", "openai"),
-    ("GET", "/v1/models", {}, "openai", "openai"),
-    ("GET", "/v1/realtime?model=gpt-realtime", {}, "openai", "openai"),
     ("POST", "/api/v1/ai-gateway/openai/chat/completions", {}, "openai", "openai"),
     ("POST", "/api/v1/ai-gateway/provider/openai/chat/completions", {}, "openai", "openai"),
     ("POST", "/api/v1/gateway/providers/groq/openai/v1/chat/completions", {}, "groq", "openai"),
     ("POST", "/api/v1/chat/completions", {}, "openai", "openai"),
-    ("POST", "/v1/messages", {}, "anthropic", "anthropic"),
-    ("POST", "/v1/messages/count_tokens?beta=true", {}, "anthropic", "anthropic"),
     ("POST", "/anthropic/v1/messages", {}, "anthropic", "anthropic"),
-    ("GET", "/v1/models", {"anthropic-version": "2023-06-01"}, "anthropic", "anthropic"),
     ("POST", "/v1beta/models/gemini-2.5-flash:generateContent", {}, "google-ai-studio", "google"),
     ("POST", "/v1/models/gemini-2.5-flash:streamGenerateContent?alt=sse", {}, "google-ai-studio", "google"),
-    ("GET", "/v1/models", {"x-goog-api-key": "x"}, "google-ai-studio", "google"),
     ("POST", "/v1beta/openai/chat/completions", {}, "google-ai-studio", "openai"),
     ("POST", "/v1/text-to-speech/voice/stream", {}, "elevenlabs", "elevenlabs"),
     ("GET", "/v1/voices", {"xi-api-key": "x"}, "elevenlabs", "elevenlabs"),
@@ -70,7 +67,7 @@ async def test_a_wrong_base_url_is_answered_with_the_right_one(relay: Relay, met
 
 async def test_a_wrong_base_url_of_a_socket_is_answered_too(relay: Relay) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-        await relay.client.ws_connect(f"{relay.url}/v1/realtime")
+        await relay.client.ws_connect(f"{relay.url}/openai/realtime")
     assert caught.value.status == 404
 
 
@@ -82,13 +79,13 @@ async def test_any_other_path_is_answered_with_where_providers_are(relay: Relay,
 
 async def test_a_provider_that_the_file_does_not_have_is_not_recommended(start: StartRelay) -> None:
     relay = await start(groq=_packaged_providers()["groq"])
-    _, _, body = await relay.call("POST", f"{relay.url}/v1/chat/completions")
+    _, _, body = await relay.call("POST", f"{relay.url}/chat/completions")
     assert "Providers are at" in _message(body)[0]
 
 
 async def test_the_base_url_is_the_public_one_where_it_is_configured(start: StartRelay) -> None:
     relay = await start({"server": {"public_url": "https://ai.example.com"}}, openai=_packaged_providers()["openai"])
-    _, _, body = await relay.call("POST", f"{relay.url}/v1/chat/completions")
+    _, _, body = await relay.call("POST", f"{relay.url}/chat/completions")
     assert "to https://ai.example.com/api/v1/ai-gateway/providers/openai " in _message(body)[0]
 
 

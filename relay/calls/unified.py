@@ -1,0 +1,76 @@
+"""Choose the target of a call to the unified surface by the model in its body.
+
+Owns what is read of the body for that, and the refusals of bodies that name no single model.
+registry/unified_routes.py has the choice itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from relay.calls.body import Body, body_at_hand, read_body
+from relay.calls.call import Call
+from relay.core.errors import ModelMissing, UnknownRoute, WrongBody
+from relay.core.exchange import Exchange
+from relay.core.fields import ABSENT, Reader
+from relay.core.peek import model_is_plain, peek_body
+from relay.core.provider import Route
+from relay.core.text import MAX_CHARACTERS
+from relay.gate.identify import check_provider
+from relay.gateway import Gateway
+
+_CHAT = "chat/completions"
+
+
+class _Conversation(msgspec.Struct):
+    messages: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+
+
+_conversation = Reader(_Conversation)
+
+
+async def choose_target(
+    request: web.Request, call: Call, exchange: Exchange, gateway: Gateway
+) -> tuple[Route, Body]:
+    """Read the body of a call, and return the route for its model. Raises ModelMissing, WrongBody,
+    ModelNotFound, EndpointNotSupported, ProviderNotAllowed, and what reading a body raises.
+    """
+    if call.method != "POST":
+        raise UnknownRoute(call.method, call.root)
+    body = body_at_hand(request, exchange, gateway)
+    if body is None:
+        body = await read_body(request, exchange, gateway, needs_model=True)
+    model = _model(body, call)
+    unified = gateway.unified
+    gateway.model_lists.refresh(unified.providers)
+    route = unified.route(call.endpoint, model)
+    exchange.request.requested_model = model if route.replaced_model is not None else None
+    exchange.request.provider, exchange.request.endpoint = route.provider.name, route.endpoint
+    if (record := call.caller.record) is not None:
+        check_provider(record, route.provider.name)
+    return route, body
+
+
+def _model(body: Body, call: Call) -> str:
+    if body.text is None:
+        raise ModelMissing("its body is too large to be read, or cannot be decompressed")
+    content_type = call.headers.get("Content-Type", "")
+    model = peek_body(body.text, content_type).model
+    if not model:
+        if call.endpoint == _CHAT:
+            _check_chat(body.text)
+        raise ModelMissing
+    if len(model) > MAX_CHARACTERS or not model_is_plain(body.text, content_type, model):
+        raise ModelMissing("it contains more than one `model`, or one that is too long")
+    if call.endpoint == _CHAT:
+        _check_chat(body.text)
+    return model
+
+
+def _check_chat(text: bytes) -> None:
+    """Raise WrongBody for a body of the Responses API, which some editors send here."""
+    found = _conversation.read(text)
+    if found is not None and found.messages is ABSENT and found.input is not ABSENT:
+        raise WrongBody

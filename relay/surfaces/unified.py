@@ -1,0 +1,145 @@
+"""The unified surface: `/v1/…`, where the model of a call picks its provider.
+
+Owns these URLs, and the lists of models in the three shapes that SDKs and agents ask for.
+calls/unified.py chooses the target of a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from relay.calls.call import Call
+from relay.core.access import Client
+from relay.core.errors import ModelNotFound
+from relay.core.paths import split_endpoint
+from relay.core.subprotocols import split
+from relay.core.unified import error_format, is_endpoint
+from relay.gate.identify import Sent
+from relay.gate.model_access import model_access
+from relay.gateway import Gateway
+from relay.rest import relay_rest
+from relay.surfaces.cors import is_preflight
+from relay.surfaces.native import (
+    CALL_PREFIXES,
+    CallPrefix,
+    Calls,
+    unknown_route,
+    wants_websocket,
+)
+from relay.websocket import relay_websocket
+
+PREFIX = "/v1"
+_LIST = "models"
+_PROBE = "api/hello"
+_CREATED_S = 0
+"""The relay does not know when a provider has published a model."""
+
+
+def add_routes(app: web.Application, own: str) -> None:
+    """Add the surface. `own` is the path of the relay's own URLs, empty for a mounted relay."""
+    calls = _UnifiedCalls(PREFIX, app, own)
+    app.router.register_resource(calls)
+    app[CALL_PREFIXES].append(CallPrefix(f"{PREFIX}/", calls.route))
+
+
+class _UnifiedCalls(Calls):
+    """Every endpoint below /v1 that core/unified.py lists."""
+
+    def __init__(self, prefix: str, app: web.Application, own: str) -> None:
+        """`own` is the path of the relay's own URLs, empty for a mounted relay."""
+        self._own = own
+        super().__init__(prefix, app)
+
+    def _take_prefix(self) -> None:
+        mounted = self.canonical.removesuffix(PREFIX)
+        self._path, self._root = f"{self.canonical}/", f"{mounted}{self._own}/providers/"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if is_preflight(request):
+            return await self._cors.preflight(request)
+        call = self._call(request)
+        if wants_websocket(request):
+            return await relay_websocket(request, self._gateway, call)
+        first = call.endpoint.partition("/")[0]
+        if first == _LIST and call.method in ("GET", "HEAD"):
+            return self._answer_list(request, call)
+        if is_endpoint(call.endpoint):
+            return await relay_rest(request, self._gateway, call)
+        if call.method == "HEAD" and call.endpoint == _PROBE:
+            self._gateway.callers.authorize(call.caller, call.headers, "")
+            return web.Response()
+        raise unknown_route(request)
+
+    def _call(self, request: web.Request) -> Call:
+        raw, path = request.raw_path, self._path
+        if not raw.startswith(path):
+            raise unknown_route(request)
+        headers = request.headers
+        _, endpoint, query = split_endpoint(f"/{raw[len(path) :]}")
+        lines = headers.getall("Sec-WebSocket-Protocol", None)
+        offered = split(lines) if lines else ()
+        caller, query, secrets = self._gateway.callers.identify(
+            request, Sent(headers, query, offered), None
+        )
+        return Call(
+            request.method, "", endpoint, query, headers, self._root, caller, offered, secrets,
+            error_format(endpoint), "unified",
+        )  # fmt: skip
+
+    def _answer_list(self, request: web.Request, call: Call) -> web.Response:
+        gateway = self._gateway
+        gateway.callers.authorize(call.caller, call.headers, "")
+        found = _models(gateway, call)
+        wanted = call.endpoint.partition("/")[2]
+        if wanted:
+            owner = found.get(wanted)
+            if owner is None:
+                raise ModelNotFound(wanted)
+            return web.json_response(_entry(wanted, owner, call))
+        return web.json_response(_list(found, call, request.query))
+
+
+def _models(gateway: Gateway, call: Call) -> dict[str, str]:
+    """Return the models that the caller may use: aliases, then those of each provider, by name,
+    with the provider. A name that an earlier provider has is listed with its prefix too.
+    """
+    unified, lists = gateway.unified, gateway.model_lists
+    lists.refresh(unified.providers)
+    record: Client | None = call.caller.record
+    access = model_access(call.caller)
+    found = {name: alias.members[0].provider for name, alias in unified.aliases.items()}
+    for provider in unified.providers:
+        for model in lists.models(provider):
+            found.setdefault(model, provider.name)
+            found.setdefault(f"{provider.name}/{model}", provider.name)
+    allowed = {}
+    for name, provider_name in found.items():
+        if record is not None and record.rights.providers:
+            if provider_name not in record.rights.providers:
+                continue
+        if access is not None and not access.allows(name):
+            continue
+        allowed[name] = provider_name
+    return allowed
+
+
+def _list(found: dict[str, str], call: Call, query: Any) -> dict[str, Any]:
+    """Return the list in the shape of the client: Codex's, Anthropic's or OpenAI's."""
+    if "client_version" in query:
+        return {"models": []}
+    entries = [_entry(name, owner, call) for name, owner in found.items()]
+    if "anthropic-version" in call.headers:
+        first, last = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
+        return {"data": entries, "has_more": False, "first_id": first, "last_id": last}
+    return {"object": "list", "data": entries}
+
+
+def _entry(name: str, owner: str, call: Call) -> dict[str, Any]:
+    if "anthropic-version" in call.headers:
+        return {
+            "type": "model", "id": name, "display_name": name,
+            "created_at": "1970-01-01T00:00:00Z",
+        }  # fmt: skip
+    return {"id": name, "object": "model", "created": _CREATED_S, "owned_by": owner}

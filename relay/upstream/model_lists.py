@@ -1,0 +1,138 @@
+"""Know the models of each provider: its own list, fetched in the background, or the price list's
+until that has arrived.
+
+Owns the lists of a process and when they are fetched: when the unified surface is used, and again
+ten minutes later at the earliest. A call never waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+
+import msgspec
+from aiohttp import ClientSession
+
+from relay import log
+from relay.core.provider import Provider, rest_route
+from relay.core.text import clean
+from relay.prices import price_list
+from relay.upstream.failures import MAPPABLE_ERRORS
+from relay.upstream.request import Outgoing
+from relay.upstream.send import send, upstream_headers, upstream_url
+
+_FRESH_S = 600.0
+_FETCH_S = 20.0
+_MAX_BYTES = 8 * 1024 * 1024
+_MAX_MODELS = 5000
+_PATHS: Mapping[str, tuple[str, str]] = {
+    "openai": ("models", ""),
+    "anthropic": ("v1/models", "limit=1000"),
+    "google": ("v1beta/models", "pageSize=1000"),
+}
+"""The path and the query of the list, by wire format. Other formats have none that is used."""
+
+
+class _Model(msgspec.Struct):
+    id: str = ""
+    name: str = ""
+
+
+class _List(msgspec.Struct):
+    data: list[_Model] = []
+    models: list[_Model] = []
+
+
+class ModelLists:
+    """The lists of all providers. `session` returns the session of REST calls."""
+
+    def __init__(self, session: Callable[[], ClientSession], clock: Callable[[], float]) -> None:
+        self._session, self._clock = session, clock
+        self._fetched: dict[str, tuple[str, ...]] = {}
+        self._asked_s: dict[str, float] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.version = 0
+        """Number of changes of the lists."""
+
+    def models(self, provider: Provider) -> tuple[str, ...]:
+        """Return the ids of the models of a provider, as far as they are known."""
+        fetched = self._fetched.get(provider.name)
+        return _priced(price_list.listed_name(provider)) if fetched is None else fetched
+
+    def has(self, provider: Provider, model: str) -> bool:
+        """True if a provider lists this model."""
+        fetched = self._fetched.get(provider.name)
+        if fetched is not None:
+            return model in fetched
+        return price_list.has_price(provider, model, time.time())
+
+    def refresh(self, providers: Iterable[Provider]) -> None:
+        """Fetch the lists of these providers that are missing or old, without waiting."""
+        now_s = self._clock()
+        for provider in providers:
+            asked_s = self._asked_s.get(provider.name)
+            if provider.format not in _PATHS or (
+                asked_s is not None and now_s - asked_s < _FRESH_S
+            ):
+                continue
+            self._asked_s[provider.name] = now_s
+            if provider.name not in self._tasks:
+                task = asyncio.create_task(self._refresh(provider))
+                self._tasks[provider.name] = task
+                task.add_done_callback(partial(self._forget_task, provider.name))
+
+    def _forget_task(self, name: str, _task: asyncio.Task[None]) -> None:
+        del self._tasks[name]
+
+    def forget(self) -> None:
+        """Fetch all lists anew when they are needed next: the configuration has changed."""
+        self._asked_s.clear()
+
+    async def _refresh(self, provider: Provider) -> None:
+        try:
+            async with asyncio.timeout(_FETCH_S):
+                found = await self._fetch(provider)
+        except (*MAPPABLE_ERRORS, msgspec.MsgspecError, TimeoutError) as error:
+            log.event("models.list_failed", provider=provider.name, cause=type(error).__name__)
+            return
+        if found != self._fetched.get(provider.name):
+            self._fetched[provider.name] = found
+            self.version += 1
+
+    async def _fetch(self, provider: Provider) -> tuple[str, ...]:
+        path, query = _PATHS[provider.format]
+        route = rest_route(provider, path)
+        if not route.target.pool:
+            raise ValueError("no credential")
+        keys = route.target.pool[0]
+        headers = upstream_headers(route, (), None, keys)
+        headers["Accept-Encoding"] = "identity"
+        url = upstream_url(route, query, keys)
+        response = await send(self._session(), route, "GET", url, Outgoing(headers, b""))
+        try:
+            body = await response.content.read(_MAX_BYTES) if response.status == 200 else b""
+            while response.status == 200 and not response.content.at_eof():
+                body += await response.content.read(_MAX_BYTES)
+                if len(body) > _MAX_BYTES:
+                    raise ValueError("the list is too large")
+        finally:
+            response.release()
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        found = msgspec.json.decode(body, type=_List)
+        ids = (each.id or each.name.removeprefix("models/") for each in found.data or found.models)
+        return tuple(dict.fromkeys(clean(each) for each in ids if each))[:_MAX_MODELS]
+
+    async def stop(self) -> None:
+        """Cancel what is being fetched."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@lru_cache(maxsize=256)
+def _priced(name: str) -> tuple[str, ...]:
+    return price_list.models_of(name)

@@ -1,0 +1,132 @@
+"""GET /v1/models: aliases and the providers' models, in the shape that the client asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import StartRelay
+from tests.relays import HANG_GUARD_S, Relay, packaged_provider
+
+KEY = "sk-local-lists-0123456789abcdef"
+LISTED = {
+    "/openai/v1/models": {"object": "list", "data": [{"id": "gpt-99-secret"}, {"id": "gpt-5"}]},
+    "/anthropic/v1/models": {"data": [{"type": "model", "id": "claude-99"}], "has_more": False},
+    "/google-ai-studio/v1beta/models": {"models": [{"name": "models/gemini-99"}]},
+}
+
+
+class Lists:
+    """Stand-ins whose lists arrive when `answers` is set."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked: list[str] = []
+        self.status = 200
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        await self.answers.wait()
+        return web.json_response(LISTED.get(request.path, {"error": "x"}), status=self.status)
+
+
+@pytest.fixture
+async def lists(aiohttp_server: Any) -> Lists:
+    made = Lists()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.answer)
+    made.url = str((await aiohttp_server(app)).make_url("")).rstrip("/")  # type: ignore[attr-defined]
+    return made
+
+
+async def served(start: StartRelay, lists: Lists, **document: Any) -> Relay:
+    entries = {name: packaged_provider(name, f"{lists.url}/{name}") for name in ("openai", "anthropic", "google-ai-studio")}  # type: ignore[attr-defined]
+    return await start({"models": {"best": "openai/gpt-5"}, "providers": entries} | document)
+
+
+async def get(relay: Relay, path: str = "models", **headers: str) -> tuple[int, Any]:
+    status, _, body = await relay.call("GET", f"{relay.url}/v1/{path}", headers=headers)
+    return status, json.loads(body)
+
+
+async def ids(relay: Relay, **headers: str) -> list[str]:
+    _, answer = await get(relay, **headers)
+    return [each["id"] for each in answer["data"]]
+
+
+async def until_listed(relay: Relay, model: str, **headers: str) -> None:
+    async with asyncio.timeout(HANG_GUARD_S):
+        while model not in await ids(relay, **headers):
+            await asyncio.sleep(0.01)
+
+
+async def test_the_lists_of_all_providers_follow_the_aliases(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    for model in ("gpt-99-secret", "claude-99", "gemini-99"):
+        await until_listed(relay, model)
+    found = await ids(relay)
+    assert found == [
+        "best", "gpt-99-secret", "openai/gpt-99-secret", "gpt-5", "openai/gpt-5",
+        "claude-99", "anthropic/claude-99", "gemini-99", "google-ai-studio/gemini-99",
+    ]  # fmt: skip
+    assert await get(relay, "models/openai/gpt-5") == (200, {"id": "openai/gpt-5", "object": "model", "created": 0, "owned_by": "openai"})
+    assert (await get(relay, "models/no-such"))[0] == 404
+
+
+async def test_a_list_that_does_not_arrive_holds_up_no_answer(start: StartRelay, lists: Lists) -> None:
+    lists.answers.clear()
+    relay = await served(start, lists)
+    assert "gpt-5" in await ids(relay), "the public price list has it"
+    lists.answers.set()
+
+
+async def test_each_list_is_fetched_once_in_ten_minutes(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    now = [relay.gateway.clock()]
+    relay.gateway.model_lists._clock = lambda: now[0]
+    await until_listed(relay, "gemini-99")
+    await until_listed(relay, "claude-99")
+    assert sorted(lists.asked) == sorted(LISTED)
+    now[0] += 601
+    await ids(relay)
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(lists.asked) < 6:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_failed_list_leaves_the_public_one_and_is_logged(start: StartRelay, lists: Lists) -> None:
+    lists.status = 500
+    relay = await served(start, lists)
+    await ids(relay)
+    await relay.events("models.list_failed", 3)
+    assert "gpt-5" in await ids(relay)
+
+
+async def test_a_model_of_a_fetched_list_picks_its_provider(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    await until_listed(relay, "gpt-99-secret")
+    await relay.call("POST", f"{relay.url}/v1/chat/completions", json={"model": "gpt-99-secret", "messages": []})
+    assert lists.asked[-1] == "/openai/v1/chat/completions"
+
+
+async def test_anthropics_shape_for_its_sdk_and_claude_code(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    await until_listed(relay, "claude-99")
+    _, answer = await get(relay, "models?limit=1000", **{"anthropic-version": "2023-06-01"})
+    assert answer["data"][0] == {"type": "model", "id": "best", "display_name": "best", "created_at": "1970-01-01T00:00:00Z"}
+    assert (answer["has_more"], answer["first_id"], answer["last_id"]) == (False, "best", answer["data"][-1]["id"])
+
+
+async def test_a_client_sees_what_it_may_use(start: StartRelay, lists: Lists) -> None:
+    clients = {"web": {"key": KEY, "providers": ["openai"], "models": ["gpt-5*", "best"]}}
+    relay = await served(start, lists, access={"mode": "required"}, clients=clients)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert (await get(relay))[0] == 401
+    assert set(await ids(relay, **headers)) >= {"best", "gpt-5"}
+    await until_listed(relay, "gpt-5", **headers)
+    assert not [each for each in await ids(relay, **headers) if "claude" in each or "gemini" in each]

@@ -1,0 +1,140 @@
+"""Sockets on /v1: the provider is chosen before any message, and stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError
+
+from relay.upstream.model_lists import ModelLists
+from tests.conftest import StartRelay
+from tests.relays import HANG_GUARD_S, Relay, packaged_provider
+from tests.upstream.vendors import SEEN, Seen, echo, vendor
+
+MODELS = {"voice": "openai/gpt-realtime", "work": ["grok/grok-4", "openai/gpt-5.5"], "text": "anthropic/claude-opus-4-5"}
+
+
+@pytest.fixture(autouse=True)
+def _no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelLists, "refresh", lambda *_: None)
+
+
+class Sockets:
+    """A relay in front of echoing stand-ins, each below a path of its own."""
+
+    def __init__(self, start: StartRelay, server: Any) -> None:
+        self._start, self._server = start, server
+        self.relay: Relay
+
+    async def serve(self, *names: str, **document: Any) -> None:
+        url = str(self._server.make_url("")).rstrip("/")
+        entries = {name: packaged_provider(name, f"{url}/{name}") for name in names}
+        self.relay = await self._start({"models": {}, "providers": entries} | document)
+
+    @property
+    def seen(self) -> list[Seen]:
+        return self._server.app[SEEN]  # type: ignore[no-any-return]
+
+    def connect(self, path: str, **options: Any) -> Any:
+        return self.relay.client.ws_connect(f"{self.relay.url}/v1/{path}", **options)
+
+    async def refusal(self, path: str) -> tuple[int, str]:
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await self.connect(path)
+        assert refused.value.headers is not None
+        return refused.value.status, str(refused.value.headers["x-relay-error"])
+
+
+@pytest.fixture
+async def sockets(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> Sockets:
+    monkeypatch.setenv("XAI_API_KEY", "k-of-a-test")
+    return Sockets(start, await aiohttp_server(vendor(("GET", "/{path:.*}", echo))))
+
+
+async def echoed(socket: aiohttp.ClientWebSocketResponse[bool], message: Any) -> Any:
+    """Send a message, and return what the stand-in received."""
+    await socket.send_str(message if isinstance(message, str) else json.dumps(message))
+    answer = await socket.receive(HANG_GUARD_S)
+    assert answer.type is WSMsgType.TEXT, answer
+    return json.loads(answer.data)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("realtime?model=gpt-realtime", "/openai/v1/realtime?model=gpt-realtime"),
+        ("realtime?model=voice", "/openai/v1/realtime?model=gpt-realtime"),
+        ("realtime?model=grok/grok-voice&x=1", "/grok/v1/realtime?model=grok-voice&x=1"),
+        ("responses?model=openai/gpt-5.5", "/openai/v1/responses?model=gpt-5.5"),
+    ],
+)
+async def test_the_model_of_the_url_picks_the_provider(sockets: Sockets, path: str, target: str) -> None:
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, unified={"order": ["openai", "grok"]})
+    async with sockets.connect(path) as socket:
+        assert await echoed(socket, {"type": "x"}) == {"type": "x"}
+    [event] = await sockets.relay.events()
+    assert [seen.target for seen in sockets.seen] == [target]
+    assert (event["surface"], event["provider"]) == ("unified", target.split("/")[1])
+
+
+async def test_the_only_provider_with_such_a_socket_answers_without_a_model(sockets: Sockets) -> None:
+    await sockets.serve("openai", "anthropic")
+    async with sockets.connect("responses") as socket:
+        assert await echoed(socket, {"type": "response.create", "model": "gpt-5.5"})
+    assert [seen.target for seen in sockets.seen] == ["/openai/v1/responses"]
+
+
+async def test_the_configured_provider_answers_without_a_model(sockets: Sockets) -> None:
+    await sockets.serve("openai", "grok", unified={"sockets": {"realtime": "grok"}})
+    async with sockets.connect("realtime") as socket:
+        assert await echoed(socket, {"type": "x"})
+    assert sockets.seen[0].target.startswith("/grok/")
+
+
+async def test_a_handshake_without_a_target_is_refused(sockets: Sockets) -> None:
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS)
+    assert await sockets.refusal("realtime") == (400, "target_ambiguous")
+    assert await sockets.refusal("realtime?model=none-of-these") == (404, "model_not_found")
+    assert await sockets.refusal("realtime?model=text") == (426, "websocket_not_supported")
+    assert await sockets.refusal("nothing") == (404, "unknown_route")
+    assert not sockets.seen
+
+
+async def test_without_any_such_provider_codex_is_told_to_use_http(sockets: Sockets) -> None:
+    await sockets.serve("anthropic")
+    assert await sockets.refusal("responses") == (426, "websocket_not_supported")
+
+
+RENAMED = [
+    ('{"type":"response.create", "model" : "work","input":"work"}', '{"type":"response.create", "model" : "gpt-5.5","input":"work"}'),
+    ('{"type":"response.create","model":"openai/gpt-5.5"}', '{"type":"response.create","model":"gpt-5.5"}'),
+    ('{"type":"response.create","response":{"model":"work"}}', '{"type":"response.create","response":{"model":"gpt-5.5"}}'),
+    ('{"type":"session.start","session":{"a":[1],"model":"voice"}}', '{"type":"session.start","session":{"a":[1],"model":"gpt-realtime"}}'),
+    ('{"type":"response.create","model":"gpt-99"}', '{"type":"response.create","model":"gpt-99"}'),
+    ('{"type":"x","text":"\\"model\\":\\"work\\""}', '{"type":"x","text":"\\"model\\":\\"work\\""}'),
+]
+
+
+@pytest.mark.parametrize(("sent", "received"), RENAMED)
+async def test_an_alias_in_a_message_becomes_the_providers_name(sockets: Sockets, sent: str, received: str) -> None:
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, unified={"sockets": {"responses": "openai"}})
+    async with sockets.connect("responses") as socket:
+        assert await echoed(socket, sent) == json.loads(received)
+    async with asyncio.timeout(HANG_GUARD_S):
+        await sockets.seen[0].ended.wait()
+    assert sockets.seen[0].messages[0] == received
+
+
+@pytest.mark.parametrize("model", ["text", "grok/grok-4"])
+async def test_a_message_for_another_provider_ends_the_session_with_an_error_event(sockets: Sockets, model: str) -> None:
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, unified={"sockets": {"responses": "openai"}})
+    async with sockets.connect("responses") as socket:
+        await socket.send_json({"type": "response.create", "model": model})
+        event = (await socket.receive(HANG_GUARD_S)).json()
+        closed = await socket.receive(HANG_GUARD_S)
+    assert event["type"] == "error" and "model_not_in_session" in json.dumps(event)
+    assert (closed.data, closed.extra) == (1008, f"model_not_in_session: {model}")
