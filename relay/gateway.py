@@ -40,6 +40,7 @@ from relay.gate.identify import Callers, Proxies
 from relay.gate.keys import ClientKeys
 from relay.gate.leases import Leases
 from relay.gate.limits import LimitCounts, Limits
+from relay.gate.made_objects import MadeObjects
 from relay.gate.management import Management
 from relay.gate.spending import Spending
 from relay.gate.tickets import Tickets
@@ -62,6 +63,7 @@ from relay.storage.budget_reports import BudgetReports
 from relay.storage.budgets import BudgetStore
 from relay.storage.database import Database, database_url
 from relay.storage.memory_windows import MemoryWindows
+from relay.storage.objects import ObjectStore
 from relay.storage.redis import RedisConnection
 from relay.storage.tickets import TicketStore
 from relay.upstream.attempts import Attempts, Budget
@@ -108,6 +110,8 @@ class Gateway:
         memory_store = MemoryStore(config.settings.cache.memory_bytes, self.clock)
         redis_store = RedisStore(self.shared, time.time) if self.shared is not None else None
         self.cache = Cache(memory_store, redis_store, self.background)
+        objects = ObjectStore(database) if database is not None else None
+        self.made_objects = MadeObjects(objects, self.background, time.time)
         self.model_lists = ModelLists(lambda: self.upstream.rest, self.clock)
         self._apply(config)
         self.calls: set[Exchange] = set()  # each periodic sweep checks their timeouts

@@ -11,12 +11,13 @@ from aiohttp import web
 
 from relay.calls.body import Body, body_at_hand, read_body
 from relay.calls.call import Call
-from relay.core.errors import ModelMissing, UnknownRoute, WrongBody
+from relay.core.errors import ModelMissing, ObjectNotFound, UnknownRoute, WrongBody
 from relay.core.exchange import Exchange
 from relay.core.fields import ABSENT, Reader
 from relay.core.peek import model_is_plain, peek_body
 from relay.core.provider import Route
 from relay.core.text import MAX_CHARACTERS
+from relay.core.unified import names_object, path_at
 from relay.gate.identify import check_provider
 from relay.gateway import Gateway
 
@@ -33,10 +34,13 @@ _conversation = Reader(_Conversation)
 
 async def choose_target(
     request: web.Request, call: Call, exchange: Exchange, gateway: Gateway
-) -> tuple[Route, Body]:
-    """Read the body of a call, and return the route for its model. Raises ModelMissing, WrongBody,
-    ModelNotFound, EndpointNotSupported, ProviderNotAllowed, and what reading a body raises.
+) -> tuple[Route, Body | None]:
+    """Return the route of a call, and its body if that was read for its model: of a path that names
+    an object, the provider that made it. Raises ModelMissing, WrongBody, ModelNotFound,
+    EndpointNotSupported, ObjectNotFound, ProviderNotAllowed, and what reading a body raises.
     """
+    if names_object(call.endpoint):
+        return await _of_object(call, exchange, gateway), None
     if call.method != "POST":
         raise UnknownRoute(call.method, call.root)
     body = body_at_hand(request, exchange, gateway)
@@ -47,10 +51,27 @@ async def choose_target(
     gateway.model_lists.refresh(unified.providers)
     route = unified.route(call.endpoint, model)
     exchange.request.requested_model = model if route.replaced_model is not None else None
+    _take(route, call, exchange)
+    return route, body
+
+
+async def _of_object(call: Call, exchange: Exchange, gateway: Gateway) -> Route:
+    object_id = call.endpoint.split("/")[1]
+    provider = await gateway.made_objects.provider_of(call.caller.client, object_id)
+    speaks = gateway.registry.provider(provider).speaks
+    path = path_at(speaks, call.endpoint)
+    if path is None:
+        raise ObjectNotFound(object_id)
+    route = gateway.registry.match_rest(provider, path)
+    _take(route, call, exchange)
+    return route
+
+
+def _take(route: Route, call: Call, exchange: Exchange) -> None:
+    """Note the provider of a call. Raises ProviderNotAllowed."""
     exchange.request.provider, exchange.request.endpoint = route.provider.name, route.endpoint
     if (record := call.caller.record) is not None:
         check_provider(record, route.provider.name)
-    return route, body
 
 
 def _model(body: Body, call: Call) -> str:

@@ -176,6 +176,17 @@ class ModelNotFound(RelayError, code="model_not_found", status=404):
 
 
 @dataclass(eq=False)
+class ObjectNotFound(RelayError, code="object_not_found", status=404):
+    """The path names an object that this client has not made through the unified surface."""
+
+    object_id: str
+
+    @property
+    def message(self) -> str:
+        return f"There is no '{quoted(self.object_id)}' that this client has made through /v1."
+
+
+@dataclass(eq=False)
 class ModelMissing(RelayError, code="model_missing"):
     """The unified surface chooses the provider by the model, and the call names none, or more than
     one.

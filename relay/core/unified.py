@@ -80,7 +80,7 @@ def error_format(endpoint: str) -> str:
     return "anthropic" if endpoint in _ANTHROPIC else "openai"
 
 
-def names_object(method: str, endpoint: str) -> bool:
+def names_object(endpoint: str) -> bool:
     """True if the path names an object instead of the body a model: `responses/{id}`."""
     head, _, rest = endpoint.partition("/")
     return head == "responses" and rest not in ("", "compact", "input_tokens")

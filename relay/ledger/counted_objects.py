@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
+from relay.storage.database import (
+    Database,
+    DatabaseNewer,
+    DatabaseUnavailable,
+    RowsRefused,
+    insert_of,
+)
 from relay.storage.tables import booked
 
 MAX_OBJECTS = 10_000
@@ -68,7 +73,7 @@ class CountedObjects:
 
     async def _insert(self, claimed: list[Object]) -> set[Object]:
         assert self._database is not None
-        insert = _insert_of(self._database)
+        insert = insert_of(self._database)
         now_s = int(time.time())
         new: set[Object] = set()
 
@@ -86,14 +91,3 @@ class CountedObjects:
 
         await self._database.change(insert_all)
         return new
-
-
-def _insert_of(database: Database) -> Any:
-    """Return the `insert` of a database's dialect. Importing a dialect takes 50 ms."""
-    if database.is_sqlite:
-        from sqlalchemy.dialects.sqlite import insert as into_sqlite
-
-        return into_sqlite
-    from sqlalchemy.dialects.postgresql import insert as into_postgresql
-
-    return into_postgresql

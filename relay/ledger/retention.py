@@ -19,11 +19,21 @@ from relay.core.exchange import min_id_at
 from relay.ledger.changes import delete_on
 from relay.ledger.group_rollups import SPANS_S
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable
-from relay.storage.tables import bodies, booked, exchanges, group_rollups, group_values, rollups
+from relay.storage.tables import (
+    bodies,
+    booked,
+    exchanges,
+    group_rollups,
+    group_values,
+    made_objects,
+    rollups,
+)
 from relay.storage.tickets import TicketStore
 
 _DAY_S = 86400
 _MINUTES_KEPT_S, _HOURS_KEPT_S = 2 * _DAY_S, 60 * _DAY_S
+_OBJECTS_KEPT_S = 90 * _DAY_S
+"""Providers keep what they store, unless it is a conversation, for 30 days."""
 _BATCH = 500
 _EVERY_S = 60.0
 _BETWEEN_S = 0.05
@@ -73,6 +83,8 @@ async def sweep(database: Database, periods: Retention) -> int:
             old = (rollups.c.span_s == span_s) & (rollups.c.at_s < now - retention_s - span_s)
             await connection.execute(sa.delete(rollups).where(old))
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
+        made_before = made_objects.c.at_s < now - _OBJECTS_KEPT_S
+        await connection.execute(sa.delete(made_objects).where(made_before))
         await _delete_groups(connection, now - periods.groups_s - _DAY_S)
     old_tickets = await TicketStore(database).delete_expired(now)
     return len(old_calls) + len(old_bodies) + old_tickets

@@ -136,6 +136,17 @@ booked = sa.Table(
 nothing."""
 sa.Index("booked_at", booked.c.at_s)
 
+made_objects = sa.Table(
+    "made_objects",
+    metadata,
+    *_key("client", "object_id"),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("at_s", _Big, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The objects that clients have made through the unified surface, and where."""
+sa.Index("made_objects_at", made_objects.c.at_s)
+
 rollups = _rollup(
     "rollups", *_key("span_s", kind=sa.Integer), *_key("at_s", kind=_Big), *_key(*KEYS)
 )
