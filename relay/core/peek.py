@@ -1,7 +1,7 @@
 """Read the few fields of a request that the relay uses, without changing the request.
 
-Owns the model, stream flag and user of a JSON or form body, the billable fields of a body, and the
-kind and model of an endpoint.
+Owns the model, stream flag, user and session of a JSON or form body, the billable fields of a body,
+and the kind and model of an endpoint.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from relay.core.paths import query_value
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _MAX_NAME_BYTES = 200
 """Maximum size of a form field's value."""
+_MAX_ID_BYTES = 512
+"""Maximum size of an id in JSON: OpenAI's have up to 64 characters."""
 _BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
 """Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
 
@@ -113,6 +115,8 @@ class _Wanted(msgspec.Struct):
     safety_identifier: msgspec.Raw = ABSENT
     metadata: msgspec.Raw = ABSENT
     background: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    previous_response_id: msgspec.Raw = ABSENT
 
 
 MODEL_NAMES = ("model", "model_id")
@@ -141,6 +145,8 @@ class Peek(msgspec.Struct, frozen=True):
     """The end user, whatever the field's name is."""
     submits: bool = False
     """True for a job whose result is read or delivered later."""
+    prompt_cache_key: str | None = None
+    previous_response_id: str | None = None
 
 
 NOTHING = Peek()
@@ -169,7 +175,17 @@ def peek_body(body: bytes, content_type: str) -> Peek:
         stream if isinstance(stream, bool) else None,
         user if isinstance(user, str) else None,
         value(wanted.background) is True,
+        _short_text(wanted.prompt_cache_key),
+        _short_text(wanted.previous_response_id),
     )
+
+
+def _short_text(raw: msgspec.Raw) -> str | None:
+    """Decode a string of up to _MAX_ID_BYTES; None if it is anything else."""
+    if raw is ABSENT or memoryview(raw).nbytes > _MAX_ID_BYTES:
+        return None
+    found = value(raw)
+    return found if isinstance(found, str) else None
 
 
 def _peek_form(body: bytes, content_type: str) -> Peek:
