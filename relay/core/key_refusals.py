@@ -1,4 +1,5 @@
-"""Detect errors in which a provider refuses the key of the call.
+"""Detect errors in which a provider refuses the key of the call, or does not know with this key
+what it knows with another one.
 
 Owns tables of the vendors' errors: REST bodies, events of a session and close frames. Only fields
 with the vendor's own codes are compared; a vendor that has only a sentence is matched by the whole
@@ -92,6 +93,8 @@ class KeyRefusal(NamedTuple):
     """The code or status that refuses the key; empty if the error does not refuse it."""
     wait_s: float | None = None
     """Waiting time in the body."""
+    wrong_key: str = ""
+    """The code of an error for an id or for encrypted content that another key may have made."""
 
 
 def read_key_refusal(
@@ -109,7 +112,36 @@ def read_key_refusal(
     error = _object(body)
     if status < 500:
         dead = _code(error) or _sentence(error) or dead
-    return KeyRefusal(dead, wait_in_error_s(error, now_unix_s))
+    wrong_key = _wrong_key(error) if status in _WRONG_KEY_STATUSES and not dead else ""
+    return KeyRefusal(dead, wait_in_error_s(error, now_unix_s), wrong_key)
+
+
+_WRONG_KEY_STATUSES = frozenset({400, 404})
+_NOT_FOUND, _NOT_VERIFIED = "previous_response_not_found", "invalid_encrypted_content"
+_WRONG_KEY_SENTENCES = (
+    # OpenAI, and Azure, which sends no code
+    (re.compile(r"Previous response with id '[\w-]{1,250}' not found\."), _NOT_FOUND),
+    (re.compile(r"Item with id '[\w-]{1,250}' not found\."), "item_not_found"),
+    (
+        re.compile(
+            r"The encrypted content (?:for item )?[\w.=-]{1,250} could not be verified\."
+            r"(?: Reason: [^\n]{1,250})?"
+        ),
+        _NOT_VERIFIED,
+    ),
+)
+"""Matched as a whole. The sentence about an item that was not stored goes on, and matches none: no
+key knows that item."""
+
+
+def _wrong_key(error: Mapping[str, Any]) -> str:
+    code = _at(error, ("error", "code"))
+    if code in (_NOT_FOUND, _NOT_VERIFIED):
+        return str(code)
+    message = _at(error, ("error", "message"))
+    if not isinstance(message, str):
+        return ""
+    return next((name for form, name in _WRONG_KEY_SENTENCES if form.fullmatch(message)), "")
 
 
 _ERROR = b'rror"'

@@ -90,6 +90,9 @@ class AttemptResult:
     first_event_status: int | None = None
     """For a 200 whose stream is empty or begins with an error: the status that corresponds to the
     error, 0 if unknown. None for any other response."""
+    wrong_key: str = ""
+    """The code by which the provider does not know, with this key, an id or encrypted content that
+    another key may have made. Such a call was not executed."""
 
     @property
     def is_good(self) -> bool:
@@ -101,7 +104,7 @@ class AttemptResult:
         """The code of the failure in addition to the status; empty if there is none."""
         if self.first_event_status is not None:
             return "first_event_error"
-        return self.failure.code if self.failure is not None else self.note
+        return self.failure.code if self.failure is not None else self.note or self.wrong_key
 
     @property
     def effective_status(self) -> int:
@@ -141,7 +144,9 @@ def result_of_answer(
     if wait_s is None and status == 429:
         wait_s = reset_headers_s(header, now_unix_s)
     final = (header("x-should-retry") or "").strip().lower() == "false"
-    return AttemptResult(status, refusal, wait_s, key_refusal.dead, final)
+    return AttemptResult(
+        status, refusal, wait_s, key_refusal.dead, final, wrong_key=key_refusal.wrong_key
+    )
 
 
 def fallback_cause(ended: AttemptResult, rules: RetryRules) -> FallbackCause | None:

@@ -93,7 +93,7 @@ def test_text_from_a_client_does_not_make_a_key_dead(why: str) -> None:
 
 def test_a_large_error_is_not_read() -> None:
     large = body(google("API_KEY_INVALID") | {"pad": "x" * MAX_ERROR_BYTES})
-    assert read_key_refusal(400, large, "", NOW) == ("", None)
+    assert read_key_refusal(400, large, "", NOW) == ("", None, "")
 
 
 def retry(delay: str) -> dict[str, Any]:
@@ -218,3 +218,49 @@ def test_an_event_that_does_not_refuse_the_key_is_ignored(message: Any) -> None:
 )  # fmt: skip
 def test_a_close_that_refuses_the_key_is_recognised(code: int | None, reason: str, refuses: bool) -> None:
     assert bool(refusal_in_close(code, reason)) is refuses
+
+
+# The wrong key of a pool ---------------------------------------------------------------------------
+
+PREVIOUS, ENCRYPTED = "previous_response_not_found", "invalid_encrypted_content"
+WRONG_KEY: dict[str, tuple[int, str, str | None, str]] = {
+    "OpenAI, a response": (400, "Previous response with id 'resp_0f09a2' not found.", PREVIOUS, PREVIOUS),
+    "OpenAI, a response, as a 404": (404, "x", PREVIOUS, PREVIOUS),
+    "a response without a code": (400, "Previous response with id 'resp_0f09a2' not found.", None, PREVIOUS),
+    "OpenAI, encrypted content": (400, "The encrypted content gAAA...DQ== could not be verified.", ENCRYPTED, ENCRYPTED),
+    "Azure, encrypted content": (400, "The encrypted content for item rs_0af934 could not be verified.", None, ENCRYPTED),
+    "encrypted content, with a reason": (400, "The encrypted content gAAA...wXBV could not be verified. Reason: Encrypted content could not be decrypted or parsed.", None, ENCRYPTED),
+    "OpenAI, an item": (404, "Item with id 'rs_68b' not found.", None, "item_not_found"),
+}  # fmt: skip
+
+
+def refused(message: str, code: str | None) -> bytes:
+    return body({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
+
+
+@pytest.mark.parametrize("what", WRONG_KEY)
+def test_an_id_or_encrypted_content_that_another_key_may_know_is_detected(what: str) -> None:
+    status, message, code, expected = WRONG_KEY[what]
+    found = read_key_refusal(status, refused(message, code), "", NOW)
+    assert (found.wrong_key, found.dead) == (expected, "")
+
+
+NOT_THE_KEY: dict[str, tuple[int, str, str | None]] = {
+    "an item that was not stored": (404, "Item with id 'rs_68b' not found. Items are not persisted when `store` is set to false. Try again with `store` set to true, or remove this item from your input.", None),
+    "a prompt that quotes the error": (400, "Invalid value: 'The encrypted content gAAA...DQ== could not be verified.'", None),
+    "another error": (400, "Unknown parameter: 'x'.", "unknown_parameter"),
+    "an unknown model": (404, "The model 'x' does not exist.", "model_not_found"),
+    "a status after which the call may have been executed": (500, "x", PREVIOUS),
+    "a 429": (429, "x", PREVIOUS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NOT_THE_KEY)
+def test_no_other_error_is_taken_for_one_of_the_key(what: str) -> None:
+    status, message, code = NOT_THE_KEY[what]
+    assert read_key_refusal(status, refused(message, code), "", NOW).wrong_key == ""
+
+
+def test_a_wrong_key_has_no_cooldown() -> None:
+    ended = result_of_answer(400, {}.get, NOW, refused("x", PREVIOUS))
+    assert (ended.wrong_key, ended.error, key_cooldown_s(ended, 1)) == (PREVIOUS, PREVIOUS, 0)
