@@ -19,7 +19,6 @@ from relay.core.agents import agent_session
 _MAX_KNOWN = 32_768
 """Sessions and responses whose key is remembered: about 5 MB."""
 _DIGEST_BYTES = 16
-_STEPS = 1 << 52
 _RESPONSE_IN_PATH = re.compile(r"(?:^|/)responses/(resp_[\w-]{1,250})(?:/|$)")
 _RESPONSE_IN_BODY = re.compile(rb'"id"\s{0,16}:\s{0,16}"(resp_[\w-]{1,250})"')
 """Quotes in the text of a response are escaped, so that no such text matches."""
@@ -71,17 +70,16 @@ def rank(session: bytes, ids: Sequence[bytes], weights: Sequence[float]) -> list
     hashing. If a key is added or removed, only the sessions that use it move. Without `weights` all
     are equal.
     """
-    scores = [
-        weight / -math.log((_draw(session, each) + 0.5) / _STEPS)
-        for each, weight in zip(ids, weights or (1.0,) * len(ids), strict=True)
-    ]
+    drawn = [blake2b(session + each, digest_size=8).digest() for each in ids]
+    if not weights:  # the same order as with equal weights
+        return sorted(range(len(ids)), key=drawn.__getitem__, reverse=True)
+    scores = [weight / -math.log(_share(each)) for each, weight in zip(drawn, weights, strict=True)]
     return sorted(range(len(ids)), key=scores.__getitem__, reverse=True)
 
 
-def _draw(session: bytes, key: bytes) -> int:
-    """Return a number below _STEPS that depends on both."""
-    drawn = blake2b(session, key=key, digest_size=8).digest()
-    return int.from_bytes(drawn, "big") % _STEPS
+def _share(drawn: bytes) -> float:
+    """Return a number between 0 and 1, neither of them included."""
+    return ((int.from_bytes(drawn, "big") >> 12) + 0.5) / (1 << 52)
 
 
 def made_response(start: bytes) -> str | None:

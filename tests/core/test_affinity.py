@@ -46,6 +46,10 @@ def test_weights_divide_the_sessions_in_proportion() -> None:
     assert 1850 < counts[KEYS[2]] < 2150 and 900 < counts[KEYS[0]] < 1100, counts
 
 
+def test_equal_weights_are_no_weights() -> None:
+    assert owners(KEYS[:3], (2, 2, 2)) == owners(KEYS[:3])
+
+
 def test_a_changed_weight_moves_sessions_to_that_key_alone() -> None:
     before, after = owners(KEYS[:3], (1, 1, 1)), owners(KEYS[:3], (1, 1, 2))
     assert {new for old, new in zip(before, after, strict=True) if old != new} == {KEYS[2]}

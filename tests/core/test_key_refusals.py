@@ -220,7 +220,7 @@ def test_a_close_that_refuses_the_key_is_recognised(code: int | None, reason: st
     assert bool(refusal_in_close(code, reason)) is refuses
 
 
-# The wrong key of a pool ---------------------------------------------------------------------------
+# The wrong key of a pool --------------------------------------------------------------------------
 
 PREVIOUS, ENCRYPTED = "previous_response_not_found", "invalid_encrypted_content"
 WRONG_KEY: dict[str, tuple[int, str, str | None, str]] = {
