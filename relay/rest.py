@@ -11,6 +11,7 @@ import asyncio
 
 from aiohttp import web
 
+from relay.calls.affinity import tie_to_key
 from relay.calls.attempt import RestAttempt
 from relay.calls.body import Body, body_at_hand, read_body
 from relay.calls.caching import answer_from_cache, plan_cache
@@ -22,7 +23,7 @@ from relay.calls.unified import choose_target
 from relay.core.media import PLAIN_BYTES, input_tokens
 from relay.core.named_models import CallText
 from relay.core.paths import query_names
-from relay.core.peek import model_elsewhere, paid_fields, peek_body
+from relay.core.peek import NOTHING, model_elsewhere, paid_fields, peek_body
 from relay.core.provider import Route
 from relay.gate.model_access import (
     ModelAccess,
@@ -96,8 +97,8 @@ def _call_text(attempt: RestAttempt, route: Route) -> CallText:
 
 
 def _peek(attempt: RestAttempt, route: Route) -> None:
-    """Read the kind, model, user and billable input of a call from its path, query and body, for
-    limits, attempts, meters and the ledger.
+    """Read the kind, model, user, session and billable input of a call from its path, query,
+    headers and body, for limits, attempts, meters and the ledger.
     """
     call, options, facts = attempt.call, attempt.options, attempt.exchange.request
     text = attempt.body.text or b""
@@ -109,6 +110,7 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         facts.billable_input = paid_fields(text)
     if len(text) > PLAIN_BYTES or len(text) > len(attempt.body.whole):
         facts.input_estimate = input_tokens(text, route.format)
+    seen = NOTHING
     if text:
         seen = peek_body(text, call.headers.get("Content-Type", ""))
         facts.stream, facts.user = seen.stream, seen.user
@@ -117,3 +119,4 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         facts.model = facts.model or seen.model
         if facts.requested_model is not None:
             facts.model = route.replaced_model
+    options.affinity = tie_to_key(call, route, call.caller.client, seen)

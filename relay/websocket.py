@@ -17,6 +17,7 @@ from functools import partial
 from aiohttp import ClientWebSocketResponse, web
 
 from relay import log
+from relay.calls.affinity import tie_to_key
 from relay.calls.call import Call, attempt_options
 from relay.calls.response import RelayedWebSocket
 from relay.calls.transforms import redacted_text
@@ -64,6 +65,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             exchange.routing.route = route
         await reserve_first_slice(exchange, call.query, gateway)
         options = attempt_options(call, route, call.offer(route))
+        options.affinity = tie_to_key(call, route, exchange.request.caller.client)
         attempt = HandshakeAttempt(call, exchange, gateway, options)
         exchange.routing.sent_s = gateway.clock()
         try:

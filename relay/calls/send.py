@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
+from relay.calls.affinity import learn_response
 from relay.calls.attempt import RestAttempt
 from relay.calls.observers import attach_meter, observe_response
 from relay.calls.recording import Observer
@@ -104,6 +105,8 @@ async def _make_answer(upstream: ClientResponse, attempt: RestAttempt) -> Answer
     transform = plan_transform(upstream, attempt)
     first, whole = await _read_first(upstream, transform, attempt)
     pairs = _passed_headers(upstream, transform, attempt)
+    if attempt.options.affinity is not None:
+        learn_response(upstream, attempt, first)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:
         # The meter needs the provider's bytes: the transform of a stream feeds it.

@@ -129,6 +129,8 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_s: float
     maybe_billed: bool = False
     """True if the provider may have executed the call, and another target was called afterwards."""
+    affinity: Literal["", "broken"] = ""
+    """`broken`: with another key than that of the call's session (core/affinity.py)."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -206,7 +208,7 @@ class Routing:
 
     route: Route | None = None
     attempts: tuple[Attempt, ...] = ()
-    """Empty if the first attempt succeeded."""
+    """Empty if the first attempt succeeded, unless it broke the affinity of a session."""
     step: int | None = None
     """Index of the target that answered, from 0; None if the route has one target."""
     sent_s: float = 0.0

@@ -86,6 +86,8 @@ class Target:
     """How the next keys of the pool are selected."""
     weights: tuple[float, ...] = ()
     """A weight for each item of the pool, with the strategy `weight`."""
+    affinity: bool = True
+    """Calls of one session use one key of the pool (core/affinity.py)."""
     pool: tuple[Keys, ...] = (Keys(),)
     """Each attempt uses one item. Empty while variables are missing."""
     gateway_credential: Credential | None = None
@@ -276,6 +278,11 @@ class Route:
     def is_alternative(self) -> bool:
         """True for a fallback, which never gets the client's own credential."""
         return self.fallback_number > 0
+
+    @property
+    def has_affinity(self) -> bool:
+        """True if its target has several keys, and calls of one session use one of them."""
+        return len(self.target.pool) > 1 and self.target.affinity
 
     @property
     def relay_retries(self) -> bool:

@@ -24,6 +24,7 @@ class Auth:
     strategy: Strategy = "round_robin"
     weights: tuple[float, ...] = ()
     """A weight for each of `ready`, or empty."""
+    affinity: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class AuthReader:
         )
         missing = tuple(dict.fromkeys(name for template in templates for name in template.missing))
         weights = self._weights(auth, where, templates)
-        return Auth(rule, ready, () if ready else missing, auth.pool, weights)
+        missing = () if ready else missing
+        return Auth(rule, ready, missing, auth.pool, weights, auth.affinity)
 
     def _weights(
         self, auth: entries.Auth, where: Where, templates: list[Expanded]

@@ -361,6 +361,7 @@ def target(
         auth=auth.rule,
         strategy=auth.strategy,
         weights=auth.weights,
+        affinity=auth.affinity,
         pool=() if auth.missing else tuple(Keys(one, gateway) for one in auth.ready or (None,)),
         gateway_credential=gateway,
         missing=auth.missing,

@@ -64,6 +64,9 @@ class Auth(Section):
     weights: list[Annotated[float, Field(gt=0)]] = Field(
         [], description="With `pool: weight`: a weight for each value."
     )
+    affinity: bool = Field(
+        True, description="Calls of one session use one key of the pool while it is available."
+    )
 
 
 class ProviderCache(Section):

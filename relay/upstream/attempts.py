@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from relay.core.affinity import Affinity
 from relay.core.credentials import ClientCredential, choose
 from relay.core.errors import (
     Draining,
@@ -85,6 +86,8 @@ class AttemptOptions:
     """The client's own rules, which replace the provider's."""
     first_byte_s: float | None = None
     """The client's own limit for the first byte, after which the next target is called."""
+    affinity: Affinity | None = None
+    """What ties the call to a key; None if no target has a pool of keys."""
 
 
 class AttemptMaker(Protocol[T]):
@@ -129,6 +132,16 @@ class _Plan:
     """The credentials that were used at this target."""
     executed_at: tuple[int, ...] = ()
     """The fallback numbers of the targets that may have executed the call."""
+    own_key: bytes = b""
+    """The identity of the key that the call's session uses at its first target with a pool."""
+    breaks_affinity: bool = False
+    """True if the current attempt is made with another key than that."""
+    limited: Keys | None = None
+    """The credentials that were rate-limited at this target."""
+    seeks: bool = False
+    """True after a key of this target did not know an id or encrypted content of the call."""
+    sought: Keys | None = None
+    """The credentials of the next attempt, which may know it."""
 
     @property
     def route(self) -> Route:
@@ -181,13 +194,24 @@ class _Plan:
         if not self.is_repeatable(ended):
             self.executed_at += (self.route.fallback_number,)
         self.at, self.number, self.tried = at, 1, ()
+        self.limited, self.seeks, self.sought = None, False, None
 
     def attempt(self, keys: Keys, ended: AttemptResult, move: Move, took_s: float) -> Attempt:
         """Make the record of an attempt at the current target."""
         provider, via = self.route.provider.name, self.route.target.via
         label = keys.provider.label if keys.provider else ""
         maybe_billed = move == "next" and may_be_executed(ended, self.rules, self.options.method)
-        return Attempt(provider, via, label, ended.status, ended.error, took_s, maybe_billed)
+        affinity: Literal["", "broken"] = "broken" if self.breaks_affinity else ""
+        return Attempt(
+            provider, via, label, ended.status, ended.error, took_s, maybe_billed, affinity
+        )
+
+    def has_wrong_key(self, ended: AttemptResult) -> bool:
+        """True if the key of an attempt does not know what another key of the pool may know."""
+        affinity = self.options.affinity
+        if affinity is None or not self.tried or not self.route.has_affinity:
+            return False
+        return ended.wrong_key != "" or (ended.status == 404 and affinity.names_response)
 
     def may_fall_back(self, cause: FallbackCause) -> bool:
         """True if a fallback would be called after a failure of this target by `cause`, even if the
@@ -240,7 +264,8 @@ class Attempts:
             attempted = await self._attempt(plan.route, keys, maker)
             result, ended = attempted
             move: Move = "stop"
-            if exchange.routing.attempts or result is None or not ended.is_good:
+            is_smooth = result is not None and ended.is_good and not plan.breaks_affinity
+            if exchange.routing.attempts or not is_smooth:
                 move = self._move(plan, ended, exchange)
                 record = plan.attempt(keys, ended, move, self._clock() - began)
                 exchange.routing.attempts += (record,)
@@ -273,6 +298,7 @@ class Attempts:
         step, route = plan.routes[plan.at]
         has_alternatives = bool(plan.called.alternatives)
         exchange.routing.route, exchange.routing.step = route, step if has_alternatives else None
+        plan.breaks_affinity = False
         keys = self._keys(plan, route)
         exchange.waiting.first_byte_limit_s = options.first_byte_s
         if has_alternatives or len(route.target.pool) > 1:
@@ -336,9 +362,12 @@ class Attempts:
         if ended.note:
             plan.tried = plan.tried[:-1]
             return 0.0
+        if plan.seeks or plan.has_wrong_key(ended):
+            return self._seek(plan, ended, exchange)
         if not options.whole or fallback_cause(ended, rules) is None:
             return "stop"
         if ended.needs_another_key and self._has_another_key(plan):
+            plan.limited = None if ended.is_key_refused else plan.tried[-1]
             return 0.0
         if ended.is_key_refused or ended.final or not plan.is_repeatable(ended):
             return plan.leave_target(ended)
@@ -352,6 +381,31 @@ class Attempts:
             plan.number += 1
             return wait
         return plan.leave_target(ended)
+
+    def _seek(self, plan: _Plan, ended: AttemptResult, exchange: Exchange) -> Move:
+        """Decide what follows while the key is sought that knows an id or encrypted content of the
+        call: each other key is tried once, those that can be used now first. A key that was
+        rate-limited comes last: if no other knows it, its 429 is the true answer.
+        """
+        affinity = plan.options.affinity
+        assert affinity is not None
+        if ended.is_good:
+            digests = affinity.response, affinity.session
+            self.health.remember(plan.route, plan.tried[-1], *digests)
+            return "stop"
+        if ended.effective_status == 429 and not ended.is_key_refused:
+            plan.limited = plan.tried[-1]
+        has_wrong_key = plan.has_wrong_key(ended)
+        in_time = self._clock() < exchange.request.started_s + plan.rules.deadline_s
+        if (has_wrong_key or ended.needs_another_key) and plan.options.whole and in_time:
+            plan.sought = self.health.find_untried(plan.route, plan.tried)
+            if plan.sought is None and has_wrong_key:
+                plan.sought, plan.limited = plan.limited, None
+            if plan.sought is not None and self.budget.spend():
+                plan.seeks = True
+                return 0.0
+            plan.sought = None
+        return "stop" if fallback_cause(ended, plan.rules) is None else plan.leave_target(ended)
 
     def _has_another_key(self, plan: _Plan) -> bool:
         """True if the pool has another usable key. If `tried` is empty, the key was the client's
@@ -368,8 +422,27 @@ class Attempts:
         return self._pooled(plan, route)
 
     def _pooled(self, plan: _Plan, route: Route) -> Keys:
-        keys = self.health.acquire(route, plan.tried)
+        affinity = plan.options.affinity
+        if affinity is None:
+            keys = self.health.acquire(route, plan.tried)
+        else:
+            keys = self._tied(plan, route, affinity)
         plan.tried += (keys,)
+        return keys
+
+    def _tied(self, plan: _Plan, route: Route, affinity: Affinity) -> Keys:
+        """Choose the credentials of a call that is tied to a key, and note if they are others."""
+        sought, plan.sought = plan.sought, None
+        order = self.health.order(route, affinity) if route.has_affinity else ()
+        if not plan.own_key and order:
+            plan.own_key = self.health.key(route, order[0]).key_id
+        if sought is None:
+            keys = self.health.acquire(route, plan.tried, order)
+        else:
+            keys = sought
+            self.health.use(route, keys)
+        if plan.own_key:
+            plan.breaks_affinity = self.health.key(route, keys).key_id != plan.own_key
         return keys
 
     def _order(self, route: Route, options: AttemptOptions) -> Sequence[tuple[int, Route]]:

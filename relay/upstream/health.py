@@ -1,6 +1,7 @@
 """Keep the circuit breakers of keys and targets, and choose the key that a call uses.
 
-Owns the cooldowns of keys and the circuits of targets, in this process's memory. A key is in
+Owns the cooldowns of keys and the circuits of targets, in this process's memory, and which key of
+a pool serves a session (core/affinity.py). A key is in
 cooldown after the provider refused it (a long time, and logged), rate-limited it (as long as the
 provider says) or failed by itself (longer each time, up to a maximum). After the cooldown one call
 probes it. If every key is in cooldown and no other target can be called, the key that recovers
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
+from relay.core.affinity import Affinity, KnownKeys, key_id, rank
+from relay.core.credentials import bare
 from relay.core.provider import Keys, Provider, Route, Target
 from relay.core.retry_policy import AttemptResult, key_cooldown_s, target_cooldown_s
 
@@ -42,6 +45,8 @@ class Circuit:
     """Half-open: one call tests whether the key or target works again."""
     blame: Literal["", "limited", "refused"] = ""
     """Why a key is in cooldown; empty for a failure of its provider."""
+    key_id: bytes = b""
+    """The identity of a key (core/affinity.py)."""
 
     def is_usable(self, now_s: float) -> bool:
         """True if the circuit is closed, or its cooldown is over and no call is probing it."""
@@ -72,19 +77,69 @@ class Health:
         self._round_robin = itertools.count()
         self.cooldowns: dict[tuple[str, str, str], int] = {}
         """Number of cooldowns by provider, scope (key, target) and reason, for metrics."""
+        self.known_keys = KnownKeys()
 
-    def acquire(self, route: Route, tried: Sequence[Keys]) -> Keys:
+    def acquire(self, route: Route, tried: Sequence[Keys], order: Sequence[Keys] = ()) -> Keys:
         """Choose the credentials for a call to `route`: usable ones that were not `tried` yet, else
-        usable ones, else those whose cooldown ends first.
+        usable ones, else those whose cooldown ends first. Among the usable ones the first of
+        `order` is chosen, the order of the call's session.
         """
-        keys, target = self._pick(route, tried), self._target(route.target)
+        keys = self._pick(route, tried, order)
+        self._begin(route, keys)
+        return keys
+
+    def find_untried(self, route: Route, tried: Sequence[Keys]) -> Keys | None:
+        """Find credentials for a call that only one key of the pool can serve: usable ones that
+        were not `tried` yet, else those whose cooldown ends first, unless they were refused. None
+        if there are none. `use` begins the call.
+        """
+        now, left = self._clock(), []
+        for keys in route.target.pool:
+            state = self.key(route, keys)
+            is_usable = state.is_usable(now)
+            if keys not in tried and (is_usable or state.blame != "refused"):
+                left.append((not is_usable, state.cooldown_until_s, keys))
+        return min(left, key=lambda item: item[:2])[2] if left else None
+
+    def use(self, route: Route, keys: Keys) -> None:
+        """Begin a call with credentials of `find_untried`."""
+        state = self.key(route, keys)
+        if state.failures and state.is_usable(self._clock()):
+            state.probing = True
+        self._begin(route, keys)
+
+    def _begin(self, route: Route, keys: Keys) -> None:
+        """Count a call that uses these credentials, and note that it probes its target."""
+        target = self._target(route.target)
         if target is not None and target.failures >= _FAULTS_TO_OPEN:
             target.probing = True
         if route.target.strategy == "least_busy":
             self.key(route, keys).running += 1
-        return keys
 
-    def _pick(self, route: Route, tried: Sequence[Keys]) -> Keys:
+    def order(self, route: Route, affinity: Affinity) -> tuple[Keys, ...]:
+        """Return the keys of a pool in the order in which the session of a call uses them; the key
+        that is known to be right comes first. Empty if nothing ties the call to a key.
+        """
+        if not (affinity.session or affinity.response):
+            return ()
+        pool = route.target.pool
+        ids = [self.key(route, keys).key_id for keys in pool]
+        at = rank(affinity.session, ids, route.target.weights) if affinity.session else []
+        known = self.known_keys.find(affinity.response) or self.known_keys.find(affinity.session)
+        if known in ids:
+            first = ids.index(known)
+            at = [first, *(each for each in at if each != first)]
+        return tuple(pool[each] for each in at)
+
+    def remember(self, route: Route, keys: Keys, *digests: bytes) -> None:
+        """Note that these credentials, which are in the target's pool, are the right ones for these
+        sessions and responses.
+        """
+        if _is_pooled(route, keys):
+            for digest in filter(None, digests):
+                self.known_keys.remember(digest, self.key(route, keys).key_id)
+
+    def _pick(self, route: Route, tried: Sequence[Keys], order: Sequence[Keys]) -> Keys:
         pool = route.target.pool
         now = self._clock() if self._keys or len(pool) > 1 else 0.0
         if len(pool) == 1:
@@ -95,7 +150,10 @@ class Health:
         healthy = [keys for keys in pool if self.key(route, keys).is_usable(now)]
         if not healthy:
             return min(pool, key=lambda keys: self.key(route, keys).cooldown_until_s)
-        chosen = self._choose(route, [keys for keys in healthy if keys not in tried] or healthy)
+        healthy = [keys for keys in healthy if keys not in tried] or healthy
+        chosen = next((keys for keys in order if keys in healthy), None)
+        if chosen is None:
+            chosen = self._choose(route, healthy)
         state = self.key(route, chosen)
         state.probing = state.failures > 0
         return chosen
@@ -120,7 +178,11 @@ class Health:
 
     def key(self, route: Route, keys: Keys) -> Circuit:
         """Return the circuit of these credentials, which are in the target's pool."""
-        return self._keys.setdefault(_identity(route, keys), Circuit())
+        identity = _identity(route, keys)
+        state = self._keys.get(identity)
+        if state is None:
+            state = self._keys[identity] = Circuit(key_id=key_id(bare(identity[1])))
+        return state
 
     def _known_circuit(self, route: Route, keys: Keys) -> Circuit | None:
         """Return the circuit of these credentials, if there is one. None for a client's own

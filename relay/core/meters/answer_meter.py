@@ -154,6 +154,11 @@ class AnswerMeter:
         return self._reader.model
 
     @property
+    def object_id(self) -> str:
+        """The id of the object that answered, such as a response; empty if none was read."""
+        return self._reader.object_id
+
+    @property
     def ignored(self) -> int:
         """Number of unreadable fields that may have usage; plus 1 if the end was not read."""
         return self._ignored_fields.count + self._gave_up
