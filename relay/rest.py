@@ -119,4 +119,5 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         facts.model = facts.model or seen.model
         if facts.requested_model is not None:
             facts.model = route.replaced_model
-    options.affinity = tie_to_key(call, route, call.caller.client, seen)
+    if len(route.target.pool) > 1 or route.alternatives:
+        options.affinity = tie_to_key(call, route, call.caller.client, seen)

@@ -27,9 +27,7 @@ def tie_to_key(call: Call, route: Route, client: str, seen: Peek = NOTHING) -> A
     """Return what ties a call to a key; None if no target has several keys. `seen` are the fields
     of its body.
     """
-    if not route.has_affinity and not (
-        route.alternatives and any(each.has_affinity for each in route.alternatives)
-    ):
+    if not route.has_affinity and not any(each.has_affinity for each in route.alternatives):
         return None
     return affinity_of(
         client, call.headers.get, route.endpoint, seen.prompt_cache_key, seen.previous_response_id

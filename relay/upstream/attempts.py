@@ -390,8 +390,8 @@ class Attempts:
         affinity = plan.options.affinity
         assert affinity is not None
         if ended.is_good:
-            digests = affinity.response, affinity.session
-            self.health.remember(plan.route, plan.tried[-1], *digests)
+            known = affinity.response or affinity.session
+            self.health.remember(plan.route, plan.tried[-1], known)
             return "stop"
         if ended.effective_status == 429 and not ended.is_key_refused:
             plan.limited = plan.tried[-1]

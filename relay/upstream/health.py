@@ -131,13 +131,12 @@ class Health:
             at = [first, *(each for each in at if each != first)]
         return tuple(pool[each] for each in at)
 
-    def remember(self, route: Route, keys: Keys, *digests: bytes) -> None:
-        """Note that these credentials, which are in the target's pool, are the right ones for these
-        sessions and responses.
+    def remember(self, route: Route, keys: Keys, digest: bytes) -> None:
+        """Note that these credentials are the right ones for the session or response of `digest`,
+        if they are in the target's pool.
         """
-        if _is_pooled(route, keys):
-            for digest in filter(None, digests):
-                self.known_keys.remember(digest, self.key(route, keys).key_id)
+        if digest and _is_pooled(route, keys):
+            self.known_keys.remember(digest, self.key(route, keys).key_id)
 
     def _pick(self, route: Route, tried: Sequence[Keys], order: Sequence[Keys]) -> Keys:
         pool = route.target.pool

@@ -394,6 +394,14 @@ async def test_the_key_that_knows_encrypted_content_is_used_for_the_session_from
     assert await setting.key(session) == other
 
 
+async def test_an_unknown_id_does_not_move_the_session(foreign: Setting) -> None:
+    sessions = [{CODEX: f"s{number}"} for number in range(4)]
+    before = [await foreign.key(each) for each in sessions]
+    for each in sessions:
+        assert (await foreign.call("responses/resp_c", each, method="GET"))[0] == 200
+    assert [await foreign.key(each) for each in sessions] == before
+
+
 async def test_an_id_that_no_key_knows_is_the_providers_error(setting: Setting) -> None:
     status, answer = await setting.call("responses", previous_response_id="resp_0")
     assert (status, answer["error"]["code"]) == (400, "previous_response_not_found")
