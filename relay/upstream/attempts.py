@@ -298,7 +298,6 @@ class Attempts:
         step, route = plan.routes[plan.at]
         has_alternatives = bool(plan.called.alternatives)
         exchange.routing.route, exchange.routing.step = route, step if has_alternatives else None
-        plan.breaks_affinity = False
         keys = self._keys(plan, route)
         exchange.waiting.first_byte_limit_s = options.first_byte_s
         if has_alternatives or len(route.target.pool) > 1:

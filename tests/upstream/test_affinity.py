@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from relay.core.retry_policy import AttemptResult
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, canary, provider
 from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, ok
@@ -49,6 +50,8 @@ class Accounts:
     """The key of each response."""
     limited: dict[str, dict[str, str]] = field(default_factory=dict)
     """The headers of the 429 that each of these keys gets."""
+    broken: set[str] = field(default_factory=set)
+    """The keys that get a 503."""
     used: list[str] = field(default_factory=list)
     executed: list[str] = field(default_factory=list)
     """The keys of the calls that were executed."""
@@ -64,7 +67,7 @@ class Accounts:
         self.used.append(key)
         if key in self.limited:
             return key, web.json_response({"error": {"message": "slow"}}, status=429, headers=self.limited[key])
-        return key, None
+        return key, web.Response(status=503) if key in self.broken else None
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         key, refusal = self.begin(request)
@@ -269,7 +272,7 @@ async def test_a_call_with_its_sessions_key_has_no_attempts_in_its_line(setting:
     assert await setting.attempts() == []
 
 
-async def test_a_fallback_breaks_the_affinity_of_a_session(begin: Start, start: StartRelay, raw: RawUpstream) -> None:
+async def test_a_fallback_breaks_the_affinity_of_a_session(begin: Start, raw: RawUpstream) -> None:
     raw.plays(ok(b"{}"))
     setting = await begin(document={"providers": {"other": provider(raw.url, "ANTHROPIC_API_KEY")}}, fallback=[{"provider": "other"}])
     setting.accounts.limited = {key: {"Retry-After": "30"} for key in (A, B, C)}
@@ -327,6 +330,18 @@ async def test_the_key_of_a_response_goes_before_that_of_the_session(setting: Se
     setting.accounts.used.clear()
     assert (await setting.call("responses", session, previous_response_id="resp_1"))[0] == 200
     assert len(setting.accounts.used) == 1 and setting.accounts.used != [own]
+
+
+async def test_the_key_of_a_response_goes_before_the_one_that_is_remembered_for_the_session(setting: Setting) -> None:
+    session = {CODEX: "s1"}
+    own = await setting.key(session)
+    remembered, maker = (key for key in (A, B, C) if key != own)
+    await setting.call("responses", session, input=[{"encrypted_content": remembered}])
+    setting.accounts.made["resp_x"] = maker
+    await setting.call("responses", session, previous_response_id="resp_x")
+    setting.accounts.used.clear()
+    assert (await setting.call("responses", session, previous_response_id="resp_x"))[0] == 200
+    assert setting.accounts.used == [maker]
 
 
 async def test_a_thousand_turns_over_three_keys_have_no_error_and_one_attempt_each(setting: Setting) -> None:
@@ -433,7 +448,43 @@ async def test_the_429_of_the_key_that_knows_an_id_is_the_answer(foreign: Settin
     assert foreign.accounts.executed == []
 
 
-async def test_a_refused_key_is_not_tried_for_an_unknown_id(foreign: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_that_is_limited_while_the_right_one_is_sought_is_asked_again_last(foreign: Setting) -> None:
+    foreign.accounts.limited[B] = {"Retry-After": "30"}
+    status, _ = await foreign.call("responses", previous_response_id="resp_b")
+    assert (status, foreign.accounts.used) == (429, [A, B, C, B])
+
+
+async def test_keys_in_cooldown_are_tried_after_the_usable_ones(foreign: Setting) -> None:
+    foreign.accounts.limited[A] = {"Retry-After": "30"}
+    await foreign.call()
+    foreign.accounts.used.clear()
+    assert (await foreign.call("responses", previous_response_id="resp_c"))[0] == 200
+    assert A not in foreign.accounts.used
+
+
+async def test_a_key_after_its_cooldown_is_probed_by_the_call_that_seeks_it(foreign: Setting) -> None:
+    health = foreign.relay.gateway.attempts.health
+    route = foreign.relay.gateway.registry.match_rest("openai", "responses")
+    keys = route.target.pool[0]
+    health.report(route, keys, AttemptResult(429, None, 30))
+    health.use(route, keys)
+    assert not health.key(route, keys).probing, "in cooldown it is used because no other key can answer"
+    foreign.now_s += 31
+    health.use(route, keys)
+    assert health.key(route, keys).probing
+
+
+async def test_a_fallback_is_retried_after_the_right_key_was_sought(begin: Start, raw: RawUpstream) -> None:
+    raw.plays(ok(b"{}", status="503 Busy"))
+    raw.plays(ok(b"{}"))
+    document = {"providers": {"other": provider(raw.url, "ANTHROPIC_API_KEY")}, "retries": {"max_attempts": 2, "delay_s": 0.001}}
+    setting = await begin(document, fallback=[{"provider": "other"}])
+    setting.accounts.broken = {B}
+    assert (await setting.call("responses", previous_response_id="resp_0"))[0] == 200
+    assert setting.accounts.used == [A, B] and len(raw.arrived) == 2
+
+
+async def test_a_refused_key_is_not_tried_for_an_unknown_id(foreign: Setting) -> None:
     route = foreign.relay.gateway.registry.match_rest("openai", "responses")
     refused = route.target.pool[0]
     foreign.relay.gateway.attempts.health.report_refused_key(route, refused, "401")
