@@ -6,18 +6,22 @@ before the head is sent downstream, else by the meter, so that no chunk is read 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
 from aiohttp import ClientResponse
 
 from relay.calls.attempt import RestAttempt
 from relay.calls.call import Call
 from relay.core.affinity import Affinity, affinity_of, digest_of, made_response
 from relay.core.exchange import Exchange
+from relay.core.fields import ABSENT, Reader, value
 from relay.core.meters.answer_meter import AnswerMeter
 from relay.core.meters.unpack import coding_of, unpack
 from relay.core.peek import NOTHING, Peek
 from relay.core.provider import Keys, Route
+from relay.gate.made_objects import MadeObjects
 from relay.upstream.health import Health
 
 _SEARCHED_BYTES = 64 * 1024
@@ -36,23 +40,51 @@ def tie_to_key(call: Call, route: Route, client: str, seen: Peek = NOTHING) -> A
 
 def learn_response(upstream: ClientResponse, attempt: RestAttempt, start: bytes) -> None:
     """Remember the key of the response that `start` begins: calls that continue the response, or
-    read it, use that key.
+    read it, use that key. Of a call to `/v1`, remember too who has made it, and where.
     """
-    exchange, health = attempt.exchange, attempt.gateway.attempts.health
-    affinity, route = attempt.options.affinity, exchange.routing.route
-    if affinity is None or route is None or route.kind != "responses" or not route.has_affinity:
+    exchange, route = attempt.exchange, attempt.exchange.routing.route
+    if route is None or route.kind != "responses" or upstream.status >= 300:
         return
-    if upstream.status >= 300:
+    learners: list[Callable[[str], None]] = []
+    affinity, gateway = attempt.options.affinity, attempt.gateway
+    if affinity is not None and route.has_affinity:
+        keys, health = exchange.routing.keys, gateway.attempts.health
+        learners.append(partial(_remember, health, route, keys, affinity.client))
+    if exchange.request.surface == "unified" and attempt.call.method == "POST":
+        client, provider = attempt.call.caller.client, route.provider.name
+        learners.append(partial(_note, gateway.made_objects, client, provider))
+    if not learners:
         return
-    remember = partial(_remember, health, route, exchange.routing.keys, affinity.client)
     start = start[:_SEARCHED_BYTES]
     if start and (coding := coding_of(upstream.headers.get("Content-Encoding"))):
         unpacked = unpack(start, coding, _SEARCHED_BYTES)
         start = unpacked[0] if unpacked is not None else b""
-    if (made := made_response(start)) is not None:
-        remember(made)
-    elif not upstream.content.is_eof():
-        exchange.at_end += (lambda: remember(_id_of(exchange)),)
+    made = made_response(start) or _id_of_object(start)
+    if made is None:
+        if not upstream.content.is_eof():
+            exchange.at_end += (lambda: _tell(learners, _id_of(exchange)),)
+        return
+    _tell(learners, made)
+
+
+def _tell(learners: Sequence[Callable[[str], None]], made: str) -> None:
+    if made:
+        for learn in learners:
+            learn(made)
+
+
+class _Object(msgspec.Struct):
+    id: msgspec.Raw = ABSENT
+
+
+_object = Reader(_Object)
+
+
+def _id_of_object(start: bytes) -> str | None:
+    """Return the id of a whole JSON object, whatever its form."""
+    found = _object.read(start) if start.startswith(b"{") else None
+    named = value(found.id) if found is not None else None
+    return named if isinstance(named, str) else None
 
 
 def _id_of(exchange: Exchange) -> str:
@@ -62,5 +94,8 @@ def _id_of(exchange: Exchange) -> str:
 
 
 def _remember(health: Health, route: Route, keys: Keys, client: str, made: str) -> None:
-    if made:
-        health.remember(route, keys, digest_of(client, "response", made))
+    health.remember(route, keys, digest_of(client, "response", made))
+
+
+def _note(objects: MadeObjects, client: str, provider: str, made: str) -> None:
+    objects.note(client, made, provider)

@@ -105,7 +105,7 @@ async def _make_answer(upstream: ClientResponse, attempt: RestAttempt) -> Answer
     transform = plan_transform(upstream, attempt)
     first, whole = await _read_first(upstream, transform, attempt)
     pairs = _passed_headers(upstream, transform, attempt)
-    if attempt.options.affinity is not None:
+    if attempt.options.affinity is not None or exchange.request.surface == "unified":
         learn_response(upstream, attempt, first)
     meter = attach_meter(upstream, exchange, gateway, first if whole else None)
     if meter is not None and transform is not None and transform.removes_usage:

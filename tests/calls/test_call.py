@@ -29,12 +29,12 @@ READS_THE_REQUEST = {"body.py", "response.py"}
 
 def change_calls(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
     """Let the native surface make calls that differ from its requests."""
-    make = native._Calls._call
+    make = native.Calls._call
 
-    def make_changed(self: native._Calls, request: web.Request) -> Call:
+    def make_changed(self: native.Calls, request: web.Request) -> Call:
         return msgspec.structs.replace(make(self, request), **changed)
 
-    monkeypatch.setattr(native._Calls, "_call", make_changed)
+    monkeypatch.setattr(native.Calls, "_call", make_changed)
 
 
 async def test_a_call_is_sent_as_its_surface_makes_it_whatever_the_request_was(start: StartRelay, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
