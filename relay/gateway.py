@@ -73,6 +73,7 @@ from relay.upstream.session import UpstreamSessions
 
 if TYPE_CHECKING:
     from relay.calls.call import Call
+    from relay.calls.keepalive import Keepalive
     from relay.sessions.listing import SessionPage
     from relay.sessions.session import Session
 
@@ -115,6 +116,7 @@ class Gateway:
         self.model_lists = ModelLists(lambda: self.upstream.rest, self.clock)
         self._apply(config)
         self.calls: set[Exchange] = set()  # each periodic sweep checks their timeouts
+        self.keepalives: set[Keepalive] = set()  # of streams that get any; each sweep sends them
         self.in_session: set[Exchange] = set()  # with an open WebSocket: see `sessions`
         self.sessions: DeadlineQueue[Session] = DeadlineQueue()
         self.held_bytes = 0

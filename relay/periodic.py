@@ -1,5 +1,5 @@
-"""Run every periodic job of a process in one loop: end calls and sessions that timed out, ping
-silent sockets, report gauges, check for free file descriptors.
+"""Run every periodic job of a process in one loop: end calls and sessions that timed out, write
+keepalives into silent streams, ping silent sockets, report gauges, check for free file descriptors.
 
 Owns the loop and its schedule. timeouts.py decides what has timed out.
 """
@@ -65,6 +65,7 @@ def tick_s(gateway: Gateway) -> float:
     for provider in gateway.registry.providers.values():
         limits += [provider.first_byte_timeout_s, provider.idle_timeout_s]
         limits += [provider.fallback_after_s] if provider.fallback_after_s else []
+        limits += [provider.keepalive_s] if provider.keepalive_s else []
         if rules := provider.websocket_rules:
             limits += [limit for limit in (rules.idle_timeout_s, rules.max_session_s) if limit]
     return max(MIN_TICK_S, min(MAX_TICK_S, min(limits) / _TICKS_PER_LIMIT))
@@ -84,6 +85,12 @@ async def sweep(gateway: Gateway) -> None:
     stall_s = settings.cache.stall_timeout_s
     for subscriber in gateway.inflight.stalled(stall_s):
         subscriber.exchange.expire(ClientStalled(stall_s))
+    for keepalive in list(gateway.keepalives):
+        try:
+            keepalive.send_if_due(now)
+        except Exception as bug:  # any exception ends these keepalives alone
+            log.bug("periodic.failed", bug)
+            gateway.keepalives.discard(keepalive)
     for number, session in enumerate(gateway.sessions.take_due(now)):
         if number % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
             await asyncio.sleep(0)  # thousands may be due at once: do not block the loop

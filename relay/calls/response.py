@@ -74,6 +74,19 @@ class RelayedResponse(_OwnHead):
         writer = self._payload_writer
         return writer is not None and not writer.chunked and writer.length is None  # type: ignore[attr-defined]
 
+    def write_if_empty(self, data: bytes) -> None:
+        """Write a part of the body without waiting, after the head, unless the client has still to
+        take bytes that were written before. Raises ConnectionError if the client has left.
+        """
+        writer, transport = self._payload_writer, self.transport
+        if writer is None or transport is None or transport.get_write_buffer_size():
+            return
+        if writer.chunked:  # type: ignore[attr-defined]
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif not self.close_delimited:
+            return
+        writer._write(data)  # type: ignore[attr-defined]
+
     async def send_whole(self, request: web.Request, body: bytes) -> None:
         """Send head and body in one write, with the result of `prepare` and `write_eof`. Raises
         UpstreamProtocolError before the first byte, and ConnectionError.

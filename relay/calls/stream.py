@@ -11,11 +11,12 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import ClientConnectionError, web
 
 from relay.calls.attempt import SSE
+from relay.calls.keepalive import Keepalive
 from relay.calls.response import RelayedResponse, add_own_headers
 from relay.calls.send import Answer, Source
 from relay.core import error_bodies
@@ -57,7 +58,12 @@ async def deliver(
         response.headers["x-accel-buffering"] = "no"
         await response.prepare(request)
         exchange.move_to("committed")
-        return await _Copy(answer, answer.source, response, exchange, gateway.clock).run()
+        copy = _Copy(answer, answer.source, response, exchange, gateway.clock)
+        assert exchange.routing.route is not None
+        keepalive_s = exchange.routing.route.provider.keepalive_s
+        if keepalive_s is None or not _has_plain_events(answer):
+            return await copy.run()
+        return await _run_with_keepalives(copy, gateway, keepalive_s)
     exchange.response.body_bytes = len(answer.first)
     if answer.observe is not None:
         answer.observe(answer.first)
@@ -164,6 +170,18 @@ def _has_plain_events(answer: Answer) -> bool:
     headers = answer.raw
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return kind == SSE and "Content-Encoding" not in headers and "Content-Length" not in headers
+
+
+async def _run_with_keepalives(copy: _Copy, gateway: Gateway, after_s: float) -> web.StreamResponse:
+    """Copy the stream, and let the sweep write keepalives into it while it is silent."""
+    waits_for, observe = copy.source.waits_for, copy.answer.observe
+    keepalive = Keepalive(copy.response, copy.exchange, waits_for, after_s)
+    answer = copy.answer._replace(observe=keepalive.following(observe))
+    gateway.keepalives.add(keepalive)
+    try:
+        return await replace(copy, answer=answer).run()
+    finally:
+        gateway.keepalives.discard(keepalive)
 
 
 async def finish_event(answer: Answer, tail: bytes) -> bytes:

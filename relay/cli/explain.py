@@ -104,6 +104,7 @@ def _lines(route: Route, query: str, method: str, limits: Sequence[Rule]) -> lis
     lines.append(
         f"timeouts     connect {provider.connect_timeout_s:g} s,"
         f" first byte {provider.first_byte_timeout_s:g} s, idle {provider.idle_timeout_s:g} s"
+        + (f", keepalive {provider.keepalive_s:g} s" if provider.keepalive_s else "")
     )
     return lines
 

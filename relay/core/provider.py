@@ -210,6 +210,8 @@ class Provider:
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
+    keepalive_s: float | None
+    """Silence of a stream after which its client gets a keepalive; None: it gets none."""
     credential_headers: tuple[str, ...] = field(init=False)
     """Lower-case names of the headers that carry the credentials of its targets."""
 

@@ -10,6 +10,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+KEEPALIVE = b": keepalive\n\n"
+"""A comment and an empty line, which parsers ignore between two events."""
+KEEPALIVE_WITH_ID = b": keepalive\n"
+"""For a stream with `id:` lines. After an id, the Python SDKs of OpenAI and Groq make an event of
+an empty line, and fail to decode its empty data."""
+KEEPALIVE_OF_FORMAT = {"google": b"\n"}
+"""For other wire formats: google-genai for Python takes a comment for JSON, and fails."""
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
@@ -20,6 +27,11 @@ def at_boundary(tail: bytes) -> bool:
     An empty tail, before the first byte, is a boundary too.
     """
     return not tail or tail.endswith(_BOUNDARIES)
+
+
+def has_id(chunk: bytes) -> bool:
+    """True if a line of `chunk` begins with `id:`."""
+    return b"\nid:" in chunk or chunk.startswith(b"id:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, 
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
+KeepaliveSeconds = Annotated[float, Field(ge=1, le=300)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 
 
@@ -385,3 +386,4 @@ class ProviderEntry(Section):
         None, description="Replaces upstream.first_byte_timeout_s."
     )
     idle_timeout_s: Seconds | None = Field(None, description="Replaces upstream.idle_timeout_s.")
+    keepalive_s: KeepaliveSeconds | None = Field(None, description="Replaces upstream.keepalive_s.")

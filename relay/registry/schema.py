@@ -23,6 +23,7 @@ from relay.core.text import clean
 from relay.registry.entries import (
     ONE_OR_LIST,
     Bytes,
+    KeepaliveSeconds,
     ProviderCache,
     ProviderEntry,
     Retries,
@@ -156,6 +157,10 @@ class Upstream(Section):
         600, description="From the end of the request to the head of the response."
     )
     idle_timeout_s: Seconds = Field(300, description="Silence within a response or an upload.")
+    keepalive_s: KeepaliveSeconds | None = Field(
+        None,
+        description="Silence within an SSE stream after which the client gets a comment, so that no proxy closes the connection as idle: 1 to 300; none: it gets none.",
+    )
 
 
 class WebSockets(Section):
