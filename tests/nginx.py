@@ -46,6 +46,8 @@ class Nginx:
         self.root.mkdir(parents=True)
         self.authority = authority or trustme.CA()
         self.port, self.tls_port = free_port(), free_port()
+        self.read_timeout = "1h"
+        """`proxy_read_timeout` of calls; a test may set it before `start`."""
         self.url, self.tls_url = f"http://127.0.0.1:{self.port}", f"https://127.0.0.1:{self.tls_port}"
         self.process: asyncio.subprocess.Process | None = None
 
@@ -88,6 +90,7 @@ class Nginx:
             r"/var/log/nginx/relay\.log": str(self.folder / "access.log"),
             r"/var/log/nginx/relay-error\.log": str(self.folder / "error.log"),
             r"/var/www/ai-gateway": str(self.root),
+            r"proxy_read_timeout 1h;": f"proxy_read_timeout {self.read_timeout};",
         }.items():
             site, count = re.subn(line, replacement, site)
             assert count == 1, line

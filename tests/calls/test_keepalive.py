@@ -12,10 +12,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from relay.calls.response import RelayedResponse
 from relay.core.record import Record
 from relay.periodic import sweep, tick_s
+from relay.registry.load import ConfigError
 from tests.conftest import StartRelay
+from tests.nginx import Nginx
 from tests.relays import HANG_GUARD_S, Relay, configured, provider
+from tests.sdk.lazy import Lazy
 from tests.test_periodic import Clock
 from tests.upstream.raw import (
     CLOSE,
@@ -28,6 +32,9 @@ from tests.upstream.raw import (
     chunk,
     head,
 )
+
+anthropic, groq, openai = map(Lazy, ("anthropic", "groq", "openai"))
+genai, types = Lazy("google.genai"), Lazy("google.genai.types")
 
 EVENT = b'data: {"n": 1}\n\n'
 KEEPALIVE = b": keepalive\n\n"
@@ -402,3 +409,165 @@ def test_a_provider_may_have_an_interval_of_its_own(tmp_path: Any) -> None:
     config, _ = configured(tmp_path, {"upstream": {"keepalive_s": 20}, "providers": entries})
     found = config.registry.providers
     assert (found["openai"].keepalive_s, found["other"].keepalive_s) == (20, 3)
+
+
+async def test_a_reload_applies_the_setting_to_new_calls(begin: Any, raw: RawUpstream) -> None:
+    gates = [asyncio.Event(), asyncio.Event()]
+    silence = await begin(keepalive_s=None)
+    for gate in gates:
+        raw.plays(SSE_HEAD, chunk(EVENT), gate, LAST_CHUNK)
+    async with stream(silence.relay) as before:
+        await before.has(EVENT)
+        config, _ = configured(silence.relay.folder, {"providers": {"openai": provider(raw.url, keepalive_s=AFTER_S)}})
+        silence.relay.gateway.replace(config)
+        async with stream(silence.relay) as after:
+            await after.has(EVENT)
+            await silence.passes()
+            await after.has(EVENT + KEEPALIVE)
+            for gate in gates:
+                gate.set()
+            await after.ends_with(EVENT + KEEPALIVE)
+            await before.ends_with(EVENT)
+
+
+@pytest.mark.parametrize("keepalive_s", [0, 0.5, 301, "often"])
+def test_an_interval_out_of_bounds_is_refused(tmp_path: Any, keepalive_s: Any) -> None:
+    with pytest.raises(ConfigError, match=r"upstream\.keepalive_s"):
+        configured(tmp_path, {"upstream": {"keepalive_s": keepalive_s}, "providers": {}})
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Collect the keepalives that are written."""
+    texts: list[bytes] = []
+    write = RelayedResponse.write_if_empty
+
+    def write_and_collect(response: RelayedResponse, data: bytes) -> None:
+        texts.append(data)
+        write(response, data)
+
+    monkeypatch.setattr(RelayedResponse, "write_if_empty", write_and_collect)
+    return texts
+
+
+CHAT = b'data: {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": "%d"}}]}\n\n'
+CHATS = [CHAT % number for number in range(3)]
+DONE_CHAT = b"data: [DONE]\n\n"
+
+
+def silent_before_each(pieces: list[bytes]) -> tuple[list[asyncio.Event], list[Step]]:
+    """An SSE response, each piece of which is sent once its gate is set."""
+    gates = [asyncio.Event() for _ in pieces]
+    return gates, [SSE_HEAD, *(step for pair in zip(gates, map(chunk, pieces), strict=True) for step in pair), LAST_CHUNK]
+
+
+async def texts_of(items: Any, text: Any, silence: Silence, gates: list[asyncio.Event]) -> list[str]:
+    """Return the texts that an SDK reads, while the stream is silent before each of its pieces."""
+
+    async def plays() -> None:
+        for gate in gates:
+            await waits(silence.relay)
+            await silence.passes()
+            sent = silence.relay.gateway.clock()
+            gate.set()
+            while any(call.waiting.since_s < sent for call in silence.relay.gateway.calls):
+                await asyncio.sleep(0.002)
+
+    async with asyncio.timeout(HANG_GUARD_S):
+        playing = asyncio.create_task(plays())
+        found = [text(item) async for item in await items]
+        await playing
+    return [each for each in found if each]
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("with_ids", ["no ids", "ids"])
+@pytest.mark.parametrize("sdk", ["openai", "groq"])
+async def test_the_python_sdks_of_openai_and_groq_parse_a_stream_with_keepalives(begin: Any, raw: RawUpstream, written: list[bytes], sdk: str, with_ids: str) -> None:
+    pieces = [(b"id: %d\n" % number if with_ids == "ids" else b"") + piece for number, piece in enumerate(CHATS)]
+    gates, steps = silent_before_each([*pieces, DONE_CHAT])
+    raw.plays(*steps)
+    silence = await begin()
+    make = openai.AsyncOpenAI if sdk == "openai" else groq.AsyncGroq
+    prefix = "" if sdk == "openai" else "openai/v1/"
+    base_url = silence.relay.path("openai").rstrip("/")
+    async with make(api_key="the relay has it", base_url=base_url, max_retries=0) as client:
+        items = client.chat.completions.create(model="m", stream=True, messages=[{"role": "user", "content": "hi"}])
+        assert await texts_of(items, lambda item: item.choices[0].delta.content, silence, gates) == ["0", "1", "2"]
+    assert raw.arrived[0].target == f"/{prefix}chat/completions"
+    assert written == [KEEPALIVE] + [b": keepalive\n" if with_ids == "ids" else KEEPALIVE] * 3
+
+
+@pytest.mark.programs
+async def test_the_python_sdk_of_anthropic_parses_a_stream_with_keepalives(begin: Any, raw: RawUpstream, written: list[bytes]) -> None:
+    message = {"id": "a", "type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in "01"),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_stop"},
+    ]
+    gates, steps = silent_before_each([f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events])
+    raw.plays(*steps)
+    silence = await begin(format="anthropic")
+    base_url = silence.relay.path("openai").rstrip("/")
+    async with anthropic.AsyncAnthropic(api_key="the relay has it", base_url=base_url, max_retries=0) as client:
+        items = client.messages.create(model="m", max_tokens=9, stream=True, messages=[{"role": "user", "content": "hi"}])
+        assert await texts_of(items, lambda item: getattr(getattr(item, "delta", None), "text", None), silence, gates) == ["0", "1"]
+    assert written == [KEEPALIVE] * len(events)
+
+
+@pytest.mark.programs
+async def test_the_python_sdk_of_google_parses_a_stream_with_keepalives(begin: Any, raw: RawUpstream, written: list[bytes]) -> None:
+    """It fails on a comment; tests/sdk/node has the same SDK for Node."""
+    event = b'data: {"candidates": [{"content": {"role": "model", "parts": [{"text": "%d"}]}}]}\r\n\r\n'
+    gates, steps = silent_before_each([event % number for number in range(3)])
+    raw.plays(*steps)
+    silence = await begin(format="google")
+    options = types.HttpOptions(base_url=silence.relay.path("openai").rstrip("/"))
+    client = genai.Client(api_key="the relay has it", http_options=options)
+    items = client.aio.models.generate_content_stream(model="m", contents="hi")
+    assert await texts_of(items, lambda item: item.text, silence, gates) == ["0", "1", "2"]
+    assert written == [b"\n"] * 3
+    await client.aio.aclose()
+
+
+@pytest.mark.serial
+async def test_a_stream_outlives_the_read_timeout_of_nginx(begin: Any, raw: RawUpstream, nginx: Nginx) -> None:
+    nginx.read_timeout = "1s"
+    gate = asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(EVENT), SILENCE)
+    raw.plays(SSE_HEAD, chunk(EVENT), gate, chunk(EVENT), LAST_CHUNK)
+    silence = await begin()
+    silence.relay.url = await nginx.start(silence.relay.port)
+    async with stream(silence.relay) as got:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await got.ends_with(b"")
+    loop = asyncio.get_running_loop()
+    async with stream(silence.relay) as got:
+        sent, began_s = EVENT, loop.time()
+        await got.has(sent)
+        while loop.time() < began_s + 1.5:
+            await silence.passes()
+            sent += KEEPALIVE
+            await got.has(sent)  # nginx forwards each at once
+            await asyncio.sleep(0.1)
+        gate.set()
+        await got.ends_with(sent + EVENT)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+async def test_twenty_silent_minutes_pass_through_nginx_with_its_default_read_timeout(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    nginx.read_timeout = "60s"
+    silent_s, keepalive_s = 1200, 15
+    raw.plays(SSE_HEAD, chunk(EVENT), Pause(silent_s), chunk(EVENT), LAST_CHUNK)
+    relay = await start(openai=provider(raw.url, keepalive_s=keepalive_s, idle_timeout_s=silent_s + 60))
+    relay.url = await nginx.start(relay.port)
+    answer = await relay.call("GET", relay.path("openai", "x"), timeout=aiohttp.ClientTimeout(total=None))
+    count = answer[2].count(KEEPALIVE)
+    assert answer[2] == EVENT + KEEPALIVE * count + EVENT
+    assert silent_s / (keepalive_s + 1) - 1 <= count <= silent_s / keepalive_s
+    [event] = await relay.events()
+    assert event["outcome"] == "relayed"

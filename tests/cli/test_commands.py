@@ -90,13 +90,14 @@ def test_explain_shows_a_provider_that_is_not_configured(folder: Path, capsys: p
     assert "refused      503 provider_not_configured: set FAL_KEY" in out and "https://queue.fal.run/x" in out
 
 
-def test_explain_names_the_limits_and_the_cache_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_names_the_limits_the_cache_and_the_timeouts_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     limits = [{"requests": 9, "name": "all"}, {"requests": 9, "name": "theirs", "providers": ["other"]}]
-    write_config(tmp_path, {"limits": limits, "cache": {"ttl_s": 60}, "providers": {name: provider("https://api.example.com") for name in ("openai", "other")}})
+    write_config(tmp_path, {"limits": limits, "cache": {"ttl_s": 60}, "upstream": {"keepalive_s": 15}, "providers": {name: provider("https://api.example.com") for name in ("openai", "other")}})
     monkeypatch.chdir(tmp_path)
     assert main(["explain", "GET", "/api/v1/ai-gateway/providers/openai/x"]) == 0
     out = capsys.readouterr().out
     assert "limits       all\n" in out and "cache        60 s, client\n" in out
+    assert "timeouts     connect 10 s, first byte 600 s, idle 300 s, keepalive 15 s\n" in out
 
 
 def test_the_table_of_commands_lists_every_command_module() -> None:
