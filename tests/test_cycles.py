@@ -223,6 +223,8 @@ CASES: dict[str, Case] = {
     "reset_stream": Case(read(request(CHAT)), plays=(SSE_HEAD, EVENT, RESET)),
     "bad_stream": Case(read(request(CHAT, "Connection: close")), plays=(SSE_HEAD, EVENT, b"zz\r\n")),
     "idle_stream": Case(read(request(CHAT)), plays=(SSE_HEAD, EVENT, SILENCE), entry={"idle_timeout_s": 0.05}),
+    "keepalives": Case(read(request(CHAT, "Connection: close")), plays=(SSE_HEAD, EVENT, LAST_CHUNK), entry={"keepalive_s": 1}),
+    "keepalives_idle": Case(read(request(CHAT)), plays=(SSE_HEAD, EVENT, SILENCE), entry={"keepalive_s": 1, "idle_timeout_s": 0.05}),
     "gone_before_answer": Case(disconnect(request(CHAT)), plays=(SILENCE,)),
     "gone_in_upload": Case(disconnect(request(CHAT, "Content-Length: 100")), plays=(SILENCE,)),
     "gone_in_stream": Case(disconnect(request(CHAT), after=b"data: 1"), plays=(SSE_HEAD, EVENT, SILENCE)),

@@ -239,7 +239,7 @@ async def test_the_idle_timeout_ends_the_stream_as_without_keepalives(begin: Any
             await got.has(EVENT)
             await silence.passes()
             await silence.passes()
-            await silence.passes(5.1)
+            await silence.passes()  # here a keepalive is due too
             with pytest.raises(aiohttp.ClientPayloadError):
                 while piece := await got.answer.content.readany():
                     got.body += piece
@@ -253,15 +253,39 @@ async def test_the_idle_timeout_ends_the_stream_as_without_keepalives(begin: Any
     assert (without, kept) == (EVENT, EVENT + KEEPALIVE * 2)
 
 
-async def test_nothing_follows_the_error_event(begin: Any, raw: RawUpstream) -> None:
+def sweep_behind_each_write(monkeypatch: pytest.MonkeyPatch, silence: Silence) -> None:
+    """Let a keepalive be due whenever a write has ended, before the call goes on."""
+    write = RelayedResponse.write
+
+    async def write_and_sweep(response: RelayedResponse, data: bytes) -> None:
+        await write(response, data)
+        await silence.passes()
+
+    monkeypatch.setattr(RelayedResponse, "write", write_and_sweep)
+
+
+async def test_nothing_follows_the_error_event(begin: Any, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.plays(SSE_HEAD, chunk(EVENT), Pause(0.01), CLOSE)
     silence = await begin()
+    sweep_behind_each_write(monkeypatch, silence)
     async with stream(silence.relay) as got:
         with pytest.raises(aiohttp.ClientPayloadError):
-            await got.ends_with(b"")
-    await silence.relay.idle()
-    await silence.passes()
-    assert not silence.relay.gateway.keepalives
+            while piece := await got.answer.content.readany():
+                got.body += piece
+    assert json.loads(got.body.rpartition(b"data: ")[2])["error"]["code"] == "upstream_disconnected"
+
+
+async def test_no_keepalive_follows_a_write_that_may_end_within_an_event(begin: Any, raw: RawUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, rest = asyncio.Event(), asyncio.Event()
+    raw.plays(SSE_HEAD, chunk(EVENT), part, chunk(EVENT[:5]), rest, chunk(EVENT[5:]), LAST_CHUNK)
+    silence = await begin()
+    sweep_behind_each_write(monkeypatch, silence)
+    async with stream(silence.relay) as got:
+        await got.has(EVENT)
+        part.set()
+        await got.has(EVENT + EVENT[:5])
+        rest.set()
+        await got.ends_with(EVENT * 2)
 
 
 async def test_usage_cost_and_bytes_do_not_count_keepalives(begin: Any, raw: RawUpstream) -> None:
