@@ -20,7 +20,16 @@ class Keepalive:
     waited for.
     """
 
-    __slots__ = ("_after_s", "_exchange", "_last", "_response", "_sent_s", "_text", "_waits_for")
+    __slots__ = (
+        "_after_s",
+        "_exchange",
+        "_first",
+        "_last",
+        "_response",
+        "_sent_s",
+        "_text",
+        "_waits_for",
+    )
 
     def __init__(
         self, response: RelayedResponse, exchange: Exchange, waits_for: WaitingFor, after_s: float
@@ -29,8 +38,8 @@ class Keepalive:
         self._waits_for, self._after_s = waits_for, after_s
         self._text = KEEPALIVE_OF_FORMAT.get(exchange.error_format, KEEPALIVE)
         self._sent_s = 0.0
-        self._last = b""
-        """The end of what was sent of the response, at least 4 bytes of it."""
+        self._first = self._last = b""
+        """The first chunk, and the end of all that was sent: the last chunk, at least 4 bytes."""
 
     def following(self, observe: Observer | None) -> Observer:
         """Return an observer that notes each chunk that was sent, then calls `observe`."""
@@ -44,9 +53,9 @@ class Keepalive:
         return note_and_observe
 
     def _note(self, chunk: bytes) -> None:
+        if not self._last:
+            self._first = chunk
         self._last = chunk if len(chunk) >= 4 else self._last[-4:] + chunk
-        if self._text is KEEPALIVE and has_id(chunk):
-            self._text = KEEPALIVE_WITH_ID
 
     def send_if_due(self, now_s: float) -> None:
         """Write a keepalive if the response has been silent for long enough, and is between two
@@ -56,8 +65,11 @@ class Keepalive:
         if now_s - max(waiting.since_s, self._sent_s) < self._after_s:
             return
         has_ended = exchange.outcome.name is not None or waiting.expired is not None
-        if has_ended or waiting.for_ != self._waits_for or not at_boundary(self._last[-4:]):
+        if has_ended or waiting.for_ != self._waits_for or not at_boundary(self._last):
             return
         self._sent_s = now_s
+        # Events have ids from the first one on, if at all: to search each chunk would cost more.
+        if self._text is KEEPALIVE and (has_id(self._first) or has_id(self._last)):
+            self._text = KEEPALIVE_WITH_ID
         with contextlib.suppress(ConnectionError):  # the client has left, which ends the call
             self._response.write_if_empty(self._text)
