@@ -1,4 +1,4 @@
-"""Paths of /v1 that name a stored response go to the provider that made it, for its client alone."""
+"""Paths of /v1 that name a stored response go to the provider that made it, for its client only."""
 
 from __future__ import annotations
 
