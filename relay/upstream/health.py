@@ -1,11 +1,11 @@
 """Keep the circuit breakers of keys and targets, and choose the key that a call uses.
 
-Owns the cooldowns of keys and the circuits of targets, in this process's memory, and which key of
-a pool serves a session (core/affinity.py). A key is in
-cooldown after the provider refused it (a long time, and logged), rate-limited it (as long as the
-provider says) or failed by itself (longer each time, up to a maximum). After the cooldown one call
-probes it. If every key is in cooldown and no other target can be called, the key that recovers
-first is used anyway. A client's mistake, or its disconnect, changes no circuit.
+Owns the cooldowns of keys and the circuits of targets, in this process's memory, and which key of a
+pool serves a session (core/affinity.py). A key is in cooldown after the provider refused it (a long
+time, and logged), rate-limited it (as long as the provider says) or failed by itself (longer each
+time, up to a maximum). After the cooldown one call probes it. If every key is in cooldown and no
+other target can be called, the key that recovers first is used anyway. A client's mistake, or its
+disconnect, changes no circuit.
 """
 
 from __future__ import annotations
