@@ -95,13 +95,13 @@ async def carry_out(
     config: Config, options: argparse.Namespace, out: Callable[[str], None]
 ) -> None:
     """Carry out one action. Raises KeysFailed."""
-    async with _open_store(config) as store:
+    async with open_store(config) as store:
         administration = Administration(store, config, f"cli:{acting_user()}", time.time)
         await _ACTIONS[options.action](administration, options, out)
 
 
 @contextlib.asynccontextmanager
-async def _open_store(config: Config) -> AsyncIterator[AccessStore]:
+async def open_store(config: Config) -> AsyncIterator[AccessStore]:
     """Open the database. Raises KeysFailed, also for an error within the context."""
     if not config.settings.database:
         raise KeysFailed(

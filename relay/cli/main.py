@@ -27,6 +27,7 @@ COMMANDS = {
     "reload": "reload the configuration of the running relay, and print what changed",
     "explain": "print the upstream request of a call, without sending it",
     "doctor": "probe every configured provider, and say what failed and what to do",
+    "connect": "make Claude Code, Codex or another agent call its provider through the relay",
     "keys": "make, list, show, revoke and rotate the keys of clients in the database",
     "budgets": "print the state of budgets, raise, reset and release them",
     "logs": "print the latest calls of the ledger",
