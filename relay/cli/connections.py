@@ -205,7 +205,8 @@ def write_file(plan: Plan) -> Path | None:
     path, copied = plan.contents.path, None
     if plan.is_change:
         backup = backup_of(path)
-        if plan.contents.exists and not backup.exists():
+        is_original = plan.contents.exists and plan.record.before == plan.contents.digest
+        if is_original and not backup.exists():
             _replace(backup, plan.contents.text, plan.contents.mode or SECRET_MODE)
             copied = backup
     if plan.is_change or plan.contents.mode != SECRET_MODE:

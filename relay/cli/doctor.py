@@ -9,40 +9,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 
 from relay import log
+from relay.cli.agent_checks import check_agents
+from relay.cli.findings import Finding, Say, elapsed_ms, report
 from relay.cli.sources import sources_of
 from relay.client import AIGateway, AIGatewayError
 from relay.client.answers import Stream
 from relay.core.provider import Provider, Target
-from relay.core.text import escaped
 from relay.registry.load import Config, Sources, load
 from relay.storage.redis import RedisConnection
 from relay.upstream.failures import NO_NAME
 
 TIMEOUT_S = 20.0
-_TEXT_CHARS = 500
-"""The most of a provider's own words that is shown."""
 _ANSWER_BYTES = 4 * 1024 * 1024
-_RESULT_CHARS = len("not tried")
-
-Say = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one probe. `cause` and `advice` belong to a failure."""
-
-    result: Literal["ok", "FAILED", "not tried"]
-    what: str
-    cause: str = ""
-    advice: str = ""
 
 
 class _Cause(NamedTuple):
@@ -86,10 +73,17 @@ _BY_CODE = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the argument of the command."""
     parser.add_argument("providers", nargs="*", help="probe these providers alone")
+    parser.add_argument(
+        "--agents",
+        action="store_true",
+        help="test the programs that `relay connect` set up, with one free call each, instead",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Probe the providers; 0 if no probe failed, else 1."""
+    """Probe the providers, or the connected agents; 0 if no probe failed, else 1."""
+    if options.agents:
+        return 0 if check_agents(Path.home(), os.environ, options.providers, print) else 1
     sources = sources_of(options)
     log.setup("error", "json")
     return 0 if uvloop.run(examine(sources, options.providers, print)) else 1
@@ -122,7 +116,7 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
         rows.append(("redis", await _probe_redis(url, config.settings.redis.timeout_s)))
     width = max((len(name) for name, _ in rows), default=0)
     for name, finding in rows:
-        _report(f"{name:<{width}}", finding, say)
+        report(f"{name:<{width}}", finding, say)
     if not ready:
         say("No provider is configured: put keys into .env (see .env.example).")
     for warning in config.warnings:
@@ -130,15 +124,6 @@ async def examine(sources: Sources, names: Sequence[str], say: Say) -> bool:
     failed = sum(finding.result == "FAILED" for _, finding in rows)
     say(f"{tried} provider(s) tried, {failed} problem(s). {_way(config)}")
     return not failed and not unknown
-
-
-def _report(name: str, finding: Finding, say: Say) -> None:
-    what, result = escaped(finding.what[:_TEXT_CHARS]), f"{finding.result:<{_RESULT_CHARS}}"
-    if finding.result == "FAILED":
-        say(f"{name}  {result}  {what}  [{finding.cause}]")
-        say(f"{' ' * len(name)}  {' ' * _RESULT_CHARS}  to do: {finding.advice}")
-    else:
-        say(f"{name}  {result}  {what}")
 
 
 def _way(config: Config) -> str:
@@ -200,7 +185,7 @@ async def _probe_redis(url: str, timeout_s: float) -> Finding:
         return Finding("FAILED", f"PING: {type(error).__name__}", "Redis", advice)
     finally:
         await redis.close()
-    return Finding("ok", f"PING: answered in {_elapsed_ms(began)}")
+    return Finding("ok", f"PING: answered in {elapsed_ms(began)}")
 
 
 async def _probe_rest(gateway: AIGateway, provider: Provider, endpoint: str) -> Finding:
@@ -224,7 +209,7 @@ async def _probe_rest(gateway: AIGateway, provider: Provider, endpoint: str) -> 
         cause = f"{provider.rest.via} failed, and another way answered"
         advice = f"see `relay logs`: its `attempts` say why {provider.rest.via} failed"
         return Finding("FAILED", f"{what}: {cause}", provider.rest.via, advice)
-    return Finding("ok", f"{what}: {status} in {_elapsed_ms(began)} ({_path(provider.rest)})")
+    return Finding("ok", f"{what}: {status} in {elapsed_ms(began)} ({_path(provider.rest)})")
 
 
 async def _read(answer: Stream) -> None:
@@ -241,7 +226,7 @@ async def _probe_websocket(gateway: AIGateway, provider: Provider) -> Finding:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             session = await gateway.connect(provider=provider.name)
-            elapsed = _elapsed_ms(began)
+            elapsed = elapsed_ms(began)
             await session.close()
     except TimeoutError:
         return _failed(what, None, provider, provider.websocket)
@@ -289,7 +274,3 @@ def _failed(what: str, error: AIGatewayError | None, provider: Provider, target:
         host=target.host, port=target.port, variables=variables, proxy=target.proxy
     )
     return Finding("FAILED", what, cause.name, advice)
-
-
-def _elapsed_ms(began: float) -> str:
-    return f"{(monotonic() - began) * 1e3:.0f} ms"
