@@ -1,0 +1,113 @@
+"""Coding agents, unmodified: one turn each, after `relay connect` wrote their settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.cli.agent_checks import check_agents
+from relay.cli.agent_tools import TOOLS
+from relay.cli.connections import load_record, records_folder
+from relay.cli.main import main
+from tests.conftest import StartRelay
+from tests.relays import HANG_GUARD_S, KEYS, Relay, packaged_provider
+from tests.sdk.test_node import NODE, need_packages
+
+pytestmark = pytest.mark.programs
+
+AGENTS = Path(__file__).parent
+PROVIDERS = ("openai", "anthropic", "google-ai-studio")
+COMMANDS = {
+    "claude": ("claude", "-p", "hello"),
+    "codex": ("codex", "exec", "--skip-git-repo-check", "hello"),
+    "gemini": ("gemini", "--skip-trust", "-m", "gemini-2.5-flash", "-p", "hello"),
+    "opencode": ("opencode", "run", "-m", "openai/gpt-5", "hello"),
+}
+"""The programs of package-lock.json; aider is none of npm. Without -m Gemini CLI would first ask a
+model which model to use."""
+ANSWER = "Hi from aimock!"
+QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+
+
+@pytest.fixture
+async def aimock() -> AsyncIterator[str]:
+    """The URL of stand-in providers that we did not write."""
+    need_packages(NODE)
+    need_packages(AGENTS)
+    process = await asyncio.create_subprocess_exec("node", str(NODE / "aimock.mjs"), stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    yield (await asyncio.wait_for(process.stdout.readline(), HANG_GUARD_S)).decode().strip()
+    process.terminate()
+    await process.wait()
+
+
+@pytest.fixture
+async def relay(aimock: str, start: StartRelay, sqlite_setting: str) -> Relay:
+    entries = {name: packaged_provider(name, aimock) for name in PROVIDERS}
+    return await start({"access": {"mode": "required"}, "database": sqlite_setting, "providers": entries})
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "RELAY_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home/work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+async def connect(relay: Relay, *arguments: str) -> None:
+    command = ["connect", *arguments, "--config", str(relay.folder / "gateway.yaml")]
+    assert await asyncio.to_thread(main, command if "--undo" in command else [*command, "--url", relay.url]) == 0
+
+
+async def until_the_key_is_valid(home: Path, tool: str) -> None:
+    """A relay that runs applies a new key within a second."""
+    lines: list[str] = []
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not await asyncio.to_thread(check_agents, home, {}, [tool], lines.append):
+            assert "client's key" in lines[-3], lines
+            await asyncio.sleep(0.4)  # wrong keys are counted
+
+
+async def turn(home: Path, tool: str) -> str:
+    """Run one turn of a program in its home folder. Returns what it prints."""
+    program, *arguments = COMMANDS[tool]
+    process = await asyncio.create_subprocess_exec(
+        str(AGENTS / "node_modules/.bin" / program), *arguments, cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(HANG_GUARD_S * 3):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    return out.decode()
+
+
+def test_every_program_of_the_lock_is_run() -> None:
+    assert set(TOOLS) - set(COMMANDS) == {"aider"}
+
+
+@pytest.mark.parametrize("tool", COMMANDS)
+async def test_an_agent_answers_through_the_relay_with_its_own_key(relay: Relay, home: Path, tool: str) -> None:
+    await connect(relay, tool)
+    await until_the_key_is_valid(home, tool)
+    before = len([line for line in relay.logged.lines if '"exchange"' in line])
+    said = await turn(home, tool)
+    assert ANSWER in said, said
+    await relay.idle()
+    calls = (await relay.events(count=before + 1))[before:]
+    assert {call["client"] for call in calls} == {TOOLS[tool].client} and {call["status"] for call in calls} == {200}
+    assert not any(key in said for key in KEYS.values())
+    record = load_record(records_folder(home, {}), tool)
+    assert record is not None and record.key is not None
+    await connect(relay, tool, "--undo")
+    left = {path.relative_to(home) for path in home.rglob("*") if path.is_file() and record.key in path.read_text(errors="replace")}
+    assert left == set(), "no file of the program has the key"
