@@ -375,7 +375,7 @@ def _undo(options: argparse.Namespace, folder: Path, record: Connection) -> None
     if left:
         _say(f"Changed since by others, and left as they are: {', '.join(left)}.")
     if record.key_id is not None:
-        uvloop.run(_revoke(load_config(options), record))
+        uvloop.run(_revoke(options, record))
         _say(f"The key {record.key_id} of the client '{record.client}' is revoked.")
     remove_record(folder, record.tool)
     if record.tool == _ENV:
@@ -384,13 +384,14 @@ def _undo(options: argparse.Namespace, folder: Path, record: Connection) -> None
         _say(f"{title} has its settings from before.")
 
 
-async def _revoke(config: Config, record: Connection) -> None:
+async def _revoke(options: argparse.Namespace, record: Connection) -> None:
     assert record.key_id is not None
     advice = (
         f"the settings are restored, but the key {record.key_id} is not revoked: run `relay connect"
         f" {record.tool} --undo` again in the relay's folder"
     )
     try:
+        config = load_config(options)
         async with open_store(config) as store:
             keys = Administration(store, config, f"cli:{acting_user()}", time.time)
             if await keys.find_key(record.key_id) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from relay.cli.agent_checks import check_agents
 from relay.cli.agent_tools import TOOLS
 from relay.cli.connections import load_record, records_folder
 from relay.cli.main import main
-from tests.conftest import StartRelay
-from tests.relays import HANG_GUARD_S, KEYS, Relay, packaged_provider
+from tests.conftest import StartRelay, Vendors
+from tests.relays import CLIENT_KEY, HANG_GUARD_S, KEYS, Relay, packaged_provider
 from tests.sdk.test_node import NODE, need_packages
 
 pytestmark = pytest.mark.programs
@@ -74,11 +75,11 @@ async def until_the_key_is_valid(home: Path, tool: str) -> None:
             await asyncio.sleep(0.4)  # wrong keys are counted
 
 
-async def turn(home: Path, tool: str) -> str:
+async def turn(home: Path, tool: str, **environment: str) -> str:
     """Run one turn of a program in its home folder. Returns what it prints."""
     program, *arguments = COMMANDS[tool]
     process = await asyncio.create_subprocess_exec(
-        str(AGENTS / "node_modules/.bin" / program), *arguments, cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET,
+        str(AGENTS / "node_modules/.bin" / program), *arguments, cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET | environment,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -111,3 +112,18 @@ async def test_an_agent_answers_through_the_relay_with_its_own_key(relay: Relay,
     await connect(relay, tool, "--undo")
     left = {path.relative_to(home) for path in home.rglob("*") if path.is_file() and record.key in path.read_text(errors="replace")}
     assert left == set(), "no file of the program has the key"
+
+
+async def test_claude_code_keeps_its_subscription_beside_a_key_of_the_relay(start: StartRelay, vendors: Vendors, home: Path) -> None:
+    """What docs/agents.md says of a subscription."""
+    need_packages(AGENTS)
+    entry = packaged_provider("anthropic", vendors.url("anthropic")) | {"client_credentials": "allow"}
+    relay = await start({"access": {"mode": "required"}, "clients": {"me": {"key": CLIENT_KEY}}, "providers": {"anthropic": entry}})
+    (home / ".claude").mkdir()
+    variables = {"ANTHROPIC_BASE_URL": relay.path("anthropic").rstrip("/"), "ANTHROPIC_CUSTOM_HEADERS": f"x-relay-key: {CLIENT_KEY}"}
+    (home / ".claude/settings.json").write_text(json.dumps({"env": variables}))
+    assert "Hi" in await turn(home, "claude", CLAUDE_CODE_OAUTH_TOKEN="sk-ant-oat01-subscription")
+    assert {event["client"] for event in await relay.events()} == {"me"}
+    seen = vendors.seen("anthropic")
+    assert seen and all(each.header("Authorization") == "Bearer sk-ant-oat01-subscription" for each in seen)
+    assert not any("x-api-key" in each.names or CLIENT_KEY in str(each.headers) for each in seen)
