@@ -146,6 +146,7 @@ class _Connecting:
         for plan in plans:
             if plan.is_change:
                 require_writable(plan.contents.path)
+        require_writable(self.folder / "record")
         connection = uvloop.run(self._connection(url, given))
         assert connection.key is not None
         plans = self._plan(url, connection.key)
@@ -241,7 +242,9 @@ class _Connecting:
         before = self.before
         connection = Connection(self.options.tool, url)
         old_id = before.key_id if before is not None else None
-        if given is not None and old_id is None:
+        if given is not None and (old_id is None or not self.config.settings.database):
+            if old_id is not None:
+                _say(f"The key {old_id}, which is no longer used, is not revoked.")
             connection.key = given
             return connection
         async with open_store(self.config) as store:
@@ -365,9 +368,12 @@ def _without_password(text: str) -> str:
 
 
 def _undo(options: argparse.Namespace, folder: Path, record: Connection) -> None:
-    """Restore the files, then revoke the key. A record stays until both are done."""
+    """Restore the files, then revoke the key. A record stays until both are done, or until the key
+    is not found a second time.
+    """
     title = TOOLS[record.tool].title if record.tool in TOOLS else "The shell"
     left: list[str] = []
+    is_second_try = not record.files and record.tool != _ENV
     for file in list(record.files):
         left += restore_file(file)
         record.files.remove(file)
@@ -375,8 +381,16 @@ def _undo(options: argparse.Namespace, folder: Path, record: Connection) -> None
     if left:
         _say(f"Changed since by others, and left as they are: {', '.join(left)}.")
     if record.key_id is not None:
-        uvloop.run(_revoke(options, record))
-        _say(f"The key {record.key_id} of the client '{record.client}' is revoked.")
+        try:
+            uvloop.run(_revoke(options, record))
+            _say(f"The key {record.key_id} of the client '{record.client}' is revoked.")
+        except ConnectFailed:
+            if not is_second_try:  # its database may be gone
+                raise
+            _say(
+                f"The key {record.key_id} of the client '{record.client}' is not in this database:"
+                f" `relay keys revoke {record.key_id}`, in the relay's folder, revokes it."
+            )
     remove_record(folder, record.tool)
     if record.tool == _ENV:
         _say("Open a new shell, or unset the variables: " + " ".join(ENVIRONMENT))

@@ -359,6 +359,29 @@ def test_undo_in_another_folder_restores_the_file_and_says_that_the_key_is_valid
     assert [key.revoked_s is not None for key in here.stored_keys()] == [True]
 
 
+def test_a_key_whose_database_is_gone_is_named_and_forgotten_at_the_second_try(here: Here) -> None:
+    here.connect("claude")
+    [key] = here.stored_keys()
+    here.configure(database=None)
+    assert here.run("claude", "--undo")[0] == 1
+    assert f"`relay keys revoke {key.id}`" in here.connect("claude", "--undo")
+    assert "is not connected" in here.refused("claude", "--undo")
+
+
+def test_a_key_is_given_after_the_database_is_gone(here: Here) -> None:
+    here.connect("claude")
+    here.configure(database=None)
+    assert "which is no longer used, is not revoked" in here.connect("claude", "--key", CLIENT_KEY)
+    here.connect("claude", "--undo")
+    assert here.files() == {}
+
+
+def test_no_key_is_made_where_the_record_cannot_be_written(here: Here) -> None:
+    here.write(".local", "a file")
+    assert "cannot be used: Not a directory" in here.refused("claude")
+    assert here.stored_keys() == []
+
+
 @pytest.mark.parametrize("given", ["", "a b", "a\nb", "é"])
 def test_a_key_that_is_no_key_is_refused(here: Here, given: str) -> None:
     assert "has characters that no key has" in here.refused("claude", "--key", given)
