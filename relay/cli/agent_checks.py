@@ -29,7 +29,7 @@ from relay.cli.settings_formats import ENV, value_at
 from relay.registry.urls import BadUrl, read_url
 
 _TIMEOUT_S = 20.0
-_ANSWER_BYTES = 64 * 1024
+_ANSWER_BYTES = 4 * 1024 * 1024
 _KEY = re.compile(r"[!-~]+\Z")
 
 
@@ -81,7 +81,7 @@ def _check(
     for probe in _probes(tool, home, environment):
         if isinstance(probe, Finding):
             yield probe
-        elif not probe.url.startswith(f"{record.url}/"):
+        elif probe.url != record.url and not probe.url.startswith(f"{record.url}/"):
             where = _without_password(probe.url)
             what = f"{probe.setting} is {where}, and not a URL of {record.url}"
             advice = f"run `relay connect {name}` again, or with --undo"
@@ -130,10 +130,9 @@ def _get(name: str, probe: _Probe) -> Finding:
         reason = getattr(error, "strerror", None) or type(error).__name__
         advice = f"start the relay, or run `relay connect {name} --url URL` with its URL"
         return Finding("FAILED", f"{what}: no relay answers ({reason})", "network", advice)
-    if answer.status < 300 or (answer.status == 404 and answer.source == "provider"):
-        # A provider may have no list of models, but refuse a wrong key before it says so.
-        if answer.source is not None:
-            return Finding("ok", f"{what}: {answer.status} in {elapsed_ms(began)}")
+    # A provider may have no list of models, but refuse a wrong key before it says so.
+    if answer.is_list or (answer.status == 404 and answer.source == "provider"):
+        return Finding("ok", f"{what}: {answer.status} in {elapsed_ms(began)}")
     what = f"{what}: {answer.status} {answer.message}".rstrip()
     if answer.source is None:
         advice = f"run `relay connect {name} --url URL` with the relay's URL"
@@ -160,6 +159,8 @@ class _Answer(NamedTuple):
     source: str | None
     """Who answered, "provider" or "relay"; None for a server that is no relay."""
     message: str
+    is_list: bool
+    """True for the JSON of a successful call."""
 
 
 def _answer(probe: _Probe) -> _Answer:
@@ -181,15 +182,22 @@ def _answer(probe: _Probe) -> _Answer:
     if source is None and "cf-aig-log-id" in response.headers:
         source = "provider"
     code = response.headers.get("x-relay-error", "")
-    return _Answer(response.status, code, source, _message(body))
+    answer = _object(body)
+    is_list = response.status < http.client.MULTIPLE_CHOICES and answer is not None
+    return _Answer(response.status, code, source, _message(answer), is_list)
 
 
-def _message(body: bytes) -> str:
-    """The message of an error in the format of any vendor; empty if there is none."""
+def _object(body: bytes) -> dict[str, Any] | None:
+    """The object of a JSON body, or the first one of an array, as Google sends errors."""
     answer: Any = None
     with contextlib.suppress(ValueError):
         answer = json.loads(body)
     if isinstance(answer, list) and answer:
         answer = answer[0]
-    error = answer.get("error") if isinstance(answer, dict) else None
+    return answer if isinstance(answer, dict) else None
+
+
+def _message(answer: dict[str, Any] | None) -> str:
+    """The message of an error in the format of any vendor; empty if there is none."""
+    error = answer.get("error") if answer is not None else None
     return str(error.get("message", "")) if isinstance(error, dict) else ""
