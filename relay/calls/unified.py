@@ -49,6 +49,7 @@ async def choose_target(
     model = _model(body, call)
     unified = gateway.unified
     gateway.model_lists.refresh(unified.providers)
+    exchange.request.model = model
     route = unified.route(call.endpoint, model)
     exchange.request.requested_model = model if route.replaced_model is not None else None
     _take(route, call, exchange)

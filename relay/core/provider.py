@@ -220,6 +220,11 @@ class Provider:
         names = {auth.name.lower(): 1 for auth in auths if auth.place == "header"}
         object.__setattr__(self, "credential_headers", tuple(names))
 
+    @property
+    def subprotocols(self) -> Mapping[str, SubprotocolUse]:
+        """What becomes of the subprotocols that clients of its sockets offer."""
+        return self.websocket_rules.subprotocols if self.websocket_rules is not None else {}
+
     def endpoint(self, named: str) -> str:
         """Normalize the version of a client's endpoint, so that base URLs work with and without
         it: the version at the end of `base_path` is removed, that of `versions` is added.

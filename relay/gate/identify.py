@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
@@ -34,8 +34,7 @@ from relay.core.errors import (
 from relay.core.exchange import Caller, Unknown
 from relay.core.memo import BoundedMemo
 from relay.core.paths import cut_values
-from relay.core.provider import Provider
-from relay.core.subprotocols import sort
+from relay.core.subprotocols import SubprotocolUse, sort
 from relay.gate.access import OpenAccess, Origins, is_own_page
 from relay.gate.keys import ClientKeys
 
@@ -46,6 +45,30 @@ _OF_MANAGEMENT = (
 )
 _NO_SESSION = "it opens a WebSocket session; any other request needs a client key"
 _NO_SECRETS: frozenset[str] = frozenset()
+
+
+class KeyPlaces(Protocol):
+    """Where a client may send a credential: a Provider, or all providers together."""
+
+    @property
+    def query_credentials(self) -> frozenset[str]:
+        """Lower-case names of query parameters."""
+        ...
+
+    @property
+    def credential_headers(self) -> tuple[str, ...]:
+        """Lower-case names of headers."""
+        ...
+
+    @property
+    def subprotocols(self) -> Mapping[str, SubprotocolUse]:
+        """Subprotocols, or their prefixes."""
+        ...
+
+    @property
+    def accepts_client_keys(self) -> bool:
+        """True if the client's own credentials may be forwarded."""
+        ...
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
@@ -96,11 +119,12 @@ class Callers:
         return Caller(client, peer, request.scheme, client)
 
     def identify(
-        self, request: web.BaseRequest, sent: Sent, provider: Provider | None
+        self, request: web.BaseRequest, sent: Sent, places: KeyPlaces | None
     ) -> Identified:
         """Return the caller: the client of the first key or ticket that the relay knows, in the
-        order of core/credentials.py. Does not raise: `authorize` refuses, once the call has a row
-        in the ledger.
+        order of core/credentials.py. `places` are those of the provider that is called, beside
+        those of every SDK. Does not raise: `authorize` refuses, once the call has a row in the
+        ledger.
         """
         caller, keys, headers = self.locate(request), self._keys, sent.headers
         if self._is_plain(sent):
@@ -108,11 +132,11 @@ class Callers:
         names: frozenset[str] = frozenset()
         own: tuple[str, ...] = ()
         offered: tuple[tuple[str, str], ...] = ()
-        if provider is not None:
-            names, own = provider.query_credentials, provider.credential_headers
+        if places is not None:
+            names, own = places.query_credentials, places.credential_headers
         if sent.subprotocols:
-            rules = provider.websocket_rules if provider is not None else None
-            offered = sort(sent.subprotocols, rules.subprotocols if rules else {}).credentials
+            rules = places.subprotocols if places is not None else {}
+            offered = sort(sent.subprotocols, rules).credentials
         key, ticket = None, ""
         unknown: Unknown = ""
         for secret in presented(headers, sent.query, names, own, offered):
@@ -132,7 +156,7 @@ class Callers:
         elif unknown or keys.anonymous is not None:
             caller = self._keyless(caller, unknown)
         secrets = _NO_SECRETS
-        if provider is not None and provider.accepts_client_keys and keys.knows_any:
+        if places is not None and places.accepts_client_keys and keys.knows_any:
             all_ = presented(headers, query, names, own, offered)
             secrets = frozenset(secret for secret in all_ if keys.is_ours(secret))
         return Identified(caller, query, secrets)

@@ -8,13 +8,14 @@ does not have the endpoint is not called.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from relay.core.errors import EndpointNotSupported, ModelNotFound, UnknownProvider
 from relay.core.memo import BoundedMemo
 from relay.core.provider import Fallback, Provider, Route
+from relay.core.subprotocols import SubprotocolUse
 from relay.core.unified import Alias, Member, Unified, path_at, paths_instead
 from relay.registry.registry import Registry, as_fallback
 
@@ -37,6 +38,30 @@ class ModelNames(Protocol):
         ...
 
 
+class AllPlaces(NamedTuple):
+    """Where a client may send a credential to any of the providers (gate.identify.KeyPlaces)."""
+
+    query_credentials: frozenset[str]
+    credential_headers: tuple[str, ...]
+    subprotocols: Mapping[str, SubprotocolUse]
+    accepts_client_keys: bool
+
+
+def all_places(providers: Collection[Provider]) -> AllPlaces:
+    """Return the places of all providers together: the one of a call is not known yet."""
+    subprotocols: dict[str, SubprotocolUse] = {}
+    for each in providers:
+        for name, use in each.subprotocols.items():
+            if use == "credential" or name not in subprotocols:
+                subprotocols[name] = use
+    return AllPlaces(
+        frozenset().union(*(each.query_credentials for each in providers)),
+        (),  # one provider's own header would be forwarded to another one, with the key in it
+        subprotocols,
+        any(each.accepts_client_keys for each in providers),
+    )
+
+
 class UnifiedRoutes:
     """The routes of the unified surface in one configuration."""
 
@@ -44,6 +69,7 @@ class UnifiedRoutes:
         self._registry, self._rules, self._lists = registry, rules, lists
         self._version = lists.version
         self._routes = BoundedMemo(self._make, _MAX_ROUTES)
+        self.places = all_places(registry.providers.values())
 
     @property
     def aliases(self) -> Mapping[str, Alias]:

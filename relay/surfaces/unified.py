@@ -18,7 +18,7 @@ from relay.core.subprotocols import split
 from relay.core.unified import error_format, is_endpoint
 from relay.gate.identify import Sent
 from relay.gate.model_access import model_access
-from relay.gateway import Gateway
+from relay.gateway import GATEWAY, Gateway
 from relay.rest import relay_rest
 from relay.surfaces.cors import is_preflight
 from relay.surfaces.native import (
@@ -39,9 +39,19 @@ _CREATED_S = 0
 
 def add_routes(app: web.Application, own: str) -> None:
     """Add the surface. `own` is the path of the relay's own URLs, empty for a mounted relay."""
+    app.router.add_route("HEAD", f"/{_PROBE}", _answer_probe)
     calls = _UnifiedCalls(PREFIX, app, own)
     app.router.register_resource(calls)
     app[CALL_PREFIXES].append(CallPrefix(f"{PREFIX}/", calls.route))
+
+
+async def _answer_probe(request: web.Request) -> web.Response:
+    """Answer the probe of a connection, as Claude Code sends it to the root of its base URL."""
+    gateway, headers = request.app[GATEWAY], request.headers
+    places = gateway.unified.places
+    caller = gateway.callers.identify(request, Sent(headers, request.query_string), places).caller
+    gateway.callers.authorize(caller, headers, "")
+    return web.Response()
 
 
 class _UnifiedCalls(Calls):
@@ -81,7 +91,7 @@ class _UnifiedCalls(Calls):
         lines = headers.getall("Sec-WebSocket-Protocol", None)
         offered = split(lines) if lines else ()
         caller, query, secrets = self._gateway.callers.identify(
-            request, Sent(headers, query, offered), None
+            request, Sent(headers, query, offered), self._gateway.unified.places
         )
         return Call(
             request.method, "", endpoint, query, headers, self._root, caller, offered, secrets,
