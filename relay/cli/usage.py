@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         default="provider",
-        help=f"{groups}; or user, team or metadata.NAME, alone or with provider and model",
+        help=f"{groups}; or user, team, agent_session or metadata.NAME, alone or with provider and"
+        " model",
     )
     parser.add_argument("--bucket", choices=sorted(SPANS), help="a row for each span of time")
     parser.add_argument("--until", help="end of the period, as --since (now)")

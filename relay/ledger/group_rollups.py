@@ -1,4 +1,5 @@
-"""Keep sums by user, team and configured names of metadata, for reports such as spend by team.
+"""Keep sums by user, team, agent session and configured names of metadata, for reports such as
+spend by team.
 
 Owns which value of a name a call has, how many values of a name have sums of their own, and one
 writer's sums by value. Calls without a value have no sums here: usage.py computes them as the
@@ -20,7 +21,7 @@ from relay.registry.schema import Ledger
 from relay.storage.database import Database
 from relay.storage.tables import group_values
 
-USER, METADATA = "user", "metadata."
+USER, AGENT_SESSION, METADATA = "user", "agent_session", "metadata."
 TEAM = "metadata.team"
 OTHER, NONE = "(other)", "(none)"
 """The row of all values beyond MAX_VALUES, and that of calls without a value."""
@@ -37,16 +38,18 @@ K = TypeVar("K")
 class Grouping(NamedTuple):
     """The names by which calls are summed, and for how long the sums are kept."""
 
-    names: tuple[str, ...] = (USER, TEAM)
-    """`user`, and any number of `metadata.NAME`."""
+    names: tuple[str, ...] = (USER, TEAM, AGENT_SESSION)
+    """`user`, `agent_session`, and any number of `metadata.NAME`."""
     retention_s: float = 60 * _DAY_S
 
 
 def grouping(rules: Ledger) -> Grouping:
-    """Return the Grouping of a configuration: by user, by team, and by the names in
+    """Return the Grouping of a configuration: by user, team and agent session, and by the names in
     `ledger.group_by`.
     """
-    names = dict.fromkeys((USER, TEAM, *(METADATA + name for name in rules.group_by)))
+    names = dict.fromkeys(
+        (USER, TEAM, AGENT_SESSION, *(METADATA + name for name in rules.group_by))
+    )
     return Grouping(tuple(names), rules.group_retention_days * _DAY_S)
 
 
@@ -63,7 +66,7 @@ def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Sums]
     """Sum calls by each of `names` for which they have a value."""
     by_value: dict[Key, list[Record]] = {}
     for record in records:
-        if record.metadata is None and record.user is None:
+        if record.metadata is None and record.user is None and record.agent_session is None:
             continue
         for name in names:
             value = _value(record, name)
@@ -75,6 +78,8 @@ def by_group(records: Sequence[Record], names: Sequence[str]) -> dict[Key, Sums]
 def _value(record: Record, name: str) -> str | None:
     if name == USER:
         return record.user
+    if name == AGENT_SESSION:
+        return record.agent_session
     given = (record.metadata or {}).get(name.removeprefix(METADATA))
     return None if given is None else clean(as_text(given))
 

@@ -1,5 +1,5 @@
 """Query usage and cost: sums by time, client, provider, model, transport, surface and outcome, and
-by user, team or a name of metadata.
+by user, team, agent session or a name of metadata.
 
 Owns which rollup answers a query, and how rows are grouped, sorted and cut. The rows of an answer
 add up to its total for every grouping. queries.py queries single calls.
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from relay.core.histogram import percentiles
 from relay.core.text import clean
 from relay.core.usage import COUNTS
-from relay.ledger.group_rollups import METADATA, NONE, TEAM, USER, Grouping
+from relay.ledger.group_rollups import AGENT_SESSION, METADATA, NONE, TEAM, USER, Grouping
 from relay.ledger.queries import BadQuery, iso, usd
 from relay.storage.database import Database
 from relay.storage.histograms import read_sum
@@ -55,7 +55,8 @@ class UsageQuery:
     until_s: float
     now_s: float
     by: Sequence[str] = ()
-    """Names of KEYS; or `user`, `team` or one `metadata.NAME`, alone or with provider and model."""
+    """Names of KEYS; or `user`, `team`, `agent_session` or one `metadata.NAME`, alone or with
+    provider and model."""
     bucket: str | None = None
     """minute, hour or day: there is a row for each."""
     only: Mapping[str, str] = field(default_factory=dict)
@@ -91,7 +92,7 @@ def keys_of(text: str) -> list[str]:
         if name not in KEYS and not _is_name(name):
             raise BadQuery(
                 f"unknown key '{clean(name, 40)}' in by:"
-                f" use {', '.join(KEYS)}, user, team or metadata.NAME"
+                f" use {', '.join(KEYS)}, user, team, agent_session or metadata.NAME"
             )
     return by
 
@@ -132,7 +133,7 @@ _SHORT = {"team": TEAM}
 
 
 def _is_name(key: str) -> bool:
-    return key == USER or key in _SHORT or key.startswith(METADATA)
+    return key in (USER, AGENT_SESSION) or key in _SHORT or key.startswith(METADATA)
 
 
 def _name_of(query: UsageQuery, grouping: Grouping) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tests.relays import HANG_GUARD_S, Relay, provider, write_config
 from tests.surfaces.test_questions import JSON, ask
 from tests.upstream.raw import RawUpstream, ok
 
-NAMES = ("user", "metadata.team", "metadata.env")
+NAMES = ("user", "metadata.team", "metadata.env", "agent_session")
 GROUPING = Grouping(NAMES)
 KEEP = Retention(86400, 86400)
 INTEGER_SUMS = ("requests", "errors", "cache_hits", "unpriced", "estimated", *COUNTS)
@@ -84,7 +85,7 @@ def rows_add_up(answer: dict[str, Any]) -> bool:
 async def test_every_grouping_of_a_report_adds_up_to_the_same_total(database_setting: str, database: Database) -> None:
     draw = random.Random(1)
     writer = await start_writer(database_setting)
-    records = [call(draw) for _ in range(120)]
+    records = [call(draw, agent_session=draw.choice(["s1", "s2", None])) for _ in range(120)]
     for at in range(0, 120, 20):
         submit(writer, records[at : at + 20])
     await writer.stop()
@@ -98,6 +99,8 @@ async def test_every_grouping_of_a_report_adds_up_to_the_same_total(database_set
     assert set(by_team) == {"a", "b", "=c", "(none)"}
     of_a = [record for record in records if (record.metadata or {}).get("team") == "a"]
     assert (by_team["a"]["requests"], nano_usd_of(by_team["a"])) == (len(of_a), sum(record.cost_nano_usd or 0 for record in of_a))
+    sessions = {row["agent_session"]: row["requests"] for row in (await report(database, "agent_session"))["rows"]}
+    assert sessions == Counter(record.agent_session or "(none)" for record in records)
     by_user = {(row["user"], row["model"]): row["requests"] for row in (await report(database, "user,model"))["rows"]}
     assert by_user["ann", "gpt-5"] == sum(1 for record in records if (record.user, record.model) == ("ann", "gpt-5"))
 
@@ -257,7 +260,7 @@ async def test_sums_by_group_are_deleted_after_their_retention(database_setting:
     [
         ("metadata.cost_center", {}, "list cost_center under ledger.group_by"), ("metadata.team,user", {}, "by metadata.team cannot be combined with user"),
         ("metadata.team,client", {}, "provider and model only, not with client"), ("user", {"only": {"outcome": "failed"}}, "not with outcome"),
-        ("user", {"bucket": "minute"}, "hours and days, no minutes"), ("metadata.team,colour", {}, "user, team or metadata.NAME"),
+        ("user", {"bucket": "minute"}, "hours and days, no minutes"), ("metadata.team,colour", {}, "user, team, agent_session or metadata.NAME"),
     ],
 )  # fmt: skip
 async def test_a_report_that_cannot_be_made_is_refused_with_the_reason(database: Database, by: str, options: dict[str, Any], reason: str) -> None:
