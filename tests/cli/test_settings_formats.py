@@ -39,10 +39,12 @@ def test_a_value_of_json_is_set_and_removed_and_all_else_stays(document: dict[st
         with pytest.raises((KeyError, NotUnderstood)):
             JSON.changed(text, {tuple(path): value or "x"})
         return
+    is_whole = isinstance(group.get(path[-1]), dict | list)
     group[path[-1]] = value
     changed = with_value(text, path, value)
     assert parse(changed) == expected
-    assert changed.count("// c {") == text.count("// c {")
+    if not is_whole:  # a list or an object goes with the comments within it
+        assert changed.count("// c {") == text.count("// c {")
     del group[path[-1]]
     assert parse(without_value(changed, path)) == expected
 
