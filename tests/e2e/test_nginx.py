@@ -64,6 +64,21 @@ async def test_each_event_passes_nginx_at_once(start: StartRelay, raw: RawUpstre
             assert await answer.content.readany() == b"data: %d\n\n" % number
 
 
+async def test_calls_without_a_provider_in_their_path_pass_nginx_too(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
+    gates, steps = gated_events(3)
+    raw.plays(*steps)
+    relay = await start(openai=provider(raw.url))
+    url = await nginx.start(relay.port)
+    call = {"model": "openai/gpt-5", "messages": [], "stream": True}
+    async with asyncio.timeout(HANG_GUARD_S), relay.client.post(f"{url}/v1/chat/completions", json=call) as answer:
+        assert (answer.status, "cf-aig-log-id" in answer.headers) == (200, True)
+        for number, gate in enumerate(gates):
+            gate.set()
+            assert await answer.content.readany() == b"data: %d\n\n" % number
+    async with relay.client.get(f"{url}/v1/models") as listed:
+        assert (await listed.json())["object"] == "list"
+
+
 async def test_a_truncated_stream_is_truncated_behind_nginx_too(start: StartRelay, raw: RawUpstream, nginx: Nginx) -> None:
     raw.plays(SSE_HEAD, chunk(b"data: 1\n\n"), "close")
     relay = await start(openai=provider(raw.url))
