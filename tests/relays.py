@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import yaml
 from aiohttp import web
+from yarl import URL
 
 from relay import log
 from relay.app import API, RUNNER_OPTIONS, standalone
@@ -60,7 +61,7 @@ class Relay:
         """The native WebSocket URL."""
         return f"{self.url}{API}/ws/{provider}" + (f"/{endpoint}" if endpoint else "")
 
-    async def call(self, method: str, url: str, **options: Any) -> tuple[int, Any, bytes]:
+    async def call(self, method: str, url: str | URL, **options: Any) -> tuple[int, Any, bytes]:
         """Make one call. Returns (status, headers, body)."""
         async with self.client.request(method, url, allow_redirects=False, **options) as answer:
             body = await answer.read()

@@ -7,6 +7,7 @@ calls/unified.py chooses the target of a call.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -102,7 +103,8 @@ class _UnifiedCalls(Calls):
         gateway = self._gateway
         gateway.callers.authorize(call.caller, call.headers, "")
         found = _models(gateway, call)
-        wanted = call.endpoint.partition("/")[2]
+        # SDKs send the slash of `PROVIDER/MODEL` as %2F.
+        wanted = unquote(call.endpoint.partition("/")[2])
         if wanted:
             owner = found.get(wanted)
             if owner is None:

@@ -64,6 +64,19 @@ async def test_litellm_stream(unified: Unified) -> None:
     await unified.check(LLAMA)
 
 
+async def test_litellm_responses(unified: Unified) -> None:
+    answer = await litellm.aresponses(model="openai/openai/gpt-5", api_base=unified.v1, api_key=RELAY_KEY, input="hi")
+    assert answer.output[0].content[0].text == SAID
+    await unified.check(Expected("openai", "gpt-5", RESPONSE))
+
+
+async def test_litellm_embeddings(unified: Unified) -> None:
+    model = "text-embedding-3-small"
+    answer = await litellm.aembedding(model=f"openai/{model}", api_base=unified.v1, api_key=RELAY_KEY, input=["hi"])
+    assert answer.data[0]["embedding"] == [0.25, -0.5]
+    await unified.check(Expected("openai", model, {"input_tokens": 8}))
+
+
 async def test_litellm_anthropic(unified: Unified) -> None:
     answer = await litellm.acompletion(model="anthropic/best", api_base=unified.url, api_key=RELAY_KEY, messages=MESSAGES, max_tokens=10)
     assert answer.choices[0].message.content == "Hi"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, packaged_provider
@@ -50,7 +51,7 @@ async def served(start: StartRelay, lists: Lists, **document: Any) -> Relay:
 
 
 async def get(relay: Relay, path: str = "models", **headers: str) -> tuple[int, Any]:
-    status, _, body = await relay.call("GET", f"{relay.url}/v1/{path}", headers=headers)
+    status, _, body = await relay.call("GET", URL(f"{relay.url}/v1/{path}", encoded=True), headers=headers)
     return status, json.loads(body)
 
 
@@ -76,6 +77,13 @@ async def test_the_lists_of_all_providers_follow_the_aliases(start: StartRelay, 
     ]  # fmt: skip
     assert await get(relay, "models/openai/gpt-5") == (200, {"id": "openai/gpt-5", "object": "model", "created": 0, "owned_by": "openai"})
     assert (await get(relay, "models/no-such"))[0] == 404
+
+
+async def test_a_model_may_be_named_with_an_escaped_slash(start: StartRelay, lists: Lists) -> None:
+    """As OpenAI's and Anthropic's SDKs send it."""
+    relay = await served(start, lists, models={"team/best": "openai/gpt-5"})
+    status, answer = await get(relay, "models/team%2Fbest")
+    assert (status, answer.get("id")) == (200, "team/best")
 
 
 async def test_a_list_that_does_not_arrive_holds_up_no_answer(start: StartRelay, lists: Lists) -> None:
