@@ -6,18 +6,14 @@ from typing import Any
 
 import pytest
 
-from relay.upstream.model_lists import ModelLists
 from tests.conftest import StartRelay
 from tests.relays import KEYS, Relay, provider
 from tests.upstream.raw import RawUpstream, ok
 
+pytestmark = pytest.mark.usefixtures("no_lists")
+
 KEY = "sk-local-keys-of-unified-0123456789"
 BODY = {"model": "openai/gpt-5", "messages": []}
-
-
-@pytest.fixture(autouse=True)
-def _no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ModelLists, "refresh", lambda *_: None)
 
 
 @pytest.fixture

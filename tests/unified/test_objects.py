@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 
-from relay.upstream.model_lists import ModelLists
 from tests.conftest import StartRelay
 from tests.relays import Relay, provider
 from tests.upstream.raw import RawUpstream, ok
+
+pytestmark = pytest.mark.usefixtures("no_lists")
 
 WEB, APP = "sk-local-objects-web-0123456789", "sk-local-objects-app-0123456789"
 MADE = b'{"id":"%s","object":"response","status":"completed","model":"m","output":[],"usage":{"input_tokens":1,"output_tokens":1,"total_tokens":2}}'
 STREAM = b'event: response.created\ndata: {"type":"response.created","response":{"id":"resp_9","object":"response","status":"in_progress"}}\n\n'
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def _no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ModelLists, "refresh", lambda *_: None)
 
 
 @pytest.fixture

@@ -10,17 +10,13 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
 
-from relay.upstream.model_lists import ModelLists
 from tests.conftest import StartRelay
 from tests.relays import HANG_GUARD_S, Relay, packaged_provider
 from tests.upstream.vendors import SEEN, Seen, echo, vendor
 
+pytestmark = pytest.mark.usefixtures("no_lists")
+
 MODELS = {"voice": "openai/gpt-realtime", "work": ["grok/grok-4", "openai/gpt-5.5"], "text": "anthropic/claude-opus-4-5"}
-
-
-@pytest.fixture(autouse=True)
-def _no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ModelLists, "refresh", lambda *_: None)
 
 
 class Sockets:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from relay.upstream.model_lists import ModelLists
 from tests.conftest import StartRelay
 from tests.relays import Relay, packaged_provider, provider
 from tests.upstream.raw import RawUpstream, ok
+
+pytestmark = pytest.mark.usefixtures("no_lists")
 
 ANSWER = b'{"id":"x","object":"chat.completion","model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}'
 FORM = (
@@ -30,12 +31,6 @@ async def post(relay: Relay, endpoint: str, body: bytes | dict[str, Any], **head
 
 def error(answer: dict[str, Any]) -> str:
     return str(answer["error"].get("code") or answer["error"]["type"])
-
-
-@pytest.fixture(autouse=True)
-def _no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetch no lists of models, which test_lists.py tests: the price list has the models then."""
-    monkeypatch.setattr(ModelLists, "refresh", lambda *_: None)
 
 
 @pytest.fixture
