@@ -52,8 +52,8 @@ def _format_of(request: web.Request, error: RelayError) -> str:
     if isinstance(error, UnknownRoute):
         return error.format
     exchange: Exchange | None = request.get(EXCHANGE)
-    if exchange is None:
-        return "openai"
+    if exchange is None:  # such as the list of models
+        return "anthropic" if "anthropic-version" in request.headers else "openai"
     if exchange.routing.route is None and exchange.request.surface_format is None:
         # Refused before it had a route: the provider may be unknown.
         path = f"{exchange.request.provider}/{exchange.request.endpoint}"

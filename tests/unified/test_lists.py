@@ -127,6 +127,8 @@ async def test_anthropics_shape_for_its_sdk_and_claude_code(start: StartRelay, l
     await until_listed(relay, "claude-99")
     _, answer = await get(relay, "models?limit=1000", **{"anthropic-version": "2023-06-01"})
     assert answer["data"][0] == {"type": "model", "id": "best", "display_name": "best", "created_at": "1970-01-01T00:00:00Z"}
+    status, answer_of_none = await get(relay, "models/no-such", **{"anthropic-version": "2023-06-01"})
+    assert (status, answer_of_none["type"]) == (404, "error")
     assert (answer["has_more"], answer["first_id"], answer["last_id"]) == (False, "best", answer["data"][-1]["id"])
 
 
