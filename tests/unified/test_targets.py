@@ -100,6 +100,22 @@ async def test_the_next_target_of_an_alias_follows_a_failed_one(relay: Relay, ra
     ]  # fmt: skip
 
 
+async def test_an_alias_by_weight_chooses_by_the_weights(start: StartRelay, raw: RawUpstream) -> None:
+    raw.scripts[:] = [(ok(ANSWER),)]
+    entries = {"openai": provider(f"{raw.url}/openai"), "groq": provider(f"{raw.url}/groq")}
+    targets = ["openai/gpt-5", {"provider": "groq", "model": "llama", "weight": 1e12}]
+    relay = await start({"models": {"half": {"order": "weight", "targets": targets}}, "providers": entries})
+    assert (await post(relay, "chat/completions", {"model": "half", "messages": []}))[0] == 200
+    assert [(target, body["model"]) for target, body in asked(raw)] == [("/groq/chat/completions", "llama")]
+
+
+async def test_an_alias_has_the_name_that_a_provider_has_too(start: StartRelay, raw: RawUpstream) -> None:
+    raw.scripts[:] = [(ok(ANSWER),)]
+    relay = await start({"models": {"gpt-5": "groq/gpt-5"}, "providers": {"openai": provider(f"{raw.url}/openai"), "groq": provider(f"{raw.url}/groq")}})
+    assert (await post(relay, "chat/completions", {"model": "gpt-5", "messages": []}))[0] == 200
+    assert asked(raw) == [("/groq/chat/completions", {"model": "gpt-5", "messages": []})]
+
+
 async def test_a_target_without_the_endpoint_is_left_out(relay: Relay, raw: RawUpstream) -> None:
     assert (await post(relay, "responses", {"model": "spoken", "input": "x"}))[0] == 200
     assert asked(raw) == [("/openai/v1/responses", {"model": "gpt-5", "input": "x"})]
