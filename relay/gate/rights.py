@@ -1,7 +1,8 @@
 """Apply the rights of a client to the route of a call: kinds of endpoints, providers of fallbacks.
 
-Owns these checks. The provider that the call names, its address and its origin are checked with the
-key (identify.py), models in model_access.py.
+Owns these checks, and that of the provider of a call to the unified surface, which names none. The
+provider that any other call names, its address and its origin are checked with the key
+(identify.py), models in model_access.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,18 @@ from dataclasses import replace
 
 from relay.core.access import Client
 from relay.core.errors import EndpointNotAllowed
+from relay.core.exchange import Request
 from relay.core.provider import Route
+from relay.gate.identify import check_provider
+
+
+def take_chosen(route: Route, request: Request) -> None:
+    """Note the provider that was chosen for a call which names none. Raises ProviderNotAllowed if
+    its client may not call it.
+    """
+    request.provider, request.endpoint = route.provider.name, route.endpoint
+    if (record := request.caller.record) is not None:
+        check_provider(record, route.provider.name)
 
 
 def route_of_client(client: Client, route: Route) -> Route:

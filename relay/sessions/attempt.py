@@ -144,7 +144,7 @@ def session_model(raw_query: str, route: Route, headers: Mapping[str, str]) -> s
     """Return the model that the URL of a session, or the default of its path, names before the
     provider is connected. None if only messages name it.
     """
-    return _model(_with_defaults(raw_query, route, headers), route)
+    return _model(handshake_query(raw_query, route, headers), route)
 
 
 def _model(raw_query: str, route: Route) -> str | None:

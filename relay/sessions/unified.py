@@ -24,6 +24,7 @@ from relay.core.paths import query_value
 from relay.core.provider import Route, websocket_route
 from relay.core.text import quoted
 from relay.core.unified import SOCKETS
+from relay.gate.rights import take_chosen
 from relay.gateway import Gateway
 from relay.registry.unified_routes import UnifiedRoutes, naming
 from relay.sessions.session import Ending
@@ -32,7 +33,7 @@ from relay.sessions.session import Ending
 def choose_socket(call: Call, exchange: Exchange, gateway: Gateway) -> tuple[Call, Route]:
     """Return a call to the provider of a socket, and its route: the provider of `?model=`, else
     that of `unified.sockets`, else the only one that has such a socket. Raises ModelNotFound,
-    TargetAmbiguous, WebSocketNotSupported.
+    TargetAmbiguous, WebSocketNotSupported, ProviderNotAllowed.
     """
     endpoint = call.endpoint
     if endpoint not in SOCKETS:
@@ -45,9 +46,8 @@ def choose_socket(call: Call, exchange: Exchange, gateway: Gateway) -> tuple[Cal
         exchange.request.requested_model = model if route.replaced_model is not None else None
     else:
         route = gateway.registry.match_websocket(_only_provider(endpoint, unified), endpoint)
-    name = route.provider.name
-    exchange.request.provider, exchange.request.endpoint = name, route.endpoint
-    return msgspec.structs.replace(call, provider=name), route
+    take_chosen(route, exchange.request)
+    return msgspec.structs.replace(call, provider=route.provider.name), route
 
 
 def _route_of_model(model: str, endpoint: str, gateway: Gateway) -> Route:

@@ -100,6 +100,30 @@ async def test_a_handshake_without_a_target_is_refused(sockets: Sockets) -> None
     assert not sockets.seen
 
 
+KEY = "sk-local-sockets-of-unified-0123456789"
+
+
+@pytest.mark.parametrize("path", ["realtime?model=grok/grok-voice", "realtime?model=work", "realtime"])
+async def test_a_client_opens_no_session_at_a_provider_that_it_may_not_call(sockets: Sockets, path: str) -> None:
+    clients = {"web": {"key": KEY, "providers": ["openai"]}}
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, clients=clients, unified={"sockets": {"realtime": "grok"}})
+    with pytest.raises(WSServerHandshakeError) as refused:
+        await sockets.connect(path, headers={"x-relay-key": KEY})
+    assert refused.value.headers is not None
+    assert (refused.value.status, refused.value.headers["x-relay-error"]) == (403, "provider_not_allowed")
+    assert not sockets.seen
+
+
+async def test_a_limit_of_a_model_counts_the_sessions_that_an_alias_opens(sockets: Sockets) -> None:
+    limits = [{"handshakes": 1, "models": ["gpt-realtime"]}]
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, limits=limits)
+    async with sockets.connect("realtime?model=voice") as socket:
+        assert await echoed(socket, {"type": "x"})
+    assert (await sockets.refusal("realtime?model=openai/gpt-realtime"))[0] == 429
+    [event, _] = await sockets.relay.events(count=2)
+    assert event["model"] == "gpt-realtime"
+
+
 async def test_without_any_such_provider_codex_is_told_to_use_http(sockets: Sockets) -> None:
     await sockets.serve("anthropic")
     assert await sockets.refusal("responses") == (426, "websocket_not_supported")
