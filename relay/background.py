@@ -30,15 +30,16 @@ class BackgroundQueue:
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
 
-    def __call__(self, work: Work) -> None:
-        """Queue `work`; drop it if the queue is full."""
+    def __call__(self, work: Work) -> bool:
+        """Queue `work`; False if it was dropped, because the queue is full."""
         if len(self._work) >= _MAX_WAITING:
             work.close()
             self.dropped += 1
-            return
+            return False
         self._work.append(work)
         self._empty.clear()
         self._added.set()
+        return True
 
     async def start(self) -> None:
         """Start the task."""

@@ -20,7 +20,7 @@ from relay.core.caching import CachePlan
 from relay.core.errors import StoreUnavailable
 from relay.storage.redis import PREFIX, RedisConnection
 
-InBackground = Callable[[Coroutine[Any, Any, None]], None]
+InBackground = Callable[[Coroutine[Any, Any, None]], object]
 T = TypeVar("T")
 R = TypeVar("R")
 _OVERHEAD_BYTES = 512

@@ -23,17 +23,19 @@ _MAX_WAITING = 10_000
 _ASK_AGAIN_S = (0.0, 0.1, 0.4)
 """Another process may write the row only now."""
 _FAILED = (DatabaseUnavailable, DatabaseNewer, RowsRefused)
-Later = Callable[[Coroutine[Any, Any, None]], None]
+Later = Callable[[Coroutine[Any, Any, None]], bool]
 
 
 class MadeObjects:
-    """The objects that clients have made. `later` queues work of the background."""
+    """The objects that clients have made. `later` queues work of the background, and returns False
+    if it cannot.
+    """
 
     def __init__(self, store: ObjectStore | None, later: Later, now_s: Callable[[], float]) -> None:
         self._store, self._later, self._now_s = store, later, now_s
         self._known: dict[tuple[str, str], str] = {}
         self._waiting: list[MadeObject] = []
-        self._is_queued = False
+        self._is_queued = self._is_failing = False
 
     def note(self, client: str, object_id: str, provider: str) -> None:
         """Note that `client` has made an object at `provider`. Does not wait."""
@@ -47,8 +49,7 @@ class MadeObjects:
             return
         self._waiting.append(MadeObject(client, object_id, provider))
         if not self._is_queued:
-            self._is_queued = True
-            self._later(self._write(self._store))
+            self._is_queued = self._later(self._write(self._store))
 
     async def _write(self, store: ObjectStore) -> None:
         self._is_queued = False
@@ -57,7 +58,11 @@ class MadeObjects:
             await store.add(waiting, self._now_s())
         except _FAILED as error:
             self._waiting = (waiting + self._waiting)[:_MAX_WAITING]  # with the next object
-            log.warn("objects.not_written", objects=len(self._waiting), cause=str(error))
+            if not self._is_failing:
+                log.warn("objects.not_written", objects=len(self._waiting), cause=str(error))
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
     async def provider_of(self, client: str, object_id: str) -> str:
         """Return the provider of an object. Raises ObjectNotFound, StoreUnavailable."""

@@ -19,7 +19,7 @@ from relay.storage.memory_windows import MemoryWindows, Window
 from relay.storage.redis import RedisConnection
 from relay.storage.redis_windows import RedisCharge, RedisWindows, WindowId, WindowState
 
-InBackground = Callable[[Coroutine[Any, Any, None]], None]
+InBackground = Callable[[Coroutine[Any, Any, None]], object]
 _NO_LIMIT = 1 << 53
 """Lua numbers in Redis are doubles: larger integers are not exact."""
 _MAX_UNRELEASED = 10_000

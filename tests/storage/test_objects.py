@@ -19,8 +19,9 @@ class Later:
     def __init__(self) -> None:
         self.work: list[Coroutine[Any, Any, None]] = []
 
-    def __call__(self, work: Coroutine[Any, Any, None]) -> None:
+    def __call__(self, work: Coroutine[Any, Any, None]) -> bool:
         self.work.append(work)
+        return True
 
     async def run(self) -> None:
         work, self.work = self.work, []
@@ -76,6 +77,38 @@ async def test_what_could_not_be_written_is_written_with_the_next(database: Data
     made.note("web", "resp_2", "openai")
     await later.run()
     assert await objects(database, later).provider_of("web", "resp_1") == "openai"
+
+
+async def test_objects_are_written_after_a_full_queue_has_dropped_a_write(database: Database, later: Later) -> None:
+    is_full = [True]
+
+    def drop_or_queue(work: Coroutine[Any, Any, None]) -> bool:
+        if is_full[0]:
+            work.close()
+            return False
+        return later(work)
+
+    made = MadeObjects(ObjectStore(database), drop_or_queue, lambda: 1_000.0)
+    made.note("web", "resp_1", "openai")
+    is_full[0] = False
+    made.note("web", "resp_2", "openai")
+    await later.run()
+    assert await objects(database, later).provider_of("web", "resp_1") == "openai"
+
+
+async def test_an_outage_of_the_database_is_logged_once(database: Database, later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("relay.gate.made_objects.log.warn", lambda event, **_: logged.append(event))
+
+    async def fail(*_: Any) -> None:
+        raise DatabaseUnavailable("OperationalError")
+
+    monkeypatch.setattr(ObjectStore, "add", fail)
+    made = objects(database, later)
+    for number in range(3):
+        made.note("web", f"resp_{number}", "openai")
+        await later.run()
+    assert logged == ["objects.not_written"]
 
 
 async def test_without_a_database_the_memory_of_the_process_answers(later: Later) -> None:
