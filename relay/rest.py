@@ -103,7 +103,11 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
     call, options, facts = attempt.call, attempt.options, attempt.exchange.request
     text = attempt.body.text or b""
     facts.kind = route.kind
-    facts.model = route.model or model_elsewhere(route.format, route.endpoint, call.query)
+    facts.model = (
+        route.replaced_model
+        or route.model
+        or model_elsewhere(route.format, route.endpoint, call.query)
+    )
     if route.kind == "transcription" and "callback" in query_names(call.query):
         options.submits = True  # Deepgram delivers the transcript to that URL
     if route.kind in ("speech", "image"):
@@ -112,12 +116,10 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         facts.input_estimate = input_tokens(text, route.format)
     seen = NOTHING
     if text:
-        seen = peek_body(text, call.headers.get("Content-Type", ""))
+        seen = attempt.body.seen or peek_body(text, call.headers.get("Content-Type", ""))
         facts.stream, facts.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
         # Providers ignore a model in the body if the path or the query names one.
         facts.model = facts.model or seen.model
-        if facts.requested_model is not None:
-            facts.model = route.replaced_model
     if len(route.target.pool) > 1 or route.alternatives:
         options.affinity = tie_to_key(call, route, call.caller.client, seen)

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from relay.core.errors import BadFraming, ClientGone, RelayError
 from relay.core.exchange import Exchange
 from relay.core.meters.unpack import CannotUnpack, CutShort, coding_of, steps
+from relay.core.peek import Peek
 from relay.gateway import Gateway
 
 _STEP_BYTES = 256 * 1024
@@ -32,6 +33,8 @@ class Body:
     text: bytes | None = None
     """`whole`, decompressed: what the relay may parse. None for a stream, and for a body that
     cannot be decompressed or is too large afterwards."""
+    seen: Peek | None = None
+    """The fields of `text` that were read to choose the target; None if it was chosen before."""
     stream: AsyncIterator[bytes] | None = None
     length: int | None = None
     """Content-Length of the stream, if the client sent one."""

@@ -18,7 +18,7 @@ from relay.core.peek import model_is_plain, peek_body
 from relay.core.provider import Route
 from relay.core.text import MAX_CHARACTERS
 from relay.core.unified import names_object, path_at
-from relay.gate.identify import check_provider
+from relay.gate.rights import take_chosen
 from relay.gateway import Gateway
 
 _CHAT = "chat/completions"
@@ -52,7 +52,7 @@ async def choose_target(
     exchange.request.model = model
     route = unified.route(call.endpoint, model)
     exchange.request.requested_model = model if route.replaced_model is not None else None
-    _take(route, call, exchange)
+    take_chosen(route, exchange.request)
     return route, body
 
 
@@ -64,30 +64,23 @@ async def _of_object(call: Call, exchange: Exchange, gateway: Gateway) -> Route:
     if path is None:
         raise ObjectNotFound(object_id)
     route = gateway.registry.match_rest(provider, path)
-    _take(route, call, exchange)
+    take_chosen(route, exchange.request)
     return route
-
-
-def _take(route: Route, call: Call, exchange: Exchange) -> None:
-    """Note the provider of a call. Raises ProviderNotAllowed."""
-    exchange.request.provider, exchange.request.endpoint = route.provider.name, route.endpoint
-    if (record := call.caller.record) is not None:
-        check_provider(record, route.provider.name)
 
 
 def _model(body: Body, call: Call) -> str:
     if body.text is None:
         raise ModelMissing("its body is too large to be read, or cannot be decompressed")
     content_type = call.headers.get("Content-Type", "")
-    model = peek_body(body.text, content_type).model
-    if not model:
-        if call.endpoint == _CHAT:
-            _check_chat(body.text)
-        raise ModelMissing
-    if len(model) > MAX_CHARACTERS or not model_is_plain(body.text, content_type, model):
+    body.seen = peek_body(body.text, content_type)
+    model = body.seen.model
+    is_short = model is None or len(model) <= MAX_CHARACTERS
+    if model and not (is_short and model_is_plain(body.text, content_type, model)):
         raise ModelMissing("it contains more than one `model`, or one that is too long")
     if call.endpoint == _CHAT:
         _check_chat(body.text)
+    if not model:
+        raise ModelMissing
     return model
 
 
