@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
-Operation = Literal["model", "object", "list"]
-"""How the target of an endpoint is found: by the model in the body, by the id of an object in the
-path, or not at all: the relay answers with its own list of models."""
 SocketKind = Literal["realtime", "responses", "live"]
 
 _OPENAI = (

@@ -228,6 +228,7 @@ def has_price(provider: Provider, model: str, unix_s: float) -> bool:
     return _listed(listed_name(provider), model, "", int(unix_s // _PERIOD_S)) is not None
 
 
+@lru_cache(maxsize=256)
 def models_of(name: str) -> tuple[str, ...]:
     """Return the ids of the models of a provider in the public price list, by its name there."""
     from genai_prices.data_snapshot import get_snapshot

@@ -19,7 +19,7 @@ from relay.core.access import Client, ClientKey, Rights
 from relay.core.numbers import unix_time_s
 from relay.registry.budgets import budgets_of_client, check_client_budgets
 from relay.registry.limits import check_client_limits, rules_of_client
-from relay.registry.problems import Document, Where, hint_at_nearest
+from relay.registry.problems import Document, Where, check_provider, hint_at_nearest
 from relay.registry.schema import ClientRecord, GatewayFile
 from relay.registry.validation import describe_error
 
@@ -93,9 +93,7 @@ def _check(
     document: Document,
 ) -> None:  # fmt: skip
     for number, name in enumerate(record.providers):
-        if name not in providers:
-            hint = hint_at_nearest(name, providers, 0.5)
-            document.add_problem((*where, "providers", number), f"there is no such provider{hint}")
+        check_provider(name, providers, (*where, "providers", number), document)
     check_client_limits(record.limits, settings, providers, (*where, "limits"), document)
     check_client_budgets(record.budgets, settings, (*where, "budgets"), document)
 

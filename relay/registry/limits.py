@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from relay.core.limits import Counted, Rule
-from relay.registry.problems import Document, Where, hint_at_nearest
+from relay.registry.problems import Document, Where, check_provider
 from relay.registry.schema import GatewayFile, Limit
 
 _MAX_NAME = 80
@@ -48,9 +48,7 @@ def _check_limit(
         document.add_problem(where, f"should have exactly one of {', '.join(_COUNTS)}")
         return False
     for number, name in enumerate(limit.providers):
-        if name not in providers:
-            hint = hint_at_nearest(name, providers, 0.5)
-            document.add_problem((*where, "providers", number), f"there is no such provider{hint}")
+        check_provider(name, providers, (*where, "providers", number), document)
     return True
 
 

@@ -37,6 +37,13 @@ def hint_at_nearest(name: str, known: Collection[str], similarity: float = 0.6) 
     return f"; did you mean '{near}'?" if near else ""
 
 
+def check_provider(name: str, known: Collection[str], where: Where, document: Document) -> None:
+    """Add a problem for the name of a provider that gateway.yaml does not have."""
+    if name not in known:
+        hint = hint_at_nearest(name, known, 0.5)
+        document.add_problem(where, f"there is no such provider{hint}")
+
+
 def place_behind(before: str) -> Place:
     """Return the place of the character after `before`, the beginning of a text."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")

@@ -62,6 +62,14 @@ def all_places(providers: Collection[Provider]) -> AllPlaces:
     )
 
 
+def _in_order(providers: Mapping[str, Provider], order: Sequence[str]) -> tuple[Provider, ...]:
+    if order:
+        return tuple(providers[name] for name in order if name in providers)
+    ready = [each for each in providers.values() if not each.rest.missing and each.speaks]
+    # The built-in provider answers only if no other one has the model.
+    return tuple(sorted(ready, key=lambda each: each.name == "demo"))
+
+
 class UnifiedRoutes:
     """The routes of the unified surface in one configuration."""
 
@@ -70,6 +78,8 @@ class UnifiedRoutes:
         self._version = lists.version
         self._routes = BoundedMemo(self._make, _MAX_ROUTES)
         self.places = all_places(registry.providers.values())
+        self.providers = _in_order(registry.providers, rules.order)
+        """The providers in which a model is looked for, in order."""
 
     @property
     def aliases(self) -> Mapping[str, Alias]:
@@ -80,16 +90,6 @@ class UnifiedRoutes:
     def sockets(self) -> Mapping[str, str]:
         """Kind of socket to the provider that answers it if no model is named."""
         return self._rules.sockets
-
-    @property
-    def providers(self) -> list[Provider]:
-        """The providers in which a model is looked for, in order."""
-        named = self._registry.providers
-        if self._rules.order:
-            return [named[name] for name in self._rules.order]
-        # The built-in provider answers only if no other one has the model.
-        ready = [each for each in named.values() if not each.rest.missing and each.speaks]
-        return sorted(ready, key=lambda each: each.name == "demo")
 
     def route(self, endpoint: str, model: str) -> Route:
         """Return the route of a call to `endpoint` for `model`. Raises ModelNotFound, and

@@ -20,7 +20,7 @@ from relay.core.base_urls import guess_provider
 from relay.core.errors import UnknownRoute, UpgradeRequired
 from relay.core.paths import split_endpoint
 from relay.core.subprotocols import split
-from relay.gate.identify import Sent
+from relay.gate.identify import Identified, KeyPlaces, Sent
 from relay.gate.model_access import model_access
 from relay.gateway import GATEWAY
 from relay.registry.registry import check_socket
@@ -29,7 +29,7 @@ from relay.sessions.admission import allowed_route
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
-_CLAUDE_CODE_PROBE = "api/hello"
+CLAUDE_CODE_PROBE = "api/hello"
 
 
 class CallPrefix(NamedTuple):
@@ -91,21 +91,32 @@ class Calls(PrefixResource):
         """Answer one request."""
 
     def _call(self, request: web.Request) -> Call:
+        gateway = self._gateway
+        provider, endpoint, query = split_endpoint(self._tail(request))
+        places = gateway.registry.providers.get(provider)
+        (caller, query, secrets), offered = self._identify(request, query, places)
+        call = Call(
+            request.method, provider, endpoint, query, request.headers, self._root, caller, offered,
+            secrets,
+        )  # fmt: skip
+        return resolve_target_header(call, gateway.registry)
+
+    def _tail(self, request: web.Request) -> str:
+        """Return the raw path behind the prefix, with the query."""
         raw, path = request.raw_path, self._path
         if not raw.startswith(path):
             # The router matched an escaped spelling of the prefix, which no SDK sends.
             raise unknown_route(request)
-        headers, gateway = request.headers, self._gateway
-        provider, endpoint, query = split_endpoint(raw[len(path) :])
-        lines = headers.getall("Sec-WebSocket-Protocol", None)
+        return raw[len(path) :]
+
+    def _identify(
+        self, request: web.Request, query: str, places: KeyPlaces | None
+    ) -> tuple[Identified, tuple[str, ...]]:
+        """Return the caller, and the subprotocols that it offers."""
+        lines = request.headers.getall("Sec-WebSocket-Protocol", None)
         offered = split(lines) if lines else ()
-        caller, query, secrets = gateway.callers.identify(
-            request, Sent(headers, query, offered), gateway.registry.providers.get(provider)
-        )
-        call = Call(
-            request.method, provider, endpoint, query, headers, self._root, caller, offered, secrets
-        )
-        return resolve_target_header(call, gateway.registry)
+        sent = Sent(request.headers, query, offered)
+        return self._gateway.callers.identify(request, sent, places), offered
 
     def add_prefix(self, prefix: str) -> None:
         super().add_prefix(prefix)
@@ -157,7 +168,7 @@ class _ProviderCalls(Calls):
         Code sends HEAD to its base URL, and to `api/hello` below it, without a query. Raises what
         refuses a call.
         """
-        if call.query or call.endpoint not in ("", _CLAUDE_CODE_PROBE):
+        if call.query or call.endpoint not in ("", CLAUDE_CODE_PROBE):
             return False
         self._gateway.callers.authorize(call.caller, call.headers, call.provider)
         provider = self._gateway.registry.provider(call.provider)

@@ -15,15 +15,14 @@ from relay.calls.call import Call
 from relay.core.access import Client
 from relay.core.errors import ModelNotFound
 from relay.core.paths import split_endpoint
-from relay.core.subprotocols import split
 from relay.core.unified import error_format, is_endpoint
-from relay.gate.identify import Sent
 from relay.gate.model_access import model_access
-from relay.gateway import GATEWAY, Gateway
+from relay.gateway import Gateway
 from relay.rest import relay_rest
 from relay.surfaces.cors import is_preflight
 from relay.surfaces.native import (
     CALL_PREFIXES,
+    CLAUDE_CODE_PROBE,
     CallPrefix,
     Calls,
     unknown_route,
@@ -33,26 +32,17 @@ from relay.websocket import relay_websocket
 
 PREFIX = "/v1"
 _LIST = "models"
-_PROBE = "api/hello"
 _CREATED_S = 0
 """The relay does not know when a provider has published a model."""
 
 
 def add_routes(app: web.Application, own: str) -> None:
     """Add the surface. `own` is the path of the relay's own URLs, empty for a mounted relay."""
-    app.router.add_route("HEAD", f"/{_PROBE}", _answer_probe)
     calls = _UnifiedCalls(PREFIX, app, own)
     app.router.register_resource(calls)
+    # Claude Code sends it to the root of its base URL, which has no version.
+    app.router.add_route("HEAD", f"/{CLAUDE_CODE_PROBE}", calls.answer_probe)
     app[CALL_PREFIXES].append(CallPrefix(f"{PREFIX}/", calls.route))
-
-
-async def _answer_probe(request: web.Request) -> web.Response:
-    """Answer the probe of a connection, as Claude Code sends it to the root of its base URL."""
-    gateway, headers = request.app[GATEWAY], request.headers
-    places = gateway.unified.places
-    caller = gateway.callers.identify(request, Sent(headers, request.query_string), places).caller
-    gateway.callers.authorize(caller, headers, "")
-    return web.Response()
 
 
 class _UnifiedCalls(Calls):
@@ -78,25 +68,24 @@ class _UnifiedCalls(Calls):
             return self._answer_list(request, call)
         if is_endpoint(call.endpoint):
             return await relay_rest(request, self._gateway, call)
-        if call.method == "HEAD" and call.endpoint == _PROBE:
-            self._gateway.callers.authorize(call.caller, call.headers, "")
-            return web.Response()
+        if call.method == "HEAD" and call.endpoint == CLAUDE_CODE_PROBE:
+            return await self.answer_probe(request)
         raise unknown_route(request)
 
+    async def answer_probe(self, request: web.Request) -> web.Response:
+        """Answer the probe of a connection, for a caller that may call."""
+        places = self._gateway.unified.places
+        (caller, _, _), _ = self._identify(request, request.query_string, places)
+        self._gateway.callers.authorize(caller, request.headers, "")
+        return web.Response()
+
     def _call(self, request: web.Request) -> Call:
-        raw, path = request.raw_path, self._path
-        if not raw.startswith(path):
-            raise unknown_route(request)
-        headers = request.headers
-        _, endpoint, query = split_endpoint(f"/{raw[len(path) :]}")
-        lines = headers.getall("Sec-WebSocket-Protocol", None)
-        offered = split(lines) if lines else ()
-        caller, query, secrets = self._gateway.callers.identify(
-            request, Sent(headers, query, offered), self._gateway.unified.places
-        )
+        _, endpoint, query = split_endpoint(f"/{self._tail(request)}")
+        places = self._gateway.unified.places
+        (caller, query, secrets), offered = self._identify(request, query, places)
         return Call(
-            request.method, "", endpoint, query, headers, self._root, caller, offered, secrets,
-            error_format(endpoint), "unified",
+            request.method, "", endpoint, query, request.headers, self._root, caller, offered,
+            secrets, error_format(endpoint), "unified",
         )  # fmt: skip
 
     def _answer_list(self, request: web.Request, call: Call) -> web.Response:

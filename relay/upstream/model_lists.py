@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import msgspec
 from aiohttp import ClientSession
@@ -51,7 +51,7 @@ class ModelLists:
     def __init__(self, session: Callable[[], ClientSession], clock: Callable[[], float]) -> None:
         self._session, self._clock = session, clock
         self._fetched: dict[str, tuple[str, ...]] = {}
-        self._asked_s: dict[str, float] = {}
+        self._asked_s: float | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.version = 0
         """Number of changes of the lists."""
@@ -59,7 +59,9 @@ class ModelLists:
     def models(self, provider: Provider) -> tuple[str, ...]:
         """Return the ids of the models of a provider, as far as they are known."""
         fetched = self._fetched.get(provider.name)
-        return _priced(price_list.listed_name(provider)) if fetched is None else fetched
+        if fetched is not None:
+            return fetched
+        return price_list.models_of(price_list.listed_name(provider))
 
     def has(self, provider: Provider, model: str) -> bool:
         """True if a provider lists this model."""
@@ -69,16 +71,13 @@ class ModelLists:
         return price_list.has_price(provider, model, time.time())
 
     def refresh(self, providers: Iterable[Provider]) -> None:
-        """Fetch the lists of these providers that are missing or old, without waiting."""
+        """Fetch the lists of these providers if they are missing or old, without waiting."""
         now_s = self._clock()
+        if self._asked_s is not None and now_s - self._asked_s < _FRESH_S:
+            return
+        self._asked_s = now_s
         for provider in providers:
-            asked_s = self._asked_s.get(provider.name)
-            if provider.format not in _PATHS or (
-                asked_s is not None and now_s - asked_s < _FRESH_S
-            ):
-                continue
-            self._asked_s[provider.name] = now_s
-            if provider.name not in self._tasks:
+            if provider.format in _PATHS and provider.name not in self._tasks:
                 task = asyncio.create_task(self._refresh(provider))
                 self._tasks[provider.name] = task
                 task.add_done_callback(partial(self._forget_task, provider.name))
@@ -88,7 +87,7 @@ class ModelLists:
 
     def forget(self) -> None:
         """Fetch all lists anew when they are needed next: the configuration has changed."""
-        self._asked_s.clear()
+        self._asked_s = None
 
     async def _refresh(self, provider: Provider) -> None:
         try:
@@ -131,8 +130,3 @@ class ModelLists:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@lru_cache(maxsize=256)
-def _priced(name: str) -> tuple[str, ...]:
-    return price_list.models_of(name)

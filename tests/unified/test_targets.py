@@ -100,6 +100,12 @@ async def test_the_next_target_of_an_alias_follows_a_failed_one(relay: Relay, ra
     ]  # fmt: skip
 
 
+async def test_an_order_may_name_the_built_in_provider_while_it_does_not_run(start: StartRelay, raw: RawUpstream) -> None:
+    raw.scripts[:] = [(ok(ANSWER),)]
+    relay = await start({"unified": {"order": ["demo", "openai"]}, "providers": {"openai": provider(f"{raw.url}/openai")}})
+    assert (await post(relay, "chat/completions", {"model": "gpt-5", "messages": []}))[0] == 200
+
+
 async def test_an_alias_by_weight_chooses_by_the_weights(start: StartRelay, raw: RawUpstream) -> None:
     raw.scripts[:] = [(ok(ANSWER),)]
     entries = {"openai": provider(f"{raw.url}/openai"), "groq": provider(f"{raw.url}/groq")}
