@@ -37,7 +37,10 @@ CLAUDE = "claude-sonnet-5"
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LiteLLM would fetch its list of prices, and LangSmith would trace."""
+    """LiteLLM would fetch its list of prices, and LangSmith would trace. LiteLLM would also put the
+    placeholders of the checkout's .env into the environment of all further tests.
+    """
+    monkeypatch.setenv("LITELLM_MODE", "PRODUCTION")
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     monkeypatch.setenv("LANGSMITH_TRACING", "false")
 
