@@ -9,14 +9,23 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from relay.cli.agent_tools import BASES, TOOLS, Base, Key, Setting, Tool, Vendor
+from relay.cli.agent_tools import (
+    BASES,
+    TOOLS,
+    Base,
+    Key,
+    Setting,
+    Tool,
+    Vendor,
+    is_key,
+    without_password,
+)
 from relay.cli.connections import (
     ConnectFailed,
     Connection,
@@ -30,7 +39,6 @@ from relay.registry.urls import BadUrl, read_url
 
 _TIMEOUT_S = 20.0
 _ANSWER_BYTES = 4 * 1024 * 1024
-_KEY = re.compile(r"[!-~]+\Z")
 
 
 class _Probe(NamedTuple):
@@ -82,7 +90,7 @@ def _check(
         if isinstance(probe, Finding):
             yield probe
         elif probe.url != record.url and not probe.url.startswith(f"{record.url}/"):
-            where = _without_password(probe.url)
+            where = without_password(probe.url, "…")
             what = f"{probe.setting} is {where}, and not a URL of {record.url}"
             advice = f"run `relay connect {name}` again, or with --undo"
             yield Finding("FAILED", what, "the settings", advice)
@@ -104,7 +112,7 @@ def _probes(tool: Tool, home: Path, environment: Mapping[str, str]) -> Iterator[
             vendor, _, endpoint = BASES[setting.value.name]
             beside = [key for key in keys if key.path[:-1] == setting.path[:-1]] or keys
             url, key = value_at(settings, setting.path), value_at(settings, beside[0].path)
-            if not isinstance(url, str) or not isinstance(key, str) or not _KEY.match(key):
+            if not isinstance(url, str) or not isinstance(key, str) or not is_key(key):
                 yield _missing(setting, beside[0], path)
             else:
                 yield _Probe(vendor, url.rstrip("/"), endpoint, key, setting.name)
@@ -113,10 +121,6 @@ def _probes(tool: Tool, home: Path, environment: Mapping[str, str]) -> Iterator[
 def _missing(setting: Setting, key: Setting, path: Path) -> Finding:
     what = f"{path} has no {setting.name} or no {key.name}"
     return Finding("FAILED", what, "the settings", "run `relay connect` for it again")
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//…@", url)
 
 
 def _get(name: str, probe: _Probe) -> Finding:

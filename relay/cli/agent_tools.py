@@ -1,11 +1,13 @@
 """The programs that `relay connect` sets up: their settings files, and the URL that each needs.
 
-Owns the base URLs, the names of settings, and which environment variable moves a file. How a file
-is changed is in settings_formats.py, when it is changed in connections.py.
+Owns the base URLs, the names of settings, the form of a key and how a URL is shown, and which
+environment variable moves a file. How a file is changed is in settings_formats.py, when it is
+changed in connections.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from relay.core.paths import API
 
 Vendor = Literal["anthropic", "openai", "google-ai-studio"]
 """The provider of gateway.yaml, by whose API a program calls."""
+
+_KEY = re.compile(r"[!-~]+\Z")
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 
 BASES: dict[str, tuple[Vendor, str, str]] = {
     "anthropic": ("anthropic", f"{API}/providers/anthropic", "/v1/models?limit=1"),
@@ -219,6 +224,16 @@ ENVIRONMENT: dict[str, Value] = {
     "GEMINI_API_KEY": Key(),
 }
 """What `relay connect env` exports, for any other program."""
+
+
+def is_key(text: str) -> bool:
+    """True if a text can be sent as a key: visible characters of ASCII."""
+    return _KEY.match(text) is not None
+
+
+def without_password(text: str, shown: str) -> str:
+    """Return a text with `shown` in place of the password of a URL."""
+    return _PASSWORD.sub(f"//{shown}@", text)
 
 
 def resolved(value: Value, url: str, key: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import sys
 import time
@@ -18,7 +17,17 @@ from pathlib import Path
 
 import uvloop
 
-from relay.cli.agent_tools import BASES, ENVIRONMENT, TOOLS, Key, SettingsFile, Tool, resolved
+from relay.cli.agent_tools import (
+    BASES,
+    ENVIRONMENT,
+    TOOLS,
+    Key,
+    SettingsFile,
+    Tool,
+    is_key,
+    resolved,
+    without_password,
+)
 from relay.cli.connections import (
     ConnectFailed,
     Connection,
@@ -54,7 +63,6 @@ _HIDDEN = "(hidden)"
 _ENV = "env"
 _ENV_CLIENT = "shell"
 _MAX_KEY_CHARACTERS = 1024
-_KEY = re.compile(r"[!-~]+\Z")
 _SHELLS = {"sh": "export {name}={value}", "fish": "set -gx {name} {value}"}
 
 
@@ -175,7 +183,7 @@ class _Connecting:
             given = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
         elif given is None:
             given = self.environment.get(KEY_VARIABLE) or None
-        if given is not None and not _KEY.match(given):
+        if given is not None and not is_key(given):
             raise ConnectFailed("the key is empty, or has characters that no key has")
         return given
 
@@ -354,17 +362,13 @@ def _differences(plan: Plan, file: SettingsFile) -> list[str]:
             continue
         secret = isinstance(setting.value, Key)
         if before is not None:
-            old = _HIDDEN if secret else _without_password(str(before))
+            old = _HIDDEN if secret else without_password(str(before), _HIDDEN)
             lines.append(f"- {setting.name} = {old}")
         new = change.after
         if secret and new not in (_NO_KEY, _NEW_KEY):
             new = _HIDDEN
         lines.append(f"+ {setting.name} = {new}")
     return lines
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", f"//{_HIDDEN}@", text)
 
 
 def _undo(options: argparse.Namespace, folder: Path, record: Connection) -> None:
