@@ -3,14 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 MINOR   = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
-# The lock names every package with its hashes: pip resolves no dependencies (--no-deps).
-PIP     = $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 # $(call step,WHAT,COMMAND,ADVICE) prints one line with the elapsed time; where COMMAND fails, also
 # its output and ADVICE.
 step    = @printf '%s ... ' "$(1)"; began=$$(date +%s); if output=$$({ $(2); } 2>&1); \
 	then echo "done in $$(($$(date +%s) - began)) s"; \
 	else echo "failed after $$(($$(date +%s) - began)) s"; printf '%s\n' "$$output" "" "$(3)" >&2; exit 1; fi
-install = $(call step,installing $$(grep -c == $(1)) packages from $(1) into $(VENV),$(PIP) -r $(1),$(PIP_ADVICE))
+install = $(call step,installing $$(grep -c == $(1)) packages from $(1) into $(VENV),scripts/install-packages $(1) $(VENV),$(PIP_ADVICE))
 PIP_ADVICE = What to do: check the network and its proxy (HTTPS_PROXY; for a mirror PIP_INDEX_URL) and run make again.
 VENV_ADVICE = What to do: install the module venv of this Python (Debian and Ubuntu: apt install python3-venv) and run make again.
 # Four processes share the tests, since many tests wait for a program. Tests marked serial run after

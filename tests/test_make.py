@@ -14,15 +14,19 @@ from tests.processes import ROOT
 
 pytestmark = pytest.mark.programs
 
-# Replaces Python: it installs nothing, so no test needs the network. The file `fails` names the
-# module that fails.
+# Replaces Python, and uv: it installs nothing, so no test needs the network. The file `fails` names
+# the programs that fail.
 PYTHON = """#!/bin/sh
-case "$1 $2" in
-    "-c import sys; print"*) echo py3.11 ;;
-    "-m $(cat fails 2>/dev/null)") echo "the reason of $2"; exit 1 ;;
-    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    "-m pip") echo "noise of pip" ;;
-    "-m relay") echo "serving $*" ;;
+[ "$1" = -m ] && program=$2 || program=$(basename "$0")
+if grep -qx "$program" fails 2>/dev/null; then echo "the reason of $program"; exit 1; fi
+case "$program $*" in
+    "python -c import sys; print"*) echo py3.11 ;;
+    "venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "pip "*" config list") printf "%s\\n" "global.index-url='https://index.test/simple'" "global.cert='/certs.pem'" ;;
+    "pip "*uv.txt) echo "noise of pip"; cp "$0" "$(dirname "$0")/uv" ;;
+    "pip "*) echo "pip $*" >> installed ;;
+    "uv "*) echo "uv $UV_DEFAULT_INDEX $SSL_CERT_FILE $*" >> installed ;;
+    "relay "*) echo "serving $*" ;;
 esac
 """
 SECONDS = r"\d+ s"
@@ -31,9 +35,10 @@ SECONDS = r"\d+ s"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files of the repository that `make run` needs."""
-    for name in ("Makefile", ".env.example"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "requirements").mkdir()
+    for folder in ("requirements", "scripts"):
+        (tmp_path / folder).mkdir()
+    for name in ("Makefile", ".env.example", "scripts/install-packages", "requirements/uv.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "requirements/py3.11.txt").write_text("one==1 \\\n    --hash=sha256:00\ntwo==2 \\\n    --hash=sha256:00\n")
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -64,6 +69,21 @@ def test_a_failed_step_prints_the_cause_and_a_remedy(checkout: Path, module: str
     assert f"the reason of {module}" in errors and f"What to do: {'install' if module == 'venv' else 'check'}" in errors and advice in errors
     (checkout / "fails").unlink()
     assert _make(checkout)[0] == 0, "the next run continues"
+
+
+def test_uv_installs_exactly_the_lock_from_the_index_that_pip_is_set_to(checkout: Path) -> None:
+    assert _make(checkout)[0] == 0
+    [installed] = (checkout / "installed").read_text().splitlines()
+    assert installed == (
+        "uv https://index.test/simple /certs.pem pip install --quiet --no-deps --require-hashes --python .venv/bin/python -r requirements/py3.11.txt"
+    )
+
+
+def test_pip_installs_the_lock_where_uv_fails(checkout: Path) -> None:
+    (checkout / "fails").write_text("uv")
+    assert _make(checkout)[0] == 0
+    [installed] = (checkout / "installed").read_text().splitlines()
+    assert installed == "pip -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/py3.11.txt"
 
 
 def test_a_missing_python_is_named(checkout: Path) -> None:
