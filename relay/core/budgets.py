@@ -181,7 +181,7 @@ def lease_nano(left_nano: int, rule: BudgetRule, missing_nano: Sequence[int]) ->
 @dataclass(slots=True, eq=False)
 class Account:
     """The lease of one process of one budget in one period. Written by gate/leases.py (`granted`),
-    the request path (`reserve`, `release`) and the ledger (`settle`, `written`).
+    the request path (`begin`, `cancel`, `reserve`, `release`) and the ledger (`settle`, `written`).
 
     The database has the same lease as a row: what it has granted there is never less than here, and
     what it was charged there is `written`. So whatever becomes of this process, no money of the
@@ -217,6 +217,8 @@ class Account:
     """What an administrator had added to the limit by then."""
     waiting: int = 0
     """Number of calls that wait for more money."""
+    calls: int = 0
+    """Number of calls that will be charged here, including those that have reserved nothing."""
     recalled_s: float = 0.0
     """When the leases of other processes were last recalled."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -261,19 +263,32 @@ class Account:
     @property
     def is_settled(self) -> bool:
         """True if no call uses the account, and the database has everything."""
-        return not (self.reserved_nano or self.waiting) and self.charged == self.written
+        is_used = self.calls or self.waiting or self.reserved_nano
+        return not is_used and self.charged == self.written
+
+    def begin(self, nano_usd: int, unix_s: float) -> None:
+        """Reserve money for a new call: it must be free, unless the budget only warns."""
+        self.calls += 1
+        self.reserved_nano += nano_usd
+        self.used_s = unix_s
+
+    def cancel(self, nano_usd: int) -> None:
+        """Undo `begin`: the call was not sent."""
+        self.calls -= 1
+        self.reserved_nano -= nano_usd
 
     def reserve(self, nano_usd: int, unix_s: float) -> None:
-        """Reserve money, which must be free, unless the budget only warns."""
+        """Reserve more for a running call, under the conditions of `begin`."""
         self.reserved_nano += nano_usd
         self.used_s = unix_s
 
     def release(self, nano_usd: int) -> None:
-        """Undo `reserve`: the call was not sent."""
+        """Undo `reserve`: another budget refuses the call."""
         self.reserved_nano -= nano_usd
 
     def settle(self, reserved_nano: int, charged: Charged) -> None:
-        """Replace a reservation by what the call was charged."""
+        """Replace what a call has reserved by what it was charged."""
+        self.calls -= 1
         self.reserved_nano -= reserved_nano
         self.charged = self.charged.plus(charged)
 
@@ -336,7 +351,7 @@ class BudgetUse:
     def release(self) -> None:
         """Release everything: the call is refused."""
         for account, nano_usd in self.reservations:
-            account.release(nano_usd)
+            account.cancel(nano_usd)
         self.reservations.clear()
 
     def settle(self, cost_nano: int | None) -> tuple[Charge, ...]:

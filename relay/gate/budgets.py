@@ -93,7 +93,7 @@ class Budgets:
                 account = leases.account(rule, key, subject, now_s)
                 if not may_spend or account.free_nano < needed_nano:
                     account = await self._account(rule, key, subject, needed_nano)
-                account.reserve(needed_nano, now_s)
+                account.begin(needed_nano, now_s)
                 use.reservations.append(Reservation(account, needed_nano))
         except BaseException as error:
             use.release()

@@ -102,7 +102,7 @@ class Worker:
         account = self.account()
         if account.free_nano < nano:
             await self.budgets._obtain(account, nano)
-        account.reserve(nano, self.leases.clock())
+        account.begin(nano, self.leases.clock())
         self.calls.append(BudgetUse([Reservation(account, nano)]))
         return self.calls[-1]
 
@@ -483,6 +483,22 @@ async def test_what_a_provider_bills_above_the_bound_is_missing_to_every_worker(
     with pytest.raises(BudgetExhausted):
         await other.begin_call(601)
     await other.begin_call(600)
+
+
+async def test_a_call_that_reserved_nothing_is_charged_however_long_it_runs(database: Database) -> None:
+    now = [float(NOON)]
+    one, _ = await both(database, lambda: now[0])
+    await one.begin_call(10)
+    one.settle(0, 10)
+    await one.write(database)
+    await one.begin_call(0)
+    for _ in range(5):
+        now[0] += 40
+        await one.leases.keep_alive()
+        await one.leases.tidy()
+    one.settle(0, 5)
+    await one.write(database)
+    assert (await one.leases.store.state(worker(database, lambda: now[0], "mine").account(), now[0])).charged.spent_nano == 15
 
 
 async def test_a_lease_that_is_idle_for_a_minute_returns(database: Database) -> None:
