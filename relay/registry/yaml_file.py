@@ -3,6 +3,9 @@
 Owns the checks of syntax, aliases, tags, duplicate keys, depth and plain types; it knows nothing of
 the keys' meaning. `on`, `no`, `1e3` and dates are strings, as in YAML 1.2's core schema. Time is
 bounded: parsing stops at MAX_DEPTH or MAX_VALUES.
+
+A file is parsed by libyaml, in a tenth of the time of PyYAML's own parser; one with a problem is
+parsed again by the latter, whose errors yaml_errors.py explains.
 """
 
 from __future__ import annotations
@@ -31,12 +34,16 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
 
-_Loader.yaml_implicit_resolvers = {
+_FAST: Any = getattr(yaml, "CSafeLoader", None)
+"""None where PyYAML was built without libyaml."""
+_SLOW_CHARACTERS = re.compile("[\t\x85\u2028\u2029\ufeff]")
+_RESOLVERS = {
     first: [
         (tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":int", ":float"))
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.yaml_implicit_resolvers = _RESOLVERS
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 _TEXT_TAGS = ("!", "tag:yaml.org,2002:str")
 _ODD_BLANK = re.compile("[^\\S ]|[\u200b\ufeff]")
@@ -57,8 +64,10 @@ def read(path: Path, shown: str, files: Files) -> Document:
     text = _text(path, document, files)
     if text is None:
         return document
+    if (faultless := _read_fast(text, shown)) is not None:
+        return faultless
     try:
-        built = _Builder(text, document).build()
+        built = _Builder(_Loader(text), document).build()
         document.data = {} if built is None else built
     except yaml.YAMLError as error:
         place, message = explain(error, text)
@@ -69,6 +78,22 @@ def read(path: Path, shown: str, files: Files) -> Document:
     except _GivenUp as given_up:
         document.add_problem_at(given_up.place, given_up.where, given_up.message)
     return document
+
+
+def _read_fast(text: str, shown: str) -> Document | None:
+    """Parse a text by libyaml; None if it has a problem, or characters that libyaml and PyYAML
+    place differently.
+    """
+    if _FAST is None or _SLOW_CHARACTERS.search(text):
+        return None
+    document, loader = Document(shown), _FAST(text)
+    loader.yaml_implicit_resolvers = _RESOLVERS
+    try:
+        built = _Builder(loader, document).build()
+    except (yaml.YAMLError, _GivenUp, UnicodeEncodeError):
+        return None
+    document.data = {} if built is None else built
+    return None if document.problems else document
 
 
 def _text(path: Path, document: Document, files: Files) -> str | None:
@@ -108,11 +133,10 @@ def _place(mark: yaml.Mark | None) -> Place:
 
 
 class _Builder:
-    """Builds the data of one file from PyYAML's events, in one pass, without a node tree."""
+    """Builds the data of one file from the events of a loader, in one pass, without a node tree."""
 
-    def __init__(self, text: str, document: Document) -> None:
-        self._document, self._values = document, 0
-        self._loader: Any = _Loader(text)
+    def __init__(self, loader: Any, document: Document) -> None:
+        self._document, self._values, self._loader = document, 0, loader
 
     def build(self) -> Any:
         """Return the data; an empty file is an empty mapping. Raises yaml.YAMLError, _GivenUp."""
@@ -198,7 +222,7 @@ class _Builder:
             return None
         self._loader.get_event()
         self._refuse_extras(event, where)
-        if not event.value and event.style is None:
+        if not event.value and not event.style:
             self._document.add_problem_at(place, where, "a key is missing before the colon")
         elif unfit := unfit_character(event.value):
             self._document.add_problem_at(place, where, f"the key {unfit}")
@@ -211,7 +235,8 @@ class _Builder:
 
     def _scalar(self, event: Any, where: Where) -> Any:
         value = str(event.value)
-        if event.style is None and value in _BOOLEANS and event.tag is None:
+        is_plain = not event.style
+        if is_plain and value in _BOOLEANS and event.tag is None:
             return _BOOLEANS[value]
         tag = event.tag or self._loader.resolve(yaml.ScalarNode, value, event.implicit)
         try:
@@ -223,7 +248,7 @@ class _Builder:
                 return float(value)
         except ValueError:
             return value
-        if event.style is None and value.startswith(_TYPOGRAPHIC_QUOTES):
+        if is_plain and value.startswith(_TYPOGRAPHIC_QUOTES):
             message = f"{value[0]} is not a quote in YAML; write \" or '"
             self._document.add_problem_at(_place(event.start_mark), where, message)
         if unfit := unfit_character(value):

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.registry.load import ConfigError, Sources, load
+from relay.registry.problems import Document
+from relay.registry.yaml_file import _Builder, _Loader, _read_fast
 
 ROOT = Path(__file__).parent.parent.parent
 # Without comments, where a change has no effect, and without included files, which take ten times
@@ -71,3 +73,14 @@ def test_a_file_with_changed_bytes_loads_or_is_refused_with_places(changes: list
 @given(st.integers(0, len(SHIPPED)))
 def test_a_file_that_is_truncated_anywhere_loads_or_is_refused_with_places(at: int) -> None:
     _load_or_refuse(SHIPPED[:at])
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(st.lists(CHANGES, min_size=1, max_size=3))
+def test_libyaml_reads_the_same_data_at_the_same_places_as_the_parser_of_pyyaml(changes: list[tuple[str, int, int, bytes]]) -> None:
+    text = _apply(changes).decode("utf-8", "replace")
+    if (fast := _read_fast(text, "gateway.yaml")) is None:
+        return  # the other parser decides
+    document = Document("gateway.yaml")
+    data = _Builder(_Loader(text), document).build()
+    assert repr(data) == repr(fast.data) and document.marks == fast.marks and not document.problems
