@@ -3,10 +3,15 @@
 Owns the charges that wait without a row: those of calls whose rows were dropped. A lease in the
 database is charged in the transaction that has the rows, so the ledger and the budgets agree after
 any crash.
+
+A call that makes an object of which the provider reports the usage later (a response in background)
+is charged provisionally: what it had reserved. The call that reads the usage is charged the cost,
+and the provisional charge is given back to the budgets that are charged the cost.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from relay.core.budgets import NOTHING, Account, Charge, Charged
@@ -19,23 +24,31 @@ from relay.core.errors import (
     UpstreamUnreachable,
 )
 from relay.core.exchange import Exchange
+from relay.core.formats import counting_of
+from relay.core.meters.answer_meter import AnswerMeter
+from relay.core.text import MAX_CHARACTERS
 from relay.ledger.rows import Entry
+from relay.storage.provisional_charges import ChargedObject
 
+Accounts = Sequence[Account]
 _WITHOUT_ANSWER = (
     UpstreamUnreachable, UpstreamTlsFailed, UpstreamDisconnected, UpstreamProtocolError,
     UpstreamTimeout,
 )  # fmt: skip
 
 
-def settle_budgets(exchange: Exchange) -> tuple[Charge, ...]:
-    """Settle the budgets of a call whose cost is known as far as it will be."""
+def settle_budgets(exchange: Exchange) -> tuple[Accounts, tuple[Charge, ...]]:
+    """Settle the budgets of a call whose cost is known as far as it will be. Returns their accounts
+    and what they were charged.
+    """
     use, exchange.budget = exchange.budget, None
     if use is None:
-        return ()
+        return (), ()
+    accounts = [account for account, _ in use.reservations]
     cost_nano = exchange.usage.cost_nano_usd
     if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
         cost_nano = 0
-    return use.settle(cost_nano)
+    return accounts, use.settle(cost_nano)
 
 
 def is_unbilled(exchange: Exchange) -> bool:
@@ -60,6 +73,41 @@ def _is_unused(exchange: Exchange) -> bool:
     usage = exchange.usage
     is_session = exchange.request.transport == "websocket"
     return is_session and usage.meter is not None and not usage.parts
+
+
+def note_charges(
+    entry: Entry, exchange: Exchange, accounts: Accounts, charges: tuple[Charge, ...]
+) -> None:
+    """Add to the rows of a call what its budgets were charged."""
+    entry.charges = charges
+    meter, route = exchange.usage.meter, exchange.routing.route
+    if route is None or not isinstance(meter, AnswerMeter):
+        return
+    provider, counting = route.provider.name, counting_of(exchange.request.method, route.endpoint)
+    if counting == "stored":
+        if object_id := _charged_id(exchange, meter):
+            keys = tuple([account.key for account in accounts])
+            entry.charged_object = ChargedObject(provider, object_id, keys)
+    elif charges and charges[0].charged.unpriced_nano and meter.is_reported_later:
+        if len(meter.object_id) <= MAX_CHARACTERS:
+            named, now_s = (provider, meter.object_id), int(time.time())
+            entry.provisional = tuple(
+                (*named, account.key, account.span.start_s, charged.unpriced_nano, now_s)
+                for account, charged in charges
+            )
+
+
+def _charged_id(exchange: Exchange, meter: AnswerMeter) -> str:
+    """Return the id of a stored object that a call has read, if its usage was charged to the call,
+    or if it has ended without usage; else an empty string.
+    """
+    if exchange.response.status >= 300 or exchange.outcome.error is not None:
+        return ""
+    if meter.has_no_usage:
+        return meter.object_id
+    ids = {part.object_id for part in exchange.usage.parts}
+    is_charged = len(ids) == 1 and exchange.usage.cost_nano_usd is not None
+    return ids.pop() if is_charged else ""
 
 
 class Charges:

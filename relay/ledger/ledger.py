@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from relay import log
-from relay.core.budgets import Charge
 from relay.core.exchange import Exchange
 from relay.core.meters.answer_meter import read_whole
 from relay.core.meters.sent_call import SentCall
@@ -22,7 +21,7 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
-from relay.ledger.charges import settle_budgets
+from relay.ledger.charges import note_charges, settle_budgets
 from relay.ledger.counted_objects import CountedObjects
 from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
@@ -233,9 +232,11 @@ class Ledger:
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
-                charges = settle_budgets(exchange) if exchange.budget is not None else ()
+                accounts, charges = settle_budgets(exchange)
                 try:
-                    await self._record(exchange, at_zero, charges)
+                    entry = await self._record(exchange, at_zero)
+                    if accounts and entry is not None:
+                        note_charges(entry, exchange, accounts, charges)
                 except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
@@ -245,19 +246,18 @@ class Ledger:
                 self._recording -= 1
             await asyncio.sleep(0)
 
-    async def _record(
-        self, exchange: Exchange, at_zero: float, charges: tuple[Charge, ...]
-    ) -> None:
+    async def _record(self, exchange: Exchange, at_zero: float) -> Entry | None:
+        """Make the record of a call and its log line. Returns its row, if there is a database."""
         redactor = self._secrets.redactor
         record = record_of(exchange, redactor)
         line = log.exchange_ended(record, at_zero + exchange.outcome.ended_s)
+        entry = None
         if self._writer is not None:
             bodies = await bodies_of(exchange, redactor) if exchange.capture is not None else None
             entry = entry_of(record, line, bodies)
-            if charges:
-                entry.charges = charges
             self._entries.append(entry)
         self._records.append(record)
+        return entry
 
     def _add_up(self) -> None:
         records, self._records = self._records, []

@@ -1,4 +1,5 @@
-"""Delete old data: calls, bodies, counted objects, tickets, and sums by minute, hour and group.
+"""Delete old data: calls, bodies, counted objects, tickets, ended budgets, and sums by minute, hour
+and group.
 
 Owns when data is deleted, and that it is deleted in batches, so that a writer never waits long.
 """
@@ -18,6 +19,7 @@ from relay import log
 from relay.core.exchange import min_id_at
 from relay.ledger.changes import delete_on
 from relay.ledger.group_rollups import SPANS_S
+from relay.storage.budgets import delete_ended
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable
 from relay.storage.tables import (
     bodies,
@@ -26,6 +28,7 @@ from relay.storage.tables import (
     group_rollups,
     group_values,
     made_objects,
+    provisional_charges,
     rollups,
 )
 from relay.storage.tickets import TicketStore
@@ -45,7 +48,7 @@ class Retention(NamedTuple):
     rows_s: float
     bodies_s: float
     groups_s: float = 60 * _DAY_S
-    """Sums by user and by names of metadata."""
+    """Sums by user and by names of metadata, and budgets whose period has ended."""
 
 
 async def retention(database: Database, periods: Callable[[], Retention]) -> None:
@@ -66,8 +69,8 @@ async def retention(database: Database, periods: Callable[[], Retention]) -> Non
 
 
 async def sweep(database: Database, periods: Retention) -> int:
-    """Delete a batch of old calls, bodies and tickets, and old sums; return how many calls, bodies
-    and tickets were deleted. Raises DatabaseUnavailable.
+    """Delete a batch of old calls, bodies, budgets and tickets, and old sums. Returns how many of
+    the first four were deleted. Raises DatabaseUnavailable.
     """
     now = time.time()
     async with database.writing() as connection:
@@ -85,9 +88,13 @@ async def sweep(database: Database, periods: Retention) -> int:
         await connection.execute(sa.delete(booked).where(booked.c.at_s < now - _HOURS_KEPT_S))
         made_before = made_objects.c.at_s < now - _OBJECTS_KEPT_S
         await connection.execute(sa.delete(made_objects).where(made_before))
+        provisional_before = provisional_charges.c.at_s < now - _OBJECTS_KEPT_S
+        await connection.execute(sa.delete(provisional_charges).where(provisional_before))
         await _delete_groups(connection, now - periods.groups_s - _DAY_S)
+    async with database.writing() as connection:
+        old_budgets = await delete_ended(connection, now - periods.groups_s, _BATCH)
     old_tickets = await TicketStore(database).delete_expired(now)
-    return len(old_calls) + len(old_bodies) + old_tickets
+    return len(old_calls) + len(old_bodies) + old_budgets + old_tickets
 
 
 async def _delete_groups(connection: AsyncConnection, before_s: float) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from relay import log
 from relay.core.record import Record
@@ -23,10 +24,12 @@ from relay.ledger.rollups import Key, Rollups, Sums
 from relay.ledger.rows import Entry, inserts
 from relay.storage.budgets import charge_batch
 from relay.storage.database import Database, DatabaseNewer, DatabaseUnavailable, RowsRefused
+from relay.storage.provisional_charges import INSERT, ChargedObject, give_back
 
 MAX_ROWS = 50_000
 MAX_ROWS_BYTES = 64 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024
+_MAX_OBJECTS = 10_000
 _AT_ONCE = 512
 _RETRY_S = 1.0
 _STOP_S = 5.0
@@ -58,6 +61,8 @@ class Writer:
         self.charges = Charges()
         self._grouping: Callable[[], Grouping] = Grouping
         self._entries: deque[Entry] = deque()
+        self._charged_objects: deque[ChargedObject] = deque(maxlen=_MAX_OBJECTS)
+        """The objects whose usage is charged and whose provisional charges are not given back."""
         self._writing = 0
         self._rows_bytes = self._bodies_bytes = 0
         self._at_once = _AT_ONCE
@@ -164,6 +169,18 @@ class Writer:
                     self._at_once = _AT_ONCE
         return True
 
+    async def _give_back(self) -> None:
+        """Give the provisional charges back. Where that fails, they stay charged until the next
+        write.
+        """
+        charged = list(self._charged_objects)
+        try:
+            await self.database.change(partial(give_back, charged=charged))
+        except (DatabaseUnavailable, DatabaseNewer, RowsRefused) as error:
+            log.warn("budgets.not_given_back", objects=len(charged), cause=str(error))
+        else:
+            self._charged_objects.clear()
+
     async def _insert(self, entries: Sequence[Entry]) -> None:
         while self._by_group.undecided:
             await self._by_group.decide()
@@ -172,7 +189,8 @@ class Writer:
         charged = self.charges.begin(entries)
         batch = inserts(entries, sums, group_sums)
         if charged:
-            batch = (*batch, *charge_batch(charged))
+            provisional = [row for entry in entries for row in entry.provisional]
+            batch = (*batch, *charge_batch(charged), (INSERT, provisional))
         try:
             await self.database.write(batch)
         except BaseException:
@@ -181,8 +199,13 @@ class Writer:
             self.charges.failed()
             raise
         self.charges.written(charged)
+        for entry in entries:
+            if entry.charged_object is not None:
+                self._charged_objects.append(entry.charged_object)
         for rollups in self._sums:
             rollups.written(time.time())
+        if self._charged_objects:
+            await self._give_back()
 
     async def _drop_refused_sums(self) -> bool:
         """Drop the sums if the database refuses them; False if it accepts them."""

@@ -553,7 +553,7 @@ class Ledger(Section):
         60,
         gt=0,
         le=36500,
-        description="How long aggregates by user, by team and by `group_by` are kept.",
+        description="How long aggregates by user, by team and by `group_by` are kept, and budgets whose period has ended.",
     )
 
 

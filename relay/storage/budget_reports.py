@@ -18,6 +18,7 @@ from relay.core.budgets import MAX_NANO_USD, WARNING_LEVELS, warning_level
 from relay.storage.access_rows import audit_values
 from relay.storage.budgets import BudgetStore, is_dead, release_dead, unspent
 from relay.storage.database import Database, RowsRefused
+from relay.storage.provisional_charges import forget
 from relay.storage.tables import audit, budget_leases, budget_workers, budgets
 
 MAX_PAGE_BUDGETS = 500
@@ -172,6 +173,7 @@ class BudgetReports:
             connection: AsyncConnection, report: BudgetReport
         ) -> Mapping[str, Any]:
             counted, released = report.counted_nano, await release_dead(connection, *_id(report))
+            await forget(connection, *_id(report))
             await _set(
                 connection,
                 report,

@@ -200,6 +200,24 @@ class BudgetStore:
         return await self._database.change_durably(work)
 
 
+async def delete_ended(connection: AsyncConnection, before_s: float, limit: int) -> int:
+    """Delete the budgets of periods that ended before a time, with the leases that dead processes
+    have left there, and the dead processes that have no lease. Returns how many budgets.
+    """
+    budget, lease, worker = budgets.c, budget_leases.c, budget_workers.c
+    ended = sa.select(budget.key, budget.period_start_s).where(budget.period_end_s < before_s)
+    found = (await connection.execute(ended.order_by(budget.period_end_s).limit(limit))).all()
+    if found:
+        named = [tuple(row) for row in found]
+        of_leases = sa.tuple_(lease.key, lease.period_start_s).in_(named)
+        await connection.execute(sa.delete(budget_leases).where(of_leases))
+        of_budgets = sa.tuple_(budget.key, budget.period_start_s).in_(named)
+        await connection.execute(sa.delete(budgets).where(of_budgets))
+        dead = worker.dead_s.is_not(None)
+        await connection.execute(sa.delete(budget_workers).where(dead, ~_has_lease()))
+    return len(found)
+
+
 def charge_batch(written: Mapping[Account, Charged]) -> Batch:
     """Return the statements that write what the leases of this process were charged so far."""
     accounts = sorted(written, key=lambda account: account.key)

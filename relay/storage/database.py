@@ -25,7 +25,7 @@ from relay.core.errors import OperatorError, PackageMissing
 from relay.storage.inserts import Batch, SqliteWriter
 from relay.storage.readers import QueryRefused, Readers, set_pragmas
 
-HEAD = "0009"
+HEAD = "0010"
 """The version of the schema that this relay uses: the newest in migrations/versions."""
 _CONNECTION_S = 1.0
 """How long a change of the ledger waits for a connection while all are in use."""

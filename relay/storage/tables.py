@@ -240,6 +240,8 @@ every row in `budget_leases`, and what the leases that were closed had spent, wh
 was spent when the budget was last reset. `recalls` counts how often all leases were recalled;
 `warned` is the highest level of which was warned."""
 
+sa.Index("budgets_period_end", budgets.c.period_end_s)
+
 budget_leases = sa.Table(
     "budget_leases",
     metadata,
@@ -265,3 +267,16 @@ budget_workers = sa.Table(
 )
 """The processes that have leases. One that is dead never spends again; what is left of its leases
 is charged."""
+
+provisional_charges = sa.Table(
+    "provisional_charges",
+    metadata,
+    *_key("provider", "object_id", "key"),
+    sa.Column("period_start_s", _Big, nullable=False),
+    *_money("nano_usd"),
+    sa.Column("at_s", _Big, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What a budget was charged for an object of which the provider reports the usage later. It is a
+part of `unpriced_nano`, and given back once the usage is charged."""
+sa.Index("provisional_charges_at", provisional_charges.c.at_s)

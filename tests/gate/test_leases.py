@@ -41,10 +41,11 @@ from relay.core.errors import BudgetBusy, BudgetExhausted
 from relay.gate.budgets import Budgets
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.ledger.charges import Charges
-from relay.storage.budgets import DEAD_S, BudgetStore, charge_batch
+from relay.storage.budgets import DEAD_S, BudgetStore, charge_batch, delete_ended
 from relay.storage.database import Database, DatabaseUnavailable, database_url, try_out
 from relay.storage.inserts import Batch
 from relay.storage.readers import set_pragmas
+from relay.storage.tables import budget_leases, budget_workers, budgets
 
 T = TypeVar("T")
 LIMIT = 1000
@@ -543,3 +544,24 @@ async def test_calls_that_wait_at_once_share_a_statement(database: Database, mon
 def test_a_lease_is_2_percent_of_what_is_left_and_exact_below_5_percent(left: int, missing: list[int], leased: int) -> None:
     rule = BudgetRule(name="mine", limit_nano=1000, period="total")
     assert lease_nano(left, rule, missing) == leased
+
+
+async def test_ended_budgets_are_deleted_with_the_leases_of_dead_workers_and_others_are_kept(database: Database) -> None:
+    now = [float(NOON)]
+    daily = worker(database, lambda: now[0], "daily", name="daily", period="day")
+    await daily.begin_call(10)
+    now[0] += 24 * 3600
+    total = worker(database, lambda: now[0], "total", name="total", period="total")
+    today = worker(database, lambda: now[0], "today", name="today", period="day")
+    for each in (total, today):
+        await each.begin_call(10)
+    await total.leases.store.bury(now[0])
+    async with database.writing() as connection:
+        assert await delete_ended(connection, daily.account().span.start_s, 500) == 0, "the day has ended at that time, not before"
+    async with database.writing() as connection:
+        assert await delete_ended(connection, daily.account().span.start_s + 1, 500) == 1
+    kept = await database.rows(sa.select(budgets.c.key).order_by(budgets.c.key))
+    leases = await database.rows(sa.select(budget_leases.c.key).order_by(budget_leases.c.key))
+    workers = await database.rows(sa.select(budget_workers.c.id))
+    assert [*kept] == [*leases] == [("today",), ("total",)]
+    assert {id for (id,) in workers} == {total.leases.worker, today.leases.worker}

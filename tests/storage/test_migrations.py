@@ -111,7 +111,7 @@ async def test_the_tables_of_access_can_be_dropped_and_created_again(database_se
     names = ["access_state", "audit", "client_keys", "clients", "tickets"]
     before = await table_names(database_setting)
     await migrate(database_setting, command.downgrade, "0004")
-    assert await table_names(database_setting) == sorted(set(before) - {*names, "budgets", "budget_leases", "budget_workers", "made_objects"})
+    assert await table_names(database_setting) == sorted(set(before) - {*names, "budgets", "budget_leases", "budget_workers", "made_objects", "provisional_charges"})
     database = Database(database_url(database_setting))
     assert await AccessStore(database).version() == 0
     await database.close()

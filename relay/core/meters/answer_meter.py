@@ -195,6 +195,19 @@ class AnswerMeter:
         return unread or (self._source is not None and self._source.gave_up)
 
     @property
+    def is_reported_later(self) -> bool:
+        """True for a new object, such as a response in background, whose usage a later read of the
+        object reports.
+        """
+        is_new = self._sent.counting == "new" and bool(self.object_id) and bool(self._bytes)
+        return is_new and self._reported() is None
+
+    @property
+    def has_no_usage(self) -> bool:
+        """True for a stored object that has ended, and of which no usage is reported."""
+        return self._sent.counting == "stored" and bool(self._bytes) and self._reported() == ()
+
+    @property
     def parts(self) -> Parts:
         """The reported usage, or a substitute; empty for usage that the response only repeats."""
         counting = self._sent.counting

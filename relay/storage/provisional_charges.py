@@ -1,0 +1,62 @@
+"""Store what budgets were charged for objects of which the provider reports the usage later, such
+as responses in background, and give it back when that usage is charged.
+
+Owns the rows of `provisional_charges`. They are inserted in the transaction that charges the
+budget; until they are given back, the budget has lost what the call had reserved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from relay.storage.inserts import Insert
+from relay.storage.tables import budgets, provisional_charges
+
+INSERT = Insert(
+    provisional_charges, ("provider", "object_id", "key", "period_start_s", "nano_usd", "at_s")
+)
+
+
+class ChargedObject(NamedTuple):
+    """An object whose usage has been charged to some budgets."""
+
+    provider: str
+    object_id: str
+    keys: tuple[str, ...]
+
+
+async def give_back(connection: AsyncConnection, charged: Iterable[ChargedObject]) -> None:
+    """Give the provisional charges of objects back to the budgets that were charged their usage, in
+    the periods that were charged.
+    """
+    rows = sorted((key, *each[:2]) for each in charged for key in each.keys)
+    column, budget = provisional_charges.c, budgets.c
+    for key, provider, object_id in rows:  # in the order in which others lock budgets
+        found = await connection.execute(
+            sa.delete(provisional_charges)
+            .where(column.provider == provider, column.object_id == object_id, column.key == key)
+            .returning(column.period_start_s, column.nano_usd)
+        )
+        for period_start_s, nano_usd in found.all():
+            await connection.execute(
+                sa.update(budgets)
+                .where(budget.key == key, budget.period_start_s == period_start_s)
+                .values(
+                    unpriced_nano=budget.unpriced_nano - nano_usd,
+                    granted_nano=budget.granted_nano - nano_usd,
+                )
+            )
+
+
+async def forget(connection: AsyncConnection, key: str, period_start_s: int) -> None:
+    """Delete the provisional charges of a budget that begins anew."""
+    column = provisional_charges.c
+    await connection.execute(
+        sa.delete(provisional_charges).where(
+            column.key == key, column.period_start_s == period_start_s
+        )
+    )

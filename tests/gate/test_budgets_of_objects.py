@@ -1,0 +1,173 @@
+"""Budgets of calls whose usage a later call reads: responses in background are charged once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from aiohttp import web
+
+from relay.ledger.retention import Retention, sweep
+from relay.storage.budget_reports import BudgetChange, BudgetFilter, BudgetReport, BudgetReports
+from relay.storage.database import Database
+from relay.storage.tables import budgets, provisional_charges
+from tests.conftest import StartRelay
+from tests.gate.test_budgets import PRICED, TOKEN_NANO, accounts, budgeted, ledger_nano, scalar
+from tests.relays import Relay, provider
+from tests.upstream.vendors import vendor
+
+DAY_S = 86400
+CREATE = {"model": "m", "input": "", "background": True, "max_output_tokens": 10}
+"""A call that may cost 10 tokens."""
+CLIENTS = {"ada": {"key": "ada-key-ada-key-ada-key"}, "ben": {"key": "ben-key-ben-key-ben-key"}}
+
+
+class Jobs:
+    """A stand-in of OpenAI that makes responses in background."""
+
+    def __init__(self) -> None:
+        self.status, self.tokens = "queued", 0
+
+    def response(self) -> web.Response:
+        usage = {"input_tokens": 0, "output_tokens": self.tokens} if self.tokens else None
+        return web.json_response({"id": "resp_1", "object": "response", "status": self.status, "background": True, "model": "m", "output": [], "usage": usage})
+
+    async def create(self, _request: web.Request) -> web.Response:
+        return self.response()
+
+    async def read(self, _request: web.Request) -> web.Response:
+        return self.response()
+
+    def end(self, tokens: int, status: str = "completed") -> None:
+        self.tokens, self.status = tokens, status
+
+
+@pytest.fixture
+async def jobs(aiohttp_server: Any) -> tuple[Jobs, dict[str, Any]]:
+    """The stand-in, and its provider entry."""
+    jobs = Jobs()
+    server = await aiohttp_server(vendor(("POST", "/responses", jobs.create), ("GET", "/responses/{id}", jobs.read)))
+    return jobs, provider(str(server.make_url("")).rstrip("/"), **PRICED)
+
+
+def headers(client: str) -> dict[str, str]:
+    return {"x-relay-key": CLIENTS[client]["key"]}
+
+
+async def create(relay: Relay, client: str | None = None) -> None:
+    status, _, _ = await relay.call("POST", relay.path("openai", "responses"), json=CREATE, headers=headers(client) if client else None)
+    assert status == 200
+    await relay.idle()
+
+
+async def read(relay: Relay, client: str | None = None) -> None:
+    status, _, _ = await relay.call("GET", relay.path("openai", "responses/resp_1"), headers=headers(client) if client else None)
+    assert status == 200
+    await relay.idle()
+
+
+def database_of(relay: Relay) -> Database:
+    database = relay.gateway.ledger.database
+    assert database is not None
+    return database
+
+
+async def report_of(relay: Relay, key: str) -> BudgetReport:
+    (found,) = await BudgetReports(database_of(relay)).page(BudgetFilter(key=key), ("", 0), 1, time.time())
+    return found
+
+
+async def charged(relay: Relay, key: str = "b") -> tuple[int, int]:
+    """What the budget has lost, in tokens: the ledger's costs, and what was charged without one."""
+    found = await report_of(relay, key)
+    return found.spent_nano // TOKEN_NANO, found.unpriced_nano // TOKEN_NANO
+
+
+async def test_a_response_in_background_is_charged_what_it_reserved_until_its_usage_is_read(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    await read(relay)
+    assert await charged(relay) == (0, 10)
+    jobs[0].end(tokens=4)
+    for _ in range(3):
+        await read(relay)
+        assert await charged(relay) == (4, 0)
+    assert await ledger_nano(relay) == 4 * TOKEN_NANO
+
+
+async def test_its_usage_is_charged_once_after_a_restart_too(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    document = budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"})
+    first = await start(document, openai=jobs[1])
+    await create(first)
+    await first.runner.cleanup()
+    second = await start(document, openai=jobs[1])
+    jobs[0].end(tokens=4)
+    await read(second)
+    assert await charged(second) == (4, 0)
+
+
+async def test_the_money_can_be_spent_again(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 0.015, "period": "total", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    assert (await relay.call("POST", relay.path("openai", "responses"), json=CREATE))[0] == 429
+    jobs[0].end(tokens=1)
+    await read(relay)
+    await create(relay)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_a_response_that_ended_without_usage_costs_nothing(start: StartRelay, jobs: Any, database_setting: str, status: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    jobs[0].end(tokens=0, status=status)
+    await read(relay)
+    assert await charged(relay) == (0, 0)
+
+
+async def test_a_budget_that_is_not_charged_the_usage_gets_nothing_back(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    document = budgeted(database_setting, {"usd": 1, "period": "day", "per": "client", "name": "b", "clients": ["ada"]})
+    relay = await start(document | {"clients": CLIENTS}, openai=jobs[1])
+    await create(relay, "ada")
+    jobs[0].end(tokens=4)
+    await read(relay, "ben")
+    await read(relay, "ada")
+    assert await charged(relay, "b|ada") == (0, 10)
+
+
+async def test_the_day_that_was_charged_gets_it_back(start: StartRelay, jobs: Any, database_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    leases = relay.gateway.leases
+    assert leases is not None
+    yesterday = accounts(relay)["b"].span.start_s
+    now_s = leases.clock
+    monkeypatch.setattr(leases, "clock", lambda: now_s() + DAY_S)
+    jobs[0].end(tokens=4)
+    await read(relay)
+    await leases.tidy()
+    query = sa.select(budgets.c.unpriced_nano).where(budgets.c.period_start_s == yesterday)
+    assert await scalar(relay, query) == 0
+    assert accounts(relay)["b"].span.start_s == yesterday + DAY_S and accounts(relay)["b"].charged.spent_nano == 4 * TOKEN_NANO
+
+
+async def test_a_budget_that_was_reset_gets_nothing_back(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    reset = await BudgetReports(database_of(relay)).reset(BudgetChange("b", "admin", time.time()))
+    assert reset is not None and reset.counted_nano == 0
+    jobs[0].end(tokens=4)
+    await read(relay)
+    assert (await report_of(relay, "b")).counted_nano == 4 * TOKEN_NANO
+
+
+async def test_what_is_never_read_is_forgotten_after_90_days_and_stays_charged(start: StartRelay, jobs: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "total", "name": "b"}), openai=jobs[1])
+    await create(relay)
+    database = database_of(relay)
+    async with database.writing() as connection:
+        await connection.execute(sa.update(provisional_charges).values(at_s=int(time.time()) - 91 * DAY_S))
+    await sweep(database, Retention(DAY_S, DAY_S))
+    assert await scalar(relay, sa.select(sa.func.count()).select_from(provisional_charges)) == 0
+    assert await charged(relay) == (0, 10)
