@@ -106,18 +106,28 @@ async def _connect(url: str) -> Any:
                 await asyncio.sleep(0.05)
 
 
+_MANY_BYTES = 512 * 1024
+
+
+async def _empty(connection: Any) -> None:
+    """Empty all tables. TRUNCATE makes new files of each, which takes 30 ms for all of them."""
+    tables = await connection.fetch("SELECT relname, pg_relation_size(oid) AS size FROM pg_class WHERE relname = ANY($1)", list(metadata.tables))
+    await connection.execute(";".join(f"TRUNCATE {name}" if size > _MANY_BYTES else f"DELETE FROM {name}" for name, size in tables))
+    sequences = await connection.fetch("SELECT sequencename FROM pg_sequences")
+    await connection.execute(";".join(f"SELECT setval('{name}', 1, false)" for (name,) in sequences))
+
+
 async def _empty_tables(url: str) -> bool:
     """Close all other connections to a database and empty its tables.
 
     Returns False, and leaves the tables alone, if the schema is not the current one.
     """
-    tables = ", ".join(metadata.tables)
     connection = await _connect(url.replace("+asyncpg", ""))
     try:
         if await connection.fetchval("SELECT version_num FROM alembic_version") != HEAD:
             return False
         await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
-        await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY")
+        await _empty(connection)
         return True
     finally:
         await connection.close()

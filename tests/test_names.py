@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +48,12 @@ EXAMPLES = {
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
     """The text of every file that must not contain an old name."""
-    found = [path for name in ROOTS for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
-    ours = [path for path in found if path.is_file() and path.suffix in SUFFIXES and not {"node_modules", "__pycache__", "dist"} & set(path.parts)]
+    found = [ROOT / name for name in ROOTS if (ROOT / name).is_file()]
+    for name in ROOTS:
+        for folder, folders, files in os.walk(ROOT / name):
+            folders[:] = set(folders) - {"node_modules", "__pycache__", "dist"}
+            found += [Path(folder, file) for file in files]
+    ours = [path for path in found if path.suffix in SUFFIXES]
     names = {str(path.relative_to(ROOT)): path for path in ours if path.stat().st_size < 300_000}
     return {name: path.read_text(errors="replace") for name, path in names.items() if name not in KEEPS_OLD_NAMES}
 
