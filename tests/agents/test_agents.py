@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,24 +23,30 @@ pytestmark = pytest.mark.programs
 
 AGENTS = Path(__file__).parent
 PROVIDERS = ("openai", "anthropic", "google-ai-studio")
+READ = "Read note.txt"
 COMMANDS = {
-    "claude": ("claude", "-p", "hello"),
-    "codex": ("codex", "exec", "--skip-git-repo-check", "hello"),
-    "gemini": ("gemini", "--skip-trust", "-m", "gemini-2.5-flash", "-p", "hello"),
-    "opencode": ("opencode", "run", "-m", "openai/gpt-5", "hello"),
-}
-"""The programs of package-lock.json; aider is none of npm. Without -m Gemini CLI would first ask a
-model which model to use."""
-ANSWER = "Hi from aimock!"
+    "claude": ("claude", "-p", READ),
+    "codex": ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-m", "gpt-5", READ),
+    "gemini": ("gemini", "--skip-trust", "-m", "gemini-2.5-flash", "-p", READ),
+    "opencode": ("opencode", "run", "-m", "openai/gpt-5", READ),
+    "aider": ("aider", "--model", "openai/gpt-5", "--edit-format", "diff", "--no-git", "--yes-always", "--no-check-update", "--no-show-model-warnings",
+              "--message", "Change the note", "note.txt"),
+}  # fmt: skip
+"""The programs of package-lock.json and aider.txt. Without -m Gemini CLI would first ask a model
+which model to use."""
+NOTE, CHANGED = "a note of the test", "a changed note"
+ANSWERS = dict.fromkeys(COMMANDS, "The tool has read the note.") | {"aider": "Applied edit to note.txt"}
 QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
 
 
 @pytest.fixture
-async def aimock() -> AsyncIterator[str]:
-    """The URL of stand-in providers that we did not write."""
+async def aimock(home: Path) -> AsyncIterator[str]:
+    """The URL of stand-in providers that we did not write. Each lets its agent read or change the
+    note in its work folder.
+    """
     need_packages(NODE)
     need_packages(AGENTS)
-    process = await asyncio.create_subprocess_exec("node", str(NODE / "aimock.mjs"), stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec("node", str(NODE / "aimock.mjs"), str(home / "work"), stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     yield (await asyncio.wait_for(process.stdout.readline(), HANG_GUARD_S)).decode().strip()
     process.terminate()
@@ -57,6 +64,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "RELAY_KEY"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home/work").mkdir(parents=True)
+    (tmp_path / "home/work/note.txt").write_text(f"{NOTE}\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -75,11 +83,15 @@ async def until_the_key_is_valid(home: Path, tool: str) -> None:
             await asyncio.sleep(0.4)  # wrong keys are counted
 
 
+def program_of(tool: str) -> Path:
+    """The program: aider is one of Python, the others are of npm."""
+    return AGENTS / (".aider/bin/aider" if tool == "aider" else f"node_modules/.bin/{tool}")
+
+
 async def turn(home: Path, tool: str, **environment: str) -> str:
     """Run one turn of a program in its home folder. Returns what it prints."""
-    program, *arguments = COMMANDS[tool]
     process = await asyncio.create_subprocess_exec(
-        str(AGENTS / "node_modules/.bin" / program), *arguments, cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET | environment,
+        str(program_of(tool)), *COMMANDS[tool][1:], cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET | environment,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -92,20 +104,30 @@ async def turn(home: Path, tool: str, **environment: str) -> str:
     return out.decode()
 
 
-def test_every_program_of_the_lock_is_run() -> None:
-    assert set(TOOLS) - set(COMMANDS) == {"aider"}
+def calls_of(relay: Relay) -> list[dict[str, Any]]:
+    """The records of the program's calls; those of `relay doctor` name no user agent."""
+    records = [json.loads(line) for line in relay.logged.lines]
+    return [record for record in records if record["event"] == "exchange" and record.get("user_agent")]
+
+
+def test_every_tool_is_run() -> None:
+    assert set(TOOLS) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("tool", COMMANDS)
-async def test_an_agent_answers_through_the_relay_with_its_own_key(relay: Relay, home: Path, tool: str) -> None:
+async def test_an_agent_uses_a_tool_through_the_relay_with_its_own_key(relay: Relay, home: Path, tool: str) -> None:
+    if not program_of(tool).exists():
+        pytest.skip(f"{tool} is not installed: scripts/install-test-tools does, for Python 3.11 and 3.12")
     await connect(relay, tool)
     await until_the_key_is_valid(home, tool)
-    before = len([line for line in relay.logged.lines if '"exchange"' in line])
     said = await turn(home, tool)
-    assert ANSWER in said, said
+    assert ANSWERS[tool] in said, said
+    assert (home / "work/note.txt").read_text() == (CHANGED if tool == "aider" else NOTE) + "\n"
     await relay.idle()
-    calls = (await relay.events(count=before + 1))[before:]
+    calls = calls_of(relay)
     assert {call["client"] for call in calls} == {TOOLS[tool].client} and {call["status"] for call in calls} == {200}
+    metered = [call["usage"] for call in calls if call.get("usage")]
+    assert [(usage["input_tokens"], usage["output_tokens"]) for usage in metered][-2:] == [(20, 5)] * (1 if tool == "aider" else 2)
     assert not any(key in said for key in KEYS.values())
     record = load_record(records_folder(home, {}), tool)
     assert record is not None and record.key is not None
