@@ -22,7 +22,7 @@ SELECTED = $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 # Containers often set it; every test process would then compile all test modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick fast lint types docs-check golden bench size soak cover locks clean help
+.PHONY: run test quick fast lint types docs-check golden bench size soak agents cover locks clean help
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ size:  ## lines, longest functions, largest modules, writers of the Exchange (AR
 
 soak: $(VENV)/test.stamp  ## tests that wait for minutes
 	$(PY) -m pytest -m soak -o addopts= tests $(ARGS)
+
+agents: $(VENV)/test.stamp  ## coding agents over many turns (needs scripts/install-test-tools)
+	$(PY) -m pytest -o addopts= -n 2 tests/agents $(ARGS)
 
 cover: $(VENV)/test.stamp  ## coverage of relay/
 	$(PY) -m coverage erase

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from relay.cli.agent_checks import check_agents
 from relay.cli.agent_tools import TOOLS
 from relay.cli.connections import load_record, records_folder
 from relay.cli.main import main
+from tests.agents.conftest import AGENTS, NOTE
 from tests.conftest import StartRelay, Vendors
+from tests.ledger.test_ledger import rows
+from tests.processes import ROOT
 from tests.relays import CLIENT_KEY, HANG_GUARD_S, KEYS, Relay, packaged_provider
-from tests.sdk.test_node import NODE, need_packages
+from tests.sdk.test_node import need_packages
 
 pytestmark = pytest.mark.programs
 
-AGENTS = Path(__file__).parent
-PROVIDERS = ("openai", "anthropic", "google-ai-studio")
 READ = "Read note.txt"
 COMMANDS = {
     "claude": ("claude", "-p", READ),
@@ -34,39 +34,9 @@ COMMANDS = {
 }  # fmt: skip
 """The programs of package-lock.json and aider.txt. Without -m Gemini CLI would first ask a model
 which model to use."""
-NOTE, CHANGED = "a note of the test", "a changed note"
+CHANGED = "a changed note"
 ANSWERS = dict.fromkeys(COMMANDS, "The tool has read the note.") | {"aider": "Applied edit to note.txt"}
 QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
-
-
-@pytest.fixture
-async def aimock(home: Path) -> AsyncIterator[str]:
-    """The URL of stand-in providers that we did not write. Each lets its agent read or change the
-    note in its work folder.
-    """
-    need_packages(NODE)
-    need_packages(AGENTS)
-    process = await asyncio.create_subprocess_exec("node", str(NODE / "aimock.mjs"), str(home / "work"), stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    yield (await asyncio.wait_for(process.stdout.readline(), HANG_GUARD_S)).decode().strip()
-    process.terminate()
-    await process.wait()
-
-
-@pytest.fixture
-async def relay(aimock: str, start: StartRelay, sqlite_setting: str) -> Relay:
-    entries = {name: packaged_provider(name, aimock) for name in PROVIDERS}
-    return await start({"access": {"mode": "required"}, "database": sqlite_setting, "providers": entries})
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "RELAY_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "home/work").mkdir(parents=True)
-    (tmp_path / "home/work/note.txt").write_text(f"{NOTE}\n")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 async def connect(relay: Relay, *arguments: str) -> None:
@@ -85,13 +55,18 @@ async def until_the_key_is_valid(home: Path, tool: str) -> None:
 
 def program_of(tool: str) -> Path:
     """The program: aider is one of Python, the others are of npm."""
-    return AGENTS / (".aider/bin/aider" if tool == "aider" else f"node_modules/.bin/{tool}")
+    return ROOT / ".venv/aider/bin/aider" if tool == "aider" else AGENTS / "node_modules/.bin" / tool
 
 
 async def turn(home: Path, tool: str, **environment: str) -> str:
     """Run one turn of a program in its home folder. Returns what it prints."""
+    return await run(home, *COMMANDS[tool], **environment)
+
+
+async def run(home: Path, tool: str, *arguments: str, **environment: str) -> str:
+    """Run a program in its home folder. Returns what it prints."""
     process = await asyncio.create_subprocess_exec(
-        str(program_of(tool)), *COMMANDS[tool][1:], cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET | environment,
+        str(program_of(tool)), *arguments, cwd=home / "work", env={"PATH": os.environ["PATH"], "HOME": str(home)} | QUIET | environment,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -104,10 +79,9 @@ async def turn(home: Path, tool: str, **environment: str) -> str:
     return out.decode()
 
 
-def calls_of(relay: Relay) -> list[dict[str, Any]]:
-    """The records of the program's calls; those of `relay doctor` name no user agent."""
-    records = [json.loads(line) for line in relay.logged.lines]
-    return [record for record in records if record["event"] == "exchange" and record.get("user_agent")]
+async def calls_of(relay: Relay) -> list[dict[str, Any]]:
+    """The rows of the program's calls; those of `relay doctor` name no user agent."""
+    return [row for row in await rows(relay) if row.get("user_agent")]
 
 
 def test_every_tool_is_run() -> None:
@@ -123,8 +97,7 @@ async def test_an_agent_uses_a_tool_through_the_relay_with_its_own_key(relay: Re
     said = await turn(home, tool)
     assert ANSWERS[tool] in said, said
     assert (home / "work/note.txt").read_text() == (CHANGED if tool == "aider" else NOTE) + "\n"
-    await relay.idle()
-    calls = calls_of(relay)
+    calls = await calls_of(relay)
     assert {call["client"] for call in calls} == {TOOLS[tool].client} and {call["status"] for call in calls} == {200}
     metered = [call["usage"] for call in calls if call.get("usage")]
     assert [(usage["input_tokens"], usage["output_tokens"]) for usage in metered][-2:] == [(20, 5)] * (1 if tool == "aider" else 2)
