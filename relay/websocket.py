@@ -17,7 +17,7 @@ from functools import partial
 from aiohttp import ClientWebSocketResponse, web
 
 from relay import log
-from relay.calls.affinity import tie_to_key
+from relay.calls.affinity import learner_of_session, tie_to_key
 from relay.calls.call import Call, attempt_options
 from relay.calls.response import RelayedWebSocket
 from relay.calls.transforms import redacted_text
@@ -80,6 +80,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
             exchange.response.status = 101
             exchange.move_to("committed")
             session = _session(exchange, request, downstream, upstream, gateway)
+            session.made = learner_of_session(exchange, options.affinity, gateway)
             if access is not None:
                 MessageCheck(access, exchange, call.query, call.headers).attach(session.downstream)
             if is_unified:

@@ -22,6 +22,7 @@ from relay.core.meters.unpack import coding_of, unpack
 from relay.core.peek import NOTHING, Peek
 from relay.core.provider import Keys, Route
 from relay.gate.made_objects import MadeObjects
+from relay.gateway import Gateway
 from relay.upstream.health import Health
 
 _SEARCHED_BYTES = 64 * 1024
@@ -45,14 +46,7 @@ def learn_response(upstream: ClientResponse, attempt: RestAttempt, start: bytes)
     exchange, route = attempt.exchange, attempt.exchange.routing.route
     if route is None or route.kind != "responses" or upstream.status >= 300:
         return
-    learners: list[Callable[[str], None]] = []
-    affinity, gateway = attempt.options.affinity, attempt.gateway
-    if affinity is not None and route.has_affinity:
-        keys, health = exchange.routing.keys, gateway.attempts.health
-        learners.append(partial(_remember, health, route, keys, affinity.client))
-    if exchange.request.surface == "unified" and attempt.call.method == "POST":
-        client, provider = attempt.call.caller.client, route.provider.name
-        learners.append(partial(_note, gateway.made_objects, client, provider))
+    learners = _learners(exchange, attempt.options.affinity, attempt.gateway)
     if not learners:
         return
     start = start[:_SEARCHED_BYTES]
@@ -65,6 +59,30 @@ def learn_response(upstream: ClientResponse, attempt: RestAttempt, start: bytes)
             exchange.at_end += (lambda: _tell(learners, _id_of(exchange)),)
         return
     _tell(learners, made)
+
+
+def learner_of_session(
+    exchange: Exchange, affinity: Affinity | None, gateway: Gateway
+) -> Callable[[str], None] | None:
+    """Return what remembers the responses that a session makes; None if nothing does."""
+    learners = _learners(exchange, affinity, gateway)
+    return partial(_tell, learners) if learners else None
+
+
+def _learners(
+    exchange: Exchange, affinity: Affinity | None, gateway: Gateway
+) -> Sequence[Callable[[str], None]]:
+    request, routing = exchange.request, exchange.routing
+    route, learners = routing.route, []
+    assert route is not None
+    if affinity is not None and route.has_affinity:
+        health = gateway.attempts.health
+        learners.append(partial(_remember, health, route, routing.keys, affinity.client))
+    makes = request.method == "POST" or request.transport == "websocket"
+    if request.surface == "unified" and makes:
+        client, provider = request.caller.client, route.provider.name
+        learners.append(partial(_note, gateway.made_objects, client, provider))
+    return learners
 
 
 def _tell(learners: Sequence[Callable[[str], None]], made: str) -> None:

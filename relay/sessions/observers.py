@@ -37,7 +37,7 @@ def observe_session(
     meter = socket_meter(route.format, opened)
     if meter is None:
         return None, None
-    exchange.usage.meter = meter
+    exchange.usage.meter, meter.made = meter, session.made
     session.turns = turns = Turns(route.format, exchange.request.started_s, *sides, gateway.clock)
 
     def failed(error: Exception) -> None:

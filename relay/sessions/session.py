@@ -175,6 +175,8 @@ class Session:
     turns: Turns | None = None
     check_spending: Callable[[], None] | None = None
     """Called when the provider has reported usage; None: no budget applies."""
+    made: Callable[[str], None] | None = None
+    """Called with the id of each response that the session makes; None: nothing remembers it."""
     last_event: bytes = b""
     """The provider's last small message that no meter has read."""
     ended: asyncio.Future[Ending] = field(

@@ -24,7 +24,7 @@ from tests.relays import Relay, provider
 from tests.surfaces.test_questions import ask
 from tests.upstream.raw import RawUpstream, ok
 
-ROWS = {"sqlite": 1_000_000, "postgresql": 100_000}
+ROWS = {"sqlite": 300_000, "postgresql": 100_000}
 OPENING_S = 30
 SERIES = {
     "sqlite": "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {rows})",

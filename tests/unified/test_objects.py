@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartRelay
-from tests.relays import Relay, provider
+from tests.relays import HANG_GUARD_S, Relay, packaged_provider, provider
 from tests.upstream.raw import RawUpstream, ok
+from tests.upstream.vendors import SEEN, echo, vendor
 
 pytestmark = pytest.mark.usefixtures("no_lists")
 
@@ -67,3 +68,24 @@ async def test_it_is_known_after_a_restart(start: StartRelay, raw: RawUpstream, 
     again = await start(document | {"providers": {"openai": provider(f"{raw.url}/openai"), "grok": provider(f"{raw.url}/grok")}})
     assert (await call(again, "GET", "responses/resp_1"))[0] == 200
     assert raw.arrived[-1].target == "/openai/responses/resp_1"
+
+
+async def created(socket: Any, name: str, **more: Any) -> None:
+    """Let the stand-in, which sends back what it gets, create a response."""
+    await socket.send_json({"type": "response.created", "response": {"id": name, "object": "response", "model": "grok-4"} | more})
+    assert (await socket.receive_json(timeout=HANG_GUARD_S))["type"] == "response.created"
+
+
+async def test_a_response_of_a_socket_is_read_where_it_was_made_unless_it_is_not_stored(start: StartRelay, aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XAI_API_KEY", "k-of-a-test")
+    server = await aiohttp_server(vendor(("GET", "/{path:.*}", echo)))
+    url = str(server.make_url("")).rstrip("/")
+    entries = {name: packaged_provider(name, f"{url}/{name}") for name in ("openai", "grok")}
+    relay = await start({"unified": {"sockets": {"responses": "grok"}}, "providers": entries})
+    async with relay.client.ws_connect(f"{relay.url}/v1/responses") as socket:
+        await created(socket, "resp_1")
+        await created(socket, "resp_2", store=False)
+        await relay.call("GET", f"{relay.url}/v1/responses/resp_1")
+        assert server.app[SEEN][-1].target == "/grok/v1/responses/resp_1"
+        assert (await relay.call("GET", f"{relay.url}/v1/responses/resp_2"))[0] == 404
+    assert len(server.app[SEEN]) == 2

@@ -58,7 +58,7 @@ class Accounts:
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def application(self) -> web.Application:
-        app = vendor(("POST", "/responses", self.create), ("POST", "/chat/completions", self.chat), ("GET", "/socket", self.socket))
+        app = vendor(("POST", "/responses", self.create), ("POST", "/chat/completions", self.chat), ("GET", "/socket", self.socket), ("GET", "/responses", self.socket))
         app.router.add_route("*", "/responses/{id}", self.read)
         return app
 
@@ -222,6 +222,18 @@ async def test_the_sockets_of_a_session_use_the_key_of_its_calls(setting: Settin
             await ws.send_str("hello")
             assert (await ws.receive(HANG_GUARD_S)).data == "hello"
         assert setting.accounts.used[-1] == key
+
+
+async def test_a_response_of_a_socket_is_read_with_the_key_that_made_it(setting: Setting) -> None:
+    for number in range(6):
+        name = f"resp_of_socket_{number}"
+        async with setting.relay.client.ws_connect(setting.relay.ws("openai", "responses")) as socket:
+            setting.accounts.made[name] = setting.accounts.used[-1]
+            await socket.send_json({"type": "response.created", "response": {"id": name, "model": "gpt-5-mini"}})
+            await socket.receive(HANG_GUARD_S)  # the stand-in sends it back
+        assert (await setting.call(f"responses/{name}", method="GET"))[0] == 200
+        assert await setting.attempts() == [], "the first key was the right one"
+    assert len(set(setting.accounts.made.values())) == 3
 
 
 async def test_sockets_without_a_session_are_in_rotation(setting: Setting) -> None:

@@ -58,7 +58,7 @@ _MESSAGE = Wanted(
     "session.output_audio_format", "session.max_output_tokens",
     "session.max_response_output_tokens",
     "response.id", "response.model", "response.status", "response.service_tier", "response.usage",
-    "response.tool_usage",
+    "response.tool_usage", "response.store",
 )  # fmt: skip
 _CREATE = Wanted(
     "type", "model", "previous_response_id", "response.model", "max_output_tokens",
@@ -259,6 +259,12 @@ class Responses(ResponseMeter):
     @property
     def next_response(self) -> CallBound:
         return CallBound(self._last_tokens, self.output_limit, may_hold_audio=True, units=1)
+
+    def _began(self, message: Document) -> None:
+        super()._began(message)
+        named = text_of(message.get("response.id"))
+        if self.made is not None and named and message.get("response.store") != b"false":
+            self.made(named)
 
     def _opening(self, model: str | None) -> Open:
         opened = self._requested.popleft() if self._requested else Open(None, 0)

@@ -97,6 +97,7 @@ class SocketMeter:
         "_by_key",
         "_sums",
         "ignored_fields",
+        "made",
         "model",
         "opened",
         "order_filter",
@@ -116,6 +117,8 @@ class SocketMeter:
         """The most output tokens of a response, as the session says; None: unknown."""
         self.pieces: tuple[bytes, ...] = ()
         """Beginnings of messages that are only deltas of a response."""
+        self.made: Callable[[str], None] | None = None
+        """Called with the id of each new object of the provider that can be read again."""
         self.requested_model: str | None = None
         """The first model in the client's messages."""
         self.model = opened.model
