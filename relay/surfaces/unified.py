@@ -6,6 +6,7 @@ calls/unified.py chooses the target of a call.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,8 +14,10 @@ from aiohttp import web
 
 from relay.calls.call import Call
 from relay.core.access import Client
-from relay.core.errors import ModelNotFound
+from relay.core.errors import BadRequest, ModelNotFound
+from relay.core.numbers import whole_number
 from relay.core.paths import split_endpoint
+from relay.core.text import quoted
 from relay.core.unified import error_format, is_endpoint
 from relay.gate.model_access import model_access
 from relay.gateway import Gateway
@@ -32,6 +35,7 @@ from relay.websocket import relay_websocket
 
 PREFIX = "/v1"
 _LIST = "models"
+_MAX_PAGE = 1000
 _CREATED_S = 0
 """The relay does not know when a provider has published a model."""
 
@@ -132,9 +136,33 @@ def _list(found: dict[str, str], call: Call, query: Any) -> dict[str, Any]:
         return {"models": []}
     entries = [_entry(name, owner, call) for name, owner in found.items()]
     if "anthropic-version" in call.headers:
-        first, last = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
-        return {"data": entries, "has_more": False, "first_id": first, "last_id": last}
+        return _page(entries, query)
     return {"object": "list", "data": entries}
+
+
+def _page(entries: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """Return a page of Anthropic's list: `limit` entries after the model `after_id` or before
+    `before_id`; without a `limit`, all. Raises BadRequest.
+    """
+    limit = whole_number(query.get("limit", str(_MAX_PAGE)), 1, _MAX_PAGE)
+    if limit is None:
+        raise BadRequest(f"limit is not a whole number from 1 to {_MAX_PAGE}")
+    ids = [entry["id"] for entry in entries]
+    begin, end = 0, len(ids)
+    for name in ("after_id", "before_id"):
+        if name in query and query[name] not in ids:
+            raise BadRequest(f"{name} is not a model of the list: {quoted(query[name])}")
+    if "before_id" in query:
+        end = ids.index(query["before_id"])
+        begin = max(0, end - limit) if "limit" in query else 0
+    elif "after_id" in query:
+        begin = ids.index(query["after_id"]) + 1
+    if "limit" in query:
+        end = min(end, begin + limit)
+    page = entries[begin:end]
+    has_more = begin > 0 if "before_id" in query else end < len(ids)
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return {"data": page, "has_more": has_more, "first_id": first, "last_id": last}
 
 
 def _entry(name: str, owner: str, call: Call) -> dict[str, Any]:

@@ -42,6 +42,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "RELAY_KEY"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home/work").mkdir(parents=True)
-    (tmp_path / "home/work/note.txt").write_text(f"{NOTE}\n")
+    (tmp_path / "home/work" / "note.txt").write_text(f"{NOTE}\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"

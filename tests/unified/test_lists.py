@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import anthropic
 import pytest
 from aiohttp import web
 from yarl import URL
@@ -130,6 +131,24 @@ async def test_anthropics_shape_for_its_sdk_and_claude_code(start: StartRelay, l
     status, answer_of_none = await get(relay, "models/no-such", **{"anthropic-version": "2023-06-01"})
     assert (status, answer_of_none["type"]) == (404, "error")
     assert (answer["has_more"], answer["first_id"], answer["last_id"]) == (False, "best", answer["data"][-1]["id"])
+
+
+async def test_anthropics_sdk_pages_through_the_list(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    for model in ("gpt-99-secret", "claude-99", "gemini-99"):
+        await until_listed(relay, model)
+    whole = await ids(relay)
+    async with anthropic.AsyncAnthropic(api_key="any", base_url=relay.url) as client:
+        assert [model.id async for model in client.models.list(limit=2)] == whole
+        page = await client.models.list(limit=3, before_id=whole[-1])
+        assert ([model.id for model in page.data], page.has_more) == (whole[-4:-1], True)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "after_id=no-such", "before_id="])
+async def test_a_page_that_does_not_exist_is_refused(start: StartRelay, lists: Lists, query: str) -> None:
+    relay = await served(start, lists)
+    status, answer = await get(relay, f"models?{query}", **{"anthropic-version": "2023-06-01"})
+    assert status == 400 and query.partition("=")[0] in answer["error"]["message"]
 
 
 async def test_a_client_sees_what_it_may_use(start: StartRelay, lists: Lists) -> None:
