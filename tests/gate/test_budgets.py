@@ -419,10 +419,10 @@ def test_a_bad_budget_is_refused_at_start(tmp_path: Path, document: dict[str, An
     assert problem in str(refused.value) and "gateway.yaml:" in str(refused.value)
 
 
-async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay, metered: Any, tmp_path: Path) -> None:
+async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay, metered: Any, tmp_path: Path, database_setting: str) -> None:
     """Two workers, and one of them is killed while calls are in flight, most likely at both."""
     limit_nano = 300 * TOKEN_NANO
-    document = budgeted(str(tmp_path / "relay.db"), {"usd": 0.3, "period": "total"}) | {"providers": {"openai": metered[1]}}
+    document = budgeted(database_setting, {"usd": 0.3, "period": "total"}) | {"providers": {"openai": metered[1]}}
     served = await serve(tmp_path, document, "--workers", "2")
     victim = int((await served.until(r'"pid":(\d+).*"worker.ready"')).group(1))
     metered[0].gate.clear()
@@ -447,7 +447,7 @@ async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay,
     assert set(statuses) <= {0, 200, 429, 503} and metered[0].calls <= 25
     await served.stop()
 
-    database = Database(database_url(str(tmp_path / "relay.db")))
+    database = Database(database_url(database_setting))
     # Without a row if all calls were at the killed worker.
     spent = int((await database.rows(sa.select(sa.func.sum(exchanges.c.cost_nano_usd))))[0][0] or 0)
     (budget,) = await database.rows(sa.select(budgets))
@@ -460,7 +460,7 @@ async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay,
     # What the killed worker had sent is not free again, and an administrator can release it.
     assert metered[0].calls * 10 * TOKEN_NANO <= charged + unaccounted
 
-    relay = await start(document | {"database": str(tmp_path / "relay.db")}, openai=metered[1])
+    relay = await start(document, openai=metered[1])
     assert relay.gateway.leases is not None
     later = time.time() + 61
     relay.gateway.leases.clock = lambda: later
