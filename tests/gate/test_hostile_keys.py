@@ -9,7 +9,7 @@ import base64
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from relay.gate import keys as keys_module
 from relay.storage.access import AccessStore
@@ -157,6 +159,54 @@ async def test_a_near_miss_is_as_much_work_as_any_other_key(start: StartRelay, r
         assert (await send_one(relay, message([("Authorization", f"Bearer {secret}")], ""))).startswith(b"HTTP/1.1 401")
         work.add(hashes[0])
     assert work == {1}
+
+
+PREFIXES = ("openai-insecure-api-key.", "cf-aig-authorization.", "xi-api-key.", "bearer.", "Bearer.", "")
+_BYTES = st.binary(max_size=40).filter(lambda text: not {*b"\r\n\0"} & {*text})
+
+
+def handshake(offered: list[bytes]) -> bytes:
+    lines = [b"GET /api/v1/ai-gateway/ws/mine/socket HTTP/1.1", b"Host: localhost", b"Connection: Upgrade", b"Upgrade: websocket"]
+    lines += [b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *(b"Sec-WebSocket-Protocol: " + each for each in offered)]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+async def _refused(relay: Relay, offered: list[bytes], secret: bytes) -> None:
+    answer = await send_one(relay, handshake(offered))
+    assert answer.split()[1] in (b"400", b"401"), (offered, answer[:200])
+    assert len(secret) < 8 or secret not in answer, offered
+
+
+@pytest.mark.parametrize("mode", ["required", "open"])
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+async def test_a_key_that_was_never_made_is_refused_as_a_subprotocol_without_a_query(
+    start: StartRelay, raw: RawUpstream, file: Path, statements: list[str], secret: str, mode: str
+) -> None:
+    relay = await _start(start, raw, file, mode)
+    statements.clear()
+    sent = secret.encode("utf-8", "surrogateescape")
+    for prefix in PREFIXES:
+        token = prefix.encode() + sent
+        for offered in ([token], [b"realtime, " + token], [b"realtime", token], [token + b", openai-beta.realtime-v1"]):
+            await _refused(relay, offered, sent)
+    assert statements == [] and not raw.arrived
+    await relay.idle()
+    text = contents(file) + "".join(relay.logged.lines)
+    assert MARK not in text and STORED[3:-1] not in text
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.tuples(st.sampled_from(PREFIXES), _BYTES), min_size=1, max_size=4), min_size=1, max_size=3))
+async def test_no_offer_of_subprotocols_gets_past_the_key(required: Relay, lists: list[list[tuple[str, bytes]]]) -> None:
+    offered = [b",".join(prefix.encode() + text for prefix, text in offers) for offers in lists]
+    await _refused(required, offered, b"")
+
+
+@pytest.fixture
+async def required(start: StartRelay, raw: RawUpstream, file: Path) -> AsyncIterator[Relay]:
+    relay = await _start(start, raw, file)
+    yield relay
+    assert not raw.arrived
 
 
 # --- cross-tenant
