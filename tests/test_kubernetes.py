@@ -8,12 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import aiohttp
 import msgspec
 import pytest
 import yaml
 
 from relay.registry.load import Sources, load
-from tests.processes import ROOT
+from tests.processes import ROOT, serve
+from tests.whole_run import canary
 
 FOLDER = ROOT / "config/kubernetes"
 MANIFESTS = [document for name in ("secret.example.yaml", "relay.yaml") for document in yaml.safe_load_all((FOLDER / name).read_text())]
@@ -94,11 +96,12 @@ def test_selectors_and_names_match() -> None:
 
 def test_the_configuration_is_valid_and_the_grace_period_exceeds_the_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in _of_kind("Secret")["stringData"].items():
-        monkeypatch.setenv(name, value.removeprefix("your_"))
+        monkeypatch.setenv(name, value.replace("your_", "0123456789abcdef-"))
     monkeypatch.setenv("POD_IP", "10.0.0.7")
     (tmp_path / "gateway.yaml").write_text(_of_kind("ConfigMap")["data"]["gateway.yaml"])
     config = load(Sources(tmp_path / "gateway.yaml", None))
     assert [provider.missing for provider in config.registry.providers.values()] == [(), ()]
+    assert config.settings.access.mode == "required" and config.settings.access.admin_token and config.settings.access.read_token
     assert "10.0.0.7" in config.settings.server.hosts and config.settings.redis.url and config.settings.database
     before_s = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     assert before_s + config.settings.server.drain_timeout_s + KILLED_AFTER_S < POD["terminationGracePeriodSeconds"]
@@ -109,8 +112,21 @@ def test_the_filled_in_secret_is_kept_out_of_git_and_of_the_image() -> None:
         assert "config/kubernetes/secret.yaml" in (ROOT / name).read_text().splitlines()
 
 
-def test_the_command_line_accepts_the_arguments_of_the_container() -> None:
-    from relay.cli.main import build_parser
-
-    parsed = build_parser(CONTAINER["args"][:1]).parse_args(CONTAINER["args"])
-    assert (parsed.config, parsed.host, parsed.open) == ("/etc/relay/gateway.yaml", "0.0.0.0", True)
+async def test_a_pod_refuses_calls_without_a_key_and_gives_its_metrics_to_prometheus(tmp_path: Path) -> None:
+    """With the arguments and configuration of the manifests, but for the folder and databases."""
+    document = yaml.safe_load(_of_kind("ConfigMap")["data"]["gateway.yaml"]) | {"database": str(tmp_path / "relay.db"), "redis": {}, "cache": {}}
+    arguments = [str(tmp_path / "gateway.yaml") if each == "/etc/relay/gateway.yaml" else each for each in CONTAINER["args"]]
+    environment = {"POD_IP": "10.0.0.7", "RELAY_ADMIN_TOKEN": canary("admin-token"), "RELAY_READ_TOKEN": canary("read-token"), "OPENAI_API_KEY": canary("k")}
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(document))
+    served = await serve(tmp_path, None, *arguments[1:])
+    url = served.url.replace("0.0.0.0", "127.0.0.1")
+    async with aiohttp.ClientSession() as client:
+        statuses = {}
+        for token in ("", environment["RELAY_READ_TOKEN"]):
+            headers = {"Host": "ai-gateway-relay", "X-Forwarded-For": "10.0.0.8"} | ({"Authorization": f"Bearer {token}"} if token else {})
+            for path in ("/metrics", "/v1/models"):
+                async with client.get(url + path, headers=headers) as answer:
+                    statuses[path, bool(token)] = answer.status
+    assert statuses == {("/metrics", False): 401, ("/v1/models", False): 401, ("/metrics", True): 200, ("/v1/models", True): 403}
+    await served.stop()
