@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -102,17 +103,24 @@ class Administration:
         """
         expires_s = self._expiry_s(expires)
         warnings = await self._warn_of_open_access()
-        if record is None:
+        checked = None if record is None else self._checked(client, record)
+        if checked is None:
             await self.require_client(client)
-        else:
-            record = await self._new_record(client, self._checked(client, record), warnings)
-        secret, key = _make_key(expires_s)
-        row = await self.store.create_key(client, record, key, self.actor)
-        return MadeKey(row, secret, tuple(warnings))
 
-    async def _new_record(self, client: str, record: str, warnings: list[str]) -> str | None:
+        def new_record(row: ClientRow | None) -> str | None:
+            if checked is None:
+                self._require(client, row)
+                return None
+            return self._new_record(client, row, checked, warnings)
+
+        secret, key = _make_key(expires_s)
+        made = await self.store.create_key(client, new_record, key, self.actor)
+        return MadeKey(made, secret, tuple(warnings))
+
+    def _new_record(
+        self, client: str, row: ClientRow | None, record: str, warnings: list[str]
+    ) -> str | None:
         """Return the record to be stored with a new key; None if the client has it already."""
-        row = await self.store.client(client)
         if row is None:
             return record
         if row.deleted_s is not None:
@@ -141,7 +149,8 @@ class Administration:
         await self.require_client(client)
         warnings = [*self.unchanged_keys(client), *await self._warn_of_open_access()]
         secret, key = _make_key(expires_s)
-        row = await self.store.rotate(client, key, int(self.now_s()) + grace_s, self.actor)
+        check = partial(self._require, client)
+        row = await self.store.rotate(client, key, int(self.now_s()) + grace_s, self.actor, check)
         return MadeKey(row, secret, tuple(warnings))
 
     async def find_key(self, id: str) -> KeyRow | None:
@@ -182,9 +191,13 @@ class Administration:
         """Return the client of the database; the name of one of gateway.yaml. Raises
         ClientNotFound.
         """
+        is_in_file = name in self.config.clients.by_name or not is_client_name(name)
+        return self._require(name, None if is_in_file else await self.store.client(name))
+
+    def _require(self, name: str, row: ClientRow | None) -> ClientRow | str:
+        """Do the same, with the row of the client."""
         if name in self.config.clients.by_name:
             return name
-        row = await self.store.client(name) if is_client_name(name) else None
         if row is None or row.deleted_s is not None:
             raise ClientNotFound(name)
         return row

@@ -40,6 +40,9 @@ from relay.storage.tables import access_state, audit, client_keys, clients
 
 _SECRET_BYTES = 32
 T = TypeVar("T")
+RecordOf = Callable[[ClientRow | None], str | None]
+"""Returns the record that a client gets with a new key, by its row; None leaves the client as it
+is. What it raises ends the change."""
 _FIRST_STATE = sa.text(
     "INSERT INTO access_state (id, version, ticket_secret) VALUES (1, 0, :secret)"
     " ON CONFLICT DO NOTHING"
@@ -109,26 +112,38 @@ class AccessStore:
         """
         return await self._change(actor, lambda change: change.put_client(name, record))
 
-    async def create_key(self, client: str, record: str | None, key: NewKey, actor: str) -> KeyRow:
+    async def create_key(
+        self, client: str, record: str | RecordOf | None, key: NewKey, actor: str
+    ) -> KeyRow:
         """Store a key of a client. With a `record` the client gets that record, and is created if
-        it does not exist; without one it may be a client of gateway.yaml.
+        it does not exist; without one it may be a client of gateway.yaml. A function decides on the
+        record by the row of the client, which no other change can come between.
         """
 
         async def create(change: _Change) -> KeyRow:
-            if record is not None:
-                await change.put_client(client, record)
+            new = record(await change.client(client)) if callable(record) else record
+            if new is not None:
+                await change.put_client(client, new)
             row = await change.add_key(client, key)
             await change.write_audit("key.create", key.id, {"client": client})
             return row
 
         return await self._change(actor, create)
 
-    async def rotate(self, client: str, key: NewKey, old_expires_s: int, actor: str) -> KeyRow:
+    async def rotate(
+        self,
+        client: str,
+        key: NewKey,
+        old_expires_s: int,
+        actor: str,
+        check: Callable[[ClientRow | None], object] = lambda row: None,
+    ) -> KeyRow:
         """Store a new key of a client, and let its older keys expire at `old_expires_s`, unless
-        they expire before.
+        they expire before. `check` gets the row of the client, as for `create_key`.
         """
 
         async def rotate(change: _Change) -> KeyRow:
+            check(await change.client(client))
             older = await change.expire_keys(client, old_expires_s)
             row = await change.add_key(client, key)
             details = {"client": client, "older_keys": older, "older_expire_s": old_expires_s}
@@ -180,8 +195,7 @@ class AccessStore:
 
     async def client(self, name: str) -> ClientRow | None:
         """Return a client, also a deleted one; None if there is none of this name."""
-        query = sa.select(*_CLIENT).where(clients.c.name == name)
-        return next(iter(await self._list(query, ClientRow)), None)
+        return next(iter(await self._list(_client_named(name), ClientRow)), None)
 
     async def clients(self, after: str = "", limit: int = PAGE_ROWS) -> Sequence[ClientRow]:
         """Return the clients that are not deleted by name, beginning after the name `after`."""
@@ -255,6 +269,11 @@ class _Change:
     at_s: int
     actor: str
 
+    async def client(self, name: str) -> ClientRow | None:
+        """Return a client, also a deleted one; None if there is none of this name."""
+        check_client(name)
+        return next(iter(await read_rows(_client_named(name), ClientRow, self.connection)), None)
+
     async def put_client(self, name: str, record: str) -> ClientRow:
         """Create a client, or replace its record."""
         check_client(name)
@@ -320,6 +339,10 @@ class _Change:
     async def discard(self) -> None:
         """Roll back: nothing has changed, so the version stays."""
         await self.connection.rollback()
+
+
+def _client_named(name: str) -> sa.Select[Any]:
+    return sa.select(*_CLIENT).where(clients.c.name == name)
 
 
 async def _raise_version(connection: AsyncConnection) -> int:

@@ -273,3 +273,25 @@ async def test_parallel_rotations_make_one_key_each(small: Relay) -> None:
     await manage(small, "PUT", "clients/web", {})
     made = await asyncio.gather(*(manage(small, "POST", "clients/web/rotate", {}) for _ in range(8)))
     assert {status for status, _ in made} == {201} and len({answer["key"] for _, answer in made}) == 8
+
+
+async def test_two_who_create_one_client_at_once_do_not_replace_its_record(relay: Relay) -> None:
+    """Else the first key would get the rights that the second one asked for."""
+    records = ({"providers": ["openai"]}, {"models": ["gpt-5*"]}, {})
+    made = await asyncio.gather(*(manage(relay, "POST", "keys", {"client": "web", "record": record}) for record in records for _ in range(3)))
+    assert {status for status, _ in made} == {201, 409}
+    asked = [record for record in records for _ in range(3)]
+    given = [record for record, (status, _) in zip(asked, made, strict=True) if status == 201]
+    _, client = await manage(relay, "GET", "clients/web")
+    assert given == [client["record"]] * 3, "the other two of the same record get a key too"
+
+
+async def test_a_key_of_a_client_that_is_revoked_at_the_same_time_is_not_valid(relay: Relay) -> None:
+    for number in range(4):
+        name = f"web{number}"
+        await manage(relay, "PUT", f"clients/{name}", {})
+        both = (manage(relay, "POST", "keys", {"client": name}), manage(relay, "POST", f"clients/{name}/rotate", {}), manage(relay, "DELETE", f"clients/{name}"))
+        made = await asyncio.gather(*both)
+        assert made[2][0] == 200 and {made[0][0], made[1][0]} <= {201, 404}
+        _, left = await manage(relay, "GET", "keys")
+        assert [key["state"] for key in left["keys"] if key["client"] == name and key["state"] != "revoked"] == []
