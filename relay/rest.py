@@ -13,14 +13,14 @@ from aiohttp import web
 
 from relay.calls.affinity import tie_to_key
 from relay.calls.attempt import RestAttempt
-from relay.calls.body import Body, body_at_hand, read_body
+from relay.calls.body import Body, body_at_hand, keep_start, read_body
 from relay.calls.caching import answer_from_cache, plan_cache
 from relay.calls.call import Call, attempt_options
 from relay.calls.observers import capture_request
 from relay.calls.send import send_call
 from relay.calls.stream import deliver
 from relay.calls.unified import choose_target
-from relay.core.media import PLAIN_BYTES, input_tokens
+from relay.core.media import AUDIO_START_BYTES, PLAIN_BYTES, input_tokens
 from relay.core.named_models import CallText
 from relay.core.paths import query_names
 from relay.core.peek import NOTHING, model_elsewhere, paid_fields, peek_body
@@ -112,6 +112,10 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
         options.submits = True  # Deepgram delivers the transcript to that URL
     if route.kind in ("speech", "image"):
         facts.billable_input = paid_fields(text)
+    elif route.kind == "transcription":
+        facts.billable_input = text[:AUDIO_START_BYTES]
+        if attempt.body.stream is not None:
+            keep_start(attempt.body, facts, AUDIO_START_BYTES)
     if len(text) > PLAIN_BYTES or len(text) > len(attempt.body.whole):
         facts.input_estimate = input_tokens(text, route.format)
     seen = NOTHING

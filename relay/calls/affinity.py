@@ -72,15 +72,15 @@ def learner_of_session(
 def _learners(
     exchange: Exchange, affinity: Affinity | None, gateway: Gateway
 ) -> Sequence[Callable[[str], None]]:
-    request, routing = exchange.request, exchange.routing
+    facts, routing = exchange.request, exchange.routing
     route, learners = routing.route, []
     assert route is not None
     if affinity is not None and route.has_affinity:
         health = gateway.attempts.health
         learners.append(partial(_remember, health, route, routing.keys, affinity.client))
-    makes = request.method == "POST" or request.transport == "websocket"
-    if request.surface == "unified" and makes:
-        client, provider = request.caller.client, route.provider.name
+    makes = facts.method == "POST" or facts.transport == "websocket"
+    if facts.surface == "unified" and makes:
+        client, provider = facts.caller.client, route.provider.name
         learners.append(partial(_note, gateway.made_objects, client, provider))
     return learners
 

@@ -16,7 +16,7 @@ from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestPayloadError
 
 from relay.core.errors import BadFraming, ClientGone, RelayError
-from relay.core.exchange import Exchange
+from relay.core.exchange import Exchange, Request
 from relay.core.meters.unpack import CannotUnpack, CutShort, coding_of, steps
 from relay.core.peek import Peek
 from relay.gateway import Gateway
@@ -208,3 +208,20 @@ async def _streamed(
         raise
     if exchange.state != "committed":
         exchange.wait("first_byte", gateway.clock())
+
+
+def keep_start(body: Body, facts: Request, most_bytes: int) -> None:
+    """Keep the beginning of a streamed body, up to `most_bytes` of its first chunk, as the billable
+    input.
+    """
+    assert body.stream is not None
+    body.stream = _keeping_start(body.stream, facts, most_bytes)
+
+
+async def _keeping_start(
+    stream: AsyncIterator[bytes], facts: Request, most_bytes: int
+) -> AsyncIterator[bytes]:
+    async for chunk in stream:
+        if not facts.billable_input:
+            facts.billable_input = chunk[:most_bytes]
+        yield chunk

@@ -148,3 +148,26 @@ def _jpeg(start: bytes) -> Size | None:
             return Size(width, height)
         at += 2 + max(2, int.from_bytes(start[at + 2 : at + 4], "big"))
     return None
+
+
+AUDIO_START_BYTES = 4096
+"""How much of an upload `audio_ms` reads."""
+_WAV = b"WAVEfmt "
+_RATE_AT = 20
+"""Where the bytes per second are behind the beginning of _WAV, as a number of 32 bits."""
+_WAV_RATES = range(1_000, 10_000_000)
+_COMPRESSED_BYTES_PER_S = 16_000
+"""128 kbit/s, as most recorders write."""
+
+
+def audio_ms(start: bytes, length: int) -> int:
+    """Estimate the length of the audio in an upload of `length` bytes: by the header of a WAV file,
+    else by the rate of common compressed files. 0 for a body that only names the audio by its URL.
+    """
+    if not start or start.lstrip()[:1] == b"{":
+        return 0
+    rate = _COMPRESSED_BYTES_PER_S
+    if (at := start.find(_WAV, 0, AUDIO_START_BYTES)) >= 0:
+        named = int.from_bytes(start[at + _RATE_AT : at + _RATE_AT + 4], "little")
+        rate = named if named in _WAV_RATES else rate
+    return length * 1000 // rate

@@ -55,6 +55,16 @@ async def test_sdk(front: Front, sdk: str) -> None:
 
 
 @pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("model", ["gpt-realtime", "openai/gpt-realtime"])
+@pytest.mark.parametrize("front", ["nginx"], indirect=True)
+async def test_a_realtime_session_on_v1(front: Front, model: str) -> None:
+    env = {"CLIENT_KEY": CLIENT_KEY, "TLS_BASE": front.tls_url, "NODE_EXTRA_CA_CERTS": str(front.authority)}
+    assert await output("node", str(NODE / "unified-realtime.mjs"), model, env=env) == "ok\n"
+    front.check_credentials()
+    assert [seen.target for seen in front.seen("openai") if "/realtime" in seen.target] == ["/v1/realtime?model=gpt-realtime"]
+
+
+@pytest.mark.usefixtures("packages")
 async def test_a_fal_queue_submitted_by_proxy_is_polled_through_the_relay(front: Front) -> None:
     await node("fal.mjs", {"BASE": front.base("fal")})
     targets = [seen.target for seen in front.seen("fal-queue")]

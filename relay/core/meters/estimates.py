@@ -13,6 +13,7 @@ from decimal import Decimal
 
 import msgspec
 
+from relay.core import media
 from relay.core.fields import UNREADABLE
 from relay.core.meters import speech
 from relay.core.meters.sent_call import SentCall
@@ -89,6 +90,8 @@ def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | 
         return (Part(model, Usage(characters=spoken)),)
     if sent.kind == "image":
         return (Part(model, Usage(images=images_requested(sent.body), estimated=True)),)
+    if sent.kind == "transcription" and (heard_ms := media.audio_ms(sent.body, sent.length)):
+        return (Part(model, Usage(audio_ms=heard_ms, estimated=True)),)
     if made is not None:
         return (Part(model, Usage(sent.input_tokens, made, estimated=True)),)
     pays = _PAYS.get(format_)

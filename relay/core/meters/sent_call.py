@@ -19,11 +19,13 @@ class SentCall(msgspec.Struct, frozen=True):
     kind: str
     """`chat`, `speech`, … (core/peek.py)."""
     body: bytes = b""
-    """The billable fields of the body: text for speech, number of images."""
+    """The billable fields of the body: text for speech, number of images, beginning of audio."""
     input_tokens: int = 0
     """Estimated input tokens."""
     method: str = "POST"
     endpoint: str = ""
+    length: int = 0
+    """Size of the body in bytes."""
 
     @classmethod
     def of(cls, exchange: Exchange) -> SentCall:
@@ -37,6 +39,7 @@ class SentCall(msgspec.Struct, frozen=True):
             else exchange.request.input_estimate,
             exchange.request.method,
             exchange.routing.route.endpoint,
+            exchange.request.body_bytes,
         )  # fmt: skip
 
     @property
