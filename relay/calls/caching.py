@@ -49,6 +49,8 @@ def plan_cache(attempt: RestAttempt) -> CachePlan | None:
         *((repr(access.patterns),) if (access := model_access(exchange.request.caller)) else ()),
         # Responses to a client's own credential are for that credential alone.
         *(credential.identity if credential else ()),
+        # The body has an alias, which means another model after a reload.
+        *((f"model {route.replaced_model}",) if route.replaced_model is not None else ()),
     )  # fmt: skip
     affecting = caching.affecting_headers(call.headers.items(), connection_of(call.headers))
     own = header("cf-aig-cache-key")
@@ -60,7 +62,7 @@ def plan_cache(attempt: RestAttempt) -> CachePlan | None:
         key = caching.own_key_of(owner, own, affecting)
     reads = not caching.skips(header)
     shares = reads and provider.cache.coalesce and exchange.request.kind in caching.CACHED_KINDS
-    return CachePlan(provider.name, key, ttl_s, reads, shares)
+    return CachePlan(provider.name, key, ttl_s, reads, shares, route.replaced_model)
 
 
 async def answer_from_cache(

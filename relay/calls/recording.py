@@ -39,7 +39,7 @@ def record_response(
     plan = cache.plan
     received = upstream.headers
     changed = rewriter is not None and any(name.lower() in rewriter.headers for name, _ in pairs)
-    if not plan.ttl_s or route.is_alternative or route.replaced_model is not None or changed:
+    if not plan.ttl_s or route.is_alternative or route.replaced_model != plan.model or changed:
         return None
     if not is_cacheable(upstream.status, received.get):
         return None

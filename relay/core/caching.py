@@ -90,6 +90,8 @@ class CachePlan(NamedTuple):
     """False: the client wants a fresh response."""
     shares: bool
     """True: the call may share the response of an identical call in flight."""
+    model: str | None = None
+    """The model that replaces the one of the body, by an alias or prefix; None: it stays."""
 
 
 def requested_ttl_s(header: Header, rules: CacheRules, kind: str) -> int | None:
