@@ -35,19 +35,24 @@ def choose_socket(call: Call, exchange: Exchange, gateway: Gateway) -> tuple[Cal
     that of `unified.sockets`, else the only one that has such a socket. Raises ModelNotFound,
     TargetAmbiguous, WebSocketNotSupported, ProviderNotAllowed.
     """
-    endpoint = call.endpoint
-    if endpoint not in SOCKETS:
-        raise UnknownRoute(call.method, call.root)
-    unified = gateway.unified
-    gateway.model_lists.refresh(unified.providers)
-    model = query_value(call.query, "model")
-    if model:
-        route = _route_of_model(model, endpoint, gateway)
-        exchange.request.requested_model = model if route.replaced_model is not None else None
-    else:
-        route = gateway.registry.match_websocket(_only_provider(endpoint, unified), endpoint)
+    route = route_of_socket(call, gateway)
+    if route.replaced_model is not None:
+        exchange.request.requested_model = query_value(call.query, "model")
     take_chosen(route, exchange.request)
     return msgspec.structs.replace(call, provider=route.provider.name), route
+
+
+def route_of_socket(call: Call, gateway: Gateway) -> Route:
+    """Return the route of a socket, for any client. Raises UnknownRoute, ModelNotFound,
+    TargetAmbiguous, WebSocketNotSupported.
+    """
+    endpoint, unified = call.endpoint, gateway.unified
+    if endpoint not in SOCKETS:
+        raise UnknownRoute(call.method, call.root)
+    gateway.model_lists.refresh(unified.providers)
+    if model := query_value(call.query, "model"):
+        return _route_of_model(model, endpoint, gateway)
+    return gateway.registry.match_websocket(_only_provider(endpoint, unified), endpoint)
 
 
 def _route_of_model(model: str, endpoint: str, gateway: Gateway) -> Route:

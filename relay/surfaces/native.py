@@ -8,24 +8,22 @@ and connection probes; the 404 of a wrong base URL. rest.py and websocket.py han
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.web_urldispatcher import PrefixResource, ResourceRoute, UrlMappingMatchInfo
 from yarl import URL
 
-from relay.calls.call import Call, attempt_options, resolve_target_header
+from relay.calls.call import Call, resolve_target_header
 from relay.core.base_urls import guess_provider
-from relay.core.errors import UnknownRoute, UpgradeRequired
+from relay.core.errors import UnknownRoute
 from relay.core.paths import split_endpoint
 from relay.core.subprotocols import split
 from relay.gate.identify import Identified, KeyPlaces, Sent
-from relay.gate.model_access import model_access
 from relay.gateway import GATEWAY
-from relay.registry.registry import check_socket
 from relay.rest import relay_rest
-from relay.sessions.admission import allowed_route
+from relay.sessions.explanation import explain_refusal
 from relay.surfaces.cors import CORS, is_preflight
 from relay.websocket import relay_websocket
 
@@ -181,25 +179,10 @@ class _ProviderSockets(Calls):
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if is_preflight(request):
             return await self._cors.preflight(request)
+        call = self._call(request)
         if not wants_websocket(request):
-            await self._check_session(request)
-            raise UpgradeRequired
-        return await relay_websocket(request, self._gateway, self._call(request))
-
-    async def _check_session(self, request: web.Request) -> None:
-        """Raise for a plain GET the error that a handshake would get, or that the handshake with
-        this ticket got. Browsers hide why a handshake failed: web/AIGatewayClient.js asks here.
-        """
-        gateway, call = self._gateway, self._call(request)
-        if call.caller.ticket and (error := await gateway.tickets.refusal(call.caller.ticket)):
-            raise error
-        if not (call.caller.ticket and _is_of_own_page(call.headers)):
-            gateway.callers.authorize_session(call.caller, call.headers, call.provider)
-        route = gateway.registry.match_websocket(call.provider, call.endpoint)
-        check_socket(route)
-        if (access := model_access(call.caller)) is not None:
-            allowed_route(access, route, call.query, call.headers)
-        attempt_options(call, route)
+            await explain_refusal(call, self._gateway)
+        return await relay_websocket(request, self._gateway, call)
 
 
 def wants_websocket(request: web.Request) -> bool:
@@ -207,9 +190,3 @@ def wants_websocket(request: web.Request) -> bool:
     upgrade = request.headers.get("Upgrade")
     return upgrade is not None and upgrade.strip().lower() == "websocket"
 
-
-def _is_of_own_page(headers: Mapping[str, str]) -> bool:
-    """True for a GET of a page of the relay's own origin: browsers send it without Origin, unlike
-    the handshake.
-    """
-    return "Origin" not in headers and headers.get("Sec-Fetch-Site", "").lower() == "same-origin"

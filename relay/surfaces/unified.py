@@ -18,10 +18,11 @@ from relay.core.errors import BadRequest, ModelNotFound
 from relay.core.numbers import whole_number
 from relay.core.paths import split_endpoint
 from relay.core.text import quoted
-from relay.core.unified import error_format, is_endpoint
+from relay.core.unified import SOCKETS, error_format, is_endpoint
 from relay.gate.model_access import model_access
 from relay.gateway import Gateway
 from relay.rest import relay_rest
+from relay.sessions.explanation import explain_refusal
 from relay.surfaces.cors import is_preflight
 from relay.surfaces.native import (
     CALL_PREFIXES,
@@ -67,6 +68,8 @@ class _UnifiedCalls(Calls):
         call = self._call(request)
         if wants_websocket(request):
             return await relay_websocket(request, self._gateway, call)
+        if call.method == "GET" and call.endpoint in SOCKETS:
+            await explain_refusal(call, self._gateway)
         first = call.endpoint.partition("/")[0]
         if first == _LIST and call.method in ("GET", "HEAD"):
             return self._answer_list(request, call)

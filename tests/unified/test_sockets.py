@@ -158,3 +158,23 @@ async def test_a_message_for_another_provider_ends_the_session_with_an_error_eve
         closed = await socket.receive(HANG_GUARD_S)
     assert event["type"] == "error" and "model_not_in_session" in json.dumps(event)
     assert (closed.data, closed.extra) == (1008, f"model_not_in_session: {model}")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("realtime?model=voice", (426, "upgrade_required")), ("realtime?model=no-such", (404, "model_not_found")), ("realtime?model=text", (426, "websocket_not_supported")),
+        ("realtime", (400, "target_ambiguous")), ("realtime?model=grok/grok-voice", (403, "provider_not_allowed")), ("live/sessions", (426, "upgrade_required")),
+    ],
+)  # fmt: skip
+async def test_a_plain_get_says_why_a_handshake_is_refused(sockets: Sockets, path: str, expected: tuple[int, str]) -> None:
+    """Browsers hide it from the page."""
+    await sockets.serve("openai", "grok", "anthropic", models=MODELS, clients={"web": {"key": KEY, "providers": ["openai", "anthropic"]}})
+    headers = {"Authorization": f"Bearer {KEY}"}
+    status, found, _ = await sockets.relay.call("GET", f"{sockets.relay.url}/v1/{path}", headers=headers)
+    assert (status, found["x-relay-error"]) == expected
+    if expected[1] != "upgrade_required":
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await sockets.connect(path, headers=headers)
+        assert refused.value.headers is not None and refused.value.headers["x-relay-error"] == expected[1]
+    assert not sockets.seen
