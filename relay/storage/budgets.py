@@ -190,15 +190,6 @@ class BudgetStore:
 
         return await self._database.change(find)
 
-    async def state(self, account: Account, now_s: float) -> BudgetState:
-        """Return the state of a budget."""
-        return await self._database.change(partial(_state, account=account, now_s=now_s))
-
-    async def release(self, key: str, period_start_s: int) -> int:
-        """Give what dead processes have left unaccounted back to a budget. Returns how much."""
-        work = partial(release_dead, key=key, period_start_s=period_start_s)
-        return await self._database.change_durably(work)
-
 
 async def delete_ended(connection: AsyncConnection, before_s: float, limit: int) -> int:
     """Delete the budgets of periods that ended before a time, with the leases that dead processes
@@ -284,7 +275,7 @@ async def _lease(
         await _grant(connection, account.lease_id, amount)
     is_enough, state = amount >= sum(missing_nano), None
     if not is_enough or warning_level(granted + amount - reset, rule.limit_nano + raised):
-        state = await _state(connection, account, now_s)
+        state = await read_state(connection, account, now_s)
     others = (0 if state is None else state.lost_nano) - reset
     return Leased(held + amount, raised, others, None if is_enough else state)
 
@@ -365,7 +356,8 @@ async def _add_to_budget(
     await connection.execute(sa.update(budgets).where(where).values(values))
 
 
-async def _state(connection: AsyncConnection, account: Account, now_s: float) -> BudgetState:
+async def read_state(connection: AsyncConnection, account: Account, now_s: float) -> BudgetState:
+    """Return the state of a budget without the lease of `account`."""
     budget, lease = budgets.c, budget_leases.c
     query = sa.select(
         budget.extra_nano, budget.spent_nano, budget.unpriced_nano, budget.over_nano

@@ -189,4 +189,3 @@ def wants_websocket(request: web.Request) -> bool:
     """True if a request asks to be upgraded to a WebSocket."""
     upgrade = request.headers.get("Upgrade")
     return upgrade is not None and upgrade.strip().lower() == "websocket"
-

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from relay.core.budgets import Account
 from relay.registry.load import ConfigError
+from relay.storage.budgets import release_dead
 from relay.storage.database import Database, DatabaseUnavailable, database_url
 from relay.storage.tables import budget_leases, budgets, exchanges
 from tests.conftest import StartRelay
@@ -468,7 +470,7 @@ async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay,
     status, headers, _ = await post(relay, CALL | {"max_tokens": rest + 1})
     assert (status, headers["x-relay-error"]) == (429, "budget_exhausted")
     await relay.gateway.leases.tidy()
-    assert await relay.gateway.leases.store.release(budget.key, 0) == unaccounted
+    assert await database.change_durably(partial(release_dead, key=budget.key, period_start_s=0)) == unaccounted
     status, _, _ = await post(relay, CALL | {"max_tokens": (limit_nano - charged) // TOKEN_NANO})
     assert status == 200
     await database.close()
