@@ -47,7 +47,7 @@ async def relay_websocket(request: web.Request, gateway: Gateway, call: Call) ->
         _check_handshake(call)
         is_unified = call.surface == "unified"
         if is_unified:
-            call, route = choose_socket(call, exchange, gateway)
+            call, route = await choose_socket(call, exchange, gateway)
         else:
             route = gateway.registry.match_websocket(call.provider, call.endpoint)
         exchange.routing.route = route

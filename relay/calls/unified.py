@@ -6,6 +6,8 @@ registry/unified_routes.py has the choice itself.
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 from aiohttp import web
 
@@ -50,7 +52,8 @@ async def choose_target(
     unified = gateway.unified
     gateway.model_lists.refresh(unified.providers)
     exchange.request.model = model
-    route = unified.route(call.endpoint, model)
+    exchange.wait("nothing", gateway.clock())
+    route = await gateway.model_lists.find(partial(unified.route, call.endpoint, model))
     exchange.request.requested_model = model if route.replaced_model is not None else None
     take_chosen(route, exchange.request)
     return route, body

@@ -29,7 +29,7 @@ async def explain_refusal(call: Call, gateway: Gateway) -> NoReturn:
     if not (caller.ticket and _is_of_own_page(call.headers)):
         gateway.callers.authorize_session(caller, call.headers, call.provider)
     if call.surface == "unified":
-        route = route_of_socket(call, gateway)
+        route = await route_of_socket(call, gateway)
         if caller.record is not None:
             check_provider(caller.record, route.provider.name)
     else:

@@ -7,6 +7,8 @@ the session with its vendor's error event.
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from relay.calls.call import Call
@@ -30,19 +32,19 @@ from relay.registry.unified_routes import UnifiedRoutes, naming
 from relay.sessions.session import Ending
 
 
-def choose_socket(call: Call, exchange: Exchange, gateway: Gateway) -> tuple[Call, Route]:
+async def choose_socket(call: Call, exchange: Exchange, gateway: Gateway) -> tuple[Call, Route]:
     """Return a call to the provider of a socket, and its route: the provider of `?model=`, else
     that of `unified.sockets`, else the only one that has such a socket. Raises ModelNotFound,
     TargetAmbiguous, WebSocketNotSupported, ProviderNotAllowed.
     """
-    route = route_of_socket(call, gateway)
+    route = await route_of_socket(call, gateway)
     if route.replaced_model is not None:
         exchange.request.requested_model = query_value(call.query, "model")
     take_chosen(route, exchange.request)
     return msgspec.structs.replace(call, provider=route.provider.name), route
 
 
-def route_of_socket(call: Call, gateway: Gateway) -> Route:
+async def route_of_socket(call: Call, gateway: Gateway) -> Route:
     """Return the route of a socket, for any client. Raises UnknownRoute, ModelNotFound,
     TargetAmbiguous, WebSocketNotSupported.
     """
@@ -51,7 +53,8 @@ def route_of_socket(call: Call, gateway: Gateway) -> Route:
         raise UnknownRoute(call.method, call.root)
     gateway.model_lists.refresh(unified.providers)
     if model := query_value(call.query, "model"):
-        return _route_of_model(model, endpoint, gateway)
+        find = partial(_route_of_model, model, endpoint, gateway)
+        return await gateway.model_lists.find(find)
     return gateway.registry.match_websocket(_only_provider(endpoint, unified), endpoint)
 
 

@@ -2,7 +2,8 @@
 until that has arrived.
 
 Owns the lists of a process and when they are fetched: when the unified surface is used, and again
-ten minutes later at the earliest. A call never waits for them.
+ten minutes later at the earliest. Only a call for a model that no known list has waits for the
+first lists: it may be in one of them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 from aiohttp import ClientSession
 
 from relay import log
+from relay.core.errors import ModelNotFound
 from relay.core.provider import Provider, rest_route
 from relay.core.text import clean
 from relay.prices import price_list
@@ -23,8 +26,15 @@ from relay.upstream.failures import MAPPABLE_ERRORS
 from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
+T = TypeVar("T")
 _FRESH_S = 600.0
 _FETCH_S = 20.0
+_FIRST_S = 5.0
+"""How long a call waits for the first lists."""
+_BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    "demo": ("demo-chat", "demo-embedding", "demo-speech", "demo-realtime")
+}
+"""The models of the built-in provider, until its list has arrived: the price list has none."""
 _MAX_BYTES = 8 * 1024 * 1024
 _MAX_MODELS = 5000
 _PATHS: Mapping[str, tuple[str, str]] = {
@@ -61,14 +71,36 @@ class ModelLists:
         fetched = self._fetched.get(provider.name)
         if fetched is not None:
             return fetched
-        return price_list.models_of(price_list.listed_name(provider))
+        built_in = _BUILT_IN.get(provider.name)
+        return built_in or price_list.models_of(price_list.listed_name(provider))
 
     def has(self, provider: Provider, model: str) -> bool:
         """True if a provider lists this model."""
         fetched = self._fetched.get(provider.name)
         if fetched is not None:
             return model in fetched
+        if model in _BUILT_IN.get(provider.name, ()):
+            return True
         return price_list.has_price(provider, model, time.time())
+
+    async def find(self, find: Callable[[], T]) -> T:
+        """Return what `find` returns. While it raises ModelNotFound and lists are fetched for the
+        first time, call it again with each list that arrives, for five seconds at most.
+        """
+        until_s = self._clock() + _FIRST_S
+        while True:
+            try:
+                return find()
+            except ModelNotFound:
+                first = [
+                    task
+                    for name, task in self._tasks.items()
+                    if name not in self._fetched and not task.done()
+                ]
+                left_s = until_s - self._clock()
+                if not first or left_s <= 0:
+                    raise
+                await asyncio.wait(first, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
     def refresh(self, providers: Iterable[Provider]) -> None:
         """Fetch the lists of these providers if they are missing or old, without waiting."""

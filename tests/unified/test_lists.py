@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anthropic
 import pytest
 from aiohttp import web
 from yarl import URL
 
+from relay.demo.provider import MODELS
 from tests.conftest import StartRelay
+from tests.processes import serve
 from tests.relays import HANG_GUARD_S, Relay, packaged_provider
 
 KEY = "sk-local-lists-0123456789abcdef"
@@ -29,11 +33,13 @@ class Lists:
         self.answers = asyncio.Event()
         self.answers.set()
         self.asked: list[str] = []
-        self.status = 200
+        self.status, self.gated = 200, ""
+        """Paths with this wait for `answers`."""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
-        await self.answers.wait()
+        if self.gated in request.path:
+            await self.answers.wait()
         return web.json_response(LISTED.get(request.path, {"error": "x"}), status=self.status)
 
 
@@ -121,6 +127,65 @@ async def test_a_model_of_a_fetched_list_picks_its_provider(start: StartRelay, l
     await until_listed(relay, "gpt-99-secret")
     await relay.call("POST", f"{relay.url}/v1/chat/completions", json={"model": "gpt-99-secret", "messages": []})
     assert lists.asked[-1] == "/openai/v1/chat/completions"
+
+
+async def chat(relay: Relay, model: str) -> tuple[int, bytes]:
+    status, _, body = await relay.call("POST", f"{relay.url}/v1/chat/completions", json={"model": model, "messages": []})
+    return status, body
+
+
+async def test_the_first_call_waits_for_the_list_that_has_its_model(start: StartRelay, lists: Lists) -> None:
+    """Else each worker would answer 404 after each start, which no SDK tries again."""
+    relay = await served(start, lists)
+    lists.answers.clear()
+    calls = [asyncio.create_task(chat(relay, model)) for model in ("gpt-99-secret", "no-such-model")]
+    async with asyncio.timeout(HANG_GUARD_S):
+        while len(lists.asked) < 3:
+            await asyncio.sleep(0.01)
+    assert not any(call.done() for call in calls)
+    lists.answers.set()
+    (known, _), (unknown, body) = await asyncio.gather(*calls)
+    assert (known, unknown) == (200, 404) and b"model_not_found" in body
+    assert lists.asked.count("/openai/v1/chat/completions") == 1
+
+
+async def test_a_model_that_the_price_list_has_does_not_wait(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    lists.gated = "models"
+    lists.answers.clear()
+    assert (await chat(relay, "gpt-5"))[0] == 200
+    lists.answers.set()
+
+
+async def test_the_first_session_waits_for_the_list_too(start: StartRelay, lists: Lists) -> None:
+    relay = await served(start, lists)
+    status, headers, _ = await relay.call("GET", f"{relay.url}/v1/realtime?model=gpt-99-secret")
+    assert (status, headers["x-relay-error"]) == (426, "upgrade_required")
+
+
+async def test_a_list_that_does_not_arrive_delays_an_unknown_model_by_a_bounded_time(start: StartRelay, lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.upstream.model_lists._FIRST_S", 0.05)
+    relay = await served(start, lists)
+    lists.answers.clear()
+    assert (await chat(relay, "gpt-99-secret"))[0] == 404
+    lists.answers.set()
+
+
+async def test_a_list_that_cannot_be_fetched_delays_nothing(start: StartRelay, lists: Lists) -> None:
+    lists.status = 500
+    relay = await served(start, lists)
+    for _ in range(2):
+        assert (await chat(relay, "gpt-99-secret"))[0] == 404
+
+
+async def test_the_built_in_provider_is_known_at_once(tmp_path: Path) -> None:
+    served_relay = await serve(tmp_path, {"demo": {"enabled": True}, "providers": {}})
+    async with aiohttp.ClientSession() as client:
+        async with client.get(f"{served_relay.url}/v1/models") as answer:
+            assert {each["id"] for each in (await answer.json())["data"]} >= set(MODELS)
+        async with client.post(f"{served_relay.url}/v1/chat/completions", json={"model": "demo-chat", "messages": [{"role": "user", "content": "hi"}]}) as answer:
+            assert answer.status == 200
+    await served_relay.stop()
 
 
 async def test_anthropics_shape_for_its_sdk_and_claude_code(start: StartRelay, lists: Lists) -> None:
