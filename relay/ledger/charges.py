@@ -99,11 +99,11 @@ def note_charges(
 
 def _charged_id(exchange: Exchange, meter: AnswerMeter) -> str:
     """Return the id of a stored object that a call has read, if its usage was charged to the call,
-    or if it has ended without usage; else an empty string.
+    or if it has failed without usage; else an empty string.
     """
     if exchange.response.status >= 300 or exchange.outcome.error is not None:
         return ""
-    if meter.has_no_usage:
+    if meter.used_nothing:
         return meter.object_id
     ids = {part.object_id for part in exchange.usage.parts}
     is_charged = len(ids) == 1 and exchange.usage.cost_nano_usd is not None

@@ -117,13 +117,16 @@ async def test_the_money_can_be_spent_again(start: StartRelay, jobs: Any, databa
     await create(relay)
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_a_response_that_ended_without_usage_costs_nothing(start: StartRelay, jobs: Any, database_setting: str, status: str) -> None:
+@pytest.mark.parametrize(("status", "expected"), [("failed", 0), ("cancelled", 10), ("completed", 10)])
+async def test_only_a_response_that_failed_without_usage_costs_nothing(
+    start: StartRelay, jobs: Any, database_setting: str, status: str, expected: int
+) -> None:
+    """What else ends without a report of its usage may be billed, as a video is."""
     relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
     await create(relay)
     jobs[0].end(tokens=0, status=status)
     await read(relay)
-    assert await charged(relay) == (0, 0)
+    assert await charged(relay) == (0, expected)
 
 
 async def test_a_budget_that_is_not_charged_the_usage_gets_nothing_back(start: StartRelay, jobs: Any, database_setting: str) -> None:

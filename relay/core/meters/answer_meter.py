@@ -203,9 +203,10 @@ class AnswerMeter:
         return is_new and self._reported() is None
 
     @property
-    def has_no_usage(self) -> bool:
-        """True for a stored object that has ended, and of which no usage is reported."""
-        return self._sent.counting == "stored" and bool(self._bytes) and self._reported() == ()
+    def used_nothing(self) -> bool:
+        """True for a stored object that has failed, and of which no usage is reported."""
+        is_stored = self._sent.counting == "stored" and bool(self._bytes)
+        return is_stored and not self._reader.is_paid_job and self._reported() == ()
 
     @property
     def parts(self) -> Parts:
