@@ -269,13 +269,12 @@ class Account:
     def begin(self, nano_usd: int, unix_s: float) -> None:
         """Reserve money for a new call: it must be free, unless the budget only warns."""
         self.calls += 1
-        self.reserved_nano += nano_usd
-        self.used_s = unix_s
+        self.reserve(nano_usd, unix_s)
 
     def cancel(self, nano_usd: int) -> None:
         """Undo `begin`: the call was not sent."""
         self.calls -= 1
-        self.reserved_nano -= nano_usd
+        self.release(nano_usd)
 
     def reserve(self, nano_usd: int, unix_s: float) -> None:
         """Reserve more for a running call, under the conditions of `begin`."""
