@@ -28,7 +28,7 @@ from relay.core.formats import counting_of
 from relay.core.meters.answer_meter import AnswerMeter
 from relay.core.text import MAX_CHARACTERS
 from relay.ledger.rows import Entry
-from relay.storage.provisional_charges import ChargedObject
+from relay.storage.provisional_charges import ChargedObject, ProvisionalCharge
 
 Accounts = Sequence[Account]
 _WITHOUT_ANSWER = (
@@ -90,9 +90,16 @@ def note_charges(
             entry.charged_object = ChargedObject(provider, object_id, keys)
     elif charges and charges[0].charged.unpriced_nano and meter.is_reported_later:
         if len(meter.object_id) <= MAX_CHARACTERS:
-            named, now_s = (provider, meter.object_id), int(time.time())
+            object_id, now_s = meter.object_id, int(time.time())
             entry.provisional = tuple(
-                (*named, account.key, account.span.start_s, charged.unpriced_nano, now_s)
+                ProvisionalCharge(
+                    provider,
+                    object_id,
+                    account.key,
+                    account.span.start_s,
+                    charged.unpriced_nano,
+                    now_s,
+                )
                 for account, charged in charges
             )
 

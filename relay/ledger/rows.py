@@ -15,7 +15,7 @@ from relay.core.budgets import Charge
 from relay.core.metadata import Metadata, as_text, team_of
 from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
-from relay.storage.provisional_charges import ChargedObject
+from relay.storage.provisional_charges import ChargedObject, ProvisionalCharge
 from relay.storage.tables import KEYS, SUMS, bodies, exchanges, group_rollups, rollups, tags
 
 _ALWAYS = (
@@ -54,8 +54,8 @@ class Entry:
     """Size of the record, which is most of the row."""
     charges: tuple[Charge, ...] = ()
     """What the call was charged under budgets."""
-    provisional: tuple[tuple[Any, ...], ...] = ()
-    """The rows of `provisional_charges`: the part of `charges` whose cost is reported later."""
+    provisional: tuple[ProvisionalCharge, ...] = ()
+    """The part of `charges` whose cost is reported later."""
     charged_object: ChargedObject | None = None
     """The object whose usage the call was charged."""
 

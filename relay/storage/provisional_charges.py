@@ -16,9 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from relay.storage.inserts import Insert
 from relay.storage.tables import budgets, provisional_charges
 
-INSERT = Insert(
-    provisional_charges, ("provider", "object_id", "key", "period_start_s", "nano_usd", "at_s")
-)
+
+class ProvisionalCharge(NamedTuple):
+    """What a budget was charged for an object, as a row."""
+
+    provider: str
+    object_id: str
+    key: str
+    period_start_s: int
+    nano_usd: int
+    at_s: int
+
+
+INSERT = Insert(provisional_charges, ProvisionalCharge._fields)
 
 
 class ChargedObject(NamedTuple):
