@@ -15,7 +15,6 @@ from aiohttp import web
 from relay.calls.call import Call
 from relay.core.access import Client
 from relay.core.errors import BadRequest, ModelNotFound
-from relay.core.numbers import whole_number
 from relay.core.paths import split_endpoint
 from relay.core.text import quoted
 from relay.core.unified import SOCKETS, error_format, is_endpoint
@@ -24,6 +23,7 @@ from relay.gateway import Gateway
 from relay.rest import relay_rest
 from relay.sessions.explanation import explain_refusal
 from relay.surfaces.cors import is_preflight
+from relay.surfaces.management import limit_of
 from relay.surfaces.native import (
     CALL_PREFIXES,
     CLAUDE_CODE_PROBE,
@@ -147,23 +147,20 @@ def _page(entries: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[s
     """Return a page of Anthropic's list: `limit` entries after the model `after_id` or before
     `before_id`; without a `limit`, all. Raises BadRequest.
     """
-    limit = whole_number(query.get("limit", str(_MAX_PAGE)), 1, _MAX_PAGE)
-    if limit is None:
-        raise BadRequest(f"limit is not a whole number from 1 to {_MAX_PAGE}")
+    limit = limit_of(query, len(entries), _MAX_PAGE)
     ids = [entry["id"] for entry in entries]
-    begin, end = 0, len(ids)
     for name in ("after_id", "before_id"):
         if name in query and query[name] not in ids:
             raise BadRequest(f"{name} is not a model of the list: {quoted(query[name])}")
     if "before_id" in query:
         end = ids.index(query["before_id"])
-        begin = max(0, end - limit) if "limit" in query else 0
-    elif "after_id" in query:
-        begin = ids.index(query["after_id"]) + 1
-    if "limit" in query:
-        end = min(end, begin + limit)
+        begin = max(0, end - limit)
+        has_more = begin > 0
+    else:
+        begin = ids.index(query["after_id"]) + 1 if "after_id" in query else 0
+        end = begin + limit
+        has_more = end < len(ids)
     page = entries[begin:end]
-    has_more = begin > 0 if "before_id" in query else end < len(ids)
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
     return {"data": page, "has_more": has_more, "first_id": first, "last_id": last}
 
