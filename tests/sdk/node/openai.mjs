@@ -1,7 +1,7 @@
-// openai: chat, stream, and a realtime session. It opens wss:// whatever its base URL says.
+// openai: chat, stream, and a realtime session.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { OpenAIRealtimeWS } from "openai/realtime/ws";
+import { checkSession } from "./realtime.mjs";
 
 const key = process.env.CLIENT_KEY;
 const client = new OpenAI({ apiKey: key, baseURL: process.env.BASE, maxRetries: 0 });
@@ -15,12 +15,5 @@ const response = await client.responses.create({ model: "gpt-5", input: "hi" });
 assert.equal(response.output_text, "Hello wörld");
 
 const secure = new OpenAI({ apiKey: key, baseURL: process.env.TLS_BASE });
-const session = new OpenAIRealtimeWS({ model: "gpt-realtime" }, secure);
-const usage = await new Promise((resolve, reject) => {
-  session.on("error", reject);
-  session.on("session.created", () => session.send({ type: "response.create" }));
-  session.on("response.done", (event) => resolve(event.response.usage));
-});
-assert.equal(usage.total_tokens, 253);
-session.close();
+await checkSession(secure, "gpt-realtime");
 console.log("ok");

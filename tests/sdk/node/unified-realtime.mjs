@@ -1,15 +1,7 @@
-// openai: a realtime session on /v1, whose model picks the provider. It opens wss:// always.
-import assert from "node:assert/strict";
+// openai: a realtime session on /v1, whose model picks the provider.
 import OpenAI from "openai";
-import { OpenAIRealtimeWS } from "openai/realtime/ws";
+import { checkSession } from "./realtime.mjs";
 
 const client = new OpenAI({ apiKey: process.env.CLIENT_KEY, baseURL: `${process.env.TLS_BASE}/v1` });
-const session = new OpenAIRealtimeWS({ model: process.argv[2] }, client);
-const usage = await new Promise((resolve, reject) => {
-  session.on("error", reject);
-  session.on("session.created", () => session.send({ type: "response.create" }));
-  session.on("response.done", (event) => resolve(event.response.usage));
-});
-assert.equal(usage.total_tokens, 253);
-session.close();
+await checkSession(client, process.argv[2]);
 console.log("ok");
