@@ -27,16 +27,31 @@ MAX_VALUES = 50_000
 class _Loader(yaml.SafeLoader):
     """SafeLoader whose plain scalars are null, true/false, numbers, or text."""
 
+    _is_in_plain = False
+
     def fetch_flow_collection_start(self, token: Any) -> None:
         """Stop at MAX_DEPTH, before PyYAML's scanner spends its time on nested brackets."""
         if self.flow_level >= MAX_DEPTH:
             raise _GivenUp(self.get_mark(), (), "nested too deeply")
         super().fetch_flow_collection_start(token)
 
+    def scan_plain(self) -> Any:
+        """Let text without quotes contain a question mark between brackets, as libyaml does."""
+        self._is_in_plain = True
+        try:
+            return super().scan_plain()
+        finally:
+            self._is_in_plain = False
+
+    def peek(self, index: int = 0) -> str:
+        """Return a character ahead; in text without quotes, a letter for a question mark."""
+        character = super().peek(index)
+        return "x" if self._is_in_plain and character == "?" else character
+
 
 _FAST: Any = getattr(yaml, "CSafeLoader", None)
 """None where PyYAML was built without libyaml."""
-_SLOW_CHARACTERS = re.compile("[\t\x85\u2028\u2029\ufeff]")
+_SLOW_TEXT = re.compile("[\t\x85\u2028\u2029\ufeff!]|[|>][-+0-9]*#")
 _RESOLVERS = {
     first: [
         (tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":int", ":float"))
@@ -81,10 +96,10 @@ def read(path: Path, shown: str, files: Files) -> Document:
 
 
 def _read_fast(text: str, shown: str) -> Document | None:
-    """Parse a text by libyaml; None if it has a problem, or characters that libyaml and PyYAML
-    place differently.
+    """Parse a text by libyaml; None if it has a problem, or something that libyaml and PyYAML
+    read differently.
     """
-    if _FAST is None or _SLOW_CHARACTERS.search(text):
+    if _FAST is None or _SLOW_TEXT.search(text):
         return None
     document, loader = Document(shown), _FAST(text)
     loader.yaml_implicit_resolvers = _RESOLVERS

@@ -6,6 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,22 @@ def test_libyaml_reads_the_same_data_at_the_same_places_as_the_parser_of_pyyaml(
     text = _apply(changes).decode("utf-8", "replace")
     if (fast := _read_fast(text, "gateway.yaml")) is None:
         return  # the other parser decides
+    _assert_read_alike(text, fast)
+
+
+def _assert_read_alike(text: str, fast: Document) -> None:
     document = Document("gateway.yaml")
     data = _Builder(_Loader(text), document).build()
     assert repr(data) == repr(fast.data) and document.marks == fast.marks and not document.problems
+
+
+@pytest.mark.parametrize("text", ["a: {b: x?y, c?: z}", "a: [https://x/y?z, a ?, ?b, ? c]", "a: {? b : c, ?d: e}", "a: x?y\n? b\n: c"])
+def test_a_question_mark_is_text_for_both_parsers(text: str) -> None:
+    fast = _read_fast(text, "gateway.yaml")
+    assert fast is not None
+    _assert_read_alike(text, fast)
+
+
+@pytest.mark.parametrize("text", ["a: [!, b]", "a: |# b\n  c", "a: >-2#\n   c"])
+def test_a_file_that_the_parsers_read_differently_is_left_to_pyyaml(text: str) -> None:
+    assert _read_fast(text, "gateway.yaml") is None
