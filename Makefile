@@ -30,11 +30,12 @@ help:  ## list the targets
 run: $(VENV)/run.stamp .env  ## serve on 127.0.0.1:8787; installs what is missing
 	@exec $(PY) -m relay serve $(ARGS)
 
-# Collecting once compiles the test modules, which each of the four processes would do otherwise.
+# Before the first run: collecting once compiles the test modules, which each of the four processes
+# would do otherwise.
 test: $(VENV)/test.stamp lint  ## all checks and tests
 	$(PY) -m compileall -q relay  # once, before hundreds of relays start
 	$(PY) -m mypy --no-error-summary & types=$$!; \
-	$(if $(ARGS),,$(PY) -m pytest --collect-only -qq >/dev/null;) \
+	$(if $(ARGS),,[ -d tests/__pycache__ ] || $(PY) -m pytest --collect-only -qq >/dev/null;) \
 	$(TOGETHER) -m "not soak and not serial" $(SELECTED); tests=$$?; wait $$types && exit $$tests
 	$(SERIAL) $(SELECTED)
 

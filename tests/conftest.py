@@ -45,6 +45,7 @@ from tests.relays import (
     start_relay,
     stop_relay,
 )
+from tests.statements import share_compiled_statements
 from tests.tools import need
 from tests.upstream.cloudflare import cloudflare
 from tests.upstream.raw import RawUpstream
@@ -76,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.pop(spelling, None)
     config.pluginmanager.register(WholeRun(config))
     config.pluginmanager.register(SlowFirst())
+    share_compiled_statements()
     logging.getLogger().addHandler(_CollectLines())
     logging.getLogger("aiohttp").setLevel(logging.DEBUG)
 
@@ -240,6 +242,10 @@ async def nginx(tmp_path: Path) -> AsyncIterator[Any]:
 
 
 def pytest_collection_finish() -> None:
-    """Freeze the collected tests: they stay alive, and each garbage collection skips them."""
+    """Freeze the collected tests: they stay alive, and each garbage collection skips them.
+
+    Fewer collections than Python's default save a twentieth of the CPU time.
+    """
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     gc.enable()

@@ -21,7 +21,7 @@ async def test_after_a_kill_every_row_exists_once_and_the_file_is_intact() -> No
 
     By default the script kills twenty times at 500 calls a second, with 0.2 s and 5 s.
     """
-    command = (sys.executable, "scripts/bench/crash", "--kills", "3", "--rate", "50", "--margin-s", "4", "--start-s", "30")
+    command = (sys.executable, "scripts/bench/crash", "--kills", "2", "--rate", "50", "--margin-s", "4", "--start-s", "30")
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()

@@ -31,6 +31,7 @@ from tests.relays import KEYS, Relay, packaged_provider
 from tests.upstream.media import SDK_APPS, fal_queue_host
 from tests.upstream.vendors import SEEN, Seen
 
+AUTHORITY = trustme.CA()
 FAL_HOSTS = {"fal.run": "fal", "queue.fal.run": "fal-queue"}
 
 # The header in which each provider takes its credential, and the value that it must receive: the
@@ -79,28 +80,32 @@ class Front:
         assert arrived, "nothing arrived at any provider"
 
 
+@pytest.fixture(autouse=True)
+def _short_list_of_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each client that an SDK creates the 25 ms to read the system's certificates."""
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+
+
 @pytest.fixture(params=["bare", "nginx"])
 async def front(
-    request: pytest.FixtureRequest, start: StartRelay, sqlite_setting: str, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, start: StartRelay, sqlite_setting: str, aiohttp_server: Any, tmp_path: Path
 ) -> AsyncIterator[Front]:
-    authority = trustme.CA()
     as_fal = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(*FAL_HOSTS).configure_cert(as_fal)
+    AUTHORITY.issue_cert(*FAL_HOSTS).configure_cert(as_fal)
     tls = {"fal": as_fal}
     servers = {name: await aiohttp_server(make(), ssl=tls.get(name)) for name, make in SDK_APPS.items()}
     servers["fal-queue"] = await aiohttp_server(fal_queue_host(), ssl=as_fal)
     entries = {name: packaged_provider(name, _url(servers[name])) for name in SDK_APPS}
     entries["fal"]["base_url"] = "https://fal.run"
     relay = await start({"server": {"trusted_proxies": ["127.0.0.1"]}, "providers": entries, "database": sqlite_setting})
-    _resolve_to_stand_ins(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, authority)
-    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    nginx = Nginx(tmp_path, authority) if request.param == "nginx" else None
+    _resolve_to_stand_ins(relay, {host: servers[name].port for host, name in FAL_HOSTS.items()}, AUTHORITY)
+    nginx = Nginx(tmp_path, AUTHORITY) if request.param == "nginx" else None
     if nginx is not None:
         await nginx.start(relay.port)
         url, tls_url = nginx.url, nginx.tls_url
     else:
-        issued = authority.issue_cert("localhost", "127.0.0.1")
+        issued = AUTHORITY.issue_cert("localhost", "127.0.0.1")
         issued.private_key_pem.write_to_path(tmp_path / "key.pem")
         issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
         context = server_context(Certificate((tmp_path / "cert.pem").read_bytes(), (tmp_path / "key.pem").read_bytes()))
