@@ -328,7 +328,7 @@ def _read_lines(text: bytes, seen: _Seen) -> bool:
 
 
 _PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*+(?:<!--[^>]{0,500}>\s*+)?+<(?:!doctype\s+html|html|head|body)\b",
+    rb"(?:\xef\xbb\xbf)?\s*+(?><!--[^>]{0,500}>\s*+)?+<(?:!doctype\s+html|html|head|body)\b",
     re.IGNORECASE,
 )
 

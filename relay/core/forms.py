@@ -15,7 +15,7 @@ _MAX_HEAD_BYTES = 8 * 1024
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
 _AFTER_DELIMITER = re.compile(rb"[ \t]{0,64}\r\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*)", re.DOTALL)
-_PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*))')
+_PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)[ \t]*=[ \t]*(?:"((?>[^"\\]|\\.)*+)"|([^\s;"]*))')
 
 
 class Field(NamedTuple):

@@ -67,10 +67,10 @@ _usage_object = re.compile(rb'"usage"\s*:\s*\{').search
 _event_end = re.compile(rb"\n\r?\n|\r\r").search
 """Its match ends after the event. One search, because a chunk may have thousands of events."""
 _WHOLE_EVENTS = (b"\n\n", b"\r\n\r\n")
-_STRING = rb'"(?:[^"\\]|\\.)*+"'
+_STRING = rb'"(?>[^"\\]|\\.)*+"'
 _FLAT_MEMBER = _STRING + rb"\s*:\s*(?:" + _STRING + rb'|[^"\[\]{},\s]++)\s*,\s*'
 _chooses = re.compile(
-    rb"[\r\n]*data: ?\{\s*(?:" + _FLAT_MEMBER + rb')*+"choices"\s*:\s*\[\s*[^\]\s]'
+    rb"[\r\n]*data: ?\{\s*(?>" + _FLAT_MEMBER + rb')*+"choices"\s*:\s*\[\s*[^\]\s]'
 ).match
 
 

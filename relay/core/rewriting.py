@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_STRING = rb'"(?>[^"\\]++|\\.)*+"'
 _MAX_FIELDS = 1000
 """Maximum number of URLs that are rewritten in one text; each takes about 5 us."""
 _SECURE = {"http": "http", "ws": "http", "https": "https", "wss": "https"}

@@ -101,7 +101,7 @@ def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | 
 
 
 _SAMPLED_BYTES = 32 * 1024
-_REST = rb'\s*"((?:[^"\\]++|\\.)*+)'
+_REST = rb'\s*"((?>[^"\\]++|\\.)*+)'
 
 
 class TextEstimator:
