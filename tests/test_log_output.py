@@ -169,7 +169,7 @@ for n in range(200):
     logging.getLogger("some.library").error("%d CANARY-secret-of-the-relay %s", n, "x" * 2000)
     warnings.warn("careful", stacklevel=1)
     print("y" * 2000, file=sys.stderr)
-print("went on")
+print("went on", flush=True)
 raise ValueError("the last line, CANARY-secret-of-the-relay")
 """
     (output, output_writer), (reader, writer) = os.pipe(), os.pipe()

@@ -141,13 +141,16 @@ export class AIGatewaySession extends EventTarget {
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.#received(data);
     this.#early = [];
+    let timer;
     const closed = await new Promise((resolve) => {
-      const late = { code: 1006, reason: "no answer in time" };
-      const timer = setTimeout(() => resolve(late), connectTimeoutMs);
-      socket.onopen = () => { clearTimeout(timer); resolve(null); };
-      socket.onclose = (event) => { clearTimeout(timer); resolve(event); };
-      socket.onerror = () => {};
+      const fail = (reason) => resolve({ code: 1006, reason });
+      timer = setTimeout(fail, connectTimeoutMs, "timed out");
+      socket.onopen = () => resolve(null);
+      socket.onclose = resolve;
+      // Node 22 fires only this.
+      socket.onerror = () => setTimeout(fail);
     });
+    clearTimeout(timer);
     if (closed) {
       socket.onclose = null;
       socket.close();

@@ -216,6 +216,15 @@ describe("connections that break", () => {
     await aiGateway.request({ provider: "seen", endpoint: "reset" });
   });
 
+  test("a handshake that ends with an error alone, as in Node 22, fails at once", async () => {
+    class OnlyError {
+      constructor() { setTimeout(() => this.onerror(new Event("error"))); }
+      close() {}
+    }
+    const refused = await scripted({ WebSocket: OnlyError, connectTimeoutMs: 60_000 }).connect().catch((error) => error);
+    expect(refused.code).toBe("connect_failed");
+  });
+
   test("reconnect: false leaves it closed", async () => {
     const client = scripted({ reconnect: false });
     await client.connect();
