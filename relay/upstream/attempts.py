@@ -35,7 +35,7 @@ from relay.core.retry_policy import (
     result_of_answer,
     wait_s,
 )
-from relay.upstream.failures import MAPPABLE_ERRORS
+from relay.upstream.failures import MAPPABLE_ERRORS, drop_tracebacks
 from relay.upstream.health import Health, draw_weighted
 
 T = TypeVar("T")
@@ -350,6 +350,7 @@ class Attempts:
             failure = maker.mapped(error, route)
             failure.__cause__ = error
             return AttemptResult(0, failure)
+        drop_tracebacks(error)
         if isinstance(error, HandshakeRefused):
             header, body = error.headers.get, error.body
             return result_of_answer(error.status, header, self._wall(), body, error)

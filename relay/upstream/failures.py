@@ -42,7 +42,7 @@ def map_failure(error: Exception, route: Route, phase: str) -> RelayError:
     """Return the RelayError for a failure of the upstream leg. `phase` is BEFORE_ANSWER or
     WITHIN_ANSWER. The traceback of `error`, which is never printed, is dropped.
     """
-    _drop_tracebacks(error)
+    drop_tracebacks(error)
     name, address, proxy = route.provider.name, _address(route), route.target.proxy
     if proxy is not None and (failure := _of_proxy(error, route, proxy)) is not None:
         return failure
@@ -90,7 +90,7 @@ def _address(route: Route) -> str:
     return f"[{host}]:{route.target.port}" if ":" in host else f"{host}:{route.target.port}"
 
 
-def _drop_tracebacks(error: BaseException) -> None:
+def drop_tracebacks(error: BaseException) -> None:
     """Drop the tracebacks of an exception and of its causes. Their frames refer to the exceptions
     and to the call: cycles that only the garbage collector would free.
     """

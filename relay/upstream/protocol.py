@@ -3,13 +3,15 @@
 Owns which heads of responses are accepted, and when a connection may be used again. Interim
 responses are dropped and limited in number; an invalid final status fails the call; a body of a 204
 or 205 is ignored; a response without a request closes the connection, since aiohttp would give it
-to the next request. A connection is not used again after the provider's `Keep-Alive: timeout=N`;
-TCP keep-alive (tcp.py) finds connections whose peer is gone.
+to the next request. A connection is not used again after the provider's `Keep-Alive: timeout=N`, or
+if the provider has closed it or sent something since its last response; TCP keep-alive (tcp.py)
+finds connections whose peer is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Container
 from math import inf
 from typing import Any
@@ -43,11 +45,20 @@ class ProviderConnection(ResponseHandler):
         """How long the connection may be idle in the pool, if its provider said so."""
         self.idle_since_s = inf
         """When the last response with such a limit ended; infinite before that."""
+        self._arrivals = select.poll()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Turn on TCP keep-alive."""
         super().connection_made(transport)
         probe_when_idle(transport, PROBED_AFTER_S)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            self._arrivals.register(sock, select.POLLIN)
+
+    def is_connected(self) -> bool:
+        """True if another request may be sent on it. What has arrived since the last response, the
+        end of the connection included, may still wait to be read.
+        """
+        return super().is_connected() and not self._arrivals.poll(0)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Do nothing if reading is not paused: aiohttp calls this after each chunk."""
@@ -107,7 +118,7 @@ class _LimitedConnection(ProviderConnection):
     """A connection with an idle limit. A class of its own, so that the others skip the check."""
 
     def is_connected(self) -> bool:
-        """True if another request may be sent on it."""
+        """True if another request may be sent on it, and its time is not over."""
         assert self.idle_limit_s is not None
         waited_s = self._clock() - self.idle_since_s
         return waited_s <= self.idle_limit_s and super().is_connected()
