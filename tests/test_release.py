@@ -217,3 +217,11 @@ def test_the_ci_workflows_only_call_the_scripts() -> None:
     assert [command for command in commands if "scripts/" in command] == ['scripts/release "$VERSION" --skip-tests']
     assert release["test"]["if"] == "github.ref == 'refs/heads/main'", "another branch may have passed no review"
     assert release["release"]["needs"] == "test" and release["test"]["uses"] == "./.github/workflows/ci.yml"
+
+
+def test_ci_runs_on_every_python_that_has_a_lock() -> None:
+    """Python 3.11 is that of Debian 12, in the job that runs everything."""
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["pythons"]
+    assert job["steps"][-1]["run"] == "make fast"
+    locked = {path.stem.removeprefix("py") for path in (ROOT / "requirements").glob("py*[0-9].txt")}
+    assert {"3.11", *job["strategy"]["matrix"]["python"]} == locked
