@@ -48,7 +48,7 @@ class ProviderConnection(ResponseHandler):
         self._arrivals = select.poll()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Turn on TCP keep-alive."""
+        """Turn on TCP keep-alive, and watch what arrives."""
         super().connection_made(transport)
         probe_when_idle(transport, PROBED_AFTER_S)
         if (sock := transport.get_extra_info("socket")) is not None:

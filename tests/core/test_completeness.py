@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from typing import Any
 
 import pytest
 
 from relay.core.completeness import MAX_READ_BYTES, READ_AT_ONCE_BYTES, Response, is_complete
+from relay.core.meters.unpack import zstd
 from tests.core.cost import assert_cheap
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 JSON, SSE = "application/json", "text/event-stream"
 

@@ -31,15 +31,19 @@ def _patterns(module: str) -> Iterator[re.Pattern[Any]]:
                 yield pattern
 
 
-def _loops(parsed: Any) -> Iterator[Any]:
-    """What the possessive loops of a parsed pattern repeat."""
+def _loops(pattern: re.Pattern[Any]) -> Iterator[Any]:
+    """What the possessive loops of a pattern repeat."""
+    return _loops_in(parser.parse(pattern.pattern, pattern.flags))
+
+
+def _loops_in(parsed: Any) -> Iterator[Any]:
     for code, argument in parsed:
         if code is op.POSSESSIVE_REPEAT:
             yield argument[2]
         for part in argument if isinstance(argument, list | tuple) else (argument,):
             for each in part if isinstance(part, list) else (part,):
                 if isinstance(each, parser.SubPattern):
-                    yield from _loops(each)
+                    yield from _loops_in(each)
 
 
 def _is_safe(repeated: Any) -> bool:
@@ -47,13 +51,13 @@ def _is_safe(repeated: Any) -> bool:
 
 
 def _unsafe(pattern: re.Pattern[Any]) -> bool:
-    return not all(map(_is_safe, _loops(parser.parse(pattern.pattern, pattern.flags))))
+    return not all(map(_is_safe, _loops(pattern)))
 
 
 def test_a_possessive_loop_repeats_one_character_or_an_atomic_group() -> None:
     names = [each.name for each in pkgutil.walk_packages(relay.__path__, "relay.") if ".migrations" not in each.name and each.name != "relay.__main__"]
     found = {pattern for name in names for pattern in _patterns(name)}
-    loops = [pattern for pattern in found if any(repeated[0][0] not in ONE_CHARACTER for repeated in _loops(parser.parse(pattern.pattern, pattern.flags)))]
+    loops = [pattern for pattern in found if any(repeated[0][0] not in ONE_CHARACTER for repeated in _loops(pattern))]
     written = sum(len(re.findall(r"\)[*+?]\+", path.read_text())) for path in (ROOT / "relay").rglob("*.py"))
     assert len(loops) >= 6 and written >= 10, "the search finds nothing"
     assert [pattern.pattern for pattern in found if _unsafe(pattern)] == []

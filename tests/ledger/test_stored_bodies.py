@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +12,10 @@ from urllib.parse import quote
 import brotli
 import pytest
 
+from relay.core.meters.unpack import zstd
 from tests.conftest import StartRelay
 from tests.relays import CLIENT_KEY, KEYS, Relay, provider
 from tests.upstream.raw import LAST_CHUNK, SSE_HEAD, RawUpstream, chunk, head, ok
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 KEY = KEYS["OPENAI_API_KEY"]
 MARK = b"[redacted]"
