@@ -206,7 +206,7 @@ def add_own_headers(
         pairs.append(("x-request-id", request_id))
     if exchange.limit_states:
         pairs += ratelimit_headers(exchange.limit_states)
-    if exchange.budget is not None:
+    if exchange.budget is not None and exchange.budget.is_near_limit:
         pairs += warning_headers(exchange.budget, given, exchange.error_format)
     if (cache := exchange.cache) is not None:
         pairs.append(("cf-aig-cache-status", cache.status))

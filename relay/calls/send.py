@@ -78,10 +78,11 @@ async def send_call(attempt: RestAttempt) -> Answer:
     if limits is not None and limits.counts_tokens:
         await limits.reserve(exchange, body.text or body.whole)
     if (budgets := gateway.budgets) is not None:
-        rules = budgets.rules_of(exchange.request.caller)
-        if rules:
+        plan = budgets.plan_of(exchange.request)
+        if plan is not None:
             length = len(body.whole) if body.stream is None else body.length or 0
-            await budgets.reserve(exchange, rules, body.text, length)
+            if (wait := budgets.reserve(exchange, plan, body.text, length)) is not None:
+                await wait
     upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()
     body.let_go()

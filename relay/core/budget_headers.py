@@ -20,7 +20,7 @@ def warning_headers(use: BudgetUse, given: Mapping[str, str], format_: str) -> P
     """Return the headers of a response whose call is under a budget that warns: about the one with
     the least left. `given` are the headers that the provider sent.
     """
-    near = [account for account, _ in use.reservations if account.is_near_limit]
+    near = [account for account in use.accounts if account.is_near_limit]
     if not near:
         return []
     tightest = min(near, key=lambda account: account.left_nano)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from relay.core.pricing import usd_text
 
 Period = Literal["day", "week", "month", "total"]
@@ -181,7 +183,7 @@ def lease_nano(left_nano: int, rule: BudgetRule, missing_nano: Sequence[int]) ->
 @dataclass(slots=True, eq=False)
 class Account:
     """The lease of one process of one budget in one period. Written by gate/leases.py (`granted`),
-    the request path (`begin`, `cancel`, `reserve`, `release`) and the ledger (`settle`, `written`).
+    gate/budgets.py (what calls reserve), BudgetUse (`settle`) and the ledger (`written`).
 
     The database has the same lease as a row: what it has granted there is never less than here, and
     what it was charged there is `written`. So whatever becomes of this process, no money of the
@@ -202,8 +204,12 @@ class Account:
     """Reserved by calls that have not been settled."""
     running_nano: int = 0
     """The part of it that running streams and sessions are known to have spent."""
-    charged: Charged = NOTHING
+    lost_nano: int = 0
     """What all settled calls were charged."""
+    unpriced_nano: int = 0
+    """The part of it that was charged for calls of unknown cost."""
+    over_nano: int = 0
+    """The part of it that was not reserved."""
     written: Charged = NOTHING
     """The part of `charged` that is in the database."""
     is_stored: bool = False
@@ -225,10 +231,14 @@ class Account:
     """Held while the lease changes in the database."""
 
     @property
+    def charged(self) -> Charged:
+        """What all settled calls were charged."""
+        return Charged(self.lost_nano - self.unpriced_nano, self.unpriced_nano, self.over_nano)
+
+    @property
     def free_nano(self) -> int:
         """What calls may still reserve; negative after bills above the bounds of calls."""
-        spent_nano, unpriced_nano, _ = self.charged
-        return self.granted_nano - spent_nano - unpriced_nano - self.reserved_nano
+        return self.granted_nano - self.lost_nano - self.reserved_nano
 
     @property
     def limit_nano(self) -> int:
@@ -238,7 +248,7 @@ class Account:
     @property
     def spent_nano(self) -> int:
         """What is spent in the period, as far as this process knows."""
-        return self.others_nano + self.charged.total_nano
+        return self.others_nano + self.lost_nano
 
     @property
     def left_nano(self) -> int:
@@ -252,13 +262,9 @@ class Account:
 
     @property
     def is_near_limit(self) -> bool:
-        """True if a warning level is reached. Asked for each response, so without a function
-        call.
-        """
-        spent_nano, unpriced_nano, _ = self.charged
+        """True if a warning level is reached."""
         limit_nano = self.rule.limit_nano + self.raised_nano
-        lost_nano = self.others_nano + spent_nano + unpriced_nano
-        return lost_nano * 100 >= limit_nano * _FIRST_LEVEL
+        return (self.others_nano + self.lost_nano) * 100 >= limit_nano * _FIRST_LEVEL
 
     @property
     def is_settled(self) -> bool:
@@ -269,12 +275,13 @@ class Account:
     def begin(self, nano_usd: int, unix_s: float) -> None:
         """Reserve money for a new call: it must be free, unless the budget only warns."""
         self.calls += 1
-        self.reserve(nano_usd, unix_s)
+        self.reserved_nano += nano_usd
+        self.used_s = unix_s
 
     def cancel(self, nano_usd: int) -> None:
-        """Undo `begin`: the call was not sent."""
+        """Undo `begin`: another budget refuses the call."""
         self.calls -= 1
-        self.release(nano_usd)
+        self.reserved_nano -= nano_usd
 
     def reserve(self, nano_usd: int, unix_s: float) -> None:
         """Reserve more for a running call, under the conditions of `begin`."""
@@ -282,14 +289,8 @@ class Account:
         self.used_s = unix_s
 
     def release(self, nano_usd: int) -> None:
-        """Undo `reserve`: another budget refuses the call."""
+        """Undo `reserve`: another budget has no more for the call."""
         self.reserved_nano -= nano_usd
-
-    def settle(self, reserved_nano: int, charged: Charged) -> None:
-        """Replace what a call has reserved by what it was charged."""
-        self.calls -= 1
-        self.reserved_nano -= reserved_nano
-        self.charged = self.charged.plus(charged)
 
 
 @dataclass(slots=True)
@@ -304,67 +305,51 @@ class BudgetCounts:
     """What this process found in the leases of dead ones."""
 
 
-class Reservation(NamedTuple):
-    """Money of one budget that a call has reserved."""
-
-    account: Account
-    nano_usd: int
-
-
-class Charge(NamedTuple):
-    """What a call was charged under one budget; the ledger writes it with the call's row."""
-
-    account: Account
-    charged: Charged
-
-
-@dataclass(slots=True, eq=False)
-class BudgetUse:
+class BudgetUse(msgspec.Struct, eq=False, gc=False):
     """The budgets of a call, under each of which it has reserved the same amount. Written by
     gate/budgets.py while the call runs, then by the ledger.
     """
 
-    reservations: list[Reservation] = field(default_factory=list)
+    accounts: tuple[Account, ...]
+    reserved_nano: int
+    """What the call has reserved under each budget; 0 after it was settled."""
     running_nano: int = 0
     """What a running stream or session has spent, as far as its meter knows."""
     is_settled: bool = False
 
     @property
-    def reserved_nano(self) -> int:
-        """What the call has reserved under each budget; 0 after it was settled."""
-        return self.reservations[0].nano_usd if self.reservations else 0
-
-    def extend(self, nano_usd: int) -> None:
-        """Note that more was reserved in every account."""
-        self.reservations[:] = [
-            Reservation(account, reserved_nano + nano_usd)
-            for account, reserved_nano in self.reservations
-        ]
+    def is_near_limit(self) -> bool:
+        """True if one of the budgets warns. Asked for each response, so without function calls."""
+        for account in self.accounts:
+            limit_nano = account.rule.limit_nano + account.raised_nano
+            if (account.others_nano + account.lost_nano) * 100 >= limit_nano * _FIRST_LEVEL:
+                return True
+        return False
 
     def note_running(self, nano_usd: int) -> None:
         """Note what the call has spent so far: no running call will give that back."""
         grown_nano, self.running_nano = nano_usd - self.running_nano, nano_usd
-        for account, _ in self.reservations:
+        for account in self.accounts:
             account.running_nano += grown_nano
 
-    def release(self) -> None:
-        """Release everything: the call is refused."""
-        for account, nano_usd in self.reservations:
-            account.cancel(nano_usd)
-        self.reservations.clear()
-
-    def settle(self, cost_nano: int | None) -> tuple[Charge, ...]:
-        """Settle the call, once, and return what it is charged. A call of which the cost is unknown
-        is charged what it reserved.
+    def settle(self, cost_nano: int | None) -> Charged:
+        """Settle the call, once, and return what each of its budgets is charged. A call of which
+        the cost is unknown is charged what it reserved.
         """
-        self.is_settled = True
+        if self.is_settled:
+            return NOTHING
         if self.running_nano:
             self.note_running(0)
-        reserved_nano, spent_nano = self.reserved_nano, cost_nano or 0
-        unpriced_nano = reserved_nano if cost_nano is None else 0
-        charged = Charged(spent_nano, unpriced_nano, max(0, spent_nano - reserved_nano))
-        for account, _ in self.reservations:
-            account.settle(reserved_nano, charged)
-        accounts = [account for account, _ in self.reservations] if charged != NOTHING else []
-        self.reservations.clear()
-        return tuple([Charge(account, charged) for account in accounts])
+        reserved_nano, self.reserved_nano, self.is_settled = self.reserved_nano, 0, True
+        unpriced_nano = over_nano = 0
+        if cost_nano is None:
+            lost_nano = unpriced_nano = reserved_nano
+        elif (lost_nano := cost_nano) > reserved_nano:
+            over_nano = lost_nano - reserved_nano
+        for account in self.accounts:
+            account.calls -= 1
+            account.reserved_nano -= reserved_nano
+            account.lost_nano += lost_nano
+            account.unpriced_nano += unpriced_nano
+            account.over_nano += over_nano
+        return Charged(lost_nano - unpriced_nano, unpriced_nano, over_nano)

@@ -6,10 +6,15 @@ reservation with the cost of the call (ledger/charges.py); leases.py has the mon
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
+import msgspec
+
+from relay.core.access import Client
 from relay.core.bounds import bound_of
-from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse, Reservation
+from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -17,12 +22,12 @@ from relay.core.errors import (
     PriceUnknown,
     StoreUnavailable,
 )
-from relay.core.exchange import Caller, Exchange
+from relay.core.exchange import Caller, Exchange, Request
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import as_text, metadata_of, user_of
+from relay.core.metadata import Metadata, as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain
 from relay.core.pricing import usd_text
@@ -33,9 +38,38 @@ from relay.gate.leases import STORE_ERRORS, Leases
 from relay.prices import price_list
 from relay.storage.budgets import BudgetState
 
-_MAX_KEYS = 4096
-Whose = tuple[str, str, str]
-"""Client, team and user of a call."""
+_MAX_PLANS = 4096
+_MAX_HEADER_CHARACTERS = 1024
+_NEVER_S = float("inf")
+_NO_METADATA: Metadata = MappingProxyType({})
+
+
+class BudgetPlan(msgspec.Struct, eq=False):
+    """The budgets of the calls of one client, team and user. The accounts are looked up once, until
+    one of them is replaced: a call under budgets that have enough money only reads them.
+    """
+
+    budgets: tuple[tuple[BudgetRule, str, str], ...]
+    """The rule, the key and the subject of each."""
+    is_hard: bool
+    """True if one of them refuses calls."""
+    accounts: tuple[Account, ...] = ()
+    """Empty until a call has reserved money."""
+    generation: int = -1
+    """That of the leases when the accounts were looked up."""
+    until_s: float = 0.0
+    """When the first period ends."""
+
+
+class _Whose(NamedTuple):
+    """What decides which budgets apply to a call."""
+
+    record: Client | None
+    client: str
+    metadata: str | None
+    """The header of the call."""
+    user: str | None
+    """The end user that the body names."""
 
 
 class Budgets:
@@ -48,70 +82,106 @@ class Budgets:
     ) -> None:
         self._rules, self._leases, self._recorded = rules, leases, recorded
         self._names_clients = any(rule.clients for rule in rules.rules)
-        self._keys = BoundedMemo(_key, _MAX_KEYS)
+        self._plans = BoundedMemo(self._make_plan, _MAX_PLANS)
 
     def rules_of(self, caller: Caller) -> Sequence[BudgetRule]:
         """Return the rules that apply to the calls of `caller`."""
+        return self._rules_of(caller.record, caller.client)
+
+    def _rules_of(self, record: Client | None, client: str) -> Sequence[BudgetRule]:
         rules = self._rules.rules
-        record = caller.record
         own = record.rights.budgets if record is not None else ()
         if not (own or self._names_clients):
             return rules
-        name = caller.client
-        return [each for each in (*rules, *own) if not each.clients or name in each.clients]
+        return [each for each in (*rules, *own) if not each.clients or client in each.clients]
 
-    async def reserve(
-        self, exchange: Exchange, rules: Sequence[BudgetRule], text: bytes | None, length: int
-    ) -> None:
-        """Reserve what a call may cost under all `rules`, or nothing if one refuses. `text` is the
-        body, None if it is not known as a whole, `length` its size.
+    def plan_of(self, request: Request) -> BudgetPlan | None:
+        """Return the budgets of a call; None if it has none."""
+        caller, header = request.caller, request.headers.get(METADATA)
+        whose = _Whose(caller.record, caller.client, header, request.user)
+        is_long = header is not None and len(header) > _MAX_HEADER_CHARACTERS
+        plan = self._make_plan(whose) if is_long else self._plans[whose]
+        return plan if plan.budgets else None
+
+    def _make_plan(self, whose: _Whose) -> BudgetPlan:
+        record, client = whose.record, whose.client
+        rules = self._rules_of(record, client)
+        own = record.rights.metadata if record is not None else _NO_METADATA
+        metadata = metadata_of(whose.metadata, own)
+        team, user = as_text(metadata.get("team", "")), user_of(metadata, whose.user)
+        values = {"client": client, "team": team, "user": user}
+        budgets = tuple((rule, *_key(rule, values)) for rule in rules)
+        return BudgetPlan(budgets, any(rule.is_hard for rule in rules))
+
+    def reserve(
+        self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int
+    ) -> Awaitable[None] | None:
+        """Reserve what a call may cost under all budgets of `plan`, or nothing if one refuses.
+        Returns what to wait for; None if there is enough money at hand. `text` is the body, None if
+        it is not known as a whole, `length` its size.
 
         Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
         """
-        needed_nano = self._needed(exchange, rules, text, length, self._leases.clock())
-        await self.reserve_amount(exchange, rules, needed_nano)
+        needed_nano = self._needed(exchange, plan, text, length)
+        return self.reserve_amount(exchange, plan, needed_nano)
 
-    async def reserve_amount(
-        self, exchange: Exchange, rules: Sequence[BudgetRule], needed_nano: int
-    ) -> None:
-        """Reserve an amount under all `rules`, or nothing if one refuses. Raises BudgetExhausted,
-        BudgetBusy, StoreUnavailable.
+    def reserve_amount(
+        self, exchange: Exchange, plan: BudgetPlan, needed_nano: int
+    ) -> Awaitable[None] | None:
+        """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Returns what to
+        wait for; None if there is enough money at hand. Raises BudgetExhausted, BudgetBusy,
+        StoreUnavailable.
         """
-        leases, request = self._leases, exchange.request
+        leases = self._leases
         now_s = leases.clock()
-        exchange.budget = use = BudgetUse()
-        metadata = metadata_of(request.headers.get(METADATA), request.caller.metadata)
-        whose = (
-            request.caller.client,
-            as_text(metadata.get("team", "")),
-            user_of(metadata, request.user),
-        )
-        may_spend = not needed_nano or leases.may_spend(now_s)
+        if plan.generation != leases.generation or not now_s < plan.until_s:
+            return self._obtain_all(exchange, plan, needed_nano)
+        if not leases.may_spend(now_s):
+            return self._obtain_all(exchange, plan, needed_nano)
+        for account in plan.accounts:
+            if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
+                return self._obtain_all(exchange, plan, needed_nano)
+        for account in plan.accounts:
+            account.calls += 1
+            account.reserved_nano += needed_nano
+            account.used_s = now_s
+        exchange.budget = BudgetUse(plan.accounts, needed_nano)
+        return None
+
+    async def _obtain_all(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
+        """Reserve an amount under all budgets, and lease money for it where that is needed."""
+        leases, generation = self._leases, self._leases.generation
+        accounts: list[Account] = []
         try:
-            for rule in rules:
-                key, subject = self._keys[rule, whose]
+            for rule, key, subject in plan.budgets:
+                now_s = leases.clock()
                 account = leases.account(rule, key, subject, now_s)
-                if not may_spend or account.free_nano < needed_nano:
+                if needed_nano and (
+                    not leases.may_spend(now_s) or account.free_nano < needed_nano
+                ):
                     account = await self._account(rule, key, subject, needed_nano)
-                account.begin(needed_nano, now_s)
-                use.reservations.append(Reservation(account, needed_nano))
+                account.begin(needed_nano, leases.clock())
+                accounts.append(account)
         except BaseException as error:
-            use.release()
-            exchange.budget = None
+            for account in accounts:
+                account.cancel(needed_nano)
             if isinstance(error, BudgetExhausted | BudgetBusy):
                 self._leases.counts.refusals[error.budget] += 1
             raise
+        exchange.budget = BudgetUse(tuple(accounts), needed_nano)
+        if generation == leases.generation:
+            plan.accounts, plan.generation = exchange.budget.accounts, generation
+            plan.until_s = min([_end_s(account) for account in accounts])
 
     def _needed(
-        self, exchange: Exchange, rules: Sequence[BudgetRule], text: bytes | None, length: int,
-        now_s: float,
-    ) -> int:  # fmt: skip
+        self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int
+    ) -> int:
         """Return what the call may cost."""
         request, route = exchange.request, exchange.routing.route
         assert route is not None
         if counting_of(request.method, route.endpoint) != "new":
             return 0
-        if any(rule.is_hard for rule in rules) and route.model is None:
+        if plan.is_hard and route.model is None:
             _check_model(exchange, text)
         sent = SentCall.of(exchange)
         if text is None:
@@ -119,7 +189,7 @@ class Budgets:
                 sent.kind, sent.body, length // BYTES_PER_TOKEN, sent.method, sent.endpoint
             )
         bound = bound_of(sent, route.format, text or b"", length)
-        default = self._rules.default_output_tokens
+        default, now_s = self._rules.default_output_tokens, self._leases.clock()
         cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
         return self.unpriced_nano(request.model) if cost is None else cost
 
@@ -142,14 +212,14 @@ class Budgets:
         needed.
         """
         now_s = self._leases.clock()
-        accounts = [account for account, _ in use.reservations]
+        accounts = use.accounts
         if not self._leases.may_spend(now_s):
             return False
         if any(account.free_nano < more_nano for account in accounts):
             return False
         for account in accounts:
             account.reserve(more_nano, now_s)
-        use.extend(more_nano)
+        use.reserved_nano += more_nano
         return True
 
     async def extend(
@@ -164,7 +234,7 @@ class Budgets:
         current = {rule.name: rule for rule in rules}
         taken: list[Account] = []
         try:
-            for account, _ in list(use.reservations):
+            for account in use.accounts:
                 if (rule := current.get(account.rule.name)) is not None:
                     self._leases.renew(account, rule)
                     await self._fund(account, more_nano, ahead_nano)
@@ -172,7 +242,7 @@ class Budgets:
                 taken.append(account)
             if use.is_settled:  # the call has ended in the meantime
                 return
-            use.extend(more_nano)
+            use.reserved_nano += more_nano
             taken.clear()
         finally:
             for account in taken:
@@ -234,7 +304,7 @@ def _left_nano(state: BudgetState, account: Account) -> int:
     """Return what is left of a budget when all running calls have ended, and those of this process
     have cost no more than they are known to have spent.
     """
-    charged_nano = state.charged.total_nano + account.charged.total_nano + account.running_nano
+    charged_nano = state.charged.total_nano + account.lost_nano + account.running_nano
     return state.limit_nano - charged_nano - state.unaccounted_nano
 
 
@@ -256,10 +326,16 @@ def _check_model(exchange: Exchange, text: bytes | None) -> None:
         raise ModelUnknown
 
 
-def _key(of: tuple[BudgetRule, Whose]) -> tuple[str, str]:
-    """Return the key of the budget of a call, and whose it is."""
-    rule, (client, team, user) = of
-    values = {"client": client, "team": team, "user": user}
+def _end_s(account: Account) -> float:
+    end_s = account.span.end_s
+    return _NEVER_S if end_s is None else end_s
+
+
+def _key(rule: BudgetRule, values: Mapping[str, str]) -> tuple[str, str]:
+    """Return the key of the budget of a call, and whose it is. `values` are its client, team and
+    user.
+    """
+    client = values["client"]
     key, names = rule.name, []
     for name in rule.per:
         value = clean(values[name])

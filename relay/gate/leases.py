@@ -71,6 +71,8 @@ class Leases:
         self._by_lease: dict[str, Account] = {}
         self._retired: set[Account] = set()
         """Accounts that no further call uses, until their leases are closed."""
+        self.generation = 0
+        """While it stays the same, `account` returns the same accounts, until their periods end."""
         self._beating = asyncio.Lock()
         self._requests: dict[Account, list[_Request]] = {}
         self._recalls: dict[Account, asyncio.Task[None]] = {}
@@ -226,6 +228,7 @@ class Leases:
     def _retire(self, account: Account) -> None:
         if self._accounts.get(account.key) is account:
             del self._accounts[account.key]
+            self.generation += 1
         self._retired.add(account)
 
     async def tidy(self) -> None:

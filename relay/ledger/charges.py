@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from relay.core.budgets import NOTHING, Account, Charge, Charged
+from relay.core.budgets import NOTHING, Account, Charged
 from relay.core.errors import (
     UpstreamDisconnected,
     UpstreamErrorInAnswer,
@@ -30,25 +30,24 @@ from relay.core.text import MAX_CHARACTERS
 from relay.ledger.rows import Entry
 from relay.storage.provisional_charges import ChargedObject, ProvisionalCharge
 
-Accounts = Sequence[Account]
+Accounts = tuple[Account, ...]
 _WITHOUT_ANSWER = (
     UpstreamUnreachable, UpstreamTlsFailed, UpstreamDisconnected, UpstreamProtocolError,
     UpstreamTimeout,
 )  # fmt: skip
 
 
-def settle_budgets(exchange: Exchange) -> tuple[Accounts, tuple[Charge, ...]]:
+def settle_budgets(exchange: Exchange) -> tuple[Accounts, Charged]:
     """Settle the budgets of a call whose cost is known as far as it will be. Returns their accounts
-    and what they were charged.
+    and what each was charged.
     """
     use, exchange.budget = exchange.budget, None
     if use is None:
-        return (), ()
-    accounts = [account for account, _ in use.reservations]
+        return (), NOTHING
     cost_nano = exchange.usage.cost_nano_usd
     if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
         cost_nano = 0
-    return accounts, use.settle(cost_nano)
+    return use.accounts, use.settle(cost_nano)
 
 
 def is_unbilled(exchange: Exchange) -> bool:
@@ -75,20 +74,24 @@ def _is_unused(exchange: Exchange) -> bool:
     return is_session and usage.meter is not None and not usage.parts
 
 
-def note_charges(
-    entry: Entry, exchange: Exchange, accounts: Accounts, charges: tuple[Charge, ...]
-) -> None:
+def note_charges(entry: Entry, exchange: Exchange, accounts: Accounts, charged: Charged) -> None:
     """Add to the rows of a call what its budgets were charged."""
-    entry.charges = charges
+    entry.accounts, entry.charged = accounts, charged
+    if charged.unpriced_nano or exchange.request.method == "GET":
+        _note_object(entry, exchange)
+
+
+def _note_object(entry: Entry, exchange: Exchange) -> None:
+    """Note the object of a call: one whose usage is reported later, or one that was read."""
     meter, route = exchange.usage.meter, exchange.routing.route
     if route is None or not isinstance(meter, AnswerMeter):
         return
     provider, counting = route.provider.name, counting_of(exchange.request.method, route.endpoint)
     if counting == "stored":
         if object_id := _charged_id(exchange, meter):
-            keys = tuple([account.key for account in accounts])
+            keys = tuple([account.key for account in entry.accounts])
             entry.charged_object = ChargedObject(provider, object_id, keys)
-    elif charges and charges[0].charged.unpriced_nano and meter.is_reported_later:
+    elif entry.charged.unpriced_nano and meter.is_reported_later:
         if len(meter.object_id) <= MAX_CHARACTERS:
             object_id, now_s = meter.object_id, int(time.time())
             entry.provisional = tuple(
@@ -97,10 +100,10 @@ def note_charges(
                     object_id,
                     account.key,
                     account.span.start_s,
-                    charged.unpriced_nano,
+                    entry.charged.unpriced_nano,
                     now_s,
                 )
-                for account, charged in charges
+                for account in entry.accounts
             )
 
 
@@ -130,9 +133,9 @@ class Charges:
         """True if charges wait whose calls have no row."""
         return bool(self._kept)
 
-    def keep(self, charges: Sequence[Charge]) -> None:
-        """Keep the charges of a call whose row is dropped: they are written nevertheless."""
-        _add(self._kept, charges)
+    def keep(self, accounts: Accounts, charged: Charged) -> None:
+        """Keep the charge of a call whose row is dropped: it is written nevertheless."""
+        _add(self._kept, accounts, charged)
 
     def begin(self, entries: Sequence[Entry]) -> Mapping[Account, Charged]:
         """Return the sums that the transaction of these rows writes: of each lease all that it was
@@ -140,8 +143,13 @@ class Charges:
         """
         self._writing, changed = self._kept, dict(self._kept)
         self._kept = {}
+        sums: dict[Accounts, Charged] = {}
         for entry in entries:
-            _add(changed, entry.charges)
+            if entry.accounts:
+                before = sums.get(entry.accounts)
+                sums[entry.accounts] = before.plus(entry.charged) if before else entry.charged
+        for accounts, charged in sums.items():
+            _add(changed, accounts, charged)
         return {account: account.written.plus(more) for account, more in changed.items()}
 
     def written(self, sums: Mapping[Account, Charged]) -> None:
@@ -154,9 +162,11 @@ class Charges:
     def failed(self) -> None:
         """Note that the transaction failed, or may have failed: everything is written again."""
         again, self._writing = self._writing, {}
-        _add(self._kept, [Charge(*each) for each in again.items()])
+        for account, charged in again.items():
+            _add(self._kept, (account,), charged)
 
 
-def _add(to: dict[Account, Charged], charges: Sequence[Charge]) -> None:
-    for account, charged in charges:
-        to[account] = to.get(account, NOTHING).plus(charged)
+def _add(to: dict[Account, Charged], accounts: Accounts, charged: Charged) -> None:
+    if charged != NOTHING:
+        for account in accounts:
+            to[account] = to.get(account, NOTHING).plus(charged)

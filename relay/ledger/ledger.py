@@ -232,16 +232,16 @@ class Ledger:
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
-                accounts, charges = settle_budgets(exchange)
+                accounts, charged = settle_budgets(exchange)
                 try:
                     entry = await self._record(exchange, at_zero)
                     if accounts and entry is not None:
-                        note_charges(entry, exchange, accounts, charges)
+                        note_charges(entry, exchange, accounts, charged)
                 except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
                     if self._writer is not None:
-                        self._writer.charges.keep(charges)
+                        self._writer.charges.keep(accounts, charged)
                 exchange.let_go()
                 self._recording -= 1
             await asyncio.sleep(0)
@@ -273,7 +273,8 @@ class Ledger:
             self.lost.rows += len(entries)
             log.bug("ledger.failed", error)
             if self._writer is not None:
-                self._writer.charges.keep([each for entry in entries for each in entry.charges])
+                for entry in entries:
+                    self._writer.charges.keep(entry.accounts, entry.charged)
 
 
 def _meter_unread(exchange: Exchange) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.budgets import Charge
+from relay.core.budgets import NOTHING, Account, Charged
 from relay.core.metadata import Metadata, as_text, team_of
 from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
@@ -52,10 +52,12 @@ class Entry:
     body_bytes: int = 0
     row_bytes: int = 0
     """Size of the record, which is most of the row."""
-    charges: tuple[Charge, ...] = ()
-    """What the call was charged under budgets."""
+    accounts: tuple[Account, ...] = ()
+    """The budgets of the call."""
+    charged: Charged = NOTHING
+    """What each of them was charged."""
     provisional: tuple[ProvisionalCharge, ...] = ()
-    """The part of `charges` whose cost is reported later."""
+    """The part of it whose cost is reported later."""
     charged_object: ChargedObject | None = None
     """The object whose usage the call was charged."""
 

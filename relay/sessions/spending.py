@@ -55,8 +55,8 @@ async def reserve_first_slice(exchange: Exchange, raw_query: str, gateway: Gatew
     budgets, route = gateway.budgets, exchange.routing.route
     if budgets is None or route is None:
         return
-    rules = budgets.rules_of(exchange.request.caller)
-    if not rules:
+    plan = budgets.plan_of(exchange.request)
+    if plan is None:
         return
     model = exchange.request.model
     bounds = [_SLICE, _RESPONSE] if _has_responses(route.format, route.endpoint) else [_SLICE]
@@ -64,7 +64,8 @@ async def reserve_first_slice(exchange: Exchange, raw_query: str, gateway: Gatew
     if slice_nano is None:
         is_named_later = model is None and _is_named_by_message(exchange, raw_query)
         slice_nano = _MIN_NANO if is_named_later else budgets.unpriced_nano(model)
-    await budgets.reserve_amount(exchange, rules, slice_nano)
+    if (wait := budgets.reserve_amount(exchange, plan, slice_nano)) is not None:
+        await wait
 
 
 def _has_responses(format_: str, endpoint: str) -> bool:

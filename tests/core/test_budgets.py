@@ -15,7 +15,6 @@ from relay.core.budgets import (
     BudgetUse,
     Charged,
     Period,
-    Reservation,
     Span,
     span_of,
     utc_text,
@@ -63,12 +62,12 @@ def test_a_time_is_shown_in_utc(unix_s: int) -> None:
     assert utc_text(unix_s) == datetime.datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
 
 
-def use(*nano: int) -> tuple[BudgetUse, list[Account]]:
+def use(nano: int) -> tuple[BudgetUse, list[Account]]:
     rule = BudgetRule(name="mine", limit_nano=1000, period="total")
-    accounts = [Account(rule, str(n), "all", Span(0, None), "w", f"w/{n}", granted_nano=500) for n in range(len(nano))]
-    for account, amount in zip(accounts, nano, strict=True):
-        account.reserve(amount, 0.0)
-    return BudgetUse([Reservation(*each) for each in zip(accounts, nano, strict=True)]), accounts
+    accounts = [Account(rule, str(n), "all", Span(0, None), "w", f"w/{n}", granted_nano=500) for n in range(2)]
+    for account in accounts:
+        account.begin(nano, 0.0)
+    return BudgetUse(tuple(accounts), nano), accounts
 
 
 @pytest.mark.parametrize(
@@ -76,19 +75,14 @@ def use(*nano: int) -> tuple[BudgetUse, list[Account]]:
     [(0, NOTHING, 500), (30, Charged(30), 470), (100, Charged(100), 400), (130, Charged(130, 0, 30), 370), (None, Charged(0, 100), 400)],
 )
 def test_a_call_is_charged_its_cost_or_what_it_reserved_if_that_is_unknown(cost: int | None, charged: Charged, free: int) -> None:
-    reserved, (account,) = use(100)
-    assert account.free_nano == 400
-    assert [each.charged for each in reserved.settle(cost)] == ([] if charged == NOTHING else [charged])
-    assert (account.charged, account.free_nano, account.reserved_nano) == (charged, free, 0)
+    reserved, accounts = use(100)
+    assert [account.free_nano for account in accounts] == [400, 400]
+    assert reserved.settle(cost) == charged
+    for account in accounts:
+        assert (account.charged, account.free_nano, account.reserved_nano, account.calls) == (charged, free, 0, 0)
 
 
 def test_a_call_is_settled_once() -> None:
-    reserved, (account,) = use(100)
+    reserved, (account, _) = use(100)
     reserved.settle(30)
-    assert reserved.settle(30) == () and account.charged == Charged(30)
-
-
-def test_a_refused_call_gives_everything_back() -> None:
-    reserved, accounts = use(100, 200)
-    reserved.release()
-    assert [each.free_nano for each in accounts] == [500, 500] and reserved.settle(None) == ()
+    assert reserved.settle(30) == NOTHING and account.charged == Charged(30)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from relay.core.budget_headers import warning_headers
-from relay.core.budgets import Account, BudgetRule, BudgetUse, Charged, Period, Reservation, span_of
+from relay.core.budgets import Account, BudgetRule, BudgetUse, Period, span_of
 from tests.conftest import StartRelay
 from tests.gate.test_budgets import CALL, PRICED, budgeted, metered, post  # noqa: F401
 from tests.relays import Relay, provider
@@ -126,11 +126,11 @@ async def test_claude_code_is_warned_unless_the_provider_sent_its_own_state(star
 
 def _account(limit: int, spent: int, period: Period = "day", name: str = "r") -> Account:
     rule = BudgetRule(name=name, limit_nano=limit, period=period)
-    return Account(rule, name, "all", span_of(period, 0), "w", "w/1", charged=Charged(spent))
+    return Account(rule, name, "all", span_of(period, 0), "w", "w/1", lost_nano=spent)
 
 
 def _warned(*accounts: Account, given: dict[str, str] | None = None, format_: str = "openai") -> dict[str, str]:
-    return dict(warning_headers(BudgetUse([Reservation(each, 0) for each in accounts]), given or {}, format_))
+    return dict(warning_headers(BudgetUse(accounts, 0), given or {}, format_))
 
 
 @pytest.mark.parametrize(("spent", "threshold"), [(749, None), (750, "0.75"), (949, "0.75"), (950, "0.95"), (2000, "0.95")])

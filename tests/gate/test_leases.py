@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import hypothesis.strategies as st
@@ -33,13 +34,11 @@ from relay.core.budgets import (
     BudgetRule,
     BudgetRules,
     BudgetUse,
-    Charge,
     Charged,
-    Reservation,
     lease_nano,
 )
-from relay.core.errors import BudgetBusy, BudgetExhausted
-from relay.gate.budgets import Budgets
+from relay.core.errors import BudgetBusy, BudgetExhausted, StoreUnavailable
+from relay.gate.budgets import BudgetPlan, Budgets
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.ledger.charges import Charges
 from relay.storage.budgets import (
@@ -99,27 +98,25 @@ class Worker:
     calls: list[BudgetUse] = field(default_factory=list)
     charges: Charges = field(default_factory=Charges)
 
-    @property
-    def budgets(self) -> Budgets:
-        return Budgets(BudgetRules((self.rule,)), self.leases, nothing)
+    def __post_init__(self) -> None:
+        self.budgets = Budgets(BudgetRules((self.rule,)), self.leases, nothing)
+        self.plan = BudgetPlan(((self.rule, self.key, "all"),), is_hard=True)
 
     def account(self) -> Account:
         return self.leases.account(self.rule, self.key, "all", self.leases.clock())
 
     async def begin_call(self, nano: int) -> BudgetUse:
-        if not self.leases.may_spend(self.leases.clock()):
-            await self.leases.keep_alive()
-        account = self.account()
-        if account.free_nano < nano:
-            await self.budgets._obtain(account, nano)
-        account.begin(nano, self.leases.clock())
-        self.calls.append(BudgetUse([Reservation(account, nano)]))
+        exchange: Any = SimpleNamespace(budget=None)
+        if (wait := self.budgets.reserve_amount(exchange, self.plan, nano)) is not None:
+            await wait
+        self.calls.append(exchange.budget)
         return self.calls[-1]
 
-    def settle(self, number: int, cost: int | None) -> tuple[Charge, ...]:
-        charges = self.calls.pop(number % len(self.calls)).settle(cost)
-        self.charges.keep(charges)
-        return charges
+    def settle(self, number: int, cost: int | None) -> Charged:
+        use = self.calls.pop(number % len(self.calls))
+        charged = use.settle(cost)
+        self.charges.keep(use.accounts, charged)
+        return charged
 
     async def write(self, database: Database) -> None:
         """Write the charges, as the ledger does in the transaction of its rows."""
@@ -207,7 +204,7 @@ class Money(RuleBasedStateMachine):
 
     def attempt(self, work: Coroutine[Any, Any, Any], fails: str = "") -> None:
         self.database.fails = fails
-        with contextlib.suppress(*STORE_ERRORS, BudgetBusy, BudgetExhausted):
+        with contextlib.suppress(*STORE_ERRORS, BudgetBusy, BudgetExhausted, StoreUnavailable):
             self.run(work)
         self.database.fails = ""
 
@@ -219,8 +216,7 @@ class Money(RuleBasedStateMachine):
     @rule(number=st.integers(0, 1), call=st.integers(0, 9), cost=st.one_of(st.none(), st.integers(0, 500)))
     def end_call(self, number: int, call: int, cost: int | None) -> None:
         if self.workers[number].calls:
-            for charge in self.workers[number].settle(call, cost):
-                self.costs = self.costs.plus(charge.charged)
+            self.costs = self.costs.plus(self.workers[number].settle(call, cost))
 
     @rule(number=st.integers(0, 1), fails=st.sampled_from(["", "", "before", "after"]))
     def write(self, number: int, fails: str) -> None:
@@ -273,7 +269,7 @@ class Money(RuleBasedStateMachine):
 
     @invariant()
     def no_more_is_spent_than_the_limit_except_what_was_billed_above_the_bounds(self) -> None:
-        reserved = sum(each.nano_usd for one in self.workers for call in one.calls for each in call.reservations)
+        reserved = sum(call.reserved_nano for one in self.workers for call in one.calls)
         assert self.costs.total_nano + reserved <= LIMIT + self.costs.over_nano + self.released
 
     def teardown(self) -> None:
@@ -282,8 +278,7 @@ class Money(RuleBasedStateMachine):
             return
         for each in self.workers:
             while each.calls:
-                for charge in each.settle(0, 0):
-                    self.costs = self.costs.plus(charge.charged)
+                self.costs = self.costs.plus(each.settle(0, 0))
             if each.charges.waiting:
                 self.run(each.write(self.database))
             self.run(each.leases.stop())
@@ -410,18 +405,32 @@ async def test_a_running_call_of_a_worker_that_was_taken_for_dead_takes_more_onl
     await other.begin_call(LIMIT - 1 - 20)
 
 
+async def test_a_call_that_one_budget_refuses_takes_nothing_of_the_others(database: Database) -> None:
+    one, _ = await both(database, lambda: float(NOON))
+    small = worker(database, lambda: float(NOON), "small", name="small", limit_nano=15)
+    plan, exchange = BudgetPlan(one.plan.budgets + small.plan.budgets, is_hard=True), SimpleNamespace(budget=None)
+    small.leases = one.leases
+    for nano in (10, 5):  # the second call needs no lease of the first budget any more
+        wait = one.budgets.reserve_amount(exchange, plan, nano)  # type: ignore[arg-type]
+        assert wait is None or await wait is None
+    for _ in range(2):
+        with pytest.raises(BudgetBusy):
+            await one.budgets.reserve_amount(exchange, plan, 1)  # type: ignore[misc, arg-type]
+    assert [(account.reserved_nano, account.calls) for account in plan.accounts] == [(15, 2), (15, 2)]
+
+
 async def test_a_call_takes_more_under_all_of_its_budgets_or_under_none(database: Database) -> None:
     one, _ = await both(database, lambda: float(NOON))
     use = await one.begin_call(10)
     small = worker(database, lambda: float(NOON), "small", name="small", limit_nano=15)
     small.leases = one.leases
     await small.begin_call(10)
-    use.reservations.extend(small.calls[0].reservations)
+    use.accounts += small.calls[0].accounts
     with pytest.raises(BudgetExhausted):
         await one.budgets.extend(use, [one.rule, small.rule], 10, 20)
-    assert [(account.reserved_nano, nano) for account, nano in use.reservations] == [(10, 10), (10, 10)]
+    assert [account.reserved_nano for account in use.accounts] == [use.reserved_nano] * 2 == [10, 10]
     await one.budgets.extend(use, [one.rule, small.rule], 5, 15)
-    assert [(account.reserved_nano, nano) for account, nano in use.reservations] == [(15, 15), (15, 15)]
+    assert [account.reserved_nano for account in use.accounts] == [use.reserved_nano] * 2 == [15, 15]
 
 
 async def test_a_worker_without_a_heartbeat_for_50_s_spends_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +445,7 @@ async def test_a_worker_without_a_heartbeat_for_50_s_spends_nothing(database: Da
         raise DatabaseUnavailable("gone")
 
     monkeypatch.setattr(one.leases.store, "beat", unavailable)
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(StoreUnavailable):
         await one.begin_call(10)
 
 
