@@ -96,8 +96,10 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
 
 
 def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
-    fields = _limits_of(body)
-    if fields == _NONE:
+    # A parser reads a small body faster than it can be searched for each of the marks.
+    is_read = len(body) <= _SMALL_BYTES or any(mark in body for mark in _MARKS)
+    fields = _limits.read(body) if is_read else None
+    if fields is None or fields == _NONE:
         return CallBound(sent.input_tokens, None, units=1, text=body)
     names = _BOUNDS.get(sent.kind, _OTHER_BOUNDS)
     found, answers = _values(fields, names), _values(fields, _ANSWERS)
@@ -118,13 +120,6 @@ def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
         service_tier=_tier(fields),
         text=body,
     )
-
-
-def _limits_of(body: bytes) -> _Limits:
-    # A parser reads a small body faster than it can be searched for each of the marks.
-    if len(body) > _SMALL_BYTES and not any(mark in body for mark in _MARKS):
-        return _NONE
-    return _limits.read(body) or _NONE
 
 
 def _values(fields: _Limits, names: Iterable[str]) -> list[Any]:

@@ -350,6 +350,7 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
             account.calls -= 1
             account.reserved_nano -= reserved_nano
             account.lost_nano += lost_nano
-            account.unpriced_nano += unpriced_nano
-            account.over_nano += over_nano
+            if unpriced_nano or over_nano:
+                account.unpriced_nano += unpriced_nano
+                account.over_nano += over_nano
         return Charged(lost_nano - unpriced_nano, unpriced_nano, over_nano)

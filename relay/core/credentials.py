@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from multidict import MultiMapping
@@ -50,27 +50,36 @@ class ClientCredential:
 def presented(
     headers: MultiMapping[str], raw_query: str, names: Collection[str],
     own_headers: Sequence[str], subprotocols: Sequence[tuple[str, str]],
-) -> Iterator[str]:  # fmt: skip
-    """Yield what a client sends in the places of keys, without schemes, in the order in which its
+) -> list[str]:  # fmt: skip
+    """Return what a client sends in the places of keys, without schemes, in the order in which its
     key is looked for: the headers of CREDENTIAL_HEADERS, `own_headers` of the provider, the query
     parameters with one of `names` or with a value in the form of the relay's secrets, the
     subprotocols.
     """
+    found: list[str] = []
     for name in CREDENTIAL_HEADERS:
         if name in headers:
             for value in headers.getall(name):
-                yield from _secrets_in(value)
+                found += secrets_in(value)
     for name in own_headers:
         if name not in CREDENTIAL_HEADERS:
             for value in headers.getall(name, ()):
-                yield from _secrets_in(value)
+                found += secrets_in(value)
     if raw_query:
         for segment in raw_query.split("&")[:_MAX_PARAMETERS]:
             value = paths.segment_text(segment)
             if value and (is_relay_secret(value) or paths.query_name(segment) in names):
-                yield value
-    for _, secret in subprotocols:
-        yield secret
+                found.append(value)
+    found += [secret for _, secret in subprotocols]
+    return found
+
+
+def first_header(headers: MultiMapping[str]) -> str | None:
+    """Return the first value of the first header in which `presented` looks; None without one."""
+    for name in CREDENTIAL_HEADERS:
+        if name in headers:
+            return headers[name]
+    return None
 
 
 def may_present_secret(headers: MultiMapping[str], raw_query: str) -> bool:
@@ -83,7 +92,7 @@ def may_present_secret(headers: MultiMapping[str], raw_query: str) -> bool:
     return "rk_" in raw_query or "rt_" in raw_query or "%" in raw_query
 
 
-def _secrets_in(value: str) -> tuple[str, ...]:
+def secrets_in(value: str) -> tuple[str, ...]:
     """Return the secrets in the value of a header: `Bearer x`, `x`, or the password and the user
     name of Basic.
     """
@@ -121,7 +130,7 @@ def client_credential(
 
     def found(name: str) -> str:
         value = header(name) or ""
-        return "" if any(map(is_ours, _secrets_in(value))) else value
+        return "" if any(map(is_ours, secrets_in(value))) else value
 
     gateway = bare(found(_GATEWAY_HEADER))
     names = dict.fromkeys((*PROVIDER_HEADERS, *provider.credential_headers))

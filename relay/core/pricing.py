@@ -90,7 +90,8 @@ class Tariff(NamedTuple):
             input_, output_ = max(input_, worst.input_audio), max(output_, worst.output_audio)
         tokens = bound.input_tokens * input_ + output * bound.answers * output_
         if worst.has_only_tokens:
-            return rounded(self.call + tokens)
+            # As `rounded` does; no bound is negative.
+            return (self.call + tokens + _TO_NANO // 2) // _TO_NANO
         # A provider bills one of these: tokens, characters, seconds, images or its own units.
         atto_usd = max(
             tokens,

@@ -171,7 +171,7 @@ _NONE = _Bounds()
 _bounds = Reader(_Bounds)
 
 
-class CallBound(NamedTuple):
+class CallBound(msgspec.Struct, frozen=True, gc=False):
     """What a call can use at most."""
 
     input_tokens: int = 0

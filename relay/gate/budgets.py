@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -40,7 +39,6 @@ from relay.storage.budgets import BudgetState
 
 _MAX_PLANS = 4096
 _MAX_HEADER_CHARACTERS = 1024
-_NEVER_S = float("inf")
 _NO_METADATA: Metadata = MappingProxyType({})
 
 
@@ -57,19 +55,15 @@ class BudgetPlan(msgspec.Struct, eq=False):
     """Empty until a call has reserved money."""
     generation: int = -1
     """That of the leases when the accounts were looked up."""
+    from_s: float = 0.0
+    """When they were looked up."""
     until_s: float = 0.0
-    """When the first period ends."""
+    """When a period ends, or this process may count as dead unless it writes its heartbeat."""
 
 
-class _Whose(NamedTuple):
-    """What decides which budgets apply to a call."""
-
-    record: Client | None
-    client: str
-    metadata: str | None
-    """The header of the call."""
-    user: str | None
-    """The end user that the body names."""
+_Whose = tuple[Client | None, str, str | None, str | None]
+"""What decides which budgets apply to a call: the record and the name of its client, its metadata
+header, the end user that its body names."""
 
 
 class Budgets:
@@ -98,17 +92,17 @@ class Budgets:
     def plan_of(self, request: Request) -> BudgetPlan | None:
         """Return the budgets of a call; None if it has none."""
         caller, header = request.caller, request.headers.get(METADATA)
-        whose = _Whose(caller.record, caller.client, header, request.user)
+        whose = (caller.record, caller.client, header, request.user)
         is_long = header is not None and len(header) > _MAX_HEADER_CHARACTERS
         plan = self._make_plan(whose) if is_long else self._plans[whose]
         return plan if plan.budgets else None
 
     def _make_plan(self, whose: _Whose) -> BudgetPlan:
-        record, client = whose.record, whose.client
+        record, client, header, named = whose
         rules = self._rules_of(record, client)
         own = record.rights.metadata if record is not None else _NO_METADATA
-        metadata = metadata_of(whose.metadata, own)
-        team, user = as_text(metadata.get("team", "")), user_of(metadata, whose.user)
+        metadata = metadata_of(header, own)
+        team, user = as_text(metadata.get("team", "")), user_of(metadata, named)
         values = {"client": client, "team": team, "user": user}
         budgets = tuple((rule, *_key(rule, values)) for rule in rules)
         return BudgetPlan(budgets, any(rule.is_hard for rule in rules))
@@ -134,9 +128,8 @@ class Budgets:
         """
         leases = self._leases
         now_s = leases.clock()
-        if plan.generation != leases.generation or not now_s < plan.until_s:
-            return self._obtain_all(exchange, plan, needed_nano)
-        if not leases.may_spend(now_s):
+        is_current = plan.from_s <= now_s < plan.until_s
+        if not is_current or plan.generation != leases.generation:
             return self._obtain_all(exchange, plan, needed_nano)
         for account in plan.accounts:
             if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
@@ -171,7 +164,9 @@ class Budgets:
         exchange.budget = BudgetUse(tuple(accounts), needed_nano)
         if generation == leases.generation:
             plan.accounts, plan.generation = exchange.budget.accounts, generation
-            plan.until_s = min([_end_s(account) for account in accounts])
+            plan.from_s = now_s = leases.clock()
+            ends_s = [end_s for each in accounts if (end_s := each.span.end_s) is not None]
+            plan.until_s = min([leases.usable_until(now_s), *ends_s])
 
     def _needed(
         self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int
@@ -182,7 +177,10 @@ class Budgets:
         if counting_of(request.method, route.endpoint) != "new":
             return 0
         if plan.is_hard and route.model is None:
-            _check_model(exchange, text)
+            # Nearly every body names its model once.
+            is_plain = text is not None and text.count(b'"model') <= 1 and b"\\u" not in text
+            if not is_plain or request.model is None:
+                _check_model(exchange, text)
         sent = SentCall.of(exchange)
         if text is None:
             sent = SentCall(
@@ -320,15 +318,8 @@ def _check_model(exchange: Exchange, text: bytes | None) -> None:
         if request.model is None:
             raise ModelUnknown
         return
-    if text.count(b'"model') <= 1 and b"\\u" not in text and request.model is not None:
-        return
     if not model_is_plain(text, request.headers.get("Content-Type", ""), request.model):
         raise ModelUnknown
-
-
-def _end_s(account: Account) -> float:
-    end_s = account.span.end_s
-    return _NEVER_S if end_s is None else end_s
 
 
 def _key(rule: BudgetRule, values: Mapping[str, str]) -> tuple[str, str]:

@@ -18,12 +18,18 @@ from multidict import CIMultiDictProxy
 
 from relay.core.access import Client, ClientKey, Rights, is_relay_secret, ticket_of
 from relay.core.addresses import address_of
-from relay.core.credentials import may_present_secret, presented
+from relay.core.credentials import (
+    first_header,
+    may_present_secret,
+    presented,
+    secrets_in,
+)
 from relay.core.errors import (
     AddressNotAllowed,
     ClientKeyExpired,
     ClientKeyInvalid,
     ClientKeyMissing,
+    KeysUnavailable,
     ManagementForbidden,
     OriginNotAllowed,
     OriginRequired,
@@ -129,6 +135,8 @@ class Callers:
         caller, keys, headers = self.locate(request), self._keys, sent.headers
         if self._is_plain(sent):
             return Identified(caller, sent.query, _NO_SECRETS)
+        first = first_header(headers)
+        key = keys.in_header(first) if first is not None else None
         names: frozenset[str] = frozenset()
         own: tuple[str, ...] = ()
         offered: tuple[tuple[str, str], ...] = ()
@@ -137,14 +145,17 @@ class Callers:
         if sent.subprotocols:
             rules = places.subprotocols if places is not None else {}
             offered = sort(sent.subprotocols, rules).credentials
-        key, ticket = None, ""
+        ticket = ""
         unknown: Unknown = ""
-        for secret in presented(headers, sent.query, names, own, offered):
-            if (key := keys.find(secret)) is not None:
-                break
-            if not ticket:
-                ticket = ticket_of(secret)
-            unknown = _unknown(secret, unknown, keys)
+        if key is None:
+            for secret in presented(headers, sent.query, names, own, offered):
+                if (key := keys.find(secret)) is not None:
+                    if first is not None and secret in secrets_in(first):
+                        keys.note_header(first, key)
+                    break
+                if not ticket:
+                    ticket = ticket_of(secret)
+                unknown = _unknown(secret, unknown, keys)
         query = cut_values(sent.query, self._is_ours) if sent.query else ""
         if key is not None:
             record = key.client
@@ -269,8 +280,8 @@ class Callers:
             raise OriginNotAllowed(origin, record.name if record.rights.origins else "")
 
     def _check_key(self, key: ClientKey) -> None:
-        if key.stored:
-            self._keys.require_fresh()
+        if key.stored and not self._keys.is_fresh:
+            raise KeysUnavailable
         if key.expires_s is not None and key.expires_s <= self._now_s():
             raise ClientKeyExpired
 

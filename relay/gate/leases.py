@@ -110,6 +110,10 @@ class Leases:
         self._accounts[key] = self._by_lease[lease_id] = account
         return account
 
+    def usable_until(self, now_s: float) -> float:
+        """Return until when `may_spend` stays true if it is true at `now_s`."""
+        return self._beaten_s + _SPEND_S if self.may_spend(now_s) else 0.0
+
     def renew(self, account: Account, rule: BudgetRule) -> None:
         """Apply a rule that a reload has changed to the account of a running call, unless the rule
         has other periods now.

@@ -74,7 +74,7 @@ class ModelAccess(NamedTuple):
 def model_access(caller: Caller) -> ModelAccess | None:
     """Return the models that `caller` may use; None if it may use all."""
     record, terms = caller.record, caller.terms
-    if record is None:
+    if record is None or (terms is None and not record.rights.models):
         return None
     lists = (record.rights.models, terms.models if terms is not None else ())
     patterns = tuple(each for each in lists if each)

@@ -27,6 +27,8 @@ _MAX_NANO_USD = 10**13
 """10,000 US dollars: a higher cost of a single call is an error, and becomes unknown."""
 _MAX_COSTS = 2000
 """The costs of how many parts of a session are kept."""
+_STANDARD = ("",)
+"""The service tiers of a call that asks for none."""
 _LISTED_AS: Mapping[str, str] = {
     "google-ai-studio": "google",
     "grok": "x-ai",
@@ -171,8 +173,9 @@ def bound_nano_usd(
     route: Route, model: str | None, bound: CallBound, default_output_tokens: int, unix_s: float
 ) -> int | None:
     """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
-    highest = None
-    for each in (route, *route.alternatives):
+    named = route.replaced_model or model
+    highest = _bound_at(route.provider, named, bound, default_output_tokens, unix_s)
+    for each in route.alternatives:
         named = each.replaced_model or model
         cost = _bound_at(each.provider, named, bound, default_output_tokens, unix_s)
         highest = _higher(highest, cost)
@@ -185,34 +188,27 @@ def _bound_at(
 ) -> int | None:  # fmt: skip
     model, cost = clean(model) if model else None, None
     # A call that asks for a dearer tier may get the standard one, and the other way round.
-    for tier in (bound.service_tier, "") if bound.service_tier else ("",):
-        found = _tariff(provider, model, tier, bound.input_tokens, unix_s)
-        if found is not None:
-            tariff_, output_tokens = found
-            in_tier = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
-            cost = _higher(cost, in_tier)
+    for tier in (bound.service_tier, "") if bound.service_tier else _STANDARD:
+        for rule in provider.pricing:
+            if rule.service_tier == tier and rule.holds(model, unix_s):
+                tariff_, output_tokens = rule.tariff, rule.max_output_tokens
+                break
+        else:
+            if model is None:
+                continue
+            name = provider.priced_as or listed_name(provider)
+            tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
+            if tiers is None:
+                continue
+            at = bisect_left(tiers.starts, bound.input_tokens) if tiers.starts else 0
+            tariff_, output_tokens = tiers.tariffs[at], None
+        in_tier = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
+        cost = _higher(cost, in_tier) if cost is not None else in_tier
     return cost
 
 
 def _higher(one: int | None, other: int | None) -> int | None:
     return other if one is None or (other is not None and other > one) else one
-
-
-def _tariff(
-    provider: Provider, model: str | None, tier: str, input_tokens: int, unix_s: float
-) -> tuple[Tariff, int | None] | None:
-    """Return the tariff of a model in a service tier, and its maximum output if that is known."""
-    for rule in provider.pricing:
-        if rule.service_tier == tier and rule.holds(model, unix_s):
-            return rule.tariff, rule.max_output_tokens
-    if model is None:
-        return None
-    name = listed_name(provider)
-    tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
-    if tiers is None:
-        return None
-    at = bisect_left(tiers.starts, input_tokens) if tiers.starts else 0
-    return tiers.tariffs[at], None
 
 
 def listed_name(provider: Provider) -> str:

@@ -166,6 +166,19 @@ async def test_a_near_miss_is_as_much_work_as_any_other_key(start: StartRelay, r
     assert work == {1}
 
 
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("other", [f"Bearer {STORED}x", STORED[:-1], f"Token {STORED} x", _basic("x", STORED[:-1])])
+async def test_a_header_sent_beside_a_key_is_no_key_afterwards(start: StartRelay, raw: RawUpstream, file: Path, other: str) -> None:
+    relay = await _start(start, raw, file)
+    for _ in range(2):
+        assert (await send_one(relay, message([("Authorization", other), ("x-api-key", STORED)], ""))).startswith(b"HTTP/1.1 200")
+        assert (await send_one(relay, message([("Authorization", other)], ""))).startswith(b"HTTP/1.1 401")
+        assert (await send_one(relay, message([("Authorization", f"Bearer {STORED}")], ""))).startswith(b"HTTP/1.1 200")
+
+
 PREFIXES = ("openai-insecure-api-key.", "cf-aig-authorization.", "xi-api-key.", "bearer.", "Bearer.", "")
 _BYTES = st.binary(max_size=40).filter(lambda text: not {*b"\r\n\0"} & {*text})
 

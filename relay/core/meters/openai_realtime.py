@@ -142,7 +142,8 @@ class Realtime(ResponseMeter):
         if text_of(message.get("type")) not in (None, "response.create"):
             return None
         limit = output_limit(message, data, self.output_limit)
-        return Order(self.next_response._replace(output_tokens=limit), is_response=True)
+        bound = msgspec.structs.replace(self.next_response, output_tokens=limit)
+        return Order(bound, is_response=True)
 
     @property
     def next_response(self) -> CallBound:
