@@ -29,7 +29,10 @@ _AUDIO_TOKENS_PER_S = 10
 _TRANSCRIPT_TOKENS_PER_S = 5
 _REMOTE_AUDIO_MS = 3_600_000
 """Audio that the provider fetches from a URL: its length is unknown here."""
-_WITHOUT_OUTPUT = frozenset({"embeddings", "rerank", "moderation", "count_tokens"})
+_WITHOUT_TEXT = frozenset(
+    {"speech", "transcription", "image", "embeddings", "rerank", "moderation", "count_tokens"}
+)
+"""Kinds of calls whose response is no generated text."""
 _MAX, _MAX_DIGITS = 1 << 31, 20
 _STANDARD_TIERS = frozenset({"", "auto", "default", "standard", "standard_only"})
 
@@ -74,28 +77,8 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
     """Return what a call can use at most. `body` is its text as far as it is known, `length` the
     size of the whole.
     """
-    if sent.kind == "speech":
-        spoken = speech.characters(format_, sent)
-        characters = len(body) if spoken is None else spoken
-        tokens = characters * _SPEECH_TOKENS
-        return CallBound(characters, tokens, characters=characters, units=1, may_hold_audio=True)
-    if sent.kind == "transcription":
-        is_remote = body[:1] == b"{"
-        audio_ms = _REMOTE_AUDIO_MS if is_remote else length * 1000 // _AUDIO_BYTES_PER_S
-        seconds = audio_ms // 1000 + 1
-        tokens = seconds * _TRANSCRIPT_TOKENS_PER_S
-        return CallBound(
-            seconds * _AUDIO_TOKENS_PER_S, tokens, audio_ms=audio_ms, units=1, may_hold_audio=True
-        )
-    if sent.kind == "image":
-        images = images_requested(sent.body)
-        return CallBound(sent.input_tokens, _IMAGE_TOKENS, images, images=images, units=images)
-    if sent.kind in _WITHOUT_OUTPUT:
-        return CallBound(sent.input_tokens, units=1)
-    return _bound_of_text(sent, body)
-
-
-def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
+    if sent.kind in _WITHOUT_TEXT:
+        return _bound_without_text(sent, format_, body, length)
     # A parser reads a small body faster than it can be searched for each of the marks.
     is_read = len(body) <= _SMALL_BYTES or any(mark in body for mark in _MARKS)
     fields = _limits.read(body) if is_read else None
@@ -120,6 +103,26 @@ def _bound_of_text(sent: SentCall, body: bytes) -> CallBound:
         service_tier=_tier(fields),
         text=body,
     )
+
+
+def _bound_without_text(sent: SentCall, format_: str, body: bytes, length: int) -> CallBound:
+    if sent.kind == "speech":
+        spoken = speech.characters(format_, sent)
+        characters = len(body) if spoken is None else spoken
+        tokens = characters * _SPEECH_TOKENS
+        return CallBound(characters, tokens, characters=characters, units=1, may_hold_audio=True)
+    if sent.kind == "transcription":
+        is_remote = body[:1] == b"{"
+        audio_ms = _REMOTE_AUDIO_MS if is_remote else length * 1000 // _AUDIO_BYTES_PER_S
+        seconds = audio_ms // 1000 + 1
+        tokens = seconds * _TRANSCRIPT_TOKENS_PER_S
+        return CallBound(
+            seconds * _AUDIO_TOKENS_PER_S, tokens, audio_ms=audio_ms, units=1, may_hold_audio=True
+        )
+    if sent.kind == "image":
+        images = images_requested(sent.body)
+        return CallBound(sent.input_tokens, _IMAGE_TOKENS, images, images=images, units=images)
+    return CallBound(sent.input_tokens, units=1)
 
 
 def _values(fields: _Limits, names: Iterable[str]) -> list[Any]:

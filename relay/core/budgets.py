@@ -32,7 +32,7 @@ _SCARCE_SHARE = 20
 """Below a twentieth (5 %) of the limit, each call leases exactly what it reserves."""
 WARNING_LEVELS = (95, 75)
 """A budget warns when so many percent of it are spent."""
-_FIRST_LEVEL = min(WARNING_LEVELS)
+FIRST_LEVEL = min(WARNING_LEVELS)
 
 
 class Span(NamedTuple):
@@ -264,7 +264,7 @@ class Account:
     def is_near_limit(self) -> bool:
         """True if a warning level is reached."""
         limit_nano = self.rule.limit_nano + self.raised_nano
-        return (self.others_nano + self.lost_nano) * 100 >= limit_nano * _FIRST_LEVEL
+        return (self.others_nano + self.lost_nano) * 100 >= limit_nano * FIRST_LEVEL
 
     @property
     def is_settled(self) -> bool:
@@ -313,18 +313,11 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
     accounts: tuple[Account, ...]
     reserved_nano: int
     """What the call has reserved under each budget; 0 after it was settled."""
+    is_near_limit: bool = False
+    """True if one of the budgets warned when the call began."""
     running_nano: int = 0
     """What a running stream or session has spent, as far as its meter knows."""
     is_settled: bool = False
-
-    @property
-    def is_near_limit(self) -> bool:
-        """True if one of the budgets warns. Asked for each response, so without function calls."""
-        for account in self.accounts:
-            limit_nano = account.rule.limit_nano + account.raised_nano
-            if (account.others_nano + account.lost_nano) * 100 >= limit_nano * _FIRST_LEVEL:
-                return True
-        return False
 
     def note_running(self, nano_usd: int) -> None:
         """Note what the call has spent so far: no running call will give that back."""

@@ -11,7 +11,7 @@ import re
 
 import msgspec
 
-from relay.core.fields import ABSENT, UNREADABLE, Span, spans, value
+from relay.core.fields import ABSENT, UNREADABLE, Span, has_unicode_escapes, spans, value
 from relay.core.meters.events import data_of, first_end, last_end
 
 MAX_EVENT_BYTES = 16 * 1024
@@ -33,7 +33,7 @@ def asking_for_usage(body: bytes) -> bytes | None:
     read it). None if the body must stay unchanged, because it has `include_usage` or a repeated
     field.
     """
-    if body.count(b'"stream') == 1 and b"\\u" not in body:
+    if body.count(b'"stream') == 1 and not has_unicode_escapes(body):
         # The body has `stream`, and no other name with this prefix, escaped or not.
         return _with(body, body.rfind(b"}"), b',"stream_options":' + _OPTIONS)
     fields = spans(body)

@@ -19,6 +19,7 @@ from relay.core.fields import (
     MAX_TEXT_BYTES,
     Reader,
     field,
+    has_unicode_escapes,
     is_value,
     pairs,
     value,
@@ -238,7 +239,7 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     if not body or not ("json" in content_type.lower() or _may_be_json(body)):
         return True
     if (len(body) <= LARGE_BYTES or not _may_be_json(body)) and is_value(body):
-        if body.count(b'"model') <= (model is not None) and b"\\u" not in body:
+        if body.count(b'"model') <= (model is not None) and not has_unicode_escapes(body):
             return True
     found = pairs(body)
     return found is not None and _is_plain([name for name, _ in found], model)

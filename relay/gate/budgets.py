@@ -13,7 +13,7 @@ import msgspec
 
 from relay.core.access import Client
 from relay.core.bounds import bound_of
-from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse
+from relay.core.budgets import FIRST_LEVEL, Account, BudgetRule, BudgetRules, BudgetUse
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -22,6 +22,7 @@ from relay.core.errors import (
     StoreUnavailable,
 )
 from relay.core.exchange import Caller, Exchange, Request
+from relay.core.fields import has_unicode_escapes
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
@@ -35,6 +36,7 @@ from relay.core.text import clean
 from relay.core.usage import BYTES_PER_TOKEN, CallBound
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.prices import price_list
+from relay.prices.price_list import OneTariff, one_tariff
 from relay.storage.budgets import BudgetState
 
 _MAX_PLANS = 4096
@@ -59,6 +61,8 @@ class BudgetPlan(msgspec.Struct, eq=False):
     """When they were looked up."""
     until_s: float = 0.0
     """When a period ends, or this process may count as dead unless it writes its heartbeat."""
+    price: OneTariff | None = None
+    """The price of the last call, which is that of most calls."""
 
 
 _Whose = tuple[Client | None, str, str | None, str | None]
@@ -116,8 +120,31 @@ class Budgets:
 
         Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
         """
-        needed_nano = self._needed(exchange, plan, text, length)
-        return self.reserve_amount(exchange, plan, needed_nano)
+        request, route, now_s = exchange.request, exchange.routing.route, self._leases.clock()
+        assert route is not None
+        if counting_of(request.method, route.endpoint) != "new":
+            return self._reserve(exchange, plan, 0, now_s)
+        if plan.is_hard and route.model is None:
+            # Nearly every body names its model once.
+            is_named_once = text is not None and text.count(b'"model') <= 1
+            if not is_named_once or request.model is None or has_unicode_escapes(text or b""):
+                _check_model(exchange, text)
+        sent = SentCall.of(exchange)
+        if text is None:
+            sent = SentCall(
+                sent.kind, sent.body, length // BYTES_PER_TOKEN, sent.method, sent.endpoint
+            )
+        bound = bound_of(sent, route.format, text or b"", length)
+        default, price = self._rules.default_output_tokens, plan.price
+        is_known = price is not None and price.route is route and price.model == request.model
+        if price is None or not is_known or now_s >= price.until_s:
+            price = plan.price = one_tariff(route, request.model, now_s)
+        if price.tariff is not None and not bound.service_tier:
+            cost = price.tariff.bound_nano_usd(bound, default)
+        else:
+            cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
+        needed_nano = self.unpriced_nano(request.model) if cost is None else cost
+        return self._reserve(exchange, plan, needed_nano, now_s)
 
     def reserve_amount(
         self, exchange: Exchange, plan: BudgetPlan, needed_nano: int
@@ -126,19 +153,26 @@ class Budgets:
         wait for; None if there is enough money at hand. Raises BudgetExhausted, BudgetBusy,
         StoreUnavailable.
         """
-        leases = self._leases
-        now_s = leases.clock()
+        return self._reserve(exchange, plan, needed_nano, self._leases.clock())
+
+    def _reserve(
+        self, exchange: Exchange, plan: BudgetPlan, needed_nano: int, now_s: float
+    ) -> Awaitable[None] | None:
         is_current = plan.from_s <= now_s < plan.until_s
-        if not is_current or plan.generation != leases.generation:
+        if not is_current or plan.generation != self._leases.generation:
             return self._obtain_all(exchange, plan, needed_nano)
         for account in plan.accounts:
             if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
                 return self._obtain_all(exchange, plan, needed_nano)
+        is_near_limit = False
         for account in plan.accounts:
             account.calls += 1
             account.reserved_nano += needed_nano
             account.used_s = now_s
-        exchange.budget = BudgetUse(plan.accounts, needed_nano)
+            lost_nano = account.others_nano + account.lost_nano  # as in Account.is_near_limit
+            if lost_nano * 100 >= (account.rule.limit_nano + account.raised_nano) * FIRST_LEVEL:
+                is_near_limit = True
+        exchange.budget = BudgetUse(plan.accounts, needed_nano, is_near_limit)
         return None
 
     async def _obtain_all(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
@@ -161,35 +195,13 @@ class Budgets:
             if isinstance(error, BudgetExhausted | BudgetBusy):
                 self._leases.counts.refusals[error.budget] += 1
             raise
-        exchange.budget = BudgetUse(tuple(accounts), needed_nano)
+        is_near_limit = any(account.is_near_limit for account in accounts)
+        exchange.budget = BudgetUse(tuple(accounts), needed_nano, is_near_limit)
         if generation == leases.generation:
             plan.accounts, plan.generation = exchange.budget.accounts, generation
             plan.from_s = now_s = leases.clock()
             ends_s = [end_s for each in accounts if (end_s := each.span.end_s) is not None]
             plan.until_s = min([leases.usable_until(now_s), *ends_s])
-
-    def _needed(
-        self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int
-    ) -> int:
-        """Return what the call may cost."""
-        request, route = exchange.request, exchange.routing.route
-        assert route is not None
-        if counting_of(request.method, route.endpoint) != "new":
-            return 0
-        if plan.is_hard and route.model is None:
-            # Nearly every body names its model once.
-            is_plain = text is not None and text.count(b'"model') <= 1 and b"\\u" not in text
-            if not is_plain or request.model is None:
-                _check_model(exchange, text)
-        sent = SentCall.of(exchange)
-        if text is None:
-            sent = SentCall(
-                sent.kind, sent.body, length // BYTES_PER_TOKEN, sent.method, sent.endpoint
-            )
-        bound = bound_of(sent, route.format, text or b"", length)
-        default, now_s = self._rules.default_output_tokens, self._leases.clock()
-        cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
-        return self.unpriced_nano(request.model) if cost is None else cost
 
     def unpriced_nano(self, model: str | None) -> int:
         """Return what a call without a price is charged. Raises PriceUnknown."""

@@ -173,42 +173,61 @@ def bound_nano_usd(
     route: Route, model: str | None, bound: CallBound, default_output_tokens: int, unix_s: float
 ) -> int | None:
     """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
-    named = route.replaced_model or model
-    highest = _bound_at(route.provider, named, bound, default_output_tokens, unix_s)
-    for each in route.alternatives:
+    highest = None
+    for each in (route, *route.alternatives) if route.alternatives else (route,):
         named = each.replaced_model or model
-        cost = _bound_at(each.provider, named, bound, default_output_tokens, unix_s)
-        highest = _higher(highest, cost)
+        named = clean(named) if named else None
+        # A call that asks for a dearer tier may get the standard one, and the other way round.
+        for tier in (bound.service_tier, "") if bound.service_tier else _STANDARD:
+            found = _tariff(each.provider, named, tier, bound.input_tokens, unix_s)
+            if found is not None:
+                tariff_, output_tokens = found
+                cost = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
+                highest = cost if highest is None else _higher(highest, cost)
     return highest
 
 
-def _bound_at(
-    provider: Provider, model: str | None, bound: CallBound, default_output_tokens: int,
-    unix_s: float,
-) -> int | None:  # fmt: skip
-    model, cost = clean(model) if model else None, None
-    # A call that asks for a dearer tier may get the standard one, and the other way round.
-    for tier in (bound.service_tier, "") if bound.service_tier else _STANDARD:
+class OneTariff(NamedTuple):
+    """The tariff of the calls of one model on one route, until a Unix time."""
+
+    route: Route
+    model: str | None
+    until_s: float
+    tariff: Tariff | None
+    """None if the price depends on more: the target, the number of input tokens, `pricing`."""
+
+
+def one_tariff(route: Route, model: str | None, unix_s: float) -> OneTariff:
+    """Return the tariff of the calls of a model on a route in the standard tier."""
+    period = int(unix_s // _PERIOD_S)
+    tariff_ = None
+    named = route.replaced_model or model
+    if named and not (route.alternatives or route.provider.pricing):
+        tiers = _listed(listed_name(route.provider), clean(named), "", period)
+        if tiers is not None and not tiers.starts:
+            tariff_ = tiers.tariffs[0]
+    return OneTariff(route, model, (period + 1) * _PERIOD_S, tariff_)
+
+
+def _higher(one: int, other: int | None) -> int:
+    return one if other is None or other < one else other
+
+
+def _tariff(
+    provider: Provider, model: str | None, tier: str, input_tokens: int, unix_s: float
+) -> tuple[Tariff, int | None] | None:
+    """Return the tariff of a model in a service tier, and its maximum output if that is known."""
+    if provider.pricing:
         for rule in provider.pricing:
             if rule.service_tier == tier and rule.holds(model, unix_s):
-                tariff_, output_tokens = rule.tariff, rule.max_output_tokens
-                break
-        else:
-            if model is None:
-                continue
-            name = provider.priced_as or listed_name(provider)
-            tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
-            if tiers is None:
-                continue
-            at = bisect_left(tiers.starts, bound.input_tokens) if tiers.starts else 0
-            tariff_, output_tokens = tiers.tariffs[at], None
-        in_tier = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
-        cost = _higher(cost, in_tier) if cost is not None else in_tier
-    return cost
-
-
-def _higher(one: int | None, other: int | None) -> int | None:
-    return other if one is None or (other is not None and other > one) else one
+                return rule.tariff, rule.max_output_tokens
+    if model is None:
+        return None
+    name = provider.priced_as or listed_name(provider)
+    tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
+    if tiers is None:
+        return None
+    return tiers.tariffs[bisect_left(tiers.starts, input_tokens) if tiers.starts else 0], None
 
 
 def listed_name(provider: Provider) -> str:
