@@ -67,6 +67,7 @@ from relay.storage.objects import ObjectStore
 from relay.storage.redis import RedisConnection
 from relay.storage.tickets import TicketStore
 from relay.upstream.attempts import Attempts, Budget
+from relay.upstream.codex_lists import CodexLists
 from relay.upstream.health import COOLDOWN_KINDS, Health
 from relay.upstream.model_lists import ModelLists
 from relay.upstream.session import UpstreamSessions
@@ -114,6 +115,7 @@ class Gateway:
         objects = ObjectStore(database) if database is not None else None
         self.made_objects = MadeObjects(objects, self.background, time.time)
         self.model_lists = ModelLists(lambda: self.upstream.rest, self.clock)
+        self.codex_lists = CodexLists(lambda: self.upstream.rest, self.clock)
         self._apply(config)
         self.calls: set[Exchange] = set()  # each periodic sweep checks their timeouts
         self.keepalives: set[Keepalive] = set()  # of streams that get any; each sweep sends them
@@ -183,6 +185,7 @@ class Gateway:
         """
         log.keep_protecting(self.secrets)
         await self.model_lists.stop()
+        await self.codex_lists.stop()
         await self.inflight.stop()
         await self.spending.stop()
         await self.background.stop()
@@ -324,6 +327,7 @@ class Gateway:
         self._client_limits = BoundedMemo(self._limits_with, _MAX_CLIENT_LIMITS)
         self.unified = UnifiedRoutes(self.registry, config.unified, self.model_lists)
         self.model_lists.forget()
+        self.codex_lists.forget()
         self.budgets = None
         if self.leases is not None:
             self.budgets = Budgets(config.budgets, self.leases, self.ledger.recorded)

@@ -32,6 +32,7 @@ from relay.surfaces.native import (
     unknown_route,
     wants_websocket,
 )
+from relay.upstream.codex_lists import Description
 from relay.websocket import relay_websocket
 
 PREFIX = "/v1"
@@ -106,6 +107,8 @@ class _UnifiedCalls(Calls):
             if owner is None:
                 raise ModelNotFound(wanted)
             return web.json_response(_entry(wanted, owner, call))
+        if "client_version" in request.query:
+            return web.json_response({"models": _for_codex(found, request.query, gateway)})
         return web.json_response(_list(found, call, request.query))
 
 
@@ -133,10 +136,27 @@ def _models(gateway: Gateway, call: Call) -> dict[str, str]:
     return allowed
 
 
+def _for_codex(
+    found: Mapping[str, str], query: Mapping[str, str], gateway: Gateway
+) -> list[Description]:
+    """Return the models for Codex, as their providers describe them; an alias as its first target.
+    A model that no provider describes is left out: Codex knows it, or takes a default.
+    """
+    unified, version = gateway.unified, query["client_version"]
+    of_provider = {each.name: gateway.codex_lists.of(each, version) for each in unified.providers}
+    entries: list[Description] = []
+    for name, provider_name in found.items():
+        alias = unified.aliases.get(name)
+        model = alias.members[0].model if alias is not None else name
+        described = of_provider.get(provider_name, {}).get(model)
+        if described is not None:
+            shown = {"slug": name, "display_name": name} if alias is not None else {}
+            entries.append({**described, **shown})
+    return entries
+
+
 def _list(found: dict[str, str], call: Call, query: Any) -> dict[str, Any]:
-    """Return the list in the shape of the client: Codex's, Anthropic's or OpenAI's."""
-    if "client_version" in query:
-        return {"models": []}
+    """Return the list in the shape of the client: Anthropic's or OpenAI's."""
     entries = [_entry(name, owner, call) for name, owner in found.items()]
     if "anthropic-version" in call.headers:
         return _page(entries, query)

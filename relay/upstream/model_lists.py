@@ -43,6 +43,8 @@ _PATHS: Mapping[str, tuple[str, str]] = {
     "google": ("v1beta/models", "pageSize=1000"),
 }
 """The path and the query of the list, by wire format. Other formats have none that is used."""
+LIST_ERRORS = (*MAPPABLE_ERRORS, msgspec.MsgspecError, TimeoutError)
+"""What `fetch_list` raises; ValueError, one of MAPPABLE_ERRORS, for the content of a response."""
 
 
 class _Model(msgspec.Struct):
@@ -125,7 +127,7 @@ class ModelLists:
         try:
             async with asyncio.timeout(_FETCH_S):
                 found = await self._fetch(provider)
-        except (*MAPPABLE_ERRORS, msgspec.MsgspecError, TimeoutError) as error:
+        except LIST_ERRORS as error:
             log.event("models.list_failed", provider=provider.name, cause=type(error).__name__)
             return
         if found != self._fetched.get(provider.name):
@@ -133,25 +135,8 @@ class ModelLists:
             self.version += 1
 
     async def _fetch(self, provider: Provider) -> tuple[str, ...]:
-        path, query = _PATHS[provider.format]
-        route = rest_route(provider, path)
-        if not route.target.pool:
-            raise ValueError("no credential")
-        keys = route.target.pool[0]
-        headers = upstream_headers(route, (), None, keys)
-        headers["Accept-Encoding"] = "identity"
-        url = upstream_url(route, query, keys)
-        response = await send(self._session(), route, "GET", url, Outgoing(headers, b""))
-        try:
-            body = await response.content.read(_MAX_BYTES) if response.status == 200 else b""
-            while response.status == 200 and not response.content.at_eof():
-                body += await response.content.read(_MAX_BYTES)
-                if len(body) > _MAX_BYTES:
-                    raise ValueError("the list is too large")
-        finally:
-            response.release()
-        if response.status != 200:
-            raise ValueError(f"status {response.status}")
+        _, query = _PATHS[provider.format]
+        body = await fetch_list(self._session(), provider, query)
         found = msgspec.json.decode(body, type=_List)
         ids = (each.id or each.name.removeprefix("models/") for each in found.data or found.models)
         return tuple(dict.fromkeys(clean(each) for each in ids if each))[:_MAX_MODELS]
@@ -162,3 +147,27 @@ class ModelLists:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def fetch_list(session: ClientSession, provider: Provider, query: str) -> bytes:
+    """Fetch the list of a provider. Raises LIST_ERRORS."""
+    path, _ = _PATHS[provider.format]
+    route = rest_route(provider, path)
+    if not route.target.pool:
+        raise ValueError("no credential")
+    keys = route.target.pool[0]
+    headers = upstream_headers(route, (), None, keys)
+    headers["Accept-Encoding"] = "identity"
+    url = upstream_url(route, query, keys)
+    response = await send(session, route, "GET", url, Outgoing(headers, b""))
+    try:
+        body = await response.content.read(_MAX_BYTES) if response.status == 200 else b""
+        while response.status == 200 and not response.content.at_eof():
+            body += await response.content.read(_MAX_BYTES)
+            if len(body) > _MAX_BYTES:
+                raise ValueError("the list is too large")
+    finally:
+        response.release()
+    if response.status != 200:
+        raise ValueError(f"status {response.status}")
+    return body

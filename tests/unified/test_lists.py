@@ -33,11 +33,17 @@ class Lists:
         self.answers = asyncio.Event()
         self.answers.set()
         self.asked: list[str] = []
+        self.versions: list[str] = []
+        """The versions of Codex for which a list was asked."""
+        self.described: list[dict[str, Any]] = []
         self.status, self.gated = 200, ""
         """Paths with this wait for `answers`."""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
+        if "client_version" in request.query:
+            self.versions.append(request.query["client_version"])
+            return web.json_response({"models": self.described} if self.described else LISTED[request.path])
         if self.gated in request.path:
             await self.answers.wait()
         return web.json_response(LISTED.get(request.path, {"error": "x"}), status=self.status)
@@ -224,3 +230,75 @@ async def test_a_client_sees_what_it_may_use(start: StartRelay, lists: Lists) ->
     assert set(await ids(relay, **headers)) >= {"best", "gpt-5"}
     await until_listed(relay, "gpt-5", **headers)
     assert not [each for each in await ids(relay, **headers) if "claude" in each or "gemini" in each]
+
+
+def _described(slug: str) -> dict[str, Any]:
+    return {"slug": slug, "display_name": slug.upper(), "base_instructions": f"You are {slug}.", "visibility": "list", "priority": 1}
+
+
+async def codex_models(relay: Relay, version: str = "0.171.0", **headers: str) -> list[dict[str, Any]]:
+    status, answer = await get(relay, f"models?client_version={version}", **headers)
+    assert status == 200 and list(answer) == ["models"]
+    found: list[dict[str, Any]] = answer["models"]
+    return found
+
+
+async def until_described(relay: Relay, **headers: str) -> list[dict[str, Any]]:
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not (found := await codex_models(relay, **headers)):
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_codex_gets_the_descriptions_of_the_provider_and_an_alias_that_of_its_target(start: StartRelay, lists: Lists) -> None:
+    lists.described = [_described("gpt-5"), _described("gpt-99-secret"), {"slug": 7}, {}]
+    relay = await served(start, lists)
+    assert await codex_models(relay) == [], "the first answer does not wait"
+    await until_listed(relay, "gpt-99-secret")
+    found = await until_described(relay)
+    assert found == [_described("gpt-5") | {"slug": "best", "display_name": "best"}, _described("gpt-99-secret"), _described("gpt-5")]
+    assert lists.versions == ["0.171.0"], "one provider, once"
+
+
+async def test_codex_sees_what_its_client_may_use(start: StartRelay, lists: Lists) -> None:
+    lists.described = [_described("gpt-5"), _described("gpt-5-mini"), _described("o9")]
+    clients = {"web": {"key": KEY, "providers": ["openai"], "models": ["gpt-5", "best"]}}
+    relay = await served(start, lists, access={"mode": "required"}, clients=clients)
+    found = await until_described(relay, Authorization=f"Bearer {KEY}")
+    assert [each["slug"] for each in found] == ["best", "gpt-5"]
+
+
+async def test_a_model_that_its_provider_does_not_describe_is_left_to_codex(start: StartRelay, lists: Lists) -> None:
+    """OpenAI's usual list has no descriptions, and the relay invents no instructions."""
+    relay = await served(start, lists)
+    assert await codex_models(relay) == []
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not lists.versions:
+            await asyncio.sleep(0.01)
+    await until_listed(relay, "gpt-99-secret")
+    assert await codex_models(relay) == []
+
+
+@pytest.mark.parametrize("version", ["", "1.2.3%26limit=1", "x", "1.2.3.4.5", "9" * 7, "-1"])
+async def test_nothing_is_fetched_for_a_text_that_is_no_version(start: StartRelay, lists: Lists, version: str) -> None:
+    relay = await served(start, lists)
+    assert await codex_models(relay, version) == []
+    await until_listed(relay, "gpt-99-secret")
+    assert lists.versions == []
+
+
+async def test_any_number_of_versions_keeps_a_bounded_number_of_lists(start: StartRelay, lists: Lists) -> None:
+    lists.described = [_described("gpt-5")]
+    relay = await served(start, lists)
+    now = [relay.gateway.clock()]
+    known = relay.gateway.codex_lists
+    known._clock = lambda: now[0]
+    provider = relay.gateway.registry.providers["openai"]
+    for number in range(100):
+        known.of(provider, f"1.{number}")
+        await asyncio.gather(*known._tasks.values())
+    assert len(known._known) == len(lists.versions) == 32
+    now[0] += 601
+    known.of(provider, "2.0")
+    await asyncio.gather(*known._tasks.values())
+    assert len(known._known) == 1 and known.of(provider, "2.0")["gpt-5"] == _described("gpt-5")
