@@ -84,14 +84,16 @@ class Tariff(NamedTuple):
         worst = self.worst
         output = max_output_tokens if bound.output_tokens is None else bound.output_tokens
         input_, output_ = worst.input, worst.output
+        if worst.is_plain:
+            tokens = bound.input_tokens * input_ + output * bound.answers * output_
+            return (self.call + tokens + _TO_NANO // 2) // _TO_NANO  # as `rounded` does
         if worst.written and bound.asks_for_cache:
             input_ += worst.written
         if (worst.input_audio > input_ or worst.output_audio > output_) and bound.asks_for_audio:
             input_, output_ = max(input_, worst.input_audio), max(output_, worst.output_audio)
         tokens = bound.input_tokens * input_ + output * bound.answers * output_
         if worst.has_only_tokens:
-            # As `rounded` does; no bound is negative.
-            return (self.call + tokens + _TO_NANO // 2) // _TO_NANO
+            return rounded(self.call + tokens)
         # A provider bills one of these: tokens, characters, seconds, images or its own units.
         atto_usd = max(
             tokens,
@@ -123,6 +125,8 @@ class Worst(NamedTuple):
     """Which of tokens, characters, seconds, images and units have a price, which may be zero."""
     has_only_tokens: bool
     """True if tokens have a price, and nothing else has."""
+    is_plain: bool
+    """True if, besides, no token can cost more than others: most models of text."""
 
 
 def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
@@ -132,18 +136,24 @@ def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
         "input_tokens" not in unpriced or "output_tokens" not in unpriced,
         *(name not in unpriced for name in ("characters", "audio_ms", "images", "units_milli")),
     )
+    input_ = rate["input_tokens"] + max(0, rate["input_image_tokens"])
+    written = max(0, written, written + rate["cache_write_1h_tokens"])
+    input_audio = rate["input_tokens"] + rate["input_audio_tokens"]
+    output_audio = rate["output_tokens"] + rate["output_audio_tokens"]
+    has_only_tokens = is_priced[0] and not any(is_priced[1:])
     return Worst(
-        rate["input_tokens"] + max(0, rate["input_image_tokens"]),
-        max(0, written, written + rate["cache_write_1h_tokens"]),
-        rate["input_tokens"] + rate["input_audio_tokens"],
+        input_,
+        written,
+        input_audio,
         output,
-        rate["output_tokens"] + rate["output_audio_tokens"],
+        output_audio,
         rate["characters"],
         rate["audio_ms"],
         rate["images"],
         rate["units_milli"] * 1000,
         is_priced,
-        is_priced[0] and not any(is_priced[1:]),
+        has_only_tokens,
+        has_only_tokens and not written and input_audio <= input_ and output_audio <= output,
     )
 
 

@@ -64,6 +64,25 @@ class BudgetPlan(msgspec.Struct, eq=False):
     price: OneTariff | None = None
     """The price of the last call, which is that of most calls."""
 
+    def take(self, needed_nano: int, now_s: float, generation: int) -> BudgetUse | None:
+        """Reserve an amount under all budgets; None if a lease has too little, or the accounts must
+        be looked up again.
+        """
+        if generation != self.generation or not self.from_s <= now_s < self.until_s:
+            return None
+        for account in self.accounts:
+            if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
+                return None
+        is_near_limit = False
+        for account in self.accounts:
+            account.calls += 1
+            account.reserved_nano += needed_nano
+            account.used_s = now_s
+            lost_nano = account.others_nano + account.lost_nano  # as in Account.is_near_limit
+            if lost_nano * 100 >= (account.rule.limit_nano + account.raised_nano) * FIRST_LEVEL:
+                is_near_limit = True
+        return BudgetUse(self.accounts, needed_nano, is_near_limit)
+
 
 _Whose = tuple[Client | None, str, str | None, str | None]
 """What decides which budgets apply to a call: the record and the name of its client, its metadata
@@ -120,10 +139,11 @@ class Budgets:
 
         Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
         """
-        request, route, now_s = exchange.request, exchange.routing.route, self._leases.clock()
+        request, route, leases = exchange.request, exchange.routing.route, self._leases
+        now_s = leases.clock()
         assert route is not None
         if counting_of(request.method, route.endpoint) != "new":
-            return self._reserve(exchange, plan, 0, now_s)
+            return self._obtain_all(exchange, plan, 0)
         if plan.is_hard and route.model is None:
             # Nearly every body names its model once.
             is_named_once = text is not None and text.count(b'"model') <= 1
@@ -144,39 +164,20 @@ class Budgets:
         else:
             cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
         needed_nano = self.unpriced_nano(request.model) if cost is None else cost
-        return self._reserve(exchange, plan, needed_nano, now_s)
+        exchange.budget = plan.take(needed_nano, now_s, leases.generation)
+        return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
 
-    def reserve_amount(
-        self, exchange: Exchange, plan: BudgetPlan, needed_nano: int
-    ) -> Awaitable[None] | None:
-        """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Returns what to
-        wait for; None if there is enough money at hand. Raises BudgetExhausted, BudgetBusy,
-        StoreUnavailable.
+    async def reserve_amount(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
+        """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Raises
+        BudgetExhausted, BudgetBusy, StoreUnavailable.
         """
-        return self._reserve(exchange, plan, needed_nano, self._leases.clock())
-
-    def _reserve(
-        self, exchange: Exchange, plan: BudgetPlan, needed_nano: int, now_s: float
-    ) -> Awaitable[None] | None:
-        is_current = plan.from_s <= now_s < plan.until_s
-        if not is_current or plan.generation != self._leases.generation:
-            return self._obtain_all(exchange, plan, needed_nano)
-        for account in plan.accounts:
-            if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
-                return self._obtain_all(exchange, plan, needed_nano)
-        is_near_limit = False
-        for account in plan.accounts:
-            account.calls += 1
-            account.reserved_nano += needed_nano
-            account.used_s = now_s
-            lost_nano = account.others_nano + account.lost_nano  # as in Account.is_near_limit
-            if lost_nano * 100 >= (account.rule.limit_nano + account.raised_nano) * FIRST_LEVEL:
-                is_near_limit = True
-        exchange.budget = BudgetUse(plan.accounts, needed_nano, is_near_limit)
-        return None
+        leases = self._leases
+        exchange.budget = plan.take(needed_nano, leases.clock(), leases.generation)
+        if exchange.budget is None:
+            await self._obtain_all(exchange, plan, needed_nano)
 
     async def _obtain_all(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
-        """Reserve an amount under all budgets, and lease money for it where that is needed."""
+        """Do the same, and lease money where too little is at hand."""
         leases, generation = self._leases, self._leases.generation
         accounts: list[Account] = []
         try:

@@ -64,8 +64,7 @@ async def reserve_first_slice(exchange: Exchange, raw_query: str, gateway: Gatew
     if slice_nano is None:
         is_named_later = model is None and _is_named_by_message(exchange, raw_query)
         slice_nano = _MIN_NANO if is_named_later else budgets.unpriced_nano(model)
-    if (wait := budgets.reserve_amount(exchange, plan, slice_nano)) is not None:
-        await wait
+    await budgets.reserve_amount(exchange, plan, slice_nano)
 
 
 def _has_responses(format_: str, endpoint: str) -> bool:

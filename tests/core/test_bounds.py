@@ -103,3 +103,25 @@ def test_a_call_of_which_nothing_has_a_price_has_no_bound() -> None:
     assert tariff(Rates(characters=7), audio_is_text=False).bound_nano_usd(CallBound(1000, 100), 50) is None  # type: ignore[arg-type]
     assert tariff(Rates(), audio_is_text=False).bound_nano_usd(CallBound(1000, 100, characters=5), 50) is None
     assert tariff(Rates(0, 0), audio_is_text=False).bound_nano_usd(CallBound(1000, 100), 50) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rates", "is_plain"),
+    [
+        (Rates(1, 2), True),  # type: ignore[arg-type]
+        (Rates(1, 2, cache_read=0, reasoning=2, input_audio=1, input_image=3), True),  # type: ignore[arg-type]
+        (Rates(1, 2, cache_write=2), False),  # type: ignore[arg-type]
+        (Rates(1, 2, cache_write_1h=2), False),  # type: ignore[arg-type]
+        (Rates(1, 2, input_audio=5), False),  # type: ignore[arg-type]
+        (Rates(1, 2, output_audio=5), False),  # type: ignore[arg-type]
+        (Rates(1, 2, image=1), False),  # type: ignore[arg-type]
+        (Rates(characters=7), False),  # type: ignore[arg-type]
+    ],
+)
+def test_a_plain_tariff_bounds_every_call_as_the_whole_formula_does(rates: Rates, is_plain: bool) -> None:
+    plain = tariff(rates, audio_is_text=False)
+    whole = plain._replace(worst=plain.worst._replace(is_plain=False))
+    assert plain.worst.is_plain is is_plain
+    for text in (b"{}", b'{"cache_control":{}}', b'{"modalities":["audio"]}'):
+        for called in (CallBound(1001, 333, answers=3, text=text), CallBound(7, None, text=text, characters=5, images=2, units=1)):
+            assert plain.bound_nano_usd(called, 50) == whole.bound_nano_usd(called, 50)

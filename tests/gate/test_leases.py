@@ -107,8 +107,7 @@ class Worker:
 
     async def begin_call(self, nano: int) -> BudgetUse:
         exchange: Any = SimpleNamespace(budget=None)
-        if (wait := self.budgets.reserve_amount(exchange, self.plan, nano)) is not None:
-            await wait
+        await self.budgets.reserve_amount(exchange, self.plan, nano)
         self.calls.append(exchange.budget)
         return self.calls[-1]
 
@@ -408,14 +407,14 @@ async def test_a_running_call_of_a_worker_that_was_taken_for_dead_takes_more_onl
 async def test_a_call_that_one_budget_refuses_takes_nothing_of_the_others(database: Database) -> None:
     one, _ = await both(database, lambda: float(NOON))
     small = worker(database, lambda: float(NOON), "small", name="small", limit_nano=15)
-    plan, exchange = BudgetPlan(one.plan.budgets + small.plan.budgets, is_hard=True), SimpleNamespace(budget=None)
+    plan = BudgetPlan(one.plan.budgets + small.plan.budgets, is_hard=True)
+    exchange: Any = SimpleNamespace(budget=None)
     small.leases = one.leases
     for nano in (10, 5):  # the second call needs no lease of the first budget any more
-        wait = one.budgets.reserve_amount(exchange, plan, nano)  # type: ignore[arg-type]
-        assert wait is None or await wait is None
+        await one.budgets.reserve_amount(exchange, plan, nano)
     for _ in range(2):
         with pytest.raises(BudgetBusy):
-            await one.budgets.reserve_amount(exchange, plan, 1)  # type: ignore[misc, arg-type]
+            await one.budgets.reserve_amount(exchange, plan, 1)
     assert [(account.reserved_nano, account.calls) for account in plan.accounts] == [(15, 2), (15, 2)]
 
 

@@ -24,7 +24,7 @@ from relay.core.meters.sent_call import SentCall
 from relay.core.meters.socket_meter import OpenedSession
 from relay.core.meters.socket_meters import socket_meter
 from relay.core.pricing import custom_cost
-from relay.core.usage import Usage
+from relay.core.usage import CallBound, Usage
 from relay.prices import price_list
 from relay.registry.load import Sources, load
 from tests.relays import write_config
@@ -381,6 +381,32 @@ def test_every_listed_model_costs_what_the_price_library_computes(listed: tuple[
     at = datetime.datetime.fromtimestamp(when // 900 * 900, datetime.UTC)
     library_cost = calc_price(counted, model, provider_id=provider, genai_request_timestamp=at).total_price
     assert abs(Decimal(relay_cost) / 10**9 - library_cost) <= Decimal("1e-9"), (relay_cost, library_cost)
+
+
+def _route(provider: str, **more: Any) -> Any:
+    listed = SimpleNamespace(pricing=(), priced_as=provider, name=provider)
+    return SimpleNamespace(provider=listed, alternatives=(), replaced_model=None, **more)
+
+
+@given(st.sampled_from(LISTED), PART, st.sampled_from([None, 0, 4000]), st.integers(0, 3650))
+@settings(max_examples=300, deadline=None)
+def test_the_one_tariff_of_a_model_bounds_a_call_as_all_its_tariffs_do(listed: tuple[str, str], input_tokens: int, output_tokens: int | None, days: int) -> None:
+    provider, model = listed
+    when, bound = NOW_S - days * 86400, CallBound(input_tokens, output_tokens, units=1, text=b'{"cache_control":{}}')
+    one = price_list.one_tariff(_route(provider), model, when)
+    assert when < one.until_s <= when + 900
+    if one.tariff is not None:
+        assert one.tariff.bound_nano_usd(bound, 8192) == price_list.bound_nano_usd(_route(provider), model, bound, 8192, when)
+
+
+def test_a_route_with_prices_of_its_own_or_other_targets_has_no_one_tariff(providers: Any) -> None:
+    assert price_list.one_tariff(_route("openai"), "gpt-4o-mini", NOW_S).tariff is not None
+    other = SimpleNamespace(**vars(_route("openai")) | {"alternatives": (_route("openai"),)})
+    priced = SimpleNamespace(**vars(_route("openai")) | {"provider": SimpleNamespace(pricing=("a rule",), priced_as="openai", name="openai")})
+    tiered = price_list.one_tariff(_route("anthropic"), "claude-sonnet-4-5", NOW_S)
+    assert [price_list.one_tariff(each, "gpt-4o-mini", NOW_S).tariff for each in (other, priced)] == [None, None]
+    assert tiered.tariff is None, "its price depends on the number of input tokens"
+    assert price_list.one_tariff(_route("openai"), None, NOW_S).tariff is None
 
 
 def test_a_price_is_looked_up_once(providers: Any) -> None:
