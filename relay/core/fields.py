@@ -50,6 +50,11 @@ _ODD_WORDS = (
     (b"Infinity", b" 0      "),
     (b"NaN", b" 0 "),
 )
+STRING_TEXT = rb'(?>[^"\\]++|\\.)*+'
+"""Pattern of what stands between the quotes of a JSON string. It never gives back what it took, so
+a search takes time proportional to its text."""
+STRING = rb'"' + STRING_TEXT + rb'"'
+"""Pattern of a JSON string."""
 _LINE_ENDS = b"\t\n\r"
 _CONTROLS = bytes(range(0x20))
 _QUIET = bytes.maketrans(_CONTROLS, bytes(0x20 if c in _LINE_ENDS else 0x3F for c in _CONTROLS))

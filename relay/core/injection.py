@@ -11,7 +11,15 @@ import re
 
 import msgspec
 
-from relay.core.fields import ABSENT, UNREADABLE, Span, has_unicode_escapes, spans, value
+from relay.core.fields import (
+    ABSENT,
+    STRING,
+    UNREADABLE,
+    Span,
+    has_unicode_escapes,
+    spans,
+    value,
+)
 from relay.core.meters.events import data_of, first_end, last_end
 
 MAX_EVENT_BYTES = 16 * 1024
@@ -67,8 +75,7 @@ _usage_object = re.compile(rb'"usage"\s*:\s*\{').search
 _event_end = re.compile(rb"\n\r?\n|\r\r").search
 """Its match ends after the event. One search, because a chunk may have thousands of events."""
 _WHOLE_EVENTS = (b"\n\n", b"\r\n\r\n")
-_STRING = rb'"(?>[^"\\]|\\.)*+"'
-_FLAT_MEMBER = _STRING + rb"\s*:\s*(?:" + _STRING + rb'|[^"\[\]{},\s]++)\s*,\s*'
+_FLAT_MEMBER = STRING + rb"\s*:\s*(?:" + STRING + rb'|[^"\[\]{},\s]++)\s*,\s*'
 _chooses = re.compile(
     rb"[\r\n]*data: ?\{\s*(?>" + _FLAT_MEMBER + rb')*+"choices"\s*:\s*\[\s*[^\]\s]'
 ).match

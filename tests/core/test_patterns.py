@@ -59,7 +59,7 @@ def test_a_possessive_loop_repeats_one_character_or_an_atomic_group() -> None:
     found = {pattern for name in names for pattern in _patterns(name)}
     loops = [pattern for pattern in found if any(repeated[0][0] not in ONE_CHARACTER for repeated in _loops(pattern))]
     written = sum(len(re.findall(r"\)[*+?]\+", path.read_text())) for path in (ROOT / "relay").rglob("*.py"))
-    assert len(loops) >= 6 and written >= 10, "the search finds nothing"
+    assert len(loops) >= 6 and written >= 5, "the search finds nothing"
     assert [pattern.pattern for pattern in found if _unsafe(pattern)] == []
 
 

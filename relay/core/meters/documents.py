@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.fields import MAX_FIELD_BYTES, UNREADABLE, is_readable
+from relay.core.fields import MAX_FIELD_BYTES, STRING, STRING_TEXT, UNREADABLE, is_readable
 
 Document = Mapping[str, bytes]
 """Path of each wanted field, such as `usage` or `response.usage`, to its raw JSON, which is empty
@@ -86,14 +86,14 @@ class _Level:
 def _balanced(levels: int) -> bytes:
     """Return a pattern for JSON text without open brackets, nested up to `levels`."""
     inner = rb"|[\[{]" + _balanced(levels - 1) + rb"[\]}]" if levels else b""
-    return rb'(?>[^"\[\]{}]++|"(?>[^"\\]++|\\.)*+"' + inner + rb")*+"
+    return rb'(?>[^"\[\]{}]++|' + STRING + inner + rb")*+"
 
 
 _BALANCED = re.compile(_balanced(3), re.DOTALL)
 """Skips most of a JSON text in one match; each level may read the end of a chunk once more."""
-_REST_OF_STRING = re.compile(rb'(?>[^"\\]++|\\.)*+', re.DOTALL)
+_REST_OF_STRING = re.compile(STRING_TEXT, re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_STRING = re.compile(rb'"(?>[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(STRING, re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n"\[\]{}:,]++')
 _QUOTE, _COMMA, _COLON = b'",:'
 _OPEN, _CLOSE = frozenset(b"[{"), frozenset(b"]}")

@@ -14,7 +14,7 @@ from decimal import Decimal
 import msgspec
 
 from relay.core import media
-from relay.core.fields import UNREADABLE
+from relay.core.fields import STRING_TEXT, UNREADABLE
 from relay.core.meters import speech
 from relay.core.meters.sent_call import SentCall
 from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
@@ -101,7 +101,7 @@ def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | 
 
 
 _SAMPLED_BYTES = 32 * 1024
-_REST = rb'\s*"((?>[^"\\]++|\\.)*+)'
+_REST = rb'\s*"(' + STRING_TEXT + rb")"
 
 
 class TextEstimator:

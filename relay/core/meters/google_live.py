@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from relay.core import media
+from relay.core.fields import STRING_TEXT
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
@@ -39,7 +40,7 @@ _MAX_TOKENS = 1 << 31
 _ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstruction)"'
 """Messages that are no audio: a text that is answered, or that belongs to the context."""
 _AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
-_TEXT = re.compile(rb'"text"\s*:\s*"((?>[^"\\]++|\\.)*+)"')
+_TEXT = re.compile(rb'"text"\s*:\s*"(' + STRING_TEXT + rb')"')
 _TOKENS_A_SECOND = 25
 _BYTES_A_SECOND_IN, _BYTES_A_SECOND_OUT = 32_000, 48_000
 """Bytes per second of 16-bit PCM at the sample rates of the Live API, which counts 25 tokens per
