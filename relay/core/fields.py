@@ -51,8 +51,8 @@ _ODD_WORDS = (
     (b"NaN", b" 0 "),
 )
 STRING_TEXT = rb'(?>[^"\\]++|\\.)*+'
-"""Pattern of what stands between the quotes of a JSON string. It never gives back what it took, so
-a search takes time proportional to its text."""
+"""Pattern of the text between the quotes of a JSON string. It does not backtrack, so a search takes
+time proportional to its text."""
 STRING = rb'"' + STRING_TEXT + rb'"'
 """Pattern of a JSON string."""
 _LINE_ENDS = b"\t\n\r"
