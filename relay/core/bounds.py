@@ -29,7 +29,7 @@ _AUDIO_TOKENS_PER_S = 10
 _TRANSCRIPT_TOKENS_PER_S = 5
 _REMOTE_AUDIO_MS = 3_600_000
 """Audio that the provider fetches from a URL: its length is unknown here."""
-_WITHOUT_TEXT = frozenset(
+WITHOUT_TEXT = frozenset(
     {"speech", "transcription", "image", "embeddings", "rerank", "moderation", "count_tokens"}
 )
 """Kinds of calls whose response is no generated text."""
@@ -77,14 +77,19 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
     """Return what a call can use at most. `body` is its text as far as it is known, `length` the
     size of the whole.
     """
-    if sent.kind in _WITHOUT_TEXT:
+    if sent.kind in WITHOUT_TEXT:
         return _bound_without_text(sent, format_, body, length)
+    return bound_of_text(sent.kind, sent.input_tokens, body)
+
+
+def bound_of_text(kind: str, input_tokens: int, body: bytes) -> CallBound:
+    """Return what a call of any other kind can use at most."""
     # A parser reads a small body faster than it can be searched for each of the marks.
     is_read = len(body) <= _SMALL_BYTES or any(mark in body for mark in _MARKS)
     fields = _limits.read(body) if is_read else None
     if fields is None or fields == _NONE:
-        return CallBound(sent.input_tokens, None, units=1, text=body)
-    names = _BOUNDS.get(sent.kind, _OTHER_BOUNDS)
+        return CallBound(input_tokens, None, units=1, text=body)
+    names = _BOUNDS.get(kind, _OTHER_BOUNDS)
     found, answers = _values(fields, names), _values(fields, _ANSWERS)
     for config in (fields.generationConfig, fields.generation_config):
         if config is not ABSENT:
@@ -96,7 +101,7 @@ def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBoun
         found += [value(raw) for name, raw in repeated if name in names]
         answers += [value(raw) for name, raw in repeated if name in _ANSWERS]
     return CallBound(
-        sent.input_tokens,
+        input_tokens,
         max(_counts(found), default=None),
         max(_counts(answers), default=1),
         units=1,

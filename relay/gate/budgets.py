@@ -12,7 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from relay.core.access import Client
-from relay.core.bounds import bound_of
+from relay.core.bounds import WITHOUT_TEXT, bound_of, bound_of_text
 from relay.core.budgets import FIRST_LEVEL, Account, BudgetRule, BudgetRules, BudgetUse
 from relay.core.errors import (
     BudgetBusy,
@@ -145,16 +145,17 @@ class Budgets:
         if counting_of(request.method, route.endpoint) != "new":
             return self._obtain_all(exchange, plan, 0)
         if plan.is_hard and route.model is None:
-            # Nearly every body names its model once.
-            is_named_once = text is not None and text.count(b'"model') <= 1
-            if not is_named_once or request.model is None or has_unicode_escapes(text or b""):
+            # Nearly every body names its model once, and many have no escapes.
+            is_plain = text is not None and text.count(b'"model') <= 1 and b"\\" not in text
+            if not is_plain or request.model is None:
                 _check_model(exchange, text)
-        sent = SentCall.of(exchange)
-        if text is None:
-            sent = SentCall(
-                sent.kind, sent.body, length // BYTES_PER_TOKEN, sent.method, sent.endpoint
-            )
-        bound = bound_of(sent, route.format, text or b"", length)
+        if text is None or request.kind in WITHOUT_TEXT:
+            bound = _bound_of(exchange, route.format, text, length)
+        else:
+            tokens = request.input_estimate
+            if tokens is None:
+                tokens = request.body_bytes // BYTES_PER_TOKEN
+            bound = bound_of_text(request.kind, tokens, text)
         default, price = self._rules.default_output_tokens, plan.price
         is_known = price is not None and price.route is route and price.model == request.model
         if price is None or not is_known or now_s >= price.until_s:
@@ -324,12 +325,23 @@ def _exhausted(account: Account, needed_nano: int, left_nano: int) -> BudgetExha
     return BudgetExhausted(rule.name, rule.text, usd_text(needed_nano), left, account.span.end_s)
 
 
+def _bound_of(exchange: Exchange, format_: str, text: bytes | None, length: int) -> CallBound:
+    """Return what a call can use at most. `text` and `length` are those of `Budgets.reserve`."""
+    sent = SentCall.of(exchange)
+    if text is None:
+        tokens = length // BYTES_PER_TOKEN
+        sent = SentCall(sent.kind, sent.body, tokens, sent.method, sent.endpoint)
+    return bound_of(sent, format_, text or b"", length)
+
+
 def _check_model(exchange: Exchange, text: bytes | None) -> None:
     """Raise ModelUnknown unless the provider finds the same model in the body as the relay."""
     request = exchange.request
     if text is None:
         if request.model is None:
             raise ModelUnknown
+        return
+    if request.model is not None and text.count(b'"model') <= 1 and not has_unicode_escapes(text):
         return
     if not model_is_plain(text, request.headers.get("Content-Type", ""), request.model):
         raise ModelUnknown

@@ -74,15 +74,10 @@ def _is_unused(exchange: Exchange) -> bool:
     return is_session and usage.meter is not None and not usage.parts
 
 
-def note_charges(entry: Entry, exchange: Exchange, accounts: Accounts, charged: Charged) -> None:
-    """Add to the rows of a call what its budgets were charged."""
-    entry.accounts, entry.charged = accounts, charged
-    if charged.unpriced_nano or exchange.request.method == "GET":
-        _note_object(entry, exchange)
-
-
-def _note_object(entry: Entry, exchange: Exchange) -> None:
-    """Note the object of a call: one whose usage is reported later, or one that was read."""
+def note_object(entry: Entry, exchange: Exchange) -> None:
+    """Add to the rows of a call that is charged the object that it has made and whose usage is
+    reported later, or that it has read.
+    """
     meter, route = exchange.usage.meter, exchange.routing.route
     if route is None or not isinstance(meter, AnswerMeter):
         return
@@ -143,6 +138,7 @@ class Charges:
         """
         self._writing, changed = self._kept, dict(self._kept)
         self._kept = {}
+        # Many calls have the same budgets, so their charges are added up first.
         sums: dict[Accounts, Charged] = {}
         for entry in entries:
             if entry.accounts:

@@ -21,7 +21,7 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
-from relay.ledger.charges import note_charges, settle_budgets
+from relay.ledger.charges import note_object, settle_budgets
 from relay.ledger.counted_objects import CountedObjects
 from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
@@ -236,7 +236,9 @@ class Ledger:
                 try:
                     entry = await self._record(exchange, at_zero)
                     if accounts and entry is not None:
-                        note_charges(entry, exchange, accounts, charged)
+                        entry.accounts, entry.charged = accounts, charged
+                        if charged.unpriced_nano or exchange.request.method == "GET":
+                            note_object(entry, exchange)
                 except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
