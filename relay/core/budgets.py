@@ -275,13 +275,12 @@ class Account:
     def begin(self, nano_usd: int, unix_s: float) -> None:
         """Reserve money for a new call: it must be free, unless the budget only warns."""
         self.calls += 1
-        self.reserved_nano += nano_usd
-        self.used_s = unix_s
+        self.reserve(nano_usd, unix_s)
 
     def cancel(self, nano_usd: int) -> None:
         """Undo `begin`: another budget refuses the call."""
         self.calls -= 1
-        self.reserved_nano -= nano_usd
+        self.release(nano_usd)
 
     def reserve(self, nano_usd: int, unix_s: float) -> None:
         """Reserve more for a running call, under the conditions of `begin`."""
@@ -289,7 +288,7 @@ class Account:
         self.used_s = unix_s
 
     def release(self, nano_usd: int) -> None:
-        """Undo `reserve`: another budget has no more for the call."""
+        """Undo `reserve`: another budget refuses the call."""
         self.reserved_nano -= nano_usd
 
 

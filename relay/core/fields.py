@@ -121,7 +121,7 @@ class Reader(Generic[T]):
 
     def read(self, body: bytes) -> T | None:
         """Return the fields, of a repeated name the last; None if this is no readable object."""
-        if len(body) > _ALWAYS_READ_BYTES and not is_readable(body):
+        if not is_readable(body):
             return None
         try:
             return self._decode(body)

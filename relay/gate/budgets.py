@@ -7,7 +7,6 @@ reservation with the cost of the call (ledger/charges.py); leases.py has the mon
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 
 import msgspec
 
@@ -21,13 +20,13 @@ from relay.core.errors import (
     PriceUnknown,
     StoreUnavailable,
 )
-from relay.core.exchange import Caller, Exchange, Request
+from relay.core.exchange import Exchange, Request
 from relay.core.fields import has_unicode_escapes
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
-from relay.core.metadata import Metadata, as_text, metadata_of, user_of
+from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain
 from relay.core.pricing import usd_text
@@ -41,7 +40,6 @@ from relay.storage.budgets import BudgetState
 
 _MAX_PLANS = 4096
 _MAX_HEADER_CHARACTERS = 1024
-_NO_METADATA: Metadata = MappingProxyType({})
 
 
 class BudgetPlan(msgspec.Struct, eq=False):
@@ -101,11 +99,10 @@ class Budgets:
         self._names_clients = any(rule.clients for rule in rules.rules)
         self._plans = BoundedMemo(self._make_plan, _MAX_PLANS)
 
-    def rules_of(self, caller: Caller) -> Sequence[BudgetRule]:
-        """Return the rules that apply to the calls of `caller`."""
-        return self._rules_of(caller.record, caller.client)
-
-    def _rules_of(self, record: Client | None, client: str) -> Sequence[BudgetRule]:
+    def rules_of(self, record: Client | None, client: str) -> Sequence[BudgetRule]:
+        """Return the rules that apply to the calls of a client: its record, if it has one, and its
+        name.
+        """
         rules = self._rules.rules
         own = record.rights.budgets if record is not None else ()
         if not (own or self._names_clients):
@@ -122,9 +119,8 @@ class Budgets:
 
     def _make_plan(self, whose: _Whose) -> BudgetPlan:
         record, client, header, named = whose
-        rules = self._rules_of(record, client)
-        own = record.rights.metadata if record is not None else _NO_METADATA
-        metadata = metadata_of(header, own)
+        rules = self.rules_of(record, client)
+        metadata = metadata_of(header, record.rights.metadata if record is not None else {})
         team, user = as_text(metadata.get("team", "")), user_of(metadata, named)
         values = {"client": client, "team": team, "user": user}
         budgets = tuple((rule, *_key(rule, values)) for rule in rules)
@@ -143,7 +139,7 @@ class Budgets:
         now_s = leases.clock()
         assert route is not None
         if counting_of(request.method, route.endpoint) != "new":
-            return self._obtain_all(exchange, plan, 0)
+            return self.reserve_amount(exchange, plan, 0)
         if plan.is_hard and route.model is None:
             # Nearly every body names its model once, and many have no escapes.
             is_plain = text is not None and text.count(b'"model') <= 1 and b"\\" not in text

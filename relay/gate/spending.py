@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
-
 from relay import log
 from relay.core.budgets import BudgetRule
 from relay.core.deadline_queue import DeadlineQueue
@@ -74,18 +72,17 @@ class Spending:
     ) -> None:
         self._budgets, self._keys, self._clock = budgets, keys, clock
         self._queue: DeadlineQueue[_Followed] = DeadlineQueue()
-        self.followed: dict[Exchange, _Followed] = {}
-        """The calls that are checked."""
+        self._of: dict[Exchange, _Followed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(self, spender: Spender) -> None:
         """Check a call from now on, until `forget`."""
-        self.followed[spender.exchange] = followed = _Followed(spender)
+        self._of[spender.exchange] = followed = _Followed(spender)
         self._queue.add(followed, self._clock() + CHECK_S)
 
     def forget(self, exchange: Exchange) -> None:
         """Check a call no longer: it has ended."""
-        if (followed := self.followed.pop(exchange, None)) is not None:
+        if self._of and (followed := self._of.pop(exchange, None)) is not None:
             self._queue.discard(followed)
 
     async def sweep(self, now_s: float) -> None:
@@ -98,7 +95,7 @@ class Spending:
 
     def check(self, exchange: Exchange) -> None:
         """Check a call now: it has spent something."""
-        if (followed := self.followed.get(exchange)) is not None:
+        if (followed := self._of.get(exchange)) is not None:
             self._check_again_later(followed, self._clock())
 
     def make_all_due(self) -> None:
@@ -150,7 +147,7 @@ class Spending:
             await self._provide(followed, 0)
         except RelayError as error:
             use = spender.exchange.budget
-            if use is None or spender.exchange not in self.followed:
+            if use is None or spender.exchange not in self._of:
                 return  # it has ended in the meantime
             if isinstance(error, PriceUnknown) or spender.spent_nano() >= use.reserved_nano:
                 self._end(spender, error)
@@ -163,7 +160,7 @@ class Spending:
         about to do, of money that is leased already. False if `provide` is needed. Raises
         PriceUnknown.
         """
-        followed, budgets = self.followed.get(exchange), self._budgets()
+        followed, budgets = self._of.get(exchange), self._budgets()
         if followed is None or budgets is None or exchange.budget is None:
             return True
         missing_nano, _ = self._missing_nano(followed.spender, needed_nano)
@@ -172,7 +169,7 @@ class Spending:
 
     def was_refused(self, exchange: Exchange) -> bool:
         """True if a budget had too little money for a call a moment ago."""
-        followed = self.followed.get(exchange)
+        followed = self._of.get(exchange)
         return followed is not None and self._was_refused(followed, self._clock())
 
     @staticmethod
@@ -183,7 +180,7 @@ class Spending:
         """Do the same as `provide_at_once`, and lease money for that. Raises PriceUnknown,
         BudgetExhausted, BudgetBusy, StoreUnavailable.
         """
-        if (followed := self.followed.get(exchange)) is not None:
+        if (followed := self._of.get(exchange)) is not None:
             await self._provide(followed, needed_nano)
 
     async def _provide(self, followed: _Followed, needed_nano: int) -> None:
@@ -217,9 +214,10 @@ class Spending:
     def _rules_of(self, exchange: Exchange, budgets: Budgets) -> Sequence[BudgetRule]:
         """Return the rules that apply to a call now."""
         caller = exchange.request.caller
-        if caller.record is not None and (record := self._keys.client(caller.record.name)):
-            caller = msgspec.structs.replace(caller, record=record)
-        return budgets.rules_of(caller)
+        record = caller.record
+        if record is not None:
+            record = self._keys.client(record.name) or record
+        return budgets.rules_of(record, caller.client)
 
     async def stop(self) -> None:
         """Cancel what still waits for money: no call runs any more."""

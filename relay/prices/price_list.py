@@ -27,8 +27,6 @@ _MAX_NANO_USD = 10**13
 """10,000 US dollars: a higher cost of a single call is an error, and becomes unknown."""
 _MAX_COSTS = 2000
 """The costs of how many parts of a session are kept."""
-_STANDARD = ("",)
-"""The service tiers of a call that asks for none."""
 _LISTED_AS: Mapping[str, str] = {
     "google-ai-studio": "google",
     "grok": "x-ai",
@@ -174,16 +172,16 @@ def bound_nano_usd(
 ) -> int | None:
     """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
     highest = None
-    for each in (route, *route.alternatives) if route.alternatives else (route,):
+    for each in (route, *route.alternatives):
         named = each.replaced_model or model
         named = clean(named) if named else None
         # A call that asks for a dearer tier may get the standard one, and the other way round.
-        for tier in (bound.service_tier, "") if bound.service_tier else _STANDARD:
+        for tier in (bound.service_tier, "") if bound.service_tier else ("",):
             found = _tariff(each.provider, named, tier, bound.input_tokens, unix_s)
             if found is not None:
                 tariff_, output_tokens = found
                 cost = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
-                highest = cost if highest is None else _higher(highest, cost)
+                highest = _higher(highest, cost)
     return highest
 
 
@@ -209,25 +207,23 @@ def one_tariff(route: Route, model: str | None, unix_s: float) -> OneTariff:
     return OneTariff(route, model, (period + 1) * _PERIOD_S, tariff_)
 
 
-def _higher(one: int, other: int | None) -> int:
-    return one if other is None or other < one else other
+def _higher(one: int | None, other: int | None) -> int | None:
+    return other if one is None or (other is not None and other > one) else one
 
 
 def _tariff(
     provider: Provider, model: str | None, tier: str, input_tokens: int, unix_s: float
 ) -> tuple[Tariff, int | None] | None:
     """Return the tariff of a model in a service tier, and its maximum output if that is known."""
-    if provider.pricing:
-        for rule in provider.pricing:
-            if rule.service_tier == tier and rule.holds(model, unix_s):
-                return rule.tariff, rule.max_output_tokens
+    for rule in provider.pricing:
+        if rule.service_tier == tier and rule.holds(model, unix_s):
+            return rule.tariff, rule.max_output_tokens
     if model is None:
         return None
-    name = provider.priced_as or listed_name(provider)
-    tiers = _listed(name, model, tier, int(unix_s // _PERIOD_S))
+    tiers = _listed(listed_name(provider), model, tier, int(unix_s // _PERIOD_S))
     if tiers is None:
         return None
-    return tiers.tariffs[bisect_left(tiers.starts, input_tokens) if tiers.starts else 0], None
+    return tiers.tariffs[bisect_left(tiers.starts, input_tokens)], None
 
 
 def listed_name(provider: Provider) -> str:

@@ -108,7 +108,8 @@ class _UnifiedCalls(Calls):
                 raise ModelNotFound(wanted)
             return web.json_response(_entry(wanted, owner, call))
         if "client_version" in request.query:
-            return web.json_response({"models": _for_codex(found, request.query, gateway)})
+            version = request.query["client_version"]
+            return web.json_response({"models": _for_codex(found, version, gateway)})
         return web.json_response(_list(found, call, request.query))
 
 
@@ -136,13 +137,11 @@ def _models(gateway: Gateway, call: Call) -> dict[str, str]:
     return allowed
 
 
-def _for_codex(
-    found: Mapping[str, str], query: Mapping[str, str], gateway: Gateway
-) -> list[Description]:
+def _for_codex(found: Mapping[str, str], version: str, gateway: Gateway) -> list[Description]:
     """Return the models for Codex, as their providers describe them; an alias as its first target.
     A model that no provider describes is left out: Codex knows it, or takes a default.
     """
-    unified, version = gateway.unified, query["client_version"]
+    unified = gateway.unified
     of_provider = {each.name: gateway.codex_lists.of(each, version) for each in unified.providers}
     entries: list[Description] = []
     for name, provider_name in found.items():

@@ -8,10 +8,8 @@ uses its own description of it.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,10 +17,8 @@ from aiohttp import ClientSession
 
 from relay import log
 from relay.core.provider import Provider
-from relay.upstream.model_lists import LIST_ERRORS, fetch_list
+from relay.upstream.model_lists import FRESH_S, LIST_ERRORS, Fetches, fetch_list
 
-_FRESH_S = 600.0
-_FETCH_S = 20.0
 _MAX_LISTS = 32
 """How many lists are kept: one for each provider and version of Codex."""
 _MAX_MODELS = 500
@@ -47,7 +43,7 @@ class CodexLists:
         self._asked_s: dict[tuple[str, str], float] = {}
         """Provider and version of Codex to when the list was fetched last."""
         self._known: dict[tuple[str, str], Descriptions] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._fetches = Fetches()
 
     def of(self, provider: Provider, version: str) -> Descriptions:
         """Return the models of a provider as far as they are known, and fetch them if they are
@@ -57,24 +53,19 @@ class CodexLists:
             return _NOTHING
         key, now_s = (provider.name, version), self._clock()
         asked_s = self._asked_s.get(key)
-        if asked_s is None or now_s - asked_s >= _FRESH_S:
+        if asked_s is None or now_s - asked_s >= FRESH_S:
             self._drop_old(now_s)
             # One at a time: a client may send any number of versions.
-            if provider.name not in self._tasks and len(self._asked_s) < _MAX_LISTS:
+            if provider.name not in self._fetches.tasks and len(self._asked_s) < _MAX_LISTS:
                 self._asked_s[key] = now_s
-                task = asyncio.create_task(self._refresh(provider, version))
-                self._tasks[provider.name] = task
-                task.add_done_callback(partial(self._forget_task, provider.name))
+                self._fetches.start(provider.name, self._refresh(provider, version))
         return self._known.get(key, _NOTHING)
 
     def _drop_old(self, now_s: float) -> None:
         if len(self._asked_s) >= _MAX_LISTS:
-            for key in [key for key, at_s in self._asked_s.items() if now_s - at_s >= _FRESH_S]:
+            for key in [key for key, at_s in self._asked_s.items() if now_s - at_s >= FRESH_S]:
                 del self._asked_s[key]
                 self._known.pop(key, None)
-
-    def _forget_task(self, name: str, _task: asyncio.Task[None]) -> None:
-        del self._tasks[name]
 
     def forget(self) -> None:
         """Fetch all lists anew when they are needed next: the configuration has changed."""
@@ -83,8 +74,7 @@ class CodexLists:
 
     async def _refresh(self, provider: Provider, version: str) -> None:
         try:
-            async with asyncio.timeout(_FETCH_S):
-                body = await fetch_list(self._session(), provider, f"client_version={version}")
+            body = await fetch_list(self._session(), provider, f"client_version={version}")
             # A provider that does not know Codex answers with its usual list, which has `data`.
             models = msgspec.json.decode(body, type=_List).models[:_MAX_MODELS]
         except LIST_ERRORS as error:
@@ -98,7 +88,4 @@ class CodexLists:
 
     async def stop(self) -> None:
         """Cancel what is being fetched."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fetches.stop()

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import ClientSession
 
 from relay import log
 from relay.core.errors import ModelNotFound
+from relay.core.fields import UNREADABLE
 from relay.core.provider import Provider, rest_route
 from relay.core.text import clean
 from relay.prices import price_list
@@ -27,7 +27,7 @@ from relay.upstream.request import Outgoing
 from relay.upstream.send import send, upstream_headers, upstream_url
 
 T = TypeVar("T")
-_FRESH_S = 600.0
+FRESH_S = 600.0
 _FETCH_S = 20.0
 _FIRST_S = 5.0
 """How long a call waits for the first lists."""
@@ -43,8 +43,9 @@ _PATHS: Mapping[str, tuple[str, str]] = {
     "google": ("v1beta/models", "pageSize=1000"),
 }
 """The path and the query of the list, by wire format. Other formats have none that is used."""
-LIST_ERRORS = (*MAPPABLE_ERRORS, msgspec.MsgspecError, TimeoutError)
-"""What `fetch_list` raises; ValueError, one of MAPPABLE_ERRORS, for the content of a response."""
+LIST_ERRORS = (*MAPPABLE_ERRORS, *UNREADABLE, TimeoutError)
+"""What may go wrong while a list is fetched and read; ValueError, one of MAPPABLE_ERRORS, for the
+content of a response."""
 
 
 class _Model(msgspec.Struct):
@@ -64,7 +65,7 @@ class ModelLists:
         self._session, self._clock = session, clock
         self._fetched: dict[str, tuple[str, ...]] = {}
         self._asked_s: float | None = None
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._fetches = Fetches()
         self.version = 0
         """Number of changes of the lists."""
 
@@ -96,7 +97,7 @@ class ModelLists:
             except ModelNotFound:
                 first = [
                     task
-                    for name, task in self._tasks.items()
+                    for name, task in self._fetches.tasks.items()
                     if name not in self._fetched and not task.done()
                 ]
                 left_s = until_s - self._clock()
@@ -107,17 +108,12 @@ class ModelLists:
     def refresh(self, providers: Iterable[Provider]) -> None:
         """Fetch the lists of these providers if they are missing or old, without waiting."""
         now_s = self._clock()
-        if self._asked_s is not None and now_s - self._asked_s < _FRESH_S:
+        if self._asked_s is not None and now_s - self._asked_s < FRESH_S:
             return
         self._asked_s = now_s
         for provider in providers:
-            if provider.format in _PATHS and provider.name not in self._tasks:
-                task = asyncio.create_task(self._refresh(provider))
-                self._tasks[provider.name] = task
-                task.add_done_callback(partial(self._forget_task, provider.name))
-
-    def _forget_task(self, name: str, _task: asyncio.Task[None]) -> None:
-        del self._tasks[name]
+            if provider.format in _PATHS and provider.name not in self._fetches.tasks:
+                self._fetches.start(provider.name, self._refresh(provider))
 
     def forget(self) -> None:
         """Fetch all lists anew when they are needed next: the configuration has changed."""
@@ -125,8 +121,7 @@ class ModelLists:
 
     async def _refresh(self, provider: Provider) -> None:
         try:
-            async with asyncio.timeout(_FETCH_S):
-                found = await self._fetch(provider)
+            found = await self._fetch(provider)
         except LIST_ERRORS as error:
             log.event("models.list_failed", provider=provider.name, cause=type(error).__name__)
             return
@@ -143,7 +138,24 @@ class ModelLists:
 
     async def stop(self) -> None:
         """Cancel what is being fetched."""
-        tasks = list(self._tasks.values())
+        await self._fetches.stop()
+
+
+class Fetches:
+    """The lists that are being fetched, in the background: one of each provider at a time."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        """By the name of the provider, until they are done."""
+
+    def start(self, provider: str, fetch: Coroutine[Any, Any, None]) -> None:
+        """Run `fetch`, which must raise nothing."""
+        self.tasks[provider] = task = asyncio.create_task(fetch)
+        task.add_done_callback(lambda _: self.tasks.pop(provider, None))
+
+    async def stop(self) -> None:
+        """Cancel what is being fetched."""
+        tasks = list(self.tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -159,15 +171,16 @@ async def fetch_list(session: ClientSession, provider: Provider, query: str) -> 
     headers = upstream_headers(route, (), None, keys)
     headers["Accept-Encoding"] = "identity"
     url = upstream_url(route, query, keys)
-    response = await send(session, route, "GET", url, Outgoing(headers, b""))
-    try:
-        body = await response.content.read(_MAX_BYTES) if response.status == 200 else b""
-        while response.status == 200 and not response.content.at_eof():
-            body += await response.content.read(_MAX_BYTES)
-            if len(body) > _MAX_BYTES:
-                raise ValueError("the list is too large")
-    finally:
-        response.release()
+    async with asyncio.timeout(_FETCH_S):
+        response = await send(session, route, "GET", url, Outgoing(headers, b""))
+        try:
+            body = await response.content.read(_MAX_BYTES) if response.status == 200 else b""
+            while response.status == 200 and not response.content.at_eof():
+                body += await response.content.read(_MAX_BYTES)
+                if len(body) > _MAX_BYTES:
+                    raise ValueError("the list is too large")
+        finally:
+            response.release()
     if response.status != 200:
         raise ValueError(f"status {response.status}")
     return body

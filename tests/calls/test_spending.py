@@ -139,7 +139,7 @@ async def test_a_response_that_is_not_streamed_may_pass_its_bound(start: StartRe
     async with asyncio.timeout(HANG_GUARD_S):
         while not any(exchange.state == "committed" for exchange in relay.gateway.calls):
             await asyncio.sleep(0.005)
-    assert not relay.gateway.spending.followed
+    assert not relay.gateway.spending._of
     goes_on.set()
     assert await answer == (200, body)
     assert await assert_ledger_equals_budget(relay) == 15 * TOKEN_NANO

@@ -261,7 +261,7 @@ async def test_a_session_that_was_refused_more_ends_without_asking_again(start: 
     upstream.reply = reply
     relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
     async with connected(relay, "openai/realtime?model=m") as socket:
-        (followed,) = relay.gateway.spending.followed.values()
+        (followed,) = relay.gateway.spending._of.values()
         while followed.refusal is None:
             await send(socket, {"type": "input_audio_buffer.append", "audio": "AAAA"})
             await socket.receive()
@@ -461,7 +461,7 @@ async def test_a_session_is_charged_once_however_it_ends(how: str, start: StartR
     assert await assert_charged(relay) == 3 * 90 * TOKEN_NANO
     (account,) = accounts(relay).values()
     assert account.charged.spent_nano == account.written.spent_nano == 270 * TOKEN_NANO
-    assert not relay.gateway.spending.followed and not len(relay.gateway.spending._queue)
+    assert not relay.gateway.spending._of and not len(relay.gateway.spending._queue)
 
 
 @pytest.mark.parametrize(("change", "ends"), [("usd: 0.2\n", True), ("usd: 100\n", False), ("usd: 2\n    clients: [other]\n", False)])

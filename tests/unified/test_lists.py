@@ -36,11 +36,15 @@ class Lists:
         self.versions: list[str] = []
         """The versions of Codex for which a list was asked."""
         self.described: list[dict[str, Any]] = []
+        self.raw: bytes | None = None
+        """Answers everything, if it is set."""
         self.status, self.gated = 200, ""
         """Paths with this wait for `answers`."""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
+        if self.raw is not None:
+            return web.Response(body=self.raw, content_type="application/json")
         if "client_version" in request.query:
             self.versions.append(request.query["client_version"])
             return web.json_response({"models": self.described} if self.described else LISTED[request.path])
@@ -296,9 +300,18 @@ async def test_any_number_of_versions_keeps_a_bounded_number_of_lists(start: Sta
     provider = relay.gateway.registry.providers["openai"]
     for number in range(100):
         known.of(provider, f"1.{number}")
-        await asyncio.gather(*known._tasks.values())
+        await asyncio.gather(*known._fetches.tasks.values())
     assert len(known._known) == len(lists.versions) == 32
     now[0] += 601
     known.of(provider, "2.0")
-    await asyncio.gather(*known._tasks.values())
+    await asyncio.gather(*known._fetches.tasks.values())
     assert len(known._known) == 1 and known.of(provider, "2.0")["gpt-5"] == _described("gpt-5")
+
+
+@pytest.mark.parametrize("query", ["", "?client_version=1.0"])
+async def test_a_list_that_is_nested_too_deeply_is_logged_as_failed(start: StartRelay, lists: Lists, query: str) -> None:
+    lists.raw = b'{"models":[{"slug":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}"
+    relay = await served(start, lists)
+    await get(relay, f"models{query}")
+    failed = await relay.events("models.list_failed", 4 if query else 3)
+    assert {each["cause"] for each in failed} == {"RecursionError"}
