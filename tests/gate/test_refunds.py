@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ async def begin(request: pytest.FixtureRequest, start: StartRelay, raw: RawUpstr
 
 
 async def _post(relay: Relay, headers: dict[str, str] | None = None, name: str = "openai", **body: Any) -> tuple[int, Any, bytes]:
-    answer = await relay.call("POST", relay.path(name, "chat/completions"), json={"model": "m"} | body, headers=headers)
+    return await _post_text(relay, json.dumps({"model": "m"} | body).encode(), headers, name)
+
+
+async def _post_text(relay: Relay, body: bytes, headers: dict[str, str] | None = None, name: str = "openai") -> tuple[int, Any, bytes]:
+    """Make a call, and wait until what it did not use is given back."""
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    answer = await relay.call("POST", relay.path(name, "chat/completions"), data=body, headers=headers)
     await relay.idle()
     await relay.gateway.background.done()
     return answer
@@ -77,7 +84,7 @@ async def test_a_refused_call_uses_nothing_whatever_refuses_it(why: str, begin: 
     assert _remaining((await _post(relay))[1], "all") == 99
     for _ in range(3):
         if refused.get("model", "m") is None:
-            answer = await relay.call("POST", relay.path("openai", "chat/completions"), data=b'{"model": "a", "model": "b"}')
+            answer = await _post_text(relay, b'{"model": "a", "model": "b"}')
         else:
             answer = await _post(relay, **refused)
         assert answer[1]["x-relay-error"] == code, answer
