@@ -121,6 +121,7 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
     seen = NOTHING
     if text:
         seen = attempt.body.seen or peek_body(text, call.headers.get("Content-Type", ""))
+        attempt.body.seen = seen
         facts.stream, facts.user = seen.stream, seen.user
         options.submits = options.submits or seen.submits
         # Providers ignore a model in the body if the path or the query names one.

@@ -34,7 +34,7 @@ class Body:
     """`whole`, decompressed: what the relay may parse. None for a stream, and for a body that
     cannot be decompressed or is too large afterwards."""
     seen: Peek | None = None
-    """The fields of `text` that were read to choose the target; None if it was chosen before."""
+    """The fields of `text`; None until they are read."""
     stream: AsyncIterator[bytes] | None = None
     length: int | None = None
     """Content-Length of the stream, if the client sent one."""
@@ -47,7 +47,7 @@ class Body:
 
     def let_go(self) -> None:
         """Free the body: the call is not sent again."""
-        self.whole, self.text = b"", None
+        self.whole, self.text, self.seen = b"", None, None
 
 
 def body_at_hand(request: web.Request, exchange: Exchange, gateway: Gateway) -> Body | None:

@@ -75,13 +75,15 @@ async def send_call(attempt: RestAttempt) -> Answer:
     """
     exchange, gateway, body = attempt.exchange, attempt.gateway, attempt.body
     limits = gateway.limits_of(exchange.request.caller)
+    fields = body.seen.fields if body.seen is not None else None
     if limits is not None and limits.counts_tokens:
-        await limits.reserve(exchange, body.text or body.whole)
+        await limits.reserve(exchange, body.text or body.whole, fields)
     if (budgets := gateway.budgets) is not None:
         plan = budgets.plan_of(exchange.request)
         if plan is not None:
             length = len(body.whole) if body.stream is None else body.length or 0
-            if (wait := budgets.reserve(exchange, plan, body.text, length)) is not None:
+            wait = budgets.reserve(exchange, plan, body.text, length, fields)
+            if wait is not None:
                 await wait
     upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()

@@ -1,4 +1,5 @@
-"""Bound what a call can use before it is sent, so that a budget can reserve its price.
+"""Bound what a call can use before it is sent, so that a limit can reserve its tokens, and a budget
+its price.
 
 Owns the fields by which a call limits its response, and the substitutes for calls that set no
 limit. The input is estimated (core/media.py); a response that is not streamed may cost more than
@@ -7,17 +8,18 @@ its bound, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from relay.core.fields import ABSENT, Reader, field, pairs, value
+from relay.core.fields import ABSENT, has_unicode_escapes, occurrences, pairs, value
 from relay.core.meters import speech
 from relay.core.meters.estimates import images_requested
 from relay.core.meters.sent_call import SentCall
-from relay.core.usage import CallBound
+from relay.core.request_fields import RequestFields, read_fields
+from relay.core.usage import BYTES_PER_TOKEN, CallBound, Estimate
 
 _IMAGE_TOKENS = 6240
 """Output tokens of the largest image (OpenAI's gpt-image-1, high quality)."""
@@ -34,27 +36,10 @@ WITHOUT_TEXT = frozenset(
 )
 """Kinds of calls whose response is no generated text."""
 _MAX, _MAX_DIGITS = 1 << 31, 20
+_NONE = RequestFields()
 _STANDARD_TIERS = frozenset({"", "auto", "default", "standard", "standard_only"})
 
 
-class _Limits(msgspec.Struct):
-    """The fields by which a call limits its response, or changes its price."""
-
-    max_tokens: msgspec.Raw = ABSENT
-    max_completion_tokens: msgspec.Raw = ABSENT
-    max_output_tokens: msgspec.Raw = ABSENT
-    max_tokens_to_sample: msgspec.Raw = ABSENT
-    generationConfig: msgspec.Raw = ABSENT
-    generation_config: msgspec.Raw = ABSENT
-    n: msgspec.Raw = ABSENT
-    best_of: msgspec.Raw = ABSENT
-    num_generations: msgspec.Raw = ABSENT
-    service_tier: msgspec.Raw = ABSENT
-    speed: msgspec.Raw = ABSENT
-
-
-_limits = Reader(_Limits)
-_NONE = _Limits()
 _BOUNDS: dict[str, tuple[str, ...]] = {
     "responses": ("max_output_tokens",),
     "messages": ("max_tokens",),
@@ -63,51 +48,97 @@ _BOUNDS: dict[str, tuple[str, ...]] = {
 }
 _OTHER_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS = ("n", "best_of", "num_generations")
-_MARKS = (
-    b"max_", b"maxOut", b'"n"', b"best_of", b"num_gen", b"andidate", b"service_tier", b"speed",
-    b"\\u",
-)  # fmt: skip
-"""A body without any of these has none of the fields of _Limits, and needs no parser: only `\\u`
-writes a letter of a name in another way."""
-_SMALL_BYTES = 16 * 1024
-_REPEATED = (b"max_", b"maxOutputTokens", b'"n"', b"candidate")
+_CONFIGS = ("generationConfig", "generation_config")
+_BOUNDS_WITHIN = ("maxOutputTokens", "max_output_tokens")
+_ANSWERS_WITHIN = ("candidateCount", "candidate_count")
+_TIERS = ("service_tier", "speed")
+_MARKS = {
+    **dict.fromkeys(_OTHER_BOUNDS, re.compile(b"max_")),
+    "n": re.compile(b'"n"'),
+    "best_of": re.compile(b"best_of"),
+    **dict.fromkeys(("num_generations", *_CONFIGS), re.compile(b"enerat")),
+    "service_tier": re.compile(b"service_tier"),
+    "speed": re.compile(b'"speed"'),
+}
+"""The fields by which a call limits its response, or changes its price. A body in which the mark of
+a field occurs once has that field once, unless a name in it has escapes.
+"""
 
 
-def bound_of(sent: SentCall, format_: str, body: bytes, length: int) -> CallBound:
+def bound_of(
+    sent: SentCall, format_: str, body: bytes, length: int, fields: RequestFields | None = None
+) -> CallBound:
     """Return what a call can use at most. `body` is its text as far as it is known, `length` the
-    size of the whole.
+    size of the whole, `fields` those of the text if they have been read.
     """
     if sent.kind in WITHOUT_TEXT:
         return _bound_without_text(sent, format_, body, length)
-    return bound_of_text(sent.kind, sent.input_tokens, body)
+    output, answers, tier = limits_of(sent.kind, body, fields) or (None, 1, "")
+    return CallBound(sent.input_tokens, output, answers, units=1, service_tier=tier, text=body)
 
 
-def bound_of_text(kind: str, input_tokens: int, body: bytes) -> CallBound:
-    """Return what a call of any other kind can use at most."""
-    # A parser reads a small body faster than it can be searched for each of the marks.
-    is_read = len(body) <= _SMALL_BYTES or any(mark in body for mark in _MARKS)
-    fields = _limits.read(body) if is_read else None
-    if fields is None or fields == _NONE:
-        return CallBound(input_tokens, None, units=1, text=body)
-    names = _BOUNDS.get(kind, _OTHER_BOUNDS)
-    found, answers = _values(fields, names), _values(fields, _ANSWERS)
-    for config in (fields.generationConfig, fields.generation_config):
-        if config is not ABSENT:
-            found += _within(config, ("maxOutputTokens", "max_output_tokens"))
-            answers += _within(config, ("candidateCount", "candidate_count"))
-    if any(body.count(mark) > 1 for mark in _REPEATED):
+def estimate(
+    kind: str, input_tokens: int | None, body: bytes, fields: RequestFields | None
+) -> Estimate:
+    """Estimate the tokens of a call; without `input_tokens`, four bytes of the body are one."""
+    if input_tokens is None:
+        input_tokens = len(body) // BYTES_PER_TOKEN
+    limits = limits_of(kind, body, fields)
+    if limits is None:
+        return Estimate(input_tokens)
+    return Estimate(input_tokens, limits.output_tokens, limits.answers)
+
+
+class CallLimits(NamedTuple):
+    """How a call limits its response, or changes its price."""
+
+    output_tokens: int | None
+    """Of each answer; None: what the model can answer at most."""
+    answers: int
+    service_tier: str
+    """Empty for the standard one."""
+
+    def tokens(self, most: int) -> int:
+        """Return the output tokens of all answers. `most` is the bound of an answer without one."""
+        return (most if self.output_tokens is None else self.output_tokens) * self.answers
+
+
+def limits_of(kind: str, body: bytes, fields: RequestFields | None) -> CallLimits | None:
+    """Return the limits of a call; None if it sets none. `fields` are those of its body if they
+    have been read.
+    """
+    if fields is None:
+        fields = read_fields(body) or _NONE
+    if (
+        fields.max_tokens is fields.max_completion_tokens is fields.max_output_tokens
+        is fields.max_tokens_to_sample is fields.generationConfig is fields.generation_config
+        is fields.n is fields.best_of is fields.num_generations
+        is fields.service_tier is fields.speed is ABSENT
+    ):  # fmt: skip
+        return None
+    given = [(name, raw) for name in _MARKS if (raw := getattr(fields, name)) is not ABSENT]
+    is_repeated = has_unicode_escapes(body)
+    for mark in {_MARKS[name] for name, _ in given}:
+        is_repeated = is_repeated or occurrences(mark, body) > 1
+    if is_repeated:
         # Of a repeated field, the provider may read another one than this parser.
-        repeated = pairs(body) or []
-        found += [value(raw) for name, raw in repeated if name in names]
-        answers += [value(raw) for name, raw in repeated if name in _ANSWERS]
-    return CallBound(
-        input_tokens,
-        max(_counts(found), default=None),
-        max(_counts(answers), default=1),
-        units=1,
-        service_tier=_tier(fields),
-        text=body,
-    )
+        given += pairs(body) or ()
+    names = _BOUNDS.get(kind, _OTHER_BOUNDS)
+    bounds, answers, tier = [0], [0], ""
+    for name, raw in given:
+        if name in names:
+            bounds.append(_count(raw))
+        elif name in _ANSWERS:
+            answers.append(_count(raw))
+        elif name in _TIERS:
+            tier = tier or _tier(name, value(raw))
+        elif name in _CONFIGS:
+            for inner, held in pairs(bytes(raw)) or ():
+                if inner in _BOUNDS_WITHIN:
+                    bounds.append(_count(held))
+                elif inner in _ANSWERS_WITHIN:
+                    answers.append(_count(held))
+    return CallLimits(max(bounds) or None, max(answers) or 1, tier)
 
 
 def _bound_without_text(sent: SentCall, format_: str, body: bytes, length: int) -> CallBound:
@@ -130,31 +161,22 @@ def _bound_without_text(sent: SentCall, format_: str, body: bytes, length: int) 
     return CallBound(sent.input_tokens, units=1)
 
 
-def _values(fields: _Limits, names: Iterable[str]) -> list[Any]:
-    """Decode those of some fields that the body has: most have one."""
-    return [value(raw) for name in names if (raw := getattr(fields, name)) is not ABSENT]
-
-
-def _within(config: msgspec.Raw, names: Iterable[str]) -> list[Any]:
-    return [value(field(config, name)) for name in names]
-
-
-def _counts(given: Iterable[Any]) -> list[int]:
-    return [count for each in given if (count := _count(each)) is not None]
-
-
-def _count(given: Any) -> int | None:
-    """Return a number as the most lenient provider may read it: 20 for `20.0` and `"20"` too."""
+def _count(raw: msgspec.Raw) -> int:
+    """Return a number as the most lenient provider may read it: 20 for `20.0` and `"20"` too; 0 for
+    what is no number above 0.
+    """
+    given = value(raw)
+    if type(given) is int:
+        return min(max(given, 0), _MAX)
     if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS:
         given = int(given)
     if isinstance(given, bool) or not isinstance(given, int | float):
-        return None
-    return ceil(min(given, _MAX)) if given > 0 else None
+        return 0
+    return ceil(min(given, _MAX)) if given > 0 else 0
 
 
-def _tier(fields: _Limits) -> str:
-    """Return the service tier that a call asks for; empty for the standard one."""
-    if fields.speed is not ABSENT and value(fields.speed) == "fast":
-        return "fast"
-    tier = "" if fields.service_tier is ABSENT else value(fields.service_tier)
-    return tier if isinstance(tier, str) and tier not in _STANDARD_TIERS else ""
+def _tier(name: str, given: Any) -> str:
+    """Return the service tier that a field asks for; empty for the standard one."""
+    if name == "speed":
+        return "fast" if given == "fast" else ""
+    return given if isinstance(given, str) and given not in _STANDARD_TIERS else ""

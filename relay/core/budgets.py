@@ -229,6 +229,25 @@ class Account:
     """When the leases of other processes were last recalled."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the lease changes in the database."""
+    warns_at_nano: int = field(init=False)
+    """The value of `lost_nano` from which the budget warns: kept, since every call looks at it."""
+
+    def __post_init__(self) -> None:
+        self._note_warning()
+
+    def _note_warning(self) -> None:
+        # Rounded up, as `warning_level` compares.
+        self.warns_at_nano = -(-self.limit_nano * FIRST_LEVEL // 100) - self.others_nano
+
+    def apply(self, rule: BudgetRule) -> None:
+        """Apply a rule that a reload has changed, with the same periods."""
+        self.rule = rule
+        self._note_warning()
+
+    def note_others(self, others_nano: int, raised_nano: int) -> None:
+        """Note what the budget has lost elsewhere, and what was added to its limit."""
+        self.others_nano, self.raised_nano = others_nano, raised_nano
+        self._note_warning()
 
     @property
     def charged(self) -> Charged:
@@ -263,8 +282,7 @@ class Account:
     @property
     def is_near_limit(self) -> bool:
         """True if a warning level is reached."""
-        limit_nano = self.rule.limit_nano + self.raised_nano
-        return (self.others_nano + self.lost_nano) * 100 >= limit_nano * FIRST_LEVEL
+        return self.lost_nano >= self.warns_at_nano
 
     @property
     def is_settled(self) -> bool:
@@ -317,6 +335,17 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
     running_nano: int = 0
     """What a running stream or session has spent, as far as its meter knows."""
     is_settled: bool = False
+    charged_nano: int = 0
+    """What each budget was charged."""
+    unpriced_nano: int = 0
+    """The part of it that was charged because the cost is unknown."""
+    over_nano: int = 0
+    """The part of it that was not reserved."""
+
+    @property
+    def charged(self) -> Charged:
+        """What each budget was charged."""
+        return Charged(self.charged_nano - self.unpriced_nano, self.unpriced_nano, self.over_nano)
 
     def note_running(self, nano_usd: int) -> None:
         """Note what the call has spent so far: no running call will give that back."""
@@ -324,20 +353,21 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         for account in self.accounts:
             account.running_nano += grown_nano
 
-    def settle(self, cost_nano: int | None) -> Charged:
-        """Settle the call, once, and return what each of its budgets is charged. A call of which
-        the cost is unknown is charged what it reserved.
+    def settle(self, cost_nano: int | None) -> None:
+        """Settle the call, once: charge its budgets. A call of which the cost is unknown is charged
+        what it reserved.
         """
         if self.is_settled:
-            return NOTHING
+            return
         if self.running_nano:
             self.note_running(0)
         reserved_nano, self.reserved_nano, self.is_settled = self.reserved_nano, 0, True
         unpriced_nano = over_nano = 0
         if cost_nano is None:
-            lost_nano = unpriced_nano = reserved_nano
+            lost_nano = unpriced_nano = self.unpriced_nano = reserved_nano
         elif (lost_nano := cost_nano) > reserved_nano:
-            over_nano = lost_nano - reserved_nano
+            over_nano = self.over_nano = lost_nano - reserved_nano
+        self.charged_nano = lost_nano
         for account in self.accounts:
             account.calls -= 1
             account.reserved_nano -= reserved_nano
@@ -345,4 +375,3 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
             if unpriced_nano or over_nano:
                 account.unpriced_nano += unpriced_nano
                 account.over_nano += over_nano
-        return Charged(lost_nano - unpriced_nano, unpriced_nano, over_nano)

@@ -17,6 +17,7 @@ from relay.core.fields import (
     UNREADABLE,
     Span,
     has_unicode_escapes,
+    occurrences,
     spans,
     value,
 )
@@ -29,6 +30,7 @@ _MAX_NAME = 200
 
 _INCLUDE = b'"include_usage":true'
 _OPTIONS = b'{"include_usage":true}'
+_STREAM_MARK = re.compile(rb'"stream')
 
 
 def can_be_asked(endpoint: str, format_: str) -> bool:
@@ -41,7 +43,7 @@ def asking_for_usage(body: bytes) -> bytes | None:
     read it). None if the body must stay unchanged, because it has `include_usage` or a repeated
     field.
     """
-    if body.count(b'"stream') == 1 and not has_unicode_escapes(body):
+    if occurrences(_STREAM_MARK, body) == 1 and not has_unicode_escapes(body):
         # The body has `stream`, and no other name with this prefix, escaped or not.
         return _with(body, body.rfind(b"}"), b',"stream_options":' + _OPTIONS)
     fields = spans(body)

@@ -21,12 +21,14 @@ from relay.core.fields import (
     field,
     has_unicode_escapes,
     is_value,
+    occurrences,
     pairs,
     value,
 )
 from relay.core.forms import Field as FormField
 from relay.core.forms import form_fields, is_form
 from relay.core.paths import query_value
+from relay.core.request_fields import RequestFields, read_fields
 
 _GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
 _MAX_NAME_BYTES = 200
@@ -106,22 +108,9 @@ ENDPOINT_KINDS = frozenset(
 """Every kind that `kind_of` returns."""
 
 
-class _Wanted(msgspec.Struct):
-    """The wanted fields; the rest of the body is skipped without building it."""
-
-    model: msgspec.Raw = ABSENT
-    model_id: msgspec.Raw = ABSENT
-    stream: msgspec.Raw = ABSENT
-    user: msgspec.Raw = ABSENT
-    safety_identifier: msgspec.Raw = ABSENT
-    metadata: msgspec.Raw = ABSENT
-    background: msgspec.Raw = ABSENT
-    prompt_cache_key: msgspec.Raw = ABSENT
-    previous_response_id: msgspec.Raw = ABSENT
-
-
 MODEL_NAMES = ("model", "model_id")
-_wanted = Reader(_Wanted)
+MODEL_MARK = re.compile(rb'"model')
+"""A body without escapes in which this occurs once has one of these names, and has it once."""
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
@@ -148,6 +137,8 @@ class Peek(msgspec.Struct, frozen=True):
     """True for a job whose result is read or delivered later."""
     prompt_cache_key: str | None = None
     previous_response_id: str | None = None
+    fields: RequestFields | None = None
+    """All fields that the relay reads, not decoded; None of a form."""
 
 
 NOTHING = Peek()
@@ -159,7 +150,7 @@ def peek_body(body: bytes, content_type: str) -> Peek:
         return _peek_form(body, content_type)
     if body[:1] != b"{" and not _may_be_json(body):
         return NOTHING
-    wanted = _wanted.read(body)
+    wanted = read_fields(body)
     if wanted is None:
         return NOTHING
     model = value(wanted.model)
@@ -178,6 +169,7 @@ def peek_body(body: bytes, content_type: str) -> Peek:
         value(wanted.background) is True,
         _short_text(wanted.prompt_cache_key),
         _short_text(wanted.previous_response_id),
+        wanted,
     )
 
 
@@ -239,7 +231,8 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     if not body or not ("json" in content_type.lower() or _may_be_json(body)):
         return True
     if (len(body) <= LARGE_BYTES or not _may_be_json(body)) and is_value(body):
-        if body.count(b'"model') <= (model is not None) and not has_unicode_escapes(body):
+        is_named = occurrences(MODEL_MARK, body) <= (model is not None)
+        if is_named and not has_unicode_escapes(body):
             return True
     found = pairs(body)
     return found is not None and _is_plain([name for name, _ in found], model)

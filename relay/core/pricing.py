@@ -83,15 +83,15 @@ class Tariff(NamedTuple):
         """
         worst = self.worst
         output = max_output_tokens if bound.output_tokens is None else bound.output_tokens
-        input_, output_ = worst.input, worst.output
+        output *= bound.answers
         if worst.is_plain:
-            tokens = bound.input_tokens * input_ + output * bound.answers * output_
-            return (self.call + tokens + _TO_NANO // 2) // _TO_NANO  # as `rounded` does
+            return self.plain_nano_usd(bound.input_tokens, output)
+        input_, output_ = worst.input, worst.output
         if worst.written and bound.asks_for_cache:
             input_ += worst.written
         if (worst.input_audio > input_ or worst.output_audio > output_) and bound.asks_for_audio:
             input_, output_ = max(input_, worst.input_audio), max(output_, worst.output_audio)
-        tokens = bound.input_tokens * input_ + output * bound.answers * output_
+        tokens = bound.input_tokens * input_ + output * output_
         if worst.has_only_tokens:
             return rounded(self.call + tokens)
         # A provider bills one of these: tokens, characters, seconds, images or its own units.
@@ -106,6 +106,12 @@ class Tariff(NamedTuple):
         if not (self.call or any(compress(worst.is_priced, counted))):
             return None
         return rounded(self.call + atto_usd)
+
+
+    def plain_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
+        """Return the highest cost of so many tokens by a plain tariff."""
+        tokens = input_tokens * self.worst.input + output_tokens * self.worst.output
+        return (self.call + tokens + _TO_NANO // 2) // _TO_NANO  # as `rounded` does
 
 
 class Worst(NamedTuple):

@@ -5,11 +5,9 @@ Owns Usage, Part, Estimate and CallBound. core/meters/ reads usage from response
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple
 
 import msgspec
-
-from relay.core.fields import ABSENT, Reader, field, value
 
 BYTES_PER_TOKEN = 4
 """For text in UTF-8: English has about four; other scripts have more bytes and fewer tokens per
@@ -157,20 +155,6 @@ def believable(usage: Usage | None) -> Usage | None:
     return usage if min(counts) >= 0 and sum(counts) < _MAX_COUNT else None
 
 
-class _Bounds(msgspec.Struct):
-    """The fields by which a call limits its response."""
-
-    max_tokens: msgspec.Raw = ABSENT
-    max_completion_tokens: msgspec.Raw = ABSENT
-    max_output_tokens: msgspec.Raw = ABSENT
-    generationConfig: msgspec.Raw = ABSENT
-    n: msgspec.Raw = ABSENT
-
-
-_NONE = _Bounds()
-_bounds = Reader(_Bounds)
-
-
 class CallBound(msgspec.Struct, frozen=True, gc=False):
     """What a call can use at most."""
 
@@ -212,20 +196,3 @@ class Estimate(NamedTuple):
         """Return input and output tokens. `answer_tokens` is the bound of a call without one."""
         bound = answer_tokens if self.bound is None else self.bound
         return self.input_tokens + bound * self.answers
-
-
-def estimate(body: bytes, input_tokens: int | None = None) -> Estimate:
-    """Estimate the tokens of a request; without `input_tokens`, four bytes of the body are one."""
-    fields = _bounds.read(body) or _NONE
-    bounds = (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
-    bound = next((each for raw in bounds if _is_bound(each := value(raw))), None)
-    if bound is None and fields.generationConfig is not ABSENT:
-        most = value(field(fields.generationConfig, "maxOutputTokens"))
-        bound = most if _is_bound(most) else None
-    answers = value(fields.n)
-    given = len(body) // BYTES_PER_TOKEN if input_tokens is None else input_tokens
-    return Estimate(given, bound, answers if _is_bound(answers) else 1)
-
-
-def _is_bound(given: Any) -> TypeGuard[int]:
-    return isinstance(given, int) and not isinstance(given, bool) and 0 < given < 1 << 31

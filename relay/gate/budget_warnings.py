@@ -37,10 +37,10 @@ class BudgetWarnings:
             report = found.get((account.key, account.span.start_s))
             own_nano = account.written.total_nano
             if report is not None:
-                account.raised_nano = report.raised_nano
-                account.others_nano = report.lost_nano - own_nano
+                account.note_others(report.lost_nano - own_nano, report.raised_nano)
             elif account.is_near_limit:
-                account.others_nano = -own_nano  # it was raised or reset
+                # It was raised or reset.
+                account.note_others(-own_nano, account.raised_nano)
         for report in near:
             level = report.level
             if level > report.warned and await self._reports.warn(report, level):

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from relay.core.access import Client
-from relay.core.bounds import WITHOUT_TEXT, bound_of, bound_of_text
-from relay.core.budgets import FIRST_LEVEL, Account, BudgetRule, BudgetRules, BudgetUse
+from relay.core.bounds import WITHOUT_TEXT, bound_of, limits_of
+from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -21,25 +21,53 @@ from relay.core.errors import (
     StoreUnavailable,
 )
 from relay.core.exchange import Exchange, Request
-from relay.core.fields import has_unicode_escapes
+from relay.core.fields import has_unicode_escapes, occurrences
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
-from relay.core.peek import model_is_plain
-from relay.core.pricing import usd_text
+from relay.core.peek import MODEL_MARK, model_is_plain
+from relay.core.pricing import Tariff, usd_text
 from relay.core.provider import Route
+from relay.core.request_fields import RequestFields
 from relay.core.text import clean
 from relay.core.usage import BYTES_PER_TOKEN, CallBound
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.prices import price_list
-from relay.prices.price_list import OneTariff, one_tariff
+from relay.prices.price_list import one_tariff
 from relay.storage.budgets import BudgetState
 
 _MAX_PLANS = 4096
 _MAX_HEADER_CHARACTERS = 1024
+
+
+class CallPrice(msgspec.Struct, frozen=True):
+    """What calls of one model on one route have in common, until a Unix time."""
+
+    route: Route
+    model: str | None
+    method: str
+    until_s: float
+    is_new: bool
+    """True if the response reports usage of the call itself."""
+    is_of_body: bool
+    """True if the body names the model."""
+    tariff: Tariff | None
+    """See `one_tariff`."""
+    plain: Tariff | None
+    """The tariff if tokens alone decide the cost (see Tariff.plain_nano_usd)."""
+
+
+def _price_of(request: Request, route: Route, now_s: float) -> CallPrice:
+    tariff, until_s = one_tariff(route, request.model, now_s)
+    is_new = counting_of(request.method, route.endpoint) == "new"
+    is_plain = tariff is not None and tariff.worst.is_plain and request.kind not in WITHOUT_TEXT
+    return CallPrice(
+        route, request.model, request.method, until_s, is_new, route.model is None,
+        tariff, tariff if is_plain else None,
+    )  # fmt: skip
 
 
 class BudgetPlan(msgspec.Struct, eq=False):
@@ -59,7 +87,7 @@ class BudgetPlan(msgspec.Struct, eq=False):
     """When they were looked up."""
     until_s: float = 0.0
     """When a period ends, or this process may count as dead unless it writes its heartbeat."""
-    price: OneTariff | None = None
+    price: CallPrice | None = None
     """The price of the last call, which is that of most calls."""
 
     def take(self, needed_nano: int, now_s: float, generation: int) -> BudgetUse | None:
@@ -68,17 +96,17 @@ class BudgetPlan(msgspec.Struct, eq=False):
         """
         if generation != self.generation or not self.from_s <= now_s < self.until_s:
             return None
-        for account in self.accounts:
-            if account.granted_nano - account.lost_nano - account.reserved_nano < needed_nano:
-                return None
         is_near_limit = False
+        for account in self.accounts:
+            lost_nano = account.lost_nano
+            if account.granted_nano - lost_nano - account.reserved_nano < needed_nano:
+                return None
+            if lost_nano >= account.warns_at_nano:
+                is_near_limit = True
         for account in self.accounts:
             account.calls += 1
             account.reserved_nano += needed_nano
             account.used_s = now_s
-            lost_nano = account.others_nano + account.lost_nano  # as in Account.is_near_limit
-            if lost_nano * 100 >= (account.rule.limit_nano + account.raised_nano) * FIRST_LEVEL:
-                is_near_limit = True
         return BudgetUse(self.accounts, needed_nano, is_near_limit)
 
 
@@ -127,42 +155,57 @@ class Budgets:
         return BudgetPlan(budgets, any(rule.is_hard for rule in rules))
 
     def reserve(
-        self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int
-    ) -> Awaitable[None] | None:
+        self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int,
+        fields: RequestFields | None = None,
+    ) -> Awaitable[None] | None:  # fmt: skip
         """Reserve what a call may cost under all budgets of `plan`, or nothing if one refuses.
         Returns what to wait for; None if there is enough money at hand. `text` is the body, None if
-        it is not known as a whole, `length` its size.
+        it is not known as a whole, `length` its size, `fields` those of the text if they have been
+        read.
 
         Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
         """
         request, route, leases = exchange.request, exchange.routing.route, self._leases
-        now_s = leases.clock()
         assert route is not None
-        if counting_of(request.method, route.endpoint) != "new":
+        now_s, price = leases.clock(), plan.price
+        if (
+            price is None or price.route is not route or price.model != request.model
+            or price.method != request.method or now_s >= price.until_s
+        ):  # fmt: skip
+            price = plan.price = _price_of(request, route, now_s)
+        if not price.is_new:
             return self.reserve_amount(exchange, plan, 0)
-        if plan.is_hard and route.model is None:
-            # Nearly every body names its model once, and many have no escapes.
-            is_plain = text is not None and text.count(b'"model') <= 1 and b"\\" not in text
-            if not is_plain or request.model is None:
+        if plan.is_hard and price.is_of_body:
+            if (
+                text is None or request.model is None
+                or occurrences(MODEL_MARK, text) > 1 or has_unicode_escapes(text)
+            ):  # fmt: skip
                 _check_model(exchange, text)
-        if text is None or request.kind in WITHOUT_TEXT:
-            bound = _bound_of(exchange, route.format, text, length)
+        tariff, limits = price.plain, None
+        if tariff is not None and text is not None:
+            limits = limits_of(request.kind, text, fields)
+        if tariff is None or text is None or (limits is not None and limits.service_tier):
+            bound = _bound_of(exchange, route.format, text, length, fields)
+            needed_nano = self._cost_nano(price, bound, now_s)
         else:
             tokens = request.input_estimate
             if tokens is None:
                 tokens = request.body_bytes // BYTES_PER_TOKEN
-            bound = bound_of_text(request.kind, tokens, text)
-        default, price = self._rules.default_output_tokens, plan.price
-        is_known = price is not None and price.route is route and price.model == request.model
-        if price is None or not is_known or now_s >= price.until_s:
-            price = plan.price = one_tariff(route, request.model, now_s)
+            output = self._rules.default_output_tokens
+            if limits is not None:
+                output = limits.tokens(output)
+            needed_nano = tariff.plain_nano_usd(tokens, output)
+        exchange.budget = plan.take(needed_nano, now_s, leases.generation)
+        return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
+
+    def _cost_nano(self, price: CallPrice, bound: CallBound, now_s: float) -> int:
+        """Return the highest cost of a call. Raises PriceUnknown."""
+        default = self._rules.default_output_tokens
         if price.tariff is not None and not bound.service_tier:
             cost = price.tariff.bound_nano_usd(bound, default)
         else:
-            cost = price_list.bound_nano_usd(route, request.model, bound, default, now_s)
-        needed_nano = self.unpriced_nano(request.model) if cost is None else cost
-        exchange.budget = plan.take(needed_nano, now_s, leases.generation)
-        return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
+            cost = price_list.bound_nano_usd(price.route, price.model, bound, default, now_s)
+        return self.unpriced_nano(price.model) if cost is None else cost
 
     async def reserve_amount(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
         """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Raises
@@ -321,13 +364,16 @@ def _exhausted(account: Account, needed_nano: int, left_nano: int) -> BudgetExha
     return BudgetExhausted(rule.name, rule.text, usd_text(needed_nano), left, account.span.end_s)
 
 
-def _bound_of(exchange: Exchange, format_: str, text: bytes | None, length: int) -> CallBound:
-    """Return what a call can use at most. `text` and `length` are those of `Budgets.reserve`."""
+def _bound_of(
+    exchange: Exchange, format_: str, text: bytes | None, length: int,
+    fields: RequestFields | None,
+) -> CallBound:  # fmt: skip
+    """Return what a call can use at most, from what `Budgets.reserve` gets."""
     sent = SentCall.of(exchange)
     if text is None:
         tokens = length // BYTES_PER_TOKEN
         sent = SentCall(sent.kind, sent.body, tokens, sent.method, sent.endpoint)
-    return bound_of(sent, format_, text or b"", length)
+    return bound_of(sent, format_, text or b"", length, fields)
 
 
 def _check_model(exchange: Exchange, text: bytes | None) -> None:
@@ -336,8 +382,6 @@ def _check_model(exchange: Exchange, text: bytes | None) -> None:
     if text is None:
         if request.model is None:
             raise ModelUnknown
-        return
-    if request.model is not None and text.count(b'"model') <= 1 and not has_unicode_escapes(text):
         return
     if not model_is_plain(text, request.headers.get("Content-Type", ""), request.model):
         raise ModelUnknown

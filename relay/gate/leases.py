@@ -101,7 +101,7 @@ class Leases:
             if account.rule is rule and (end_s is None or now_s < end_s):
                 return account
             if account.span == span_of(rule.period, now_s):
-                account.rule = rule  # a reload has changed it
+                account.apply(rule)
                 return account
             self._retire(account)
         span = span_of(rule.period, now_s)
@@ -119,7 +119,7 @@ class Leases:
         has other periods now.
         """
         if span_of(rule.period, account.span.start_s) == account.span:
-            account.rule = rule
+            account.apply(rule)
 
     def may_spend(self, now_s: float) -> bool:
         """True if no other process can take this one for dead."""
@@ -181,7 +181,7 @@ class Leases:
                 failure = error
             else:
                 account.granted_nano, account.is_stored = leased.granted_nano, True
-                account.raised_nano, account.others_nano = leased.raised_nano, leased.others_nano
+                account.note_others(leased.others_nano, leased.raised_nano)
                 shortage = leased.shortage
         for request in batch:
             request.is_answered, request.shortage, request.error = True, shortage, failure

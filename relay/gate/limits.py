@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from relay.core.bounds import estimate
 from relay.core.errors import (
     ModelUnknown,
     Overloaded,
@@ -28,7 +29,7 @@ from relay.core.limits import Admission, Charge, Reservation, Rule, key_part
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import Metadata, as_text, metadata_of, user_of
 from relay.core.peek import model_is_plain
-from relay.core.usage import estimate
+from relay.core.request_fields import RequestFields
 from relay.gate.windows import Taken, Windows
 
 FindUsed = Callable[[Exchange], None]
@@ -119,17 +120,21 @@ class Limits:
         if wait is not None:
             await wait
 
-    async def reserve(self, exchange: Exchange, body: bytes) -> None:
+    async def reserve(
+        self, exchange: Exchange, body: bytes, fields: RequestFields | None
+    ) -> None:
         """Reserve the tokens that a call may use; those that it does not use are released when it
-        ends. A call that uses no tokens (token counts, files, any read) reserves none.
+        ends. A call that uses no tokens (token counts, files, any read) reserves none. `fields` are
+        those of the body if they have been read.
 
         The exchange of a shared call was not admitted itself. Raises RateLimited.
         """
-        if counting_of(exchange.request.method, exchange.request.endpoint) != "new":
+        request = exchange.request
+        if counting_of(request.method, request.endpoint) != "new":
             return
         await yield_to_others(body)
-        admission = exchange.admission or self._begin(exchange, exchange.request.headers)
-        admission.estimate = estimate(body, exchange.request.input_estimate)
+        admission = exchange.admission or self._begin(exchange, request.headers)
+        admission.estimate = estimate(request.kind, request.input_estimate, body, fields)
         wait = self._take(exchange, admission, self._tokens)
         if wait is not None:
             await wait

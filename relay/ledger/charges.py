@@ -12,9 +12,9 @@ and the provisional charge is given back to the budgets that are charged the cos
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from relay.core.budgets import NOTHING, Account, Charged
+from relay.core.budgets import NOTHING, Account, BudgetUse, Charged
 from relay.core.errors import (
     UpstreamDisconnected,
     UpstreamErrorInAnswer,
@@ -30,24 +30,24 @@ from relay.core.text import MAX_CHARACTERS
 from relay.ledger.rows import Entry
 from relay.storage.provisional_charges import ChargedObject, ProvisionalCharge
 
-Accounts = tuple[Account, ...]
 _WITHOUT_ANSWER = (
     UpstreamUnreachable, UpstreamTlsFailed, UpstreamDisconnected, UpstreamProtocolError,
     UpstreamTimeout,
 )  # fmt: skip
 
 
-def settle_budgets(exchange: Exchange) -> tuple[Accounts, Charged]:
-    """Settle the budgets of a call whose cost is known as far as it will be. Returns their accounts
-    and what each was charged.
+def settle_budgets(exchange: Exchange) -> BudgetUse | None:
+    """Settle the budgets of a call whose cost is known as far as it will be. Returns what they were
+    charged; None if the call has none.
     """
     use, exchange.budget = exchange.budget, None
     if use is None:
-        return (), NOTHING
+        return None
     cost_nano = exchange.usage.cost_nano_usd
     if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
         cost_nano = 0
-    return use.accounts, use.settle(cost_nano)
+    use.settle(cost_nano)
+    return use
 
 
 def is_unbilled(exchange: Exchange) -> bool:
@@ -74,7 +74,7 @@ def _is_unused(exchange: Exchange) -> bool:
     return is_session and usage.meter is not None and not usage.parts
 
 
-def note_object(entry: Entry, exchange: Exchange) -> None:
+def note_object(entry: Entry, use: BudgetUse, exchange: Exchange) -> None:
     """Add to the rows of a call that is charged the object that it has made and whose usage is
     reported later, or that it has read.
     """
@@ -84,9 +84,9 @@ def note_object(entry: Entry, exchange: Exchange) -> None:
     provider, counting = route.provider.name, counting_of(exchange.request.method, route.endpoint)
     if counting == "stored":
         if object_id := _charged_id(exchange, meter):
-            keys = tuple([account.key for account in entry.accounts])
+            keys = tuple([account.key for account in use.accounts])
             entry.charged_object = ChargedObject(provider, object_id, keys)
-    elif entry.charged.unpriced_nano and meter.is_reported_later:
+    elif use.unpriced_nano and meter.is_reported_later:
         if len(meter.object_id) <= MAX_CHARACTERS:
             object_id, now_s = meter.object_id, int(time.time())
             entry.provisional = tuple(
@@ -95,10 +95,10 @@ def note_object(entry: Entry, exchange: Exchange) -> None:
                     object_id,
                     account.key,
                     account.span.start_s,
-                    entry.charged.unpriced_nano,
+                    use.unpriced_nano,
                     now_s,
                 )
-                for account in entry.accounts
+                for account in use.accounts
             )
 
 
@@ -128,9 +128,10 @@ class Charges:
         """True if charges wait whose calls have no row."""
         return bool(self._kept)
 
-    def keep(self, accounts: Accounts, charged: Charged) -> None:
+    def keep(self, use: BudgetUse | None) -> None:
         """Keep the charge of a call whose row is dropped: it is written nevertheless."""
-        _add(self._kept, accounts, charged)
+        if use is not None:
+            _add(self._kept, use.accounts, use.charged)
 
     def begin(self, entries: Sequence[Entry]) -> Mapping[Account, Charged]:
         """Return the sums that the transaction of these rows writes: of each lease all that it was
@@ -139,13 +140,18 @@ class Charges:
         self._writing, changed = self._kept, dict(self._kept)
         self._kept = {}
         # Many calls have the same budgets, so their charges are added up first.
-        sums: dict[Accounts, Charged] = {}
+        sums: dict[tuple[Account, ...], list[int]] = {}
         for entry in entries:
-            if entry.accounts:
-                before = sums.get(entry.accounts)
-                sums[entry.accounts] = before.plus(entry.charged) if before else entry.charged
-        for accounts, charged in sums.items():
-            _add(changed, accounts, charged)
+            if (use := entry.budget) is not None:
+                sum_ = sums.get(use.accounts)
+                if sum_ is None:
+                    sums[use.accounts] = sum_ = [0, 0, 0]
+                sum_[0] += use.charged_nano - use.unpriced_nano
+                if use.unpriced_nano or use.over_nano:
+                    sum_[1] += use.unpriced_nano
+                    sum_[2] += use.over_nano
+        for accounts, sum_ in sums.items():
+            _add(changed, accounts, Charged(*sum_))
         return {account: account.written.plus(more) for account, more in changed.items()}
 
     def written(self, sums: Mapping[Account, Charged]) -> None:
@@ -162,7 +168,7 @@ class Charges:
             _add(self._kept, (account,), charged)
 
 
-def _add(to: dict[Account, Charged], accounts: Accounts, charged: Charged) -> None:
+def _add(to: dict[Account, Charged], accounts: Iterable[Account], charged: Charged) -> None:
     if charged != NOTHING:
         for account in accounts:
             to[account] = to.get(account, NOTHING).plus(charged)

@@ -232,18 +232,18 @@ class Ledger:
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
-                accounts, charged = settle_budgets(exchange)
+                use = settle_budgets(exchange)
                 try:
                     entry = await self._record(exchange, at_zero)
-                    if accounts and entry is not None:
-                        entry.accounts, entry.charged = accounts, charged
-                        if charged.unpriced_nano or exchange.request.method == "GET":
-                            note_object(entry, exchange)
+                    if use is not None and entry is not None:
+                        entry.budget = use
+                        if use.unpriced_nano or exchange.request.method == "GET":
+                            note_object(entry, use, exchange)
                 except Exception as error:  # any exception: the others are written; counted
                     self.lost.rows += 1
                     log.bug("ledger.failed", error, id=exchange.id)
                     if self._writer is not None:
-                        self._writer.charges.keep(accounts, charged)
+                        self._writer.charges.keep(use)
                 exchange.let_go()
                 self._recording -= 1
             await asyncio.sleep(0)
@@ -276,7 +276,7 @@ class Ledger:
             log.bug("ledger.failed", error)
             if self._writer is not None:
                 for entry in entries:
-                    self._writer.charges.keep(entry.accounts, entry.charged)
+                    self._writer.charges.keep(entry.budget)
 
 
 def _meter_unread(exchange: Exchange) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from relay.core.budgets import NOTHING, Account, Charged
+from relay.core.budgets import BudgetUse
 from relay.core.metadata import Metadata, as_text, team_of
 from relay.core.record import Bodies, Record
 from relay.storage.inserts import Batch, Insert, Rows
@@ -22,10 +22,14 @@ _ALWAYS = (
     "id", "transport", "surface", "provider", "model", "client", "status", "outcome",
     "duration_ms", "input_tokens", "output_tokens", "cost_nano_usd", "record", "user_agent",
 )  # fmt: skip
-_KEYED = (*_ALWAYS, "key_id", "team", "metadata")
-_NAMED = (*_KEYED, "cache", "event_id", "end_user")
+_KEYED = (*_ALWAYS, "key_id")
+_TAGGED = (*_KEYED, "team", "metadata")
+_NAMED = (*_TAGGED, "cache", "event_id", "end_user")
 _OF_AGENT = (*_NAMED, "agent_session", "agent_parent")
-ROWS = {len(names): Insert(exchanges, names) for names in (_ALWAYS, _KEYED, _NAMED, _OF_AGENT)}
+ROWS = {
+    len(names): Insert(exchanges, names)
+    for names in (_ALWAYS, _KEYED, _TAGGED, _NAMED, _OF_AGENT)
+}
 """The inserts of a call by their number of columns. Most calls have no value in the last columns,
 and each column of an insert costs a row a twentieth of its time.
 """
@@ -52,10 +56,8 @@ class Entry:
     body_bytes: int = 0
     row_bytes: int = 0
     """Size of the record, which is most of the row."""
-    accounts: tuple[Account, ...] = ()
-    """The budgets of the call."""
-    charged: Charged = NOTHING
-    """What each of them was charged."""
+    budget: BudgetUse | None = None
+    """The budgets of the call, and what each was charged."""
     provisional: tuple[ProvisionalCharge, ...] = ()
     """The part of it whose cost is reported later."""
     charged_object: ChargedObject | None = None
@@ -94,14 +96,14 @@ def row(record: Record, line: bytes) -> tuple[Any, ...]:
         usage.output_tokens if usage is not None else 0,
         record.cost_nano_usd, line.decode(), record.user_agent,
     )  # fmt: skip
-    is_named = record.cache or record.event_id or record.user
-    if not (tags or record.key_id or is_named or record.agent_session):
-        return always
+    is_named = record.cache or record.event_id or record.user or record.agent_session
+    if not (tags or is_named):
+        return (*always, record.key_id) if record.key_id else always
     team = team_of(tags) if tags else None
-    keyed = (*always, record.key_id, team, _encode(tags).decode() if tags else None)
-    if not (is_named or record.agent_session):
-        return keyed
-    named = (*keyed, record.cache, record.event_id, record.user)
+    tagged = (*always, record.key_id, team, _encode(tags).decode() if tags else None)
+    if not is_named:
+        return tagged
+    named = (*tagged, record.cache, record.event_id, record.user)
     if not record.agent_session:
         return named
     return (*named, record.agent_session, record.agent_parent)

@@ -153,7 +153,7 @@ class Writer:
                 elif not await self._drop_refused_sums():
                     self._lost.rows += 1
                     log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
-                    self.charges.keep(entries[0].accounts, entries[0].charged)
+                    self.charges.keep(entries[0].budget)
                     unwritten = []
             except (DatabaseUnavailable, DatabaseNewer) as error:
                 self._report_unavailable(error)
@@ -233,7 +233,7 @@ class Writer:
             self._rows_bytes -= entry.row_bytes
             self._bodies_bytes -= entry.body_bytes
             self._lost.rows += 1
-            self.charges.keep(entry.accounts, entry.charged)
+            self.charges.keep(entry.budget)
 
     def _report_unavailable(self, error: Exception) -> None:
         self._lost.failures += 1

@@ -185,18 +185,11 @@ def bound_nano_usd(
     return highest
 
 
-class OneTariff(NamedTuple):
-    """The tariff of the calls of one model on one route, until a Unix time."""
-
-    route: Route
-    model: str | None
-    until_s: float
-    tariff: Tariff | None
-    """None if the price depends on more: the target, the number of input tokens, `pricing`."""
-
-
-def one_tariff(route: Route, model: str | None, unix_s: float) -> OneTariff:
-    """Return the tariff of the calls of a model on a route in the standard tier."""
+def one_tariff(route: Route, model: str | None, unix_s: float) -> tuple[Tariff | None, float]:
+    """Return the tariff of the calls of a model on a route in the standard tier, and until which
+    Unix time it holds; None if their price depends on more: the target, the number of input tokens,
+    `pricing`.
+    """
     period = int(unix_s // _PERIOD_S)
     tariff_ = None
     named = route.replaced_model or model
@@ -204,7 +197,7 @@ def one_tariff(route: Route, model: str | None, unix_s: float) -> OneTariff:
         tiers = _listed(listed_name(route.provider), clean(named), "", period)
         if tiers is not None and not tiers.starts:
             tariff_ = tiers.tariffs[0]
-    return OneTariff(route, model, (period + 1) * _PERIOD_S, tariff_)
+    return tariff_, (period + 1) * _PERIOD_S
 
 
 def _higher(one: int | None, other: int | None) -> int | None:

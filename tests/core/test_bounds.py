@@ -42,6 +42,11 @@ def bound(kind: str, body: Any, format_: str = "openai", length: int | None = No
         ("chat", b'{"\\u006dax_tokens": 7}', (7, 1)),
         ("chat", b'{"\\u006e": 3}', (None, 3)),
         ("embeddings", {"max_tokens": 7}, (0, 1)),
+        ("chat", b'{"max_tokens": 70, "max_tokens": 7}', (70, 1)),
+        ("chat", b'{"max_tokens": 70, "max\\u005ftokens": 7}', (70, 1)),
+        ("chat", b'{"n": 3, "n": 1, "max_tokens": 7}', (7, 3)),
+        ("generate", b'{"generationConfig": {"maxOutputTokens": 70}, "generationConfig": {"maxOutputTokens": 7}}', (70, 1)),
+        ("generate", b'{"generationConfig": {"maxOutputTokens": 70, "candidateCount": 2, "maxOutputTokens": 7}}', (70, 2)),
     ],
 )
 def test_the_output_of_a_text_is_bounded_by_the_field_of_its_format(kind: str, body: Any, output: tuple[int | None, int]) -> None:
@@ -71,7 +76,7 @@ def test_images_are_bounded_by_their_number() -> None:
 
 @pytest.mark.parametrize(
     ("body", "tier"),
-    [({"service_tier": "priority"}, "priority"), ({"service_tier": "auto"}, ""), ({"service_tier": "default"}, ""), ({"speed": "fast"}, "fast"), ({"service_tier": 5}, "")],
+    [({"service_tier": "priority"}, "priority"), ({"service_tier": "auto"}, ""), ({"service_tier": "default"}, ""), ({"speed": "fast"}, "fast"), ({"service_tier": 5}, ""), (b'{"service_tier": "priority", "service_tier": "default"}', "priority")],
 )
 def test_the_service_tier_that_a_call_asks_for_prices_it(body: Any, tier: str) -> None:
     assert bound("chat", body).service_tier == tier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -77,12 +78,26 @@ def use(nano: int) -> tuple[BudgetUse, list[Account]]:
 def test_a_call_is_charged_its_cost_or_what_it_reserved_if_that_is_unknown(cost: int | None, charged: Charged, free: int) -> None:
     reserved, accounts = use(100)
     assert [account.free_nano for account in accounts] == [400, 400]
-    assert reserved.settle(cost) == charged
+    reserved.settle(cost)
+    assert reserved.charged == charged
     for account in accounts:
         assert (account.charged, account.free_nano, account.reserved_nano, account.calls) == (charged, free, 0, 0)
 
 
 def test_a_call_is_settled_once() -> None:
     reserved, (account, _) = use(100)
-    reserved.settle(30)
-    assert reserved.settle(30) == NOTHING and account.charged == Charged(30)
+    for cost in (30, 40, None):
+        reserved.settle(cost)
+        assert reserved.charged == account.charged == Charged(30)
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(-(10**6), 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_an_account_warns_from_the_first_level_on_whatever_changes(limit: int, lost: int, others: int, raised: int, other_limit: int) -> None:
+    """Every call compares with a number that is kept: it is that of the rule, of other leases and of an administrator."""
+    _, (account, _) = use(0)
+    rules = [BudgetRule(name="mine", limit_nano=each, period="total") for each in (limit, other_limit)]
+    account.lost_nano = lost
+    changes: tuple[Callable[[], None], ...] = (lambda: account.apply(rules[0]), lambda: account.note_others(others, raised), lambda: account.apply(rules[1]))
+    for change in changes:
+        change()
+        assert account.is_near_limit == (account.level > 0)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import pytest
 
 from relay.core import fields
+from relay.core.bounds import estimate
 from relay.core.fields import ABSENT, pairs, value
 from relay.core.injection import asking_for_usage
 from relay.core.models import body_with_model
 from relay.core.peek import NOTHING, model_is_plain, paid_fields, peek_body
-from relay.core.usage import Estimate, estimate
+from relay.core.usage import Estimate
 from tests.core.cost import assert_cheap
 
 JSON = "application/json"
@@ -33,6 +34,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "numbers": lambda: filled(b'{"messages":[', b"1", b"]}"),
     "strings": lambda: filled(b'{"messages":[', b'""', b"]}"),
     "models at the top": lambda: filled(b"{", b'"model":1', b"}"),
+    "limits at the top": lambda: filled(b"{", b'"max_tokens":1', b"}"),
+    "limits of a configuration": lambda: filled(b'{"generationConfig":{', b'"maxOutputTokens":1', b"}}"),
+    "escapes beside a limit": lambda: b'{"max_tokens":1,"x":"' + b"\\u006d" * (BYTES // 6) + b'"}',
     "nested models": lambda: filled(b'{"tools":[', b'{"model":1}', b"]}"),
     "different keys": lambda: b"{" + b",".join([b'"%x":1' % number for number in range(BYTES // 10)]) + b"}",
     "brackets within brackets": lambda: filled(b'{"x":[', b"[" * 900 + b"]" * 900, b"]}"),
@@ -60,7 +64,7 @@ def hostile(name: str) -> bytes:
 FUNCTIONS: dict[str, Callable[[bytes], object]] = {
     "peek": lambda body: peek_body(body, JSON),
     "plain": lambda body: model_is_plain(body, JSON, "m"),
-    "estimate": estimate,
+    "estimate": lambda body: estimate("chat", None, body, None),
     "body_with_model": lambda body: body_with_model(body, JSON, "m", "google"),
     "asking_for_usage": asking_for_usage,
     "paid_fields": paid_fields,
@@ -89,7 +93,7 @@ def test_a_large_body_is_read_like_a_small_one(size: int) -> None:
     body = json.dumps(sent).encode()
     found = peek_body(body, JSON)
     assert (found.model, found.stream, found.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
-    assert estimate(body) == Estimate(len(body) // 4, 5, 2)
+    assert estimate("chat", None, body, None) == Estimate(len(body) // 4, 5, 2)
     assert json.loads(body_with_model(body, JSON, "other", "openai")) == sent | {"model": "other"}
     changed = asking_for_usage(body)
     assert changed is not None and json.loads(changed) == sent | {"stream_options": {"include_usage": True}}
@@ -99,7 +103,7 @@ def test_a_large_body_is_read_like_a_small_one(size: int) -> None:
 
 def test_a_body_of_millions_of_values_is_not_read_and_is_counted_by_its_size() -> None:
     body = filled(b'{"model":"m","max_tokens":5,"x":[', b"{}", b"]}")
-    assert peek_body(body, JSON) == NOTHING and estimate(body) == Estimate(len(body) // 4)
+    assert peek_body(body, JSON) == NOTHING and estimate("chat", None, body, None) == Estimate(len(body) // 4)
     assert not model_is_plain(body, JSON, "m")
     assert body_with_model(body, JSON, "other", "openai") == body and asking_for_usage(body) is None
 

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from relay.core.bounds import estimate
 from relay.core.limits import key_part
 from relay.core.metadata import parse_metadata
-from relay.core.usage import Estimate, estimate
+from relay.core.usage import Estimate
 
 
 @pytest.mark.parametrize(
@@ -19,17 +20,19 @@ from relay.core.usage import Estimate, estimate
         ({"max_output_tokens": 60, "n": 3}, 180),
         ({"generationConfig": {"maxOutputTokens": 40}}, 40),
         ({"max_tokens": -5}, 1000),
-        ({"max_tokens": "50", "n": "3"}, 1000),
+        ({"max_tokens": "50", "n": "3"}, 150),
+        ({"max_tokens": "many"}, 1000),
         ({}, 1000),
     ],
 )
 def test_the_estimate_is_the_body_and_the_response_that_the_request_allows(body: dict[str, object], expected: int) -> None:
     sent = json.dumps(body).encode()
-    assert estimate(sent).tokens(1000) == len(sent) // 4 + expected
+    kind = "generate" if "generationConfig" in body else "responses" if "max_output_tokens" in body else "chat"
+    assert estimate(kind, None, sent, None).tokens(1000) == len(sent) // 4 + expected
 
 
 def test_a_body_that_is_not_json_is_counted_by_its_size() -> None:
-    assert estimate(b"x" * 400) == Estimate(100)
+    assert estimate("chat", None, b"x" * 400, None) == Estimate(100)
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ class Worker:
 
     def settle(self, number: int, cost: int | None) -> Charged:
         use = self.calls.pop(number % len(self.calls))
-        charged = use.settle(cost)
-        self.charges.keep(use.accounts, charged)
-        return charged
+        use.settle(cost)
+        self.charges.keep(use)
+        return use.charged
 
     async def write(self, database: Database) -> None:
         """Write the charges, as the ledger does in the transaction of its rows."""

@@ -265,8 +265,8 @@ async def test_tokens_are_reserved_first_and_corrected_to_the_usage(answer: str,
     endpoint = {"anthropic": "messages", "gemini": "models/m:streamGenerateContent"}.get(answer.split()[0], "responses")
     raw.plays(script)
     relay = await start({"limits": [{"tokens": 1000, "window_s": 86400, "technique": technique, "name": "t"}]}, openai=provider(raw.url))
-    body = b'{"max_tokens": 200, "input": "%s"}' % (b"x" * 68)
-    assert len(body) // 4 == 25
+    limit = {"messages": '"max_tokens": 200', "responses": '"max_output_tokens": 200'}.get(endpoint, '"generationConfig": {"maxOutputTokens": 200}')
+    body = f'{{{limit}, "input": "'.ljust(98, "x") + '"}'
     _, headers, _ = await relay.call("POST", relay.path("openai", endpoint), data=body)
     assert f'"t";r={1000 - 225}' in headers["ratelimit"]
     await relay.gateway.background.done()

@@ -393,20 +393,20 @@ def _route(provider: str, **more: Any) -> Any:
 def test_the_one_tariff_of_a_model_bounds_a_call_as_all_its_tariffs_do(listed: tuple[str, str], input_tokens: int, output_tokens: int | None, days: int) -> None:
     provider, model = listed
     when, bound = NOW_S - days * 86400, CallBound(input_tokens, output_tokens, units=1, text=b'{"cache_control":{}}')
-    one = price_list.one_tariff(_route(provider), model, when)
-    assert when < one.until_s <= when + 900
-    if one.tariff is not None:
-        assert one.tariff.bound_nano_usd(bound, 8192) == price_list.bound_nano_usd(_route(provider), model, bound, 8192, when)
+    one, until_s = price_list.one_tariff(_route(provider), model, when)
+    assert when < until_s <= when + 900
+    if one is not None:
+        assert one.bound_nano_usd(bound, 8192) == price_list.bound_nano_usd(_route(provider), model, bound, 8192, when)
 
 
 def test_a_route_with_prices_of_its_own_or_other_targets_has_no_one_tariff(providers: Any) -> None:
-    assert price_list.one_tariff(_route("openai"), "gpt-4o-mini", NOW_S).tariff is not None
+    assert price_list.one_tariff(_route("openai"), "gpt-4o-mini", NOW_S)[0] is not None
     other = SimpleNamespace(**vars(_route("openai")) | {"alternatives": (_route("openai"),)})
     priced = SimpleNamespace(**vars(_route("openai")) | {"provider": SimpleNamespace(pricing=("a rule",), priced_as="openai", name="openai")})
-    tiered = price_list.one_tariff(_route("anthropic"), "claude-sonnet-4-5", NOW_S)
-    assert [price_list.one_tariff(each, "gpt-4o-mini", NOW_S).tariff for each in (other, priced)] == [None, None]
-    assert tiered.tariff is None, "its price depends on the number of input tokens"
-    assert price_list.one_tariff(_route("openai"), None, NOW_S).tariff is None
+    tiered, _ = price_list.one_tariff(_route("anthropic"), "claude-sonnet-4-5", NOW_S)
+    assert [price_list.one_tariff(each, "gpt-4o-mini", NOW_S)[0] for each in (other, priced)] == [None, None]
+    assert tiered is None, "its price depends on the number of input tokens"
+    assert price_list.one_tariff(_route("openai"), None, NOW_S)[0] is None
 
 
 def test_a_price_is_looked_up_once(providers: Any) -> None:
