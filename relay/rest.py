@@ -49,7 +49,8 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
             route = gateway.registry.match_rest(call.provider, call.endpoint)
         exchange.routing.route = route
         access: ModelAccess | None = None
-        if (client := call.caller.record) is not None:
+        client = call.caller.record
+        if client is not None and client.rights.restricts_routes:
             route = route_of_client(client, route)
             if (access := model_access(call.caller)) is not None:
                 if (alias := exchange.request.requested_model) is not None:

@@ -57,6 +57,13 @@ class Rights:
     metadata: Mapping[str, str | int | float | bool] = field(default_factory=lambda: _NO_METADATA)
     """Metadata of every call, such as `team`; it replaces entries that the caller sends."""
     budgets: tuple[BudgetRule, ...] = ()
+    restricts_routes: bool = field(init=False)
+    """True if providers, models or kinds of endpoints are restricted: for most clients none are,
+    and their calls need none of these checks."""
+
+    def __post_init__(self) -> None:
+        is_restricted = bool(self.providers or self.models or self.endpoints)
+        object.__setattr__(self, "restricts_routes", is_restricted)
 
 
 class Client(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -225,7 +225,7 @@ class Callers:
                 self._open.check_page(headers)
         if record is not None:
             self.check_record(record, caller, headers)
-            if provider:
+            if provider and record.rights.restricts_routes:
                 check_provider(record, provider)
 
     def authorize_session(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
