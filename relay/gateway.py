@@ -393,8 +393,6 @@ class Gateway:
         exchange.move_to("ended")
         self.calls.discard(exchange)
         self.in_session.discard(exchange)
-        if exchange.budget is not None:
-            self.spending.forget(exchange)
         if exchange.request.held_bytes:
             self.let_go(exchange, exchange.request.held_bytes)
         at_end, exchange.at_end = exchange.at_end, ()

@@ -77,8 +77,9 @@ def presented(
 def first_header(headers: MultiMapping[str]) -> str | None:
     """Return the first value of the first header in which `presented` looks; None without one."""
     for name in CREDENTIAL_HEADERS:
-        if name in headers:
-            return headers[name]
+        value = headers.get(name)
+        if value is not None:
+            return value
     return None
 
 

@@ -20,7 +20,7 @@ from relay.core.usage import COUNTS, CallBound, Usage, counts_of
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
-_TO_NANO = 10**9
+ATTO_PER_NANO = _NANO_PER_USD = 10**9
 _PER_MTOK = Decimal(10**12)
 """US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
@@ -84,8 +84,6 @@ class Tariff(NamedTuple):
         worst = self.worst
         output = max_output_tokens if bound.output_tokens is None else bound.output_tokens
         output *= bound.answers
-        if worst.is_plain:
-            return self.plain_nano_usd(bound.input_tokens, output)
         input_, output_ = worst.input, worst.output
         if worst.written and bound.asks_for_cache:
             input_ += worst.written
@@ -108,10 +106,23 @@ class Tariff(NamedTuple):
         return rounded(self.call + atto_usd)
 
 
-    def plain_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost of so many tokens by a plain tariff."""
-        tokens = input_tokens * self.worst.input + output_tokens * self.worst.output
-        return (self.call + tokens + _TO_NANO // 2) // _TO_NANO  # as `rounded` does
+    @property
+    def plain_rates(self) -> PlainRates | None:
+        """The rates that bound the cost of every call; None if that depends on more than tokens."""
+        if not self.worst.is_plain:
+            return None
+        return PlainRates(self.call + ATTO_PER_NANO // 2, self.worst.input, self.worst.output)
+
+
+class PlainRates(NamedTuple):
+    """Rates in 10^-18 US dollars. `(call + input tokens * input + output tokens * output) //
+    ATTO_PER_NANO` is what Tariff.bound_nano_usd returns: most calls need no more.
+    """
+
+    call: int
+    """The price of a call, with the half of a billionth by which the sum is rounded."""
+    input: int
+    output: int
 
 
 class Worst(NamedTuple):
@@ -165,12 +176,12 @@ def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
 
 def rounded(atto_usd: int) -> int:
     """Round to billionths, half up. Contradictory counts can give a negative cost, which is 0."""
-    return max(0, (atto_usd + _TO_NANO // 2) // _TO_NANO)
+    return max(0, (atto_usd + ATTO_PER_NANO // 2) // ATTO_PER_NANO)
 
 
 def usd_text(nano_usd: int) -> str:
     """Format billionths of a dollar as dollars with every digit, such as `0.000384`."""
-    whole, part = divmod(abs(nano_usd), _TO_NANO)
+    whole, part = divmod(abs(nano_usd), _NANO_PER_USD)
     sign = "-" if nano_usd < 0 else ""
     return f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".")
 

@@ -29,7 +29,7 @@ from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import MODEL_MARK, model_is_plain
-from relay.core.pricing import Tariff, usd_text
+from relay.core.pricing import ATTO_PER_NANO, PlainRates, Tariff, usd_text
 from relay.core.provider import Route
 from relay.core.request_fields import RequestFields
 from relay.core.text import clean
@@ -56,17 +56,17 @@ class CallPrice(msgspec.Struct, frozen=True):
     """True if the body names the model."""
     tariff: Tariff | None
     """See `one_tariff`."""
-    plain: Tariff | None
-    """The tariff if tokens alone decide the cost (see Tariff.plain_nano_usd)."""
+    rates: PlainRates | None
+    """Those of the tariff, if tokens alone decide the cost of a call."""
 
 
 def _price_of(request: Request, route: Route, now_s: float) -> CallPrice:
     tariff, until_s = one_tariff(route, request.model, now_s)
     is_new = counting_of(request.method, route.endpoint) == "new"
-    is_plain = tariff is not None and tariff.worst.is_plain and request.kind not in WITHOUT_TEXT
+    is_text = request.kind not in WITHOUT_TEXT
     return CallPrice(
         route, request.model, request.method, until_s, is_new, route.model is None,
-        tariff, tariff if is_plain else None,
+        tariff, tariff.plain_rates if tariff is not None and is_text else None,
     )  # fmt: skip
 
 
@@ -181,10 +181,10 @@ class Budgets:
                 or occurrences(MODEL_MARK, text) > 1 or has_unicode_escapes(text)
             ):  # fmt: skip
                 _check_model(exchange, text)
-        tariff, limits = price.plain, None
-        if tariff is not None and text is not None:
+        rates, limits = price.rates, None
+        if rates is not None and text is not None:
             limits = limits_of(request.kind, text, fields)
-        if tariff is None or text is None or (limits is not None and limits.service_tier):
+        if rates is None or text is None or (limits is not None and limits.service_tier):
             bound = _bound_of(exchange, route.format, text, length, fields)
             needed_nano = self._cost_nano(price, bound, now_s)
         else:
@@ -194,7 +194,8 @@ class Budgets:
             output = self._rules.default_output_tokens
             if limits is not None:
                 output = limits.tokens(output)
-            needed_nano = tariff.plain_nano_usd(tokens, output)
+            of_call, of_input, of_output = rates
+            needed_nano = (of_call + tokens * of_input + output * of_output) // ATTO_PER_NANO
         exchange.budget = plan.take(needed_nano, now_s, leases.generation)
         return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
 

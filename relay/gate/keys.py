@@ -7,6 +7,7 @@ it is looked up by a hash of the whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -32,7 +33,7 @@ class ClientKeys:
     """
 
     __slots__ = (
-        "_by_header", "_clients", "_clock", "_configured", "_read_s", "_records", "_stored",
+        "_by_header", "_clients", "_clock", "_configured", "_fresh_until_s", "_records", "_stored",
         "changes", "has_store", "management", "origins", "wrong_tries",
     )  # fmt: skip
 
@@ -47,7 +48,7 @@ class ClientKeys:
         self._by_header: dict[str, ClientKey] = {}
         """The keys that have called since the last change, by the header that carried them. Most
         calls are recognized so, which costs half as much as to read all places of keys."""
-        self._read_s: float | None = None
+        self._fresh_until_s = -math.inf
         self.has_store = False
         """True if there is a database, which may have keys."""
         self.management: frozenset[bytes] = frozenset()
@@ -106,7 +107,7 @@ class ClientKeys:
 
     def note_read(self, at_s: float) -> None:
         """Note that the copy is as the database was at `at_s` by the clock."""
-        self._read_s = at_s
+        self._fresh_until_s = at_s + MAX_AGE_S
 
     @property
     def knows_any(self) -> bool:
@@ -170,10 +171,7 @@ class ClientKeys:
     @property
     def is_fresh(self) -> bool:
         """True if the copy of the database's keys is less than MAX_AGE_S old, or there is none."""
-        read_s = self._read_s
-        if not self.has_store:
-            return True
-        return read_s is not None and self._clock() - read_s <= MAX_AGE_S
+        return not self.has_store or self._clock() <= self._fresh_until_s
 
     def is_management(self, secret: str) -> bool:
         """True for a token of management. It opens no call, and never goes to a provider."""

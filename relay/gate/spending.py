@@ -76,8 +76,10 @@ class Spending:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(self, spender: Spender) -> None:
-        """Check a call from now on, until `forget`."""
-        self._of[spender.exchange] = followed = _Followed(spender)
+        """Check a call from now on, until it ends."""
+        exchange = spender.exchange
+        self._of[exchange] = followed = _Followed(spender)
+        exchange.at_end += (lambda: self.forget(exchange),)
         self._queue.add(followed, self._clock() + CHECK_S)
 
     def forget(self, exchange: Exchange) -> None:

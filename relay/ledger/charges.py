@@ -36,18 +36,14 @@ _WITHOUT_ANSWER = (
 )  # fmt: skip
 
 
-def settle_budgets(exchange: Exchange) -> BudgetUse | None:
-    """Settle the budgets of a call whose cost is known as far as it will be. Returns what they were
-    charged; None if the call has none.
+def charge_nano(exchange: Exchange) -> int | None:
+    """Return what a call is charged whose cost is known as far as it will be; None: what it has
+    reserved.
     """
-    use, exchange.budget = exchange.budget, None
-    if use is None:
-        return None
     cost_nano = exchange.usage.cost_nano_usd
     if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
-        cost_nano = 0
-    use.settle(cost_nano)
-    return use
+        return 0
+    return cost_nano
 
 
 def is_unbilled(exchange: Exchange) -> bool:

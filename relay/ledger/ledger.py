@@ -21,7 +21,7 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
-from relay.ledger.charges import note_object, settle_budgets
+from relay.ledger.charges import charge_nano, note_object
 from relay.ledger.counted_objects import CountedObjects
 from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
@@ -232,7 +232,10 @@ class Ledger:
             if self._counted_objects.is_shared and self.state == "ok":
                 await self._drop_counted_elsewhere(turn)
             for exchange in turn:
-                use = settle_budgets(exchange)
+                use = exchange.budget
+                if use is not None:
+                    exchange.budget = None
+                    use.settle(charge_nano(exchange))
                 try:
                     entry = await self._record(exchange, at_zero)
                     if use is not None and entry is not None:

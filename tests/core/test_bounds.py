@@ -9,7 +9,7 @@ import pytest
 
 from relay.core.bounds import bound_of
 from relay.core.meters.sent_call import SentCall
-from relay.core.pricing import Rates, tariff
+from relay.core.pricing import ATTO_PER_NANO, Rates, tariff
 from relay.core.usage import CallBound
 
 
@@ -110,23 +110,17 @@ def test_a_call_of_which_nothing_has_a_price_has_no_bound() -> None:
     assert tariff(Rates(0, 0), audio_is_text=False).bound_nano_usd(CallBound(1000, 100), 50) == 0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("rates", "is_plain"),
-    [
-        (Rates(1, 2), True),  # type: ignore[arg-type]
-        (Rates(1, 2, cache_read=0, reasoning=2, input_audio=1, input_image=3), True),  # type: ignore[arg-type]
-        (Rates(1, 2, cache_write=2), False),  # type: ignore[arg-type]
-        (Rates(1, 2, cache_write_1h=2), False),  # type: ignore[arg-type]
-        (Rates(1, 2, input_audio=5), False),  # type: ignore[arg-type]
-        (Rates(1, 2, output_audio=5), False),  # type: ignore[arg-type]
-        (Rates(1, 2, image=1), False),  # type: ignore[arg-type]
-        (Rates(characters=7), False),  # type: ignore[arg-type]
-    ],
-)
-def test_a_plain_tariff_bounds_every_call_as_the_whole_formula_does(rates: Rates, is_plain: bool) -> None:
-    plain = tariff(rates, audio_is_text=False)
-    whole = plain._replace(worst=plain.worst._replace(is_plain=False))
-    assert plain.worst.is_plain is is_plain
+@pytest.mark.parametrize("given", [Rates(1, 2), Rates(1, 2, cache_read=0, reasoning=2, input_audio=1, input_image=3, call=1)])  # type: ignore[arg-type]
+def test_the_rates_of_a_plain_tariff_bound_every_call_as_the_whole_formula_does(given: Rates) -> None:
+    whole = tariff(given, audio_is_text=False)
+    rates = whole.plain_rates
+    assert rates is not None
     for text in (b"{}", b'{"cache_control":{}}', b'{"modalities":["audio"]}'):
-        for called in (CallBound(1001, 333, answers=3, text=text), CallBound(7, None, text=text, characters=5, images=2, units=1)):
-            assert plain.bound_nano_usd(called, 50) == whole.bound_nano_usd(called, 50)
+        for input_tokens, output_tokens, answers in ((1001, 333, 3), (7, 50, 1), (0, 0, 1)):
+            nano = (rates.call + input_tokens * rates.input + output_tokens * answers * rates.output) // ATTO_PER_NANO
+            assert nano == whole.bound_nano_usd(CallBound(input_tokens, output_tokens, answers, units=1, text=text), 50)
+
+
+@pytest.mark.parametrize("name", ["cache_write", "cache_write_1h", "input_audio", "output_audio", "image", "characters", "audio_hour", "unit"])
+def test_a_tariff_by_which_more_than_tokens_costs_is_not_plain(name: str) -> None:
+    assert tariff(Rates(1, 2, **{name: 5}), audio_is_text=False).plain_rates is None  # type: ignore[arg-type]

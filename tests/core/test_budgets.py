@@ -93,7 +93,6 @@ def test_a_call_is_settled_once() -> None:
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(-(10**6), 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
 def test_an_account_warns_from_the_first_level_on_whatever_changes(limit: int, lost: int, others: int, raised: int, other_limit: int) -> None:
-    """Every call compares with a number that is kept: it is that of the rule, of other leases and of an administrator."""
     _, (account, _) = use(0)
     rules = [BudgetRule(name="mine", limit_nano=each, period="total") for each in (limit, other_limit)]
     account.lost_nano = lost
