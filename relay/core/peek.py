@@ -109,8 +109,7 @@ ENDPOINT_KINDS = frozenset(
 
 
 MODEL_NAMES = ("model", "model_id")
-MODEL_MARK = re.compile(rb'"model')
-"""A body without escapes in which this occurs once has one of these names, and has it once."""
+_MODEL_MARK = re.compile(rb'"model')
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
@@ -231,11 +230,21 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     if not body or not ("json" in content_type.lower() or _may_be_json(body)):
         return True
     if (len(body) <= LARGE_BYTES or not _may_be_json(body)) and is_value(body):
-        is_named = occurrences(MODEL_MARK, body) <= (model is not None)
+        is_named = occurrences(_MODEL_MARK, body) <= (model is not None)
         if is_named and not has_unicode_escapes(body):
             return True
     found = pairs(body)
     return found is not None and _is_plain([name for name, _ in found], model)
+
+
+def names_one_model(body: bytes) -> bool:
+    """True if no parser of this JSON text finds more than one model, as of nearly every body; False
+    if model_is_plain must decide.
+    """
+    first = _MODEL_MARK.search(body)
+    if first is not None and _MODEL_MARK.search(body, first.end()) is not None:
+        return False
+    return b"\\" not in body or not has_unicode_escapes(body)
 
 
 def _is_plain(names: list[str], model: str | None) -> bool:

@@ -21,14 +21,13 @@ from relay.core.errors import (
     StoreUnavailable,
 )
 from relay.core.exchange import Exchange, Request
-from relay.core.fields import has_unicode_escapes, occurrences
 from relay.core.formats import counting_of
 from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
-from relay.core.peek import MODEL_MARK, model_is_plain
+from relay.core.peek import model_is_plain, names_one_model
 from relay.core.pricing import ATTO_PER_NANO, PlainRates, Tariff, usd_text
 from relay.core.provider import Route
 from relay.core.request_fields import RequestFields
@@ -176,10 +175,7 @@ class Budgets:
         if not price.is_new:
             return self.reserve_amount(exchange, plan, 0)
         if plan.is_hard and price.is_of_body:
-            if (
-                text is None or request.model is None
-                or occurrences(MODEL_MARK, text) > 1 or has_unicode_escapes(text)
-            ):  # fmt: skip
+            if text is None or request.model is None or not names_one_model(text):
                 _check_model(exchange, text)
         rates, limits = price.rates, None
         if rates is not None and text is not None:

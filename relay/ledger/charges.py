@@ -36,14 +36,9 @@ _WITHOUT_ANSWER = (
 )  # fmt: skip
 
 
-def charge_nano(exchange: Exchange) -> int | None:
-    """Return what a call is charged whose cost is known as far as it will be; None: what it has
-    reserved.
-    """
-    cost_nano = exchange.usage.cost_nano_usd
-    if cost_nano is None and (is_unbilled(exchange) or _is_unused(exchange)):
-        return 0
-    return cost_nano
+def unknown_cost(exchange: Exchange) -> int | None:
+    """Return what a call is charged of which no cost is known; None: what it has reserved."""
+    return 0 if is_unbilled(exchange) or _is_unused(exchange) else None
 
 
 def is_unbilled(exchange: Exchange) -> bool:

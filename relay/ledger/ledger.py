@@ -21,7 +21,7 @@ from relay.core.record import Record
 from relay.core.redaction import Secrets
 from relay.core.usage import Part
 from relay.ledger.bodies import bodies_of
-from relay.ledger.charges import charge_nano, note_object
+from relay.ledger.charges import note_object, unknown_cost
 from relay.ledger.counted_objects import CountedObjects
 from relay.ledger.group_rollups import Grouping
 from relay.ledger.records import record_of
@@ -235,7 +235,8 @@ class Ledger:
                 use = exchange.budget
                 if use is not None:
                     exchange.budget = None
-                    use.settle(charge_nano(exchange))
+                    cost_nano = exchange.usage.cost_nano_usd
+                    use.settle(cost_nano if cost_nano is not None else unknown_cost(exchange))
                 try:
                     entry = await self._record(exchange, at_zero)
                     if use is not None and entry is not None:
