@@ -137,6 +137,10 @@ class Callers:
             return Identified(caller, sent.query, _NO_SECRETS)
         first = first_header(headers)
         key = keys.in_header(first) if first is not None else None
+        takes_keys = places is not None and places.accepts_client_keys
+        if key is not None and not sent.query and not takes_keys:
+            # Nothing else in the request matters. Most calls with a key end here.
+            return Identified(_with_key(caller, key), "", _NO_SECRETS)
         names: frozenset[str] = frozenset()
         own: tuple[str, ...] = ()
         offered: tuple[tuple[str, str], ...] = ()
@@ -158,8 +162,7 @@ class Callers:
                 unknown = _unknown(secret, unknown, keys)
         query = cut_values(sent.query, self._is_ours) if sent.query else ""
         if key is not None:
-            record = key.client
-            caller = Caller(record.name, caller.peer, caller.scheme, caller.address, record, key)
+            caller = _with_key(caller, key)
         elif ticket:
             caller = Caller(
                 caller.client, caller.peer, caller.scheme, caller.address, ticket=ticket
@@ -167,7 +170,7 @@ class Callers:
         elif unknown or keys.anonymous is not None:
             caller = self._keyless(caller, unknown)
         secrets = _NO_SECRETS
-        if places is not None and places.accepts_client_keys and keys.knows_any:
+        if takes_keys and keys.knows_any:
             all_ = presented(headers, query, names, own, offered)
             secrets = frozenset(secret for secret in all_ if keys.is_ours(secret))
         return Identified(caller, query, secrets)
@@ -317,6 +320,11 @@ class Callers:
             headers.get("X-Forwarded-Proto"),
             headers.get("X-Forwarded-Host"),
         )
+
+
+def _with_key(caller: Caller, key: ClientKey) -> Caller:
+    record = key.client
+    return Caller(record.name, caller.peer, caller.scheme, caller.address, record, key)
 
 
 def check_provider(record: Client, provider: str) -> None:
