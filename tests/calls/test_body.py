@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import zlib
@@ -16,7 +17,7 @@ from relay.calls import body as reading
 from relay.core.meters.unpack import zstd
 from tests.conftest import StartRelay
 from tests.relays import Relay, packaged_provider, provider
-from tests.upstream.raw import RawUpstream, ok
+from tests.upstream.raw import RawUpstream, gated_events, ok
 from tests.upstream.vendors import SEEN, echo, vendor
 
 BODY = b'{ "model": "big", "stream": false, "user": "u", "messages": [{"role": "user", "content": "hi \\ud83d"}]}'
@@ -233,3 +234,14 @@ async def test_the_tokens_of_a_compressed_body_are_estimated_from_its_content(st
     relay = await start({"limits": [{"tokens": 1000, "answer_tokens": 1}]}, openai=provider(raw.url))
     body = json.dumps({"model": "m", "max_tokens": 5, "input": "x" * 4000}).encode()
     assert [await post(relay, gzip.compress(body), "gzip") for _ in range(2)] == [(200, None), (429, "rate_limited")]
+
+
+async def test_a_body_and_its_fields_are_freed_when_the_response_begins(start: StartRelay, raw: RawUpstream) -> None:
+    gates, steps = gated_events(1)
+    raw.plays(*steps)
+    relay = await start({}, openai=provider(raw.url))
+    async with relay.client.post(relay.path("openai", CHAT), data=BODY, headers={"Content-Type": "application/json"}) as response:
+        bodies = [each for each in gc.get_objects() if isinstance(each, reading.Body)]
+        assert [(each.whole, each.text, each.seen) for each in bodies] == [(b"", None, None)]
+        gates[0].set()
+        assert response.status == 200
