@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from math import ceil
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,6 +64,8 @@ _MARKS = {
 """The fields by which a call limits its response, or changes its price. A body in which the mark of
 a field occurs once has that field once, unless a name in it has escapes.
 """
+_values_of = attrgetter(*_MARKS)
+_NO_VALUES = _values_of(_NONE)
 
 
 def bound_of(
@@ -109,14 +112,10 @@ def limits_of(kind: str, body: bytes, fields: RequestFields | None) -> CallLimit
     """
     if fields is None:
         fields = read_fields(body) or _NONE
-    if (
-        fields.max_tokens is fields.max_completion_tokens is fields.max_output_tokens
-        is fields.max_tokens_to_sample is fields.generationConfig is fields.generation_config
-        is fields.n is fields.best_of is fields.num_generations
-        is fields.service_tier is fields.speed is ABSENT
-    ):  # fmt: skip
+    values = _values_of(fields)
+    if values == _NO_VALUES:
         return None
-    given = [(name, raw) for name in _MARKS if (raw := getattr(fields, name)) is not ABSENT]
+    given = [(name, raw) for name, raw in zip(_MARKS, values, strict=True) if raw is not ABSENT]
     is_repeated = has_unicode_escapes(body)
     for mark in {_MARKS[name] for name, _ in given}:
         is_repeated = is_repeated or occurrences(mark, body) > 1

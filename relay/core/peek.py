@@ -241,10 +241,7 @@ def names_one_model(body: bytes) -> bool:
     """True if no parser of this JSON text finds more than one model, as of nearly every body; False
     if model_is_plain must decide.
     """
-    first = _MODEL_MARK.search(body)
-    if first is not None and _MODEL_MARK.search(body, first.end()) is not None:
-        return False
-    return b"\\" not in body or not has_unicode_escapes(body)
+    return occurrences(_MODEL_MARK, body) < 2 and not has_unicode_escapes(body)
 
 
 def _is_plain(names: list[str], model: str | None) -> bool:

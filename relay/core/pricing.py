@@ -20,7 +20,7 @@ from relay.core.usage import COUNTS, CallBound, Usage, counts_of
 
 CUSTOM_COST = "cf-aig-custom-cost"
 _ATTO = 10**18
-ATTO_PER_NANO = _NANO_PER_USD = 10**9
+_ATTO_PER_NANO = _NANO_PER_USD = 10**9
 _PER_MTOK = Decimal(10**12)
 """US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
@@ -111,18 +111,21 @@ class Tariff(NamedTuple):
         """The rates that bound the cost of every call; None if that depends on more than tokens."""
         if not self.worst.is_plain:
             return None
-        return PlainRates(self.call + ATTO_PER_NANO // 2, self.worst.input, self.worst.output)
+        return PlainRates(self.call + _ATTO_PER_NANO // 2, self.worst.input, self.worst.output)
 
 
 class PlainRates(NamedTuple):
-    """Rates in 10^-18 US dollars. `(call + input tokens * input + output tokens * output) //
-    ATTO_PER_NANO` is what Tariff.bound_nano_usd returns: most calls need no more.
-    """
+    """Rates in 10^-18 US dollars: of a call, an input token and an output token."""
 
     call: int
-    """The price of a call, with the half of a billionth by which the sum is rounded."""
+    """With the half of a billionth by which a sum is rounded."""
     input: int
     output: int
+
+    def nano_usd(self, input_tokens: int, output_tokens: int) -> int:
+        """Return the highest cost of so many tokens, as Tariff.bound_nano_usd does."""
+        tokens = input_tokens * self.input + output_tokens * self.output
+        return (self.call + tokens) // _ATTO_PER_NANO
 
 
 class Worst(NamedTuple):
@@ -176,7 +179,7 @@ def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
 
 def rounded(atto_usd: int) -> int:
     """Round to billionths, half up. Contradictory counts can give a negative cost, which is 0."""
-    return max(0, (atto_usd + ATTO_PER_NANO // 2) // ATTO_PER_NANO)
+    return max(0, (atto_usd + _ATTO_PER_NANO // 2) // _ATTO_PER_NANO)
 
 
 def usd_text(nano_usd: int) -> str:

@@ -28,7 +28,7 @@ from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain, names_one_model
-from relay.core.pricing import ATTO_PER_NANO, PlainRates, Tariff, usd_text
+from relay.core.pricing import PlainRates, Tariff, usd_text
 from relay.core.provider import Route
 from relay.core.request_fields import RequestFields
 from relay.core.text import clean
@@ -51,8 +51,6 @@ class CallPrice(msgspec.Struct, frozen=True):
     until_s: float
     is_new: bool
     """True if the response reports usage of the call itself."""
-    is_of_body: bool
-    """True if the body names the model."""
     tariff: Tariff | None
     """See `one_tariff`."""
     rates: PlainRates | None
@@ -64,7 +62,7 @@ def _price_of(request: Request, route: Route, now_s: float) -> CallPrice:
     is_new = counting_of(request.method, route.endpoint) == "new"
     is_text = request.kind not in WITHOUT_TEXT
     return CallPrice(
-        route, request.model, request.method, until_s, is_new, route.model is None,
+        route, request.model, request.method, until_s, is_new,
         tariff, tariff.plain_rates if tariff is not None and is_text else None,
     )  # fmt: skip
 
@@ -155,7 +153,7 @@ class Budgets:
 
     def reserve(
         self, exchange: Exchange, plan: BudgetPlan, text: bytes | None, length: int,
-        fields: RequestFields | None = None,
+        fields: RequestFields | None,
     ) -> Awaitable[None] | None:  # fmt: skip
         """Reserve what a call may cost under all budgets of `plan`, or nothing if one refuses.
         Returns what to wait for; None if there is enough money at hand. `text` is the body, None if
@@ -174,7 +172,7 @@ class Budgets:
             price = plan.price = _price_of(request, route, now_s)
         if not price.is_new:
             return self.reserve_amount(exchange, plan, 0)
-        if plan.is_hard and price.is_of_body:
+        if plan.is_hard and route.model is None:
             if text is None or request.model is None or not names_one_model(text):
                 _check_model(exchange, text)
         rates, limits = price.rates, None
@@ -190,8 +188,7 @@ class Budgets:
             output = self._rules.default_output_tokens
             if limits is not None:
                 output = limits.tokens(output)
-            of_call, of_input, of_output = rates
-            needed_nano = (of_call + tokens * of_input + output * of_output) // ATTO_PER_NANO
+            needed_nano = rates.nano_usd(tokens, output)
         exchange.budget = plan.take(needed_nano, now_s, leases.generation)
         return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
 

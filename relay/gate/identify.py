@@ -29,7 +29,6 @@ from relay.core.errors import (
     ClientKeyExpired,
     ClientKeyInvalid,
     ClientKeyMissing,
-    KeysUnavailable,
     ManagementForbidden,
     OriginNotAllowed,
     OriginRequired,
@@ -283,8 +282,8 @@ class Callers:
             raise OriginNotAllowed(origin, record.name if record.rights.origins else "")
 
     def _check_key(self, key: ClientKey) -> None:
-        if key.stored and not self._keys.is_fresh:
-            raise KeysUnavailable
+        if key.stored:
+            self._keys.require_fresh()
         if key.expires_s is not None and key.expires_s <= self._now_s():
             raise ClientKeyExpired
 

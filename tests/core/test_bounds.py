@@ -9,7 +9,7 @@ import pytest
 
 from relay.core.bounds import bound_of
 from relay.core.meters.sent_call import SentCall
-from relay.core.pricing import ATTO_PER_NANO, Rates, tariff
+from relay.core.pricing import Rates, tariff
 from relay.core.usage import CallBound
 
 
@@ -117,7 +117,7 @@ def test_the_rates_of_a_plain_tariff_bound_every_call_as_the_whole_formula_does(
     assert rates is not None
     for text in (b"{}", b'{"cache_control":{}}', b'{"modalities":["audio"]}'):
         for input_tokens, output_tokens, answers in ((1001, 333, 3), (7, 50, 1), (0, 0, 1)):
-            nano = (rates.call + input_tokens * rates.input + output_tokens * answers * rates.output) // ATTO_PER_NANO
+            nano = rates.nano_usd(input_tokens, output_tokens * answers)
             assert nano == whole.bound_nano_usd(CallBound(input_tokens, output_tokens, answers, units=1, text=text), 50)
 
 
