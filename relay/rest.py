@@ -50,7 +50,7 @@ async def relay_rest(request: web.Request, gateway: Gateway, call: Call) -> web.
         exchange.routing.route = route
         access: ModelAccess | None = None
         client = call.caller.record
-        if client is not None and client.rights.restricts_routes:
+        if client is not None and (client.rights.restricts_calls or route.alternatives):
             route = route_of_client(client, route)
             if (access := model_access(call.caller)) is not None:
                 if (alias := exchange.request.requested_model) is not None:

@@ -57,13 +57,12 @@ class Rights:
     metadata: Mapping[str, str | int | float | bool] = field(default_factory=lambda: _NO_METADATA)
     """Metadata of every call, such as `team`; it replaces entries that the caller sends."""
     budgets: tuple[BudgetRule, ...] = ()
-    restricts_routes: bool = field(init=False)
-    """True if providers, models or kinds of endpoints are restricted: for most clients none are,
-    and their calls need none of these checks."""
+    restricts_calls: bool = field(init=False)
+    """True if models or kinds of endpoints are restricted: for most clients neither are, and their
+    calls need no such check."""
 
     def __post_init__(self) -> None:
-        is_restricted = bool(self.providers or self.models or self.endpoints)
-        object.__setattr__(self, "restricts_routes", is_restricted)
+        object.__setattr__(self, "restricts_calls", bool(self.models or self.endpoints))
 
 
 class Client(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -109,7 +109,8 @@ ENDPOINT_KINDS = frozenset(
 
 
 MODEL_NAMES = ("model", "model_id")
-_MODEL_MARK = re.compile(rb'"model')
+_MODEL = b'"model'
+_MODEL_MARK = re.compile(_MODEL)
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
@@ -241,7 +242,9 @@ def names_one_model(body: bytes) -> bool:
     """True if no parser of this JSON text finds more than one model, as of nearly every body; False
     if model_is_plain must decide.
     """
-    return occurrences(_MODEL_MARK, body) < 2 and not has_unicode_escapes(body)
+    # The first mark is the last: found in half the time of `occurrences`, for nearly every body
+    # names its model first.
+    return body.find(_MODEL) == body.rfind(_MODEL) and not has_unicode_escapes(body)
 
 
 def _is_plain(names: list[str], model: str | None) -> bool:

@@ -112,16 +112,17 @@ class Callers:
         self._is_required = access.is_required
         self._origins_of = BoundedMemo(_origins, _MAX_ORIGIN_LISTS)
 
-    def locate(self, request: web.BaseRequest) -> Caller:
-        """Return the caller by its address alone: the peer, or the client that a trusted proxy
-        names. Does not raise.
+    def locate(self, request: web.BaseRequest, key: ClientKey | None = None) -> Caller:
+        """Return the caller by its key, without one by its address alone: the peer, or the client
+        that a trusted proxy names. Does not raise.
         """
-        peer = request.remote or ""
-        client = peer
+        peer = address = request.remote or ""
         if self._proxies.listed:
             forwarded_for = request.headers.getall("X-Forwarded-For", ())
-            client = self._proxies.client(peer, forwarded_for)
-        return Caller(client, peer, request.scheme, client)
+            address = self._proxies.client(peer, forwarded_for)
+        if key is None:
+            return Caller(address, peer, request.scheme, address)
+        return Caller(key.client.name, peer, request.scheme, address, key.client, key)
 
     def identify(
         self, request: web.BaseRequest, sent: Sent, places: KeyPlaces | None
@@ -131,15 +132,15 @@ class Callers:
         those of every SDK. Does not raise: `authorize` refuses, once the call has a row in the
         ledger.
         """
-        caller, keys, headers = self.locate(request), self._keys, sent.headers
+        keys, headers = self._keys, sent.headers
         if self._is_plain(sent):
-            return Identified(caller, sent.query, _NO_SECRETS)
+            return Identified(self.locate(request), sent.query, _NO_SECRETS)
         first = first_header(headers)
         key = keys.in_header(first) if first is not None else None
         takes_keys = places is not None and places.accepts_client_keys
         if key is not None and not sent.query and not takes_keys:
             # Nothing else in the request matters. Most calls with a key end here.
-            return Identified(_with_key(caller, key), "", _NO_SECRETS)
+            return Identified(self.locate(request, key), "", _NO_SECRETS)
         names: frozenset[str] = frozenset()
         own: tuple[str, ...] = ()
         offered: tuple[tuple[str, str], ...] = ()
@@ -160,13 +161,12 @@ class Callers:
                     ticket = ticket_of(secret)
                 unknown = _unknown(secret, unknown, keys)
         query = cut_values(sent.query, self._is_ours) if sent.query else ""
-        if key is not None:
-            caller = _with_key(caller, key)
-        elif ticket:
+        caller = self.locate(request, key)
+        if key is None and ticket:
             caller = Caller(
                 caller.client, caller.peer, caller.scheme, caller.address, ticket=ticket
             )
-        elif unknown or keys.anonymous is not None:
+        elif key is None and (unknown or keys.anonymous is not None):
             caller = self._keyless(caller, unknown)
         secrets = _NO_SECRETS
         if takes_keys and keys.knows_any:
@@ -227,7 +227,7 @@ class Callers:
                 self._open.check_page(headers)
         if record is not None:
             self.check_record(record, caller, headers)
-            if provider and record.rights.restricts_routes:
+            if provider and record.rights.providers:
                 check_provider(record, provider)
 
     def authorize_session(self, caller: Caller, headers: Mapping[str, str], provider: str) -> None:
@@ -319,11 +319,6 @@ class Callers:
             headers.get("X-Forwarded-Proto"),
             headers.get("X-Forwarded-Host"),
         )
-
-
-def _with_key(caller: Caller, key: ClientKey) -> Caller:
-    record = key.client
-    return Caller(record.name, caller.peer, caller.scheme, caller.address, record, key)
 
 
 def check_provider(record: Client, provider: str) -> None:

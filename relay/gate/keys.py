@@ -188,7 +188,8 @@ class ClientKeys:
         """Raise KeysUnavailable if the database could not be read for MAX_AGE_S: a key may have
         been revoked since.
         """
-        if not self.is_fresh:
+        # As `is_fresh`, which nearly every call with a key would read.
+        if self.has_store and self._clock() > self._fresh_until_s:
             raise KeysUnavailable
 
     def __repr__(self) -> str:
