@@ -52,6 +52,7 @@ fast: $(VENV)/test.stamp  ## the tests that start no other program
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check relay
 
 types: $(VENV)/test.stamp
 	$(PY) -m mypy

@@ -105,7 +105,6 @@ class Tariff(NamedTuple):
             return None
         return rounded(self.call + atto_usd)
 
-
     @property
     def plain_rates(self) -> PlainRates | None:
         """The rates that bound the cost of every call; None if that depends on more than tokens."""

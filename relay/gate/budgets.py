@@ -218,9 +218,7 @@ class Budgets:
             for rule, key, subject in plan.budgets:
                 now_s = leases.clock()
                 account = leases.account(rule, key, subject, now_s)
-                if needed_nano and (
-                    not leases.may_spend(now_s) or account.free_nano < needed_nano
-                ):
+                if needed_nano and (not leases.may_spend(now_s) or account.free_nano < needed_nano):
                     account = await self._account(rule, key, subject, needed_nano)
                 account.begin(needed_nano, leases.clock())
                 accounts.append(account)

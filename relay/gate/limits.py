@@ -120,9 +120,7 @@ class Limits:
         if wait is not None:
             await wait
 
-    async def reserve(
-        self, exchange: Exchange, body: bytes, fields: RequestFields | None
-    ) -> None:
+    async def reserve(self, exchange: Exchange, body: bytes, fields: RequestFields | None) -> None:
         """Reserve the tokens that a call may use; those that it does not use are released when it
         ends. A call that uses no tokens (token counts, files, any read) reserves none. `fields` are
         those of the body if they have been read.

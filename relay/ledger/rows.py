@@ -27,8 +27,7 @@ _TAGGED = (*_KEYED, "team", "metadata")
 _NAMED = (*_TAGGED, "cache", "event_id", "end_user")
 _OF_AGENT = (*_NAMED, "agent_session", "agent_parent")
 ROWS = {
-    len(names): Insert(exchanges, names)
-    for names in (_ALWAYS, _KEYED, _TAGGED, _NAMED, _OF_AGENT)
+    len(names): Insert(exchanges, names) for names in (_ALWAYS, _KEYED, _TAGGED, _NAMED, _OF_AGENT)
 }
 """The inserts of a call by their number of columns. Most calls have no value in the last columns,
 and each column of an insert costs a row a twentieth of its time.
