@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import nextafter
 
 MAX_KEYS = 100_000
 """Past this each new window drops the window that ends first: memory stays bounded."""
@@ -86,7 +87,10 @@ class MemoryWindows:
         return window if window is not None and window.ends_s > now else None
 
     def _begin(self, key: str, window_s: int, now: float) -> Window:
-        window = self._windows[key] = Window(now + window_s)
+        ends_s = now + window_s
+        if ends_s - now > window_s:  # by a rounding error
+            ends_s = nextafter(ends_s, now)
+        window = self._windows[key] = Window(ends_s)
         self._ends.setdefault(window_s, deque()).append((window.ends_s, key))
         self._drop_ended(now, _DROPPED_PER_NEW)
         while len(self._windows) > MAX_KEYS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.core.limits import Charge, Rule
@@ -59,6 +59,15 @@ def test_a_fixed_window_begins_with_its_first_hit(memory: MemoryWindows, clock: 
     assert not hit(memory, each, "a") and hit(memory, each, "b")
     clock.pass_s(0.2)
     assert hit(memory, each, "a")
+
+
+@given(now_s=st.floats(0, 1e9), window_s=st.sampled_from([1, 60, 86_400]))
+@example(now_s=15.807, window_s=1)  # 16.807 - 15.807 is more than 1
+@example(now_s=2006.14, window_s=60)
+def test_what_is_left_of_a_window_is_never_more_than_its_length(now_s: float, window_s: int) -> None:
+    each = Rule(name="r", counts="requests", amount=2, window_s=window_s)
+    (state,) = take(MemoryWindows(lambda: now_s), Charge(each, "a", 1)).limit_states
+    assert window_s - 1 < state.reset_s <= window_s, "else the header says `t=61` for `w=60`"
 
 
 def test_a_sliding_window_counts_the_previous_window_by_its_overlap(memory: MemoryWindows, clock: Clock) -> None:
