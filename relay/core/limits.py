@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 from relay.core.metadata import Metadata
 from relay.core.usage import Estimate
@@ -85,7 +87,7 @@ class Rule:
         return f"{self.amount} {self.counts} in {self.window_s} s"
 
 
-class Charge(NamedTuple):
+class Charge(msgspec.Struct, frozen=True, gc=False):
     """An amount to add to the counter of `key` under a rule."""
 
     rule: Rule
@@ -93,7 +95,7 @@ class Charge(NamedTuple):
     amount: int
 
 
-class Reservation(NamedTuple):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     """An amount that was added to a window, and can be released from it."""
 
     rule: Rule
@@ -103,8 +105,7 @@ class Reservation(NamedTuple):
     """Opaque to the rest of the relay: only the window storage that counted reads it."""
 
 
-@dataclass(slots=True)
-class Admission:
+class Admission(msgspec.Struct, eq=False, gc=False):
     """Everything that is counted for a call under the rules."""
 
     metadata: Metadata
@@ -115,7 +116,7 @@ class Admission:
     """Estimated tokens of the call, if a rule counts tokens."""
 
 
-class LimitState(NamedTuple):
+class LimitState(msgspec.Struct, frozen=True, gc=False):
     """What remains for a caller under a rule with a window."""
 
     rule: Rule
@@ -127,13 +128,12 @@ def ratelimit_headers(
     limit_states: Sequence[LimitState],
 ) -> tuple[tuple[str, str], tuple[str, str]]:
     """The headers `ratelimit` and `ratelimit-policy`, which name rules but no counter keys."""
-    if len(limit_states) == 1:
-        rule, remaining, reset_s = limit_states[0]
-        state = f"{rule.item}{remaining};t={ceil(reset_s)}"
-        return ("ratelimit", state), ("ratelimit-policy", rule.policy)
-    state = ", ".join([f"{rule.item}{n};t={ceil(s)}" for rule, n, s in limit_states])
-    policy = ", ".join([each.rule.policy for each in limit_states])
-    return ("ratelimit", state), ("ratelimit-policy", policy)
+    states = policies = separator = ""
+    for each in limit_states:
+        states += f"{separator}{each.rule.item}{each.remaining};t={ceil(each.reset_s)}"
+        policies += separator + each.rule.policy
+        separator = ", "
+    return ("ratelimit", states), ("ratelimit-policy", policies)
 
 
 def key_part(value: str, client: str) -> str:
@@ -141,11 +141,8 @@ def key_part(value: str, client: str) -> str:
     replaced by its digest. Without a value the part names the client: in a common counter, clients
     that send none would use up each other's limit.
     """
-    return _short(value) if value else f"={_short(client)}"
-
-
-def _short(value: str) -> str:
-    plain = len(value) <= _LONGEST_VALUE and value.isascii() and "|" not in value
-    if plain and not value.startswith("="):
-        return value
-    return sha256(value.encode("utf-8", "replace")).hexdigest()
+    part = value or client
+    is_plain = len(part) <= _LONGEST_VALUE and part.isascii() and "|" not in part
+    if not is_plain or part.startswith("="):
+        part = sha256(part.encode("utf-8", "replace")).hexdigest()
+    return part if value else f"={part}"

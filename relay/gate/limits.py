@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from relay.core.bounds import estimate
 from relay.core.errors import (
@@ -143,7 +144,7 @@ class Limits:
         if self._needs_metadata:
             metadata = metadata_of(headers.get(METADATA), exchange.request.caller.metadata)
         exchange.admission = admission = Admission(metadata)
-        exchange.at_end += (lambda: self._end(exchange, admission),)
+        exchange.at_end += (partial(self._end, exchange, admission),)
         return admission
 
     def _take(
@@ -234,12 +235,12 @@ class Limits:
         if not reservations:
             return
         self._find_used(exchange)
-        for rule, key, amount, window in reservations:
-            spare = amount - _used(exchange, amount)
+        for each in reservations:
+            spare = each.amount - _used(exchange, each.amount)
             if spare > 0:
-                self._windows.release((Reservation(rule, key, spare, window),))
+                self._windows.release((Reservation(each.rule, each.key, spare, each.window),))
             elif spare < 0:
-                self._windows.add(Charge(rule, key, -spare))
+                self._windows.add(Charge(each.rule, each.key, -spare))
 
 
 async def yield_to_others(body: bytes | None) -> None:

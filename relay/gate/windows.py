@@ -12,7 +12,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from math import floor
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from relay.core.limits import Charge, LimitState, Reservation, Rule
 from relay.storage.memory_windows import MemoryWindows, Window
@@ -26,7 +28,7 @@ _MAX_UNRELEASED = 10_000
 _RELEASED_AT_ONCE = 100
 
 
-class Taken(NamedTuple):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """The result of `take`: the caller's limit states, what was counted, and the rule that has no
     room, if there is one.
     """
@@ -133,7 +135,7 @@ class Windows:
         if some:
             await self._redis.release(
                 [
-                    (_redis_charge(Charge(*each[:3])), each.window)
+                    (_redis_charge(each), each.window)
                     for each in some
                     if isinstance(each.window, WindowId)
                 ]
@@ -151,17 +153,17 @@ class _LocalWindows:
         """See Windows.take."""
         if len(charges) == 1 and not charges[0].rule.sliding:
             return self._take_one(charges[0])
-        for rule, key, amount in charges:
-            state = self._state(rule, key)
-            if _weighted_count(rule, *state) + amount > rule.amount:
+        for charge in charges:
+            rule, state = charge.rule, self._state(charge)
+            if _weighted_count(rule, *state) + charge.amount > rule.amount:
                 return Taken((_limit_state(rule, *state),), full=rule)
         reservations = tuple([self.add(charge) for charge in charges])
-        states = tuple([_limit_state(rule, *self._state(rule, key)) for rule, key, _ in charges])
+        states = tuple([_limit_state(each.rule, *self._state(each)) for each in charges])
         return Taken(states, reservations)
 
     def _take_one(self, charge: Charge) -> Taken:
         """Check and count one charge of a fixed window, the common case, in one step."""
-        rule, key, amount = charge
+        rule, key, amount = charge.rule, charge.key, charge.amount
         window, count, left_s = self._counters.take(key, rule.window_s, amount, rule.amount)
         limit_states = (LimitState(rule, max(0, rule.amount - count), left_s),)
         if window is None:
@@ -170,7 +172,7 @@ class _LocalWindows:
 
     def add(self, charge: Charge) -> Reservation:
         """Count, even if the window has no room."""
-        rule, key, amount = charge
+        rule, key, amount = charge.rule, charge.key, charge.amount
         add = self._counters.add_sliding if rule.sliding else self._counters.add
         return Reservation(rule, key, amount, add(key, rule.window_s, amount))
 
@@ -178,11 +180,11 @@ class _LocalWindows:
         """See Windows.forget."""
         self._counters.forget()
 
-    def _state(self, rule: Rule, key: str) -> tuple[int, int, float]:
+    def _state(self, charge: Charge) -> tuple[int, int, float]:
         """Return the count of the window before, of this window, and the seconds left of it."""
-        if rule.sliding:
-            return self._counters.sliding_window(key, rule.window_s)
-        return 0, *self._counters.window(key)
+        if charge.rule.sliding:
+            return self._counters.sliding_window(charge.key, charge.rule.window_s)
+        return 0, *self._counters.window(charge.key)
 
 
 async def _take_in_redis(windows: RedisWindows, charges: Sequence[Charge]) -> Taken:
@@ -192,13 +194,15 @@ async def _take_in_redis(windows: RedisWindows, charges: Sequence[Charge]) -> Ta
         rule = charges[full].rule
         return Taken((_state_of(rule, states[0]),), full=rule)
     counted = tuple(zip(charges, states, strict=True))
-    reservations = tuple([Reservation(*charge, state.window_id) for charge, state in counted])
-    return Taken(tuple([_state_of(charge.rule, state) for charge, state in counted]), reservations)
+    return Taken(
+        tuple([_state_of(each.rule, state) for each, state in counted]),
+        tuple([Reservation(c.rule, c.key, c.amount, state.window_id) for c, state in counted]),
+    )
 
 
-def _redis_charge(charge: Charge) -> RedisCharge:
-    rule, key, amount = charge
-    return RedisCharge(key, rule.sliding, rule.window_s, rule.amount, amount)
+def _redis_charge(charge: Charge | Reservation) -> RedisCharge:
+    rule = charge.rule
+    return RedisCharge(charge.key, rule.sliding, rule.window_s, rule.amount, charge.amount)
 
 
 def _state_of(rule: Rule, state: WindowState) -> LimitState:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from relay.core.limits import Charge, Reservation, Rule
 from relay.gate.windows import Windows
@@ -97,7 +98,7 @@ async def _end_window(process: Process, charge: Reservation) -> Reservation:
 
 def _earlier(charge: Reservation, windows: int) -> Reservation:
     assert isinstance(charge.window, WindowId)
-    return charge._replace(window=charge.window._replace(number=charge.window.number - windows))
+    return replace(charge, window=charge.window._replace(number=charge.window.number - windows))
 
 
 # Windows in the process.
@@ -109,7 +110,7 @@ async def test_a_late_refund_does_not_change_the_next_window(technique: str) -> 
     early = await process.take(Charge(each, "k", 1000))
     process.now += 2 * WINDOW_S
     assert early is not None and await process.take(Charge(each, "k", 600)) is not None
-    process.windows.release([early[0]._replace(amount=900)])
+    process.windows.release([replace(early[0], amount=900)])
     assert await process.take(Charge(each, "k", 401)) is None
     assert await process.take(Charge(each, "k", 400)) is not None
 
@@ -119,7 +120,7 @@ async def test_a_refund_lowers_a_sliding_window_that_still_overlaps() -> None:
     early = await process.take(Charge(each, "k", 1000))
     process.now += WINDOW_S
     assert early is not None and await process.take(Charge(each, "k", 100)) is None
-    process.windows.release([early[0]._replace(amount=900)])
+    process.windows.release([replace(early[0], amount=900)])
     assert await process.take(Charge(each, "k", 901)) is None
     assert await process.take(Charge(each, "k", 900)) is not None
 
@@ -178,7 +179,7 @@ def test_no_window_ever_admits_more_than_its_limit(steps: list[tuple[str, int, i
         elif what == "end" and running:
             charge = running.pop(number % len(running))
             unused = charge.amount - min(more, charge.amount)
-            process.windows.release([charge._replace(amount=unused)])
+            process.windows.release([replace(charge, amount=unused)])
             passed[id(charge.window)] -= unused
         elif what == "pass":
             process.now += number / 2
@@ -195,7 +196,7 @@ async def test_in_redis_a_late_refund_does_not_change_the_next_window(technique:
     early = await process.take(Charge(each, "r", 1000))
     late = await _end_window(process, early[0])
     assert await process.take(Charge(each, "r", 600)) is not None
-    process.windows.release([late._replace(amount=900)])
+    process.windows.release([replace(late, amount=900)])
     await process.settle()
     assert await process.take(Charge(each, "r", 401)) is None
     assert await process.take(Charge(each, "r", 400)) is not None
@@ -206,7 +207,7 @@ async def test_in_redis_a_refund_can_be_used_again(technique: str, redis_process
     process, each = redis_processes(), rule(1000, technique)
     taken = await process.take(Charge(each, "r", 1000))
     assert await process.take(Charge(each, "r", 1)) is None
-    process.windows.release([taken[0]._replace(amount=900)])
+    process.windows.release([replace(taken[0], amount=900)])
     await process.settle()
     assert await process.take(Charge(each, "r", 901)) is None
     assert await process.take(Charge(each, "r", 900)) is not None
@@ -219,7 +220,7 @@ async def test_in_redis_a_sliding_window_counts_and_refunds_the_previous_window_
     full = await process.windows.take([Charge(each, "r", 1_000_000)])
     reaching = 1_000_000 - full.limit_states[0].remaining
     assert full.full is each and reaching > 0
-    older = [_earlier(taken[0], 1)._replace(amount=999_999)]
+    older = [replace(_earlier(taken[0], 1), amount=999_999)]
     assert await process.take(Charge(each, "r", 0)) is not None, "the window advances"
     process.windows.release(older)
     await process.settle()
@@ -292,7 +293,7 @@ async def test_in_redis_processes_that_race_never_use_more_than_the_limit(techni
             uses = chance.randint(0, amount)
             used += uses
             assert used <= 500
-            process.windows.release([charges[0]._replace(amount=amount - uses)])
+            process.windows.release([replace(charges[0], amount=amount - uses)])
             await process.settle()
 
     await asyncio.gather(*(calls(process) for process in processes for _ in range(3)))
