@@ -13,6 +13,7 @@ from aiohttp import ClientResponse
 from relay.calls.attempt import is_stream
 from relay.core.errors import RelayError
 from relay.core.exchange import Exchange
+from relay.core.formats import counting_of
 from relay.core.meters.answer_meter import AnswerMeter
 from relay.core.meters.estimates import ESTIMATED
 from relay.core.meters.sent_call import SentCall
@@ -28,14 +29,16 @@ _BYTES_PER_TOKEN = 64
 
 
 def follow_stream(exchange: Exchange, upstream: ClientResponse, gateway: Gateway) -> None:
-    """Follow what a response costs, if it is streamed and has reserved money."""
-    facts, use = exchange.request, exchange.budget
-    assert exchange.routing.route is not None
-    if use is None or not use.reserved_nano or facts.kind not in ESTIMATED:
+    """Follow what a response costs, if it is streamed and has budgets."""
+    facts, use, route = exchange.request, exchange.budget, exchange.routing.route
+    assert route is not None
+    if use is None or facts.kind not in ESTIMATED:
         return
+    if not use.reserved_nano and counting_of(facts.method, route.endpoint) != "new":
+        return  # a stored response is not made for this call
     if upstream.status >= 300:
         return
-    by_path = streams_by_path(exchange.routing.route.endpoint)
+    by_path = streams_by_path(route.endpoint)
     if is_stream(upstream) or facts.stream or by_path:
         gateway.spending.follow(_Stream(exchange, gateway, use.reserved_nano))
 

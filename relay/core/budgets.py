@@ -347,6 +347,12 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         """What each budget was charged."""
         return Charged(self.charged_nano - self.unpriced_nano, self.unpriced_nano, self.over_nano)
 
+    def give_back(self) -> None:
+        """Release what the call has reserved. It stays under its budgets, and is settled."""
+        for account in self.accounts:
+            account.release(self.reserved_nano)
+        self.reserved_nano = 0
+
     def note_running(self, nano_usd: int) -> None:
         """Note what the call has spent so far: no running call will give that back."""
         grown_nano, self.running_nano = nano_usd - self.running_nano, nano_usd

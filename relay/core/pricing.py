@@ -25,6 +25,8 @@ _PER_MTOK = Decimal(10**12)
 """US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
 MAX_USD = Decimal(1_000_000)
+MAX_CALL_NANO_USD = 10**13
+"""10,000 US dollars, the highest cost of a single call: a higher one is an error."""
 
 
 @dataclass(frozen=True, slots=True)

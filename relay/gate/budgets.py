@@ -28,7 +28,7 @@ from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain, names_one_model
-from relay.core.pricing import PlainRates, Tariff, usd_text
+from relay.core.pricing import MAX_CALL_NANO_USD, PlainRates, Tariff, usd_text
 from relay.core.provider import Route
 from relay.core.request_fields import RequestFields
 from relay.core.text import clean
@@ -180,7 +180,10 @@ class Budgets:
             limits = limits_of(request.kind, text, fields)
         if rates is None or text is None or (limits is not None and limits.service_tier):
             bound = _bound_of(exchange, route.format, text, length, fields)
-            needed_nano = self._cost_nano(price, bound, now_s)
+            cost_nano = self._cost_nano(price, bound, now_s)
+            if cost_nano is None:
+                return self.reserve_unpriced(exchange, plan, request.model)
+            needed_nano = cost_nano
         else:
             tokens = request.input_estimate
             if tokens is None:
@@ -188,18 +191,29 @@ class Budgets:
             output = self._rules.default_output_tokens
             if limits is not None:
                 output = limits.tokens(output)
-            needed_nano = rates.nano_usd(tokens, output)
+            needed_nano = min(rates.nano_usd(tokens, output), MAX_CALL_NANO_USD)
         exchange.budget = plan.take(needed_nano, now_s, leases.generation)
         return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
 
-    def _cost_nano(self, price: CallPrice, bound: CallBound, now_s: float) -> int:
-        """Return the highest cost of a call. Raises PriceUnknown."""
-        default = self._rules.default_output_tokens
+    def _cost_nano(self, price: CallPrice, bound: CallBound, now_s: float) -> int | None:
+        """Return the highest cost of a call; None if it has no price. Raises PriceUnknown."""
         if price.tariff is not None and not bound.service_tier:
-            cost = price.tariff.bound_nano_usd(bound, default)
-        else:
-            cost = price_list.bound_nano_usd(price.route, price.model, bound, default, now_s)
-        return self.unpriced_nano(price.model) if cost is None else cost
+            cost = price.tariff.bound_nano_usd(bound, self._rules.default_output_tokens)
+            return cost if cost is None else min(cost, MAX_CALL_NANO_USD)
+        return self._dearest_nano(price.route, price.model, (bound,), now_s)
+
+    async def reserve_unpriced(
+        self, exchange: Exchange, plan: BudgetPlan, model: str | None
+    ) -> None:
+        """Reserve what a call of unknown price is charged. Even if that is nothing, no budget may
+        be spent: the provider may bill the call, and the response say at which price.
+
+        Raises PriceUnknown, BudgetExhausted, BudgetBusy, StoreUnavailable.
+        """
+        charged_nano = self.unpriced_nano(model)
+        await self.reserve_amount(exchange, plan, charged_nano or 1)
+        if not charged_nano and exchange.budget is not None:
+            exchange.budget.give_back()
 
     async def reserve_amount(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
         """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Raises
@@ -245,10 +259,29 @@ class Budgets:
     def price_nano(
         self, route: Route, model: str | None, bounds: Iterable[CallBound]
     ) -> int | None:
-        """Return the highest cost of any of `bounds`; None if none has a price."""
-        default, now_s = self._rules.default_output_tokens, self._leases.clock()
-        costs = [price_list.bound_nano_usd(route, model, bound, default, now_s) for bound in bounds]
-        return max((cost for cost in costs if cost is not None), default=None)
+        """Return the highest cost of any of `bounds`; None if none has a price. Raises
+        PriceUnknown.
+        """
+        return self._dearest_nano(route, model, bounds, self._leases.clock())
+
+    def _dearest_nano(
+        self, route: Route, model: str | None, bounds: Iterable[CallBound], now_s: float
+    ) -> int | None:
+        """Return the highest cost of any of `bounds` at the dearest target of a call; None if no
+        target has a price. Raises PriceUnknown if one of several has none, and calls without a
+        price are refused: that one may get the call.
+        """
+        default, unpriced_nano = self._rules.default_output_tokens, self._rules.unpriced.nano_usd
+        costs = price_list.bound_costs(route, model, bounds, default, now_s)
+        known = [each.nano_usd for each in costs if each.nano_usd is not None]
+        unknown = [each.model or "" for each in costs if each.nano_usd is None]
+        if not known:
+            return None
+        if unknown:
+            if self._rules.unpriced.refuses:
+                raise PriceUnknown(unknown[0])
+            known.append(unpriced_nano)
+        return min(max(known), MAX_CALL_NANO_USD)
 
     def extend_at_once(self, use: BudgetUse, more_nano: int) -> bool:
         """Reserve more for a running call, of money that is leased already. False if `extend` is

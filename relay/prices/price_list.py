@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,15 +16,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from relay.core.exchange import Exchange
-from relay.core.pricing import CUSTOM_COST, Rates, Tariff, custom_cost, tariff
+from relay.core.pricing import (
+    CUSTOM_COST,
+    MAX_CALL_NANO_USD,
+    Rates,
+    Tariff,
+    custom_cost,
+    tariff,
+)
 from relay.core.provider import Provider, Route
 from relay.core.text import clean
 from relay.core.usage import CallBound, Part, Parts, Usage, believable, total
 
 _PERIOD_S = 900
 """How long a price of the list is cached; some prices depend on the time of day."""
-_MAX_NANO_USD = 10**13
-"""10,000 US dollars: a higher cost of a single call is an error, and becomes unknown."""
 _MAX_COSTS = 2000
 """The costs of how many parts of a session are kept."""
 _LISTED_AS: Mapping[str, str] = {
@@ -77,7 +82,7 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
         if usage.used is None:
             return
         cost = _cost(exchange, parts, route.provider, unix_s)
-        usage.cost_nano_usd = cost if cost is None or cost < _MAX_NANO_USD else None
+        usage.cost_nano_usd = cost if cost is None or cost < MAX_CALL_NANO_USD else None
 
 
 def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
@@ -153,7 +158,7 @@ def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) ->
             if not part.usage.estimated and len(costs) < _MAX_COSTS:
                 costs[part] = cost_nano
         whole_nano += cost_nano
-    return min(whole_nano, _MAX_NANO_USD)
+    return min(whole_nano, MAX_CALL_NANO_USD)
 
 
 def _known_nano_usd(part: Part, requested: str | None, provider: Provider, unix_s: float) -> int:
@@ -167,21 +172,44 @@ def _known_nano_usd(part: Part, requested: str | None, provider: Provider, unix_
     return found[0].known_nano_usd(found[1]) if found is not None else 0
 
 
-def bound_nano_usd(
-    route: Route, model: str | None, bound: CallBound, default_output_tokens: int, unix_s: float
-) -> int | None:
-    """Return the highest cost of a call at the dearest of its targets; None if none has a price."""
-    highest = None
+class TargetCost(NamedTuple):
+    """What a call may cost at one of its targets."""
+
+    model: str | None
+    """The model that the target is asked for."""
+    nano_usd: int | None
+    """None: it has no price."""
+
+
+def bound_costs(
+    route: Route, model: str | None, bounds: Iterable[CallBound], default_output_tokens: int,
+    unix_s: float,
+) -> list[TargetCost]:  # fmt: skip
+    """Return the highest cost of any of `bounds` at each target of a call."""
+    found, bounds = [], tuple(bounds)
     for each in (route, *route.alternatives):
         named = each.replaced_model or model
-        named = clean(named) if named else None
-        # A call that asks for a dearer tier may get the standard one, and the other way round.
-        for tier in (bound.service_tier, "") if bound.service_tier else ("",):
-            found = _tariff(each.provider, named, tier, bound.input_tokens, unix_s)
-            if found is not None:
-                tariff_, output_tokens = found
-                cost = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
-                highest = _higher(highest, cost)
+        highest: int | None = None
+        for bound in bounds:
+            cost = _bound_nano_usd(each.provider, named, bound, default_output_tokens, unix_s)
+            highest = _higher(highest, cost)
+        found.append(TargetCost(named, highest))
+    return found
+
+
+def _bound_nano_usd(
+    provider: Provider, model: str | None, bound: CallBound, default_output_tokens: int,
+    unix_s: float,
+) -> int | None:  # fmt: skip
+    """Return the highest cost of a call; None if it has no price."""
+    model, highest = clean(model) if model else None, None
+    # A call that asks for a dearer tier may get the standard one, and the other way round.
+    for tier in (bound.service_tier, "") if bound.service_tier else ("",):
+        found = _tariff(provider, model, tier, bound.input_tokens, unix_s)
+        if found is not None:
+            tariff_, output_tokens = found
+            cost = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
+            highest = _higher(highest, cost)
     return highest
 
 

@@ -61,10 +61,12 @@ async def reserve_first_slice(exchange: Exchange, raw_query: str, gateway: Gatew
     model = exchange.request.model
     bounds = [_SLICE, _RESPONSE] if _has_responses(route.format, route.endpoint) else [_SLICE]
     slice_nano = budgets.price_nano(route, model, bounds)
+    if slice_nano is None and model is None and _is_named_by_message(exchange, raw_query):
+        slice_nano = _MIN_NANO
     if slice_nano is None:
-        is_named_later = model is None and _is_named_by_message(exchange, raw_query)
-        slice_nano = _MIN_NANO if is_named_later else budgets.unpriced_nano(model)
-    await budgets.reserve_amount(exchange, plan, slice_nano)
+        await budgets.reserve_unpriced(exchange, plan, model)
+    else:
+        await budgets.reserve_amount(exchange, plan, slice_nano)
 
 
 def _has_responses(format_: str, endpoint: str) -> bool:
@@ -78,9 +80,8 @@ def _is_named_by_message(exchange: Exchange, raw_query: str) -> bool:
 
 
 def follow_session(session: Session, gateway: Gateway) -> None:
-    """Follow what a session spends, if it has reserved money."""
-    use = session.exchange.budget
-    if use is not None and use.reserved_nano:
+    """Follow what a session spends, if it has budgets."""
+    if session.exchange.budget is not None:
         spender = _SessionSpender(session, gateway)
         gateway.spending.follow(spender)
         session.downstream.pay = spender.pay
