@@ -23,7 +23,10 @@ from relay.core.pricing import usd_text
 Period = Literal["day", "week", "month", "total"]
 PERIODS: tuple[Period, ...] = ("day", "week", "month", "total")
 MAX_NANO_USD = 10**18
-"""A billion US dollars, the largest budget: every sum of a budget fits into 64 bits."""
+"""A billion US dollars, the largest budget, and the most that a lease is charged."""
+MAX_SUM_NANO = 4 * MAX_NANO_USD
+"""Nothing is added to a sum of a budget that has reached it. Budgets that only warn have no other
+limit, and a larger sum would soon exceed 64 bits."""
 _NANO = 10**9
 _DAY_S = 86400
 _LEASED_SHARE = 50
@@ -141,6 +144,10 @@ class Charged(NamedTuple):
         """Return the sum of two charges."""
         spent_nano, unpriced_nano, over_nano = other
         return Charged(self[0] + spent_nano, self[1] + unpriced_nano, self[2] + over_nano)
+
+    def capped(self) -> Charged:
+        """Return what a lease is charged of it: at most MAX_NANO_USD of each."""
+        return Charged(*[min(each, MAX_NANO_USD) for each in self])
 
 
 NOTHING = Charged()

@@ -337,6 +337,9 @@ class Budgets:
             if rule.is_hard:
                 raise StoreUnavailable from error
             account = leases.account(rule, key, subject, leases.clock())
+        except (BudgetExhausted, BudgetBusy):
+            if rule.is_hard:
+                raise  # one that warns is at MAX_SUM_NANO
         return account
 
     async def _fund(self, account: Account, more_nano: int, ahead_nano: int) -> None:

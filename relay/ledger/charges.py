@@ -143,7 +143,23 @@ class Charges:
                     sum_[2] += use.over_nano
         for accounts, sum_ in sums.items():
             _add(changed, accounts, Charged(*sum_))
-        return {account: account.written.plus(more) for account, more in changed.items()}
+        return {each: each.written.plus(more).capped() for each, more in changed.items()}
+
+    @property
+    def leases(self) -> Sequence[Account]:
+        """The leases of which charges wait without a row."""
+        return list(self._kept)
+
+    def begin_alone(self, account: Account) -> Mapping[Account, Charged]:
+        """Do the same as `begin` for the charges of one lease that wait without a row."""
+        self._writing = {account: self._kept.pop(account)}
+        return {account: account.written.plus(self._writing[account]).capped()}
+
+    def set_aside(self) -> None:
+        """Do not write again the charges that the database has just refused. Their lease stays
+        open: when this process has ended, the money is unaccounted.
+        """
+        self._writing = {}
 
     def written(self, sums: Mapping[Account, Charged]) -> None:
         """Note that the transaction is committed."""

@@ -145,16 +145,17 @@ class Writer:
                 await self._insert(entries)
                 unwritten = []
             except RowsRefused as error:
-                if not entries:
-                    log.warn("ledger.charges_refused", cause=str(error))
-                    return False  # tried again later: charges are never dropped
                 if count > 1:
                     self._at_once = 1  # to find the row that the database refuses
-                elif not await self._drop_refused_sums():
-                    self._lost.rows += 1
-                    log.warn("ledger.row_refused", cause=str(error), id=entries[0].row[0])
-                    self.charges.keep(entries[0].budget)
-                    unwritten = []
+                elif not await self._set_refused_aside() and entries:
+                    (entry,) = entries
+                    if entry.budget is None:
+                        self._lost.rows += 1
+                        log.warn("ledger.row_refused", cause=str(error), id=entry.row[0])
+                        unwritten = []
+                    # Else the row is written again without its charge.
+                    self.charges.keep(entry.budget)
+                    entry.budget = None
             except (DatabaseUnavailable, DatabaseNewer) as error:
                 self._report_unavailable(error)
                 return False
@@ -207,16 +208,40 @@ class Writer:
         if self._charged_objects:
             await self._give_back()
 
-    async def _drop_refused_sums(self) -> bool:
-        """Drop the sums if the database refuses them; False if it accepts them."""
+    async def _set_refused_aside(self) -> bool:
+        """Find out by themselves which sums and which charges the database refuses, so that they
+        hold up no row: drop the sums, and keep the charges in memory. False if it refuses none.
+        """
+        found = False
+        sums, group_sums = [rollups.begin() for rollups in self._sums]
         try:
-            await self._insert([])
+            await self.database.write(inserts([], sums, group_sums))
         except RowsRefused as error:
             log.warn("ledger.sums_refused", cause=str(error))
             for rollups in self._sums:
                 rollups.drop(time.time())
-            return True
-        return False
+            found = True
+        except BaseException:
+            for rollups in self._sums:
+                rollups.failed()
+            raise
+        else:
+            for rollups in self._sums:
+                rollups.written(time.time())
+        for account in self.charges.leases:
+            charged = self.charges.begin_alone(account)
+            try:
+                await self.database.write(charge_batch(charged))
+            except RowsRefused as error:
+                log.warn("ledger.charges_refused", cause=str(error), budget=account.rule.name)
+                self.charges.set_aside()
+                found = True
+            except BaseException:
+                self.charges.failed()
+                raise
+            else:
+                self.charges.written(charged)
+        return found
 
     def _drop_excess(self) -> None:
         """Drop the oldest bodies, then the oldest rows, until the limits of memory are met."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from relay.core.budgets import Account, Charged, lease_nano, warning_level
+from relay.core.budgets import MAX_SUM_NANO, Account, Charged, lease_nano, warning_level
 from relay.storage.database import Database
 from relay.storage.inserts import Batch, Insert, Update
 from relay.storage.tables import budget_leases, budget_workers, budgets
@@ -41,6 +41,7 @@ _CHARGE = Update(
 _OVERDRAW_BUDGET = Update(
     "UPDATE budgets SET granted_nano = granted_nano + (SELECT l.spent_nano + l.unpriced_nano"
     " - l.granted_nano FROM budget_leases l WHERE l.id = $1) WHERE key = $2 AND period_start_s = $3"
+    " AND granted_nano < $4"
     " AND EXISTS (SELECT 1 FROM budget_leases l WHERE l.id = $1"
     " AND l.spent_nano + l.unpriced_nano > l.granted_nano)"
 )
@@ -219,7 +220,7 @@ def charge_batch(written: Mapping[Account, Charged]) -> Batch:
         (_CHARGE, [(*written[account], account.lease_id) for account in accounts]),
         (
             _OVERDRAW_BUDGET,
-            [(each.lease_id, each.key, each.span.start_s) for each in accounts],
+            [(each.lease_id, each.key, each.span.start_s, MAX_SUM_NANO) for each in accounts],
         ),
         (_OVERDRAW_LEASE, [(each.lease_id,) for each in accounts]),
     )
@@ -269,6 +270,7 @@ async def _lease(
     extra, granted, reset = (await connection.execute(query.with_for_update())).one()
     raised = extra - reset
     amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
+    amount = max(0, min(amount, MAX_SUM_NANO - granted))
     if amount:
         values = {"granted_nano": granted + amount, "limit_nano": rule.limit_nano}
         await connection.execute(sa.update(budgets).where(of_budget).values(values))
@@ -352,8 +354,15 @@ async def _close(connection: AsyncConnection, account: Account) -> None:
 async def _add_to_budget(
     connection: AsyncConnection, where: sa.ColumnElement[bool], amounts: Mapping[str, int]
 ) -> None:
-    values = {name: budgets.c[name] + amount for name, amount in amounts.items()}
+    values = {name: _sum_of(budgets.c[name], amount) for name, amount in amounts.items()}
     await connection.execute(sa.update(budgets).where(where).values(values))
+
+
+def _sum_of(column: sa.Column[int], amount: int) -> sa.ColumnElement[int]:
+    """Return the expression for a sum of a budget with an amount more, up to MAX_SUM_NANO."""
+    if amount <= 0:
+        return column + amount
+    return sa.case((column > MAX_SUM_NANO - amount, MAX_SUM_NANO), else_=column + amount)
 
 
 async def read_state(connection: AsyncConnection, account: Account, now_s: float) -> BudgetState:

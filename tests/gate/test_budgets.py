@@ -5,9 +5,11 @@ agree to the nano-dollar.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter
 from functools import partial
@@ -20,6 +22,7 @@ import sqlalchemy as sa
 from aiohttp import web
 
 from relay.core.budgets import Account
+from relay.core.pricing import MAX_CALL_NANO_USD
 from relay.registry.load import ConfigError
 from relay.storage.budgets import release_dead
 from relay.storage.database import Database, DatabaseUnavailable, database_url
@@ -222,6 +225,33 @@ async def test_an_unknown_price_is_allowed_refused_or_charged_as_the_operator_sa
     assert (sums["spent_nano"], sums["unpriced_nano"], await ledger_nano(relay)) == (0, 20_000_000, 0)
 
 
+async def test_a_call_of_unknown_price_that_is_billed_all_the_same_does_not_pass_a_budget_that_is_spent(start: StartRelay, raw: RawUpstream, database_setting: str) -> None:
+    """The deployment has no price, the model that its response names has one."""
+    raw.plays(ok(b'{"model": "m", "usage": {"prompt_tokens": 0, "completion_tokens": 30}}', "Content-Type: application/json"))
+    own = provider(raw.url, pricing=[{"models": ["m"], "input_per_mtok": 0, "output_per_mtok": 1000}])
+    relay = await start(budgeted(database_setting, {"usd": 0.05, "period": "day"}), openai=own)
+    statuses = []
+    for _ in range(4):
+        statuses.append((await post(relay, CALL | {"model": "deployment"}))[0])
+        await relay.idle()
+    assert statuses == [200, 200, 429, 429]
+    assert (await budget_sums(relay))["spent_nano"] == 60 * TOKEN_NANO == await ledger_nano(relay)
+
+
+@pytest.mark.parametrize(("unpriced", "status", "charged"), [("allow", 200, 0), ("refuse", 403, 0), ({"usd": 0.02}, 200, 20)])
+async def test_a_call_that_may_fall_back_to_a_target_without_a_price_is_one_of_unknown_price(
+    start: StartRelay, raw: RawUpstream, metered: Any, database_setting: str, unpriced: Any, status: int, charged: int
+) -> None:
+    raw.plays(ok(b'{"model": "unheard-of", "usage": {"prompt_tokens": 0, "completion_tokens": 5}}', "Content-Type: application/json"))
+    priced = metered[1] | {"base_url": "http://127.0.0.1:9", "fallback": [{"provider": "other", "model": "unheard-of"}]}
+    document = budgeted(database_setting, {"usd": 1, "period": "day"}, unpriced=unpriced)
+    relay = await start(document, openai=priced, other=provider(raw.url))
+    answered, headers, _ = await post(relay, CALL | {"max_tokens": 5})
+    assert (answered, headers.get("x-relay-error")) == (status, "price_unknown" if status == 403 else None)
+    assert len(raw.arrived) == (status == 200)
+    assert (await budget_sums(relay))["unpriced_nano"] == (charged or 5 * (status == 200)) * TOKEN_NANO
+
+
 async def test_a_client_cannot_set_the_price_of_its_calls(start: StartRelay, metered: Any, database_setting: str) -> None:
     relay = await start(budgeted(database_setting, {"usd": 1, "period": "day"}), openai=metered[1])
     await post(relay, headers={"cf-aig-custom-cost": '{"total_cost": 0}'})
@@ -399,6 +429,32 @@ async def test_a_row_that_is_dropped_is_charged_all_the_same(start: StartRelay, 
         while not (await budget_sums(relay))["spent_nano"]:
             await asyncio.sleep(0.01)
     assert await scalar(relay, sa.select(sa.func.count()).select_from(exchanges)) == 0
+
+
+async def test_charges_that_the_database_refuses_hold_up_no_rows_and_no_other_charges(start: StartRelay, metered: Any, tmp_path: Path) -> None:
+    clients = {name: {"key": canary(f"the-client-{name}"), "budgets": [{"usd": 1, "period": "day", "name": name}]} for name in ("bad", "good")}
+    document = {"database": str(tmp_path / "relay.db"), "access": {"mode": "required"}, "clients": clients}
+    relay = await start(document, openai=metered[1])
+    await relay.idle()
+    with contextlib.closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as file:
+        file.execute("CREATE TRIGGER refuse BEFORE UPDATE OF spent_nano ON budget_leases WHEN NEW.key LIKE '%bad%' BEGIN SELECT RAISE(ABORT, 'no'); END")
+    answers = await asyncio.gather(*(post(relay, headers={"x-relay-key": canary(f"the-client-{name}")}) for name in ("bad", "good", "bad", "good")))
+    assert [status for status, _, _ in answers] == [200] * 4
+    await relay.events("ledger.charges_refused")
+    assert await ledger_nano(relay) == 40 * TOKEN_NANO, "every row is written"
+    assert (await budget_sums(relay))["spent_nano"] == 20 * TOKEN_NANO
+
+
+async def test_a_client_that_leaves_is_charged_no_more_than_a_call_can_cost(start: StartRelay, metered: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "mode": "warn"}), openai=metered[1])
+    metered[0].gate.clear()
+    call = asyncio.create_task(post(relay, CALL | {"max_tokens": 2**31 - 1, "n": 60_000}))
+    async with asyncio.timeout(HANG_GUARD_S):
+        while not metered[0].calls:
+            await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert (await budget_sums(relay))["unpriced_nano"] == MAX_CALL_NANO_USD
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from hypothesis.stateful import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.budgets import (
+    MAX_NANO_USD,
+    MAX_SUM_NANO,
     Account,
     BudgetRule,
     BudgetRules,
@@ -511,6 +513,22 @@ async def test_what_a_provider_bills_above_the_bound_is_missing_to_every_worker(
     with pytest.raises(BudgetExhausted):
         await other.begin_call(601)
     await other.begin_call(600)
+
+
+@pytest.mark.parametrize("calls", [1, 12])
+async def test_the_sums_of_a_budget_that_only_warns_stay_within_64_bits(database: Database, calls: int) -> None:
+    for _ in range(8):
+        one = worker(database, lambda: NOON, "mine", is_hard=False)
+        for _ in range(calls):
+            await one.begin_call(MAX_NANO_USD)
+            one.settle(0, None)
+            await one.write(database)
+        await one.leases.stop()
+    state = await state_of(database, worker(database, lambda: NOON, "mine").account(), NOON)
+    assert MAX_SUM_NANO <= state.charged.unpriced_nano <= 8 * MAX_NANO_USD
+    await worker(database, lambda: NOON, "mine", is_hard=False).begin_call(1)
+    with pytest.raises(BudgetExhausted):
+        await worker(database, lambda: NOON, "mine").begin_call(1)
 
 
 async def test_a_call_that_reserved_nothing_is_charged_however_long_it_runs(database: Database) -> None:
