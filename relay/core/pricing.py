@@ -25,6 +25,8 @@ _PER_MTOK = Decimal(10**12)
 """US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
 MAX_USD = Decimal(1_000_000)
+_MOST_PAGES = 1000
+"""Pages of the largest document that Mistral reads."""
 MAX_CALL_NANO_USD = 10**13
 """10,000 US dollars, the highest cost of a single call: a higher one is an error."""
 
@@ -94,15 +96,16 @@ class Tariff(NamedTuple):
         tokens = bound.input_tokens * input_ + output * output_
         if worst.has_only_tokens:
             return rounded(self.call + tokens)
-        # A provider bills one of these: tokens, characters, seconds, images or its own units.
+        # A provider bills one of these: tokens, characters, seconds, images, its units or pages.
         atto_usd = max(
             tokens,
             bound.characters * worst.characters,
             bound.audio_ms * worst.audio_ms,
             bound.images * worst.images,
             bound.units * worst.units,
+            bound.units * worst.pages,
         )
-        counted = (True, bound.characters, bound.audio_ms, bound.images, bound.units)
+        counted = (True, bound.characters, bound.audio_ms, bound.images, bound.units, bound.units)
         if not (self.call or any(compress(worst.is_priced, counted))):
             return None
         return rounded(self.call + atto_usd)
@@ -142,8 +145,11 @@ class Worst(NamedTuple):
     audio_ms: int
     images: int
     units: int
+    pages: int
+    """Of a whole document, whose pages only the provider counts."""
     is_priced: tuple[bool, ...]
-    """Which of tokens, characters, seconds, images and units have a price, which may be zero."""
+    """Which of tokens, characters, seconds, images, units and pages have a price, which may be
+    zero."""
     has_only_tokens: bool
     """True if tokens have a price, and nothing else has."""
     is_plain: bool
@@ -153,9 +159,10 @@ class Worst(NamedTuple):
 def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
     written = rate["cache_write_tokens"]
     output = rate["output_tokens"] + max(0, rate["reasoning_tokens"], rate["output_image_tokens"])
+    counted = ("characters", "audio_ms", "images", "units_milli", "pages")
     is_priced = (
         "input_tokens" not in unpriced or "output_tokens" not in unpriced,
-        *(name not in unpriced for name in ("characters", "audio_ms", "images", "units_milli")),
+        *(name not in unpriced for name in counted),
     )
     input_ = rate["input_tokens"] + max(0, rate["input_image_tokens"])
     written = max(0, written, written + rate["cache_write_1h_tokens"])
@@ -172,6 +179,7 @@ def _worst(rate: Mapping[str, int], unpriced: Collection[str]) -> Worst:
         rate["audio_ms"],
         rate["images"],
         rate["units_milli"] * 1000,
+        rate["pages"] * _MOST_PAGES,
         is_priced,
         has_only_tokens,
         has_only_tokens and not written and input_audio <= input_ and output_audio <= output,

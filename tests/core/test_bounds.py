@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -83,7 +84,7 @@ def test_the_service_tier_that_a_call_asks_for_prices_it(body: Any, tier: str) -
 
 
 RATES = tariff(
-    Rates(1, 2, cache_write=3, cache_write_1h=5, reasoning=4, input_audio=10, output_audio=20, characters=7, image=1),  # type: ignore[arg-type]
+    Rates(1, 2, cache_write=3, cache_write_1h=5, reasoning=4, input_audio=10, output_audio=20, characters=7, image=1, page=Decimal("0.002")),  # type: ignore[arg-type]
     audio_is_text=False,
 )
 
@@ -98,6 +99,7 @@ RATES = tariff(
         (CallBound(1000, 100, may_hold_audio=True), 1000 * 10_000 + 100 * 20_000),
         (CallBound(0, 0, characters=1000), 1000 * 7000),
         (CallBound(0, 0, images=3), 3 * 10**9),
+        (CallBound(0, 0, units=1), 1000 * 2 * 10**6),
     ],
 )
 def test_a_bound_costs_the_highest_rate_that_may_apply(called: CallBound, nano: int) -> None:
@@ -121,6 +123,6 @@ def test_the_rates_of_a_plain_tariff_bound_every_call_as_the_whole_formula_does(
             assert nano == whole.bound_nano_usd(CallBound(input_tokens, output_tokens, answers, units=1, text=text), 50)
 
 
-@pytest.mark.parametrize("name", ["cache_write", "cache_write_1h", "input_audio", "output_audio", "image", "characters", "audio_hour", "unit"])
+@pytest.mark.parametrize("name", ["cache_write", "cache_write_1h", "input_audio", "output_audio", "image", "characters", "audio_hour", "unit", "page"])
 def test_a_tariff_by_which_more_than_tokens_costs_is_not_plain(name: str) -> None:
     assert tariff(Rates(1, 2, **{name: 5}), audio_is_text=False).plain_rates is None  # type: ignore[arg-type]
