@@ -366,9 +366,9 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         for account in self.accounts:
             account.running_nano += grown_nano
 
-    def settle(self, cost_nano: int | None) -> None:
+    def settle(self, cost_nano: int | None, least_nano: int = 0) -> None:
         """Settle the call, once: charge its budgets. A call of which the cost is unknown is charged
-        what it reserved.
+        what it reserved, or `least_nano` if it has cost more than that.
         """
         if self.is_settled:
             return
@@ -377,8 +377,11 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         reserved_nano, self.reserved_nano, self.is_settled = self.reserved_nano, 0, True
         unpriced_nano = over_nano = 0
         if cost_nano is None:
-            lost_nano = unpriced_nano = self.unpriced_nano = reserved_nano
-        elif (lost_nano := cost_nano) > reserved_nano:
+            lost_nano = max(reserved_nano, least_nano)
+            unpriced_nano = self.unpriced_nano = lost_nano
+        else:
+            lost_nano = cost_nano
+        if lost_nano > reserved_nano:
             over_nano = self.over_nano = lost_nano - reserved_nano
         self.charged_nano = lost_nano
         for account in self.accounts:

@@ -267,6 +267,8 @@ class UsageAndCost:
     """The total of `parts`."""
     cost_nano_usd: int | None = None
     """Billionths of a US dollar; None if unknown."""
+    least_nano_usd: int = 0
+    """What a call of unknown cost has cost at least: the price of what is known of its usage."""
     saved_nano_usd: int | None = None
     """Original cost of a response from the cache."""
 

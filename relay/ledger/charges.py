@@ -74,9 +74,11 @@ def note_object(entry: Entry, use: BudgetUse, exchange: Exchange) -> None:
         return
     provider, counting = route.provider.name, counting_of(exchange.request.method, route.endpoint)
     if counting == "stored":
-        if object_id := _charged_id(exchange, meter):
+        if object_id := _charged_id(exchange, use, meter):
             keys = tuple([account.key for account in use.accounts])
-            entry.charged_object = ChargedObject(provider, object_id, keys)
+            # Of the two charges for a usage that is not known as a whole, the higher one stays.
+            most_nano = use.unpriced_nano or None
+            entry.charged_object = ChargedObject(provider, object_id, keys, most_nano)
     elif use.unpriced_nano and meter.is_reported_later:
         if len(meter.object_id) <= MAX_CHARACTERS:
             object_id, now_s = meter.object_id, int(time.time())
@@ -93,7 +95,7 @@ def note_object(entry: Entry, use: BudgetUse, exchange: Exchange) -> None:
             )
 
 
-def _charged_id(exchange: Exchange, meter: AnswerMeter) -> str:
+def _charged_id(exchange: Exchange, use: BudgetUse, meter: AnswerMeter) -> str:
     """Return the id of a stored object that a call has read, if its usage was charged to the call,
     or if it has failed without usage; else an empty string.
     """
@@ -102,7 +104,8 @@ def _charged_id(exchange: Exchange, meter: AnswerMeter) -> str:
     if meter.used_nothing:
         return meter.object_id
     ids = {part.object_id for part in exchange.usage.parts}
-    is_charged = len(ids) == 1 and exchange.usage.cost_nano_usd is not None
+    is_charged = exchange.usage.cost_nano_usd is not None or use.unpriced_nano > 0
+    is_charged = is_charged and len(ids) == 1
     return ids.pop() if is_charged else ""
 
 

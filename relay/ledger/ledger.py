@@ -147,6 +147,7 @@ class Ledger:
     def meter_failed(self, exchange: Exchange, error: Exception) -> None:
         """Drop the meter of a call: its usage stays unknown."""
         exchange.usage.meter = exchange.usage.used = exchange.usage.cost_nano_usd = None
+        exchange.usage.least_nano_usd = 0
         self.lost.meters += 1
         log.bug("meter.failed", error, id=exchange.id)
 
@@ -236,7 +237,9 @@ class Ledger:
                 if use is not None:
                     exchange.budget = None
                     cost_nano = exchange.usage.cost_nano_usd
-                    use.settle(cost_nano if cost_nano is not None else unknown_cost(exchange))
+                    if cost_nano is None:
+                        cost_nano = unknown_cost(exchange)
+                    use.settle(cost_nano, exchange.usage.least_nano_usd)
                 try:
                     entry = await self._record(exchange, at_zero)
                     if use is not None and entry is not None:

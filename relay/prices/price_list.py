@@ -78,11 +78,15 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
         usage.cost_nano_usd = 0
     elif usage.meter is not None and route is not None:
         parts = usage.parts
-        usage.used, usage.cost_nano_usd = believable(total(parts)), None
+        usage.used, usage.cost_nano_usd, usage.least_nano_usd = believable(total(parts)), None, 0
         if usage.used is None:
             return
         cost = _cost(exchange, parts, route.provider, unix_s)
         usage.cost_nano_usd = cost if cost is None or cost < MAX_CALL_NANO_USD else None
+        if cost is None:
+            requested, provider = _requested(exchange), route.provider
+            least = sum([_known_nano_usd(part, requested, provider, unix_s) for part in parts])
+            usage.least_nano_usd = least if least < MAX_CALL_NANO_USD else 0
 
 
 def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -> int | None:
@@ -91,8 +95,7 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
     own = custom_cost(custom) if custom and exchange.budget is None else None
     if isinstance(own, int):
         return own
-    replaced = exchange.routing.route.replaced_model if exchange.routing.route else None
-    requested = replaced or exchange.request.model
+    requested = _requested(exchange)
     whole = None
     for part in parts:
         usage, billed = part.usage, part.billed or part.usage
@@ -110,6 +113,12 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
             return None
         whole = cost + (whole or 0)
     return whole
+
+
+def _requested(exchange: Exchange) -> str | None:
+    """Return the model that the provider was asked for."""
+    route = exchange.routing.route
+    return (route.replaced_model if route is not None else None) or exchange.request.model
 
 
 def cost_nano_usd(
@@ -149,7 +158,7 @@ def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) ->
     meter, route = exchange.usage.meter, exchange.routing.route
     if meter is None or route is None:
         return 0
-    requested = route.replaced_model or exchange.request.model
+    requested = _requested(exchange)
     whole_nano = 0
     for part in meter.parts:
         cost_nano = costs.get(part)

@@ -37,21 +37,25 @@ class ChargedObject(NamedTuple):
     provider: str
     object_id: str
     keys: tuple[str, ...]
+    most_nano: int | None = None
+    """How much may be given back to each: what the reading was charged, if its cost is not known.
+    None: all."""
 
 
 async def give_back(connection: AsyncConnection, charged: Iterable[ChargedObject]) -> None:
     """Give the provisional charges of objects back to the budgets that were charged their usage, in
     the periods that were charged.
     """
-    rows = sorted((key, *each[:2]) for each in charged for key in each.keys)
+    rows = sorted(((key, each) for each in charged for key in each.keys), key=lambda row: row[0])
     column, budget = provisional_charges.c, budgets.c
-    for key, provider, object_id in rows:  # in the order in which others lock budgets
+    for key, (provider, object_id, _, most_nano) in rows:  # in the order of others' locks
         found = await connection.execute(
             sa.delete(provisional_charges)
             .where(column.provider == provider, column.object_id == object_id, column.key == key)
             .returning(column.period_start_s, column.nano_usd)
         )
-        for period_start_s, nano_usd in found.all():
+        for period_start_s, provisional_nano in found.all():
+            nano_usd = provisional_nano if most_nano is None else min(provisional_nano, most_nano)
             await connection.execute(
                 sa.update(budgets)
                 .where(budget.key == key, budget.period_start_s == period_start_s)

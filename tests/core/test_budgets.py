@@ -84,6 +84,13 @@ def test_a_call_is_charged_its_cost_or_what_it_reserved_if_that_is_unknown(cost:
         assert (account.charged, account.free_nano, account.reserved_nano, account.calls) == (charged, free, 0, 0)
 
 
+@pytest.mark.parametrize(("least", "charged"), [(0, Charged(0, 100)), (40, Charged(0, 100)), (130, Charged(0, 130, 30))])
+def test_a_call_of_unknown_cost_is_charged_what_it_has_cost_at_least_if_it_reserved_less(least: int, charged: Charged) -> None:
+    reserved, (account, _) = use(100)
+    reserved.settle(None, least)
+    assert reserved.charged == account.charged == charged
+
+
 def test_a_call_is_settled_once() -> None:
     reserved, (account, _) = use(100)
     for cost in (30, 40, None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -29,9 +30,10 @@ class Jobs:
 
     def __init__(self) -> None:
         self.status, self.tokens = "queued", 0
+        self.fees: dict[str, int] = {}
 
     def response(self) -> web.Response:
-        usage = {"input_tokens": 0, "output_tokens": self.tokens} if self.tokens else None
+        usage = {"input_tokens": 0, "output_tokens": self.tokens} | self.fees if self.tokens else None
         return web.json_response({"id": "resp_1", "object": "response", "status": self.status, "background": True, "model": "m", "output": [], "usage": usage})
 
     async def create(self, _request: web.Request) -> web.Response:
@@ -174,3 +176,61 @@ async def test_what_is_never_read_is_forgotten_after_90_days_and_stays_charged(s
     await sweep(database, Retention(DAY_S, DAY_S))
     assert await scalar(relay, sa.select(sa.func.count()).select_from(provisional_charges)) == 0
     assert await charged(relay) == (0, 10)
+
+
+BATCH_ANSWER = {"type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {"input_tokens": 0, "output_tokens": 2}}
+
+
+def results(*answers: dict[str, Any]) -> bytes:
+    """The results of an Anthropic batch."""
+    return b"".join(json.dumps({"custom_id": str(n), "result": {"type": "succeeded", "message": answer}}).encode() + b"\n" for n, answer in enumerate(answers))
+
+
+async def read_batch(relay: Relay, batch: str = "b1") -> None:
+    status, _, _ = await relay.call("GET", relay.path("anthropic", f"v1/messages/batches/{batch}/results"))
+    assert status == 200
+    await relay.idle()
+
+
+@pytest.fixture
+async def batches(aiohttp_server: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The results of each batch, and the entry of a provider that sends each at once."""
+    stored: dict[str, bytes] = {}
+
+    async def read(request: web.Request) -> web.Response:
+        return web.Response(body=stored[request.match_info["id"]], content_type="application/x-jsonl")
+
+    server = await aiohttp_server(vendor(("GET", "/v1/messages/batches/{id}/results", read)))
+    return stored, provider(str(server.make_url("")).rstrip("/"), format="anthropic", **PRICED)
+
+
+@pytest.mark.parametrize("answers", [100, 500, 5000])
+async def test_the_results_of_a_batch_are_charged_in_full_in_one_piece_too(start: StartRelay, batches: Any, database_setting: str, answers: int) -> None:
+    batches[0]["b1"] = results(*[BATCH_ANSWER] * answers)
+    relay = await start(budgeted(database_setting, {"usd": 100, "period": "day", "name": "b"}), anthropic=batches[1])
+    await read_batch(relay)
+    assert await charged(relay) == (2 * answers, 0)
+
+
+async def test_results_of_which_a_part_has_no_cost_are_charged_the_rest(start: StartRelay, batches: Any, database_setting: str) -> None:
+    """Code that ran at the provider is billed by the hour."""
+    ran_code = BATCH_ANSWER | {"usage": {"input_tokens": 0, "output_tokens": 3, "server_tool_use": {"code_execution_requests": 1}}}
+    batches[0]["b1"] = results(BATCH_ANSWER, ran_code)
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), anthropic=batches[1])
+    for _ in range(2):
+        await read_batch(relay)
+        assert await charged(relay) == (0, 5)
+
+
+@pytest.mark.parametrize(("reserved", "expected"), [(9, 9), (2, 5)])
+async def test_of_a_response_whose_cost_is_known_in_part_the_higher_of_both_charges_stays(
+    start: StartRelay, jobs: Any, database_setting: str, reserved: int, expected: int
+) -> None:
+    """Of a response in background that searched, for a fee: what it reserved, or its tokens."""
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), openai=jobs[1])
+    status, _, _ = await relay.call("POST", relay.path("openai", "responses"), json=CREATE | {"max_output_tokens": reserved})
+    await relay.idle()
+    jobs[0].end(tokens=5)
+    jobs[0].fees = {"num_sources_used": 2}
+    await read(relay)
+    assert status == 200 and await charged(relay) == (0, expected)

@@ -93,13 +93,16 @@ _BALANCED = re.compile(_balanced(3), re.DOTALL)
 """Skips most of a JSON text in one match; each level may read the end of a chunk once more."""
 _REST_OF_STRING = re.compile(STRING_TEXT, re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_STRING = re.compile(STRING, re.DOTALL)
+_KEY = re.compile(rb"(" + STRING + rb")(?>[ \t\r\n]*+:)?+", re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n"\[\]{}:,]++')
 _QUOTE, _COMMA, _COLON = b'",:'
 _OPEN, _CLOSE = frozenset(b"[{"), frozenset(b"]}")
-_FREE_STEPS, _BYTES_A_STEP = 4096, 8
-"""Limit of the steps in Python for a chunk. JSON that needs more has almost only brackets, and no
-usage: the scan stops, because it would block the event loop."""
+_BYTES_A_STEP, _SPARE_BYTES, _FREE_BYTES = 3, 12_288, 192
+"""Limit of the steps in Python: one for three bytes, which members with names and values never
+need, however the text is cut into chunks. JSON that needs more has almost only brackets, and no
+usage: the scan stops, because it would block the event loop. Beyond that limit, dense parts may use
+up what the parts before them have left, up to _SPARE_BYTES, and a chunk as much as _FREE_BYTES more
+would need, since each chunk begins with a step of its own."""
 
 
 class Scanner:
@@ -111,7 +114,7 @@ class Scanner:
 
     __slots__ = (
         "_deep", "_expects", "_fields", "_held", "_in_array", "_in_text", "_key", "_levels",
-        "_take", "_take_bytes", "_tree", "gave_up",
+        "_spare_bytes", "_take", "_take_bytes", "_tree", "gave_up",
     )  # fmt: skip
 
     def __init__(self, wanted: Wanted) -> None:
@@ -129,6 +132,8 @@ class Scanner:
         self._take_bytes = 0
         self._held = b""
         self._fields: dict[str, bytes] = {}
+        self._spare_bytes = _SPARE_BYTES
+        """Bytes of earlier chunks that no step has used up."""
         self.gave_up = False
         """True after too many steps: nothing more is read."""
 
@@ -138,10 +143,10 @@ class Scanner:
         self._held = b""
         documents: list[Document] = []
         at = len(text) if self.gave_up else 0
-        steps = _FREE_STEPS + len(piece) // _BYTES_A_STEP
+        left = self._spare_bytes + len(piece) + _FREE_BYTES
         while 0 <= at < len(text):
-            steps -= 1
-            if steps < 0:
+            left -= _BYTES_A_STEP
+            if left < 0:
                 self.gave_up, self._fields = True, {}
                 break
             if self._in_text:
@@ -150,6 +155,7 @@ class Scanner:
                 at = self._within(text, at)
             else:
                 at = self._token(text, at, documents)
+        self._spare_bytes = min(max(left - _FREE_BYTES, 0), _SPARE_BYTES)
         return documents
 
     def _text(self, text: bytes, at: int) -> int:
@@ -182,10 +188,11 @@ class Scanner:
         return end + 1
 
     def _token(self, text: bytes, at: int, documents: list[Document]) -> int:
-        """Read one token outside strings and skipped values."""
-        space = _SPACE.match(text, at)
-        assert space is not None
-        at = space.end()
+        """Read one token outside strings and skipped values, with the comma before it."""
+        at = _after_space(text, at)
+        if text[at : at + 1] == b",":
+            self._expects = "key" if self._levels else "value"
+            at = _after_space(text, at + 1)
         if at == len(text):
             return at
         byte = text[at]
@@ -212,12 +219,14 @@ class Scanner:
 
     def _string(self, text: bytes, at: int) -> int:
         if self._expects == "key":
-            found = _STRING.match(text, at)
+            found = _KEY.match(text, at)
             if found is None and len(text) - at <= _MAX_KEY_BYTES:
                 self._held = text[at:]
                 return -1
             if found is not None:
-                self._key = _key(found[0])
+                self._key = _key(found[1])
+                if found.end() > found.end(1):
+                    self._expects = "value"
                 return found.end()
             self._key = None
         else:
@@ -293,6 +302,12 @@ class Scanner:
 
 
 _OPEN_ARRAY = b"["[0]
+
+
+def _after_space(text: bytes, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space is not None
+    return space.end()
 
 
 def _end_of_text(text: bytes, at: int) -> int:

@@ -26,6 +26,9 @@ _MAX_BETWEEN_BYTES = 32 * 1024 * 1024
 _MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 _STEP_BYTES = 4 * 1024 * 1024
 """Maximum size to which one chunk may decompress; reading more would block the event loop."""
+_MAX_RATIO = 64
+"""To how many times its size a chunk may decompress that is larger than 64 KiB: as several smaller
+ones may."""
 
 
 class Unpacker:
@@ -47,13 +50,14 @@ class Unpacker:
         """Return the decompressed chunk."""
         if self._room <= 0:
             return b""
+        most = max(_STEP_BYTES, len(chunk) * _MAX_RATIO)
         try:
-            text = _step(self._coding, self._decoder, chunk, min(self._room, _STEP_BYTES))
+            text = _step(self._coding, self._decoder, chunk, min(self._room, most))
         except _BROKEN:
             self._room = 0
             return b""
         # A full step means a decompression bomb or a very large text: not worth reading for usage.
-        self._room = 0 if len(text) >= _STEP_BYTES else self._room - len(text)
+        self._room = 0 if len(text) >= most else self._room - len(text)
         return text
 
 

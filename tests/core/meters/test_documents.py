@@ -186,7 +186,7 @@ def steps_of(data: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
             matched_bytes += 1 + (found.end() - at if found is not None else 0)
             return found
 
-    for name in ("_BALANCED", "_REST_OF_STRING", "_SPACE", "_STRING", "_SCALAR"):
+    for name in ("_BALANCED", "_REST_OF_STRING", "_SPACE", "_KEY", "_SCALAR"):
         monkeypatch.setattr(documents, name, Counting(getattr(documents, name)))
     scanner = Scanner(WANTED)
     for at in range(0, len(data), size):
@@ -218,8 +218,16 @@ def test_256_mib_without_a_boundary_are_not_buffered() -> None:
 
 def test_the_scanner_gives_up_on_json_of_brackets_alone_and_reports_it() -> None:
     scanner = Scanner(WANTED)
-    scanner.feed(b'{"usage": 1, "a": {' + b'"b":[[[[[[],[]]]]],' * 200_000)
+    scanner.feed(b'{"usage": 1, "a": {"b": ' + b"[" * 200_000)
     assert scanner.gave_up and not scanner.feed(b'"usage": 2}}') and not scanner._fields
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 1 << 16, 1 << 20])
+def test_a_million_bytes_of_short_lines_are_read_to_the_end_in_any_pieces(size: int) -> None:
+    line = b'{"id":1,"usage":{"n":2},"response":{"model":"m"},"a":{}}\n'
+    data, scanner = line * (1_000_000 // len(line)), Scanner(WANTED)
+    found = sum(len(scanner.feed(data[at : at + size])) for at in range(0, len(data), size))
+    assert found == len(data) // len(line) and not scanner.gave_up
 
 
 def test_the_fields_of_a_truncated_document_are_reported() -> None:

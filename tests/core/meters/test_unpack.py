@@ -8,7 +8,7 @@ import zlib
 import brotli
 import pytest
 
-from relay.core.meters.unpack import CannotUnpack, CutShort, steps, unpack, zstd
+from relay.core.meters.unpack import CannotUnpack, CutShort, steps, unpack, unpacker, zstd
 
 TEXT = b'{"model":"m","x":"' + bytes(range(32, 127)).replace(b'"', b"").replace(b"\\", b"") * 5000 + b'"}'
 
@@ -26,6 +26,15 @@ def test_every_coding_is_decoded_in_bounded_steps(coding: str) -> None:
     pieces = list(steps(PACKERS[coding](TEXT), coding.upper(), 10_000))
     assert b"".join(pieces) == TEXT and len(pieces) > 5
     assert max(map(len, pieces)) <= 70_000  # brotli and zstd round up
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+def test_a_large_chunk_of_a_response_is_read_like_several_small_ones(coding: str) -> None:
+    """It may decompress to more than a small one."""
+    lines = b"".join(b'{"id":%d,"text":"%032d"}\n' % (n, n * n) for n in range(100_000))
+    packed, unpacking = PACKERS[coding](lines), unpacker(coding)
+    assert unpacking is not None and len(lines) > 4 << 20 and len(packed) > 1 << 17
+    assert unpacking.feed(packed) == lines and not unpacking.gave_up
 
 
 def test_deflate_without_its_header_is_decoded() -> None:
