@@ -32,6 +32,7 @@ export type RelayErrorCode =
   | "key_not_found"
   | "ledger_busy"
   | "log_not_found"
+  | "limits_unknown"
   | "management_denied"
   | "management_not_local"
   | "method_not_allowed"

@@ -9,15 +9,23 @@ its bound, once.
 from __future__ import annotations
 
 import re
-from math import ceil
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import structs
 
-from relay.core.fields import ABSENT, has_unicode_escapes, occurrences, pairs, value
-from relay.core.meters import speech
-from relay.core.meters.estimates import images_requested
+from relay.core.dearest import characters, count, fetches_audio, images, prompts
+from relay.core.fields import (
+    ABSENT,
+    has_unicode_escapes,
+    may_be_object,
+    occurrences,
+    pairs,
+    value,
+)
+from relay.core.meters.estimates import ESTIMATED
 from relay.core.meters.sent_call import SentCall
 from relay.core.request_fields import RequestFields, read_fields
 from relay.core.usage import BYTES_PER_TOKEN, CallBound, Estimate
@@ -31,30 +39,47 @@ _AUDIO_BYTES_PER_S = 4000
 _AUDIO_TOKENS_PER_S = 10
 _TRANSCRIPT_TOKENS_PER_S = 5
 _REMOTE_AUDIO_MS = 3_600_000
-"""Audio that the provider fetches from a URL: its length is unknown here."""
+"""Audio whose length is unknown here: the provider fetches it from a URL, or it is a stream."""
 WITHOUT_TEXT = frozenset(
     {"speech", "transcription", "image", "embeddings", "rerank", "moderation", "count_tokens"}
 )
 """Kinds of calls whose response is no generated text."""
-_MAX, _MAX_DIGITS = 1 << 31, 20
 _NONE = RequestFields()
 _STANDARD_TIERS = frozenset({"", "auto", "default", "standard", "standard_only"})
+_MAX_TIERS = 8
+"""A body that names more is not read: each one is looked up."""
+_UNREAD_IMAGES = 10
+"""The most that OpenAI makes in one call."""
 
 
+_CHAT_BOUNDS = ("max_completion_tokens", "max_tokens")
 _BOUNDS: dict[str, tuple[str, ...]] = {
+    "chat": _CHAT_BOUNDS,
+    "completion": ("max_tokens",),
     "responses": ("max_output_tokens",),
     "messages": ("max_tokens",),
-    "generate": (),
     "interactions": ("max_output_tokens",),
 }
-_OTHER_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample")
+_MORE_BOUNDS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("chat", "cohere"): ("max_tokens",),
+    ("other", "openai"): _CHAT_BOUNDS,  # such as runs of an assistant
+    ("other", "anthropic"): ("max_tokens", "max_tokens_to_sample"),
+    ("other", "cohere"): ("max_tokens",),
+}
+"""The fields that limit the output of a kind of calls, and of a kind in one wire format. A field
+that the vendor does not read there limits nothing. If it may read several, the highest counts."""
+_CONFIGURED = frozenset({"generate", "interactions"})
+"""Kinds with their limits in one of `_CONFIGS`, as other calls in Google's format."""
 _ANSWERS = ("n", "best_of", "num_generations")
 _CONFIGS = ("generationConfig", "generation_config")
 _BOUNDS_WITHIN = ("maxOutputTokens", "max_output_tokens")
 _ANSWERS_WITHIN = ("candidateCount", "candidate_count")
 _TIERS = ("service_tier", "speed")
 _MARKS = {
-    **dict.fromkeys(_OTHER_BOUNDS, re.compile(b"max_")),
+    **dict.fromkeys(
+        ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample"),
+        re.compile(b"max_"),
+    ),
     "n": re.compile(b'"n"'),
     "best_of": re.compile(b"best_of"),
     **dict.fromkeys(("num_generations", *_CONFIGS), re.compile(b"enerat")),
@@ -69,24 +94,42 @@ _NO_VALUES = _values_of(_NONE)
 
 
 def bound_of(
-    sent: SentCall, format_: str, body: bytes, length: int, fields: RequestFields | None = None
+    sent: SentCall,
+    format_: str,
+    body: bytes | None,
+    fields: RequestFields | None = None,
+    content_type: str = "",
 ) -> CallBound:
-    """Return what a call can use at most. `body` is its text as far as it is known, `length` the
-    size of the whole, `fields` those of the text if they have been read.
+    """Return what a call can use at most. `body` is its text, None if the relay does not hold it,
+    `fields` those of the text if they have been read.
     """
     if sent.kind in WITHOUT_TEXT:
-        return _bound_without_text(sent, format_, body, length)
-    output, answers, tier = limits_of(sent.kind, body, fields) or (None, 1, "")
-    return CallBound(sent.input_tokens, output, answers, units=1, service_tier=tier, text=body)
+        bound = _bound_without_text(sent, format_, body, content_type)
+    else:
+        limits = limits_of(sent.kind, format_, body or b"", fields) or _NO_LIMITS
+        bound = CallBound(
+            sent.input_tokens, limits.output_tokens, limits.answers, units=1,
+            service_tiers=limits.service_tiers, text=body or b"",
+            is_read=limits.is_read and (body is not None or sent.kind not in ESTIMATED),
+        )  # fmt: skip
+    return _bound_of_app(bound, body, content_type) if format_ == "fal" else bound
+
+
+def _bound_of_app(bound: CallBound, body: bytes | None, content_type: str) -> CallBound:
+    """Return the bound of a call to an app of fal, whose units are mostly images."""
+    if body is None:
+        return structs.replace(bound, is_read=False)
+    made = images(body, content_type) if may_be_object(body) else 1
+    return structs.replace(bound, units=made or _UNREAD_IMAGES, is_read=made is not None)
 
 
 def estimate(
-    kind: str, input_tokens: int | None, body: bytes, fields: RequestFields | None
+    kind: str, format_: str, input_tokens: int | None, body: bytes, fields: RequestFields | None
 ) -> Estimate:
     """Estimate the tokens of a call; without `input_tokens`, four bytes of the body are one."""
     if input_tokens is None:
         input_tokens = len(body) // BYTES_PER_TOKEN
-    limits = limits_of(kind, body, fields)
+    limits = limits_of(kind, format_, body, fields)
     if limits is None:
         return Estimate(input_tokens)
     return Estimate(input_tokens, limits.output_tokens, limits.answers)
@@ -98,22 +141,32 @@ class CallLimits(NamedTuple):
     output_tokens: int | None
     """Of each answer; None: what the model can answer at most."""
     answers: int
-    service_tier: str
-    """Empty for the standard one."""
+    service_tiers: tuple[str, ...]
+    """All that the body names besides the standard one."""
+    is_read: bool = True
+    """False if the body may set other limits, which the relay cannot read."""
 
     def tokens(self, most: int) -> int:
         """Return the output tokens of all answers. `most` is the bound of an answer without one."""
         return (most if self.output_tokens is None else self.output_tokens) * self.answers
 
 
-def limits_of(kind: str, body: bytes, fields: RequestFields | None) -> CallLimits | None:
+_NO_LIMITS = CallLimits(None, 1, ())
+_UNREAD = CallLimits(None, 1, (), is_read=False)
+
+
+def limits_of(
+    kind: str, format_: str, body: bytes, fields: RequestFields | None
+) -> CallLimits | None:
     """Return the limits of a call; None if it sets none. `fields` are those of its body if they
     have been read.
     """
     if fields is None:
-        fields = read_fields(body) or _NONE
+        fields = read_fields(body)
+        if fields is None:
+            return _UNREAD if body and kind in ESTIMATED else None
     values = _values_of(fields)
-    if values == _NO_VALUES:
+    if values == _NO_VALUES and kind != "completion":
         return None
     given = [(name, raw) for name, raw in zip(_MARKS, values, strict=True) if raw is not ABSENT]
     is_repeated = has_unicode_escapes(body)
@@ -121,57 +174,70 @@ def limits_of(kind: str, body: bytes, fields: RequestFields | None) -> CallLimit
         is_repeated = is_repeated or occurrences(mark, body) > 1
     if is_repeated:
         # Of a repeated field, the provider may read another one than this parser.
-        given += pairs(body) or ()
-    names = _BOUNDS.get(kind, _OTHER_BOUNDS)
-    bounds, answers, tier = [0], [0], ""
+        found = pairs(body)
+        if found is None:
+            return _UNREAD
+        given += found
+    asked = prompts(body) if kind == "completion" else 1
+    limits = _limits(kind, format_, given)
+    if asked is None or limits is None:
+        return _UNREAD
+    return limits if asked == 1 else limits._replace(answers=limits.answers * asked)
+
+
+def _limits(kind: str, format_: str, given: Sequence[tuple[str, msgspec.Raw]]) -> CallLimits | None:
+    """Return the highest limits of these fields; None if one of them is unreadable."""
+    names = _MORE_BOUNDS.get((kind, format_)) or _BOUNDS.get(kind, ())
+    bounds, answers, tiers = [0], [0], dict[str, None]()
     for name, raw in given:
         if name in names:
-            bounds.append(_count(raw))
+            bounds.append(count(raw))
         elif name in _ANSWERS:
-            answers.append(_count(raw))
+            answers.append(count(raw))
         elif name in _TIERS:
-            tier = tier or _tier(name, value(raw))
-        elif name in _CONFIGS:
-            for inner, held in pairs(bytes(raw)) or ():
-                if inner in _BOUNDS_WITHIN:
-                    bounds.append(_count(held))
-                elif inner in _ANSWERS_WITHIN:
-                    answers.append(_count(held))
-    return CallLimits(max(bounds) or None, max(answers) or 1, tier)
+            tiers[_tier(name, value(raw))] = None
+        elif name in _CONFIGS and (kind in _CONFIGURED or format_ == "google"):
+            config = bytes(raw)
+            if (within := pairs(config)) is None:
+                if may_be_object(config):
+                    return None
+                continue
+            bounds += [count(held) for inner, held in within if inner in _BOUNDS_WITHIN]
+            answers += [count(held) for inner, held in within if inner in _ANSWERS_WITHIN]
+    tiers.pop("", None)
+    if len(tiers) > _MAX_TIERS:
+        return None
+    return CallLimits(max(bounds) or None, max(answers) or 1, tuple(tiers))
 
 
-def _bound_without_text(sent: SentCall, format_: str, body: bytes, length: int) -> CallBound:
+def _bound_without_text(
+    sent: SentCall, format_: str, body: bytes | None, content_type: str
+) -> CallBound:
+    is_read = body is not None
     if sent.kind == "speech":
-        spoken = speech.characters(format_, sent)
-        characters = len(body) if spoken is None else spoken
-        tokens = characters * _SPEECH_TOKENS
-        return CallBound(characters, tokens, characters=characters, units=1, may_hold_audio=True)
+        spoken = characters(format_, body) if body is not None else sent.length
+        tokens = spoken * _SPEECH_TOKENS
+        return CallBound(
+            spoken, tokens, characters=spoken, units=1, may_hold_audio=True, is_read=is_read
+        )
     if sent.kind == "transcription":
-        is_remote = body[:1] == b"{"
-        audio_ms = _REMOTE_AUDIO_MS if is_remote else length * 1000 // _AUDIO_BYTES_PER_S
+        # A body that is compressed is as long as its text, or of unknown length.
+        audio_ms = max(sent.length, len(body or b"")) * 1000 // _AUDIO_BYTES_PER_S
+        if body is None or fetches_audio(body, content_type):
+            audio_ms = max(audio_ms, _REMOTE_AUDIO_MS)
         seconds = audio_ms // 1000 + 1
         tokens = seconds * _TRANSCRIPT_TOKENS_PER_S
         return CallBound(
             seconds * _AUDIO_TOKENS_PER_S, tokens, audio_ms=audio_ms, units=1, may_hold_audio=True
         )
     if sent.kind == "image":
-        images = images_requested(sent.body)
-        return CallBound(sent.input_tokens, _IMAGE_TOKENS, images, images=images, units=images)
-    return CallBound(sent.input_tokens, units=1)
-
-
-def _count(raw: msgspec.Raw) -> int:
-    """Return a number as the most lenient provider may read it: 20 for `20.0` and `"20"` too; 0 for
-    what is no number above 0.
-    """
-    given = value(raw)
-    if type(given) is int:
-        return min(max(given, 0), _MAX)
-    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS:
-        given = int(given)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        return 0
-    return ceil(min(given, _MAX)) if given > 0 else 0
+        asked = images(body, content_type) if body is not None else None
+        made = asked or _UNREAD_IMAGES
+        return CallBound(
+            sent.input_tokens, _IMAGE_TOKENS, made, images=made, units=made,
+            is_read=asked is not None,
+        )  # fmt: skip
+    return CallBound(sent.input_tokens, units=1, is_read=is_read)
 
 
 def _tier(name: str, given: Any) -> str:

@@ -543,6 +543,18 @@ class ModelUnknown(RelayError, code="model_unknown", status=403):
 
 
 @dataclass(eq=False)
+class LimitsUnknown(RelayError, code="limits_unknown", status=403):
+    """A hard budget depends on the limits of the call's response, which the relay cannot read."""
+
+    @property
+    def message(self) -> str:
+        return (
+            "A budget depends on what the call asks for, and the relay cannot read its body: send"
+            " JSON in UTF-8 with each field once."
+        )
+
+
+@dataclass(eq=False)
 class _Limited(RelayError, close_code=1013, retryable=True):
     """A rule of `limits` is reached. Base class only."""
 

@@ -42,6 +42,8 @@ Text = bytes | memoryview | msgspec.Raw
 T = TypeVar("T", bound=msgspec.Struct)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
+"""Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
 # Escapes of surrogates, paired or not, are replaced by escapes of other characters.
 _ODD_WORDS = (
     (b"\\ud", b"\\u0"),
@@ -110,6 +112,11 @@ def occurrences(mark: re.Pattern[bytes], body: bytes) -> int:
     if first is None:
         return 0
     return 1 if mark.search(body, first.end()) is None else 2
+
+
+def may_be_object(body: bytes) -> bool:
+    """True for an object in any encoding that a lenient parser may accept as JSON."""
+    return body[:1] == b"{" or body.lstrip(_BEFORE_JSON).startswith(b"{")
 
 
 def is_value(body: bytes) -> bool:

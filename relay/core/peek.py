@@ -21,6 +21,7 @@ from relay.core.fields import (
     field,
     has_unicode_escapes,
     is_value,
+    may_be_object,
     occurrences,
     pairs,
     value,
@@ -35,8 +36,6 @@ _MAX_NAME_BYTES = 200
 """Maximum size of a form field's value."""
 _MAX_ID_BYTES = 512
 """Maximum size of an id in JSON: OpenAI's have up to 64 characters."""
-_BEFORE_JSON = b" \t\n\r\x00\xef\xbb\xbf\xfe\xff"
-"""Whitespace, byte order marks, and the zeros of UTF-16 and UTF-32."""
 
 # The end of an endpoint, and the kind of its calls. The first match wins.
 _KINDS: tuple[tuple[str, str], ...] = (
@@ -148,7 +147,7 @@ def peek_body(body: bytes, content_type: str) -> Peek:
     """Read model, stream flag and user of a request body; NOTHING if it is unreadable."""
     if is_form(content_type):
         return _peek_form(body, content_type)
-    if body[:1] != b"{" and not _may_be_json(body):
+    if body[:1] != b"{" and not may_be_object(body):
         return NOTHING
     wanted = read_fields(body)
     if wanted is None:
@@ -199,11 +198,6 @@ def _of_form(body: bytes, fields: list[FormField], names: tuple[str, ...]) -> st
     return None
 
 
-def _may_be_json(body: bytes) -> bool:
-    """True for an object in any encoding that a lenient parser may accept as JSON."""
-    return body.lstrip(_BEFORE_JSON).startswith(b"{")
-
-
 def paid_fields(body: bytes) -> bytes:
     """Return a small body itself, and of a larger one an object with its billable fields only. A
     meter reads it after the call, for many calls in one turn of the event loop.
@@ -228,9 +222,9 @@ def model_is_plain(body: bytes, content_type: str, model: str | None) -> bool:
     if is_form(content_type):
         fields = form_fields(body, content_type)
         return fields is not None and _is_plain([f.name.decode("latin-1") for f in fields], model)
-    if not body or not ("json" in content_type.lower() or _may_be_json(body)):
+    if not body or not ("json" in content_type.lower() or may_be_object(body)):
         return True
-    if (len(body) <= LARGE_BYTES or not _may_be_json(body)) and is_value(body):
+    if (len(body) <= LARGE_BYTES or not may_be_object(body)) and is_value(body):
         is_named = occurrences(_MODEL_MARK, body) <= (model is not None)
         if is_named and not has_unicode_escapes(body):
             return True

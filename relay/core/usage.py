@@ -5,6 +5,7 @@ Owns Usage, Part, Estimate and CallBound. core/meters/ reads usage from response
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 BYTES_PER_TOKEN = 4
 """For text in UTF-8: English has about four; other scripts have more bytes and fewer tokens per
 character."""
+# Serializers escape other scripts, and of ASCII only quotes, controls and what HTML reserves.
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -169,19 +172,28 @@ class CallBound(msgspec.Struct, frozen=True, gc=False):
     """The provider's own units, such as fal's and Cohere's."""
     may_hold_audio: bool = False
     """True if tokens may be billed as audio, whatever `text` says."""
-    service_tier: str = ""
+    service_tiers: tuple[str, ...] = ()
+    """Those besides the standard one that may serve the call."""
     text: bytes = b""
     """The body of a call. It is searched only where a price depends on what it asks for."""
+    is_read: bool = True
+    """False if the body may ask for more than this: the relay cannot read it."""
 
     @property
     def asks_for_audio(self) -> bool:
         """True if tokens may be billed as audio."""
-        return self.may_hold_audio or b"audio" in self.text or b"AUDIO" in self.text
+        # A media type may be written in any case.
+        return self.may_hold_audio or b"audio" in self.text.lower() or self._hides_words
 
     @property
     def asks_for_cache(self) -> bool:
         """True if input may be billed as written to the provider's cache."""
-        return b"cache" in self.text
+        return b"cache" in self.text or self._hides_words
+
+    @property
+    def _hides_words(self) -> bool:
+        """True if the text has escapes of ASCII letters, with which any word may be spelled."""
+        return b"\\" in self.text and _ESCAPED_LETTER.search(self.text) is not None
 
 
 class Estimate(NamedTuple):

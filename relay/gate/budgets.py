@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec import structs
 
 from relay.core.access import Client
 from relay.core.bounds import WITHOUT_TEXT, bound_of, limits_of
@@ -16,6 +17,7 @@ from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
+    LimitsUnknown,
     ModelUnknown,
     PriceUnknown,
     StoreUnavailable,
@@ -160,7 +162,8 @@ class Budgets:
         it is not known as a whole, `length` its size, `fields` those of the text if they have been
         read.
 
-        Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, StoreUnavailable.
+        Raises BudgetExhausted, BudgetBusy, PriceUnknown, ModelUnknown, LimitsUnknown,
+        StoreUnavailable.
         """
         request, route, leases = exchange.request, exchange.routing.route, self._leases
         assert route is not None
@@ -177,9 +180,14 @@ class Budgets:
                 _check_model(exchange, text)
         rates, limits = price.rates, None
         if rates is not None and text is not None:
-            limits = limits_of(request.kind, text, fields)
-        if rates is None or text is None or (limits is not None and limits.service_tier):
+            limits = limits_of(request.kind, route.format, text, fields)
+        if (
+            rates is None or text is None
+            or (limits is not None and (limits.service_tiers or not limits.is_read))
+        ):  # fmt: skip
             bound = _bound_of(exchange, route.format, text, length, fields)
+            if plan.is_hard and not bound.is_read:
+                raise LimitsUnknown
             cost_nano = self._cost_nano(price, bound, now_s)
             if cost_nano is None:
                 return self.reserve_unpriced(exchange, plan, request.model)
@@ -197,7 +205,7 @@ class Budgets:
 
     def _cost_nano(self, price: CallPrice, bound: CallBound, now_s: float) -> int | None:
         """Return the highest cost of a call; None if it has no price. Raises PriceUnknown."""
-        if price.tariff is not None and not bound.service_tier:
+        if price.tariff is not None and not bound.service_tiers:
             cost = price.tariff.bound_nano_usd(bound, self._rules.default_output_tokens)
             return cost if cost is None else min(cost, MAX_CALL_NANO_USD)
         return self._dearest_nano(price.route, price.model, (bound,), now_s)
@@ -397,11 +405,13 @@ def _bound_of(
     fields: RequestFields | None,
 ) -> CallBound:  # fmt: skip
     """Return what a call can use at most, from what `Budgets.reserve` gets."""
-    sent = SentCall.of(exchange)
+    sent = structs.replace(SentCall.of(exchange), length=length)
     if text is None:
-        tokens = length // BYTES_PER_TOKEN
-        sent = SentCall(sent.kind, sent.body, tokens, sent.method, sent.endpoint)
-    return bound_of(sent, format_, text or b"", length, fields)
+        sent = structs.replace(sent, input_tokens=length // BYTES_PER_TOKEN)
+    headers = exchange.request.headers.items()
+    types = [value for name, value in headers if name.lower() == "content-type"]
+    content_type = types[0] if len(types) == 1 else ""  # parsers differ on which of two counts
+    return bound_of(sent, format_, text, fields, content_type)
 
 
 def _check_model(exchange: Exchange, text: bytes | None) -> None:

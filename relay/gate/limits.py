@@ -133,7 +133,11 @@ class Limits:
             return
         await yield_to_others(body)
         admission = exchange.admission or self._begin(exchange, request.headers)
-        admission.estimate = estimate(request.kind, request.input_estimate, body, fields)
+        route = exchange.routing.route
+        assert route is not None
+        admission.estimate = estimate(
+            request.kind, route.format, request.input_estimate, body, fields
+        )
         wait = self._take(exchange, admission, self._tokens)
         if wait is not None:
             await wait

@@ -213,7 +213,7 @@ def _bound_nano_usd(
     """Return the highest cost of a call; None if it has no price."""
     model, highest = clean(model) if model else None, None
     # A call that asks for a dearer tier may get the standard one, and the other way round.
-    for tier in (bound.service_tier, "") if bound.service_tier else ("",):
+    for tier in (*bound.service_tiers, ""):
         found = _tariff(provider, model, tier, bound.input_tokens, unix_s)
         if found is not None:
             tariff_, output_tokens = found

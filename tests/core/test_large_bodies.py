@@ -64,7 +64,7 @@ def hostile(name: str) -> bytes:
 FUNCTIONS: dict[str, Callable[[bytes], object]] = {
     "peek": lambda body: peek_body(body, JSON),
     "plain": lambda body: model_is_plain(body, JSON, "m"),
-    "estimate": lambda body: estimate("chat", None, body, None),
+    "estimate": lambda body: estimate("chat", "openai", None, body, None),
     "body_with_model": lambda body: body_with_model(body, JSON, "m", "google"),
     "asking_for_usage": asking_for_usage,
     "paid_fields": paid_fields,
@@ -93,7 +93,7 @@ def test_a_large_body_is_read_like_a_small_one(size: int) -> None:
     body = json.dumps(sent).encode()
     found = peek_body(body, JSON)
     assert (found.model, found.stream, found.user) == ("m", True, "u") and model_is_plain(body, JSON, "m")
-    assert estimate("chat", None, body, None) == Estimate(len(body) // 4, 5, 2)
+    assert estimate("chat", "openai", None, body, None) == Estimate(len(body) // 4, 5, 2)
     assert json.loads(body_with_model(body, JSON, "other", "openai")) == sent | {"model": "other"}
     changed = asking_for_usage(body)
     assert changed is not None and json.loads(changed) == sent | {"stream_options": {"include_usage": True}}
@@ -103,7 +103,7 @@ def test_a_large_body_is_read_like_a_small_one(size: int) -> None:
 
 def test_a_body_of_millions_of_values_is_not_read_and_is_counted_by_its_size() -> None:
     body = filled(b'{"model":"m","max_tokens":5,"x":[', b"{}", b"]}")
-    assert peek_body(body, JSON) == NOTHING and estimate("chat", None, body, None) == Estimate(len(body) // 4)
+    assert peek_body(body, JSON) == NOTHING and estimate("chat", "openai", None, body, None) == Estimate(len(body) // 4)
     assert not model_is_plain(body, JSON, "m")
     assert body_with_model(body, JSON, "other", "openai") == body and asking_for_usage(body) is None
 

@@ -28,11 +28,11 @@ from relay.core.usage import Estimate
 def test_the_estimate_is_the_body_and_the_response_that_the_request_allows(body: dict[str, object], expected: int) -> None:
     sent = json.dumps(body).encode()
     kind = "generate" if "generationConfig" in body else "responses" if "max_output_tokens" in body else "chat"
-    assert estimate(kind, None, sent, None).tokens(1000) == len(sent) // 4 + expected
+    assert estimate(kind, "openai", None, sent, None).tokens(1000) == len(sent) // 4 + expected
 
 
 def test_a_body_that_is_not_json_is_counted_by_its_size() -> None:
-    assert estimate("chat", None, b"x" * 400, None) == Estimate(100)
+    assert estimate("chat", "openai", None, b"x" * 400, None) == Estimate(100)
 
 
 @pytest.mark.parametrize(
