@@ -77,6 +77,27 @@ def collapse_slashes(raw_path: str) -> str:
     return raw_path
 
 
+# An escape of a character that needs none (RFC 3986 2.3), or of a colon.
+_NEEDLESS_ESCAPE = re.compile(
+    "%(?:2[DE]|3[0-9A]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])", re.IGNORECASE
+)
+_ESCAPED_SLASH = re.compile("%2F", re.IGNORECASE)
+
+
+def readable(raw_path: str) -> str:
+    """`v1/%6Dodels/m%3AgenerateContent` -> `v1/models/m:generateContent`: as servers read it, which
+    decode a path before they route by it. Escapes of all other characters stay.
+    """
+    if "%" not in raw_path:
+        return raw_path
+    return _NEEDLESS_ESCAPE.sub(lambda found: chr(int(found[0][1:], 16)), raw_path)
+
+
+def with_slashes(path: str) -> str:
+    """`text-to-speech%2Fanna` -> `text-to-speech/anna`: as some servers read it, and others not."""
+    return _ESCAPED_SLASH.sub("/", path)
+
+
 def split_endpoint(raw_tail: str) -> tuple[str, str, str]:
     """`openai//v1/models?x=1` -> (`openai`, `v1/models`, `x=1`): provider, endpoint, query, raw."""
     path, _, query = raw_tail.partition("?")

@@ -250,7 +250,8 @@ class Route:
     provider: Provider
     target: Target
     endpoint: str
-    """The client's endpoint, normalized by `Provider.endpoint`, for logs and `relay explain`."""
+    """The client's endpoint, normalized by `Provider.endpoint` and without needless escapes: what
+    the kind and the model are read from."""
     path: str
     """The raw path after the target's prefix, with its leading slash, or empty."""
 
@@ -324,18 +325,26 @@ def _route(provider: Provider, base: Target, endpoint: str) -> Route:
     target, named, sent = _place(provider, base, endpoint)
     path = f"/{sent}" if sent else ""
     format_ = format_of(named, provider.format, provider.formats)
+    kind, model = peek.kind_of(named), peek.model_in_path(named)
+    if "%" in named:
+        split = paths.with_slashes(named)
+        kind = peek.kind_of(split) if kind == "other" else kind
+        model = model or peek.model_in_path(split)
     return Route(
-        provider, target, named, path, format_, peek.kind_of(named), peek.model_in_path(named),
+        provider, target, named, path, format_, kind, model,
         weight=provider.weight, by_weight=provider.by_weight,
         injects_usage=provider.inject_usage is True and can_be_asked(named, format_),
     )  # fmt: skip
 
 
 def _place(provider: Provider, base: Target, endpoint: str) -> tuple[Target, str, str]:
-    """Return the target of an endpoint, its name without the version, and the path to send."""
+    """Return the target of an endpoint, its name without the version and without needless escapes,
+    and the raw path to send.
+    """
     for rule in provider.paths:
         if endpoint.startswith(rule.prefix):
-            return rule.target, endpoint, endpoint[len(rule.prefix) :].removeprefix("/")
+            sent = endpoint[len(rule.prefix) :].removeprefix("/")
+            return rule.target, paths.readable(endpoint), sent
     # The endpoint is the same at Cloudflare, whose paths are the provider's without base_path.
-    named = provider.endpoint(endpoint)
-    return base, named, named
+    sent = provider.endpoint(endpoint)
+    return base, paths.readable(sent), sent

@@ -128,13 +128,12 @@ class Limits:
 
         The exchange of a shared call was not admitted itself. Raises RateLimited.
         """
-        request = exchange.request
-        if counting_of(request.method, request.endpoint) != "new":
+        request, route = exchange.request, exchange.routing.route
+        assert route is not None
+        if counting_of(request.method, route.endpoint) != "new":
             return
         await yield_to_others(body)
         admission = exchange.admission or self._begin(exchange, request.headers)
-        route = exchange.routing.route
-        assert route is not None
         admission.estimate = estimate(
             request.kind, route.format, request.input_estimate, body, fields
         )

@@ -62,7 +62,7 @@ class Registry:
         if route.kind in GENERATION_KINDS:
             for number, fallback in enumerate(route.provider.fallbacks, 1):
                 other = self.providers[fallback.provider]
-                named = fallback.endpoint or route.endpoint
+                named = fallback.endpoint or route.provider.endpoint(endpoint)
                 made = rest_route(other, named)
                 for each in (made, *_other_way(made, rest_route, other.rest_after, named)):
                     other_route = as_fallback(each, fallback, number)

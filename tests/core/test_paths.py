@@ -34,6 +34,19 @@ def test_targets_with_traversal_or_ambiguous_characters_are_refused(target: str)
         paths.check_target(target)
 
 
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        ("v1/chat/completions", "v1/chat/completions"),
+        ("v1beta/%6Dodels/gemini-2.5-pr%6f%3AgenerateContent", "v1beta/models/gemini-2.5-pro:generateContent"),
+        ("%2D%2e%5F%7E%30%41%5a%61%7A", "-._~0AZaz"),
+        ("a%2Fb%25%32%46%20%3B%C3%A9", "a%2Fb%252F%20%3B%C3%A9"),
+    ],
+)
+def test_a_path_is_read_without_needless_escapes(raw: str, read: str) -> None:
+    assert paths.readable(raw) == read
+
+
 _PIECES = st.sampled_from([
     "..", ".", "%2e", "%2E%2e", "%252e", "..;", "%2f", "%2F", "\\", "/", "//", "@evil", "%00", "%0d%0a", "a", "v1", "models",
     "http:", "%5c", ";x=1", "%25", "%c0%af", "~", ":", "?", "#", "\t", " ", "é", "%E9",
