@@ -7,6 +7,7 @@ requests. A lookup in it takes as long as a whole call, so the result is cached 
 from __future__ import annotations
 
 import datetime
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -19,6 +20,7 @@ from relay.core.exchange import Exchange
 from relay.core.pricing import (
     CUSTOM_COST,
     MAX_CALL_NANO_USD,
+    PriceRule,
     Rates,
     Tariff,
     custom_cost,
@@ -30,6 +32,7 @@ from relay.core.usage import CallBound, Part, Parts, Usage, believable, total
 
 _PERIOD_S = 900
 """How long a price of the list is cached; some prices depend on the time of day."""
+_VERSION = re.compile(r"[-@](?:\d{2,8}|\d{4}-\d\d-\d\d|\d\d-\d{2,4}|v\d{1,3}(?::\d)?)")
 _MAX_COSTS = 2000
 """The costs of how many parts of a session are kept."""
 _LISTED_AS: Mapping[str, str] = {
@@ -84,8 +87,8 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
         cost = _cost(exchange, parts, route.provider, unix_s)
         usage.cost_nano_usd = cost if cost is None or cost < MAX_CALL_NANO_USD else None
         if cost is None:
-            requested, provider = _requested(exchange), route.provider
-            least = sum([_known_nano_usd(part, requested, provider, unix_s) for part in parts])
+            known = [_known_nano_usd(part, exchange, route.provider, unix_s) for part in parts]
+            least = sum(known)
             usage.least_nano_usd = least if least < MAX_CALL_NANO_USD else 0
 
 
@@ -95,7 +98,6 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
     own = custom_cost(custom) if custom and exchange.budget is None else None
     if isinstance(own, int):
         return own
-    requested = _requested(exchange)
     whole = None
     for part in parts:
         usage, billed = part.usage, part.billed or part.usage
@@ -106,40 +108,68 @@ def _cost(exchange: Exchange, parts: Parts, provider: Provider, unix_s: float) -
         elif own is not None:
             cost = own.cost_nano_usd(billed)
         else:
-            # Names from outside are cleaned, because they become keys of the lookup's cache.
-            models = [clean(name) if name else None for name in (part.model, requested)]
-            cost = cost_nano_usd(provider, models, billed, unix_s)
+            models, are_one = _models_of(part, exchange)
+            cost = cost_nano_usd(provider, models, billed, unix_s, are_one=are_one)
         if cost is None:
             return None
         whole = cost + (whole or 0)
     return whole
 
 
-def _requested(exchange: Exchange) -> str | None:
-    """Return the model that the provider was asked for."""
+def _models_of(part: Part, exchange: Exchange) -> tuple[tuple[str | None, ...], bool]:
+    """Return the model of a part and the requested one, and True if both name one model: a name of
+    the owner, such as that of a deployment, is requested, and the provider's name answers. A tool
+    of a response and a later response of a session have models of their own.
+    """
     route = exchange.routing.route
-    return (route.replaced_model if route is not None else None) or exchange.request.model
+    requested = (route.replaced_model if route is not None else None) or exchange.request.model
+    # Names from outside are cleaned, because they become keys of the lookup's cache.
+    model = clean(part.model) if part.model else None
+    requested = clean(requested) if requested else None
+    if model is None or requested is None or model == requested:
+        return (model or requested,), True
+    is_session = exchange.request.transport == "websocket"
+    meter = exchange.usage.meter
+    answers = not is_session and meter is not None and part.model == meter.model
+    return (model, requested), answers or _is_version(model, requested)
+
+
+def _is_version(model: str, requested: str) -> bool:
+    """True for a dated or numbered name of the requested model: `gpt-5-2025-08-07` of `gpt-5`."""
+    base = requested.removesuffix("-latest")
+    return model.startswith(base) and _VERSION.fullmatch(model, len(base)) is not None
 
 
 def cost_nano_usd(
-    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
-) -> int | None:
-    """Return the cost by the first of `models` that has a price; None if none has."""
-    found = _rated(provider, models, usage, unix_s)
+    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float, *,
+    are_one: bool = True,
+) -> int | None:  # fmt: skip
+    """Return the cost by the first of `models` that has a price; None if none has. See `_rated`."""
+    found = _rated(provider, models, usage, unix_s, are_one=are_one)
     return found[0].cost_nano_usd(found[1]) if found is not None else None
 
 
 def _rated(
-    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float
-) -> tuple[Tariff, Usage] | None:
-    """Return the tariff of the first of `models` that has one, and the usage that it bills."""
-    for rule in provider.pricing:
-        if rule.service_tier == usage.service_tier and any(
-            rule.holds(model, unix_s) for model in models
-        ):
+    provider: Provider, models: Sequence[str | None], usage: Usage, unix_s: float, *,
+    are_one: bool,
+) -> tuple[Tariff, Usage] | None:  # fmt: skip
+    """Return the tariff of the first of `models` that has one, and the usage that it bills. If they
+    are names of one model, the rules for any of them come before the list.
+    """
+    if provider.pricing and are_one:
+        rule = None
+        for model in models:
+            rule = _rule(provider, model, usage.service_tier, unix_s)
+            if rule is not None and rule.models:
+                break  # a rule for all models knows no model by its name
+        if rule is not None:
             return rule.tariff, usage
     name = listed_name(provider)
     for model in models:
+        if provider.pricing and not are_one:
+            rule = _rule(provider, model, usage.service_tier, unix_s)
+            if rule is not None:
+                return rule.tariff, usage
         if not model:
             continue
         tiers = _listed(name, model, usage.service_tier, int(unix_s // _PERIOD_S))
@@ -151,6 +181,16 @@ def _rated(
     return None
 
 
+def _rule(
+    provider: Provider, model: str | None, service_tier: str, unix_s: float
+) -> PriceRule | None:
+    """Return the first rule of a provider that has the model in a service tier."""
+    for rule in provider.pricing:
+        if rule.service_tier == service_tier and rule.holds(model, unix_s):
+            return rule
+    return None
+
+
 def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) -> int:
     """Return what a running call has cost so far, as far as its usage has a price. `costs` keeps
     the costs of the parts, of which a long session has a thousand, for the next call.
@@ -158,26 +198,25 @@ def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) ->
     meter, route = exchange.usage.meter, exchange.routing.route
     if meter is None or route is None:
         return 0
-    requested = _requested(exchange)
     whole_nano = 0
     for part in meter.parts:
         cost_nano = costs.get(part)
         if cost_nano is None:
-            cost_nano = _known_nano_usd(part, requested, route.provider, unix_s)
+            cost_nano = _known_nano_usd(part, exchange, route.provider, unix_s)
             if not part.usage.estimated and len(costs) < _MAX_COSTS:
                 costs[part] = cost_nano
         whole_nano += cost_nano
     return min(whole_nano, MAX_CALL_NANO_USD)
 
 
-def _known_nano_usd(part: Part, requested: str | None, provider: Provider, unix_s: float) -> int:
+def _known_nano_usd(part: Part, exchange: Exchange, provider: Provider, unix_s: float) -> int:
     usage = part.billed or part.usage
     if part.usage.billed_nano_usd is not None:
         return max(0, part.usage.billed_nano_usd)
     if believable(usage) is None:
         return 0
-    models = [clean(name) if name else None for name in (part.model, requested)]
-    found = _rated(provider, models, usage, unix_s)
+    models, are_one = _models_of(part, exchange)
+    found = _rated(provider, models, usage, unix_s, are_one=are_one)
     return found[0].known_nano_usd(found[1]) if found is not None else 0
 
 
@@ -245,9 +284,8 @@ def _tariff(
     provider: Provider, model: str | None, tier: str, input_tokens: int, unix_s: float
 ) -> tuple[Tariff, int | None] | None:
     """Return the tariff of a model in a service tier, and its maximum output if that is known."""
-    for rule in provider.pricing:
-        if rule.service_tier == tier and rule.holds(model, unix_s):
-            return rule.tariff, rule.max_output_tokens
+    if (rule := _rule(provider, model, tier, unix_s)) is not None:
+        return rule.tariff, rule.max_output_tokens
     if model is None:
         return None
     tiers = _listed(listed_name(provider), model, tier, int(unix_s // _PERIOD_S))

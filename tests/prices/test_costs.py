@@ -24,7 +24,7 @@ from relay.core.meters.sent_call import SentCall
 from relay.core.meters.socket_meter import OpenedSession
 from relay.core.meters.socket_meters import socket_meter
 from relay.core.pricing import custom_cost
-from relay.core.usage import CallBound, Usage
+from relay.core.usage import CallBound, Part, Usage
 from relay.prices import price_list
 from relay.registry.load import Sources, load
 from tests.relays import write_config
@@ -242,6 +242,7 @@ def providers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     names = {name for name, *_ in (*RESPONSES, *SESSIONS)}
     entries = {name: {"base_url": "https://x.example", "format": FORMATS.get(name, "openai")} for name in names}
     entries["tts"] = {"base_url": "https://x.example", "format": "cartesia", "pricing": PRICING}
+    entries["ruled"] = {"base_url": "https://x.example", "format": "openai", "priced_as": "openai", "pricing": RULES}
     return load(write_config(folder, {"providers": entries})).registry.providers
 
 
@@ -252,6 +253,13 @@ PRICING = [
     {"models": ["fal-*"], "per_unit": 0.025},
     {"models": ["pictures"], "per_image": 0.04},
     {"models": ["by-call"], "per_call": 0.001},
+]
+
+
+RULES = [
+    {"models": ["gpt-5"], "input_per_mtok": 1, "output_per_mtok": 1},
+    {"models": ["own-*"], "input_per_mtok": 3, "output_per_mtok": 3},
+    {"models": ["dear"], "input_per_mtok": 900, "output_per_mtok": 900},
 ]
 
 
@@ -267,8 +275,8 @@ def micro_usd(expression: str) -> Decimal:
     return total
 
 
-def cost(provider: Any, meter: Any, model: str | None) -> int | None:
-    exchange = Exchange("i", Request("rest", "POST", Caller("c"), 0.0, model=model))
+def cost(provider: Any, meter: Any, model: str | None, transport: Any = "rest") -> int | None:
+    exchange = Exchange("i", Request(transport, "POST", Caller("c"), 0.0, model=model))
     exchange.routing.route = SimpleNamespace(provider=provider, replaced_model=None)  # type: ignore[assignment]
     exchange.usage.meter, exchange.usage.parts = meter, meter.parts
     price_list.set_cost(exchange, NOW_S)
@@ -298,6 +306,30 @@ def test_the_cost_of_a_response(providers: Any, name: str, model: str, kind: str
     whole = read_whole(format_, sent, {}.get, body)
     assert whole is not None
     check(cost(providers[name], whole, model), expected)
+
+
+@pytest.mark.parametrize(
+    ("transport", "requested", "answered", "expected"),
+    [
+        ("rest", "gpt-5", "dear", "1000*900"),
+        ("websocket", "gpt-5", "dear", "1000*900"),
+        ("websocket", "own-model", "gpt-4o", "1000*2.5"),  # a later response of the session, whose model is listed
+        ("rest", "own-deployment", "gpt-4o-2024-08-06", "1000*3"),
+        ("rest", "gpt-5", "gpt-5-2025-08-07", "1000*1"),
+        ("websocket", "gpt-5", "gpt-5-2025-08-07", "1000*1"),
+        ("websocket", "gpt-5", "gpt-5-mini", "1000*0.25"),
+        ("websocket", "gpt-5", "unheard-of", "1000*1"),
+    ],
+)
+def test_the_model_that_answered_has_its_own_price_before_the_requested_one(providers: Any, transport: str, requested: str, answered: str, expected: str) -> None:
+    part = Part(answered, Usage(input_tokens=1000))
+    meter = SimpleNamespace(parts=(part,), model=answered)
+    check(cost(providers["ruled"], meter, requested, transport), expected)
+
+
+def test_a_tool_of_a_response_is_not_charged_by_the_rule_for_its_model(providers: Any) -> None:
+    parts = (Part("own-model", Usage(input_tokens=1000)), Part("gpt-4o", Usage(input_tokens=1000)))
+    check(cost(providers["ruled"], SimpleNamespace(parts=parts, model="own-model"), "own-model"), "1000*3 + 1000*2.5")
 
 
 @pytest.mark.parametrize(("name", "model", "messages", "expected"), SESSIONS, ids=_id)
