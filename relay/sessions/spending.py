@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable
 from functools import partial
 
@@ -24,6 +23,7 @@ from relay.core.named_models import places_of_session, socket_rule
 from relay.core.usage import CallBound, Part
 from relay.gateway import Gateway
 from relay.prices import price_list
+from relay.sessions.orders import Orders
 from relay.sessions.session import Ending, Session
 
 SLICE_S = 30
@@ -42,8 +42,6 @@ _SLICE = CallBound(
 _RESPONSE = CallBound(0, None, may_hold_audio=True, units=1)
 _UNCHECKED_BYTES = 64 * 1024
 """How much a client may send before its session is checked again."""
-_ORDER_S = 60.0
-"""How long a response that was ordered may take to begin; the provider has refused it then."""
 _MIN_NANO = 1
 """Reserved for a session whose first message names the model: no money at all refuses it."""
 
@@ -99,10 +97,8 @@ class _SessionSpender:
         """How much the client had sent when the session was last checked before a message."""
         self._slice_nano = session.exchange.budget.reserved_nano if session.exchange.budget else 0
         self._is_priced = self._slice_nano > _MIN_NANO
-        self._begun = 0
         self._costs: dict[Part, int] = {}
-        self._ordered: deque[tuple[float, int]] = deque()
-        """When responses were ordered that have not begun, and what each may cost."""
+        self._orders = Orders()
 
     @property
     def _meter(self) -> SocketMeter | None:
@@ -124,12 +120,8 @@ class _SessionSpender:
 
     def ahead_nano(self) -> int:
         """See Spender."""
-        response_nano = self._update_slice()
-        meter = self._meter
-        running = meter.responses.running if meter is not None else 0
-        self._forget_begun()
-        ordered_nano = sum(nano for _, nano in self._ordered)
-        return max(self._slice_nano, ordered_nano + running * response_nano)
+        ordered_nano = self._ordered_nano()
+        return max(self._slice_nano, ordered_nano)
 
     def step_nano(self) -> int:
         """See Spender."""
@@ -145,10 +137,8 @@ class _SessionSpender:
         if route is None or budgets is None or meter is None:
             return 0
         response = meter.next_response
-        response_nano = 0
-        if response is not None:
-            response_nano = budgets.price_nano(route, self._model, (response,)) or 0
-        slice_nano = budgets.price_nano(route, self._model, (_SLICE,))
+        response_nano = self._price_nano(response) or 0 if response is not None else 0
+        slice_nano = self._price_nano(_SLICE)
         if slice_nano is not None:
             self._is_priced = True
             self._slice_nano = max(slice_nano, response_nano)
@@ -157,16 +147,25 @@ class _SessionSpender:
             self._is_priced = True
         return response_nano
 
-    def _forget_begun(self) -> None:
-        """Forget the orders of responses that have begun, or that never will."""
-        meter = self._meter
-        begun = meter.responses.begun if meter is not None else 0
-        for _ in range(min(begun - self._begun, len(self._ordered))):
-            self._ordered.popleft()
-        self._begun = begun
-        now_s = self._gateway.clock()
-        while self._ordered and now_s - self._ordered[0][0] > _ORDER_S:
-            self._ordered.popleft()
+    def _price_nano(self, bound: CallBound, model: str | None = None) -> int | None:
+        """Return the highest price of a bound at a model, or at each that may be the next one; None
+        if none has a price. Raises PriceUnknown.
+        """
+        route, budgets, meter = self.exchange.routing.route, self._gateway.budgets, self._meter
+        if route is None or budgets is None:
+            return None
+        models = (
+            {model} if model is not None or meter is None else {self._model, *meter.next_models}
+        )
+        prices = [budgets.price_nano(route, each, (bound,)) for each in models]
+        return max((price for price in prices if price is not None), default=None)
+
+    def _ordered_nano(self) -> int:
+        """Return what all responses may cost that were ordered or run."""
+        response_nano, meter = self._update_slice(), self._meter
+        if meter is not None:
+            self._orders.update(meter.responses, response_nano, self._gateway.clock())
+        return self._orders.nano
 
     def pay(self, data: bytes) -> Awaitable[Ending | None] | None:
         """See Leg.pay."""
@@ -201,7 +200,7 @@ class _SessionSpender:
 
     def _note(self, order: Order | None, order_nano: int) -> None:
         if order is not None and order.is_response:
-            self._ordered.append((self._gateway.clock(), order_nano))
+            self._orders.add(order_nano, self._gateway.clock())
 
     def _order_of(self, meter: SocketMeter, data: bytes) -> Order | None:
         try:
@@ -223,19 +222,14 @@ class _SessionSpender:
         return None
 
     def _price(self, order: Order | None) -> int:
-        route, budgets = self.exchange.routing.route, self._gateway.budgets
-        if order is None or route is None or budgets is None:
-            return 0
-        return budgets.price_nano(route, order.model or self._model, (order.bound,)) or 0
+        return self._price_nano(order.bound, order.model) or 0 if order is not None else 0
 
     def _has_left(self, order_nano: int) -> bool:
         """True if what is reserved is enough for a message, though not for a slice after it."""
-        use, meter = self.exchange.budget, self._meter
+        use = self.exchange.budget
         if use is None:
             return True
-        running = meter.responses.running if meter is not None else 0
-        committed_nano = sum(nano for _, nano in self._ordered) + running * self._update_slice()
-        left_nano = use.reserved_nano - self.spent_nano() - committed_nano
+        left_nano = use.reserved_nano - self.spent_nano() - self._ordered_nano()
         return left_nano >= order_nano if order_nano else left_nano > 0
 
     def _ending(self, error: RelayError) -> Ending:

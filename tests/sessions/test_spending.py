@@ -340,6 +340,204 @@ async def test_requests_that_are_sent_at_once_are_relayed_as_far_as_there_is_mon
     assert len(upstream.received) == (105 if limit else 10)
 
 
+class Held:
+    """A provider that begins each response at once, and ends them with `end_all`."""
+
+    def __init__(self, done: str) -> None:
+        self.done, self.begun = done, list[tuple[str, int, str]]()
+        self.socket: web.WebSocketResponse | None = None
+        self._names = itertools.count()
+
+    async def reply(self, socket: web.WebSocketResponse, data: Any) -> None:
+        self.socket, message = socket, json.loads(data)
+        if message["type"] == "response.create":
+            inner = message.get("response", message)
+            self.begun.append((f"r{next(self._names)}", inner.get("max_output_tokens", 100), inner.get("model", "m")))
+            await self._say(*self.begun[-1], "response.created")
+
+    async def _say(self, name: str, tokens: int, model: str, kind: str) -> None:
+        assert self.socket is not None
+        event = response(name, tokens if kind == self.done else None, kind)
+        event["response"]["model"] = model
+        await self.socket.send_json(event)
+
+    async def end_all(self) -> None:
+        for each in self.begun:
+            await self._say(*each, self.done)
+        self.begun.clear()
+
+
+async def order(socket: aiohttp.ClientWebSocketResponse, messages: list[Any]) -> int:
+    """Send each message after the answer to the one before, until the session ends. Returns how
+    many were answered.
+    """
+    for number, message in enumerate(messages):
+        with suppress(ConnectionError):
+            await send(socket, message)
+        received = await socket.receive()
+        if received.type is not WSMsgType.TEXT or "budget_exhausted" in received.data or "insufficient_quota" in received.data:
+            return number
+    return len(messages)
+
+
+BOTH = [("openai/responses", "response.completed"), ("openai/realtime?model=m", "response.done")]
+
+
+@pytest.mark.parametrize(("path", "done"), BOTH)
+async def test_a_running_response_keeps_what_it_may_cost(path: str, done: str, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    """Its maximum is higher than that of a next response."""
+    held = Held(done)
+    upstream.reply = held.reply
+    limit = {"max_output_tokens": 700}
+    message = {"type": "response.create", "response": limit | {"conversation": "none"}} if "realtime" in path else CREATE | limit
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 3, "period": "day"})
+    async with connected(relay, path) as socket:
+        assert await order(socket, [message] * 30) == 4
+    await relay.idle()
+
+
+async def test_more_responses_than_are_estimated_keep_what_they_may_cost(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    held = Held("response.completed")
+    upstream.reply = held.reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 8, "period": "day"})
+    async with connected(relay, "openai/responses") as socket:
+        assert await order(socket, [CREATE] * 120) == 80
+    await relay.idle()
+
+
+async def test_responses_that_have_ended_free_what_they_kept(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    held = Held("response.completed")
+    upstream.reply = held.reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 20, "period": "day"})
+    async with connected(relay, "openai/responses") as socket:
+        for _ in range(2):
+            assert await order(socket, [CREATE] * 70) == 70
+            await held.end_all()
+            for _ in range(70):
+                await socket.receive()
+        (followed,) = relay.gateway.spending._of.values()
+        assert followed.spender.ahead_nano() == AUDIO_SLICE_NANO
+    assert await assert_charged(relay) == 14 * USD
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+async def test_a_later_model_of_a_session_has_its_own_price(is_reversed: bool, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    held = Held("response.completed")
+    upstream.reply = held.reply
+    pricing = [
+        {"models": ["cheap"], "input_per_mtok": 0, "output_per_mtok": 10, "max_output_tokens": 100},
+        {"models": ["dear"], "input_per_mtok": 0, "output_per_mtok": 1000, "max_output_tokens": 100},
+    ]
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 1, "period": "day"}, pricing=pricing[::-1] if is_reversed else pricing)
+    async with connected(relay, "openai/responses") as socket:
+        assert await order(socket, [CREATE | {"model": "cheap"}]) == 1
+        await held.end_all()
+        await socket.receive()
+        answered = 0
+        while answered < 20 and await order(socket, [CREATE | {"model": "dear"}]):
+            answered += 1
+            await held.end_all()
+            await socket.receive()
+    assert answered == 9 and await assert_charged(relay) == USD * 901 // 1000
+
+
+async def test_the_higher_maximum_counts_until_a_change_of_it_is_confirmed(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    confirmations = asyncio.Semaphore(0)
+    received: list[str] = []
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        message = json.loads(data)
+        received.append(message["type"])
+        if message["type"] == "hello":
+            await socket.send_json({"type": "session.created", "session": {"model": "m", "max_output_tokens": 1}})
+        elif message["type"] == "session.update":
+            await confirmations.acquire()
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2.05, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        await send(socket, {"type": "hello"})
+        await socket.receive()
+        await send(socket, {"type": "session.update", "session": {"max_output_tokens": "inf"}})
+        with suppress(ConnectionError):
+            for _ in range(100):
+                await send(socket, {"type": "response.create", "response": {"conversation": "none"}})
+        async for _ in socket:
+            pass
+        confirmations.release()
+    await relay.idle()
+    assert received.count("response.create") == 20
+
+
+async def test_a_confirmed_maximum_counts_alone(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        message = json.loads(data)
+        if message["type"] == "session.update":
+            await socket.send_json({"type": "session.updated", "session": {"model": "m"} | message["session"]})
+        else:
+            await socket.send_json({"type": "x"})
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 1, "period": "day"})
+    updates = [{"type": "session.update", "session": {"max_output_tokens": limit}} for limit in ("inf", 10)]
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        assert await order(socket, [*updates, *[{"type": "response.create"}] * 200]) == 2 + 100
+    await relay.idle()
+
+
+async def test_a_response_that_the_provider_refuses_frees_what_it_kept(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_json({"type": "error", "error": {"type": "invalid_request_error", "code": "conversation_already_has_active_response"}})
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        assert await order(socket, [CREATE] * 50) == 50
+    assert await assert_charged(relay) == 0
+
+
+async def test_a_request_that_a_responses_socket_refuses_frees_what_it_kept(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_json({"type": "error", "status": 400, "error": {"code": "previous_response_not_found", "param": "previous_response_id"}})
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/responses") as socket:
+        assert await order(socket, [CREATE] * 50) == 50
+    assert await assert_charged(relay) == 0
+
+
+@pytest.mark.parametrize("path", [path for path, _ in BOTH])
+async def test_an_error_that_another_message_brings_about_frees_nothing(path: str, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        if "garbage" in data:
+            await socket.send_json({"type": "error", "error": {"code": "invalid_value", "param": "type"}})
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, path) as socket:
+        relayed = -1
+        while relayed < 50 and (not relayed + 1 or await order(socket, [{"type": "garbage"}])):
+            relayed += 1
+            with suppress(ConnectionError):
+                await send(socket, CREATE)
+        assert relayed == 20
+    await relay.idle()
+
+
+@pytest.mark.parametrize(("turn_complete", "orders"), [(False, 50), (True, 20)])
+async def test_a_history_for_gemini_orders_no_response(turn_complete: bool, orders: int, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_str('{"setupComplete": {}}')
+
+    upstream.reply = reply
+    content = {"clientContent": {"turns": [{"role": "user", "parts": [{"text": "für"}]}], "turnComplete": turn_complete}}
+    relay = await start_relay(start, upstream, "google-ai-studio", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, CASES["gemini live"].path) as socket:
+        assert await order(socket, [{"setup": {"model": "models/m"}}, *[content] * 50]) == 1 + orders
+    await relay.idle()
+
+
 @pytest.mark.parametrize("text", ["a" * 3000, "\\u0061" * 600 + "a" * 2000])
 async def test_a_text_that_costs_more_than_is_left_is_not_relayed(text: str, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
     relay = await start_relay(start, upstream, "elevenlabs", sqlite_setting, {"usd": 2, "period": "day"}, pricing=CHARACTERS)

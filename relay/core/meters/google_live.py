@@ -41,6 +41,13 @@ _ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstr
 """Messages that are no audio: a text that is answered, or that belongs to the context."""
 _AUDIO = re.compile(rb'"data"\s*:\s*"([^"]*)"')
 _TEXT = re.compile(rb'"text"\s*:\s*"(' + STRING_TEXT + rb')"')
+_CONTENT = Wanted(
+    "clientContent.turnComplete", "clientContent.turn_complete", "client_content.turnComplete",
+    "client_content.turn_complete", "realtimeInput", "realtime_input", "toolResponse",
+    "tool_response", "setup",
+)  # fmt: skip
+_ENDS_TURN = re.compile(rb"turn(?:_c|C)omplete")
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 _TOKENS_A_SECOND = 25
 _BYTES_A_SECOND_IN, _BYTES_A_SECOND_OUT = 32_000, 48_000
 """Bytes per second of 16-bit PCM at the sample rates of the Live API, which counts 25 tokens per
@@ -83,7 +90,7 @@ class GoogleLive(SocketMeter):
                 limit = limits[0].decode("ascii", "replace")
                 self.output_limit = whole_number(limit, 1, _MAX_TOKENS)
             return None
-        return Order(self.next_response, is_response=True)
+        return None if _is_history(data) else Order(self.next_response, is_response=True)
 
     @property
     def next_response(self) -> CallBound:
@@ -138,3 +145,11 @@ class GoogleLive(SocketMeter):
             self._context_tokens + heard, made, output_audio_tokens=spoken, estimated=True
         )
         return (*super().parts, Part(self.model, usage))
+
+
+def _is_history(data: bytes) -> bool:
+    """True for content that is not answered: more of the turn follows. It is input of the answer to
+    the turn. False if the provider might read the message in another way.
+    """
+    is_plain = len(_ENDS_TURN.findall(data)) == 1 and _ESCAPED_LETTER.search(data) is None
+    return is_plain and list(_CONTENT.of(data).values()) == [b"false"]

@@ -12,6 +12,7 @@ from relay.core import media
 from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.openai_responses_socket import (
+    OUTPUT_LIMITS,
     Open,
     ResponseMeter,
     max_tokens_of,
@@ -35,9 +36,9 @@ _SENT = Wanted(
 _TRANSCRIBERS = (
     "session.input_audio_transcription.model", "session.audio.input.transcription.model",
 )  # fmt: skip
-_ORDERED = Wanted(
-    "type", "response.max_output_tokens", "response.max_response_output_tokens"
-)  # fmt: skip
+_SESSION_LIMITS = ("session.max_output_tokens", "session.max_response_output_tokens")
+_ORDERED = Wanted("type", "session.model", *OUTPUT_LIMITS, *_SESSION_LIMITS)
+_MAX_MODELS = 4
 _INPUT_AUDIO_TOKENS_A_SECOND = 10
 _OUTPUT_AUDIO_TOKENS_A_SECOND = 20
 """OpenAI counts one token for 100 ms of the user's audio, and for 50 ms of its own."""
@@ -65,7 +66,8 @@ class Realtime(ResponseMeter):
     """More than one, because transcripts precede the audio."""
     __slots__ = (
         "_attached", "_context_tokens", "_heard_from", "_input_bytes_a_s", "_output_bytes_a_s",
-        "_transcriber", "_voice_s", "_written_tokens", "_wrote",
+        "_transcriber", "_updated_limit", "_updated_models", "_updates", "_voice_s",
+        "_written_tokens", "_wrote",
     )  # fmt: skip
 
     def __init__(self, opened: OpenedSession) -> None:
@@ -80,6 +82,11 @@ class Realtime(ResponseMeter):
         self._wrote = False
         self._written_tokens = 0
         """Of the texts and images that the client sent since the last response ended."""
+        self._updates = 0
+        """The number of `session.update` that the provider has not confirmed."""
+        self._updated_limit: int | None = 0
+        self._updated_models: tuple[str, ...] = ()
+        """What these set: the highest maximum of the output (None: unlimited), and the models."""
         self.order_filter = compile_prefilter(_ORDERS)
         if opened.model is None:
             self.sent_filter = compile_prefilter('"session"')
@@ -110,13 +117,15 @@ class Realtime(ResponseMeter):
             if usage is not None:
                 self.add(Part(self._transcriber or _TRANSCRIBER, usage))
         elif "session." in kind:
-            self._session(message, len(data))
+            self._session(kind, message, len(data))
 
-    def _session(self, message: Document, session_bytes: int) -> None:
+    def _session(self, kind: str, message: Document, session_bytes: int) -> None:
         self.model = text_of(message.get("session.model")) or self.model
         self._transcriber = _transcriber(message) or self._transcriber
         self._context_tokens = self._context_tokens or session_bytes // BYTES_PER_TOKEN
-        limits = [message[place] for place in _OUTPUT_LIMITS if place in message]
+        if kind.endswith("session.updated"):
+            self._answered_update()
+        limits = [message[place] for place in _SESSION_LIMITS if place in message]
         self.output_limit = max_tokens_of(limits[0]) if limits else self.output_limit
         self._input_bytes_a_s = _audio(message, "input") or self._input_bytes_a_s
         self._output_bytes_a_s = _audio(message, "output") or self._output_bytes_a_s
@@ -139,16 +148,49 @@ class Realtime(ResponseMeter):
     def order_of(self, data: bytes) -> Order | None:
         self._written_tokens += media.input_tokens(data, "openai")
         message = _ORDERED.of(data)
-        if text_of(message.get("type")) not in (None, "response.create"):
+        kind = text_of(message.get("type"))
+        if kind in (None, "session.update"):
+            self._ordered_update(message, data)
+        if kind not in (None, "response.create"):
             return None
-        limit = output_limit(message, data, self.output_limit)
+        limit = output_limit(message, data, self._next_limit, OUTPUT_LIMITS)
         bound = msgspec.structs.replace(self.next_response, output_tokens=limit)
         return Order(bound, is_response=True)
+
+    def _ordered_update(self, message: Document, data: bytes) -> None:
+        """Note what the client sets, which may hold before the provider confirms it."""
+        limit = output_limit(message, data, self.output_limit, _SESSION_LIMITS)
+        self._updated_limit = _higher(self._updated_limit, limit) if self._updates else limit
+        self._updates += 1
+        model = text_of(message.get("session.model"))
+        if model is not None and model not in self._updated_models:
+            self._updated_models = (*self._updated_models[-_MAX_MODELS:], model)
+
+    def _answered_update(self) -> None:
+        self._updates = max(0, self._updates - 1)
+        if not self._updates:
+            self._updated_models = ()
+
+    def _failed(self, message: Document) -> None:
+        super()._failed(message)
+        if (text_of(message.get("error.param")) or "").startswith("session."):
+            self._answered_update()
+
+    @property
+    def _next_limit(self) -> int | None:
+        """The highest maximum of the output that the next response may have."""
+        if not self._updates:
+            return self.output_limit
+        return _higher(self.output_limit, self._updated_limit)
+
+    @property
+    def next_models(self) -> tuple[str, ...]:
+        return (*super().next_models, *self._updated_models)
 
     @property
     def next_response(self) -> CallBound:
         input_tokens = self._context_tokens + self._heard_tokens + self._written_tokens
-        return CallBound(input_tokens, self.output_limit, may_hold_audio=True, units=1)
+        return CallBound(input_tokens, self._next_limit, may_hold_audio=True, units=1)
 
     def _ended(self, message: Document) -> None:
         if (usage := message.get("usage")) is not None:  # xAI's is outside the response
@@ -189,12 +231,16 @@ class Realtime(ResponseMeter):
         return (*(part._replace(billed=Usage()) for part in parts), Part(self.model, usage))
 
 
+def _higher(one: int | None, other: int | None) -> int | None:
+    """Return the higher of two maxima; None is no maximum."""
+    return None if one is None or other is None else max(one, other)
+
+
 def _transcriber(message: Document) -> str | None:
     return next((model for place in _TRANSCRIBERS if (model := text_of(message.get(place)))), None)
 
 
 _ORDERS = r'"(?:conversation\.item\.create|session\.update|response\.create)"'
-_OUTPUT_LIMITS = ("session.max_output_tokens", "session.max_response_output_tokens")
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _TRANSCRIBER = "input-transcription"
 """Replaces the name of an unknown transcription model. It has no price."""

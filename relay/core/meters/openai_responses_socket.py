@@ -8,6 +8,7 @@ that did not end. openai.py reads a usage object; openai_realtime.py has Realtim
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from relay.core import media
 from relay.core.meters import openai
@@ -43,7 +44,7 @@ _PIECES = tuple(
 searched like other messages."""
 
 _RELEVANT = (
-    r'"(?:usage"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
+    r'"(?:usage"|error"|(?:transcription_)?session\.(?:created|started|updated|closed)"'
     r'|response\.[a-z_.]*+"'
 )
 _without_deltas = compile_prefilter(_RELEVANT + r'(?<!\.delta"))')
@@ -58,16 +59,18 @@ _MESSAGE = Wanted(
     "session.output_audio_format", "session.max_output_tokens",
     "session.max_response_output_tokens",
     "response.id", "response.model", "response.status", "response.service_tier", "response.usage",
-    "response.tool_usage", "response.store",
+    "response.tool_usage", "response.store", "error.code", "error.param",
 )  # fmt: skip
 _CREATE = Wanted(
     "type", "model", "previous_response_id", "response.model", "max_output_tokens",
     "response.max_output_tokens", "response.max_response_output_tokens",
 )  # fmt: skip
+_ACTIVE = "conversation_already_has_active_response"
 ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _SENT = SentCall("responses", endpoint="responses")
 _MAX_OPEN = 64
+"""The number of responses whose usage is estimated if they do not end."""
 
 
 class Open:
@@ -87,7 +90,9 @@ class ResponseMeter(SocketMeter):
 
     booking: Booking = "once"
     sampled_deltas = 1
-    __slots__ = ("_begun", "_deltas", "_open", "_speaks", "_to_sample")
+    __slots__ = (
+        "_begun", "_deltas", "_further", "_open", "_refused", "_speaks", "_to_sample",
+    )  # fmt: skip
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
@@ -97,11 +102,13 @@ class ResponseMeter(SocketMeter):
         self._deltas = Payload(opened.provider)
         self._to_sample = 0
         self._speaks = False
-        self._begun = 0
+        self._begun = self._refused = 0
+        self._further = 0
+        """The number of responses that run and are not in `_open`."""
 
     @property
     def responses(self) -> ResponseCounts:
-        return ResponseCounts(self._begun, len(self._open))
+        return ResponseCounts(self._begun, len(self._open) + self._further, self._refused)
 
     def received(self, data: bytes) -> None:
         message = _MESSAGE.of(data)
@@ -114,11 +121,23 @@ class ResponseMeter(SocketMeter):
             self._began(message)
         elif kind in ENDS:
             self._ended(message)
+        elif kind == "error":
+            self._failed(message)
         else:
             self._reported(kind, message, data)
 
     def _reported(self, kind: str, message: Document, data: bytes) -> None:
         """Read a message that neither begins nor ends a response."""
+
+    def _failed(self, message: Document) -> None:
+        """Count an error as the end of an order only if it can be of nothing else: a client that
+        brings about errors would get the money of orders back that the provider executes.
+        """
+        self._refused += self._is_of_order(message)
+
+    def _is_of_order(self, message: Document) -> bool:
+        code, param = text_of(message.get("error.code")), text_of(message.get("error.param"))
+        return code == _ACTIVE or (param or "").startswith("response.")
 
     def _sample(self, kind: str, data: bytes, message: Document) -> None:
         self._to_sample -= 1
@@ -132,8 +151,10 @@ class ResponseMeter(SocketMeter):
         self._share()
         self._begun += 1
         named = text_of(message.get("response.id")) or ""
-        if len(self._open) < _MAX_OPEN:
+        if len(self._open) < _MAX_OPEN and named not in self._open:
             self._open[named] = self._opening(text_of(message.get("response.model")))
+        elif not named or named not in self._open:
+            self._further += 1
         self._to_sample, self.received_filter = self.sampled_deltas, _with_deltas
 
     def _opening(self, model: str | None) -> Open:
@@ -144,7 +165,10 @@ class ResponseMeter(SocketMeter):
         self._share()
         named = text_of(message.get("response.id")) or ""
         left = self._open.pop(named, None)
-        self._begun += left is None
+        if left is None and self._further:
+            self._further -= 1
+        elif left is None:
+            self._begun += 1
         parts = parts_of(message, self.ignored_fields)
         if (
             not parts
@@ -192,13 +216,15 @@ def model_of(message: Document) -> str | None:
     return text_of(message.get("model")) or text_of(message.get("response.model"))
 
 
-def output_limit(message: Document, data: bytes, otherwise: int | None) -> int | None:
-    """Return the limit of the output that a message sets: `otherwise` if it sets none, None if it
-    sets no limit, or one that the provider might read in another way.
+def output_limit(
+    message: Document, data: bytes, otherwise: int | None, places: Sequence[str]
+) -> int | None:
+    """Return the limit of the output that a message sets in one of `places`: `otherwise` if it sets
+    none, None if it sets no limit, or one that the provider might read in another way.
     """
     if _OUTPUT_LIMIT not in data and ESCAPE not in data:
         return otherwise
-    limits = [message[place] for place in _OUTPUT_LIMITS if place in message]
+    limits = [message[place] for place in places if place in message]
     is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and ESCAPE not in data
     return max_tokens_of(limits[0]) if is_plain else None
 
@@ -210,7 +236,7 @@ def max_tokens_of(raw: bytes) -> int | None:
 
 _OUTPUT_LIMIT = b"_output_tokens"
 _MAX_TOKENS = 1 << 31
-_OUTPUT_LIMITS = (
+OUTPUT_LIMITS = (
     "max_output_tokens", "response.max_output_tokens", "response.max_response_output_tokens",
 )  # fmt: skip
 
@@ -221,12 +247,12 @@ class Responses(ResponseMeter):
     """
 
     booking = "made"
-    __slots__ = ("_last_tokens", "_requested", "_totals")
+    __slots__ = ("_creates", "_errors", "_last_tokens", "_requested", "_totals")
 
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened)
         self.sent_filter = self.order_filter = compile_prefilter(r'"response\.create"')
-        self._last_tokens = 0
+        self._last_tokens = self._creates = self._errors = 0
         self._requested: deque[Open] = deque(maxlen=_MAX_OPEN)
         self._totals: dict[str, int] = {}
         """Tokens of the last responses, which are input of a response that continues them."""
@@ -237,6 +263,7 @@ class Responses(ResponseMeter):
             return
         model = model_of(message)
         self.named(model)
+        self._creates += 1
         self._requested.append(Open(model, self._input_tokens(message, data, 0)))
 
     def _input_tokens(self, message: Document, data: bytes, unknown: int) -> int:
@@ -252,7 +279,7 @@ class Responses(ResponseMeter):
         if text_of(message.get("type")) not in (None, "response.create"):
             return None
         input_tokens = self._input_tokens(message, data, self._last_tokens)
-        limit = output_limit(message, data, None)
+        limit = output_limit(message, data, None, OUTPUT_LIMITS)
         bound = CallBound(input_tokens, limit, may_hold_audio=True, units=1)
         return Order(bound, model_of(message), is_response=True)
 
@@ -265,6 +292,14 @@ class Responses(ResponseMeter):
         named = text_of(message.get("response.id"))
         if self.made is not None and named and message.get("response.store") != b"false":
             self.made(named)
+
+    def _is_of_order(self, message: Document) -> bool:
+        # Each message that is no order may have brought about one of the errors.
+        self._errors += 1
+        is_of_order = self._errors > self.opened.client.messages - self._creates
+        if is_of_order and self._requested:
+            self._requested.popleft()
+        return is_of_order
 
     def _opening(self, model: str | None) -> Open:
         opened = self._requested.popleft() if self._requested else Open(None, 0)

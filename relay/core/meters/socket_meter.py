@@ -61,10 +61,12 @@ ESCAPE = b"\\u00"
 
 
 class ResponseCounts(NamedTuple):
-    """How many responses a session has begun, and how many of them run."""
+    """How many responses a session has begun, how many of them run, and how many orders of the
+    client the provider has refused."""
 
     begun: int
     running: int
+    refused: int = 0
 
 
 NO_RESPONSES = ResponseCounts(0, 0)
@@ -75,7 +77,7 @@ class Order(NamedTuple):
 
     bound: CallBound
     model: str | None = None
-    """The model that the message names."""
+    """The model that the message names; None: any of the `next_models`."""
     is_response: bool = False
     """True if a response follows, whose usage is known at its end."""
 
@@ -141,6 +143,11 @@ class SocketMeter:
     def next_response(self) -> CallBound | None:
         """What the next response may use at most; None for a session without responses."""
         return None
+
+    @property
+    def next_models(self) -> tuple[str, ...]:
+        """The models that may make the next response, beside that of the URL."""
+        return (self.model,) if self.model else ()
 
     @property
     def responses(self) -> ResponseCounts:
