@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay import log
-from relay.core.budgets import BudgetRule
+from relay.core.budgets import BudgetRule, BudgetUse
 from relay.core.deadline_queue import DeadlineQueue
 from relay.core.errors import PriceUnknown, RelayError
 from relay.core.exchange import Exchange
@@ -54,7 +54,7 @@ class _Followed:
 
     spender: Spender
     refusal: RelayError | None = None
-    """Why the last attempt to reserve more failed; None after one that did not."""
+    """Why the last attempt to reserve more failed; None since there was enough."""
     refused_s: float = 0.0
     task: asyncio.Task[None] | None = None
     """Reserves more, if that needs the database."""
@@ -122,16 +122,15 @@ class Spending:
             use, budgets = spender.exchange.budget, self._budgets()
             if use is None or budgets is None:
                 return AT_EASE_S
-            if missing_nano <= 0 or budgets.extend_at_once(
-                use, max(missing_nano, spender.step_nano())
-            ):
+            if self._has_enough(followed, budgets, use, missing_nano):
                 return AT_EASE_S if 2 * spent_nano < use.reserved_nano else CHECK_S
             is_gone = spent_nano >= use.reserved_nano
-            if is_gone and followed.refusal is not None:
+            was_refused = self._was_refused(followed, now_s)
+            if is_gone and was_refused and followed.refusal is not None:
                 self._end(spender, followed.refusal)
             elif followed.task is not None and not followed.task.done():
                 return CHECK_S
-            elif is_gone or not self._was_refused(followed, now_s):
+            elif is_gone or not was_refused:
                 followed.task = task = asyncio.create_task(self._extend_or_end(followed))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -166,8 +165,18 @@ class Spending:
         if followed is None or budgets is None or exchange.budget is None:
             return True
         missing_nano, _ = self._missing_nano(followed.spender, needed_nano)
+        return self._has_enough(followed, budgets, exchange.budget, missing_nano)
+
+    @staticmethod
+    def _has_enough(
+        followed: _Followed, budgets: Budgets, use: BudgetUse, missing_nano: int
+    ) -> bool:
+        """True if nothing is missing, or could be reserved of money that is leased already."""
         step_nano = max(missing_nano, followed.spender.step_nano())
-        return missing_nano <= 0 or budgets.extend_at_once(exchange.budget, step_nano)
+        has_enough = missing_nano <= 0 or budgets.extend_at_once(use, step_nano)
+        if has_enough:
+            followed.refusal = None
+        return has_enough
 
     def was_refused(self, exchange: Exchange) -> bool:
         """True if a budget had too little money for a call a moment ago."""
@@ -190,10 +199,9 @@ class Spending:
         async with followed.lock:
             missing_nano, _ = self._missing_nano(spender, needed_nano)
             use, budgets = spender.exchange.budget, self._budgets()
-            if missing_nano <= 0 or use is None or budgets is None:
+            if use is None or budgets is None:
                 return
-            step_nano = max(missing_nano, spender.step_nano())
-            if budgets.extend_at_once(use, step_nano):
+            if self._has_enough(followed, budgets, use, missing_nano):
                 return
             ahead_nano = use.reserved_nano - use.running_nano + missing_nano
             rules = self._rules_of(spender.exchange, budgets)

@@ -273,6 +273,40 @@ async def test_a_session_that_was_refused_more_ends_without_asking_again(start: 
     await relay.idle()
 
 
+async def test_a_session_that_got_money_after_a_refusal_asks_again(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    """Its first refusal was final only for that moment."""
+    names = itertools.count()
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        await socket.send_json(response(f"r{next(names)}", json.loads(data)["tokens"]))
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 100, "period": "day"})
+    leases = relay.gateway.leases
+    assert leases is not None
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        (followed,) = relay.gateway.spending._of.values()
+        (account,) = accounts(relay).values()
+        rest_nano = 100 * USD - account.reserved_nano
+        while account.free_nano < rest_nano:
+            await leases.provide(account, rest_nano)
+        account.reserve(rest_nano, time.time())  # as another call does
+        while followed.refusal is None:
+            await send(socket, {"tokens": 100})
+            await socket.receive()
+            await checked(relay)
+        account.release(rest_nano)
+        while followed.refusal is not None:
+            await asyncio.sleep(0.001)
+        await leases._give_back(account, 1)  # as another process asks for it
+        await send(socket, {"tokens": 2000})
+        assert json.loads((await socket.receive()).data)["type"] == "response.done"
+        await checked(relay)
+        await send(socket, {"tokens": 1})
+        assert json.loads((await socket.receive()).data)["type"] == "response.done"
+    assert await assert_charged(relay) > 2 * USD
+
+
 async def test_a_session_of_which_only_the_time_is_known_ends_too(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
     upstream.reply = echo
     relay = await start_relay(start, upstream, "assemblyai", sqlite_setting, {"usd": 65, "period": "day"}, pricing=SECONDS)
