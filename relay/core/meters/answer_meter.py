@@ -21,7 +21,6 @@ from relay.core.meters.documents import Document, Scanner
 from relay.core.meters.estimates import (
     ESTIMATED,
     Header,
-    TextEstimator,
     estimate_parts,
     part_from_headers,
 )
@@ -29,6 +28,7 @@ from relay.core.meters.events import Events
 from relay.core.meters.format_reader import FormatReader, NoReader
 from relay.core.meters.inner_errors import contains_error, is_empty, is_error
 from relay.core.meters.openai import OpenAI, plain
+from relay.core.meters.output_estimate import Output, OutputEstimator
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.tolerant_json import IgnoredFields
 from relay.core.meters.unpack import coding_of, unpacker
@@ -56,7 +56,7 @@ class AnswerMeter:
 
     __slots__ = (
         "_bytes", "_format", "_has_error", "_header", "_ignored_fields", "_kind", "_last", "_mark",
-        "_push", "_reader", "_sent", "_source", "_tail", "_texts", "_unpack",
+        "_output", "_push", "_reader", "_sent", "_source", "_tail", "_unpack",
     )  # fmt: skip
 
     def __init__(self, format_: str, sent: SentCall, header: Header) -> None:
@@ -73,9 +73,9 @@ class AnswerMeter:
         # Errors end a stream. Searching every chunk for one would double the work.
         self._last: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
         self._push = self._last.append
-        self._texts: TextEstimator | None = None
+        self._output: OutputEstimator | None = None
         if self._kind and sent.kind in ESTIMATED:
-            self._texts = TextEstimator(self._reader.texts)
+            self._output = OutputEstimator(self._reader, self._kind == "events")
         self._mark = self._reader.mark
         self._tail = b""
 
@@ -87,8 +87,8 @@ class AnswerMeter:
         if self._unpack is not None:
             chunk = self._unpack.feed(chunk)
         self._push(chunk)
-        if self._texts is not None:
-            self._texts.feed(chunk)
+        if self._output is not None:
+            self._output.feed(chunk)
         if self._mark:
             self._search_mark(chunk)
         if self._source is not None:
@@ -107,8 +107,8 @@ class AnswerMeter:
             return
         self._bytes += len(chunk)
         self._push(chunk)
-        if self._texts is not None:
-            self._texts.feed(chunk)
+        if self._output is not None:
+            self._output.feed(chunk)
 
     def _open(self) -> None:
         if self._kind:
@@ -124,8 +124,8 @@ class AnswerMeter:
             and (found := self._reader.wanted.of(body))
         ):
             self._bytes += len(body)
-            if self._texts is not None:
-                self._texts.feed(body)
+            if self._output is not None:
+                self._output.feed(body)
             if self._mark:
                 self._search_mark(body)
             self._read(found)
@@ -226,9 +226,9 @@ class AnswerMeter:
             return tuple(part._replace(object_id=named) for part in reported)
         named = self._reader.object_id if self._sent.makes_objects else ""
         if not reported:
-            texts = self._texts if not self._is_unread else None
-            made = texts.tokens if texts is not None else None
-            if not made and self.has_error:
+            made = self._made if not self._is_unread else None
+            has_made = made is not None and made.tokens and not made.is_guess
+            if not has_made and self.has_error:
                 return ()  # no output, and no report of the input
             reported = estimate_parts(self._format, self._sent, self.model, made)
         booking: Booking = "once" if continues_object(self._sent.endpoint) or not named else "made"
@@ -243,7 +243,7 @@ class AnswerMeter:
             breaks_off = self._kind == "events" and not reader.in_background
             if self._sent.counting == "stored" or not breaks_off:
                 return None
-        if reported and reader.lacks_output:
+        if reported and (reader.lacks_output or _lacks_output(reported[0])):
             reported = (self._with_output(reported[0]), *reported[1:])
         unread = self._gave_up or (bool(reader.mark) and not self._mark)
         if unread or self._ignored_fields.count:
@@ -257,10 +257,30 @@ class AnswerMeter:
             )
         return reported
 
+    @property
+    def _made(self) -> Output | None:
+        """The estimated output; None for a call whose output is not estimated."""
+        return self._output.output if self._output is not None else None
+
     def _with_output(self, part: Part) -> Part:
         """Add an estimate of the output to a part that has none."""
-        made = self._texts.tokens if self._texts is not None else 0
-        return _changed(part, output_tokens=made, estimated=True)
+        made = self._made or Output()
+        if not self._reader.lacks_output and (made.is_guess or not made.tokens):
+            return part  # a whole response without output
+        return _changed(
+            part,
+            output_tokens=made.tokens,
+            output_audio_tokens=made.audio_tokens,
+            output_image_tokens=made.image_tokens,
+            estimated=True,
+        )
+
+
+def _lacks_output(part: Part) -> bool:
+    """True for tokens of the input alone: output that passed is not reported yet, or never."""
+    usage = part.usage
+    has_input = bool(usage.input_tokens) and not usage.output_tokens
+    return has_input and part.billed is None and usage.billed_nano_usd is None
 
 
 def _is_half(usage: Usage) -> bool:

@@ -70,7 +70,8 @@ class Anthropic(FormatReader):
         "message.usage", "delta.stop_reason", "result.message.model", "result.message.usage",
         "result.message.stop_reason", *ERROR_PLACES,
     )  # fmt: skip
-    texts = (b'"text":', b'"thinking":', b'"partial_json":')
+    texts = (b'"text":', b'"thinking":', b'"partial_json":', b'"content":')
+    thoughts, seals = (b'"thinking":',), (b'"signature":',)
 
     def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
         super().__init__(sent, ignored_fields)

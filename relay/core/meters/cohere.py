@@ -44,7 +44,7 @@ class Cohere(FormatReader):
     """Reads the documents of one response; the last usage counts."""
 
     wanted = Wanted("usage", "meta", "delta.usage", "response.meta", *ERROR_PLACES)
-    texts = (b'"text":',)
+    texts = (b'"text":', b'"thinking":', b'"tool_plan":', b'"arguments":', b'"parameters":')
 
     def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
         super().__init__(sent, ignored_fields)

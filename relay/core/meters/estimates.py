@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 
 import msgspec
 
 from relay.core import media
-from relay.core.fields import STRING_TEXT, UNREADABLE
+from relay.core.fields import UNREADABLE
 from relay.core.meters import speech
+from relay.core.meters.output_estimate import Output
 from relay.core.meters.sent_call import SentCall
-from relay.core.usage import BYTES_PER_TOKEN, Part, Parts, Usage
+from relay.core.usage import Part, Parts, Usage
 
 Header = Callable[[str], str | None]
 ESTIMATED = frozenset({"chat", "completion", "responses", "messages", "generate", "interactions"})
@@ -82,53 +83,17 @@ def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | No
     return Part(None, Usage(characters=round(count))) if count is not None else None
 
 
-def estimate_parts(format_: str, sent: SentCall, model: str | None, made: int | None) -> Parts:
-    """Return the usage of a response that reports none. `made` are estimated output tokens; None if
-    they are not estimated.
-    """
+def estimate_parts(format_: str, sent: SentCall, model: str | None, output: Output | None) -> Parts:
+    """Return the usage of a response that reports none. `output` is None if it is not estimated."""
     if sent.kind == "speech" and (spoken := speech.characters(format_, sent)) is not None:
         return (Part(model, Usage(characters=spoken)),)
     if sent.kind == "image":
         return (Part(model, Usage(images=images_requested(sent.body), estimated=True)),)
     if sent.kind == "transcription" and (heard_ms := media.audio_ms(sent.body, sent.length)):
         return (Part(model, Usage(audio_ms=heard_ms, estimated=True)),)
-    if made is not None:
-        return (Part(model, Usage(sent.input_tokens, made, estimated=True)),)
+    if output is not None:
+        return (Part(model, output.usage(sent.input_tokens)),)
     pays = _PAYS.get(format_)
     if sent.kind in _PAID or (pays is not None and pays.search(sent.endpoint)):
         return (Part(model, Usage(incomplete=True)),)
     return ()
-
-
-_SAMPLED_BYTES = 32 * 1024
-_REST = rb'\s*"(' + STRING_TEXT + rb")"
-
-
-class TextEstimator:
-    """Estimates the output tokens of a response from its chunks. `keys` are the JSON keys of its
-    texts, such as `"content":`. The share of text is measured in the first bytes only.
-    """
-
-    __slots__ = ("_bytes", "_held", "_held_bytes", "_keys")
-
-    def __init__(self, keys: Sequence[bytes]) -> None:
-        self._keys = keys
-        self._bytes = self._held_bytes = 0
-        self._held: list[bytes] = []
-
-    def feed(self, chunk: bytes) -> None:
-        """Count one chunk."""
-        self._bytes += len(chunk)
-        if self._held_bytes < _SAMPLED_BYTES:
-            self._held.append(chunk)
-            self._held_bytes += len(chunk)
-
-    @property
-    def tokens(self) -> int:
-        """The estimated number of tokens."""
-        start = b"".join(self._held)[:_SAMPLED_BYTES]
-        if not start or not self._keys:
-            return 0
-        pattern = b"(?:" + b"|".join(map(re.escape, self._keys)) + b")" + _REST
-        text_bytes = sum(len(text) for text in re.findall(pattern, start, re.DOTALL))
-        return round(text_bytes * self._bytes / len(start) / BYTES_PER_TOKEN)

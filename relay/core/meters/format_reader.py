@@ -23,7 +23,15 @@ class FormatReader(ABC):
     needle: ClassVar[bytes] = b'"usage'
     """The beginning of the usage's key in every event that reports usage."""
     texts: ClassVar[tuple[bytes, ...]] = ()
-    """The JSON keys of the texts in a stream."""
+    """The JSON keys of the texts that the model made."""
+    stream_texts: tuple[bytes, ...] = ()
+    """Their keys in a stream that repeats each text at its end; empty if they are the same."""
+    thoughts: ClassVar[tuple[bytes, ...]] = ()
+    """Those of `texts` that are thoughts, where the thoughts have seals."""
+    seals: ClassVar[tuple[bytes, ...]] = ()
+    """The keys of encrypted thoughts, in base64."""
+    media_characters: ClassVar[int] = 0
+    """How many characters of base64 under `data` are an audio token; 0: there is no such output."""
     mark: ClassVar[bytes] = b""
     """A response that contains these bytes used something that its usage does not include."""
 

@@ -161,7 +161,9 @@ class Google(FormatReader):
         "interaction.usage", "interaction.service_tier", "interaction.background",
         "name", "done", *ERROR_PLACES,
     )  # fmt: skip
-    texts = (b'"text":',)
+    texts = (b'"text":', b'"code":', b'"stringValue":', b'"arguments":')
+    seals = (b'"signature":',)
+    media_characters = 2560  # a second: 48,000 bytes of PCM, 25 tokens
     mark = b'"webSearchQueries"'
     """Marks responses with web searches, which are billed in addition to tokens."""
 

@@ -248,6 +248,7 @@ _run = Reader(_Run)
 _svg_usage = Reader(_SvgUsage)
 _tool_usage = Reader(_ToolUsage)
 _usage_info = Reader(_UsageInfo)
+_DELTAS = (b'"delta":',)
 
 
 class OpenAI(FormatReader):
@@ -262,11 +263,14 @@ class OpenAI(FormatReader):
     )  # fmt: skip
     texts = (
         b'"content":', b'"reasoning_content":', b'"reasoning":', b'"arguments":', b'"text":',
-        b'"delta":',
+        b'"delta":', b'"refusal":', b'"transcript":',
     )  # fmt: skip
+    media_characters = 3200  # a second: 48,000 bytes of PCM, 20 tokens
 
     def __init__(self, sent: SentCall, ignored_fields: IgnoredFields) -> None:
         super().__init__(sent, ignored_fields)
+        if sent.kind == "responses":
+            self.stream_texts = _DELTAS
         self._reported: Usage | None = None
         self._heard_ms: int | None = None
         self._tier = ""
