@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from relay.core.exchange import Exchange
 from relay.core.key_refusals import refusal_in_message
-from relay.core.meters.socket_meter import OpenedSession, SocketMeter
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter, has_escape
 from relay.core.meters.socket_meters import socket_meter
 from relay.core.meters.turns import HEAD_BYTES, Turns
 from relay.core.provider import Route
@@ -30,7 +30,7 @@ def observe_session(
     session: Session, route: Route, query: str, gateway: Gateway
 ) -> tuple[Observer | None, Observer | None]:
     """Return the observers of the client's and the provider's messages. An observer costs one
-    Python call and one or two searches in C for each message in which it finds nothing.
+    Python call and one to three searches in C for each message in which it finds nothing.
     """
     exchange, sides = session.exchange, (session.downstream, session.upstream)
     opened = OpenedSession(route.endpoint, query, exchange.request.model, *sides, gateway.clock)
@@ -56,7 +56,10 @@ def _observer_of_sent(
 
     def sent(data: bytes) -> None:
         try:
-            if meter.sent_filter is not None and (len(data) > max_bytes or meter.sent_filter(data)):
+            prefilter = meter.sent_filter
+            if prefilter is not None and (
+                len(data) > max_bytes or prefilter(data) or has_escape(data)
+            ):
                 meter.sent(data)
                 _name_model(exchange, meter)
             if turns.sent_filter is not None and turns.sent_filter(data, 0, HEAD_BYTES):

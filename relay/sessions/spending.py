@@ -18,7 +18,7 @@ from relay.core.budgets import utc_text
 from relay.core.error_bodies import socket_event
 from relay.core.errors import BudgetExhausted, PriceUnknown, RelayError
 from relay.core.exchange import Exchange
-from relay.core.meters.socket_meter import ESCAPE, Order, SocketMeter
+from relay.core.meters.socket_meter import Order, SocketMeter, has_escape
 from relay.core.named_models import places_of_session, socket_rule
 from relay.core.usage import CallBound, Part
 from relay.gateway import Gateway
@@ -175,7 +175,7 @@ class _SessionSpender:
         if meter is not None and meter.order_filter is not None:
             # A search for one text after another is ten times as fast as one for either.
             is_long = len(data) > meter.searched_bytes
-            if is_long or meter.order_filter(data) or ESCAPE in data:
+            if is_long or meter.order_filter(data) or has_escape(data):
                 order = self._order_of(meter, data)
         sent_bytes = self._session.downstream.bytes + len(data)
         if order is None and self._is_priced:

@@ -13,13 +13,13 @@ from relay.core.fields import STRING_TEXT
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
-    ESCAPE,
     OpenedSession,
     Order,
     Payload,
     ResponseCounts,
     SocketMeter,
     compile_prefilter,
+    has_escape,
     of_base64,
 )
 from relay.core.meters.tolerant_json import text_of
@@ -86,7 +86,7 @@ class GoogleLive(SocketMeter):
         setup = _SETUP.of(data)
         if b"setup" in data and setup:
             limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
-            if len(limits) == 1 and ESCAPE not in data:
+            if len(limits) == 1 and not has_escape(data):
                 limit = limits[0].decode("ascii", "replace")
                 self.output_limit = whole_number(limit, 1, _MAX_TOKENS)
             return None

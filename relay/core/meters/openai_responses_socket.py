@@ -15,13 +15,13 @@ from relay.core.meters import openai
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.socket_meter import (
-    ESCAPE,
     OpenedSession,
     Order,
     Payload,
     ResponseCounts,
     SocketMeter,
     compile_prefilter,
+    has_escape,
 )
 from relay.core.meters.tolerant_json import IgnoredFields, text_of
 from relay.core.numbers import whole_number
@@ -222,10 +222,10 @@ def output_limit(
     """Return the limit of the output that a message sets in one of `places`: `otherwise` if it sets
     none, None if it sets no limit, or one that the provider might read in another way.
     """
-    if _OUTPUT_LIMIT not in data and ESCAPE not in data:
+    if _OUTPUT_LIMIT not in data and not has_escape(data):
         return otherwise
     limits = [message[place] for place in places if place in message]
-    is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and ESCAPE not in data
+    is_plain = len(limits) == 1 and data.count(_OUTPUT_LIMIT) == 1 and not has_escape(data)
     return max_tokens_of(limits[0]) if is_plain else None
 
 

@@ -56,8 +56,15 @@ class OpenedSession:
         return paths.query_value(self.query, name)
 
 
-ESCAPE = b"\\u00"
-"""A message with this may write the names that a prefilter searches in another way."""
+_BACKSLASH, _ESCAPE = b"\\", b"\\u00"
+
+
+def has_escape(data: bytes) -> bool:
+    """True if a message of the client may write the names that a prefilter searches in another way:
+    it is read without the prefilter. To search apart for one byte, which most messages do not have,
+    is ten times as fast as a prefilter with this alternative.
+    """
+    return _BACKSLASH in data and _ESCAPE in data
 
 
 class ResponseCounts(NamedTuple):
@@ -83,11 +90,11 @@ class Order(NamedTuple):
 
 
 class SocketMeter:
-    """Reads the messages that match its prefilters: `sent` those of the client, `received` those of
-    the provider. sessions/observers.py calls both.
+    """Reads the messages that match its prefilters: `sent` those of the client, also if
+    `has_escape`, and `received` those of the provider. sessions/observers.py calls both.
 
     For budgets, a meter also bounds what a session may use next: `order_of` before a message of the
-    client is relayed, if `order_filter` matches it or it has an ESCAPE, and `next_response` at any
+    client is relayed, if `order_filter` matches it or it `has_escape`, and `next_response` at any
     time.
     """
 

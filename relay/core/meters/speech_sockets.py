@@ -10,12 +10,12 @@ import msgspec
 from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, text
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
-    ESCAPE,
     MAX_PARTS,
     OpenedSession,
     Order,
     SocketMeter,
     compile_prefilter,
+    has_escape,
 )
 from relay.core.meters.tolerant_json import count_of, text_of
 from relay.core.usage import CallBound, Part, Parts, Usage
@@ -29,8 +29,7 @@ class Characters(SocketMeter):
     def __init__(self, opened: OpenedSession, field_: str, type_: str = "") -> None:
         super().__init__(opened)
         self._field, self._type = field_, type_
-        # The name of the field may be written with escapes.
-        self.sent_filter = self.order_filter = compile_prefilter(rf'"{field_}"|\\u00')
+        self.sent_filter = self.order_filter = compile_prefilter(f'"{field_}"')
 
     def sent(self, data: bytes) -> None:
         message = _TEXT.of(data)
@@ -47,7 +46,7 @@ class Characters(SocketMeter):
     def order_of(self, data: bytes) -> Order | None:
         # No text has more characters than bytes.
         characters = self._characters(data) if len(data) <= MAX_TEXT_BYTES else None
-        if characters is None or ESCAPE in data:
+        if characters is None or has_escape(data):
             characters = len(data)
         named = text_of(_TEXT.of(data).get("model_id"))
         return Order(CallBound(characters=characters, units=1), named) if characters else None

@@ -9,13 +9,20 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from relay.core.meters.socket_meter import OpenedSession, Payload, SocketMeter, bytes_a_second
+from relay.core.meters.socket_meter import (
+    OpenedSession,
+    Payload,
+    SocketMeter,
+    bytes_a_second,
+    has_escape,
+)
 from relay.core.meters.socket_meters import socket_meter
 from relay.core.usage import Part, Usage, total
 
@@ -56,7 +63,7 @@ class Session:
             data = _bytes(message)
             self._count(self.client, data)
             prefilter = self.meter.sent_filter
-            if prefilter is not None and (len(data) > self.meter.searched_bytes or prefilter(data)):
+            if prefilter is not None and (len(data) > self.meter.searched_bytes or prefilter(data) or has_escape(data)):
                 self.meter.sent(data)
         return self
 
@@ -309,6 +316,23 @@ def test_the_order_of_fields_and_spaces_do_not_matter(name: str) -> None:
 
         session = _play(name, change)
         assert session.parts == expected and session.meter.requested_model == requested_model
+
+
+def _escaped(message: Message) -> bytes:
+    """Write the first letter of all names, and of all types, as an escape."""
+    if isinstance(message, bytes):
+        return message
+    written = json.dumps(message)
+    return re.sub(r'"([a-z])(?=\w*"\s*:)|(?<="type": ")([a-z])', lambda found: ('"' if found[1] else "") + f"\\u00{ord(found[1] or found[2]):x}", written).encode()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_that_the_client_writes_with_escapes_are_read(name: str) -> None:
+    template, messages, expected, requested_model = CASES[name]
+    session = Session(template.format, template.endpoint, template.query, template.model)
+    for side, message in messages:
+        session.up(_escaped(message)) if side == UP else session.down(message)
+    assert session.parts == expected and session.meter.requested_model == requested_model
 
 
 @pytest.mark.parametrize("padding_bytes", [60_000, 400_000])
