@@ -67,6 +67,16 @@ def has_escape(data: bytes) -> bool:
     return _BACKSLASH in data and _ESCAPE in data
 
 
+_ascii_escape = re.compile(rb"\\u00[2-7]").search
+
+
+def has_ascii_escape(data: bytes) -> bool:
+    """True if a name may be written with escapes. Other letters than those of names are often
+    written with escapes, in texts.
+    """
+    return _BACKSLASH in data and _ascii_escape(data) is not None
+
+
 class ResponseCounts(NamedTuple):
     """How many responses a session has begun, how many of them run, and how many orders of the
     client the provider has refused."""

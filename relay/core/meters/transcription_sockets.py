@@ -7,21 +7,22 @@ that the client sent, by its declared format, or otherwise the duration of the s
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
-from relay.core.fields import UNREADABLE, field
+from relay.core.fields import UNREADABLE
 from relay.core.meters.documents import Document, Wanted
 from relay.core.meters.socket_meter import (
     OpenedSession,
-    Order,
-    Payload,
     TimedSession,
     bytes_a_second,
     compile_prefilter,
+    has_ascii_escape,
     of_base64,
 )
 from relay.core.meters.tolerant_json import milliseconds, text_of
-from relay.core.usage import CallBound, Part, Parts, Usage
+from relay.core.usage import Part, Parts, Usage
 
 
 class HeardAudio(TimedSession):
@@ -30,7 +31,7 @@ class HeardAudio(TimedSession):
     are audio.
     """
 
-    __slots__ = ("_audio", "_bytes_a_s", "_payload", "reported_ms")
+    __slots__ = ("_audio_key", "_bytes_a_s", "_characters", "reported_ms")
 
     def __init__(self, opened: OpenedSession, audio: str = "") -> None:
         super().__init__(opened)
@@ -40,23 +41,29 @@ class HeardAudio(TimedSession):
             opened.parameter("encoding") or opened.parameter("audio_format"),
             opened.parameter("sample_rate"),
         )
-        self._payload: Payload | None = None
-        self._audio = audio
-        if audio:
-            self._payload = Payload(opened.client)
-            self.sent_filter = compile_prefilter(f'"{audio}"')
-
-    def order_of(self, data: bytes) -> Order | None:
-        """Bound the audio of a message; the seconds of a format without a rate are not known."""
-        audio_ms = len(data) * 1000 // self._bytes_a_s if self._bytes_a_s else 0
-        return Order(CallBound(audio_ms=audio_ms, units=1)) if audio_ms else None
+        self._characters = 0
+        """The base64 that the client has sent."""
+        self._audio_key = re.compile(rb'"%b"\s*:\s*"' % audio.encode()) if audio else None
+        self.sent_filter = compile_prefilter(f'"{audio}"' if audio else "")
 
     def sent(self, data: bytes) -> None:
-        """Sample the size of the audio in one message, as all have the same form."""
-        raw = field(data, self._audio)
-        if self._payload is not None and memoryview(raw).nbytes:
-            self._payload.sample(data, memoryview(raw).nbytes - 2)
-            self.sent_filter = None
+        """Count the base64 in a message. Nothing is decoded: base64 has no quotes."""
+        if self._audio_key is None:
+            return
+        found = self._audio_key.search(data)
+        if found is None:
+            self._characters += len(data) if has_ascii_escape(data) else 0
+            return
+        start = found.end()
+        end = data.find(b'"', start)
+        around = data[: found.start()], data[end:]
+        if end < 0 or any(
+            self._audio_key.search(part) or has_ascii_escape(part) for part in around
+        ):
+            # The field is repeated. Which value the provider takes is unknown.
+            self._characters += len(data)
+        else:
+            self._characters += end - start
 
     @property
     def parts(self) -> Parts:
@@ -72,8 +79,8 @@ class HeardAudio(TimedSession):
         if self._bytes_a_s is None:
             return self.lasted_ms
         sent_bytes = self.opened.client.bytes
-        if self._payload is not None:
-            sent_bytes = of_base64(self._payload.bytes)
+        if self._audio_key is not None:
+            sent_bytes = of_base64(self._characters)
         return sent_bytes * 1000 // self._bytes_a_s
 
 

@@ -490,6 +490,39 @@ def test_without_reported_usage_the_audio_sent_or_the_elapsed_time_is_counted(se
     assert usage.estimated and abs(usage.audio_ms - audio_ms) <= 40
 
 
+SECOND = "A" * 42_668
+"""A second of 16-bit PCM at 16 kHz, in base64."""
+SCRIBE = ("elevenlabs", "v1/speech-to-text/realtime", "audio_format=pcm_16000")
+TRANSLATIONS = ("openai", "realtime/translations", "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"audio_base_64":"%b"}', b'{"message_type":"input_audio_chunk","audio_base_64":"%b","previous_text":"' + b"x" * 90_000 + b'"}', b'{"audio_base_64":' + b" " * 90_000 + b'"%b"}',
+        b'{"audio_base_64":"","audio_base_64":"%b"}', b'{"audio_base_64":"%b","audio_base_64":""}', b'{"audio_base\\u005f64":"%b"}', b'{"audio_base_64":"","audio_base\\u005f64":"%b"}', b'{"audio_base\\u005f64":"%b","audio_base_64":""}',
+    ],
+)  # fmt: skip
+def test_the_audio_of_each_message_is_counted_from_that_message(message: bytes) -> None:
+    first = Session(*SCRIBE).up(message % SECOND.encode(), *[{"audio_base_64": SECOND}] * 2)
+    later = Session(*SCRIBE).up({"audio_base_64": SECOND}, *[message % SECOND.encode()] * 2)
+    for session in (first, later):
+        [(_, usage)] = session.parts
+        assert 3000 <= usage.audio_ms <= 3010
+
+
+def test_the_audio_of_a_translation_is_counted_under_a_name_with_escapes() -> None:
+    plain = Session(*TRANSLATIONS).up(*[{"type": "session.input_audio_buffer.append", "audio": "A" * 64_000}] * 3)
+    escaped = Session(*TRANSLATIONS).up(*[b'{"type":"session.input_audio_buffer.append","aud\\u0069o":"%b"}' % (b"A" * 64_000)] * 3)
+    assert [plain.parts[0][1].audio_ms, round(escaped.parts[0][1].audio_ms, -1)] == [3000, 3000]
+
+
+def test_messages_without_audio_count_no_audio() -> None:
+    settings = {"type": "session.update", "session": {"audio": {"output": {"language": "de"}}, "note": "é" * 1000}}
+    session = Session(*TRANSLATIONS).up({"type": "session.input_audio_buffer.append", "audio": "A" * 64_000}, *[settings] * 50)
+    assert session.parts[0][1].audio_ms == 1000
+
+
 @pytest.mark.parametrize("place", [("deepgram", "v1/listen"), ("deepgram", "v2/listen"), ("cartesia", "stt/websocket"), ("elevenlabs", "v1/speech-to-text/realtime"), ("openai", "realtime/translations"), ("openai", "stt"), ("openai", "realtime"), ("openai", "responses"), ("openai", "live/sessions"), ("google", "BidiGenerateContent")])
 def test_a_session_in_which_nothing_was_sent_has_no_usage(place: tuple[str, str]) -> None:
     session = Session(*place)
