@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from relay.core import media
-from relay.core.fields import STRING_TEXT
+from relay.core.fields import STRING_TEXT, pairs
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
@@ -82,9 +82,12 @@ class GoogleLive(SocketMeter):
             self._context_tokens = len(data) // BYTES_PER_TOKEN
 
     def order_of(self, data: bytes) -> Order | None:
+        is_ordered = self.order_filter is not None and self.order_filter(data)
+        if not is_ordered and not has_escape(data):
+            return None  # audio, which _heard_tokens counts
         self._written_tokens += media.input_tokens(data, "google")
         setup = _SETUP.of(data)
-        if b"setup" in data and setup:
+        if setup and {name for name, _ in pairs(data) or ()} == {"setup"}:
             limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
             if len(limits) == 1 and not has_escape(data):
                 limit = limits[0].decode("ascii", "replace")

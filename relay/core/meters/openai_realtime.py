@@ -6,6 +6,8 @@ input, xAI's seconds. openai_responses_socket.py reads the usage of responses.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from relay.core import media
@@ -25,6 +27,7 @@ from relay.core.meters.socket_meter import (
     bytes_a_second,
     compile_prefilter,
     of_base64,
+    types_of,
 )
 from relay.core.meters.tolerant_json import Reader, Seconds, text_of
 from relay.core.usage import BYTES_PER_TOKEN, CallBound, Part, Parts, Usage
@@ -37,7 +40,7 @@ _TRANSCRIBERS = (
     "session.input_audio_transcription.model", "session.audio.input.transcription.model",
 )  # fmt: skip
 _SESSION_LIMITS = ("session.max_output_tokens", "session.max_response_output_tokens")
-_ORDERED = Wanted("type", "session.model", *OUTPUT_LIMITS, *_SESSION_LIMITS)
+_ORDERED = Wanted("session.model", *OUTPUT_LIMITS, *_SESSION_LIMITS)
 _MAX_MODELS = 4
 _INPUT_AUDIO_TOKENS_A_SECOND = 10
 _OUTPUT_AUDIO_TOKENS_A_SECOND = 20
@@ -146,12 +149,14 @@ class Realtime(ResponseMeter):
         return audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
 
     def order_of(self, data: bytes) -> Order | None:
-        self._written_tokens += media.input_tokens(data, "openai")
+        kinds = types_of(data)
+        if kinds.isdisjoint(_TEXTUAL):
+            return None  # audio, which _heard_tokens counts
+        self._written_tokens += media.input_tokens(_AUDIO.sub(b"", data), "openai")
         message = _ORDERED.of(data)
-        kind = text_of(message.get("type"))
-        if kind in (None, "session.update"):
+        if not kinds.isdisjoint(_UPDATES):
             self._ordered_update(message, data)
-        if kind not in (None, "response.create"):
+        if kinds.isdisjoint(_CREATES):
             return None
         limit = output_limit(message, data, self._next_limit, OUTPUT_LIMITS)
         bound = msgspec.structs.replace(self.next_response, output_tokens=limit)
@@ -240,6 +245,12 @@ def _transcriber(message: Document) -> str | None:
     return next((model for place in _TRANSCRIBERS if (model := text_of(message.get(place)))), None)
 
 
+_CREATES = frozenset({"response.create", None})
+_UPDATES = frozenset({"session.update", None})
+_TEXTUAL = _CREATES | _UPDATES | {"conversation.item.create"}
+"""Types of messages that belong to the input of a response. None: the type is unreadable."""
+_AUDIO = re.compile(rb'(?<="audio":)\s*"[A-Za-z0-9+/=]{1024,}+"')
+"""Audio in an item of the conversation, which _heard_tokens counts."""
 _ORDERS = r'"(?:conversation\.item\.create|session\.update|response\.create)"'
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _TRANSCRIBER = "input-transcription"

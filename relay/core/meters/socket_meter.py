@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from relay.core import paths
-from relay.core.meters.tolerant_json import IgnoredFields
+from relay.core.fields import pairs
+from relay.core.meters.tolerant_json import IgnoredFields, text_of
 from relay.core.usage import CallBound, Part, Parts, Usage
 
 MAX_PARTS = 1000
@@ -75,6 +78,20 @@ def has_ascii_escape(data: bytes) -> bool:
     written with escapes, in texts.
     """
     return _BACKSLASH in data and _ascii_escape(data) is not None
+
+
+def readings(data: bytes, name: str) -> list[msgspec.Raw]:
+    """Return the values of a field of a message: several if its name is repeated, because parsers
+    differ in which of them they take. Empty for a message that is no JSON object.
+    """
+    return [raw for found, raw in pairs(data) or () if found == name]
+
+
+def types_of(data: bytes) -> set[str | None]:
+    """Return the types that a message may have for its provider; None stands for no type. For
+    messages that order something: it takes longer than reading one field.
+    """
+    return {text_of(bytes(raw)) for raw in readings(data, "type")} or {None}
 
 
 class ResponseCounts(NamedTuple):
