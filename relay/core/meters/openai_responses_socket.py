@@ -22,6 +22,7 @@ from relay.core.meters.socket_meter import (
     SocketMeter,
     compile_prefilter,
     has_escape,
+    types_of,
 )
 from relay.core.meters.tolerant_json import IgnoredFields, text_of
 from relay.core.numbers import whole_number
@@ -258,9 +259,9 @@ class Responses(ResponseMeter):
         """Tokens of the last responses, which are input of a response that continues them."""
 
     def sent(self, data: bytes) -> None:
-        message = _CREATE.of(data)
-        if text_of(message.get("type")) != "response.create":
+        if "response.create" not in types_of(data):
             return
+        message = _CREATE.of(data)
         model = model_of(message)
         self.named(model)
         self._creates += 1
@@ -275,9 +276,9 @@ class Responses(ResponseMeter):
         return context + media.input_tokens(data, "openai")
 
     def order_of(self, data: bytes) -> Order | None:
-        message = _CREATE.of(data)
-        if text_of(message.get("type")) not in (None, "response.create"):
+        if types_of(data).isdisjoint({None, "response.create"}):
             return None
+        message = _CREATE.of(data)
         input_tokens = self._input_tokens(message, data, self._last_tokens)
         limit = output_limit(message, data, None, OUTPUT_LIMITS)
         bound = CallBound(input_tokens, limit, may_hold_audio=True, units=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, text
+from relay.core.fields import MAX_FIELD_BYTES, MAX_TEXT_BYTES, UNREADABLE, field, items, text
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
     MAX_PARTS,
@@ -15,7 +15,10 @@ from relay.core.meters.socket_meter import (
     Order,
     SocketMeter,
     compile_prefilter,
+    has_ascii_escape,
     has_escape,
+    readings,
+    types_of,
 )
 from relay.core.meters.tolerant_json import count_of, text_of
 from relay.core.usage import CallBound, Part, Parts, Usage
@@ -24,16 +27,19 @@ from relay.core.usage import CallBound, Part, Parts, Usage
 class Characters(SocketMeter):
     """Counts the characters of one field in the client's messages, of those with `type_` if set."""
 
-    __slots__ = ("_field", "_type")
+    __slots__ = ("_field", "_key", "_type")
 
     def __init__(self, opened: OpenedSession, field_: str, type_: str = "") -> None:
         super().__init__(opened)
         self._field, self._type = field_, type_
+        self._key = f'"{field_}"'.encode()
         self.sent_filter = self.order_filter = compile_prefilter(f'"{field_}"')
 
     def sent(self, data: bytes) -> None:
         message = _TEXT.of(data)
-        if self._type and text_of(message.get("type")) != self._type:
+        is_ambiguous = _is_ambiguous(data, b'"type"')
+        kinds = types_of(data) if is_ambiguous else {text_of(message.get("type"))}
+        if self._type and self._type not in kinds:
             return
         model = text_of(message.get("model_id"))
         self.named(model)
@@ -53,7 +59,13 @@ class Characters(SocketMeter):
 
     def _characters(self, data: bytes) -> int | None:
         """Return the number of characters for speech; None if the text is too long to count."""
-        raw = field(data, self._field)
+        if not _is_ambiguous(data, self._key):
+            return self._spoken(field(data, self._field))
+        counts = [self._spoken(raw) for raw in readings(data, self._field)]
+        return None if None in counts else max(filter(None, counts), default=0)
+
+    def _spoken(self, raw: msgspec.Raw) -> int | None:
+        """Do the same for a value of the field."""
         if memoryview(raw).nbytes > MAX_TEXT_BYTES:
             return None
         spoken = text(raw)
@@ -62,6 +74,11 @@ class Characters(SocketMeter):
 
 
 _TEXT = Wanted("type", "model_id")
+
+
+def _is_ambiguous(data: bytes, key: bytes) -> bool:
+    """True if a message may have several fields with this name."""
+    return data.count(key) > 1 or has_ascii_escape(data)
 
 
 class _Line(msgspec.Struct):
@@ -79,14 +96,21 @@ class Dialogue(Characters):
     def __init__(self, opened: OpenedSession) -> None:
         super().__init__(opened, "inputs")
 
-    def _characters(self, data: bytes) -> int | None:
-        raw = field(data, "inputs")
+    def _spoken(self, raw: msgspec.Raw) -> int | None:
         if memoryview(raw).nbytes > MAX_FIELD_BYTES:
             return None
+        written = bytes(raw)
         try:
-            return sum(len(line.text) for line in _lines(raw))
+            lines = _lines(written)
         except UNREADABLE:
             return 0
+        if written.count(b'"text"') > len(lines) or has_ascii_escape(written):
+            return sum(_longest_text(written[start:end]) for start, end in items(written))
+        return sum(len(line.text) for line in lines)
+
+
+def _longest_text(line: bytes) -> int:
+    return max((len(text(raw) or "") for raw in readings(line, "text")), default=0)
 
 
 class FluxSpeech(Characters):

@@ -490,6 +490,72 @@ def test_without_reported_usage_the_audio_sent_or_the_elapsed_time_is_counted(se
     assert usage.estimated and abs(usage.audio_ms - audio_ms) <= 40
 
 
+SPEECH = {
+    "elevenlabs": (Session("elevenlabs", "v1/text-to-speech/v/stream-input"), b'"text":"%b"', b"{%b,%b}"),
+    "elevenlabs dialogue": (Session("elevenlabs", "v1/text-to-dialogue/stream-input"), b'"text":"%b"', b'{"inputs":[{%b,%b}]}'),
+    "elevenlabs dialogues": (Session("elevenlabs", "v1/text-to-dialogue/stream-input"), b'"inputs":[{"text":"%b"}]', b"{%b,%b}"),
+    "cartesia": (Session("cartesia", "tts/websocket"), b'"transcript":"%b"', b"{%b,%b}"),
+    "deepgram": (Session("deepgram", "v1/speak"), b'"text":"%b"', b'{"type":"Speak",%b,%b}'),
+    "deepgram, two types": (Session("deepgram", "v1/speak"), b'"text":"%b"', b'{"type":"Speak",%b,"type":"Flush",%b}'),
+    "xai": (Session("openai", "tts"), b'"delta":"%b"', b'{"type":"text.delta",%b,%b}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPEECH)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_a_repeated_text_the_longest_counts(name: str, is_first: bool) -> None:
+    template, field_, message = SPEECH[name]
+    texts = [b"long" * 25, b"a"] if is_first else [b"a", b"long" * 25]
+    data = message % tuple(field_ % each for each in texts)
+    session = Session(template.format, template.endpoint).up(data)
+    assert sum(usage.characters for _, usage in session.parts) == 100
+    order = session.meter.order_of(data)
+    assert order is not None and order.bound.characters >= 100
+
+
+@pytest.mark.parametrize("endpoint", ["realtime", "responses"])
+@pytest.mark.parametrize("data", [b'{"type":"response.create","type":"x"}', b'{"type":"x","type":"response.create"}', b'{"t\\u0079pe":"response\\u002ecreate","type":"x"}'])
+def test_a_message_with_two_types_orders_what_either_orders(endpoint: str, data: bytes) -> None:
+    order = Session("openai", endpoint, "", "m").meter.order_of(data)
+    assert order is not None and order.is_response
+
+
+LARGE = b"A" * 300_000
+SPOKEN_FORMAT = {"type": "session.created", "session": {"model": "m", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}}
+REALTIME_APPEND, GEMINI_AUDIO = b'{"type":"input_audio_buffer.append","audio":"%b"}' % LARGE, b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm","data":"%b"}}}' % LARGE
+
+
+def test_a_large_message_of_audio_is_counted_as_audio() -> None:
+    spoken = Session("openai", "realtime", "", "m").down(SPOKEN_FORMAT)
+    gemini = Session("google", "BidiGenerateContent", "", "m")
+    for session, message, tokens_a_s, bytes_a_s in ((spoken, REALTIME_APPEND, 10, 48_000), (gemini, GEMINI_AUDIO, 25, 32_000)):
+        before = session.meter.next_response
+        assert before is not None
+        assert session.meter.order_of(message) is None
+        after = session.up(message).meter.next_response
+        assert after is not None
+        expected = len(LARGE) * 3 // 4 * tokens_a_s // bytes_a_s
+        assert abs(after.input_tokens - before.input_tokens - expected) <= 1
+
+
+def test_the_audio_of_an_item_is_counted_as_audio() -> None:
+    session = Session("openai", "realtime", "", "m").down(SPOKEN_FORMAT)
+    item = {"type": "conversation.item.create", "item": {"type": "message", "content": [{"type": "input_audio", "audio": LARGE.decode()}]}}
+    data = json.dumps(item, separators=(",", ":")).encode()
+    assert session.meter.order_of(data) is None
+    bound = session.up(data).meter.next_response
+    assert bound is not None and bound.input_tokens < 150
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"realtimeInput":{"text":"%b"}}' % LARGE, b'{"clientContent":{"turns":[{"parts":[{"text":"%b"}]}]}}' % LARGE, b'{"setup":{"model":"m"},"clientContent":{"turns":[{"parts":[{"text":"%b"}]}]}}' % LARGE],
+)  # fmt: skip
+def test_a_large_text_for_gemini_orders_a_response(data: bytes) -> None:
+    order = Session("google", "BidiGenerateContent", "", "m").meter.order_of(data)
+    assert order is not None and order.bound.input_tokens >= len(LARGE) // 4
+
+
 SECOND = "A" * 42_668
 """A second of 16-bit PCM at 16 kHz, in base64."""
 SCRIBE = ("elevenlabs", "v1/speech-to-text/realtime", "audio_format=pcm_16000")
