@@ -221,6 +221,8 @@ class Account:
     """The part of `charged` that is in the database."""
     is_stored: bool = False
     """True if the database is known to have the row of the lease."""
+    may_be_stored: bool = False
+    """True if money was leased, even if no answer came: the database may have the row."""
     used_s: float = 0.0
     """When a call last reserved money."""
     others_nano: int = 0
@@ -230,6 +232,8 @@ class Account:
     """What an administrator had added to the limit by then."""
     waiting: int = 0
     """Number of calls that wait for more money."""
+    changes: int = 0
+    """Number of changes of the lease in the database that run, or wait for the lock."""
     calls: int = 0
     """Number of calls that will be charged here, including those that have reserved nothing."""
     recalled_s: float = 0.0

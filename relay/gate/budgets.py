@@ -370,8 +370,8 @@ class Budgets:
         try:
             while account.free_nano < needed_nano:
                 state = await self._leases.provide(account, needed_nano)
-                if state is None:
-                    continue
+                if state is None or account.free_nano >= needed_nano:
+                    continue  # the budget has too little for others that wait
                 if account.reserved_nano and not is_recorded:
                     is_recorded = True
                     await self._recorded()  # calls that have ended may still hold money

@@ -6,7 +6,10 @@ transactions, core/budgets.py the arithmetic.
 
 What the database has granted to a lease is never less than what the account knows of: the account
 is reduced before money is given back, and increased after money was granted. A statement whose
-result is unknown is safe, for the next one returns the true amount.
+result is unknown is safe, for the next one returns what the account does not know of.
+
+Every transaction runs in a task of its own, which holds the lock of the account until it has ended:
+a client that leaves interrupts neither the transaction nor the use of its result.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from relay import log
 from relay.core.budgets import Account, BudgetCounts, BudgetRule, span_of
@@ -73,7 +78,9 @@ class Leases:
         """Accounts that no further call uses, until their leases are closed."""
         self.generation = 0
         """While it stays the same, `account` returns the same accounts, until their periods end."""
-        self._beating = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
+        self._changes: set[asyncio.Task[None]] = set()
+        """Changes in the database that run, also those whose callers were cancelled."""
         self._requests: dict[Account, list[_Request]] = {}
         self._recalls: dict[Account, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -129,23 +136,55 @@ class Leases:
         """Write the heartbeat, unless another call has just done so. A process that counts as dead
         begins again, with new leases. Raises STORE_ERRORS.
         """
-        async with self._beating:
-            if not self.may_spend(self.clock()):
-                await self._beat()
+        if not self.may_spend(self.clock()):
+            await self._beat()
 
     async def _beat(self) -> None:
+        """Write the heartbeat; calls that need it at once share one attempt."""
+        task = self._beating
+        if task is None:
+            task = self._beating = self._start(self._write_heartbeat())
+            task.add_done_callback(self._note_beaten)
+        await asyncio.shield(task)
+
+    def _note_beaten(self, _: asyncio.Task[None]) -> None:
+        self._beating = None
+
+    async def _write_heartbeat(self) -> None:
         now_s = self.clock()
         if self._is_begun and not await self.store.beat(self._worker, now_s):
-            log.warn("budgets.declared_dead", worker=self._worker)
-            for account in list(self._accounts.values()):
-                # An administrator may have released what is free.
-                account.granted_nano -= max(0, account.free_nano)
-                self._retire(account)
-            self._worker, self._is_begun = self._new_id(), False
-        if not self._is_begun:
-            await self.store.begin_worker(self._worker, now_s)
-            self._is_begun = True
+            self._begin_again()
+        while not self._is_begun:
+            self._is_begun = await self.store.begin_worker(self._worker, now_s)
+            if not self._is_begun:
+                self._begin_again()
         self._beaten_s = now_s
+
+    def _begin_again(self) -> None:
+        """Become another process: this one counts as dead."""
+        log.warn("budgets.declared_dead", worker=self._worker)
+        for account in self._by_lease.values():
+            # An administrator may have released what is free, also that of running calls.
+            _forget_free(account)
+        for account in list(self._accounts.values()):
+            self._retire(account)
+        self._worker, self._is_begun, self._beaten_s = self._new_id(), False, 0.0
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
+    async def _change(
+        self, accounts: Sequence[Account], work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Change leases in the database, one change of a lease after another. It ends by itself if
+        the caller is cancelled.
+        """
+        for account in accounts:
+            account.changes += 1
+        await asyncio.shield(self._start(_locked(accounts, work)))
 
     async def provide(self, account: Account, needed_nano: int) -> BudgetState | None:
         """Lease more, so that `needed_nano` is free. Returns the state of a budget that has too
@@ -155,11 +194,7 @@ class Leases:
         waiting = self._requests.setdefault(account, [])
         waiting.append(request)
         try:
-            async with account.lock:
-                if not request.is_answered:
-                    # One statement for all calls that wait by now.
-                    batch, waiting[:] = waiting[:], []
-                    await self._lease(account, batch)
+            await self._change((account,), partial(self._answer_request, account, request))
         finally:
             if request in waiting:
                 waiting.remove(request)
@@ -167,24 +202,44 @@ class Leases:
             raise request.error
         return request.shortage
 
-    async def _lease(self, account: Account, batch: list[_Request]) -> None:
+    async def _answer_request(self, account: Account, request: _Request) -> None:
+        if request.is_answered:
+            return
+        # One statement for all calls that wait by now.
+        waiting = self._requests[account]
+        batch, waiting[:] = waiting[:], []
+        shortage = failure = None
+        try:
+            shortage = await self._lease(account, batch)
+        except STORE_ERRORS as error:
+            failure = error
+            # Those that came in the meantime would wait as long for the same error.
+            batch, waiting[:] = [*batch, *waiting], []
+        for each in batch:
+            each.is_answered, each.shortage, each.error = True, shortage, failure
+
+    async def _lease(self, account: Account, batch: Sequence[_Request]) -> BudgetState | None:
         free_nano, missing_nano = account.free_nano, []
         for request in batch:
             if request.needed_nano > free_nano:
                 missing_nano.append(request.needed_nano - free_nano)
             free_nano = max(0, free_nano - request.needed_nano)
-        shortage = failure = None
-        if missing_nano:
-            try:
-                leased = await self.store.lease(account, missing_nano, self.clock())
-            except STORE_ERRORS as error:
-                failure = error
-            else:
-                account.granted_nano, account.is_stored = leased.granted_nano, True
-                account.note_others(leased.others_nano, leased.raised_nano)
-                shortage = leased.shortage
-        for request in batch:
-            request.is_answered, request.shortage, request.error = True, shortage, failure
+        if not missing_nano:
+            return None
+        account.may_be_stored, before = True, (account.rule, self._worker)
+        leased = await self.store.lease(account, missing_nano, self.clock())
+        account.is_stored = True
+        self._note_granted(account, leased.granted_nano, before)
+        account.note_others(leased.others_nano, leased.raised_nano)
+        return leased.shortage
+
+    def _note_granted(
+        self, account: Account, granted_nano: int, before: tuple[BudgetRule, str]
+    ) -> None:
+        """Note what a lease has. `before` is what was true when the statement began."""
+        account.granted_nano = granted_nano
+        if before != (account.rule, self._worker):
+            _forget_free(account)  # as what has changed in the meantime has done
 
     async def recall(self, account: Account) -> None:
         """Ask other processes for what they do not need, and wait until all have answered, for a
@@ -224,10 +279,15 @@ class Leases:
                 await self._give_back(account, number)
 
     async def _give_back(self, account: Account, number: int) -> None:
-        async with account.lock:
-            amount_nano = max(0, account.free_nano)
-            account.granted_nano -= amount_nano
-            account.granted_nano = await self.store.give_back(account, amount_nano, number)
+        await self._change((account,), partial(self._return_free, account, number))
+
+    async def _return_free(self, account: Account, number: int) -> None:
+        if account.lease_id not in self._by_lease:
+            return  # closed in the meantime
+        _forget_free(account)
+        before = account.rule, self._worker
+        granted_nano = await self.store.give_back(account, number)
+        self._note_granted(account, granted_nano, before)
 
     def _retire(self, account: Account) -> None:
         if self._accounts.get(account.key) is account:
@@ -250,8 +310,11 @@ class Leases:
             )
 
     async def _close(self, accounts: Iterable[Account]) -> None:
-        settled = [account for account in accounts if account.is_settled]
-        await self.store.close([account for account in settled if account.is_stored])
+        settled = [each for each in accounts if each.is_settled and not each.changes]
+        await self._change(settled, partial(self._close_settled, settled))
+
+    async def _close_settled(self, settled: Sequence[Account]) -> None:
+        await self.store.close([each for each in settled if each.is_stored or each.may_be_stored])
         for account in settled:
             self._retired.discard(account)
             self._by_lease.pop(account.lease_id, None)
@@ -262,20 +325,27 @@ class Leases:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Give everything back, within five seconds: no call runs any more, and the ledger has
+        """Give everything back, within ten seconds: no call runs any more, and the ledger has
         written what they cost.
         """
         self._stopping.set()
-        tasks = [*self._recalls.values()]
-        if self._task is not None:
-            # Not cancelled within its work: a warning that is stored must be logged too.
-            await asyncio.wait({self._task}, timeout=_STOP_S)
-            tasks.append(self._task)
-        for task in tasks:
+        recalls, own = [*self._recalls.values()], [self._task] if self._task is not None else []
+        for task in recalls:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._is_begun:
+        # Not cancelled within their work: a warning that is stored must be logged too, and what was
+        # leased must be known.
+        if running := {*own, *self._changes}:
+            await asyncio.wait(running, timeout=_STOP_S)
+        for task in own:
+            task.cancel()
+        await asyncio.gather(*recalls, *own, return_exceptions=True)
+        if self._has_rows:
             await self._logged(self._end())
+
+    @property
+    def _has_rows(self) -> bool:
+        """True if the database may have rows of this process."""
+        return self._is_begun or bool(self._by_lease)
 
     async def _end(self) -> None:
         for account in list(self._accounts.values()):
@@ -299,8 +369,7 @@ class Leases:
         await self._answer()
         now_s = self.clock()
         if not 0 <= now_s - self._beaten_s < BEAT_S:
-            async with self._beating:
-                await self._beat()
+            await self._beat()
         if not 0 <= now_s - self._tidied_s < _TIDY_S:
             self._tidied_s = now_s
             await self.tidy()
@@ -320,3 +389,20 @@ class Leases:
             if not self._is_available:
                 log.event("budgets.database_recovered")
             self._is_available = True
+
+
+async def _locked(accounts: Sequence[Account], work: Callable[[], Awaitable[None]]) -> None:
+    """Run a change of leases whose `changes` count it."""
+    try:
+        async with contextlib.AsyncExitStack() as held:
+            for account in accounts:
+                await held.enter_async_context(account.lock)
+            await work()
+    finally:
+        for account in accounts:
+            account.changes -= 1
+
+
+def _forget_free(account: Account) -> None:
+    """Let no call spend what is free: the next statement returns it to the budget."""
+    account.granted_nano -= max(0, account.free_nano)

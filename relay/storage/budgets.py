@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.budgets import MAX_SUM_NANO, Account, Charged, lease_nano, warning_level
-from relay.storage.database import Database
+from relay.storage.database import Database, insert_of
 from relay.storage.inserts import Batch, Insert, Update
 from relay.storage.tables import budget_leases, budget_workers, budgets
 
@@ -104,10 +104,18 @@ class BudgetStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin_worker(self, worker: str, now_s: float) -> None:
-        """Add a process, which has no leases yet."""
+    async def begin_worker(self, worker: str, now_s: float) -> bool:
+        """Add a process, or write its heartbeat if an attempt whose answer was lost has added it.
+        False if it counts as dead.
+        """
         row = {"id": worker, "heartbeat_s": int(now_s), "dead_s": None}
-        await self._database.change_durably(partial(_run, sa.insert(budget_workers).values(row)))
+        query = insert_of(self._database)(budget_workers).values(row)
+        query = query.on_conflict_do_update(
+            index_elements=[budget_workers.c.id],
+            set_={"heartbeat_s": int(now_s)},
+            where=budget_workers.c.dead_s.is_(None),
+        )
+        return await self._database.change_durably(partial(_run, query)) == 1
 
     async def beat(self, worker: str, now_s: float) -> bool:
         """Write the heartbeat of a process; False if it counts as dead, and must not spend what is
@@ -131,16 +139,22 @@ class BudgetStore:
 
     async def lease(self, account: Account, missing_nano: Sequence[int], now_s: float) -> Leased:
         """Add to a lease what calls miss, as far as a hard budget has it. If that is not enough for
-        all of them, the state of the budget is returned too.
+        all of them, the state of the budget is returned too. What the lease has and `account` does
+        not know of returns to the budget before: the answer that granted it was lost, or the
+        process has forgotten it on purpose.
         """
-        work = partial(_lease, account=account, missing_nano=missing_nano, now_s=now_s)
+        work = partial(
+            _lease, account=account, known_nano=account.granted_nano, missing_nano=missing_nano,
+            now_s=now_s,
+        )  # fmt: skip
         return await self._database.change_durably(work)
 
-    async def give_back(self, account: Account, amount_nano: int, answered: int) -> int:
-        """Return a part of a lease that no call has reserved, and note which recall that answers.
-        Returns what the lease has left.
+    async def give_back(self, account: Account, answered: int) -> int:
+        """Return what a lease has and `account` does not know of, and note which recall that
+        answers. Returns what the lease has left.
         """
-        work = partial(_give_back, account=account, amount_nano=amount_nano, answered=answered)
+        known_nano = account.granted_nano
+        work = partial(_give_back, account=account, known_nano=known_nano, answered=answered)
         return await self._database.change_durably(work)
 
     async def close(self, accounts: Sequence[Account]) -> None:
@@ -257,47 +271,73 @@ async def _bury(connection: AsyncConnection, now_s: int) -> list[Buried]:
 
 
 async def _lease(
-    connection: AsyncConnection, account: Account, missing_nano: Sequence[int], now_s: float
-) -> Leased:
-    lease = sa.select(budget_leases.c.granted_nano).where(budget_leases.c.id == account.lease_id)
-    held = (await connection.execute(lease.with_for_update())).scalar()
+    connection: AsyncConnection, account: Account, known_nano: int, missing_nano: Sequence[int],
+    now_s: float,
+) -> Leased:  # fmt: skip
+    held = await _held(connection, account, known_nano)
     if held is None:
         await _open(connection, account)
-        held = 0
+        held = Held(0, 0)
     of_budget, rule = _of_budget(account), account.rule
     budget = budgets.c
     query = sa.select(budget.extra_nano, budget.granted_nano, budget.reset_nano).where(of_budget)
     extra, granted, reset = (await connection.execute(query.with_for_update())).one()
-    raised = extra - reset
+    raised, granted = extra - reset, granted - held.unknown_nano
     amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
     amount = max(0, min(amount, MAX_SUM_NANO - granted))
-    if amount:
+    if amount or held.unknown_nano:
         values = {"granted_nano": granted + amount, "limit_nano": rule.limit_nano}
         await connection.execute(sa.update(budgets).where(of_budget).values(values))
-        await _grant(connection, account.lease_id, amount)
+        await _grant(connection, account.lease_id, amount - held.unknown_nano)
     is_enough, state = amount >= sum(missing_nano), None
     if not is_enough or warning_level(granted + amount - reset, rule.limit_nano + raised):
         state = await read_state(connection, account, now_s)
     others = (0 if state is None else state.lost_nano) - reset
-    return Leased(held + amount, raised, others, None if is_enough else state)
+    return Leased(held.known_nano + amount, raised, others, None if is_enough else state)
+
+
+class Held(NamedTuple):
+    """What a lease has."""
+
+    known_nano: int
+    unknown_nano: int
+    """What its process does not know of, and therefore does not spend."""
+
+
+async def _held(connection: AsyncConnection, account: Account, known_nano: int) -> Held | None:
+    """Lock a lease, and return what it has; None if there is no such lease. `known_nano` is what
+    its process knows of.
+    """
+    lease = budget_leases.c
+    query = sa.select(lease.granted_nano, lease.spent_nano + lease.unpriced_nano)
+    query = query.where(lease.id == account.lease_id).with_for_update()
+    row = (await connection.execute(query)).first()
+    if row is None:
+        return None
+    granted, charged = map(int, row)
+    # What was charged is granted too, also if the process does not know yet that it is written.
+    unknown = max(0, granted - max(known_nano, charged))
+    return Held(granted - unknown, unknown)
 
 
 async def _give_back(
-    connection: AsyncConnection, account: Account, amount_nano: int, answered: int
+    connection: AsyncConnection, account: Account, known_nano: int, answered: int
 ) -> int:
+    held = await _held(connection, account, known_nano)
+    if held is None:
+        return known_nano
     lease = budget_leases.c
-    query = (
+    await connection.execute(
         sa.update(budget_leases)
         .where(lease.id == account.lease_id)
         .values(
-            granted_nano=lease.granted_nano - amount_nano,
+            granted_nano=lease.granted_nano - held.unknown_nano,
             answered=sa.case((lease.answered < answered, answered), else_=lease.answered),
         )
     )
-    left = (await connection.execute(query.returning(lease.granted_nano))).scalar_one()
-    if amount_nano:
-        await _add_to_budget(connection, _of_budget(account), {"granted_nano": -amount_nano})
-    return int(left)
+    if held.unknown_nano:
+        await _add_to_budget(connection, _of_budget(account), {"granted_nano": -held.unknown_nano})
+    return held.known_nano
 
 
 async def release_dead(connection: AsyncConnection, key: str, period_start_s: int) -> int:

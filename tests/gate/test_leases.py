@@ -66,12 +66,16 @@ class Unreliable(Database):
     """A database whose next transaction fails: before its commit, or after it."""
 
     fails: str = ""
+    ends: asyncio.Event | None = None
+    """Set when a transaction may end; None: at once."""
 
     @contextlib.asynccontextmanager
     async def _transaction(self, engine: Any) -> AsyncIterator[AsyncConnection]:
         fails, self.fails = self.fails, ""
         async with super()._transaction(engine) as connection:
             yield connection
+            if self.ends is not None:
+                await self.ends.wait()
             if fails == "before":
                 raise sa.exc.OperationalError("", {}, OSError())
         if fails == "after":
@@ -99,6 +103,8 @@ class Worker:
     key: str
     calls: list[BudgetUse] = field(default_factory=list)
     charges: Charges = field(default_factory=Charges)
+    ids: list[str] = field(default_factory=list)
+    """Those under which the database knows it, one after another."""
 
     def __post_init__(self) -> None:
         self.budgets = Budgets(BudgetRules((self.rule,)), self.leases, nothing)
@@ -145,8 +151,13 @@ _numbers = itertools.count()
 
 def worker(database: Database, clock: Callable[[], float], key: str, recall_others: Callable[[], Awaitable[None]] = nothing, **of_rule: Any) -> Worker:
     rule = BudgetRule(**{"name": "mine", "limit_nano": LIMIT, "period": "total"} | of_rule)
-    leases = Leases(BudgetStore(database), clock, lambda: f"worker-{next(_numbers)}", recall_others)
-    return Worker(leases, rule, key)
+    ids: list[str] = []
+
+    def new_id() -> str:
+        ids.append(f"worker-{next(_numbers)}")
+        return ids[-1]
+
+    return Worker(Leases(BudgetStore(database), clock, new_id, recall_others), rule, key, ids=ids)
 
 
 @dataclass
@@ -175,7 +186,9 @@ def stored(database: Database, key: str) -> Stored:
 
 
 class Money(RuleBasedStateMachine):
-    """Two workers on one budget, with crashes, lost answers, recalls and an administrator."""
+    """Two workers on one budget, with crashes, lost answers, recalls, an administrator, and clients
+    that leave.
+    """
 
     loop: asyncio.AbstractEventLoop
     database: Unreliable
@@ -188,6 +201,7 @@ class Money(RuleBasedStateMachine):
         self.costs = Charged()  # of all settled calls, also those whose worker crashed
         self.lost = Charged()  # the part that was never written
         self.released = 0
+        self.crashed: set[str] = set()  # ids of workers
 
     def new_worker(self) -> Worker:
         return worker(self.database, self.clock, self.key, self.answer)
@@ -212,6 +226,19 @@ class Money(RuleBasedStateMachine):
     @rule(number=st.integers(0, 1), nano=st.integers(1, 400), fails=st.sampled_from(["", "", "before", "after"]))
     def begin_call(self, number: int, nano: int, fails: str) -> None:
         self.attempt(self.workers[number].begin_call(nano), fails)
+
+    @rule(number=st.integers(0, 1), nano=st.integers(1, 400), steps=st.integers(0, 12))
+    def leave(self, number: int, nano: int, steps: int) -> None:
+        """Begin a call whose client leaves while the call waits for the database."""
+        self.attempt(self.left(self.workers[number], nano, steps))
+
+    async def left(self, each: Worker, nano: int, steps: int) -> None:
+        call = asyncio.create_task(each.begin_call(nano))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await asyncio.gather(*each.leases._changes, return_exceptions=True)
 
     @precondition(lambda self: any(each.calls for each in self.workers))
     @rule(number=st.integers(0, 1), call=st.integers(0, 9), cost=st.one_of(st.none(), st.integers(0, 500)))
@@ -245,6 +272,7 @@ class Money(RuleBasedStateMachine):
         for lease_id, account in mine.items():
             written = found.leases.get(lease_id, (0, account.written))[1]
             self.lost = self.lost.plus(Charged(*(a - b for a, b in zip(account.charged, written, strict=True))))
+        self.crashed |= {*self.workers[number].ids}
         self.workers[number] = self.new_worker()
 
     @rule()
@@ -286,8 +314,7 @@ class Money(RuleBasedStateMachine):
         found = stored(self.database, self.key)
         written = tuple(a - b for a, b in zip(self.costs, self.lost, strict=True))
         assert found.charged == written
-        live = {each for one in self.workers for each in one.leases._by_lease}
-        assert not live & set(found.leases)
+        assert {each.partition("/")[0] for each in found.leases} <= self.crashed
 
 
 def _set_up_for_speed(connection: Any, _record: Any) -> None:
@@ -383,6 +410,26 @@ async def test_a_call_that_ends_after_its_lease_was_released_is_charged_all_the_
     with pytest.raises(BudgetBusy):
         await other.begin_call(930)
     await other.begin_call(929)
+
+
+async def test_a_running_call_of_yesterday_spends_nothing_from_memory_after_its_worker_was_taken_for_dead(database: Database) -> None:
+    """What is free of yesterday's lease may have been released, and spent by another."""
+    now = [float(NOON)]
+    slow, other = await both(database, lambda: now[0], period="day")
+    use = await slow.begin_call(200)
+    await slow.begin_call(200)
+    slow.settle(1, 0)
+    (yesterday,) = use.accounts
+    assert yesterday.free_nano == 200
+    now[0] = float(yesterday.span.end_s or 0)
+    await slow.leases.keep_alive()
+    assert slow.account() is not yesterday
+    await other.leases.keep_alive()
+    now[0] += DEAD_S + 1
+    await other.leases.keep_alive()
+    await other.leases.tidy()
+    await slow.leases.keep_alive()
+    assert yesterday.free_nano == 0
 
 
 async def test_a_running_call_of_a_worker_that_was_taken_for_dead_takes_more_only_from_the_database(database: Database) -> None:
@@ -562,6 +609,125 @@ async def test_a_lease_that_is_idle_for_a_minute_returns(database: Database) -> 
     await other.begin_call(900)
     state = await state_of(database, other.account(), now[0])
     assert state.charged == Charged(spent_nano=100) and state.others_nano == 0
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+async def test_a_worker_whose_first_heartbeat_is_not_confirmed_begins_with_the_next_call(unreliable: Unreliable, fails: str) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    unreliable.fails = fails
+    with pytest.raises(StoreUnavailable):
+        await one.begin_call(10)
+    await one.begin_call(10)
+    assert await unreliable.rows(sa.select(budget_workers.c.id)) == [(one.leases.worker,)]
+
+
+async def test_a_worker_that_was_marked_dead_is_not_revived(database: Database) -> None:
+    one, _ = await both(database, lambda: NOON)
+    await one.begin_call(10)
+    store = one.leases.store
+    assert await store.begin_worker(one.leases.worker, NOON)
+    await store.bury(NOON + DEAD_S + 1)
+    assert not await store.begin_worker(one.leases.worker, NOON + DEAD_S + 1)
+    assert not await store.beat(one.leases.worker, NOON + DEAD_S + 1)
+
+
+async def leave_within_a_transaction(one: Worker, nano: int, database: Unreliable) -> None:
+    """Begin a call whose client leaves before its transaction ends."""
+    database.ends = asyncio.Event()
+    call = asyncio.create_task(one.begin_call(nano))
+    while not database._changes:
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    database.ends.set()
+    database.ends = None
+    await asyncio.gather(*one.leases._changes)
+
+
+async def test_a_client_that_leaves_during_the_first_heartbeat_does_not_stop_the_next(unreliable: Unreliable) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    await leave_within_a_transaction(one, 10, unreliable)
+    assert one.leases.may_spend(NOON)
+    await one.begin_call(10)
+
+
+async def test_money_that_was_leased_for_a_client_that_has_left_is_free_for_the_next(unreliable: Unreliable) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    await one.leases.keep_alive()
+    await leave_within_a_transaction(one, 600, unreliable)
+    assert one.account().free_nano == 600 == stored(unreliable, "mine").granted
+    await one.leases.stop()
+    assert stored(unreliable, "mine").granted == 0
+
+
+async def test_a_lease_whose_answer_was_lost_is_closed(unreliable: Unreliable) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    await one.leases.keep_alive()
+    unreliable.fails = "after"
+    with pytest.raises(StoreUnavailable):
+        await one.begin_call(600)
+    assert stored(unreliable, "mine").granted == 600
+    await one.leases.stop()
+    assert stored(unreliable, "mine") == Stored(0, Charged(), {})
+
+
+@pytest.mark.parametrize("statement", ["lease", "recall"])
+async def test_the_next_statement_returns_what_a_lost_answer_has_granted(unreliable: Unreliable, statement: str) -> None:
+    one, other = await both(unreliable, lambda: NOON)
+    await one.leases.keep_alive()
+    unreliable.fails = "after"
+    with pytest.raises(StoreUnavailable):
+        await one.begin_call(600)
+    if statement == "lease":
+        await one.begin_call(900)
+    else:
+        await other.begin_call(1000)
+
+
+@pytest.mark.parametrize("statement", ["begin_worker", "lease"])
+async def test_a_failing_statement_answers_all_calls_that_wait_for_it(database: Database, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    one, _ = await both(database, lambda: NOON)
+    if statement == "lease":
+        await one.leases.keep_alive()
+    attempts, fails = 0, asyncio.Event()
+
+    async def unavailable(*_arguments: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        await fails.wait()
+        raise DatabaseUnavailable("gone")
+
+    monkeypatch.setattr(one.leases.store, statement, unavailable)
+    calls = [asyncio.create_task(one.begin_call(10))]
+    while not attempts:
+        await asyncio.sleep(0)
+    calls += [asyncio.create_task(one.begin_call(10)) for _ in range(5)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    fails.set()
+    assert {type(each) for each in await asyncio.gather(*calls, return_exceptions=True)} == {StoreUnavailable}
+    assert attempts == 1
+
+
+async def test_a_lease_waits_for_the_end_of_a_return_whose_recall_has_timed_out(unreliable: Unreliable) -> None:
+    one, other = await both(unreliable, lambda: NOON)
+    await one.begin_call(500)
+    one.settle(0, 0)
+    await other.begin_call(10)
+    await other.leases.store.recall(other.account())
+    (recall,) = await one.leases.store.recalls(one.account().worker)
+    unreliable.ends = asyncio.Event()
+    answer = asyncio.create_task(one.leases._give_back(one.account(), recall.number))
+    while not unreliable._changes:
+        await asyncio.sleep(0)
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    call = asyncio.create_task(one.begin_call(5))
+    unreliable.ends.set()
+    unreliable.ends = None
+    await call
+    assert stored(unreliable, "mine").leases[one.account().lease_id][0] == one.account().granted_nano
+    assert one.account().granted_nano < 500
 
 
 async def test_calls_that_wait_at_once_share_a_statement(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
