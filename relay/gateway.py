@@ -331,6 +331,7 @@ class Gateway:
         self.budgets = None
         if self.leases is not None:
             self.budgets = Budgets(config.budgets, self.leases, self.ledger.recorded)
+            self.leases.renew_all(config.budgets.rules)
         if self.metrics is not None:
             self.metrics.configure(config.models, config.clients.by_name.keys())
         self.usage_refusals = UsageRefusals()

@@ -41,6 +41,8 @@ _TIDY_S = 10.0
 _IDLE_S = 60.0
 """A lease that no call has used for so long is given back."""
 _STOP_S = 5.0
+_REPORTED_AT_ONCE = 100
+"""Few enough that the heartbeat between them is in time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +78,8 @@ class Leases:
         self._by_lease: dict[str, Account] = {}
         self._retired: set[Account] = set()
         """Accounts that no further call uses, until their leases are closed."""
+        self._to_report: set[Account] = set()
+        """Accounts of which the database does not have the limit yet, or what is free again."""
         self.generation = 0
         """While it stays the same, `account` returns the same accounts, until their periods end."""
         self._beating: asyncio.Task[None] | None = None
@@ -108,7 +112,7 @@ class Leases:
             if account.rule is rule and (end_s is None or now_s < end_s):
                 return account
             if account.span == span_of(rule.period, now_s):
-                account.apply(rule)
+                self._apply(account, rule)
                 return account
             self._retire(account)
         span = span_of(rule.period, now_s)
@@ -126,7 +130,24 @@ class Leases:
         has other periods now.
         """
         if span_of(rule.period, account.span.start_s) == account.span:
-            account.apply(rule)
+            self._apply(account, rule)
+
+    def renew_all(self, rules: Iterable[BudgetRule]) -> None:
+        """Apply the rules of a reload to all accounts."""
+        by_name = {rule.name: rule for rule in rules}
+        for account in self._by_lease.values():
+            if (rule := by_name.get(account.rule.name)) is not None:
+                self.renew(account, rule)
+
+    def _apply(self, account: Account, rule: BudgetRule) -> None:
+        before = account.rule
+        account.apply(rule)
+        if rule.limit_nano != before.limit_nano:
+            self._to_report.add(account)
+        if rule.limit_nano < before.limit_nano or (rule.is_hard and not before.is_hard):
+            # It was leased under the old limit.
+            _forget_free(account)
+            self._to_report.add(account)
 
     def may_spend(self, now_s: float) -> bool:
         """True if no other process can take this one for dead."""
@@ -282,8 +303,8 @@ class Leases:
         await self._change((account,), partial(self._return_free, account, number))
 
     async def _return_free(self, account: Account, number: int) -> None:
-        if account.lease_id not in self._by_lease:
-            return  # closed in the meantime
+        if account.lease_id not in self._by_lease or not _may_be_stored(account):
+            return  # closed in the meantime, or not opened yet
         _forget_free(account)
         before = account.rule, self._worker
         granted_nano = await self.store.give_back(account, number)
@@ -314,9 +335,10 @@ class Leases:
         await self._change(settled, partial(self._close_settled, settled))
 
     async def _close_settled(self, settled: Sequence[Account]) -> None:
-        await self.store.close([each for each in settled if each.is_stored or each.may_be_stored])
+        await self.store.close([each for each in settled if _may_be_stored(each)])
         for account in settled:
             self._retired.discard(account)
+            self._to_report.discard(account)
             self._by_lease.pop(account.lease_id, None)
             self._requests.pop(account, None)
 
@@ -370,6 +392,9 @@ class Leases:
         now_s = self.clock()
         if not 0 <= now_s - self._beaten_s < BEAT_S:
             await self._beat()
+        for account in list(self._to_report)[:_REPORTED_AT_ONCE]:
+            await self._give_back(account, 0)
+            self._to_report.discard(account)
         if not 0 <= now_s - self._tidied_s < _TIDY_S:
             self._tidied_s = now_s
             await self.tidy()
@@ -401,6 +426,10 @@ async def _locked(accounts: Sequence[Account], work: Callable[[], Awaitable[None
     finally:
         for account in accounts:
             account.changes -= 1
+
+
+def _may_be_stored(account: Account) -> bool:
+    return account.is_stored or account.may_be_stored
 
 
 def _forget_free(account: Account) -> None:

@@ -151,7 +151,7 @@ class BudgetStore:
 
     async def give_back(self, account: Account, answered: int) -> int:
         """Return what a lease has and `account` does not know of, and note which recall that
-        answers. Returns what the lease has left.
+        answers, and the limit of the rule. Returns what the lease has left.
         """
         known_nano = account.granted_nano
         work = partial(_give_back, account=account, known_nano=known_nano, answered=answered)
@@ -280,12 +280,13 @@ async def _lease(
         held = Held(0, 0)
     of_budget, rule = _of_budget(account), account.rule
     budget = budgets.c
-    query = sa.select(budget.extra_nano, budget.granted_nano, budget.reset_nano).where(of_budget)
-    extra, granted, reset = (await connection.execute(query.with_for_update())).one()
+    query = sa.select(budget.extra_nano, budget.granted_nano, budget.reset_nano, budget.limit_nano)
+    query = query.where(of_budget).with_for_update()
+    extra, granted, reset, limit = (await connection.execute(query)).one()
     raised, granted = extra - reset, granted - held.unknown_nano
     amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
     amount = max(0, min(amount, MAX_SUM_NANO - granted))
-    if amount or held.unknown_nano:
+    if amount or held.unknown_nano or limit != rule.limit_nano:
         values = {"granted_nano": granted + amount, "limit_nano": rule.limit_nano}
         await connection.execute(sa.update(budgets).where(of_budget).values(values))
         await _grant(connection, account.lease_id, amount - held.unknown_nano)
@@ -335,8 +336,11 @@ async def _give_back(
             answered=sa.case((lease.answered < answered, answered), else_=lease.answered),
         )
     )
+    of_budget, limit_nano = _of_budget(account), account.rule.limit_nano
     if held.unknown_nano:
-        await _add_to_budget(connection, _of_budget(account), {"granted_nano": -held.unknown_nano})
+        await _add_to_budget(connection, of_budget, {"granted_nano": -held.unknown_nano})
+    other = sa.and_(of_budget, budgets.c.limit_nano != limit_nano)
+    await connection.execute(sa.update(budgets).where(other).values(limit_nano=limit_nano))
     return held.known_nano
 
 

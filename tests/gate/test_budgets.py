@@ -122,6 +122,17 @@ async def test_a_call_on_a_warm_lease_makes_no_statement(start: StartRelay, mete
     assert account.granted_nano == 2_000_000_000  # 2 % of the limit
 
 
+async def test_a_limit_that_a_reload_lowers_refuses_the_next_call(start: StartRelay, metered: Any, database_setting: str) -> None:
+    def document(usd: float) -> dict[str, Any]:
+        return budgeted(database_setting, {"usd": usd, "period": "total", "name": "mine"}) | {"providers": {"openai": metered[1]}}
+
+    relay = await start(document(100))
+    assert [(await post(relay))[0] for _ in range(3)] == [200] * 3
+    await relay.idle()
+    relay.gateway.replace(configured(relay.folder, document(0.04))[0])
+    assert [(await post(relay))[0] for _ in range(2)] == [200, 429]
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 async def test_200_parallel_calls_against_room_for_10_admit_at_most_10(start: StartRelay, metered: Any, database_setting: str, factor: int) -> None:
     metered[0].factor = factor

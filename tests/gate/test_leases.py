@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -728,6 +728,87 @@ async def test_a_lease_waits_for_the_end_of_a_return_whose_recall_has_timed_out(
     await call
     assert stored(unreliable, "mine").leases[one.account().lease_id][0] == one.account().granted_nano
     assert one.account().granted_nano < 500
+
+
+def limited(one: Worker, limit_nano: int, **changed: Any) -> BudgetRule:
+    """The rule of a worker with another limit, as a reload has it."""
+    return replace(one.rule, limit_nano=limit_nano, **changed)
+
+
+async def test_free_money_of_a_lease_is_not_spent_above_a_lowered_limit(database: Database) -> None:
+    one, other = await both(database, lambda: NOON)
+    for each in (one, other):
+        await each.begin_call(400)
+        each.settle(0, 100)
+        await each.write(database)
+        each.leases.renew_all([limited(one, 250)])
+        each.plan = BudgetPlan(((limited(one, 250), "mine", "all"),), is_hard=True)
+    with pytest.raises(BudgetExhausted):
+        await one.begin_call(51)
+    await other.begin_call(50)
+
+
+async def test_a_running_call_takes_no_free_money_above_a_lowered_limit(database: Database) -> None:
+    one, _ = await both(database, lambda: NOON)
+    use = await one.begin_call(10)
+    await one.begin_call(500)
+    one.settle(1, 0)
+    assert one.account().free_nano == 500
+    rule = limited(one, 15)
+    one.leases.renew_all([rule])
+    assert not one.budgets.extend_at_once(use, 6)
+    with pytest.raises(BudgetExhausted):
+        await one.budgets.extend(use, [rule], 6, 16)
+    await one.budgets.extend(use, [rule], 5, 15)
+
+
+async def test_money_leased_under_a_rule_that_only_warned_is_not_spent_when_it_becomes_hard(database: Database) -> None:
+    one = worker(database, lambda: NOON, "mine", is_hard=False)
+    await one.begin_call(3 * LIMIT)
+    one.settle(0, 0)
+    assert one.account().free_nano == 3 * LIMIT
+    rule = limited(one, LIMIT, is_hard=True)
+    one.plan = BudgetPlan(((rule, "mine", "all"),), is_hard=True)
+    with pytest.raises(BudgetExhausted):
+        await one.begin_call(LIMIT + 1)
+    await one.begin_call(LIMIT)
+
+
+async def test_a_limit_that_is_lowered_while_money_is_leased_holds_for_that_money(unreliable: Unreliable) -> None:
+    one, _ = await both(unreliable, lambda: NOON)
+    await one.leases.keep_alive()
+    unreliable.ends = asyncio.Event()
+    call = asyncio.create_task(one.begin_call(500))
+    while not unreliable._changes:
+        await asyncio.sleep(0)
+    one.leases.renew_all([limited(one, 100)])
+    unreliable.ends.set()
+    unreliable.ends = None
+    with pytest.raises(BudgetExhausted):
+        await call
+
+
+async def test_what_was_leased_above_a_lowered_limit_returns_and_the_row_has_the_new_limit(database: Database) -> None:
+    one, _ = await both(database, lambda: NOON)
+    await one.begin_call(500)
+    one.settle(0, 100)
+    await one.write(database)
+    one.leases.renew_all([limited(one, 250)])
+    await one.leases._work()
+    columns = sa.select(budgets.c.limit_nano, budgets.c.granted_nano)
+    assert await database.rows(columns) == [(250, 100)]
+
+
+async def test_a_call_that_is_refused_under_a_lowered_limit_writes_the_limit(database: Database) -> None:
+    one, _ = await both(database, lambda: NOON)
+    await one.begin_call(500)
+    one.settle(0, 500)
+    await one.write(database)
+    await one.leases.stop()
+    other = worker(database, lambda: NOON, "mine", limit_nano=300)
+    with pytest.raises(BudgetExhausted):
+        await other.begin_call(1)
+    assert await database.rows(sa.select(budgets.c.limit_nano)) == [(300,)]
 
 
 async def test_calls_that_wait_at_once_share_a_statement(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
