@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import uvloop
@@ -23,8 +23,9 @@ from relay.cli.ledger_access import (
     table_row,
     to_json,
 )
+from relay.cli.options import nano_usd, whole
 from relay.cli.sources import load_config
-from relay.core.budgets import nano_of_usd, utc_text
+from relay.core.budgets import utc_text
 from relay.core.errors import OperatorError
 from relay.core.pricing import usd_text
 from relay.core.text import escaped, quoted
@@ -32,6 +33,7 @@ from relay.ledger.budget_reports import compare, describe
 from relay.registry.load import Config
 from relay.storage.budget_reports import (
     MAX_PAGE_BUDGETS,
+    MAX_PERCENT,
     BudgetChange,
     BudgetFilter,
     BudgetReport,
@@ -53,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--rule", help="only budgets of this rule")
     listing.add_argument("--subject", help="only of this subject, such as client=web")
     listing.add_argument(
-        "--spent", type=int, default=0, metavar="PERCENT", help="only those with so much spent"
+        "--spent",
+        type=whole(0, MAX_PERCENT),
+        default=0,
+        metavar="PERCENT",
+        help="only those with so much spent",
     )
     listing.add_argument("--all-periods", action="store_true", help="earlier periods too")
     show = add_action(actions, "show", "print a budget, beside the ledger's sum of its calls")
@@ -62,22 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="JSON, for programs")
     raised = add_action(actions, "raise", "add to the limit of a budget for the rest of the period")
     raised.add_argument("key", metavar="KEY", help=_KEY)
-    raised.add_argument("usd", metavar="USD", type=_nano, help="US dollars, such as 20 or 0.5")
+    raised.add_argument("usd", metavar="USD", type=nano_usd, help="US dollars, such as 20 or 0.5")
     reset = add_action(
         actions, "reset", "let the period of a budget begin anew, with nothing spent"
     )
     release = add_action(actions, "release", "give back what dead processes left unaccounted")
     for action in (reset, release):
         action.add_argument("key", metavar="KEY", help=_KEY)
-
-
-def _nano(text: str) -> int:
-    try:
-        return nano_of_usd(Decimal(text))
-    except (InvalidOperation, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"'{quoted(text)}' is not an amount from 0.000000001 to 1000000000"
-        ) from None
 
 
 def run(options: argparse.Namespace) -> int:

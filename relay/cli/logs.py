@@ -21,6 +21,7 @@ from relay.cli.ledger_access import (
     open_ledger,
     to_json,
 )
+from relay.cli.options import whole
 from relay.cli.sources import load_config
 from relay.core.text import escaped, quoted
 from relay.ledger import csv_rows, queries
@@ -43,7 +44,7 @@ Call = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--follow", action="store_true", help="print further calls as they end")
-    parser.add_argument("--limit", type=int, default=20, help="number of calls (20)")
+    parser.add_argument("--limit", type=whole(1, 10**9), default=20, help="number of calls (20)")
     parser.add_argument("--failed", action="store_true", help="only failed calls")
     parser.add_argument("--user", help="only calls of this end user")
     parser.add_argument("--team", help="only calls of this team")

@@ -21,6 +21,7 @@ import uvloop
 
 from relay import log
 from relay.cli.banner import Started
+from relay.cli.options import whole
 from relay.cli.sources import sources_of
 from relay.demo.provider import Demo
 from relay.internals import check_private_parts, require_c_parser
@@ -40,14 +41,15 @@ from relay.server.supervisor import Supervisor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--host", help="address to listen on, instead of server.host")
-    parser.add_argument("--port", type=int, help="port to listen on, instead of server.port")
-    parser.add_argument("--workers", type=int, help="processes, instead of server.workers")
+    port, workers = whole(0, 65535), whole(1, 64)
+    parser.add_argument("--port", type=port, help="port to listen on, instead of server.port")
+    parser.add_argument("--workers", type=workers, help="processes, instead of server.workers")
     parser.add_argument(
         "--open",
         action="store_true",
         help="allow an address beyond loopback, although calls need no key",
     )
-    parser.add_argument("--tls-port", type=int, help="port for TLS, instead of tls.port")
+    parser.add_argument("--tls-port", type=port, help="port for TLS, instead of tls.port")
     parser.add_argument(
         "--tls-self-signed",
         action="store_true",

@@ -20,11 +20,12 @@ from relay.cli.ledger_access import (
     open_ledger,
     to_json,
 )
+from relay.cli.options import whole
 from relay.cli.sources import load_config
 from relay.core.text import escaped
 from relay.ledger import csv_rows
 from relay.ledger.group_rollups import grouping
-from relay.ledger.queries import BadQuery, moment_s
+from relay.ledger.queries import moment_s
 from relay.ledger.usage import MAX_TOP, SORTS, SPANS, UsageQuery, columns_of, keys_of, usage
 from relay.registry.load import Config
 from relay.storage.tables import KEYS
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sort", default="cost", choices=SORTS, metavar="WHAT", help=f"{', '.join(SORTS)} (cost)"
     )
     parser.add_argument(
-        "--top", type=int, help="the first rows (of each bucket), and the sum of the others"
+        "--top",
+        type=whole(1, MAX_TOP),
+        help="the first rows (of each bucket), and the sum of the others",
     )
     add_selection(parser, since="24h")
 
@@ -80,8 +83,6 @@ def _usage_query(options: argparse.Namespace) -> UsageQuery:
     """Raises BadQuery."""
     now_s = time.time()
     until_s = moment_s("--until", options.until, now_s) if options.until else now_s
-    if options.top is not None and not 1 <= options.top <= MAX_TOP:
-        raise BadQuery(f"--top must be a number from 1 to {MAX_TOP}")
     return UsageQuery(
         moment_s("--since", options.since, now_s),
         until_s,

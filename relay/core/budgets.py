@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from relay.core.pricing import usd_text
+from relay.core.pricing import usd_of, usd_text
 
 Period = Literal["day", "week", "month", "total"]
 PERIODS: tuple[Period, ...] = ("day", "week", "month", "total")
@@ -162,6 +162,13 @@ def nano_of_usd(usd: Decimal) -> int:
             "is not an amount from 0.000000001 to 1000000000 with at most nine decimal places"
         )
     return int(nano_usd)
+
+
+def nano_of_text(text: str) -> int:
+    """Parse an amount in dollars, such as `20` or `0.5`, into billionths. Raises ValueError for
+    other text, as Python's Decimal accepts, and for an amount that no budget has.
+    """
+    return nano_of_usd(usd_of(text) or Decimal(0))
 
 
 def warning_level(spent_nano: int, limit_nano: int) -> int:

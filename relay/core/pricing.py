@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,6 +25,7 @@ _ATTO_PER_NANO = _NANO_PER_USD = 10**9
 _PER_MTOK = Decimal(10**12)
 """US dollars per million tokens, in 10^-18 US dollars per token."""
 _PER_HOUR = Decimal(_ATTO) / 3_600_000
+_AMOUNT = re.compile(r"[0-9]{1,16}(?:\.[0-9]{0,18})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 MAX_USD = Decimal(1_000_000)
 _MOST_PAGES = 1000
 """Pages of the largest document that Mistral reads."""
@@ -289,6 +291,13 @@ class PriceRule:
             model is not None
             and any(fnmatch.fnmatchcase(model.lower(), name.lower()) for name in self.models)
         )
+
+
+def usd_of(text: str) -> Decimal | None:
+    """Parse an amount such as `20` or `0.5`, with all of its digits; None for anything else that
+    Decimal accepts: signs, blanks, underscores, the digits of any script.
+    """
+    return Decimal(text) if _AMOUNT.match(text) else None
 
 
 def custom_cost(header: str) -> Tariff | int | None:

@@ -11,8 +11,10 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from relay.core.formats import Format
+from relay.core.pricing import usd_of
 from relay.core.provider import Strategy, Via
 from relay.core.retry_policy import Backoff, FallbackCause
 from relay.core.subprotocols import SubprotocolUse
@@ -196,7 +198,17 @@ class Rewrite(Section):
     )
 
 
-Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+def _decimal(value: Any) -> Any:
+    """Check the text of an amount: Decimal would accept underscores and digits of any script."""
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not is_number and (not isinstance(value, str) or usd_of(value) is None):
+        raise PydanticCustomError("decimal", "should be a number such as 20 or 0.5")
+    return value
+
+
+DECIMAL = BeforeValidator(_decimal)
+"""Marks a Decimal."""
+Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False), DECIMAL]
 
 
 class Pricing(Section):

@@ -12,7 +12,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from relay.core.addresses import address_of, host_name
@@ -21,6 +21,7 @@ from relay.core.peek import ENDPOINT_KINDS
 from relay.core.provider import Who
 from relay.core.text import clean
 from relay.registry.entries import (
+    DECIMAL,
     ONE_OR_LIST,
     Bytes,
     KeepaliveSeconds,
@@ -304,6 +305,7 @@ BudgetUsd = Annotated[
     Decimal,
     Field(ge=_MIN_USD, le=10**9, allow_inf_nan=False),
     AfterValidator(_whole_nano),
+    DECIMAL,
 ]
 BudgetPer = Annotated[
     list[Literal["all", "client", "team", "user"]], ONE_OR_LIST, Field(max_length=3)
@@ -339,8 +341,23 @@ class BudgetEntry(ClientBudget):
 
 class UnpricedCharge(Section):
     usd: Annotated[
-        Decimal, Field(ge=0, le=10_000, allow_inf_nan=False), AfterValidator(_whole_nano)
+        Decimal, Field(ge=0, le=10_000, allow_inf_nan=False), AfterValidator(_whole_nano), DECIMAL
     ] = Field(description="What a call of unknown price is charged.")
+
+
+_Unpriced = Literal["allow", "refuse"] | UnpricedCharge
+
+
+def _unpriced(value: Any) -> Any:
+    """Check which of the forms this is, so that an error names all of them or is about one."""
+    is_charge = isinstance(value, dict) and value.get("usd") is not None
+    if not is_charge and value not in ("allow", "refuse"):
+        raise PydanticCustomError("unpriced", "should be allow, refuse or {usd: AMOUNT}")
+    return value
+
+
+def _form_of_unpriced(value: Any) -> str:
+    return "[word]" if isinstance(value, str) else "[mapping]"
 
 
 class Budgets(Section):
@@ -348,7 +365,14 @@ class Budgets(Section):
         8192,
         description="Output that is reserved for a call that sets no maximum, of a model without max_output_tokens in `pricing`.",
     )
-    unpriced: Literal["allow", "refuse"] | UnpricedCharge = Field(
+    unpriced: Annotated[
+        Annotated[
+            Annotated[Literal["allow", "refuse"], Tag("[word]")]
+            | Annotated[UnpricedCharge, Tag("[mapping]")],
+            Discriminator(_form_of_unpriced),
+        ],
+        BeforeValidator(_unpriced, json_schema_input_type=_Unpriced),
+    ] = Field(
         "allow",
         description="What happens to a call under a budget whose price is unknown: allow: it is not charged; refuse: 403; {usd: 0.01}: it is charged so much.",
     )

@@ -122,9 +122,14 @@ def _left(document: Document, model: type[Section]) -> Section | None:
         return None
 
 
+_NOT_WRITTEN = frozenset({"[key]", "[word]", "[mapping]"})
+"""Parts of pydantic's locations that say what is meant: a key, or one of several forms of a value.
+"""
+
+
 def _written(document: Document, place: Where) -> Where:
     """Return pydantic's location of an error, cut to the part that the file has."""
-    parts = tuple(part for part in place if part != "[key]")
+    parts = tuple(part for part in place if part not in _NOT_WRITTEN)
     known = len(parts)
     while known and parts[:known] not in document.marks:
         known -= 1

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.core.budgets import MAX_NANO_USD, WARNING_LEVELS, warning_level
+from relay.core.pricing import usd_text
 from relay.storage.access_rows import audit_values
 from relay.storage.budgets import BudgetStore, is_dead, release_dead, unspent
 from relay.storage.database import Database, RowsRefused
@@ -22,6 +23,12 @@ from relay.storage.provisional_charges import forget
 from relay.storage.tables import audit, budget_leases, budget_workers, budgets
 
 MAX_PAGE_BUDGETS = 500
+MAX_PERCENT = 1000
+"""Of a limit; a budget can be overspent."""
+
+
+class LimitTooLarge(RowsRefused):
+    """A budget cannot be raised by so much; the text says how much is possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +160,17 @@ class BudgetReports:
         await self._database.change(write)
 
     async def raise_limit(self, change: BudgetChange, nano_usd: int) -> BudgetReport | None:
-        """Add to the limit of a period. Returns the new state; None if there is no such budget."""
+        """Add to the limit of a period. Returns the new state; None if there is no such budget.
+        Raises LimitTooLarge.
+        """
 
         async def add(connection: AsyncConnection, report: BudgetReport) -> Mapping[str, Any]:
-            if report.limit_nano + report.extra_nano + nano_usd > MAX_NANO_USD:
-                raise RowsRefused("the limit of the budget would be too large")
+            room_nano = MAX_NANO_USD - report.limit_nano - report.extra_nano
+            if nano_usd > room_nano:
+                raise LimitTooLarge(
+                    f"the limit of a budget is at most {usd_text(MAX_NANO_USD)} US dollars, so this"
+                    f" one can be raised by {usd_text(max(0, room_nano))} more"
+                )
             await _set(connection, report, extra_nano=budgets.c.extra_nano + nano_usd)
             return {"nano_usd": nano_usd}
 

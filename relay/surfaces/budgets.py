@@ -7,24 +7,25 @@ ledger/budget_reports.py describes them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from decimal import Decimal
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from relay import log
-from relay.core.budgets import nano_of_usd
+from relay.core.budgets import nano_of_text
 from relay.core.errors import BadRequest, BudgetNotFound
 from relay.core.numbers import LATEST_S
 from relay.gateway import GATEWAY
 from relay.ledger.budget_reports import compare, describe
 from relay.storage.budget_reports import (
     MAX_PAGE_BUDGETS,
+    MAX_PERCENT,
     BudgetChange,
     BudgetFilter,
     BudgetReport,
     BudgetReports,
+    LimitTooLarge,
 )
 from relay.surfaces.logs import client_errors, whole_of
 from relay.surfaces.management import (
@@ -49,7 +50,8 @@ class ChangeBody(msgspec.Struct, forbid_unknown_fields=True):
 class RaiseBody(ChangeBody):
     """The body of POST …/budgets/raise."""
 
-    usd: Decimal
+    usd: msgspec.Raw
+    """A number, or the text of one."""
 
 
 Body = TypeVar("Body", bound=ChangeBody)
@@ -108,10 +110,13 @@ async def raise_budget(request: web.Request) -> web.Response:
         reports: BudgetReports, change: BudgetChange, body: RaiseBody
     ) -> BudgetReport | None:
         try:
-            nano_usd = nano_of_usd(body.usd)
+            nano_usd = nano_of_text(bytes(body.usd).decode().removeprefix('"').removesuffix('"'))
         except ValueError as error:
             raise BadRequest(f"usd {error}") from None
-        return await reports.raise_limit(change, nano_usd)
+        try:
+            return await reports.raise_limit(change, nano_usd)
+        except LimitTooLarge as error:
+            raise BadRequest(str(error)) from None
 
     return await _change(request, "raise", RaiseBody, raise_limit)
 
@@ -164,7 +169,7 @@ def _filter(parameters: dict[str, str], now_s: float) -> BudgetFilter:
         parameters.get("rule"),
         parameters.get("subject"),
         int(now_s) if periods == "current" else None,
-        whole_of("spent_percent", parameters.get("spent_percent", "0"), 0, 1000),
+        whole_of("spent_percent", parameters.get("spent_percent", "0"), 0, MAX_PERCENT),
     )
 
 

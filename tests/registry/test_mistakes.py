@@ -442,3 +442,28 @@ def test_a_line_of_the_env_file_that_sets_nothing_is_warned_about(tmp_path: Path
 
 def test_the_shipped_files_give_no_warning() -> None:
     assert load(Sources(Path(__file__).parent.parent.parent / "gateway.yaml", None)).warnings == ()
+
+
+UNPRICED = {
+    "another word": ("deny", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
+    "a number": ("0.01", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
+    "a list": ("[allow]", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
+    "an empty mapping": ("{}", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
+    "no amount": ("{usd: null}", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
+    "another key": ("{usd: 1, x: 2}", "2:22: budgets.unpriced.x: unknown key; known keys: usd"),
+    "a wrong amount": ("{usd: -1}", "2:14: budgets.unpriced.usd: should be greater than or equal to 0"),
+    "no number": ("{usd: '1_0'}", "2:14: budgets.unpriced.usd: should be a number such as 20 or 0.5"),
+}
+
+
+@pytest.mark.parametrize("case", UNPRICED)
+def test_a_mistake_in_the_charge_of_unpriced_calls_has_one_message(case: str, tmp_path: Path) -> None:
+    text, expected = UNPRICED[case]
+    assert _problems(tmp_path, f"budgets:\n  unpriced: {text}\n") == [f"gateway.yaml:{expected}"]
+
+
+@pytest.mark.parametrize("usd", ["'1_0'", '"\\u0663"', "' 5'", "'+5'", "true", "[5]", ".nan"])
+def test_an_amount_that_is_no_plain_number_is_refused(usd: str, tmp_path: Path) -> None:
+    assert _problems(tmp_path, f"database: x.db\nbudgets: {{rules: [{{usd: {usd}, period: day}}]}}\n")[0].endswith(
+        "budgets.rules.0.usd: should be a number such as 20 or 0.5"
+    )
