@@ -1,8 +1,7 @@
 """Encode the relay's own errors in the wire format that the provider's SDK parses.
 
 Owns the JSON bodies, SSE error events, WebSocket messages and headers of these errors. A provider's
-error passes unchanged. OpenAI's format is the default: most SDKs read `error.message` and
-`error.code`.
+error passes unchanged. OpenAI's format is that of most providers; the others have their vendors'.
 """
 
 from __future__ import annotations
@@ -43,6 +42,9 @@ def error_event(error: RelayError, format_: str, kind: str, request_id: str) -> 
     if format_ == "openai" and kind == "responses":
         _, code = _openai_kind(error)
         data = {"type": "error", "code": code, "message": error.message, "param": None}
+        return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
+    if format_ == "cartesia":
+        data = _cartesia_event(error, "", request_id)
         return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
     name = b"event: error\n" if format_ == "anthropic" else b""
     return name + b"data: " + error_body(error, format_, request_id) + b"\n\n"
@@ -128,6 +130,37 @@ def _elevenlabs(error: RelayError, request_id: str) -> dict[str, Any]:
     return {"detail": {"status": error.code, "message": error.message, "request_id": request_id}}
 
 
+def _cohere(error: RelayError, request_id: str) -> dict[str, Any]:
+    return {"id": request_id, "message": error.message, "code": error.code}
+
+
+def _cartesia(error: RelayError, request_id: str) -> dict[str, Any]:
+    return {
+        "error_code": error.code, "title": "Error of the relay", "message": error.message,
+        "request_id": request_id,
+    }  # fmt: skip
+
+
+def _fal(error: RelayError, request_id: str) -> dict[str, Any]:
+    # The client for Python reads `detail`, the one for JavaScript `message`.
+    return {
+        "detail": error.message, "message": error.message, "error_type": error.code,
+        "request_id": request_id,
+    }  # fmt: skip
+
+
+def _deepgram(error: RelayError, request_id: str) -> dict[str, Any]:
+    # The fields of both forms of Deepgram: one of transcription, and one of the newer APIs.
+    return {
+        "err_code": error.code, "err_msg": error.message, "category": error.code,
+        "message": error.message, "request_id": request_id,
+    }  # fmt: skip
+
+
+def _assemblyai(error: RelayError, request_id: str) -> dict[str, Any]:
+    return {"error": error.message, "code": error.code, "request_id": request_id}
+
+
 def _openai_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
     kind, code = _openai_kind(error)
     inner = {"type": kind, "code": code, "message": error.message, "param": None}
@@ -145,10 +178,8 @@ def _elevenlabs_event(error: RelayError, endpoint: str, request_id: str) -> dict
 
 
 def _cartesia_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
-    return {
-        "type": "error", "done": True, "status_code": error.status, "error_code": error.code,
-        "title": "Refused by the relay", "message": error.message, "request_id": request_id,
-    }  # fmt: skip
+    inner = _cartesia(error, request_id)
+    return {"type": "error", "done": True, "status_code": error.status} | inner
 
 
 def _deepgram_event(error: RelayError, endpoint: str, request_id: str) -> dict[str, Any]:
@@ -179,4 +210,9 @@ _FORMATS: dict[str, _Format] = {
     "anthropic": _anthropic,
     "google": _google,
     "elevenlabs": _elevenlabs,
+    "cohere": _cohere,
+    "cartesia": _cartesia,
+    "fal": _fal,
+    "deepgram": _deepgram,
+    "assemblyai": _assemblyai,
 }

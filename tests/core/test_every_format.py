@@ -15,8 +15,7 @@ WITHOUT_A_READER = {"fal"}
 """The usage of fal is in response headers."""
 WITHOUT_STREAMED_RESPONSES = {"elevenlabs", "fal", "deepgram", "assemblyai"}
 """They stream audio, or over WebSockets; a stream of events ends as `_UNKNOWN_STREAM` says."""
-WITH_OPENAIS_ERRORS = {"openai", "cohere", "cartesia", "fal", "deepgram", "assemblyai"}
-"""Their SDKs raise by the status, and show the body as it is."""
+WITH_OPENAIS_ERRORS = {"openai"}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -84,14 +84,16 @@ def test_errors_have_one_code_each_and_a_status() -> None:
     assert all(400 <= error.status <= 599 and (1000 <= error.close_code <= 1014 or 4400 <= error.close_code <= 4499) for error in CATALOGUE)
 
 
-@pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "elevenlabs", "fal"])
+@pytest.mark.parametrize("format_", ["openai", "anthropic", "google", "elevenlabs", "cohere", "cartesia", "fal", "deepgram", "assemblyai"])
 def test_code_and_message_are_where_each_sdk_reads_them(format_: str) -> None:
     error = ProviderNotConfigured("x", ("A_KEY",))
     body = json.loads(error_bodies.error_body(error, format_, "id-1"))
     where = {
-        "openai": lambda b: (b["error"]["code"], b["error"]["message"]), "fal": lambda b: (b["error"]["code"], b["error"]["message"]),
+        "openai": lambda b: (b["error"]["code"], b["error"]["message"]),
         "anthropic": lambda b: (b["error"]["code"], b["error"]["message"]), "google": lambda b: (b["error"]["details"][0]["reason"], b["error"]["message"]),
         "elevenlabs": lambda b: (b["detail"]["status"], b["detail"]["message"]),
+        "cohere": lambda b: (b["code"], b["message"]), "cartesia": lambda b: (b["error_code"], b["message"]), "fal": lambda b: (b["error_type"], b["detail"]),
+        "deepgram": lambda b: (b["err_code"], b["err_msg"]), "assemblyai": lambda b: (b["code"], b["error"]),
     }  # fmt: skip
     code, message = where[format_](body)
     assert code == "provider_not_configured" and "A_KEY" in message

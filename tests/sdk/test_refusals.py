@@ -13,7 +13,7 @@ from tests.relays import Relay, canary, packaged_provider
 from tests.sdk.lazy import Lazy
 from tests.upstream.raw import RawUpstream
 
-anthropic, openai, groq, cartesia = map(Lazy, ("anthropic", "openai", "groq", "cartesia"))
+anthropic, openai, groq, cartesia, deepgram = map(Lazy, ("anthropic", "openai", "groq", "cartesia", "deepgram"))
 elevenlabs_client, genai, types = Lazy("elevenlabs.client"), Lazy("google.genai"), Lazy("google.genai.types")
 
 pytestmark = pytest.mark.programs
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.programs
 KEY = canary("refused-client")
 UNKNOWN = "rk_" + "u" * 32
 MESSAGES = [{"role": "user", "content": "hi"}]
-PROVIDERS = ("openai", "anthropic", "google-ai-studio", "elevenlabs", "groq", "cartesia")
+PROVIDERS = ("openai", "anthropic", "google-ai-studio", "elevenlabs", "groq", "cartesia", "deepgram", "fal")
 
 
 @pytest.fixture
 async def relay(start: StartRelay, raw: RawUpstream) -> Relay:
     """A relay that requires a key, and a client that may call no provider of these tests."""
-    providers = {name: packaged_provider(name, raw.url) for name in (*PROVIDERS, "deepgram")}
-    clients = {"web": {"key": KEY, "providers": ["deepgram"]}}
+    providers = {name: packaged_provider(name, raw.url) for name in (*PROVIDERS, "assemblyai")}
+    clients = {"web": {"key": KEY, "providers": ["assemblyai"]}}
     return await start({"access": {"mode": "required"}, "clients": clients, "providers": providers})
 
 
@@ -65,8 +65,35 @@ async def _cartesia(base: str, key: str) -> Any:
         await client.voices.get("x")
 
 
+async def _deepgram(base: str, key: str) -> Any:
+    from deepgram.environment import DeepgramClientEnvironment
+
+    places = DeepgramClientEnvironment(base=base, production=base, agent=base, agent_rest=base)
+    async with httpx.AsyncClient() as http:
+        client = deepgram.AsyncDeepgramClient(api_key=key, environment=places, httpx_client=http)
+        try:
+            await client.listen.v1.media.transcribe_file(request=b"", model="nova-3")
+        except deepgram.core.api_error.ApiError as error:
+            assert error.body["err_msg"] == error.body["message"] and error.body["err_code"]
+            raise
+
+
+async def _fal(base: str, key: str) -> Any:
+    """The SDK makes URLs without a port, so here it only reads the response."""
+    import fal_client.client as fal_client
+
+    async with httpx.AsyncClient() as http:
+        response = await http.post(f"{base}/fal-ai/flux/schnell", json={}, headers={"Authorization": f"Key {key}"})
+    try:
+        fal_client._raise_for_status(response)
+    except fal_client.FalClientHTTPError as error:
+        assert error.error_type == response.headers["x-relay-error"]
+        raise
+
+
 CALLS: dict[str, Callable[[str, str], Awaitable[Any]]] = {
     "openai": _openai, "anthropic": _anthropic, "groq": _groq, "google-ai-studio": _google, "elevenlabs": _elevenlabs, "cartesia": _cartesia,
+    "deepgram": _deepgram, "fal": _fal,
 }  # fmt: skip
 
 
@@ -94,9 +121,9 @@ async def test_a_refusal_is_read_by_the_sdk_and_not_sent_again(relay: Relay, raw
     assert _calls(relay) == 1 and raw.connections == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"elevenlabs"}))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"elevenlabs", "deepgram"}))
 async def test_too_many_wrong_keys_are_not_sent_again_either(relay: Relay, name: str) -> None:
-    """ElevenLabs' SDK sends any 429 again after `retry-after`, whatever else the response says."""
+    """The SDKs of ElevenLabs and Deepgram send any 429 again after `retry-after`."""
     for _ in range(10):
         await relay.call("GET", relay.path(name, "x"), headers={"x-relay-key": UNKNOWN})
     with pytest.raises(Exception) as raised:

@@ -31,6 +31,12 @@ async def relay(start: StartRelay, raw: RawUpstream) -> Relay:
     return await start({"access": {"mode": "required"}, "clients": {"web": {"key": KEY, "providers": ["other"]}}, "providers": providers})
 
 
+FLAT = {
+    "cohere": ("code", "message"), "cartesia": ("error_code", "message"), "fal": ("error_type", "detail"), "deepgram": ("err_code", "err_msg"), "assemblyai": ("code", "error"),
+}  # fmt: skip
+"""The fields of code and message in errors without an inner object."""
+
+
 def read(body: bytes, format_: str) -> tuple[str, str]:
     """The code and message of an error where the SDK of the format reads them."""
     answer: Any = json.loads(body)
@@ -38,6 +44,9 @@ def read(body: bytes, format_: str) -> tuple[str, str]:
         return answer["error"]["details"][0]["reason"], answer["error"]["message"]
     if format_ == "elevenlabs":
         return answer["detail"]["status"], answer["detail"]["message"]
+    if format_ in FLAT:
+        code, message = FLAT[format_]
+        return answer[code], answer[message]
     assert format_ != "anthropic" or answer["type"] == "error"
     return answer["error"]["code"], answer["error"]["message"]
 

@@ -25,6 +25,9 @@ async def relay(start: StartRelay) -> Relay:
 def _message(body: bytes) -> tuple[str, str]:
     """The message, and the format that has it where it is found."""
     answer: dict[str, Any] = json.loads(body)
+    for name, own, field in (("cartesia", "error_code", "message"), ("deepgram", "err_code", "err_msg"), ("cohere", "id", "message")):
+        if own in answer:
+            return answer[field], name
     if "detail" in answer:
         return answer["detail"]["message"], "elevenlabs"
     if answer.get("type") == "error":
@@ -50,9 +53,9 @@ WRONG = [
     ("POST", "/v1beta/openai/chat/completions", {}, "google-ai-studio", "openai"),
     ("POST", "/v1/text-to-speech/voice/stream", {}, "elevenlabs", "elevenlabs"),
     ("GET", "/v1/voices", {"xi-api-key": "x"}, "elevenlabs", "elevenlabs"),
-    ("POST", "/tts/bytes", {}, "cartesia", "openai"),
-    ("POST", "/v1/listen?model=nova-3", {}, "deepgram", "openai"),
-    ("POST", "/v2/chat", {}, "cohere", "openai"),
+    ("POST", "/tts/bytes", {}, "cartesia", "cartesia"),
+    ("POST", "/v1/listen?model=nova-3", {}, "deepgram", "deepgram"),
+    ("POST", "/v2/chat", {}, "cohere", "cohere"),
 ]  # fmt: skip
 
 
