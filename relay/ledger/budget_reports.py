@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from relay.core.budgets import BudgetRule, Period, utc_text
+from relay.core.budgets import PERIODS, BudgetRule, Period, span_of, utc_text
 from relay.core.exchange import min_id_at
 from relay.core.limits import key_part
 from relay.ledger.queries import usd
@@ -20,7 +20,6 @@ from relay.storage.budget_reports import BudgetReport
 from relay.storage.database import Database
 from relay.storage.tables import exchanges
 
-_DAY_S = 86400
 _COLUMNS = {"client": "client", "team": "team", "user": "end_user"}
 _PART = re.compile(r"(?:(client|team|user)=|no (client|team|user), client=)")
 
@@ -51,10 +50,16 @@ def describe(report: BudgetReport) -> dict[str, Any]:
 
 
 def _period(report: BudgetReport) -> Period:
-    if report.period_end_s is None:
-        return "total"
-    days = (report.period_end_s - report.period_start_s) // _DAY_S
-    return "day" if days == 1 else "week" if days == 7 else "month"
+    """Return the length of a period, the shortest possible one if it ended early: its rule has got
+    another one.
+    """
+    start_s, end_s = report.period_start_s, report.period_end_s
+    for period in PERIODS:
+        span = span_of(period, start_s)
+        is_within = span.end_s is None or (end_s is not None and end_s <= span.end_s)
+        if span.start_s == start_s and is_within:
+            return period
+    return "total"
 
 
 async def compare(

@@ -213,7 +213,7 @@ class BudgetReports:
         work: Callable[[AsyncConnection, BudgetReport], Awaitable[Mapping[str, Any]]],
     ) -> BudgetReport | None:
         query = _reports(BudgetFilter(key=change.key, at_s=int(change.now_s)), change.now_s)
-        # Of a rule whose period was changed, the budgets of both periods may contain the time.
+        # Of a rule whose period was changed, two budgets may contain the time until the next lease.
         query = query.order_by(budgets.c.period_start_s.desc()).limit(1)
 
         async def carry_out(connection: AsyncConnection) -> BudgetReport | None:

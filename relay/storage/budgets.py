@@ -280,9 +280,14 @@ async def _lease(
         held = Held(0, 0)
     of_budget, rule = _of_budget(account), account.rule
     budget = budgets.c
-    query = sa.select(budget.extra_nano, budget.granted_nano, budget.reset_nano, budget.limit_nano)
-    query = query.where(of_budget).with_for_update()
-    extra, granted, reset, limit = (await connection.execute(query)).one()
+    query = sa.select(
+        budget.extra_nano, budget.granted_nano, budget.reset_nano, budget.limit_nano,
+        budget.period_end_s,
+    ).where(of_budget)  # fmt: skip
+    row = (await connection.execute(query.with_for_update())).one()
+    extra, granted, reset, limit, end_s = row
+    if not held.known_nano or end_s != account.span.end_s:
+        await _make_current(connection, account, now_s)
     raised, granted = extra - reset, granted - held.unknown_nano
     amount = lease_nano(rule.limit_nano + extra - granted, rule, missing_nano)
     amount = max(0, min(amount, MAX_SUM_NANO - granted))
@@ -364,6 +369,22 @@ async def _open(connection: AsyncConnection, account: Account) -> None:
     """Insert the rows of a lease and of its budget, unless they exist."""
     for into, row in ((_OPEN_BUDGET, _budget_row(account)), (_OPEN_LEASE, _lease_row(account))):
         await connection.execute(sa.text(into.named_sql), dict(zip(into.columns, row, strict=True)))
+
+
+async def _make_current(connection: AsyncConnection, account: Account, now_s: float) -> None:
+    """Let no other period of a budget contain the time, so that reports and administrators find
+    this one: the rule had periods of another length before. Those may have begun at the same time,
+    and so have the same row.
+    """
+    budget, start_s, end_s = budgets.c, account.span.start_s, account.span.end_s
+    others = sa.and_(
+        budget.key == account.key,
+        budget.period_start_s != start_s,
+        budget.period_start_s <= int(now_s),
+        sa.or_(budget.period_end_s.is_(None), budget.period_end_s > int(now_s)),
+    )
+    for where, value in ((others, int(now_s)), (_of_budget(account), end_s)):
+        await connection.execute(sa.update(budgets).where(where).values(period_end_s=value))
 
 
 async def _grant(connection: AsyncConnection, lease_id: str, amount_nano: int) -> None:

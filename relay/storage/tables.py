@@ -236,8 +236,9 @@ budgets = sa.Table(
 """One row for each budget and period. `granted_nano` is all that was spent or is leased: that of
 every row in `budget_leases`, and what the leases that were closed had spent, which `spent_nano`,
 `unpriced_nano` and `over_nano` have. `limit_nano` is that of the rule when it was last applied,
-`extra_nano` was added by an administrator, by raising the limit, or as `reset_nano`, which is what
-was spent when the budget was last reset. `recalls` counts how often all leases were recalled;
+`period_end_s` is earlier than the end of the period if the rule has periods of another length since
+then. `extra_nano` was added by an administrator, by raising the limit, or as `reset_nano`, which is
+what was spent when the budget was last reset. `recalls` counts how often all leases were recalled;
 `warned` is the highest level of which was warned."""
 
 sa.Index("budgets_period_end", budgets.c.period_end_s)

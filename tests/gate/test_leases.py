@@ -37,12 +37,15 @@ from relay.core.budgets import (
     BudgetRules,
     BudgetUse,
     Charged,
+    Period,
     lease_nano,
+    span_of,
 )
 from relay.core.errors import BudgetBusy, BudgetExhausted, StoreUnavailable
 from relay.gate.budgets import BudgetPlan, Budgets
 from relay.gate.leases import STORE_ERRORS, Leases
 from relay.ledger.charges import Charges
+from relay.storage.budget_reports import BudgetChange, BudgetFilter, BudgetReports
 from relay.storage.budgets import (
     DEAD_S,
     BudgetState,
@@ -836,6 +839,73 @@ async def test_calls_that_wait_at_once_share_a_statement(database: Database, mon
 def test_a_lease_is_2_percent_of_what_is_left_and_exact_below_5_percent(left: int, missing: list[int], leased: int) -> None:
     rule = BudgetRule(name="mine", limit_nano=1000, period="total")
     assert lease_nano(left, rule, missing) == leased
+
+
+FIRST = 1_698_796_800
+"""The first of a month, at 00:00."""
+DAY_S = 24 * 3600
+
+
+async def spend(database: Database, clock: Callable[[], float], period: Period, nano: int) -> Worker:
+    """Spend so much with a new worker, whose rule has such periods."""
+    one = worker(database, clock, "mine", period=period)
+    await one.begin_call(nano)
+    one.settle(0, nano)
+    await one.write(database)
+    return one
+
+
+async def current(database: Database, now_s: float) -> list[tuple[int, int | None, int]]:
+    """Start, end and charges of the budgets that contain a time."""
+    found = await BudgetReports(database).page(BudgetFilter(at_s=int(now_s)), ("", -1), 10, now_s)
+    return [(each.period_start_s, each.period_end_s, each.spent_nano) for each in found]
+
+
+@pytest.mark.parametrize(("before", "after"), [("day", "month"), ("month", "day"), ("day", "total"), ("total", "week")])
+async def test_a_budget_whose_period_was_changed_has_one_current_period(database: Database, before: Period, after: Period) -> None:
+    await spend(database, lambda: NOON, before, 10)
+    await spend(database, lambda: NOON, after, 20)
+    assert await current(database, NOON) == [(*span_of(after, NOON), 20)]
+    await spend(database, lambda: NOON, before, 30)
+    assert await current(database, NOON) == [(*span_of(before, NOON), 40)]
+
+
+async def test_a_raise_after_a_change_of_the_period_is_added_to_the_new_period(database: Database) -> None:
+    await spend(database, lambda: NOON, "day", 10)
+    one = await spend(database, lambda: NOON, "month", 1000)
+    with pytest.raises(BudgetExhausted):
+        await one.begin_call(50)
+    await BudgetReports(database).raise_limit(BudgetChange("mine", "me", NOON), 50)
+    await one.begin_call(50)
+
+
+@pytest.mark.parametrize(("before", "after"), [("day", "month"), ("month", "day")])
+async def test_two_periods_that_begin_at_once_are_one_budget_with_the_end_of_the_new_one(database: Database, before: Period, after: Period) -> None:
+    await spend(database, lambda: FIRST + 1, before, 10)
+    await spend(database, lambda: FIRST + 2, after, 20)
+    assert await current(database, FIRST + 2) == [(*span_of(after, FIRST), 30)]
+
+
+async def test_retention_keeps_a_month_whose_rule_had_days_when_it_began(database: Database) -> None:
+    await (await spend(database, lambda: FIRST, "day", 10)).leases.stop()
+    await (await spend(database, lambda: FIRST, "month", 20)).leases.stop()
+    async with database.writing() as connection:
+        assert await delete_ended(connection, FIRST + 3 * DAY_S, 500) == 0
+
+
+async def test_a_process_with_an_older_period_does_not_end_the_new_one_for_longer_than_until_the_next_lease(database: Database) -> None:
+    new = await spend(database, lambda: NOON, "month", 20)
+    await spend(database, lambda: NOON, "day", 10)
+    assert await current(database, NOON) == [(*span_of("day", NOON), 10)]
+    await new.begin_call(100)
+    assert await current(database, NOON) == [(*span_of("month", NOON), 20)]
+
+
+async def test_a_new_day_leaves_the_end_of_the_day_before(database: Database) -> None:
+    for day in range(2):
+        await spend(database, lambda day=day: FIRST + day * DAY_S, "day", 10)  # type: ignore[misc]
+    ends = sa.select(budgets.c.period_end_s).order_by(budgets.c.period_start_s)
+    assert await database.rows(ends) == [(FIRST + DAY_S,), (FIRST + 2 * DAY_S,)]
 
 
 async def test_ended_budgets_are_deleted_with_the_leases_of_dead_workers_and_others_are_kept(database: Database) -> None:
