@@ -2,7 +2,8 @@
 the highest value, of a number its value however it is written, and a form in any spelling.
 
 Owns the fields that multiply the price of a call: images, prompts, the text of speech, audio that
-the provider fetches. A meter reads the same fields for what is charged (core/meters/estimates.py).
+the provider fetches; and the models that may answer instead. A meter reads the same fields for what
+is charged (core/meters/estimates.py).
 """
 
 from __future__ import annotations
@@ -123,6 +124,28 @@ def characters(format_: str, body: bytes) -> int:
 
 def _named(name: str, body: bytes) -> Iterator[msgspec.Raw]:
     return (raw for each, raw in pairs(body) or () if each == name)
+
+
+def other_models(body: bytes) -> tuple[str, ...] | None:
+    """Return the models besides `model` of which any may answer: OpenRouter's `models`, Anthropic's
+    `fallbacks`. None if they are too many, or unreadable.
+    """
+    found: dict[str, None] = {}
+    for name, raw in pairs(body) or ():
+        if name in _OTHER_MODELS and bytes(raw) != b"null":
+            given = value(raw)
+            if given is None:
+                return None
+            for each in given if isinstance(given, list) else [given]:
+                model = each.get("model") if isinstance(each, dict) else each
+                if isinstance(model, str):
+                    found[model] = None
+    return tuple(found) if len(found) <= _MAX_MODELS else None
+
+
+_OTHER_MODELS = ("models", "fallbacks")
+_MAX_MODELS = 16
+"""A body that names more is not read: each one is looked up."""
 
 
 def fetches_audio(body: bytes, content_type: str) -> bool:

@@ -31,7 +31,7 @@ from relay.core.forms import form_fields, is_form
 from relay.core.paths import query_value
 from relay.core.request_fields import RequestFields, read_fields
 
-_GEMINI_MODEL = re.compile(r"(?:^|/)models/([^/:]+)")
+_MODEL_IN_PATH = re.compile(r"(?:^|/)(?:models/([^/:]+)|openai/deployments/([^/:]+)/)")
 _MAX_NAME_BYTES = 200
 """Maximum size of a form field's value."""
 _MAX_ID_BYTES = 512
@@ -289,7 +289,14 @@ def model_elsewhere(format_: str, endpoint: str, raw_query: str) -> str | None:
     return None
 
 
-def model_in_path(endpoint: str) -> str | None:
-    """Return Gemini's model from the path: `v1beta/models/gemini-2.5-flash:generateContent`."""
-    found = _GEMINI_MODEL.search(endpoint)
-    return found.group(1) if found else None
+def model_in_path(endpoint: str, base_path: str = "") -> str | None:
+    """Return Gemini's model from the path, `v1beta/models/gemini-2.5-flash:generateContent`, or
+    Azure's deployment, which may follow the path of the base URL.
+    """
+    if base_path.endswith(_DEPLOYMENTS) and "/" in endpoint:
+        return endpoint.partition("/")[0]
+    found = _MODEL_IN_PATH.search(endpoint)
+    return found[1] or found[2] if found else None
+
+
+_DEPLOYMENTS = "openai/deployments"

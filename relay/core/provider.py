@@ -325,7 +325,7 @@ def _route(provider: Provider, base: Target, endpoint: str) -> Route:
     target, named, sent = _place(provider, base, endpoint)
     path = f"/{sent}" if sent else ""
     format_ = format_of(named, provider.format, provider.formats)
-    kind, model = peek.kind_of(named), peek.model_in_path(named)
+    kind, model = peek.kind_of(named), peek.model_in_path(named, provider.base_path)
     if "%" in named:
         split = paths.with_slashes(named)
         kind = peek.kind_of(split) if kind == "other" else kind

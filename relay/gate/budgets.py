@@ -7,6 +7,7 @@ reservation with the cost of the call (ledger/charges.py); leases.py has the mon
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 from msgspec import structs
@@ -14,6 +15,7 @@ from msgspec import structs
 from relay.core.access import Client
 from relay.core.bounds import WITHOUT_TEXT, bound_of, limits_of
 from relay.core.budgets import Account, BudgetRule, BudgetRules, BudgetUse
+from relay.core.dearest import other_models
 from relay.core.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -28,6 +30,7 @@ from relay.core.limits import key_part
 from relay.core.memo import BoundedMemo
 from relay.core.metadata import HEADER as METADATA
 from relay.core.metadata import as_text, metadata_of, user_of
+from relay.core.meters.estimates import ESTIMATED
 from relay.core.meters.sent_call import SentCall
 from relay.core.peek import model_is_plain, names_one_model
 from relay.core.pricing import MAX_CALL_NANO_USD, PlainRates, Tariff, usd_text
@@ -175,9 +178,10 @@ class Budgets:
             price = plan.price = _price_of(request, route, now_s)
         if not price.is_new:
             return self.reserve_amount(exchange, plan, 0)
+        others: tuple[str, ...] = ()
         if plan.is_hard and route.model is None:
             if text is None or request.model is None or not names_one_model(text):
-                _check_model(exchange, text)
+                others = _check_model(exchange, text)
         rates, limits = price.rates, None
         if rates is not None and text is not None:
             limits = limits_of(request.kind, route.format, text, fields)
@@ -189,9 +193,9 @@ class Budgets:
             if plan.is_hard and not bound.is_read:
                 raise LimitsUnknown
             cost_nano = self._cost_nano(price, bound, now_s)
-            if cost_nano is None:
+            if cost_nano is None and not others:
                 return self.reserve_unpriced(exchange, plan, request.model)
-            needed_nano = cost_nano
+            needed_nano = self.unpriced_nano(request.model) if cost_nano is None else cost_nano
         else:
             tokens = request.input_estimate
             if tokens is None:
@@ -200,6 +204,9 @@ class Budgets:
             if limits is not None:
                 output = limits.tokens(output)
             needed_nano = min(rates.nano_usd(tokens, output), MAX_CALL_NANO_USD)
+        if others:
+            bound = _bound_of(exchange, route.format, text, length, fields)
+            needed_nano = max(needed_nano, self._others_nano(route, others, bound, now_s))
         exchange.budget = plan.take(needed_nano, now_s, leases.generation)
         return self._obtain_all(exchange, plan, needed_nano) if exchange.budget is None else None
 
@@ -222,6 +229,18 @@ class Budgets:
         await self.reserve_amount(exchange, plan, charged_nano or 1)
         if not charged_nano and exchange.budget is not None:
             exchange.budget.give_back()
+
+    def _others_nano(
+        self, route: Route, models: Sequence[str], bound: CallBound, now_s: float
+    ) -> int:
+        """Return the cost of a call at the dearest of these models. Raises PriceUnknown."""
+        # A model that the relay replaces is not one of these: they are sent as they are.
+        alternatives = tuple(replace(each, replaced_model=None) for each in route.alternatives)
+        route, costs = replace(route, replaced_model=None, alternatives=alternatives), [0]
+        for model in models:
+            cost_nano = self._dearest_nano(route, model, (bound,), now_s)
+            costs.append(self.unpriced_nano(model) if cost_nano is None else cost_nano)
+        return max(costs)
 
     async def reserve_amount(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
         """Reserve an amount under all budgets of `plan`, or nothing if one refuses. Raises
@@ -414,15 +433,23 @@ def _bound_of(
     return bound_of(sent, format_, text, fields, content_type)
 
 
-def _check_model(exchange: Exchange, text: bytes | None) -> None:
-    """Raise ModelUnknown unless the provider finds the same model in the body as the relay."""
+def _check_model(exchange: Exchange, text: bytes | None) -> tuple[str, ...]:
+    """Raise ModelUnknown unless the provider finds the same model in the body as the relay. Returns
+    the models that may answer besides.
+    """
     request = exchange.request
     if text is None:
         if request.model is None:
             raise ModelUnknown
-        return
+        return ()
     if not model_is_plain(text, request.headers.get("Content-Type", ""), request.model):
         raise ModelUnknown
+    if request.kind not in ESTIMATED:
+        return ()
+    others = other_models(text)
+    if others is None:
+        raise ModelUnknown
+    return others
 
 
 def _key(rule: BudgetRule, values: Mapping[str, str]) -> tuple[str, str]:

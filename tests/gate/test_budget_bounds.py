@@ -30,14 +30,14 @@ PRICE: dict[str, Any] = {
 LIMITS = {"generationConfig": {"maxOutputTokens": 10, "candidateCount": 8}}
 
 
-async def reserved(start: StartRelay, raw: RawUpstream, folder: Path, call: tuple[str, str], body: Any, **headers: str) -> tuple[float | str, Relay]:
+async def reserved(start: StartRelay, raw: RawUpstream, folder: Path, call: tuple[str, str], body: Any, base: str = "", **headers: str) -> tuple[float | str, Relay]:
     """The US dollars that a call reserves, or the error that refuses it. `call` is the wire format
-    and the endpoint.
+    and the endpoint, `base` the path of the provider's base URL.
     """
     raw.plays(ok(b"{}", "Content-Type: application/json"))
     format_, endpoint = call
     document = {"database": str(folder / "relay.db"), "budgets": {"rules": [{"usd": 1_000_000, "period": "day"}]}}
-    relay = await start(document, p=provider(raw.url, format=format_, pricing=PRICE[format_]))
+    relay = await start(document, p=provider(raw.url + base, format=format_, pricing=PRICE[format_]))
     found: list[float | str] = []
     opens = relay.gateway.attempts.open
 
@@ -110,6 +110,38 @@ async def test_each_prompt_of_a_legacy_completion_reserves_its_answer(start: Sta
 async def test_the_dearest_of_all_service_tiers_that_a_call_names_is_reserved(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
     body = {"model": "m", "messages": [], "max_tokens": 10, "service_tier": "flex", "speed": "fast"}
     assert (await reserved(start, raw, tmp_path, ("anthropic", "v1/messages"), body))[0] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("body", "usd"),
+    [
+        ({"model": "cheap", "models": ["cheap", "dear"], "max_tokens": 10}, 0.01),
+        ({"models": ["cheap", "dear"], "max_tokens": 10}, 0.01),
+        ({"model": "cheap", "fallbacks": [{"model": "dear"}], "max_tokens": 10}, 0.01),
+        (b'{"model": "cheap", "\\u006dodels": ["dear"], "max_tokens": 10}', 0.01),
+        ({"model": "cheap", "models": ["cheap"], "max_tokens": 10}, 0.00001),
+        ({"model": "cheap", "models": None, "max_tokens": 10}, 0.00001),
+        ({"model": "cheap", "models": [f"model {number}" for number in range(17)]}, "model_unknown"),
+    ],
+)
+async def test_the_dearest_of_the_models_that_may_answer_is_reserved(start: StartRelay, raw: RawUpstream, tmp_path: Path, body: Any, usd: float | str) -> None:
+    assert (await reserved(start, raw, tmp_path, ("openai", "chat/completions"), body))[0] == usd
+
+
+async def test_a_model_that_may_answer_and_has_no_price_is_refused_like_any_other(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+    budgets = {"rules": [{"usd": 1, "period": "day"}], "unpriced": "refuse"}
+    relay = await start({"database": str(tmp_path / "relay.db"), "budgets": budgets}, p=provider(raw.url, pricing=PRICE["openai"][:1]))
+    body = {"model": "cheap", "models": ["unheard-of"]}
+    status, headers, _ = await relay.call("POST", relay.path("p", "chat/completions"), json=body)
+    assert (status, headers["x-relay-error"]) == (403, "price_unknown")
+
+
+@pytest.mark.parametrize("base", ["", "/openai/deployments"])
+async def test_the_deployment_in_the_path_of_azure_prices_a_call_whatever_its_body_names(start: StartRelay, raw: RawUpstream, tmp_path: Path, base: str) -> None:
+    endpoint = ("" if base else "openai/deployments/") + "dear/chat/completions"
+    found, relay = await reserved(start, raw, tmp_path, ("openai", endpoint), {"model": "cheap", "max_tokens": 10}, base=base)
+    assert found == 0.01
+    assert (await relay.events())[0]["model"] == "dear"
 
 
 async def test_audio_of_unknown_length_reserves_an_hour(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
