@@ -55,7 +55,7 @@ class _Stream:
         exchange, gateway = self.exchange, self._gateway
         meter = exchange.usage.meter
         if isinstance(meter, AnswerMeter) and meter.is_readable:
-            return price_list.known_nano_usd(exchange, time.time(), {})
+            return price_list.known_nano_usd(exchange, meter.parts, time.time(), {})
         route, budgets = exchange.routing.route, gateway.budgets
         if route is None or budgets is None:
             return 0

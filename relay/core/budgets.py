@@ -352,6 +352,9 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
     """True if one of the budgets warned when the call began."""
     running_nano: int = 0
     """What a running stream or session has spent, as far as its meter knows."""
+    known_nano: int = 0
+    """What the call has cost at least, known even if the whole cost is not. It may be more than
+    what is reserved."""
     is_settled: bool = False
     charged_nano: int = 0
     """What each budget was charged."""
@@ -377,9 +380,13 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         for account in self.accounts:
             account.running_nano += grown_nano
 
-    def settle(self, cost_nano: int | None, least_nano: int = 0) -> None:
+    def note_known(self, nano_usd: int) -> None:
+        """Note what the call has cost at least."""
+        self.known_nano = max(self.known_nano, nano_usd)
+
+    def settle(self, cost_nano: int | None) -> None:
         """Settle the call, once: charge its budgets. A call of which the cost is unknown is charged
-        what it reserved, or `least_nano` if it has cost more than that.
+        what it reserved, or what it has cost at least if that is more.
         """
         if self.is_settled:
             return
@@ -388,11 +395,9 @@ class BudgetUse(msgspec.Struct, eq=False, gc=False):
         reserved_nano, self.reserved_nano, self.is_settled = self.reserved_nano, 0, True
         unpriced_nano = over_nano = 0
         if cost_nano is None:
-            lost_nano = max(reserved_nano, least_nano)
-            unpriced_nano = self.unpriced_nano = lost_nano
-        else:
-            lost_nano = cost_nano
-        if lost_nano > reserved_nano:
+            lost_nano = unpriced_nano = self.unpriced_nano = max(reserved_nano, self.known_nano)
+            over_nano = self.over_nano = lost_nano - reserved_nano
+        elif (lost_nano := cost_nano) > reserved_nano:
             over_nano = self.over_nano = lost_nano - reserved_nano
         self.charged_nano = lost_nano
         for account in self.accounts:

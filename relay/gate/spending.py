@@ -219,6 +219,7 @@ class Spending:
             return 0, 0
         spent_nano = spender.spent_nano()
         use.note_running(min(spent_nano, use.reserved_nano))
+        use.note_known(spent_nano)
         return spent_nano + spender.ahead_nano() + needed_nano - use.reserved_nano, spent_nano
 
     def _rules_of(self, exchange: Exchange, budgets: Budgets) -> Sequence[BudgetRule]:

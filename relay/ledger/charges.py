@@ -37,7 +37,9 @@ _WITHOUT_ANSWER = (
 
 
 def unknown_cost(exchange: Exchange) -> int | None:
-    """Return what a call is charged of which no cost is known; None: what it has reserved."""
+    """Return what a call is charged of which no cost is known; None: what it has reserved, or the
+    part of its cost that is known if that is more.
+    """
     return 0 if is_unbilled(exchange) or _is_unused(exchange) else None
 
 

@@ -238,8 +238,9 @@ class Ledger:
                     exchange.budget = None
                     cost_nano = exchange.usage.cost_nano_usd
                     if cost_nano is None:
+                        use.note_known(exchange.usage.least_nano_usd)
                         cost_nano = unknown_cost(exchange)
-                    use.settle(cost_nano, exchange.usage.least_nano_usd)
+                    use.settle(cost_nano)
                 try:
                     entry = await self._record(exchange, at_zero)
                     if use is not None and entry is not None:

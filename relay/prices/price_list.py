@@ -191,15 +191,15 @@ def _rule(
     return None
 
 
-def known_nano_usd(exchange: Exchange, unix_s: float, costs: dict[Part, int]) -> int:
-    """Return what a running call has cost so far, as far as its usage has a price. `costs` keeps
+def known_nano_usd(exchange: Exchange, parts: Parts, unix_s: float, costs: dict[Part, int]) -> int:
+    """Return what the parts of a call have cost, as far as their usage has a price. `costs` keeps
     the costs of the parts, of which a long session has a thousand, for the next call.
     """
-    meter, route = exchange.usage.meter, exchange.routing.route
-    if meter is None or route is None:
+    route = exchange.routing.route
+    if route is None:
         return 0
     whole_nano = 0
-    for part in meter.parts:
+    for part in parts:
         cost_nano = costs.get(part)
         if cost_nano is None:
             cost_nano = _known_nano_usd(part, exchange, route.provider, unix_s)

@@ -112,11 +112,14 @@ class _SessionSpender:
         return named or (meter.requested_model or meter.model if meter is not None else None)
 
     def spent_nano(self) -> int:
-        """See Spender. A session without a meter is taken to spend a slice every 30 seconds."""
-        if self._meter is not None:
-            return price_list.known_nano_usd(self.exchange, time.time(), self._costs)
+        """See Spender. A session whose usage no message reports is taken to spend a slice in each
+        30 seconds.
+        """
+        meter = self._meter
+        if meter is not None and not meter.is_blind:
+            return price_list.known_nano_usd(self.exchange, meter.parts, time.time(), self._costs)
         lasted_s = self._gateway.clock() - self._began_s
-        return int(self._slice_nano * lasted_s / SLICE_S)
+        return self._slice_nano * int(lasted_s // SLICE_S)
 
     def ahead_nano(self) -> int:
         """See Spender."""

@@ -173,7 +173,19 @@ async def test_a_stream_that_no_meter_can_read_is_ended_by_its_bytes(start: Star
     (line,) = await relay.events()
     assert line["error"] == "budget_exhausted"
     await relay.idle()
-    assert (await budget_sums(relay))["unpriced_nano"] == 10 * TOKEN_NANO, "the cost is unknown: what was reserved is charged"
+    sums = await budget_sums(relay)
+    assert (sums["unpriced_nano"], sums["over_nano"]) == (11 * TOKEN_NANO, TOKEN_NANO), "the cost is unknown: what it was ended for is charged"
+
+
+async def test_a_response_of_which_a_part_has_no_price_is_charged_the_others_at_least(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+    reported = {"prompt_tokens": 0, "completion_tokens": 15, "completion_tokens_details": {"audio_tokens": 1}}
+    body = json.dumps({"model": "m", "choices": [], "usage": reported}).encode()
+    raw.plays(head("Content-Type: application/json", f"Content-Length: {len(body)}"), body)
+    relay = await start(budgeted(str(tmp_path / "relay.db"), {"usd": 1, "period": "day"}), p=provider(raw.url, **PRICED))
+    assert await post(relay, body=CALL) == (200, body)
+    await relay.idle()
+    sums = await budget_sums(relay)
+    assert (sums["spent_nano"], sums["unpriced_nano"], sums["over_nano"]) == (0, 15 * TOKEN_NANO, 5 * TOKEN_NANO)
 
 
 async def test_a_budget_that_only_warns_ends_no_stream(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:

@@ -84,11 +84,19 @@ def test_a_call_is_charged_its_cost_or_what_it_reserved_if_that_is_unknown(cost:
         assert (account.charged, account.free_nano, account.reserved_nano, account.calls) == (charged, free, 0, 0)
 
 
-@pytest.mark.parametrize(("least", "charged"), [(0, Charged(0, 100)), (40, Charged(0, 100)), (130, Charged(0, 130, 30))])
-def test_a_call_of_unknown_cost_is_charged_what_it_has_cost_at_least_if_it_reserved_less(least: int, charged: Charged) -> None:
+@pytest.mark.parametrize(("known", "charged"), [(30, Charged(0, 100)), (130, Charged(0, 130, 30))])
+def test_a_call_of_unknown_cost_is_charged_what_is_known_of_it_at_least(known: int, charged: Charged) -> None:
     reserved, (account, _) = use(100)
-    reserved.settle(None, least)
-    assert reserved.charged == account.charged == charged
+    reserved.note_known(known)
+    reserved.settle(None)
+    assert reserved.charged == account.charged == charged and account.reserved_nano == 0
+
+
+def test_what_was_known_of_a_cost_does_not_matter_once_the_cost_is_known() -> None:
+    reserved, _ = use(100)
+    reserved.note_known(130)
+    reserved.settle(30)
+    assert reserved.charged == Charged(30)
 
 
 def test_a_call_is_settled_once() -> None:

@@ -639,6 +639,48 @@ async def test_a_model_without_a_price_in_the_url_refuses_the_handshake(start: S
     assert refused.value.status == 403 and not upstream.opened
 
 
+async def test_a_session_of_which_nothing_is_known_spends_a_slice_every_30_seconds(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = echo
+    relay = await start_relay(start, upstream, "fal", sqlite_setting, {"usd": 2, "period": "day"}, pricing=[{"per_unit": 0.5}])
+    async with connected(relay, "fal/fal-ai/x/realtime") as socket:
+        await send(socket, b"\x81\xa6prompt\xa1a")
+        await socket.receive()
+        (followed,) = relay.gateway.spending._of.values()
+        spender: Any = followed.spender
+        for slices in (1, 2, 3):
+            spender._began_s -= 30
+            assert spender.spent_nano() == slices * USD // 2
+            assert followed.spender.exchange.budget is not None
+            async with asyncio.timeout(HANG_GUARD_S):
+                while followed.spender.exchange.budget.reserved_nano < (slices + 1) * USD // 2:
+                    await asyncio.sleep(0.001)
+        spender._began_s -= 30
+        async for _ in socket:
+            pass
+        assert socket.close_code == 4402
+    await relay.idle()
+    sums = await budget_sums(relay)
+    assert (sums["unpriced_nano"], sums["spent_nano"]) == (2 * USD, 0)
+
+
+async def test_a_session_of_unknown_cost_is_charged_what_is_known_of_it_at_least(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    """The audio of its usage has no price, the tokens have one."""
+
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        event = response("r", 1500)
+        event["response"]["usage"]["output_token_details"] = {"audio_tokens": 1}
+        await socket.send_json(event)
+
+    upstream.reply = reply
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 2, "period": "day"})
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        await send(socket, {"type": "input_audio_buffer.commit"})
+        await socket.receive()
+    await relay.idle()
+    sums = await budget_sums(relay)
+    assert sums["spent_nano"] == 0 and 1500 * TOKEN_NANO <= sums["unpriced_nano"] <= 2 * USD
+
+
 async def test_a_session_of_unknown_cost_is_charged_what_it_has_reserved_once(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
     upstream.reply = echo
     relay = await start_relay(start, upstream, "fal", sqlite_setting, {"usd": 2, "period": "day"}, pricing=[{"per_unit": 0.5}])

@@ -127,6 +127,8 @@ class SocketMeter:
 
     has_error = False
     """Always False: a session may continue after an error."""
+    is_blind = False
+    """True if no message says what the session uses."""
     searched_bytes = 256 * 1024
     """Larger messages are read without the prefilter, which would take longer than reading them."""
     __slots__ = (
@@ -249,6 +251,7 @@ class TimedSession(SocketMeter):
 class UnknownUsage(SocketMeter):
     """A session whose billed usage is not reported: its cost is unknown."""
 
+    is_blind = True
     __slots__ = ()
 
     @property
