@@ -157,9 +157,9 @@ class _SessionSpender:
         route, budgets, meter = self.exchange.routing.route, self._gateway.budgets, self._meter
         if route is None or budgets is None:
             return None
-        models = (
-            {model} if model is not None or meter is None else {self._model, *meter.next_models}
-        )
+        models = {model}
+        if model is None:
+            models = {self._model, *(meter.next_models if meter is not None else ())}
         prices = [budgets.price_nano(route, each, (bound,)) for each in models]
         return max((price for price in prices if price is not None), default=None)
 
@@ -225,7 +225,11 @@ class _SessionSpender:
         return None
 
     def _price(self, order: Order | None) -> int:
-        return self._price_nano(order.bound, order.model) or 0 if order is not None else 0
+        if order is None:
+            return 0
+        models = order.models or (None,)
+        prices = (self._price_nano(order.bound, model) for model in models)
+        return max(filter(None, prices), default=0)
 
     def _has_left(self, order_nano: int) -> bool:
         """True if what is reserved is enough for a message, though not for a slice after it."""

@@ -209,3 +209,27 @@ async def test_a_stream_takes_more_under_all_of_its_budgets_or_under_none(start:
     assert {account.rule.name: (account.reserved_nano, account.charged.spent_nano) for account in accounts(relay).values()} == {
         "large": (0, 11 * TOKEN_NANO), "small": (0, 11 * TOKEN_NANO),
     }  # fmt: skip
+
+
+def after_a_long_head(tokens: int) -> bytes:
+    """A stream of Responses whose first event repeats 40 KB of instructions."""
+    created = {"type": "response.created", "response": {"id": "r", "model": "m", "status": "in_progress", "instructions": "x" * 40_000}}
+    delta = {"type": "response.output_text.delta", "delta": "four" * tokens}
+    return b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in (created, delta))
+
+
+async def test_a_stream_with_a_long_head_ends_when_the_money_is_gone(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+    raw.plays(SSE_HEAD, chunk(after_a_long_head(11)), SILENCE)
+    relay = await start(budgeted(str(tmp_path / "relay.db"), {"usd": 0.01, "period": "day"}), p=provider(raw.url, **PRICED))
+    _, body = await post(relay, "responses", {"max_output_tokens": 10} | STREAM)
+    assert body.startswith(after_a_long_head(11)) and b"insufficient_quota" in body
+    assert await assert_ledger_equals_budget(relay) == 11 * TOKEN_NANO
+
+
+async def test_a_client_that_leaves_a_stream_with_a_long_head_is_charged(start: StartRelay, raw: RawUpstream, tmp_path: Path) -> None:
+    raw.plays(SSE_HEAD, chunk(after_a_long_head(7)), SILENCE)
+    relay = await start(budgeted(str(tmp_path / "relay.db"), {"usd": 1, "period": "day"}), p=provider(raw.url, **PRICED))
+    async with relay.client.post(relay.path("p", "responses"), json={"max_output_tokens": 10} | STREAM) as answer:
+        await answer.content.readexactly(len(after_a_long_head(7)))
+    await relay.events()
+    assert await assert_ledger_equals_budget(relay) == 7 * TOKEN_NANO

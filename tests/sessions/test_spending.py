@@ -592,6 +592,46 @@ async def test_a_text_under_a_name_with_escapes_is_charged(start: StartRelay, up
     assert await assert_charged(relay) == 5 * TOKEN_NANO
 
 
+@pytest.mark.parametrize("unpriced", ["allow", "refuse"])
+async def test_a_gemini_session_whose_setup_is_written_with_an_escape_ends_too(unpriced: str, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = gemini(90)
+    relay = await start_relay(start, upstream, "google-ai-studio", sqlite_setting, {"usd": 2, "period": "day"}, unpriced=unpriced)
+    case = CASES["gemini live"]
+    async with connected(relay, case.path) as socket:
+        await send(socket, b'{"s\\u0065tup": {"model": "models/m"}}')
+        await socket.receive()
+        _, (code, _) = await talk(relay, socket, case.message)
+    assert code == 4402
+    assert 2 * USD - 4 * case.round_nano <= await assert_charged(relay) <= 2 * USD
+
+
+async def test_a_long_first_message_makes_the_audio_behind_it_not_free(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    upstream.reply = echo
+    case = CASES["elevenlabs transcription"]
+    relay = await start_relay(start, upstream, "elevenlabs", sqlite_setting, {"usd": case.usd, "period": "day"}, pricing=case.pricing)
+    async with connected(relay, case.path) as socket:
+        await send(socket, {"audio_base_64": "AAAA", "previous_text": "x" * 40_000})
+        await socket.receive()
+        _, (code, _) = await talk(relay, socket, case.message)
+    assert code == 4402
+    assert case.usd * USD - 4 * case.round_nano <= await assert_charged(relay) <= case.usd * USD + case.round_nano
+
+
+async def test_audio_in_large_messages_ends_no_session_that_has_spent_nothing(start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    async def reply(socket: web.WebSocketResponse, data: Any) -> None:
+        session = {"model": "m", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}
+        await socket.send_json({"type": "session.created", "session": session})
+
+    upstream.reply = reply
+    price = [{"input_per_mtok": 4, "input_audio_per_mtok": 32, "output_per_mtok": 16, "output_audio_per_mtok": 64, "max_output_tokens": 4096}]
+    relay = await start_relay(start, upstream, "openai", sqlite_setting, {"usd": 1, "period": "day"}, pricing=price)
+    async with connected(relay, "openai/realtime?model=m") as socket:
+        for message in [{"type": "session.update"}, *[{"type": "input_audio_buffer.append", "audio": "A" * 300_000}] * 13, {"type": "response.create"}]:
+            await send(socket, message)
+            assert (await socket.receive()).type is WSMsgType.TEXT
+    assert await assert_charged(relay) == 0
+
+
 async def test_audio_that_is_sent_faster_than_it_lasts_passes_the_budget_by_nothing(start: StartRelay, upstream: Upstream, sqlite_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five minutes of it between two checks."""
     monkeypatch.setattr("relay.gate.spending.CHECK_S", 3600)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 
 from relay.core import media
-from relay.core.fields import STRING_TEXT, pairs
+from relay.core.fields import STRING_TEXT
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
     OpenedSession,
     Order,
     Payload,
+    Readings,
     ResponseCounts,
     SocketMeter,
     compile_prefilter,
@@ -87,7 +88,7 @@ class GoogleLive(SocketMeter):
             return None  # audio, which _heard_tokens counts
         self._written_tokens += media.input_tokens(data, "google")
         setup = _SETUP.of(data)
-        if setup and {name for name, _ in pairs(data) or ()} == {"setup"}:
+        if setup and Readings(data).names == {"setup"}:
             limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
             if len(limits) == 1 and not has_escape(data):
                 limit = limits[0].decode("ascii", "replace")

@@ -24,10 +24,10 @@ from relay.core.meters.socket_meter import (
     MAX_PARTS,
     OpenedSession,
     Order,
+    Readings,
     bytes_a_second,
     compile_prefilter,
     of_base64,
-    types_of,
 )
 from relay.core.meters.tolerant_json import Reader, Seconds, text_of
 from relay.core.usage import BYTES_PER_TOKEN, CallBound, Part, Parts, Usage
@@ -149,7 +149,7 @@ class Realtime(ResponseMeter):
         return audio_bytes * _INPUT_AUDIO_TOKENS_A_SECOND // self._input_bytes_a_s
 
     def order_of(self, data: bytes) -> Order | None:
-        kinds = types_of(data)
+        kinds = Readings(data).types
         if kinds.isdisjoint(_TEXTUAL):
             return None  # audio, which _heard_tokens counts
         self._written_tokens += media.input_tokens(_AUDIO.sub(b"", data), "openai")

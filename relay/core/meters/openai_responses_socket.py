@@ -18,11 +18,11 @@ from relay.core.meters.socket_meter import (
     OpenedSession,
     Order,
     Payload,
+    Readings,
     ResponseCounts,
     SocketMeter,
     compile_prefilter,
     has_escape,
-    types_of,
 )
 from relay.core.meters.tolerant_json import IgnoredFields, text_of
 from relay.core.numbers import whole_number
@@ -63,7 +63,7 @@ _MESSAGE = Wanted(
     "response.tool_usage", "response.store", "error.code", "error.param",
 )  # fmt: skip
 _CREATE = Wanted(
-    "type", "model", "previous_response_id", "response.model", "max_output_tokens",
+    "model", "response.model", "max_output_tokens",
     "response.max_output_tokens", "response.max_response_output_tokens",
 )  # fmt: skip
 _ACTIVE = "conversation_already_has_active_response"
@@ -259,30 +259,31 @@ class Responses(ResponseMeter):
         """Tokens of the last responses, which are input of a response that continues them."""
 
     def sent(self, data: bytes) -> None:
-        if "response.create" not in types_of(data):
+        if "response.create" not in (read := Readings(data)).types:
             return
         message = _CREATE.of(data)
         model = model_of(message)
         self.named(model)
         self._creates += 1
-        self._requested.append(Open(model, self._input_tokens(message, data, 0)))
+        self._requested.append(Open(model, self._input_tokens(read, data, 0)))
 
-    def _input_tokens(self, message: Document, data: bytes, unknown: int) -> int:
+    def _input_tokens(self, read: Readings, data: bytes, unknown: int) -> int:
         """Return the input of a requested response. `unknown` is that of an earlier response which
         this session has not made.
         """
-        before = text_of(message.get("previous_response_id"))
-        context = self._totals.get(before, unknown) if before is not None else 0
-        return context + media.input_tokens(data, "openai")
+        before = read.texts("previous_response_id")
+        contexts = [self._totals.get(named, unknown) for named in before if named is not None]
+        return max(contexts, default=0) + media.input_tokens(data, "openai")
 
     def order_of(self, data: bytes) -> Order | None:
-        if types_of(data).isdisjoint({None, "response.create"}):
+        if (read := Readings(data)).types.isdisjoint({None, "response.create"}):
             return None
         message = _CREATE.of(data)
-        input_tokens = self._input_tokens(message, data, self._last_tokens)
+        input_tokens = self._input_tokens(read, data, self._last_tokens)
         limit = output_limit(message, data, None, OUTPUT_LIMITS)
         bound = CallBound(input_tokens, limit, may_hold_audio=True, units=1)
-        return Order(bound, model_of(message), is_response=True)
+        models = dict.fromkeys((*read.texts("model"), model_of(message)))
+        return Order(bound, tuple(models), is_response=True)
 
     @property
     def next_response(self) -> CallBound:

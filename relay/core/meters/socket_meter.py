@@ -80,18 +80,35 @@ def has_ascii_escape(data: bytes) -> bool:
     return _BACKSLASH in data and _ascii_escape(data) is not None
 
 
-def readings(data: bytes, name: str) -> list[msgspec.Raw]:
-    """Return the values of a field of a message: several if its name is repeated, because parsers
-    differ in which of them they take. Empty for a message that is no JSON object.
+class Readings:
+    """All values of the fields of a message: parsers differ in which value of a repeated name they
+    take. For messages that order something: it takes longer than reading single fields.
     """
-    return [raw for found, raw in pairs(data) or () if found == name]
 
+    __slots__ = ("_values",)
 
-def types_of(data: bytes) -> set[str | None]:
-    """Return the types that a message may have for its provider; None stands for no type. For
-    messages that order something: it takes longer than reading one field.
-    """
-    return {text_of(bytes(raw)) for raw in readings(data, "type")} or {None}
+    def __init__(self, data: bytes) -> None:
+        self._values: dict[str, list[msgspec.Raw]] = {}
+        for name, raw in pairs(data) or ():
+            self._values.setdefault(name, []).append(raw)
+
+    def of(self, name: str) -> list[msgspec.Raw]:
+        """Return the values of a field."""
+        return self._values.get(name, [])
+
+    def texts(self, name: str) -> list[str | None]:
+        """Return the values of a field with a short string; None for anything else."""
+        return [text_of(bytes(raw)) for raw in self.of(name)]
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the fields; none if the message is no readable object."""
+        return set(self._values)
+
+    @property
+    def types(self) -> set[str | None]:
+        """The types that the message may have; None stands for no type."""
+        return set(self.texts("type")) or {None}
 
 
 class ResponseCounts(NamedTuple):
@@ -110,8 +127,8 @@ class Order(NamedTuple):
     """A message of the client that makes the provider work at once, and what that may use."""
 
     bound: CallBound
-    model: str | None = None
-    """The model that the message names; None: any of the `next_models`."""
+    models: tuple[str | None, ...] = ()
+    """The models that the message may name. None, or no model: any of the `next_models`."""
     is_response: bool = False
     """True if a response follows, whose usage is known at its end."""
 

@@ -13,12 +13,11 @@ from relay.core.meters.socket_meter import (
     MAX_PARTS,
     OpenedSession,
     Order,
+    Readings,
     SocketMeter,
     compile_prefilter,
     has_ascii_escape,
     has_escape,
-    readings,
-    types_of,
 )
 from relay.core.meters.tolerant_json import count_of, text_of
 from relay.core.usage import CallBound, Part, Parts, Usage
@@ -38,7 +37,7 @@ class Characters(SocketMeter):
     def sent(self, data: bytes) -> None:
         message = _TEXT.of(data)
         is_ambiguous = _is_ambiguous(data, b'"type"')
-        kinds = types_of(data) if is_ambiguous else {text_of(message.get("type"))}
+        kinds = Readings(data).types if is_ambiguous else {text_of(message.get("type"))}
         if self._type and self._type not in kinds:
             return
         model = text_of(message.get("model_id"))
@@ -54,14 +53,16 @@ class Characters(SocketMeter):
         characters = self._characters(data) if len(data) <= MAX_TEXT_BYTES else None
         if characters is None or has_escape(data):
             characters = len(data)
-        named = text_of(_TEXT.of(data).get("model_id"))
-        return Order(CallBound(characters=characters, units=1), named) if characters else None
+        if not characters:
+            return None
+        models = Readings(data).texts("model_id")
+        return Order(CallBound(characters=characters, units=1), tuple(models))
 
     def _characters(self, data: bytes) -> int | None:
         """Return the number of characters for speech; None if the text is too long to count."""
         if not _is_ambiguous(data, self._key):
             return self._spoken(field(data, self._field))
-        counts = [self._spoken(raw) for raw in readings(data, self._field)]
+        counts = [self._spoken(raw) for raw in Readings(data).of(self._field)]
         return None if None in counts else max(filter(None, counts), default=0)
 
     def _spoken(self, raw: msgspec.Raw) -> int | None:
@@ -110,7 +111,7 @@ class Dialogue(Characters):
 
 
 def _longest_text(line: bytes) -> int:
-    return max((len(text(raw) or "") for raw in readings(line, "text")), default=0)
+    return max((len(text(raw) or "") for raw in Readings(line).of("text")), default=0)
 
 
 class FluxSpeech(Characters):

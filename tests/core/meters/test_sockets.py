@@ -520,6 +520,22 @@ def test_a_message_with_two_types_orders_what_either_orders(endpoint: str, data:
     assert order is not None and order.is_response
 
 
+def test_an_order_with_two_models_may_be_of_either() -> None:
+    order = Session("openai", "responses").meter.order_of(b'{"type":"response.create","model":"cheap","model":"dear","response":{"model":"other"}}')
+    assert order is not None and set(order.models) == {"cheap", "dear"}
+    order = Session("elevenlabs", "v1/text-to-speech/v/stream-input").meter.order_of(b'{"text":"hi","model_id":"cheap","model_id":"dear"}')
+    assert order is not None and set(order.models) == {"cheap", "dear"}
+
+
+def test_an_order_that_continues_two_responses_has_the_longer_input() -> None:
+    session = Session("openai", "responses", "", "m")
+    for name, tokens in (("short", 10), ("long", 5000)):
+        session.down(created(name, "m"), response(name, "m", token_usage(tokens, 0)))
+    for text in (b'"previous_response_id":"%b","previous_response_id":"%b"' % each for each in ((b"short", b"long"), (b"long", b"short"))):
+        order = session.meter.order_of(b'{"type":"response.create",%b}' % text)
+        assert order is not None and 5000 <= order.bound.input_tokens <= 5050
+
+
 LARGE = b"A" * 300_000
 SPOKEN_FORMAT = {"type": "session.created", "session": {"model": "m", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}}
 REALTIME_APPEND, GEMINI_AUDIO = b'{"type":"input_audio_buffer.append","audio":"%b"}' % LARGE, b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm","data":"%b"}}}' % LARGE
