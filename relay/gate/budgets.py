@@ -314,11 +314,11 @@ class Budgets:
         """Reserve more for a running call, of money that is leased already. False if `extend` is
         needed.
         """
-        now_s = self._leases.clock()
-        accounts = use.accounts
-        if not self._leases.may_spend(now_s):
+        leases, accounts = self._leases, use.accounts
+        now_s = leases.clock()
+        if not leases.may_spend(now_s):
             return False
-        if any(account.free_nano < more_nano for account in accounts):
+        if any(each.free_nano < more_nano or not leases.owns(each) for each in accounts):
             return False
         for account in accounts:
             account.reserve(more_nano, now_s)
@@ -374,6 +374,7 @@ class Budgets:
         try:
             if not self._leases.may_spend(self._leases.clock()):
                 await self._leases.keep_alive()
+            self._leases.forget_released(account)
             if account.free_nano < more_nano:
                 await self._obtain(account, more_nano, ahead_nano)
         except STORE_ERRORS as error:

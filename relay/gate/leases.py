@@ -153,6 +153,17 @@ class Leases:
         """True if no other process can take this one for dead."""
         return 0 <= now_s - self._beaten_s < _SPEND_S
 
+    def owns(self, account: Account) -> bool:
+        """False if the account is that of a process that was taken for dead, which this one was."""
+        return account.worker == self._worker
+
+    def forget_released(self, account: Account) -> None:
+        """Let the next statement find out what is free in an account that is not owned: what calls
+        of such a lease give back may have been released by an administrator before.
+        """
+        if not self.owns(account):
+            _forget_free(account)
+
     async def keep_alive(self) -> None:
         """Write the heartbeat, unless another call has just done so. A process that counts as dead
         begins again, with new leases. Raises STORE_ERRORS.

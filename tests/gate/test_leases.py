@@ -456,6 +456,24 @@ async def test_a_running_call_of_a_worker_that_was_taken_for_dead_takes_more_onl
     await other.begin_call(LIMIT - 1 - 20)
 
 
+async def test_what_a_call_of_a_worker_that_was_taken_for_dead_gives_back_is_not_spent_from_memory(database: Database) -> None:
+    now = [float(NOON)]
+    slow, other = await both(database, lambda: now[0])
+    await slow.begin_call(300)
+    use = await slow.begin_call(10)
+    await other.begin_call(1)
+    now[0] += DEAD_S + 1
+    await other.leases.keep_alive()
+    await other.leases.tidy()
+    await release(database, "mine")
+    await other.begin_call(980)
+    await slow.leases.keep_alive()
+    slow.settle(0, 0)
+    assert not slow.budgets.extend_at_once(use, 100)
+    with pytest.raises(BudgetBusy):
+        await slow.budgets.extend(use, [slow.rule], 100, 100)
+
+
 async def test_a_call_that_one_budget_refuses_takes_nothing_of_the_others(database: Database) -> None:
     one, _ = await both(database, lambda: float(NOON))
     small = worker(database, lambda: float(NOON), "small", name="small", limit_nano=15)
