@@ -44,6 +44,10 @@ WITHOUT_TEXT = frozenset(
     {"speech", "transcription", "image", "embeddings", "rerank", "moderation", "count_tokens"}
 )
 """Kinds of calls whose response is no generated text."""
+_TAKE_TOKENS = frozenset({"completion", "embeddings"})
+"""Kinds of calls whose input may be tokens instead of text."""
+_SPEAKS = frozenset({"elevenlabs", "cartesia"})
+"""Formats of vendors that bill the characters of other calls than speech too: dialogues, sounds."""
 _NONE = RequestFields()
 _STANDARD_TIERS = frozenset({"", "auto", "default", "standard", "standard_only"})
 _MAX_TIERS = 8
@@ -107,12 +111,24 @@ def bound_of(
         bound = _bound_without_text(sent, format_, body, content_type)
     else:
         limits = limits_of(sent.kind, format_, body or b"", fields) or _NO_LIMITS
+        spoken = max(sent.length, len(body or b"")) if format_ in _SPEAKS else 0
         bound = CallBound(
-            sent.input_tokens, limits.output_tokens, limits.answers, units=1,
+            _input_tokens(sent, body), limits.output_tokens, limits.answers,
+            characters=spoken, units=1,
             service_tiers=limits.service_tiers, text=body or b"",
             is_read=limits.is_read and (body is not None or sent.kind not in ESTIMATED),
         )  # fmt: skip
-    return _bound_of_app(bound, body, content_type) if format_ == "fal" else bound
+    is_app = format_ == "fal" and not sent.endpoint.startswith("rest/")
+    return _bound_of_app(bound, body, content_type) if is_app else bound
+
+
+def _input_tokens(sent: SentCall, body: bytes | None) -> int:
+    """Return the input tokens of a call. Where the input may be an array of tokens, a comma follows
+    each one.
+    """
+    if body is None or sent.kind not in _TAKE_TOKENS:
+        return sent.input_tokens
+    return max(sent.input_tokens, body.count(b",") + 1)
 
 
 def _bound_of_app(bound: CallBound, body: bytes | None, content_type: str) -> CallBound:
@@ -237,7 +253,7 @@ def _bound_without_text(
             sent.input_tokens, _IMAGE_TOKENS, made, images=made, units=made,
             is_read=asked is not None,
         )  # fmt: skip
-    return CallBound(sent.input_tokens, units=1, is_read=is_read)
+    return CallBound(_input_tokens(sent, body), units=1, is_read=is_read)
 
 
 def _tier(name: str, given: Any) -> str:

@@ -148,14 +148,19 @@ _MAX_MODELS = 16
 """A body that names more is not read: each one is looked up."""
 
 
+_NAMES_AUDIO = ("url", "uri", "fileid")
+"""What the folded name of a form's field contains that names a recording which is not in the form:
+`url`, `cloud_storage_url`, Mistral's `file_id`."""
+
+
 def fetches_audio(body: bytes, content_type: str) -> bool:
-    """True if the provider may fetch the audio of a transcription from a URL in the body."""
+    """True if the provider may fetch the audio of a transcription, by what the body names."""
     if may_be_object(body):
         return True
     if is_form(content_type):
         fields = form_fields(body, content_type)
         names = [fold(each.name.decode("latin-1")) for each in fields or ()]
-        return fields is None or any("url" in name or "uri" in name for name in names)
+        return fields is None or any(mark in name for name in names for mark in _NAMES_AUDIO)
     if content_type[: len(_URLENCODED)].lower() == _URLENCODED and len(body) <= MAX_FIELD_BYTES:
         return True
     return body.lstrip().startswith(b"--")  # a form whose type is not known

@@ -325,9 +325,9 @@ def _route(provider: Provider, base: Target, endpoint: str) -> Route:
     target, named, sent = _place(provider, base, endpoint)
     path = f"/{sent}" if sent else ""
     format_ = format_of(named, provider.format, provider.formats)
-    kind, model = peek.kind_of(named), peek.model_in_path(named, provider.base_path)
+    kind, model = peek.kind_of(named.rstrip("/")), peek.model_in_path(named, provider.base_path)
     if "%" in named:
-        split = paths.with_slashes(named)
+        split = paths.with_slashes(named).rstrip("/")
         kind = peek.kind_of(split) if kind == "other" else kind
         model = model or peek.model_in_path(split)
     return Route(

@@ -59,13 +59,13 @@ class CallPrice(msgspec.Struct, frozen=True):
     tariff: Tariff | None
     """See `one_tariff`."""
     rates: PlainRates | None
-    """Those of the tariff, if tokens alone decide the cost of a call."""
+    """Those of the tariff, if tokens alone decide the cost of a call, and its size their number."""
 
 
 def _price_of(request: Request, route: Route, now_s: float) -> CallPrice:
     tariff, until_s = one_tariff(route, request.model, now_s)
     is_new = counting_of(request.method, route.endpoint) == "new"
-    is_text = request.kind not in WITHOUT_TEXT
+    is_text = request.kind not in WITHOUT_TEXT and request.kind != "completion"
     return CallPrice(
         route, request.model, request.method, until_s, is_new,
         tariff, tariff.plain_rates if tariff is not None and is_text else None,
@@ -428,9 +428,7 @@ def _bound_of(
     sent = structs.replace(SentCall.of(exchange), length=length)
     if text is None:
         sent = structs.replace(sent, input_tokens=length // BYTES_PER_TOKEN)
-    headers = exchange.request.headers.items()
-    types = [value for name, value in headers if name.lower() == "content-type"]
-    content_type = types[0] if len(types) == 1 else ""  # parsers differ on which of two counts
+    content_type = exchange.request.headers.get("Content-Type", "")
     return bound_of(sent, format_, text, fields, content_type)
 
 

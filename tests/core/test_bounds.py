@@ -153,9 +153,11 @@ def test_a_transcription_is_bounded_by_the_size_of_its_decompressed_audio() -> N
         (b"url=https://example.com/a.mp3", "application/x-www-form-urlencoded"),
         (form('name="url"\r\n\r\nhttps://example.com/a.mp3'), FORM),
         (form('name="cloud_storage_url"\r\n\r\nhttps://example.com/a.mp3'), FORM),
+        (form('name="file_id"\r\n\r\nfile-1'), FORM),
         (form('name=URL\r\nContent-Type: text/plain\r\n\r\nhttps://example.com/a.mp3'), FORM),
         (form('name*=utf-8\'\'%75rl\r\n\r\nhttps://example.com/a.mp3'), FORM),
         (form('name="url"\r\n\r\nhttps://example.com/a.mp3'), ""),
+        (form('name="file"\r\n\r\nx'), "multipart/form-data"),
     ],
 )
 def test_audio_that_the_provider_fetches_is_bounded_by_an_hour(body: bytes, content_type: str) -> None:
@@ -277,3 +279,14 @@ def test_the_rates_of_a_plain_tariff_bound_every_call_as_the_whole_formula_does(
 @pytest.mark.parametrize("name", ["cache_write", "cache_write_1h", "input_audio", "output_audio", "image", "characters", "audio_hour", "unit", "page"])
 def test_a_tariff_by_which_more_than_tokens_costs_is_not_plain(name: str) -> None:
     assert tariff(Rates(1, 2, **{name: 5}), audio_is_text=False).plain_rates is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "completion"])
+def test_input_that_may_be_tokens_is_bounded_by_their_number(kind: str) -> None:
+    assert bound(kind, b'{"input":[' + b"1," * 999 + b"1]}").input_tokens == 1000
+
+
+def test_other_calls_of_a_vendor_of_speech_are_bounded_by_the_size_of_the_body() -> None:
+    body = b'{"inputs":[{"text":"Hello"}]}'
+    assert bound("other", body, "elevenlabs").characters == len(body)
+    assert bound("other", body, "openai").characters == 0

@@ -160,13 +160,13 @@ async def test_each_image_of_an_app_reserves_a_unit(start: StartRelay, raw: RawU
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["models/m:generateContent", "models/%6d:generateContent", "v1beta/%6Dodels/m:generateContent", "models/m%3AgenerateContent", "models/m:generateConten%74", "models%2Fm:generateContent"],
+    ["models/m:generateContent", "models/%6d:generateContent", "v1beta/%6Dodels/m:generateContent", "models/m%3AgenerateContent", "models/m:generateConten%74", "models%2Fm:generateContent", "models/m:generateContent/"],
 )
 async def test_a_path_with_escapes_reserves_as_much_as_one_without_and_is_sent_as_it_is(start: StartRelay, raw: RawUpstream, tmp_path: Path, endpoint: str) -> None:
     assert (await reserved(start, raw, tmp_path, ("google", endpoint), LIMITS))[0] == 0.08
     assert raw.arrived[0].target.endswith(endpoint)
 
 
-@pytest.mark.parametrize("endpoint", ["v1/text-to-speech/anna", "v1/text-to-speec%68/anna", "v1/text-to-speech%2Fanna"])
+@pytest.mark.parametrize("endpoint", ["v1/text-to-speech/anna", "v1/text-to-speec%68/anna", "v1/text-to-speech%2Fanna", "v1/text-to-speech/anna/"])
 async def test_speech_at_a_path_with_escapes_reserves_its_characters(start: StartRelay, raw: RawUpstream, tmp_path: Path, endpoint: str) -> None:
     assert (await reserved(start, raw, tmp_path, ("elevenlabs", endpoint), {"model_id": "m", "text": "Hello"}))[0] == 5
