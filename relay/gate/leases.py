@@ -18,12 +18,12 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from relay import log
-from relay.core.budgets import Account, BudgetCounts, BudgetRule, span_of
+from relay.core.budgets import PERIODS, Account, BudgetCounts, BudgetRule, span_of
 from relay.core.pricing import usd_text
 from relay.storage.budgets import DEAD_S, BudgetState, BudgetStore
 from relay.storage.database import DatabaseNewer, DatabaseUnavailable, RowsRefused
@@ -126,11 +126,16 @@ class Leases:
         return self._beaten_s + _SPEND_S if self.may_spend(now_s) else 0.0
 
     def renew(self, account: Account, rule: BudgetRule) -> None:
-        """Apply a rule that a reload has changed to the account of a running call, unless the rule
-        has other periods now.
+        """Apply a rule that a reload has changed to the account of a running call. The call stays
+        in its period: of a rule with longer periods now, a lower limit holds for it.
         """
+        before = account.rule
         if span_of(rule.period, account.span.start_s) == account.span:
             self._apply(account, rule)
+        elif rule.limit_nano < before.limit_nano:
+            # What a longer period does not allow, a part of it does not allow either.
+            if PERIODS.index(rule.period) > PERIODS.index(before.period):
+                self._apply(account, replace(before, limit_nano=rule.limit_nano))
 
     def renew_all(self, rules: Iterable[BudgetRule]) -> None:
         """Apply the rules of a reload to all accounts."""

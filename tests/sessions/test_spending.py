@@ -778,28 +778,44 @@ async def test_a_session_is_charged_once_however_it_ends(how: str, start: StartR
     assert not relay.gateway.spending._of and not len(relay.gateway.spending._queue)
 
 
-@pytest.mark.parametrize(("change", "ends"), [("usd: 0.2\n", True), ("usd: 100\n", False), ("usd: 2\n    clients: [other]\n", False)])
-async def test_a_reload_that_changes_a_budget_holds_for_running_sessions(change: str, ends: bool, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+async def spent_after(change: Callable[[str], str], start: StartRelay, upstream: Upstream, database: str, period: str = "day") -> tuple[int, int | None]:
+    """Change a rule of 2 dollars while a session runs, which then orders up to 50 responses.
+    Returns what it was charged, and the code that ended it.
+    """
     upstream.reply = realtime(90)
-    rule = {"usd": 2, "period": "day", "name": "mine"}
-    relay = await start_relay(start, upstream, "openai", sqlite_setting, rule)
+    relay = await start_relay(start, upstream, "openai", database, {"usd": 2, "period": period, "name": "mine"})
     async with connected(relay, "openai/realtime?model=m") as socket:
-        config = (relay.folder / "gateway.yaml").read_text()
-        assert "usd: 2\n" in config
-        (relay.folder / "gateway.yaml").write_text(config.replace("usd: 2\n", change))
+        file = relay.folder / "gateway.yaml"
+        config = file.read_text()
+        assert change(config) != config
+        file.write_text(change(config))
         assert relay.gateway.reload is not None
         await relay.gateway.reload()
-        for number in range(1000):
+        for _ in range(50):
             with suppress(ConnectionError):
                 await send(socket, CREATE)
-            received = await socket.receive()
-            if received.type is WSMsgType.CLOSE or number > 50:
+            if (await socket.receive()).type is WSMsgType.CLOSE:
                 break
             await socket.receive()
-        assert (socket.close_code == 4402) == ends
-    spent = await assert_charged(relay)
+        code = socket.close_code
+    return await assert_charged(relay), code
+
+
+@pytest.mark.parametrize(("change", "ends"), [("usd: 0.2\n", True), ("usd: 100\n", False), ("usd: 2\n    clients: [other]\n", False)])
+async def test_a_reload_that_changes_a_budget_holds_for_running_sessions(change: str, ends: bool, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    spent, code = await spent_after(lambda config: config.replace("usd: 2\n", change), start, upstream, sqlite_setting)
+    assert (code == 4402) == ends
     # What was leased before the reload may still be spent: two slices.
     assert spent <= 2 * AUDIO_SLICE_NANO if ends else spent > 2 * USD
+
+
+@pytest.mark.parametrize(("before", "after", "holds"), [("day", "month", True), ("day", "total", True), ("month", "day", False)])
+async def test_a_lower_limit_for_a_longer_period_holds_for_running_sessions(before: str, after: str, holds: bool, start: StartRelay, upstream: Upstream, sqlite_setting: str) -> None:
+    def change(config: str) -> str:
+        return config.replace("usd: 2\n", "usd: 0.2\n").replace(f"period: {before}\n", f"period: {after}\n")
+
+    spent, code = await spent_after(change, start, upstream, sqlite_setting, before)
+    assert code == 4402 and (spent <= 2 * AUDIO_SLICE_NANO) == holds
 
 
 async def test_a_session_goes_on_while_its_lease_is_recalled(start: StartRelay, upstream: Upstream, database_setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
