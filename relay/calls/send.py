@@ -27,6 +27,7 @@ from relay.calls.transforms import (
 )
 from relay.core.exchange import Exchange, WaitingFor
 from relay.core.headers import connection_of, downstream_headers
+from relay.gate.batches import has_requests, reserve_batch
 from relay.gateway import Gateway
 from relay.upstream.failures import MAPPABLE_ERRORS, WITHIN_ANSWER, map_failure
 from relay.upstream.send import end_with_connection
@@ -81,10 +82,13 @@ async def send_call(attempt: RestAttempt) -> Answer:
     if (budgets := gateway.budgets) is not None:
         plan = budgets.plan_of(exchange.request)
         if plan is not None:
-            length = len(body.whole) if body.stream is None else body.length or 0
-            wait = budgets.reserve(exchange, plan, body.text, length, fields)
-            if wait is not None:
-                await wait
+            if exchange.request.kind == "batch" and body.text and has_requests(exchange):
+                await reserve_batch(exchange, budgets, plan, body.text)
+            else:
+                length = len(body.whole) if body.stream is None else body.length or 0
+                wait = budgets.reserve(exchange, plan, body.text, length, fields)
+                if wait is not None:
+                    await wait
     upstream = await gateway.attempts.open(attempt)
     exchange.response.first_byte_s = gateway.clock()
     body.let_go()

@@ -194,7 +194,7 @@ class Budgets:
                 raise LimitsUnknown
             cost_nano = self._cost_nano(price, bound, now_s)
             if cost_nano is None and not others:
-                return self.reserve_unpriced(exchange, plan, request.model)
+                return self.reserve_some(exchange, plan, self.unpriced_nano(request.model))
             needed_nano = self.unpriced_nano(request.model) if cost_nano is None else cost_nano
         else:
             tokens = request.input_estimate
@@ -217,17 +217,14 @@ class Budgets:
             return cost if cost is None else min(cost, MAX_CALL_NANO_USD)
         return self._dearest_nano(price.route, price.model, (bound,), now_s)
 
-    async def reserve_unpriced(
-        self, exchange: Exchange, plan: BudgetPlan, model: str | None
-    ) -> None:
-        """Reserve what a call of unknown price is charged. Even if that is nothing, no budget may
-        be spent: the provider may bill the call, and the response say at which price.
+    async def reserve_some(self, exchange: Exchange, plan: BudgetPlan, needed_nano: int) -> None:
+        """Reserve an amount. If that is nothing, for the price is unknown, no budget may be spent
+        all the same: the provider may bill the call, and the response say at which price.
 
-        Raises PriceUnknown, BudgetExhausted, BudgetBusy, StoreUnavailable.
+        Raises BudgetExhausted, BudgetBusy, StoreUnavailable.
         """
-        charged_nano = self.unpriced_nano(model)
-        await self.reserve_amount(exchange, plan, charged_nano or 1)
-        if not charged_nano and exchange.budget is not None:
+        await self.reserve_amount(exchange, plan, needed_nano or 1)
+        if not needed_nano and exchange.budget is not None:
             exchange.budget.give_back()
 
     def _others_nano(

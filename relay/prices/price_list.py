@@ -258,6 +258,8 @@ def _bound_nano_usd(
             tariff_, output_tokens = found
             cost = tariff_.bound_nano_usd(bound, output_tokens or default_output_tokens)
             highest = _higher(highest, cost)
+            if tier == "batch":
+                break  # a batch is never served in another tier
     return highest
 
 

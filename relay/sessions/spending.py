@@ -62,7 +62,7 @@ async def reserve_first_slice(exchange: Exchange, raw_query: str, gateway: Gatew
     if slice_nano is None and model is None and _is_named_by_message(exchange, raw_query):
         slice_nano = _MIN_NANO
     if slice_nano is None:
-        await budgets.reserve_unpriced(exchange, plan, model)
+        await budgets.reserve_some(exchange, plan, budgets.unpriced_nano(model))
     else:
         await budgets.reserve_amount(exchange, plan, slice_nano)
 

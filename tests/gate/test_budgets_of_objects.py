@@ -200,7 +200,10 @@ async def batches(aiohttp_server: Any) -> tuple[dict[str, bytes], dict[str, Any]
     async def read(request: web.Request) -> web.Response:
         return web.Response(body=stored[request.match_info["id"]], content_type="application/x-jsonl")
 
-    server = await aiohttp_server(vendor(("GET", "/v1/messages/batches/{id}/results", read)))
+    async def create(_request: web.Request) -> web.Response:
+        return web.json_response({"id": "b1", "type": "message_batch", "processing_status": "in_progress"})
+
+    server = await aiohttp_server(vendor(("GET", "/v1/messages/batches/{id}/results", read), ("POST", "/v1/messages/batches", create)))
     return stored, provider(str(server.make_url("")).rstrip("/"), format="anthropic", **PRICED)
 
 
@@ -234,3 +237,67 @@ async def test_of_a_response_whose_cost_is_known_in_part_the_higher_of_both_char
     jobs[0].fees = {"num_sources_used": 2}
     await read(relay)
     assert status == 200 and await charged(relay) == (0, expected)
+
+
+async def create_batch(relay: Relay, *max_tokens: int, model: str = "m", body: bytes | None = None) -> tuple[int, str | None]:
+    """Make a batch of requests. Returns the status, and the code of an error."""
+    requests = [{"custom_id": str(n), "params": {"model": model, "max_tokens": most, "messages": []}} for n, most in enumerate(max_tokens)]
+    data = json.dumps({"requests": requests}).encode() if body is None else body
+    status, headers, _ = await relay.call("POST", relay.path("anthropic", "v1/messages/batches"), data=data, headers={"Content-Type": "application/json"})
+    await relay.idle()
+    return status, headers.get("x-relay-error")
+
+
+async def test_a_batch_is_charged_what_its_requests_may_cost_until_its_results_are_read(start: StartRelay, batches: Any, database_setting: str) -> None:
+    batches[0]["b1"] = results(BATCH_ANSWER, BATCH_ANSWER)
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), anthropic=batches[1])
+    assert await create_batch(relay, 100, 200) == (200, None)
+    assert await charged(relay) == (0, 300)
+    await read_batch(relay)
+    assert await charged(relay) == (4, 0)
+
+
+async def test_a_batch_whose_requests_all_failed_costs_nothing(start: StartRelay, batches: Any, database_setting: str) -> None:
+    batches[0]["b1"] = b'{"custom_id": "0", "result": {"type": "errored", "error": {"type": "error", "error": {"type": "api_error"}}}}\n{"custom_id": "1", "result": {"type": "expired"}}\n'
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), anthropic=batches[1])
+    await create_batch(relay, 100, 200)
+    await read_batch(relay)
+    assert await charged(relay) == (0, 0)
+
+
+async def test_a_batch_that_may_cost_more_than_is_left_is_refused(start: StartRelay, batches: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), anthropic=batches[1])
+    assert await create_batch(relay, *[2] * 501) == (429, "budget_exhausted")
+    assert await create_batch(relay, *[2] * 499) == (200, None)
+
+
+UNREADABLE = {
+    "not strict JSON": b'{"requests": [{"custom_id": "0", "params": {"model": "m", "max_tokens": 100, "temperature": NaN}}]}',
+    "no requests": b"{}",
+    "no list": b'{"requests": {}}',
+    "no params": b'{"requests": [{}]}',
+    "two models": b'{"requests": [{"custom_id": "0", "params": {"model": "m", "model": "n", "max_tokens": 1}}]}',
+    "no model": b'{"requests": [{"custom_id": "0", "params": {"max_tokens": 1}}]}',
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+async def test_a_batch_that_cannot_be_read_in_one_way_is_refused_under_a_hard_budget(start: StartRelay, batches: Any, database_setting: str, case: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}), anthropic=batches[1])
+    assert await create_batch(relay, body=UNREADABLE[case]) == (403, "model_unknown")
+
+
+async def test_a_batch_that_cannot_be_read_is_sent_under_a_budget_that_only_warns(start: StartRelay, batches: Any, database_setting: str) -> None:
+    relay = await start(budgeted(database_setting, {"usd": 1, "period": "day", "name": "b", "mode": "warn"}), anthropic=batches[1])
+    assert await create_batch(relay, body=b"{}") == (200, None)
+
+
+@pytest.mark.parametrize(("unpriced", "answer", "cost"), [("refuse", (403, "price_unknown"), None), ({"usd": 0.01}, (200, None), 20), ("allow", (200, None), None)])
+async def test_the_requests_of_a_batch_without_a_price_are_charged_as_calls_without_one(
+    start: StartRelay, batches: Any, database_setting: str, unpriced: Any, answer: tuple[int, str | None], cost: int | None
+) -> None:
+    document = budgeted(database_setting, {"usd": 1, "period": "day", "name": "b"}, unpriced=unpriced)
+    relay = await start(document, anthropic=batches[1] | {"pricing": []})
+    assert await create_batch(relay, 100, 200, model="unknown") == answer
+    if cost is not None:
+        assert await charged(relay) == (0, cost)

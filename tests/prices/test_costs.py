@@ -457,3 +457,12 @@ def test_a_bad_price_is_refused_at_its_place(tmp_path: Path) -> None:
     sources: Sources = write_config(tmp_path, {"providers": {"x": entry}})
     with pytest.raises(ConfigError, match=r"gateway\.yaml:\d+:\d+: providers\.x\.pricing"):
         load(sources)
+
+
+def test_a_batch_is_bounded_by_the_price_of_batches_if_that_is_known() -> None:
+    bound, dearer = (CallBound(1000, 1000, service_tier=tier) for tier in ("batch", ""))
+    route = _route("anthropic")
+    batch, normal = (price_list.bound_nano_usd(route, "claude-opus-4-5", each, 8192, NOW_S) for each in (bound, dearer))
+    assert batch is not None and normal is not None and batch * 2 == normal
+    unlisted = _route("x-ai")
+    assert price_list.bound_nano_usd(unlisted, "grok-4", bound, 8192, NOW_S) == price_list.bound_nano_usd(unlisted, "grok-4", dearer, 8192, NOW_S) != None  # noqa: E711

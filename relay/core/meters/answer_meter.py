@@ -155,8 +155,9 @@ class AnswerMeter:
 
     @property
     def object_id(self) -> str:
-        """The id of the object that answered, such as a response; empty if none was read."""
-        return self._reader.object_id
+        """The id of the object that answered, such as a response; empty if none is known."""
+        is_stored = self._sent.counting == "stored"
+        return self._reader.object_id or (self._sent.named_id if is_stored else "")
 
     @property
     def ignored(self) -> int:
@@ -205,7 +206,7 @@ class AnswerMeter:
     @property
     def used_nothing(self) -> bool:
         """True for a stored object that has failed, and of which no usage is reported."""
-        is_stored = self._sent.counting == "stored" and bool(self._bytes)
+        is_stored = self._sent.counting == "stored" and bool(self._bytes) and self.is_readable
         return is_stored and not self._reader.is_paid_job and self._reported() == ()
 
     @property

@@ -66,7 +66,7 @@ class Anthropic(FormatReader):
     """
 
     wanted = Wanted(
-        "type", "model", "usage", "stop_reason", "processing_status", "message.model",
+        "type", "id", "model", "usage", "stop_reason", "processing_status", "message.model",
         "message.usage", "delta.stop_reason", "result.message.model", "result.message.usage",
         "result.message.stop_reason", *ERROR_PLACES,
     )  # fmt: skip
@@ -86,6 +86,7 @@ class Anthropic(FormatReader):
             self._add_result()
         elif "processing_status" in document:
             self.is_final = False  # a batch: its results report the usage
+            self.object_id = text_of(document.get("id")) or ""
         else:
             starts = "message.usage" in document or "message.model" in document
             self._read_message(document, "message." if starts else "")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.fields import MAX_FIELD_BYTES
-from relay.core.meters.answer_meter import answer_meter, read_whole
+from relay.core.meters.answer_meter import AnswerMeter, answer_meter, read_whole
 from relay.core.meters.sent_call import SentCall
 from relay.core.meters.unpack import zstd
 from relay.core.usage import Usage, total
@@ -170,3 +170,10 @@ def test_billable_units_that_are_missing_or_invalid_make_the_usage_incomplete(he
     assert meter is not None
     meter.feed(b"{}")
     assert total(meter.parts) == Usage(incomplete=True)
+
+
+@pytest.mark.parametrize("coding", ["", "x-unknown"])
+def test_only_a_stored_object_that_was_read_may_have_used_nothing(coding: str) -> None:
+    meter = AnswerMeter("openai", SentCall("responses", method="GET", endpoint="responses/resp_1"), {"Content-Encoding": coding}.get)
+    meter.feed(b'{"id":"resp_1","object":"response","status":"failed","usage":null}')
+    assert meter.used_nothing == (not coding)
