@@ -20,6 +20,7 @@ from aiohttp import web
 
 from relay import log
 from relay.core.access import StoredKey
+from relay.core.addresses import address_of
 from relay.core.errors import AccessRevoked
 from relay.core.exchange import Exchange
 from relay.gateway import GATEWAY, Gateway
@@ -44,6 +45,7 @@ async def run_access_updates(app: web.Application):  # type: ignore[no-untyped-d
     updates = AccessUpdates(gateway, gateway.access_store, time.time)
     gateway.refresh_access = updates.refresh
     await updates.refresh()
+    updates.warn_of_unknown_clients()
     tasks = [asyncio.create_task(_repeat(job)) for job in (updates.load, updates.end_invalid)]
     yield
     for task in tasks:
@@ -101,6 +103,17 @@ class AccessUpdates:
         if (leases := self._gateway.leases) is not None:
             await leases.answer_recalls()
         await self.end_invalid()
+
+    def warn_of_unknown_clients(self) -> None:
+        """Warn of budgets for clients that neither gateway.yaml nor the database has. A client may
+        be made later, and one without a key is named by its address.
+        """
+        if not self._is_complete:
+            return
+        for rule in self._gateway.config.budgets.rules:
+            for name in sorted(rule.clients):
+                if address_of(name) is None and self._gateway.keys.client(name) is None:
+                    log.warn("budgets.client_unknown", budget=rule.name, client=name)
 
     async def load(self) -> None:
         """Load what has changed in the database. While it is unavailable, that is logged once."""

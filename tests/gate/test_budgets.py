@@ -541,3 +541,11 @@ async def test_a_killed_worker_neither_spends_nor_loses_money(start: StartRelay,
     status, _, _ = await post(relay, CALL | {"max_tokens": (limit_nano - charged) // TOKEN_NANO})
     assert status == 200
     await database.close()
+
+
+async def test_a_budget_for_a_client_that_is_unknown_at_the_start_is_warned_of(start: StartRelay, metered: Any, sqlite_setting: str) -> None:
+    rule = {"usd": 1, "period": "day", "name": "b", "clients": ["ada", "nobody", "127.0.0.1"]}
+    relay = await start(budgeted(sqlite_setting, rule) | {"clients": {"ada": {"key": canary("ada-of-the-budget")}}}, openai=metered[1])
+    (event,) = await relay.events("budgets.client_unknown", 1)
+    assert (event["level"], event["budget"], event["client"]) == ("warning", "b", "nobody")
+    assert sum("budgets.client_unknown" in line for line in relay.logged.lines) == 1
