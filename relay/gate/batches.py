@@ -18,8 +18,8 @@ from relay.core.fields import ABSENT, UNREADABLE, Reader, value
 from relay.core.formats import counting_of
 from relay.core.media import input_tokens
 from relay.core.peek import model_is_plain, names_one_model
-from relay.core.provider import Route
 from relay.core.pricing import MAX_CALL_NANO_USD
+from relay.core.provider import Route
 from relay.core.request_fields import read_fields
 from relay.core.usage import CallBound
 from relay.gate.budgets import BudgetPlan, Budgets
