@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from relay.core import media
-from relay.core.fields import STRING_TEXT
+from relay.core.fields import STRING_TEXT, field
 from relay.core.meters import google
 from relay.core.meters.documents import Wanted
 from relay.core.meters.socket_meter import (
@@ -36,6 +36,8 @@ _METADATA = Wanted("usageMetadata")
 _OUTPUT_LIMITS = (
     "setup.generationConfig.maxOutputTokens", "setup.generation_config.max_output_tokens",
 )  # fmt: skip
+_LIMIT = re.compile(rb'"max(?:OutputTokens|_output_tokens)"')
+"""Which of several limits Google takes is unknown."""
 _SETUP = Wanted("setup.model", *_OUTPUT_LIMITS)
 _MAX_TOKENS = 1 << 31
 _ORDERS = r'"(?:text|client_?[cC]ontent|tool_?[rR]esponse|setup|system_?[iI]nstruction)"'
@@ -75,10 +77,11 @@ class GoogleLive(SocketMeter):
 
     def sent(self, data: bytes) -> None:
         """Read the model from the client's first message."""
-        model = text_of(_SETUP.of(data).get("setup.model"))
-        if model is not None:
+        setups = Readings(data).of("setup")
+        models = [text_of(bytes(field(setup, "model"))) for setup in setups]
+        for model in filter(None, models):
             self.model = model.removeprefix("models/")
-            self.named(self.model)
+            self.requested_model = self.model
             self.sent_filter = None
             self._context_tokens = len(data) // BYTES_PER_TOKEN
 
@@ -90,7 +93,7 @@ class GoogleLive(SocketMeter):
         setup = _SETUP.of(data)
         if setup and Readings(data).names == {"setup"}:
             limits = [setup[place] for place in _OUTPUT_LIMITS if place in setup]
-            if len(limits) == 1 and not has_escape(data):
+            if limits and len(_LIMIT.findall(data)) == 1 and not has_escape(data):
                 limit = limits[0].decode("ascii", "replace")
                 self.output_limit = whole_number(limit, 1, _MAX_TOKENS)
             return None

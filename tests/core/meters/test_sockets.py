@@ -520,6 +520,20 @@ def test_a_message_with_two_types_orders_what_either_orders(endpoint: str, data:
     assert order is not None and order.is_response
 
 
+@pytest.mark.parametrize("setups", [b'"setup":{"model":"models/m"},"setup":{}', b'"setup":{},"setup":{"model":"models/m"}', b'"setup":{"model":"models/m"},"s\\u0065tup":{}'])
+def test_a_second_setup_does_not_hide_the_model(setups: bytes) -> None:
+    session = Session("google", "BidiGenerateContent").up(b"{%b}" % setups)
+    assert (session.meter.model, session.meter.requested_model) == ("m", "m")
+
+
+def test_of_two_limits_in_a_gemini_setup_neither_counts() -> None:
+    for config, limit in ((b'"maxOutputTokens":10', 10), (b'"maxOutputTokens":9000,"maxOutputTokens":10', None), (b'"max_output_tokens":9000,"maxOutputTokens":10', None)):
+        data = b'{"setup":{"model":"models/m","generationConfig":{%b}}}' % config
+        session = Session("google", "BidiGenerateContent")
+        assert session.meter.order_of(data) is None
+        assert session.meter.output_limit == limit
+
+
 def test_an_order_with_two_models_may_be_of_either() -> None:
     order = Session("openai", "responses").meter.order_of(b'{"type":"response.create","model":"cheap","model":"dear","response":{"model":"other"}}')
     assert order is not None and set(order.models) == {"cheap", "dear"}
