@@ -20,6 +20,7 @@ from relay.calls.observers import capture_request
 from relay.calls.send import send_call
 from relay.calls.stream import deliver
 from relay.calls.unified import choose_target
+from relay.core.dearest import images
 from relay.core.media import AUDIO_START_BYTES, PLAIN_BYTES, input_tokens
 from relay.core.named_models import CallText
 from relay.core.paths import query_names
@@ -111,8 +112,11 @@ def _peek(attempt: RestAttempt, route: Route) -> None:
     )
     if route.kind == "transcription" and "callback" in query_names(call.query):
         options.submits = True  # Deepgram delivers the transcript to that URL
-    if route.kind in ("speech", "image"):
+    if route.kind == "speech":
         facts.billable_input = paid_fields(text)
+    elif route.kind == "image":
+        asked = images(text, call.headers.get("Content-Type", "")) or 1
+        facts.billable_input = b'{"n":%d}' % asked
     elif route.kind == "transcription":
         facts.billable_input = text[:AUDIO_START_BYTES]
         if attempt.body.stream is not None:

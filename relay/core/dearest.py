@@ -2,8 +2,7 @@
 the highest value, of a number its value however it is written, and a form in any spelling.
 
 Owns the fields that multiply the price of a call: images, prompts, the text of speech, audio that
-the provider fetches; and the models that may answer instead. A meter reads the same fields for what
-is charged (core/meters/estimates.py).
+the provider fetches; and the models that may answer instead.
 """
 
 from __future__ import annotations

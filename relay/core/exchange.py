@@ -186,7 +186,7 @@ class Request:
     held_bytes: int = 0
     """Bytes of the body that are buffered."""
     billable_input: bytes = b""
-    """The fields of the body that are billed: text for speech, number of images."""
+    """The fields of the body that are billed: text for speech, `n` of images."""
     input_estimate: int | None = None
     """Estimated tokens of the body; None: by its length."""
     trace: Trace | None = None

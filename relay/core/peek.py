@@ -113,13 +113,11 @@ _MODEL_MARK = re.compile(_MODEL)
 
 
 class _Paid(msgspec.Struct, omit_defaults=True):
-    """The fields that are billed if the response reports no usage: number of images, text."""
+    """The fields with text for speech, which is billed if the response reports no usage."""
 
-    n: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
     text: msgspec.Raw = ABSENT
     transcript: msgspec.Raw = ABSENT
-    parameters: msgspec.Raw = ABSENT
 
 
 _paid = Reader(_Paid)

@@ -19,14 +19,18 @@ from tests.relays import Relay, provider
 from tests.upstream.raw import RawUpstream, ok
 
 PRICE: dict[str, Any] = {
-    "openai": [{"models": ["cheap"], "input_per_mtok": 0, "output_per_mtok": 1}, {"input_per_mtok": 0, "output_per_mtok": 1000}],
+    "openai": [
+        {"models": ["cheap"], "input_per_mtok": 0, "output_per_mtok": 1},
+        {"models": ["painter"], "per_image": 1},
+        {"input_per_mtok": 0, "output_per_mtok": 1000},
+    ],
     "google": [{"models": ["m"], "input_per_mtok": 0, "output_per_mtok": 1000}],
     "anthropic": [{"input_per_mtok": 0, "output_per_mtok": 1000}, {"service_tier": "fast", "input_per_mtok": 0, "output_per_mtok": 10_000}],
     "deepgram": [{"audio_per_hour": 1}],
     "fal": [{"per_unit": 1}],
     "elevenlabs": [{"characters_per_million": 1_000_000}],
 }
-"""An output token, a character, a unit and an hour of audio cost 0.001, 1, 1 and 1 US dollars."""
+"""An output token costs 0.001 US dollars; a character, unit, image and hour of audio cost 1."""
 LIMITS = {"generationConfig": {"maxOutputTokens": 10, "candidateCount": 8}}
 
 
@@ -170,3 +174,21 @@ async def test_a_path_with_escapes_reserves_as_much_as_one_without_and_is_sent_a
 @pytest.mark.parametrize("endpoint", ["v1/text-to-speech/anna", "v1/text-to-speec%68/anna", "v1/text-to-speech%2Fanna", "v1/text-to-speech/anna/"])
 async def test_speech_at_a_path_with_escapes_reserves_its_characters(start: StartRelay, raw: RawUpstream, tmp_path: Path, endpoint: str) -> None:
     assert (await reserved(start, raw, tmp_path, ("elevenlabs", endpoint), {"model_id": "m", "text": "Hello"}))[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b' {"model": "painter", "n": "4"}', "application/json"),
+        (b'{"model": "painter", "n": 4, "prompt": "' + b"x" * 70_000 + b'"}', "application/json"),
+        (b'--x\r\nContent-Disposition: form-data; name=n\r\nContent-Type: text/plain\r\n\r\n4\r\n--x\r\nContent-Disposition: form-data; name="model"\r\n\r\npainter\r\n--x--', "multipart/form-data; boundary=x"),
+    ],
+)
+async def test_the_images_that_a_call_reserves_are_charged_if_the_response_reports_none(
+    start: StartRelay, raw: RawUpstream, tmp_path: Path, body: bytes, content_type: str
+) -> None:
+    found, relay = await reserved(start, raw, tmp_path, ("openai", "images/generations"), body, Content_Type=content_type)
+    await relay.idle()
+    assert relay.gateway.leases is not None
+    (account,) = relay.gateway.leases._accounts.values()
+    assert (found, account.charged.total_nano) == (4, 4_000_000_000)

@@ -6,15 +6,12 @@ Owns these substitutes, and the decision which calls use something that nothing 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from decimal import Decimal
 
-import msgspec
-
 from relay.core import media
-from relay.core.fields import UNREADABLE
+from relay.core.dearest import images
 from relay.core.meters import speech
 from relay.core.meters.output_estimate import Output
 from relay.core.meters.sent_call import SentCall
@@ -43,31 +40,14 @@ def _decimal(given: str | None) -> Decimal | None:
     return Decimal(given) if given is not None and _DECIMAL.match(given) else None
 
 
-class _Parameters(msgspec.Struct):
-    sampleCount: int | None = None
-
-
-class _Images(msgspec.Struct):
-    n: int | None = None
-    parameters: _Parameters | None = None
-
-
-_images = msgspec.json.Decoder(_Images).decode
-_FORM_N = re.compile(rb'name="n"\r\n\r\n(\d{1,3})\r\n')
-_FORM_PEEK_BYTES = 64 * 1024
 _MAX_IMAGES = 100
+"""A request for more is a mistake, which no vendor serves."""
 
 
 def images_requested(body: bytes) -> int:
-    """Return the number of images in a request: `n`, or Google's `sampleCount`; 1 by default."""
-    count: int | None = None
-    if body[:1] == b"{":
-        with contextlib.suppress(*UNREADABLE):
-            fields = _images(body)
-            count = fields.n if fields.parameters is None else fields.parameters.sampleCount
-    elif (found := _FORM_N.search(body, 0, _FORM_PEEK_BYTES)) is not None:
-        count = int(found[1])
-    return count if count is not None and 0 < count <= _MAX_IMAGES else 1
+    """Return the number of images that a JSON request asks for, 1 by default."""
+    asked = images(body, "application/json") or 1
+    return asked if asked <= _MAX_IMAGES else 1
 
 
 def part_from_headers(format_: str, sent: SentCall, header: Header) -> Part | None:

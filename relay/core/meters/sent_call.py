@@ -19,7 +19,7 @@ class SentCall(msgspec.Struct, frozen=True):
     kind: str
     """`chat`, `speech`, … (core/peek.py)."""
     body: bytes = b""
-    """The billable fields of the body: text for speech, number of images, beginning of audio."""
+    """The billable fields of the body: text for speech, `n` of images, beginning of audio."""
     input_tokens: int = 0
     """Estimated input tokens."""
     method: str = "POST"
