@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from relay.core.exchange import Exchange
+from relay.core.meters.socket_meter import SocketMeter
 from relay.core.pricing import (
     CUSTOM_COST,
     MAX_CALL_NANO_USD,
@@ -128,9 +129,11 @@ def _models_of(part: Part, exchange: Exchange) -> tuple[tuple[str | None, ...], 
     requested = clean(requested) if requested else None
     if model is None or requested is None or model == requested:
         return (model or requested,), True
-    is_session = exchange.request.transport == "websocket"
     meter = exchange.usage.meter
-    answers = not is_session and meter is not None and part.model == meter.model
+    if isinstance(meter, SocketMeter):
+        answers = part.model == meter.first_model
+    else:
+        answers = meter is not None and part.model == meter.model
     return (model, requested), answers or _is_version(model, requested)
 
 

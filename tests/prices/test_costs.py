@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from relay.core.exchange import Caller, Exchange, Request
 from relay.core.meters.answer_meter import answer_meter, read_whole
 from relay.core.meters.sent_call import SentCall
-from relay.core.meters.socket_meter import OpenedSession
+from relay.core.meters.socket_meter import OpenedSession, SocketMeter
 from relay.core.meters.socket_meters import socket_meter
 from relay.core.pricing import custom_cost
 from relay.core.usage import CallBound, Part, Usage
@@ -275,8 +275,8 @@ def micro_usd(expression: str) -> Decimal:
     return total
 
 
-def cost(provider: Any, meter: Any, model: str | None, transport: Any = "rest") -> int | None:
-    exchange = Exchange("i", Request(transport, "POST", Caller("c"), 0.0, model=model))
+def cost(provider: Any, meter: Any, model: str | None) -> int | None:
+    exchange = Exchange("i", Request("rest", "POST", Caller("c"), 0.0, model=model))
     exchange.routing.route = SimpleNamespace(provider=provider, replaced_model=None)  # type: ignore[assignment]
     exchange.usage.meter, exchange.usage.parts = meter, meter.parts
     price_list.set_cost(exchange, NOW_S)
@@ -308,23 +308,44 @@ def test_the_cost_of_a_response(providers: Any, name: str, model: str, kind: str
     check(cost(providers[name], whole, model), expected)
 
 
+NOTHING_SENT = SimpleNamespace(messages=0, bytes=0)
+
+
+def session(model: str | None) -> SocketMeter:
+    meter = socket_meter("openai", OpenedSession("realtime" if model else "responses", "", model, NOTHING_SENT, NOTHING_SENT, lambda: 0.0))
+    assert meter is not None
+    return meter
+
+
 @pytest.mark.parametrize(
-    ("transport", "requested", "answered", "expected"),
+    ("is_session", "requested", "answered", "expected"),
     [
-        ("rest", "gpt-5", "dear", "1000*900"),
-        ("websocket", "gpt-5", "dear", "1000*900"),
-        ("websocket", "own-model", "gpt-4o", "1000*2.5"),  # a later response of the session, whose model is listed
-        ("rest", "own-deployment", "gpt-4o-2024-08-06", "1000*3"),
-        ("rest", "gpt-5", "gpt-5-2025-08-07", "1000*1"),
-        ("websocket", "gpt-5", "gpt-5-2025-08-07", "1000*1"),
-        ("websocket", "gpt-5", "gpt-5-mini", "1000*0.25"),
-        ("websocket", "gpt-5", "unheard-of", "1000*1"),
+        (False, "gpt-5", "dear", "1000*900"),
+        (True, "gpt-5", "dear", "1000*900"),
+        (True, "own-model", "gpt-4o", "1000*2.5"),  # a later response of the session, whose model is listed
+        (False, "own-deployment", "gpt-4o-2024-08-06", "1000*3"),
+        (False, "gpt-5", "gpt-5-2025-08-07", "1000*1"),
+        (True, "gpt-5", "gpt-5-2025-08-07", "1000*1"),
+        (True, "gpt-5", "gpt-5-mini", "1000*0.25"),
+        (True, "gpt-5", "unheard-of", "1000*1"),
     ],
 )
-def test_the_model_that_answered_has_its_own_price_before_the_requested_one(providers: Any, transport: str, requested: str, answered: str, expected: str) -> None:
+def test_the_model_that_answered_has_its_own_price_before_the_requested_one(providers: Any, is_session: bool, requested: str, answered: str, expected: str) -> None:
     part = Part(answered, Usage(input_tokens=1000))
-    meter = SimpleNamespace(parts=(part,), model=answered)
-    check(cost(providers["ruled"], meter, requested, transport), expected)
+    meter: Any = SimpleNamespace(parts=(part,), model=answered)
+    if is_session:
+        meter = session(None)
+        meter.add(part)
+    check(cost(providers["ruled"], meter, requested), expected)
+
+
+@pytest.mark.parametrize(("first", "expected"), [("gpt-4o", "1000*3"), ("gpt-5", "1000*2.5")])
+def test_the_owners_name_of_a_deployment_in_the_url_of_a_session_has_its_rule(providers: Any, first: str, expected: str) -> None:
+    """Not so if the session has changed to another model since."""
+    meter = session("own-deployment")
+    meter.received(json.dumps({"type": "session.created", "session": {"model": first}}).encode())
+    meter.add(Part("gpt-4o", Usage(input_tokens=1000)))
+    check(cost(providers["ruled"], meter, "own-deployment"), expected)
 
 
 def test_a_tool_of_a_response_is_not_charged_by_the_rule_for_its_model(providers: Any) -> None:

@@ -126,6 +126,8 @@ class Realtime(ResponseMeter):
         self.model = text_of(message.get("session.model")) or self.model
         self._transcriber = _transcriber(message) or self._transcriber
         self._context_tokens = self._context_tokens or session_bytes // BYTES_PER_TOKEN
+        if kind == "session.created" and self.opened.model:
+            self.first_model = self.first_model or self.model
         if kind.endswith("session.updated"):
             self._answered_update()
         limits = [message[place] for place in _SESSION_LIMITS if place in message]

@@ -151,6 +151,7 @@ class SocketMeter:
     __slots__ = (
         "_by_key",
         "_sums",
+        "first_model",
         "ignored_fields",
         "made",
         "model",
@@ -178,6 +179,8 @@ class SocketMeter:
         """The first model in the client's messages."""
         self.model = opened.model
         """The model that answers."""
+        self.first_model: str | None = None
+        """What the provider calls the model of the URL, before the client changes anything."""
         self.ignored_fields = IgnoredFields()
         self._by_key: dict[str, Part] = {}
         self._sums: dict[tuple[object, ...], Part] = {}
