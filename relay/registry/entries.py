@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from relay.core.formats import Format
 from relay.core.pricing import usd_of
@@ -21,9 +21,30 @@ from relay.core.subprotocols import SubprotocolUse
 from relay.registry.urls import DefaultHeader, Endpoint, HeaderName, QueryName, UrlPath, matching
 
 _FIELD = re.compile(r"[A-Za-z0-9_.-]+\Z")
-Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
-KeepaliveSeconds = Annotated[float, Field(ge=1, le=300)]
-Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
+
+
+def _is_odd(value: Any) -> bool:
+    """True for a text with underscores or the digits of other scripts, which Python accepts."""
+    return isinstance(value, str) and ("_" in value or not value.isascii())
+
+
+def _whole(value: Any) -> Any:
+    if _is_odd(value):
+        raise PydanticKnownError("int_parsing")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if _is_odd(value):
+        raise PydanticKnownError("float_parsing")
+    return value
+
+
+WHOLE, NUMBER = BeforeValidator(_whole), BeforeValidator(_number)
+"""Mark a number, which may be written as text: then with plain digits."""
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400), NUMBER]
+KeepaliveSeconds = Annotated[float, Field(ge=1, le=300), NUMBER]
+Bytes = Annotated[int, Field(ge=0, le=1 << 50), WHOLE]
 
 
 def one_or_list(kind: Any) -> BeforeValidator:

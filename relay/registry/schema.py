@@ -23,6 +23,7 @@ from relay.core.text import clean
 from relay.registry.entries import (
     DECIMAL,
     ONE_OR_LIST,
+    WHOLE,
     Bytes,
     KeepaliveSeconds,
     ProviderCache,
@@ -245,7 +246,7 @@ class RetryBudget(Section):
 _PER = re.compile(r"(?:all|client|team|provider|model|address|user|metadata\.[^|]{1,100})\Z")
 
 
-Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Count = Annotated[int, Field(ge=1, le=1 << 40), WHOLE]
 
 
 class Limit(Section):

@@ -92,7 +92,8 @@ def validate(document: Document, model: type[Section]) -> Section | None:
         for detail in error.errors(include_url=False, include_context=False):
             where = _written(document, detail["loc"])
             if where not in known:
-                document.add_problem(where, describe_error(detail, where, model))
+                place = _of_schema(detail["loc"])
+                document.add_problem(where, describe_error(detail, where, model, place))
     else:
         if not document.problems:
             return section
@@ -128,22 +129,35 @@ _NOT_WRITTEN = frozenset({"[key]", "[word]", "[mapping]"})
 
 
 def _written(document: Document, place: Where) -> Where:
-    """Return pydantic's location of an error, cut to the part that the file has."""
-    parts = tuple(part for part in place if part not in _NOT_WRITTEN)
-    known = len(parts)
-    while known and parts[:known] not in document.marks:
-        known -= 1
-    tail = parts[known:]
-    return parts if len(tail) <= 1 else parts[:known]
+    """Return pydantic's location of an error, without the keys that a short form leaves out, and
+    cut to the part that the file has.
+    """
+    parts = _of_schema(place)
+    found: Where = ()
+    at = 0
+    while at < len(parts):
+        # `models: {fast: [{…}]}` is short for `models: {fast: {targets: [{…}]}}`.
+        steps = range(at, min(at + 2, len(parts)))
+        step = next((each for each in steps if (*found, parts[each]) in document.marks), None)
+        if step is None:
+            break
+        found, at = (*found, parts[step]), step + 1
+    tail = parts[at:]
+    return (*found, *tail) if len(tail) <= 1 else found
 
 
-def _unknown_key(where: Where, model: type[BaseModel]) -> str:
-    """Describe a key that the schema does not have."""
+def _of_schema(place: Where) -> Where:
+    """Return pydantic's location of an error as a path in the schema."""
+    return tuple(part for part in place if part not in _NOT_WRITTEN)
+
+
+def _unknown_key(where: Where, model: type[BaseModel], place: Where) -> str:
+    """Describe a key that the schema does not have at `place`."""
     key = str(where[-1])
     if renamed := _RENAMED.get(where[:1] + where[2:] if where[0] == "providers" else where):
         return f"`{key}` was renamed to `{renamed}`"
     plain = re.sub(r"[-_.\s]", "", key[:_NEAREST_CHARACTERS]).lower()
-    known = _known_names(where[:-1], model)
+    known = _known_names(place[:-1], model)
     same = [name for name in known if name.replace("_", "") == plain]
     if same:
         return f"unknown key; did you mean '{same[0]}'?"
@@ -158,11 +172,13 @@ def _unknown_key(where: Where, model: type[BaseModel]) -> str:
     return f"unknown key{hint or '; known keys: ' + ', '.join(known[:_MAX_KNOWN])}"
 
 
-def describe_error(detail: Any, where: Where, model: type[BaseModel]) -> str:
-    """Describe one of pydantic's errors. Only keys of the file are quoted, never values."""
+def describe_error(detail: Any, where: Where, model: type[BaseModel], place: Where = ()) -> str:
+    """Describe one of pydantic's errors. Only keys of the file are quoted, never values. `place` is
+    the path of `where` in the schema, if that is another one.
+    """
     kind, value = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        return _unknown_key(where, model)
+        return _unknown_key(where, model, place or where)
     if kind == "missing":
         return "is missing"
     if kind in _KINDS:

@@ -129,6 +129,7 @@ async def test_a_client_of_the_file_takes_no_record(migrated: str, tmp_path: Pat
     ("arguments", "problem"),
     [(("create", "a", "--providers", "opnai"), "there is no such provider; did you mean 'openai'"), (("create", "a", "--endpoints", "chta"), "endpoints.0: is not a kind of endpoint; did you mean 'chat'"),
      (("create", "a", "--limit", "request=5"), "limits.0.request: unknown key; did you mean 'requests'"), (("create", "a", "--limit", "window_s=5"), "exactly one of"),
+     (("create", "a", "--limit", "requests=1_0,window_s=60"), "limits.0.requests: should be a whole number"), (("create", "a", "--limit", "requests=٣,window_s=60"), "limits.0.requests: should be a whole number"),
      (("create", "a", "--addresses", "here"), "addresses.0: should be an address"), (("create", "a", "--origins", "a.example"), "origins.0: should be an origin"),
      (("create", "a", "--expires", "2020-01-01"), "expires: 2020-01-01 is in the past"), (("create", "a", "--expires", "soon"), "expires: 'soon' is not a time"),
      (("create", "a b"), "name: 'a b' should be a name of"), (("create", "10.0.0.1"), "not an address"), (("create", "0123456789ab"), "the form of a key's id"),

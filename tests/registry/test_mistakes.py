@@ -444,6 +444,19 @@ def test_the_shipped_files_give_no_warning() -> None:
     assert load(Sources(Path(__file__).parent.parent.parent / "gateway.yaml", None)).warnings == ()
 
 
+def test_a_mistake_in_a_short_form_has_its_place_and_the_known_keys(tmp_path: Path) -> None:
+    assert _problems(tmp_path, "models: {a: [{x: 1}]}\n") == [
+        "gateway.yaml:1:14: models.a.0.provider: is missing", "gateway.yaml:1:14: models.a.0.model: is missing",
+        "gateway.yaml:1:15: models.a.0.x: unknown key; known keys: model, provider, weight",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["1_0", "\\u0663", "ten"])
+def test_a_number_in_text_has_plain_digits_only(number: str, tmp_path: Path) -> None:
+    [problem] = _problems(tmp_path, f'limits: [{{requests: "{number}", window_s: 1}}]\n')
+    assert problem == "gateway.yaml:1:11: limits.0.requests: should be a whole number, but is text"
+
+
 UNPRICED = {
     "another word": ("deny", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
     "a number": ("0.01", "2:3: budgets.unpriced: should be allow, refuse or {usd: AMOUNT}"),
