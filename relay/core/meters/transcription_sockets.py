@@ -56,7 +56,6 @@ class HeardAudio(TimedSession):
             return
         start = found.end()
         end = data.find(b'"', start)
-        end = end if end >= 0 else len(data)
         around = data[: found.start()], data[end:]
         if end < 0 or any(
             self._audio_key.search(part) or has_ascii_escape(part) for part in around
