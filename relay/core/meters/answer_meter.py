@@ -244,7 +244,8 @@ class AnswerMeter:
             breaks_off = self._kind == "events" and not reader.in_background
             if self._sent.counting == "stored" or not breaks_off:
                 return None
-        if reported and (reader.lacks_output or _lacks_output(reported[0])):
+        lacks_output = reader.lacks_output
+        if reported and (lacks_output or (reader.reports_input_first and _is_input(reported[0]))):
             reported = (self._with_output(reported[0]), *reported[1:])
         unread = self._gave_up or (bool(reader.mark) and not self._mark)
         if unread or self._ignored_fields.count:
@@ -277,11 +278,9 @@ class AnswerMeter:
         )
 
 
-def _lacks_output(part: Part) -> bool:
-    """True for tokens of the input alone: output that passed is not reported yet, or never."""
-    usage = part.usage
-    has_input = bool(usage.input_tokens) and not usage.output_tokens
-    return has_input and part.billed is None and usage.billed_nano_usd is None
+def _is_input(part: Part) -> bool:
+    """True for tokens of the input alone."""
+    return bool(part.usage.input_tokens) and not part.usage.output_tokens
 
 
 def _is_half(usage: Usage) -> bool:

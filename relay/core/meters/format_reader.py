@@ -30,6 +30,8 @@ class FormatReader(ABC):
     """Those of `texts` that are thoughts, where the thoughts have seals."""
     seals: ClassVar[tuple[bytes, ...]] = ()
     """The keys of encrypted thoughts, in base64."""
+    reports_input_first: ClassVar[bool] = False
+    """True if a stream reports its input again and again, and its output only at the end."""
     media_characters: ClassVar[int] = 0
     """How many characters of base64 under `data` are an audio token; 0: there is no such output."""
     mark: ClassVar[bytes] = b""

@@ -163,6 +163,7 @@ class Google(FormatReader):
     )  # fmt: skip
     texts = (b'"text":', b'"code":', b'"stringValue":', b'"arguments":')
     seals = (b'"signature":',)
+    reports_input_first = True
     media_characters = 2560  # a second: 48,000 bytes of PCM, 25 tokens
     mark = b'"webSearchQueries"'
     """Marks responses with web searches, which are billed in addition to tokens."""

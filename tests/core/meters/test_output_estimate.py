@@ -155,6 +155,12 @@ def test_an_input_that_is_reported_alone_does_not_hide_the_output() -> None:
     assert estimated("google", "generate", only_input) == Usage(7, 100, estimated=True)
 
 
+@pytest.mark.parametrize("usage", [{"total_tokens": 1000}, {"prompt_tokens": 1000, "completion_tokens": 0}])
+def test_a_usage_that_is_reported_at_the_end_is_believed_although_text_passed(usage: dict[str, int]) -> None:
+    found = estimated("openai", "chat", chat(content="some text"), event({"choices": [], "usage": usage}))
+    assert found == Usage(input_tokens=1000)
+
+
 def test_a_blocked_prompt_has_its_reported_usage() -> None:
     blocked = b'{"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 7, "totalTokenCount": 7}}'
     assert estimated("google", "generate", blocked, content_type="application/json") == Usage(7)
