@@ -461,7 +461,7 @@ def _log_redis_change(event: str, cause: str) -> None:
 
 def new_id() -> str:
     """Make a UUIDv7. An id is not a secret: knowing one must not grant access to its call."""
-    return uuid7(time.time_ns() // 1_000_000, random.getrandbits)
+    return uuid7(time.time_ns(), random.getrandbits)
 
 
 def has_left(request: web.Request) -> bool:

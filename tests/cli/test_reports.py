@@ -48,7 +48,7 @@ def options(*arguments: str) -> argparse.Namespace:
 
 def call(**facts: Any) -> Record:
     at_ms = time.time_ns() // 1_000_000 - 1000 + next(_number)
-    record = Record(uuid7(at_ms, random.getrandbits), "rest", "native", "POST", "openai", "chat/completions", 200, "relayed", 12.0, 10, 20, "10.0.0.1", kind="chat", model="gpt-5", via="direct")
+    record = Record(uuid7(at_ms * 1_000_000, random.getrandbits), "rest", "native", "POST", "openai", "chat/completions", 200, "relayed", 12.0, 10, 20, "10.0.0.1", kind="chat", model="gpt-5", via="direct")
     for name, value in facts.items():
         setattr(record, name, value)
     record.event, record.level, record.timestamp = "exchange", "info", "2026-11-24T12:00:00.000000Z"

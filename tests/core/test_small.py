@@ -63,11 +63,12 @@ def test_the_kind_and_the_model_follow_from_the_endpoint() -> None:
     assert model_in_path("chat/completions") is None
 
 
-@given(st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
-def test_ids_are_version_7_and_sort_by_time(ms: int, noise: int) -> None:
-    text = uuid7(ms, lambda bits: noise & (1 << bits) - 1)
+@given(st.integers(0, 2**48 * 1_000_000 - 1001), st.integers(0, 2**48 - 1))
+def test_ids_are_version_7_and_sort_by_time(ns: int, noise: int) -> None:
+    text = uuid7(ns, lambda bits: noise & (1 << bits) - 1)
     parsed = uuid.UUID(text)
-    assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, ms)
+    assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, ns // 1_000_000)
+    assert text < uuid7(ns + 1000, lambda _: 0), "also within a millisecond"
 
 
 def test_an_exchange_shows_its_state() -> None:
