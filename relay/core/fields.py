@@ -116,7 +116,7 @@ def occurrences(mark: re.Pattern[bytes], body: bytes) -> int:
 
 def may_be_object(body: bytes) -> bool:
     """True for an object in any encoding that a lenient parser may accept as JSON."""
-    return body[:1] == b"{" or body.lstrip(_BEFORE_JSON).startswith(b"{")
+    return body.lstrip(_BEFORE_JSON).startswith(b"{")
 
 
 def is_value(body: bytes) -> bool:

@@ -41,11 +41,11 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def has_requests(exchange: Exchange) -> bool:
-    """True for a call that makes a batch of the requests in its body."""
-    request, route = exchange.request, exchange.routing.route
-    if request.kind != "batch" or route is None or route.format != "anthropic":
+    """True for a call about batches that makes one of the requests in its body."""
+    route = exchange.routing.route
+    if route is None or route.format != "anthropic":
         return False
-    return counting_of(request.method, route.endpoint) == "new"
+    return counting_of(exchange.request.method, route.endpoint) == "new"
 
 
 async def reserve_batch(

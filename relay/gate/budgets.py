@@ -295,16 +295,16 @@ class Budgets:
         target has a price. Raises PriceUnknown if one of several has none, and calls without a
         price are refused: that one may get the call.
         """
-        default, unpriced_nano = self._rules.default_output_tokens, self._rules.unpriced.nano_usd
+        default, unpriced = self._rules.default_output_tokens, self._rules.unpriced
         costs = price_list.bound_costs(route, model, bounds, default, now_s)
         known = [each.nano_usd for each in costs if each.nano_usd is not None]
         unknown = [each.model or "" for each in costs if each.nano_usd is None]
         if not known:
             return None
         if unknown:
-            if self._rules.unpriced.refuses:
+            if unpriced.refuses:
                 raise PriceUnknown(unknown[0])
-            known.append(unpriced_nano)
+            known.append(unpriced.nano_usd)
         return min(max(known), MAX_CALL_NANO_USD)
 
     def extend_at_once(self, use: BudgetUse, more_nano: int) -> bool:

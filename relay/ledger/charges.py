@@ -107,8 +107,7 @@ def _charged_id(exchange: Exchange, use: BudgetUse, meter: AnswerMeter) -> str:
         return meter.object_id
     ids = {part.object_id for part in exchange.usage.parts}
     is_charged = exchange.usage.cost_nano_usd is not None or use.unpriced_nano > 0
-    is_charged = is_charged and len(ids) == 1
-    return ids.pop() if is_charged else ""
+    return ids.pop() if is_charged and len(ids) == 1 else ""
 
 
 class Charges:

@@ -88,8 +88,7 @@ def set_cost(exchange: Exchange, unix_s: float) -> None:
         cost = _cost(exchange, parts, route.provider, unix_s)
         usage.cost_nano_usd = cost if cost is None or cost < MAX_CALL_NANO_USD else None
         if cost is None:
-            known = [_known_nano_usd(part, exchange, route.provider, unix_s) for part in parts]
-            least = sum(known)
+            least = known_nano_usd(exchange, parts, unix_s, {})
             usage.least_nano_usd = least if least < MAX_CALL_NANO_USD else 0
 
 

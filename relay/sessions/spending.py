@@ -123,7 +123,7 @@ class _SessionSpender:
 
     def ahead_nano(self) -> int:
         """See Spender."""
-        ordered_nano = self._ordered_nano()
+        ordered_nano = self._ordered_nano()  # which sets the price of a slice
         return max(self._slice_nano, ordered_nano)
 
     def step_nano(self) -> int:
